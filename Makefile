@@ -1,0 +1,42 @@
+# Every target sets up what it needs: `make demo` is enough on a fresh machine.
+PYTHON ?= python3
+# Your own build of torch: make TORCH="torch --index-url URL" demo
+TORCH  ?= torch==2.13.0
+
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test slow lint types bench clean
+.DEFAULT_GOAL := test
+
+# The stamp makes a second run instant. Torch comes first, so that your build of it stays.
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $(TORCH)
+	$(BIN)/pip install -q -e '.[dev]' -c constraints.txt
+	touch $@
+
+setup: .venv/.done
+
+demo: setup
+	$(BIN)/regrow train recipe=digits/gmp
+
+test: setup
+	$(BIN)/pytest -q -n 2
+
+slow: setup
+	$(BIN)/pytest -q -n 2 -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+bench: setup
+	set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$file; done
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

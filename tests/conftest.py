@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""What all tests share: one thread, property tests without a clock, a way to run commands."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Several test processes share few cores: more threads each would only wait for one another.
+torch.set_num_threads(1)
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The top of the checkout."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def python(checkout: Path, tmp_path: Path) -> Run:
+    """Runs `python WORDS...` in an empty folder, with this checkout's regrow."""
+
+    def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        plain = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "COLUMNS")}
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=plain | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"} | env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def regrow(python: Run) -> Run:
+    """Runs `regrow WORDS...`."""
+
+    def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return python("-m", "regrow.app.cli", *words, **env)
+
+    return run
