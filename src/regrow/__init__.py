@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""Pruning inside `Trainer.fit` that never loses a weight you may want back.
+
+Public names are resolved when first used: importing regrow imports neither torch nor lightning.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regrow.callbacks.early_stopping import SparseEarlyStopping as SparseEarlyStopping
+    from regrow.callbacks.magnitude import MagnitudePruning as MagnitudePruning
+    from regrow.callbacks.model_checkpoint import SparseModelCheckpoint as SparseModelCheckpoint
+    from regrow.callbacks.monitor import SparsityMonitor as SparsityMonitor
+    from regrow.callbacks.random_state import RandomState as RandomState
+    from regrow.criteria import Movement as Movement
+    from regrow.enforcement import enforce as enforce
+    from regrow.errors import ConfigError as ConfigError
+    from regrow.errors import StateError as StateError
+    from regrow.exponential import Exponential as Exponential
+    from regrow.functional import prune as prune
+    from regrow.masks import Masks as Masks
+    from regrow.metrics import EffectiveMACs as EffectiveMACs
+    from regrow.metrics import MaskOverlap as MaskOverlap
+    from regrow.metrics import Sparsity as Sparsity
+    from regrow.pruner import Pruner as Pruner
+    from regrow.schedules import Cosine as Cosine
+    from regrow.schedules import Cubic as Cubic
+    from regrow.schedules import Cyclic as Cyclic
+    from regrow.schedules import Linear as Linear
+    from regrow.schedules import OneShot as OneShot
+    from regrow.schedules import Table as Table
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ConfigError": "errors",
+    "Cosine": "schedules",
+    "Cubic": "schedules",
+    "Cyclic": "schedules",
+    "EffectiveMACs": "metrics",
+    "Exponential": "exponential",
+    "Linear": "schedules",
+    "MagnitudePruning": "callbacks.magnitude",
+    "MaskOverlap": "metrics",
+    "Masks": "masks",
+    "Movement": "criteria",
+    "OneShot": "schedules",
+    "Pruner": "pruner",
+    "RandomState": "callbacks.random_state",
+    "SparseEarlyStopping": "callbacks.early_stopping",
+    "SparseModelCheckpoint": "callbacks.model_checkpoint",
+    "Sparsity": "metrics",
+    "SparsityMonitor": "callbacks.monitor",
+    "StateError": "errors",
+    "Table": "schedules",
+    "enforce": "enforcement",
+    "prune": "functional",
+}
+
+__all__ = [*_HOME]  # noqa: PLE0604  (the names above)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'regrow' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"regrow.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""Plans: the milestones (step, sparsity) at which masks change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from regrow.errors import ConfigError
+from regrow.time import Time, Timeline
+
+
+class Milestone(NamedTuple):
+    """One planned change of masks."""
+
+    step: int
+    sparsity: float
+
+
+Plan = tuple[Milestone, ...]
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Anything that plans milestones."""
+
+    def times(self) -> tuple[Time, ...]:
+        """The times it was given, so that a caller can see in which unit it counts."""
+        ...
+
+    def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> Plan:
+        """The milestones from sparsity `start` to `target`."""
+        ...
+
+    def layer_sparsity(self, sparsity: float, target: float, own: float) -> float:
+        """What a layer bound for `own` has when the others, bound for `target`, have `sparsity`."""
+        ...
+
+
+def sparsity_at(plan: Sequence[Milestone], step: int, start: float = 0.0) -> float:
+    """The sparsity a plan asks for at `step`.
+
+    Example:
+        >>> plan = (Milestone(5, 0.9),)
+        >>> [sparsity_at(plan, step) for step in (4, 5, 9)]
+        [0.0, 0.9, 0.9]
+    """
+    due = [milestone.sparsity for milestone in plan if milestone.step <= step]
+    return due[-1] if due else start
+
+
+class Proportional:
+    """A layer with a target of its own moves in proportion to the others."""
+
+    def layer_sparsity(self, sparsity: float, target: float, own: float) -> float:
+        return own * sparsity / target if target else own
+
+
+def inside(what: str, time: Time, timeline: Timeline) -> int:
+    """The step of `time`, which must leave at least that step to run."""
+    step = timeline.step(time, what)
+    if timeline.end is not None and step >= timeline.end:
+        raise ConfigError(
+            f"{what}={time} is step {step}, but the fit ends before step {timeline.end}: "
+            "the event would never come; write an earlier time, or train longer"
+        )
+    return step
+
+
+def changes(milestones: list[Milestone], start: float) -> Plan:
+    """Leaves out the milestones at which nothing changes."""
+    befores = [start, *(milestone.sparsity for milestone in milestones)]
+    return tuple(m for m, before in zip(milestones, befores, strict=False) if m.sparsity != before)

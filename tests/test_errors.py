@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""What messages say."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from regrow.errors import (
+    ConfigError,
+    RegrowError,
+    StateError,
+    check_choice,
+    check_count,
+    check_patterns,
+    check_rate,
+    check_sparsity,
+    did_you_mean,
+    nearest,
+)
+
+
+def test_own_errors_are_those_users_would_catch():
+    assert issubclass(ConfigError, ValueError)
+    assert issubclass(StateError, RuntimeError)
+    assert issubclass(ConfigError, RegrowError)
+    assert issubclass(StateError, RegrowError)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 0.5, 0.999, np.float32(0.25), np.float64(0.9)])
+def test_sparsities(value):
+    assert check_sparsity("sparsity", value) == float(value)
+    assert type(check_sparsity("sparsity", value)) is float
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (90, r"sparsity must be in \[0, 1\), got 90: write 0.9 for 90 %"),
+        (99.5, r"write 0.995 for 99.5 %"),
+        (1, r"must be in \[0, 1\), got 1:"),
+        (1.0, r"must be in \[0, 1\), got 1.0:"),
+        (-0.1, r"must be in \[0, 1\), got -0.1:"),
+        (math.nan, r"must be in \[0, 1\), got nan:"),
+        (math.inf, r"must be in \[0, 1\), got inf:"),
+        ("0.9", r"must be a number in \[0, 1\), got '0.9'"),
+        (None, "must be a number"),
+        (True, "must be a number"),
+        (torch.tensor(0.5), "must be a number"),
+    ],
+)
+def test_sparsities_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        check_sparsity("sparsity", given)
+
+
+def test_zero_may_be_refused():
+    with pytest.raises(ConfigError, match="above 0"):
+        check_sparsity("sparsity", 0, zero=False)
+    with pytest.raises(ConfigError, match=r"rate must be in \(0, 1\), got 0: write 0.2"):
+        check_rate("rate", 0)
+    assert check_rate("rate", 0.2) == 0.2
+
+
+@pytest.mark.parametrize("given", [0, -1, 1.5, "3", True, None])
+def test_counts_refused(given):
+    with pytest.raises(ConfigError, match="rounds must be a whole number of at least 1"):
+        check_count("rounds", given)
+
+
+def test_counts():
+    assert check_count("rounds", np.int64(3)) == 3
+    assert check_count("event", 0, least=0) == 0
+
+
+def test_choices_name_the_nearest():
+    assert check_choice("schedule", "cubic", ["linear", "cubic"]) == "cubic"
+    with pytest.raises(ConfigError, match=r"one of cubic, linear, got 'cubik': did you mean 'cub"):
+        check_choice("schedule", "cubik", ["linear", "cubic"])
+    with pytest.raises(ConfigError, match="there are: cubic, linear"):
+        check_choice("schedule", 7, ["linear", "cubic"])
+    assert nearest("fc1", ["fc", "conv", "fc2"])[0] in ("fc", "fc2")
+    assert did_you_mean("xyz", ["fc"]) == "there are: fc"
+
+
+@pytest.mark.parametrize(
+    ("given", "patterns"),
+    [(None, None), ("fc", ("fc",)), (["a", "b"], ("a", "b")), (("a",), ("a",))],
+)
+def test_patterns(given, patterns):
+    assert check_patterns("include", given) == patterns
+
+
+@pytest.mark.parametrize("given", [[], [3], 3, [None]])
+def test_patterns_refused(given):
+    with pytest.raises(ConfigError, match="include must be layer patterns such as"):
+        check_patterns("include", given)

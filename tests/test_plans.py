@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""Milestones."""
+
+import pytest
+
+from regrow.errors import ConfigError
+from regrow.plans import Milestone, Proportional, changes, inside, sparsity_at
+from regrow.time import Time, Timeline
+
+
+def test_sparsity_between_milestones_stands_still():
+    plan = (Milestone(5, 0.5), Milestone(8, 0.9))
+    assert [sparsity_at(plan, step) for step in (0, 4, 5, 7, 8, 99)] == [0, 0, 0.5, 0.5, 0.9, 0.9]
+    assert sparsity_at(plan, 4, start=0.3) == 0.3
+
+
+def test_the_last_step_is_inside_and_the_end_is_not():
+    line = Timeline(total=10, start=20)
+    assert inside("at", Time(9, "it"), line) == 29
+    with pytest.raises(ConfigError, match=r"at=10it is step 30, but the fit ends before step 30"):
+        inside("at", Time(10, "it"), line)
+    with pytest.raises(ConfigError, match="the event would never come"):
+        inside("at", Time(1.0, "fit"), line)
+    assert inside("at", Time(99, "it"), Timeline(total=None)) == 99
+
+
+def test_milestones_that_change_nothing_are_left_out():
+    found = changes([Milestone(0, 0.0), Milestone(1, 0.5), Milestone(2, 0.5), Milestone(3, 0)], 0.0)
+    assert found == (Milestone(1, 0.5), Milestone(3, 0))
+    assert changes([Milestone(1, 0.5)], 0.5) == ()
+
+
+def test_own_targets_move_in_proportion():
+    rule = Proportional()
+    assert rule.layer_sparsity(0.45, 0.9, 0.6) == pytest.approx(0.3)
+    assert rule.layer_sparsity(0.9, 0.9, 0.6) == 0.6
+    assert rule.layer_sparsity(0.0, 0.0, 0.6) == 0.6
