@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+"""The exact k-th smallest score over many tensors, without concatenating them.
+
+Floats of one width order like integers once the sign is dealt with. A histogram of the upper 16
+bits finds the bin that holds the k-th score, further histograms refine that bin, and one last pass
+writes the masks. Peak memory is the masks (1 byte a score) and one chunk.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regrow.errors import ConfigError, StateError
+
+CHUNK = 1 << 18  # scores at a time: large enough for the histogram, small enough for the cache
+_DIGIT = 16
+_HALF = 1 << (_DIGIT - 1)
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def integer_type(dtype: torch.dtype) -> torch.dtype:
+    """The signed integer type as wide as `dtype`."""
+    return _INTEGERS[dtype.itemsize]
+
+
+def keep_highest(
+    scores: Sequence[Tensor],
+    pruned: int,
+    kept: Sequence[Tensor | None] | None = None,
+    *,
+    magnitude: bool = False,
+    least: int = 1,
+    names: Sequence[str] | None = None,
+) -> list[Tensor]:
+    """Masks that prune the `pruned` lowest scores of all tensors together.
+
+    Exactly `pruned` places are False. Equal scores are pruned in the order of (tensor, flat
+    index), so the outcome is the same on every run. What `kept` marks as pruned stays pruned and
+    counts. No tensor is left with fewer than `least` places: one that would be keeps its highest,
+    and the others make up for it.
+
+    Args:
+        scores: One tensor a layer, any shape and floating type; higher = keep.
+        pruned: How many places are pruned in the end, earlier ones included.
+        kept: One tensor a layer, non-zero where still kept; None where nothing is pruned yet.
+        magnitude: Rank by |score|, so that weights can be given as they are.
+        least: How many places each tensor keeps.
+        names: Names for messages.
+
+    Returns:
+        Bool masks with the scores' shapes and strides, True = kept.
+
+    Raises:
+        StateError: If a score is NaN, naming the layer.
+        ConfigError: If `pruned` is below what is pruned already or above what `least` allows.
+
+    Example:
+        >>> keep_highest([torch.tensor([3.0, -1.0]), torch.tensor([1.0, 2.0])], 2, magnitude=True)
+        [tensor([ True, False]), tensor([False,  True])]
+    """
+    kept = kept or [None] * len(scores)
+    sizes = [tensor.numel() for tensor in scores]
+    live = [
+        size if mask is None else int(mask.count_nonzero())
+        for size, mask in zip(sizes, kept, strict=True)
+    ]
+    floors = [min(least, count) for count in live]
+    quota = pruned - (sum(sizes) - sum(live))
+    if not 0 <= quota <= sum(live) - sum(floors):
+        raise ConfigError(
+            f"{pruned} of {sum(sizes)} places cannot be pruned: {sum(sizes) - sum(live)} are "
+            f"pruned already, and at least {least} must stay in each of {len(sizes)} layers"
+        )
+    pool = _Pool(scores, kept, magnitude, names)
+    masks: dict[int, Tensor] = {}
+    open_ = list(range(len(scores)))
+    while open_:
+        masks |= pool.masks(open_, quota)
+        empty = [i for i in open_ if floors[i] and int(masks[i].count_nonzero()) < floors[i]]
+        if not empty:
+            break
+        for i in empty:
+            masks |= pool.masks([i], live[i] - floors[i])
+            quota -= live[i] - floors[i]
+        open_ = [i for i in open_ if i not in empty]
+    return [masks[index] for index in range(len(scores))]
+
+
+class _Cut(NamedTuple):
+    """Prune every key below `key`, and the first `ties` of those equal to it."""
+
+    key: int
+    ties: int
+
+
+class _Pool:
+    """Score tensors as ordered integer keys: |score| by magnitude, else the signed value."""
+
+    def __init__(
+        self,
+        scores: Sequence[Tensor],
+        kept: Sequence[Tensor | None],
+        magnitude: bool,
+        names: Sequence[str] | None,
+    ) -> None:
+        self.scores, self.kept, self.magnitude = scores, kept, magnitude
+        self.names = names or [f"tensor {index}" for index in range(len(scores))]
+        self.dtype = reduce(torch.promote_types, {tensor.dtype for tensor in scores})
+        if self.dtype.itemsize == 1:
+            self.dtype = torch.float32
+        self.bits = self.dtype.itemsize * 8
+        self.most = (1 << (self.bits - 1)) - 1
+        infinity = torch.tensor(float("inf"), dtype=self.dtype)
+        self.infinity = int(infinity.view(integer_type(self.dtype)))
+
+    def masks(self, indices: Sequence[int], count: int) -> dict[int, Tensor]:
+        """The masks of some tensors with their `count` lowest live scores pruned together."""
+        cut = self._cut(indices, count)
+        ties, masks = cut.ties, {}
+        for index in indices:
+            masks[index] = torch.empty_like(self.scores[index], dtype=torch.bool)
+            ties -= self._write(masks[index], index, _Cut(cut.key, ties))
+        return masks
+
+    def _write(self, mask: Tensor, index: int, cut: _Cut) -> int:
+        """Fills one mask; returns how many ties it pruned."""
+        used = 0
+        for part, keys, live in self._chunks(index):
+            keep = keys > cut.key
+            equal = keys == cut.key if live is None else (keys == cut.key) & live
+            if equal.any():
+                places = _nonzero(equal)
+                keep[places[cut.ties - used :]] = True
+                used += min(cut.ties - used, len(places))
+            if live is not None:
+                keep &= live
+            target = self._rows(mask, index)[part]
+            target.copy_(torch.as_tensor(keep).view(target.shape))
+        return used
+
+    def _cut(self, indices: Sequence[int], count: int) -> _Cut:
+        """The key of the `count`-th smallest live score, and how many of its equals to prune."""
+        key, rank = 0, count
+        for shift in range(self.bits - _DIGIT, -1, -_DIGIT):
+            top = shift + _DIGIT == self.bits
+            counts = self._histogram(indices, key, shift)
+            if top:
+                self._refuse_nan(indices, counts)
+            if rank == 0:
+                return _Cut(-self.most - 1, 0)
+            totals = np.cumsum(counts)
+            digit = int(np.searchsorted(totals, rank))
+            rank -= int(totals[digit - 1]) if digit else 0
+            key = digit - _HALF if top else (key << _DIGIT) | digit
+        return _Cut(key, rank)
+
+    def _histogram(self, indices: Sequence[int], prefix: int, shift: int) -> Any:
+        """Counts of the 16-bit digit at `shift` of live keys whose higher bits are `prefix`."""
+        counts = np.zeros(1 << _DIGIT, dtype=np.int64)
+        for index in indices:
+            for _, keys, live in self._chunks(index):
+                chosen = keys if live is None else keys[live]
+                if shift + _DIGIT < self.bits:
+                    chosen = chosen[(chosen >> (shift + _DIGIT)) == prefix]
+                counts += _bincount(self._digits(chosen, shift))
+        return counts
+
+    def _refuse_nan(self, indices: Sequence[int], counts: Any) -> None:
+        top = (self.infinity >> (self.bits - _DIGIT)) + _HALF
+        low = (~self.infinity >> (self.bits - _DIGIT)) + _HALF
+        if not counts[top:].any() and (self.magnitude or not counts[: low + 1].any()):
+            return
+        for index in indices:
+            nan, kept = self.scores[index].isnan(), self.kept[index]
+            bad = int((nan if kept is None else nan & (kept != 0)).sum())
+            if bad:
+                raise StateError(
+                    f"{self.names[index]} has {bad} NaN scores: nothing can be ranked; look at its "
+                    "weights and gradients (has the loss diverged?)"
+                )
+
+    def _chunks(self, index: int) -> Iterator[tuple[slice, Any, Any]]:
+        """Parts of one tensor in logical order: (rows, keys, which of them still count)."""
+        scores, kept = self._rows(self.scores[index], index), self.kept[index]
+        step = max(1, CHUNK * scores.shape[0] // max(1, scores.numel()))
+        for start in range(0, scores.shape[0], step):
+            part = slice(start, min(start + step, scores.shape[0]))
+            live = None if kept is None else _array(self._rows(kept, index)[part].reshape(-1)) != 0
+            yield part, self._keys(scores[part]), live
+
+    def _rows(self, tensor: Tensor, index: int) -> Tensor:
+        """A view whose first dimension can be cut into parts in logical order.
+
+        Flat where scores and kept places both lie in that order in memory.
+        """
+        layouts = (self.scores[index], self.kept[index])
+        flat = all(layout is None or layout.is_contiguous() for layout in layouts)
+        return tensor.view(-1) if flat else tensor
+
+    def _keys(self, scores: Tensor) -> Any:
+        values = scores.detach().to(self.dtype).reshape(-1)
+        if not self.magnitude:
+            values = values + 0.0  # -0.0 and +0.0 are one value, so they must be one key
+        bits = _array(values.view(integer_type(self.dtype)))
+        return (
+            bits & self.most if self.magnitude else bits ^ ((bits >> (self.bits - 1)) & self.most)
+        )
+
+    def _digits(self, keys: Any, shift: int) -> Any:
+        """The 16 bits at `shift`; the top ones offset, so that they count from the lowest key."""
+        if isinstance(keys, Tensor):
+            digits = (keys >> shift) & ((1 << _DIGIT) - 1)
+        else:
+            place = shift if sys.byteorder == "little" else self.bits - _DIGIT - shift
+            digits = keys.view(np.uint16)[place // _DIGIT :: self.bits // _DIGIT]
+        return digits ^ (1 << (_DIGIT - 1)) if shift + _DIGIT == self.bits else digits
+
+
+def _array(tensor: Tensor) -> Any:
+    """A NumPy view on the CPU, where its integer operations are faster; else the tensor."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def _nonzero(places: Any) -> Any:
+    found = places.nonzero()
+    return found[0] if isinstance(found, tuple) else found.reshape(-1)
+
+
+def _bincount(digits: Any) -> Any:
+    if isinstance(digits, Tensor):
+        return torch.bincount(digits.to(torch.int64), minlength=1 << _DIGIT).cpu().numpy()
+    return np.bincount(digits, minlength=1 << _DIGIT)

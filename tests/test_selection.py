@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: MIT
+"""Selection against a stable sort written in NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import regrow.selection
+from regrow.errors import ConfigError, StateError
+from regrow.selection import integer_type, keep_highest
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def reference(scores, pruned, kept=None, *, magnitude=False, least=1):
+    """Prunes by a stable sort of (score, tensor, flat index); the best `least` of each are safe."""
+    flat = [s.double().numpy().reshape(-1) for s in scores]
+    flat = [np.abs(f) if magnitude else f + 0.0 for f in flat]
+    alive = [np.ones(len(f), bool) for f in flat]
+    if kept is not None:
+        alive = [
+            a if k is None else (k != 0).numpy().reshape(-1)
+            for a, k in zip(alive, kept, strict=True)
+        ]
+    masks = [a.copy() for a in alive]
+    prunable = []
+    for layer, (values, live) in enumerate(zip(flat, alive, strict=True)):
+        order = [i for i in np.argsort(values, kind="stable") if live[i]]
+        free = order[: max(0, len(order) - least)]
+        prunable += [(values[i], layer, i) for i in free]
+    count = pruned - sum(int((~a).sum()) for a in alive)
+    for _, layer, i in sorted(prunable)[:count]:
+        masks[layer][i] = False
+    return [torch.from_numpy(m).view(s.shape) for m, s in zip(masks, scores, strict=True)]
+
+
+def same(found, wanted):
+    return all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+
+
+@st.composite
+def cases(draw):
+    """A few small tensors with many ties, some places already pruned, and a count in reach."""
+    dtype = draw(st.sampled_from(DTYPES))
+    value = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.5, 1e-7, float("inf"), -float("inf")])
+    sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+    scores = [
+        torch.tensor(draw(st.lists(value, min_size=n, max_size=n)), dtype=dtype) for n in sizes
+    ]
+    kept = [
+        draw(st.none() | st.lists(st.booleans(), min_size=n, max_size=n).map(torch.tensor))
+        for n in sizes
+    ]
+    least = draw(st.integers(0, 2))
+    live = [n if k is None else int(k.sum()) for n, k in zip(sizes, kept, strict=True)]
+    done = sum(sizes) - sum(live)
+    pruned = draw(st.integers(done, done + sum(max(0, n - least) for n in live)))
+    return scores, pruned, kept, draw(st.booleans()), least
+
+
+@given(cases())
+def test_equals_a_stable_sort(case):
+    scores, pruned, kept, magnitude, least = case
+    found = keep_highest(scores, pruned, kept, magnitude=magnitude, least=least)
+    assert same(found, reference(scores, pruned, kept, magnitude=magnitude, least=least))
+    assert sum(int((~mask).sum()) for mask in found) == pruned
+
+
+@given(st.data())
+def test_more_pruning_keeps_what_was_pruned(data):
+    scores = [torch.randint(-3, 4, (7, 5)).float(), torch.randint(-3, 4, (11,)).float()]
+    fewer = data.draw(st.integers(0, 44))
+    more = data.draw(st.integers(fewer, 44))
+    before, after = keep_highest(scores, fewer), keep_highest(scores, more)
+    assert all(bool((b | ~a).all()) for b, a in zip(before, after, strict=True))
+    assert same(keep_highest(scores, more, before), after)  # in two steps as in one
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("magnitude", [True, False])
+def test_random_scores_across_chunks(monkeypatch, dtype, magnitude):
+    """Real-valued scores, each tensor cut into many chunks."""
+    monkeypatch.setattr(regrow.selection, "CHUNK", 37)
+    torch.manual_seed(0)
+    scores = [torch.randn(40, 30).to(dtype), torch.randn(700).to(dtype), torch.randn(()).to(dtype)]
+    for pruned in (0, 1, 950, 1898):
+        found = keep_highest(scores, pruned, magnitude=magnitude)
+        assert same(found, reference(scores, pruned, magnitude=magnitude))
+
+
+def test_ties_go_by_tensor_order_then_flat_index():
+    a, b = torch.ones(2, 2), torch.ones(3)
+    found = keep_highest([a, b], 5)
+    assert found[0].tolist() == [[False, False], [False, True]]  # its last one is kept for it
+    assert found[1].tolist() == [False, False, True]
+    assert keep_highest([a, b], 2)[0].tolist() == [[False, False], [True, True]]
+
+
+def test_half_precision_ties_are_exact():
+    """bfloat16 has few values: a threshold alone would prune hundreds too many."""
+    torch.manual_seed(0)
+    scores = torch.randn(100_000).bfloat16()
+    mask = keep_highest([scores], 50_000, magnitude=True)[0]
+    assert int((~mask).sum()) == 50_000
+    assert same([mask], reference([scores], 50_000, magnitude=True))
+
+
+def test_mixed_dtypes_are_compared_by_value():
+    scores = [torch.tensor([1.0, 3.0]).half(), torch.tensor([2.0, 4.0]).bfloat16()]
+    scores.append(torch.tensor([0.5, 2.5], dtype=torch.float64))
+    assert same(keep_highest(scores, 3), reference(scores, 3))
+
+
+def test_float8_scores():
+    scores = torch.tensor([1.0, -2.0, 0.5, 4.0]).to(torch.float8_e4m3fn)
+    assert keep_highest([scores], 2, magnitude=True)[0].tolist() == [False, True, False, True]
+
+
+LAYOUTS = {
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    "every other": lambda t: t.repeat_interleave(2, 3)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_order_is_logical_whatever_the_strides(monkeypatch, layout):
+    monkeypatch.setattr(regrow.selection, "CHUNK", 16)
+    torch.manual_seed(0)
+    plain = torch.randint(0, 4, (6, 4, 3, 2)).float()
+    strided = LAYOUTS[layout](plain)
+    kept = torch.rand(plain.shape) > 0.3
+    pruned = 100
+    wanted = reference([plain], pruned, [kept])
+    for scores in (plain, strided):
+        for alive in (kept, LAYOUTS[layout](kept), LAYOUTS[layout](kept.int().neg())):
+            assert same(keep_highest([scores], pruned, [alive]), wanted)
+    if layout != "every other":
+        assert keep_highest([strided], pruned)[0].stride() == strided.stride()
+
+
+def test_expanded_scores():
+    """One score a row, as a criterion may give it."""
+    rows = torch.tensor([3.0, 1.0, 2.0]).unsqueeze(1).expand(3, 4)
+    assert keep_highest([rows], 6)[0].int().tolist() == [[1] * 4, [0] * 4, [0, 0, 1, 1]]
+
+
+def test_no_tensor_is_emptied_and_the_others_make_up_for_it():
+    small, large = torch.full((4,), 0.01), torch.arange(1.0, 21.0)
+    masks = keep_highest([small, large], 10)
+    assert masks[0].tolist() == [False, False, False, True]
+    assert int((~masks[1]).sum()) == 7
+    assert keep_highest([small], 4, least=0)[0].tolist() == [False] * 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_nan_is_named(dtype, sign):
+    scores = [torch.ones(3, dtype=dtype), torch.tensor([1.0, float("nan")], dtype=dtype) * sign]
+    with pytest.raises(StateError, match=r"fc.weight has 1 NaN scores"):
+        keep_highest(scores, 2, names=["conv.weight", "fc.weight"])
+
+
+def test_nan_with_a_payload_in_the_low_bits_is_found():
+    bits = torch.tensor([0x7F800001, 0x3F800000], dtype=torch.int32)
+    with pytest.raises(StateError, match="NaN"):
+        keep_highest([bits.view(torch.float32)], 1)
+
+
+def test_nan_at_a_pruned_place_does_not_matter():
+    scores = torch.tensor([float("nan"), float("inf"), 1.0])
+    kept = torch.tensor([False, True, True])
+    assert keep_highest([scores], 2, [kept])[0].tolist() == [False, True, False]
+
+
+def test_infinity_is_the_highest_score():
+    scores = torch.tensor([float("inf"), 1.0, -float("inf")])
+    assert keep_highest([scores], 2)[0].tolist() == [True, False, False]
+    assert keep_highest([scores], 2, magnitude=True)[0].tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("pruned", [-1, 6])
+def test_counts_out_of_reach_are_refused(pruned):
+    with pytest.raises(ConfigError, match=f"{pruned} of 6 places cannot be pruned"):
+        keep_highest([torch.ones(6)], pruned)
+
+
+def test_fewer_than_are_pruned_already_is_refused():
+    with pytest.raises(ConfigError, match="2 are pruned already"):
+        keep_highest([torch.ones(4)], 1, [torch.tensor([True, False, False, True])])
+
+
+def test_scores_that_need_gradients_are_only_read():
+    scores = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
+    assert keep_highest([scores], 1, magnitude=True)[0].tolist() == [True, False]
+    assert scores.tolist() == [2.0, -1.0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_integer_type_is_as_wide(dtype):
+    assert integer_type(dtype).itemsize == dtype.itemsize
+    assert not integer_type(dtype).is_floating_point

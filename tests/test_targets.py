@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: MIT
+"""What is chosen, by which pattern, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from regrow.errors import ConfigError, StateError
+from regrow.targets import clean, select
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3)
+        self.depth = nn.Conv2d(width, width, 3, groups=width)
+        self.norm = nn.BatchNorm2d(width)
+
+
+class Net(nn.Module):
+    """One of every kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.layer1 = nn.Sequential(Block(4), Block(4))
+        self.layer10 = Block(4)
+        self.up = nn.ConvTranspose2d(4, 2, 3)
+        self.emb = nn.Embedding(7, 6)
+        self.own = nn.ParameterList([nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))])
+        self.fc = nn.Linear(6, 5)
+
+
+DEFAULT = [
+    "stem.weight",
+    "layer1.0.conv.weight",
+    "layer1.0.depth.weight",
+    "layer1.1.conv.weight",
+    "layer1.1.depth.weight",
+    "layer10.conv.weight",
+    "layer10.depth.weight",
+    "up.weight",
+    "fc.weight",
+]
+
+
+def chosen(model, **patterns):
+    return [target.name for target in select(model, **patterns).targets]
+
+
+def test_default_is_the_weights_of_convolutions_and_linear_layers():
+    selection = select(Net())
+    assert [t.name for t in selection.targets] == DEFAULT
+    assert "fc.bias" in selection.reasons
+    assert "only when included by name" in selection.reasons["layer10.norm.weight"]
+    assert "weight of Embedding" in selection.reasons["emb.weight"]
+    names = {name for name, _ in Net().named_parameters()}
+    assert names == set(selection.reasons) | set(DEFAULT), "every parameter is accounted for"
+
+
+def test_input_dimensions():
+    dims = {t.name: t.input_dim for t in select(Net()).targets}
+    assert dims.pop("up.weight") == 0
+    assert set(dims.values()) == {1}
+    named = select(Net(), include=["fc.bias", "emb.weight"]).targets
+    assert {t.name: t.input_dim for t in named} == {"emb.weight": 1, "fc.bias": None}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["fc"], ["fc.weight"]),
+        (["fc.weight"], ["fc.weight"]),
+        (["layer1.*"], DEFAULT[1:5]),
+        (["layer1"], DEFAULT[1:5]),
+        (["1.conv"], ["layer1.1.conv.weight"]),
+        (["conv"], [n for n in DEFAULT if ".conv." in n]),
+        (["*.conv.weight"], [n for n in DEFAULT if ".conv." in n]),
+        (["layer?.0.*"], DEFAULT[1:3]),
+        (["@first"], ["stem.weight"]),
+        (["@last"], ["fc.weight"]),
+        (["@depthwise"], [n for n in DEFAULT if ".depth." in n]),
+        (["*"], DEFAULT),
+        (["fc.bias"], ["fc.bias"]),
+        (["emb.weight"], ["emb.weight"]),
+        (["own.0"], ["own.0"]),
+        (["fc.*", "fc.bias"], ["fc.weight", "fc.bias"]),
+        (["_orig_mod.fc"], ["fc.weight"]),
+    ],
+)
+def test_patterns(patterns, names):
+    assert chosen(Net(), include=patterns) == names
+
+
+def test_a_bias_needs_its_last_part_spelt_out():
+    assert chosen(Net(), include=["*.bias"])[0] == "stem.bias"
+    with pytest.raises(
+        ConfigError, match=r"matches only emb.weight \(weight of Embedding\).*write"
+    ):
+        select(Net(), include=["emb"])
+
+
+def test_exclude():
+    selection = select(Net(), exclude=["@first", "@depthwise", "fc"])
+    assert [t.name for t in selection.targets] == [
+        "layer1.0.conv.weight",
+        "layer1.1.conv.weight",
+        "layer10.conv.weight",
+        "up.weight",
+    ]
+    assert selection.reasons["stem.weight"] == "excluded by '@first'"
+    assert selection.reasons["fc.weight"] == "excluded by 'fc'"
+    included = select(Net(), include=["layer1"], exclude=["*.depth"])
+    assert len(included.targets) == 2
+    assert included.reasons["fc.weight"] == "not included"
+
+
+@pytest.mark.parametrize("what", ["include", "exclude"])
+def test_a_pattern_without_a_match_lists_the_nearest_names(what):
+    with pytest.raises(ConfigError, match=rf"{what} pattern 'layer2.\*' matches no.*layer1"):
+        select(Net(), **{what: ["layer2.*"]})
+    with pytest.raises(ConfigError, match="'@lst' is unknown: there are @first, @last, @depthwise"):
+        select(Net(), **{what: ["@lst"]})
+    with pytest.raises(ConfigError, match=r"matches no parameter: nearest are stem.weight"):
+        select(Net(), **{what: ["qqqqqqqqqqqq"]})
+
+
+def test_depthwise_without_any_is_an_error():
+    with pytest.raises(ConfigError, match="matches no parameter"):
+        select(nn.Linear(2, 2), exclude=["@depthwise"])
+
+
+def test_nothing_left_is_an_error():
+    with pytest.raises(ConfigError, match="nothing is left to prune"):
+        select(Net(), exclude=["*"])
+    with pytest.raises(ConfigError, match="the model has 2 parameters"):
+        select(nn.LayerNorm(3))
+
+
+def test_own_targets_match_only_what_is_pruned():
+    selection = select(Net(), exclude=["stem"])
+    assert selection.match("layer1.*.conv", "layers") == [DEFAULT[1], DEFAULT[3]]
+    with pytest.raises(ConfigError, match="layers pattern 'stem' matches no parameter"):
+        selection.match("stem", "layers")
+
+
+def test_tied_weights_are_one_target_with_aliases():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    [target] = select(model).targets
+    assert (target.name, target.aliases) == ("0.weight", ("2.weight",))
+    assert chosen(model, include=["2"]) == ["0.weight"]
+
+
+def test_a_head_tied_to_an_embedding_is_pruned_only_by_name():
+    model = nn.ModuleDict({"emb": nn.Embedding(9, 4), "fc": nn.Linear(4, 4)})
+    model["head"] = nn.Linear(4, 9, bias=False)
+    model["head"].weight = model["emb"].weight
+    assert chosen(model) == ["fc.weight"]
+    assert "Embedding and Linear" in select(model).reasons["emb.weight"]
+    assert chosen(model, include=["head.weight"]) == ["emb.weight"]
+
+
+def test_frozen_weights_are_pruned_like_others():
+    model = nn.Linear(3, 3)
+    model.requires_grad_(False)
+    assert chosen(model) == ["weight"]
+
+
+def test_lazy_layers_are_refused_by_name_until_built():
+    model = nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(4))
+    with pytest.raises(StateError, match=r"1.weight is not built yet \(a lazy layer\)"):
+        select(model)
+    assert chosen(model, exclude=["1"]) == ["0.weight"]
+    model(torch.ones(1, 2))
+    assert chosen(model) == ["0.weight", "1.weight"]
+
+
+def test_layers_under_torch_prune_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3))
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    with pytest.raises(StateError, match=r"1.weight is masked by torch.nn.utils.prune.*remove"):
+        select(model)
+    prune.remove(model[1], "weight")
+    assert chosen(model) == ["0.weight", "1.weight"]
+
+
+def test_parametrized_layers_are_left_out_with_a_reason():
+    model = nn.Sequential(nn.Linear(2, 3), parametrizations.weight_norm(nn.Linear(3, 3)))
+    selection = select(model)
+    assert [t.name for t in selection.targets] == ["0.weight"]
+    assert "computed by a parametrization" in selection.reasons["1.weight"]
+    named = chosen(model, include=["1.parametrizations.weight.original1"])
+    assert named == ["1.parametrizations.weight.original1"]
+
+
+def test_old_weight_norm_is_left_out_with_a_reason():
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(nn.Linear(3, 3))
+    selection = select(nn.Sequential(nn.Linear(2, 3), layer))
+    assert "computed by its module" in selection.reasons["1.weight"]
+
+
+def test_complex_weights_are_refused():
+    with pytest.raises(StateError, match=r"weight has dtype torch.complex64"):
+        select(nn.Linear(2, 2, dtype=torch.complex64))
+
+
+def test_compiled_models_are_seen_through():
+    plain = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 3)))
+    whole = torch.compile(plain, backend="eager")
+    assert chosen(whole) == ["0.weight", "1.0.weight"]
+    plain[0] = torch.compile(plain[0], backend="eager")
+    plain[1][0] = torch.compile(plain[1][0], backend="eager")
+    assert chosen(plain) == chosen(whole) == ["0.weight", "1.0.weight"]
+    assert chosen(torch.compile(nn.Linear(2, 2), backend="eager")) == ["weight"]
+
+
+def test_parametrized_layers_of_compiled_models_keep_their_plain_name():
+    model = nn.Sequential(nn.Linear(2, 3), parametrizations.weight_norm(nn.Linear(3, 3)))
+    assert "1.weight" in select(torch.compile(model, backend="eager")).reasons
+
+
+@pytest.mark.parametrize("name", ["fc.weight", "_orig_mod.fc.weight", "fc._orig_mod.weight"])
+def test_clean(name):
+    assert clean(name) == "fc.weight"
