@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""Enforcement: masks -> weights, gradients, optimizer state.
+
+The working mask is an integer of the weight's width, 0 where pruned and -1 where kept, so that one
+`bitwise_and_` at memory speed yields exactly +0.0 whatever stood there: -0.0, NaN and Inf too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from regrow.errors import StateError
+from regrow.masks import Masks
+from regrow.selection import integer_type
+from regrow.targets import clean
+
+# From a zero gradient these make state that is not zero: eps, or the least step size.
+_REFILLING = (torch.optim.Adamax, torch.optim.Rprop)
+
+
+class Enforcer:
+    """Holds the working masks of some parameters and applies them.
+
+    Args:
+        parameters: The parameters by name; they are changed in place, never replaced.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self._working: dict[str, Tensor] = {}
+
+    def set_mask(self, name: str, mask: Tensor) -> None:
+        """Takes a bool mask of the parameter's shape; all True needs no working mask."""
+        if bool(mask.all()):
+            self._working.pop(name, None)
+        else:
+            self._working[name] = working_mask(mask, self.parameters[name])
+
+    def kept(self, name: str) -> Tensor | None:
+        """The working mask (non-zero = kept), or None where nothing is pruned."""
+        return self._working.get(name)
+
+    def mask(self, name: str) -> Tensor:
+        """A bool mask, made now."""
+        working = self._working.get(name)
+        if working is None:
+            return torch.ones_like(self.parameters[name], dtype=torch.bool)
+        return working != 0
+
+    @torch.no_grad()
+    def weights(self) -> None:
+        """Makes every pruned weight exactly +0.0."""
+        for parameter, mask in self._pairs():
+            parameter.detach().view(mask.dtype).bitwise_and_(mask)
+
+    @torch.no_grad()
+    def gradients(self) -> None:
+        """Makes every gradient of a pruned weight exactly +0.0; NaN and Inf there vanish."""
+        for parameter, mask in self._pairs():
+            if parameter.grad is not None:
+                _mask_tensor(parameter.grad, mask)
+
+    @torch.no_grad()
+    def state(self, optimizers: Iterable[Optimizer]) -> None:
+        """Zeroes optimizer state at pruned places: momentum must not revive a weight.
+
+        Every tensor of the parameter's shape, and the flat vectors over all parameters in which
+        LBFGS keeps its history.
+        """
+        working = {id(parameter): mask for parameter, mask in self._pairs()}
+        for optimizer in optimizers:
+            for parameter, state in optimizer.state.items():
+                mask = working.get(id(parameter))
+                for value in _tensors(state.values()):
+                    if mask is not None and value.shape == mask.shape:
+                        _mask_tensor(value, mask)
+            for group in optimizer.param_groups:
+                _mask_flat_state(optimizer, group["params"], working)
+
+    def hook(self, optimizer: Optimizer) -> RemovableHandle:
+        """Masks the weights after each step of `optimizer`."""
+
+        def after(*_: Any) -> None:
+            self.weights()
+            if isinstance(optimizer, _REFILLING):
+                self.state([optimizer])
+
+        return optimizer.register_step_post_hook(after)
+
+    def gradient_hook(self, optimizer: Optimizer) -> RemovableHandle:
+        """Masks the gradients before each step, and those that the step's closure computes."""
+
+        def masked(given: Any) -> Any:
+            def closure() -> Any:
+                loss = given()
+                self.gradients()
+                return loss
+
+            return closure if callable(given) else given
+
+        def before(_: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            self.gradients()
+            own, *rest = args  # the optimizer itself comes first
+            return (own, *map(masked, rest)), {key: masked(value) for key, value in kwargs.items()}
+
+        return optimizer.register_step_pre_hook(before)
+
+    def _pairs(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Parameters with their working masks, remade where a parameter was moved or cast."""
+        for name, mask in self._working.items():
+            parameter = self.parameters[name]
+            if mask.device != parameter.device or mask.itemsize != parameter.itemsize:
+                mask = self._working[name] = working_mask(mask != 0, parameter)
+            yield parameter, mask
+
+
+class Handle:
+    """Removes what `enforce` installed; also a context manager."""
+
+    def __init__(self, handles: Iterable[RemovableHandle]) -> None:
+        self._handles = list(handles)
+
+    def remove(self) -> None:
+        """Takes the hooks away; weights stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def enforce(
+    model: nn.Module,
+    masks: Masks | Mapping[str, Tensor],
+    optimizer: Optimizer | Iterable[Optimizer],
+) -> Handle:
+    """Holds masks through plain PyTorch training, without a Trainer.
+
+    Weights, gradients and optimizer state are masked now; from then on gradients before each
+    `optimizer.step()`, those of its closure too, and weights after it.
+
+    Args:
+        model: The model; a compiled one is seen through.
+        masks: Bool masks by parameter name, as `regrow.prune` returns.
+        optimizer: One optimizer, or all that train the masked parameters.
+
+    Returns:
+        A handle; `handle.remove()` ends the enforcement.
+
+    Raises:
+        StateError: If a mask has no parameter, or another shape.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        >>> keep = torch.tensor([[True, False], [False, True]])
+        >>> with enforce(net, {"weight": keep}, sgd):
+        ...     net(torch.ones(1, 2)).sum().backward()
+        ...     sgd.step()
+        >>> net.weight[~keep].tolist()
+        [0.0, 0.0]
+    """
+    named = {clean(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    masks = masks if isinstance(masks, Masks) else Masks(masks)
+    masks.check({name: named[name] for name in masks if name in named})
+    enforcer = Enforcer({name: named[name] for name in masks})
+    for name, mask in masks.items():
+        enforcer.set_mask(name, mask)
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    enforcer.weights()
+    enforcer.gradients()
+    enforcer.state(optimizers)
+    return Handle([hook(o) for o in optimizers for hook in (enforcer.gradient_hook, enforcer.hook)])
+
+
+def working_mask(mask: Tensor, parameter: Tensor) -> Tensor:
+    """The integer mask of a parameter's width, strides and device: -1 = kept, 0 = pruned."""
+    working = torch.empty_like(parameter, dtype=integer_type(parameter.dtype), requires_grad=False)
+    return working.copy_(mask).neg_()
+
+
+def _mask_tensor(tensor: Tensor, mask: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise StateError(
+            f"a sparse gradient of shape {tuple(tensor.shape)} cannot be masked: "
+            "build the embedding with sparse=False, or exclude it"
+        )
+    if tensor.itemsize == mask.itemsize:
+        tensor.view(mask.dtype).bitwise_and_(mask)
+    else:
+        tensor.masked_fill_(mask == 0, 0)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list):
+            yield from _tensors(value)
+
+
+def _mask_flat_state(
+    optimizer: Optimizer, parameters: list[nn.Parameter], working: Mapping[int, Tensor]
+) -> None:
+    """Masks state vectors as long as all parameters of a group together (LBFGS)."""
+    total = sum(parameter.numel() for parameter in parameters)
+    holder = optimizer.state.get(parameters[0], {}) if parameters else {}
+    if len(parameters) == 1 and parameters[0].dim() == 1:
+        return  # of the parameter's own shape, masked already
+    for value in _tensors(holder.values()):
+        if value.dim() != 1 or value.numel() != total:
+            continue
+        start = 0
+        for parameter in parameters:
+            part = value[start : start + parameter.numel()]
+            if id(parameter) in working:
+                part.masked_fill_(working[id(parameter)].reshape(-1) == 0, 0)
+            start += parameter.numel()

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""Pruning in one call."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+import regrow
+from regrow.errors import ConfigError, StateError
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 10))
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.123, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("distribution", ["global", "uniform", "erk", "lamp"])
+def test_the_target_is_hit_exactly(sparsity, distribution):
+    model = network()
+    masks = regrow.prune(model, sparsity, distribution=distribution)
+    assert masks.pruned == round(sparsity * 608)
+    zeros = sum(int((m.weight == 0).sum()) for m in (model[0], model[3]))
+    assert zeros == masks.pruned
+    assert model[1].weight.all()
+    assert model[3].bias.all()
+
+
+def test_the_same_weights_as_torch():
+    ours, theirs = network(), network()
+    regrow.prune(ours, 0.8)
+    layers = [(theirs[0], "weight"), (theirs[3], "weight")]
+    torch_prune.global_unstructured(layers, torch_prune.L1Unstructured, amount=round(0.8 * 608))
+    assert torch.equal(ours[0].weight, theirs[0].weight)
+    assert torch.equal(ours[3].weight, theirs[3].weight)
+
+
+def test_a_criterion_of_ones_own():
+    model = network()
+    masks = regrow.prune(model, 0.5, criterion=lambda w: -w.abs(), include=["3"])
+    assert model[3].weight[masks["3.weight"]].abs().max() <= 0.12
+    regrow.prune(network(), 0.5, criterion=torch.abs)
+
+
+def test_gradients_are_read_where_asked_for():
+    model = network()
+    with pytest.raises(StateError, match=r"needs the gradient of 0.weight"):
+        regrow.prune(model, 0.5, criterion="snip")
+    model(torch.randn(2, 4, 4, 4)).square().sum().backward()
+    scores = (model[3].weight * model[3].weight.grad).detach().abs()
+    masks = regrow.prune(model, 0.5, criterion="snip", include=["3"])
+    assert scores[~masks["3.weight"]].max() <= scores[masks["3.weight"]].min()
+
+
+def test_layers_include_exclude_and_seed():
+    masks = regrow.prune(network(), 0.9, layers={"3": 0.5})
+    assert masks.density("3.weight") == 0.5
+    assert list(regrow.prune(network(), 0.9, exclude="@first")) == ["3.weight"]
+    assert list(regrow.prune(network(), 0.9, include="*.bias")) == ["0.bias", "1.bias", "3.bias"]
+    a, b, c = (regrow.prune(network(), 0.5, criterion="random", seed=s) for s in (0, 0, 1))
+    assert a.digest() == b.digest() != c.digest()
+
+
+def test_n_of_m_and_blocks():
+    masks = regrow.prune(network(), 0.5, granularity="2:4")
+    groups = masks["0.weight"].movedim(1, -1).reshape(-1, 4).sum(1)
+    assert groups.eq(2).all()
+    assert regrow.prune(network(), 2 / 3, granularity="block:2x4", include=["3"]).pruned == 27 * 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": 90}, "write 0.9 for 90 %"),
+        (
+            {"sparsity": 0.9, "granularity": "2:4"},
+            "has sparsity 0.5 and no other, got sparsity=0.9",
+        ),
+        ({"sparsity": 0.5, "granularity": "1:4"}, "has sparsity 0.75 and no other"),
+        ({"sparsity": 0.5, "distribution": "layerwise"}, "distribution must be one of"),
+        ({"sparsity": 0.5, "include": ["fc"]}, "include pattern 'fc' matches no parameter"),
+        ({"sparsity": 0.5, "layers": {"fc": 0.1}}, "layers pattern 'fc' matches no parameter"),
+    ],
+)
+def test_refused_before_anything_changes(arguments, message):
+    model = network()
+    with pytest.raises(ConfigError, match=message):
+        regrow.prune(model, **arguments)
+    assert model[3].weight.all()
