@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Lightning callbacks: thin shells that translate trainer events for the core."""

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""What every pruning callback offers its user, between fits and from any hook within one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from regrow.callbacks.base import Callback, PruneEvent, tell
+from regrow.callbacks.clock import Clock
+from regrow.errors import StateError
+from regrow.masks import Masks
+from regrow.method import Method
+from regrow.progress import Progress
+from regrow.pruner import Pruner
+
+
+class PrunerAccess(Callback):
+    """A callback with a pruner: masks, sparsity, history, and changes on demand.
+
+    Args:
+        method: How to rank and group.
+        keep_removed: Whether removed values go to the vault.
+    """
+
+    def __init__(self, method: Method, keep_removed: bool) -> None:
+        super().__init__()
+        self.method = method.checked()
+        self.keep_removed = keep_removed
+        self.progress = Progress()
+        self._pruner: Pruner | None = None
+        self._clock: Clock | None = None
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(include=self.method.include, exclude=self.method.exclude)
+
+    @property
+    def pruner(self) -> Pruner:
+        """The pruner; there is one once a fit has begun or a model was attached."""
+        if self._pruner is None:
+            raise StateError(
+                f"{type(self).__name__} has seen no model yet: call trainer.fit, or "
+                "attach(model, ckpt) for a model loaded outside a fit"
+            )
+        return self._pruner
+
+    @property
+    def masks(self) -> Masks:
+        """The masks by parameter name, made when asked."""
+        return self.pruner.masks
+
+    @property
+    def sparsity(self) -> float:
+        """The masked fraction of the prunable weights now."""
+        return 0.0 if self._pruner is None else self._pruner.sparsity
+
+    @property
+    def target(self) -> float:
+        """The sparsity that was last asked for."""
+        return 0.0 if self._pruner is None else self._pruner.target
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One dict an event."""
+        return [] if self._pruner is None else self._pruner.history
+
+    @property
+    def reached(self) -> bool:
+        """Whether all planned events have happened."""
+        return self.progress.begun and self.progress.reached
+
+    def prune_to(self, sparsity: float) -> dict[str, Any]:
+        """Prunes now, beside the schedule; see `Pruner.prune_to`."""
+        return self._change(lambda optimizers: self.pruner.prune_to(sparsity, optimizers))
+
+    def unprune(self, names: Iterable[str] | str | None = None) -> dict[str, Any]:
+        """Puts removed values back to the bit; see `Pruner.unprune`.
+
+        Within a fit the events still to come prune again.
+        """
+        return self._change(lambda optimizers: self.pruner.unprune(names, optimizers))
+
+    def attach(self, model: nn.Module, ckpt: str | Path | None = None) -> None:
+        """Takes a model outside a fit.
+
+        Args:
+            model: The module.
+            ckpt: A Lightning checkpoint whose masks are taken; None carries over the present ones,
+                if there are any.
+
+        Raises:
+            StateError: If the checkpoint has no masks of this callback, or they do not fit, naming
+                the parameters.
+        """
+        state: Mapping[str, Any] | None = None
+        if ckpt is not None:
+            state = self._own_state(torch.load(ckpt, map_location="cpu", weights_only=True))
+            if state["pruner"] is None:
+                raise StateError(f"{ckpt} was saved before {self.state_key} had seen a model")
+        elif self._pruner is not None:
+            state = self.state_dict()
+        self._pruner = self._new_pruner(model)
+        if state is not None:
+            self._adopt(state)
+
+    def _new_pruner(self, model: nn.Module) -> Pruner:
+        return Pruner(model, self.method, keep_removed=self.keep_removed)
+
+    def _own_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        """This callback's state in a checkpoint, or an error that says what is there."""
+        states: Mapping[str, Any] = checkpoint.get("callbacks") or {}
+        if self.state_key not in states:
+            raise StateError(
+                f"the checkpoint has no masks of {self.state_key} (it has state of "
+                f"{', '.join(map(repr, states)) or 'no callback'}): to prune a network that was "
+                "trained without it, load the weights into the model and call fit without ckpt_path"
+            )
+        state: Mapping[str, Any] = states[self.state_key]
+        return state
+
+    def _adopt(self, state: Mapping[str, Any]) -> None:
+        self.pruner.load_state_dict(state["pruner"])
+        if state["progress"] is not None:
+            self.progress.load_state_dict(state["progress"])
+
+    def _change(self, change: Callable[[list[Optimizer]], dict[str, Any]]) -> dict[str, Any]:
+        """Changes masks; within a fit with its optimizers, and the suite is told."""
+        clock = self._clock
+        if clock is None:
+            return change([])
+        trainer, before = clock.trainer, self.pruner.sparsity
+        entry = change(trainer.optimizers)
+        entry |= {"step": int(trainer.global_step), "epoch": int(trainer.current_epoch)}
+        event = PruneEvent(self, entry["step"], entry["epoch"], before, self.sparsity, entry)
+        tell(trainer, trainer.lightning_module, event)
+        return entry

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""What callbacks of the suite share: the event that tells of a change of masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+
+if TYPE_CHECKING:
+    from regrow.callbacks.access import PrunerAccess
+
+
+@dataclass(frozen=True)
+class PruneEvent:
+    """One change of masks.
+
+    Attributes:
+        pruner: The callback whose masks changed.
+        step: `trainer.global_step` at which it happened.
+        epoch: `trainer.current_epoch` then.
+        before: Sparsity before.
+        after: Sparsity after.
+        entry: The pruner's history entry.
+    """
+
+    pruner: PrunerAccess
+    step: int
+    epoch: int
+    before: float
+    after: float
+    entry: dict[str, Any]
+
+
+class Callback(pl.Callback):
+    """A Lightning callback that also hears of prune events."""
+
+    def on_prune_event(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
+    ) -> None:
+        """Called on every callback of the suite after a pruner changed its masks."""
+
+
+def tell(trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent) -> None:
+    """Tells every callback of the suite of an event."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Callback):
+            callback.on_prune_event(trainer, pl_module, event)

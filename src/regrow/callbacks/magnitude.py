@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""Pruning of single weights, n:m groups and blocks within `Trainer.fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from torch import Tensor
+
+from regrow.callbacks.pruning import PruningCallback
+from regrow.criteria import TrackingCriterion
+from regrow.errors import ConfigError
+from regrow.exponential import Exponential
+from regrow.method import Method
+from regrow.plans import Schedule
+from regrow.schedules import make_schedule
+from regrow.time import TimeLike
+
+# An object of its own, so that 0.9 written by a user is told from 0.9 left alone.
+DEFAULT_SPARSITY: Final = float("0.9")
+
+
+class MagnitudePruning(PruningCallback):
+    """Prunes to a target sparsity by a schedule, and holds it.
+
+    One-shot, gradual and iterative pruning are schedules; by default a cubic one from 20 % to 75 %
+    of the fit, ranking all layers together by |w|.
+
+    Args:
+        sparsity: Fraction of the selected weights to prune, in [0, 1); hit exactly.
+        schedule: "one_shot", "linear", "cubic", "cosine", "exponential" or "cyclic" with the
+            times below, or an object with its own.
+        begin: First event: "3ep", "500it", a fraction of the fit; None: 0.2.
+        end: Last event, which lands on the target; None: 0.75.
+        every: Time between events; None: 0.01.
+        distribution: "global", "uniform", "erk" or "lamp".
+        criterion: "magnitude", "random", "gradient", "taylor", "snip", "movement", a callable
+            `(weight, grad) -> scores` of the weight's shape, or an object that tracks gradients.
+        granularity: "weight", "2:4" (any "n:m") or "block:4x4".
+        layers: Own targets for some layers, `{"*.fc.weight": 0.5}`; `sparsity` is then the
+            others'.
+        include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
+            Linear weights.
+        exclude: Patterns of those to leave dense; "@first", "@last", "@depthwise" name layers.
+        rewind: Not available yet; must be None.
+        soft: Not available yet; must be False.
+        keep_removed: Whether removed values are kept for `unprune`: one compact tensor a
+            parameter in host memory and in checkpoints.
+        seed: For random criteria.
+        on_change: What a resume does if max_epochs, batch size or ranks moved the events still to
+            come: "refuse", "keep" their steps, or "stretch" them.
+
+    Raises:
+        ConfigError: For settings that cannot be meant, at construction where possible, else before
+            the first step.
+        StateError: For models and checkpoints that do not fit.
+
+    Source: Han et al. 2015 (magnitude); Zhu and Gupta 2017 (gradual); Frankle and Carbin 2019
+    (iterative).
+
+    Example:
+        >>> MagnitudePruning(90)
+        Traceback (most recent call last):
+            ...
+        regrow.errors.ConfigError: sparsity must be in [0, 1), got 90: write 0.9 for 90 %
+    """
+
+    def __init__(
+        self,
+        sparsity: float = DEFAULT_SPARSITY,
+        *,
+        schedule: str | Schedule = "cubic",
+        begin: TimeLike | None = None,
+        end: TimeLike | None = None,
+        every: TimeLike | None = None,
+        distribution: str = "global",
+        criterion: str | TrackingCriterion | Callable[..., Tensor] = "magnitude",
+        granularity: str = "weight",
+        layers: dict[str, float] | None = None,
+        include: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
+        rewind: TimeLike | None = None,
+        soft: bool = False,
+        keep_removed: bool = True,
+        seed: int = 0,
+        on_change: str = "refuse",
+    ) -> None:
+        _not_yet("rewind", rewind, None)
+        _not_yet("soft", soft, False)
+        if not isinstance(keep_removed, bool):
+            raise ConfigError(f"keep_removed must be True or False, got {keep_removed!r}")
+        method = Method(criterion, distribution, granularity, layers, include, exclude, seed)
+        chosen = make_schedule(schedule, begin, end, every)
+        if (
+            sparsity is DEFAULT_SPARSITY
+            and isinstance(chosen, Exponential)
+            and chosen.final is not None
+        ):
+            sparsity = chosen.final
+        final = method.check_target(sparsity)
+        if final == 0 and layers:
+            raise ConfigError(
+                f"sparsity=0 leaves layers={dict(layers)} nothing to move in proportion to: write "
+                "include=[...] with these layers, and their sparsity as sparsity"
+            )
+        super().__init__(method, chosen, final, keep_removed, on_change)
+
+
+def _not_yet(what: str, given: object, only: object) -> None:
+    if given is not only:
+        raise ConfigError(f"{what}={given!r} is not available in this version: leave {what} out")

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""The pruning callback: a pruner, a plan, and enforcement within `Trainer.fit`.
+
+Events fire in `on_train_batch_start`, so that an epoch's validation and its checkpoint see the
+same weights; those that need gradients in `on_before_optimizer_step`. Weights are masked in a hook
+after each optimizer step: Lightning runs forward and backward inside `optimizer.step`, so a hook
+before it would see no gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from regrow.callbacks.access import PrunerAccess
+from regrow.callbacks.clock import Clock
+from regrow.callbacks.refusals import (
+    overflowed,
+    refuse_sharded,
+    refuse_split,
+    waits_for_gradients,
+)
+from regrow.callbacks.targets_table import show_targets
+from regrow.errors import ConfigError, StateError, check_choice
+from regrow.method import Method
+from regrow.plans import Milestone, Plan, Schedule
+from regrow.progress import Progress
+from regrow.time import Timeline
+
+FORMAT = 1
+
+
+class PruningCallback(PrunerAccess):
+    """Owns masks of one model, changes them by a plan and enforces them.
+
+    Args:
+        method: How to rank and group.
+        schedule: When to prune.
+        final: The sparsity at which the schedule ends.
+        keep_removed: Whether removed values go to the vault.
+        on_change: What a resume does where the remaining events would now lie elsewhere.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        schedule: Schedule,
+        final: float,
+        keep_removed: bool,
+        on_change: str,
+    ) -> None:
+        super().__init__(method, keep_removed)
+        self.schedule = schedule
+        self.final = final
+        self.on_change = check_choice("on_change", on_change, ("refuse", "keep", "stretch"))
+        self._loaded: Mapping[str, Any] | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def resolve(self, timeline: Timeline, start: float = 0.0) -> Plan:
+        """The milestones of a fit with this timeline, without a Trainer."""
+        if start >= self.final > 0:
+            return ()
+        return tuple(self.schedule.plan(self.final, timeline, start))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pruner = self._pruner = self._pruner or self._new_pruner(pl_module)
+        if pruner.model is not pl_module:
+            raise StateError(
+                f"{type(self).__name__} holds the masks of another model object: call "
+                "attach(model) to carry them over, or make a new callback for a fresh model"
+            )
+        refuse_sharded(trainer, pruner)
+        refuse_split(trainer.optimizers, pruner)
+        self._clock = Clock(trainer, self.schedule.times())
+        for optimizer in trainer.optimizers:
+            self._handles.append(pruner.enforcer.hook(optimizer))
+            if not pl_module.automatic_optimization:  # a raw optimizer.step() calls no other hook
+                hook = optimizer.register_step_pre_hook(self._mask_gradients)
+                self._handles.append(hook)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Only now the optimizers' state is back, and asking for the fit's length any earlier would
+        # make Lightning forget where a stateful loader stood.
+        state, self._loaded = self._loaded, None
+        if state is not None and state["progress"] is not None:
+            self._resume(state)
+        else:
+            if state is not None and state["pruner"] is not None:
+                self._adopt(state)
+            self._begin(trainer)
+        self.pruner.enforce(trainer.optimizers)
+        show_targets(trainer, self)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        due = self._due()
+        if due is not None and not waits_for_gradients(self.pruner):
+            self._fire(due)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        every = [c for c in trainer.callbacks if isinstance(c, PruningCallback)]  # type: ignore[attr-defined]
+        if every[0] is self:  # all see the gradients, once, before any masks them
+            for callback in every:
+                callback.on_gradients(trainer, optimizer)
+        self._mask_gradients()
+
+    def on_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+        """Acts on dense, unscaled, unclipped gradients: a due event, or the criterion's update."""
+        pruner = self.pruner
+        if not waits_for_gradients(pruner) or overflowed(trainer, pruner):
+            return
+        pruner.update(optimizer)
+        due = self._due()
+        if due is not None and pruner.trained_by(optimizer):
+            self._fire(due)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._loaded = None
+        if stage == "fit":  # another fit, another plan
+            self.progress = Progress()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._own_state(checkpoint)
+            return
+        state = (checkpoint.get("callbacks") or {}).get(self.state_key)
+        if state and state["pruner"] is not None:  # weights of another moment, to be tested
+            if self._pruner is None or self._pruner.model is not pl_module:
+                self._pruner = self._new_pruner(pl_module)
+            self._pruner.load_state_dict(state["pruner"])
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._loaded is not None:  # not taken in yet, as when a learning rate is looked for
+            return dict(self._loaded)
+        return {
+            "format": FORMAT,
+            "final": self.final,
+            "pruner": None if self._pruner is None else self._pruner.state_dict(),
+            "progress": self.progress.state_dict() if self.progress.begun else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("format") != FORMAT:
+            raise StateError(
+                f"the checkpoint's {self.state_key} has format {state_dict.get('format')}, this "
+                f"version reads format {FORMAT}"
+            )
+        self._loaded = state_dict
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._release()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._release()
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        """Plans a fit that is not a resumed one; it goes on from the sparsity the model has."""
+        assert self._clock is not None
+        pruner, (first, epoch) = self.pruner, self._clock.origin()
+        timeline, start = self._clock.timeline(first, epoch), self._stand()
+        if pruner.units(start) > pruner.units(self.final) > 0:
+            raise ConfigError(
+                f"the model has sparsity {start:.6g} already, sparsity={self.final:g} is less: "
+                "ask for more, or bring weights back first (unprune, prune_to(0))"
+            )
+        if pruner.units(start) == pruner.units(self.final) or timeline.total == 0:
+            plan: Plan = ()
+        elif trainer.fast_dev_run:  # type: ignore[attr-defined]
+            plan = (Milestone(first, self.final),)
+        else:
+            plan = self.resolve(timeline, start)
+        self.progress = Progress(plan, 0, start, first, epoch)
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        """Takes masks, plan and place in the plan from a checkpoint."""
+        assert self._clock is not None
+        if state["final"] != self.final:
+            raise StateError(
+                f"the checkpoint was pruned towards sparsity {state['final']:g}, this callback "
+                f"towards {self.final:g}: to change the target, load the weights and start a fit"
+            )
+        self._adopt(state)
+        now, _ = self._clock.origin()
+        timeline = self._clock.timeline(self.progress.first, self.progress.epoch)
+        self.progress.resume(self.resolve, timeline, now, self.on_change)
+
+    def _due(self) -> Milestone | None:
+        return None if self._clock is None else self.progress.due(self._clock.now())
+
+    def _fire(self, due: Milestone) -> None:
+        pruner = self.pruner
+        # a prune_to by hand may have gone further than the plan
+        if due.sparsity == 0 or pruner.units(due.sparsity) >= pruner.units(self._stand()):
+            own = {
+                name: self.schedule.layer_sparsity(due.sparsity, self.final, sparsity)
+                for name, sparsity in pruner.own.items()
+            }
+            self._change(lambda opt: pruner.prune_to(due.sparsity, opt, own))
+        self.progress.done(due)
+
+    def _stand(self) -> float:
+        """The sparsity of the layers without a target of their own, on its way to `final`.
+
+        If all have one: what theirs together are in proportion to.
+        """
+        pruner = self.pruner
+        if len(pruner.own) < len(pruner.targets):
+            return pruner.free_sparsity
+        most = sum(round(pruner.own[t.name] * t.parameter.numel()) for t in pruner.targets)
+        return self.final * pruner.pruned / most if most else self.final
+
+    def _mask_gradients(self, *_: Any) -> None:
+        self.pruner.enforcer.gradients()
+
+    def _release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._clock = None

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: MIT
+"""Whether the target sparsity is reached, for callbacks that wait for it."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+
+from regrow.callbacks.access import PrunerAccess
+from regrow.errors import ConfigError
+
+
+def pruners(trainer: pl.Trainer) -> list[PrunerAccess]:
+    """The pruning callbacks of a Trainer."""
+    return [c for c in trainer.callbacks if isinstance(c, PrunerAccess)]  # type: ignore[attr-defined]
+
+
+def all_reached(trainer: pl.Trainer) -> bool:
+    """Whether every pruning callback has had all its planned events."""
+    return all(callback.reached for callback in pruners(trainer))
+
+
+def require_pruner(trainer: pl.Trainer, callback: pl.Callback, stage: str) -> None:
+    """Refuses a fit in which `callback` would have nothing to do.
+
+    Raises:
+        ConfigError: If the Trainer has no pruning callback.
+    """
+    if stage == "fit" and not pruners(trainer):
+        raise ConfigError(
+            f"{type(callback).__name__} needs a pruning callback beside it: put one, such as "
+            "MagnitudePruning(0.9), into the Trainer's callbacks too"
+        )

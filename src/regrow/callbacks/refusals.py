@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+"""What cannot be pruned right, refused by name before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch.optim import Optimizer
+
+from regrow.errors import ConfigError
+from regrow.pruner import Pruner
+
+_SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+
+
+def refuse_sharded(trainer: pl.Trainer, pruner: Pruner) -> None:
+    """Refuses strategies that keep only a part of each weight on a rank.
+
+    Raises:
+        ConfigError: Naming the strategy or the sharded parameter.
+    """
+    sharded = [t.name for t in pruner.targets if type(t.parameter.data).__name__ == "DTensor"]
+    if isinstance(trainer.strategy, _SHARDED) or sharded:
+        name = type(trainer.strategy).__name__
+        raise ConfigError(
+            f"{name} shards parameters ({', '.join(sharded[:3]) or 'all of them'}), and masks of "
+            "sharded parameters are not supported: write strategy='ddp'"
+        )
+
+
+def waits_for_gradients(pruner: Pruner) -> bool:
+    """Whether events fire where gradients are: this step's count too."""
+    return pruner.needs_gradients or pruner.tracks
+
+
+def refuse_split(optimizers: Sequence[Optimizer], pruner: Pruner) -> None:
+    """Refuses gradient criteria over parameters that no single optimizer holds together.
+
+    Raises:
+        ConfigError: Gradients of different optimizers are never there at the same moment.
+    """
+    if waits_for_gradients(pruner) and not any(map(pruner.trained_by, optimizers)):
+        raise ConfigError(
+            "this criterion ranks gradients of all pruned parameters together, but no optimizer "
+            "trains all of them (frozen layers, or one optimizer a part?): exclude what is not "
+            "trained, or use one pruning callback an optimizer with include="
+        )
+
+
+def overflowed(trainer: pl.Trainer, pruner: Pruner) -> bool:
+    """Whether a gradient scaler is about to skip this step: its gradients rank nothing."""
+    if getattr(trainer.precision_plugin, "scaler", None) is None:
+        return False
+    gradients = (target.parameter.grad for target in pruner.targets)
+    return not all(bool(grad.isfinite().all()) for grad in gradients if grad is not None)
