@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The command `regrow`: whole experiments from configuration files."""

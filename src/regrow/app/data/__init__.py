@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Small data sets held in memory, whose batches depend on (seed, epoch, batch) alone."""

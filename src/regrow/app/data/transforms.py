@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""Augmentation and normalisation of whole batches, on the device where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def crop_flip(images: Tensor, generator: torch.Generator, padding: int) -> Tensor:
+    """Pads with zeros, cuts a window of the old size at random, mirrors every second image or so.
+
+    Args:
+        images: Shape (N, C, H, W), any dtype; 0 should be the background.
+        generator: On the CPU, so that every device draws the same.
+        padding: Pixels added on each side.
+
+    Returns:
+        Images of the same shape and dtype.
+
+    Source: He et al. 2016, "Deep residual learning", section 4.2 (padding 4 for 32 x 32).
+
+    Example:
+        >>> x = torch.ones(2, 1, 8, 8)
+        >>> crop_flip(x, torch.Generator().manual_seed(0), 2).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    count, channels, height, width = images.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
+    mirrored = torch.randint(0, 2, (count, 1), generator=generator).bool()
+    rows = top + torch.arange(height)
+    columns = left + torch.arange(width)
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    # one gather of flat pixel places serves crop and flip at once
+    places = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
+    index = places.view(count, 1, height * width).to(images.device)
+    padded = F.pad(images, (padding,) * 4).flatten(2)
+    return padded.gather(2, index.expand(-1, channels, -1)).view(images.shape)
+
+
+def normaliser(
+    scale: float, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+) -> Callable[[Tensor], Tensor]:
+    """A function that gives `(images / scale - mean) / std`, channel by channel.
+
+    Args:
+        scale: The value of a full pixel, such as 255.
+        mean: Of each channel, with pixels in [0, 1].
+        std: Likewise.
+        device: Where the images will lie.
+
+    Returns:
+        Images (N, C, H, W) of any dtype -> float32 images of the same shape.
+
+    Example:
+        >>> normalise = normaliser(255, mean=(0.5,), std=(0.25,))
+        >>> normalise(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)).item()
+        2.0
+    """
+    gain = torch.tensor([1 / (scale * s) for s in std], device=device).view(-1, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    shift = shift.view(-1, 1, 1)
+    return lambda images: images.mul(gain).add_(shift)

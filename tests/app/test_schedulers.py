@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
+
+from regrow.app.schedulers import constant, cosine, linear, multistep
+from regrow.errors import ConfigError
+
+
+def rates(make: Callable[[SGD], LRScheduler], steps: int) -> list[float]:
+    sgd = SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
+    scheduler = make(sgd)
+    seen = []
+    for _ in range(steps):
+        seen.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        scheduler.step()
+    return [*seen, sgd.param_groups[0]["lr"]]
+
+
+@given(st.integers(1, 60), st.floats(0, 1))
+def test_cosine_is_torchs(total: int, final: float) -> None:
+    mine = rates(lambda sgd: cosine(sgd, total, final=final), total)
+    theirs = rates(lambda sgd: CosineAnnealingLR(sgd, total, eta_min=0.2 * final), total)
+    assert mine == pytest.approx(theirs, abs=1e-9)
+
+
+@given(st.integers(1, 60), st.floats(0.01, 1))
+def test_linear_is_torchs(total: int, final: float) -> None:
+    mine = rates(lambda sgd: linear(sgd, total, final=final), total)
+    theirs = rates(lambda sgd: LinearLR(sgd, 1.0, final, total), total)
+    assert mine == pytest.approx(theirs, abs=1e-9)
+
+
+def test_multistep_is_torchs() -> None:
+    mine = rates(lambda sgd: multistep(sgd, 41, (0.3, 0.5, 0.75), gamma=0.2), 41)
+    theirs = rates(lambda sgd: MultiStepLR(sgd, [12, 20, 31], 0.2), 41)
+    assert mine == pytest.approx(theirs)
+
+
+def test_constant() -> None:
+    assert rates(lambda sgd: constant(sgd, 5), 5) == [0.2] * 6
+
+
+@pytest.mark.parametrize("schedule", [constant, linear, cosine])
+def test_warmup_rises_to_the_full_rate_and_the_rest_follows(schedule: Any) -> None:
+    seen = rates(lambda sgd: schedule(sgd, 20, warmup=0.25), 20)
+    assert seen[:5] == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2])
+    assert seen[5:] == pytest.approx(rates(lambda sgd: schedule(sgd, 15), 15))
+
+
+def test_milestones_count_the_warmup() -> None:
+    seen = rates(lambda sgd: multistep(sgd, 20, (0.5,), warmup=0.25), 20)
+    assert seen == pytest.approx([0.04, 0.08, 0.12, 0.16, *[0.2] * 6, *[0.02] * 11])
+
+
+@pytest.mark.parametrize("schedule", [linear, cosine])
+def test_rate_stays_at_the_end(schedule: Any) -> None:
+    assert rates(lambda sgd: schedule(sgd, 4, final=0.5), 9)[4:] == pytest.approx([0.1] * 6)
+
+
+@pytest.mark.parametrize("schedule", [constant, linear, cosine, multistep])
+def test_rates_go_on_after_a_resume_bit_for_bit(schedule: Any) -> None:
+    whole = rates(lambda sgd: schedule(sgd, 20, warmup=0.1), 20)
+    first, second = (SGD([torch.zeros(1, requires_grad=True)], lr=0.2) for _ in range(2))
+    before, after = schedule(first, 20, warmup=0.1), schedule(second, 20, warmup=0.1)
+    for _ in range(7):
+        first.step()
+        before.step()
+    second.load_state_dict(first.state_dict())
+    after.load_state_dict(before.state_dict())
+    seen = []
+    for _ in range(13):
+        seen.append(second.param_groups[0]["lr"])
+        second.step()
+        after.step()
+    assert seen == whole[7:20]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"warmup": 1.0}, "warmup must be a fraction"),
+        ({"warmup": 500}, "warmup must be a fraction"),
+        ({"milestones": (0.75, 0.5)}, "rising"),
+        ({"milestones": (30, 60)}, "milestones must be a fraction"),
+        ({"gamma": -1}, "gamma must be a factor"),
+        ({"gamma": float("nan")}, "gamma must be a factor"),
+        ({"total_steps": 0}, "total_steps must be"),
+    ],
+)
+def test_values_are_checked(wrong: dict[str, Any], message: str) -> None:
+    sgd = SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
+    with pytest.raises(ConfigError, match=message):
+        multistep(sgd, **{"total_steps": 10, **wrong})
+
+
+@pytest.mark.parametrize("schedule", [linear, cosine])
+def test_final_is_a_factor(schedule: Any) -> None:
+    sgd = SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
+    with pytest.raises(ConfigError, match="final must be a factor"):
+        schedule(sgd, 10, final=-0.1)
