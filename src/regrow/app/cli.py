@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""The console entry: picks the command, and imports only what that command needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from regrow.errors import ConfigError, RegrowError, did_you_mean
+
+USAGE = """\
+regrow: pruning that never loses a weight you may want back
+
+  regrow train recipe=digits/gmp [any.setting=...]   train, prune, measure; writes result.json
+  regrow train -m recipe=digits/gmp seed=0,1,2       a sweep; finished jobs are skipped
+  regrow plan recipe=digits/gmp                      what would be pruned, and when
+  regrow inspect CKPT                                what a checkpoint holds, layer by layer
+  regrow recipes [WORD]                              what there is to run
+
+  regrow train --help                                the groups and settings
+  regrow train recipe=digits/gmp --cfg job           the whole configuration
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status.
+
+    Args:
+        argv: The words after `regrow`; None takes them from `sys.argv`.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    try:
+        _command(words[0])(words[1:])
+    except RegrowError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _command(name: str) -> Callable[[list[str]], None]:
+    if name in COMMANDS:
+        return COMMANDS[name]
+    if "=" in name:
+        raise ConfigError(f"the command is missing: write `regrow train {name}`")
+    raise ConfigError(f"no command {name!r}: {did_you_mean(name, COMMANDS)} (see `regrow --help`)")
+
+
+def _train(words: list[str]) -> None:
+    from regrow.app.launch import launch
+
+    launch("train", words)
+
+
+def _plan(words: list[str]) -> None:
+    from regrow.app.launch import launch
+
+    launch("plan", words)
+
+
+def _inspect(words: list[str]) -> None:
+    if len(words) != 1 or words[0].startswith("-"):
+        raise ConfigError("inspect takes one checkpoint: write `regrow inspect outputs/.../x.ckpt`")
+    path = Path(words[0])
+    if not path.is_file():
+        raise ConfigError(f"no file {words[0]!r}: `regrow inspect` takes a checkpoint (.ckpt)")
+    from regrow.app.inspection import inspect
+
+    inspect(path)
+
+
+def _recipes(words: list[str]) -> None:
+    from regrow.app.recipes import show
+
+    show(words)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "plan": _plan,
+    "inspect": _inspect,
+    "recipes": _recipes,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

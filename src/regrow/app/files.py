@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from regrow.errors import StateError
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes beside the file, then renames: a reader sees the old file or the new one.
+
+    Args:
+        path: Where it goes; its folder is made.
+        write: Called with a binary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        os.unlink(aside)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, whole or not at all; NaN and Inf are refused, as JSON has none."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        StateError: If the file is no JSON, naming it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise StateError(f"{path} is damaged ({error}): remove it and run again") from error

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""One fit in one folder, which goes on where it was cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig
+from torch import Tensor
+
+from regrow.app.building import (
+    build_callbacks,
+    build_data,
+    build_logger,
+    build_module,
+    plain,
+)
+from regrow.app.classifier import Classifier
+from regrow.app.identity import settings
+from regrow.app.levels import LevelRecorder
+from regrow.callbacks.model_checkpoint import SparseModelCheckpoint
+from regrow.callbacks.pruning import PruningCallback
+from regrow.errors import ConfigError, StateError
+
+
+@dataclass
+class Fitted:
+    """What a fit leaves behind.
+
+    Attributes:
+        checkpoint: The chosen checkpoint: best on validation, of the target sparsity.
+        levels: The best network of each sparsity; None without pruning.
+        seconds: How long this process trained.
+    """
+
+    checkpoint: Path
+    levels: LevelRecorder | None
+    seconds: float
+
+
+def fit(
+    cfg: DictConfig,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None,
+    pruning: PruningCallback | None,
+) -> Fitted:
+    """Trains, and prunes with `pruning`, into `folder/checkpoints`.
+
+    An interrupted fit goes on from its last checkpoint. With `trainer.max_epochs=0` nothing is
+    trained: the network is pruned as it is.
+
+    Args:
+        cfg: The configuration of this fit.
+        folder: Where checkpoints and logs go.
+        weights: The network's first weights; None: initialised by the seed.
+        pruning: None trains the dense network.
+
+    Raises:
+        StateError: If the fit was interrupted.
+    """
+    data = build_data(cfg)
+    module = build_module(cfg, data, weights)
+    checkpoints = folder / "checkpoints"
+    chooser = _chooser(cfg, checkpoints, pruning)
+    callbacks = [*build_callbacks(cfg, pruning), chooser]
+    levels = None
+    if pruning is not None:
+        levels = LevelRecorder(pruning, folder / "levels", cfg.monitor, cfg.monitor_mode)
+        callbacks.insert(-1, levels)
+    logger = build_logger(cfg, folder)
+    if logger:
+        logger.log_hyperparams(plain(settings(cfg)))  # type: ignore[union-attr]
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=logger,
+        default_root_dir=str(folder),
+        _convert_="all",
+    )
+    started = time.perf_counter()
+    if trainer.max_epochs == 0:
+        checkpoint = _prune_as_it_is(trainer, module, pruning, checkpoints / "best.ckpt")
+    else:
+        last = checkpoints / "last.ckpt"
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+        if trainer.interrupted:
+            raise StateError(f"interrupted: the same command goes on from {last}")
+        checkpoint = Path(chooser.best_model_path or chooser.last_model_path)
+    return Fitted(checkpoint, levels, time.perf_counter() - started)
+
+
+def _chooser(cfg: DictConfig, folder: Path, pruning: PruningCallback | None) -> ModelCheckpoint:
+    kind = ModelCheckpoint if pruning is None else SparseModelCheckpoint
+    return kind(
+        dirpath=str(folder),
+        filename="best",
+        monitor=cfg.monitor,
+        mode=cfg.monitor_mode,
+        save_last=True,
+        enable_version_counter=False,
+    )
+
+
+def _prune_as_it_is(
+    trainer: pl.Trainer, module: Classifier, pruning: PruningCallback | None, path: Path
+) -> Path:
+    if pruning is not None:
+        pruning.attach(module)
+        if pruning.pruner.needs_gradients or pruning.pruner.tracks:
+            raise ConfigError(
+                "this criterion needs gradients, and trainer.max_epochs=0 trains nothing: write "
+                "trainer.max_epochs=1, or prune by magnitude"
+            )
+        pruning.prune_to(pruning.final)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path)
+    return path

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""What a run's result depends on, and the hash of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# What may differ between two runs of one result: where things lie and what is shown.
+_UNIMPORTANT = {
+    "trainer": {
+        "default_root_dir",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "log_every_n_steps",
+        "profiler",
+    },
+    "data": {"root", "download"},
+    "callbacks": {"progress", "sparsity_monitor"},
+}
+_PARTS = (
+    "model",
+    "data",
+    "optimizer",
+    "scheduler",
+    "pruning",
+    "trainer",
+    "callbacks",
+    "seed",
+    "start",
+    "dense_epochs",
+    "finetune",
+    "monitor",
+    "monitor_mode",
+)
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that a result depends on, as plain containers."""
+    found: dict[str, Any] = {}
+    for part in _PARTS:
+        node = cfg[part]
+        if isinstance(node, DictConfig):
+            node = node.copy()
+            OmegaConf.set_struct(node, False)
+            node._set_parent(cfg)  # interpolations such as ${seed} look upwards
+            for key in _UNIMPORTANT.get(part, set()):
+                node.pop(key, None)
+            node = OmegaConf.to_container(node, resolve=True)
+        found[part] = node
+    found["start"] = _start(cfg.start)
+    return found
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """A short hash of `settings`: equal settings, equal results."""
+    text = json.dumps(settings(cfg), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _start(start: str | None) -> str | None:
+    """A file counts by what is in it, not by where it lies."""
+    path = None if start is None else Path(start)
+    if path is not None and path.is_file():
+        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return start

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""Levels: the best network at each sparsity that was trained and validated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from regrow.app.files import write_whole
+from regrow.callbacks.pruning import PruningCallback
+
+
+class LevelRecorder(pl.Callback):
+    """Keeps the weights with the best monitored value at each sparsity, in one file a level.
+
+    They are tested once, after training, and removed then.
+
+    Args:
+        pruning: Whose sparsity counts.
+        folder: Where the weights go.
+        monitor: The metric that chooses.
+        mode: "max" or "min".
+    """
+
+    def __init__(self, pruning: PruningCallback, folder: Path, monitor: str, mode: str) -> None:
+        super().__init__()
+        self.pruning = pruning
+        self.folder = folder
+        self.monitor = monitor
+        self.mode = mode
+        self.levels: list[dict[str, Any]] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
+            return
+        value = float(trainer.callback_metrics[self.monitor])
+        sparsity = self.pruning.sparsity
+        if self.levels and self.levels[-1]["sparsity"] == sparsity:
+            best = self.levels[-1]["monitored"]
+            if value <= best if self.mode == "max" else value >= best:
+                return
+            self.levels.pop()
+        level = {"sparsity": sparsity, "monitored": value, "epoch": int(trainer.current_epoch)}
+        for name in ("val/accuracy", "val/loss"):
+            if name in trainer.callback_metrics:
+                level[name.replace("/", "_")] = float(trainer.callback_metrics[name])
+        if trainer.is_global_zero:
+            state = pl_module.state_dict()
+            write_whole(self._file(len(self.levels)), lambda file: torch.save(state, file))
+        self.levels.append(level)
+
+    def weights(self) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+        """Each level with its weights, on the CPU."""
+        for index, level in enumerate(self.levels):
+            yield level, torch.load(self._file(index), map_location="cpu", weights_only=True)
+
+    def clear(self) -> None:
+        """Removes the files."""
+        for file in self.folder.glob("*.pt"):
+            file.unlink()
+        if self.folder.is_dir():
+            self.folder.rmdir()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"levels": [dict(level) for level in self.levels]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.levels = [dict(level) for level in state_dict["levels"]]
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"level{index:03d}.pt"

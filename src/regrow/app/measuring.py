@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""Measures a network as it was saved: accuracy on the test set, size, speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from regrow.app.building import build_data, build_module
+from regrow.app.classifier import Classifier
+from regrow.app.data.base import ImageDataModule
+from regrow.app.start import load_checkpoint, network_weights
+from regrow.callbacks.pruning import PruningCallback
+from regrow.cost import Latency, cost, latency
+from regrow.masks import Masks
+
+_ROUNDS = 5  # of timing; the median round counts
+
+
+class Measured(NamedTuple):
+    """A network from disk, and what was measured.
+
+    Attributes:
+        block: accuracy, loss, params, macs, bytes; plain values.
+        module: The network in its module.
+        data: Its data.
+        masks: Its masks; None for a dense network.
+    """
+
+    block: dict[str, Any]
+    module: Classifier
+    data: ImageDataModule
+    masks: Masks | None
+
+
+def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) -> Measured:
+    """Reloads a checkpoint and measures it once.
+
+    Args:
+        cfg: The configuration that made it.
+        checkpoint: The file.
+        pruning: Takes its masks from the file; None for a dense network.
+    """
+    module, data = load_network(cfg, checkpoint)
+    masks = None
+    if pruning is not None:
+        pruning.attach(module, checkpoint)
+        masks = pruning.masks
+    size = cost(module, module.example_input_array, masks)
+    block = evaluate(cfg, module, data)
+    block |= {"params": size.params, "macs": size.macs, "bytes": size.bytes}
+    return Measured(block, module, data, masks)
+
+
+def load_network(
+    cfg: DictConfig, checkpoint: Path | dict[str, Tensor]
+) -> tuple[Classifier, ImageDataModule]:
+    """The network of a checkpoint, or of its weights, in its module, with its data."""
+    state = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    data = build_data(cfg)
+    return build_module(cfg, data, network_weights(state)), data
+
+
+def evaluate(cfg: DictConfig, module: Classifier, data: ImageDataModule) -> dict[str, Any]:
+    """Accuracy (fraction) and loss on the test set."""
+    trainer = pl.Trainer(
+        accelerator=cfg.trainer.get("accelerator", "auto"),
+        devices=1,
+        precision=cfg.trainer.get("precision"),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    [scores] = trainer.test(module, datamodule=data, verbose=False)
+    return {name.removeprefix("test/"): float(value) for name, value in scores.items()}
+
+
+def time_networks(cfg: DictConfig, *modules: Classifier) -> list[Latency]:
+    """Latency of networks of one input shape, taken in turns, so that a busy moment hits all."""
+    shape = modules[0].example_input_array
+    assert isinstance(shape, torch.Tensor)
+    images = shape.new_zeros(int(cfg.latency.batch), *shape.shape[1:])
+    repeats = max(2, int(cfg.latency.repeats) // _ROUNDS)
+    rounds = [[latency(m, images, repeats=repeats) for m in modules] for _ in range(_ROUNDS)]
+    return [
+        sorted(times, key=lambda time: time.median_ms)[_ROUNDS // 2]
+        for times in zip(*rounds, strict=True)
+    ]

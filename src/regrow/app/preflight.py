@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""The fit, set up and stopped before its first step: mistakes cost seconds, not epochs."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+
+import lightning.pytorch as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from regrow.app.building import build_data, build_module
+from regrow.app.classifier import Classifier
+from regrow.app.start import given_weights
+from regrow.callbacks.pruning import PruningCallback
+from regrow.plans import Milestone
+
+
+def set_up(cfg: DictConfig, pruning: PruningCallback) -> tuple[Classifier, int]:
+    """Sets a fit up and stops it before its first step: what must be refused is refused here.
+
+    Args:
+        cfg: The configuration of the fit.
+        pruning: Is left with its pruner and its resolved plan.
+
+    Returns:
+        The module, and the optimizer steps of an epoch.
+
+    Raises:
+        ConfigError, StateError: What the fit itself would raise.
+    """
+    data = build_data(cfg)
+    named = cfg.start is not None and cfg.start != "scratch"
+    module = build_module(cfg, data, given_weights(cfg.start) if named else None)
+    if cfg.trainer.get("max_epochs") == 0:
+        pruning.attach(module)
+        pruning.progress.plan = (Milestone(0, pruning.final),)
+        return module, 1
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = instantiate(
+            cfg.trainer,
+            callbacks=[pruning, _Stop()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            default_root_dir=folder,
+            _convert_="all",
+        )
+        with contextlib.suppress(_Planned):
+            trainer.fit(module, datamodule=data)
+    batches = trainer.num_training_batches
+    return module, max(1, -(-int(batches) // int(trainer.accumulate_grad_batches)))
+
+
+class _Planned(Exception):
+    """The fit is set up."""
+
+
+class _Stop(pl.Callback):
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        raise _Planned

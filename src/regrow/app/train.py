@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""The main job: train, prune, measure, write the result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from regrow.app.building import build_pruning
+from regrow.app.control import Dense, dense_network, start_weights
+from regrow.app.files import read_json, write_json, write_whole
+from regrow.app.fitting import fit
+from regrow.app.identity import config_hash, settings
+from regrow.app.levels import LevelRecorder
+from regrow.app.measuring import Measured, evaluate, load_network, measure, time_networks
+from regrow.app.preflight import set_up
+from regrow.app.result import FILE, FORMAT, compare, device_name, standing_result, verdict, versions
+from regrow.app.tables import show_result
+from regrow.app.talking import calm, say
+from regrow.callbacks.pruning import PruningCallback
+from regrow.cost import Latency
+from regrow.errors import ConfigError
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Runs one job in its folder and returns its result.
+
+    A finished job of the same settings is not run again; an interrupted one goes on.
+
+    Raises:
+        ConfigError, StateError: Before training starts, for whatever cannot be meant.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    calm()
+    if cfg.threads is not None:
+        torch.set_num_threads(int(cfg.threads))
+    pruning = build_pruning(cfg)
+    key = config_hash(cfg)
+    if cfg.force:
+        _clear(folder)
+    result = standing_result(folder, key)
+    if result is not None:
+        say(f"{folder / FILE} stands; force=true runs it again")
+    else:
+        if pruning is not None:
+            set_up(cfg, build_pruning(cfg) or pruning)
+        _claim(folder, key)
+        started = time.perf_counter()
+        control = dense_network(cfg)
+        measured = _dense(cfg, folder, control)
+        if pruning is not None:
+            measured |= _pruned(cfg, folder, pruning, control)
+        result = _identity(cfg, key) | measured
+        result["seconds"] = round(time.perf_counter() - started, 1)
+        result["verdict"] = verdict(result)
+        write_json(folder / FILE, result)
+    show_result(result)
+    return result
+
+
+def _dense(cfg: DictConfig, folder: Path, control: Dense) -> dict[str, Any]:
+    """The control's part of the result, which is all of it without pruning."""
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    if not cfg.pruning:
+        write_whole(checkpoint, lambda file: file.write(control.checkpoint.read_bytes()))
+    return {
+        "dense": dict(control.block),
+        "pruned": None,
+        "epochs": control.epochs,
+        "levels": [],
+        "history": [],
+        "checkpoint": os.path.relpath(checkpoint, folder),
+    }
+
+
+def _pruned(
+    cfg: DictConfig, folder: Path, pruning: PruningCallback, control: Dense
+) -> dict[str, Any]:
+    """Prunes, then measures both networks as they lie on disk."""
+    fitted = fit(cfg, folder, start_weights(cfg), pruning)
+    reloaded = build_pruning(cfg)
+    assert reloaded is not None and fitted.levels is not None
+    pruned = measure(cfg, fitted.checkpoint, reloaded)
+    levels = _levels(cfg, fitted.levels, pruned)
+    fitted.levels.clear()
+    masks = reloaded.masks
+    weights = sum(parameter.numel() for parameter in pruned.module.parameters())
+    network, _ = load_network(cfg, control.checkpoint)
+    slow, fast = time_networks(cfg, network, pruned.module)
+    dense_block = control.block | {"latency_ms": _latency(slow)}
+    pruned_block = pruned.block | {"latency_ms": _latency(fast)}
+    return {
+        "dense": dense_block,
+        "pruned": pruned_block,
+        "sparsity": masks.sparsity,
+        "sparsity_total": masks.pruned / weights,
+        **compare(dense_block, pruned_block),
+        "layers": {name: 1 - masks.density(name) for name in masks},
+        "excluded": dict(reloaded.pruner.selection.reasons),
+        "levels": levels,
+        "history": reloaded.history,
+        "checkpoint": os.path.relpath(fitted.checkpoint, folder),
+    }
+
+
+def _levels(cfg: DictConfig, recorder: LevelRecorder, pruned: Measured) -> list[dict[str, Any]]:
+    """Each level with its test accuracy; the chosen network is not tested twice."""
+    levels = []
+    for level, weights in recorder.weights():
+        if pruned.masks is not None and level["sparsity"] == pruned.masks.sparsity:
+            scores = pruned.block
+        else:
+            module, data = load_network(cfg, weights)
+            scores = evaluate(cfg, module, data)
+        levels.append(level | {"test_accuracy": scores["accuracy"], "test_loss": scores["loss"]})
+    return levels
+
+
+def _identity(cfg: DictConfig, key: str) -> dict[str, Any]:
+    hydra = HydraConfig.get()
+    return {
+        "format": FORMAT,
+        "recipe": str(hydra.runtime.choices["recipe"]),
+        "overrides": [str(word) for word in hydra.overrides.task],
+        "config_hash": key,
+        "settings": settings(cfg),
+        "seed": int(cfg.seed),
+        "versions": versions(),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "batch": int(cfg.latency.batch),
+    }
+
+
+def _latency(measured: Latency) -> dict[str, Any]:
+    return {
+        "median": measured.median_ms,
+        "p25": measured.p25_ms,
+        "p75": measured.p75_ms,
+        "device": measured.device,
+        "threads": measured.threads,
+        "batch": measured.batch,
+    }
+
+
+def _claim(folder: Path, key: str) -> None:
+    """Marks the folder as this run's, or refuses one that holds another run."""
+    mark = folder / "run.json"
+    if mark.is_file() and read_json(mark)["config_hash"] != key:
+        raise ConfigError(
+            f"{folder} holds a run of other settings (a recipe or regrow changed since): write "
+            "force=true to replace it, or hydra.run.dir=... for another folder"
+        )
+    write_json(mark, {"config_hash": key})
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an earlier run of this folder wrote, and nothing else."""
+    for name in ("checkpoints", "levels", "logs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (FILE, "run.json"):
+        (folder / name).unlink(missing_ok=True)

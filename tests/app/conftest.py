@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+"""Jobs of the command, run in this process: importing Lightning again for each would be slow."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from regrow._paths import config_dir
+from regrow.app.recipes import register
+
+QUICK = (
+    "trainer.max_epochs=2",
+    "latency.repeats=3",
+    "~callbacks.progress",
+    "+trainer.enable_progress_bar=false",
+)
+Job = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """The configuration of `regrow train WORDS...`, with its folder below `tmp_path`."""
+
+    def make(*words: str, folder: str = "run") -> DictConfig:
+        register()
+        with initialize_config_dir(version_base="1.3", config_dir=str(config_dir("conf") / "app")):
+            cfg = compose("train", [*QUICK, *words], return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(tmp_path / folder)
+            cfg.hydra.runtime.cwd = str(tmp_path)
+            cfg.hydra.runtime.version = "1.3"
+        (tmp_path / folder).mkdir(exist_ok=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+    return make

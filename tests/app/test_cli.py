@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""The command as a user meets it: quick, and clear about mistakes."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from regrow.app.launch import _message, plainly
+from regrow.app.recipes import recipe_files
+from regrow.errors import ConfigError
+
+HEAVY = ("torch", "lightning")
+
+
+def modules_after(python, *words):
+    """The modules that `regrow WORDS...` has imported when it ends."""
+    program = (
+        "import json, sys\n"
+        f"sys.argv = ['regrow', *{list(words)!r}]\n"
+        "from regrow.app.cli import main\n"
+        "try:\n"
+        "    sys.exit(main())\n"
+        "finally:\n"
+        "    print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
+    )
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    modules = json.loads(done.stderr.splitlines()[-1])
+    return modules, done.stdout
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_help_imports_next_to_nothing(python, words):
+    modules, out = modules_after(python, *words)
+    assert "regrow train recipe=digits/gmp" in out
+    assert not {*HEAVY, "hydra", "omegaconf", "rich"} & {*modules}
+
+
+def test_help_is_quick(regrow):
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert regrow().returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("name", recipe_files())
+def test_configuration_of_a_recipe_needs_no_torch(python, name):
+    modules, out = modules_after(python, "train", f"recipe={name}", "--cfg", "job")
+    assert "sparsity_monitor" in out
+    assert not {*HEAVY} & {*modules}
+
+
+def test_groups_are_listed_without_torch(python):
+    modules, out = modules_after(python, "train", "--help")
+    assert "recipe/digits: dense, gmp" in out
+    assert "pruning: erk, gmp" in out
+    assert "model: digits_cnn" in out
+    assert "regrow train -m recipe=digits/gmp" in out
+    assert not {*HEAVY} & {*modules}
+
+
+def test_recipes_are_shown_without_torch(python):
+    modules, out = modules_after(python, "recipes")
+    assert all(name in out for name in recipe_files())
+    assert "Zhu and Gupta 2017" in out
+    assert not {*HEAVY} & {*modules}
+
+
+def test_recipes_can_be_searched(regrow):
+    out = regrow("recipes", "lenet-5", "gradual").stdout
+    assert "fashion_mnist/lenet5_gmp" in out
+    assert "lenet300" not in out
+    assert "lenet5_dense" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("trian",), "no command 'trian': did you mean 'train'?"),
+        (("recipe=digits/gmp",), "write `regrow train recipe=digits/gmp`"),
+        (("train", "recipe=digits/gpm"), "no recipe 'digits/gpm': did you mean 'digits/gmp'"),
+        (("plan", "recipe=digits/gpm"), "no recipe 'digits/gpm': did you mean 'digits/gmp'"),
+        (("train", "-m", "recipe=digits/gmp,digits/dens"), "did you mean 'digits/dense'"),
+        (("train", "-m", "recipe=glob(*)"), "write their names, recipe=digits/gmp,"),
+        (("plan", "-m", "seed=1,2"), "leave out -m"),
+        (("recipes", "digits/gpm"), "did you mean 'digits/gmp'"),
+        (("inspect",), "inspect takes one checkpoint"),
+        (("inspect", "nowhere.ckpt"), "no file 'nowhere.ckpt'"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(regrow, words, message):
+    done = regrow(*words)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_misspelt_key_is_refused(regrow, tmp_path):
+    done = regrow("train", "recipe=digits/gmp", "pruning.sparsty=0.5")
+    assert done.returncode == 1
+    assert "Key 'sparsty' is not in struct" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_group_option_is_refused_with_the_options(regrow):
+    done = regrow("train", "pruning=gpm")
+    assert done.returncode == 1
+    assert "gmp" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_recipes_of_ones_own_folder_are_hydras(regrow, tmp_path):
+    own = tmp_path / "mine" / "recipe" / "small.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\nthreads: 7\n")
+    done = regrow("train", f"--config-dir={tmp_path}/mine", "recipe=small", "--cfg", "job")
+    assert "threads: 7" in done.stdout
+
+
+def test_runs_and_sweep_jobs_share_folders(regrow):
+    run = ("recipe=digits/gmp", "pruning.sparsity=0.5", "seed=3", "force=true")
+    out = regrow("train", *run, "--cfg", "all", "--resolve", HYDRA_FULL_ERROR="1").stdout
+    where = "digits/gmp/pruning.sparsity=0.5/seed=3"
+    assert f"dir: outputs/{where}" in out
+    assert f"subdir: {where}" in out
+
+
+# The job itself, without Hydra.
+
+
+def test_an_error_of_ours_is_unwrapped():
+    inner = ConfigError("sparsity must be in [0, 1), got 90: write 0.9 for 90 %")
+    outer = RuntimeError("Hydra's own words")
+    outer.__cause__ = inner
+    assert _message(outer) == f"error: {inner}"
+    assert _message(TypeError("a bug")) is None
+
+
+def test_an_error_inside_instantiate_says_where(monkeypatch):
+    from hydra.errors import CompactHydraException
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    cfg = OmegaConf.create(
+        {"schedule": {"_target_": "regrow.schedules.make_schedule", "schedule": "x"}}
+    )
+    job = plainly(instantiate)
+    with pytest.raises(CompactHydraException, match=r"error: schedule must be .*\(in schedule\)"):
+        job(cfg)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match="Error in call to target"):
+        job(cfg)
+
+
+def test_other_errors_are_left_alone():
+    def job(cfg):
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        plainly(job)(None)
+
+
+def test_the_job_gets_its_command_line_back(python, checkout, tmp_path):
+    """Lightning starts other ranks with sys.argv, so the word `train` must still be there."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "from regrow.app import launch\n"
+        "launch.JOBS['train'] = launch.plainly(lambda cfg: print(sys.argv[1:], cfg.seed))\n"
+        "from regrow.app.cli import main\n"
+        "main()\n"
+    )
+    done = python(str(program), "train", "-m", "seed=1,2")
+    assert done.stdout.count("['train', '-m', 'seed=1,2'] 1") == 1, done.stderr
+    assert done.stdout.count("['train', '-m', 'seed=1,2'] 2") == 1
+    assert Path(tmp_path, "outputs/custom/seed=2/.hydra/config.yaml").is_file()

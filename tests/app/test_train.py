@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""The main job on small runs: what it writes, keeps, goes on from and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from regrow.app.control import dense_network
+from regrow.app.train import train
+from regrow.errors import ConfigError, StateError
+
+GMP = ("recipe=digits/gmp", "pruning.every=0.1")
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def done(job, tmp_path):
+    cfg = job(*GMP)
+    return cfg, train(cfg), tmp_path / "run"
+
+
+def test_result_says_what_was_measured(done):
+    _, result, folder = done
+    assert json.loads((folder / "result.json").read_text()) == result
+    weights = 14_288  # of the convolutions and the linear layer, by hand: see the model's tests
+    pruned = round(0.9 * weights)
+    assert result["sparsity"] == pruned / weights
+    assert result["sparsity_total"] == pruned / 14_458
+    assert result["dense"]["params"] == 14_458
+    assert result["pruned"]["params"] == 14_458 - pruned
+    assert result["compression"] == 14_458 / (14_458 - pruned)
+    assert result["dense"]["macs"] / result["pruned"]["macs"] == result["theoretical_speedup"] > 1
+    assert result["pruned"]["bytes"] < result["dense"]["bytes"]
+    assert result["history"][-1]["after"] == result["sparsity"]
+    assert result["levels"][-1]["sparsity"] == result["sparsity"]
+    assert all(0 <= level["test_accuracy"] <= 1 for level in result["levels"])
+    assert set(result["excluded"]) >= {"network.fc.bias"}
+    assert result["versions"]["torch"] == torch.__version__
+    assert (result["recipe"], result["seed"]) == ("digits/gmp", 0)
+    assert "not faster" in result["verdict"] or "as fast" in result["verdict"]
+
+
+def test_accuracy_is_that_of_the_file(done):
+    """Reloaded by hand: a plain network and a plain loop."""
+    _, result, folder = done
+    from regrow.app.data.digits import Digits
+    from regrow.app.models.digits_cnn import DigitsCNN
+
+    state = torch.load(folder / result["checkpoint"], weights_only=True)["state_dict"]
+    network = DigitsCNN()
+    network.load_state_dict({name.removeprefix("network."): t for name, t in state.items()})
+    network.eval()
+    data = Digits(batch_size=64)
+    data.setup()
+    with torch.no_grad():
+        right = [(network(x).argmax(1) == y).float() for x, y in data.test_dataloader()]
+    assert torch.cat(right).mean().item() == pytest.approx(result["pruned"]["accuracy"])
+    zeros = sum(int((w == 0).sum()) for name, w in network.named_parameters() if w.dim() > 1)
+    assert zeros >= round(0.9 * 14_288)
+
+
+def test_finished_job_is_not_run_again(done, capsys):
+    cfg, result, folder = done
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert train(cfg) == result
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_force_runs_it_again_to_the_same_numbers(done, job):
+    _, result, _ = done
+    again = train(job(*GMP, "force=true"))
+    for part in ("dense", "pruned"):
+        for name in ("accuracy", "loss", "params", "macs", "bytes"):
+            assert again[part][name] == result[part][name]
+    assert again["history"] == result["history"]
+
+
+def test_folder_of_other_settings_is_refused(done, job):
+    with pytest.raises(ConfigError, match=r"holds a run of other settings.*force=true"):
+        train(job(*GMP, "pruning.sparsity=0.8"))
+
+
+def test_dense_control_is_trained_once(done, job, monkeypatch):
+    cfg, _, _ = done
+    monkeypatch.setattr("regrow.app.control.fit", None)  # calling it would fail
+    control = dense_network(cfg)
+    assert dense_network(job(*GMP, "pruning.sparsity=0.8", folder="other")) == control
+
+
+def test_killed_run_goes_on_to_the_same_bits(done, job, tmp_path, monkeypatch):
+    """Cut in the middle of the second epoch: what follows is what would have been."""
+    _, result, folder = done
+    whole = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+    from lightning.pytorch import Callback
+
+    class Cut(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 30:
+                raise RuntimeError("cut")
+
+    words = (*GMP, f"paths.controls={tmp_path / 'outputs' / 'controls'}")
+    cfg = job(*words, folder="cut")
+    build = __import__("regrow.app.fitting", fromlist=["x"]).build_callbacks
+    monkeypatch.setattr(
+        "regrow.app.fitting.build_callbacks", lambda cfg, pruning: [*build(cfg, pruning), Cut()]
+    )
+    with pytest.raises(RuntimeError, match="cut"):
+        train(cfg)
+    assert not (tmp_path / "cut" / "result.json").exists()
+    monkeypatch.undo()
+    resumed = train(cfg)
+    for part in ("dense", "pruned"):
+        for name in ("accuracy", "loss", "params", "macs", "bytes"):
+            assert resumed[part][name] == result[part][name]
+    assert resumed["history"] == result["history"]
+    assert resumed["levels"] == result["levels"]
+    again = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, again["state_dict"][name])
+    moments = [s["momentum_buffer"] for s in whole["optimizer_states"][0]["state"].values()]
+    others = [s["momentum_buffer"] for s in again["optimizer_states"][0]["state"].values()]
+    assert all(map(torch.equal, moments, others))
+
+
+def test_nothing_half_written_is_left(done):
+    _, _, folder = done
+    assert files(folder) == {
+        "run.json",
+        "result.json",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "logs/metrics.csv",
+        "logs/hparams.yaml",
+    }
+
+
+def test_one_shot_without_retraining_prunes_the_trained_network(job, tmp_path):
+    result = train(job("recipe=digits/oneshot", "trainer.max_epochs=0", "dense_epochs=1"))
+    assert result["sparsity"] == pytest.approx(0.9, abs=1e-4)
+    assert len(result["history"]) == 1
+    state = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert state["callbacks"]
+    # what is left is what the dense network had
+    [first] = (tmp_path / "outputs" / "controls").glob("*/checkpoints/last.ckpt")
+    dense = torch.load(first.parent / "best.ckpt", weights_only=True)["state_dict"]
+    for name, tensor in state["state_dict"].items():
+        assert torch.equal(tensor, torch.where(tensor == 0, tensor, dense[name]))
+
+
+def test_dense_recipe_is_its_own_control(job):
+    result = train(job("recipe=digits/dense"))
+    assert result["pruned"] is None
+    assert result["verdict"].startswith("dense: accuracy")
+    assert result["dense"]["params"] == 14_458
+
+
+def test_start_from_a_run_and_from_a_checkpoint(done, job, tmp_path):
+    _, result, folder = done
+    for number, start in enumerate((folder, folder / result["checkpoint"])):
+        words = (f"start={start}", "recipe=digits/oneshot", "trainer.max_epochs=1")
+        result = train(job(*words, folder=f"from{number}"))
+        assert result["sparsity"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_finetune_settings_are_those_of_the_second_fit(job, tmp_path):
+    words = ("recipe=digits/oneshot", "trainer.max_epochs=1", "dense_epochs=1")
+    train(job(*words, "finetune.lr=0.001", "finetune.batch_size=100"))
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.001
+    assert last["global_step"] == -(-1294 // 100)  # the training part, in batches of 100
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("pruning.sparsity=90",), r"sparsity must be in \[0, 1\), got 90: write 0.9 for 90 %"),
+        (("pruning.schedule=cubik",), "did you mean 'cubic'"),
+        (("pruning.exclude=[netwrok.head]",), "matches no parameter: nearest are network"),
+        (("pruning.every=1.0",), "longer than begin to end"),
+        (("pruning.every=500ep",), "longer than begin to end"),
+        (("pruning.begin=3",), "has no unit: write '3ep' or '3it'"),
+        (("pruning.granularity='2:4'",), "write 0.5"),
+        (("pruning.granularity='1:3'", "pruning.sparsity=0.667"), "does not divide"),
+        (("pruning.distribution=erc",), "did you mean 'erk'"),
+        (("pruning.criterion=magnitud",), "did you mean 'magnitude'"),
+        (("start=nowhere.ckpt",), "does not exist"),
+        (("start=pretrained:resnet18",), "needs torchvision or timm"),
+        (("data=fashion_mnist", "data.root=nowhere", "model=lenet5"), "nowhere"),
+        (("model=lenet5",), "does not fit data"),
+        (("model.num_classes=7",), "write model.num_classes=10"),
+    ],
+)
+def test_mistakes_are_named_before_training(job, words, message, monkeypatch, tmp_path):
+    from regrow.app.classifier import Classifier
+
+    def never(*_):
+        raise AssertionError("a step was taken")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Classifier, "training_step", never)
+    # the control is trained first: here it is there already
+    monkeypatch.setattr("regrow.app.train.dense_network", lambda cfg: None)
+    monkeypatch.setattr("regrow.app.train._dense", lambda *_: {})
+    with pytest.raises(Exception, match=message) as caught:
+        train(job("recipe=digits/gmp", *words))
+    assert "a step was taken" not in str(caught.value)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_plain_word_for_a_group_that_was_not_found(job):
+    cfg = job("recipe=digits/gmp")
+    cfg.pruning = "gmp"
+    with pytest.raises(ConfigError, match="is regrow installed in this environment"):
+        train(cfg)
+
+
+def test_damaged_start_is_named(job, tmp_path):
+    (tmp_path / "bad.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(StateError, match=r"bad\.ckpt cannot be read"):
+        train(job("recipe=digits/oneshot", f"start={tmp_path / 'bad.ckpt'}"))

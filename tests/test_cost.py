@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""Parameters, MACs, bytes and latency."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from regrow.cost import Cost, cost, latency, layer_table
+from regrow.errors import ConfigError, StateError
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)
+    )
+
+
+IMAGES = torch.zeros(7, 3, 4, 4)
+
+
+def test_dense():
+    params = (108 + 4) + (4 + 4) + (80 + 5)
+    size = 4 * params + 4 * (4 + 4) + 8  # running statistics, and the number of batches
+    assert cost(network(), IMAGES) == Cost(params, 4 * 108 + 80, size)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
+def test_pruned(sparsity):
+    model = network()
+    dense = cost(model, IMAGES)
+    masks = regrow.prune(model, sparsity)
+    found = cost(model, IMAGES, masks)
+    conv, linear = (int((~masks[name]).sum()) for name in ("0.weight", "4.weight"))
+    assert found.params == dense.params - conv - linear
+    assert found.macs == dense.macs - 4 * conv - linear
+    assert found.bytes == dense.bytes - 4 * (conv + linear) + 14 + 10
+
+
+def test_half_precision_values_are_half_as_large():
+    model = nn.Linear(16, 16, bias=False).bfloat16()
+    masks = regrow.prune(model, 0.75)
+    assert cost(model, torch.zeros(1, 16).bfloat16(), masks).bytes == 64 * 2 + 256 / 8
+
+
+def test_shared_weights_count_once():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    keep = {"1.weight": torch.eye(4, dtype=torch.bool)}
+    assert cost(model, torch.zeros(1, 4)) == Cost(16, 32, 64)
+    assert cost(model, torch.zeros(1, 4), keep) == Cost(4, 8, 16 + 2)
+    [row] = layer_table(model, torch.zeros(1, 4), keep)
+    assert (row.name, row.params, row.macs) == ("0.weight", 4, 8)
+
+
+def test_masks_that_do_not_fit_are_refused():
+    with pytest.raises(StateError, match=r"9.weight is masked but not selected here"):
+        cost(network(), IMAGES, {"9.weight": torch.ones(3, dtype=torch.bool)})
+
+
+def test_table():
+    model = network()
+    masks = regrow.prune(model, 0.5, include=["4"])
+    conv, linear = layer_table(model, IMAGES, masks)
+    assert conv == ("0.weight", "Conv2d", (4, 3, 3, 3), 108, 0.0, 432)
+    assert linear == ("4.weight", "Linear", (5, 16), 40, 0.5, 40)
+    total = sum(row.macs for row in layer_table(model, IMAGES, masks))
+    assert total == cost(model, IMAGES, masks).macs
+
+
+def test_table_of_a_compiled_model_and_of_an_embedding():
+    compiled = torch.compile(network(), backend="eager")
+    assert [row.kind for row in layer_table(compiled, IMAGES)] == ["Conv2d", "Linear"]
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))
+    masks = regrow.prune(model, 0.5, include=["0.weight"])
+    rows = layer_table(model, torch.zeros(2, 3, dtype=torch.long), masks)
+    assert [(row.name, row.macs) for row in rows] == [("0.weight", 0), ("1.weight", 24)]
+
+
+class Sleeper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        self.calls += 1
+        time.sleep(0.002)
+        return x
+
+
+def test_latency():
+    model = Sleeper().train()
+    found = latency(model, torch.zeros(6, 2), repeats=8, warmup=3)
+    assert model.calls == 11
+    assert model.training
+    assert 2 <= found.p25_ms <= found.median_ms <= found.p75_ms < 100
+    assert (found.device, found.batch, found.repeats) == ("cpu", 6, 8)
+    assert found.threads == torch.get_num_threads()
+
+
+def test_latency_needs_a_few_repeats():
+    with pytest.raises(ConfigError, match="repeats must be a whole number of at least 2"):
+        latency(nn.Linear(2, 2), torch.zeros(1, 2), repeats=1)
