@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -122,7 +123,11 @@ def build_callbacks(cfg: DictConfig, pruning: PruningCallback | None) -> list[pl
 
 
 def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
-    """The logger, writing into `folder`; False for `logger=none`."""
+    """The logger, writing into `folder`; False for `logger=none`.
+
+    Raises:
+        ConfigError: If its package is not installed.
+    """
     if not cfg.logger:
         return False
     node = cfg.logger.copy()
@@ -130,7 +135,15 @@ def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
     if "save_dir" in node:
         node.save_dir = str(folder)
     _keep_metrics(folder / "logs" / "metrics.csv")
-    logger: Logger = instantiate(node, _convert_="all")
+    try:
+        logger: Logger = instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        raise ConfigError(
+            f"{node['_target_']} needs a package that is not installed ({error.__cause__}): "
+            "install it, or write logger=csv"
+        ) from error
     return logger
 
 

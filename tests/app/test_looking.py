@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""`regrow plan` and `regrow inspect`: what they show is what the run does."""
+
+import json
+
+import pytest
+import torch
+
+from regrow.app.inspection import inspect
+from regrow.app.planning import plan
+from regrow.app.train import train
+from regrow.errors import ConfigError, StateError
+
+GMP = ("recipe=digits/gmp", "pruning.every=0.1")
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_plan_shows_the_events_of_the_run(job, capsys):
+    plan(job(*GMP))
+    shown = capsys.readouterr().out
+    result = train(job(*GMP))
+    assert f"{len(result['history'])} events" in shown
+    for event in result["history"]:
+        assert f" {event['step']} " in shown
+    assert "network.fc.bias" in shown
+    assert "14,458" in shown
+
+
+def test_plan_of_erk_shows_each_layer(job, capsys):
+    """By hand: the 3 x 3 x 1 convolution's share exceeds 1, and the linear layer's too."""
+    plan(job(*GMP, "pruning.distribution=erk"))
+    rows = [line for line in capsys.readouterr().out.splitlines() if "│ network." in line]
+    shares = {line.split("│")[1].strip(): line.split("│")[5].strip() for line in rows}
+    assert shares["network.features.0.weight"] == "0.0000"
+    weights = {"network.features.3.weight": 4_608, "network.features.7.weight": 9_216}
+    rest = {"network.features.0.weight": 144, "network.fc.weight": 320}
+    total = sum(float(shares[n]) * size for n, size in (weights | rest).items())
+    assert total == pytest.approx(0.9 * 14_288, abs=2)
+
+
+def test_plan_writes_nothing_and_steps_never(job, tmp_path, monkeypatch):
+    from regrow.app.classifier import Classifier
+
+    def never(*_):
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(Classifier, "training_step", never)
+    plan(job(*GMP))
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_plan_of_no_pruning_is_refused(job):
+    with pytest.raises(ConfigError, match="pruning=none plans nothing"):
+        plan(job("recipe=digits/dense"))
+
+
+def test_inspect_shows_masks_progress_and_costs(job, tmp_path, capsys):
+    cfg = job(*GMP)
+    result = train(cfg)
+    capsys.readouterr()
+    inspect(tmp_path / "run" / result["checkpoint"])
+    shown = capsys.readouterr().out
+    events = len(result["history"])
+    assert f"{events} of {events} events have happened" in shown
+    assert f"sparsity {result['sparsity']:.4f} of the prunable, target 0.9000" in shown
+    for name, sparsity in result["layers"].items():
+        [line] = [row for row in shown.splitlines() if name in row]
+        assert f"{sparsity:.4f}" in line
+
+
+def test_inspect_of_a_dense_checkpoint(tmp_path, capsys):
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}}, tmp_path / "dense.ckpt")
+    inspect(tmp_path / "dense.ckpt")
+    assert "no masks: a dense network" in capsys.readouterr().out
+
+
+def test_inspect_of_a_damaged_file(tmp_path):
+    (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(StateError, match="cannot be read as a checkpoint"):
+        inspect(tmp_path / "cut.ckpt")
+
+
+def test_result_file_is_json_a_stranger_can_read(job, tmp_path):
+    train(job(*GMP))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {"dense", "pruned", "sparsity", "levels", "history", "verdict"} <= result.keys()
