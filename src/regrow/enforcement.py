@@ -35,6 +35,7 @@ class Enforcer:
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
         self._working: dict[str, Tensor] = {}
+        self._views: dict[str, Tensor] = {}  # the parameters as integers: a view costs time to make
 
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Takes a bool mask of the parameter's shape; all True needs no working mask."""
@@ -54,18 +55,23 @@ class Enforcer:
             return torch.ones_like(self.parameters[name], dtype=torch.bool)
         return working != 0
 
-    @torch.no_grad()
     def weights(self) -> None:
         """Makes every pruned weight exactly +0.0."""
-        for parameter, mask in self._pairs():
-            parameter.detach().view(mask.dtype).bitwise_and_(mask)
+        for name, mask in self._working.items():
+            view, parameter = self._views.get(name), self.parameters[name]
+            if view is None or view.data_ptr() != parameter.data_ptr():
+                mask = self._fitting(name)
+                view = self._views[name] = parameter.detach().view(mask.dtype)
+            view.bitwise_and_(mask)
 
-    @torch.no_grad()
     def gradients(self) -> None:
         """Makes every gradient of a pruned weight exactly +0.0; NaN and Inf there vanish."""
-        for parameter, mask in self._pairs():
-            if parameter.grad is not None:
-                _mask_tensor(parameter.grad, mask)
+        for name, mask in self._working.items():
+            grad = self.parameters[name].grad
+            if grad is not None:
+                if grad.get_device() != mask.get_device():
+                    mask = self._fitting(name)
+                _mask_tensor(grad, mask)
 
     @torch.no_grad()
     def state(self, optimizers: Iterable[Optimizer]) -> None:
@@ -113,12 +119,15 @@ class Enforcer:
         return optimizer.register_step_pre_hook(before)
 
     def _pairs(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Parameters with their working masks, remade where a parameter was moved or cast."""
-        for name, mask in self._working.items():
-            parameter = self.parameters[name]
-            if mask.device != parameter.device or mask.itemsize != parameter.itemsize:
-                mask = self._working[name] = working_mask(mask != 0, parameter)
-            yield parameter, mask
+        for name in self._working:
+            yield self.parameters[name], self._fitting(name)
+
+    def _fitting(self, name: str) -> Tensor:
+        """The working mask of a parameter, remade where that was moved or cast."""
+        mask, parameter = self._working[name], self.parameters[name]
+        if mask.device != parameter.device or mask.itemsize != parameter.itemsize:
+            mask = self._working[name] = working_mask(mask != 0, parameter)
+        return mask
 
 
 class Handle:
@@ -196,7 +205,7 @@ def working_mask(mask: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _mask_tensor(tensor: Tensor, mask: Tensor) -> None:
-    if tensor.layout != torch.strided:
+    if tensor.layout is not torch.strided:
         raise StateError(
             f"a sparse gradient of shape {tuple(tensor.shape)} cannot be masked: "
             "build the embedding with sparse=False, or exclude it"
@@ -204,7 +213,7 @@ def _mask_tensor(tensor: Tensor, mask: Tensor) -> None:
     if tensor.itemsize == mask.itemsize:
         tensor.view(mask.dtype).bitwise_and_(mask)
     else:
-        tensor.masked_fill_(mask == 0, 0)
+        tensor.detach().masked_fill_(mask == 0, 0)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from regrow.criteria import Criterion, TrackingCriterion
 from regrow.masks import Masks
-from regrow.method import Method
+from regrow.method import Method, choose_masks
 from regrow.pruner import Pruner
 
 
@@ -53,5 +53,8 @@ def prune(
     """
     method = Method(criterion, distribution, granularity, layers, include, exclude, seed)
     pruner = Pruner(model, method)
-    pruner.prune_to(method.check_target(sparsity))
-    return pruner.masks
+    sparsity, dense = method.check_target(sparsity), [None] * len(pruner.targets)
+    found = choose_masks(pruner.method, pruner.targets, dense, sparsity, pruner.own, event=0)
+    for target, mask in zip(pruner.targets, found, strict=True):
+        target.parameter.detach().masked_fill_(~mask, 0.0)
+    return Masks({target.name: mask for target, mask in zip(pruner.targets, found, strict=True)})

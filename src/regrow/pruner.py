@@ -33,6 +33,8 @@ class Pruner:
         history: One dict an event (event, kind, before, after, target, pruned); callers may add
             to it.
         target: The sparsity last asked for.
+        needs_gradients: Whether an event must wait until gradients are there.
+        tracks: Whether the criterion looks at the gradients of every step.
 
     Raises:
         ConfigError, StateError: See `regrow.targets.select`; for a granularity that does not fit.
@@ -50,6 +52,9 @@ class Pruner:
         self.model = model
         self.selection: Selection = select(model, self.method.include, self.method.exclude)
         self.criterion = make_criterion(self.method.criterion)
+        # asked at every step, and slow to find out
+        self.needs_gradients = needs_gradients(self.criterion)
+        self.tracks = isinstance(self.criterion, TrackingCriterion)
         self.granularity = make_granularity(self.method.granularity)
         for target in self.targets:
             self.granularity.check(target)
@@ -100,16 +105,6 @@ class Pruner:
         free = self._free
         pruned = sum(self._pruned[target.name] for target in free)
         return pruned / sum(target.parameter.numel() for target in free)
-
-    @property
-    def needs_gradients(self) -> bool:
-        """Whether an event must wait until gradients are there."""
-        return needs_gradients(self.criterion)
-
-    @property
-    def tracks(self) -> bool:
-        """Whether the criterion looks at the gradients of every step."""
-        return isinstance(self.criterion, TrackingCriterion)
 
     def units(self, sparsity: float) -> int:
         """How many units (weights, groups, blocks) of the free targets a sparsity prunes."""

@@ -14,7 +14,7 @@ from typing import Literal
 from regrow.errors import ConfigError
 
 Unit = Literal["ep", "it", "fit"]
-TimeLike = str | float
+TimeLike = float | str  # in this order, for command lines that try one after the other
 _PATTERN = re.compile(r"\s*(\d+)\s*(ep|it)\s*")
 
 

@@ -105,9 +105,13 @@ class PrunerAccess(Callback):
                 raise StateError(f"{ckpt} was saved before {self.state_key} had seen a model")
         elif self._pruner is not None:
             state = self.state_dict()
-        self._pruner = self._new_pruner(model)
-        if state is not None:
-            self._adopt(state)
+        before, self._pruner = self._pruner, self._new_pruner(model)
+        try:
+            if state is not None:
+                self._adopt(state)
+        except StateError:
+            self._pruner = before
+            raise
 
     def _new_pruner(self, model: nn.Module) -> Pruner:
         return Pruner(model, self.method, keep_removed=self.keep_removed)

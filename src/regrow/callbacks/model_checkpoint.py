@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from regrow.callbacks.reached import all_reached, require_pruner
@@ -71,11 +73,35 @@ class SparseModelCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=save_on_train_epoch_end,
             enable_version_counter=enable_version_counter,
         )
-        self._last_saved_at = -1
+        self._fresh = False  # whether this hook has written last.ckpt
+        self._within = True  # whether the epoch is still going on
+        self._waits = False  # whether last.ckpt is to be written at its end
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         require_pruner(trainer, self, stage)
         super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        self._fresh = False
+        deferred, self._defer_save_until_validation = self._defer_save_until_validation, False
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        if self._defer_save_until_validation and not self._should_skip_saving_checkpoint(trainer):
+            # the score is still to come, and the best with it; a run that is cut needs no score
+            step = self._last_global_step_saved
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._last_global_step_saved = step
+        self._defer_save_until_validation |= deferred
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fresh = False
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fresh, self._within = False, False
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._waits:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._within = True
 
     def _save_topk_checkpoint(
         self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
@@ -87,15 +113,27 @@ class SparseModelCheckpoint(ModelCheckpoint):
     def _save_last_checkpoint(
         self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
     ) -> None:
-        if self._last_saved_at == trainer.global_step:
+        # Lightning 2.6 miscounts the batches of a run resumed from within an epoch's last batch
+        self._waits = self._within and bool(trainer.is_last_batch)
+        if self._fresh or self._waits:
             return
         weights_only, self.save_weights_only = self.save_weights_only, False
         try:
             super()._save_last_checkpoint(trainer, monitor_candidates)
         finally:
             self.save_weights_only = weights_only
-        self._last_saved_at = trainer.global_step
+        self._fresh = True
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._last_saved_at = -1
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        """Writes beside the file and renames.
+
+        Lightning moves it over from the system's temporary folder, which on another file system is
+        a copy that a kill cuts short.
+        """
+        if type(trainer.strategy.checkpoint_io) is not TorchCheckpointIO or "://" in filepath:
+            return super()._save_checkpoint(trainer, filepath)
+        part = f"{filepath}.part"
+        super()._save_checkpoint(trainer, part)
+        self._last_checkpoint_saved = filepath
+        if trainer.is_global_zero:
+            os.replace(part, filepath)

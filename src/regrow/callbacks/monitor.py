@@ -42,7 +42,13 @@ class SparsityMonitor(Callback):
         require_pruner(trainer, self, stage)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._values = self._measure(trainer)
+        self._values, self._shown = {}, False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._values:  # a resumed pruner has its masks after all of on_train_start
+            self._values = self._measure(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._shown = False

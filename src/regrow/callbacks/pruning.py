@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -21,8 +22,10 @@ from regrow.callbacks.access import PrunerAccess
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.refusals import (
     overflowed,
+    refuse_averaging,
     refuse_sharded,
     refuse_split,
+    refuse_unreachable,
     waits_for_gradients,
 )
 from regrow.callbacks.targets_table import show_targets
@@ -74,13 +77,14 @@ class PruningCallback(PrunerAccess):
                 f"{type(self).__name__} holds the masks of another model object: call "
                 "attach(model) to carry them over, or make a new callback for a fresh model"
             )
+        refuse_averaging(trainer)
         refuse_sharded(trainer, pruner)
         refuse_split(trainer.optimizers, pruner)
         self._clock = Clock(trainer, self.schedule.times())
         for optimizer in trainer.optimizers:
             self._handles.append(pruner.enforcer.hook(optimizer))
             if not pl_module.automatic_optimization:  # a raw optimizer.step() calls no other hook
-                hook = optimizer.register_step_pre_hook(self._mask_gradients)
+                hook = pruner.enforcer.gradient_hook(optimizer)
                 self._handles.append(hook)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -111,6 +115,15 @@ class PruningCallback(PrunerAccess):
             for callback in every:
                 callback.on_gradients(trainer, optimizer)
         self._mask_gradients()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.progress.ahead and not trainer.should_stop:
+            rank_zero_warn(
+                f"the fit ended at sparsity {self.sparsity:.4g}, before "
+                f"{len(self.progress.ahead)} planned events, the last of them to sparsity "
+                f"{self.final:.4g}. Does the module call step() of a raw optimizer? Lightning "
+                "neither counts such steps nor shows their gradients: use self.optimizers()"
+            )
 
     def on_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """Acts on dense, unscaled, unclipped gradients: a due event, or the criterion's update."""
@@ -181,6 +194,8 @@ class PruningCallback(PrunerAccess):
             plan = (Milestone(first, self.final),)
         else:
             plan = self.resolve(timeline, start)
+        if plan:
+            refuse_unreachable(pruner, self.final)
         self.progress = Progress(plan, 0, start, first, epoch)
 
     def _resume(self, state: Mapping[str, Any]) -> None:

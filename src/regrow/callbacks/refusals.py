@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.optim import Optimizer
 
+from regrow.criteria import magnitude
 from regrow.errors import ConfigError
+from regrow.method import choose_masks
 from regrow.pruner import Pruner
 
 _SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
@@ -28,6 +31,31 @@ def refuse_sharded(trainer: pl.Trainer, pruner: Pruner) -> None:
             f"{name} shards parameters ({', '.join(sharded[:3]) or 'all of them'}), and masks of "
             "sharded parameters are not supported: write strategy='ddp'"
         )
+
+
+def refuse_averaging(trainer: pl.Trainer) -> None:
+    """Refuses callbacks that average weights in a copy of the module.
+
+    Raises:
+        ConfigError: Masks do not reach the copy, which takes the module's place in the end.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+            raise ConfigError(
+                f"{type(callback).__name__} averages weights in a copy of its own, in which pruned "
+                "ones would come back: leave it out of a fit that prunes"
+            )
+
+
+def refuse_unreachable(pruner: Pruner, sparsity: float) -> None:
+    """Tries masks of the final sparsity, by magnitude, and throws them away.
+
+    Raises:
+        ConfigError: If the layers cannot have it; better now than at the last event.
+    """
+    kept = [pruner.enforcer.kept(target.name) for target in pruner.targets]
+    method = pruner.method._replace(criterion=magnitude)
+    choose_masks(method, pruner.targets, kept, sparsity, pruner.own, 0)
 
 
 def waits_for_gradients(pruner: Pruner) -> bool:

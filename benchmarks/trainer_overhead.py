@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: MIT
+"""Claim: training under masks costs at most 1.05 times dense training, within `Trainer.fit`.
+
+LeNet-300-100, batches of 128, SGD with momentum, one thread, beside Lightning's `ModelPruning`.
+Four fits run in one process and take turns step by step, so that what else the machine does meets
+all of them; each prunes in its first epoch, and the steps of its second one are timed.
+"""
+
+import itertools
+import logging
+import statistics
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import lightning.pytorch as pl
+import torch
+from _bench import arguments, ratio, show
+from lightning.pytorch.callbacks import Callback, ModelPruning
+from torch import nn
+from torch.utils.data import DataLoader
+
+from regrow import MagnitudePruning
+
+DENSE, AGAIN, BASE = "dense", "dense again (null control)", "mean of both dense"
+OURS, THEIRS = "regrow MagnitudePruning", "Lightning ModelPruning"
+BATCH, SPARSITY = 128, 0.9
+
+
+class LeNet(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            *(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+        )
+
+    def training_step(self, batch, _):
+        images, labels = batch
+        return nn.functional.cross_entropy(self.net(images), labels)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
+class Ring:
+    """Lets threads go on one at a time, each once a cycle, every cycle in another order."""
+
+    def __init__(self, members):
+        orders = itertools.cycle(itertools.permutations(range(members)))
+        self.turns = itertools.chain.from_iterable(orders)
+        self.turn, self.moved = next(self.turns), threading.Condition()
+
+    def wait(self, member):
+        with self.moved:
+            mine = self.moved.wait_for(lambda: self.turn == member, timeout=300)
+            assert mine, "another fit is stuck"
+
+    def hand_on(self):
+        with self.moved:
+            self.turn = next(self.turns)
+            self.moved.notify_all()
+
+
+class Clock(Callback):
+    """CPU time of each step of the second epoch, from one beginning to the next."""
+
+    def __init__(self, ring, member):
+        self.ring, self.member, self.times, self.start = ring, member, [], None
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.current_epoch == 1:
+            self.stop()
+            self.ring.wait(self.member)
+            self.start = time.thread_time()
+
+    def on_train_epoch_end(self, *_):
+        self.stop()
+
+    def stop(self):
+        if self.start is not None:
+            self.times.append(time.thread_time() - self.start)
+            self.start = None
+            self.ring.hand_on()
+
+
+def ours():
+    return [MagnitudePruning(SPARSITY, schedule="one_shot", begin=0, keep_removed=False)]
+
+
+def theirs():
+    return [
+        ModelPruning(
+            "l1_unstructured",
+            parameter_names=["weight"],
+            amount=SPARSITY,
+            apply_pruning=lambda epoch: epoch == 0,
+            use_lottery_ticket_hypothesis=False,
+        )
+    ]
+
+
+VARIANTS = {DENSE: list, OURS: ours, THEIRS: theirs, AGAIN: list}
+
+
+def fit(clock, callbacks, batches):
+    """Seconds of CPU time of each step."""
+    torch.set_num_threads(1)
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=[clock, *callbacks],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model = LeNet()
+    trainer.fit(model, DataLoader(batches, batch_size=None))
+    weights = [layer.weight for layer in model.net if isinstance(layer, nn.Linear)]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    assert zeros == (round(SPARSITY * 266_200) if callbacks else 0), zeros
+    return clock.times
+
+
+def main():
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=400, help="steps of an epoch")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    images, labels = torch.randn(60, BATCH, 784), torch.randint(10, (60, BATCH))
+    batches = [(images[i % 60], labels[i % 60]) for i in range(options.steps)]
+    ring = Ring(len(VARIANTS))
+    with ThreadPoolExecutor(len(VARIANTS)) as pool:
+        fits = {
+            name: pool.submit(fit, Clock(ring, member), make(), batches)
+            for member, (name, make) in enumerate(VARIANTS.items())
+        }
+        found = {name: running.result() for name, running in fits.items()}
+    torch.set_num_threads(1)
+    controls = zip(found[DENSE], found[AGAIN], strict=True)
+    found[BASE] = [(one + other) / 2 for one, other in controls]
+    rows = [
+        {
+            "variant": name,
+            "microseconds a step": 1e6 * statistics.median(found[name]),
+            f"time / {BASE}": ratio(found, name, BASE),
+        }
+        for name in VARIANTS
+    ]
+    claims = {f"step of {OURS} / {BASE}": (ratio(found, OURS, BASE), 1.05)}
+    show(f"Trainer.fit, LeNet-300-100, batch {BATCH}, one thread", rows, claims, options.out)
+
+
+if __name__ == "__main__":
+    main()

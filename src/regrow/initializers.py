@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: MIT
+"""Initialisers: with what value a weight comes back.
+
+An initialiser is called with a `Return` and gives values of the weight's shape; only those at the
+places that come back are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regrow.errors import ConfigError, StateError, check_choice
+
+
+@dataclass(frozen=True)
+class Return:
+    """One parameter of which some places come back.
+
+    Attributes:
+        name: The parameter's name.
+        weight: Its values, zero at pruned places: `(out, in, kh, kw)`, `(out, in)`, or for
+            transposed convolutions `(in, out, kh, kw)`.
+        kept: Bool, the places that were never gone.
+        regrown: Bool, the places that come back.
+        generator: For draws, on the CPU, so that every device and rank draws the same.
+        input_dim: The dimension of inputs, 1 or 0; None where there is none.
+        groups: Groups of the convolution; its weight holds `in / groups` inputs.
+        removed: What the vault holds, at pruned places; None where nothing was kept.
+        original: The weight at the remembered step; None where nothing was remembered.
+    """
+
+    name: str
+    weight: Tensor
+    kept: Tensor
+    regrown: Tensor
+    generator: torch.Generator
+    input_dim: int | None = 1
+    groups: int = 1
+    removed: Tensor | None = None
+    original: Tensor | None = None
+
+
+Initializer = Callable[[Return], Tensor]
+
+
+def zero(back: Return) -> Tensor:
+    """Starts at zero, as RigL's new connections do, so that the function does not jump."""
+    return torch.zeros_like(back.weight)
+
+
+def removed(back: Return) -> Tensor:
+    """The value each weight had when it was pruned.
+
+    Raises:
+        StateError: If nothing was kept.
+    """
+    if back.removed is None:
+        raise StateError(
+            f"{back.name}: no removed values were kept: write keep_removed=True, or another init"
+        )
+    return back.removed
+
+
+def original(back: Return) -> Tensor:
+    """The value at initialisation, or at the step that was remembered.
+
+    Raises:
+        StateError: If none was remembered.
+    """
+    if back.original is None:
+        raise StateError(
+            f"{back.name}: no earlier values were remembered: call remember() before training, or "
+            "write another init"
+        )
+    return back.original
+
+
+def he(back: Return) -> Tensor:
+    """He's initialisation: normal with fan_out for convolutions, uniform with fan_in for linear.
+
+    std = sqrt(2 / fan_out), or bound = sqrt(6 / fan_in).
+
+    Source: He et al. 2015, eq. 10 and 14.
+    """
+    return kaiming_normal(back, "fan_out") if back.weight.dim() > 2 else kaiming_uniform(back)
+
+
+def kaiming_normal(back: Return, mode: str = "fan_in") -> Tensor:
+    """Normal with std = sqrt(2 / fan).
+
+    Args:
+        back: What comes back.
+        mode: "fan_in" or "fan_out".
+    """
+    return _normal(back) * math.sqrt(2 / fans(back)[_FANS.index(mode)])
+
+
+def kaiming_uniform(back: Return, mode: str = "fan_in") -> Tensor:
+    """Uniform in +-sqrt(6 / fan)."""
+    return _uniform(back) * math.sqrt(6 / fans(back)[_FANS.index(mode)])
+
+
+def xavier(back: Return) -> Tensor:
+    """Uniform in +-sqrt(6 / (fan_in + fan_out)).
+
+    Source: Glorot and Bengio 2010, eq. 16.
+    """
+    return _uniform(back) * math.sqrt(6 / sum(fans(back)))
+
+
+def sparse_he(back: Return) -> Tensor:
+    """Normal with std = sqrt(2 / n) where n is how many inputs each output has left.
+
+    n counts what was kept and what comes back, output by output.
+
+    Source: Evci et al. 2022 (gradient flow in sparse networks), eq. 1.
+    """
+    live = _outputs_first(back.kept | back.regrown, back.input_dim)
+    inputs = live.flatten(1).sum(1).clamp_min(1) if live.dim() > 1 else torch.ones_like(live)
+    scale = (2 / inputs.double()).sqrt().to(back.weight.dtype)
+    shape = [1] * back.weight.dim()
+    out_dim = 1 if back.input_dim == 0 else 0
+    shape[out_dim] = -1
+    return _normal(back) * scale.view(shape)
+
+
+def survivors(back: Return) -> Tensor:
+    """Drawn from the layer's surviving weights, with replacement.
+
+    Raises:
+        StateError: If none survives.
+    """
+    values = back.weight[back.kept]
+    if not len(values):
+        raise StateError(f"{back.name} has no surviving weight to draw from: write another init")
+    draws = torch.randint(len(values), back.weight.shape, generator=back.generator)
+    return values[draws.to(values.device)]
+
+
+def orthogonal(back: Return) -> Tensor:
+    """Whole filters that are orthogonal to the surviving ones and to each other.
+
+    Rows of the matrix `(out, in kh kw)` are drawn, freed of their part in the span of the others,
+    and given the survivors' mean norm.
+
+    Raises:
+        StateError: If a filter comes back only in part, or no direction is left.
+
+    Source: Prakash et al. 2019 (RePr), section 4.
+    """
+    rows = _outputs_first(back.weight, back.input_dim).flatten(1).double().cpu()
+    kept = _outputs_first(back.kept, back.input_dim).flatten(1).cpu()
+    regrown = _outputs_first(back.regrown, back.input_dim).flatten(1).cpu()
+    whole = regrown.all(1)
+    if not torch.equal(whole, regrown.any(1)):
+        raise StateError(
+            f"{back.name}: orthogonal makes whole filters, and some come back only in part: "
+            "write init='he', or regrow whole filters"
+        )
+    alive = rows[kept.any(1)]
+    free = rows.shape[1] - int(torch.linalg.matrix_rank(alive)) if len(alive) else rows.shape[1]
+    if int(whole.sum()) > free:
+        raise StateError(
+            f"{back.name}: {int(whole.sum())} filters come back, only {free} directions are "
+            "orthogonal to the surviving ones: write init='he'"
+        )
+    norm = alive.norm(dim=1).mean() if len(alive) else torch.ones((), dtype=torch.float64)
+    drawn = torch.randn(rows.shape, generator=back.generator, dtype=torch.float64)
+    basis = alive.T
+    for index in whole.nonzero().flatten().tolist():
+        direction = drawn[index]
+        if basis.shape[1]:
+            span = torch.linalg.qr(basis).Q
+            for _ in range(2):  # once more, because rounding leaves a rest
+                direction = direction - span @ (span.T @ direction)
+        rows[index] = direction / direction.norm() * norm
+        basis = torch.cat([basis, rows[index].unsqueeze(1)], dim=1)
+    first = back.weight.movedim(0, 1) if back.input_dim == 0 else back.weight
+    values = rows.to(back.weight.dtype).view(first.shape).to(back.weight.device)
+    return values.movedim(0, 1) if back.input_dim == 0 else values
+
+
+INITIALIZERS: Mapping[str, Initializer] = {
+    "zero": zero,
+    "removed": removed,
+    "original": original,
+    "he": he,
+    "sparse_he": sparse_he,
+    "kaiming_normal": kaiming_normal,
+    "kaiming_uniform": kaiming_uniform,
+    "xavier": xavier,
+    "orthogonal": orthogonal,
+    "survivors": survivors,
+}
+_FANS = ("fan_in", "fan_out")
+
+
+def make_initializer(init: str | Initializer) -> Initializer:
+    """An initialiser from its name, or the callable itself.
+
+    Raises:
+        ConfigError: For an unknown name or something that cannot be called.
+
+    Example:
+        >>> make_initializer("he") is he
+        True
+    """
+    if isinstance(init, str):
+        return INITIALIZERS[check_choice("init", init, INITIALIZERS)]
+    if not callable(init):
+        raise ConfigError(f"init must be a name or a callable, got {init!r}")
+    return init
+
+
+def fans(back: Return) -> tuple[int, int]:
+    """(fan_in, fan_out) of a weight, counted truly.
+
+    fan_in is how many inputs one output sums, `in / groups * kh * kw`; fan_out how many outputs one
+    input reaches, `out / groups * kh * kw`.
+    """
+    weight = back.weight
+    if weight.dim() < 2:
+        return weight.numel(), weight.numel()
+    window = math.prod(weight.shape[2:])
+    first, second = weight.shape[:2]
+    if back.input_dim == 0:  # (in, out / groups, kh, kw)
+        return first // back.groups * window, second * window
+    return second * window, first // back.groups * window
+
+
+def _outputs_first(tensor: Tensor, input_dim: int | None) -> Tensor:
+    return tensor.movedim(0, 1) if input_dim == 0 else tensor
+
+
+def _normal(back: Return) -> Tensor:
+    drawn = torch.randn(back.weight.shape, generator=back.generator)
+    return torch.empty_like(back.weight).copy_(drawn)
+
+
+def _uniform(back: Return) -> Tensor:
+    drawn = torch.rand(back.weight.shape, generator=back.generator) * 2 - 1
+    return torch.empty_like(back.weight).copy_(drawn)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""Regrowth: which of the pruned weights come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from regrow.criteria import seeded
+from regrow.errors import ConfigError, StateError, check_choice
+from regrow.selection import keep_highest
+from regrow.targets import Target
+
+Growth = Callable[[Target, Tensor | None, Tensor | None, torch.Generator], Tensor]
+"""(target, optimizer momentum, removed values, generator) -> scores, higher = comes back."""
+
+
+def by_random(
+    target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """By lot, as SET does. Source: Mocanu et al. 2018."""
+    drawn = torch.rand(target.parameter.shape, generator=generator)
+    return torch.empty_like(target.parameter, dtype=torch.float32).copy_(drawn)
+
+
+def by_gradient(
+    target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """Where the dense gradient is largest, as RigL does. Source: Evci et al. 2020, eq. 2."""
+    if target.parameter.grad is None:
+        raise StateError(
+            f"{target.name} has no gradient to grow by: regrow within a fit, or after backward()"
+        )
+    return target.parameter.grad.detach().abs()
+
+
+def by_momentum(
+    target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """Where the optimizer's momentum is largest. Source: Dettmers and Zettlemoyer 2019 (SNFS)."""
+    if momentum is None:
+        raise StateError(
+            f"the optimizer keeps no momentum of {target.name}: use one with momentum, or grow by "
+            "'gradient'"
+        )
+    return momentum.detach().abs()
+
+
+def by_removed(
+    target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """Those first that were largest when they were pruned."""
+    if removed is None:
+        raise StateError(
+            f"no removed values of {target.name} were kept: write keep_removed=True, or grow by "
+            "'random'"
+        )
+    return removed.abs()
+
+
+GROWTHS: Mapping[str, Growth] = {
+    "random": by_random,
+    "gradient": by_gradient,
+    "momentum": by_momentum,
+    "removed": by_removed,
+}
+
+
+def make_growth(by: str | Growth) -> Growth:
+    """A growth rule from its name, or the callable itself.
+
+    Example:
+        >>> make_growth("gradient") is by_gradient
+        True
+    """
+    if isinstance(by, str):
+        return GROWTHS[check_choice("by", by, GROWTHS)]
+    if not callable(by):
+        raise ConfigError(f"by must be a name or a callable, got {by!r}")
+    return by
+
+
+def choose_regrown(
+    growth: Growth,
+    targets: Sequence[Target],
+    kept: Sequence[Tensor],
+    counts: int | Sequence[int],
+    *,
+    momenta: Mapping[str, Tensor],
+    removed: Mapping[str, Tensor],
+    seed: tuple[int, int],
+) -> list[Tensor]:
+    """The pruned places that come back.
+
+    Args:
+        growth: Scores of places.
+        targets: The parameters to choose among.
+        kept: Their bool masks.
+        counts: How many places come back, over all targets together or for each.
+        momenta: The optimizer's first moments by name, where it has some.
+        removed: Removed values by name, of the weight's shape, where they were kept.
+        seed: (seed, event), for draws.
+
+    Returns:
+        Bool masks of the places that come back; ties go to the later place.
+
+    Raises:
+        ConfigError: If there are fewer pruned places than asked for.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(4))
+        >>> weight.grad = torch.tensor([0.0, 3.0, 2.0, 9.0])
+        >>> kept = [torch.tensor([False, False, False, True])]
+        >>> choose_regrown(by_gradient, [Target("w", weight)], kept, 1, momenta={}, removed={},
+        ...                seed=(0, 0))
+        [tensor([False,  True, False, False])]
+    """
+    gone = [~mask for mask in kept]
+    scores = [
+        growth(t, momenta.get(t.name), removed.get(t.name), seeded(*seed, t.name)) for t in targets
+    ]
+    names = [target.name for target in targets]
+    free = [int(places.count_nonzero()) for places in gone]
+
+    def highest(part: slice, count: int) -> list[Tensor]:
+        total = sum(tensor.numel() for tensor in scores[part])
+        if not 0 <= count <= sum(free[part]):
+            raise ConfigError(
+                f"{count} weights cannot come back, {sum(free[part])} are pruned in "
+                f"{', '.join(names[part][:3])}"
+            )
+        return keep_highest(scores[part], total - count, gone[part], least=0, names=names[part])
+
+    if isinstance(counts, int):
+        return highest(slice(None), counts)
+    return [highest(slice(i, i + 1), count)[0] for i, count in enumerate(counts)]

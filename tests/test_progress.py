@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""Progress through a plan, against a plain walk over all steps."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regrow.errors import ConfigError
+from regrow.plans import Milestone
+from regrow.progress import Progress, resumed
+from regrow.schedules import Linear
+from regrow.time import Timeline
+
+
+@st.composite
+def plans(draw, most=40):
+    steps = sorted(draw(st.sets(st.integers(0, most), max_size=8)))
+    levels = sorted(draw(st.sets(st.integers(1, 99), min_size=len(steps), max_size=len(steps))))
+    return tuple(Milestone(step, level / 100) for step, level in zip(steps, levels, strict=True))
+
+
+def walk(progress, steps):
+    """Fires what is due at each of the steps; returns (step, sparsity) of each event."""
+    fired = []
+    for step in steps:
+        due = progress.due(step)
+        if due is not None:
+            fired.append((step, due.sparsity))
+            progress.done(due)
+    return fired
+
+
+@given(plans())
+def test_every_milestone_comes_once_at_its_step(plan):
+    progress = Progress(plan)
+    assert walk(progress, range(42)) == list(plan)
+    assert progress.reached
+    assert walk(progress, range(42)) == []
+
+
+@given(plans(), st.sets(st.integers(0, 45)))
+def test_missed_steps_are_made_good_by_the_last_of_them(plan, asked):
+    """Where steps are skipped, the highest level that is due counts, and nothing comes twice."""
+    expected, level = [], 0.0
+    for step in sorted(asked):
+        now = max([m.sparsity for m in plan if m.step <= step], default=0.0)
+        if now > level:
+            expected.append((step, now))
+            level = now
+    assert walk(Progress(plan), sorted(asked)) == expected
+
+
+@given(plans(), st.integers(0, 45))
+def test_cut_anywhere_it_goes_on_as_if_never_cut(plan, cut):
+    whole, first = Progress(plan, start=0.1, first=3, epoch=2), Progress(plan, 0, 0.1, 3, 2)
+    expected = walk(whole, range(46))
+    before = walk(first, range(cut))
+    again = Progress()
+    again.load_state_dict(first.state_dict())
+    assert again == first
+    assert before + walk(again, range(cut, 46)) == expected
+
+
+def test_a_plan_with_equal_levels_and_zeros():
+    plan = (Milestone(2, 0.9), Milestone(4, 0.0), Milestone(6, 0.9), Milestone(8, 0.0))
+    assert walk(Progress(plan), range(9)) == list(plan)
+    assert walk(Progress(plan), [5, 7, 9]) == [(5, 0.0), (7, 0.9), (9, 0.0)]
+
+
+def test_what_is_begun_and_reached():
+    assert not Progress().begun
+    assert Progress((), 0, 0.0, 0, 0).reached
+    progress = Progress((Milestone(3, 0.5),), epoch=0)
+    assert progress.begun
+    assert not progress.reached
+    assert progress.ahead == progress.plan
+
+
+STORED = (Milestone(5, 0.3), Milestone(10, 0.6), Milestone(15, 0.9))
+LATER = (Milestone(10, 0.3), Milestone(20, 0.6), Milestone(30, 0.9))
+EARLIER = (Milestone(2, 0.3), Milestone(4, 0.6), Milestone(6, 0.9))
+
+
+@pytest.mark.parametrize("on_change", ["refuse", "keep", "stretch"])
+def test_an_unchanged_plan_stays(on_change):
+    assert resumed(STORED, STORED, 1, 6, on_change) == STORED
+
+
+@pytest.mark.parametrize("on_change", ["refuse", "keep", "stretch"])
+def test_a_finished_plan_stays(on_change):
+    assert resumed(STORED, LATER, 3, 16, on_change) == STORED
+
+
+def test_keep():
+    assert resumed(STORED, LATER, 1, 6, "keep") == STORED
+
+
+def test_stretch_to_later_and_to_earlier():
+    assert resumed(STORED, LATER, 1, 6, "stretch") == (STORED[0], *LATER[1:])
+    assert resumed(STORED, LATER, 0, 3, "stretch") == LATER
+    assert resumed(STORED, EARLIER, 1, 5, "stretch") == (STORED[0], Milestone(6, 0.9))
+    assert resumed(STORED, EARLIER, 1, 9, "stretch") == (STORED[0], Milestone(9, 0.9))
+
+
+def test_refuse_says_both_plans():
+    message = r"plans 2 from step 10 .*0\.6\) to step 15 .*0\.9\), while now 3 from step 10"
+    with pytest.raises(ConfigError, match=message):
+        resumed(STORED, LATER, 1, 6, "refuse")
+
+
+@given(plans(), plans(), st.integers(0, 40))
+def test_stretching_never_forgets_the_past_and_never_goes_back(stored, planned, now):
+    progress = Progress(stored)
+    walk(progress, range(now))
+    plan = resumed(stored, planned, progress.fired, now, "stretch")
+    assert plan[: progress.fired] == stored[: progress.fired]
+    ahead = plan[progress.fired :]
+    assert all(milestone.step >= now for milestone in ahead)
+    levels = [milestone.sparsity for milestone in ahead]
+    assert levels == sorted(levels)
+    if planned and progress.fired < len(stored) and planned != stored:
+        assert plan[-1].sparsity == planned[-1].sparsity
+
+
+def planned(timeline, start):
+    return Linear(0, 0.5, 0.25).plan(0.8, timeline, start)
+
+
+def test_resume_by_the_timeline_of_now():
+    plan = planned(Timeline(40), 0.0)
+    progress = Progress(plan, 1, 0.0, 0, 0)
+    progress.resume(planned, Timeline(40), 12, "refuse")
+    assert progress.plan == plan
+    with pytest.raises(ConfigError, match="events still to come"):
+        progress.resume(planned, Timeline(80), 12, "refuse")
+    progress.resume(planned, Timeline(80), 12, "stretch")
+    assert [m.step for m in progress.ahead] == [40]
+
+
+def test_resume_in_a_fit_that_ends_before_the_last_event():
+    progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, 0, 0)
+    with pytest.raises(ConfigError, match="plans an event at step 20, but the fit now ends before"):
+        progress.resume(planned, Timeline(20), 12, "keep")
+
+
+def test_resume_where_the_end_is_unknown():
+    progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, 0, 0)
+    progress.resume(planned, Timeline(None), 12, "keep")
+    assert len(progress.ahead) == 1

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""The vault, against a plain dictionary of what was removed where."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regrow.errors import StateError
+from regrow.vault import Vault
+
+DTYPES = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
+
+
+def bits(tensor):
+    return tensor.detach().view(DTYPES[tensor.dtype])
+
+
+def drawn(seed, shape, dtype=torch.float32):
+    """Values with -0.0, NaN and Inf among them."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    flat = values.view(-1)
+    for place, odd in enumerate((-0.0, float("nan"), float("inf"), 0.0)):
+        flat[place] = odd
+    return values
+
+
+shapes = st.sampled_from([(24,), (4, 6), (2, 3, 2, 2)])
+chances = st.lists(st.floats(0, 1), min_size=1, max_size=5)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), shapes, chances, st.sampled_from(list(DTYPES)), st.booleans())
+def test_any_course_of_masks(seed, shape, densities, dtype, last_channels):
+    """What came back in between is forgotten; all else has its value of the first removal."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, vault, removed = drawn(seed, shape, dtype), Vault(), {}
+    if last_channels and len(shape) == 4:
+        weight = weight.to(memory_format=torch.channels_last)
+    for number, density in enumerate(densities):
+        mask = torch.rand(shape, generator=generator) < density
+        vault.keep("w", weight, mask)
+        before, flat = weight.reshape(-1).clone(), mask.reshape(-1).tolist()
+        removed = {i: removed.get(i, before[i].clone()) for i, kept in enumerate(flat) if not kept}
+        moved = drawn(seed + number + 1, shape, dtype)
+        weight.copy_(torch.where(mask, moved, torch.zeros((), dtype=dtype)))
+        assert vault.bytes == len(removed) * weight.element_size()
+    stored = vault.state_dict()
+    again = Vault()
+    again.load_state_dict(stored, {"w": mask})
+    for store in (vault, again):
+        found = weight.clone()
+        expected = weight.reshape(-1).clone()
+        for i, value in removed.items():
+            expected[i] = value
+        store.restore("w", found)
+        assert torch.equal(bits(found.reshape(-1)), bits(expected))
+        assert store.bytes == 0
+        store.restore("w", found)  # there is nothing more to restore
+        assert torch.equal(bits(found.reshape(-1)), bits(expected))
+
+
+def test_values_are_in_flat_order_and_compact():
+    vault = Vault()
+    vault.keep(
+        "w", torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[False, True], [True, False]])
+    )
+    assert vault.values["w"].tolist() == [1.0, 4.0]
+    assert list(vault.state_dict()) == ["w"]
+
+
+def test_a_mask_that_keeps_all_leaves_nothing():
+    vault = Vault()
+    vault.keep("w", torch.ones(3), torch.tensor([True, True, True]))
+    assert vault.state_dict() == {}
+    vault.load_state_dict({}, {"w": torch.ones(3, dtype=torch.bool)})
+    assert vault.bytes == 0
+
+
+def test_what_does_not_fit_the_masks_is_refused_by_name():
+    vault = Vault()
+    mask = {"fc.weight": torch.tensor([True, False, False])}
+    for values, found in ((torch.ones(1), 1), (torch.ones(3), 3)):
+        with pytest.raises(StateError, match=rf"{found} removed values of fc\.weight.*prunes 2"):
+            vault.load_state_dict({"fc.weight": values}, mask)
+    with pytest.raises(StateError, match=r"0 removed values of fc\.weight"):
+        vault.load_state_dict({}, mask)
+
+
+def test_a_loaded_vault_shares_nothing_with_its_source():
+    values = torch.tensor([5.0])
+    vault = Vault()
+    vault.load_state_dict({"w": values}, {"w": torch.tensor([True, False])})
+    values.zero_()
+    weight = torch.zeros(2)
+    vault.restore("w", weight)
+    assert weight.tolist() == [0.0, 5.0]
