@@ -133,10 +133,12 @@ def resumed(stored: Plan, planned: Plan, fired: int, now: int, on_change: str) -
             "max_epochs, batch size, ranks or settings?): restore them, or write on_change='keep' "
             "(steps as in the checkpoint) or on_change='stretch' (steps as now)"
         )
-    reached = stored[fired - 1].sparsity if fired else 0.0
-    last = planned[-1:]
-    ahead = tuple(m for m in planned if m.step >= now and m.sparsity > reached)
-    return stored[:fired] + (ahead or tuple(Milestone(now, m.sparsity) for m in last))
+    if len(planned) == len(stored):
+        ahead = tuple(milestone for milestone in planned[fired:] if milestone.step >= now)
+    else:
+        reached = stored[fired - 1].sparsity if fired else 0.0
+        ahead = tuple(m for m in planned if m.step >= now and m.sparsity > reached)
+    return stored[:fired] + (ahead or tuple(Milestone(now, m.sparsity) for m in planned[-1:]))
 
 
 def _words(plan: Plan) -> str:

@@ -190,11 +190,15 @@ class Table(Proportional):
     def times(self) -> tuple[Time, ...]:
         return tuple(parse("a table's time", time) for time in self.rows)
 
+    @property
+    def final(self) -> float:
+        """The sparsity of the last row."""
+        return list(self.rows.values())[-1]
+
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> Plan:
-        last = list(self.rows.values())[-1]
-        if last != target:
+        if self.final != target:
             raise ConfigError(
-                f"the table ends at sparsity {last}, but sparsity={target} was asked for: "
+                f"the table ends at sparsity {self.final}, but sparsity={target} was asked for: "
                 "make them the same"
             )
         steps = [inside("a table's time", time, timeline) for time in self.times()]

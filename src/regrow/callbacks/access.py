@@ -35,10 +35,14 @@ class PrunerAccess(Callback):
         self.progress = Progress()
         self._pruner: Pruner | None = None
         self._clock: Clock | None = None
+        # Lightning asks for it around every hook
+        self._key = self._generate_state_key(
+            include=self.method.include, exclude=self.method.exclude
+        )
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(include=self.method.include, exclude=self.method.exclude)
+        return self._key
 
     @property
     def pruner(self) -> Pruner:

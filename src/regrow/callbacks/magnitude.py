@@ -14,7 +14,7 @@ from regrow.errors import ConfigError
 from regrow.exponential import Exponential
 from regrow.method import Method
 from regrow.plans import Schedule
-from regrow.schedules import make_schedule
+from regrow.schedules import Table, make_schedule
 from regrow.time import TimeLike
 
 # An object of its own, so that 0.9 written by a user is told from 0.9 left alone.
@@ -28,7 +28,8 @@ class MagnitudePruning(PruningCallback):
     of the fit, ranking all layers together by |w|.
 
     Args:
-        sparsity: Fraction of the selected weights to prune, in [0, 1); hit exactly.
+        sparsity: Fraction of the selected weights to prune, in [0, 1); hit exactly. Left out, a
+            table's last row, or the end of an exponential schedule's rounds.
         schedule: "one_shot", "linear", "cubic", "cosine", "exponential" or "cyclic" with the
             times below, or an object with its own.
         begin: First event: "3ep", "500it", a fraction of the fit; None: 0.2.
@@ -92,12 +93,8 @@ class MagnitudePruning(PruningCallback):
             raise ConfigError(f"keep_removed must be True or False, got {keep_removed!r}")
         method = Method(criterion, distribution, granularity, layers, include, exclude, seed)
         chosen = make_schedule(schedule, begin, end, every)
-        if (
-            sparsity is DEFAULT_SPARSITY
-            and isinstance(chosen, Exponential)
-            and chosen.final is not None
-        ):
-            sparsity = chosen.final
+        if sparsity is DEFAULT_SPARSITY and isinstance(chosen, (Exponential, Table)):
+            sparsity = sparsity if chosen.final is None else chosen.final
         final = method.check_target(sparsity)
         if final == 0 and layers:
             raise ConfigError(

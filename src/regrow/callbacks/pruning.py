@@ -70,6 +70,14 @@ class PruningCallback(PrunerAccess):
             return ()
         return tuple(self.schedule.plan(self.final, timeline, start))
 
+    @property
+    def reached(self) -> bool:
+        """Whether all planned events have happened, and nothing was brought back since."""
+        if not super().reached or self._pruner is None:
+            return False
+        last = self.progress.plan[-1].sparsity if self.progress.plan else self.final
+        return self._pruner.units(self._stand()) >= self._pruner.units(last)
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pruner = self._pruner = self._pruner or self._new_pruner(pl_module)
         if pruner.model is not pl_module:
@@ -188,14 +196,15 @@ class PruningCallback(PrunerAccess):
                 f"the model has sparsity {start:.6g} already, sparsity={self.final:g} is less: "
                 "ask for more, or bring weights back first (unprune, prune_to(0))"
             )
-        if pruner.units(start) == pruner.units(self.final) or timeline.total == 0:
+        there = self.final > 0 and pruner.units(start) == pruner.units(self.final)
+        if there or timeline.total == 0:
             plan: Plan = ()
         elif trainer.fast_dev_run:  # type: ignore[attr-defined]
             plan = (Milestone(first, self.final),)
         else:
             plan = self.resolve(timeline, start)
         if plan:
-            refuse_unreachable(pruner, self.final)
+            refuse_unreachable(pruner, max(milestone.sparsity for milestone in plan))
         self.progress = Progress(plan, 0, start, first, epoch)
 
     def _resume(self, state: Mapping[str, Any]) -> None:

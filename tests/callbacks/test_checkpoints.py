@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: MIT
+"""What stands in a checkpoint, and which checkpoints are refused."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn, optim
+from toys import ADAM, WEIGHTS, Events, Net, copied, equal, fit, loader, read, trainer, zeros
+
+from regrow import MagnitudePruning, Masks, OneShot, RandomState, StateError, Table
+
+KEY = "MagnitudePruning{'include': None, 'exclude': None}"
+LEVELS = Table({"3it": 0.4, "11it": 0.8})
+
+
+def one_shot(**kw):
+    return MagnitudePruning(0.8, schedule=OneShot("3it"), **kw)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint of the end of a fit with masks; and a way to change it."""
+
+    def make(*callbacks, change=None, module=None, **kw):
+        made = fit(module or Net(ADAM), *(callbacks or [one_shot()]), **kw)
+        path = tmp_path / "saved.ckpt"
+        made.save_checkpoint(path)
+        if change is not None:
+            checkpoint = read(path)
+            change(checkpoint)
+            torch.save(checkpoint, path)
+        return path
+
+    return make
+
+
+def refused(path, match, *callbacks, error=StateError):
+    """Nothing is trained, and no weight changed by the refusal itself."""
+    module = Net(ADAM)
+    with pytest.raises(error, match=match):
+        fit(module, *(callbacks or [one_shot()]), ckpt_path=path, max_epochs=4)
+    assert module.trained == 0
+
+
+def test_it_loads_safely_and_holds_tensors_and_builtins_only(saved):
+    def walk(value):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                assert type(key) in (str, int)
+                walk(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner)
+        else:
+            assert type(value) in (torch.Tensor, str, int, float, bool, type(None)), type(value)
+
+    for criterion in ("magnitude", "movement", "taylor", "random"):
+        path = saved(
+            MagnitudePruning(0.8, schedule=LEVELS, criterion=criterion, layers={"body.2": 0.5})
+        )
+        walk(read(path)["callbacks"][KEY])
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.99])
+def test_masks_are_packed_bits(sparsity, saved):
+    class Wide(Net):
+        def __init__(self):
+            super().__init__(ADAM)
+            self.body = nn.Sequential(nn.Linear(6, 251), nn.Tanh(), nn.Linear(251, 253),
+                                      nn.Linear(253, 3))  # fmt: skip
+
+    module, pruning = Wide(), MagnitudePruning(sparsity, schedule=OneShot(0), keep_removed=False)
+    path = saved(pruning, module=module, max_epochs=1)
+    state = read(path)["callbacks"][KEY]["pruner"]
+    size = sum(bits.numel() * bits.element_size() for bits in state["masks"]["bits"].values())
+    weights = 4 * (6 * 251 + 251 * 253 + 253 * 3)
+    assert size <= 0.032 * weights
+    assert equal(dict(Masks.unpack(state["masks"])), dict(pruning.masks))
+    assert state["vault"] is None
+
+
+def test_the_vault_holds_no_more_than_what_was_removed(saved):
+    state = read(saved())["callbacks"][KEY]["pruner"]
+    size = sum(v.numel() * v.element_size() for v in state["vault"].values())
+    assert size == 4 * round(0.8 * WEIGHTS)
+
+
+def test_state_stands_before_anything_happened():
+    assert MagnitudePruning(0.5).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "there"),
+    [
+        ((RandomState(),), "RandomState"),
+        ((one_shot(include="body.0"),), r"MagnitudePruning\{'include': \('body.0',\)"),
+        ((Events(),), "no callback"),
+    ],
+)
+def test_a_checkpoint_without_the_masks_is_refused_by_name(callbacks, there, saved):
+    refused(saved(*callbacks), f"has no masks of MagnitudePruning.*{there}.*load the weights into")
+
+
+def test_weights_alone_are_refused(tmp_path):
+    made = fit(Net(ADAM), one_shot())
+    made.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    refused(tmp_path / "weights.ckpt", "", error=Exception)
+
+
+def rename(checkpoint):
+    masks = checkpoint["callbacks"][KEY]["pruner"]["masks"]
+    for part in masks.values():
+        part["head.weight"] = part.pop("body.2.weight")
+
+
+def reshape(checkpoint):
+    checkpoint["callbacks"][KEY]["pruner"]["masks"]["shapes"]["body.0.weight"] = [6, 16]
+
+
+def shorten(checkpoint):
+    bits = checkpoint["callbacks"][KEY]["pruner"]["masks"]["bits"]
+    bits["body.2.weight"] = bits["body.2.weight"][:-1]
+
+
+def empty_vault(checkpoint):
+    checkpoint["callbacks"][KEY]["pruner"]["vault"].pop("body.0.weight")
+
+
+def other_format(checkpoint):
+    checkpoint["callbacks"][KEY]["format"] = 99
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (rename, r"body\.2\.weight has no mask; head\.weight is masked but not selected"),
+        (reshape, r"body\.0\.weight is \(16, 6\), its mask \(6, 16\)"),
+        (shorten, r"masks of body\.2\.weight are missing or damaged"),
+        (empty_vault, r"vault holds 0 removed values of body\.0\.weight"),
+        (other_format, "format 99"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused_by_name(change, match, saved):
+    refused(saved(change=change), match)
+
+
+def test_another_architecture_is_refused(saved):
+    class Other(Net):
+        def __init__(self):
+            super().__init__(ADAM)
+            self.strict_loading = False
+            self.body = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+        def on_load_checkpoint(self, checkpoint):
+            checkpoint["state_dict"] = self.state_dict()
+
+    module = Other()
+    with pytest.raises(StateError, match=r"body\.0\.weight is \(8, 6\), its mask \(16, 6\)"):
+        fit(module, one_shot(), ckpt_path=saved(), max_epochs=4)
+    assert module.trained == 0
+
+
+def test_another_target_is_refused(saved):
+    other = MagnitudePruning(0.9, schedule=OneShot("3it"))
+    refused(saved(), r"towards sparsity 0\.8, this callback towards 0\.9", other)
+
+
+def test_a_vault_that_was_not_kept_is_missed(saved):
+    refused(saved(one_shot(keep_removed=False)), "write keep_removed=False here too", one_shot())
+    module, pruning = Net(ADAM), one_shot(keep_removed=False)
+    fit(module, pruning, ckpt_path=saved(), max_epochs=4)  # less may be kept than was
+    assert zeros(module) == round(0.8 * WEIGHTS)
+
+
+def test_the_same_selection_written_otherwise_is_the_same(saved):
+    """A string, a list and a tuple of patterns mean the same."""
+    module, pruning = Net(ADAM), one_shot(include="body.0")
+    path = saved(one_shot(include=["body.0"]))
+    fit(module, pruning, ckpt_path=path, max_epochs=4)
+    assert int((module.body[0].weight == 0).sum()) == round(0.8 * 96)
+
+
+def everywhere(folder):
+    return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+
+
+def test_evaluation_of_another_moment(tmp_path):
+    """Masks go with the weights that were loaded, and training goes on from there."""
+    module, pruning, events = Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS), Events()
+    made = trainer(everywhere(tmp_path), pruning, events, enable_checkpointing=True)
+    made.fit(module, loader())
+    for step, count in [(2, 0), (5, round(0.4 * WEIGHTS)), (16, round(0.8 * WEIGHTS))]:
+        path = tmp_path / f"step={step}.ckpt"
+        for what in (made.validate, made.test):
+            what(module, loader(), ckpt_path=path, verbose=False)
+            assert equal(copied(module), dict(read(path)["state_dict"]))
+            assert zeros(module) == count
+            assert pruning.masks.pruned == count
+    assert len(events.seen) == 2
+
+
+@pytest.mark.parametrize("step", [2, 5, 16])
+def test_evaluation_before_any_fit_and_then_a_fit(step, tmp_path):
+    fit(Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS), everywhere(tmp_path),
+        enable_checkpointing=True)  # fmt: skip
+    module, pruning = Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS)
+    made, path = trainer(pruning), tmp_path / f"step={step}.ckpt"
+    made.test(module, loader(), ckpt_path=path, verbose=False)
+    places = {name: p == 0 for name, p in module.named_parameters()}
+    made.fit(module, loader())
+    assert zeros(module) == round(0.8 * WEIGHTS)
+    for name, p in module.named_parameters():
+        assert not p[places[name]].any(), "what was pruned stays pruned"
+
+
+def test_evaluation_of_one_model_and_a_fit_of_another(tmp_path):
+    """The masks are those of the tested network, and no business of a fresh one."""
+    fit(Net(ADAM), MagnitudePruning(0.8, schedule=OneShot(0)), everywhere(tmp_path),
+        enable_checkpointing=True)  # fmt: skip
+    tested, fresh, pruning = Net(ADAM), Net(ADAM, seed=5), MagnitudePruning(0.8, schedule=LEVELS)
+    made = trainer(pruning)
+    made.test(tested, loader(), ckpt_path=tmp_path / "step=16.ckpt", verbose=False)
+    with pytest.raises(StateError, match="another model object"):
+        made.fit(fresh, loader())
+    assert fresh.trained == 0
+    assert zeros(fresh) == 0
+
+
+def test_a_checkpoint_saved_after_an_evaluation_keeps_the_masks(tmp_path):
+    fit(Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS), everywhere(tmp_path),
+        enable_checkpointing=True)  # fmt: skip
+    module, pruning = Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS)
+    made = trainer(pruning)
+    made.test(module, loader(), ckpt_path=tmp_path / "step=5.ckpt", verbose=False)
+    made.save_checkpoint(tmp_path / "again.ckpt")
+    state = read(tmp_path / "again.ckpt")["callbacks"][KEY]["pruner"]
+    assert Masks.unpack(state["masks"]).pruned == round(0.4 * WEIGHTS)
+
+
+def test_optimizer_state_at_pruned_places_is_zero_in_the_file(saved):
+    made = fit(Net(lambda p: optim.SGD(p, lr=0.1, momentum=0.9)), one_shot())
+    made.save_checkpoint("end.ckpt")
+    checkpoint = read("end.ckpt")
+    [state] = checkpoint["optimizer_states"]
+    masks = Masks.unpack(checkpoint["callbacks"][KEY]["pruner"]["masks"])
+    names = ["body.0.weight", "body.0.bias", "body.2.weight", "body.2.bias"]
+    seen = SimpleNamespace(count=0)
+    for number, name in enumerate(names):
+        if name in masks:
+            assert not state["state"][number]["momentum_buffer"][~masks[name]].any()
+            seen.count += 1
+    assert seen.count == 2

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""Several pruning callbacks in one fit: each enforces its own masks, so the zeros add up."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from toys import ADAM, WEIGHTS, Net, copied, fit, loader, zeros
+
+from regrow import MagnitudePruning, OneShot, SparsityMonitor, Table
+
+
+def test_disjoint_selections():
+    first = MagnitudePruning(0.5, schedule=OneShot("2it"), include="body.0")
+    second = MagnitudePruning(
+        0.75, schedule=Table({"3it": 0.5, "9it": 0.75}), include="body.2", criterion="taylor"
+    )
+    module = Net(ADAM)
+    fit(module, first, second, SparsityMonitor(), val=loader())
+    assert [int((layer.weight == 0).sum()) for layer in module.body[::2]] == [48, 36]
+    assert list(first.masks) == ["body.0.weight"]
+    assert list(second.masks) == ["body.2.weight"]
+    alone = Net(ADAM)
+    fit(alone, MagnitudePruning(0.5, schedule=OneShot("2it"), include="body.0"), max_steps=3)
+    assert torch.equal(alone.body[0].weight == 0, ~first.masks["body.0.weight"])
+
+
+def test_overlapping_selections():
+    small = MagnitudePruning(0.5, schedule=OneShot("2it"))
+    chance = MagnitudePruning(
+        0.5, schedule=OneShot("4it"), criterion="random", include=["body.0", "body.2"]
+    )
+    module, monitor = Net(ADAM), SparsityMonitor()
+    made = fit(module, small, chance, monitor)
+    either = sum(int((~(small.masks[n] & chance.masks[n])).sum()) for n in small.masks)
+    assert either > WEIGHTS // 2
+    assert zeros(module) == either
+    assert made.callback_metrics["pruning/sparsity"].item() == pytest.approx(either / WEIGHTS)
+
+
+def test_equal_selections_are_told_apart_or_refused():
+    with pytest.raises(RuntimeError, match="MagnitudePruning"):
+        fit(Net(), MagnitudePruning(0.5), MagnitudePruning(0.6, criterion="random"))
+
+
+def test_both_are_resumed(tmp_path):
+    def pair():
+        return (
+            MagnitudePruning(0.5, schedule=OneShot("2it"), include="body.0"),
+            MagnitudePruning(0.75, schedule=Table({"3it": 0.5, "11it": 0.75}), include="body.2"),
+        )
+
+    whole = Net(ADAM)
+    fit(whole, *pair())
+    saved = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    fit(Net(ADAM), *pair(), saved, enable_checkpointing=True)
+    resumed = Net(ADAM)
+    fit(resumed, *pair(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert all(torch.equal(a, copied(whole)[key]) for key, a in copied(resumed).items())
