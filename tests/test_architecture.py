@@ -33,6 +33,8 @@ ORDER = (
     "initializers",
     "regrowth",
     "vault",
+    "masked",
+    "undo",
     "rewinding",
     "pruner",
     "functional",

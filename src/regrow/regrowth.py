@@ -14,7 +14,7 @@ from regrow.selection import keep_highest
 from regrow.targets import Target
 
 Growth = Callable[[Target, Tensor | None, Tensor | None, torch.Generator], Tensor]
-"""(target, optimizer momentum, removed values, generator) -> scores, higher = comes back."""
+"""(target, mean dense gradient, removed values, generator) -> scores, higher = comes back."""
 
 
 def by_random(
@@ -39,11 +39,14 @@ def by_gradient(
 def by_momentum(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
-    """Where the optimizer's momentum is largest. Source: Dettmers and Zettlemoyer 2019 (SNFS)."""
+    """Where the running mean of dense gradients is largest, as SNFS does.
+
+    Source: Dettmers and Zettlemoyer 2019.
+    """
     if momentum is None:
         raise StateError(
-            f"the optimizer keeps no momentum of {target.name}: use one with momentum, or grow by "
-            "'gradient'"
+            f"nobody tracked the mean dense gradient of {target.name}: grow by 'momentum' within "
+            "DynamicSparseTraining, or by 'gradient'"
         )
     return momentum.detach().abs()
 
@@ -99,7 +102,7 @@ def choose_regrown(
         targets: The parameters to choose among.
         kept: Their bool masks.
         counts: How many places come back, over all targets together or for each.
-        momenta: The optimizer's first moments by name, where it has some.
+        momenta: Running means of the dense gradients by name, where somebody tracks them.
         removed: Removed values by name, of the weight's shape, where they were kept.
         seed: (seed, event), for draws.
 

@@ -39,12 +39,14 @@ class Target:
         input_dim: The dimension of inputs: 1 for Linear `(out, in)` and Conv `(out, in, kh, kw)`,
             0 for transposed convolutions `(in, out, kh, kw)`; None where there is none.
         aliases: Its other names where it is shared (tied).
+        groups: Groups of a convolution, whose weight holds `in / groups` inputs.
     """
 
     name: str
     parameter: nn.Parameter
     input_dim: int | None = 1
     aliases: tuple[str, ...] = ()
+    groups: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,4 +255,5 @@ def _target(entry: _Entry) -> Target:
         input_dim = 0 if isinstance(owner, _ConvTransposeNd) else 1
     elif parameter.dim() > 1:
         input_dim = 1
-    return Target(name, parameter, input_dim, entry.names[1:])
+    groups = owner.groups if isinstance(owner, _ConvNd) else 1
+    return Target(name, parameter, input_dim, entry.names[1:], groups)

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from regrow.errors import StateError
+from regrow.targets import Target
+
+MOMENT = "::"  # between a parameter's name and its moment's
 
 
 class Vault:
@@ -60,6 +63,20 @@ class Vault:
             places = self._pruned.pop(name).view(weight.shape).to(weight.device)
             weight[places] = self.values.pop(name).to(weight.device, weight.dtype)
 
+    def values_like(self, name: str, like: Tensor) -> Tensor | None:
+        """The removed values at their places in a tensor of zeros; None where there are none."""
+        if name not in self.values:
+            return None
+        whole = torch.zeros_like(like)
+        places = self._pruned[name].view(like.shape).to(like.device)
+        whole[places] = self.values[name].to(like.device, like.dtype)
+        return whole
+
+    def whole(self, targets: Iterable[Target]) -> dict[str, Tensor]:
+        """The removed values of parameters, by name, of the weight's shape."""
+        found = {t.name: self.values_like(t.name, t.parameter.detach()) for t in targets}
+        return {name: values for name, values in found.items() if values is not None}
+
     def state_dict(self) -> dict[str, Tensor]:
         """The values alone; where they belong is what the masks say."""
         return dict(self.values)
@@ -71,8 +88,10 @@ class Vault:
             StateError: If values and masks do not fit, naming the parameter.
         """
         self.values, self._pruned = {}, {}
-        for name, mask in masks.items():
-            pruned = ~mask.reshape(-1).cpu()
+        lost = [name for name, mask in masks.items() if name not in state and not mask.all()]
+        for name in [*state, *lost]:
+            mask = masks.get(name.partition(MOMENT)[0])
+            pruned = torch.zeros(0, dtype=torch.bool) if mask is None else ~mask.reshape(-1).cpu()
             found = len(state.get(name, ()))
             if found != int(pruned.sum()):
                 raise StateError(

@@ -14,10 +14,13 @@ from torch.optim import Optimizer
 from regrow.callbacks.base import Callback, PruneEvent, tell
 from regrow.callbacks.clock import Clock
 from regrow.errors import StateError
+from regrow.initializers import Initializer
+from regrow.masked import Keep
 from regrow.masks import Masks
 from regrow.method import Method
 from regrow.progress import Progress
 from regrow.pruner import Pruner
+from regrow.regrowth import Growth
 
 
 class PrunerAccess(Callback):
@@ -28,7 +31,7 @@ class PrunerAccess(Callback):
         keep_removed: Whether removed values go to the vault.
     """
 
-    def __init__(self, method: Method, keep_removed: bool) -> None:
+    def __init__(self, method: Method, keep_removed: Keep) -> None:
         super().__init__()
         self.method = method.checked()
         self.keep_removed = keep_removed
@@ -89,6 +92,22 @@ class PrunerAccess(Callback):
         Within a fit the events still to come prune again.
         """
         return self._change(lambda optimizers: self.pruner.unprune(names, optimizers))
+
+    def regrow(
+        self,
+        fraction: float | None = None,
+        count: int | None = None,
+        *,
+        by: str | Growth = "random",
+        init: str | Initializer = "he",
+        names: Iterable[str] | str | None = None,
+    ) -> dict[str, Any]:
+        """Brings pruned weights back; see `Pruner.regrow`."""
+        return self._change(
+            lambda optimizers: self.pruner.regrow(
+                fraction, count, by=by, init=init, names=names, optimizers=optimizers
+            )
+        )
 
     def attach(self, model: nn.Module, ckpt: str | Path | None = None) -> None:
         """Takes a model outside a fit.

@@ -12,6 +12,7 @@ from regrow.callbacks.pruning import PruningCallback
 from regrow.criteria import TrackingCriterion
 from regrow.errors import ConfigError
 from regrow.exponential import Exponential
+from regrow.masked import Keep
 from regrow.method import Method
 from regrow.plans import Schedule
 from regrow.schedules import Table, make_schedule
@@ -46,8 +47,8 @@ class MagnitudePruning(PruningCallback):
         exclude: Patterns of those to leave dense; "@first", "@last", "@depthwise" name layers.
         rewind: Not available yet; must be None.
         soft: Not available yet; must be False.
-        keep_removed: Whether removed values are kept for `unprune`: one compact tensor a
-            parameter in host memory and in checkpoints.
+        keep_removed: What is kept for `unprune`, one compact tensor a parameter in host memory and
+            in checkpoints: True (values), "moments" (values and optimizer moments) or False.
         seed: For random criteria.
         on_change: What a resume does if max_epochs, batch size or ranks moved the events still to
             come: "refuse", "keep" their steps, or "stretch" them.
@@ -83,14 +84,17 @@ class MagnitudePruning(PruningCallback):
         exclude: str | list[str] | None = None,
         rewind: TimeLike | None = None,
         soft: bool = False,
-        keep_removed: bool = True,
+        keep_removed: bool | str = True,
         seed: int = 0,
         on_change: str = "refuse",
     ) -> None:
         _not_yet("rewind", rewind, None)
         _not_yet("soft", soft, False)
-        if not isinstance(keep_removed, bool):
-            raise ConfigError(f"keep_removed must be True or False, got {keep_removed!r}")
+        if keep_removed not in (True, False, "moments"):
+            raise ConfigError(
+                f"keep_removed must be True (values), 'moments' or False, got {keep_removed!r}"
+            )
+        keep: Keep = "moments" if keep_removed == "moments" else bool(keep_removed)
         method = Method(criterion, distribution, granularity, layers, include, exclude, seed)
         chosen = make_schedule(schedule, begin, end, every)
         if sparsity is DEFAULT_SPARSITY and isinstance(chosen, (Exponential, Table)):
@@ -101,7 +105,7 @@ class MagnitudePruning(PruningCallback):
                 f"sparsity=0 leaves layers={dict(layers)} nothing to move in proportion to: write "
                 "include=[...] with these layers, and their sparsity as sparsity"
             )
-        super().__init__(method, chosen, final, keep_removed, on_change)
+        super().__init__(method, chosen, final, keep, on_change)
 
 
 def _not_yet(what: str, given: object, only: object) -> None:

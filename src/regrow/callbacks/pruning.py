@@ -30,6 +30,7 @@ from regrow.callbacks.refusals import (
 )
 from regrow.callbacks.targets_table import show_targets
 from regrow.errors import ConfigError, StateError, check_choice
+from regrow.masked import Keep
 from regrow.method import Method
 from regrow.plans import Milestone, Plan, Schedule
 from regrow.progress import Progress
@@ -54,7 +55,7 @@ class PruningCallback(PrunerAccess):
         method: Method,
         schedule: Schedule,
         final: float,
-        keep_removed: bool,
+        keep_removed: Keep,
         on_change: str,
     ) -> None:
         super().__init__(method, keep_removed)

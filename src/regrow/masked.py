@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""A model with masks: what is held, enforced, counted and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow.enforcement import Enforcer
+from regrow.errors import StateError
+from regrow.masks import Masks
+from regrow.targets import Selection, Target
+from regrow.vault import MOMENT, Vault
+
+Keep = bool | Literal["moments"]
+
+
+class MaskedModel:
+    """Masks of the selected parameters of one model; what changes them is the pruner's.
+
+    Args:
+        model: The model; parameters are changed in place, never replaced, and no module is touched.
+        selection: What is pruned.
+        keep_removed: What goes to the vault: values (True), with optimizer moments ("moments"), or
+            nothing (False).
+
+    Attributes:
+        vault: What was removed; None where nothing is kept.
+        history: One dict an event (event, kind, before, after, target, pruned); callers may add
+            to it.
+        target: The sparsity last asked for.
+    """
+
+    def __init__(self, model: nn.Module, selection: Selection, keep_removed: Keep) -> None:
+        self.model = model
+        self.selection = selection
+        self.keep_removed = keep_removed
+        self.enforcer = Enforcer({target.name: target.parameter for target in self.targets})
+        self.target = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.vault = Vault() if keep_removed else None
+        self._pruned = dict.fromkeys(self.enforcer.parameters, 0)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return self.selection.targets
+
+    @property
+    def total(self) -> int:
+        """How many weights may be pruned."""
+        return sum(target.parameter.numel() for target in self.targets)
+
+    @property
+    def pruned(self) -> int:
+        """How many of them are."""
+        return sum(self._pruned.values())
+
+    @property
+    def sparsity(self) -> float:
+        return self.pruned / self.total
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """The kept fraction of each parameter."""
+        return {
+            target.name: 1 - self._pruned[target.name] / target.parameter.numel()
+            for target in self.targets
+        }
+
+    @property
+    def masks(self) -> Masks:
+        """The masks as bool tensors, made now."""
+        return Masks({target.name: self.enforcer.mask(target.name) for target in self.targets})
+
+    def enforce(self, optimizers: Iterable[Optimizer] = ()) -> None:
+        """Applies the masks to weights, present gradients and the optimizers' state."""
+        self.enforcer.weights()
+        self.enforcer.gradients()
+        self.enforcer.state(optimizers)
+
+    def set_masks(self, masks: Masks | Mapping[str, Tensor]) -> None:
+        """Takes masks made elsewhere and zeroes the weights they prune.
+
+        Raises:
+            StateError: If they do not fit, naming the parameters.
+        """
+        masks = masks if isinstance(masks, Masks) else Masks(masks)
+        masks.check(self.enforcer.parameters)
+        for target in self.targets:
+            self._set(target.name, masks[target.name])
+        self.enforcer.weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Packed masks, history, removed values: tensors and builtin types only."""
+        return {
+            "masks": self.masks.pack(),
+            "target": self.target,
+            "history": [dict(entry) for entry in self.history],
+            "vault": None if self.vault is None else self.vault.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes what `state_dict` gave.
+
+        Raises:
+            StateError: If it is of other parameters, naming them.
+        """
+        masks = Masks.unpack(state["masks"])
+        self.set_masks(masks)
+        self.target = float(state["target"])
+        self.history = [dict(entry) for entry in state["history"]]
+        if self.vault is not None:
+            if state["vault"] is None and masks.pruned:
+                raise StateError(
+                    "the masks were saved with keep_removed=False, so what they removed is gone: "
+                    "write keep_removed=False here too"
+                )
+            self.vault.load_state_dict(state["vault"] or {}, masks)
+
+    def _set(self, name: str, mask: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
+        """Takes a new mask; what it removes goes to the vault, before anything is zeroed."""
+        parameter = self.enforcer.parameters[name]
+        if self.vault is not None:
+            self.vault.keep(name, parameter, mask)
+            if self.keep_removed == "moments":
+                for key, moment in moments(parameter, optimizers).items():
+                    self.vault.keep(f"{name}{MOMENT}{key}", moment, mask)
+        self._count(name, mask)
+
+    def _count(self, name: str, mask: Tensor) -> None:
+        self.enforcer.set_mask(name, mask)
+        self._pruned[name] = mask.numel() - int(mask.count_nonzero())
+
+    def _note(self, kind: str, before: float, **more: Any) -> dict[str, Any]:
+        self.history.append(
+            {
+                "event": len(self.history),
+                "kind": kind,
+                "before": before,
+                "after": self.sparsity,
+                "target": self.target,
+                "pruned": self.pruned,
+                **more,
+            }
+        )
+        return self.history[-1]
+
+
+def moments(parameter: Tensor, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' state tensors of a parameter's shape, by their names."""
+    return {
+        str(key): value
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor) and value.shape == parameter.shape
+    }

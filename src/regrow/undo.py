@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""What brings weights back: un-prune to the bit, regrow with any value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow.criteria import seeded
+from regrow.errors import ConfigError, StateError, check_count, check_patterns, check_sparsity
+from regrow.initializers import Initializer, Return, make_initializer
+from regrow.initializers import removed as removed_values
+from regrow.masked import Keep, MaskedModel, moments
+from regrow.regrowth import Growth, choose_regrown, make_growth
+from regrow.targets import Selection, Target
+from regrow.vault import MOMENT
+
+
+class Undo(MaskedModel):
+    """A masked model whose weights can come back.
+
+    Args:
+        model: See `MaskedModel`, like the next two.
+        selection: What is pruned.
+        keep_removed: What goes to the vault.
+        seed: For random draws, with the number of the event and the parameter's name.
+
+    Attributes:
+        momenta: Running means of dense gradients by name, where somebody tracks them.
+        originals: Remembered values by name, for `init="original"`.
+    """
+
+    def __init__(
+        self, model: nn.Module, selection: Selection, keep_removed: Keep, seed: int
+    ) -> None:
+        super().__init__(model, selection, keep_removed)
+        self.seed = seed
+        self.momenta: dict[str, Tensor] = {}
+        self.originals: dict[str, Tensor] = {}
+
+    def unprune(
+        self, names: Iterable[str] | str | None = None, optimizers: Iterable[Optimizer] = ()
+    ) -> dict[str, Any]:
+        """Puts removed values back to the bit; those weights are dense again.
+
+        Args:
+            names: Patterns of parameters; None: all.
+            optimizers: Whose state is masked where pruned places remain.
+
+        Returns:
+            The new entry of `history`.
+
+        Raises:
+            StateError: If nothing was kept (`keep_removed=False`).
+            ConfigError: If a pattern matches no pruned parameter.
+
+        Example:
+            >>> from regrow import Pruner
+            >>> layer = nn.Linear(10, 10)
+            >>> before, pruner = layer.weight.clone(), Pruner(layer, keep_removed=True)
+            >>> _ = pruner.prune_to(0.9)
+            >>> _ = pruner.unprune()
+            >>> bool((layer.weight == before).all())
+            True
+        """
+        if self.vault is None:
+            raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
+        before, optimizers = self.sparsity, list(optimizers)
+        for target in self._named(names):
+            parameter = target.parameter
+            self.vault.restore(target.name, parameter)
+            for key, moment in moments(parameter, optimizers).items():
+                self.vault.restore(f"{target.name}{MOMENT}{key}", moment)
+            self._count(target.name, torch.ones_like(parameter, dtype=torch.bool))
+        self.enforce(optimizers)
+        return self._note("unprune", before)
+
+    @torch.no_grad()
+    def regrow(
+        self,
+        fraction: float | None = None,
+        count: int | None = None,
+        *,
+        by: str | Growth = "random",
+        init: str | Initializer = "he",
+        names: Iterable[str] | str | None = None,
+        optimizers: Iterable[Optimizer] = (),
+    ) -> dict[str, Any]:
+        """Brings pruned weights back; no other weight changes a bit.
+
+        Args:
+            fraction: Of what is pruned in `names`; or
+            count: how many weights.
+            by: Which come back: "random", "gradient", "momentum", "removed", or a rule (see
+                `regrow.regrowth.Growth`).
+            init: With what value: see `regrow.initializers`.
+            names: Patterns of parameters; None: all.
+            optimizers: Their state at the places that come back is zero; with
+                `keep_removed="moments"` and `init="removed"` it is restored.
+
+        Returns:
+            The new entry of `history`.
+
+        Raises:
+            ConfigError: If not exactly one of fraction and count is given, or more is asked for
+                than is pruned.
+            StateError: If the rule or the initialiser lacks what it needs, naming the parameter.
+
+        Example:
+            >>> from regrow import Pruner
+            >>> pruner = Pruner(nn.Linear(10, 10))
+            >>> _ = pruner.prune_to(0.9)
+            >>> pruner.regrow(0.5)["pruned"]
+            45
+        """
+        targets, optimizers, before = self._named(names), list(optimizers), self.sparsity
+        amount = _amount(fraction, count, sum(self._pruned[target.name] for target in targets))
+        growth, initializer = make_growth(by), make_initializer(init)
+        kept = [self.enforcer.mask(target.name) for target in targets]
+        removed = {} if self.vault is None else self.vault.whole(targets)
+        seed = (self.seed, len(self.history))
+        regrown = choose_regrown(
+            growth, targets, kept, amount, momenta=self.momenta, removed=removed, seed=seed
+        )
+        backs = [
+            Return(
+                target.name,
+                target.parameter.detach(),
+                mask,
+                places,
+                seeded(*seed, f"{target.name} init"),
+                target.input_dim,
+                target.groups,
+                removed.get(target.name),
+                self.originals.get(target.name),
+            )
+            for target, mask, places in zip(targets, kept, regrown, strict=True)
+        ]
+        values = [initializer(back) for back in backs]
+        for back, value in zip(backs, values, strict=True):
+            self._bring_back(back, value, initializer is removed_values, optimizers)
+        self.enforce(optimizers)
+        words = {"by": _name(by), "init": _name(init), "count": amount}
+        return self._note("regrow", before, **words)
+
+    def remember(self) -> None:
+        """Keeps the present values of all targets, for `init="original"`."""
+        self.originals = {t.name: t.parameter.detach().clone() for t in self.targets}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is held, remembered values included."""
+        return super().state_dict() | {"originals": dict(self.originals)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.originals = {name: values.clone() for name, values in state["originals"].items()}
+
+    def _named(self, names: Iterable[str] | str | None) -> list[Target]:
+        patterns = ["*"] if names is None else check_patterns("names", names) or ()
+        found = {name for pattern in patterns for name in self.selection.match(pattern, "names")}
+        return [target for target in self.targets if target.name in found]
+
+    def _bring_back(
+        self, back: Return, values: Tensor, restore: bool, optimizers: list[Optimizer]
+    ) -> None:
+        """Writes the values of the places that come back, and clears or restores their moments."""
+        parameter = self.enforcer.parameters[back.name]
+        parameter[back.regrown] = values[back.regrown].to(parameter.dtype)
+        for key, moment in moments(parameter, optimizers).items():
+            held = (
+                None
+                if self.vault is None
+                else self.vault.values_like(f"{back.name}{MOMENT}{key}", moment)
+            )
+            whole = torch.zeros_like(moment) if held is None or not restore else held
+            moment[back.regrown] = whole[back.regrown]
+        self._set(back.name, back.kept | back.regrown, optimizers)
+
+
+def _amount(fraction: float | None, count: int | None, pruned: int) -> int:
+    if (fraction is None) == (count is None):
+        raise ConfigError(
+            f"regrow takes a fraction of what is pruned or a count, one of the two, got "
+            f"fraction={fraction}, count={count}: write regrow(0.1)"
+        )
+    if count is not None:
+        return check_count("count", count, least=0)
+    if fraction == 1:
+        return pruned
+    return round(check_sparsity("fraction", fraction) * pruned)
+
+
+def _name(given: object) -> str:
+    return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
