@@ -22,6 +22,8 @@ class Progress:
         start: The sparsity at which the plan began.
         first: The step at which it began.
         epoch: The epoch in which it began; -1 before any fit.
+        led: Whether an accuracy budget leads: it lets events wait, one after the other, and
+            changes the plan on the way.
 
     Example:
         >>> progress = Progress((Milestone(5, 0.5), Milestone(9, 0.9)))
@@ -34,6 +36,7 @@ class Progress:
     start: float = 0.0
     first: int = 0
     epoch: int = -1
+    led: bool = False
 
     @property
     def begun(self) -> bool:
@@ -54,11 +57,17 @@ class Progress:
         """The milestone that is due at step `now`, the last one where several are."""
         if self.reached or self.plan[self.fired].step > now:
             return None
-        return [milestone for milestone in self.ahead if milestone.step <= now][-1]
+        due = [milestone for milestone in self.ahead if milestone.step <= now]
+        return due[0] if self.led else due[-1]
 
     def done(self, milestone: Milestone) -> None:
         """Marks a milestone, and those before it, as happened."""
         self.fired = self.plan.index(milestone) + 1
+
+    def lead(self, step: int, sparsity: float | None) -> None:
+        """Goes on with one milestone of the leader's, or with none: the plan ends here."""
+        ahead = () if sparsity is None else (Milestone(step, sparsity),)
+        self.plan = self.plan[: self.fired] + ahead
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -67,12 +76,14 @@ class Progress:
             "start": self.start,
             "first": self.first,
             "epoch": self.epoch,
+            "led": self.led,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.plan = tuple(Milestone(int(step), float(s)) for step, s in state["plan"])
         self.fired, self.first = int(state["fired"]), int(state["first"])
         self.start, self.epoch = float(state["start"]), int(state["epoch"])
+        self.led = bool(state["led"])
 
     def resume(
         self,
@@ -93,7 +104,7 @@ class Progress:
             ConfigError: If the remaining events would now lie elsewhere and `on_change` does not
                 say what to do, or if the fit ends before the last of them.
         """
-        if self.reached:
+        if self.reached or self.led:
             return
         if on_change != "keep":
             planned = resolve(timeline, self.start)

@@ -36,14 +36,27 @@ class PruneEvent:
 class Callback(pl.Callback):
     """A Lightning callback that also hears of prune events."""
 
+    def allows_event(self, trainer: pl.Trainer, pruner: PrunerAccess) -> bool:
+        """Whether a planned event may happen now; it is asked again at the next step if not."""
+        return True
+
+    def before_prune_event(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerAccess
+    ) -> None:
+        """Called before a planned event that all allow."""
+
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
     ) -> None:
         """Called on every callback of the suite after a pruner changed its masks."""
 
 
+def suite(trainer: pl.Trainer) -> list[Callback]:
+    """The callbacks that hear of prune events."""
+    return [c for c in trainer.callbacks if isinstance(c, Callback)]  # type: ignore[attr-defined]
+
+
 def tell(trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent) -> None:
     """Tells every callback of the suite of an event."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Callback):
-            callback.on_prune_event(trainer, pl_module, event)
+    for callback in suite(trainer):
+        callback.on_prune_event(trainer, pl_module, event)

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.callbacks.access import PrunerAccess
+from regrow.callbacks.base import suite
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.refusals import (
     overflowed,
@@ -225,7 +226,13 @@ class PruningCallback(PrunerAccess):
         return None if self._clock is None else self.progress.due(self._clock.now())
 
     def _fire(self, due: Milestone) -> None:
-        pruner = self.pruner
+        assert self._clock is not None
+        pruner, trainer = self.pruner, self._clock.trainer
+        listeners = suite(trainer)
+        if not all(callback.allows_event(trainer, self) for callback in listeners):
+            return
+        for callback in listeners:
+            callback.before_prune_event(trainer, trainer.lightning_module, self)
         # a prune_to by hand may have gone further than the plan
         if due.sparsity == 0 or pruner.units(due.sparsity) >= pruner.units(self._stand()):
             own = {
