@@ -10,11 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regrow.callbacks.budget import AccuracyBudget as AccuracyBudget
+    from regrow.callbacks.conditions import Drop as Drop
+    from regrow.callbacks.conditions import Plateau as Plateau
+    from regrow.callbacks.dynamic import DynamicSparseTraining as DynamicSparseTraining
     from regrow.callbacks.early_stopping import SparseEarlyStopping as SparseEarlyStopping
     from regrow.callbacks.magnitude import MagnitudePruning as MagnitudePruning
     from regrow.callbacks.model_checkpoint import SparseModelCheckpoint as SparseModelCheckpoint
     from regrow.callbacks.monitor import SparsityMonitor as SparsityMonitor
     from regrow.callbacks.random_state import RandomState as RandomState
+    from regrow.callbacks.regrow_on import Regrow as Regrow
+    from regrow.callbacks.rewind import Rewind as Rewind
     from regrow.criteria import Movement as Movement
     from regrow.enforcement import enforce as enforce
     from regrow.errors import ConfigError as ConfigError
@@ -36,10 +42,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AccuracyBudget": "callbacks.budget",
     "ConfigError": "errors",
     "Cosine": "schedules",
     "Cubic": "schedules",
     "Cyclic": "schedules",
+    "Drop": "callbacks.conditions",
+    "DynamicSparseTraining": "callbacks.dynamic",
     "EffectiveMACs": "metrics",
     "Exponential": "exponential",
     "Linear": "schedules",
@@ -48,8 +57,11 @@ _HOME = {
     "Masks": "masks",
     "Movement": "criteria",
     "OneShot": "schedules",
+    "Plateau": "callbacks.conditions",
     "Pruner": "pruner",
     "RandomState": "callbacks.random_state",
+    "Regrow": "callbacks.regrow_on",
+    "Rewind": "callbacks.rewind",
     "SparseEarlyStopping": "callbacks.early_stopping",
     "SparseModelCheckpoint": "callbacks.model_checkpoint",
     "Sparsity": "metrics",

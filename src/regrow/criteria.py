@@ -200,6 +200,7 @@ def score(
     Raises:
         StateError: If gradients are needed and missing, or the scores have another shape.
     """
+    version = weight._version
     if isinstance(criterion, TrackingCriterion):
         scores = criterion.scores(name, weight)
     else:
@@ -215,6 +216,13 @@ def score(
             )
         else:
             scores = criterion(weight, grad, **keywords)
+    if weight._version != version:
+        raise StateError(
+            f"the criterion changed {name} in place: let it compute on a copy, w.abs() and not "
+            "w.abs_()"
+        )
+    if not isinstance(scores, Tensor):
+        raise StateError(f"the criterion gave no tensor for {name} but {type(scores).__name__}")
     if scores.shape != weight.shape or not scores.is_floating_point():
         raise StateError(
             f"scores of {name} must be floating point of shape {tuple(weight.shape)}, the "

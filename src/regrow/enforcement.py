@@ -7,7 +7,7 @@ The working mask is an integer of the weight's width, 0 where pruned and -1 wher
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -35,6 +35,9 @@ class Enforcer:
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
         self._working: dict[str, Tensor] = {}
+        # what else happens around an optimizer step
+        self.before_step: list[Callable[[], None]] = []
+        self.after_step: list[Callable[[], None]] = []
         self._views: dict[str, Tensor] = {}  # the parameters as integers: a view costs time to make
 
     def set_mask(self, name: str, mask: Tensor) -> None:
@@ -73,6 +76,12 @@ class Enforcer:
                     mask = self._fitting(name)
                 _mask_tensor(grad, mask)
 
+    def prepare(self) -> None:
+        """What comes before an optimizer step: masked gradients."""
+        self.gradients()
+        for act in self.before_step:
+            act()
+
     @torch.no_grad()
     def state(self, optimizers: Iterable[Optimizer]) -> None:
         """Zeroes optimizer state at pruned places: momentum must not revive a weight.
@@ -92,10 +101,15 @@ class Enforcer:
 
     def hook(self, optimizer: Optimizer) -> RemovableHandle:
         """Masks the weights after each step of `optimizer`."""
+        # of an optimizer from elsewhere nothing is known
+        foreign = not type(optimizer).__module__.startswith("torch.optim")
+        refills = foreign or isinstance(optimizer, _REFILLING)
 
         def after(*_: Any) -> None:
+            for act in self.after_step:
+                act()
             self.weights()
-            if isinstance(optimizer, _REFILLING):
+            if refills:
                 self.state([optimizer])
 
         return optimizer.register_step_post_hook(after)
@@ -106,13 +120,13 @@ class Enforcer:
         def masked(given: Any) -> Any:
             def closure() -> Any:
                 loss = given()
-                self.gradients()
+                self.prepare()
                 return loss
 
             return closure if callable(given) else given
 
         def before(_: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            self.gradients()
+            self.prepare()
             own, *rest = args  # the optimizer itself comes first
             return (own, *map(masked, rest)), {key: masked(value) for key, value in kwargs.items()}
 

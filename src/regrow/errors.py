@@ -87,6 +87,13 @@ def check_rate(what: str, given: object) -> float:
     return value
 
 
+def check_positive(what: str, given: object, example: str) -> float:
+    """Returns `given` as a float above 0."""
+    if isinstance(given, bool) or not isinstance(given, Real) or not float(given) > 0:
+        raise ConfigError(f"{what} must be a number above 0, got {given!r}: write {example}")
+    return float(given)
+
+
 def check_count(what: str, given: object, *, least: int = 1) -> int:
     """Returns `given` as an int of at least `least`."""
     if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:

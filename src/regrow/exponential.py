@@ -60,22 +60,20 @@ class Exponential:
             )
         # a hair of slack, so that 1 - 0.8^10 asked for is ten rounds and not eleven
         rounds = math.log((1 - target) / (1 - start)) / math.log(1 - self.rate) if target else 0
-        levels = [
-            1 - (1 - start) * (1 - self.rate) ** (k + 1) for k in range(math.ceil(rounds - 1e-9))
-        ]
-        if not levels:
+        count = math.ceil(rounds - 1e-9)
+        if count <= 0:
             return ()
         every, begin = self.times()
-        endless = timeline.step(begin) + timeline.step(every) * (len(levels) + 1) + 1
+        endless = timeline.step(begin) + timeline.step(every) * (count + 1) + 1
         steps = timeline.repeat(begin, every, timeline.end or endless)
-        if len(steps) < len(levels):
+        if len(steps) < count:
             raise ConfigError(
-                f"sparsity {target:g} takes {len(levels)} rounds of {every} at rate {self.rate}, "
+                f"sparsity {target:g} takes {count} rounds of {every} at rate {self.rate}, "
                 f"the fit has room for {len(steps)}: train longer, or write a shorter every, a "
                 "higher rate or a lower sparsity"
             )
-        levels[-1] = target
-        return tuple(map(Milestone, steps[: len(levels)], levels))
+        levels = [1 - (1 - start) * (1 - self.rate) ** (k + 1) for k in range(count - 1)]
+        return tuple(map(Milestone, steps[:count], [*levels, target]))
 
     def layer_sparsity(self, sparsity: float, target: float, own: float) -> float:
         """The layer's own rate a round: 1 - (1 - own)^(log(1 - s) / log(1 - s_f))."""

@@ -120,13 +120,11 @@ def sparse_he(back: Return) -> Tensor:
 
     Source: Evci et al. 2022 (gradient flow in sparse networks), eq. 1.
     """
-    live = _outputs_first(back.kept | back.regrown, back.input_dim)
+    live = _turned(back, back.kept | back.regrown)
     inputs = live.flatten(1).sum(1).clamp_min(1) if live.dim() > 1 else torch.ones_like(live)
     scale = (2 / inputs.double()).sqrt().to(back.weight.dtype)
-    shape = [1] * back.weight.dim()
-    out_dim = 1 if back.input_dim == 0 else 0
-    shape[out_dim] = -1
-    return _normal(back) * scale.view(shape)
+    drawn = _turned(back, _normal(back))
+    return _turned(back, drawn * scale.view(-1, *[1] * (drawn.dim() - 1)))
 
 
 def survivors(back: Return) -> Tensor:
@@ -153,9 +151,12 @@ def orthogonal(back: Return) -> Tensor:
 
     Source: Prakash et al. 2019 (RePr), section 4.
     """
-    rows = _outputs_first(back.weight, back.input_dim).flatten(1).double().cpu()
-    kept = _outputs_first(back.kept, back.input_dim).flatten(1).cpu()
-    regrown = _outputs_first(back.regrown, back.input_dim).flatten(1).cpu()
+    if back.weight.dim() < 2:
+        raise StateError(f"{back.name} has no filters to make orthogonal: write init='zero'")
+    first = _turned(back, back.weight)
+    rows = first.flatten(1).double().cpu()
+    kept = _turned(back, back.kept).flatten(1).cpu()
+    regrown = _turned(back, back.regrown).flatten(1).cpu()
     whole = regrown.all(1)
     if not torch.equal(whole, regrown.any(1)):
         raise StateError(
@@ -163,7 +164,8 @@ def orthogonal(back: Return) -> Tensor:
             "write init='he', or regrow whole filters"
         )
     alive = rows[kept.any(1)]
-    free = rows.shape[1] - int(torch.linalg.matrix_rank(alive)) if len(alive) else rows.shape[1]
+    span = _span(alive)
+    free = rows.shape[1] - span.shape[1]
     if int(whole.sum()) > free:
         raise StateError(
             f"{back.name}: {int(whole.sum())} filters come back, only {free} directions are "
@@ -171,18 +173,15 @@ def orthogonal(back: Return) -> Tensor:
         )
     norm = alive.norm(dim=1).mean() if len(alive) else torch.ones((), dtype=torch.float64)
     drawn = torch.randn(rows.shape, generator=back.generator, dtype=torch.float64)
-    basis = alive.T
     for index in whole.nonzero().flatten().tolist():
         direction = drawn[index]
-        if basis.shape[1]:
-            span = torch.linalg.qr(basis).Q
-            for _ in range(2):  # once more, because rounding leaves a rest
-                direction = direction - span @ (span.T @ direction)
-        rows[index] = direction / direction.norm() * norm
-        basis = torch.cat([basis, rows[index].unsqueeze(1)], dim=1)
-    first = back.weight.movedim(0, 1) if back.input_dim == 0 else back.weight
+        for _ in range(2):  # once more, because rounding leaves a rest
+            direction = direction - span @ (span.T @ direction)
+        direction = direction / direction.norm()
+        span = torch.cat([span, direction.unsqueeze(1)], dim=1)
+        rows[index] = direction * norm
     values = rows.to(back.weight.dtype).view(first.shape).to(back.weight.device)
-    return values.movedim(0, 1) if back.input_dim == 0 else values
+    return _turned(back, values)
 
 
 INITIALIZERS: Mapping[str, Initializer] = {
@@ -233,8 +232,19 @@ def fans(back: Return) -> tuple[int, int]:
     return second * window, first // back.groups * window
 
 
-def _outputs_first(tensor: Tensor, input_dim: int | None) -> Tensor:
-    return tensor.movedim(0, 1) if input_dim == 0 else tensor
+def _turned(back: Return, tensor: Tensor) -> Tensor:
+    """A tensor of the weight's shape as (out, in / groups, ...), one row an output; and back."""
+    if back.input_dim != 0:
+        return tensor
+    return tensor.reshape(back.groups, -1, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+
+def _span(rows: Tensor) -> Tensor:
+    """An orthonormal basis, as columns, of what the rows span; equal rows count once."""
+    if not len(rows):
+        return rows.T
+    basis: Tensor = torch.linalg.svd(rows, full_matrices=False).Vh
+    return basis[: int(torch.linalg.matrix_rank(rows))].T
 
 
 def _normal(back: Return) -> Tensor:

@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow.enforcement import Enforcer
 from regrow.errors import StateError
 from regrow.masks import Masks
+from regrow.soft import SoftEnforcer, dense_state
 from regrow.targets import Selection, Target
 from regrow.vault import MOMENT, Vault
 
@@ -26,6 +28,7 @@ class MaskedModel:
         selection: What is pruned.
         keep_removed: What goes to the vault: values (True), with optimizer moments ("moments"), or
             nothing (False).
+        soft: Whether dense values go on learning beneath the masks.
 
     Attributes:
         vault: What was removed; None where nothing is kept.
@@ -34,14 +37,19 @@ class MaskedModel:
         target: The sparsity last asked for.
     """
 
-    def __init__(self, model: nn.Module, selection: Selection, keep_removed: Keep) -> None:
+    def __init__(
+        self, model: nn.Module, selection: Selection, keep_removed: Keep, soft: bool = False
+    ) -> None:
         self.model = model
         self.selection = selection
         self.keep_removed = keep_removed
-        self.enforcer = Enforcer({target.name: target.parameter for target in self.targets})
+        self.soft = soft
+        parameters = {target.name: target.parameter for target in self.targets}
+        self.enforcer = SoftEnforcer(parameters) if soft else Enforcer(parameters)
         self.target = 0.0
         self.history: list[dict[str, Any]] = []
-        self.vault = Vault() if keep_removed else None
+        # dense values beside soft masks are more than a vault could keep
+        self.vault = Vault() if keep_removed and not soft else None
         self._pruned = dict.fromkeys(self.enforcer.parameters, 0)
 
     @property
@@ -81,6 +89,11 @@ class MaskedModel:
         self.enforcer.gradients()
         self.enforcer.state(optimizers)
 
+    def settle(self) -> None:
+        """Takes dense values of soft pruning out of the parameters, if no step did."""
+        if isinstance(self.enforcer, SoftEnforcer):
+            self.enforcer.settle()
+
     def set_masks(self, masks: Masks | Mapping[str, Tensor]) -> None:
         """Takes masks made elsewhere and zeroes the weights they prune.
 
@@ -100,6 +113,7 @@ class MaskedModel:
             "target": self.target,
             "history": [dict(entry) for entry in self.history],
             "vault": None if self.vault is None else self.vault.state_dict(),
+            "dense": dense_state(self.enforcer),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -109,9 +123,9 @@ class MaskedModel:
             StateError: If it is of other parameters, naming them.
         """
         masks = Masks.unpack(state["masks"])
-        self.set_masks(masks)
-        self.target = float(state["target"])
-        self.history = [dict(entry) for entry in state["history"]]
+        masks.check(self.enforcer.parameters)
+        if self.soft and state["dense"] is None:
+            raise StateError("the masks were saved without soft=True: leave it out here too")
         if self.vault is not None:
             if state["vault"] is None and masks.pruned:
                 raise StateError(
@@ -119,22 +133,33 @@ class MaskedModel:
                     "write keep_removed=False here too"
                 )
             self.vault.load_state_dict(state["vault"] or {}, masks)
+        for name, mask in masks.items():
+            self._count(name, mask)
+        self.enforcer.weights()
+        if isinstance(self.enforcer, SoftEnforcer):
+            self.enforcer.load_dense_values(state["dense"])
+        self.target = float(state["target"])
+        self.history = [dict(entry) for entry in state["history"]]
 
     def _set(self, name: str, mask: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
         """Takes a new mask; what it removes goes to the vault, before anything is zeroed."""
         parameter = self.enforcer.parameters[name]
         if self.vault is not None:
             self.vault.keep(name, parameter, mask)
-            if self.keep_removed == "moments":
-                for key, moment in moments(parameter, optimizers).items():
-                    self.vault.keep(f"{name}{MOMENT}{key}", moment, mask)
+            found = moments(parameter, optimizers) if self.keep_removed == "moments" else {}
+            now = {f"{name}{MOMENT}{key}": moment for key, moment in found.items()}
+            for key in self.vault.moments(name):  # without an optimizer they follow the mask too
+                now.setdefault(key, torch.zeros(mask.shape, dtype=self.vault.values[key].dtype))
+            for key, moment in now.items():
+                self.vault.keep(key, moment, mask)
         self._count(name, mask)
 
     def _count(self, name: str, mask: Tensor) -> None:
         self.enforcer.set_mask(name, mask)
         self._pruned[name] = mask.numel() - int(mask.count_nonzero())
 
-    def _note(self, kind: str, before: float, **more: Any) -> dict[str, Any]:
+    def note(self, kind: str, before: float, **more: Any) -> dict[str, Any]:
+        """Adds an entry to the history, and returns it."""
         self.history.append(
             {
                 "event": len(self.history),
@@ -151,9 +176,12 @@ class MaskedModel:
 
 def moments(parameter: Tensor, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """The optimizers' state tensors of a parameter's shape, by their names."""
+    states = [
+        optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state
+    ]
     return {
-        str(key): value
-        for optimizer in optimizers
-        for key, value in optimizer.state.get(parameter, {}).items()
+        f"{key}@{number}" if number else str(key): value
+        for number, state in enumerate(states)
+        for key, value in state.items()
         if isinstance(value, Tensor) and value.shape == parameter.shape
     }

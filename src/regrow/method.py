@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from regrow.criteria import Criterion, TrackingCriterion, magnitude, make_criterion, score
 from regrow.distributions import DISTRIBUTIONS, Layer, Pool, lamp_scores, uniform
-from regrow.errors import ConfigError, check_choice, check_patterns, check_sparsity
+from regrow.errors import ConfigError, StateError, check_choice, check_patterns, check_sparsity
 from regrow.granularity import Granularity, Weight, make_granularity
 from regrow.selection import keep_highest
 from regrow.targets import Target
@@ -63,6 +63,32 @@ class Method(NamedTuple):
             include=check_patterns("include", self.include),
             exclude=check_patterns("exclude", self.exclude),
         )
+
+    def words(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and its resume, as builtin values."""
+        criterion = self.criterion
+        name = criterion if isinstance(criterion, str) else None
+        name = name or getattr(criterion, "__name__", type(criterion).__name__)
+        return {
+            "criterion": name,
+            "distribution": self.distribution,
+            "granularity": self.granularity,
+            "layers": dict(self.layers or {}),
+        }
+
+    def refuse_other(self, words: Mapping[str, Any]) -> None:
+        """Refuses to go on from a checkpoint that was pruned in another way.
+
+        Raises:
+            StateError: Naming what it was and what it is now.
+        """
+        now = self.words()
+        changed = [f"{k}={was!r}, now {now[k]!r}" for k, was in words.items() if was != now[k]]
+        if changed:
+            raise StateError(
+                f"the checkpoint was pruned with {'; '.join(changed)}: restore that, or load the "
+                "weights and start a fit"
+            )
 
     def check_target(self, sparsity: object, what: str = "sparsity") -> float:
         """Returns a final sparsity that the granularity can reach.

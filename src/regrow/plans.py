@@ -67,6 +67,15 @@ def inside(what: str, time: Time, timeline: Timeline) -> int:
     return step
 
 
+def refuse_long(every: Time, length: int, first: int, last: int) -> None:
+    """Refuses a time between events that is longer than the time for all of them."""
+    if first < last < first + length:
+        raise ConfigError(
+            f"every={every} ({length} steps) is longer than begin to end ({last - first} "
+            "steps), nothing would happen between: write a smaller every, or schedule='one_shot'"
+        )
+
+
 def changes(milestones: list[Milestone], start: float) -> Plan:
     """Leaves out the milestones at which nothing changes."""
     befores = [start, *(milestone.sparsity for milestone in milestones)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from regrow.errors import ConfigError
@@ -71,7 +72,7 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "plan": [[milestone.step, milestone.sparsity] for milestone in self.plan],
+            "plan": [[int(step), float(sparsity)] for step, sparsity in self.plan],
             "fired": self.fired,
             "start": self.start,
             "first": self.first,
@@ -144,8 +145,9 @@ def resumed(stored: Plan, planned: Plan, fired: int, now: int, on_change: str) -
             "max_epochs, batch size, ranks or settings?): restore them, or write on_change='keep' "
             "(steps as in the checkpoint) or on_change='stretch' (steps as now)"
         )
-    if len(planned) == len(stored):
-        ahead = tuple(milestone for milestone in planned[fired:] if milestone.step >= now)
+    if len(planned) == len(stored) or any(a.sparsity > b.sparsity for a, b in pairwise(planned)):
+        same = fired if len(planned) == len(stored) else 0
+        ahead = tuple(milestone for milestone in planned[same:] if milestone.step >= now)
     else:
         reached = stored[fired - 1].sparsity if fired else 0.0
         ahead = tuple(m for m in planned if m.step >= now and m.sparsity > reached)

@@ -15,6 +15,7 @@ from regrow.errors import ConfigError, check_sparsity
 from regrow.granularity import make_granularity
 from regrow.masked import Keep
 from regrow.method import Method, choose_masks
+from regrow.soft import SoftEnforcer
 from regrow.targets import Target, select
 from regrow.undo import Undo
 
@@ -27,6 +28,7 @@ class Pruner(Undo):
         method: How to rank and group.
         keep_removed: What goes to a vault, for `unprune`: values (True), with optimizer moments
             ("moments"), or nothing (False).
+        soft: Whether dense values go on learning beneath the masks; they are then what comes back.
 
     Attributes:
         needs_gradients: Whether an event must wait until gradients are there.
@@ -42,11 +44,16 @@ class Pruner(Undo):
     """
 
     def __init__(
-        self, model: nn.Module, method: Method | None = None, *, keep_removed: Keep = False
+        self,
+        model: nn.Module,
+        method: Method | None = None,
+        *,
+        keep_removed: Keep = False,
+        soft: bool = False,
     ) -> None:
         self.method = (method or Method()).checked()
         selection = select(model, self.method.include, self.method.exclude)
-        super().__init__(model, selection, keep_removed, self.method.seed)
+        super().__init__(model, selection, keep_removed, soft, self.method.seed)
         self.criterion = make_criterion(self.method.criterion)
         # asked at every step, and slow to find out
         self.needs_gradients = needs_gradients(self.criterion)
@@ -56,7 +63,13 @@ class Pruner(Undo):
             self.granularity.check(target)
         self.own: dict[str, float] = {}
         for pattern, sparsity in (self.method.layers or {}).items():
-            for name in self.selection.match(pattern, "layers"):
+            names = self.selection.match(pattern, "layers")
+            if all(self.own.get(name, sparsity) != sparsity for name in names):
+                raise ConfigError(
+                    f"layers {pattern!r} never counts: the first pattern that matches does, and "
+                    f"all it means ({', '.join(names)}) have a target already: write it first"
+                )
+            for name in names:
                 self.own.setdefault(name, sparsity)
 
     @property
@@ -99,18 +112,23 @@ class Pruner(Undo):
             ConfigError: For a sparsity out of range, below the present one, or out of reach.
             StateError: For NaN scores or missing gradients, naming the layer.
         """
-        sparsity = check_sparsity("sparsity", sparsity)
+        sparsity, optimizers = check_sparsity("sparsity", sparsity), list(optimizers)
         if sparsity > self.granularity.limit:
             raise ConfigError(
                 f"granularity {self.method.granularity!r} reaches sparsity "
                 f"{self.granularity.limit:.4g} at most, got {sparsity}"
             )
-        before, own = self.sparsity, self.own if own is None else dict(own)
+        if own is None:
+            own = self.own if sparsity else dict.fromkeys(self.own, 0.0)
+        before = self.sparsity
         if sparsity == 0 and not any(own.values()):
             masks = [torch.ones_like(t.parameter, dtype=torch.bool) for t in self.targets]
         else:
             self._refuse_less(sparsity)
             kept = [self.enforcer.kept(target.name) for target in self.targets]
+            if isinstance(self.enforcer, SoftEnforcer):  # all compete, by their dense values
+                self.enforcer.insert()
+                kept = [None] * len(kept)
             event = len(self.history)
             masks = choose_masks(self.method, self.targets, kept, sparsity, own, event)
         for target, mask in zip(self.targets, masks, strict=True):
@@ -119,7 +137,7 @@ class Pruner(Undo):
         free = self.total - sum(t.parameter.numel() for t in self.targets if t.name in own)
         owned = sum(t.parameter.numel() * own.get(t.name, 0.0) for t in self.targets)
         self.target = (sparsity * free + owned) / self.total
-        return self._note("prune" if self.sparsity >= before else "dense", before)
+        return self.note("prune" if self.sparsity >= before else "dense", before)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
         """Lets a tracking criterion take in this step's gradients, of one optimizer or of all."""

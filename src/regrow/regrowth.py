@@ -111,6 +111,7 @@ def choose_regrown(
 
     Raises:
         ConfigError: If there are fewer pruned places than asked for.
+        StateError: If the rule lacks what it needs, or its scores do not fit, naming the layer.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(4))
@@ -121,11 +122,14 @@ def choose_regrown(
         [tensor([False,  True, False, False])]
     """
     gone = [~mask for mask in kept]
-    scores = [
-        growth(t, momenta.get(t.name), removed.get(t.name), seeded(*seed, t.name)) for t in targets
-    ]
     names = [target.name for target in targets]
     free = [int(places.count_nonzero()) for places in gone]
+    scores = [
+        _scores(growth, t, momenta.get(t.name), removed.get(t.name), seeded(*seed, t.name))
+        if pruned  # a dense layer needs no gradient and nothing removed
+        else torch.zeros_like(t.parameter, dtype=torch.float32)
+        for t, pruned in zip(targets, free, strict=True)
+    ]
 
     def highest(part: slice, count: int) -> list[Tensor]:
         total = sum(tensor.numel() for tensor in scores[part])
@@ -139,3 +143,20 @@ def choose_regrown(
     if isinstance(counts, int):
         return highest(slice(None), counts)
     return [highest(slice(i, i + 1), count)[0] for i, count in enumerate(counts)]
+
+
+def _scores(
+    growth: Growth,
+    target: Target,
+    momentum: Tensor | None,
+    removed: Tensor | None,
+    generator: torch.Generator,
+) -> Tensor:
+    with torch.no_grad():
+        scores = growth(target, momentum, removed, generator)
+    if scores.shape != target.parameter.shape or not scores.is_floating_point():
+        raise StateError(
+            f"the rule that regrows {target.name} must give floating-point scores of shape "
+            f"{tuple(target.parameter.shape)}, got {scores.dtype} of shape {tuple(scores.shape)}"
+        )
+    return scores

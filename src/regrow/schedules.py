@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from regrow.errors import ConfigError, check_choice, check_sparsity
 from regrow.exponential import Exponential
-from regrow.plans import Milestone, Plan, Proportional, Schedule, changes, inside
+from regrow.plans import Milestone, Plan, Proportional, Schedule, changes, inside, refuse_long
 from regrow.time import Time, TimeLike, Timeline, parse
 
 BEGIN, END, EVERY = 0.2, 0.75, 0.01
@@ -70,11 +70,7 @@ class _Gradual(Proportional):
         if first > last:
             raise ConfigError(f"begin={begin} (step {first}) lies after end={end} (step {last})")
         length = timeline.length(every)
-        if first < last < first + length:
-            raise ConfigError(
-                f"every={every} ({length} steps) is longer than begin to end ({last - first} "
-                "steps), nothing would be gradual: write a smaller every, or schedule='one_shot'"
-            )
+        refuse_long(every, length, first, last)
         steps = [*timeline.repeat(begin, every, last), last]
         ratios = [(step - first) / (last - first) if last > first else 1.0 for step in steps]
         return changes(
@@ -154,6 +150,7 @@ class Cyclic(Proportional):
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> Plan:
         begin, end, every = self.times()
         final = inside("end", end, timeline)
+        refuse_long(every, timeline.length(every), timeline.step(begin, "begin"), final)
         steps = timeline.repeat(begin, every, final)
         phases = [Milestone(s, 0.0 if k % 2 else target) for k, s in enumerate(steps)]
         ending = Milestone(final, target if self.last == "sparse" else 0.0)

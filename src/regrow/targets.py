@@ -189,7 +189,9 @@ def _paths(name: str) -> set[str]:
 
 def _names_it(pattern: str, entry: _Entry) -> bool:
     """Whether the pattern spells out the parameter's last part ("*.bias", "emb.weight")."""
-    last = pattern.rpartition(".")[2]
+    rest, _, last = pattern.rpartition(".")
+    if last == "weight" and set("*?[") & set(rest):
+        return False  # "*.weight" means weights of layers, not those of norms
     return any(
         name.rpartition(".")[2] == last and fnmatchcase(f".{name}", f"*.{pattern}")
         for name in entry.names

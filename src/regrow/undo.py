@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 
 from regrow.criteria import seeded
 from regrow.errors import ConfigError, StateError, check_count, check_patterns, check_sparsity
+from regrow.holding import Hold, Train
 from regrow.initializers import Initializer, Return, make_initializer
 from regrow.initializers import removed as removed_values
 from regrow.masked import Keep, MaskedModel, moments
-from regrow.regrowth import Growth, choose_regrown, make_growth
+from regrow.regrowth import Growth, by_gradient, choose_regrown, make_growth
 from regrow.targets import Selection, Target
 from regrow.vault import MOMENT
 
@@ -27,18 +28,21 @@ class Undo(MaskedModel):
         model: See `MaskedModel`, like the next two.
         selection: What is pruned.
         keep_removed: What goes to the vault.
+        soft: Whether dense values go on learning.
         seed: For random draws, with the number of the event and the parameter's name.
 
     Attributes:
+        hold: What trains after regrowth, while the rest is held.
         momenta: Running means of dense gradients by name, where somebody tracks them.
         originals: Remembered values by name, for `init="original"`.
     """
 
     def __init__(
-        self, model: nn.Module, selection: Selection, keep_removed: Keep, seed: int
+        self, model: nn.Module, selection: Selection, keep_removed: Keep, soft: bool, seed: int
     ) -> None:
-        super().__init__(model, selection, keep_removed)
+        super().__init__(model, selection, keep_removed, soft)
         self.seed = seed
+        self.hold = Hold(model, self.enforcer)
         self.momenta: dict[str, Tensor] = {}
         self.originals: dict[str, Tensor] = {}
 
@@ -67,17 +71,21 @@ class Undo(MaskedModel):
             >>> bool((layer.weight == before).all())
             True
         """
-        if self.vault is None:
+        if self.vault is None and not self.soft:
             raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
         before, optimizers = self.sparsity, list(optimizers)
-        for target in self._named(names):
+        for target in self.named(names):
             parameter = target.parameter
+            if self.vault is None:  # the dense values come back by themselves
+                self._count(target.name, torch.ones_like(parameter, dtype=torch.bool))
+                continue
             self.vault.restore(target.name, parameter)
             for key, moment in moments(parameter, optimizers).items():
                 self.vault.restore(f"{target.name}{MOMENT}{key}", moment)
+            self.vault.forget(target.name)  # moments whose optimizer is gone
             self._count(target.name, torch.ones_like(parameter, dtype=torch.bool))
         self.enforce(optimizers)
-        return self._note("unprune", before)
+        return self.note("unprune", before)
 
     @torch.no_grad()
     def regrow(
@@ -88,6 +96,7 @@ class Undo(MaskedModel):
         by: str | Growth = "random",
         init: str | Initializer = "he",
         names: Iterable[str] | str | None = None,
+        train: Train = "all",
         optimizers: Iterable[Optimizer] = (),
     ) -> dict[str, Any]:
         """Brings pruned weights back; no other weight changes a bit.
@@ -99,6 +108,8 @@ class Undo(MaskedModel):
                 `regrow.regrowth.Growth`).
             init: With what value: see `regrow.initializers`.
             names: Patterns of parameters; None: all.
+            train: What trains from now on: "all", "regrown" (all that does not come back with this
+                call is held), or patterns of parameters and modules. See `regrow.holding.Hold`.
             optimizers: Their state at the places that come back is zero; with
                 `keep_removed="moments"` and `init="removed"` it is restored.
 
@@ -107,7 +118,7 @@ class Undo(MaskedModel):
 
         Raises:
             ConfigError: If not exactly one of fraction and count is given, or more is asked for
-                than is pruned.
+                than is pruned; if nothing would train.
             StateError: If the rule or the initialiser lacks what it needs, naming the parameter.
 
         Example:
@@ -117,9 +128,19 @@ class Undo(MaskedModel):
             >>> pruner.regrow(0.5)["pruned"]
             45
         """
-        targets, optimizers, before = self._named(names), list(optimizers), self.sparsity
-        amount = _amount(fraction, count, sum(self._pruned[target.name] for target in targets))
+        if self.soft:
+            raise ConfigError(
+                "soft pruning brings weights back by itself, at each event: leave regrow out, or "
+                "call unprune()"
+            )
+        targets, optimizers, before = self.named(names), list(optimizers), self.sparsity
+        amount = how_many(fraction, count, sum(self._pruned[target.name] for target in targets))
         growth, initializer = make_growth(by), make_initializer(init)
+        train = self.hold.check(train)
+        if train == "regrown" and not amount:
+            raise ConfigError("no weight comes back, so train='regrown' leaves nothing to train")
+        if growth is by_gradient and amount:
+            self._refuse_masked(targets)
         kept = [self.enforcer.mask(target.name) for target in targets]
         removed = {} if self.vault is None else self.vault.whole(targets)
         seed = (self.seed, len(self.history))
@@ -140,12 +161,24 @@ class Undo(MaskedModel):
             )
             for target, mask, places in zip(targets, kept, regrown, strict=True)
         ]
-        values = [initializer(back) for back in backs]
+        backs = [back for back in backs if back.regrown.any()]
+        values = [_checked(back, initializer(back)) for back in backs]
         for back, value in zip(backs, values, strict=True):
             self._bring_back(back, value, initializer is removed_values, optimizers)
+        self.hold.set(train, {back.name: back.regrown for back in backs})
         self.enforce(optimizers)
-        words = {"by": _name(by), "init": _name(init), "count": amount}
-        return self._note("regrow", before, **words)
+        trains = train if isinstance(train, str) else list(train)
+        words = {"by": _name(by), "init": _name(init), "count": amount, "train": trains}
+        return self.note("regrow", before, **words)
+
+    def enforce(self, optimizers: Iterable[Optimizer] = ()) -> None:
+        """Applies the masks; what was noted of held places is noted anew."""
+        super().enforce(optimizers)
+        self.hold.forget()
+
+    def settle(self) -> None:
+        super().settle()
+        self.hold.forget()
 
     def remember(self) -> None:
         """Keeps the present values of all targets, for `init="original"`."""
@@ -153,23 +186,48 @@ class Undo(MaskedModel):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is held, remembered values included."""
-        return super().state_dict() | {"originals": dict(self.originals)}
+        return super().state_dict() | {
+            "originals": dict(self.originals),
+            "train": self.hold.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.originals = {name: values.clone() for name, values in state["originals"].items()}
+        self.hold.load_state_dict(state["train"])
 
-    def _named(self, names: Iterable[str] | str | None) -> list[Target]:
+    def named(self, names: Iterable[str] | str | None) -> list[Target]:
+        """The targets that patterns mean; None: all.
+
+        Raises:
+            ConfigError: If a pattern matches none, with the nearest names.
+        """
         patterns = ["*"] if names is None else check_patterns("names", names) or ()
         found = {name for pattern in patterns for name in self.selection.match(pattern, "names")}
         return [target for target in self.targets if target.name in found]
+
+    def pruned_in(self, names: Iterable[str] | str | None) -> int:
+        """How many weights of the targets that patterns mean are pruned."""
+        return sum(self._pruned[target.name] for target in self.named(names))
+
+    def _refuse_masked(self, targets: Iterable[Target]) -> None:
+        """Refuses to grow by gradients that a mask has been over: they are zero where it prunes."""
+        for target in targets:
+            grad = target.parameter.grad
+            if grad is None or bool(grad[~self.enforcer.mask(target.name)].any()):
+                return
+        raise StateError(
+            "every gradient at a pruned place is zero, so they have been masked already: grow by "
+            "'gradient' after backward() and before masks are applied; within a fit write "
+            "Regrow(by='gradient', ...), which does"
+        )
 
     def _bring_back(
         self, back: Return, values: Tensor, restore: bool, optimizers: list[Optimizer]
     ) -> None:
         """Writes the values of the places that come back, and clears or restores their moments."""
         parameter = self.enforcer.parameters[back.name]
-        parameter[back.regrown] = values[back.regrown].to(parameter.dtype)
+        parameter[back.regrown] = values.to(parameter.device, parameter.dtype)[back.regrown]
         for key, moment in moments(parameter, optimizers).items():
             held = (
                 None
@@ -181,7 +239,16 @@ class Undo(MaskedModel):
         self._set(back.name, back.kept | back.regrown, optimizers)
 
 
-def _amount(fraction: float | None, count: int | None, pruned: int) -> int:
+def how_many(fraction: float | None, count: int | None, pruned: int) -> int:
+    """How many of the pruned weights come back.
+
+    Raises:
+        ConfigError: If not exactly one of fraction and count is given, or it is out of range.
+
+    Example:
+        >>> how_many(0.1, None, 90)
+        9
+    """
     if (fraction is None) == (count is None):
         raise ConfigError(
             f"regrow takes a fraction of what is pruned or a count, one of the two, got "
@@ -189,9 +256,18 @@ def _amount(fraction: float | None, count: int | None, pruned: int) -> int:
         )
     if count is not None:
         return check_count("count", count, least=0)
-    if fraction == 1:
+    if fraction == 1 and not isinstance(fraction, bool):
         return pruned
     return round(check_sparsity("fraction", fraction) * pruned)
+
+
+def _checked(back: Return, values: Tensor) -> Tensor:
+    if values.shape != back.weight.shape:
+        raise StateError(
+            f"the initialiser of {back.name} must give values of shape "
+            f"{tuple(back.weight.shape)}, got {tuple(values.shape)}"
+        )
+    return values
 
 
 def _name(given: object) -> str:

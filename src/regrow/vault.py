@@ -58,10 +58,26 @@ class Vault:
 
     @torch.no_grad()
     def restore(self, name: str, weight: Tensor) -> None:
-        """Puts the removed values of one parameter back, in place, and forgets them."""
+        """Puts the removed values of one parameter back, in place, and forgets them.
+
+        A place that was zero already, because another pruner masks it, is that pruner's to restore.
+        """
         if name in self.values:
             places = self._pruned.pop(name).view(weight.shape).to(weight.device)
-            weight[places] = self.values.pop(name).to(weight.device, weight.dtype)
+            values = self.values.pop(name).to(weight.device, weight.dtype)
+            # -0.0 was a weight too; a moment that is 0 was one
+            there = (values != 0) | values.signbit() | (MOMENT in name)
+            weight[places] = torch.where(there, values, weight[places])
+
+    def forget(self, name: str) -> None:
+        """Drops what is held of one parameter, its moments too."""
+        for key in [name, *self.moments(name)]:
+            self.values.pop(key, None)
+            self._pruned.pop(key, None)
+
+    def moments(self, name: str) -> list[str]:
+        """The keys under which moments of one parameter are held."""
+        return [key for key in self.values if key.startswith(f"{name}{MOMENT}")]
 
     def values_like(self, name: str, like: Tensor) -> Tensor | None:
         """The removed values at their places in a tensor of zeros; None where there are none."""
@@ -87,7 +103,7 @@ class Vault:
         Raises:
             StateError: If values and masks do not fit, naming the parameter.
         """
-        self.values, self._pruned = {}, {}
+        values, places = {}, {}
         lost = [name for name, mask in masks.items() if name not in state and not mask.all()]
         for name in [*state, *lost]:
             mask = masks.get(name.partition(MOMENT)[0])
@@ -99,4 +115,5 @@ class Vault:
                     f"{int(pruned.sum())}: the checkpoint is damaged or of another run"
                 )
             if found:
-                self.values[name], self._pruned[name] = state[name].clone(), pruned
+                values[name], places[name] = state[name].clone(), pruned
+        self.values, self._pruned = values, places

@@ -48,8 +48,8 @@ WORDS = {
     "no patterns": ({"exclude": []}, "exclude must be layer patterns"),
     "a seed that is none": ({"seed": "zero"}, "seed must be a whole number"),
     "an unknown on_change": ({"on_change": "ignore"}, "on_change must be one of"),
-    "soft": ({"soft": True}, "soft=True is not available"),
-    "rewind": ({"rewind": "500it"}, "rewind='500it' is not available"),
+    "soft": ({"soft": "yes"}, "soft must be True or False, got 'yes'"),
+    "rewind": ({"rewind": 500}, "to=500 has no unit"),
     "a config group's name": ({"schedule": "pruning/gmp"}, "schedule must be one of"),
 }
 

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from regrow.callbacks.rewind import round_steps
 from regrow.errors import ConfigError, check_count
 
 Batch = tuple[Tensor, Tensor]
@@ -96,7 +97,7 @@ class Classifier(LightningModule):
         self._evaluate(batch, "test/loss", self.test_accuracy)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, and the schedule over the whole fit.
+        """The optimizer, and the schedule over the whole fit; over one round where it rewinds.
 
         Raises:
             ConfigError: When there is a schedule and the fit has no known length.
@@ -110,6 +111,7 @@ class Classifier(LightningModule):
                 f"a learning-rate schedule needs the length of the fit, got {steps} steps: "
                 "write trainer.max_epochs=N or trainer.max_steps=N, or leave the scheduler out"
             )
+        steps = round_steps(self.trainer) or steps
         # a fit of no steps still configures its optimizer
         scheduler = self.scheduler(optimizer, total_steps=max(1, int(steps)))
         return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Learning-rate schedules over the whole fit.
+"""Learning-rate schedules over the whole fit, or over each round of one that rewinds.
 
 Each is a `LambdaLR` of a function of the step alone, so that going on from any step, after a resume
 or a rewind, gives the same rates. Steps are optimizer steps; rates are stated as factors of the

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from regrow.callbacks.base import Callback, PruneEvent, tell
 from regrow.callbacks.clock import Clock
 from regrow.errors import StateError
+from regrow.holding import Train
 from regrow.initializers import Initializer
 from regrow.masked import Keep
 from regrow.masks import Masks
@@ -29,12 +30,14 @@ class PrunerAccess(Callback):
     Args:
         method: How to rank and group.
         keep_removed: Whether removed values go to the vault.
+        soft: Whether dense values go on learning beneath the masks.
     """
 
-    def __init__(self, method: Method, keep_removed: Keep) -> None:
+    def __init__(self, method: Method, keep_removed: Keep, soft: bool = False) -> None:
         super().__init__()
         self.method = method.checked()
         self.keep_removed = keep_removed
+        self.soft = soft
         self.progress = Progress()
         self._pruner: Pruner | None = None
         self._clock: Clock | None = None
@@ -101,11 +104,18 @@ class PrunerAccess(Callback):
         by: str | Growth = "random",
         init: str | Initializer = "he",
         names: Iterable[str] | str | None = None,
+        train: Train = "all",
     ) -> dict[str, Any]:
         """Brings pruned weights back; see `Pruner.regrow`."""
         return self._change(
             lambda optimizers: self.pruner.regrow(
-                fraction, count, by=by, init=init, names=names, optimizers=optimizers
+                fraction,
+                count,
+                by=by,
+                init=init,
+                names=names,
+                train=train,
+                optimizers=optimizers,
             )
         )
 
@@ -136,8 +146,13 @@ class PrunerAccess(Callback):
             self._pruner = before
             raise
 
+    def note_rollback(self, failed: float, lost: float | None) -> None:
+        """Writes into the history that an event was taken back, and how much it had lost."""
+        self.pruner.note("rollback", failed, lost=lost)
+        self._where(self.history[-1])
+
     def _new_pruner(self, model: nn.Module) -> Pruner:
-        return Pruner(model, self.method, keep_removed=self.keep_removed)
+        return Pruner(model, self.method, keep_removed=self.keep_removed, soft=self.soft)
 
     def _own_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
         """This callback's state in a checkpoint, or an error that says what is there."""
@@ -163,7 +178,13 @@ class PrunerAccess(Callback):
             return change([])
         trainer, before = clock.trainer, self.pruner.sparsity
         entry = change(trainer.optimizers)
-        entry |= {"step": int(trainer.global_step), "epoch": int(trainer.current_epoch)}
+        self._where(entry)
         event = PruneEvent(self, entry["step"], entry["epoch"], before, self.sparsity, entry)
         tell(trainer, trainer.lightning_module, event)
         return entry
+
+    def _where(self, entry: dict[str, Any]) -> None:
+        """Adds step and epoch to a history entry that was made within a fit."""
+        if self._clock is not None:
+            trainer = self._clock.trainer
+            entry |= {"step": int(trainer.global_step), "epoch": int(trainer.current_epoch)}

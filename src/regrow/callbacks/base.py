@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from regrow.callbacks.access import PrunerAccess
@@ -36,6 +37,11 @@ class PruneEvent:
 class Callback(pl.Callback):
     """A Lightning callback that also hears of prune events."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is pending that could take the last event back."""
+        return True
+
     def allows_event(self, trainer: pl.Trainer, pruner: PrunerAccess) -> bool:
         """Whether a planned event may happen now; it is asked again at the next step if not."""
         return True
@@ -44,6 +50,9 @@ class Callback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerAccess
     ) -> None:
         """Called before a planned event that all allow."""
+
+    def on_dense_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+        """Called on dense, unscaled, unclipped gradients, before pruning callbacks act on them."""
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent

@@ -106,8 +106,9 @@ class SparseModelCheckpoint(ModelCheckpoint):
     def _save_topk_checkpoint(
         self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
     ) -> None:
-        if all_reached(trainer):
-            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        validated = trainer.fit_loop.epoch_loop.val_loop._has_run
+        if all_reached(trainer) or (validated and self.monitor not in (None, *monitor_candidates)):
+            super()._save_topk_checkpoint(trainer, monitor_candidates)  # names an unknown monitor
         self._save_last_checkpoint(trainer, monitor_candidates)
 
     def _save_last_checkpoint(

@@ -11,13 +11,16 @@ from regrow.callbacks.access import PrunerAccess
 from regrow.callbacks.base import Callback, PruneEvent
 from regrow.callbacks.reached import pruners, require_pruner
 
+_WORDS = ("overlap", "explored")
+
 
 class SparsityMonitor(Callback):
     """Logs `pruning/sparsity`, `pruning/target` and, by layer, `pruning/density/NAME`.
 
     Step by step to the progress bar and to `trainer.callback_metrics`, at each event and each
     epoch's end to every logger. Several pruning callbacks are logged together: what any of them
-    masks counts as masked.
+    masks counts as masked. Sparse training adds `pruning/overlap` and `pruning/explored`, of its
+    last event.
 
     Args:
         layers: Whether densities of single layers are logged.
@@ -94,6 +97,9 @@ class SparsityMonitor(Callback):
             values["pruning/sparsity"] = found[0].sparsity
         if self.layers:
             values |= {f"pruning/density/{name}": d for name, d in densities.items()}
+        for callback in found:  # what sparse training says of its last event
+            last = callback.history[-1] if callback.history else {}
+            values |= {f"pruning/{word}": last[word] for word in _WORDS if word in last}
         return values
 
 

@@ -19,18 +19,22 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.callbacks.access import PrunerAccess
-from regrow.callbacks.base import suite
+from regrow.callbacks.base import PruneEvent, suite
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.refusals import (
     overflowed,
     refuse_averaging,
+    refuse_closures,
+    refuse_passed,
+    refuse_replaced,
     refuse_sharded,
     refuse_split,
     refuse_unreachable,
     waits_for_gradients,
+    warn_unfinished,
 )
 from regrow.callbacks.targets_table import show_targets
-from regrow.errors import ConfigError, StateError, check_choice
+from regrow.errors import StateError, check_choice
 from regrow.masked import Keep
 from regrow.method import Method
 from regrow.plans import Milestone, Plan, Schedule
@@ -49,6 +53,7 @@ class PruningCallback(PrunerAccess):
         final: The sparsity at which the schedule ends.
         keep_removed: Whether removed values go to the vault.
         on_change: What a resume does where the remaining events would now lie elsewhere.
+        soft: Whether dense values go on learning beneath the masks.
     """
 
     def __init__(
@@ -58,19 +63,22 @@ class PruningCallback(PrunerAccess):
         final: float,
         keep_removed: Keep,
         on_change: str,
+        soft: bool = False,
     ) -> None:
-        super().__init__(method, keep_removed)
+        super().__init__(method, keep_removed, soft)
         self.schedule = schedule
         self.final = final
         self.on_change = check_choice("on_change", on_change, ("refuse", "keep", "stretch"))
         self._loaded: Mapping[str, Any] | None = None
+        self._outside = False
         self._handles: list[RemovableHandle] = []
 
     def resolve(self, timeline: Timeline, start: float = 0.0) -> Plan:
         """The milestones of a fit with this timeline, without a Trainer."""
         if start >= self.final > 0:
             return ()
-        return tuple(self.schedule.plan(self.final, timeline, start))
+        plan = self.schedule.plan(self.final, timeline, start)
+        return tuple(Milestone(int(step), float(sparsity)) for step, sparsity in plan)
 
     @property
     def reached(self) -> bool:
@@ -87,9 +95,12 @@ class PruningCallback(PrunerAccess):
                 f"{type(self).__name__} holds the masks of another model object: call "
                 "attach(model) to carry them over, or make a new callback for a fresh model"
             )
+        refuse_replaced(pl_module, pruner)
         refuse_averaging(trainer)
         refuse_sharded(trainer, pruner)
         refuse_split(trainer.optimizers, pruner)
+        if self.soft:
+            refuse_closures(trainer.optimizers)
         self._clock = Clock(trainer, self.schedule.times())
         for optimizer in trainer.optimizers:
             self._handles.append(pruner.enforcer.hook(optimizer))
@@ -117,23 +128,37 @@ class PruningCallback(PrunerAccess):
         if due is not None and not waits_for_gradients(self.pruner):
             self._fire(due)
 
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.pruner.settle()  # a scaler that skips the step runs no hook after it
+
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         every = [c for c in trainer.callbacks if isinstance(c, PruningCallback)]  # type: ignore[attr-defined]
         if every[0] is self:  # all see the gradients, once, before any masks them
+            for listener in suite(trainer):
+                listener.on_dense_gradients(trainer, optimizer)
             for callback in every:
                 callback.on_gradients(trainer, optimizer)
         self._mask_gradients()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.progress.ahead and not trainer.should_stop:
-            rank_zero_warn(
-                f"the fit ended at sparsity {self.sparsity:.4g}, before "
-                f"{len(self.progress.ahead)} planned events, the last of them to sparsity "
-                f"{self.final:.4g}. Does the module call step() of a raw optimizer? Lightning "
-                "neither counts such steps nor shows their gradients: use self.optimizers()"
-            )
+        warn_unfinished(trainer, self)
+
+    def on_prune_event(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
+    ) -> None:
+        if event.pruner is not self and self._pruner is not None:
+            # it may have brought back what is masked here; gradients stay dense until all saw them
+            self._pruner.enforcer.weights()
+            self._pruner.enforcer.state(trainer.optimizers)
 
     def on_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """Acts on dense, unscaled, unclipped gradients: a due event, or the criterion's update."""
@@ -146,14 +171,15 @@ class PruningCallback(PrunerAccess):
             self._fire(due)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._loaded = None
+        self._loaded, self._outside = None, False
         if stage == "fit":  # another fit, another plan
             self.progress = Progress()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+        self._outside = trainer.state.fn != TrainerFn.FITTING
+        if not self._outside:
             self._own_state(checkpoint)
             return
         state = (checkpoint.get("callbacks") or {}).get(self.state_key)
@@ -161,6 +187,12 @@ class PruningCallback(PrunerAccess):
             if self._pruner is None or self._pruner.model is not pl_module:
                 self._pruner = self._new_pruner(pl_module)
             self._pruner.load_state_dict(state["pruner"])
+        elif self._pruner is not None and self._pruner.model is pl_module:
+            rank_zero_warn(
+                f"the checkpoint has no masks of {self.state_key}, so the model is dense now and "
+                "the masks it had are given up"
+            )
+            self._pruner = None
 
     def state_dict(self) -> dict[str, Any]:
         if self._loaded is not None:  # not taken in yet, as when a learning rate is looked for
@@ -168,6 +200,7 @@ class PruningCallback(PrunerAccess):
         return {
             "format": FORMAT,
             "final": self.final,
+            "method": self.method.words(),
             "pruner": None if self._pruner is None else self._pruner.state_dict(),
             "progress": self.progress.state_dict() if self.progress.begun else None,
         }
@@ -178,7 +211,8 @@ class PruningCallback(PrunerAccess):
                 f"the checkpoint's {self.state_key} has format {state_dict.get('format')}, this "
                 f"version reads format {FORMAT}"
             )
-        self._loaded = state_dict
+        if not self._outside:  # what is to be tested was taken in by on_load_checkpoint
+            self._loaded = state_dict
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._release()
@@ -186,6 +220,8 @@ class PruningCallback(PrunerAccess):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
+        if self._pruner is not None:
+            self._pruner.settle()
         self._release()
 
     def _begin(self, trainer: pl.Trainer) -> None:
@@ -193,11 +229,7 @@ class PruningCallback(PrunerAccess):
         assert self._clock is not None
         pruner, (first, epoch) = self.pruner, self._clock.origin()
         timeline, start = self._clock.timeline(first, epoch), self._stand()
-        if pruner.units(start) > pruner.units(self.final) > 0:
-            raise ConfigError(
-                f"the model has sparsity {start:.6g} already, sparsity={self.final:g} is less: "
-                "ask for more, or bring weights back first (unprune, prune_to(0))"
-            )
+        refuse_passed(pruner, start, self.final)
         there = self.final > 0 and pruner.units(start) == pruner.units(self.final)
         if there or timeline.total == 0:
             plan: Plan = ()
@@ -217,6 +249,7 @@ class PruningCallback(PrunerAccess):
                 f"the checkpoint was pruned towards sparsity {state['final']:g}, this callback "
                 f"towards {self.final:g}: to change the target, load the weights and start a fit"
             )
+        self.method.refuse_other(state["method"])
         self._adopt(state)
         now, _ = self._clock.origin()
         timeline = self._clock.timeline(self.progress.first, self.progress.epoch)
@@ -235,8 +268,12 @@ class PruningCallback(PrunerAccess):
             callback.before_prune_event(trainer, trainer.lightning_module, self)
         # a prune_to by hand may have gone further than the plan
         if due.sparsity == 0 or pruner.units(due.sparsity) >= pruner.units(self._stand()):
+            present = pruner.densities
             own = {
-                name: self.schedule.layer_sparsity(due.sparsity, self.final, sparsity)
+                name: max(
+                    self.schedule.layer_sparsity(due.sparsity, self.final, sparsity),
+                    1 - present[name] if due.sparsity else 0.0,  # changed by hand, maybe
+                )
                 for name, sparsity in pruner.own.items()
             }
             self._change(lambda opt: pruner.prune_to(due.sparsity, opt, own))
@@ -254,7 +291,7 @@ class PruningCallback(PrunerAccess):
         return self.final * pruner.pruned / most if most else self.final
 
     def _mask_gradients(self, *_: Any) -> None:
-        self.pruner.enforcer.gradients()
+        self.pruner.enforcer.prepare()
 
     def _release(self) -> None:
         for handle in self._handles:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 
 from regrow.callbacks.access import PrunerAccess
+from regrow.callbacks.base import suite
 from regrow.errors import ConfigError
 
 
@@ -15,8 +16,9 @@ def pruners(trainer: pl.Trainer) -> list[PrunerAccess]:
 
 
 def all_reached(trainer: pl.Trainer) -> bool:
-    """Whether every pruning callback has had all its planned events."""
-    return all(callback.reached for callback in pruners(trainer))
+    """Whether every pruning callback has had all its planned events, and they are settled."""
+    settled = all(callback.settled for callback in suite(trainer))
+    return settled and all(callback.reached for callback in pruners(trainer))
 
 
 def require_pruner(trainer: pl.Trainer, callback: pl.Callback, stage: str) -> None:

@@ -4,16 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 from torch.optim import Optimizer
 
 from regrow.criteria import magnitude
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, StateError
 from regrow.method import choose_masks
 from regrow.pruner import Pruner
+from regrow.targets import clean
+
+if TYPE_CHECKING:
+    from regrow.callbacks.pruning import PruningCallback
 
 _SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
@@ -63,6 +71,34 @@ def waits_for_gradients(pruner: Pruner) -> bool:
     return pruner.needs_gradients or pruner.tracks
 
 
+def refuse_replaced(module: nn.Module, pruner: Pruner) -> None:
+    """Refuses a model whose parameters are no longer the ones that are masked.
+
+    Raises:
+        StateError: Naming those that were replaced since.
+    """
+    named = {clean(n): p for n, p in module.named_parameters(remove_duplicate=False)}
+    lost = [t.name for t in pruner.targets if named.get(t.name) is not t.parameter]
+    if lost:
+        raise StateError(
+            f"{', '.join(lost[:5])} of the model were replaced by other parameters since they were "
+            "masked: call attach(model) to carry the masks over"
+        )
+
+
+def refuse_passed(pruner: Pruner, start: float, final: float) -> None:
+    """Refuses a target below the sparsity that the model has.
+
+    Raises:
+        ConfigError: What is pruned stays pruned.
+    """
+    if pruner.units(start) > pruner.units(final) > 0:
+        raise ConfigError(
+            f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: ask for "
+            "more, or bring weights back first (unprune, prune_to(0))"
+        )
+
+
 def refuse_split(optimizers: Sequence[Optimizer], pruner: Pruner) -> None:
     """Refuses gradient criteria over parameters that no single optimizer holds together.
 
@@ -83,3 +119,28 @@ def overflowed(trainer: pl.Trainer, pruner: Pruner) -> bool:
         return False
     gradients = (target.parameter.grad for target in pruner.targets)
     return not all(bool(grad.isfinite().all()) for grad in gradients if grad is not None)
+
+
+def refuse_closures(optimizers: Sequence[Optimizer]) -> None:
+    """Refuses soft pruning with optimizers that call their closure several times a step.
+
+    Raises:
+        ConfigError: The forward pass would see masked weights once and dense ones after.
+    """
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
+        raise ConfigError(
+            "soft=True keeps dense values in the weights while the optimizer steps, and LBFGS runs "
+            "the network within its step: write soft=False, or another optimizer"
+        )
+
+
+def warn_unfinished(trainer: pl.Trainer, callback: PruningCallback) -> None:
+    """Warns of a fit that ended before its events did."""
+    ahead = callback.progress.ahead
+    if ahead and not trainer.should_stop:
+        rank_zero_warn(
+            f"the fit ended at sparsity {callback.sparsity:.4g}, before {len(ahead)} planned "
+            f"events, the last of them to sparsity {ahead[-1].sparsity:.4g}. Does the module call "
+            "step() of a raw optimizer? Lightning neither counts such steps nor shows their "
+            "gradients: use self.optimizers()"
+        )

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: MIT
+"""Rewinding: after an event, weights and learning rate go back to what they were at a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+
+from regrow.callbacks.access import PrunerAccess
+from regrow.callbacks.base import Callback, PruneEvent
+from regrow.callbacks.clock import Clock
+from regrow.callbacks.refusals import waits_for_gradients
+from regrow.callbacks.rounds import planned_round, pruning_callbacks, refuse_long_schedules
+from regrow.errors import ConfigError, StateError, check_choice, check_count
+from regrow.plans import inside
+from regrow.rewinding import Memory
+from regrow.time import TimeLike, Timeline, parse
+
+# "fresh": the optimizer's state becomes that of a new optimizer
+_PRESETS = {"weights": ("weights", "lr", "fresh"), "lr": ("lr",), "finetune": ()}
+_PARTS = ("weights", "lr", "optimizer")
+FORMAT = 1
+
+
+class Rewind(Callback):
+    """Answers each prune event by going back to an earlier step: lottery tickets.
+
+    Weights that go back are all parameters and buffers, biases, normalisation and its running
+    statistics included; masks are enforced on them at once. The fit itself goes on: global step,
+    epochs and the order of data do not go back.
+
+    A learning-rate schedule must span one round (`round_steps`); what is left of a round after its
+    end trains at its last rate.
+
+    Args:
+        to: "500it", "3ep", "0it" (the initialisation) or a fraction of the fit, counted from its
+            start; no event may come before.
+        what: "weights" (weights and learning rate, and the optimizer begins anew), "lr" (weights
+            stay, the schedule is replayed), "finetune" (weights stay, the learning rate keeps its
+            last value), or any of "weights", "lr", "optimizer" in a list: these and nothing else.
+        reinit: A seed. At the last planned event the weights of `to="0it"` are shuffled within
+            each parameter, which is another draw from its initialiser: the control experiment
+            that trains the ticket's mask from other weights.
+
+    Raises:
+        ConfigError: For settings that cannot be meant, at construction where possible, else before
+            the first step.
+
+    Source: Frankle and Carbin 2019, arXiv 1803.03635 (to "0it", `reinit`); Frankle et al. 2020,
+    arXiv 1912.05671 (to a later step); Renda et al. 2020, arXiv 2003.02389 ("lr").
+
+    Example:
+        >>> Rewind("500it", what="wieghts")
+        Traceback (most recent call last):
+            ...
+        regrow.errors.ConfigError: what must be one of finetune, lr, weights, got 'wieghts': \
+did you mean 'weights'?
+    """
+
+    _timeline: Timeline | None  # of a fit whose plan is still to be checked
+    _step: int | None
+    _memory: Memory | None
+    _fresh: Memory | None  # the state of new optimizers
+    _pending: Memory | None  # goes back at the batch's end
+
+    def __init__(
+        self, to: TimeLike, what: str | Sequence[str] = "weights", *, reinit: int | None = None
+    ) -> None:
+        super().__init__()
+        self.to = parse("to", to)
+        if isinstance(what, str):
+            self.parts: tuple[str, ...] = _PRESETS[check_choice("what", what, _PRESETS)]
+        else:
+            self.parts = tuple(check_choice("what", part, _PARTS) for part in what)
+            if not self.parts:
+                raise ConfigError("what=() rewinds nothing: write 'finetune', or leave Rewind out")
+        self.scheduled = "lr" in self.parts or what == "finetune"
+        self.reinit = None if reinit is None else check_count("reinit", reinit, least=0)
+        if reinit is not None and ("weights" not in self.parts or self.to.amount):
+            raise ConfigError(
+                f"reinit is another initialisation, got to={to!r}, what={what!r}: write to='0it', "
+                "what='weights'"
+            )
+        self._clock: Clock | None = None
+        self._forget()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._forget()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        there = self.state_key in (checkpoint.get("callbacks") or {})
+        if trainer.state.fn == TrainerFn.FITTING and not there:
+            raise StateError(
+                "the checkpoint was trained without Rewind, so what it would go back to is not in "
+                "it: load the weights into the model and call fit without ckpt_path"
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._refuse_company(trainer)
+        times = [time for pruner in pruning_callbacks(trainer) for time in pruner.schedule.times()]
+        self._clock = Clock(trainer, [self.to, *times])
+        first, epoch = self._clock.origin()
+        if self._step is None:
+            timeline = self._clock.timeline(first, epoch)
+            dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+            self._step = first if dry else inside("to", self.to, timeline)
+            self._timeline = None if dry else timeline
+            if "fresh" in self.parts:  # some optimizers hold state from the beginning
+                self._fresh = Memory(moments=trainer.optimizers)
+        self._check(trainer)
+        self._look(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._check(trainer)  # where the pruner stands behind this callback in the list
+
+    def on_prune_event(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
+    ) -> None:
+        if event.entry["kind"] != "prune" or event.after <= event.before or self._clock is None:
+            return
+        if not self.parts:
+            return
+        if self._memory is None:
+            raise StateError(
+                f"pruned at step {event.step}, before the step to which to={self.to} goes back "
+                f"({self._step}): prune later, or write to='0it'"
+            )
+        event.entry["rewound_to"] = self._step
+        now, memory = self._clock.now(), self._memory
+        last = not any(
+            milestone.step > now
+            for pruner in pruning_callbacks(trainer)
+            for milestone in pruner.progress.ahead
+        )
+        if self.reinit is not None and last:
+            memory = memory.shuffled(self.reinit)
+        if waits_for_gradients(event.pruner.pruner):
+            # within a step: what it still changes, the schedule included, goes back with the rest
+            self._pending = memory
+        else:
+            self._restore(memory, trainer, pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._restore(pending, trainer, pl_module)
+        self._look(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "parts": list(self.parts),
+            "step": self._step,
+            "memory": None if self._memory is None else self._memory.state_dict(),
+            "fresh": None if self._fresh is None else self._fresh.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("format") != FORMAT or state_dict["parts"] != list(self.parts):
+            raise StateError(
+                f"the checkpoint's Rewind has format {state_dict.get('format')} and rewinds "
+                f"{state_dict.get('parts')}, this one has format {FORMAT} and rewinds "
+                f"{list(self.parts)}: write the same what="
+            )
+        self._step = state_dict["step"]
+        self._memory = _loaded(state_dict["memory"])
+        self._fresh = _loaded(state_dict["fresh"])
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.release()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets go of the Trainer."""
+        self._clock = None
+
+    def _forget(self) -> None:
+        self._timeline = self._step = self._memory = self._fresh = self._pending = None
+
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remembers, when the step is reached for the first time."""
+        assert self._clock is not None and self._step is not None
+        if self._memory is not None or not self.parts or self._clock.origin()[0] < self._step:
+            return
+        rates = "lr" in self.parts
+        self._memory = Memory(
+            pl_module if "weights" in self.parts else None,
+            moments=trainer.optimizers if "optimizer" in self.parts else (),
+            rates=trainer.optimizers if rates else (),
+            schedulers=[c.scheduler for c in trainer.lr_scheduler_configs] if rates else (),
+        )
+
+    def _restore(self, memory: Memory, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rates = "lr" in self.parts
+        if self._fresh is not None:
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()
+            self._fresh.restore(moments=trainer.optimizers)
+        memory.restore(
+            pl_module if "weights" in self.parts else None,
+            moments=trainer.optimizers if "optimizer" in self.parts else (),
+            rates=trainer.optimizers if rates else (),
+            schedulers=[c.scheduler for c in trainer.lr_scheduler_configs] if rates else (),
+        )
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PrunerAccess):
+                callback.pruner.enforce(trainer.optimizers)
+
+    def _check(self, trainer: pl.Trainer) -> None:
+        """Refuses, before training, a plan or a schedule that rewinding does not fit."""
+        pruners = pruning_callbacks(trainer)
+        if self._timeline is None or not all(pruner.progress.begun for pruner in pruners):
+            return
+        timeline, self._timeline = self._timeline, None
+        assert self._step is not None
+        steps = sorted({m.step for pruner in pruners for m in pruner.progress.ahead})
+        if steps and steps[0] < self._step and self.parts:
+            raise ConfigError(
+                f"to={self.to} is step {self._step}, but the first event comes at step "
+                f"{steps[0]}, before there is anything to go back to: prune later, or write "
+                "to='0it'"
+            )
+        if self.scheduled:
+            refuse_long_schedules(trainer, timeline, steps, self._step - timeline.start)
+
+    def _refuse_company(self, trainer: pl.Trainer) -> None:
+        if len(rewinders(trainer)) > 1:
+            raise ConfigError(
+                "a fit goes back one way: rewind= of the pruning callback and Rewind beside it are "
+                "the same, write one of them"
+            )
+        if any(pruner.soft for pruner in pruning_callbacks(trainer)):
+            raise ConfigError(
+                "soft=True keeps dense weights of its own, which rewinding does not reach: write "
+                "soft=False, or leave rewind out"
+            )
+        if not any(isinstance(c, PrunerAccess) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ConfigError(
+                "Rewind answers prune events, and nothing prunes: add "
+                "MagnitudePruning(0.9, schedule=Exponential(0.2, every='10ep'))"
+            )
+
+
+def rewinders(trainer: pl.Trainer) -> list[Rewind]:
+    """The callbacks that rewind, those that a pruning callback owns included."""
+    own = [getattr(callback, "rewinder", callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    return [callback for callback in own if isinstance(callback, Rewind)]
+
+
+def round_steps(trainer: pl.Trainer) -> int | None:
+    """For how many steps to build a learning-rate schedule, asked in `configure_optimizers`.
+
+    Args:
+        trainer: Of the module.
+
+    Returns:
+        The optimizer steps of one round where the fit rewinds; else None.
+
+    Example:
+        >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        >>> steps = round_steps(trainer) or trainer.max_steps
+    """
+    return planned_round(trainer) if rewinders(trainer) else None
+
+
+def _loaded(state: dict[str, Any] | None) -> Memory | None:
+    if state is None:
+        return None
+    memory = Memory()
+    memory.load_state_dict(state)
+    return memory

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: MIT
+"""Sparse training: masks move while every layer keeps as many weights as it has.
+
+An update drops the weakest of the kept weights and grows as many among all places that are then
+empty. A place that is dropped and grown at once was never gone: it keeps value and moments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from regrow.criteria import (
+    Criterion,
+    TrackingCriterion,
+    magnitude,
+    make_criterion,
+    random,
+    score,
+    seeded,
+)
+from regrow.errors import check_choice
+from regrow.initializers import Initializer, Return, make_initializer, zero
+from regrow.method import choose_masks
+from regrow.pruner import Pruner
+from regrow.regrowth import Growth, by_gradient, make_growth
+from regrow.selection import keep_highest
+from regrow.targets import Target
+
+GROW = ("gradient", "momentum", "random")
+BETA = 0.9
+
+
+def drop_fraction_at(step: int, end: int, fraction: float = 0.3) -> float:
+    """The share of the kept weights that an update drops: fraction / 2 (1 + cos(pi step / end)).
+
+    0 from `end` on.
+
+    Source: Evci et al. 2020 (RigL), section 3.
+
+    Example:
+        >>> [round(drop_fraction_at(step, 100), 3) for step in (0, 50, 100, 150)]
+        [0.3, 0.15, 0.0, 0.0]
+    """
+    return fraction / 2 * (1 + math.cos(math.pi * step / end)) if step < end else 0.0
+
+
+@torch.no_grad()
+def draw_masks(
+    pruner: Pruner, sparsity: float, optimizers: Iterable[Optimizer] = ()
+) -> dict[str, Any]:
+    """Prunes by lot, to the layer densities of the pruner's distribution: the masks to start from.
+
+    Returns:
+        The new entry of `history`.
+
+    Raises:
+        ConfigError: If the sparsity is out of reach.
+
+    Example:
+        >>> pruner = Pruner(torch.nn.Linear(10, 10))
+        >>> draw_masks(pruner, 0.9)["pruned"]
+        90
+    """
+    before, method = pruner.sparsity, pruner.method._replace(criterion=random)
+    optimizers = list(optimizers)
+    kept = [pruner.enforcer.kept(target.name) for target in pruner.targets]
+    event = len(pruner.history)
+    masks = choose_masks(method, pruner.targets, kept, sparsity, pruner.own, event)
+    for target, mask in zip(pruner.targets, masks, strict=True):
+        pruner._set(target.name, mask, optimizers)
+    pruner.enforce(optimizers)
+    pruner.target = sparsity
+    return pruner.note("prune", before)
+
+
+@torch.no_grad()
+def drop_and_grow(
+    pruner: Pruner,
+    share: float,
+    *,
+    drop: str | Criterion | TrackingCriterion = "magnitude",
+    grow: str | Growth = "gradient",
+    init: str | Initializer = "zero",
+    optimizers: Iterable[Optimizer] = (),
+) -> dict[str, Any]:
+    """One update of sparse training; no layer keeps a weight more or less than before.
+
+    Of k kept weights of a layer, round(share k) go, lowest scores first; as many are grown among
+    all places that do not survive, those just dropped included. Dense layers stay dense.
+
+    Args:
+        pruner: Its masks move; weights in single places, not in groups or blocks.
+        share: Of the kept weights, in [0, 1); see `drop_fraction_at`.
+        drop: Which go: the name of a criterion, or a criterion.
+        grow: Where they come back: "gradient" (RigL), "random" (SET), "momentum" (SNFS; needs
+            `track_momenta` at every step) or a rule (see `regrow.regrowth.Growth`).
+        init: With what value, where nothing was kept before: see `regrow.initializers`.
+        optimizers: Their state is zero at places that were dropped, and at new ones.
+
+    Returns:
+        The new entry of `history`; `overlap` is the Jaccard index of kept places before and after,
+        `moved` how many places are new.
+
+    Raises:
+        ConfigError: For an unknown name.
+        StateError: If a rule lacks what it needs, naming the parameter; nothing has changed then.
+
+    Source: Evci et al. 2020 (RigL), algorithm 1, and the same with other growth in Mocanu et al.
+    2018 (SET) and Dettmers and Zettlemoyer 2019 (SNFS).
+
+    Example:
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[1.0, 2.0, 0.0, 0.0]])
+        >>> pruner = Pruner(layer)
+        >>> pruner.set_masks({"weight": layer.weight != 0})
+        >>> layer.weight.grad = torch.tensor([[0.0, 9.0, 1.0, 5.0]])
+        >>> _ = drop_and_grow(pruner, 0.5)
+        >>> pruner.masks["weight"].tolist()
+        [[False, True, False, True]]
+    """
+    criterion, initializer = make_criterion(drop), make_initializer(init)
+    growth = make_growth(check_choice("grow", grow, GROW) if isinstance(grow, str) else grow)
+    before, optimizers = pruner.sparsity, list(optimizers)
+    seed = (pruner.seed, len(pruner.history))
+    pruner.enforcer.state(optimizers)  # what comes back has moments of zero
+    sparse = [t for t in pruner.targets if pruner.enforcer.kept(t.name) is not None]
+    moves = [_move(pruner, target, share, criterion, growth, seed) for target in sparse]
+    backs = [] if initializer is zero else [_return(pruner, move, seed) for move in moves]
+    values = [initializer(back) for back in backs]
+    for move in moves:
+        pruner._set(move.target.name, move.after, optimizers)
+    for move, back, value in zip(moves, backs, values, strict=False):
+        parameter = move.target.parameter
+        parameter[back.regrown] = value.to(parameter)[back.regrown]
+    pruner.enforce(optimizers)
+    moved = sum(len(move.new) for move in moves)
+    kept = pruner.total - pruner.pruned
+    overlap = (kept - moved) / (kept + moved) if kept else 1.0
+    return pruner.note("drop_and_grow", before, share=share, moved=moved, overlap=overlap)
+
+
+@torch.no_grad()
+def track_momenta(pruner: Pruner, optimizer: Optimizer | None = None) -> None:
+    """Takes the present dense gradients into the running means that growth by momentum ranks.
+
+    m = 0.9 m + 0.1 g, from m = 0.
+
+    Args:
+        pruner: Whose `momenta` go on.
+        optimizer: Only gradients of its parameters are fresh; None: all.
+
+    Source: Dettmers and Zettlemoyer 2019, section 3.1.
+
+    Example:
+        >>> pruner = Pruner(torch.nn.Linear(2, 1))
+        >>> pruner.targets[0].parameter.grad = torch.tensor([[1.0, 2.0]])
+        >>> track_momenta(pruner)
+        >>> pruner.momenta["weight"]
+        tensor([[0.1000, 0.2000]])
+    """
+    groups = [] if optimizer is None else optimizer.param_groups
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    for target in pruner.targets:
+        grad = target.parameter.grad
+        if grad is None or (optimizer is not None and id(target.parameter) not in held):
+            continue
+        mean = pruner.momenta.get(target.name)
+        mean = torch.zeros_like(grad, dtype=torch.float32) if mean is None else mean
+        pruner.momenta[target.name] = mean.to(grad.device).lerp_(grad.to(mean.dtype), 1 - BETA)
+
+
+class _Move(NamedTuple):
+    target: Target
+    after: Tensor
+    """The new mask."""
+    new: Tensor
+    """Flat places that were not kept before."""
+
+
+def _move(
+    pruner: Pruner,
+    target: Target,
+    share: float,
+    criterion: Criterion | TrackingCriterion,
+    growth: Growth,
+    seed: tuple[int, int],
+) -> _Move:
+    """What one layer drops and grows."""
+    name, parameter = target.name, target.parameter
+    weight, working = parameter.detach(), pruner.enforcer.kept(name)
+    assert working is not None
+    if criterion is magnitude:
+        scores = weight
+    else:  # another number of event, because what is dropped and grown by lot is drawn twice
+        scores = score(criterion, name, weight, parameter.grad, (seed[0], ~seed[1]))
+    kept = working.reshape(-1)
+    places = kept.nonzero().reshape(-1)
+    live = scores.reshape(-1)[places]
+    count, by = round(share * len(live)), criterion is magnitude
+    [stays] = keep_highest([live], count, magnitude=by, least=0, names=[name])
+    after = torch.zeros_like(kept, dtype=torch.bool)
+    after[places[stays]] = True
+    signed = growth is by_gradient and parameter.grad is not None  # read as it is: saves a copy
+    growing = parameter.grad if signed else None
+    if growing is None:
+        growing = growth(target, pruner.momenta.get(name), None, seeded(*seed, name))
+    growing = growing.detach().reshape(-1)
+    free = _candidates(growing, after, len(live), count, signed)
+    without = len(free) - count
+    [grows] = keep_highest([growing[free]], without, magnitude=signed, least=0, names=[name])
+    grown = free[grows]
+    after[grown] = True
+    return _Move(target, after.view(weight.shape), grown[kept[grown] == 0])
+
+
+def _candidates(scores: Tensor, survive: Tensor, most: int, count: int, signed: bool) -> Tensor:
+    """Empty places, in order, among which the `count` highest scores of all of them are.
+
+    A sample tells a score that about `most` places exceed: ranking these alone is several times
+    faster. NaN exceeds too, so that it is found. Where `signed`, a score is its magnitude.
+    """
+    sample = scores[:: max(1, len(scores) // 8192) | 1]
+    sample = sample.abs() if signed else sample
+    share = most / len(scores) * len(sample)
+    rank = math.ceil(share + 4 * math.sqrt(share) + 1)
+    if rank < len(sample):
+        bound = float(sample.kthvalue(len(sample) - rank).values)
+        below = scores <= bound
+        if signed:
+            below &= scores >= -bound
+        places = below.logical_not_().nonzero().reshape(-1)
+        places = places[~survive[places]]
+        if len(places) >= count:
+            return places
+    return (~survive).nonzero().reshape(-1)
+
+
+def _return(pruner: Pruner, move: _Move, seed: tuple[int, int]) -> Return:
+    """The places of one layer that come back, as initialisers see them: dropped weights are 0."""
+    target = move.target
+    new = torch.zeros_like(move.after).view(-1).index_fill_(0, move.new, True).view_as(move.after)
+    stay = move.after & ~new
+    removed = {} if pruner.vault is None else pruner.vault.whole([target])
+    return Return(
+        target.name,
+        target.parameter.detach().where(stay, 0.0),
+        stay,
+        new,
+        seeded(*seed, f"{target.name} init"),
+        target.input_dim,
+        target.groups,
+        removed.get(target.name),
+        pruner.originals.get(target.name),
+    )

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""The explored fraction, by hand."""
+
+import torch
+
+from regrow.explored import Explored
+
+
+def masks(one, other):
+    return {"a": torch.tensor(one, dtype=torch.bool), "b": torch.tensor(other, dtype=torch.bool)}
+
+
+def test_by_hand():
+    explored = Explored()
+    assert explored.add(masks([[1, 0], [0, 0]], [1, 1, 0, 0, 0, 0])) == 3 / 10
+    assert explored.add(masks([[1, 0], [0, 0]], [1, 0, 1, 0, 0, 0])) == 4 / 10
+    assert explored.add(masks([[0, 1], [0, 0]], [0, 0, 0, 0, 0, 1])) == 6 / 10
+    assert explored.add(masks([[0, 0], [0, 0]], [0, 0, 0, 0, 0, 0])) == 6 / 10
+
+
+def test_given_masks_are_left_alone_and_state_goes_round():
+    explored, first = Explored(), masks([[1, 0], [0, 0]], [1, 0, 0])
+    explored.add(first)
+    explored.add(masks([[1, 1], [0, 0]], [1, 0, 0]))
+    assert first["a"].tolist() == [[True, False], [False, False]]
+    other = Explored()
+    other.load_state_dict(explored.state_dict())
+    assert all(torch.equal(other.ever[name], mask) for name, mask in explored.ever.items())
+    assert other.add(masks([[0, 0], [1, 1]], [0, 0, 1])) == 6 / 7

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""Regrowth: exactly so many come back, where the rule says, and nothing else changes a bit."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from regrow.errors import ConfigError, StateError
+from regrow.method import Method
+from regrow.pruner import Pruner
+from regrow.regrowth import GROWTHS, by_gradient, choose_regrown, make_growth
+from regrow.targets import Target
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(2, 6, 3, groups=2), nn.Flatten(), nn.Linear(24, 5))
+
+
+def bits(tensor):
+    return tensor.detach().view(torch.int32).clone()
+
+
+def state(model):
+    return {name: bits(p) for name, p in model.named_parameters()}
+
+
+growths = st.sampled_from(["random", "gradient", "momentum", "removed", "custom"])
+inits = st.sampled_from(
+    ["zero", "removed", "original", "he", "sparse_he", "xavier", "survivors", "kaiming_normal"]
+)
+
+
+def own_rule(target, momentum, removed, generator):
+    return torch.arange(target.parameter.numel()).view(target.parameter.shape).float()
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 99), st.floats(0.05, 0.9), st.floats(0, 1), growths, inits, st.data())
+def test_only_what_comes_back_changes(seed, sparsity, fraction, by, init, data):
+    model = network(seed)
+    pruner = Pruner(model, keep_removed=True)
+    pruner.remember()
+    pruner.prune_to(sparsity)
+    for target in pruner.targets:
+        target.parameter.grad = torch.randn(target.parameter.shape)
+        pruner.momenta[target.name] = torch.randn(target.parameter.shape)
+    names = data.draw(st.sampled_from([None, "0", ["2.weight"]]))
+    chosen = [t.name for t in pruner.targets if names is None or t.name[0] == names[0][0]]
+    before, masks, pruned = state(model), pruner.masks, pruner.pruned
+    free = sum(int((~masks[name]).sum()) for name in chosen)
+    rule = own_rule if by == "custom" else by
+    entry = pruner.regrow(fraction, by=rule, init=init, names=names)
+    count = round(fraction * free)
+    assert pruner.pruned == entry["pruned"] == pruned - count
+    assert entry["count"] == count
+    assert (entry["kind"], entry["by"]) == ("regrow", "own_rule" if by == "custom" else by)
+    after = pruner.masks
+    for name, old in before.items():
+        new = bits(model.get_parameter(name))
+        if name not in after:
+            assert torch.equal(new, old), "biases are nobody's business"
+            continue
+        back = after[name] & ~masks[name]
+        assert not (masks[name] & ~after[name]).any(), "nothing goes"
+        assert name in chosen or not back.any()
+        assert torch.equal(new[~back], old[~back])
+        assert not new[~after[name]].any()
+    assert sum(int((after[n] & ~masks[n]).sum()) for n in after) == count
+
+
+@given(st.integers(0, 99), st.integers(0, 60))
+def test_the_best_come_back(seed, count):
+    """Against a stable sort in NumPy over both layers; ties by order, the later place first."""
+    model = network(seed)
+    pruner = Pruner(model)
+    pruner.prune_to(0.7)
+    generator = torch.Generator().manual_seed(seed)
+    for target in pruner.targets:  # few values: many ties
+        shape = target.parameter.shape
+        target.parameter.grad = torch.randint(-3, 4, shape, generator=generator).float()
+    scores = np.concatenate([t.parameter.grad.abs().numpy().ravel() for t in pruner.targets])
+    gone = np.concatenate([(~pruner.masks[t.name]).numpy().ravel() for t in pruner.targets])
+    order = [place for place in np.argsort(scores, kind="stable") if gone[place]]
+    expected = ~gone
+    expected[order[len(order) - count :]] = True
+    pruner.regrow(count=count, by="gradient")
+    found = np.concatenate([pruner.masks[t.name].numpy().ravel() for t in pruner.targets])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_counts_by_layer():
+    pruner = Pruner(network())
+    pruner.prune_to(0.7)
+    kept = [pruner.masks[t.name] for t in pruner.targets]
+    rule = make_growth("random")
+    found = choose_regrown(rule, pruner.targets, kept, [3, 7], momenta={}, removed={}, seed=(0, 1))
+    assert [int(places.sum()) for places in found] == [3, 7]
+    assert not any((places & mask).any() for places, mask in zip(found, kept, strict=True))
+    with pytest.raises(ConfigError, match=r"cannot come back.*pruned in 0\.weight"):
+        choose_regrown(rule, pruner.targets, kept, [999, 0], momenta={}, removed={}, seed=(0, 1))
+
+
+@pytest.mark.parametrize("init", ["he", "survivors", "xavier"])
+def test_every_run_draws_the_same(init):
+    """Whatever was drawn before; another seed or event draws otherwise."""
+
+    def run(drawn, seed=0, events=0):
+        model = network()
+        pruner = Pruner(model, Method(seed=seed), keep_removed=True)
+        pruner.prune_to(0.7)
+        for _ in range(events):
+            pruner.prune_to(0.7)
+        torch.manual_seed(drawn)
+        before = torch.get_rng_state()
+        pruner.regrow(0.3, init=init)
+        assert torch.equal(before, torch.get_rng_state()), "the global stream is left alone"
+        return pruner.masks.digest(), [w.tolist() for w in model.parameters()]
+
+    assert run(1) == run(2)
+    assert run(1) != run(1, seed=5)
+    assert run(1)[0] != run(1, events=1)[0]
+
+
+def test_a_dense_layer_needs_nothing():
+    """Neither gradients nor removed values are asked of a layer that is not pruned."""
+    for by in ("removed", "gradient"):
+        model = network()
+        pruner = Pruner(model, Method(layers={"0": 0.0}), keep_removed=True)
+        pruner.prune_to(0.5)
+        assert pruner.densities["0.weight"] == 1
+        model[2].weight.grad = torch.ones(5, 24)
+        pruner.regrow(0.5, by=by, init="removed")
+        assert pruner.pruned == 30
+    assert Pruner(network()).regrow(0.5)["count"] == 0, "half of nothing"
+
+
+def test_what_a_rule_lacks_is_named():
+    pruner = Pruner(network())
+    pruner.prune_to(0.5)
+    for by, words in {
+        "gradient": "has no gradient to grow by",
+        "momentum": "nobody tracked the mean dense gradient",
+        "removed": "write keep_removed=True",
+    }.items():
+        with pytest.raises(StateError, match=words):
+            pruner.regrow(0.5, by=by)
+    with pytest.raises(StateError, match=r"scores of shape \(6, 1, 3, 3\), got .*\(3,\)"):
+        pruner.regrow(0.5, by=lambda *_: torch.ones(3))
+    with pytest.raises(StateError, match=r"values of shape \(6, 1, 3, 3\), got \(3,\)"):
+        pruner.regrow(0.5, init=lambda back: torch.ones(3))
+    with pytest.raises(StateError, match=r"0\.weight has 54 NaN scores|NaN scores"):
+        pruner.regrow(0.5, by=lambda t, *_: torch.full_like(t.parameter, float("nan")))
+    assert len(pruner.history) == 1
+
+
+def test_masked_gradients_say_nothing():
+    model = network()
+    pruner = Pruner(model)
+    pruner.prune_to(0.5)
+    model(torch.randn(3, 2, 4, 4)).sum().backward()
+    pruner.enforce()
+    with pytest.raises(StateError, match="masked already"):
+        pruner.regrow(0.5, by="gradient")
+
+
+def test_what_is_asked_wrongly_changes_nothing():
+    model = network()
+    pruner = Pruner(model)
+    pruner.prune_to(0.5)
+    before, masks = state(model), pruner.masks.digest()
+    for wrong, words in (
+        ({}, "one of the two"),
+        ({"fraction": 0.1, "count": 3}, "one of the two"),
+        ({"fraction": 50}, "write 0.5 for 50 %"),
+        ({"fraction": True}, "must be a number"),
+        ({"count": -1}, "whole number of at least 0"),
+        ({"count": 10**6}, "cannot come back"),
+        ({"fraction": 0.1, "by": "gradeint"}, "did you mean 'gradient'"),
+        ({"fraction": 0.1, "by": 3}, "a name or a callable"),
+        ({"fraction": 0.1, "init": "heh"}, "did you mean"),
+        ({"fraction": 0.1, "names": "fc"}, "matches no parameter"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            pruner.regrow(**wrong)
+    after = state(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (pruner.masks.digest(), len(pruner.history)) == (masks, 1)
+
+
+def test_names_of_rules():
+    assert make_growth("gradient") is GROWTHS["gradient"] is by_gradient
+    weight = nn.Parameter(torch.zeros(3))
+    target = Target("w", weight)
+    for growth in GROWTHS.values():
+        weight.grad = torch.tensor([-1.0, 2.0, 0.0])
+        scores = growth(target, weight.grad, weight.grad, torch.Generator())
+        assert scores.shape == (3,)
+        assert (scores >= 0).all()
+
+
+def test_the_whole_way_back():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    pruner = Pruner(model, keep_removed=True)
+    pruner.prune_to(0.9)
+    pruner.regrow(1, init="removed")
+    assert pruner.sparsity == 0
+    assert pruner.vault.bytes == 0
+    assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
