@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from regrow.app.launch import _message, plainly
+from regrow.app.launch import LONGEST, _message, plainly, quoted, short
 from regrow.app.recipes import recipe_files
 from regrow.errors import ConfigError
 
@@ -182,3 +182,18 @@ def test_the_job_gets_its_command_line_back(python, checkout, tmp_path):
     assert done.stdout.count("['train', '-m', 'seed=1,2'] 1") == 1, done.stderr
     assert done.stdout.count("['train', '-m', 'seed=1,2'] 2") == 1
     assert Path(tmp_path, "outputs/custom/seed=2/.hydra/config.yaml").is_file()
+
+
+def test_folder_names_stay_short_and_apart():
+    long = ",".join(f"some.setting.{k}={k}" for k in range(40))
+    assert short("a=1") == "a=1"
+    assert len(short(long)) < 255
+    assert short(long) != short(long + "0")
+    assert short(long).startswith(long[:LONGEST])
+
+
+def test_start_of_a_run_folder_is_quoted_for_hydra():
+    assert quoted("start=outputs/digits/gmp/seed=0") == "start='outputs/digits/gmp/seed=0'"
+    assert quoted("start='a=b'") == "start='a=b'"
+    assert quoted("start=null") == "start=null"
+    assert quoted("seed=0,1") == "seed=0,1"

@@ -131,6 +131,7 @@ def test_killed_run_goes_on_to_the_same_bits(done, job, tmp_path, monkeypatch):
 def test_nothing_half_written_is_left(done):
     _, _, folder = done
     assert files(folder) == {
+        ".lock",
         "run.json",
         "result.json",
         "checkpoints/best.ckpt",
@@ -194,6 +195,9 @@ def test_finetune_settings_are_those_of_the_second_fit(job, tmp_path):
         (("data=fashion_mnist", "data.root=nowhere", "model=lenet5"), "nowhere"),
         (("model=lenet5",), "does not fit data"),
         (("model.num_classes=7",), "write model.num_classes=10"),
+        (("monitor=val/acc",), "did you mean 'val/accuracy'"),
+        (("trainer.fast_dev_run=true",), "saves nothing that could be measured"),
+        (("finetune.lr=0.001",), "does nothing with start=scratch"),
     ],
 )
 def test_mistakes_are_named_before_training(job, words, message, monkeypatch, tmp_path):
@@ -224,3 +228,55 @@ def test_damaged_start_is_named(job, tmp_path):
     (tmp_path / "bad.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
     with pytest.raises(StateError, match=r"bad\.ckpt cannot be read"):
         train(job("recipe=digits/oneshot", f"start={tmp_path / 'bad.ckpt'}"))
+
+
+def test_a_start_that_was_trained_anew_is_another_start(job, tmp_path):
+    """A run's folder counts by the checkpoint in it, not by its path."""
+    train(job("recipe=digits/dense", folder="first"))
+    words = ("recipe=digits/oneshot", f"start={tmp_path / 'first'}", "trainer.max_epochs=0")
+    before = train(job(*words, folder="shot"))
+    train(job("recipe=digits/dense", "trainer.max_epochs=1", "force=true", folder="first"))
+    with pytest.raises(ConfigError, match="holds a run of other settings"):
+        train(job(*words, folder="shot"))
+    after = train(job(*words, "force=true", folder="shot"))
+    assert after["dense"]["accuracy"] != before["dense"]["accuracy"]
+
+
+def test_run_killed_before_its_result_is_written_goes_on(job, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("regrow.app.train.time_networks", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(job(*GMP))
+    result = train(job(*GMP))
+    assert result["levels"][-1]["sparsity"] == result["sparsity"]
+
+
+def test_each_sparse_phase_has_its_own_accuracy(job):
+    words = ("pruning.schedule=cyclic", "pruning.begin=1ep", "pruning.end=5ep", "pruning.every=1ep")
+    result = train(job("recipe=digits/gmp", *words, "trainer.max_epochs=6"))
+    sparse = [level for level in result["levels"] if level["sparsity"] > 0]
+    assert len(sparse) == 3
+    assert len({level["test_loss"] for level in sparse}) == 3
+    assert sparse[-1]["test_accuracy"] == result["pruned"]["accuracy"]
+
+
+def test_callbacks_beside_pruning_do_not_disturb_the_control(job):
+    stop = "{_target_:regrow.SparseEarlyStopping,monitor:val/loss}"
+    result = train(job(*GMP, f"+callbacks.stop={stop}"))
+    assert result["sparsity"] == pytest.approx(0.9, abs=1e-4)
+
+
+def test_diverged_training_is_named(job):
+    with pytest.raises(StateError, match=r"training has diverged, write a lower optimizer\.lr"):
+        train(job("recipe=digits/dense", "optimizer.lr=1e9"))
+
+
+def test_the_same_job_twice_at_once_is_refused(job, tmp_path):
+    from filelock import FileLock
+
+    cfg = job(*GMP)
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(StateError, match="another process"):
+        train(cfg)

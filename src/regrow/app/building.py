@@ -19,9 +19,14 @@ from torch import Tensor
 
 from regrow.app.classifier import Classifier
 from regrow.app.data.base import ImageDataModule
-from regrow.callbacks.monitor import SparsityMonitor
+from regrow.callbacks.base import Callback
+from regrow.callbacks.early_stopping import SparseEarlyStopping
+from regrow.callbacks.model_checkpoint import SparseModelCheckpoint
 from regrow.callbacks.pruning import PruningCallback
 from regrow.errors import ConfigError
+
+# What makes no sense beside a dense network.
+_BESIDE_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
 
 
 def seed_all(seed: int) -> None:
@@ -118,7 +123,7 @@ def build_callbacks(cfg: DictConfig, pruning: PruningCallback | None) -> list[pl
     nodes = [node for node in cfg.callbacks.values() if node and "_target_" in node]
     callbacks = [instantiate(node, _convert_="all") for node in nodes]
     if pruning is None:
-        return [callback for callback in callbacks if not isinstance(callback, SparsityMonitor)]
+        return [callback for callback in callbacks if not isinstance(callback, _BESIDE_PRUNING)]
     return [pruning, *callbacks]
 
 

@@ -8,13 +8,13 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from regrow.app.files import read_json, write_json
 from regrow.app.fitting import fit
 from regrow.app.identity import config_hash, settings
+from regrow.app.locking import in_turn
 from regrow.app.measuring import measure
 from regrow.app.start import given_weights, load_checkpoint, network_weights
 from regrow.app.talking import say
@@ -46,9 +46,9 @@ def dense_network(cfg: DictConfig) -> Dense:
     controls = Path(cfg.paths.controls)
     folder = controls / key
     controls.mkdir(parents=True, exist_ok=True)
-    with _locked(controls / f"{key}.lock"):
+    with in_turn(controls / f"{key}.lock", "the dense network, which another job is training"):
         done = folder / "result.json"
-        if not done.is_file():
+        if not done.is_file() or not (folder / read_json(done)["checkpoint"]).is_file():
             weights = start_weights(cfg)
             say(f"training the dense network into {folder}")
             fitted = fit(cfg, folder, weights, None)
@@ -79,6 +79,8 @@ def total_epochs(cfg: DictConfig) -> int | None:
     epochs = cfg.trainer.get("max_epochs")
     if epochs is None or cfg.start not in (None, "scratch"):
         return None
+    if cfg.trainer.get("max_steps", -1) != -1 or cfg.trainer.get("max_time") is not None:
+        return None  # it may end earlier
     if cfg.start == "scratch":
         return int(epochs)
     return int(epochs) + int(_training_first(cfg).trainer.max_epochs)
@@ -110,20 +112,3 @@ def _changed(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
     for key, value in values.items():
         changed[key] = value
     return changed
-
-
-class _locked:
-    """A file lock that says when it has to wait."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(path)
-
-    def __enter__(self) -> None:
-        try:
-            self._lock.acquire(timeout=1)
-        except Timeout:
-            say("waiting for the dense network, which another job is training")
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()

@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from regrow.app.start import PRETRAINED, SCRATCH, checkpoint_of
+
 # What may differ between two runs of one result: where things lie and what is shown.
 _UNIMPORTANT = {
     "trainer": {
@@ -63,8 +65,8 @@ def config_hash(cfg: DictConfig) -> str:
 
 
 def _start(start: str | None) -> str | None:
-    """A file counts by what is in it, not by where it lies."""
-    path = None if start is None else Path(start)
-    if path is not None and path.is_file():
-        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-    return start
+    """A file, or the chosen one of a run's folder, counts by what is in it."""
+    if start is None or start == SCRATCH or start.startswith(PRETRAINED):
+        return start
+    content = checkpoint_of(Path(start)).read_bytes()
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"

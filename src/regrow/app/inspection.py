@@ -81,7 +81,9 @@ def _layers(
 def _progress(held: Mapping[str, Any], masks: Masks) -> str:
     progress, packed = held["progress"], held["pruner"]["masks"]["bits"].values()
     vault = held["pruner"]["vault"]
-    lines = [f"sparsity {masks.sparsity:.4f} of the prunable, target {held['final']:.4f}"]
+    lines = [
+        f"sparsity {masks.sparsity:.4f} of the prunable, target {held['pruner']['target']:.4f}"
+    ]
     if progress is not None:
         plan, fired = progress["plan"], progress["fired"]
         ahead = f"; next at step {plan[fired][0]}" if fired < len(plan) else ""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import wraps
 
 import hydra
 from hydra.errors import CompactHydraException, InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from regrow._paths import config_dir
 from regrow.app.recipes import check_names, register
@@ -24,6 +25,8 @@ LOOK_ONLY = (
     "hydra.output_subdir=null",
     "hydra/job_logging=stdout",
 )
+
+LONGEST = 180  # a folder's name may have 255 bytes
 
 _command_line: list[str] = []
 
@@ -40,11 +43,28 @@ def launch(command: str, words: list[str]) -> None:
     )
     # Hydra reads sys.argv and knows nothing of commands.
     _command_line[:] = sys.argv
-    sys.argv[1:] = [*extra, *words]
+    sys.argv[1:] = [*extra, *map(quoted, words)]
     try:
         run(JOBS[command])()
     finally:
         sys.argv[:] = _command_line
+
+
+def quoted(word: str) -> str:
+    """A path of a run's folder holds `=`, which Hydra reads only in quotes."""
+    key, _, value = word.partition("=")
+    return f"{key}='{value}'" if key == "start" and "=" in value and value[0] not in "'\"" else word
+
+
+def short(folder: str) -> str:
+    """Overrides as a folder's name; a hash stands for the end of long ones."""
+    if len(folder) <= LONGEST:
+        return folder
+    return f"{folder[:LONGEST]}...{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
+
+
+# Here and not in launch(): a job that a sweep runs in another process names its folder there.
+OmegaConf.register_new_resolver("regrow.short", short, replace=True)
 
 
 def plainly(job: Job) -> Job:

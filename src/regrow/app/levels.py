@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from torch import Tensor
 
 from regrow.app.files import write_whole
 from regrow.callbacks.pruning import PruningCallback
+
+
+def clear_levels(run: Path) -> None:
+    """Removes the weights of all levels of a run, once its result is written."""
+    shutil.rmtree(run / "levels", ignore_errors=True)
 
 
 class LevelRecorder(pl.Callback):
@@ -58,13 +64,6 @@ class LevelRecorder(pl.Callback):
         """Each level with its weights, on the CPU."""
         for index, level in enumerate(self.levels):
             yield level, torch.load(self._file(index), map_location="cpu", weights_only=True)
-
-    def clear(self) -> None:
-        """Removes the files."""
-        for file in self.folder.glob("*.pt"):
-            file.unlink()
-        if self.folder.is_dir():
-            self.folder.rmdir()
 
     def state_dict(self) -> dict[str, Any]:
         return {"levels": [dict(level) for level in self.levels]}

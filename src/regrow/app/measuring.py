@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from regrow.app.data.base import ImageDataModule
 from regrow.app.start import load_checkpoint, network_weights
 from regrow.callbacks.pruning import PruningCallback
 from regrow.cost import Latency, cost, latency
+from regrow.errors import StateError
 from regrow.masks import Masks
 
 _ROUNDS = 5  # of timing; the median round counts
@@ -45,6 +47,9 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
         cfg: The configuration that made it.
         checkpoint: The file.
         pruning: Takes its masks from the file; None for a dense network.
+
+    Raises:
+        StateError: If its outputs are not finite.
     """
     module, data = load_network(cfg, checkpoint)
     masks = None
@@ -53,6 +58,11 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
         masks = pruning.masks
     size = cost(module, module.example_input_array, masks)
     block = evaluate(cfg, module, data)
+    if not all(math.isfinite(value) for value in block.values()):
+        raise StateError(
+            f"{checkpoint} gives {block} on the test set: training has diverged, write a lower "
+            "optimizer.lr (or finetune.lr)"
+        )
     block |= {"params": size.params, "macs": size.macs, "bytes": size.bytes}
     return Measured(block, module, data, masks)
 

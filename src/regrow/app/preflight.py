@@ -12,9 +12,37 @@ from omegaconf import DictConfig
 
 from regrow.app.building import build_data, build_module
 from regrow.app.classifier import Classifier
-from regrow.app.start import given_weights
+from regrow.app.start import SCRATCH, given_weights
 from regrow.callbacks.pruning import PruningCallback
+from regrow.errors import ConfigError, check_choice
 from regrow.plans import Milestone
+
+LOGGED = ("val/accuracy", "val/accuracy_top5", "val/loss")
+
+
+def refuse_settings(cfg: DictConfig) -> None:
+    """Refuses settings of the command that would do nothing, or that it cannot follow.
+
+    Raises:
+        ConfigError: Naming the setting and what to write.
+    """
+    check_choice("monitor", cfg.monitor, LOGGED)
+    check_choice("monitor_mode", cfg.monitor_mode, ("max", "min"))
+    if cfg.trainer.get("fast_dev_run"):
+        raise ConfigError(
+            "trainer.fast_dev_run saves nothing that could be measured: write `regrow plan` to see "
+            "what would happen, or trainer.max_epochs=1"
+        )
+    if cfg.start == SCRATCH:
+        idle = {"dense_epochs": cfg.dense_epochs} | {
+            f"finetune.{key}": value for key, value in cfg.finetune.items()
+        }
+        for name, value in idle.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{name}={value} does nothing with start=scratch, which trains once: write "
+                    "start=null, or set optimizer.lr, data.batch_size or trainer.max_epochs"
+                )
 
 
 def set_up(cfg: DictConfig, pruning: PruningCallback) -> tuple[Classifier, int]:

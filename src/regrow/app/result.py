@@ -61,7 +61,7 @@ def verdict(result: dict[str, Any]) -> str:
     size = f"{result['compression']:.1f}x fewer parameters ({result['sparsity']:.1%} of the "
     size += f"prunable are zero), {result['theoretical_speedup']:.1f}x fewer MACs"
     speed = result["measured_speedup"]
-    if pruned["latency_ms"]["p75"] < dense["latency_ms"]["p25"]:
+    if speed > 1.05 and pruned["latency_ms"]["p75"] < dense["latency_ms"]["p25"]:
         return f"{change}, {size}, {speed:.2f}x as fast"
     return (
         f"{change}, {size}; not faster ({speed:.2f}x measured): a dense kernel multiplies zeros "

@@ -16,6 +16,7 @@ from regrow.app.files import read_json
 from regrow.errors import ConfigError, StateError
 
 PRETRAINED = "pretrained:"
+SCRATCH = "scratch"
 
 
 def given_weights(start: str) -> dict[str, Tensor]:

@@ -18,9 +18,10 @@ from regrow.app.control import Dense, dense_network, start_weights
 from regrow.app.files import read_json, write_json, write_whole
 from regrow.app.fitting import fit
 from regrow.app.identity import config_hash, settings
-from regrow.app.levels import LevelRecorder
+from regrow.app.levels import LevelRecorder, clear_levels
+from regrow.app.locking import alone
 from regrow.app.measuring import Measured, evaluate, load_network, measure, time_networks
-from regrow.app.preflight import set_up
+from regrow.app.preflight import refuse_settings, set_up
 from regrow.app.result import FILE, FORMAT, compare, device_name, standing_result, verdict, versions
 from regrow.app.tables import show_result
 from regrow.app.talking import calm, say
@@ -41,27 +42,35 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     calm()
     if cfg.threads is not None:
         torch.set_num_threads(int(cfg.threads))
-    pruning = build_pruning(cfg)
-    key = config_hash(cfg)
+    refuse_settings(cfg)
+    with alone(folder):
+        result = _result(cfg, folder)
+    show_result(result)
+    return result
+
+
+def _result(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """The result that stands, or that of running the job now."""
+    pruning, key = build_pruning(cfg), config_hash(cfg)
     if cfg.force:
         _clear(folder)
     result = standing_result(folder, key)
     if result is not None:
         say(f"{folder / FILE} stands; force=true runs it again")
-    else:
-        if pruning is not None:
-            set_up(cfg, build_pruning(cfg) or pruning)
-        _claim(folder, key)
-        started = time.perf_counter()
-        control = dense_network(cfg)
-        measured = _dense(cfg, folder, control)
-        if pruning is not None:
-            measured |= _pruned(cfg, folder, pruning, control)
-        result = _identity(cfg, key) | measured
-        result["seconds"] = round(time.perf_counter() - started, 1)
-        result["verdict"] = verdict(result)
-        write_json(folder / FILE, result)
-    show_result(result)
+        return result
+    if pruning is not None:
+        set_up(cfg, build_pruning(cfg) or pruning)
+    _claim(folder, key)
+    started = time.perf_counter()
+    control = dense_network(cfg)
+    measured = _dense(cfg, folder, control)
+    if pruning is not None:
+        measured |= _pruned(cfg, folder, pruning, control)
+    result = _identity(cfg, key) | measured
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    result["verdict"] = verdict(result)
+    write_json(folder / FILE, result)
+    clear_levels(folder)
     return result
 
 
@@ -89,7 +98,6 @@ def _pruned(
     assert reloaded is not None and fitted.levels is not None
     pruned = measure(cfg, fitted.checkpoint, reloaded)
     levels = _levels(cfg, fitted.levels, pruned)
-    fitted.levels.clear()
     masks = reloaded.masks
     weights = sum(parameter.numel() for parameter in pruned.module.parameters())
     network, _ = load_network(cfg, control.checkpoint)
@@ -113,8 +121,9 @@ def _pruned(
 def _levels(cfg: DictConfig, recorder: LevelRecorder, pruned: Measured) -> list[dict[str, Any]]:
     """Each level with its test accuracy; the chosen network is not tested twice."""
     levels = []
-    for level, weights in recorder.weights():
-        if pruned.masks is not None and level["sparsity"] == pruned.masks.sparsity:
+    for index, (level, weights) in enumerate(recorder.weights()):
+        last = index == len(recorder.levels) - 1
+        if last and pruned.masks is not None and level["sparsity"] == pruned.masks.sparsity:
             scores = pruned.block
         else:
             module, data = load_network(cfg, weights)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""Locks between jobs that run side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from regrow.app.talking import say
+from regrow.errors import StateError
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps a run's folder to one process.
+
+    Raises:
+        StateError: If another one is running the same job.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise StateError(
+            f"another process is running this job in {folder}: wait for it, or give "
+            "hydra.run.dir=... for another folder"
+        ) from error
+
+
+@contextmanager
+def in_turn(path: Path, waiting_for: str) -> Iterator[None]:
+    """Holds a lock, and says so when it has to wait."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        say(f"waiting for {waiting_for}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
