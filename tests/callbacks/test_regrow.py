@@ -262,4 +262,6 @@ def test_nothing_pruned_yet_is_said():
 
 
 def test_a_fast_dev_run():
-    fit(Net(), pruning(), Regrow(at="3ep", fraction=0.5), fast_dev_run=True)
+    pruner = pruning()
+    fit(Net(), pruner, Regrow(at="3ep", fraction=0.5), fast_dev_run=True)
+    assert "prune" in [entry["kind"] for entry in pruner.history]

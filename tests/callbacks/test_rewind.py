@@ -236,4 +236,6 @@ def test_what_comes_back_is_not_answered():
 
 
 def test_fast_dev_run_goes_through():
-    fit(Normed(), pruning(), fast_dev_run=True)
+    pruner = pruning()
+    fit(Normed(), pruner, fast_dev_run=True)
+    assert pruner.sparsity == pytest.approx(pruner.final, abs=0.01)

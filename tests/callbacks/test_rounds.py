@@ -50,7 +50,9 @@ class Scheduled(Net):
 
 @pytest.mark.parametrize("name", FITTING)
 def test_schedules_of_one_round_are_taken(name):
-    fit(Scheduled(FITTING[name]), pruning("0it"), max_epochs=4)
+    pruner = pruning("0it")
+    fit(Scheduled(FITTING[name]), pruner, max_epochs=4)
+    assert pruner.reached
 
 
 @pytest.mark.parametrize("name", REFUSED)
