@@ -128,7 +128,7 @@ def fit(clock, callbacks, batches):
 
 def main():
     parser = arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=400, help="steps of an epoch")
+    parser.add_argument("--steps", type=int, default=1200, help="steps of an epoch")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

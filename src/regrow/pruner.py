@@ -79,6 +79,16 @@ class Pruner(Undo):
         pruned = sum(self._pruned[target.name] for target in free)
         return pruned / sum(target.parameter.numel() for target in free)
 
+    def stand(self, final: float) -> float:
+        """How far the layers without a target of their own are on their way to `final`.
+
+        If all have one: what theirs together are in proportion to.
+        """
+        if len(self.own) < len(self.targets):
+            return self.free_sparsity
+        most = sum(round(self.own[t.name] * t.parameter.numel()) for t in self.targets)
+        return final * self.pruned / most if most else final
+
     def units(self, sparsity: float) -> int:
         """How many units (weights, groups, blocks) of the free targets a sparsity prunes."""
         weights = sum(target.parameter.numel() for target in self._free)

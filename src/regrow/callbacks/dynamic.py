@@ -179,7 +179,7 @@ class DynamicSparseTraining(PruningCallback):
 
     @property
     def _complete(self) -> bool:
-        return self.pruner.units(self._stand()) >= self.pruner.units(self.final)
+        return self.pruner.units(self.pruner.stand(self.final)) >= self.pruner.units(self.final)
 
     def _new_pruner(self, model: nn.Module) -> Pruner:
         pruner = super()._new_pruner(model)

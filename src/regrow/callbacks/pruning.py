@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.callbacks.access import PrunerAccess
-from regrow.callbacks.base import PruneEvent, suite
+from regrow.callbacks.base import Callback, PruneEvent, suite
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.refusals import (
     overflowed,
@@ -72,6 +72,8 @@ class PruningCallback(PrunerAccess):
         self._loaded: Mapping[str, Any] | None = None
         self._outside = False
         self._handles: list[RemovableHandle] = []
+        self._pruners: list[PruningCallback] = []
+        self._eager: list[Callback] = []
 
     def resolve(self, timeline: Timeline, start: float = 0.0) -> Plan:
         """The milestones of a fit with this timeline, without a Trainer."""
@@ -86,7 +88,7 @@ class PruningCallback(PrunerAccess):
         if not super().reached or self._pruner is None:
             return False
         last = self.progress.plan[-1].sparsity if self.progress.plan else self.final
-        return self._pruner.units(self._stand()) >= self._pruner.units(last)
+        return self._pruner.units(self.pruner.stand(self.final)) >= self._pruner.units(last)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pruner = self._pruner = self._pruner or self._new_pruner(pl_module)
@@ -119,6 +121,10 @@ class PruningCallback(PrunerAccess):
                 self._adopt(state)
             self._begin(trainer)
         self.pruner.enforce(trainer.optimizers)
+        # found once: steps are many
+        listeners, idle = suite(trainer), Callback.on_dense_gradients
+        self._pruners = [c for c in listeners if isinstance(c, PruningCallback)]
+        self._eager = [c for c in listeners if type(c).on_dense_gradients is not idle]
         show_targets(trainer, self)
 
     def on_train_batch_start(
@@ -141,11 +147,10 @@ class PruningCallback(PrunerAccess):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        every = [c for c in trainer.callbacks if isinstance(c, PruningCallback)]  # type: ignore[attr-defined]
-        if every[0] is self:  # all see the gradients, once, before any masks them
-            for listener in suite(trainer):
+        if self._pruners[0] is self:  # all see the gradients, once, before any masks them
+            for listener in self._eager:
                 listener.on_dense_gradients(trainer, optimizer)
-            for callback in every:
+            for callback in self._pruners:
                 callback.on_gradients(trainer, optimizer)
         self._mask_gradients()
 
@@ -228,7 +233,7 @@ class PruningCallback(PrunerAccess):
         """Plans a fit that is not a resumed one; it goes on from the sparsity the model has."""
         assert self._clock is not None
         pruner, (first, epoch) = self.pruner, self._clock.origin()
-        timeline, start = self._clock.timeline(first, epoch), self._stand()
+        timeline, start = self._clock.timeline(first, epoch), self.pruner.stand(self.final)
         refuse_passed(pruner, start, self.final)
         there = self.final > 0 and pruner.units(start) == pruner.units(self.final)
         if there or timeline.total == 0:
@@ -256,7 +261,9 @@ class PruningCallback(PrunerAccess):
         self.progress.resume(self.resolve, timeline, now, self.on_change)
 
     def _due(self) -> Milestone | None:
-        return None if self._clock is None else self.progress.due(self._clock.now())
+        if self._clock is None or self.progress.reached:
+            return None
+        return self.progress.due(self._clock.now())
 
     def _fire(self, due: Milestone) -> None:
         assert self._clock is not None
@@ -267,7 +274,9 @@ class PruningCallback(PrunerAccess):
         for callback in listeners:
             callback.before_prune_event(trainer, trainer.lightning_module, self)
         # a prune_to by hand may have gone further than the plan
-        if due.sparsity == 0 or pruner.units(due.sparsity) >= pruner.units(self._stand()):
+        if due.sparsity == 0 or pruner.units(due.sparsity) >= pruner.units(
+            self.pruner.stand(self.final)
+        ):
             present = pruner.densities
             own = {
                 name: max(
@@ -278,17 +287,6 @@ class PruningCallback(PrunerAccess):
             }
             self._change(lambda opt: pruner.prune_to(due.sparsity, opt, own))
         self.progress.done(due)
-
-    def _stand(self) -> float:
-        """The sparsity of the layers without a target of their own, on its way to `final`.
-
-        If all have one: what theirs together are in proportion to.
-        """
-        pruner = self.pruner
-        if len(pruner.own) < len(pruner.targets):
-            return pruner.free_sparsity
-        most = sum(round(pruner.own[t.name] * t.parameter.numel()) for t in pruner.targets)
-        return self.final * pruner.pruned / most if most else self.final
 
     def _mask_gradients(self, *_: Any) -> None:
         self.pruner.enforcer.prepare()
