@@ -79,11 +79,17 @@ def equal(one, other):
     return one == other
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+# one cycle moves the momentum too, which not every optimizer has
+PAIRS = [
+    (make, schedule)
+    for make in OPTIMIZERS
+    for schedule in SCHEDULES
+    if schedule != "one cycle" or make in ("sgd", "adam")
+]
+
+
+@pytest.mark.parametrize(("make", "schedule"), PAIRS)
 def test_every_return_is_as_right_as_the_first(make, schedule):
-    if schedule == "one cycle" and make not in ("sgd", "adam"):
-        pytest.skip("needs momentum, and a float as rate")
     training = Training(make, schedule)
     training.steps(range(3))
     memory, then = Memory(training.net, **training.parts), training.state()
