@@ -195,6 +195,7 @@ def test_finetune_settings_are_those_of_the_second_fit(job, tmp_path):
         (("data=fashion_mnist", "data.root=nowhere", "model=lenet5"), "nowhere"),
         (("model=lenet5",), "does not fit data"),
         (("model.num_classes=7",), "write model.num_classes=10"),
+        (("+pruning.sparsty=0.5",), r"pruning\.sparsty is unknown: did you mean 'sparsity'"),
         (("monitor=val/acc",), "did you mean 'val/accuracy'"),
         (("trainer.fast_dev_run=true",), "saves nothing that could be measured"),
         (("finetune.lr=0.001",), "does nothing with start=scratch"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -23,7 +24,7 @@ from regrow.callbacks.base import Callback
 from regrow.callbacks.early_stopping import SparseEarlyStopping
 from regrow.callbacks.model_checkpoint import SparseModelCheckpoint
 from regrow.callbacks.pruning import PruningCallback
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, did_you_mean
 
 # What makes no sense beside a dense network.
 _BESIDE_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
@@ -99,7 +100,8 @@ def build_pruning(cfg: DictConfig) -> PruningCallback | None:
     """The pruning callback; None for `pruning=none`.
 
     Raises:
-        ConfigError: For the plain string that Hydra makes of a group it cannot find.
+        ConfigError: For the plain string that Hydra makes of a group it cannot find, and for
+            settings that the callback does not have.
     """
     node = cfg.pruning
     if isinstance(node, str):
@@ -109,6 +111,7 @@ def build_pruning(cfg: DictConfig) -> PruningCallback | None:
         )
     if not node:
         return None
+    _refuse_unknown_keys(node)
     callback = instantiate(node, _convert_="all")
     if not isinstance(callback, PruningCallback):
         raise ConfigError(
@@ -116,6 +119,16 @@ def build_pruning(cfg: DictConfig) -> PruningCallback | None:
             f"{node.get('_target_')!r} gave {type(callback).__name__}"
         )
     return callback
+
+
+def _refuse_unknown_keys(node: DictConfig) -> None:
+    """Names a misspelt setting that was added with `+`, which Hydra lets through."""
+    if "_target_" not in node:
+        return
+    allowed = inspect.signature(get_object(node["_target_"])).parameters
+    for key in map(str, node):
+        if key not in allowed and not key.startswith("_"):
+            raise ConfigError(f"pruning.{key} is unknown: {did_you_mean(key, list(allowed))}")
 
 
 def build_callbacks(cfg: DictConfig, pruning: PruningCallback | None) -> list[pl.Callback]:
