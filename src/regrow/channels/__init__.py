@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: MIT
+"""Channels that really go: found, chosen, cut and verified on any traceable network."""
+
+from regrow.channels.coupling import Group, groups
+from regrow.channels.plan import Plan, carry, load
+from regrow.channels.pruning import prune
+from regrow.channels.scores import slimming
+
+__all__ = ["Group", "Plan", "carry", "groups", "load", "prune", "slimming"]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""Groups: which channels of which tensors are cut together, and why others cannot be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.channels.labels import Labels
+from regrow.channels.trace import Trace, tensors, trace
+
+Place = tuple[str, int]  # a tensor's name and one of its dimensions
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that appear in the same dimensions of the same tensors.
+
+    Attributes:
+        name: The layer that makes them.
+        size: How many channels there are; each is cut from all members or from none.
+        members: For each (tensor, dimension) the channel that stands at each place, -1 where none
+            of this group does.
+        pinned: Why the group cannot be cut; None: it can.
+        inexact: Why zeroed channels would still count; empty: a cut network computes what the
+            masked one did.
+    """
+
+    name: str
+    size: int
+    members: Mapping[Place, Tensor]
+    pinned: str | None = None
+    inexact: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.size} channels"]
+        if self.pinned:
+            lines.append(f"  pinned: {self.pinned}")
+        lines += [f"  inexact: {reason}" for reason in self.inexact]
+        for (name, dim), channels in self.members.items():
+            places = (channels >= 0).nonzero().flatten()
+            lines.append(f"  {name}[{dim}] {_ranges(places)} of {len(channels)}")
+        return "\n".join(lines)
+
+    def places(self, name: str, dim: int, channels: Tensor) -> Tensor:
+        """Where in a member's dimension some channels stand, as a bool vector."""
+        chosen = torch.zeros(self.size + 1, dtype=torch.bool)
+        chosen[channels] = True
+        chosen[-1] = False  # what -1 reads
+        return chosen[self.members[name, dim]]
+
+
+def groups(model: nn.Module, example_input: Any) -> tuple[Group, ...]:
+    """Finds the channels of a model that must be cut together.
+
+    The model is traced once (`torch.export`), so any composition of known operations will do;
+    nothing is listed by architecture.
+
+    Args:
+        model: The model; it is not changed.
+        example_input: A batch of at least two examples; a tuple holds positional arguments, a
+            dict keyword arguments.
+
+    Returns:
+        All groups in the order of the model's parameters, pinned ones with their reason.
+
+    Raises:
+        ConfigError: If the model cannot be traced.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+        >>> for group in groups(net, torch.zeros(2, 3, 4, 4)):
+        ...     print(group)
+        0: 8 channels
+          0.weight[0] 0-7 of 8
+          0.bias[0] 0-7 of 8
+          3.weight[1] 0-31 of 32
+        3: 2 channels
+          pinned: the network's output
+          3.weight[0] 0-1 of 2
+          3.bias[0] 0-1 of 2
+    """
+    return found_groups(trace(model, example_input), model)
+
+
+def found_groups(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
+    """The groups of a traced model."""
+    labels, held = traced.labels, tensors(model)
+    parameters = {name for name, _ in model.named_parameters()}
+    roots = labels.find(torch.arange(len(labels)))
+    pinned, inexact = _reasons(labels, labels.pins), _reasons(labels, labels.counted)
+    bounds = [*labels.starts, len(labels)]
+    owners: dict[int, list[int]] = {}
+    for number in range(len(labels.owners)):
+        for root in torch.unique(roots[bounds[number] : bounds[number + 1]]).tolist():
+            owners.setdefault(root, []).append(number)
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    for root, numbers in owners.items():
+        names = {labels.owners[number][0] for number in numbers}
+        if len(numbers) > 1 and any(n in parameters and held[n].ndim > 1 for n in names):
+            kinds.setdefault((tuple(numbers), root in pinned), []).append(root)
+    made: list[Group] = []
+    taken: Counter[str] = Counter()
+    for (numbers, stuck), classes in kinds.items():
+        channel = torch.full((len(labels),), -1)
+        channel[torch.tensor(classes)] = torch.arange(len(classes))
+        members = {
+            labels.owners[number]: channel[roots[bounds[number] : bounds[number + 1]]]
+            for number in numbers
+        }
+        name = _name(members, held)
+        taken[name] += 1
+        name += f"#{taken[name]}" if taken[name] > 1 else ""
+        why = dict.fromkeys(reason for root in classes for reason in inexact.get(root, ()))
+        stuck_why = pinned[classes[0]][0] if stuck else None
+        made.append(Group(name, len(classes), members, stuck_why, tuple(why)))
+    return tuple(made)
+
+
+def _reasons(labels: Labels, marks: Iterable[tuple[Tensor, str]]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for marked, reason in marks:
+        for root in torch.unique(labels.find(marked)).tolist():
+            known = found.setdefault(root, [])
+            if reason not in known:
+                known.append(reason)
+    return found
+
+
+def _name(members: Mapping[Place, Tensor], held: Mapping[str, Tensor]) -> str:
+    """The layer of the first weight whose rows they are, else of the first member."""
+    rows = (name for name, dim in members if dim == 0 and held[name].ndim > 1)
+    name = next(rows, next(iter(members))[0])
+    return name.rpartition(".")[0] or name
+
+
+def _ranges(places: Tensor) -> str:
+    """Whole numbers as ranges, the first few."""
+    numbers = places.tolist()
+    breaks = [0, *(i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1)]
+    ends = [*breaks[1:], len(numbers)]
+    words = [
+        f"{numbers[a]}-{numbers[b - 1]}" if b - a > 1 else f"{numbers[a]}"
+        for a, b in zip(breaks, ends, strict=True)
+    ]
+    return ",".join(words[:4]) + (",..." if len(words) > 4 else "")

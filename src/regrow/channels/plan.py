@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: MIT
+"""A plan: what was cut from a model, as tensors and builtin types that a checkpoint can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow.channels.surgery import Keeps, Undo, cut, sliced
+from regrow.channels.trace import tensors
+from regrow.errors import StateError
+
+KEY = "regrow_channels"  # where a checkpoint holds its plan
+FORMAT = 1
+
+
+@dataclass
+class Plan:
+    """Which places of a model's tensors remain, and what its modules say of themselves.
+
+    Attributes:
+        kept: Bool vectors over the original places, by tensor and dimension; whole ones left out.
+        attributes: New values by (module, attribute).
+        shapes: Original shapes of the tensors that were cut.
+        removed: How many channels went, by group.
+        pinned: Groups that had to stay, with the reason.
+        error: Largest difference from the masked model's output, relative to its largest.
+        undo: Takes the cut back while this object lives; None for a plan from a checkpoint.
+    """
+
+    kept: Keeps = field(default_factory=dict)
+    attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
+    pinned: dict[str, str] = field(default_factory=dict)
+    error: float = 0.0
+    undo: Undo | None = field(default=None, repr=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and builtin types only."""
+        return {
+            "format": FORMAT,
+            "kept": {n: {str(d): k.clone() for d, k in ds.items()} for n, ds in self.kept.items()},
+            "attributes": [[path, name, value] for (path, name), value in self.attributes.items()],
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "removed": dict(self.removed),
+            "pinned": dict(self.pinned),
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Plan:
+        """The plan that `state_dict` wrote.
+
+        Raises:
+            StateError: If it is of another format.
+        """
+        if state.get("format") != FORMAT:
+            raise StateError(
+                f"the channel plan has format {state.get('format')}, this version reads {FORMAT}"
+            )
+        return cls(
+            {n: {int(d): keep.bool() for d, keep in ds.items()} for n, ds in state["kept"].items()},
+            {(path, name): _hashed(value) for path, name, value in state["attributes"]},
+            {name: tuple(shape) for name, shape in state["shapes"].items()},
+            dict(state["removed"]),
+            dict(state["pinned"]),
+            float(state["error"]),
+        )
+
+    def apply(self, model: nn.Module) -> Undo:
+        """Cuts a model of the original shapes as this plan says, without tracing it.
+
+        Raises:
+            StateError: If the model is not of those shapes; it is left as it was.
+        """
+        found = {name: tuple(tensor.shape) for name, tensor in tensors(model).items()}
+        other = [n for n, shape in self.shapes.items() if found.get(n) != shape]
+        if other:
+            raise StateError(
+                f"the channel plan is of another model: {other[0]} has shape "
+                f"{found.get(other[0])}, the plan cuts {self.shapes[other[0]]} "
+                f"({len(other)} such); build the original, uncut model first"
+            )
+        undo = Undo()
+        try:
+            cut(model, self.kept, undo)
+            for (path, name), value in self.attributes.items():
+                undo.set(model.get_submodule(path), name, value)
+        except BaseException:
+            undo()
+            raise
+        return undo
+
+    def then(self, later: Plan) -> Plan:
+        """This cut followed by another, as one plan from the original shapes."""
+        kept = {name: dict(dims) for name, dims in self.kept.items()}
+        for name, dims in later.kept.items():
+            mine = kept.setdefault(name, {})
+            for dim, keep in dims.items():
+                mine[dim] = _after(mine[dim], keep) if dim in mine else keep
+        removed = dict(self.removed)
+        for name, count in later.removed.items():
+            removed[name] = removed.get(name, 0) + count
+        return Plan(
+            kept,
+            self.attributes | later.attributes,
+            later.shapes | self.shapes,
+            removed,
+            self.pinned | later.pinned,
+            later.error,
+        )
+
+
+def made_plan(model: nn.Module, kept: Keeps, undo: Undo, **more: Any) -> Plan:
+    """The plan of a cut that has been made."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    attributes = {
+        (paths[id(module)], name): _hashed(getattr(module, name))
+        for module, name, _ in undo.attributes
+    }
+    names = {id(tensor): name for name, tensor in tensors(model).items()}
+    shapes = {names[id(tensor)]: tuple(before.shape) for tensor, before, _ in undo.data}
+    return Plan(kept, attributes, shapes, undo=undo, **more)
+
+
+def carry(optimizers: Iterable[Optimizer], model: nn.Module, plan: Plan) -> None:
+    """Slices optimizers' state along with a cut that has just been made, in place.
+
+    State tensors of a parameter's original shape lose the same places; others (step counts) stay.
+
+    Args:
+        optimizers: Optimizers of the model.
+        model: The cut model.
+        plan: The last cut.
+    """
+    for name, parameter in model.named_parameters():
+        if name not in plan.kept:
+            continue
+        for optimizer in optimizers:
+            state = optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and tuple(value.shape) == plan.shapes[name]:
+                    state[key] = sliced(value, plan.kept[name])
+
+
+def load(
+    make: Callable[..., nn.Module] | nn.Module,
+    checkpoint: str | Path | Mapping[str, Any],
+    **given: Any,
+) -> nn.Module:
+    """The small model of a checkpoint, without a pickled module.
+
+    Args:
+        make: The original model's class or a function that builds it, or such a model itself.
+        checkpoint: A file, or what it holds: `state_dict` and the plan.
+        given: Arguments for `make`; hyper-parameters of the checkpoint are used beside them.
+
+    Returns:
+        The cut model with the checkpoint's weights, in the mode in which it was built.
+
+    Raises:
+        StateError: If plan or weights do not fit the model.
+    """
+    if not isinstance(checkpoint, Mapping):
+        checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        assert isinstance(checkpoint, Mapping)
+    saved = checkpoint.get("hyper_parameters") or {}
+    model = make if isinstance(make, nn.Module) else make(**{**saved, **given})
+    state = checkpoint.get(KEY)
+    undo = Plan.from_state(state).apply(model) if state is not None else Undo()
+    try:
+        model.load_state_dict(checkpoint.get("state_dict", {}))
+    except RuntimeError as error:
+        undo()
+        raise StateError(f"the checkpoint's weights are of another model: {error}") from error
+    return model
+
+
+def _after(first: Tensor, second: Tensor) -> Tensor:
+    kept = first.clone()
+    kept[first] = second
+    return kept
+
+
+def _hashed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, torch.Size) else value

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""Channel pruning at once, without a Trainer: groups, scores, choice, verified cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from regrow.channels.choosing import RoundTo, choose
+from regrow.channels.coupling import Group, found_groups
+from regrow.channels.plan import Plan, made_plan
+from regrow.channels.scores import ChannelCriterion, make_channel_criterion, score
+from regrow.channels.sizes import Sizes
+from regrow.channels.surgery import Removed, keeps
+from regrow.channels.timing import latency_budget
+from regrow.channels.trace import trace
+from regrow.channels.verify import Bench
+from regrow.errors import ConfigError, check_sparsity
+from regrow.targets import select
+
+Timer = Callable[[nn.Module], float]
+
+
+def prune(
+    model: nn.Module,
+    example_input: Any,
+    sparsity: float = 0.5,
+    *,
+    of: str = "channels",
+    distribution: str = "global",
+    criterion: str | ChannelCriterion = "l2",
+    round_to: RoundTo = "auto",
+    min_channels: int = 1,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    latency_ms: float | None = None,
+    timer: Timer | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Removes channels from a model, in place: it is smaller afterwards, or untouched.
+
+    Parameters stay the same objects; optimizers made before need `carry`. What could not be cut
+    is in the plan with its reason, and its share was taken elsewhere.
+
+    Args:
+        model: The model.
+        example_input: A batch of two or more examples; a tuple holds positional arguments, a dict
+            keyword arguments.
+        sparsity: Fraction of `of` to remove, in [0, 1).
+        of: "channels", "macs", "params" or "latency" (measured here on the example's batch).
+        distribution: "global": least important first; "uniform": the same fraction everywhere.
+        criterion: "l1", "l2", "bn", "taylor", "fpgm", "random" or a callable
+            `(group, parameters) -> scores`.
+        round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
+        min_channels: How many of a group stay at least.
+        include: Patterns of layers; only groups with a weight that they match are cut.
+        exclude: Patterns of layers that keep their channels.
+        latency_ms: With `of="latency"`, how long a pass may take, instead of `sparsity`.
+        timer: With `of="latency"`, what tells a model's milliseconds; None: measured here.
+        seed: For `criterion="random"`.
+
+    Returns:
+        The plan; its `undo()` restores the model to the bit.
+
+    Raises:
+        ConfigError: For settings that cannot be met; the model is untouched.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> plan = prune(net, torch.zeros(2, 4), 0.5)
+        >>> net[0].weight.shape, net[2].in_features, plan.removed
+        (torch.Size([4, 4]), 4, {'0': 4})
+    """
+    sparsity = check_sparsity("sparsity", sparsity)
+    rule = make_channel_criterion(criterion, seed)
+    traced = trace(model, example_input)
+    groups = selected(found_groups(traced, model), model, include, exclude)
+    bench = Bench(model, traced, groups, example_input)
+    tensors = dict(model.named_parameters())
+    while True:
+        free = [group for group in groups if not group.pinned]
+        if not free:
+            reasons = sorted({group.pinned or "" for group in groups})
+            raise ConfigError(f"no channels can be cut: {'; '.join(reasons[:5])}")
+        scores = {group.name: score(group, tensors, rule) for group in free}
+
+        def chosen(
+            size: Callable[[Removed], float],
+            budget: float,
+            free: Sequence[Group] = free,
+            scores: dict[str, Tensor] = scores,
+        ) -> dict[str, Tensor]:
+            return choose(
+                free,
+                scores,
+                size,
+                budget,
+                distribution=distribution,
+                round_to=round_to,
+                min_channels=min_channels,
+            )
+
+        if of == "latency":
+            macs = Sizes(model, free, example_input, "macs")
+            removed = latency_budget(
+                partial(_share, chosen, macs),
+                bench,
+                model,
+                example_input,
+                sparsity,
+                latency_ms,
+                timer,
+            )
+        else:
+            sizes = Sizes(model, free, example_input, of)
+            removed = chosen(sizes.after, (1 - sparsity) * sizes.dense)
+        found = bench.search(removed)
+        if not found.pinned:
+            break
+        found.undo()  # their share is taken elsewhere
+        groups = tuple(
+            replace(g, pinned=found.pinned[g.name]) if g.name in found.pinned else g for g in groups
+        )
+        bench.groups = groups
+    counts = {name: len(channels) for name, channels in removed.items() if len(channels)}
+    pinned = {group.name: group.pinned for group in groups if group.pinned}
+    kept = keeps(groups, removed)
+    return made_plan(model, kept, found.undo, removed=counts, pinned=pinned, error=found.error)
+
+
+def _share(
+    chosen: Callable[[Callable[[Removed], float], float], dict[str, Tensor]],
+    macs: Sizes,
+    share: float,
+) -> dict[str, Tensor]:
+    return chosen(macs.after, share * macs.dense)
+
+
+def selected(
+    groups: Sequence[Group],
+    model: nn.Module,
+    include: Iterable[str] | None,
+    exclude: Iterable[str] | None,
+) -> tuple[Group, ...]:
+    """Pins groups of layers that patterns leave out.
+
+    Raises:
+        ConfigError: For a pattern that matches nothing, with the nearest names.
+    """
+    if include is None and exclude is None:
+        return tuple(groups)
+    wanted = {target.name for target in select(model, include, exclude).targets}
+    every = {target.name for target in select(model).targets}
+    outside = every - wanted
+    result = []
+    for group in groups:
+        rows = [name for name, dim in group.members if dim == 0 and name in every]
+        left_out = [name for name in rows if name in outside]
+        if left_out and not group.pinned:
+            group = replace(group, pinned=f"{left_out[0]} is excluded or not included")
+        result.append(group)
+    return tuple(result)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""What a network would have left after a cut: channels, parameters or MACs, without cutting it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.channels.coupling import Group, Place
+from regrow.channels.surgery import Removed
+from regrow.errors import check_choice
+from regrow.macs import count_macs
+
+UNITS = ("channels", "macs", "params")
+
+
+class Sizes:
+    """Counts what remains, for any choice of channels.
+
+    A weight costs as many MACs as it has output positions; products without weights (attention)
+    are counted as they stand.
+
+    Args:
+        model: The dense model.
+        groups: The groups that may be cut.
+        example_input: Needed for MACs.
+        of: "channels", "macs" or "params".
+
+    Attributes:
+        dense: The size before any cut.
+
+    Example:
+        >>> from regrow.channels.coupling import groups
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> found = groups(net, torch.zeros(2, 4))
+        >>> sizes = Sizes(net, found[:1], torch.zeros(2, 4), "macs")
+        >>> sizes.dense, sizes.after({"0": torch.arange(4)})
+        (48.0, 24.0)
+    """
+
+    def __init__(
+        self, model: nn.Module, groups: Sequence[Group], example_input: Any, of: str
+    ) -> None:
+        self.of = check_choice("of", of, UNITS)
+        self._total = sum(group.size for group in groups)
+        self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self._weights, self._rest = dict.fromkeys(self._shapes, 1.0), 0.0
+        if of == "macs":
+            work = count_macs(model, example_input)
+            self._weights = {n: work.positions.get(n, 0.0) for n in self._shapes}
+            counted = sum(
+                positions * torch.Size(self._shapes[name]).numel()
+                for name, positions in self._weights.items()
+            )
+            self._rest = work.macs - counted
+        # how many places each channel has in each member
+        self._places: dict[str, dict[Place, Tensor]] = {
+            group.name: {
+                place: torch.bincount(channels[channels >= 0], minlength=group.size)
+                for place, channels in group.members.items()
+                if place[0] in self._shapes
+            }
+            for group in groups
+        }
+        self.dense = self.after({})
+
+    def after(self, removed: Removed) -> float:
+        """The size without some channels."""
+        if self.of == "channels":
+            return float(self._total - sum(len(channels) for channels in removed.values()))
+        gone: dict[str, list[int]] = {}
+        for name, channels in removed.items():
+            for (tensor, dim), counts in self._places[name].items():
+                dims = gone.setdefault(tensor, [0] * len(self._shapes[tensor]))
+                dims[dim] += int(counts[channels].sum())
+        total = self._rest
+        for name, shape in self._shapes.items():
+            product = self._weights[name]
+            for size, less in zip(shape, gone.get(name, [0] * len(shape)), strict=True):
+                product *= size - less
+            total += product
+        return total
