@@ -208,3 +208,12 @@ def test_lamp_leaves_out_what_is_pruned():
 def test_lamp_refuses_negative_scores():
     with pytest.raises(StateError, match="LAMP compares squared scores"):
         lamp_scores(torch.tensor([1.0, -1.0]))
+
+
+@pytest.mark.parametrize("value", [float("inf"), 1e200])
+def test_lamp_names_what_is_infinite_once_squared(value):
+    scores = torch.tensor([1.0, value, 2.0], dtype=torch.float64)
+    with pytest.raises(StateError, match=r"fc has 1 scores that are infinite once squared"):
+        lamp_scores(scores, name="fc")
+    kept = torch.tensor([True, False, True])
+    assert lamp_scores(scores, kept).tolist() == pytest.approx([1 / 5, 0, 1])

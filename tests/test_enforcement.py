@@ -263,3 +263,22 @@ def test_prune_then_enforce():
             train_step(model, optimizer)
             assert_zero(model, optimizer, masks)
     assert sum(int((model.get_parameter(n) == 0).sum()) for n in masks) == 54
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_later_mask_takes_the_place_of_the_first(last):
+    """In the same memory while the weight stays as it is, in new memory once it does not."""
+    weight = nn.Parameter(torch.ones(4, 3, 2, 2))
+    if last:
+        weight.data = weight.data.to(memory_format=torch.channels_last)
+    enforcer = Enforcer({"w": weight})
+    masks = [torch.rand(4, 3, 2, 2) < 0.5 for _ in range(3)]
+    enforcer.set_mask("w", masks[0])
+    there = enforcer.kept("w").data_ptr()
+    enforcer.set_mask("w", masks[1])
+    assert enforcer.kept("w").data_ptr() == there
+    assert torch.equal(enforcer.kept("w"), working_mask(masks[1], weight))
+    weight.data = torch.ones(4, 3, 2, 2, dtype=torch.bfloat16)
+    enforcer.set_mask("w", masks[2])
+    enforcer.weights()
+    assert torch.equal(weight != 0, masks[2])

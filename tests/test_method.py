@@ -248,3 +248,11 @@ def test_a_minimum_out_of_reach_is_an_error():
     for distribution in ("global", "uniform", "erk", "lamp"):
         with pytest.raises(ConfigError, match="4 of 6 cannot be pruned"):
             choose(model, Method(distribution=distribution), 0.67)
+
+
+def test_lamp_does_not_call_an_infinity_a_nan():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    for value, words in ((float("inf"), "1.weight has 1 scores that are inf"), (math.nan, "NaN")):
+        model[1].weight.data[0, 0] = value
+        with pytest.raises(StateError, match=words):
+            choose(model, Method(distribution="lamp"), 0.5)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import regrow.selection
 from regrow.errors import ConfigError, StateError
-from regrow.selection import integer_type, keep_highest
+from regrow.keys import integer_type
+from regrow.selection import keep_highest
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from regrow.errors import ConfigError, StateError
+from regrow.method import Method
+from regrow.pruner import Pruner
 from regrow.targets import clean, select
 
 
@@ -225,3 +227,18 @@ def test_parametrized_layers_of_compiled_models_keep_their_plain_name():
 @pytest.mark.parametrize("name", ["fc.weight", "_orig_mod.fc.weight", "fc._orig_mod.weight"])
 def test_clean(name):
     assert clean(name) == "fc.weight"
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_parameters_without_elements_are_left_out():
+    model = nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 2))
+    selection = select(model, include=["*"])
+    assert [target.name for target in selection.targets] == ["1.weight"]
+    assert selection.reasons["0.weight"] == "it has no elements"
+    with pytest.raises(ConfigError, match="nothing is left to prune"):
+        select(model[:1])
+    for distribution in ("global", "uniform", "erk", "lamp"):
+        pruner = Pruner(model, Method(distribution=distribution))
+        pruner.prune_to(0.5)
+        assert pruner.pruned == 3
+        assert pruner.densities == {"1.weight": 0.5}

@@ -35,12 +35,13 @@ chances = st.lists(st.floats(0, 1), min_size=1, max_size=5)
 def test_any_course_of_masks(seed, shape, densities, dtype, last_channels):
     """What came back in between is forgotten; all else has its value of the first removal."""
     generator = torch.Generator().manual_seed(seed)
-    weight, vault, removed = drawn(seed, shape, dtype), Vault(), {}
+    weight, vault, removed, earlier = drawn(seed, shape, dtype), Vault(), {}, None
     if last_channels and len(shape) == 4:
         weight = weight.to(memory_format=torch.channels_last)
     for number, density in enumerate(densities):
         mask = torch.rand(shape, generator=generator) < density
-        vault.keep("w", weight, mask)
+        vault.keep("w", weight, mask, earlier)
+        earlier = mask
         before, flat = weight.reshape(-1).clone(), mask.reshape(-1).tolist()
         removed = {i: removed.get(i, before[i].clone()) for i, kept in enumerate(flat) if not kept}
         moved = drawn(seed + number + 1, shape, dtype)
@@ -54,10 +55,10 @@ def test_any_course_of_masks(seed, shape, densities, dtype, last_channels):
         expected = weight.reshape(-1).clone()
         for i, value in removed.items():
             expected[i] = value
-        store.restore("w", found)
+        store.restore("w", found, mask)
         assert torch.equal(bits(found.reshape(-1)), bits(expected))
         assert store.bytes == 0
-        store.restore("w", found)  # there is nothing more to restore
+        store.restore("w", found, mask)  # there is nothing more to restore
         assert torch.equal(bits(found.reshape(-1)), bits(expected))
 
 
@@ -68,6 +69,13 @@ def test_values_are_in_flat_order_and_compact():
     )
     assert vault.values["w"].tolist() == [1.0, 4.0]
     assert list(vault.state_dict()) == ["w"]
+
+
+def test_it_holds_the_values_and_nothing_else():
+    vault, weight = Vault(), torch.randn(1000)
+    vault.keep("w", weight, weight > 0.5)
+    assert list(vars(vault)) == ["values"]
+    assert vault.values["w"].untyped_storage().nbytes() == 4 * int((weight <= 0.5).sum())
 
 
 def test_a_mask_that_keeps_all_leaves_nothing():
@@ -91,8 +99,9 @@ def test_what_does_not_fit_the_masks_is_refused_by_name():
 def test_a_loaded_vault_shares_nothing_with_its_source():
     values = torch.tensor([5.0])
     vault = Vault()
-    vault.load_state_dict({"w": values}, {"w": torch.tensor([True, False])})
+    mask = torch.tensor([True, False])
+    vault.load_state_dict({"w": values}, {"w": mask})
     values.zero_()
     weight = torch.zeros(2)
-    vault.restore("w", weight)
+    vault.restore("w", weight, mask)
     assert weight.tolist() == [0.0, 5.0]

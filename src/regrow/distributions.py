@@ -103,7 +103,7 @@ def erk_densities(shapes: Sequence[Sequence[int]], sparsity: float) -> list[floa
         dense |= {i for i in rest if raw[i] == most}
 
 
-def lamp_scores(scores: Tensor, kept: Tensor | None = None) -> Tensor:
+def lamp_scores(scores: Tensor, kept: Tensor | None = None, name: str = "a layer") -> Tensor:
     """Scores that can be compared across layers: s^2 / sum of all u^2 with u >= s in the layer.
 
     The largest score of each layer becomes 1. Ties are summed in flat order.
@@ -111,9 +111,13 @@ def lamp_scores(scores: Tensor, kept: Tensor | None = None) -> Tensor:
     Args:
         scores: Non-negative scores of one layer, any shape.
         kept: Non-zero where the place still counts; others get 0.
+        name: Of the layer, for messages.
 
     Returns:
         float64, because sums over a layer need the digits (8 bytes a score while an event lasts).
+
+    Raises:
+        StateError: For negative scores, and for those whose square is infinite.
 
     Source: Lee et al. 2021, eq. 1.
 
@@ -130,6 +134,13 @@ def lamp_scores(scores: Tensor, kept: Tensor | None = None) -> Tensor:
     squares = flat.square()
     if kept is not None:
         squares = squares.where(kept.reshape(-1) != 0, 0.0)
+    endless = int(squares.isinf().count_nonzero())
+    if endless:
+        raise StateError(
+            f"{name} has {endless} scores that are infinite once squared, and LAMP divides by sums "
+            "of squares: look at its weights (has the loss diverged?), or write "
+            "distribution='global', 'uniform' or 'erk'"
+        )
     order = squares.argsort(stable=True)
     ranked = squares[order]
     above = ranked.flip(0).cumsum(0).flip(0)

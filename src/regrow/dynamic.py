@@ -25,11 +25,11 @@ from regrow.criteria import (
     seeded,
 )
 from regrow.errors import check_choice
+from regrow.highest import highest
 from regrow.initializers import Initializer, Return, make_initializer, zero
 from regrow.method import choose_masks
 from regrow.pruner import Pruner
 from regrow.regrowth import Growth, by_gradient, make_growth
-from regrow.selection import keep_highest
 from regrow.targets import Target
 
 GROW = ("gradient", "momentum", "random")
@@ -139,7 +139,7 @@ def drop_and_grow(
         parameter = move.target.parameter
         parameter[back.regrown] = value.to(parameter)[back.regrown]
     pruner.enforce(optimizers)
-    moved = sum(len(move.new) for move in moves)
+    moved = sum(int(move.new.count_nonzero()) for move in moves)
     kept = pruner.total - pruner.pruned
     overlap = (kept - moved) / (kept + moved) if kept else 1.0
     return pruner.note("drop_and_grow", before, share=share, moved=moved, overlap=overlap)
@@ -180,7 +180,7 @@ class _Move(NamedTuple):
     after: Tensor
     """The new mask."""
     new: Tensor
-    """Flat places that were not kept before."""
+    """The places that were not kept before."""
 
 
 def _move(
@@ -195,63 +195,32 @@ def _move(
     name, parameter = target.name, target.parameter
     weight, working = parameter.detach(), pruner.enforcer.kept(name)
     assert working is not None
-    if criterion is magnitude:
-        scores = weight
-    else:  # another number of event, because what is dropped and grown by lot is drawn twice
-        scores = score(criterion, name, weight, parameter.grad, (seed[0], ~seed[1]))
-    kept = working.reshape(-1)
-    places = kept.nonzero().reshape(-1)
-    live = scores.reshape(-1)[places]
-    count, by = round(share * len(live)), criterion is magnitude
-    [stays] = keep_highest([live], count, magnitude=by, least=0, names=[name])
-    after = torch.zeros_like(kept, dtype=torch.bool)
-    after[places[stays]] = True
+    by = criterion is magnitude
+    # another number of event, because what is dropped and grown by lot is drawn twice
+    scores = weight if by else score(criterion, name, weight, parameter.grad, (seed[0], ~seed[1]))
+    kept = working != 0
+    live = kept.numel() - pruner._pruned[name]
+    count = round(share * live)
+    after = highest(scores, live - count, kept, magnitude=by, name=name)
     signed = growth is by_gradient and parameter.grad is not None  # read as it is: saves a copy
     growing = parameter.grad if signed else None
     if growing is None:
         growing = growth(target, pruner.momenta.get(name), None, seeded(*seed, name))
-    growing = growing.detach().reshape(-1)
-    free = _candidates(growing, after, len(live), count, signed)
-    without = len(free) - count
-    [grows] = keep_highest([growing[free]], without, magnitude=signed, least=0, names=[name])
-    grown = free[grows]
-    after[grown] = True
-    return _Move(target, after.view(weight.shape), grown[kept[grown] == 0])
-
-
-def _candidates(scores: Tensor, survive: Tensor, most: int, count: int, signed: bool) -> Tensor:
-    """Empty places, in order, among which the `count` highest scores of all of them are.
-
-    A sample tells a score that about `most` places exceed: ranking these alone is several times
-    faster. NaN exceeds too, so that it is found. Where `signed`, a score is its magnitude.
-    """
-    sample = scores[:: max(1, len(scores) // 8192) | 1]
-    sample = sample.abs() if signed else sample
-    share = most / len(scores) * len(sample)
-    rank = math.ceil(share + 4 * math.sqrt(share) + 1)
-    if rank < len(sample):
-        bound = float(sample.kthvalue(len(sample) - rank).values)
-        below = scores <= bound
-        if signed:
-            below &= scores >= -bound
-        places = below.logical_not_().nonzero().reshape(-1)
-        places = places[~survive[places]]
-        if len(places) >= count:
-            return places
-    return (~survive).nonzero().reshape(-1)
+    grown = highest(growing, count, ~after, magnitude=signed, name=name)
+    return _Move(target, after.logical_or_(grown), grown.logical_and_(~kept))
 
 
 def _return(pruner: Pruner, move: _Move, seed: tuple[int, int]) -> Return:
     """The places of one layer that come back, as initialisers see them: dropped weights are 0."""
     target = move.target
-    new = torch.zeros_like(move.after).view(-1).index_fill_(0, move.new, True).view_as(move.after)
-    stay = move.after & ~new
-    removed = {} if pruner.vault is None else pruner.vault.whole([target])
+    stay = move.after & ~move.new
+    mask, vault = pruner.enforcer.mask(target.name), pruner.vault
+    removed = {} if vault is None else vault.whole([target], [mask])
     return Return(
         target.name,
         target.parameter.detach().where(stay, 0.0),
         stay,
-        new,
+        move.new,
         seeded(*seed, f"{target.name} init"),
         target.input_dim,
         target.groups,

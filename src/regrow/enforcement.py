@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.errors import StateError
+from regrow.keys import integer_type
 from regrow.masks import Masks
-from regrow.selection import integer_type
 from regrow.targets import clean
 
 # From a zero gradient these make state that is not zero: eps, or the least step size.
@@ -42,10 +42,19 @@ class Enforcer:
 
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Takes a bool mask of the parameter's shape; all True needs no working mask."""
-        if bool(mask.all()):
+        parameter, working = self.parameters[name], self._working.get(name)
+        if int(mask.count_nonzero()) == mask.numel():
             self._working.pop(name, None)
+        elif working is not None and _as_wide(working, parameter):  # fresh memory costs more
+            working.copy_(mask).neg_()
         else:
-            self._working[name] = working_mask(mask, self.parameters[name])
+            self._working[name] = working_mask(mask, parameter)
+
+    def reset(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Begins anew with parameters that have other shapes now; nothing is masked."""
+        self.parameters = dict(parameters)
+        self._working.clear()
+        self._views.clear()
 
     def kept(self, name: str) -> Tensor | None:
         """The working mask (non-zero = kept), or None where nothing is pruned."""
@@ -126,8 +135,9 @@ class Enforcer:
             return closure if callable(given) else given
 
         def before(_: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            self.prepare()
             own, *rest = args  # the optimizer itself comes first
+            if not any(map(callable, [*rest, *kwargs.values()])):
+                self.prepare()  # else the closure shows dense gradients to others first
             return (own, *map(masked, rest)), {key: masked(value) for key, value in kwargs.items()}
 
         return optimizer.register_step_pre_hook(before)
@@ -216,6 +226,15 @@ def working_mask(mask: Tensor, parameter: Tensor) -> Tensor:
     """The integer mask of a parameter's width, strides and device: -1 = kept, 0 = pruned."""
     working = torch.empty_like(parameter, dtype=integer_type(parameter.dtype), requires_grad=False)
     return working.copy_(mask).neg_()
+
+
+def _as_wide(working: Tensor, parameter: Tensor) -> bool:
+    """Whether a working mask is what `working_mask` would make room for."""
+    return (
+        working.device == parameter.device
+        and working.itemsize == parameter.itemsize
+        and working.stride() == parameter.stride()
+    )
 
 
 def _mask_tensor(tensor: Tensor, mask: Tensor) -> None:

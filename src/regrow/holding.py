@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -120,6 +120,11 @@ class Hold:
     def forget(self) -> None:
         """Drops the noted values: the step was skipped, or the masks have changed."""
         self._before = {}
+
+    def change(self, change: Callable[[str, Tensor], Tensor]) -> None:
+        """Changes what trains along with parameters that lost channels."""
+        if self.free is not None:
+            self._take(Masks({name: change(name, places) for name, places in self.free.items()}))
 
     def state_dict(self) -> dict[str, Any] | None:
         """The packed masks of what trains; None: all."""

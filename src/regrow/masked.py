@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, Rprop
 
 from regrow.enforcement import Enforcer
 from regrow.errors import StateError
@@ -47,6 +47,7 @@ class MaskedModel:
         parameters = {target.name: target.parameter for target in self.targets}
         self.enforcer = SoftEnforcer(parameters) if soft else Enforcer(parameters)
         self.target = 0.0
+        self.held = 0.0  # a sparsity that was there when others cut channels out, and counts on
         self.history: list[dict[str, Any]] = []
         # dense values beside soft masks are more than a vault could keep
         self.vault = Vault() if keep_removed and not soft else None
@@ -85,9 +86,13 @@ class MaskedModel:
 
     def enforce(self, optimizers: Iterable[Optimizer] = ()) -> None:
         """Applies the masks to weights, present gradients and the optimizers' state."""
+        optimizers = list(optimizers)
         self.enforcer.weights()
         self.enforcer.gradients()
         self.enforcer.state(optimizers)
+        for optimizer in optimizers:
+            if isinstance(optimizer, Rprop):
+                self._restart(optimizer)
 
     def settle(self) -> None:
         """Takes dense values of soft pruning out of the parameters, if no step did."""
@@ -106,11 +111,34 @@ class MaskedModel:
             self._set(target.name, masks[target.name])
         self.enforcer.weights()
 
+    def change(self, change: Callable[[str, Tensor], Tensor]) -> None:
+        """Changes masks and what is held along with parameters that lost channels.
+
+        Args:
+            change: `(name, tensor) -> tensor`, of the shapes before and after.
+        """
+        masks = {t.name: self.enforcer.mask(t.name).cpu() for t in self.targets}
+        wholes = {}
+        if self.vault is not None:
+            for key, values in self.vault.values.items():
+                old = masks[key.partition(MOMENT)[0]]
+                wholes[key] = self.vault.values_like(key, old.to(values.dtype), old)
+            self.vault = Vault()
+        self.enforcer.reset(self.enforcer.parameters)
+        for name, old in masks.items():
+            mask = change(name, old)
+            for key, whole in wholes.items():
+                if key.partition(MOMENT)[0] == name and whole is not None:
+                    assert self.vault is not None
+                    self.vault.keep(key, change(name, whole), mask)
+            self._count(name, mask)
+
     def state_dict(self) -> dict[str, Any]:
         """Packed masks, history, removed values: tensors and builtin types only."""
         return {
             "masks": self.masks.pack(),
             "target": self.target,
+            "held": self.held,
             "history": [dict(entry) for entry in self.history],
             "vault": None if self.vault is None else self.vault.state_dict(),
             "dense": dense_state(self.enforcer),
@@ -138,21 +166,36 @@ class MaskedModel:
         self.enforcer.weights()
         if isinstance(self.enforcer, SoftEnforcer):
             self.enforcer.load_dense_values(state["dense"])
-        self.target = float(state["target"])
+        self.target, self.held = float(state["target"]), float(state.get("held", 0.0))
         self.history = [dict(entry) for entry in state["history"]]
 
     def _set(self, name: str, mask: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
         """Takes a new mask; what it removes goes to the vault, before anything is zeroed."""
         parameter = self.enforcer.parameters[name]
         if self.vault is not None:
-            self.vault.keep(name, parameter, mask)
+            before = self.enforcer.mask(name) if self.vault.values else None
+            self.vault.keep(name, parameter, mask, before)
             found = moments(parameter, optimizers) if self.keep_removed == "moments" else {}
             now = {f"{name}{MOMENT}{key}": moment for key, moment in found.items()}
             for key in self.vault.moments(name):  # without an optimizer they follow the mask too
                 now.setdefault(key, torch.zeros(mask.shape, dtype=self.vault.values[key].dtype))
             for key, moment in now.items():
-                self.vault.keep(key, moment, mask)
+                self.vault.keep(key, moment, mask, before)
         self._count(name, mask)
+
+    @torch.no_grad()
+    def _restart(self, optimizer: Rprop) -> None:
+        """Lets weights that came back begin with the learning rate for a step, as all weights do.
+
+        The zero of a pruned place would become the least step size, and fifty steps be lost.
+        """
+        names = {id(target.parameter): target.name for target in self.targets}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                size = optimizer.state.get(parameter, {}).get("step_size")
+                if size is not None and id(parameter) in names:
+                    kept = self.enforcer.mask(names[id(parameter)])
+                    size.masked_fill_(kept.logical_and_(size == 0), float(group["lr"]))
 
     def _count(self, name: str, mask: Tensor) -> None:
         self.enforcer.set_mask(name, mask)
@@ -160,6 +203,8 @@ class MaskedModel:
 
     def note(self, kind: str, before: float, **more: Any) -> dict[str, Any]:
         """Adds an entry to the history, and returns it."""
+        if kind not in ("prune", "compact"):
+            self.held = 0.0
         self.history.append(
             {
                 "event": len(self.history),

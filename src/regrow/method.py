@@ -161,7 +161,8 @@ def choose_masks(
             for k, d in zip(kept, dims, strict=True)
         ]
     if method.distribution == "lamp":
-        units = [lamp_scores(u, a) for u, a in zip(units, alive, strict=True)]
+        names = [target.name for target in targets]
+        units = [lamp_scores(*layer) for layer in zip(units, alive, names, strict=True)]
     masks: dict[int, Tensor] = {}
     for pool in _pools(method, granularity, targets, units, alive, sparsity, own):
         found = keep_highest(

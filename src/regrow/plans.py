@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from regrow.errors import ConfigError
@@ -35,6 +35,28 @@ class Schedule(Protocol):
     def layer_sparsity(self, sparsity: float, target: float, own: float) -> float:
         """What a layer bound for `own` has when the others, bound for `target`, have `sparsity`."""
         ...
+
+
+def own_sparsities(
+    schedule: Schedule,
+    sparsity: float,
+    target: float,
+    own: Mapping[str, float],
+    densities: Mapping[str, float],
+) -> dict[str, float]:
+    """What layers with a target of their own have at a milestone; if it is not 0, no less than now.
+
+    Example:
+        >>> own_sparsities(Proportional(), 0.4, 0.8, {"fc": 0.5}, {"fc": 1.0})
+        {'fc': 0.25}
+    """
+    return {
+        name: max(
+            schedule.layer_sparsity(sparsity, target, final),
+            1 - densities[name] if sparsity else 0.0,  # changed by hand, maybe
+        )
+        for name, final in own.items()
+    }
 
 
 def sparsity_at(plan: Sequence[Milestone], step: int, start: float = 0.0) -> float:

@@ -54,6 +54,16 @@ class Progress:
         """The milestones still to come."""
         return self.plan[self.fired :]
 
+    @property
+    def sparse(self) -> Plan:
+        """The milestones that prune; at the others everything comes back."""
+        return tuple(milestone for milestone in self.plan if milestone.sparsity)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether all of these have happened."""
+        return not any(milestone.sparsity for milestone in self.ahead)
+
     def due(self, now: int) -> Milestone | None:
         """The milestone that is due at step `now`, the last one where several are."""
         if self.reached or self.plan[self.fired].step > now:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.criteria import TrackingCriterion, make_criterion, needs_gradients
+from regrow.criteria import TrackingCriterion, magnitude, make_criterion, needs_gradients
 from regrow.errors import ConfigError, check_sparsity
 from regrow.granularity import make_granularity
 from regrow.masked import Keep
@@ -98,6 +98,16 @@ class Pruner(Undo):
         """Whether an optimizer trains all targets."""
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         return all(id(target.parameter) in held for target in self.targets)
+
+    def check_reachable(self, sparsity: float) -> None:
+        """Tries masks of a final sparsity, by magnitude, and throws them away.
+
+        Raises:
+            ConfigError: If the layers cannot have it; better now than at the last event.
+        """
+        kept = [self.enforcer.kept(target.name) for target in self.targets]
+        method = self.method._replace(criterion=magnitude)
+        choose_masks(method, self.targets, kept, sparsity, self.own, 0)
 
     def prune_to(
         self,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -107,9 +107,34 @@ class Memory:
         }
         return other
 
+    def change(self, change: Callable[[str, Tensor], Tensor], names: list[list[str]]) -> None:
+        """Changes what is remembered along with the module, as when channels were cut out.
+
+        Args:
+            change: `(name, tensor) -> tensor`.
+            names: Of the parameters of each optimizer, in its order.
+        """
+        for kind in ("parameters", "buffers"):
+            held = self._state[kind]
+            self._state[kind] = {name: change(name, value) for name, value in held.items()}
+        for own, state in zip(names, self._state["moments"], strict=False):
+            for index, entries in state.items():
+                for key, value in entries.items():
+                    if isinstance(value, Tensor):
+                        entries[key] = change(own[index], value)
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtin types only."""
         return dict(self._state)
+
+    @classmethod
+    def loaded(cls, state: Mapping[str, Any] | None) -> Memory | None:
+        """What `state_dict` gave, as a memory again; None of none."""
+        if state is None:
+            return None
+        memory = cls()
+        memory.load_state_dict(state)
+        return memory
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes a copy of what `state_dict` gave."""

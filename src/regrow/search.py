@@ -45,6 +45,28 @@ class Search:
             return None
         return round((self.held + self.failed) / 2, 12)
 
+    def reason(self, waiting: float | None = None) -> str:
+        """Why the search ended where it did, for people.
+
+        Args:
+            waiting: The sparsity that the fit's end left without a judgement.
+
+        Example:
+            >>> search = Search(resolution=0.05, held=0.5, failed=0.54)
+            >>> search.reason()
+            'sparsity 0.5 held, 0.54 lost too much: no further apart than resolution=0.05'
+            >>> search.reason(waiting=0.52)
+            'the fit ended before sparsity 0.52 was judged: sparsity 0.5 held, 0.54 lost too much'
+        """
+        found = f"sparsity {self.held:.4g} held" if self.held else "no event held"
+        if self.failed is not None:
+            found += f", {self.failed:.4g} lost too much"
+        if waiting is not None:
+            return f"the fit ended before sparsity {waiting:.4g} was judged: {found}"
+        if self.failed is None:
+            return f"{found}, and so did every event before it"
+        return f"{found}: no further apart than resolution={self.resolution:g}"
+
     def state_dict(self) -> dict[str, Any]:
         return {"held": self.held, "failed": self.failed}
 

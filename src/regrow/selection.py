@@ -18,16 +18,12 @@ import torch
 from torch import Tensor
 
 from regrow.errors import ConfigError, StateError
+from regrow.keys import Keys, array, counted, nonzero, ordered
 
 CHUNK = 1 << 18  # scores at a time: large enough for the histogram, small enough for the cache
 _DIGIT = 16
 _HALF = 1 << (_DIGIT - 1)
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def integer_type(dtype: torch.dtype) -> torch.dtype:
-    """The signed integer type as wide as `dtype`."""
-    return _INTEGERS[dtype.itemsize]
+_FEW = 1 << 14
 
 
 def keep_highest(
@@ -110,15 +106,11 @@ class _Pool:
         magnitude: bool,
         names: Sequence[str] | None,
     ) -> None:
-        self.scores, self.kept, self.magnitude = scores, kept, magnitude
+        self.scores, self.kept = scores, kept
         self.names = names or [f"tensor {index}" for index in range(len(scores))]
-        self.dtype = reduce(torch.promote_types, {tensor.dtype for tensor in scores})
-        if self.dtype.itemsize == 1:
-            self.dtype = torch.float32
-        self.bits = self.dtype.itemsize * 8
-        self.most = (1 << (self.bits - 1)) - 1
-        infinity = torch.tensor(float("inf"), dtype=self.dtype)
-        self.infinity = int(infinity.view(integer_type(self.dtype)))
+        self.keys = Keys(
+            reduce(torch.promote_types, {tensor.dtype for tensor in scores}), magnitude
+        )
 
     def masks(self, indices: Sequence[int], count: int) -> dict[int, Tensor]:
         """The masks of some tensors with their `count` lowest live scores pruned together."""
@@ -136,7 +128,7 @@ class _Pool:
             keep = keys > cut.key
             equal = keys == cut.key if live is None else (keys == cut.key) & live
             if equal.any():
-                places = _nonzero(equal)
+                places = nonzero(equal)
                 keep[places[cut.ties - used :]] = True
                 used += min(cut.ties - used, len(places))
             if live is not None:
@@ -147,19 +139,35 @@ class _Pool:
 
     def _cut(self, indices: Sequence[int], count: int) -> _Cut:
         """The key of the `count`-th smallest live score, and how many of its equals to prune."""
+        if sum(self.scores[index].numel() for index in indices) <= _FEW:
+            return self._cut_few(indices, count)
         key, rank = 0, count
-        for shift in range(self.bits - _DIGIT, -1, -_DIGIT):
-            top = shift + _DIGIT == self.bits
+        for shift in range(self.keys.bits - _DIGIT, -1, -_DIGIT):
+            top = shift + _DIGIT == self.keys.bits
             counts = self._histogram(indices, key, shift)
             if top:
                 self._refuse_nan(indices, counts)
             if rank == 0:
-                return _Cut(-self.most - 1, 0)
+                return _Cut(-self.keys.most - 1, 0)
             totals = np.cumsum(counts)
             digit = int(np.searchsorted(totals, rank))
             rank -= int(totals[digit - 1]) if digit else 0
             key = digit - _HALF if top else (key << _DIGIT) | digit
         return _Cut(key, rank)
+
+    def _cut_few(self, indices: Sequence[int], count: int) -> _Cut:
+        """The same by sorting, which takes less time than an empty histogram."""
+        chunks = [(keys, live) for index in indices for _, keys, live in self._chunks(index)]
+        found = [torch.as_tensor(keys if live is None else keys[live]) for keys, live in chunks]
+        if not found:
+            return _Cut(-self.keys.most - 1, 0)
+        keys = ordered(array(torch.cat(found)))
+        if self.keys.nan(keys):
+            self._name_nan(indices)
+        if count == 0:
+            return _Cut(-self.keys.most - 1, 0)
+        key = int(keys[count - 1])
+        return _Cut(key, count - counted(keys < key))
 
     def _histogram(self, indices: Sequence[int], prefix: int, shift: int) -> Any:
         """Counts of the 16-bit digit at `shift` of live keys whose higher bits are `prefix`."""
@@ -167,16 +175,18 @@ class _Pool:
         for index in indices:
             for _, keys, live in self._chunks(index):
                 chosen = keys if live is None else keys[live]
-                if shift + _DIGIT < self.bits:
+                if shift + _DIGIT < self.keys.bits:
                     chosen = chosen[(chosen >> (shift + _DIGIT)) == prefix]
                 counts += _bincount(self._digits(chosen, shift))
         return counts
 
     def _refuse_nan(self, indices: Sequence[int], counts: Any) -> None:
-        top = (self.infinity >> (self.bits - _DIGIT)) + _HALF
-        low = (~self.infinity >> (self.bits - _DIGIT)) + _HALF
-        if not counts[top:].any() and (self.magnitude or not counts[: low + 1].any()):
-            return
+        top = (self.keys.infinity >> (self.keys.bits - _DIGIT)) + _HALF
+        low = (~self.keys.infinity >> (self.keys.bits - _DIGIT)) + _HALF
+        if counts[top:].any() or (counts[: low + 1].any() and not self.keys.magnitude):
+            self._name_nan(indices)
+
+    def _name_nan(self, indices: Sequence[int]) -> None:
         for index in indices:
             nan, kept = self.scores[index].isnan(), self.kept[index]
             bad = int((nan if kept is None else nan & (kept != 0)).sum())
@@ -192,8 +202,8 @@ class _Pool:
         step = max(1, CHUNK * scores.shape[0] // max(1, scores.numel()))
         for start in range(0, scores.shape[0], step):
             part = slice(start, min(start + step, scores.shape[0]))
-            live = None if kept is None else _array(self._rows(kept, index)[part].reshape(-1)) != 0
-            yield part, self._keys(scores[part]), live
+            live = None if kept is None else array(self._rows(kept, index)[part].reshape(-1)) != 0
+            yield part, self.keys(scores[part]), live
 
     def _rows(self, tensor: Tensor, index: int) -> Tensor:
         """A view whose first dimension can be cut into parts in logical order.
@@ -204,33 +214,14 @@ class _Pool:
         flat = all(layout is None or layout.is_contiguous() for layout in layouts)
         return tensor.view(-1) if flat else tensor
 
-    def _keys(self, scores: Tensor) -> Any:
-        values = scores.detach().to(self.dtype).reshape(-1)
-        if not self.magnitude:
-            values = values + 0.0  # -0.0 and +0.0 are one value, so they must be one key
-        bits = _array(values.view(integer_type(self.dtype)))
-        return (
-            bits & self.most if self.magnitude else bits ^ ((bits >> (self.bits - 1)) & self.most)
-        )
-
     def _digits(self, keys: Any, shift: int) -> Any:
         """The 16 bits at `shift`; the top ones offset, so that they count from the lowest key."""
         if isinstance(keys, Tensor):
             digits = (keys >> shift) & ((1 << _DIGIT) - 1)
         else:
-            place = shift if sys.byteorder == "little" else self.bits - _DIGIT - shift
-            digits = keys.view(np.uint16)[place // _DIGIT :: self.bits // _DIGIT]
-        return digits ^ (1 << (_DIGIT - 1)) if shift + _DIGIT == self.bits else digits
-
-
-def _array(tensor: Tensor) -> Any:
-    """A NumPy view on the CPU, where its integer operations are faster; else the tensor."""
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor
-
-
-def _nonzero(places: Any) -> Any:
-    found = places.nonzero()
-    return found[0] if isinstance(found, tuple) else found.reshape(-1)
+            place = shift if sys.byteorder == "little" else self.keys.bits - _DIGIT - shift
+            digits = keys.view(np.uint16)[place // _DIGIT :: self.keys.bits // _DIGIT]
+        return digits ^ (1 << (_DIGIT - 1)) if shift + _DIGIT == self.keys.bits else digits
 
 
 def _bincount(digits: Any) -> Any:

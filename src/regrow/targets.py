@@ -135,6 +135,8 @@ def select(
             reasons[entry.names[0]] = "not included"
         elif included is None and not entry.default:
             reasons[entry.names[0]] = f"{entry.kind}: only when included by name"
+        elif not is_lazy(entry.parameter) and not entry.parameter.numel():
+            reasons[entry.names[0]] = "it has no elements"
         else:
             chosen.append(entry)
     if not chosen:
@@ -144,6 +146,15 @@ def select(
             f"exclude={exclude!r}; default are the weights of Conv, ConvTranspose and Linear layers"
         )
     return Selection(tuple(_target(entry) for entry in chosen), reasons, tuple(chosen))
+
+
+def selection_of(model: nn.Module, names: Iterable[str]) -> Selection:
+    """The parameters of exactly these names, whatever their kind."""
+    wanted = {clean(name) for name in names}
+    entries = _entries(model)
+    chosen = tuple(entry for entry in entries if wanted & {*entry.names})
+    reasons = {e.names[0]: "holds no channel that can go" for e in entries if e not in chosen}
+    return Selection(tuple(_target(entry) for entry in chosen), reasons, chosen)
 
 
 def _entries(model: nn.Module) -> list[_Entry]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -79,9 +79,10 @@ class Undo(MaskedModel):
             if self.vault is None:  # the dense values come back by themselves
                 self._count(target.name, torch.ones_like(parameter, dtype=torch.bool))
                 continue
-            self.vault.restore(target.name, parameter)
+            mask = self.enforcer.mask(target.name)
+            self.vault.restore(target.name, parameter, mask)
             for key, moment in moments(parameter, optimizers).items():
-                self.vault.restore(f"{target.name}{MOMENT}{key}", moment)
+                self.vault.restore(f"{target.name}{MOMENT}{key}", moment, mask)
             self.vault.forget(target.name)  # moments whose optimizer is gone
             self._count(target.name, torch.ones_like(parameter, dtype=torch.bool))
         self.enforce(optimizers)
@@ -110,8 +111,8 @@ class Undo(MaskedModel):
             names: Patterns of parameters; None: all.
             train: What trains from now on: "all", "regrown" (all that does not come back with this
                 call is held), or patterns of parameters and modules. See `regrow.holding.Hold`.
-            optimizers: Their state at the places that come back is zero; with
-                `keep_removed="moments"` and `init="removed"` it is restored.
+            optimizers: Their state at the places that come back is zero (Rprop's step size: the
+                learning rate); with `keep_removed="moments"` and `init="removed"` it is restored.
 
         Returns:
             The new entry of `history`.
@@ -142,7 +143,7 @@ class Undo(MaskedModel):
         if growth is by_gradient and amount:
             self._refuse_masked(targets)
         kept = [self.enforcer.mask(target.name) for target in targets]
-        removed = {} if self.vault is None else self.vault.whole(targets)
+        removed = {} if self.vault is None else self.vault.whole(targets, kept)
         seed = (self.seed, len(self.history))
         regrown = choose_regrown(
             growth, targets, kept, amount, momenta=self.momenta, removed=removed, seed=seed
@@ -183,6 +184,13 @@ class Undo(MaskedModel):
     def remember(self) -> None:
         """Keeps the present values of all targets, for `init="original"`."""
         self.originals = {t.name: t.parameter.detach().clone() for t in self.targets}
+
+    def change(self, change: Callable[[str, Tensor], Tensor]) -> None:
+        """Changes masks and all that is held along with parameters that lost channels."""
+        super().change(change)
+        self.hold.change(change)
+        for held in (self.originals, self.momenta):
+            held.update({name: change(name, values) for name, values in held.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is held, remembered values included."""
@@ -232,7 +240,7 @@ class Undo(MaskedModel):
             held = (
                 None
                 if self.vault is None
-                else self.vault.values_like(f"{back.name}{MOMENT}{key}", moment)
+                else self.vault.values_like(f"{back.name}{MOMENT}{key}", moment, back.kept)
             )
             whole = torch.zeros_like(moment) if held is None or not restore else held
             moment[back.regrown] = whole[back.regrown]
