@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -165,20 +166,48 @@ def latency(model: nn.Module, example_input: Any, *, repeats: int = 50, warmup: 
         >>> latency(nn.Linear(4, 4), torch.zeros(8, 4), repeats=3).batch
         8
     """
+    return latencies([model], example_input, repeats=repeats, warmup=warmup)[0]
+
+
+def latencies(
+    models: Sequence[nn.Module], example_input: Any, *, repeats: int = 50, warmup: int = 5
+) -> list[Latency]:
+    """Times models of one input pass by pass in turns, so that a busy moment hits them all.
+
+    Args:
+        models: The models, where they are to run.
+        example_input: As for `cost`; its batch is the batch of the figures.
+        repeats: Passes of each model measured.
+        warmup: Passes of each before that.
+
+    Example:
+        >>> len(latencies([nn.Linear(4, 4), nn.Linear(4, 2)], torch.zeros(8, 4), repeats=3))
+        2
+    """
     check_count("repeats", repeats, least=2)
-    run, device = bound_forward(model, example_input), device_of(model)
-    found: list[float] = []
-    with evaluating(model), torch.inference_mode():
+    runs = [bound_forward(model, example_input) for model in models]
+    devices = [device_of(model) for model in models]
+    found: list[list[float]] = [[] for _ in models]
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        stack.enter_context(torch.inference_mode())
         for index in range(warmup + repeats):
-            _wait(device)
-            start = time.perf_counter()
-            run()
-            _wait(device)
-            if index >= warmup:
-                found.append(1e3 * (time.perf_counter() - start))
-    p25, median, p75 = statistics.quantiles(found, n=4, method="inclusive")
+            turn = list(zip(runs, devices, found, strict=True))
+            # there and back: what comes first, or after whom, must not be who is slow
+            for run, device, times in turn if index % 2 else reversed(turn):
+                _wait(device)
+                start = time.perf_counter()
+                run()
+                _wait(device)
+                if index >= warmup:
+                    times.append(1e3 * (time.perf_counter() - start))
     threads, batch = torch.get_num_threads(), batch_size(example_input)
-    return Latency(median, p25, p75, str(device), threads, batch, repeats)
+    result = []
+    for device, times in zip(devices, found, strict=True):
+        p25, median, p75 = statistics.quantiles(times, n=4, method="inclusive")
+        result.append(Latency(median, p25, p75, str(device), threads, batch, repeats))
+    return result
 
 
 def _pruned(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int]:

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""Safetensors files, against the library itself."""
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+import regrow
+from regrow import channels
+from regrow.channels.plan import KEY
+from regrow.errors import ConfigError, StateError
+from regrow.tensorfile import read_tensors, write_tensors
+
+
+class Net(nn.Module):
+    """Convolutions with batch norm whose statistics are not the fresh ones."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.fc = nn.Linear(width, 5)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """Attention over token ids, and one weight under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 10, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids, weight=None):
+        x = self.layer(self.embed(ids)) * weight[..., None]
+        return {"logits": self.head(x), "hidden": x}
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    model = Net()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(8, 3, 6, 6) + 1)
+    return model
+
+
+def expected(model, *args, **kwargs):
+    model.eval()
+    with torch.no_grad():
+        return model(*args, **kwargs)
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_safetensors_give_the_small_model_back(net, tmp_path):
+    plan = channels.prune(net, torch.randn(2, 3, 6, 6), 0.5)
+    path = tmp_path / "net.safetensors"
+    regrow.export(net, path, plan=plan)
+    assert same(safetensors.torch.load_file(path), net.state_dict())
+    again = channels.load(Net, path)
+    assert (again.conv.out_channels, again.norm.num_features) == (8, 8)
+    x = torch.randn(3, 3, 6, 6)
+    assert torch.equal(expected(again, x), expected(net, x))
+    found = read_tensors(path)[KEY]
+    kept = found["kept"]["fc.weight"]["1"]
+    assert kept.dtype == torch.bool
+    assert torch.equal(kept, plan.kept["fc.weight"][1])
+    assert {k: v for k, v in found.items() if k != "kept"} == {
+        k: v for k, v in plan.state_dict().items() if k != "kept"
+    }
+
+
+def test_safetensors_of_others_load_too(net, tmp_path):
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
+    assert same(channels.load(Net, tmp_path / "net.safetensors").state_dict(), net.state_dict())
+
+
+def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path):
+    torch.manual_seed(0)
+    model = Tied()
+    for name, write in (
+        ("ours", lambda file: regrow.export(model, file)),
+        ("theirs", lambda file: safetensors.torch.save_model(model, str(file))),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        write(path)
+        with safetensors.safe_open(path, "pt") as file:
+            assert len({"embed.weight", "head.weight"} & {*file.keys()}) == 1
+        again = channels.load(Tied, path)
+        assert again.head.weight is again.embed.weight
+        assert same(again.state_dict(), model.state_dict())
+    other = Tied()
+    safetensors.torch.load_model(other, tmp_path / "ours.safetensors")
+    assert same(other.state_dict(), model.state_dict())
+
+
+def test_parts_of_one_memory_and_compiled_names(tmp_path):
+    model = nn.Linear(4, 4)
+    model.register_buffer("part", model.weight.detach()[1:3].t())
+    regrow.export(torch.compile(model, backend="eager"), tmp_path / "model.safetensors")
+    assert same(safetensors.torch.load_file(tmp_path / "model.safetensors"), model.state_dict())
+
+
+def test_metadata_keep_their_types(tmp_path):
+    more = {"regrow_x": {"tuple": (1, [2.5, None]), "bools": torch.tensor([True, False]), "1": {}}}
+    write_tensors(tmp_path / "a.safetensors", {"w": torch.ones(2)}, more)
+    found = read_tensors(tmp_path / "a.safetensors")["regrow_x"]
+    assert found.pop("bools").tolist() == [True, False]
+    assert found == {"tuple": (1, [2.5, None]), "1": {}}
+    with pytest.raises(ConfigError, match="cannot hold"):
+        write_tensors(tmp_path / "b.safetensors", {}, {"regrow_x": {1: 2}})
+
+
+def test_a_damaged_or_foreign_file_is_refused(net, tmp_path):
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(b"\x00" * 20)
+    with pytest.raises(StateError, match="cannot be read as safetensors"):
+        channels.load(Net, path)
+    regrow.export(net, path)
+    with pytest.raises(StateError, match="of another model"):
+        channels.load(Net, path, width=8)
+    with pytest.raises(ConfigError, match="is no tensor"):
+        write_tensors(path, {"x": 1}, {})
