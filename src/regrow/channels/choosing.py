@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,8 @@ from regrow.errors import ConfigError, check_choice, check_count
 
 RoundTo = int | Literal["auto"]
 DISTRIBUTIONS = ("global", "uniform")
+CLOSE = 0.01  # of the dense size: so much too little may remain
+TRIES = 256  # steps looked at to come so close
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class _Step:
     group: str
     stop: int  # how many of its channels are gone afterwards
     rank: float
+    linked: tuple[tuple[str, int], ...] = ()  # other groups, and how many of theirs are gone then
 
 
 def rounding(size: int, round_to: RoundTo) -> int:
@@ -48,6 +52,8 @@ def choose(
     distribution: str = "global",
     round_to: RoundTo = "auto",
     min_channels: int = 1,
+    gone: Removed | None = None,
+    links: Sequence[Sequence[str]] = (),
 ) -> dict[str, Tensor]:
     """The channels to remove so that no more than a budget remains, and as little less as possible.
 
@@ -61,6 +67,8 @@ def choose(
         distribution: "global" or "uniform".
         round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
         min_channels: How many of a group stay at least.
+        gone: Channels that are removed already, and stay so.
+        links: Sets of groups that keep the same fraction, whatever `round_to` says.
 
     Raises:
         ConfigError: If the budget cannot be met, with the least that can.
@@ -73,18 +81,27 @@ def choose(
     """
     check_choice("distribution", distribution, DISTRIBUTIONS)
     check_count("min_channels", min_channels)
-    orders = {g.name: torch.argsort(scores[g.name], stable=True) for g in groups}
-    steps = [
-        step
-        for g in groups
-        for step in _steps(
-            g, scores[g.name], distribution, rounding(g.size, round_to), min_channels
-        )
-    ]
+    first = {name: len(channels) for name, channels in (gone or {}).items()}
+    orders, steps, ranks = {}, list[_Step](), dict[str, Tensor]()
+    together = {name for names in links for name in names}
+    for g in groups:
+        ranked = scores[g.name].double().clone()
+        if g.name in first:
+            assert gone is not None
+            ranked[gone[g.name]] = -torch.inf  # in front of all others
+        orders[g.name] = torch.argsort(ranked, stable=True)
+        ranked, multiple = ranked[orders[g.name]], rounding(g.size, round_to)
+        ranks[g.name], start = ranked, first.get(g.name, 0)
+        if g.name not in together:
+            steps += _steps(g.name, ranked, start, distribution, multiple, min_channels)
+    for names in links:
+        ranked_here = {name: ranks[name] for name in names}
+        steps += _linked(ranked_here, first, distribution, min_channels)
     steps.sort(key=lambda step: step.rank)  # stable: within a group ranks never fall
 
     def removed(chosen: Sequence[_Step]) -> dict[str, Tensor]:
-        stops = {step.group: step.stop for step in chosen}
+        stops = first | {step.group: step.stop for step in chosen}
+        stops |= {name: stop for step in chosen for name, stop in step.linked}
         return {name: orders[name][:stop] for name, stop in stops.items()}
 
     least, most = 0, len(steps)
@@ -105,19 +122,39 @@ def choose(
 
 
 def _steps(
-    group: Group, scores: Tensor, distribution: str, multiple: int, floor: int
+    name: str, ranked: Tensor, gone: int, distribution: str, multiple: int, floor: int
 ) -> list[_Step]:
     """Steps of one group: the first leaves a multiple, each later one takes `multiple` channels."""
-    ranked, steps, gone = scores.sort(stable=True).values, [], 0
-    worst = float("-inf")
-    for kept in range((group.size - 1) // multiple * multiple, 0, -multiple):
+    size, steps, worst = len(ranked), list[_Step](), float("-inf")
+    for kept in range((size - gone - 1) // multiple * multiple, 0, -multiple):
         if kept < floor:
             break
-        stop = group.size - kept
-        mean = stop / group.size if distribution == "uniform" else float(ranked[gone:stop].mean())
+        stop = size - kept
+        mean = stop / size if distribution == "uniform" else float(ranked[gone:stop].mean())
         worst = max(worst, mean)
-        steps.append(_Step(group.name, stop, worst))
+        steps.append(_Step(name, stop, worst))
         gone = stop
+    return steps
+
+
+def _linked(
+    ranked: Mapping[str, Tensor], first: Mapping[str, int], distribution: str, floor: int
+) -> list[_Step]:
+    """Steps of groups that keep the same fraction."""
+    sizes = {name: len(values) for name, values in ranked.items()}
+    parts, steps, worst = math.gcd(*sizes.values()), list[_Step](), float("-inf")
+    gone = {name: first.get(name, 0) for name in sizes}
+    for part in range(1, parts):
+        stops = {name: size * part // parts for name, size in sizes.items()}
+        if any(stops[name] <= gone[name] for name in sizes):
+            continue
+        if any(sizes[name] - stop < floor for name, stop in stops.items()):
+            break
+        means = [float(ranked[name][gone[name] : stop].mean()) for name, stop in stops.items()]
+        mean = part / parts if distribution == "uniform" else sum(means) / len(means)
+        worst, gone = max(worst, mean), stops
+        name, *others = stops
+        steps.append(_Step(name, stops[name], worst, tuple((n, stops[n]) for n in others)))
     return steps
 
 
@@ -127,19 +164,25 @@ def _nearest(
     size: Callable[[Removed], float],
     removed: Callable[[Sequence[_Step]], Removed],
     budget: float,
-    tries: int = 64,
 ) -> list[_Step]:
-    """The last step may take more than is needed; one that takes less may stand after it."""
+    """The first `count` steps, or, where the last of them takes far too much, others after it.
+
+    Steps of other groups follow in its place, in order, until one of them meets the budget.
+    """
     if not count:
         return []
-    before, best = list(steps[: count - 1]), list(steps[:count])
-    left = size(removed(best))
-    seen = set[str]()
-    for step in steps[count : count + tries]:
-        if step.group in seen or step.group == steps[count - 1].group:
-            continue  # it is not the next of its group
-        seen.add(step.group)
-        remaining = size(removed([*before, step]))
-        if left < remaining <= budget:
-            best, left = [*before, step], remaining
+    best, taken = list(steps[:count]), list(steps[: count - 1])
+    left, skipped = size(removed(best)), {steps[count - 1].group}
+    for step in steps[count : count + TRIES]:
+        if budget - left <= CLOSE * size({}):
+            break
+        if step.group in skipped:
+            continue
+        remaining = size(removed([*taken, step]))
+        if remaining > budget:
+            taken.append(step)
+            continue
+        skipped.add(step.group)
+        if remaining > left:
+            best, left = [*taken, step], remaining
     return best

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from regrow.channels.examples import two_examples
 from regrow.channels.labels import Labels
 from regrow.channels.trace import Trace, tensors, trace
 
@@ -29,6 +31,7 @@ class Group:
         pinned: Why the group cannot be cut; None: it can.
         inexact: Why zeroed channels would still count; empty: a cut network computes what the
             masked one did.
+        rows: Those members that are the outputs of a weight.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Group:
     members: Mapping[Place, Tensor]
     pinned: str | None = None
     inexact: tuple[str, ...] = ()
+    rows: tuple[Place, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.size} channels"]
@@ -63,7 +67,7 @@ def groups(model: nn.Module, example_input: Any) -> tuple[Group, ...]:
 
     Args:
         model: The model; it is not changed.
-        example_input: A batch of at least two examples; a tuple holds positional arguments, a
+        example_input: A batch; a tuple holds positional arguments, a
             dict keyword arguments.
 
     Returns:
@@ -85,7 +89,7 @@ def groups(model: nn.Module, example_input: Any) -> tuple[Group, ...]:
           3.weight[0] 0-1 of 2
           3.bias[0] 0-1 of 2
     """
-    return found_groups(trace(model, example_input), model)
+    return found_groups(trace(model, two_examples(example_input, model)), model)
 
 
 def found_groups(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
@@ -95,30 +99,40 @@ def found_groups(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
     roots = labels.find(torch.arange(len(labels)))
     pinned, inexact = _reasons(labels, labels.pins), _reasons(labels, labels.counted)
     bounds = [*labels.starts, len(labels)]
+    found = [torch.unique(roots[a:b]) for a, b in pairwise(bounds)]
+    shared = torch.bincount(torch.cat([*found, roots[:0]]), minlength=len(labels)) > 1
     owners: dict[int, list[int]] = {}
-    for number in range(len(labels.owners)):
-        for root in torch.unique(roots[bounds[number] : bounds[number + 1]]).tolist():
+    for number, classes in enumerate(found):
+        for root in classes[shared[classes]].tolist():
             owners.setdefault(root, []).append(number)
+    turned = _transposed(model)
     kinds: dict[tuple[Any, ...], list[int]] = {}
     for root, numbers in owners.items():
         names = {labels.owners[number][0] for number in numbers}
-        if len(numbers) > 1 and any(n in parameters and held[n].ndim > 1 for n in names):
+        if any(n in parameters and held[n].ndim > 1 for n in names):
             kinds.setdefault((tuple(numbers), root in pinned), []).append(root)
     made: list[Group] = []
     taken: Counter[str] = Counter()
-    for (numbers, stuck), classes in kinds.items():
+    for (numbers, stuck), members_of in kinds.items():
         channel = torch.full((len(labels),), -1)
-        channel[torch.tensor(classes)] = torch.arange(len(classes))
+        channel[torch.tensor(members_of)] = torch.arange(len(members_of))
         members = {
             labels.owners[number]: channel[roots[bounds[number] : bounds[number + 1]]]
             for number in numbers
         }
-        name = _name(members, held)
+        rows = [
+            (name, dim)
+            for name, dim in members
+            if held[name].ndim > 1 and dim == (name in turned)  # False == 0
+        ]
+        # a scale `(channels, 1, 1)` makes nothing
+        rows = [(n, d) for n, d in rows if held[n].numel() > held[n].shape[d]] or rows
+        name = _name([*rows, *members])
         taken[name] += 1
         name += f"#{taken[name]}" if taken[name] > 1 else ""
-        why = dict.fromkeys(reason for root in classes for reason in inexact.get(root, ()))
-        stuck_why = pinned[classes[0]][0] if stuck else None
-        made.append(Group(name, len(classes), members, stuck_why, tuple(why)))
+        why = dict.fromkeys(reason for root in members_of for reason in inexact.get(root, ()))
+        stuck_why = pinned[members_of[0]][0] if stuck else None
+        made.append(Group(name, len(members_of), members, stuck_why, tuple(why), tuple(rows)))
     return tuple(made)
 
 
@@ -132,10 +146,16 @@ def _reasons(labels: Labels, marks: Iterable[tuple[Tensor, str]]) -> dict[int, l
     return found
 
 
-def _name(members: Mapping[Place, Tensor], held: Mapping[str, Tensor]) -> str:
+def _transposed(model: nn.Module) -> set[str]:
+    """Weights `(in, out, *kernel)`; all others have their outputs first."""
+    kind = nn.modules.conv._ConvTransposeNd
+    weights = {id(m.weight) for m in model.modules() if isinstance(m, kind)}
+    return {name for name, tensor in tensors(model).items() if id(tensor) in weights}
+
+
+def _name(places: Sequence[Place]) -> str:
     """The layer of the first weight whose rows they are, else of the first member."""
-    rows = (name for name, dim in members if dim == 0 and held[name].ndim > 1)
-    name = next(rows, next(iter(members))[0])
+    name = places[0][0]
     return name.rpartition(".")[0] or name
 
 

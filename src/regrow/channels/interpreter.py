@@ -12,7 +12,16 @@ from torch import Tensor, fx
 
 from regrow.channels.labels import Labels, Value, varying
 from regrow.channels.movement import bind, join, move, pad, split_dims, tie_pieces
-from regrow.channels.operations import CREATORS, ELEMENTWISE, JOINS, MOVES, PADS, SAME, SPLITS
+from regrow.channels.operations import (
+    COUNTERS,
+    CREATORS,
+    ELEMENTWISE,
+    JOINS,
+    MOVES,
+    PADS,
+    SAME,
+    SPLITS,
+)
 from regrow.channels.rules import RULES, spatial
 
 
@@ -46,7 +55,7 @@ class Interpreter:
         self.labels, self.sites, self.module = labels, sites, module
         self.values: dict[fx.Node, Any] = {}
         self.split: list[Tensor] = []
-        self.slices: dict[tuple[fx.Node, int], list[tuple[int, int, Value]]] = {}
+        self.slices: dict[tuple[fx.Node, int], set[tuple[int, int]]] = {}
 
     def run(self, inputs: Mapping[str, Value]) -> Any:
         result = None
@@ -66,19 +75,19 @@ class Interpreter:
 
     def finish(self) -> None:
         """What can be said only of the whole graph."""
-        for (node, dim), pieces in self.slices.items():
-            pieces = sorted({start: (start, end, v) for start, end, v in pieces}.values())
-            ends = [0, *(end for _, end, _ in pieces)]
-            whole = ends[-1] == self.values[node].shape[dim]
-            if whole and all(piece[0] == end for piece, end in zip(pieces, ends, strict=False)):
-                tie_pieces(self.labels, [value for _, _, value in pieces], dim, "slice")
+        for (node, dim), found in self.slices.items():
+            pieces, whole = sorted(found), self.values[node]
+            edges = [0, *(end for _, end in pieces)]
+            if edges[-1] == whole.shape[dim] and [start for start, _ in pieces] == edges[:-1]:
+                sizes = [end - start for start, end in pieces]
+                tie_pieces(self.labels, whole, sizes, dim, "slice")
         split_dims(self.labels, self.split)
 
     def _attribute(self, node: fx.Node) -> Any:
         held: Any = self.module
         for part in str(node.target).split("."):
             held = getattr(held, part)
-        return Value(tuple(held.shape), real=held) if isinstance(held, Tensor) else held
+        return Value(tuple(held.shape), real=held.clone()) if isinstance(held, Tensor) else held
 
     def _read(self, argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda node: self.values[node])
@@ -91,14 +100,28 @@ class Interpreter:
             return self._python(node, args, kwargs)
         name = node.target._schema.name.partition("::")[2]
         name = name[:-1] if name.endswith("_") and not name.startswith("_") else name
-        known = self._known(node, args, kwargs)
+        known = self._known(node, name, args, kwargs)
         if known is not None:
             return known
-        result = self._shapes(node, self._apply(node, name, args, kwargs))
+        try:
+            result = self._apply(node, name, args, kwargs)
+        except (ValueError, IndexError, TypeError, KeyError, RuntimeError) as error:
+            # no rule foresees every use of an operation: what it touches stays as it is
+            words = str(error).splitlines() or [""]
+            result = self._uncovered(node, f"{name}: {words[0][:100]}", [args, kwargs])
+        blank = node.meta.get("val")
+        if isinstance(blank, Tensor) and result.shape != tuple(blank.shape):
+            result = self._uncovered(node, f"{name}: another shape", [args, kwargs, result])
+        result = self._shapes(node, result)
         for value in _values(result):
             self.split.extend(slot for slot in value.slots if len(varying(slot)) > 1)
         self._site(node, name, args, result)
         return result
+
+    def _uncovered(self, node: fx.Node, words: str, values: Any) -> Any:
+        self.labels.pin_all(_values(values), f"no rule covers this use of {words}")
+        blank = node.meta.get("val")
+        return Value(tuple(blank.shape)) if isinstance(blank, Tensor) else []
 
     def _apply(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> Any:
         assert isinstance(node.target, torch._ops.OpOverload)
@@ -108,8 +131,8 @@ class Interpreter:
         shape = tuple((blank[0] if isinstance(blank, tuple | list) else blank).shape)
         if name in SAME:
             return args[0]
-        if name in CREATORS:
-            return Value(shape, free=True)
+        if name in CREATORS or name in COUNTERS:
+            return Value(shape, free=name in CREATORS)
         if name in MOVES:
             if not isinstance(args[0], Value):  # repeat_interleave of counts
                 return Value(shape)
@@ -124,24 +147,34 @@ class Interpreter:
             return RULES[name](labels, bind(node.target, args, kwargs), shape)
         tensors = [*_values(args), *_values(kwargs)]
         if torch.Tag.pointwise in node.target.tags or name in ELEMENTWISE:
-            return labels.broadcast(tensors, shape, name)
+            made = labels.broadcast(tensors, shape, name)
+            if node.target._schema.is_mutable:
+                self._written(tensors[0], made, name)
+            return made
         labels.pin_all(tensors, f"no rule for {name}")
         return Value(shape)
+
+    def _written(self, into: Value, made: Value, name: str) -> None:
+        """What is written into a part of a tensor must have met the labels of the whole."""
+        for slot in made.slots:
+            if any(not into.varies(dim) for dim in varying(slot)):
+                self.labels.pin(slot, f"{name} into a tensor of fixed length")
 
     def _moved(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> Any:
         bound = bind(node.target, args, kwargs)
         result = move(self.labels, name, node.target, args, kwargs)
         dim = bound.get("dim", bound.get("axis", 0))
         if name in SPLITS:
-            tie_pieces(self.labels, result, dim, name)
+            dim %= args[0].ndim
+            tie_pieces(self.labels, args[0], [p.shape[dim] for p in result], dim, name)
         if name in ("slice", "narrow") and args[0].varies(dim % args[0].ndim):
             dim %= args[0].ndim
             start = bound["start"] or 0
             start = start if start >= 0 else start + args[0].shape[dim]
             source = node.args[0]
             assert isinstance(source, fx.Node)
-            piece = (start, start + result.shape[dim], result)
-            self.slices.setdefault((source, dim), []).append(piece)
+            piece = (start, start + result.shape[dim])
+            self.slices.setdefault((source, dim), set()).add(piece)
         return result
 
     def _joined(self, name: str, values: Any, dim: int = 0) -> Value:
@@ -151,7 +184,7 @@ class Interpreter:
             values = [_widened(value, dim) for value in values]
         return join(self.labels, values, dim, name)
 
-    def _known(self, node: fx.Node, args: Any, kwargs: Any) -> Value | None:
+    def _known(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> Value | None:
         """The numbers of an operation on known whole numbers: an index in the making."""
         blank = node.meta.get("val")
         values = [*_values(args), *_values(kwargs)]
@@ -159,12 +192,15 @@ class Interpreter:
             return None
         if any(value.real is None for value in values):
             return None
+        assert isinstance(node.target, torch._ops.OpOverload)
+        if torch.Tag.nondeterministic_seeded in node.target.tags:  # drawn by lot, anew each time
+            return None
         if not values and blank.numel() > 2**20:
             return None
         reals = [_reals(argument) for argument in args]
         named = {key: _reals(argument) for key, argument in kwargs.items() if key != "device"}
-        made: Tensor = node.target(*reals, **named)  # type: ignore[operator]
-        return Value(tuple(made.shape), free=not values, real=made)
+        made: Tensor = node.target(*reals, **named)
+        return Value(tuple(made.shape), free=not values and name in CREATORS, real=made)
 
     def _python(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         target = node.target

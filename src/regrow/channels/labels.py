@@ -74,32 +74,39 @@ class Labels:
 
     def __init__(self) -> None:
         self._parent = torch.zeros(1, dtype=torch.int64)
+        self._fresh: list[Tensor] = []  # not yet among the parents
+        self._count = 1
         self.owners: list[tuple[str, int]] = []
         self.starts: list[int] = []
         self.pins: list[tuple[Tensor, str]] = []
         self.counted: list[tuple[Tensor, str]] = []
 
     def __len__(self) -> int:
-        return len(self._parent)
+        return self._count
 
     def new(self, name: str, dim: int, count: int) -> Tensor:
         """Labels of the places along a dimension of a tensor."""
         start = len(self)
         made = torch.arange(start, start + count)
-        self._parent = torch.cat([self._parent, made])
+        self._fresh.append(made)
+        self._count += count
         self.owners.append((name, dim))
         self.starts.append(start)
         return made
 
     def find(self, labels: Tensor) -> Tensor:
         """The smallest label of each one's class."""
+        if self._fresh:
+            self._parent = torch.cat([self._parent, *self._fresh])
+            self._fresh.clear()
         found = self._parent[labels]
-        while True:
-            above = self._parent[found]
-            if torch.equal(above, found):
-                self._parent[labels] = found
-                return found
-            found = above
+        above = self._parent[found]
+        if torch.equal(above, found):
+            return found
+        while not torch.equal(above, found):
+            found, above = above, self._parent[above]
+        self._parent[labels] = found
+        return found
 
     def unite(self, one: Tensor, other: Tensor, reason: str) -> None:
         """Makes labels of the same place one class; what meets a fixed place becomes fixed."""
@@ -134,12 +141,7 @@ class Labels:
 
     def compact(self, labels: Tensor) -> Tensor:
         """Classes, with length 1 in the dimensions along which they do not vary."""
-        labels = self.find(labels)
-        for dim in varying(labels):
-            first = labels.narrow(dim, 0, 1)
-            if bool((labels == first).all()):
-                labels = first
-        return labels
+        return _narrowed(self.find(labels))
 
     def tie(self, slot: Tensor, keep: int | Iterable[int], reason: str) -> Tensor:
         """Unites along all dimensions but `keep`: only there a cut leaves a rectangle."""
@@ -150,10 +152,15 @@ class Labels:
         return self.compact(slot)
 
     def value(
-        self, shape: Sequence[int], slots: Iterable[Tensor], *, weight: bool = False
+        self,
+        shape: Sequence[int],
+        slots: Iterable[Tensor],
+        *,
+        weight: bool = False,
+        known: bool = False,
     ) -> Value:
-        """A value of these slots; slots that do not vary are left out."""
-        found = (self.compact(slot) for slot in slots)
+        """A value of these slots; slots that do not vary are left out; `known`: classes already."""
+        found = (_narrowed(slot) if known else self.compact(slot) for slot in slots)
         return Value(tuple(shape), tuple(s for s in found if varying(s)), weight=weight)
 
     def again(self, value: Value) -> Value:
@@ -163,6 +170,8 @@ class Labels:
     def along(self, value: Value, dim: int, reason: str) -> Tensor | None:
         """The labels of one dimension; a slot that varies along others too is tied there."""
         dim %= value.ndim
+        if not value.varies(dim):  # nor will it
+            return None
         found = [
             self.tie(slot, dim, reason) for slot in self.again(value).slots if slot.shape[dim] > 1
         ]
@@ -216,3 +225,11 @@ class Labels:
             return [*slots, slot]
         sizes = [max(sizes) for sizes in zip(*(s.shape for s in (slot, *same)), strict=True)]
         return [*(s for s in slots if not any(s is x for x in same)), slot.expand(sizes)]
+
+
+def _narrowed(labels: Tensor) -> Tensor:
+    for dim in varying(labels):
+        first = labels.narrow(dim, 0, 1)
+        if bool((labels == first).all()):
+            labels = first
+    return labels

@@ -32,19 +32,19 @@ def move(labels: Labels, name: str, target: Any, args: Sequence[Any], kwargs: An
     def run(tensor: Tensor) -> Any:
         if name in VIEWS:
             return tensor.reshape(rest[0])
-        if name == "expand_as":
-            return tensor.expand(rest[0])
         return target(tensor, *rest, **kwargs)
 
     blank = run(torch.empty(first.shape, dtype=torch.int64, device="meta"))
     real = None if first.real is None else run(first.real)
     moved = [run(slot.expand(first.shape)) for slot in labels.again(first).slots]
     if isinstance(blank, Tensor):
-        value = labels.value(blank.shape, moved, weight=first.weight)
+        value = labels.value(blank.shape, moved, weight=first.weight, known=True)
         return replace(value, real=real, free=first.free)
     return [
         replace(
-            labels.value(piece.shape, [slots[i] for slots in moved], weight=first.weight),
+            labels.value(
+                piece.shape, [slots[i] for slots in moved], weight=first.weight, known=True
+            ),
             real=None if real is None else real[i],
             free=first.free,
         )
@@ -120,15 +120,14 @@ def _padded(slot: Tensor, dim: int, before: int, after: int) -> Tensor:
     return torch.cat([block(max(0, before)), kept, block(max(0, after))], dim)
 
 
-def tie_pieces(labels: Labels, pieces: Sequence[Value], dim: int, name: str) -> None:
+def tie_pieces(labels: Labels, whole: Value, sizes: Sequence[int], dim: int, name: str) -> None:
     """Equal pieces stay equal: their i-th places are united."""
-    if len({piece.shape for piece in pieces}) != 1 or len(pieces) < 2:
+    if len({*sizes}) != 1 or len(sizes) < 2:
         return
-    vectors = [labels.along(piece, dim, name) for piece in pieces if piece.varies(dim)]
-    if len(vectors) == len(pieces):
-        for vector in vectors[1:]:
-            if vector is not None and vectors[0] is not None:
-                labels.unite(vectors[0], vector, f"equal pieces of {name}")
+    vector = labels.along(whole, dim, name)
+    if vector is not None and not bool((vector == FIXED).any()):
+        pieces = vector.view(len(sizes), -1)
+        labels.unite(pieces, pieces[:1], f"equal pieces of {name}")
 
 
 def split_dims(labels: Labels, slots: Sequence[Tensor]) -> None:
@@ -145,8 +144,11 @@ def split_dims(labels: Labels, slots: Sequence[Tensor]) -> None:
             dims = varying(slot)
             if len(dims) > 1:
                 longest = max(dims, key=lambda dim: (slot.shape[dim], dim))
-                labels.tie(slot, longest, "a view into several dimensions")
-                moving = True
+                tied = labels.tie(slot, longest, "a view into several dimensions")
+                if len(varying(tied)) > 1:  # places beside it are fixed, such as padding
+                    labels.pin(tied, "a view of fixed places into several dimensions")
+                else:
+                    moving = True
 
 
 def as_list(value: Any) -> list[Any]:

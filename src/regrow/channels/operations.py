@@ -18,12 +18,12 @@ SAME = _words(
 # Data movement: runs on labels as it runs on numbers.
 MOVES = _words(
     """
-    as_strided channel_shuffle chunk diagonal expand expand_as expand_copy flatten flip fliplr
+    chunk diagonal expand expand_copy flatten flip fliplr
     flipud index index_select ravel moveaxis movedim narrow permute permute_copy pixel_shuffle
     pixel_unshuffle repeat repeat_interleave reshape reshape_as roll rot90 select slice split
     split_with_sizes squeeze squeeze_copy swapaxes swapdims t tensor_split tile transpose
     unbind unflatten unfold unsqueeze unsafe_chunk unsafe_split unsafe_split_with_sizes
-    unsafe_view view view_as _reshape_alias _unsafe_view numpy_T mT adjoint matrix_H
+    unsafe_view view view_as _unsafe_view numpy_T mT adjoint matrix_H
     """
 )
 # Of those, what needs contiguous memory.
@@ -44,10 +44,16 @@ JOINS = _words(
     cat concat concatenate stack hstack vstack
     """
 )
-# Made from sizes alone.
+# Made from sizes alone, and different at every place.
+COUNTERS = _words(
+    """
+    arange eye linspace logspace
+    """
+)
+# Made from sizes alone, and the same everywhere or drawn by lot: fits whatever is cut.
 CREATORS = _words(
     """
-    arange empty empty_like eye full full_like linspace new_empty new_full new_ones new_zeros
+    empty empty_like full full_like new_empty new_full new_ones new_zeros
     ones ones_like rand rand_like randn randn_like scalar_tensor zeros zeros_like
     """
 )
@@ -60,7 +66,7 @@ PADS = _words(
 # Elementwise, though torch does not tag them so.
 ELEMENTWISE = _words(
     """
-    copy divide fill floor_divide hardsigmoid hardswish log_sigmoid masked_fill mish multiply
-    rrelu selu special_expit subtract tanhshrink true_divide where
+    copy divide expand_as fill floor_divide hardsigmoid hardswish log_sigmoid masked_fill mish
+    multiply rrelu selu special_expit subtract tanhshrink true_divide where
     """
 )

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.channels.surgery import Keeps, Undo, cut, sliced
+from regrow.channels.surgery import Keeps, Undo, cut, set_data, sliced
 from regrow.channels.trace import tensors
 from regrow.errors import StateError
+from regrow.tensorfile import SUFFIX, read_tensors
 
 KEY = "regrow_channels"  # where a checkpoint holds its plan
 FORMAT = 1
@@ -32,6 +33,7 @@ class Plan:
         pinned: Groups that had to stay, with the reason.
         error: Largest difference from the masked model's output, relative to its largest.
         undo: Takes the cut back while this object lives; None for a plan from a checkpoint.
+        before: Values of the attributes before the cut.
     """
 
     kept: Keeps = field(default_factory=dict)
@@ -41,6 +43,7 @@ class Plan:
     pinned: dict[str, str] = field(default_factory=dict)
     error: float = 0.0
     undo: Undo | None = field(default=None, repr=False)
+    before: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtin types only."""
@@ -48,6 +51,7 @@ class Plan:
             "format": FORMAT,
             "kept": {n: {str(d): k.clone() for d, k in ds.items()} for n, ds in self.kept.items()},
             "attributes": [[path, name, value] for (path, name), value in self.attributes.items()],
+            "before": [[path, name, value] for (path, name), value in self.before.items()],
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "removed": dict(self.removed),
             "pinned": dict(self.pinned),
@@ -72,6 +76,7 @@ class Plan:
             dict(state["removed"]),
             dict(state["pinned"]),
             float(state["error"]),
+            before={(path, name): _hashed(value) for path, name, value in state["before"]},
         )
 
     def apply(self, model: nn.Module) -> Undo:
@@ -98,6 +103,45 @@ class Plan:
             raise
         return undo
 
+    def made(self, model: nn.Module) -> bool:
+        """Whether a model has the shapes that this cut leaves, rather than those before it."""
+        held = tensors(model)
+        return all(
+            name in held
+            and all(held[name].shape[dim] == int(keep.sum()) for dim, keep in dims.items())
+            for name, dims in self.kept.items()
+        )
+
+    def grow(self, model: nn.Module) -> None:
+        """Gives a cut model its original shapes back; what was cut is zero."""
+        with torch.no_grad():
+            for name, tensor in tensors(model).items():
+                if name in self.kept:
+                    tensor.grad = None
+                    set_data(tensor, self.spread(name, tensor.data))
+        for (path, name), value in self.before.items():
+            setattr(model.get_submodule(path), name, value)
+
+    def sliced(self, name: str, tensor: Tensor) -> Tensor:
+        """What is left of a tensor of a member's original shape; others as they are."""
+        if tuple(tensor.shape) != self.shapes.get(name):
+            return tensor
+        return sliced(tensor, self.kept[name])
+
+    def spread(self, name: str, values: Tensor) -> Tensor:
+        """Values of a cut tensor's shape at their original places, among zeros."""
+        whole = values.new_zeros(self.shapes[name])
+        whole[self.left(name).to(values.device)] = values.reshape(-1)
+        return whole
+
+    def left(self, name: str) -> Tensor:
+        """Which places of a tensor's original shape are left, as a bool tensor of that shape."""
+        shape = self.shapes[name]
+        whole = torch.ones(shape, dtype=torch.bool)
+        for dim, keep in self.kept[name].items():
+            whole &= keep.reshape([-1 if d == dim else 1 for d in range(len(shape))])
+        return whole
+
     def then(self, later: Plan) -> Plan:
         """This cut followed by another, as one plan from the original shapes."""
         kept = {name: dict(dims) for name, dims in self.kept.items()}
@@ -115,6 +159,7 @@ class Plan:
             removed,
             self.pinned | later.pinned,
             later.error,
+            before=later.before | self.before,
         )
 
 
@@ -127,7 +172,11 @@ def made_plan(model: nn.Module, kept: Keeps, undo: Undo, **more: Any) -> Plan:
     }
     names = {id(tensor): name for name, tensor in tensors(model).items()}
     shapes = {names[id(tensor)]: tuple(before.shape) for tensor, before, _ in undo.data}
-    return Plan(kept, attributes, shapes, undo=undo, **more)
+    before = {
+        (paths[id(module)], name): _hashed(value)
+        for module, name, value in reversed(undo.attributes)
+    }
+    return Plan(kept, attributes, shapes, undo=undo, before=before, **more)
 
 
 def carry(optimizers: Iterable[Optimizer], model: nn.Module, plan: Plan) -> None:
@@ -159,7 +208,8 @@ def load(
 
     Args:
         make: The original model's class or a function that builds it, or such a model itself.
-        checkpoint: A file, or what it holds: `state_dict` and the plan.
+        checkpoint: A file (`.ckpt`, `.pt`, or `.safetensors` from `regrow.export`), or what it
+            holds: `state_dict` and the plan.
         given: Arguments for `make`; hyper-parameters of the checkpoint are used beside them.
 
     Returns:
@@ -169,7 +219,10 @@ def load(
         StateError: If plan or weights do not fit the model.
     """
     if not isinstance(checkpoint, Mapping):
-        checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if Path(checkpoint).suffix == SUFFIX:
+            checkpoint = read_tensors(checkpoint)
+        else:
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
         assert isinstance(checkpoint, Mapping)
     saved = checkpoint.get("hyper_parameters") or {}
     model = make if isinstance(make, nn.Module) else make(**{**saved, **given})

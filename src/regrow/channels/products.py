@@ -32,6 +32,8 @@ def matmul(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
 def attention(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
     """Query `(..., n, e)`, key `(..., m, e)`, value `(..., m, v)`."""
     query, key, value = (_heads(labels, a[name]) for name in ("query", "key", "value"))
+    if a.get("enable_gqa"):
+        key, value = (_repeated(labels, v, query.shape[-3]) for v in (key, value))
     shared = labels.meet(query, -1, key, -1, "attention")
     if shared is not None:
         labels.inexact(shared, COUNTS.format("attention's scale"))
@@ -50,9 +52,8 @@ def attention(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
 def einsum(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
     """Each letter is one dimension; a letter that is summed counts, unless a weight has it."""
     values: list[Value] = a["tensors"]
-    terms, _, result = a["equation"].replace(" ", "").partition("->")
-    names = terms.split(",")
-    if "." in terms or not result or any(len({*n}) < len(n) for n in names):
+    names, result = _letters(a["equation"], values)
+    if any(len({*n}) < len(n) for n in names):
         labels.pin_all(values, f"einsum {a['equation']}")
         return Value(tuple(shape))
     outside = {letter for letter in result if all(letter in n for n in names)}  # batch: heads
@@ -74,6 +75,34 @@ def einsum(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
             slots.append(at(shared, result.index(letter), len(shape)))
         elif not any(v.weight for _, v in having):
             labels.inexact(shared, COUNTS.format("a product without weights"))
+    return labels.value(shape, slots)
+
+
+def _letters(equation: str, values: Sequence[Value]) -> tuple[list[str], str]:
+    """A letter for each dimension: of each tensor, and of the result.
+
+    Example:
+        >>> _letters("...i,io", [Value((2, 3, 4)), Value((4, 5))])
+        (['YZi', 'io'], 'YZo')
+    """
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    spare = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
+    pairs = [*zip(terms.split(","), values, strict=True)]
+    counts = [value.ndim - len(t.replace("...", "")) if "." in t else 0 for t, value in pairs]
+    dots = ["".join(spare[len(spare) - count :]) for count in counts]
+    every = max(dots, key=len)
+    names = [term.replace("...", dot) for (term, _), dot in zip(pairs, dots, strict=True)]
+    if not arrow:  # what stands once, in the alphabet's order
+        once = sorted({c for c in terms if c.isalpha() and terms.count(c) == 1})
+        return names, every + "".join(once)
+    return names, result.replace("...", every)
+
+
+def _repeated(labels: Labels, value: Value, heads: int) -> Value:
+    """Each head of keys and values serves several of queries."""
+    times = heads // value.shape[-3]
+    shape = (*value.shape[:-3], heads, *value.shape[-2:])
+    slots = [s.repeat_interleave(times, -3) if s.shape[-3] > 1 else s for s in value.slots]
     return labels.value(shape, slots)
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regrow.channels.choosing import RoundTo, choose
+from regrow.channels.choosing import CLOSE, RoundTo, choose
 from regrow.channels.coupling import Group, found_groups
+from regrow.channels.culprits import links
+from regrow.channels.examples import two_examples
 from regrow.channels.plan import Plan, made_plan
 from regrow.channels.scores import ChannelCriterion, make_channel_criterion, score
 from regrow.channels.sizes import Sizes
@@ -20,6 +22,7 @@ from regrow.channels.timing import latency_budget
 from regrow.channels.trace import trace
 from regrow.channels.verify import Bench
 from regrow.errors import ConfigError, check_sparsity
+from regrow.macs import count_macs
 from regrow.targets import select
 
 Timer = Callable[[nn.Module], float]
@@ -48,8 +51,7 @@ def prune(
 
     Args:
         model: The model.
-        example_input: A batch of two or more examples; a tuple holds positional arguments, a dict
-            keyword arguments.
+        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
         sparsity: Fraction of `of` to remove, in [0, 1).
         of: "channels", "macs", "params" or "latency" (measured here on the example's batch).
         distribution: "global": least important first; "uniform": the same fraction everywhere.
@@ -78,35 +80,31 @@ def prune(
     """
     sparsity = check_sparsity("sparsity", sparsity)
     rule = make_channel_criterion(criterion, seed)
-    traced = trace(model, example_input)
+    two = two_examples(example_input, model)
+    traced = trace(model, two)
     groups = selected(found_groups(traced, model), model, include, exclude)
-    bench = Bench(model, traced, groups, example_input)
+    bench = Bench(model, traced, groups, two)
     tensors = dict(model.named_parameters())
+    linked: list[tuple[str, ...]] = []
+    tried = set[tuple[str, ...]]()
+    slack = Slack()
     while True:
         free = [group for group in groups if not group.pinned]
         if not free:
             reasons = sorted({group.pinned or "" for group in groups})
             raise ConfigError(f"no channels can be cut: {'; '.join(reasons[:5])}")
         scores = {group.name: score(group, tensors, rule) for group in free}
-
-        def chosen(
-            size: Callable[[Removed], float],
-            budget: float,
-            free: Sequence[Group] = free,
-            scores: dict[str, Tensor] = scores,
-        ) -> dict[str, Tensor]:
-            return choose(
-                free,
-                scores,
-                size,
-                budget,
-                distribution=distribution,
-                round_to=round_to,
-                min_channels=min_channels,
-            )
-
+        chosen = partial(
+            choose,
+            free,
+            scores,
+            distribution=distribution,
+            round_to=round_to,
+            min_channels=min_channels,
+            links=linked,
+        )
         if of == "latency":
-            macs = Sizes(model, free, example_input, "macs")
+            macs = Sizes(model, free, two, "macs")
             removed = latency_budget(
                 partial(_share, chosen, macs),
                 bench,
@@ -117,20 +115,56 @@ def prune(
                 timer,
             )
         else:
-            sizes = Sizes(model, free, example_input, of)
-            removed = chosen(sizes.after, (1 - sparsity) * sizes.dense)
+            sizes = Sizes(model, free, two, of)
+            budget = (1 - sparsity) * sizes.dense
+            removed = chosen(sizes.after, budget + slack.now)
         found = bench.search(removed)
-        if not found.pinned:
+        if found.pinned:  # their share is taken elsewhere
+            found.undo()
+            together = links(traced, groups, found.pinned)
+            new = [each for each in together if each not in tried]
+            linked = [each for each in linked if not {*each} & {*found.pinned}]
+            if new:  # perhaps they can go in step
+                tried |= {*new}
+                linked += new
+                continue
+            groups = tuple(
+                replace(g, pinned=found.pinned[g.name]) if g.name in found.pinned else g
+                for g in groups
+            )
+            bench.groups = groups
+        elif of != "macs" or slack.settled(sizes, removed, count_macs(model, two).macs, budget):
             break
-        found.undo()  # their share is taken elsewhere
-        groups = tuple(
-            replace(g, pinned=found.pinned[g.name]) if g.name in found.pinned else g for g in groups
-        )
-        bench.groups = groups
+        else:
+            found.undo()
     counts = {name: len(channels) for name, channels in removed.items() if len(channels)}
     pinned = {group.name: group.pinned for group in groups if group.pinned}
     kept = keeps(groups, removed)
     return made_plan(model, kept, found.undo, removed=counts, pinned=pinned, error=found.error)
+
+
+class Slack:
+    """What more may remain by weights, as products without weights (attention) shrink too.
+
+    Attributes:
+        now: So many MACs.
+    """
+
+    def __init__(self, tries: int = 4) -> None:
+        self.now, self._held, self._tries = 0.0, 0.0, tries
+
+    def settled(self, sizes: Sizes, removed: Removed, left: float, budget: float) -> bool:
+        """Whether a cut comes close enough to its budget; else `now` is better."""
+        if left <= budget:
+            if budget - left <= CLOSE * sizes.dense or self.now == self._held and not self._tries:
+                return True
+            self._held = self.now
+        elif not self._tries and self.now == self._held:
+            return True
+        better = sizes.after(removed) - left if self._tries else self._held
+        self._tries = max(0, self._tries - 1)
+        settled, self.now = better == self.now, better
+        return settled
 
 
 def _share(
@@ -159,7 +193,7 @@ def selected(
     outside = every - wanted
     result = []
     for group in groups:
-        rows = [name for name, dim in group.members if dim == 0 and name in every]
+        rows = [name for name, _ in group.rows if name in every]
         left_out = [name for name in rows if name in outside]
         if left_out and not group.pinned:
             group = replace(group, pinned=f"{left_out[0]} is excluded or not included")

@@ -16,7 +16,7 @@ from torch import nn
 
 from regrow.channels.interpreter import Site
 from regrow.channels.labels import Labels, varying
-from regrow.channels.surgery import Keeps, Undo
+from regrow.channels.surgery import Keeps, Undo, own_sizes
 from regrow.channels.trace import Trace
 
 
@@ -70,7 +70,7 @@ def patch(
         if only is not None and path not in only:
             continue
         module = _submodule(model, path)
-        if module is None or type(module).__module__.startswith("torch.nn."):
+        if module is None or own_sizes(module):  # it has been told
             continue
         for name, value in vars(module).items():
             if name.startswith("_") or name == "training":
@@ -80,7 +80,7 @@ def patch(
                 done.append((path, module, name, new))
     for _, module, name, new in done:
         undo.set(module, name, new)
-    return [f"{path}.{name}" for path, _, name, _ in done]
+    return [f"{path}.{name}" if path else name for path, _, name, _ in done]
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:

@@ -8,13 +8,14 @@ or marks labels, and returns the result's value.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from regrow.channels.labels import Labels, Value, varying
+from regrow.channels.movement import tie_pieces
 from regrow.channels.products import COUNTS, attention, einsum, matmul, with_slot
+from regrow.channels.reductions import layer_norm, ordered, reduction, softmax
 
 Rule = Callable[[Labels, dict[str, Any], Sequence[int]], Value]
 
@@ -22,7 +23,9 @@ Rule = Callable[[Labels, dict[str, Any], Sequence[int]], Value]
 def linear(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
     """Weight `(out, in)`."""
     x, weight, bias = a["input"], a["weight"], a["bias"]
-    labels.meet(x, -1, weight, 1, "linear")
+    shared = labels.meet(x, -1, weight, 1, "linear")
+    if shared is not None and not weight.weight:
+        labels.inexact(shared, COUNTS.format("a product without weights"))
     rows = labels.along(weight, 0, "linear")
     if bias is not None:
         labels.meet(weight, 0, bias, 0, "linear")
@@ -50,7 +53,9 @@ def _convolution(labels: Labels, a: dict[str, Any], shape: Sequence[int], out: i
             labels.pin(slot, f"{reason}: a spatial dimension")
     inputs = labels.along(x, channel, reason)
     if groups == 1:
-        labels.meet(x, channel, weight, 1 - out, reason)
+        shared = labels.meet(x, channel, weight, 1 - out, reason)
+        if shared is not None and not weight.weight:
+            labels.inexact(shared, COUNTS.format("a product without weights"))
         outputs = labels.along(weight, out, reason)
     else:
         outputs = _grouped(labels, x, inputs, weight, groups, out, reason)
@@ -120,26 +125,15 @@ def batch_norm(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value
     return labels.value(shape, labels.again(x).slots, weight=x.weight)
 
 
-def layer_norm(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
-    """Also RMS norm."""
-    x, length = a["input"], len(a["normalized_shape"])
-    for name in ("weight", "bias"):
-        if a.get(name) is not None:
-            for dim in range(-length, 0):
-                labels.meet(x, dim, a[name], dim, "layer norm")
-    slots = labels.again(x).slots
-    for slot in slots:
-        if any(size > 1 for size in slot.shape[-length:]):
-            labels.inexact(slot, COUNTS.format("layer norm"))
-    return labels.value(shape, slots)
-
-
 def group_norm(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
     """Groups stay; each loses the same of its channels."""
     x, groups = a["input"], a["num_groups"]
     for name in ("weight", "bias"):
         if a.get(name) is not None:
             labels.meet(x, 1, a[name], 0, "group norm")
+    for slot in labels.again(x).slots:
+        if slot.shape[1] == 1 and any(size > 1 for size in slot.shape[2:]):
+            labels.inexact(slot, COUNTS.format("group norm"))
     channels = labels.along(x, 1, "group norm")
     if channels is not None and groups < len(channels):
         per = channels.view(groups, -1)
@@ -156,31 +150,30 @@ def prelu(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
     return labels.value(shape, labels.again(x).slots)
 
 
-def softmax(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
-    """A zero counts as `exp(0)`."""
-    x = labels.again(a["self"])
-    for slot in x.slots:
-        if slot.shape[a["dim"]] > 1:
-            labels.inexact(slot, COUNTS.format("softmax"))
-    return replace(x, real=None)
+def glu(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+    """One half of a dimension gates the other."""
+    dim = a["dim"] % len(shape)
+    tie_pieces(labels, a["self"], [shape[dim]] * 2, dim, "glu")
+    halves = [
+        labels.value(shape, [_part(slot, dim, start, shape[dim]) for slot in a["self"].slots])
+        for start in (0, shape[dim])
+    ]
+    return labels.broadcast(halves, shape, "glu")
 
 
-def reduction(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
-    """Mean, sum, max, variance, norm: what is reduced over is gone from the labels."""
-    x, given = labels.again(a["self"]), a.get("dim")
-    listed = [given] if isinstance(given, int) else given
-    dims = {dim % max(1, x.ndim) for dim in (listed or range(x.ndim))}
-    slots = []
-    for slot in x.slots:
-        if {*varying(slot)} & dims:
-            labels.inexact(slot, COUNTS.format("a reduction over it"))
-            slot = labels.tie(slot, {*range(x.ndim)} - dims, "reduction")
-        for dim in dims:
-            slot = slot.narrow(dim, 0, 1)
-        if len(shape) < x.ndim:
-            slot = slot.reshape([s for d, s in enumerate(slot.shape) if d not in dims])
-        slots.append(slot)
-    return replace(labels.value(shape, slots, weight=x.weight), free=x.free)
+def channel_shuffle(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+    """Every group loses the same of its channels."""
+    channels = labels.along(a["self"], 1, "channel shuffle")
+    if channels is None:
+        return labels.value(shape, labels.again(a["self"]).slots)
+    per = channels.view(a["groups"], -1)
+    labels.unite(per, per[:1], "channel shuffle")
+    kept = [slot for slot in labels.again(a["self"]).slots if slot.shape[1] == 1]
+    return labels.value(shape, with_slot(kept, per.t().reshape(-1), 1, len(shape)))
+
+
+def _part(slot: Tensor, dim: int, start: int, size: int) -> Tensor:
+    return slot.narrow(dim, start, size) if slot.shape[dim] > 1 else slot
 
 
 def spatial(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
@@ -242,6 +235,9 @@ RULES: dict[str, Rule] = {
         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa",
         spatial,
     ),
+    "glu": glu,
+    "channel_shuffle": channel_shuffle,
+    **_table("cumsum cumprod logcumsumexp sort topk", ordered),
     "embedding": embedding,
     "im2col": im2col,
     "einsum": einsum,

@@ -82,11 +82,11 @@ def taylor(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
 def fpgm(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
     """Distance of a filter to all others of its layer; central ones go (He et al. 2019, eq. 4)."""
     total = torch.zeros(group.size, dtype=torch.float64)
-    for name, dim in group.members:
-        if dim != 0 or name not in tensors or tensors[name].ndim < 2:
+    for name, dim in group.rows:
+        if name not in tensors:
             continue
-        rows = tensors[name].detach().flatten(1).double().cpu()
-        total += _gathered(group, name, 0, torch.cdist(rows, rows).sum(1))
+        rows = tensors[name].detach().movedim(dim, 0).flatten(1).double().cpu()
+        total += _gathered(group, name, dim, torch.cdist(rows, rows).sum(1))
     return _normalised(total)
 
 
@@ -174,7 +174,7 @@ def _sums(
 
 def _gathered(group: Group, name: str, dim: int, values: Tensor) -> Tensor:
     """Adds up values by channel: (places) -> (channels)."""
-    rest = [d for d in range(values.ndim) if d != dim]
+    rest = [d for d in range(values.ndim) if d != dim] if values.ndim > 1 else []
     places = (values.sum(rest, dtype=torch.float64) if rest else values.double()).cpu()
     channels = group.members[name, dim]
     held = channels >= 0
@@ -182,5 +182,5 @@ def _gathered(group: Group, name: str, dim: int, values: Tensor) -> Tensor:
 
 
 def _normalised(scores: Tensor) -> Tensor:
-    mean = scores.mean()
-    return scores / mean if mean > 0 else scores
+    alive = scores[scores > 0]  # what is zeroed already says nothing of the group's scale
+    return scores / alive.mean() if len(alive) else scores

@@ -24,21 +24,34 @@ class Undo:
     Attributes:
         data: (tensor, its values before, its gradient before).
         attributes: (module, attribute, value before).
+        model: What was cut; told to forget what it derived from its parameters.
     """
 
     data: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)
     attributes: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
+    model: nn.Module | None = None
 
     def __call__(self) -> None:
         """Puts everything back, last change first."""
+        try:
+            self._restore()
+        except BaseException:  # interrupted: the rest, before anybody sees the model
+            self._restore()
+            raise
+        if self.model is not None:
+            forget(self.model)
+
+    def _restore(self) -> None:
         while self.attributes:
-            module, name, value = self.attributes.pop()
+            module, name, value = self.attributes[-1]
             setattr(module, name, value)
+            self.attributes.pop()
         while self.data:
-            tensor, before, gradient = self.data.pop()
+            tensor, before, gradient = self.data[-1]
             tensor.grad = None
-            tensor.data = before
+            set_data(tensor, before)
             tensor.grad = gradient
+            self.data.pop()
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:
         """Sets an attribute that the undo puts back."""
@@ -46,6 +59,31 @@ class Undo:
         if before != value:
             self.attributes.append((module, name, before))
             setattr(module, name, value)
+
+
+def forget(model: nn.Module) -> None:
+    """Makes modules drop what they derived from parameters and keep while they evaluate.
+
+    Such as a table of attention biases: it is dropped on the way to training.
+    """
+    flags = {module: module.training for module in model.modules()}
+    try:
+        model.train()
+    finally:
+        for module, training in flags.items():
+            module.training = training
+
+
+def set_data(tensor: Tensor, values: Tensor) -> None:
+    """Gives a tensor other values, of another shape too.
+
+    A parameter's gradient accumulator remembers the shape and may be held by an old graph; it is
+    made anew only where the type changes, so for a moment it does.
+    """
+    if tensor.shape != values.shape:
+        other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = values
 
 
 def keeps(groups: Sequence[Group], removed: Removed) -> Keeps:
@@ -100,6 +138,7 @@ def cut(
         undo: Takes what is replaced; calling it restores the model, also after a failure here.
         change: `sliced`, or `masked` for zeros of the old shape.
     """
+    undo.model = model
     with torch.no_grad():
         for name, tensor in tensors(model).items():
             if name not in kept:
@@ -107,7 +146,8 @@ def cut(
             made = change(tensor.data, kept[name])
             undo.data.append((tensor, tensor.data, tensor.grad))
             tensor.grad = None
-            tensor.data = made
+            set_data(tensor, made)
+    forget(model)
 
 
 def tell_modules(model: nn.Module, kept: Keeps, undo: Undo) -> None:
@@ -116,7 +156,7 @@ def tell_modules(model: nn.Module, kept: Keeps, undo: Undo) -> None:
         own = {name for name, _ in _own(module, path)}
         if not own & set(kept):
             continue
-        for attribute, value in _sizes(module).items():
+        for attribute, value in own_sizes(module).items():
             undo.set(module, attribute, value)
 
 
@@ -126,7 +166,7 @@ def _own(module: nn.Module, path: str) -> list[tuple[str, Tensor]]:
     return [(prefix + name, tensor) for name, tensor in held]
 
 
-def _sizes(module: nn.Module) -> dict[str, Any]:
+def own_sizes(module: nn.Module) -> dict[str, Any]:
     """What a layer should say of itself, by the shapes of its tensors."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd):

@@ -63,7 +63,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def _own(labels: Labels, name: str, tensor: Tensor) -> Value:
     """A fresh label for every place along every dimension."""
     if not tensor.is_floating_point():
-        return Value(tuple(tensor.shape), real=tensor.detach().cpu())
+        return Value(tuple(tensor.shape), real=tensor.detach().cpu().clone())
     slots = [
         at(labels.new(name, dim, size), dim, tensor.ndim)
         for dim, size in enumerate(tensor.shape)
@@ -89,7 +89,7 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
             found.used |= {name} if placeholder in read else set()
     for placeholder, target in signature.inputs_to_lifted_tensor_constants.items():
         constant = program.constants[target]
-        inputs[placeholder] = Value(tuple(constant.shape), real=constant.detach().cpu())
+        inputs[placeholder] = Value(tuple(constant.shape), real=constant.detach().cpu().clone())
     runner = Interpreter(found.labels, found.sites, program.graph_module)
     runner.run(inputs)
     runner.finish()

@@ -2,31 +2,40 @@
 """A cut is tried before it is kept.
 
 It runs, its outputs have their shapes, and it computes what the masked network computed. Groups
-that break it are found by bisection and pinned.
+that break it are pinned: those that the raising module has seen, else those that halving finds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.channels.coupling import Group
+from regrow.channels.culprits import culprits, kind, raising
 from regrow.channels.repair import changes, patch
+from regrow.channels.runs import floats, noise_like, output_tensors, relative, repeated, running
 from regrow.channels.surgery import Removed, Undo, cut, keeps, masked, tell_modules
 from regrow.channels.trace import Trace
-from regrow.macs import batch_size, bound_forward, evaluating
+from regrow.macs import bound_forward
 
+Sizes = dict[str, dict[int, int]]  # new sizes by module and old size
 ROUNDINGS = 1000  # how many units of rounding, at the outputs' scale, count as equal
 
 
 class Broken(Exception):
-    """A cut network does not run, or computes something else."""
+    """A cut network does not run, or computes something else.
+
+    Attributes:
+        paths: The modules in whose forward it was raised, innermost first.
+    """
+
+    def __init__(self, reason: str, paths: Sequence[str] = ()) -> None:
+        super().__init__(reason)
+        self.paths = paths
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,16 @@ class Bench:
         self, model: nn.Module, traced: Trace, groups: Sequence[Group], example_input: Any
     ) -> None:
         self.model, self.traced, self.groups = model, traced, groups
-        self.inputs = [_noise(example_input), _noise(_repeated(example_input))]
-        self.shapes = [
-            [self._shapes(x, training) for training in (False, True)] for x in self.inputs
-        ]
+        inputs = [noise_like(example_input), noise_like(repeated(example_input))]
+        # what the model cannot do before a cut, it need not do afterwards
+        self.shapes = {
+            (number, training): shapes
+            for number in (0, 1)
+            for training in (False, True)
+            if (shapes := self._tried(inputs[number], training)) is not None
+        }
+        self.inputs = inputs
+        self._known: dict[frozenset[str], tuple[Sizes, float]] = {}
 
     def search(self, removed: Removed) -> Verified:
         """Cuts as much of what is asked as holds; the model is left cut.
@@ -75,29 +90,66 @@ class Bench:
         # first what can be compared to the masked network, then what can only be run
         good: list[str] = []
         pinned: dict[str, str] = {}
-        for kind in (True, False):
-            names = [name for name in asked if exact[name] is kind]
-            good = self._grow(good, names, removed, pinned)
+        self._known.clear()
+        for wanted in (True, False):
+            names = [name for name in asked if exact[name] is wanted]
+            if names:
+                good = self._blamed(good, names, removed, pinned)
         undo, patched, error = self._cut({name: removed[name] for name in good})
         return Verified(undo, patched, pinned, error)
 
-    def _grow(
+    def _blamed(
         self, good: list[str], names: list[str], removed: Removed, pinned: dict[str, str]
     ) -> list[str]:
-        """The groups that hold beside those that are known to."""
+        """The groups that hold beside those that are known to; an error's module names others."""
+        batches: list[list[str]] = []
+        while names:
+            together = {name: removed[name] for name in [*good, *names]}
+            try:
+                self._cut(together)[0]()
+                break
+            except Broken as broken:
+                cut = {name: removed[name] for name in names}
+                found = culprits(broken.paths, self.traced, self.groups, cut)
+                if not found:
+                    good = self._halved(good, names, removed, pinned)
+                    names = []
+                    break
+                pinned |= dict.fromkeys(found, str(broken))
+                batches.append(found)
+                names = [name for name in names if name not in found]
+        good = [*good, *names]
+        for batch in batches[:-1]:  # a later one may have been the only one to blame
+            try:
+                self._cut({name: removed[name] for name in [*good, *batch]})[0]()
+            except Broken:
+                continue
+            good = [*good, *batch]
+            for name in batch:
+                del pinned[name]
+        return good
+
+    def _halved(
+        self, good: list[str], names: list[str], removed: Removed, pinned: dict[str, str]
+    ) -> list[str]:
+        """The same where nothing says who is to blame; one stands for all of its kind."""
+        kinds = {kind(g) for g in self.groups if g.name in pinned}
+        alike = {g.name for g in self.groups if kind(g) in kinds}
+        for name in [name for name in names if name in alike]:
+            pinned[name] = "one of its kind breaks the network"
+        names = [name for name in names if name not in alike]
         if not names:
             return good
         together = {name: removed[name] for name in [*good, *names]}
         try:
-            undo, _, _ = self._cut(together)
+            self._cut(together)[0]()
         except Broken as broken:
             if len(names) == 1:
                 pinned[names[0]] = str(broken)
                 return good
             half = len(names) // 2
-            good = self._grow(good, names[:half], removed, pinned)
-            return self._grow(good, names[half:], removed, pinned)
-        undo()
+            good = self._halved(good, names[:half], removed, pinned)
+            return self._halved(good, names[half:], removed, pinned)
         return [*good, *names]
 
     def _cut(self, removed: Removed) -> tuple[Undo, list[str], float]:
@@ -107,116 +159,103 @@ class Bench:
             Broken: If neither holds; the model is as it was.
         """
         kept = keeps(self.groups, removed)
+        if frozenset(removed) in self._known:  # checked before
+            undo, (sizes, error) = Undo(), self._known[frozenset(removed)]
+            return undo, self._make(kept, sizes, undo), error
         exact = not any(g.inexact for g in self.groups if g.name in removed)
-        reference = self._masked(kept)
-        reasons = []
+        reference: list[Tensor] | None = None
         sizes = changes(self.traced, kept)
         # what cannot be compared must not keep an old size by accident
-        order = (False, True) if exact else (True, False)
-        for patching in order if sizes else (False,):
+        starts = ({}, sizes) if exact else (sizes, {})
+        reason: Broken | None = None
+        for start in starts if sizes else ({},):
             undo = Undo()
             try:
-                cut(self.model, kept, undo)
-                tell_modules(self.model, kept, undo)
-                patched = patch(self.model, sizes, undo) if patching else []
-                error = self._check(reference, exact)
-                return undo, patched, error
+                found, told = self._guided(kept, sizes, start, undo)
+                if reference is None:  # only now: most that break do so before
+                    undo()
+                    reference = self._masked(kept)
+                    self._make(kept, told, undo)
+                error = self._error(found, reference, exact)
             except Broken as broken:
                 undo()
-                reasons.append(str(broken))
+                reason = broken if reason is None or not start else reason
             except BaseException:
                 undo()
                 raise
-        raise Broken(reasons[0])
+            else:
+                self._known[frozenset(removed)] = (told, error)
+                undo()
+                return undo, self._make(kept, told, undo), error
+        assert reason is not None
+        raise reason
+
+    def _guided(self, kept: Any, sizes: Sizes, start: Sizes, undo: Undo) -> tuple[Any, Sizes]:
+        """Runs the cut model; a module whose forward raises gets its new sizes, and its like."""
+        told = dict(start)
+        while True:
+            try:
+                self._make(kept, told, undo)
+                return self._outputs(), told
+            except Broken as broken:
+                undo()
+                paths = [path for path in broken.paths if path in sizes and path not in told]
+                if not paths:
+                    raise
+                kinds = {path: type(module) for path, module in self.model.named_modules()}
+                like = kinds.get(paths[0])
+                told |= {path: new for path, new in sizes.items() if kinds.get(path) is like}
+
+    def _make(self, kept: Any, sizes: Sizes, undo: Undo) -> list[str]:
+        try:
+            cut(self.model, kept, undo)
+            tell_modules(self.model, kept, undo)
+            return patch(self.model, sizes, undo) if sizes else []
+        except BaseException:
+            undo()
+            raise
 
     def _masked(self, kept: Any) -> list[Tensor]:
         undo = Undo()
         try:
             cut(self.model, kept, undo, masked)
-            return _floats(self._run(self.inputs[0], training=False))
+            return floats(self._run(self.inputs[0], training=False))
         finally:
             undo()
 
-    def _check(self, reference: list[Tensor], exact: bool) -> float:
-        for number, given in enumerate(self.inputs):
-            for training in (False, True):
-                shapes = self._shapes(given, training)
-                if shapes != self.shapes[number][training]:
-                    raise Broken(f"its outputs would have other shapes: {shapes}")
-        found = _floats(self._run(self.inputs[0], training=False))
-        error = max((_relative(a, b) for a, b in zip(found, reference, strict=True)), default=0.0)
+    def _outputs(self) -> list[Tensor]:
+        """What comes out in eval mode, once all shapes are right."""
+        kept: list[Tensor] = []
+        for (number, training), expected in self.shapes.items():
+            found = output_tensors(self._run(self.inputs[number], training))
+            shapes = [tuple(t.shape) for t in found]
+            if shapes != expected:
+                raise Broken(f"its outputs would have other shapes: {shapes}")
+            if number == 0 and not training:
+                kept = [t for t in found if t.is_floating_point()]
+        return kept
+
+    def _error(self, found: list[Tensor], reference: list[Tensor], exact: bool) -> float:
+        error = max((relative(a, b) for a, b in zip(found, reference, strict=True)), default=0.0)
         precision = min((torch.finfo(t.dtype).eps for t in reference), default=0.0)
         if exact and not error <= ROUNDINGS * max(precision, 1e-12):
             raise Broken(f"it would compute something else: relative error {error:.2g}")
         return error
 
     def _run(self, given: Any, training: bool) -> Any:
-        with _running(self.model, training):
+        with running(self.model, training):
             try:
                 return bound_forward(self.model, given)()
             except Exception as error:
                 words = str(error).splitlines() or [""]
-                raise Broken(f"{type(error).__name__}: {words[0][:200]}") from error
+                reason = f"{type(error).__name__}: {words[0][:200]}"
+                raise Broken(reason, raising(error, self.model)) from None
+
+    def _tried(self, given: Any, training: bool) -> list[tuple[int, ...]] | None:
+        try:
+            return self._shapes(given, training)
+        except Broken:
+            return None
 
     def _shapes(self, given: Any, training: bool) -> list[tuple[int, ...]]:
-        return [tuple(t.shape) for t in _tensors(self._run(given, training))]
-
-
-@contextmanager
-def _running(model: nn.Module, training: bool) -> Iterator[None]:
-    """Without gradients; generators and buffers are put back."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(model):
-        torch.manual_seed(0)
-        if training:
-            model.train()
-        try:
-            yield
-        finally:
-            for name, buffer in model.named_buffers():
-                if buffer.shape == buffers[name].shape:
-                    buffer.copy_(buffers[name])
-
-
-def _noise(example_input: Any) -> Any:
-    """Random numbers of the example's shapes: zeros would hide what a channel does."""
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.is_floating_point():
-            return torch.randn(x.shape, generator=generator).to(x.dtype)
-        return x
-
-    return tree_map(noise, example_input)
-
-
-def _repeated(example_input: Any) -> Any:
-    """A batch one example longer."""
-    size = batch_size(example_input)
-
-    def longer(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.dim() and len(x) == size:
-            return torch.cat([x, x[:1]])
-        return x
-
-    return tree_map(longer, example_input)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    values = output if isinstance(output, tuple | list | Mapping) else [output]
-    leaves = tree_leaves(values)
-    if any(not isinstance(leaf, Tensor) for leaf in leaves):
-        held = [vars(leaf) for leaf in leaves if hasattr(leaf, "__dict__")]
-        leaves = [*leaves, *tree_leaves(held)]
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _floats(output: Any) -> list[Tensor]:
-    return [tensor for tensor in _tensors(output) if tensor.is_floating_point()]
-
-
-def _relative(found: Tensor, reference: Tensor) -> float:
-    if not reference.numel():
-        return 0.0
-    scale = float(reference.abs().max())
-    return float((found - reference).abs().max()) / (scale or 1.0)
+        return [tuple(t.shape) for t in output_tensors(self._run(given, training))]

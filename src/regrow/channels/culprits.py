@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""Which groups broke a cut network: those that the code of the module that raised has seen."""
+
+from __future__ import annotations
+
+import math
+import re
+import traceback
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from regrow.channels.coupling import Group
+from regrow.channels.surgery import Removed
+from regrow.channels.trace import Trace
+
+
+def raising(error: BaseException, model: nn.Module) -> list[str]:
+    """The modules in whose forward an error was raised, innermost first, without the model.
+
+    Example:
+        >>> import torch
+        >>> class Block(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.view(2, 3)
+        >>> net = nn.Sequential(nn.Identity(), Block())
+        >>> try:
+        ...     _ = net(torch.zeros(4))
+        ... except RuntimeError as error:
+        ...     raising(error, net)
+        ['1']
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    found = []
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        path = paths.get(id(frame.f_locals.get("self")))
+        if path and path not in found:
+            found.append(path)
+    return found[::-1]
+
+
+def kind(group: Group) -> tuple[object, ...]:
+    """What repeated blocks have alike: the size, and the members' names without numbers.
+
+    Example:
+        >>> kind(Group("block.1", 4, {("block.1.weight", 0): None}))
+        (4, ('block.#.weight', 0))
+    """
+    names = sorted({(re.sub(r"\d+", "#", name), dim) for name, dim in group.members})
+    return group.size, *names
+
+
+def culprits(
+    paths: Sequence[str], traced: Trace, groups: Sequence[Group], removed: Removed
+) -> list[str]:
+    """Groups to blame for an error in some modules, with those of the same kind elsewhere.
+
+    A module's own come first; those that only pass through it are blamed when none is left.
+
+    Args:
+        paths: Modules, innermost first; the first that has seen any of the groups decides.
+        traced: The labels.
+        groups: All groups.
+        removed: What was cut.
+    """
+    cut = [group for group in groups if len(removed.get(group.name, ()))]
+    seen = seen_by(traced, cut)
+    for path in paths:
+        own = [g.name for g in cut if all(name.startswith(f"{path}.") for name, _ in g.members)]
+        blamed = own or seen.get(path, set())
+        if blamed:
+            kinds = {kind(group) for group in cut if group.name in blamed}
+            return [group.name for group in cut if kind(group) in kinds]
+    return []
+
+
+def seen_by(traced: Trace, groups: Sequence[Group]) -> dict[str, set[str]]:
+    """By module: the groups that a view or split of its own code meets."""
+    labels = traced.labels
+    starts = dict(zip(labels.owners, labels.starts, strict=True))
+    number = torch.full((len(labels),), -1)
+    for index, group in enumerate(groups):
+        for place, channels in group.members.items():
+            held = (channels >= 0).nonzero().flatten() + starts[place]
+            number[labels.find(held)] = index
+    found: dict[str, set[str]] = {}
+    for site in traced.sites:
+        for slot in site.slots:
+            met = number[labels.find(slot)].unique().tolist()
+            found.setdefault(site.module, set()).update(groups[i].name for i in met if i >= 0)
+    return found
+
+
+def links(traced: Trace, groups: Sequence[Group], names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Sets of those groups that the same code meets, and which may keep the same fraction.
+
+    Code that computes one size from two others, as `width // heads`, bears cuts that leave it.
+    """
+    chosen = [group for group in groups if group.name in set(names)]
+    sets: list[set[str]] = []
+    for met in seen_by(traced, chosen).values():
+        touching = [other for other in sets if other & met]
+        sets = [other for other in sets if not other & met]
+        sets.append(met.union(*touching))
+    sizes = {group.name: group.size for group in chosen}
+    return [
+        tuple(group.name for group in chosen if group.name in each)
+        for each in sets
+        if len(each) > 1 and math.gcd(*(sizes[name] for name in each)) > 1
+    ]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""Groups that a module's own code cannot lose are found by where it raises, not by trying all."""
+
+import torch
+from torch import nn
+
+from regrow.channels import prune
+from regrow.channels.coupling import found_groups
+from regrow.channels.trace import trace
+from regrow.channels.verify import Bench
+
+
+class Derived(nn.Module):
+    """Attention-like: the head size follows from the width, so that heads cannot go alone."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.inner, self.out = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        y = self.inner(x).reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
+        y = (y @ y.transpose(-1, -2)).softmax(-1) @ y
+        return x + self.out(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+class Cached(nn.Module):
+    """Keeps what it made of a parameter until it trains again."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(width))
+        self.kept = {}
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode:
+            self.kept = {}
+        return self
+
+    def forward(self, x):
+        if self.training or torch.compiler.is_exporting():
+            return x * self.scale.exp()
+        if "scale" not in self.kept:
+            self.kept["scale"] = self.scale.detach().exp()
+        return x * self.kept["scale"]
+
+
+def derived(blocks=6):
+    torch.manual_seed(0)
+    body = [layer for _ in range(blocks) for layer in (Derived(24, 4), Block(24, 32))]
+    return nn.Sequential(nn.Linear(5, 24), *body, nn.Linear(24, 3)).double()
+
+
+class Block(nn.Sequential):
+    def __init__(self, width, hidden):
+        super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+
+
+def test_what_raises_is_held_back_and_the_rest_goes():
+    net, x = derived(), torch.randn(2, 7, 5, dtype=torch.float64)
+    plan = prune(net, x, 0.3, of="params")
+    # the hidden layers, and the only width that no such module sees
+    assert set(plan.removed) == {*(f"{2 * i + 2}.0" for i in range(6)), "12.2"}
+    assert all("invalid for input" in plan.pinned[f"{2 * i + 1}.inner"] for i in range(6))
+    assert plan.error < 1e-12
+
+
+def test_one_block_tells_of_all_that_are_alike(monkeypatch):
+    net, x = derived(blocks=12), torch.randn(2, 7, 5, dtype=torch.float64)
+    traced = trace(net, x)
+    groups = found_groups(traced, net)
+    bench, tried = Bench(net, traced, groups, x), []
+    run = Bench._outputs
+    monkeypatch.setattr(Bench, "_outputs", lambda self: tried.append(1) or run(self))
+    removed = {g.name: torch.arange(g.size // 3) for g in groups if not g.pinned}
+    found = bench.search(removed)
+    assert len(found.pinned) >= 12
+    assert len(tried) < 12
+    found.undo()
+
+
+def test_an_error_that_names_nobody_is_found_by_halves():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            y = self.two(self.one(x).relu()).relu()
+            if not torch.compiler.is_exporting() and y.shape[-1] != 6:
+                raise ValueError("six are needed")
+            return self.out(y)
+
+    net, x = Odd().double(), torch.randn(3, 4, dtype=torch.float64)
+    plan = prune(net, x, 0.3, of="params")
+    assert set(plan.removed) == {"one"}
+    assert plan.pinned["two"] == "ValueError: six are needed"
+
+
+def test_what_was_kept_of_parameters_is_forgotten():
+    net = nn.Sequential(nn.Linear(5, 8), Cached(8), nn.Linear(8, 3)).double().eval()
+    x = torch.randn(2, 5, dtype=torch.float64)
+    with torch.no_grad():
+        before = net(x)
+        plan = prune(net, x, 0.5)
+        assert net(x).shape == before.shape
+        assert plan.removed == {"0": 4}
+        plan.undo()
+        assert torch.equal(net(x), before)
+        assert not net.training

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""Union-find over labels, against a plain one in Python."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regrow.channels.labels import FIXED, Labels, Value, at, varying
+
+
+class Plain:
+    """Classes as sets."""
+
+    def __init__(self, count):
+        self.of = {i: {i} for i in range(1, count + 1)}
+
+    def unite(self, one, other):
+        both = self.of[one] | self.of[other]
+        for label in both:
+            self.of[label] = both
+
+
+PAIRS = st.lists(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1), max_size=6
+)
+
+
+@given(PAIRS)
+def test_classes_are_those_of_a_plain_union_find(calls):
+    labels, plain = Labels(), Plain(30)
+    labels.new("a", 0, 30)
+    for pairs in calls:
+        one, other = torch.tensor(pairs).unbind(1)
+        labels.unite(one, other, "test")
+        for pair in pairs:
+            plain.unite(*pair)
+        every = torch.arange(1, 31)
+        assert labels.find(every).tolist() == [min(plain.of[i]) for i in range(1, 31)]
+    assert labels.find(torch.tensor([FIXED])).tolist() == [FIXED]
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40))
+def test_new_labels_follow_one_another(counts):
+    labels = Labels()
+    made = [labels.new(str(i), i, count) for i, count in enumerate(counts)]
+    assert torch.cat(made).tolist() == [*range(1, sum(counts) + 1)]
+    assert len(labels) == sum(counts) + 1
+    assert labels.starts == [int(m[0]) for m in made]
+    assert labels.owners == [(str(i), i) for i in range(len(counts))]
+    assert torch.equal(labels.find(torch.cat(made)), torch.cat(made))
+
+
+def test_what_meets_a_fixed_place_is_pinned():
+    labels = Labels()
+    made = labels.new("a", 0, 4)
+    labels.unite(made, torch.tensor([FIXED, FIXED, int(made[3]), int(made[3])]), "padding")
+    ((pinned, reason),) = labels.pins
+    assert (pinned.tolist(), reason) == ([1, 2], "padding")
+    assert labels.find(made).tolist() == [1, 2, 3, 3]
+
+
+def test_a_value_names_the_dimensions_that_vary():
+    labels = Labels()
+    rows, columns = labels.new("a", 0, 3), labels.new("a", 1, 2)
+    value = labels.value((3, 2), [at(rows, 0, 2), at(columns, 1, 2)])
+    assert [varying(slot) for slot in value.slots] == [[0], [1]]
+    labels.unite(rows, rows[:1], "all rows are one")
+    assert [varying(slot) for slot in labels.again(value).slots] == [[1]]
+    assert not labels.again(value).varies(0)
+    assert value.varies(1)
+
+
+def test_tied_labels_stay_along_one_dimension():
+    labels = Labels()
+    slot = labels.new("a", 0, 6).reshape(2, 3)
+    assert labels.tie(slot, 1, "heads").tolist() == [[1, 2, 3]]
+    assert labels.find(slot).tolist() == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_adding_a_fixed_length_pins():
+    labels = Labels()
+    value = labels.value((2, 3), [at(labels.new("a", 0, 3), 1, 2)])
+    for other, pinned in ((Value((2, 3)), True), (Value((2, 1)), False), (Value((3,)), True)):
+        labels.pins.clear()
+        labels.broadcast([value, other], (2, 3), "add")
+        assert bool(labels.pins) is pinned
+    labels.pins.clear()
+    labels.broadcast([value, Value((2, 3), free=True)], (2, 3), "add")
+    assert not labels.pins, "zeros_like fits whatever is cut"

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""Plans: training goes on with the optimizers' state, and checkpoints rebuild the small model."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn, optim
+
+from regrow.channels import Plan, carry, load, prune
+from regrow.channels.plan import KEY
+from regrow.errors import StateError
+
+X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+MAKERS = {
+    "momentum": lambda p: optim.SGD(p, lr=0.001, momentum=0.9),
+    "adam": lambda p: optim.Adam(p, lr=0.01),
+    "adamw": lambda p: optim.AdamW(p, lr=0.01, amsgrad=True),
+    "rmsprop": lambda p: optim.RMSprop(p, lr=0.01, momentum=0.5),
+}
+
+
+class Split(nn.Module):
+    """A hidden layer whose width is an attribute too."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.width = width
+        self.a, self.norm = nn.Linear(6, 2 * width), nn.BatchNorm1d(2 * width)
+        self.b = nn.Linear(width, 3)
+
+    def forward(self, x):
+        one, two = self.norm(self.a(x)).split(self.width, 1)
+        return self.b(one.relu() * two)
+
+
+def network(width=8):
+    torch.manual_seed(0)
+    return Split(width)
+
+
+def steps(model, optimizer, count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        optimizer.zero_grad()
+        model(torch.randn(16, 6, generator=generator)).square().sum().backward()
+        optimizer.step()
+
+
+def equal(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    assert one.keys() == other.keys()
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def by_hand(values, original, small):
+    """The rows and columns of the original that the small parameter holds."""
+    for dim in range(original.ndim):
+        rows = original.movedim(dim, 0).flatten(1) if original.ndim > 1 else original[:, None]
+        if original.shape[dim] != small.shape[dim]:
+            held = [i for i, row in enumerate(rows) if torch.isin(row, small).any()]
+            values = values.index_select(dim, torch.tensor(held))
+    return values
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_training_goes_on_as_if_the_model_had_been_built_small(kind):
+    model = network()
+    optimizer = MAKERS[kind](model.parameters())
+    steps(model, optimizer, 4)
+    original = copy.deepcopy(model)
+    plan = prune(model, X, 0.5)
+    state = copy.deepcopy(optimizer.state_dict())
+    carry([optimizer], model, plan)
+    small = network(4)
+    small.load_state_dict(model.state_dict())
+    other = MAKERS[kind](small.parameters())
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        for key, value in state["state"][index].items():
+            if isinstance(value, torch.Tensor) and value.ndim:
+                before = original.get_parameter(name).detach()
+                state["state"][index][key] = by_hand(value, before, parameter.detach())
+    other.load_state_dict(state)
+    steps(model, optimizer, 5, seed=1)
+    steps(small, other, 5, seed=1)
+    assert model.b.weight.isfinite().all()
+    assert equal(model, small)
+
+
+def test_state_without_a_step_yet():
+    model = network()
+    optimizer = MAKERS["adam"](model.parameters())
+    carry([optimizer], model, prune(model, X, 0.5))
+    steps(model, optimizer, 1)
+
+
+def test_a_state_dict_holds_tensors_and_builtin_types_alone():
+    model = network()
+    plan = prune(model, X, 0.5)
+    file = io.BytesIO()
+    torch.save(plan.state_dict(), file)
+    file.seek(0)
+    again = Plan.from_state(torch.load(file, weights_only=True))
+    other = network()
+    again.apply(other)
+    other.load_state_dict(model.state_dict())
+    assert equal(model, other)
+    assert torch.equal(model.eval()(X), other.eval()(X))
+    assert (other.width, other.a.out_features, other.norm.num_features) == (4, 8, 8)
+
+
+def test_two_cuts_in_a_row_are_one_plan():
+    model = network()
+    first = prune(model, X, 0.25)
+    state = copy.deepcopy(first)
+    second = prune(model, X, 0.5)
+    both = first.then(second)
+    other = network()
+    both.apply(other)
+    assert equal(model, other)
+    assert [len(first.kept["a.bias"][0]), len(second.kept["a.bias"][0])] == [16, 12]
+    assert both.removed == {"a": 5}
+    assert other.width == model.width == 3
+    assert first.kept["a.bias"][0].tolist() == state.kept["a.bias"][0].tolist(), "it is unchanged"
+
+
+def test_plans_of_another_model_leave_it_untouched():
+    plan = prune(network(), X, 0.5)
+    for model in (network(6), nn.Linear(6, 3)):
+        before = copy.deepcopy(model)
+        with pytest.raises(StateError, match="the channel plan is of another model"):
+            plan.apply(model)
+        assert equal(model, before)
+    with pytest.raises(StateError, match="another model"):
+        plan.apply(plan_applied(plan))
+
+
+def plan_applied(plan):
+    model = network()
+    plan.apply(model)
+    return model
+
+
+def test_an_unknown_format():
+    with pytest.raises(StateError, match="format 9, this version reads"):
+        Plan.from_state({"format": 9})
+
+
+@pytest.mark.parametrize("how", ["class", "model", "file"])
+def test_a_checkpoint_gives_the_small_model(how, tmp_path):
+    model = network()
+    plan = prune(model, X, 0.5)
+    checkpoint = {"state_dict": model.state_dict(), KEY: plan.state_dict()}
+    if how == "file":
+        torch.save(checkpoint, tmp_path / "last.ckpt")
+        found = load(Split, tmp_path / "last.ckpt", width=8)
+    else:
+        found = load(Split if how == "class" else network(), checkpoint)
+    assert equal(found, model)
+    assert torch.equal(found.eval()(X), model.eval()(X))
+    assert load(Split, checkpoint | {"hyper_parameters": {"width": 8}}).width == 4
+    assert equal(load(Split, {"state_dict": network().state_dict()}), network())
+
+
+def test_weights_that_do_not_fit_leave_the_model_untouched():
+    plan, model = prune(network(), X, 0.5), network()
+    checkpoint = {"state_dict": network().state_dict(), KEY: plan.state_dict()}
+    with pytest.raises(StateError, match="weights are of another model"):
+        load(model, checkpoint)
+    assert equal(model, network())
+    assert model.width == 8
