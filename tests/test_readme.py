@@ -15,7 +15,9 @@ COMMANDS = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.S))
 
 
 @pytest.mark.parametrize(
-    "program", [p for p in PROGRAMS if p.startswith(("from", "import"))], ids=["trainer", "plain"]
+    "program",
+    [p for p in PROGRAMS if p.startswith(("from", "import"))],
+    ids=["trainer", "plain", "channels"],
 )
 def test_programs_run(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

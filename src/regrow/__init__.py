@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regrow.callbacks.budget import AccuracyBudget as AccuracyBudget
+    from regrow.callbacks.channel_pruning import ChannelPruning as ChannelPruning
     from regrow.callbacks.conditions import Drop as Drop
     from regrow.callbacks.conditions import Plateau as Plateau
     from regrow.callbacks.dynamic import DynamicSparseTraining as DynamicSparseTraining
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
     from regrow.callbacks.random_state import RandomState as RandomState
     from regrow.callbacks.regrow_on import Regrow as Regrow
     from regrow.callbacks.rewind import Rewind as Rewind
+    from regrow.callbacks.shapes import ChannelsMixin as ChannelsMixin
+    from regrow.callbacks.slimming import Slimming as Slimming
+    from regrow.channel_pruner import ChannelPruner as ChannelPruner
     from regrow.criteria import Movement as Movement
     from regrow.enforcement import enforce as enforce
     from regrow.errors import ConfigError as ConfigError
     from regrow.errors import StateError as StateError
     from regrow.exponential import Exponential as Exponential
+    from regrow.exporting import export as export
     from regrow.functional import prune as prune
     from regrow.masks import Masks as Masks
     from regrow.metrics import EffectiveMACs as EffectiveMACs
@@ -44,6 +49,9 @@ __version__ = "0.1.0"
 _HOME = {
     "AccuracyBudget": "callbacks.budget",
     "ConfigError": "errors",
+    "ChannelPruner": "channel_pruner",
+    "ChannelPruning": "callbacks.channel_pruning",
+    "ChannelsMixin": "callbacks.shapes",
     "Cosine": "schedules",
     "Cubic": "schedules",
     "Cyclic": "schedules",
@@ -62,6 +70,7 @@ _HOME = {
     "RandomState": "callbacks.random_state",
     "Regrow": "callbacks.regrow_on",
     "Rewind": "callbacks.rewind",
+    "Slimming": "callbacks.slimming",
     "SparseEarlyStopping": "callbacks.early_stopping",
     "SparseModelCheckpoint": "callbacks.model_checkpoint",
     "Sparsity": "metrics",
@@ -69,6 +78,7 @@ _HOME = {
     "StateError": "errors",
     "Table": "schedules",
     "enforce": "enforcement",
+    "export": "exporting",
     "prune": "functional",
 }
 
@@ -76,6 +86,8 @@ __all__ = [*_HOME]  # noqa: PLE0604  (the names above)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "channels":  # a part with functions of its own
+        return importlib.import_module("regrow.channels")
     if name not in _HOME:
         raise AttributeError(f"module 'regrow' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"regrow.{_HOME[name]}"), name)

@@ -2,6 +2,7 @@
 """The command as a user meets it: quick, and clear about mistakes."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -56,8 +57,8 @@ def test_configuration_of_a_recipe_needs_no_torch(python, name):
 
 def test_groups_are_listed_without_torch(python):
     modules, out = modules_after(python, "train", "--help")
-    assert "recipe/digits: dense, gmp" in out
-    assert "pruning: erk, gmp" in out
+    assert re.search(r"recipe/digits: .*\bdense, gmp\b", out)
+    assert "pruning: channel, erk, gmp" in out
     assert "model: digits_cnn" in out
     assert "regrow train -m recipe=digits/gmp" in out
     assert not {*HEAVY} & {*modules}

@@ -42,6 +42,48 @@ def test_plan_of_erk_shows_each_layer(job, capsys):
     assert total == pytest.approx(0.9 * 14_288, abs=2)
 
 
+IMP = ("recipe=digits/imp", "trainer.max_epochs=8", "pruning.schedule.every=2ep")
+ADAM = ("optimizer=adam",)
+ADAGRAD = (*ADAM, "optimizer._target_=torch.optim.Adagrad")
+
+
+def tensor_bytes(state):
+    """Of all tensors in a nest of containers."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    inner = state.values() if isinstance(state, dict) else state
+    return sum(map(tensor_bytes, inner)) if isinstance(state, dict | list | tuple) else 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("pruning.rewind.what=[weights,optimizer]", *ADAM),
+        ("pruning.rewind.what=lr",),
+        ("pruning.rewind.to=0it", *ADAGRAD),  # its state stands from the beginning
+        (
+            "pruning.rewind=null",
+            "+callbacks.back={_target_:regrow.Rewind,to:20it,what:[optimizer]}",
+            *ADAM,
+        ),
+    ],
+)
+def test_plan_counts_what_a_rewind_remembers(job, words, capsys, tmp_path):
+    """Against the tensors in the checkpoint that the run writes."""
+    plan(job(*IMP, *words))
+    rows = [line for line in capsys.readouterr().out.splitlines() if "rewind's copy" in line]
+    train(job(*IMP, *words))
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    states = [state.get("rewind", state) for state in last["callbacks"].values()]
+    [state] = [state for state in states if "memory" in state]
+    expected = tensor_bytes([state["memory"], state["fresh"]])
+    if expected:
+        assert rows[0].split("│")[3].strip() == f"{expected / 2**20:.2f} MiB"
+    else:
+        assert not rows
+
+
 def test_plan_writes_nothing_and_steps_never(job, tmp_path, monkeypatch):
     from regrow.app.classifier import Classifier
 

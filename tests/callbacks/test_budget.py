@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """An accuracy budget: what fails is taken back to the bit, and the search ends at its limit."""
 
+import json
+
 import pytest
 import torch
 from toys import ADAM, SGD, Net, loader, trainer
@@ -142,6 +144,103 @@ def test_resumed_search_is_the_uninterrupted_one(tmp_path):
         assert again.history == whole.history
         for name, tensor in module.state_dict().items():
             assert torch.equal(other.state_dict()[name], tensor), (at, name)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_try_follows_the_rollback_at_once(first):
+    """Were it a step late, its recovery would be too, and so would be every judgement."""
+    pruning = MagnitudePruning(schedule=table(0.25, 0.75))
+    budget = AccuracyBudget("acc", max_drop=0.1, resolution=0.05)
+    callbacks = [budget, pruning] if first else [pruning, budget]
+    trainer(*callbacks, max_epochs=12).fit(Judge(pruning, 0.4), loader(), loader(2))
+    # tries 1/2, 3/8, 7/16, 13/32; each is judged after 8 steps
+    found = [(entry["kind"], entry["step"], entry["pruned"]) for entry in pruning.history]
+    assert found == [
+        ("prune", 16, 36),
+        ("rollback", 40, 36),
+        ("rollback", 48, 36),
+        ("prune", 48, 54),
+        ("rollback", 64, 54),
+        ("rollback", 72, 54),
+    ]
+
+
+class Stops(Callback):
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def on_validation_end(self, trainer, module):
+        trainer.should_stop = trainer.global_step >= self.at
+
+
+def said(pruning):
+    """What each event lost, and why the search ended."""
+    return [(e["kind"], e.get("lost", "?"), e.get("reason")) for e in pruning.history]
+
+
+def test_history_says_why_it_ended():
+    pruning, _, _, _ = run(1.0, (0.25, 0.5), 8)
+    reason = "sparsity 0.5 held, and so did every event before it"
+    assert said(pruning) == [("prune", 0, None), ("prune", 0, reason)]
+    pruning, _, _, _ = run(0.3, (0.25, 0.75), 10, resolution=0.5)
+    reason = "sparsity 0.25 held, 0.75 lost too much: no further apart than resolution=0.5"
+    assert said(pruning) == [("prune", 0, None), ("rollback", 0.5, reason)]
+    pruning, _, _, _ = run(0.6, (0.25, 0.75), 12, resolution=0.25)
+    reason = "sparsity 0.5 held, 0.75 lost too much: no further apart than resolution=0.25"
+    assert said(pruning) == [("prune", 0, None), ("rollback", 0.5, None), ("prune", 0, reason)]
+    pruning, _, _, _ = run(0.3, (0.75,), 8, resolution=0.8)
+    reason = "no event held, 0.75 lost too much: no further apart than resolution=0.8"
+    assert said(pruning) == [("rollback", 0.5, reason)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "stop", "rest", "words"),
+    [
+        # judged at 24 and 40; stopped before the second event, at its recovery's start, before
+        # the next try, and within that one's recovery
+        (1.0, 24, [0], "0.75 was judged: sparsity 0.25 held"),
+        (1.0, 36, [0, None], "0.75 was judged: sparsity 0.25 held"),
+        (0.3, 40, [0, 0.5], "0.5 was judged: sparsity 0.25 held, 0.75 lost too much"),
+        (0.3, 44, [0, 0.5, None], "0.5 was judged: sparsity 0.25 held, 0.75 lost too much"),
+    ],
+)
+def test_a_fit_that_ends_first_says_so(limit, stop, rest, words, tmp_path):
+    keep = SparseModelCheckpoint(dirpath=tmp_path, monitor="acc", mode="max")
+    pruning = MagnitudePruning(schedule=table(0.25, 0.75))
+    budget = AccuracyBudget("acc", max_drop=0.1, resolution=0.05)
+    made = trainer(
+        pruning, budget, Stops(stop), keep, max_epochs=12, val_check_interval=4,
+        enable_checkpointing=True,
+    )  # fmt: skip
+    made.fit(Judge(pruning, limit), loader(), loader(2))
+    assert [entry["lost"] for entry in pruning.history] == rest
+    assert pruning.history[-1]["reason"] == f"the fit ended before sparsity {words}"
+    assert pruning.sparsity == 0.25
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    [state] = [s for s in last["callbacks"].values() if "pruner" in s]
+    assert state["pruner"]["history"] == pruning.history
+    # with more epochs it goes on
+    pruning = MagnitudePruning(schedule=table(0.25, 0.75))
+    budget = AccuracyBudget("acc", max_drop=0.1, resolution=0.05)
+    made = trainer(pruning, budget, max_epochs=20)
+    made.fit(Judge(pruning, limit), loader(), loader(2), ckpt_path=tmp_path / "last.ckpt")
+    assert pruning.sparsity == (0.75 if limit == 1 else 40 / 144)
+    assert "the fit ended" not in pruning.history[-1]["reason"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_metric_that_is_no_number_fails_and_stays_out_of_the_history(value):
+    class Diverged(Judge):
+        def validation_step(self, batch, batch_idx):
+            self.log("acc", 1.0 if self.pruning.sparsity <= self.limit else value)
+
+    pruning = MagnitudePruning(schedule=table(0.25, 0.75))
+    budget = AccuracyBudget("acc", max_drop=0.1, resolution=0.5)
+    trainer(pruning, budget, max_epochs=8).fit(Diverged(pruning, 0.3), loader(), loader(2))
+    assert json.loads(json.dumps(pruning.history, allow_nan=False)) == pruning.history
+    assert pruning.history[-1]["lost"] is None
+    assert pruning.sparsity == 0.25
 
 
 def test_no_validation_before_the_first_event_is_an_error():

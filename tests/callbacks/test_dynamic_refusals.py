@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 from torch import optim
-from toys import Net, fit
+from toys import Net, fit, loader
 
-from regrow import ConfigError, DynamicSparseTraining, StateError
+from regrow import AccuracyBudget, ConfigError, DynamicSparseTraining, Rewind, StateError
 
 sparse = partial(DynamicSparseTraining, **{"sparsity": 0.8, "every": "3it", "end": "12it"})
 
@@ -67,3 +67,17 @@ def test_growth_by_gradient_needs_one_optimizer_for_all():
 
     with pytest.raises(ConfigError, match="no optimizer trains all"):
         fit(Two(), sparse())
+
+
+@pytest.mark.parametrize("grow", ["gradient", "random", "none"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "beside", [partial(AccuracyBudget, "val/loss", 0.1, reference=1.0), partial(Rewind, "0it")]
+)
+def test_what_answers_rising_sparsity_is_refused_beside_a_constant_one(beside, first, grow):
+    callbacks, module = [sparse(grow=grow), beside()], Net()
+    name = type(callbacks[1]).__name__
+    words = rf"{name} answers events that prune further.*leave {name} out, or write MagnitudePrun"
+    with pytest.raises(ConfigError, match=words):
+        fit(module, *(reversed(callbacks) if first else callbacks), val=loader())
+    assert module.trained == 0

@@ -6,7 +6,14 @@ import torch
 from torch import optim
 from toys import BATCHES, WEIGHTS, Events, Net, Watch, fit, loader, trainer, zeros
 
-from regrow import ConfigError, MagnitudePruning, OneShot, Table
+from regrow import (
+    ConfigError,
+    DynamicSparseTraining,
+    MagnitudePruning,
+    OneShot,
+    Regrow,
+    Table,
+)
 
 
 class Manual(Net):
@@ -139,3 +146,95 @@ def test_events_that_raw_steps_kept_from_happening_are_told(settings):
     with pytest.warns(UserWarning, match=r"before 1 planned events.*use self\.optimizers"):
         fit(Manual(raw=True), pruning)
     assert not pruning.reached
+
+
+@pytest.mark.parametrize(("at", "begun"), [("2ep", 2 * BATCHES + 1), (0.5, 2 * BATCHES + 1)])
+@pytest.mark.parametrize("raw", [False, True])
+def test_regrowth_at_epochs_and_fractions(raw, at, begun):
+    batches, pruning = Batches(), MagnitudePruning(0.8, schedule=OneShot("1ep"))
+    module = Manual(raw)
+    fit(module, batches, pruning, Regrow(at=at, count=20, init="he"), max_epochs=4)
+    assert batches.at == [(BATCHES + 1, 1), (begun, 2)]
+    assert [entry["kind"] for entry in pruning.history] == ["prune", "regrow"]
+    assert zeros(module) == round(0.8 * WEIGHTS) - 20
+
+
+def test_regrowth_at_steps_of_either_optimizer():
+    events, pruning = Events(), MagnitudePruning(0.8, schedule=OneShot("4it"))
+    module = Manual()
+    fit(module, events, pruning, Regrow(at="10it", fraction=0.5, init="he"))
+    assert events.steps == [4, 10]
+    assert zeros(module) == 115 - round(0.5 * 115)
+
+
+def test_only_the_regrown_train_under_manual_optimisation():
+    class Steps(Batches):
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            super().on_train_batch_start()
+            self.copies[self.begun] = {n: p.clone() for n, p in pl_module.named_parameters()}
+
+    steps, pruning = Steps(), MagnitudePruning(0.8, schedule=OneShot("1ep"))
+    steps.copies, module = {}, Manual()
+    fit(module, steps, pruning, Regrow(at="2ep", fraction=0.5, train="regrown"), max_epochs=4)
+    free, before = pruning.pruner.hold.free, steps.copies[2 * BATCHES + 2]
+    assert sum(int(mask.sum()) for mask in free.values()) == pruning.history[-1]["count"]
+    moved = 0
+    for name, parameter in module.named_parameters():
+        held = ~free[name]
+        assert torch.equal(parameter[held], before[name][held])
+        moved += int((parameter != before[name]).sum())
+    assert moved > 0.5 * pruning.history[-1]["count"]
+
+
+class OneOptimizer(Manual):
+    def configure_optimizers(self):
+        return optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(Net.training_step(self, batch, batch_idx))
+        optimizer.step()
+
+
+def anything(target, momentum, removed, generator):
+    return torch.rand_like(target.parameter)
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        lambda: [MagnitudePruning(0.8, schedule=OneShot("1it")), Regrow("5it", 0.5, by="gradient")],
+        lambda: [MagnitudePruning(0.8, schedule=OneShot("1it")), Regrow("5it", 0.5, by=anything)],
+        lambda: [DynamicSparseTraining(0.8, grow="gradient", every="4it", end="12it")],
+        lambda: [DynamicSparseTraining(0.8, grow="momentum", every="4it", end="12it")],
+    ],
+)
+def test_growth_that_looks_at_gradients_sees_dense_ones(callbacks):
+    """The reference: the same fit under automatic optimisation."""
+
+    class Automatic(Net):
+        def configure_optimizers(self):
+            return optim.SGD(self.parameters(), lr=0.1)
+
+    masks = []
+    for kind in (OneOptimizer, Automatic):
+        torch.manual_seed(0)
+        suite = callbacks()
+        fit(kind(), *suite)
+        masks.append(suite[0].masks)
+        assert any(entry["kind"] in ("regrow", "drop_and_grow") for entry in suite[0].history)
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+
+
+def test_sparse_training_that_looks_at_none():
+    module, pruning = OneOptimizer(), DynamicSparseTraining(0.8, grow="random", every=0.25)
+    fit(module, pruning, max_epochs=4)
+    assert [entry["kind"] for entry in pruning.history] == ["prune", *["drop_and_grow"] * 2]
+    assert zeros(module) >= round(0.8 * WEIGHTS) == pruning.masks.pruned
+
+
+def test_regrowth_that_raw_steps_kept_from_happening_is_told():
+    pruning = MagnitudePruning(0.5, schedule=OneShot(0))
+    with pytest.warns(UserWarning, match=r"ended before Regrow acted at step 5.*self\.optimizers"):
+        fit(Manual(raw=True), pruning, Regrow(at="5it", count=1))

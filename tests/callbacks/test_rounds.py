@@ -2,11 +2,12 @@
 """Learning-rate schedules must span one round of a fit that rewinds."""
 
 import pytest
-from rewound import ROUNDS, Normed, pruning
+from lightning.pytorch import Callback
+from rewound import BACK, ROUNDS, Normed, falling, pruning
 from torch import optim
 from toys import BATCHES, SGD, Net, fit
 
-from regrow import ConfigError, MagnitudePruning, Rewind
+from regrow import ConfigError, Exponential, MagnitudePruning, Rewind
 from regrow.callbacks.rewind import round_steps
 
 
@@ -80,3 +81,22 @@ def test_a_module_is_told_how_long_a_round_is():
     assert module.steps == BATCHES
     fit(module := Net(), MagnitudePruning(0.5))
     assert round_steps(module.trainer) is None
+
+
+def test_shorter_later_rounds_end_where_the_schedule_ends():
+    """Back to step k, a round has k steps less of the schedule before it than the first one."""
+    seen = []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    rounds = Exponential(rate=0.5, begin=f"{BATCHES}it", every=f"{BATCHES - BACK}it")
+    pruner = MagnitudePruning(0.875, schedule=rounds, rewind=f"{BACK}it")
+    steps = BATCHES + 3 * (BATCHES - BACK)
+    module = Normed()
+    fit(module, pruner, Rates(), max_epochs=None, max_steps=steps)
+    rate = SGD.keywords["lr"]
+    whole = [rate * falling(BATCHES, step) for step in range(BATCHES)]
+    assert seen == pytest.approx(whole + 3 * whole[BACK:])
+    assert pruner.reached

@@ -71,3 +71,14 @@ def test_it_is_printed_at_the_start_with_the_plan(capsys, monkeypatch):
     assert "2 events, from step 6 to step 10, to sparsity 0.75 (global)" in shown
     fit(Mixed(), MagnitudePruning(0.75), max_epochs=20, enable_model_summary=False)
     assert "prunable weights" not in capsys.readouterr().out
+
+
+def test_frozen_layers_are_marked_and_pruned_all_the_same():
+    callback, module = MagnitudePruning(0.75, schedule=OneShot("3it")), Mixed()
+    module.body[0].weight.requires_grad_(False)
+    fit(module, callback, max_steps=5, max_epochs=-1)
+    found = rows(text(callback))
+    assert found["body.0.weight"] == "shared, frozen"
+    assert found["body.3.weight"] == "shared"
+    assert int((module.body[0].weight == 0).sum()) == int((~callback.masks["body.0.weight"]).sum())
+    assert not callback.masks["body.0.weight"].all()

@@ -111,6 +111,22 @@ def test_a_monitor_that_is_only_there_at_the_end_is_fine_and_a_typo_is_refused(t
             enable_checkpointing=True)  # fmt: skip
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_of_a_cycle_that_ends_dense_the_last_sparse_phase_is_ranked(first, tmp_path):
+    """Sparse in epochs 1 and 3, dense in 2 and from 4 on, where it scores best."""
+    saves = SparseModelCheckpoint(
+        tmp_path, filename="{epoch}", monitor="score", mode="max", save_top_k=-1
+    )
+    stops = SparseEarlyStopping("score", mode="max", patience=1)
+    pruning = MagnitudePruning(0.8, schedule=Cyclic("1ep", "4ep", "1ep", last="dense"))
+    made = fit(scored(9, 1, 9, 2, 9, 8, 7), *((stops, pruning) if first else (pruning, stops)),
+        saves, val=loader(), max_epochs=7, enable_checkpointing=True)  # fmt: skip
+    assert {p.name for p in tmp_path.iterdir()} == {"epoch=3.ckpt", "last.ckpt"}
+    assert pruned(saves.best_model_path) == round(0.8 * WEIGHTS)
+    assert pruned(tmp_path / "last.ckpt") == 0
+    assert made.current_epoch == 6, "early stopping waits for the end of the plan: 9, then 8"
+
+
 def test_cyclic_ranks_nothing_before_its_last_phase(tmp_path):
     saves = SparseModelCheckpoint(
         tmp_path, filename="{epoch}", monitor="score", mode="max", save_top_k=-1

@@ -17,11 +17,14 @@ regrow: pruning that never loses a weight you may want back
   regrow train -m recipe=digits/gmp seed=0,1,2       a sweep; finished jobs are skipped
   regrow plan recipe=digits/gmp                      what would be pruned, and when
   regrow inspect CKPT                                what a checkpoint holds, layer by layer
+  regrow export CKPT --to onnx|safetensors|pt2       the network as a file, checked; what it costs
   regrow recipes [WORD]                              what there is to run
 
   regrow train --help                                the groups and settings
   regrow train recipe=digits/gmp --cfg job           the whole configuration
 """
+
+EXPORTS = ("onnx", "safetensors", "pt2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +78,46 @@ def _inspect(words: list[str]) -> None:
     inspect(path)
 
 
+def _export(words: list[str]) -> None:
+    found, out, to = _export_words(words)
+    if not found.is_file():
+        raise ConfigError(f"no file {str(found)!r}: `regrow export` takes a checkpoint (.ckpt)")
+    if to is None and out is None:
+        raise ConfigError(f"which format? write `regrow export {found} --to {EXPORTS[0]}`")
+    if to is not None and to not in EXPORTS:
+        raise ConfigError(
+            f"--to must be one of {', '.join(EXPORTS)}, got {to!r}: {did_you_mean(to, EXPORTS)}"
+        )
+    from regrow.app.exporting import export_checkpoint
+    from regrow.exporting import chosen_format
+
+    path = out if out is not None else found.with_suffix(f".{to}")
+    export_checkpoint(found, chosen_format(path, to), path)
+
+
+def _export_words(words: list[str]) -> tuple[Path, Path | None, str | None]:
+    """Checkpoint, file and format, as written."""
+    options: dict[str, str] = {}
+    names: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        key, equals, value = word.partition("=")
+        if key in ("--to", "--out"):
+            options[key] = value if equals else next(rest, "")
+            if not options[key]:
+                raise ConfigError(f"{key} needs a value: write `regrow export CKPT --to onnx`")
+        elif word.startswith("-"):
+            raise ConfigError(f"no option {word!r}: regrow export CKPT --to onnx [--out PATH]")
+        else:
+            names.append(word)
+    if len(names) != 1:
+        raise ConfigError(
+            "export takes one checkpoint: write `regrow export outputs/.../x.ckpt --to onnx`"
+        )
+    out = options.get("--out")
+    return Path(names[0]), None if out is None else Path(out), options.get("--to")
+
+
 def _recipes(words: list[str]) -> None:
     from regrow.app.recipes import show
 
@@ -85,6 +128,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "plan": _plan,
     "inspect": _inspect,
+    "export": _export,
     "recipes": _recipes,
 }
 

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from regrow.app.building import build_data, build_module
 from regrow.app.classifier import Classifier
+from regrow.app.smaller import groups_table
 from regrow.app.start import load_checkpoint, network_weights
+from regrow.callbacks.shapes import fit_shapes
+from regrow.channels.coupling import groups
+from regrow.channels.examples import two_examples
+from regrow.channels.plan import KEY, Plan
 from regrow.cost import cost, positions
 from regrow.masks import Masks
 
@@ -36,6 +41,8 @@ def inspect(path: Path) -> None:
         if isinstance(value, dict) and isinstance(value.get("pruner"), dict)
     }
     module = _network(path)
+    if module is not None:
+        fit_shapes(module, checkpoint)
     if not pruners:
         console.print(_layers(state, None, None, "no masks: a dense network"))
     for key, held in pruners.items():
@@ -45,6 +52,8 @@ def inspect(path: Path) -> None:
             places = dict(positions(module, module.example_input_array))
         console.print(_layers(state, masks, places, key))
         console.print(_progress(held, masks))
+        if module is not None and "cuts" in held["pruner"]:
+            console.print(_channels(module, checkpoint))
     if module is not None:
         module.network.load_state_dict(network_weights(checkpoint))
         for held in pruners.values():
@@ -60,6 +69,14 @@ def _network(path: Path) -> Classifier | None:
     cfg = OmegaConf.load(config)
     assert isinstance(cfg, DictConfig)
     return build_module(cfg, build_data(cfg))
+
+
+def _channels(module: Classifier, checkpoint: Mapping[str, Any]) -> Table:
+    """Which channels belong together in the network as it is, and how many were cut."""
+    example = two_examples(module.example_input_array, module)
+    plan = checkpoint.get(KEY)
+    removed = Plan.from_state(plan).removed if plan is not None else {}
+    return groups_table(groups(module, example), removed)
 
 
 def _layers(
@@ -84,6 +101,8 @@ def _progress(held: Mapping[str, Any], masks: Masks) -> str:
     lines = [
         f"sparsity {masks.sparsity:.4f} of the prunable, target {held['pruner']['target']:.4f}"
     ]
+    if "cuts" in held["pruner"]:
+        lines[0] += f" of the {held['method']['of']}; cut {len(held['pruner']['cuts'])} times"
     if progress is not None:
         plan, fired = progress["plan"], progress["fired"]
         ahead = f"; next at step {plan[fired][0]}" if fired < len(plan) else ""

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
 
 from regrow.app.files import write_whole
 from regrow.callbacks.pruning import PruningCallback
@@ -56,12 +55,13 @@ class LevelRecorder(pl.Callback):
             if name in trainer.callback_metrics:
                 level[name.replace("/", "_")] = float(trainer.callback_metrics[name])
         if trainer.is_global_zero:
-            state = pl_module.state_dict()
+            state = {"state_dict": pl_module.state_dict()}
+            self.pruning.on_save_checkpoint(trainer, pl_module, state)  # its shapes, if cut
             write_whole(self._file(len(self.levels)), lambda file: torch.save(state, file))
         self.levels.append(level)
 
-    def weights(self) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-        """Each level with its weights, on the CPU."""
+    def weights(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Each level with a checkpoint of its weights, on the CPU."""
         for index, level in enumerate(self.levels):
             yield level, torch.load(self._file(index), map_location="cpu", weights_only=True)
 

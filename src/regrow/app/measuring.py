@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from regrow.app.building import build_data, build_module
 from regrow.app.classifier import Classifier
 from regrow.app.data.base import ImageDataModule
 from regrow.app.start import load_checkpoint, network_weights
 from regrow.callbacks.pruning import PruningCallback
+from regrow.callbacks.shapes import fit_shapes
+from regrow.channels.plan import KEY
 from regrow.cost import Latency, cost, latency
 from regrow.errors import StateError
 from regrow.masks import Masks
@@ -32,12 +33,14 @@ class Measured(NamedTuple):
         module: The network in its module.
         data: Its data.
         masks: Its masks; None for a dense network.
+        sparsity: What the pruner says it is.
     """
 
     block: dict[str, Any]
     module: Classifier
     data: ImageDataModule
     masks: Masks | None
+    sparsity: float = 0.0
 
 
 def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) -> Measured:
@@ -52,10 +55,10 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
         StateError: If its outputs are not finite.
     """
     module, data = load_network(cfg, checkpoint)
-    masks = None
+    masks, sparsity = None, 0.0
     if pruning is not None:
         pruning.attach(module, checkpoint)
-        masks = pruning.masks
+        masks, sparsity = pruning.masks, pruning.sparsity
     size = cost(module, module.example_input_array, masks)
     block = evaluate(cfg, module, data)
     if not all(math.isfinite(value) for value in block.values()):
@@ -64,16 +67,21 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
             "optimizer.lr (or finetune.lr)"
         )
     block |= {"params": size.params, "macs": size.macs, "bytes": size.bytes}
-    return Measured(block, module, data, masks)
+    return Measured(block, module, data, masks, sparsity)
 
 
 def load_network(
-    cfg: DictConfig, checkpoint: Path | dict[str, Tensor]
+    cfg: DictConfig, checkpoint: Path | dict[str, Any]
 ) -> tuple[Classifier, ImageDataModule]:
     """The network of a checkpoint, or of its weights, in its module, with its data."""
     state = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     data = build_data(cfg)
-    return build_module(cfg, data, network_weights(state)), data
+    if KEY not in state:
+        return build_module(cfg, data, network_weights(state)), data
+    module = build_module(cfg, data)
+    fit_shapes(module, state)
+    module.network.load_state_dict(network_weights(state))
+    return module, data
 
 
 def evaluate(cfg: DictConfig, module: Classifier, data: ImageDataModule) -> dict[str, Any]:

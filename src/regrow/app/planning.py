@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from regrow.app.building import build_pruning
+from regrow.app.building import build_callbacks, build_pruning
 from regrow.app.classifier import Classifier
 from regrow.app.preflight import set_up
+from regrow.app.smaller import groups_table
 from regrow.app.talking import calm
+from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.pruning import PruningCallback
+from regrow.callbacks.rewind import Rewind
 from regrow.cost import cost, positions
 from regrow.distributions import DISTRIBUTIONS, Layer
 from regrow.errors import ConfigError
@@ -39,6 +42,9 @@ def plan(cfg: DictConfig) -> None:
     module, steps = set_up(cfg, pruning)
     console = Console()
     console.print(_events(pruning.progress.plan, steps, pruning))
+    if isinstance(pruning, ChannelPruning):
+        console.print(groups_table(pruning.pruner.groups, {}))
+        return
     console.print(_layers(pruning, module))
     console.print(_sizes(cfg, pruning, module))
 
@@ -99,6 +105,8 @@ def _sizes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> Tab
         "masks": sum(-(-target.parameter.numel() // 8) for target in pruner.targets),
         "removed values": pruned * width if pruning.keep_removed else 0,
     }
+    if copied := _remembered_bytes(cfg, pruning, module):
+        parts["rewind's copy"] = copied
     table = Table("", "dense", "at the target", title="cost")
     table.add_row("parameters", f"{dense.params:,}", f"{dense.params - pruned:,}")
     table.add_row("MACs an image", f"{dense.macs:,}", "by the layers' densities")
@@ -109,13 +117,27 @@ def _sizes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> Tab
     return table
 
 
-def _optimizer_bytes(cfg: DictConfig, module: Classifier) -> int:
-    """The size of the optimizer's state, found by one step of a copy without gradients."""
+def _remembered_bytes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> int:
+    """The size of what a rewind goes back to, as far as it is tensors."""
+    rewinds = [getattr(pruning, "rewinder", None), *build_callbacks(cfg, pruning)]
+    parts = [part for rewind in rewinds if isinstance(rewind, Rewind) for part in rewind.parts]
+    held = [*module.parameters(), *module.buffers()]
+    sizes = {
+        "weights": sum(tensor.numel() * tensor.element_size() for tensor in held),
+        "optimizer": _optimizer_bytes(cfg, module),
+        "fresh": _optimizer_bytes(cfg, module, steps=0),
+    }
+    return sum(sizes.get(part, 0) for part in parts)
+
+
+def _optimizer_bytes(cfg: DictConfig, module: Classifier, steps: int = 1) -> int:
+    """The size of the optimizer's state, found by steps of a copy without gradients."""
     twin = copy.deepcopy(module.network)
     optimizer = module.optimizer(twin.parameters())
     for parameter in twin.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type,return-value]
+    for _ in range(steps):
+        optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type,return-value]
     return sum(_bytes(state) for state in optimizer.state.values())
 
 

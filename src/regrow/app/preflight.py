@@ -10,9 +10,10 @@ import lightning.pytorch as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from regrow.app.building import build_data, build_module
+from regrow.app.building import build_callbacks, build_data, build_module
 from regrow.app.classifier import Classifier
 from regrow.app.start import SCRATCH, given_weights
+from regrow.callbacks.base import Callback
 from regrow.callbacks.pruning import PruningCallback
 from regrow.errors import ConfigError, check_choice
 from regrow.plans import Milestone
@@ -65,10 +66,11 @@ def set_up(cfg: DictConfig, pruning: PruningCallback) -> tuple[Classifier, int]:
         pruning.attach(module)
         pruning.progress.plan = (Milestone(0, pruning.final),)
         return module, 1
+    beside = [c for c in build_callbacks(cfg, pruning) if isinstance(c, Callback)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = instantiate(
             cfg.trainer,
-            callbacks=[pruning, _Stop()],
+            callbacks=[*beside, _Stop()],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -88,5 +90,5 @@ class _Planned(Exception):
 
 
 class _Stop(pl.Callback):
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         raise _Planned

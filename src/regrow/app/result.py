@@ -46,8 +46,44 @@ def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def budget(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What an accuracy budget judged, in order, and why its search ended; None without one.
+
+    Returns:
+        judged (each with sparsity, step, epoch, whether it held, and what it had lost of the
+        metric: None where it never was a number), held (the sparsest that did), rollbacks (how many
+        did not) and reason.
+
+    Example:
+        >>> found = budget([{"kind": "prune", "after": 0.5, "lost": 0.01, "reason": "it held"}])
+        >>> found["held"], found["rollbacks"], found["reason"]
+        (0.5, 0, 'it held')
+    """
+    judged = [
+        {
+            "sparsity": entry["before" if entry["kind"] == "rollback" else "after"],
+            "held": entry["kind"] != "rollback",
+            "lost": entry["lost"],
+            "step": entry.get("step"),
+            "epoch": entry.get("epoch"),
+        }
+        for entry in history
+        if "lost" in entry
+    ]
+    if not judged:
+        return None
+    return {
+        "held": max((event["sparsity"] for event in judged if event["held"]), default=0.0),
+        "rollbacks": sum(not event["held"] for event in judged),
+        "reason": [entry.get("reason") for entry in history if "lost" in entry][-1],
+        "judged": judged,
+    }
+
+
 def verdict(result: dict[str, Any]) -> str:
     """One line: what was gained, what was lost, and why it is or is not faster.
+
+    After an accuracy budget also why it ended where it did.
 
     Example:
         >>> verdict({"pruned": None, "dense": {"accuracy": 0.9}})
@@ -58,15 +94,25 @@ def verdict(result: dict[str, Any]) -> str:
         return f"dense: accuracy {dense['accuracy']:.2%}".replace("%", " %")
     points = 100 * result["accuracy_drop"]
     change = f"{abs(points):.2f} points {'lost' if points > 0 else 'gained'}"
-    size = f"{result['compression']:.1f}x fewer parameters ({result['sparsity']:.1%} of the "
-    size += f"prunable are zero), {result['theoretical_speedup']:.1f}x fewer MACs"
+    of = result.get("of", "weights")
+    gone = "of the prunable are zero" if of == "weights" else f"of the {of} are gone"
+    size = f"{result['compression']:.1f}x fewer parameters ({result['sparsity']:.1%} {gone}), "
+    size += f"{result['theoretical_speedup']:.1f}x fewer MACs"
     speed = result["measured_speedup"]
     if speed > 1.05 and pruned["latency_ms"]["p75"] < dense["latency_ms"]["p25"]:
-        return f"{change}, {size}, {speed:.2f}x as fast"
-    return (
-        f"{change}, {size}; not faster ({speed:.2f}x measured): a dense kernel multiplies zeros "
-        "too, channel or 2:4 pruning is what speeds it up"
-    )
+        line = f"{change}, {size}, {speed:.2f}x as fast"
+    elif of != "weights":
+        line = f"{change}, {size}; not faster here ({speed:.2f}x measured): too little work to save"
+    else:
+        line = (
+            f"{change}, {size}; not faster ({speed:.2f}x measured): a dense kernel multiplies "
+            "zeros too, channel or 2:4 pruning is what speeds it up"
+        )
+    judged = result.get("budget")
+    if judged is None:
+        return line
+    taken = f"{judged['rollbacks']} of {len(judged['judged'])} events taken back"
+    return f"{line}; budget: {judged['reason']} ({taken})"
 
 
 def device_name() -> str:

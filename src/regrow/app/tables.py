@@ -35,7 +35,9 @@ def result_table(result: dict[str, Any]) -> Table:
         table.add_row(*row)
     if pruned is not None:
         sparsity = f"{100 * result['sparsity']:.2f} %"
-        table.add_row("sparsity of the prunable", "0.00 %", sparsity, "")
+        of = result.get("of", "weights")
+        label = "sparsity of the prunable" if of == "weights" else f"sparsity, of {of}"
+        table.add_row(label, "0.00 %", sparsity, "")
         table.add_row("sparsity of all", "0.00 %", f"{100 * result['sparsity_total']:.2f} %", "")
     table.caption = result["verdict"]
     return table
@@ -51,9 +53,23 @@ def levels_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def budget_table(result: dict[str, Any]) -> Table:
+    """What an accuracy budget judged, and why its search ended."""
+    found = result["budget"]
+    table = Table("epoch", "sparsity", "lost", "outcome", title="accuracy budget")
+    for event in found["judged"]:
+        lost = "-" if event["lost"] is None else f"{event['lost']:.4f}"
+        outcome = "held" if event["held"] else "taken back"
+        table.add_row(str(event["epoch"]), f"{100 * event['sparsity']:.2f} %", lost, outcome)
+    table.caption = found["reason"]
+    return table
+
+
 def show_result(result: dict[str, Any]) -> None:
-    """Prints both."""
+    """Prints them all."""
     console = Console()
+    if result.get("budget"):
+        console.print(budget_table(result))
     if len(result["levels"]) > 1:
         console.print(levels_table(result))
     console.print(result_table(result))

@@ -22,9 +22,20 @@ from regrow.app.levels import LevelRecorder, clear_levels
 from regrow.app.locking import alone
 from regrow.app.measuring import Measured, evaluate, load_network, measure, time_networks
 from regrow.app.preflight import refuse_settings, set_up
-from regrow.app.result import FILE, FORMAT, compare, device_name, standing_result, verdict, versions
+from regrow.app.result import (
+    FILE,
+    FORMAT,
+    budget,
+    compare,
+    device_name,
+    standing_result,
+    verdict,
+    versions,
+)
+from regrow.app.smaller import described, small_checkpoint
 from regrow.app.tables import show_result
 from regrow.app.talking import calm, say
+from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.pruning import PruningCallback
 from regrow.cost import Latency
 from regrow.errors import ConfigError
@@ -85,6 +96,7 @@ def _dense(cfg: DictConfig, folder: Path, control: Dense) -> dict[str, Any]:
         "epochs": control.epochs,
         "levels": [],
         "history": [],
+        "budget": None,
         "checkpoint": os.path.relpath(checkpoint, folder),
     }
 
@@ -94,12 +106,13 @@ def _pruned(
 ) -> dict[str, Any]:
     """Prunes, then measures both networks as they lie on disk."""
     fitted = fit(cfg, folder, start_weights(cfg), pruning)
+    checkpoint, cutter = fitted.checkpoint, build_pruning(cfg)
+    if isinstance(cutter, ChannelPruning):
+        checkpoint = small_checkpoint(cfg, checkpoint, cutter)
     reloaded = build_pruning(cfg)
     assert reloaded is not None and fitted.levels is not None
-    pruned = measure(cfg, fitted.checkpoint, reloaded)
+    pruned = measure(cfg, checkpoint, reloaded)
     levels = _levels(cfg, fitted.levels, pruned)
-    masks = reloaded.masks
-    weights = sum(parameter.numel() for parameter in pruned.module.parameters())
     network, _ = load_network(cfg, control.checkpoint)
     slow, fast = time_networks(cfg, network, pruned.module)
     dense_block = control.block | {"latency_ms": _latency(slow)}
@@ -107,14 +120,27 @@ def _pruned(
     return {
         "dense": dense_block,
         "pruned": pruned_block,
-        "sparsity": masks.sparsity,
-        "sparsity_total": masks.pruned / weights,
+        **_removed(reloaded, network),
         **compare(dense_block, pruned_block),
-        "layers": {name: 1 - masks.density(name) for name in masks},
-        "excluded": dict(reloaded.pruner.selection.reasons),
         "levels": levels,
         "history": reloaded.history,
-        "checkpoint": os.path.relpath(fitted.checkpoint, folder),
+        "budget": budget(reloaded.history),
+        "checkpoint": os.path.relpath(checkpoint, folder),
+    }
+
+
+def _removed(pruning: PruningCallback, dense: torch.nn.Module) -> dict[str, Any]:
+    """How much went, layer by layer, and what could not."""
+    weights = sum(parameter.numel() for parameter in dense.parameters())
+    if isinstance(pruning, ChannelPruning):
+        return described(pruning, weights)
+    masks = pruning.masks
+    return {
+        "of": "weights",
+        "sparsity": masks.sparsity,
+        "sparsity_total": masks.pruned / weights,
+        "layers": {name: 1 - masks.density(name) for name in masks},
+        "excluded": dict(pruning.pruner.selection.reasons),
     }
 
 
@@ -123,7 +149,7 @@ def _levels(cfg: DictConfig, recorder: LevelRecorder, pruned: Measured) -> list[
     levels = []
     for index, (level, weights) in enumerate(recorder.weights()):
         last = index == len(recorder.levels) - 1
-        if last and pruned.masks is not None and level["sparsity"] == pruned.masks.sparsity:
+        if last and level["sparsity"] == pruned.sparsity:
             scores = pruned.block
         else:
             module, data = load_network(cfg, weights)

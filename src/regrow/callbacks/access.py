@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from regrow.callbacks.base import Callback, PruneEvent, tell
 from regrow.callbacks.clock import Clock
+from regrow.callbacks.pruners import AnyPruner
+from regrow.channel_method import ChannelMethod
 from regrow.errors import StateError
 from regrow.holding import Train
 from regrow.initializers import Initializer
@@ -33,13 +35,15 @@ class PrunerAccess(Callback):
         soft: Whether dense values go on learning beneath the masks.
     """
 
-    def __init__(self, method: Method, keep_removed: Keep, soft: bool = False) -> None:
+    def __init__(
+        self, method: Method | ChannelMethod, keep_removed: Keep, soft: bool = False
+    ) -> None:
         super().__init__()
         self.method = method.checked()
         self.keep_removed = keep_removed
         self.soft = soft
         self.progress = Progress()
-        self._pruner: Pruner | None = None
+        self._pruner: AnyPruner | None = None
         self._clock: Clock | None = None
         # Lightning asks for it around every hook
         self._key = self._generate_state_key(
@@ -51,7 +55,7 @@ class PrunerAccess(Callback):
         return self._key
 
     @property
-    def pruner(self) -> Pruner:
+    def pruner(self) -> AnyPruner:
         """The pruner; there is one once a fit has begun or a model was attached."""
         if self._pruner is None:
             raise StateError(
@@ -84,6 +88,11 @@ class PrunerAccess(Callback):
     def reached(self) -> bool:
         """Whether all planned events have happened."""
         return self.progress.begun and self.progress.reached
+
+    @property
+    def at_target(self) -> bool:
+        """Whether nothing is left to prune."""
+        return self.reached
 
     def prune_to(self, sparsity: float) -> dict[str, Any]:
         """Prunes now, beside the schedule; see `Pruner.prune_to`."""
@@ -151,7 +160,8 @@ class PrunerAccess(Callback):
         self.pruner.note("rollback", failed, lost=lost)
         self._where(self.history[-1])
 
-    def _new_pruner(self, model: nn.Module) -> Pruner:
+    def _new_pruner(self, model: nn.Module) -> AnyPruner:
+        assert isinstance(self.method, Method)
         return Pruner(model, self.method, keep_removed=self.keep_removed, soft=self.soft)
 
     def _own_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
+from regrow.channels.plan import Plan
+
 if TYPE_CHECKING:
     from regrow.callbacks.access import PrunerAccess
 
@@ -58,6 +60,9 @@ class Callback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
     ) -> None:
         """Called on every callback of the suite after a pruner changed its masks."""
+
+    def on_compact(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> None:
+        """Called after channels were cut out of the module within a fit: shapes have changed."""
 
 
 def suite(trainer: pl.Trainer) -> list[Callback]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from regrow.callbacks.access import PrunerAccess
 from regrow.callbacks.base import Callback, PruneEvent
 from regrow.callbacks.clock import Clock
+from regrow.callbacks.dynamic import refuse_constant
 from regrow.callbacks.reached import pruners
 from regrow.callbacks.snapshot import Snapshot
 from regrow.errors import ConfigError, StateError, check_choice, check_positive, check_rate
@@ -29,6 +31,9 @@ class AccuracyBudget(Callback):
     `resolution`. The next event waits while a recovery is open. The fit ends with the sparsest
     model that held, and `last.ckpt` holds it. Global step and learning rate do not go back.
 
+    The pruner's `history` says how it went: what held has `lost`, what was taken back is a
+    "rollback", and the last of them has `reason`. `Regrow` waits while a recovery is open.
+
     Args:
         monitor: A metric that validation logs.
         max_drop: How much worse than the reference it may be, in the metric's own unit: 0.01 is one
@@ -40,7 +45,7 @@ class AccuracyBudget(Callback):
 
     Raises:
         ConfigError: For settings that cannot be meant; if the remaining events and their recoveries
-            do not fit into the fit.
+            do not fit into the fit; beside `DynamicSparseTraining`, whose sparsity never changes.
         StateError: If the metric is never logged, or no validation came before the first event.
 
     Example:
@@ -81,6 +86,7 @@ class AccuracyBudget(Callback):
         return self._open is None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        refuse_constant(trainer, self)
         found = pruners(trainer)
         if len(found) != 1:
             raise ConfigError(
@@ -90,21 +96,23 @@ class AccuracyBudget(Callback):
         [self._pruner] = found
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._clock is not None:
-            return
-        self._set_clock(trainer)
         assert self._pruner is not None
-        progress = self._pruner.progress
-        progress.led = True
-        self._refuse_too_many(trainer, progress)
+        if self._clock is None:
+            self._set_clock(trainer)
+            self._pruner.progress.led = True
+            self._refuse_too_many(trainer, self._pruner.progress)
+        if self._lost is not None:  # before the pruner looks at what is due in this batch
+            self._roll_back(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._clock is None:  # resumed in the middle of an epoch
             self._set_clock(trainer)
-        if self._lost is not None:
+        if self._lost is not None:  # validated in the middle of an epoch
             self._roll_back(trainer, pl_module)
+        elif self.settled:
+            self._snapshot = None  # of an event that changed nothing
 
     def allows_event(self, trainer: pl.Trainer, pruner: PrunerAccess) -> bool:
         return self.settled
@@ -122,9 +130,14 @@ class AccuracyBudget(Callback):
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
     ) -> None:
-        if self._snapshot is not None and self._clock is not None and self.settled:
+        if self._snapshot is None or self._clock is None:
+            return
+        if self._open is not None:  # changed by hand: what is there is what is judged
+            self._open["sparsity"] = event.after
+        elif event.after > event.before:
             deadline = self._clock.now() + self._length
-            self._open = {"sparsity": event.after, "deadline": deadline}
+            number = event.entry["event"]
+            self._open = {"sparsity": event.after, "deadline": deadline, "event": number}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
@@ -139,14 +152,13 @@ class AccuracyBudget(Callback):
             self._judge(value)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._open is None:
-            return
-        if self._lost is None:  # the fit ended before it could be judged
-            self._lost = float("inf")
-            self.search.fail(self._open["sparsity"])
-        self._roll_back(trainer, pl_module)
+        assert self._pruner is not None
+        over = self._open is None and not self._pruner.progress.ahead
+        if self._open is not None:  # failed just now, or never judged
+            self._roll_back(trainer, pl_module)
+        self._conclude(cut=True)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ModelCheckpoint) and callback.last_model_path:
+            if isinstance(callback, ModelCheckpoint) and callback.last_model_path and not over:
                 trainer.save_checkpoint(callback.last_model_path)
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,20 +209,32 @@ class AccuracyBudget(Callback):
             self.search.fail(sparsity)
             return
         self.search.hold(sparsity)
-        self._pruner.history[-1]["lost"] = lost
+        self._pruner.history[self._open["event"]]["lost"] = lost
         self._open = self._snapshot = None
         if self.search.failed is not None:
             self._pruner.progress.lead(self._behind(), self.search.candidate())
+        self._conclude()
 
     def _roll_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._open is not None
         assert self._snapshot is not None
         assert self._pruner is not None
-        failed, lost = self._open["sparsity"], self._lost
+        sparsity, lost = self._open["sparsity"], self._lost
         self._snapshot.restore(trainer, pl_module, self._pruner)
-        self._pruner.note_rollback(failed, lost)
+        finite = lost is not None and math.isfinite(lost)  # a result in JSON knows no NaN
+        self._pruner.note_rollback(sparsity, lost if finite else None)
+        if lost is not None:  # else the event is still to come
+            self._pruner.progress.lead(self._behind(), self.search.candidate())
         self._open = self._lost = self._snapshot = None
-        self._pruner.progress.lead(self._behind(), self.search.candidate())
+        self._conclude()
+
+    def _conclude(self, cut: bool = False) -> None:
+        """Writes down why the search ended, once it has or the fit cuts it."""
+        assert self._pruner is not None
+        ahead = self._pruner.progress.ahead
+        judged = [entry for entry in self._pruner.history if "lost" in entry]
+        if judged and (cut or not ahead):
+            judged[-1]["reason"] = self.search.reason(ahead[0].sparsity if ahead else None)
 
     def _refuse_too_many(self, trainer: pl.Trainer, progress: Progress) -> None:
         """Refuses a plan whose events and recoveries do not fit, one after the other."""

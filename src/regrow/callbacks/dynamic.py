@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.callbacks.base import suite
+from regrow.callbacks.base import Callback
 from regrow.callbacks.pruning import PruningCallback
 from regrow.callbacks.refusals import overflowed, waits_for_gradients
 from regrow.criteria import CRITERIA, TrackingCriterion
@@ -138,6 +138,10 @@ class DynamicSparseTraining(PruningCallback):
         """Whether the network is as sparse as asked for: from the first step on."""
         return self._pruner is not None and self.progress.begun and self._complete
 
+    @property
+    def at_target(self) -> bool:
+        return self.reached
+
     def resolve(self, timeline: Timeline, start: float = 0.0) -> Plan:
         """The start and the updates of a fit with this timeline, without a Trainer."""
         return tuple(self.schedule.plan(self.final, timeline, start)) if self.final else ()
@@ -181,8 +185,15 @@ class DynamicSparseTraining(PruningCallback):
     def _complete(self) -> bool:
         return self.pruner.units(self.pruner.stand(self.final)) >= self.pruner.units(self.final)
 
+    @property
+    def pruner(self) -> Pruner:
+        pruner = super().pruner
+        assert isinstance(pruner, Pruner)
+        return pruner
+
     def _new_pruner(self, model: nn.Module) -> Pruner:
         pruner = super()._new_pruner(model)
+        assert isinstance(pruner, Pruner)
         pruner.needs_gradients |= self._by_gradients
         return pruner
 
@@ -220,14 +231,8 @@ class DynamicSparseTraining(PruningCallback):
         progress.plan = progress.plan[: progress.fired] + ahead
         self._end = self.updates.stop(timeline)
 
-    def _fire(self, due: Milestone) -> None:
-        assert self._clock is not None
-        pruner, first, trainer = self.pruner, self.progress.first, self._clock.trainer
-        listeners = suite(trainer)
-        if not all(callback.allows_event(trainer, self) for callback in listeners):
-            return
-        for callback in listeners:
-            callback.before_prune_event(trainer, trainer.lightning_module, self)
+    def _act(self, due: Milestone) -> None:
+        pruner, first = self.pruner, self.progress.first
         if not pruner.pruned:
             if self.initializer is original:
                 pruner.remember()
@@ -247,7 +252,6 @@ class DynamicSparseTraining(PruningCallback):
                 )
             )
             self._skips = self.skip_update
-        self.progress.done(due)
 
     def _change(self, change: Callable[[list[Optimizer]], dict[str, Any]]) -> dict[str, Any]:
         def watched(optimizers: list[Optimizer]) -> dict[str, Any]:
@@ -258,3 +262,19 @@ class DynamicSparseTraining(PruningCallback):
             return entry
 
         return super()._change(watched)
+
+
+def refuse_constant(trainer: pl.Trainer, callback: Callback) -> None:
+    """Refuses a callback that answers rising sparsity where it stands still.
+
+    Raises:
+        ConfigError: It would never act, or take the first masks back.
+    """
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(other, DynamicSparseTraining):
+            name = type(callback).__name__
+            raise ConfigError(
+                f"{name} answers events that prune further, and DynamicSparseTraining has its "
+                f"sparsity from the first step on: leave {name} out, or write "
+                "MagnitudePruning(0.9) instead"
+            )

@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-import lightning.pytorch as pl
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from regrow.callbacks.base import PruneEvent
-from regrow.callbacks.pruning import PruningCallback
 from regrow.callbacks.rewind import Rewind
+from regrow.callbacks.rewound import RewoundPruning
 from regrow.criteria import TrackingCriterion
-from regrow.errors import ConfigError, StateError
+from regrow.errors import ConfigError
 from regrow.exponential import Exponential
 from regrow.masked import Keep
 from regrow.method import Method
@@ -26,7 +23,7 @@ from regrow.time import TimeLike
 DEFAULT_SPARSITY: Final = float("0.9")
 
 
-class MagnitudePruning(PruningCallback):
+class MagnitudePruning(RewoundPruning):
     """Prunes to a target sparsity by a schedule, and holds it.
 
     One-shot, gradual and iterative pruning are schedules; by default a cubic one from 20 % to 75 %
@@ -112,74 +109,4 @@ class MagnitudePruning(PruningCallback):
                 f"sparsity=0 leaves layers={dict(layers)} nothing to move in proportion to: write "
                 "include=[...] with these layers, and their sparsity as sparsity"
             )
-        super().__init__(method, chosen, final, keep, on_change, soft)
-        if rewind is not None and not isinstance(rewind, Rewind):
-            rewind = Rewind(rewind)
-        self.rewinder = rewind
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if self.rewinder is not None:
-            self.rewinder.setup(trainer, pl_module, stage)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if self.rewinder is not None:
-            self.rewinder.on_train_start(trainer, pl_module)
-
-    def on_prune_event(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
-    ) -> None:
-        super().on_prune_event(trainer, pl_module, event)
-        if self.rewinder is not None:
-            self.rewinder.on_prune_event(trainer, pl_module, event)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self.rewinder is not None:
-            self.rewinder.on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.rewinder is not None:
-            self.rewinder.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        if trainer.state.fn == TrainerFn.FITTING:
-            then, now = "rewind" in self._own_state(checkpoint), self.rewinder is not None
-            if then != now:
-                raise StateError(
-                    f"the checkpoint was trained {'with' if then else 'without'} rewind=, this "
-                    f"callback goes on {'with' if now else 'without'} it: write the same rewind="
-                )
-
-    def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        return state if self.rewinder is None else state | {"rewind": self.rewinder.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        if self.rewinder is not None and "rewind" in state_dict:
-            self.rewinder.load_state_dict(state_dict["rewind"])
-
-    def _release(self) -> None:
-        super()._release()
-        if self.rewinder is not None:
-            self.rewinder.release()
-
-
-def _not_yet(what: str, given: object, only: object) -> None:
-    if given is not only:
-        raise ConfigError(f"{what}={given!r} is not available in this version: leave {what} out")
+        super().__init__(method, chosen, final, keep, on_change, soft, rewind=rewind)

@@ -13,13 +13,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from regrow.callbacks.reached import all_reached, require_pruner
+from regrow.callbacks.reached import all_at_target, require_pruner
 from regrow.errors import ConfigError
 
 
 class SparseModelCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, ranking models only once the target sparsity is reached.
+    """Lightning's ModelCheckpoint, ranking models only while they have the target sparsity.
 
+    No event that prunes is to come then; of `Cyclic(last="dense")` the last sparse phase is ranked.
     Until then, and beside the best ones afterwards, `last.ckpt` is written whenever a checkpoint
     is due, complete and resumable, so that an interrupted run loses nothing.
 
@@ -107,7 +108,9 @@ class SparseModelCheckpoint(ModelCheckpoint):
         self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
     ) -> None:
         validated = trainer.fit_loop.epoch_loop.val_loop._has_run
-        if all_reached(trainer) or (validated and self.monitor not in (None, *monitor_candidates)):
+        if all_at_target(trainer) or (
+            validated and self.monitor not in (None, *monitor_candidates)
+        ):
             super()._save_topk_checkpoint(trainer, monitor_candidates)  # names an unknown monitor
         self._save_last_checkpoint(trainer, monitor_candidates)
 

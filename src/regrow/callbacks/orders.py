@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from regrow.callbacks.access import PrunerAccess
 from regrow.callbacks.reached import pruners
 from regrow.callbacks.requests import Order
+from regrow.channel_pruner import ChannelPruner
 from regrow.errors import ConfigError, check_patterns
 from regrow.initializers import removed as removed_values
 from regrow.regrowth import by_momentum, by_removed
@@ -52,6 +53,8 @@ def refuse_unable(trainer: pl.Trainer, order: Order) -> None:
     for callback, names in chosen(trainer, order):
         pruner = callback.pruner
         pruner.hold.check(order.train)
+        if isinstance(pruner, ChannelPruner):
+            pruner.check_regrowth(order.by, order.init)
         weights = sum(target.parameter.numel() for target in pruner.named(names))
         if order.count is not None and order.count > weights:
             raise ConfigError(f"count={order.count} is more than all {weights} weights there are")

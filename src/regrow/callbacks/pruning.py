@@ -9,7 +9,7 @@ before it would see no gradients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,23 +21,21 @@ from torch.utils.hooks import RemovableHandle
 from regrow.callbacks.access import PrunerAccess
 from regrow.callbacks.base import Callback, PruneEvent, suite
 from regrow.callbacks.clock import Clock
+from regrow.callbacks.pruners import as_sparse
 from regrow.callbacks.refusals import (
     overflowed,
-    refuse_averaging,
-    refuse_closures,
     refuse_passed,
-    refuse_replaced,
-    refuse_sharded,
-    refuse_split,
-    refuse_unreachable,
+    refuse_unfit,
     waits_for_gradients,
     warn_unfinished,
 )
 from regrow.callbacks.targets_table import show_targets
+from regrow.channel_method import ChannelMethod
+from regrow.channels.plan import Plan as ChannelPlan
 from regrow.errors import StateError, check_choice
 from regrow.masked import Keep
 from regrow.method import Method
-from regrow.plans import Milestone, Plan, Schedule
+from regrow.plans import Milestone, Plan, Schedule, own_sparsities
 from regrow.progress import Progress
 from regrow.time import Timeline
 
@@ -58,7 +56,7 @@ class PruningCallback(PrunerAccess):
 
     def __init__(
         self,
-        method: Method,
+        method: Method | ChannelMethod,
         schedule: Schedule,
         final: float,
         keep_removed: Keep,
@@ -85,10 +83,12 @@ class PruningCallback(PrunerAccess):
     @property
     def reached(self) -> bool:
         """Whether all planned events have happened, and nothing was brought back since."""
-        if not super().reached or self._pruner is None:
-            return False
-        last = self.progress.plan[-1].sparsity if self.progress.plan else self.final
-        return self._pruner.units(self.pruner.stand(self.final)) >= self._pruner.units(last)
+        return super().reached and self._holds(self.progress.plan)
+
+    @property
+    def at_target(self) -> bool:
+        """Whether nothing is left to prune; a plan may end dense, after that."""
+        return self.progress.begun and self.progress.pruned and self._holds(self.progress.sparse)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pruner = self._pruner = self._pruner or self._new_pruner(pl_module)
@@ -97,12 +97,7 @@ class PruningCallback(PrunerAccess):
                 f"{type(self).__name__} holds the masks of another model object: call "
                 "attach(model) to carry them over, or make a new callback for a fresh model"
             )
-        refuse_replaced(pl_module, pruner)
-        refuse_averaging(trainer)
-        refuse_sharded(trainer, pruner)
-        refuse_split(trainer.optimizers, pruner)
-        if self.soft:
-            refuse_closures(trainer.optimizers)
+        refuse_unfit(trainer, pl_module, pruner)
         self._clock = Clock(trainer, self.schedule.times())
         for optimizer in trainer.optimizers:
             self._handles.append(pruner.enforcer.hook(optimizer))
@@ -130,8 +125,7 @@ class PruningCallback(PrunerAccess):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        due = self._due()
-        if due is not None and not waits_for_gradients(self.pruner):
+        if (due := self._due()) is not None and not waits_for_gradients(self.pruner):
             self._fire(due)
 
     def on_train_batch_end(
@@ -152,7 +146,7 @@ class PruningCallback(PrunerAccess):
                 listener.on_dense_gradients(trainer, optimizer)
             for callback in self._pruners:
                 callback.on_gradients(trainer, optimizer)
-        self._mask_gradients()
+        self.pruner.enforcer.prepare()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         warn_unfinished(trainer, self)
@@ -164,6 +158,15 @@ class PruningCallback(PrunerAccess):
             # it may have brought back what is masked here; gradients stay dense until all saw them
             self._pruner.enforcer.weights()
             self._pruner.enforcer.state(trainer.optimizers)
+
+    def on_compact(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: ChannelPlan
+    ) -> None:
+        if self._pruner is not None:
+            planned = [self.final, *(sparsity for _, sparsity in self.progress.plan)]
+            held = [s for s in planned if as_sparse(self._pruner, s, self.final)]
+            self._pruner.change(plan.sliced)
+            self._pruner.held = max(held, default=0.0)
 
     def on_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """Acts on dense, unscaled, unclipped gradients: a due event, or the criterion's update."""
@@ -216,7 +219,7 @@ class PruningCallback(PrunerAccess):
                 f"the checkpoint's {self.state_key} has format {state_dict.get('format')}, this "
                 f"version reads format {FORMAT}"
             )
-        if not self._outside:  # what is to be tested was taken in by on_load_checkpoint
+        if not self._outside:  # else on_load_checkpoint took it in
             self._loaded = state_dict
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -243,7 +246,7 @@ class PruningCallback(PrunerAccess):
         else:
             plan = self.resolve(timeline, start)
         if plan:
-            refuse_unreachable(pruner, max(milestone.sparsity for milestone in plan))
+            pruner.check_reachable(max(milestone.sparsity for milestone in plan))
         self.progress = Progress(plan, 0, start, first, epoch)
 
     def _resume(self, state: Mapping[str, Any]) -> None:
@@ -266,30 +269,29 @@ class PruningCallback(PrunerAccess):
         return self.progress.due(self._clock.now())
 
     def _fire(self, due: Milestone) -> None:
+        """Acts on a due event, unless somebody lets it wait."""
         assert self._clock is not None
-        pruner, trainer = self.pruner, self._clock.trainer
+        trainer = self._clock.trainer
         listeners = suite(trainer)
         if not all(callback.allows_event(trainer, self) for callback in listeners):
             return
         for callback in listeners:
             callback.before_prune_event(trainer, trainer.lightning_module, self)
-        # a prune_to by hand may have gone further than the plan
-        if due.sparsity == 0 or pruner.units(due.sparsity) >= pruner.units(
-            self.pruner.stand(self.final)
-        ):
-            present = pruner.densities
-            own = {
-                name: max(
-                    self.schedule.layer_sparsity(due.sparsity, self.final, sparsity),
-                    1 - present[name] if due.sparsity else 0.0,  # changed by hand, maybe
-                )
-                for name, sparsity in pruner.own.items()
-            }
-            self._change(lambda opt: pruner.prune_to(due.sparsity, opt, own))
+        self._act(due)
         self.progress.done(due)
 
-    def _mask_gradients(self, *_: Any) -> None:
-        self.pruner.enforcer.prepare()
+    def _act(self, due: Milestone) -> None:
+        pruner = self.pruner
+        # a prune_to by hand may have gone further than the plan
+        if due.sparsity and pruner.units(due.sparsity) < pruner.units(pruner.stand(self.final)):
+            return
+        own = own_sparsities(self.schedule, due.sparsity, self.final, pruner.own, pruner.densities)
+        self._change(lambda opt: pruner.prune_to(due.sparsity, opt, own))
+
+    def _holds(self, planned: Sequence[Milestone]) -> bool:
+        """Whether the model is as sparse as the last of these milestones, or as the target."""
+        last = planned[-1].sparsity if planned else self.final
+        return self._pruner is not None and as_sparse(self._pruner, last, self.final)
 
     def _release(self) -> None:
         for handle in self._handles:

@@ -15,10 +15,22 @@ def pruners(trainer: pl.Trainer) -> list[PrunerAccess]:
     return [c for c in trainer.callbacks if isinstance(c, PrunerAccess)]  # type: ignore[attr-defined]
 
 
+def settled(trainer: pl.Trainer) -> bool:
+    """Whether nothing is pending that could take the last event back."""
+    return all(callback.settled for callback in suite(trainer))
+
+
 def all_reached(trainer: pl.Trainer) -> bool:
     """Whether every pruning callback has had all its planned events, and they are settled."""
-    settled = all(callback.settled for callback in suite(trainer))
-    return settled and all(callback.reached for callback in pruners(trainer))
+    return settled(trainer) and all(callback.reached for callback in pruners(trainer))
+
+
+def all_at_target(trainer: pl.Trainer) -> bool:
+    """Whether every pruning callback is as sparse as it will be, and that is settled.
+
+    Of a cyclic plan this is the last sparse phase, whether or not a dense one follows.
+    """
+    return settled(trainer) and all(callback.at_target for callback in pruners(trainer))
 
 
 def require_pruner(trainer: pl.Trainer, callback: pl.Callback, stage: str) -> None:

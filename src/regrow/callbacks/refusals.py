@@ -14,10 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.criteria import magnitude
+from regrow.callbacks.pruners import AnyPruner
 from regrow.errors import ConfigError, StateError
-from regrow.method import choose_masks
-from regrow.pruner import Pruner
 from regrow.targets import clean
 
 if TYPE_CHECKING:
@@ -26,7 +24,22 @@ if TYPE_CHECKING:
 _SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
-def refuse_sharded(trainer: pl.Trainer, pruner: Pruner) -> None:
+def refuse_unfit(trainer: pl.Trainer, module: nn.Module, pruner: AnyPruner) -> None:
+    """All that is refused when a fit starts.
+
+    Raises:
+        ConfigError: For a strategy, callback or optimizer that masks do not reach.
+        StateError: For a model whose parameters are no longer those that are masked.
+    """
+    refuse_replaced(module, pruner)
+    refuse_averaging(trainer)
+    refuse_sharded(trainer, pruner)
+    refuse_split(trainer.optimizers, pruner)
+    if pruner.soft:
+        refuse_closures(trainer.optimizers)
+
+
+def refuse_sharded(trainer: pl.Trainer, pruner: AnyPruner) -> None:
     """Refuses strategies that keep only a part of each weight on a rank.
 
     Raises:
@@ -55,23 +68,12 @@ def refuse_averaging(trainer: pl.Trainer) -> None:
             )
 
 
-def refuse_unreachable(pruner: Pruner, sparsity: float) -> None:
-    """Tries masks of the final sparsity, by magnitude, and throws them away.
-
-    Raises:
-        ConfigError: If the layers cannot have it; better now than at the last event.
-    """
-    kept = [pruner.enforcer.kept(target.name) for target in pruner.targets]
-    method = pruner.method._replace(criterion=magnitude)
-    choose_masks(method, pruner.targets, kept, sparsity, pruner.own, 0)
-
-
-def waits_for_gradients(pruner: Pruner) -> bool:
+def waits_for_gradients(pruner: AnyPruner) -> bool:
     """Whether events fire where gradients are: this step's count too."""
     return pruner.needs_gradients or pruner.tracks
 
 
-def refuse_replaced(module: nn.Module, pruner: Pruner) -> None:
+def refuse_replaced(module: nn.Module, pruner: AnyPruner) -> None:
     """Refuses a model whose parameters are no longer the ones that are masked.
 
     Raises:
@@ -86,7 +88,7 @@ def refuse_replaced(module: nn.Module, pruner: Pruner) -> None:
         )
 
 
-def refuse_passed(pruner: Pruner, start: float, final: float) -> None:
+def refuse_passed(pruner: AnyPruner, start: float, final: float) -> None:
     """Refuses a target below the sparsity that the model has.
 
     Raises:
@@ -99,7 +101,7 @@ def refuse_passed(pruner: Pruner, start: float, final: float) -> None:
         )
 
 
-def refuse_split(optimizers: Sequence[Optimizer], pruner: Pruner) -> None:
+def refuse_split(optimizers: Sequence[Optimizer], pruner: AnyPruner) -> None:
     """Refuses gradient criteria over parameters that no single optimizer holds together.
 
     Raises:
@@ -113,7 +115,7 @@ def refuse_split(optimizers: Sequence[Optimizer], pruner: Pruner) -> None:
         )
 
 
-def overflowed(trainer: pl.Trainer, pruner: Pruner) -> bool:
+def overflowed(trainer: pl.Trainer, pruner: AnyPruner) -> bool:
     """Whether a gradient scaler is about to skip this step: its gradients rank nothing."""
     if getattr(trainer.precision_plugin, "scaler", None) is None:
         return False

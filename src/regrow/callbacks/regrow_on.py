@@ -17,7 +17,7 @@ from regrow.callbacks.base import Callback
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.conditions import Drop, Plateau, Seen
 from regrow.callbacks.orders import chosen, refuse_unable
-from regrow.callbacks.reached import require_pruner
+from regrow.callbacks.reached import require_pruner, settled
 from regrow.callbacks.refusals import overflowed
 from regrow.callbacks.requests import Order, RequestFile, parse
 from regrow.errors import ConfigError, StateError, check_choice, did_you_mean
@@ -34,7 +34,8 @@ class Regrow(Callback):
 
     Acts on the Trainer's pruning callback at a batch's start; where growth looks at gradients,
     within that batch's step, on the dense gradients before any callback masks them. Events of the
-    pruning callback that are still to come prune again.
+    pruning callback that are still to come prune again. While `AccuracyBudget` judges an event,
+    regrowth waits and no condition is judged; it then comes before the next event.
 
     Args:
         at: A time or a list of times: "3ep", "500it", a fraction of the fit.
@@ -101,6 +102,7 @@ class Regrow(Callback):
         self._clock: Clock | None = None
         self._loaded: Mapping[str, Any] | None = None
         self._pending, self._seen = False, Seen()
+        self._waits = False
         self._file: RequestFile | None = None
         self._asked: Order | None = None
 
@@ -112,7 +114,7 @@ class Regrow(Callback):
         require_pruner(trainer, self, stage)
         if stage == "fit":
             self._loaded, self._asked = None, None
-            self._pending, self._seen = False, Seen()
+            self._pending, self._seen, self._waits = False, Seen(), False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._clock = Clock(trainer, self.times.at)
@@ -134,7 +136,7 @@ class Regrow(Callback):
             self._remember(trainer)
         else:
             self.times.resume(self._clock, state["times"])
-            self._pending = bool(state["pending"])
+            self._pending, self._waits = bool(state["pending"]), bool(state["waits"])
             self._seen = Seen(float(state["best"]), int(state["waited"]))
 
     def on_train_batch_start(
@@ -142,6 +144,11 @@ class Regrow(Callback):
     ) -> None:
         self._ask(trainer)
         self._answer(trainer, dense=False)
+        # a request may have been taken away while the job was down
+        self._waits &= self._pending or self._asked is not None or self._overdue is not None
+
+    def allows_event(self, trainer: pl.Trainer, pruner: PrunerAccess) -> bool:
+        return not self._waits  # for an event to be judged: this one's turn comes before the next
 
     def on_dense_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         def ready(callback: PrunerAccess, names: list[str] | None) -> bool:
@@ -161,8 +168,19 @@ class Regrow(Callback):
                 f"monitor={self.when.monitor!r} is not logged: "
                 f"{did_you_mean(self.when.monitor, [*metrics]) if metrics else 'nothing is'}"
             )
+        if not settled(trainer):  # what falls now may be taken back
+            return
         self._seen, holds = self.when.judge(float(metrics[self.when.monitor]), self._seen)
         self._pending |= bool(trainer.strategy.broadcast(holds))  # the same on every rank
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        missed = self.times.steps[self.times.kept :]
+        if missed and not trainer.should_stop:
+            rank_zero_warn(
+                f"the fit ended before Regrow acted at step {', '.join(map(str, missed))}. Does an "
+                "accuracy budget still judge? Does the module call step() of a raw optimizer? "
+                "Lightning does not count such steps: use self.optimizers()"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         if self._loaded is not None:
@@ -170,6 +188,7 @@ class Regrow(Callback):
         return {
             "times": self.times.state_dict(),
             "pending": self._pending,
+            "waits": self._waits,
             "best": self._seen.best,
             "waited": self._seen.waited,
         }
@@ -184,6 +203,11 @@ class Regrow(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self._clock = None
+
+    @property
+    def _overdue(self) -> int | None:
+        assert self._clock is not None
+        return self.times.due(self._clock.now())
 
     def _remember(self, trainer: pl.Trainer) -> None:
         """Lets the pruners remember the values at the fit's start, where they are asked for."""
@@ -218,8 +242,7 @@ class Regrow(Callback):
 
     def _answer(self, trainer: pl.Trainer, dense: bool, ready: _Ready | None = None) -> None:
         """Acts on what is due: times, a condition that holds, a request."""
-        assert self._clock is not None
-        order, due = self.order, self.times.due(self._clock.now())
+        order, due = self.order, self._overdue
         if order is not None and order.dense == dense and (due is not None or self._pending):
             cause = str(self.when) if due is None else f"step {due}"
             if self._act(trainer, order, cause, ready):
@@ -238,8 +261,10 @@ class Regrow(Callback):
                 self._file.done()
 
     def _act(self, trainer: pl.Trainer, order: Order, cause: str, ready: _Ready | None) -> bool:
-        """Regrows, unless the gradients of this step are not the ones to look at."""
-        found = chosen(trainer, order)
+        """Regrows, unless an event is being judged, or by gradients that are not these."""
+        found, self._waits = chosen(trainer, order), not settled(trainer)
+        if self._waits:
+            return False
         if ready is not None and not all(ready(callback, names) for callback, names in found):
             return False
         for callback, names in found:

@@ -12,11 +12,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from regrow.callbacks.access import PrunerAccess
 from regrow.callbacks.base import Callback, PruneEvent
 from regrow.callbacks.clock import Clock
+from regrow.callbacks.dynamic import refuse_constant
 from regrow.callbacks.refusals import waits_for_gradients
 from regrow.callbacks.rounds import planned_round, pruning_callbacks, refuse_long_schedules
+from regrow.channels.plan import Plan
 from regrow.errors import ConfigError, StateError, check_choice, check_count
 from regrow.plans import inside
 from regrow.rewinding import Memory
+from regrow.targets import clean
 from regrow.time import TimeLike, Timeline, parse
 
 # "fresh": the optimizer's state becomes that of a new optimizer
@@ -33,7 +36,8 @@ class Rewind(Callback):
     epochs and the order of data do not go back.
 
     A learning-rate schedule must span one round (`round_steps`); what is left of a round after its
-    end trains at its last rate.
+    end trains at its last rate. A round that goes back to step k has k steps less of the schedule
+    before it: `to="1ep"` with `Exponential(begin="10ep", every="9ep")` ends every round with it.
 
     Args:
         to: "500it", "3ep", "0it" (the initialisation) or a fraction of the fit, counted from its
@@ -148,6 +152,16 @@ did you mean 'weights'?
         else:
             self._restore(memory, trainer, pl_module)
 
+    def on_compact(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> None:
+        held = {id(parameter): clean(name) for name, parameter in pl_module.named_parameters()}
+        names = [
+            [held.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
+            for optimizer in trainer.optimizers
+        ]
+        for memory in (self._memory, self._fresh):
+            if memory is not None:
+                memory.change(plan.sliced, names)
+
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
@@ -178,8 +192,8 @@ did you mean 'weights'?
                 f"{list(self.parts)}: write the same what="
             )
         self._step = state_dict["step"]
-        self._memory = _loaded(state_dict["memory"])
-        self._fresh = _loaded(state_dict["fresh"])
+        self._memory = Memory.loaded(state_dict["memory"])
+        self._fresh = Memory.loaded(state_dict["fresh"])
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.release()
@@ -243,6 +257,7 @@ did you mean 'weights'?
             refuse_long_schedules(trainer, timeline, steps, self._step - timeline.start)
 
     def _refuse_company(self, trainer: pl.Trainer) -> None:
+        refuse_constant(trainer, self)
         if len(rewinders(trainer)) > 1:
             raise ConfigError(
                 "a fit goes back one way: rewind= of the pruning callback and Rewind beside it are "
@@ -280,11 +295,3 @@ def round_steps(trainer: pl.Trainer) -> int | None:
         >>> steps = round_steps(trainer) or trainer.max_steps
     """
     return planned_round(trainer) if rewinders(trainer) else None
-
-
-def _loaded(state: dict[str, Any] | None) -> Memory | None:
-    if state is None:
-        return None
-    memory = Memory()
-    memory.load_state_dict(state)
-    return memory

@@ -25,6 +25,7 @@ def targets_table(callback: PruningCallback) -> Table:
     for target in pruner.targets:
         shape = "x".join(map(str, target.parameter.shape))
         own = f"{pruner.own[target.name]:.4g}" if target.name in pruner.own else shared
+        own += "" if target.parameter.requires_grad else ", frozen"
         table.add_row(target.name, shape, f"{target.parameter.numel():,}", own)
     for reason, count in Counter(pruner.selection.reasons.values()).items():
         names = [name for name, why in pruner.selection.reasons.items() if why == reason]

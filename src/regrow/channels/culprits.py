@@ -87,7 +87,7 @@ def seen_by(traced: Trace, groups: Sequence[Group]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for site in traced.sites:
         for slot in site.slots:
-            met = number[labels.find(slot)].unique().tolist()
+            met = torch.unique(number[labels.find(slot)]).tolist()
             found.setdefault(site.module, set()).update(groups[i].name for i in met if i >= 0)
     return found
 

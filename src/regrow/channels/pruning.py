@@ -154,15 +154,17 @@ class Slack:
         self.now, self._held, self._tries = 0.0, 0.0, tries
 
     def settled(self, sizes: Sizes, removed: Removed, left: float, budget: float) -> bool:
-        """Whether a cut comes close enough to its budget; else `now` is better."""
+        """Whether a cut is near its budget, or the nearest there is; else `now` has changed."""
         if left <= budget:
-            if budget - left <= CLOSE * sizes.dense or self.now == self._held and not self._tries:
-                return True
             self._held = self.now
-        elif not self._tries and self.now == self._held:
+            if budget - left <= CLOSE * sizes.dense:
+                return True
+        if not self._tries:
             return True
-        better = sizes.after(removed) - left if self._tries else self._held
-        self._tries = max(0, self._tries - 1)
+        better = sizes.after(removed) - left
+        self._tries -= 1
+        if not self._tries or abs(better - self.now) < CLOSE / 10 * sizes.dense:
+            self._tries, better = 0, self._held  # the last that met it
         settled, self.now = better == self.now, better
         return settled
 

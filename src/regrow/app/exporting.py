@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""`regrow export`: the network of a checkpoint as a file, and what it costs."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from regrow.app.building import build_data, build_module
+from regrow.app.classifier import Classifier
+from regrow.app.data.base import ImageDataModule
+from regrow.app.start import load_checkpoint, network_weights
+from regrow.channels.plan import KEY, Plan, load, made_plan
+from regrow.cost import cost, latencies
+from regrow.errors import ConfigError, DataError, StateError
+from regrow.exporting import SUFFIXES, Exported, aside, export, written_size
+from regrow.masks import Masks
+
+_INNER = "network."  # of the names in a Classifier
+_IMAGES = 32  # that the file is checked on
+_BATCHES = (1, 32)  # that are timed
+_NEEDED = {"model", "data", "optimizer", "scheduler", "finetune", "seed", "start"}
+
+
+def export_checkpoint(path: Path, to: str, out: Path) -> None:
+    """Exports the network of a run's checkpoint, checks the file and prints what it costs.
+
+    Args:
+        path: A checkpoint in the folder of a run of `regrow train`.
+        to: "onnx", "safetensors" or "pt2".
+        out: The file to write.
+
+    Raises:
+        ConfigError: If the checkpoint is not of a run, or the network cannot be exported.
+        StateError: If the checkpoint is damaged, or the file is not the network.
+    """
+    cfg, checkpoint = run_config(path), load_checkpoint(path)
+    if "state_dict" not in checkpoint:
+        raise ConfigError(f"{path} is no checkpoint of a run: it holds no state_dict")
+    if cfg.get("threads") is not None:
+        torch.set_num_threads(int(cfg.threads))
+    data = build_data(cfg)
+    dense, small = build_module(cfg, data), build_module(cfg, data)
+    plan = load_small(small, checkpoint)
+    console, (images, what) = Console(), some_images(data)
+    fresh = copy.deepcopy(dense.network)
+    done = _written(small.network, fresh, out, to, images, plan)
+    console.print(_summary(done, what), soft_wrap=True)
+    dense_bytes = done.bytes
+    if plan is not None:
+        dense_bytes = written_size(dense.network, to, images)
+    masks = masks_of(checkpoint)
+    table = cost_table(dense, small, masks, (dense_bytes, done.bytes), images, _repeats(cfg))
+    console.print(table)
+
+
+def run_config(path: Path) -> DictConfig:
+    """The configuration of the run that a checkpoint lies in.
+
+    Raises:
+        ConfigError: If there is none, or it is of another program.
+    """
+    file = path.resolve().parent.parent / ".hydra" / "config.yaml"
+    advice = "in Python, regrow.export(model, path, example_input) takes any model"
+    if not file.is_file():
+        raise ConfigError(
+            f"{path} is not of a run of `regrow train`: that has its configuration in "
+            f".hydra/config.yaml beside its folder checkpoints; {advice}"
+        )
+    try:
+        cfg = OmegaConf.load(file)
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        raise StateError(f"{file} is damaged: {error}") from error
+    if not isinstance(cfg, DictConfig) or not {*cfg} >= _NEEDED:
+        raise ConfigError(f"{file} is not of `regrow train`; {advice}")
+    return cfg
+
+
+def load_small(module: Classifier, checkpoint: dict[str, Any]) -> Plan | None:
+    """Cuts a fresh module as the checkpoint says, and loads the weights.
+
+    Returns:
+        The plan in the names of the module's network; None where nothing was cut.
+
+    Raises:
+        StateError: If plan or weights are of another network.
+    """
+    plan = None
+    if KEY in checkpoint:
+        given = Plan.from_state(checkpoint[KEY])
+        undo = given.apply(module)
+        plan = made_plan(
+            module.network,
+            {name.removeprefix(_INNER): dims for name, dims in given.kept.items()},
+            undo,
+            removed=given.removed,
+            pinned=given.pinned,
+            error=given.error,
+        )
+    try:
+        module.network.load_state_dict(network_weights(checkpoint))
+    except RuntimeError as error:
+        raise StateError(f"the checkpoint's weights are of another network: {error}") from error
+    return plan
+
+
+def masks_of(checkpoint: Mapping[str, Any]) -> Masks | None:
+    """The masks that a pruner left in a checkpoint."""
+    for held in (checkpoint.get("callbacks") or {}).values():
+        pruner = held.get("pruner") if isinstance(held, dict) else None
+        if isinstance(pruner, dict) and "masks" in pruner:
+            return Masks.unpack(pruner["masks"])
+    return None
+
+
+def some_images(data: ImageDataModule) -> tuple[Tensor, str]:
+    """Some images of the test set as the network sees them; random ones where that is not here."""
+    try:
+        images, _ = next(iter(data.test_dataloader()))
+        return images[:_IMAGES], f"{len(images[:_IMAGES])} test images"
+    except (DataError, ImportError):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(_IMAGES, *data.input_shape, generator=generator)
+        return images, f"{_IMAGES} random images, as the test set is not here"
+
+
+def cost_table(
+    dense: Classifier,
+    small: Classifier,
+    masks: Masks | None,
+    sizes: tuple[int, int],
+    images: Tensor,
+    repeats: int,
+) -> Table:
+    """The dense network against the exported one."""
+    table = Table("", title="cost")
+    for head in ("dense", "exported", "change"):
+        table.add_column(head, justify="right")
+    costs = [cost(dense, images[:1]), cost(small, images[:1], masks)]
+    rows = [("parameters", [c.params for c in costs]), ("MACs an image", [c.macs for c in costs])]
+    for label, (before, after) in [*rows, ("bytes on disk", sizes)]:
+        change = f"{before / max(1, after):.2f}x fewer"
+        table.add_row(label, f"{before:,}", f"{after:,}", change)
+    networks = [dense.network, small.network]
+    for label, (slow, fast) in _times(networks, images, repeats).items():
+        table.add_row(label, f"{slow:.3f}", f"{fast:.3f}", f"{slow / fast:.2f}x as fast")
+    table.caption = (
+        f"latency: median of {repeats} passes each, in turns, PyTorch on the CPU, "
+        f"{torch.get_num_threads()} thread(s)"
+    )
+    if masks is not None:
+        table.caption += (
+            "; parameters and MACs leave masked weights out, which the file stores, and a dense "
+            "kernel multiplies, as zeros"
+        )
+    return table
+
+
+def _written(
+    network: nn.Module, fresh: nn.Module, out: Path, to: str, images: Tensor, plan: Plan | None
+) -> Exported:
+    """Exports; a file of weights is loaded into a fresh network too, which must compute the same.
+
+    Raises:
+        StateError: If it does not; the file does not appear.
+    """
+    with aside(out, SUFFIXES[to]) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*takes batches of")  # the summary says it
+        done = export(network, file, images, to=to, plan=plan)
+        if to == "safetensors":
+            outputs = []
+            for model in (network, load(fresh, file)):
+                with torch.no_grad():
+                    outputs.append(copy.deepcopy(model).eval()(images))
+            if not torch.equal(*outputs):
+                raise StateError(f"what {out.name} would load is not the network: nothing written")
+    return replace(done, path=out)
+
+
+def _times(
+    networks: list[nn.Module], images: Tensor, repeats: int
+) -> dict[str, tuple[float, float]]:
+    """Medians in milliseconds, by what is timed."""
+    found = {}
+    formats = {"": torch.contiguous_format}
+    if images.dim() == 4:
+        formats[", channels last"] = torch.channels_last
+    for words, form in formats.items():
+        laid: list[Any] = [copy.deepcopy(network) for network in networks]
+        laid = [network.to(memory_format=form) for network in laid]
+        for batch in _BATCHES:
+            given = images.new_zeros(batch, *images.shape[1:]).contiguous(memory_format=form)
+            slow, fast = latencies(laid, given, repeats=repeats)
+            found[f"latency of {batch}, ms{words}"] = (slow.median_ms, fast.median_ms)
+    return found
+
+
+def _repeats(cfg: DictConfig) -> int:
+    return max(2, int(OmegaConf.select(cfg, "latency.repeats", default=50)))
+
+
+def _summary(done: Exported, what: str) -> str:
+    size = f"{os.path.relpath(done.path)}: {done.bytes:,} bytes, checked on {what}"
+    if done.to == "safetensors":
+        return f"{size}: the same weights to the bit, regrow.channels.load makes the network of it"
+    batch = "any batch size"
+    if done.batch is not None:
+        batch = f"batches of {done.batch} only ({done.reason})"
+    return f"{size}: outputs differ by {done.error:.1e} of the largest at most; takes {batch}"

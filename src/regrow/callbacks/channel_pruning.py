@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: MIT
+"""Channel pruning within `Trainer.fit`: masked at events, physically removed afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from regrow.callbacks.base import suite
+from regrow.callbacks.channel_company import recalibrate_on, refuse_company, refuse_ranks, rewrap
+from regrow.callbacks.reached import settled
+from regrow.callbacks.rewind import Rewind
+from regrow.callbacks.rewound import RewoundPruning
+from regrow.callbacks.shapes import ShapeHooks, find_example, fit_shapes
+from regrow.channel_method import ChannelMethod
+from regrow.channel_pruner import ChannelPruner
+from regrow.channels.choosing import RoundTo
+from regrow.channels.plan import KEY, Plan
+from regrow.channels.scores import ChannelCriterion
+from regrow.errors import ConfigError, StateError, check_count
+from regrow.exponential import Exponential
+from regrow.plans import Plan as SparsityPlan
+from regrow.plans import Schedule
+from regrow.schedules import Cyclic, Table, make_schedule
+from regrow.time import TimeLike, Timeline
+
+COMPACT = ("end", "event", None)
+# An object of its own, so that 0.5 written by a user is told from 0.5 left alone.
+DEFAULT_SPARSITY: Final = float("0.5")
+
+
+class ChannelPruning(RewoundPruning):
+    """Prunes whole channels, on any network that can be traced, and makes it really smaller.
+
+    At each event the least important channels are masked in every layer that holds a part of them,
+    the columns that read them included; nothing is cut that was not tried and verified first. The
+    masked channels are cut out at the end of the fit, or at events.
+
+    Args:
+        sparsity: Fraction of `of` to remove, in [0, 1), counted from the original network. Left
+            out, a table's last row, the end of an exponential schedule's rounds, or 0.5.
+        of: "channels", "macs", "params" or "latency" (measured where it runs).
+        latency_ms: With `of="latency"`, how long a pass may take in the end, instead of `sparsity`;
+            the original network is measured once, when the fit starts.
+        schedule: "one_shot", "linear", "cubic", "cosine" or "exponential" with the times below, or
+            an object with its own.
+        begin: First event; None: 0.2 of the fit.
+        end: Last event; None: 0.75.
+        every: Time between events; None: 0.01.
+        distribution: "global" (least important first) or "uniform" (the same fraction everywhere).
+        criterion: "l1", "l2", "bn", "taylor", "fpgm", "random" or a callable
+            `(group, parameters) -> scores`.
+        round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
+        min_channels: How many channels of a group stay at least.
+        include: Patterns of layers that may lose channels; None: all.
+        exclude: Patterns of layers that keep theirs.
+        rewind: Where weights and learning rate go back to after each event.
+        compact: When masked channels are cut out: "end" (of the fit), "event" (as soon as nothing
+            can take the event back; later epochs are faster) or None (never).
+        recalibrate: With how many training batches the statistics of norms are estimated anew
+            after the cut at the fit's end; 0: they stay.
+        example_input: A batch to trace with; None: the module's `example_input_array`, else the
+            first training batch.
+        timer: What tells a model's milliseconds, for `of="latency"`; None: measured.
+        keep_removed: Whether what is removed is kept, for `unprune` and `expand`.
+        seed: For random choices.
+        on_change: What a resume does if the events still to come have moved.
+
+    Raises:
+        ConfigError: For settings that cannot be meant; for a network that cannot be traced.
+
+    Example:
+        >>> ChannelPruning(0.5, of="flops")
+        Traceback (most recent call last):
+            ...
+        regrow.errors.ConfigError: of must be one of channels, latency, macs, params, got 'flops': \
+there are: channels, latency, macs, params
+    """
+
+    def __init__(
+        self,
+        sparsity: float = DEFAULT_SPARSITY,
+        *,
+        of: str = "channels",
+        latency_ms: float | None = None,
+        schedule: str | Schedule = "linear",
+        begin: TimeLike | None = None,
+        end: TimeLike | None = None,
+        every: TimeLike | None = None,
+        distribution: str = "global",
+        criterion: str | ChannelCriterion = "l2",
+        round_to: RoundTo = "auto",
+        min_channels: int = 1,
+        include: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
+        rewind: TimeLike | Rewind | None = None,
+        compact: str | None = "end",
+        recalibrate: int = 0,
+        example_input: Any = None,
+        timer: Callable[[nn.Module], float] | None = None,
+        keep_removed: bool = True,
+        seed: int = 0,
+        on_change: str = "refuse",
+    ) -> None:
+        if compact not in COMPACT:
+            raise ConfigError(f"compact must be 'end', 'event' or None, got {compact!r}")
+        if not isinstance(keep_removed, bool):
+            raise ConfigError(f"keep_removed must be True or False, got {keep_removed!r}")
+        if latency_ms is not None and sparsity is not DEFAULT_SPARSITY:
+            raise ConfigError(
+                f"latency_ms={latency_ms!r} says how far to go, and so does sparsity={sparsity!r}: "
+                "write one of them"
+            )
+        method = ChannelMethod(
+            criterion, distribution, of, round_to, min_channels, include, exclude, seed, timer,
+            latency_ms,
+        )  # fmt: skip
+        chosen = make_schedule(schedule, begin, end, every)
+        if sparsity is DEFAULT_SPARSITY and isinstance(chosen, Exponential | Table):
+            sparsity = sparsity if chosen.final is None else chosen.final
+        if isinstance(chosen, Cyclic):
+            raise ConfigError(
+                "a cyclic schedule brings weights back at zero, and a channel with zeros on both "
+                "sides never learns: write another schedule"
+            )
+        final = method.check_target(sparsity)
+        super().__init__(method, chosen, final, keep_removed, on_change, False, rewind=rewind)
+        self.compact_at = compact
+        self.recalibrate = check_count("recalibrate", recalibrate, least=0)
+        self.example_input = example_input
+        self._example: Any = None
+        self._stuck = -1  # the history's length when a cut within the fit failed
+        self._hooks = ShapeHooks()
+
+    @property
+    def pruner(self) -> ChannelPruner:
+        pruner = super().pruner
+        assert isinstance(pruner, ChannelPruner)
+        return pruner
+
+    @property
+    def plan(self) -> Plan:
+        """What was cut since the original shapes."""
+        return self.pruner.plan
+
+    def compact(self) -> Plan | None:
+        """Cuts the masked channels out now; see `ChannelPruner.compact`."""
+        trainer = None if self._clock is None else self._clock.trainer
+        plan = self.pruner.compact(trainer.optimizers if trainer is not None else ())
+        if plan is not None and trainer is not None:
+            self._where(self.history[-1])
+            for callback in suite(trainer):
+                if callback is not self:
+                    callback.on_compact(trainer, trainer.lightning_module, plan)
+            if self.rewinder is not None:
+                self.rewinder.on_compact(trainer, trainer.lightning_module, plan)
+        return plan
+
+    def expand(self) -> dict[str, Any]:
+        """Gives the module its original shapes back, outside a fit; see `ChannelPruner.expand`.
+
+        Raises:
+            StateError: Within a fit, whose other callbacks hold masks and copies of the shapes.
+        """
+        if self._clock is not None:
+            raise StateError("a fit is going on in the small shapes: call expand() after it")
+        return self.pruner.expand()
+
+    def resolve(self, timeline: Timeline, start: float = 0.0) -> SparsityPlan:
+        return super().resolve(timeline, start) if self.final else ()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._stuck = -1
+        self._hooks.install(pl_module, self._fit_shapes, self._tell_shapes)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._pruner is None and self._example is None:
+            self._example = find_example(trainer, pl_module, self.example_input)
+        if trainer.world_size > 1:
+            refuse_ranks(trainer, self)
+        refuse_company(trainer, self)
+        super().on_fit_start(trainer, pl_module)
+        rewrap(trainer)
+        for name, reason in self.pruner.pins.items():
+            rank_zero_warn(f"{name} keeps its channels, a trial cut breaks the network: {reason}")
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # within a window of accumulated gradients a cut would lose some of them
+        begins = batch_idx % trainer.accumulate_grad_batches == 0
+        if begins:  # what a budget has accepted since
+            self._compact_settled(trainer)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if begins:
+            self._compact_settled(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # here, because a budget still takes events back when training ends
+        if self._pruner is None:
+            return
+        state, self._loaded = self._loaded, None
+        if state is not None and state["pruner"] is not None:  # there was nothing left to train
+            self._adopt(state)
+        if self.compact_at is not None and self._try_to_compact() and self.recalibrate:
+            recalibrate_on(trainer, pl_module, self.recalibrate)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._remember_example((checkpoint.get("callbacks") or {}).get(self.state_key))
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._tell_shapes(checkpoint)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._hooks.remove()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._hooks.remove()
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        if self._budget is not None:
+            self.final = self.pruner.affordable()
+        super()._begin(trainer)
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        if self._budget is not None:
+            self.final = state["final"]  # measured when the fit started
+        super()._resume(state)
+
+    @property
+    def _budget(self) -> float | None:
+        assert isinstance(self.method, ChannelMethod)
+        return self.method.latency_ms
+
+    def _compact_settled(self, trainer: pl.Trainer) -> None:
+        """Cuts within the fit what nothing can take back any more."""
+        masked = any(len(channels) for channels in self.pruner.removed.values())
+        tried = self._stuck == len(self.history)
+        if self.compact_at == "event" and masked and not tried and settled(trainer):
+            self._try_to_compact()
+            self._stuck = len(self.history)
+
+    def _try_to_compact(self) -> bool:
+        """Whether channels were cut; what cannot be stays masked, and the user hears why."""
+        try:
+            return self.compact() is not None
+        except StateError as error:
+            rank_zero_warn(str(error))
+            return False
+
+    def _new_pruner(self, model: nn.Module) -> ChannelPruner:
+        assert isinstance(self.method, ChannelMethod)
+        example = self._example
+        if example is None:
+            if not isinstance(model, pl.LightningModule) and self.example_input is None:
+                raise ConfigError("write example_input=...: this model has no example of its own")
+            module = model if isinstance(model, pl.LightningModule) else None
+            given = self.example_input
+            example = given if module is None else find_example(None, module, given)
+        return ChannelPruner(model, example, self.method, keep_removed=bool(self.keep_removed))
+
+    def _own_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        state = super()._own_state(checkpoint)
+        self._remember_example(state)
+        return state
+
+    def _remember_example(self, state: Mapping[str, Any] | None) -> None:
+        """A checkpoint knows what the network was traced with."""
+        if state is not None and state["pruner"] is not None:
+            self._example = state["pruner"]["example"]
+
+    def _fit_shapes(self, module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        """Gives a module the shapes of the checkpoint that is about to be loaded."""
+        state = (checkpoint.get("callbacks") or {}).get(self.state_key) or {}
+        cuts = (state.get("pruner") or {}).get("cuts") or []
+        if self._pruner is None and cuts and not Plan.from_state(cuts[-1]["plan"]).made(module):
+            self._remember_example(state)  # while there are channels to be found
+            self._pruner = self._new_pruner(module)
+        if self._pruner is None or self._pruner.model is not module:
+            fit_shapes(module, checkpoint)
+        else:
+            self.pruner.reshape(cuts)
+
+    def _tell_shapes(self, checkpoint: dict[str, Any]) -> None:
+        if isinstance(self._pruner, ChannelPruner) and self._pruner.plan.kept:
+            checkpoint[KEY] = self._pruner.plan.state_dict()

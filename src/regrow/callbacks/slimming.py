@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""Network Slimming: norms' scales are drawn towards zero while training, then ranked."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from regrow.errors import ConfigError, check_positive
+
+
+class Slimming(pl.Callback):
+    """Adds the subgradient of `weight * sum |scale|` to the scales of all batch norms.
+
+    Goes before `ChannelPruning(criterion="bn")`, which ranks channels by these scales.
+
+    Args:
+        weight: Of the penalty; the paper has 1e-4 to 1e-5.
+
+    Raises:
+        ConfigError: If the module has no batch norm with a scale.
+
+    Source: Liu et al. 2017, arXiv 1708.06519, eq. 1.
+
+    Example:
+        >>> Slimming(0)
+        Traceback (most recent call last):
+            ...
+        regrow.errors.ConfigError: weight must be a number above 0, got 0: write 1e-4
+    """
+
+    def __init__(self, weight: float = 1e-4) -> None:
+        super().__init__()
+        self.weight = check_positive("weight", weight, "1e-4")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not scales(pl_module):
+            raise ConfigError(
+                "Slimming draws the scales of batch norms to zero, and the module has none: leave "
+                "it out and rank by criterion='l2'"
+            )
+
+    @torch.no_grad()
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for scale in scales(pl_module):
+            if scale.grad is not None and id(scale) in held:
+                scale.grad.add_(scale.sign(), alpha=self.weight)
+
+
+def scales(module: nn.Module) -> list[nn.Parameter]:
+    """The scales of all batch norms."""
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return [norm.weight for norm in norms if isinstance(norm.weight, nn.Parameter)]

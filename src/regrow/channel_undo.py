@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: MIT
+"""Masks of whole channels, and what brings them back: un-prune to the bit, regrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow.channel_places import (
+    STATISTICS,
+    fresh,
+    mask_of,
+    pruned_now,
+    rank_channels,
+    read_columns,
+    return_buffer,
+)
+from regrow.channels.coupling import Group
+from regrow.channels.surgery import keeps
+from regrow.criteria import seeded
+from regrow.errors import ConfigError, StateError
+from regrow.holding import Train
+from regrow.initializers import Initializer, Return, make_initializer, zero
+from regrow.initializers import removed as removed_values
+from regrow.masked import Keep
+from regrow.regrowth import Growth
+from regrow.targets import Selection, clean
+from regrow.undo import Undo, how_many
+from regrow.vault import Vault
+
+
+class ChannelUndo(Undo):
+    """A model with masked channels that can come back.
+
+    Args:
+        model: See `MaskedModel`, like the next two.
+        selection: Every parameter that holds a part of a channel.
+        keep_removed: What goes to the vault.
+        seed: For random draws.
+
+    Attributes:
+        groups: The model's groups, as it is now.
+        removed: The channels that are masked now, by group.
+    """
+
+    groups: Sequence[Group]
+    removed: dict[str, Tensor]
+
+    def __init__(
+        self, model: nn.Module, selection: Selection, keep_removed: Keep, seed: int
+    ) -> None:
+        super().__init__(model, selection, keep_removed, False, seed)
+        self._stats: dict[str, Tensor] = {}  # buffers of masked channels, as they were
+
+    def unprune(
+        self, names: Iterable[str] | str | None = None, optimizers: Iterable[Optimizer] = ()
+    ) -> dict[str, Any]:
+        """Puts masked channels back to the bit, in all their members.
+
+        Args:
+            names: Patterns of layers; channels that have a part in one come back; None: all.
+            optimizers: Whose state is masked where masked channels remain.
+
+        Returns:
+            The new entry of `history`.
+
+        Raises:
+            StateError: If nothing was kept.
+            ConfigError: If a pattern matches nothing.
+        """
+        if self.vault is None:
+            raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
+        before = self.sparsity
+        self._bring(self._named_channels(names), removed_values, list(optimizers))
+        return self.note("unprune", before)
+
+    @torch.no_grad()
+    def regrow(
+        self,
+        fraction: float | None = None,
+        count: int | None = None,
+        *,
+        by: str | Growth = "random",
+        init: str | Initializer = "he",
+        names: Iterable[str] | str | None = None,
+        train: Train = "all",
+        optimizers: Iterable[Optimizer] = (),
+    ) -> dict[str, Any]:
+        """Brings masked channels back, whole ones.
+
+        With `init="removed"` everything is as it was. With any other, the layers that make a
+        channel get new rows, norms scale 1 and shift 0, and the columns that read it are zero:
+        what the network computes does not change, and both sides can learn.
+
+        Args:
+            fraction: Of the masked channels in `names`; or
+            count: how many channels.
+            by: "random" or "removed" (the largest norm in the vault first).
+            init: With what values, see `regrow.initializers`.
+            names: Patterns of layers; None: all.
+            train: What trains from now on, see `Undo.regrow`.
+            optimizers: Their state at the places that come back is zero.
+
+        Returns:
+            The new entry of `history`.
+
+        Raises:
+            ConfigError: For a rule that needs gradients: those of a masked channel are zero on
+                both sides. For `init="zero"`: two zero sides would never learn.
+        """
+        initializer = self.check_regrowth(by, init)
+        train, before = self.hold.check(train), self.sparsity
+        pool = self._named_channels(names)
+        amount = how_many(fraction, count, sum(len(channels) for channels in pool.values()))
+        if by == "removed" and self.vault is None:
+            raise StateError("by='removed' needs removed values: write keep_removed=True")
+        held = self._held() if by == "removed" else None
+        ranks = rank_channels(self.groups, pool, (self.seed, len(self.history)), held)
+        chosen = sorted(ranks, key=lambda key: (-ranks[key], key))[:amount]
+        back = {
+            name: torch.tensor(sorted(c for n, c in chosen if n == name), dtype=torch.int64)
+            for name in pool
+        }
+        regrown = self._bring(back, initializer, list(optimizers))
+        self.hold.set(train, regrown)
+        trains = train if isinstance(train, str) else list(train)
+        named = init if isinstance(init, str) else getattr(init, "__name__", type(init).__name__)
+        return self.note("regrow", before, by=by, init=named, count=amount, train=trains)
+
+    def check_regrowth(self, by: str | Growth, init: str | Initializer) -> Initializer:
+        """The initialiser of channels that come back.
+
+        Raises:
+            ConfigError: If such channels could not be ranked, or would never learn.
+        """
+        if by not in ("random", "removed"):
+            raise ConfigError(
+                f"channels come back by 'random' or 'removed', got {by!r}: a masked channel is "
+                "zero on both sides, and so are its gradients"
+            )
+        initializer = make_initializer(init)
+        if initializer is zero:
+            raise ConfigError(
+                "init='zero' leaves a channel with zeros on both sides, which never learns: write "
+                "init='he' (rows) or init='removed'"
+            )
+        return initializer
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {
+            "removed": {name: channels.clone() for name, channels in self.removed.items()},
+            "stats": dict(self._stats),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.removed = {name: channels.clone() for name, channels in state["removed"].items()}
+        self._stats = {name: values.clone() for name, values in state["stats"].items()}
+
+    def _take(self, selection: Selection) -> None:
+        """The same parameters in other shapes: nothing of them is masked."""
+        self.selection = selection
+        self.enforcer.reset({t.name: t.parameter for t in selection.targets})
+        self._pruned = {target.name: 0 for target in selection.targets}
+        self.vault = None if self.vault is None else Vault()
+        self._stats = {}
+
+    def _mask(self, removed: dict[str, Tensor], optimizers: list[Optimizer]) -> None:
+        """Masks channels; their values go to the vault."""
+        kept, before = keeps(self.groups, removed), keeps(self.groups, self.removed)
+        for name, buffer in self.model.named_buffers() if self.vault is not None else ():
+            # statistics drift while nothing comes through
+            places = pruned_now(name, buffer, kept, before)
+            if places is not None:
+                held = self._stats.setdefault(name, torch.zeros_like(buffer, device="cpu"))
+                held[places.cpu()] = buffer[places].detach().cpu()
+        self.removed = removed
+        for target in self.targets:
+            mask = mask_of(target.name, target.parameter, kept)
+            if mask is not None and not torch.equal(mask, self.enforcer.mask(target.name)):
+                self._set(target.name, mask, optimizers)
+        self.enforce(optimizers)
+
+    @torch.no_grad()
+    def _bring(
+        self, back: Mapping[str, Tensor], initializer: Initializer, optimizers: list[Optimizer]
+    ) -> dict[str, Tensor]:
+        """Brings channels back; returns the places that are live again, by parameter."""
+        restore = initializer is removed_values
+        left = {
+            name: channels[~torch.isin(channels, back[name])] if name in back else channels
+            for name, channels in self.removed.items()
+        }
+        before, after = keeps(self.groups, self.removed), keeps(self.groups, left)
+        columns = read_columns(self.targets, self.groups, back)
+        seed, regrown = (self.seed, len(self.history)), {}
+        for target in self.targets:
+            old = mask_of(target.name, target.parameter, before)
+            places = pruned_now(target.name, target.parameter, before, after)
+            if old is None or places is None or not bool(places.any()):
+                continue
+            held = None if self.vault is None else self.vault.whole([target], [old])
+            returned = Return(
+                target.name,
+                target.parameter.detach(),
+                old,
+                places,
+                seeded(*seed, f"{target.name} init"),
+                target.input_dim,
+                target.groups,
+                None if held is None else held.get(target.name),
+                self.originals.get(target.name),
+            )
+            values = (
+                initializer(returned)
+                if restore
+                else fresh(returned, initializer, columns.get(target.name))
+            )
+            self._bring_back(returned, values, restore, optimizers)
+            regrown[target.name] = places
+        for name, buffer in self.model.named_buffers():
+            places = pruned_now(name, buffer, before, after)
+            if places is not None:
+                known = restore or not name.endswith(STATISTICS)
+                return_buffer(name, buffer, places, self._stats.get(name) if known else None)
+        self.removed = left
+        self.enforce(optimizers)
+        return regrown
+
+    def _held(self) -> dict[str, Tensor]:
+        """What the vault holds, of the parameters' shapes."""
+        assert self.vault is not None
+        return self.vault.whole(self.targets, [self.enforcer.mask(t.name) for t in self.targets])
+
+    def _named_channels(self, names: Iterable[str] | str | None) -> dict[str, Tensor]:
+        """Masked channels of the groups with a member that patterns mean."""
+        if names is None:
+            return dict(self.removed)
+        meant = {target.name for target in self.named(names)}
+        return {
+            group.name: self.removed[group.name]
+            for group in self.groups
+            if group.name in self.removed and meant & {clean(name) for name, _ in group.members}
+        }

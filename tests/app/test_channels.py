@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""A run that prunes channels: the network on disk is really smaller."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import regrow.channels
+from regrow.app.data.digits import Digits
+from regrow.app.inspection import inspect
+from regrow.app.models.digits_cnn import DigitsCNN
+from regrow.app.planning import plan
+from regrow.app.train import train
+from regrow.channels.plan import KEY
+
+CHANNEL = ("recipe=digits/channel", "pruning.begin=0", "pruning.end=0.5", "pruning.every=0.25")
+
+
+def small_network(path: Path) -> DigitsCNN:
+    """The network of a checkpoint, as a stranger would load it: no Lightning, no Hydra."""
+    checkpoint = torch.load(path, weights_only=True)
+    inside = "network."
+    plan = {
+        part: {name.removeprefix(inside): value for name, value in checkpoint[KEY][part].items()}
+        for part in ("kept", "shapes")
+    }
+    for part in ("attributes", "before"):
+        plan[part] = [[p.removeprefix(inside), *rest] for p, *rest in checkpoint[KEY][part]]
+    weights = {n.removeprefix(inside): t for n, t in checkpoint["state_dict"].items()}
+    given = {"state_dict": weights, KEY: checkpoint[KEY] | plan}
+    network = regrow.channels.load(DigitsCNN, given)
+    assert isinstance(network, DigitsCNN)
+    return network.eval()
+
+
+@pytest.mark.parametrize("compact", ["end", "event"])
+def test_the_result_is_that_of_a_smaller_network(job, tmp_path, compact, capsys):
+    cfg = job(*CHANNEL, f"pruning.compact={compact}")
+    result = train(cfg)
+    network = small_network(tmp_path / "run" / result["checkpoint"])
+    params = sum(parameter.numel() for parameter in network.parameters())
+    assert result["pruned"]["params"] == params < result["dense"]["params"] == 14_458
+    assert result["sparsity_total"] == 1 - params / 14_458
+    assert result["of"] == "macs"
+    saved = 1 - result["pruned"]["macs"] / result["dense"]["macs"]
+    assert result["sparsity"] == pytest.approx(saved)
+    assert 0.5 <= saved < 0.6
+    data = Digits(batch_size=64)
+    data.setup()
+    with torch.no_grad():
+        right = [(network(x).argmax(1) == y).float() for x, y in data.test_dataloader()]
+    assert torch.cat(right).mean().item() == pytest.approx(result["pruned"]["accuracy"])
+    assert result["levels"][-1]["sparsity"] == result["sparsity"]
+    assert result["channels"]["removed"]
+    assert result["excluded"]["network.fc"] == "the network's output"
+    (tmp_path / "run" / ".hydra").mkdir()  # the command writes it
+    OmegaConf.save(cfg, tmp_path / "run" / ".hydra" / "config.yaml")
+    inspect(tmp_path / "run" / result["checkpoint"])
+    shown = capsys.readouterr().out
+    assert "pinned" in shown
+    assert "target 0.5000 of the macs" in shown
+
+
+def test_a_finished_job_stands(job):
+    first = train(job(*CHANNEL))
+    assert train(job(*CHANNEL)) == first
+
+
+def test_masks_alone_when_nothing_is_to_be_cut(job, tmp_path):
+    result = train(job(*CHANNEL, "pruning.compact=null"))
+    checkpoint = torch.load(tmp_path / "run" / result["checkpoint"], weights_only=True)
+    assert KEY not in checkpoint
+    assert result["dense"]["macs"] > result["pruned"]["macs"]
+
+
+def test_one_shot_without_training(job, tmp_path):
+    result = train(job(*CHANNEL, "start=null", "dense_epochs=1", "trainer.max_epochs=0"))
+    network = small_network(tmp_path / "run" / result["checkpoint"])
+    assert sum(parameter.numel() for parameter in network.parameters()) < 14_458
+
+
+def test_the_plan_names_what_belongs_together(job, capsys):
+    plan(job(*CHANNEL))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "pinned: the" in shown
+    assert "events" in shown

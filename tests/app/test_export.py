@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: MIT
+"""`regrow export`: what the file computes is what the checkpoint holds."""
+
+import re
+
+import numpy as np
+import onnxruntime
+import pytest
+import safetensors.torch
+import torch
+from omegaconf import OmegaConf
+
+from regrow import channels
+from regrow.app.building import build_data, build_module
+from regrow.app.exporting import export_checkpoint
+from regrow.app.models import DigitsCNN
+from regrow.app.train import train
+from regrow.channels.plan import KEY
+from regrow.errors import ConfigError, DataError, StateError
+
+GMP = ("recipe=digits/gmp", "pruning.every=0.1")
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def configured(cfg, tmp_path):
+    """A run's folder as Hydra leaves it, with a place for checkpoints."""
+    for name in (".hydra", "checkpoints"):
+        (tmp_path / "run" / name).mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, tmp_path / "run" / ".hydra" / "config.yaml")
+    return tmp_path / "run" / "checkpoints"
+
+
+@pytest.fixture
+def cut(job, tmp_path):
+    """A checkpoint whose network has lost channels, and that network."""
+    cfg = job(*GMP)
+    module = build_module(cfg, build_data(cfg))
+    plan = channels.prune(module, torch.randn(2, 1, 8, 8), 0.5)
+    path = configured(cfg, tmp_path) / "cut.ckpt"
+    torch.save({"state_dict": module.state_dict(), KEY: plan.state_dict()}, path)
+    return path, module.network.eval()
+
+
+def row(shown, label):
+    [line] = [line for line in shown.splitlines() if line.startswith(f"│ {label} ")]
+    return [cell.strip() for cell in line.split("│")[2:-1]]
+
+
+def test_a_masked_run_as_onnx(job, tmp_path, capsys):
+    cfg = job(*GMP)
+    result = train(cfg)
+    configured(cfg, tmp_path)
+    capsys.readouterr()
+    checkpoint = tmp_path / "run" / result["checkpoint"]
+    export_checkpoint(checkpoint, "onnx", tmp_path / "digits.onnx")
+    shown = capsys.readouterr().out
+    network = DigitsCNN()
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    network.load_state_dict({k.removeprefix("network."): v for k, v in state.items()})
+    session = onnxruntime.InferenceSession(tmp_path / "digits.onnx")
+    for batch in (1, 9):
+        x = torch.randn(batch, 1, 8, 8)
+        [found] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        right = network.eval()(x).detach().numpy()
+        np.testing.assert_allclose(found, right, rtol=0, atol=1e-4 * np.abs(right).max())
+    size = (tmp_path / "digits.onnx").stat().st_size
+    assert f"{size:,} bytes, checked on 32 test images" in shown
+    assert "any batch size" in shown
+    dense, pruned = result["dense"], result["pruned"]
+    assert row(shown, "parameters")[:2] == [f"{dense['params']:,}", f"{pruned['params']:,}"]
+    assert row(shown, "MACs an image")[:2] == [f"{dense['macs']:,}", f"{pruned['macs']:,}"]
+    assert row(shown, "bytes on disk") == [f"{size:,}", f"{size:,}", "1.00x fewer"]
+    for label in ("1, ms", "32, ms", "1, ms, channels last", "32, ms, channels last"):
+        slow, fast, change = row(shown, f"latency of {label}")
+        assert float(slow) > 0
+        assert float(change.removesuffix("x as fast")) == pytest.approx(
+            float(slow) / float(fast), rel=0.1
+        )
+    assert "as zeros" in re.sub(r"\s+", " ", shown)
+
+
+def test_a_cut_network_as_safetensors(cut, tmp_path, capsys):
+    path, network = cut
+    out = tmp_path / "made" / "digits.safetensors"
+    export_checkpoint(path, "safetensors", out)
+    shown = capsys.readouterr().out
+    again = channels.load(DigitsCNN, out).eval()
+    assert again.fc.in_features == network.fc.in_features < 32
+    x = torch.randn(5, 1, 8, 8)
+    assert torch.equal(again(x), network(x))
+    counts = [sum(p.numel() for p in m.parameters()) for m in (DigitsCNN(), network)]
+    assert row(shown, "parameters")[:2] == [f"{count:,}" for count in counts]
+    safetensors.torch.save_file(
+        DigitsCNN().state_dict(), tmp_path / "dense.safetensors", {"format": "pt"}
+    )
+    sizes = [file.stat().st_size for file in (tmp_path / "dense.safetensors", out)]
+    assert row(shown, "bytes on disk")[:2] == [f"{size:,}" for size in sizes]
+    assert "to the bit" in shown
+    assert "as zeros" not in shown
+
+
+def test_a_cut_network_as_pt2(cut, tmp_path, capsys):
+    path, network = cut
+    export_checkpoint(path, "pt2", tmp_path / "digits.pt2")
+    x = torch.randn(5, 1, 8, 8)
+    found = torch.export.load(tmp_path / "digits.pt2").module()(x)
+    torch.testing.assert_close(found, network(x))
+    dense, small, _ = row(capsys.readouterr().out, "bytes on disk")
+    assert int(small.replace(",", "")) == (tmp_path / "digits.pt2").stat().st_size
+    assert int(dense.replace(",", "")) > int(small.replace(",", ""))
+
+
+def test_without_the_test_set_random_images_serve(cut, tmp_path, capsys, monkeypatch):
+    from regrow.app.data.digits import Digits
+
+    def missing(self):
+        raise DataError("no files")
+
+    monkeypatch.setattr(Digits, "read", missing)
+    export_checkpoint(cut[0], "safetensors", tmp_path / "digits.safetensors")
+    assert "checked on 32 random images, as the test set is not here" in capsys.readouterr().out
+
+
+def refused(path, tmp_path, error, message):
+    with pytest.raises(error, match=message):
+        export_checkpoint(path, "safetensors", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_checkpoint_that_is_not_of_a_run(tmp_path):
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {}}, path)
+    refused(path, tmp_path, ConfigError, "is not of a run of `regrow train`")
+    folder = configured(OmegaConf.create({"lr": 0.1}), tmp_path)
+    path = folder / "model.ckpt"
+    torch.save({"state_dict": {}}, path)
+    refused(path, tmp_path, ConfigError, r"config\.yaml is not of `regrow train`")
+    (folder.parent / ".hydra" / "config.yaml").write_text("a: [")
+    refused(path, tmp_path, StateError, r"config\.yaml is damaged")
+
+
+def test_a_checkpoint_of_another_network(cut, tmp_path):
+    path, _ = cut
+    whole = torch.load(path, weights_only=True)
+    plan = whole.pop(KEY)
+    torch.save(whole, path)
+    refused(path, tmp_path, StateError, "weights are of another network")
+    plan["shapes"]["network.fc.weight"] = [7, 7]
+    torch.save(whole | {KEY: plan}, path)
+    refused(path, tmp_path, StateError, "plan is of another model")
+    torch.save({"weights": 1}, path)
+    refused(path, tmp_path, ConfigError, "holds no state_dict")
+    path.write_bytes(b"PK\x03\x04")
+    refused(path, tmp_path, StateError, "cannot be read as a checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "export takes one checkpoint"),
+        (("a.ckpt", "b.ckpt", "--to", "onnx"), "export takes one checkpoint"),
+        (("nowhere.ckpt", "--to", "onnx"), "no file 'nowhere.ckpt'"),
+        (("here.ckpt",), "which format? write `regrow export here.ckpt --to onnx`"),
+        (("here.ckpt", "--to", "onx"), "--to must be one of onnx, safetensors, pt2, got 'onx'"),
+        (("here.ckpt", "--to"), "--to needs a value"),
+        (("here.ckpt", "--out="), "--out needs a value"),
+        (("here.ckpt", "--format=onnx"), "no option '--format=onnx'"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_at_once(regrow, tmp_path, words, message):
+    (tmp_path / "here.ckpt").touch()
+    done = regrow("export", *words)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_command_by_its_words(cut, tmp_path, monkeypatch, capsys):
+    from regrow.app.cli import main
+
+    path, _ = cut
+    assert main(["export", str(path), "--to", "safetensors"]) == 0
+    assert path.with_suffix(".safetensors").is_file()
+    assert main(["export", f"--out={tmp_path}/a.pt2", str(path)]) == 0
+    assert (tmp_path / "a.pt2").is_file()
+    capsys.readouterr()
+    assert main(["export", str(path), "--to=pt2", f"--out={tmp_path}/a.onnx"]) == 1
+    assert "is onnx by its suffix" in capsys.readouterr().err
+    assert main(["export", str(path), f"--out={tmp_path}/a.tflite"]) == 1
+    assert "says no format" in capsys.readouterr().err
