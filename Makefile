@@ -35,6 +35,7 @@ types: setup
 	$(BIN)/mypy
 
 bench: setup
+	$(BIN)/pip install -q -e '.[plots]' -c constraints.txt
 	set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$file; done
 
 clean:

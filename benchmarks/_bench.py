@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What the benchmarks share: fair timing, peak memory, and how results are shown."""
+"""What the benchmarks share: fair timing, peak memory, sweeps, and how results are shown."""
 
 import argparse
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from rich.table import Table
 from torch import nn
 
 Row = dict[str, Any]
+LENET = "fashion_mnist/lenet300_"
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -120,3 +122,40 @@ def show(title: str, rows: Sequence[Row], claims: Mapping[str, tuple[float, floa
     checked = {c: {"measured": m, "allowed": a, "holds": m <= a} for c, (m, a) in claims.items()}
     result = {"title": title, "machine": machine, "rows": list(rows), "claims": checked}
     out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def sweep_arguments(description: str) -> argparse.ArgumentParser:
+    parser = arguments(description)
+    parser.add_argument("--seeds", default="0,1,2")
+    # one folder for all sweeps: what one has finished the next does not train again
+    parser.add_argument("--folder", type=Path, default=Path("outputs/benchmarks"))
+    return parser
+
+
+def sweep(recipes: Sequence[str], seeds: Sequence[str], folder: Path) -> dict[str, list[Row]]:
+    """The results of each LeNet-300-100 recipe, in the order of seeds; trains what is missing."""
+    folder = folder.absolute()
+    words = [
+        f"recipe={','.join(LENET + recipe for recipe in recipes)}",
+        f"seed={','.join(seeds)}",
+        f"hydra.sweep.dir={folder}",
+        f"paths.controls={folder / 'controls'}",
+        "hydra.job.config.override_dirname.exclude_keys=[recipe,seed,paths.controls]",
+    ]
+    subprocess.run([sys.executable, "-m", "regrow.app.cli", "train", "-m", *words], check=True)
+    found: dict[str, list[Row]] = {}
+    for recipe in recipes:
+        files = (folder / (LENET + recipe)).rglob("result.json")
+        results = {str(r["seed"]): r for r in (json.loads(file.read_text()) for file in files)}
+        found[recipe] = [results[seed] for seed in seeds]
+    return found
+
+
+def accuracies(results: Sequence[Row], network: str = "pruned") -> list[float]:
+    """Test accuracies in percent, of the "pruned" networks or of their "dense" controls."""
+    return [100 * result[network]["accuracy"] for result in results]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0

@@ -8,67 +8,37 @@ sweep (finished jobs are not run again) and prints mean and spread.
 
 import json
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 
-from _bench import arguments
+from _bench import Row, accuracies, spread, sweep, sweep_arguments
 from rich.console import Console
 from rich.table import Table
 
 METHODS = ("gmp", "iterative", "oneshot_finetune", "random", "oneshot")
-PREFIX = "fashion_mnist/lenet300_"
 
 
-def sweep(seeds: list[str], folder: Path) -> None:
-    """Trains what is not there yet."""
-    recipes = ",".join(PREFIX + method for method in METHODS)
-    words = [
-        "train",
-        "-m",
-        f"recipe={recipes}",
-        f"seed={','.join(seeds)}",
-        f"hydra.sweep.dir={folder}",
-    ]
-    words += [
-        f"paths.controls={folder / 'controls'}",
-        "hydra.job.config.override_dirname.exclude_keys=[recipe,seed,paths.controls]",
-    ]
-    subprocess.run([sys.executable, "-m", "regrow.app.cli", *words], check=True)
-
-
-def row(results: list[dict], method: str) -> dict:
+def row(method: str, results: list[Row]) -> Row:
     """Mean and standard deviation over seeds, in percent."""
-    mine = [r for r in results if r["recipe"] == PREFIX + method]
-    accuracies = [100 * r["pruned"]["accuracy"] for r in mine]
-    dense = [100 * r["dense"]["accuracy"] for r in mine]
-    drops = [d - a for d, a in zip(dense, accuracies, strict=True)]
+    mean, std = spread(accuracies(results))
+    dense, _ = spread(accuracies(results, "dense"))
     return {
         "method": method,
-        "seeds": len(mine),
-        "epochs": mine[0]["epochs"],
-        "sparsity": statistics.mean(r["sparsity"] for r in mine),
-        "compression": statistics.mean(r["compression"] for r in mine),
-        "macs_ratio": statistics.mean(r["theoretical_speedup"] for r in mine),
-        "accuracy": statistics.mean(accuracies),
-        "std": statistics.stdev(accuracies) if len(mine) > 1 else 0.0,
-        "dense_accuracy": statistics.mean(dense),
-        "drop": statistics.mean(drops),
+        "seeds": len(results),
+        "epochs": results[0]["epochs"],
+        "sparsity": statistics.mean(r["sparsity"] for r in results),
+        "compression": statistics.mean(r["compression"] for r in results),
+        "macs_ratio": statistics.mean(r["theoretical_speedup"] for r in results),
+        "accuracy": mean,
+        "std": std,
+        "dense_accuracy": dense,
+        "drop": dense - mean,
     }
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--folder", type=Path, default=Path("outputs/methods_at_98"))
-    given = parser.parse_args()
+    given = sweep_arguments(__doc__ or "").parse_args()
     seeds = given.seeds.split(",")
-    sweep(seeds, given.folder.absolute())
-    files = sorted((given.folder / "fashion_mnist").rglob("result.json"))
-    results = [
-        r for r in map(json.loads, (f.read_text() for f in files)) if str(r["seed"]) in seeds
-    ]
-    rows = [row(results, method) for method in METHODS]
+    found = sweep(METHODS, seeds, given.folder)
+    rows = [row(method, found[method]) for method in METHODS]
     title = f"LeNet-300-100, Fashion-MNIST, 98 % sparsity, {len(seeds)} seeds, test accuracy in %"
     table = Table("method", "accuracy", "dense", "points lost", "compression", title=title)
     for r in rows:
