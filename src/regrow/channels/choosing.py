@@ -68,7 +68,7 @@ def choose(
         round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
         min_channels: How many of a group stay at least.
         gone: Channels that are removed already, and stay so.
-        links: Sets of groups that keep the same fraction, whatever `round_to` says.
+        links: Sets of groups that keep the same fraction; rounded where all can be.
 
     Raises:
         ConfigError: If the budget cannot be met, with the least that can.
@@ -96,7 +96,7 @@ def choose(
             steps += _steps(g.name, ranked, start, distribution, multiple, min_channels)
     for names in links:
         ranked_here = {name: ranks[name] for name in names}
-        steps += _linked(ranked_here, first, distribution, min_channels)
+        steps += _linked(ranked_here, first, distribution, round_to, min_channels)
     steps.sort(key=lambda step: step.rank)  # stable: within a group ranks never fall
 
     def removed(chosen: Sequence[_Step]) -> dict[str, Tensor]:
@@ -138,11 +138,17 @@ def _steps(
 
 
 def _linked(
-    ranked: Mapping[str, Tensor], first: Mapping[str, int], distribution: str, floor: int
+    ranked: Mapping[str, Tensor],
+    first: Mapping[str, int],
+    distribution: str,
+    round_to: RoundTo,
+    floor: int,
 ) -> list[_Step]:
     """Steps of groups that keep the same fraction."""
     sizes = {name: len(values) for name, values in ranked.items()}
     parts, steps, worst = math.gcd(*sizes.values()), list[_Step](), float("-inf")
+    multiple = rounding(parts, round_to)
+    parts //= multiple if parts % multiple == 0 else 1
     gone = {name: first.get(name, 0) for name in sizes}
     for part in range(1, parts):
         stops = {name: size * part // parts for name, size in sizes.items()}

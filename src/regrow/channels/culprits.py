@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -76,7 +76,7 @@ def culprits(
 
 
 def seen_by(traced: Trace, groups: Sequence[Group]) -> dict[str, set[str]]:
-    """By module: the groups that a view or split of its own code meets."""
+    """By module: the groups that a view or split of its own code meets, or its own layers have."""
     labels = traced.labels
     starts = dict(zip(labels.owners, labels.starts, strict=True))
     number = torch.full((len(labels),), -1)
@@ -89,23 +89,56 @@ def seen_by(traced: Trace, groups: Sequence[Group]) -> dict[str, set[str]]:
         for slot in site.slots:
             met = torch.unique(number[labels.find(slot)]).tolist()
             found.setdefault(site.module, set()).update(groups[i].name for i in met if i >= 0)
+    for group in groups:
+        for name, _ in group.members:
+            owner = name.rpartition(".")[0]
+            for path in (owner, owner.rpartition(".")[0]):
+                if path in found:
+                    found[path].add(group.name)
     return found
 
 
-def links(traced: Trace, groups: Sequence[Group], names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Sets of those groups that the same code meets, and which may keep the same fraction.
+def links(
+    traced: Trace,
+    groups: Sequence[Group],
+    names: Iterable[str],
+    paths: Collection[str],
+    tried: Collection[tuple[str, ...]] = (),
+) -> list[tuple[str, ...]]:
+    """Sets of such groups that the same code meets, and which may keep the same fraction.
 
-    Code that computes one size from two others, as `width // heads`, bears cuts that leave it.
+    Code that computes one size from two others, as `width // heads`, bears cuts that leave it; and
+    sizes that are equal, as those of a split, stay so.
+
+    Args:
+        traced: The labels.
+        groups: All groups.
+        names: Those that broke the network; their like are taken too.
+        paths: The modules with that code.
+        tried: Sets that did not hold; with all that the code meets they may.
     """
-    chosen = [group for group in groups if group.name in set(names)]
+    given = set(names)
+    kinds = {kind(group) for group in groups if group.name in given}
+    free = [group for group in groups if not group.pinned]
+    alike = {group.name for group in free if kind(group) in kinds}
+    met = [seen for path, seen in seen_by(traced, free).items() if path in paths]
+    narrow = _sets([seen & alike for seen in met], free)
+    found = [each for each in narrow if each not in tried]
+    # whom nothing met yet among those that broke: with all that the code meets
+    alone = alike.difference(*found)
+    wide = _sets([seen for seen in met if seen & alike], free)
+    taken = {name for each in found for name in each}
+    new = [each for each in wide if each not in tried and alone & {*each} and not taken & {*each}]
+    return found + new
+
+
+def _sets(met: Iterable[set[str]], groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    """Merges what overlaps; only sets that can keep a fraction other than all."""
     sets: list[set[str]] = []
-    for met in seen_by(traced, chosen).values():
-        touching = [other for other in sets if other & met]
-        sets = [other for other in sets if not other & met]
-        sets.append(met.union(*touching))
-    sizes = {group.name: group.size for group in chosen}
-    return [
-        tuple(group.name for group in chosen if group.name in each)
-        for each in sets
-        if len(each) > 1 and math.gcd(*(sizes[name] for name in each)) > 1
-    ]
+    for seen in met:
+        touching = [other for other in sets if other & seen]
+        sets = [other for other in sets if not other & seen]
+        sets.append(seen.union(*touching))
+    made = [tuple(group.name for group in groups if group.name in each) for each in sets]
+    sizes = {group.name: group.size for group in groups}
+    return [names for names in made if len(names) > 1 and math.gcd(*(sizes[n] for n in names)) > 1]

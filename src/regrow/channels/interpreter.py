@@ -242,7 +242,7 @@ class Interpreter:
     def _site(self, node: fx.Node, name: str, args: Any, result: Any) -> None:
         """Remembers where the code names sizes that vary."""
         stack = node.meta.get("nn_module_stack") or {}
-        if not stack or (name not in MOVES and "norm" not in name):
+        if not stack or (name not in MOVES and "norm" not in name and "conv" not in name):
             return
         module = [*stack.values()][-1][0]
         for value in _values(result):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from regrow.channels.choosing import CLOSE, RoundTo, choose
 from regrow.channels.coupling import Group, found_groups
-from regrow.channels.culprits import links
 from regrow.channels.examples import two_examples
 from regrow.channels.plan import Plan, made_plan
 from regrow.channels.scores import ChannelCriterion, make_channel_criterion, score
@@ -118,18 +117,17 @@ def prune(
             sizes = Sizes(model, free, two, of)
             budget = (1 - sparsity) * sizes.dense
             removed = chosen(sizes.after, budget + slack.now)
-        found = bench.search(removed)
+        found = bench.search(removed, linked)
         if found.pinned:  # their share is taken elsewhere
             found.undo()
-            together = links(traced, groups, found.pinned)
-            new = [each for each in together if each not in tried]
-            linked = [each for each in linked if not {*each} & {*found.pinned}]
-            if new:  # perhaps they can go in step
-                tried |= {*new}
-                linked += new
-                continue
+            stuck = {*found.pinned}
+            meeting = bench.links(stuck.union(*linked), tried)
+            new = [each for each in meeting if stuck & {*each}]
+            tried |= {*new}
+            hopeful = {name for each in new for name in each}  # perhaps they can go in step
+            linked = [each for each in linked if not (stuck | hopeful) & {*each}] + new
             groups = tuple(
-                replace(g, pinned=found.pinned[g.name]) if g.name in found.pinned else g
+                replace(g, pinned=found.pinned[g.name]) if g.name in stuck - hopeful else g
                 for g in groups
             )
             bench.groups = groups

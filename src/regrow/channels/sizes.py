@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regrow.channels.coupling import Group, Place
 from regrow.channels.surgery import Removed
 from regrow.errors import check_choice
-from regrow.macs import count_macs
+from regrow.macs import batch_size, bound_forward, count_macs, evaluating
 
 UNITS = ("channels", "macs", "params")
 
@@ -50,7 +50,8 @@ class Sizes:
         self._weights, self._rest = dict.fromkeys(self._shapes, 1.0), 0.0
         if of == "macs":
             work = count_macs(model, example_input)
-            self._weights = {n: work.positions.get(n, 0.0) for n in self._shapes}
+            used = derived(model, example_input, work.positions) | work.positions
+            self._weights = {n: used.get(n, 0.0) for n in self._shapes}
             counted = sum(
                 positions * torch.Size(self._shapes[name]).numel()
                 for name, positions in self._weights.items()
@@ -83,3 +84,39 @@ class Sizes:
                 product *= size - less
             total += product
         return total
+
+
+def derived(model: nn.Module, example_input: Any, known: Mapping[str, float]) -> dict[str, float]:
+    """Positions of weights that a layer uses only after a change, such as standardised ones.
+
+    Args:
+        model: The model.
+        example_input: A batch.
+        known: Positions of those that are used as they are.
+    """
+    found: dict[str, float] = {}
+    batch = batch_size(example_input)
+
+    def hook(name: str, channel: int) -> Callable[..., None]:
+        def seen(module: nn.Module, given: Any, out: Tensor) -> None:
+            found[name] = found.get(name, 0.0) + out.numel() / out.shape[channel] / batch
+
+        return seen
+
+    handles = []
+    for path, module in model.named_modules():
+        name = f"{path}.weight" if path else "weight"
+        if name in known or "weight" not in module._parameters:
+            continue
+        if isinstance(module, nn.Linear):
+            handles.append(module.register_forward_hook(hook(name, -1)))
+        elif isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
+            handles.append(module.register_forward_hook(hook(name, 1)))
+    try:
+        if handles:
+            with torch.no_grad(), evaluating(model):
+                bound_forward(model, example_input)()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

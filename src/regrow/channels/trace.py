@@ -127,8 +127,9 @@ def _export(model: nn.Module, example_input: Any) -> torch.export.ExportedProgra
     try:
         return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
+        words = "".join(str(error).splitlines()[:1])
         raise ConfigError(
             f"torch.export cannot trace {type(model).__name__}, so nobody knows which channels "
-            f"belong together: {type(error).__name__}: {str(error).splitlines()[0][:300]}; make "
+            f"belong together: {type(error).__name__}: {words[:300]}; make "
             "its forward free of control flow that depends on data, or check example_input"
         ) from error

@@ -7,15 +7,16 @@ that break it are pinned: those that the raising module has seen, else those tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regrow.channels.coupling import Group
-from regrow.channels.culprits import culprits, kind, raising
+from regrow.channels.culprits import culprits, kind, links, raising
 from regrow.channels.repair import changes, patch
 from regrow.channels.runs import floats, noise_like, output_tensors, relative, repeated, running
 from regrow.channels.surgery import Removed, Undo, cut, keeps, masked, tell_modules
@@ -78,14 +79,21 @@ class Bench:
             if (shapes := self._tried(inputs[number], training)) is not None
         }
         self.inputs = inputs
+        self._raised = set[type[nn.Module]]()
         self._known: dict[frozenset[str], tuple[Sizes, float]] = {}
 
-    def search(self, removed: Removed) -> Verified:
+    def search(self, removed: Removed, linked: Sequence[Sequence[str]] = ()) -> Verified:
         """Cuts as much of what is asked as holds; the model is left cut.
 
         Whatever is raised, the model is as it was before.
+
+        Args:
+            removed: The channels that are to go.
+            linked: Sets of groups that hold only together.
         """
         exact = {g.name: not g.inexact for g in self.groups}
+        for names in linked:
+            exact |= dict.fromkeys(names, all(exact[name] for name in names))
         asked = [name for name, channels in removed.items() if len(channels)]
         # first what can be compared to the masked network, then what can only be run
         good: list[str] = []
@@ -98,6 +106,18 @@ class Bench:
         undo, patched, error = self._cut({name: removed[name] for name in good})
         return Verified(undo, patched, pinned, error)
 
+    def links(
+        self, names: Iterable[str], tried: Collection[tuple[str, ...]] = ()
+    ) -> list[tuple[str, ...]]:
+        """Sets of groups that broke the network, which may hold if they keep the same fraction."""
+        code = [path for path, m in self.model.named_modules() if type(m) in self._raised]
+        return links(self.traced, self.groups, names, code, tried)
+
+    def _code(self, paths: Iterable[str]) -> set[type[nn.Module]]:
+        """The kind of the innermost module that has code of its own."""
+        kinds = (type(self.model.get_submodule(path)) for path in paths)
+        return {*islice((k for k in kinds if not k.__module__.startswith("torch.nn.")), 1)}
+
     def _blamed(
         self, good: list[str], names: list[str], removed: Removed, pinned: dict[str, str]
     ) -> list[str]:
@@ -109,6 +129,7 @@ class Bench:
                 self._cut(together)[0]()
                 break
             except Broken as broken:
+                self._raised |= self._code(broken.paths)
                 cut = {name: removed[name] for name in names}
                 found = culprits(broken.paths, self.traced, self.groups, cut)
                 if not found:
