@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+"""One architecture of `zoo.py`, in a process of its own: writes one line of JSON a fact.
+
+Times are CPU time: other processes may share the machine. The limit is one of CPU time too.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from _vision import build, heads, pixels
+from _zoo_models import GIVEN
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from regrow.channels import prune
+from regrow.channels.coupling import Group, found_groups
+from regrow.channels.plan import Plan
+from regrow.channels.trace import Trace, trace
+from regrow.channels.verify import Bench
+from regrow.macs import count_macs
+
+SHARES = (0.3, 0.5)  # of the MACs, to go
+ROUNDINGS = 1e-8  # relative error in float64 that counts as equal
+OUTPUT = "the network's output"
+
+
+def tell(**facts: Any) -> None:
+    """What is told stays told, whatever happens next."""
+    print(json.dumps(facts), flush=True)
+
+
+def words(error: BaseException) -> str:
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"
+
+
+def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+    model.train().eval()  # some keep a table of attention biases until they train again
+    with torch.no_grad():
+        made = model(x)
+    leaves = tree_leaves(dict(made) if isinstance(made, dict) else made)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def held(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) for name, value in one.items()
+    )
+
+
+def apart(one: list[Tensor], other: list[Tensor]) -> float:
+    """Largest difference, relative to the largest number."""
+    pairs = zip(one, other, strict=True)
+    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-300)) for a, b in pairs)
+
+
+def ours(model: nn.Module, x: Tensor) -> None:
+    model, x = model.double(), x.double()
+    dense, before = count_macs(model, x).macs, held(model)
+    expected = outputs(model, x)
+    size = sum(p.numel() for p in model.parameters())
+    start = time.process_time()
+    traced = trace(model, x)
+    groups = found_groups(traced, model)
+    stuck = {g.name: g.pinned for g in groups if g.pinned and g.pinned != OUTPUT}
+    tell(
+        seconds=time.process_time() - start,
+        params=size / 1e6,
+        macs=dense / 1e6,
+        groups=len(groups),
+        stuck=len(stuck),
+        inexact=sum(bool(g.inexact) for g in groups if not g.pinned),
+        reasons=sorted(set(stuck.values())),
+        untouched=same(before, held(model)),
+    )
+    tell(permuted=permuted(model, x, groups, expected))
+    # what rounding does to this network, whose weights nobody trained
+    tell(noise=apart(outputs(model, x * (1 + 1e-15)), expected))
+    for share in SHARES:
+        facts: dict[str, Any] = {}
+        start = time.process_time()
+        try:
+            with mock.patch("regrow.channels.pruning.trace", return_value=traced):  # once is enough
+                plan = prune(model, x, share, of="macs")
+        except Exception as error:
+            facts["error"] = words(error)
+        facts["seconds"] = time.process_time() - start
+        if "error" not in facts:
+            facts |= looked_at(model, x, plan, [t.shape for t in expected])
+            facts |= {"went": 1 - facts.pop("macs") / dense, "smaller": facts.pop("n") < size}
+            assert plan.undo is not None
+            plan.undo()
+        back = same(before, held(model))
+        facts["untouched"] = back and apart(outputs(model, x), expected) == 0
+        if back and "error" not in facts and share == SHARES[-1]:
+            facts |= exactness(model, x, traced, groups, plan)
+        tell(share=share, **facts)
+
+
+def looked_at(model: nn.Module, x: Tensor, plan: Plan, shapes: list[Any]) -> dict[str, Any]:
+    found = outputs(model, x)
+    held_back = {n: r for n, r in plan.pinned.items() if r != OUTPUT}
+    return {
+        "macs": count_macs(model, x).macs,
+        "n": sum(p.numel() for p in model.parameters()),
+        "shapes": [t.shape for t in found] == shapes,
+        "finite": all(bool(t.isfinite().all()) for t in found),
+        "cut": len(plan.removed),
+        "stuck": len(held_back),
+        "reasons": sorted(set(held_back.values())),
+        "plan_error": plan.error,
+    }
+
+
+def exactness(
+    model: nn.Module, x: Tensor, traced: Trace, groups: tuple[Group, ...], plan: Plan
+) -> dict[str, Any]:
+    """The same channels of the exact groups alone: cut, and zeroed by what is written here."""
+    removed: dict[str, Tensor] = {}
+    for group in groups:
+        if group.name in plan.removed and not group.inexact:
+            (name, dim), channels = next(iter(group.members.items()))
+            removed[group.name] = channels[~plan.kept[name][dim]].unique()
+            removed[group.name] = removed[group.name][removed[group.name] >= 0]
+    if not removed:
+        return {"exact_groups": 0, "error_exact": None}
+    verified = Bench(model, traced, groups, x).search(removed)
+    small = outputs(model, x)
+    verified.undo()
+    kept = [g for g in groups if g.name in removed and g.name not in verified.pinned]
+    parameters = dict(model.named_parameters())
+    saved = {name: p.data for name, p in parameters.items()}
+    for group in kept:
+        for (name, dim), channels in group.members.items():
+            if name in parameters:
+                places = torch.isin(channels, removed[group.name]).nonzero().flatten()
+                parameter = parameters[name]
+                parameter.data = parameter.data.index_fill(dim, places, 0)
+    masked = outputs(model, x)
+    for name, parameter in parameters.items():
+        parameter.data = saved[name]
+    return {"exact_groups": len(kept), "error_exact": apart(small, masked)}
+
+
+def permuted(
+    model: nn.Module, x: Tensor, groups: tuple[Group, ...], expected: list[Tensor]
+) -> float:
+    """How much the outputs change where the channels of every group change places: not at all."""
+    parameters = dict(model.named_parameters()) | dict(model.named_buffers())
+    saved = {name: p.data for name, p in parameters.items()}
+    generator = torch.Generator().manual_seed(0)
+    for group in groups:
+        if group.pinned:
+            continue
+        order = torch.randperm(group.size, generator=generator)
+        for (name, dim), channels in group.members.items():
+            places = channels.argsort(stable=True)[int((channels < 0).sum()) :]
+            if len(places) % group.size:
+                return float("nan")
+            moved = places.view(group.size, -1)[order].flatten()
+            index = torch.arange(len(channels))
+            index[places] = moved
+            parameters[name].data = parameters[name].data.index_select(dim, index)
+    found = outputs(model, x)
+    for name, parameter in parameters.items():
+        parameter.data = saved[name]
+    return apart(found, expected)
+
+
+def peer(model: nn.Module, x: Tensor) -> None:
+    """Torch-Pruning as its README uses it: small steps until no more than the MACs asked remain."""
+    import torch_pruning as tp
+
+    dense, size = count_macs(model, x).macs, sum(p.numel() for p in model.parameters())
+    shapes = [t.shape for t in outputs(model, x)]
+    start = time.process_time()
+    asked = list(SHARES)
+    try:
+        # its ratio is one of channels; half of them leave a quarter of the MACs, or so
+        pruner = tp.pruner.BasePruner(
+            model,
+            x,
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=0.6,
+            iterative_steps=30,
+            ignored_layers=heads(model),
+        )
+        tell(seconds=time.process_time() - start)
+        for _ in range(30):
+            pruner.step()
+            went = 1 - count_macs(model, x).macs / dense
+            while asked and went >= asked[0]:
+                found = [t.shape for t in outputs(model, x)]
+                smaller = sum(p.numel() for p in model.parameters()) < size
+                seconds = time.process_time() - start
+                tell(
+                    share=asked.pop(0),
+                    went=went,
+                    shapes=found == shapes,
+                    smaller=smaller,
+                    seconds=seconds,
+                )
+            if not asked:
+                return
+        error = f"30 steps to 60 % of the channels took {went:.0%} of the MACs"
+    except Exception as caught:
+        error = words(caught)
+    for share in asked:
+        tell(share=share, error=error, seconds=time.process_time() - start)
+
+
+def child(
+    side: str, source: str, name: str, size: int | None, argument: str, limit: int, file: Path
+) -> None:
+    """What a process of its own runs; facts go to the file."""
+    sys.stdout = file.open("w")
+    sys.stderr = file.with_suffix(".err").open("w")
+    torch.set_num_threads(1)
+    given = {argument: size} if argument else GIVEN.get(name, {})
+    model = build(source, name, **given)
+    x = torch.randn(2, 3, *[size or pixels(model)] * 2)
+    tell(pixels=x.shape[-1])
+    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + limit) + 1,) * 2)
+    try:
+        (ours if side == "ours" else peer)(model, x)
+    except Exception as error:
+        tell(ended=words(error))

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: MIT
+"""What each process of `zoo.py` needs once: imported before it starts, and not timed."""
+
+import _vision  # noqa: F401  # before timm
+import timm  # noqa: F401
+import torch
+from torch import nn
+
+from regrow.channels import groups
+
+torch.set_num_threads(1)
+# the first export of a process imports much
+groups(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), torch.zeros(2, 3, 8, 8))
