@@ -12,8 +12,9 @@ import torch
 PROGRAM = """
 import sys, torch
 from channel_toys import Net, left, pruning
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, StateError
 from torch.utils.data import DataLoader
 from toys import SGD, samples, trainer
 
@@ -21,8 +22,18 @@ def job(*callbacks):
     return trainer(*callbacks, devices=1, num_nodes=2, max_epochs=2, use_distributed_sampler=True,
                    strategy=DDPStrategy(process_group_backend="gloo"))
 
+class Early(Callback):
+    said = ""
+
+    def on_train_epoch_end(self, trainer, module):
+        try:
+            channels.compact()
+        except StateError as error:
+            self.said = str(error)
+
+early = Early()
 channels, module = pruning(compact="event", schedule="one_shot", recalibrate=2), Net(SGD)
-made = job(channels)
+made = job(channels, early)
 made.fit(module, DataLoader(samples(64), 4, shuffle=True))
 state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 kinds = [entry["kind"] for entry in channels.history]
@@ -32,6 +43,7 @@ try:
 except ConfigError as error:
     refused = str(error)
 torch.save({"state": state, "kinds": kinds, "left": left(module), "refused": refused,
+            "early": early.said,
             "world": made.world_size, "kept": channels.plan.kept}, sys.argv[1])
 """
 
@@ -72,3 +84,4 @@ def test_both_ranks_cut_the_same(tmp_path):
     for name, tensor in first["state"].items():
         assert torch.equal(tensor, second["state"][name]), name
     assert "write of='macs', or train on one device" in first["refused"]
+    assert "call compact() after it" in first["early"]

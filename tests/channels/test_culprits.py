@@ -6,6 +6,7 @@ from torch import nn
 
 from regrow.channels import prune
 from regrow.channels.coupling import found_groups
+from regrow.channels.pruning import Together
 from regrow.channels.trace import trace
 from regrow.channels.verify import Bench
 
@@ -133,3 +134,30 @@ def test_what_was_kept_of_parameters_is_forgotten():
         plan.undo()
         assert torch.equal(net(x), before)
         assert not net.training
+
+
+class Meeting:
+    """A bench that knows which groups meet."""
+
+    def __init__(self, *sets):
+        self.sets = sets
+
+    def links(self, stuck, tried):
+        return [each for each in self.sets if stuck & {*each} and each not in tried]
+
+
+def test_where_cutting_in_step_fails_too_only_who_broke_it_alone_stays():
+    together, bench = Together(), Meeting(("width", "heads"))
+    pins, linked = together.after(bench, {"width": "not divisible"}, [])
+    assert (pins, linked) == ({}, [("width", "heads")])  # hopeful: not pinned yet
+    pins, linked = together.after(bench, {"heads": "not divisible either"}, linked)
+    assert (pins, linked) == ({"width": "not divisible"}, [])  # heads may go without it
+
+
+def test_sets_that_hold_stay_and_who_meets_nobody_is_pinned():
+    together, bench = Together(), Meeting(("a", "b"))
+    _, linked = together.after(bench, {"a": "x"}, [("c", "d")])
+    assert linked == [("c", "d"), ("a", "b")]
+    pins, linked = together.after(bench, {"e": "y"}, linked)
+    assert pins == {"e": "y"}
+    assert linked == [("c", "d"), ("a", "b")]

@@ -170,3 +170,30 @@ def test_weights_that_do_not_fit_leave_the_model_untouched():
         load(model, checkpoint)
     assert equal(model, network())
     assert model.width == 8
+
+
+def test_a_cut_model_grows_back_with_zeros_where_channels_were():
+    model = network()
+    original = copy.deepcopy(model)
+    plan = prune(model, X, 0.5)
+    assert plan.made(model)
+    assert not plan.made(original)
+    small = {name: value.clone() for name, value in model.state_dict().items()}
+    plan.grow(model)
+    assert not plan.made(model)
+    assert model.width == original.width
+    for name, value in model.state_dict().items():
+        assert value.shape == original.state_dict()[name].shape
+        if name in plan.kept:  # kept rows, then kept columns, counted by hand
+            places = torch.ones(value.shape, dtype=torch.bool)
+            for dim, keep in plan.kept[name].items():
+                places &= keep.view([-1 if d == dim else 1 for d in range(value.ndim)])
+            assert torch.equal(value[places], small[name].flatten())
+            assert not value[~places].any()
+            assert torch.equal(plan.spread(name, small[name]), value)
+
+
+def test_nine_tenths_of_the_channels_are_nine_tenths():
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 2))
+    plan = prune(model, X, 0.9, round_to=1)  # 1 - 0.9 is less than 0.1 in binary
+    assert plan.removed == {"0": 9}

@@ -10,16 +10,37 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from regrow.callbacks.base import Callback, suite
 from regrow.callbacks.dynamic import DynamicSparseTraining
 from regrow.callbacks.pruning import PruningCallback
 from regrow.callbacks.shapes import training_inputs
 from regrow.channel_method import ChannelMethod
+from regrow.channels.plan import Plan
 from regrow.channels.recalibration import recalibrate
 from regrow.criteria import TrackingCriterion
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
     from regrow.callbacks.channel_pruning import ChannelPruning
+
+
+def check_settings(
+    compact: object, keep_removed: object, latency_ms: float | None, sparsity_given: bool
+) -> None:
+    """Refuses settings that have no meaning, alone or beside each other.
+
+    Raises:
+        ConfigError: Naming the setting and what may stand there.
+    """
+    if compact not in ("end", "event", None):
+        raise ConfigError(f"compact must be 'end', 'event' or None, got {compact!r}")
+    if not isinstance(keep_removed, bool):
+        raise ConfigError(f"keep_removed must be True or False, got {keep_removed!r}")
+    if latency_ms is not None and sparsity_given:
+        raise ConfigError(
+            f"latency_ms={latency_ms!r} says how far to go, and so does sparsity=: "
+            "write one of them"
+        )
 
 
 def refuse_company(trainer: pl.Trainer, callback: ChannelPruning) -> None:
@@ -66,6 +87,28 @@ def refuse_ranks(trainer: pl.Trainer, callback: ChannelPruning) -> None:
     if callback.compact_at == "event" and isinstance(trainer.strategy, DDPStrategy):
         rank_zero_info("DDP holds on to the shapes it began with: channels go at the fit's end")
         callback.compact_at = "end"
+
+
+def refuse_live_cut(trainer: pl.Trainer) -> None:
+    """What DDP has hooked and counted keeps its shapes until the fit ends.
+
+    Raises:
+        StateError: Within a fit under DDP.
+    """
+    if isinstance(trainer.strategy, DDPStrategy):
+        raise StateError(
+            "DDP holds on to the shapes it began with: leave the cut to the fit's end "
+            "(compact='end'), or call compact() after it"
+        )
+
+
+def tell_cut(trainer: pl.Trainer, callback: ChannelPruning, plan: Plan) -> None:
+    """Lets the other callbacks of the suite, and its own rewinder, follow a cut."""
+    others: list[Callback] = [other for other in suite(trainer) if other is not callback]
+    if callback.rewinder is not None:
+        others.append(callback.rewinder)
+    for other in others:
+        other.on_compact(trainer, trainer.lightning_module, plan)
 
 
 def rewrap(trainer: pl.Trainer) -> None:

@@ -10,8 +10,15 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from regrow.callbacks.base import suite
-from regrow.callbacks.channel_company import recalibrate_on, refuse_company, refuse_ranks, rewrap
+from regrow.callbacks.channel_company import (
+    check_settings,
+    recalibrate_on,
+    refuse_company,
+    refuse_live_cut,
+    refuse_ranks,
+    rewrap,
+    tell_cut,
+)
 from regrow.callbacks.reached import settled
 from regrow.callbacks.rewind import Rewind
 from regrow.callbacks.rewound import RewoundPruning
@@ -28,7 +35,6 @@ from regrow.plans import Schedule
 from regrow.schedules import Cyclic, Table, make_schedule
 from regrow.time import TimeLike, Timeline
 
-COMPACT = ("end", "event", None)
 # An object of its own, so that 0.5 written by a user is told from 0.5 left alone.
 DEFAULT_SPARSITY: Final = float("0.5")
 
@@ -106,15 +112,7 @@ there are: channels, latency, macs, params
         seed: int = 0,
         on_change: str = "refuse",
     ) -> None:
-        if compact not in COMPACT:
-            raise ConfigError(f"compact must be 'end', 'event' or None, got {compact!r}")
-        if not isinstance(keep_removed, bool):
-            raise ConfigError(f"keep_removed must be True or False, got {keep_removed!r}")
-        if latency_ms is not None and sparsity is not DEFAULT_SPARSITY:
-            raise ConfigError(
-                f"latency_ms={latency_ms!r} says how far to go, and so does sparsity={sparsity!r}: "
-                "write one of them"
-            )
+        check_settings(compact, keep_removed, latency_ms, sparsity is not DEFAULT_SPARSITY)
         method = ChannelMethod(
             criterion, distribution, of, round_to, min_channels, include, exclude, seed, timer,
             latency_ms,
@@ -148,17 +146,10 @@ there are: channels, latency, macs, params
         return self.pruner.plan
 
     def compact(self) -> Plan | None:
-        """Cuts the masked channels out now; see `ChannelPruner.compact`."""
-        trainer = None if self._clock is None else self._clock.trainer
-        plan = self.pruner.compact(trainer.optimizers if trainer is not None else ())
-        if plan is not None and trainer is not None:
-            self._where(self.history[-1])
-            for callback in suite(trainer):
-                if callback is not self:
-                    callback.on_compact(trainer, trainer.lightning_module, plan)
-            if self.rewinder is not None:
-                self.rewinder.on_compact(trainer, trainer.lightning_module, plan)
-        return plan
+        """Cuts masked channels out now, but not while DDP trains; see `ChannelPruner.compact`."""
+        if self._clock is not None:
+            refuse_live_cut(self._clock.trainer)
+        return self._compact()
 
     def expand(self) -> dict[str, Any]:
         """Gives the module its original shapes back, outside a fit; see `ChannelPruner.expand`.
@@ -254,10 +245,18 @@ there are: channels, latency, macs, params
             self._try_to_compact()
             self._stuck = len(self.history)
 
+    def _compact(self) -> Plan | None:
+        trainer = None if self._clock is None else self._clock.trainer
+        plan = self.pruner.compact(trainer.optimizers if trainer is not None else ())
+        if plan is not None and trainer is not None:
+            self._where(self.history[-1])
+            tell_cut(trainer, self, plan)
+        return plan
+
     def _try_to_compact(self) -> bool:
         """Whether channels were cut; what cannot be stays masked, and the user hears why."""
         try:
-            return self.compact() is not None
+            return self._compact() is not None
         except StateError as error:
             rank_zero_warn(str(error))
             return False

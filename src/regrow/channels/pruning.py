@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from regrow.macs import count_macs
 from regrow.targets import select
 
 Timer = Callable[[nn.Module], float]
+Link = tuple[str, ...]  # groups that keep the same fraction
 
 
 def prune(
@@ -84,8 +85,8 @@ def prune(
     groups = selected(found_groups(traced, model), model, include, exclude)
     bench = Bench(model, traced, groups, two)
     tensors = dict(model.named_parameters())
-    linked: list[tuple[str, ...]] = []
-    tried = set[tuple[str, ...]]()
+    linked: list[Link] = []
+    together = Together()
     slack = Slack()
     while True:
         free = [group for group in groups if not group.pinned]
@@ -115,21 +116,13 @@ def prune(
             )
         else:
             sizes = Sizes(model, free, two, of)
-            budget = (1 - sparsity) * sizes.dense
+            budget = (1 - sparsity) * sizes.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
             removed = chosen(sizes.after, budget + slack.now)
         found = bench.search(removed, linked)
         if found.pinned:  # their share is taken elsewhere
             found.undo()
-            stuck = {*found.pinned}
-            meeting = bench.links(stuck.union(*linked), tried)
-            new = [each for each in meeting if stuck & {*each}]
-            tried |= {*new}
-            hopeful = {name for each in new for name in each}  # perhaps they can go in step
-            linked = [each for each in linked if not (stuck | hopeful) & {*each}] + new
-            groups = tuple(
-                replace(g, pinned=found.pinned[g.name]) if g.name in stuck - hopeful else g
-                for g in groups
-            )
+            pins, linked = together.after(bench, found.pinned, linked)
+            groups = tuple(replace(g, pinned=pins[g.name]) if g.name in pins else g for g in groups)
             bench.groups = groups
         elif of != "macs" or slack.settled(sizes, removed, count_macs(model, two).macs, budget):
             break
@@ -139,6 +132,32 @@ def prune(
     pinned = {group.name: group.pinned for group in groups if group.pinned}
     kept = keeps(groups, removed)
     return made_plan(model, kept, found.undo, removed=counts, pinned=pinned, error=found.error)
+
+
+class Together:
+    """Which groups are cut in step, after some of them broke the network."""
+
+    def __init__(self) -> None:
+        self._tried = set[Link]()
+        self._alone = dict[str, str]()  # who broke it while not in step, and how
+
+    def after(
+        self, bench: Bench, broke: Mapping[str, str], linked: Sequence[Link]
+    ) -> tuple[dict[str, str], list[Link]]:
+        """Groups to pin with the reason, and the sets to cut in step from now on.
+
+        Where a set does not hold, those that broke the network alone are to blame.
+        """
+        failed = [each for each in linked if broke.keys() & {*each}]
+        inside = {name for each in failed for name in each}
+        self._alone |= {name: why for name, why in broke.items() if name not in inside}
+        blamed = {name for name in self._alone if name in inside or name in broke}
+        held = [each for each in linked if each not in failed]
+        new = [each for each in bench.links(blamed.union(*held), self._tried) if blamed & {*each}]
+        self._tried |= {*new}
+        hopeful = {name for each in new for name in each}
+        pins = {name: self._alone[name] for name in blamed - hopeful}
+        return pins, [each for each in held if not hopeful & {*each}] + new
 
 
 class Slack:

@@ -18,7 +18,8 @@ from regrow.macs import batch_size, evaluating
 def running(model: nn.Module, training: bool) -> Iterator[None]:
     """Without gradients; generators and buffers are put back."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(model):
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(model):
         torch.manual_seed(0)
         if training:
             model.train()
