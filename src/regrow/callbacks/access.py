@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from regrow.callbacks.agreement import agree
 from regrow.callbacks.base import Callback, PruneEvent, tell
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.pruners import AnyPruner
@@ -159,6 +160,8 @@ class PrunerAccess(Callback):
         """Writes into the history that an event was taken back, and how much it had lost."""
         self.pruner.note("rollback", failed, lost=lost)
         self._where(self.history[-1])
+        if self._clock is not None:
+            agree(self._clock.trainer, self.pruner.enforcer, "a rollback")
 
     def _new_pruner(self, model: nn.Module) -> AnyPruner:
         assert isinstance(self.method, Method)
@@ -178,6 +181,8 @@ class PrunerAccess(Callback):
 
     def _adopt(self, state: Mapping[str, Any]) -> None:
         self.pruner.load_state_dict(state["pruner"])
+        if self._clock is not None:
+            agree(self._clock.trainer, self.pruner.enforcer, "resuming")
         if state["progress"] is not None:
             self.progress.load_state_dict(state["progress"])
 
@@ -189,6 +194,7 @@ class PrunerAccess(Callback):
         trainer, before = clock.trainer, self.pruner.sparsity
         entry = change(trainer.optimizers)
         self._where(entry)
+        agree(trainer, self.pruner.enforcer, f"the event at step {entry['step']}")
         event = PruneEvent(self, entry["step"], entry["epoch"], before, self.sparsity, entry)
         tell(trainer, trainer.lightning_module, event)
         return entry

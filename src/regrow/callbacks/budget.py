@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from regrow.callbacks.access import PrunerAccess
+from regrow.callbacks.agreement import shared_value
 from regrow.callbacks.base import Callback, PruneEvent
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.dynamic import refuse_constant
@@ -196,7 +197,7 @@ class AccuracyBudget(Callback):
                 f"AccuracyBudget monitors {self.monitor!r}, which validation never logged: there "
                 f"are {', '.join(map(str, trainer.callback_metrics)) or 'no metrics'}"
             )
-        return float(trainer.callback_metrics[self.monitor])
+        return shared_value(trainer, float(trainer.callback_metrics[self.monitor]))
 
     def _judge(self, value: float) -> None:
         assert self._open is not None

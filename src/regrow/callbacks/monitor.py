@@ -78,7 +78,10 @@ class SparsityMonitor(Callback):
             self._shown = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.log_dict(self._values, on_step=False, on_epoch=True)
+        # equal on all ranks: the largest is exact, where a mean would round
+        pl_module.log_dict(
+            self._values, on_step=False, on_epoch=True, reduce_fx="max", sync_dist=True
+        )
 
     def _measure(self, trainer: pl.Trainer) -> dict[str, float]:
         found = pruners(trainer)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from regrow.callbacks.access import PrunerAccess
 from regrow.callbacks.appointments import Appointments
+from regrow.callbacks.agreement import shared_value
 from regrow.callbacks.base import Callback
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.conditions import Drop, Plateau, Seen
@@ -170,8 +171,9 @@ class Regrow(Callback):
             )
         if not settled(trainer):  # what falls now may be taken back
             return
-        self._seen, holds = self.when.judge(float(metrics[self.when.monitor]), self._seen)
-        self._pending |= bool(trainer.strategy.broadcast(holds))  # the same on every rank
+        value = shared_value(trainer, float(metrics[self.when.monitor]))
+        self._seen, holds = self.when.judge(value, self._seen)
+        self._pending |= holds
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         missed = self.times.steps[self.times.kept :]

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""Ranks that train together must prune together: they compare one number after each event."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+
+from regrow.enforcement import Enforcer
+from regrow.errors import StateError
+from regrow.fingerprint import fingerprint
+
+
+def agree(trainer: pl.Trainer, enforcer: Enforcer, when: str) -> None:
+    """Refuses to go on where ranks hold other masks or weights; one number a rank is sent.
+
+    Args:
+        trainer: In a fit.
+        enforcer: This rank's.
+        when: What has just happened, for the message.
+
+    Raises:
+        StateError: On every rank alike, so that none waits for another.
+    """
+    if trainer.world_size == 1:
+        return
+    own = torch.tensor(fingerprint(enforcer), device=trainer.strategy.root_device)
+    every = trainer.strategy.all_gather(own).flatten().tolist()
+    odd = [rank for rank, value in enumerate(every) if value != every[0]]
+    if odd:
+        raise StateError(
+            f"after {when}, masks or weights of rank {', '.join(map(str, odd))} differ from those "
+            "of rank 0: does something change the model on some ranks only, or at random from a "
+            "generator of their own? The last checkpoint is from before that"
+        )
+
+
+def shared_value(trainer: pl.Trainer, value: float) -> float:
+    """A logged number as all ranks see it: their mean, where it was logged without sync_dist."""
+    if trainer.world_size == 1:
+        return value
+    own = torch.tensor(value, dtype=torch.float64, device=trainer.strategy.root_device)
+    every = trainer.strategy.all_gather(own).flatten()
+    return value if bool((every == every[0]).all()) else float(every.mean())

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""Ranks prune, regrow and roll back alike; what one of them does alone is refused on all."""
+
+import pytest
+import ranks
+import torch
+from toys import Net, fit, loader
+
+from regrow import DynamicSparseTraining, MagnitudePruning
+
+MANY = """
+from regrow import (AccuracyBudget, DynamicSparseTraining, Exponential, MagnitudePruning, Regrow,
+                    Rewind, Table)
+
+class Judged(Net):
+    def validation_step(self, batch, batch_idx):  # not synchronised: ranks see other numbers
+        alive = int((self.body[0].weight != 0).sum())
+        self.log("val/score", float(alive >= 50) + 0.01 * RANK)
+
+CASES = {
+    "gradual": lambda: [MagnitudePruning(0.8, every="1it")],
+    "gradients": lambda: [MagnitudePruning(0.8, criterion="snip", every="2it")],
+    "movement": lambda: [MagnitudePruning(0.6, criterion="movement", every="2it")],
+    "random": lambda: [MagnitudePruning(0.8, criterion="random", every="2it")],
+    "rigl": lambda: [DynamicSparseTraining(0.7, grow="gradient", every="2it")],
+    "set": lambda: [DynamicSparseTraining(0.7, grow="random", every="2it", init="he")],
+    "regrown": lambda: [MagnitudePruning(0.7, end=0.5, every="2it"),
+                        Regrow(at="7it", fraction=0.4, by="random", init="he")],
+    "by gradient": lambda: [MagnitudePruning(0.7, end=0.5, every="2it"),
+                            Regrow(at="7it", fraction=0.4, by="gradient", init="zero")],
+    "rewound": lambda: [MagnitudePruning(0.7, schedule=Exponential(rate=0.5, every="4it"),
+                                         rewind=Rewind("2it", ("weights", "lr", "optimizer")))],
+    "budget": lambda: [MagnitudePruning(0.9, schedule=Table({"1it": 0.3, "4it": 0.9})),
+                       AccuracyBudget("val/score", 0.5, recover="2it", reference=1.0,
+                                      resolution=0.05)],
+}
+for name, make in CASES.items():
+    module, callbacks = Judged(ADAM), make()
+    job(*callbacks, accumulate_grad_batches=2, max_epochs=4, num_sanity_val_steps=0).fit(
+        module, DataLoader(samples(8 * WORLD + 5), 2, shuffle=True), DataLoader(samples(8), 4))
+    pruner = callbacks[0]
+    said[name] = {"state": state(module), "masks": dict(pruner.masks),
+                  "history": pruner.history, "sparsity": pruner.sparsity}
+"""
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_prune_alike(world, tmp_path):
+    first, *others = ranks.run(MANY, tmp_path, world)
+    for name, mine in first.items():
+        for other in others:
+            theirs = other[name]
+            assert mine["history"] == theirs["history"], name
+            for key in ("state", "masks"):
+                assert all(torch.equal(v, theirs[key][n]) for n, v in mine[key].items()), name
+        for parameter, mask in mine["masks"].items():
+            assert not mine["state"][parameter][~mask].any(), name
+    assert first["gradual"]["sparsity"] == pytest.approx(0.8, abs=0.005)
+    kinds = {name: [e["kind"] for e in found["history"]] for name, found in first.items()}
+    assert "rollback" in kinds["budget"]
+    assert "regrow" in kinds["regrown"]
+    assert "regrow" in kinds["by gradient"]
+    assert kinds["rewound"].count("rewind") + kinds["rewound"].count("prune") >= 2
+
+
+ALONE = """
+from regrow import MagnitudePruning
+from regrow.errors import StateError
+
+class Meddler(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if RANK == 1 and trainer.global_step == 3:
+            module.body[0].weight.data[0, 0] += 1.0
+
+try:
+    job(Meddler(), MagnitudePruning(0.5, every="1it")).fit(Net(), DataLoader(samples(64), 4))
+    said["error"] = ""
+except StateError as error:
+    said["error"] = str(error)
+"""
+
+
+def test_what_one_rank_does_alone_is_refused_on_all(tmp_path):
+    for said in ranks.run(ALONE, tmp_path):
+        assert "rank 1 differ from those of rank 0" in said["error"]
+        assert "the event at step" in said["error"]
+
+
+SAME = """
+from torch.utils.data import DistributedSampler
+from regrow import DynamicSparseTraining, MagnitudePruning
+
+for name, pruner in {
+    "weights": MagnitudePruning(0.75, every="1it"),
+    "gradients": MagnitudePruning(0.75, criterion="gradient", every="1it"),
+    "grown": DynamicSparseTraining(0.6, grow="gradient", every="2it"),
+}.items():
+    module, data = Net().double(), samples(64)
+    own = DistributedSampler(data, WORLD, RANK, shuffle=False)  # every second sample
+    job(pruner, precision="64-true", use_distributed_sampler=False).fit(
+        module, DataLoader(data, 4, sampler=own))
+    said[name] = {"state": state(module), "masks": dict(pruner.masks)}
+"""
+
+
+def test_two_ranks_are_one_process_with_batches_of_both(tmp_path):
+    found = ranks.run(SAME, tmp_path)[0]
+    alone = {
+        "weights": MagnitudePruning(0.75, every="1it"),
+        "gradients": MagnitudePruning(0.75, criterion="gradient", every="1it"),
+        "grown": DynamicSparseTraining(0.6, grow="gradient", every="2it"),
+    }
+    for name, pruner in alone.items():
+        module = Net().double()
+        fit(module, pruner, data=loader(8, 8), precision="64-true")
+        for parameter, mask in pruner.masks.items():
+            assert torch.equal(mask, found[name]["masks"][parameter]), name
+        for key, value in module.state_dict().items():
+            torch.testing.assert_close(value, found[name]["state"][key], rtol=1e-9, atol=1e-12)
+
+
+WAYS = """
+from regrow import DynamicSparseTraining, MagnitudePruning
+
+WAYS = {"plain": {}, "views": {"gradient_as_bucket_view": True}, "static": {"static_graph": True},
+        "unused": {"find_unused_parameters": True}}
+for name, ddp in WAYS.items():
+    module = Net()
+    pruners = (MagnitudePruning(0.5, every="2it", include=["0"]),
+               DynamicSparseTraining(0.6, every="2it", include=["2"]))
+    job(*pruners, ddp=ddp, gradient_clip_val=0.1).fit(module, DataLoader(samples(64), 4))
+    said[name] = state(module)
+"""
+
+
+def test_ways_of_ddp_do_not_matter(tmp_path):
+    for said in ranks.run(WAYS, tmp_path):
+        plain = said.pop("plain")
+        assert len(said) == 3
+        for name, other in said.items():
+            assert all(torch.equal(value, other[key]) for key, value in plain.items()), name
