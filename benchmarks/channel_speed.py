@@ -3,27 +3,35 @@
 
 Half of the channels of each layer go, rounded to counts that kernels like, beside a cut by
 Torch-Pruning of about the same MACs: milliseconds of one pass on one thread, interleaved medians.
+In PyTorch as it is, and for single examples exported and run by ONNX Runtime, which folds norms
+into convolutions and has less to do around each of them.
 """
 
 from __future__ import annotations
 
 import copy
 import statistics
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from _bench import Row, arguments, interleaved, ratio, show
 from _vision import build, heads, needed
 from torch import Tensor, nn
 
+import regrow
 from regrow.channels import prune
 from regrow.macs import count_macs
 
 MODELS = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2")
 DENSE, OURS, PEER = "dense", "regrow", "Torch-Pruning"
 FORMATS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
+EXPORTED = "ONNX Runtime"
 CLAIMS = {"resnet50": 1 / 2.5, "mobilenet_v2": 1 / 2}  # of the dense time, batch 1
+PASSES = 3  # of single examples
 
 
 def cut_by_us(model: nn.Module, x: Tensor) -> nn.Module:
@@ -49,6 +57,23 @@ def timed(model: nn.Module, x: Tensor, passes: int) -> Callable[[], Callable[[],
     return lambda: run
 
 
+def exported(nets: dict[str, nn.Module], x: Tensor) -> dict[str, Callable[[], Any]]:
+    """Passes by ONNX Runtime on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+
+    def made(net: nn.Module) -> Callable[[], Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "net.onnx"
+            regrow.export(copy.deepcopy(net).eval(), file, x)
+            session = onnxruntime.InferenceSession(file, options)
+        given = {session.get_inputs()[0].name: x.numpy()}
+        return lambda: [session.run(None, given) for _ in range(PASSES)]
+
+    runs = {variant: made(net) for variant, net in nets.items()}
+    return {variant: lambda run=run: run for variant, run in runs.items()}
+
+
 def rows_of(name: str, rounds: int, batches: dict[int, tuple[int, int]]) -> list[Row]:
     """One row a format, batch size and variant."""
     small = torch.randn(2, 3, 64, 64)
@@ -59,19 +84,23 @@ def rows_of(name: str, rounds: int, batches: dict[int, tuple[int, int]]) -> list
     one = torch.randn(1, 3, 224, 224)
     macs = {variant: count_macs(net, one).macs for variant, net in nets.items()}
     rows: list[Row] = []
+
+    def add(batch: int, words: str, passes: int, found: dict[str, list[float]]) -> None:
+        for variant in nets:
+            row: dict[str, Any] = {"model": name, "batch": batch, "format": words}
+            row["variant"] = variant
+            row["MACs / dense"] = macs[variant] / macs[DENSE]
+            row["ms"] = 1e3 * statistics.median(found[variant]) / passes
+            row["time / dense"] = ratio(found, variant, DENSE)
+            rows.append(row)
+
     for batch, (passes, share) in batches.items():
         for words, memory in FORMATS.items():
             x = torch.randn(batch, 3, 224, 224).to(memory_format=memory)
             moved = {v: copy.deepcopy(net).to(memory_format=memory) for v, net in nets.items()}
             made = {v: timed(net, x, passes) for v, net in moved.items()}
-            found = interleaved(made, max(2, rounds // share))
-            for variant in nets:
-                row: dict[str, Any] = {"model": name, "batch": batch, "format": words}
-                row["variant"] = variant
-                row["MACs / dense"] = macs[variant] / macs[DENSE]
-                row["ms"] = 1e3 * statistics.median(found[variant]) / passes
-                row["time / dense"] = ratio(found, variant, DENSE)
-                rows.append(row)
+            add(batch, words, passes, interleaved(made, max(2, rounds // share)))
+    add(1, EXPORTED, PASSES, interleaved(exported(nets, one), rounds))
     return rows
 
 
@@ -85,7 +114,7 @@ def main() -> None:
     for name in options.models:
         # many examples take long: fewer rounds, and fewer examples for the largest
         large = 8 if name.startswith("vgg") else 32
-        rows += rows_of(name, options.rounds, {1: (3, 1), large: (1, 4)})
+        rows += rows_of(name, options.rounds, {1: (PASSES, 1), large: (1, 4)})
     claims = {
         f"time of {name}, batch 1, {words}, / dense": (row["time / dense"], CLAIMS[name])
         for row in rows
