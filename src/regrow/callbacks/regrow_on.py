@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from regrow.callbacks.access import PrunerAccess
-from regrow.callbacks.appointments import Appointments
 from regrow.callbacks.agreement import shared_value
+from regrow.callbacks.appointments import Appointments
 from regrow.callbacks.base import Callback
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.conditions import Drop, Plateau, Seen
