@@ -131,6 +131,8 @@ def test_wheel_holds_configuration_and_types(dist, checkout):
         for path in (checkout / folder).rglob("*.yaml"):
             if "local" not in path.parts:
                 assert f"regrow/{path.relative_to(checkout).as_posix()}" in names
+    for path in (checkout / "src" / "regrow" / "report" / "assets").iterdir():
+        assert f"regrow/report/assets/{path.name}" in names
     assert {"regrow/py.typed", "hydra_plugins/regrow_searchpath.py"} <= names
     assert "hydra_plugins/__init__.py" not in names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+import os
+
 import pytest
 
 from regrow.app.files import read_json, write_json, write_whole
@@ -29,3 +31,13 @@ def test_damaged_json_is_named(tmp_path):
     (tmp_path / "a.json").write_text('{"a": ')
     with pytest.raises(StateError, match=r"a\.json is damaged"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_colleagues_may_read_what_the_mask_lets_them(mask, mode, tmp_path):
+    before = os.umask(mask)
+    try:
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == mode

@@ -27,10 +27,18 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(aside, 0o666 & ~_umask())  # mkstemp's are the owner's alone
         os.replace(aside, path)
     except BaseException:
         os.unlink(aside)
         raise
+
+
+def _umask() -> int:
+    """The process's mask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,0 +1,110 @@
+// One run: its facts, how dense each layer is, and its training with the events.
+
+const LINES = 40; // as many events get a line right through the plot
+
+function drawFacts(run) {
+  const parts = run.facts.flatMap(([name, place]) => [element("dt", name), element("dd", told(place))]);
+  at("facts").replaceChildren(...parts);
+}
+
+function note(place, text) {
+  Plotly.purge(place);
+  place.style.height = "";
+  place.replaceChildren(element("p", text, { class: "fine" }));
+}
+
+function draw(place, traces, layout) {
+  if (!place.classList.contains("js-plotly-plot")) place.replaceChildren();
+  place.style.height = `${layout.height}px`;
+  return Plotly.react(place, traces, layout, CONFIG);
+}
+
+function drawLayers(run) {
+  if (!run.layers.length) return note(at("layers"), "Nothing was pruned in this run.");
+  const c = colours();
+  const names = run.layers.map(([place]) => told(place));
+  const each = names.length > 40 ? 15 : 24;
+  const bars = {
+    type: "bar", orientation: "h", y: names.map((_, i) => i), x: run.layers.map(([, density]) => 100 * density),
+    marker: { color: c.series[0] }, hoverinfo: "text",
+    hovertext: run.layers.map(([place, density]) => `${plain(told(place))}<br>${(100 * density).toFixed(2)} % remain`),
+    text: run.layers.map(([, density]) => `${(100 * density).toFixed(1)} %`), textposition: "outside",
+    textfont: { size: each > 20 ? 12 : 10, color: c.ink }, cliponaxis: false,
+  };
+  const most = at("layers").clientWidth < 560 ? 18 : 48;
+  const short = (name) => (name.length > most ? `…${name.slice(1 - most)}` : name);
+  return draw(at("layers"), [bars], layoutStyle(c, {
+    height: each * names.length + 70, bargap: 0.25, hovermode: "closest",
+    xaxis: axisStyle(c, { range: [0, 115], title: { text: "weights that remain, %", standoff: 6 } }),
+    yaxis: axisStyle(c, {
+      autorange: "reversed", tickvals: names.map((_, i) => i), ticktext: names.map((name) => plain(short(name))),
+      tickfont: { size: each > 20 ? 12 : 10 }, showgrid: false,
+    }),
+  }));
+}
+
+function curveTraces(run, c) {
+  return run.curves.map(([name, steps, values], index) => {
+    const loss = name.includes("loss");
+    return {
+      type: "scatter", mode: "lines+markers", name: plain(name), x: steps, yaxis: loss ? "y2" : "y",
+      y: loss ? values : values.map((value) => 100 * value), marker: { size: 3 },
+      line: { color: c.series[index % c.series.length], width: 1.6 },
+      hovertemplate: `%{y:.4~g}${loss ? "" : " %"} at step %{x}<extra>${plain(name)}</extra>`,
+    };
+  });
+}
+
+function eventTrace(run, c) {
+  const percent = (sparsity) => `${(100 * sparsity).toFixed(2)} %`;
+  const steps = run.curves.flatMap(([, own]) => own);
+  const end = Math.max(0, ...steps, ...run.events.map(([step]) => step));
+  const events = [[0, 0, "", 0], ...run.events, [end, null, "", run.events.at(-1)?.[3] ?? 0]];
+  return {
+    type: "scatter", mode: "lines+markers", name: "sparsity, events", yaxis: "y3",
+    x: events.map(([step]) => step), y: events.map(([, , , sparsity]) => 100 * sparsity),
+    line: { shape: "hv", color: c.ink, width: 1.4 }, hoverinfo: "text",
+    marker: { color: c.ink, size: events.map(([, , kind]) => (kind ? 5 : 0)) },
+    hovertext: events.map(([step, epoch, kind, sparsity]) => (kind
+      ? `${plain(kind)} at step ${step}${epoch === null ? "" : `, epoch ${epoch}`}: sparsity ${percent(sparsity)}` : "")),
+  };
+}
+
+function drawCurves(run) {
+  at("curves-note").textContent = [
+    run.events.length > LINES ? "So many events: they are marked on the sparsity line alone." : "",
+    run.thinned ? "Long curves are thinned; the metrics in the run's folder are whole." : "",
+  ].join(" ");
+  if (!run.curves.length) {
+    return note(at("curves"), "No metrics were found in this run's folder: logger=csv logs them.");
+  }
+  const c = colours();
+  const pruned = run.events.length > 0;
+  const traces = [...curveTraces(run, c), ...(pruned ? [eventTrace(run, c)] : [])];
+  const lines = run.events.length > LINES ? [] : run.events.map(([step]) => ({
+    type: "line", xref: "x", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, layer: "below",
+    line: { color: c.edge, width: 1, dash: "dot" },
+  }));
+  const title = (text) => ({ title: { text, standoff: 6 } });
+  return draw(at("curves"), traces, layoutStyle(c, {
+    height: 560, hovermode: "closest", shapes: lines, legend: { orientation: "h", x: 0, y: -0.12, yanchor: "top" },
+    xaxis: axisStyle(c, { anchor: pruned ? "y3" : "y2", ...title("optimizer step") }),
+    yaxis: axisStyle(c, { domain: [pruned ? 0.62 : 0.53, 1], ...title("accuracy, %") }),
+    yaxis2: axisStyle(c, { domain: [pruned ? 0.28 : 0, pruned ? 0.58 : 0.47], ...title("loss") }),
+    ...(pruned ? { yaxis3: axisStyle(c, { domain: [0, 0.22], rangemode: "tozero", ...title("sparsity, %") }) } : {}),
+  }));
+}
+
+function drawRun() {
+  const run = data.runs[Number(at("which").value)];
+  if (!run) return;
+  drawFacts(run);
+  drawLayers(run);
+  drawCurves(run);
+}
+
+function startRun() {
+  data.runs.forEach((run, i) => at("which").append(element("option", told(run.title), { value: i })));
+  at("which").addEventListener("change", drawRun);
+  drawRun();
+}

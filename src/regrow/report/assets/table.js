@@ -1,0 +1,110 @@
+// The table: sorted by a click on a heading, filtered by words, saved as CSV.
+
+// What may be said once, above the table, where all rows have the same.
+const ONCE = new Set(["data", "model", "dense_params", "dense_macs", "latency_device", "threads", "batch", "epochs", "start", "lr", "train_batch"]);
+const MOST = 500; // rows that a browser lays out at once without a pause
+const table = { cells: [], final: 0, sort: null, descending: false, levels: false, words: [] };
+
+const valueOf = (row, column) => (column.text ? told(row[column.index]) : row[column.index]);
+
+// As people read it; the unit is in the heading.
+function formatted(row, column) {
+  const value = valueOf(row, column);
+  if (value === null || value === "") return "";
+  if (column.text) return value;
+  const scaled = column.unit === "%" || column.unit === "points" ? value * 100 : value;
+  if (column.digits === null) return String(scaled);
+  const format = { minimumFractionDigits: column.digits, maximumFractionDigits: column.digits };
+  return column.name === "seed" ? String(scaled) : scaled.toLocaleString("en", format);
+}
+
+// Empty cells come last in both directions; equal ones keep their order.
+function compare(column) {
+  const sign = table.descending ? -1 : 1;
+  return (one, other) => {
+    const [a, b] = [valueOf(one, column), valueOf(other, column)];
+    const [noA, noB] = [a === null || a === "", b === null || b === ""];
+    if (noA || noB) return Number(noA) - Number(noB);
+    return a < b ? -sign : a > b ? sign : 0;
+  };
+}
+
+function matches(row) {
+  if (!table.levels && told(row[table.final]) !== "yes") return false;
+  if (!table.words.length) return true;
+  const line = [...table.cells.map((column) => formatted(row, column)), ...data.columns
+    .map((column, index) => (column.text ? told(row[index]) : ""))].join(" ").toLowerCase();
+  return table.words.every((word) => line.includes(word));
+}
+
+function drawTable() {
+  const rows = data.rows.filter((row) => matches(row));
+  if (table.sort !== null) rows.sort(compare(table.cells.find((column) => column.name === table.sort)));
+  const body = document.createDocumentFragment();
+  for (const row of rows.slice(0, MOST)) {
+    const line = element("tr", null, told(row[table.final]) === "yes" ? {} : { class: "level" });
+    for (const column of table.cells) {
+      line.append(element("td", formatted(row, column), column.text ? {} : { class: "number" }));
+    }
+    body.append(line);
+  }
+  at("table").tBodies[0].replaceChildren(body);
+  const first = rows.length > MOST ? `, the first ${MOST} are shown` : "";
+  at("count").textContent = `${rows.length} of ${data.rows.length} rows${first}`;
+}
+
+function drawHead() {
+  const cells = table.cells.map((column) => {
+    const order = table.sort !== column.name ? "none" : table.descending ? "descending" : "ascending";
+    const cell = element("th", null, { scope: "col", "aria-sort": order, "data-name": column.name });
+    if (!column.text) cell.className = "number";
+    const button = element("button", column.heading, { type: "button" });
+    button.addEventListener("click", () => {
+      table.descending = table.sort === column.name && !table.descending;
+      table.sort = column.name;
+      for (const one of at("table").tHead.rows[0].cells) one.setAttribute("aria-sort", "none");
+      cell.setAttribute("aria-sort", table.descending ? "descending" : "ascending");
+      drawTable();
+    });
+    cell.append(button);
+    if (column.unit) cell.append(element("span", column.unit, { class: "unit" }));
+    return cell;
+  });
+  at("table").tHead.rows[0].replaceChildren(...cells);
+}
+
+function csvText() {
+  const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replace(/"/g, '""')}"` : value);
+  const line = (row) => data.columns
+    .map((column, index) => valueOf(row, { ...column, index }) ?? "")
+    .map((value) => quoted(String(value))).join(",");
+  return [data.columns.map((column) => column.name).join(","), ...data.rows.map(line), ""].join("\n");
+}
+
+// Which columns there are, and what is said of those that are the same throughout.
+function splitColumns() {
+  const columns = data.columns.map((column, index) => ({ ...column, index }));
+  const all = (column, test) => data.rows.every((row) => test(row[column.index]));
+  const same = (column) => ONCE.has(column.name) && all(column, (value) => value === data.rows[0][column.index]);
+  const shown = columns.filter((column) => column.heading && !all(column, (value) => value === null));
+  table.final = columns.findIndex((column) => column.name === "final");
+  table.cells = shown.filter((column) => !same(column));
+  const words = shown.filter(same).map((column) => (
+    `${column.heading}${column.unit ? ` (${column.unit})` : ""} ${formatted(data.rows[0], column)}`));
+  if (words.length) at("constant").textContent = `In all rows: ${words.join(" · ")}`;
+}
+
+function startTable() {
+  splitColumns();
+  drawHead();
+  drawTable();
+  at("filter").addEventListener("input", (event) => {
+    table.words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
+    drawTable();
+  });
+  at("table-levels").addEventListener("change", (event) => {
+    table.levels = event.target.checked;
+    drawTable();
+  });
+  at("download").href = URL.createObjectURL(new Blob([csvText()], { type: "text/csv" }));
+}

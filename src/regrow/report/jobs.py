@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Jobs: which folders hold one, and how far each came."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from regrow.errors import DataError
+from regrow.report.curves import metric_files
+from regrow.report.runs import FILE, Run, read_run
+
+FAILED = "failed.json"
+CLAIMED = "run.json"
+_MARKS = {FILE, FAILED, CLAIMED}
+_NOT_JOBS = {"checkpoints", "levels", "logs", ".hydra"}
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A job without a result that can be read.
+
+    Attributes:
+        folder: Where it lies.
+        state: "failed", "unfinished" or "unreadable".
+        reason: Why, for a reader.
+        words: What was asked for: recipe and overrides, where they are known.
+        when: The last sign of it.
+    """
+
+    folder: Path
+    state: str
+    reason: str
+    words: str = ""
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """What was found below a folder.
+
+    Attributes:
+        runs: Finished jobs, one a config hash.
+        lost: All others.
+        copies: Folders whose run another folder holds too.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
+    copies: list[Path] = field(default_factory=list)
+
+
+def read_jobs(folders: Sequence[Path]) -> Jobs:
+    """Reads each folder as a job; what cannot be read stops no other.
+
+    A job that failed where an earlier one left its result is there with both.
+    """
+    jobs, seen = Jobs(), set()
+    for folder in folders:
+        found = _read(folder)
+        if isinstance(found, Lost):
+            jobs.lost.append(found)
+            continue
+        if (folder / FAILED).is_file():
+            jobs.lost.append(_failed(folder, "; the result shown is an earlier one of this folder"))
+        if (key := found.result["config_hash"]) in seen:
+            jobs.copies.append(folder)
+        else:
+            seen.add(key)
+            jobs.runs.append(found)
+    return jobs
+
+
+def find_jobs(folder: Path) -> list[Path]:
+    """The folders of jobs below a folder, itself included, in order.
+
+    A dense control, which jobs share, is none.
+    """
+    found = []
+    for place, inner, files in os.walk(folder):
+        inner[:] = sorted(name for name in inner if name not in _NOT_JOBS)
+        if _MARKS & {*files} and not _is_control(Path(place), files):
+            found.append(Path(place))
+    return found
+
+
+def _is_control(folder: Path, files: Sequence[str]) -> bool:
+    """A control has a result of its own kind, and no mark of a job."""
+    if FILE not in files or {FAILED, CLAIMED} & {*files}:
+        return False
+    content = _json(folder / FILE)
+    return "block" in content and "format" not in content
+
+
+def _read(folder: Path) -> Run | Lost:
+    try:
+        return read_run(folder)
+    except DataError as error:
+        return Lost(folder, "unreadable", str(error), when=_when(folder / FILE))
+    except FileNotFoundError:
+        return _without_result(folder)
+
+
+def _without_result(folder: Path) -> Lost:
+    if (folder / FAILED).is_file():
+        return _failed(folder)
+    signs = [folder / CLAIMED, *metric_files(folder)]
+    last = max((when for when in map(_when, signs) if when), default="")
+    if (folder / CLAIMED).is_file():
+        reason = "no result yet: it is running, or was stopped; the same command goes on with it"
+    else:
+        reason = "not started yet"
+    return Lost(folder, "unfinished", reason, when=last)
+
+
+def _failed(folder: Path, remark: str = "") -> Lost:
+    told = _json(folder / FAILED)
+    reason = ": ".join(str(told[key]) for key in ("error", "message") if told.get(key))
+    words = [f"recipe={told['recipe']}"] if told.get("recipe") else []
+    words += [str(w) for w in told.get("overrides") or () if not str(w).startswith("recipe=")]
+    when = _local(str(told["when"])) if told.get("when") else _when(folder / FAILED)
+    return Lost(folder, "failed", (reason or "it does not say why") + remark, " ".join(words), when)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one where it cannot be read, which its reader will say."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _when(path: Path) -> str:
+    """When a file was last written, to the second; empty where it is gone."""
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
+    except OSError:
+        return ""
+
+
+def _local(when: str) -> str:
+    """A time with a zone as the local time; what is no time as it is."""
+    try:
+        moment = datetime.fromisoformat(when)
+    except ValueError:
+        return when
+    return moment.astimezone().replace(tzinfo=None).isoformat(" ", "seconds")
+
+
+def below(folder: Path, jobs: Sequence[Path]) -> Iterator[str]:
+    """The names of jobs as seen from a folder."""
+    for job in jobs:
+        yield Path(os.path.relpath(job, folder)).as_posix()

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: MIT
+"""What the command measured is what the report says."""
+
+import csv
+
+from regrow.app.train import train
+from regrow.report import write_report
+
+
+def test_a_pruned_and_a_dense_run(job, tmp_path):
+    result = train(job("recipe=digits/gmp", "pruning.every=0.1", folder="gmp"))
+    train(job("recipe=digits/dense", folder="dense"))
+    done = write_report(tmp_path)
+    assert done.summary == "2 finished jobs · 2 methods"
+    with done.table.open(newline="") as file:
+        dense, pruned = (row for row in csv.DictReader(file) if row["final"] == "yes")
+    for name in ("accuracy", "params", "macs", "bytes"):
+        assert float(pruned[name]) == result["pruned"][name]
+        assert float(pruned[f"dense_{name}"]) == result["dense"][name]
+    for name in ("sparsity", "sparsity_total", "compression", "theoretical_speedup"):
+        assert float(pruned[name]) == result[name]
+    assert float(pruned["latency_ms"]) == result["pruned"]["latency_ms"]["median"]
+    assert float(pruned["accuracy_drop"]) == result["accuracy_drop"]
+    assert pruned["config_hash"] == result["config_hash"]
+    assert pruned["model"].startswith("DigitsCNN(")
+    assert (pruned["epochs"], pruned["lr"], pruned["train_batch"]) == ("2", "0.05", "64")
+    assert "bias of Linear" in pruned["excluded"]
+    # the dense run is the control of the pruned one
+    assert dense["accuracy"] == dense["dense_accuracy"] == pruned["dense_accuracy"]
+    assert done.page.stat().st_size > 1_000_000  # the plotting library is in it

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""The page in a real browser: pointed at, sorted, filtered, in the dark, on a phone."""
+
+import csv
+import itertools
+
+import pytest
+from made import result, write
+from selenium.webdriver.support.ui import Select
+
+from regrow.report import write_report
+
+METRICS = "epoch,step,train/loss,val/accuracy\n0,20,,0.5\n1,40,0.7,\n1,41,,0.8\n2,60,,0.9\n"
+EVENTS = [{"kind": "prune", "step": 40, "epoch": 1, "after": 0.45}]
+EVENTS += [{"kind": "rollback", "step": 50, "epoch": 2, "after": 0.9}]
+EVIL = "+evil=<script>document.title='broken'</script><b>bold</b>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two methods of three sparsities and three seeds; one job failed."""
+    top = tmp_path_factory.mktemp("outputs")
+    level = {"sparsity": 0.3, "test_accuracy": 0.96, "epoch": 1}
+    grid = itertools.product(("gmp", "imp"), (0.5, 0.8, 0.9), range(3))
+    for index, (method, sparsity, seed) in enumerate(grid):
+        accuracy = 0.97 - sparsity / 10 - (method == "imp") / 100 + seed / 500
+        content = result(method, sparsity, seed, accuracy, control=0.97 + seed / 1000)
+        content |= {"levels": [level], "history": EVENTS, "seconds": 100 - index}
+        content["overrides"].append(EVIL)
+        write(top / method / f"{sparsity}" / f"seed={seed}", content, METRICS)
+    (top / "lost").mkdir()
+    (top / "lost" / "failed.json").write_text('{"error": "DataError", "message": "no such file"}')
+    write_report(top)
+    return top
+
+
+@pytest.fixture
+def page(chromium, folder):
+    chromium.open(folder / "report.html")
+    yield chromium
+    assert chromium.troubles() == []
+
+
+def column(page, name):
+    """The texts of a column of the table, from top to bottom."""
+    found = page.js(
+        "const head = [...document.querySelectorAll('#table th')];"
+        "const place = head.findIndex((cell) => cell.dataset.name === arguments[0]);"
+        "const rows = [...document.querySelectorAll('#table tbody tr')];"
+        "return [place, rows.map((row) => row.cells[place]?.innerText)]",
+        name,
+    )
+    assert found[0] >= 0, name
+    return found[1]
+
+
+def place_of(page, trace, point):
+    """Where a point lies on the plot, in pixels of it."""
+    return page.js(
+        "const p = document.getElementById('plot'), {xaxis, yaxis} = p._fullLayout;"
+        "const t = p.data.find(t => t.name === arguments[0]), i = arguments[1];"
+        "return [xaxis._offset + xaxis.d2p(t.x[i]), yaxis._offset + yaxis.d2p(t.y[i])]",
+        trace,
+        point,
+    )
+
+
+def pointed_at(page, trace, point):
+    (plot,) = page.find("#plot")
+    page.hover(plot, *place_of(page, trace, point))
+    page.until(lambda: page.find("#plot .hoverlayer .hovertext"))
+    return page.js("return document.querySelector('#plot .hoverlayer').textContent")
+
+
+def test_the_browser_notes_what_goes_wrong(chromium, tmp_path):
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<html data-ready><script>console.error('a word')</script><img src='missing.png'>"
+        "<script src='http://127.0.0.1:9/x.js'></script></html>"
+    )
+    chromium.open(bad)
+    said = " ".join(chromium.troubles())
+    assert "a word" in said
+    assert "missing.png" in said
+    assert "asked for http://127.0.0.1:9/x.js" in said
+
+
+def test_a_point_tells_its_overrides_when_pointed_at(page):
+    text = pointed_at(page, "gmp", 1)
+    assert "pruning.sparsity=0.8" in text
+    assert "top-1 89.20 ± 0.20 % (n = 3)" in text
+    assert "seeds: 0, 1, 2" in text
+    assert "<script>document.title=" in text  # as it was written, not as markup
+    assert page.driver.title != "broken"
+
+
+def test_the_dense_control_tells_its_spread(page):
+    text = pointed_at(page, "dense control", 20)
+    assert "top-1 97.10 ± 0.10 % (n = 3)" in text
+    assert "of: gmp, imp" in text
+
+
+def test_another_axis_and_another_measure(page):
+    title = "return document.querySelector('#plot .xtitle').textContent"
+    assert page.js(title).startswith("Sparsity")
+    page.click("#axes [data-name=compression]")
+    page.until(lambda: page.js(title).startswith("Compression"))
+    assert page.js("return document.getElementById('plot')._fullLayout.xaxis.type") == "log"
+    assert page.find("#axes [aria-pressed=true]")[0].text == "Compression"
+    page.click("#axes [data-name=latency]")
+    page.until(lambda: page.js(title) == "Median latency, ms")
+    assert "latency 1.600 ms" in pointed_at(page, "gmp", 0)
+    page.click("#measures [data-name=accuracy_drop]")
+    upward = "return document.querySelector('#plot .ytitle').textContent"
+    page.until(lambda: page.js(upward).startswith("Change against"))
+
+
+def test_the_front_is_marked_and_levels_are_shown_on_demand(page):
+    names = "return document.getElementById('plot').data.map(t => t.name ?? '')"
+    front = "return document.getElementById('plot').data.find(t => t.name === 'Pareto front').x"
+    assert page.js(front) == [50, 80, 90]
+    before = len(page.js(names))
+    page.click("#show-levels")
+    assert len(page.js(names)) == before + 6  # one curve an operating point
+
+
+def test_a_click_on_a_heading_sorts(page):
+    for name in ("accuracy", "sparsity", "seconds"):
+        page.click(f"#table th[data-name={name}] button")
+        values = [float(text) for text in column(page, name)]
+        assert len(values) == 18
+        assert values == sorted(values)
+        page.click(f"#table th[data-name={name}] button")
+        values = [float(text) for text in column(page, name)]
+        assert values == sorted(values, reverse=True)
+    (cell,) = page.find("#table th[data-name=seconds]")
+    assert cell.get_attribute("aria-sort") == "descending"
+    page.click("#table th[data-name=folder] button")
+    assert column(page, "folder") == sorted(column(page, "folder"))
+
+
+def test_the_keyboard_sorts_too(page):
+    (button,) = page.find("#table th[data-name=accuracy] button")
+    button.send_keys("\n")
+    values = [float(text) for text in column(page, "accuracy")]
+    assert values == sorted(values)
+
+
+def test_words_filter_the_table(page):
+    (box,) = page.find("#filter")
+    box.send_keys("IMP sparsity=0.8")
+    page.until(lambda: len(column(page, "method")) == 3)
+    assert set(column(page, "method")) == {"imp"}
+    assert set(column(page, "sparsity")) == {"80.00"}
+    assert page.find("#count")[0].text == "3 of 36 rows"
+    box.send_keys(" nothing")
+    page.until(lambda: column(page, "method") == [])
+
+
+def test_the_table_has_numbers_on_the_right_and_units(page):
+    (cell,) = page.find("#table th[data-name=accuracy]")
+    assert cell.text.split() == ["Top-1", "%"]
+    aligned = "return getComputedStyle(document.querySelector('#table td.number')).textAlign"
+    assert page.js(aligned) == "right"
+    assert "Parameters" in page.js("return document.getElementById('table').innerText")
+    assert "Model Net(width=16)" in page.find("#constant")[0].text
+
+
+def test_the_download_is_results_csv(page, folder):
+    page.click("#download")
+    saved = page.profile / "results.csv"
+    page.until(saved.is_file)
+    with (folder / "results.csv").open(newline="") as one, saved.open(newline="") as other:
+        expected, found = list(csv.DictReader(one)), list(csv.DictReader(other))
+    assert len(found) == 36
+    for row, same in zip(expected, found, strict=True):
+        for name, text in row.items():
+            try:
+                assert float(text) == float(same[name])
+            except ValueError:
+                assert text == same[name]
+
+
+def test_a_run_shows_its_layers_and_its_events(page):
+    Select(page.find("#which")[0]).select_by_visible_text("gmp, 80 %, seed 1")
+    layers = page.js("return document.getElementById('layers').data[0].x")
+    assert layers == [pytest.approx(60), pytest.approx(20)]  # conv 40 %, fc 80 % pruned
+    curves = page.js("return document.getElementById('curves').data.map(t => [t.name, t.x, t.y])")
+    assert curves[0] == ["train/loss", [40], [0.7]]
+    assert curves[1] == ["val/accuracy", [20, 41, 60], [50, 80, 90]]
+    assert curves[2][1] == [0, 40, 50, 60]
+    assert len(page.js("return document.getElementById('curves').layout.shapes")) == 2
+    text = page.js("return document.getElementById('curves').data[2].hovertext[2]")
+    assert text == "rollback at step 50, epoch 2: sparsity 90.00 %"
+    assert "pruning.sparsity=0.8" in page.find("#facts")[0].text
+
+
+def test_a_lost_job_is_there_with_its_reason(page):
+    assert "DataError: no such file" in page.find("#lost")[0].text
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_scrolls_no_page_sideways(chromium, folder, width):
+    chromium.open(folder / "report.html", width=width, height=844)
+    wide, inner = chromium.js("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide <= inner == width
+    plot = chromium.js("return document.querySelector('#plot .main-svg').clientWidth")
+    assert plot <= width
+    assert chromium.troubles() == []
+
+
+def test_the_dark_is_dark(chromium, folder):
+    colour = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    letters = "return document.getElementById('plot')._fullLayout.font.color"
+    chromium.open(folder / "report.html")
+    light, ink = chromium.js(colour), chromium.js(letters)
+    chromium.open(folder / "report.html", dark=True)
+    assert sum(chromium.js(colour)) < 150 < 600 < sum(light)
+    assert chromium.js(letters) != ink
+    assert chromium.troubles() == []

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""Other pages in a browser: several tasks, many rows, nothing but failures."""
+
+import pytest
+from made import result, write
+from selenium.webdriver.support.ui import Select
+
+from regrow.report import write_report
+
+TOP5 = {"dense": {"accuracy_top5": 0.999}, "pruned": {"accuracy_top5": 0.99}}
+
+
+@pytest.fixture
+def opened(chromium, tmp_path):
+    """Writes a report of results, opens it, and sees that nothing went wrong on it."""
+
+    def open_(*contents):
+        for index, content in enumerate(contents):
+            write(tmp_path / f"job{index}", content)
+        write_report(tmp_path)
+        chromium.open(tmp_path / "report.html")
+        return chromium
+
+    yield open_
+    assert chromium.troubles() == []
+
+
+def traces(page):
+    return page.js("return document.getElementById('plot').data.map((t) => t.name)")
+
+
+def test_tasks_are_shown_one_at_a_time(opened):
+    wide = {"model": {"width": 32}}
+    page = opened(result("gmp"), result("gmp", seed=1), result("imp", setting=wide, **TOP5))
+    assert {"gmp", "imp"} & {*traces(page)} == {"gmp"}
+    assert not page.find("#measures [data-name=accuracy_top5]")
+    Select(page.find("#task")[0]).select_by_visible_text("Digits · Net(width=32)")
+    assert {"gmp", "imp"} & {*traces(page)} == {"imp"}
+    page.click("#measures [data-name=accuracy_top5]")
+    label = "return document.querySelector('#plot .ytitle').textContent"
+    page.until(lambda: "top-5" in page.js(label))
+    assert "Different data or models" in page.find("#warnings")[0].text
+
+
+def test_one_task_needs_no_choice(opened):
+    page = opened(result())
+    assert not page.find("#task-label")[0].is_displayed()
+
+
+def test_a_collapsed_method_does_not_press_the_others_into_a_line(opened):
+    page = opened(
+        result("gmp", 0.5, accuracy=0.96),
+        result("gmp", 0.9, accuracy=0.95),
+        result("random", 0.9, accuracy=0.1),
+    )
+    low, high = page.js("return document.getElementById('plot')._fullLayout.yaxis.range")
+    assert 86 < low < 88
+    assert 97 < high < 100
+    assert "Further below than is shown: 1 of 3 points" in page.find("#size")[0].text
+    Select(page.find("#within")[0]).select_by_visible_text("everything")
+    low, _ = page.js("return document.getElementById('plot')._fullLayout.yaxis.range")
+    assert low < 10
+
+
+def test_levels_are_a_curve_where_there_is_no_other(opened):
+    levels = [{"sparsity": s, "test_accuracy": 0.9} for s in (0.2, 0.5)]
+    page = opened(result("imp", levels=levels))
+    assert page.find("#show-levels")[0].is_selected()
+    way = page.js(
+        "const plot = document.getElementById('plot');"
+        "return plot.data.find((t) => t.line?.dash === 'dot' && t.legendgroup).x"
+    )
+    assert way == [20, 50, 90]
+
+
+def test_very_many_rows_are_shown_in_part(opened):
+    levels = [{"sparsity": i / 1000, "test_accuracy": 0.9} for i in range(600)]
+    page = opened(result(levels=levels))
+    rows = "return document.querySelectorAll('#table tbody tr').length"
+    assert page.js(rows) == 1
+    page.click("#table-levels")
+    assert page.js(rows) == 500
+    assert page.find("#count")[0].text == "601 of 601 rows, the first 500 are shown"
+
+
+def test_a_page_of_failures_alone(chromium, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.json").write_text("{}")
+    write_report(tmp_path)
+    chromium.open(tmp_path / "report.html")
+    assert "the same command goes on" in chromium.find("#lost")[0].text
+    for part in ("#accuracy", "#results", "#run", "#trouble"):
+        assert not chromium.find(part)[0].is_displayed()
+    assert chromium.troubles() == []
