@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Small data sets held in memory, whose batches depend on (seed, epoch, batch) alone."""
+"""Data sets whose batches depend on (seed, epoch, batch) alone: in memory, folders, shards."""

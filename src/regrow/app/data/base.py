@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""What the image data sets share: splits, loaders, and a position that survives a resume."""
+"""What the image data sets that fit into memory share: reading, splits, augmentation."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any
+from abc import abstractmethod
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from regrow.app.data.augment import Augment, augmentation
 from regrow.app.data.loader import BatchLoader
+from regrow.app.data.module import DataModule, Split
 from regrow.app.data.split import check_held_out, stratified
-from regrow.app.data.transforms import crop_flip, normaliser
-from regrow.errors import check_choice, check_count
+from regrow.app.data.transforms import normaliser
 
 Samples = tuple[Tensor, Tensor]
 """Images, uint8 (N, C, H, W), and labels, int64 (N,)."""
 
 
-class ImageDataModule(LightningDataModule, ABC):
+class ImageDataModule(DataModule):
     """A labelled image set in memory: training, validation held out from it, and test.
 
     A data set says what it is in class attributes and gives its tensors in `read`. Tensors lie on
@@ -38,15 +37,13 @@ class ImageDataModule(LightningDataModule, ABC):
         val_size: What is held out from the training set for validation, stratified: a fraction in
             (0, 1), or a number of samples.
         seed: Of the split, of each epoch's order and of the augmentation.
-        augment: None, or "crop_flip" (pad by 4 pixels, or 2 for
-            tiny images, crop at random, mirror).
+        augment: None, or the steps that training images go through, such as "crop_flip", or
+            `["crop_flip", {"cutout": 16}]`: see `regrow.app.data.augment`.
 
     Raises:
         ConfigError: For a value that cannot be meant.
     """
 
-    num_classes: int
-    input_shape: tuple[int, int, int]
     samples: int
     scale: float
     mean: tuple[float, ...]
@@ -57,26 +54,21 @@ class ImageDataModule(LightningDataModule, ABC):
         batch_size: int = 128,
         val_size: float | int = 0.1,
         seed: int = 0,
-        augment: str | None = None,
+        augment: Augment = None,
     ) -> None:
-        super().__init__()
-        self.batch_size = check_count("batch_size", batch_size)
+        super().__init__(batch_size, seed)
         check_held_out("val_size", val_size, self.samples)
         self.val_size = val_size
-        self.seed = check_count("seed", seed, least=0)
-        self.augment = None if augment is None else check_choice("augment", augment, ["crop_flip"])
+        self.augment = augment
+        augmentation(augment, self.input_shape, self.mean, self.scale)  # refuses mistakes now
         self._splits: dict[str, Samples] = {}
-        self._loader: BatchLoader | None = None
-        self._position: dict[str, Any] = {}
 
     @abstractmethod
     def read(self) -> tuple[Samples, Samples]:
         """The training and the test set, on the CPU; quick when asked again."""
 
-    def setup(self, stage: str = "fit") -> None:
-        """Reads and splits the data."""
-        if stage == "fit":  # Lightning loads a checkpoint's position after this
-            self._loader, self._position = None, {}
+    def load(self) -> None:
+        """Reads and splits the data, once."""
         if not self._splits:
             (images, labels), test = self.read()
             held_out = check_held_out("val_size", self.val_size, len(labels))
@@ -87,53 +79,23 @@ class ImageDataModule(LightningDataModule, ABC):
                 "test": test,
             }
 
-    def train_dataloader(self) -> BatchLoader:
-        """Shuffled, augmented; at the position of the checkpoint that is being resumed."""
-        self._loader = self._make("train", shuffle=True)
-        if self._position:
-            self._loader.load_state_dict(self._position)
-        return self._loader
-
-    def val_dataloader(self) -> BatchLoader:
-        """The held-out part of the training set, in order."""
-        return self._make("val", shuffle=False)
-
-    def test_dataloader(self) -> BatchLoader:
-        """The test set, in order."""
-        return self._make("test", shuffle=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the training epoch.
-
-        Lightning 2.6 drops a loader's own state when anything asks for
-        `trainer.estimated_stepping_batches` before the state is restored, as learning-rate
-        schedules do (Lightning issue 20550); a data module's state is always restored.
-        """
-        return {} if self._loader is None else self._loader.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the position for the training loader, whether or not it was made already."""
-        self._position = state_dict
-        if self._loader is not None:
-            self._loader.load_state_dict(state_dict)
-
-    def _make(self, split: str, *, shuffle: bool) -> BatchLoader:
-        if not self._splits:
-            self.setup()
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+    def loader(self, split: Split) -> BatchLoader:
+        """A new loader of one split, with its tensors on the training device."""
+        device = self.device
         images, labels = self._splits[split]
+        given = self.augment if split == "train" else None
+        augment = augmentation(given, self.input_shape, self.mean, self.scale)
         normalise = normaliser(self.scale, self.mean, self.std, device)
-        augment = split == "train" and self.augment is not None
-        padding = 4 if min(self.input_shape[1:]) > 16 else 2
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
 
         def transform(images: Tensor, generator: torch.Generator) -> Tensor:
-            return normalise(crop_flip(images, generator, padding) if augment else images)
+            return normalise(augment(images, generator)).contiguous(memory_format=layout)
 
         return BatchLoader(
             images.to(device),
             labels.to(device),
             batch_size=self.batch_size,
-            shuffle=shuffle,
+            shuffle=split == "train",
             seed=self.seed,
             transform=transform,
         )

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regrow.app.data.archives import sha256_of
+
 _UNSIGNED_BYTE = 8
 _TIMEOUT = 60.0  # seconds without a byte
 
@@ -60,7 +62,7 @@ def read_idx(path: Path) -> Tensor:
     return torch.from_numpy(values.copy())  # bytes are read-only, tensors are not
 
 
-def download(address: str, path: Path, sha256: str) -> None:
+def download(address: str, path: Path, sha256: str, *, packed: bool = False) -> None:
     """Fetches a file, and keeps it only when it holds what is expected.
 
     The check is of the unpacked content, since the same content can be packed in many ways. The
@@ -70,6 +72,7 @@ def download(address: str, path: Path, sha256: str) -> None:
         address: http(s) address.
         path: Where to keep it; its folder is made.
         sha256: Of the unpacked content, in hexadecimal.
+        packed: The sum is of the file as it is fetched, instead.
 
     Raises:
         OSError: When the address cannot be reached, or the content is another.
@@ -84,7 +87,7 @@ def download(address: str, path: Path, sha256: str) -> None:
         ):
             shutil.copyfileobj(source, target)
         try:
-            found = hashlib.sha256(content(aside)).hexdigest()
+            found = sha256_of(aside) if packed else hashlib.sha256(content(aside)).hexdigest()
         except (OSError, EOFError, ValueError) as error:  # what a broken .gz raises
             found = f"nothing readable ({error})"
         if found != sha256:

@@ -41,6 +41,39 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int) -> Tenso
     return padded.gather(2, index.expand(-1, channels, -1)).view(images.shape)
 
 
+def cutout(images: Tensor, generator: torch.Generator, size: int, fill: Tensor) -> Tensor:
+    """Covers one square of each image, which may reach over the border.
+
+    Its centre is any pixel with equal chance.
+
+    Args:
+        images: Shape (N, C, H, W), any dtype.
+        generator: On the CPU, so that every device draws the same.
+        size: Side of the square in pixels.
+        fill: The colour that covers, of shape (C,); the mean one is 0 after normalisation.
+
+    Returns:
+        Images of the same shape and dtype.
+
+    Source: DeVries and Taylor 2017, arXiv 1708.04552.
+
+    Example:
+        >>> x = torch.ones(1, 1, 5, 5)
+        >>> int(cutout(x, torch.Generator().manual_seed(0), 2, torch.zeros(1)).sum())
+        21
+    """
+    count, _, height, width = images.shape
+
+    def covered(length: int) -> Tensor:
+        start = torch.randint(0, length, (count, 1), generator=generator) - size // 2
+        place = torch.arange(length)
+        return (start <= place) & (place < start + size)
+
+    rows, columns = covered(height), covered(width)
+    square = (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)
+    return torch.where(square, fill.to(images.device, images.dtype).view(-1, 1, 1), images)
+
+
 def normaliser(
     scale: float, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
 ) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regrow.app.data import image_loader, photographs
+from regrow.app.data.imagenet import ImageNet
+from regrow.app.data.pixels import CentreCrop
+from regrow.errors import ConfigError, DataError, StateError
+
+
+def make(root: Path, **given: Any) -> ImageNet:
+    usual = {"num_classes": 3, "val_size": 6, "size": 16, "resize": 20, "batch_size": 4}
+    return ImageNet(root=str(root), **usual | {"num_workers": 0} | given)
+
+
+def epoch(data: ImageNet, number: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    loader = data.train_dataloader()
+    loader.set_epoch(number)
+    return list(loader)
+
+
+def test_splits_are_disjoint_stratified_and_the_val_folder_is_the_test_set(
+    photographs: Path,
+) -> None:
+    data = make(photographs)
+    data.prepare_data()
+    data.setup()
+    found = {
+        split: {data._splits[split][0].name(index) for index in data._splits[split][1].tolist()}
+        for split in ("train", "val", "test")
+    }
+    assert found["train"] | found["val"] == {str(p) for p in photographs.glob("train/*/*")}
+    assert not found["train"] & found["val"]
+    assert found["test"] == {str(path) for path in photographs.glob("val/*/*")}
+    for label in range(3):
+        assert sum(f"/n0{label}/" in name for name in found["val"]) == 2
+    assert [len(list(loader)) for loader in (data.val_dataloader(), data.test_dataloader())] == [
+        2,
+        3,
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluated_images_are_the_files_in_order(photographs: Path, workers: int) -> None:
+    data = make(photographs, num_workers=workers, channels_last=False)
+    batches = list(data.test_dataloader())
+    paths = sorted(photographs.glob("val/*/*"))
+    raw = [CentreCrop(16, 20)(Image.open(path), torch.Generator()).numpy() for path in paths]
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    wanted = (np.stack(raw) / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    images = torch.cat([images for images, _ in batches])
+    np.testing.assert_allclose(images.numpy(), wanted, rtol=1e-4, atol=1e-5)
+    labels = torch.cat([labels for _, labels in batches])
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert images.dtype == torch.float32
+
+
+def test_pixels_depend_on_seed_epoch_and_image_alone(photographs: Path) -> None:
+    """Not on workers, nor on batches, nor on global generators, which stay as they were."""
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    plain = epoch(make(photographs), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    worked = epoch(make(photographs, num_workers=2), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    for (images, labels), (same, numbers) in zip(plain, worked, strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(labels, numbers)
+    one = torch.cat([images for images, _ in epoch(make(photographs, batch_size=18), 1)])
+    assert torch.equal(torch.cat([images for images, _ in plain]), one)
+
+
+def test_every_epoch_and_seed_crops_anew(photographs: Path) -> None:
+    def drawn(number: int, **given: Any) -> set[bytes]:
+        data = make(photographs, channels_last=False, **given)
+        return {image.numpy().tobytes() for images, _ in epoch(data, number) for image in images}
+
+    assert len(drawn(1)) == 18
+    assert not drawn(1) & drawn(2)
+    assert not drawn(1) & drawn(1, seed=1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_a_loaded_position_goes_on_with_the_next_batch(
+    photographs: Path, workers: int, cut: int
+) -> None:
+    first, again = make(photographs, num_workers=2), make(photographs, num_workers=workers)
+    loader = first.train_dataloader()
+    loader.set_epoch(1)
+    batches = iter(loader)
+    seen = [next(batches) for _ in range(cut)]
+    again.load_state_dict(first.state_dict())
+    assert all(type(value) is int for value in first.state_dict().values())
+    rest = epoch(again, 1)
+    for (images, _), (wanted, _) in zip(seen + rest, epoch(make(photographs), 1), strict=True):
+        assert torch.equal(images, wanted)
+
+
+def test_a_position_of_other_batches_is_refused(photographs: Path) -> None:
+    first = make(photographs)
+    next(iter(first.train_dataloader()))
+    other = make(photographs, batch_size=5)
+    other.load_state_dict(first.state_dict())
+    with pytest.raises(StateError, match="cut at batch 1 of an epoch of 5 batches with seed 0"):
+        other.train_dataloader()
+
+
+def test_ranks_share_one_order(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.cat([images for images, _ in epoch(make(photographs, batch_size=18))])
+    parts = []
+    for rank in range(4):
+        monkeypatch.setattr(image_loader, "rank_and_world", lambda rank=rank: (rank, 4))
+        batches = epoch(make(photographs, batch_size=2))
+        assert len(batches) == len(make(photographs, batch_size=2).train_dataloader()) == 3
+        parts.append(torch.cat([images for images, _ in batches]))
+    dealt = torch.stack(parts, dim=1).flatten(0, 1)
+    assert torch.equal(dealt, torch.cat([whole, whole[:2]]))  # 18 images, 5 for each rank
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_layout_of_the_batches(photographs: Path, last: bool) -> None:
+    images, _ = next(iter(make(photographs, channels_last=last).train_dataloader()))
+    layout = torch.channels_last if last else torch.contiguous_format
+    assert images.is_contiguous(memory_format=layout)
+    assert images.shape == (4, 3, 16, 16)
+
+
+def test_classes_are_counted_where_asked(photographs: Path) -> None:
+    assert make(photographs, num_classes=None).num_classes == 3
+    with pytest.raises(DataError, match=r"3 class folders instead of 1000.*num_classes=3"):
+        make(photographs, num_classes=1000).setup()
+
+
+def test_what_is_missing_is_named_with_its_place_and_size(tmp_path: Path) -> None:
+    for data in (ImageNet(), ImageNet(root=str(tmp_path))):
+        for call in (data.prepare_data, data.setup):
+            with pytest.raises(DataError) as error:
+                call()
+            for words in ("138 GB", "6.3 GB", "train/CLASS/*.JPEG", "val/CLASS", "data.root=DIR"):
+                assert words in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    with pytest.raises(DataError, match="138 GB"):
+        ImageNet(num_classes=None)
+
+
+def test_folders_of_another_kind_are_refused(photographs: Path, tmp_path: Path) -> None:
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(photographs, tmp_path / name))
+
+    flat = copy("flat")
+    for path in flat.glob("val/*/*"):
+        path.rename(flat / "val" / path.name)
+    for folder in flat.glob("val/n*"):
+        if folder.is_dir():
+            folder.rmdir()
+    with pytest.raises(DataError, match=r"no folder a class \(9 images lie in it directly\)"):
+        make(flat).setup()
+
+    other = copy("other")
+    (other / "val" / "n02").rename(other / "val" / "n03")
+    with pytest.raises(DataError, match="same class folders, only one of them has n02, n03"):
+        make(other).setup()
+
+    empty = copy("empty")
+    for path in empty.glob("train/n01/*"):
+        path.rename(path.with_suffix(".txt"))
+    with pytest.raises(DataError, match=r"n01 holds no \.jpeg, \.jpg, \.png file"):
+        make(empty).setup()
+
+    broken = copy("broken")
+    (broken / "val" / "n01" / "n01_1.JPEG").write_bytes(b"\xff\xd8")
+    with pytest.raises(DataError, match=r"n01_1\.JPEG is no whole image"):
+        list(make(broken).test_dataloader())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"resize": 15}, "resize must be at least size=16, got 15: .*write resize=18"),
+        ({"transforms": "pilow"}, "did you mean 'pillow'"),
+        ({"num_workers": -1}, "num_workers must be"),
+        ({"num_classes": 1}, "num_classes must be"),
+        ({"val_size": 1.0}, "val_size must be"),
+        ({"std": [1, 1]}, "std must be 3 numbers above 0"),
+        ({"size": 0}, "size must be"),
+    ],
+)
+def test_arguments_are_checked_at_construction(
+    photographs: Path, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(photographs, **wrong)
+
+
+def test_what_must_be_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(what: str, extra: str, *names: str) -> None:
+        raise ConfigError(f"{what} {extra} {names[0]}")
+
+    monkeypatch.setattr(photographs, "need", missing)
+    with pytest.raises(ConfigError, match="decoding images images PIL"):
+        ImageNet()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""JPEG folders through a real fit; one that is cut and resumed with other workers is the same."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from regrow.app.classifier import Classifier
+from regrow.app.data.imagenet import ImageNet
+from regrow.app.schedulers import cosine
+from regrow.callbacks.random_state import RandomState
+
+
+class Cut(Callback):
+    """Ends the process after a checkpoint was written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.path.exists():
+            raise KeyboardInterrupt
+
+
+def fit(
+    root: Path, workers: int, *, cut: Path | None = None, resume: Path | None = None, **given: Any
+) -> dict[str, Tensor]:
+    torch.manual_seed(0 if resume is None else 99)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 3),
+    )  # fmt: skip
+    network = network.to(memory_format=torch.channels_last)
+    sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    model = Classifier(network, sgd, cosine, num_classes=3, input_shape=(3, 16, 16))
+    data = ImageNet(
+        root=str(root), num_classes=3, val_size=6, size=16, resize=20, batch_size=4, seed=3,
+        num_workers=workers,
+    )  # fmt: skip
+    callbacks: list[Callback] = [RandomState()]
+    if cut is not None:
+        callbacks = [Cut(cut), RandomState()]
+        callbacks.append(ModelCheckpoint(cut.parent, cut.stem, every_n_train_steps=7))
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=cut is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **given,
+    )
+    if cut is None:
+        trainer.fit(model, datamodule=data, ckpt_path=resume)
+        assert trainer.global_step == 15
+        [scores] = trainer.test(model, datamodule=data, verbose=False)
+        assert scores["test/loss"] > 0
+    else:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            trainer.fit(model, datamodule=data)
+    return model.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_neither_workers_nor_a_cut_change_a_weight(photographs: Path, tmp_path: Path) -> None:
+    wanted = fit(photographs, workers=0)
+    fit(photographs, workers=2, cut=tmp_path / "cut.ckpt")
+    found = fit(photographs, workers=0, resume=tmp_path / "cut.ckpt")
+    again = fit(photographs, workers=2, resume=tmp_path / "cut.ckpt")
+    for name, value in wanted.items():
+        assert torch.equal(value, found[name]), name
+        assert torch.equal(value, again[name]), name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_mixed_precision(photographs: Path) -> None:
+    state = fit(photographs, workers=0, precision="bf16-mixed")
+    assert all(value.isfinite().all() for value in state.values())
