@@ -56,7 +56,8 @@ def culprits(
 ) -> list[str]:
     """Groups to blame for an error in some modules, with those of the same kind elsewhere.
 
-    A module's own come first; those that only pass through it are blamed when none is left.
+    A module's own whose sizes its code reads come first, then its own; those that only pass
+    through it are blamed when none is left.
 
     Args:
         paths: Modules, innermost first; the first that has seen any of the groups decides.
@@ -68,7 +69,10 @@ def culprits(
     seen = seen_by(traced, cut)
     for path in paths:
         own = [g.name for g in cut if all(name.startswith(f"{path}.") for name, _ in g.members)]
-        blamed = own or seen.get(path, set())
+        met = seen.get(path, set())
+        # a layer that raises has got what it cannot take; what it gives is not to blame
+        given = {g.name for g in cut if any(n == f"{path}.weight" and d for n, d in g.members)}
+        blamed = met.intersection(own) or own or met & given or met
         if blamed:
             kinds = {kind(group) for group in cut if group.name in blamed}
             return [group.name for group in cut if kind(group) in kinds]
