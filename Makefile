@@ -6,7 +6,7 @@ TORCH  ?= torch==2.13.0
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test slow lint types bench clean
+.PHONY: setup demo test slow lint types bench zoo clean
 .DEFAULT_GOAL := test
 
 # The stamp makes a second run instant. Torch comes first, so that your build of it stays.
@@ -37,6 +37,18 @@ types: setup
 bench: setup
 	$(BIN)/pip install -q -e '.[plots]' -c constraints.txt
 	set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$file; done
+
+# Peers live in an environment of their own: torchvision's wheel breaks Lightning beside a CPU-only torch.
+.venv-zoo/.done: .venv/.done
+	$(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/pip install -q $(TORCH)
+	.venv-zoo/bin/pip install -q -e '.[export]' -c constraints.txt
+	.venv-zoo/bin/pip install -q torchvision==0.28.0 timm==1.0.31 torch-pruning==1.6.1
+	touch $@
+
+zoo: .venv-zoo/.done
+	.venv-zoo/bin/python benchmarks/zoo.py
+	.venv-zoo/bin/python benchmarks/channel_speed.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
