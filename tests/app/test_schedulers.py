@@ -62,6 +62,20 @@ def test_milestones_count_the_warmup() -> None:
     assert seen == pytest.approx([0.04, 0.08, 0.12, 0.16, *[0.2] * 6, *[0.02] * 11])
 
 
+@given(epoch=st.integers(1, 400), shorter=st.sampled_from([1, 2, 5]))
+def test_milestones_in_epochs_come_out_exactly(epoch: int, shorter: int) -> None:
+    """Against whole numbers: 90 epochs with a warm-up of 5 and drops at 30, 60 and 80."""
+    total = 90 * epoch // shorter
+    sgd = SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
+    factor = multistep(sgd, total, (30, 60, 80), warmup=5, of=90).lr_lambdas[0]
+    rise, *drops = (round(5 * total / 90), *(round(e * total / 90) for e in (30, 60, 80)))
+    for step in {0, rise, *drops, *(drop - 1 for drop in drops), total - 1} - {-1}:
+        expected = (step + 1) / rise if step < rise else 0.1 ** sum(step >= at for at in drops)
+        assert factor(step) == pytest.approx(expected)
+    if shorter == 1:
+        assert (rise, *drops) == (5 * epoch, 30 * epoch, 60 * epoch, 80 * epoch)
+
+
 @pytest.mark.parametrize("schedule", [linear, cosine])
 def test_rate_stays_at_the_end(schedule: Any) -> None:
     assert rates(lambda sgd: schedule(sgd, 4, final=0.5), 9)[4:] == pytest.approx([0.1] * 6)
@@ -91,7 +105,10 @@ def test_rates_go_on_after_a_resume_bit_for_bit(schedule: Any) -> None:
         ({"warmup": 1.0}, "warmup must be a fraction"),
         ({"warmup": 500}, "warmup must be a fraction"),
         ({"milestones": (0.75, 0.5)}, "rising"),
-        ({"milestones": (30, 60)}, "milestones must be a fraction"),
+        ({"milestones": (30, 60)}, "milestones must be a fraction.*of=90"),
+        ({"milestones": (30, 90), "of": 90}, r"milestones must be a part of 90 in \[0, 90\)"),
+        ({"warmup": 0.05, "of": 0}, "of must be a number above 0"),
+        ({"milestones": (60, 30), "of": 90}, "rising"),
         ({"gamma": -1}, "gamma must be a factor"),
         ({"gamma": float("nan")}, "gamma must be a factor"),
         ({"total_steps": 0}, "total_steps must be"),

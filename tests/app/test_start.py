@@ -44,6 +44,79 @@ def test_pretrained_by_name_asks_torchvision(monkeypatch):
         given_weights("pretrained:huge")
 
 
+@pytest.fixture
+def both(monkeypatch):
+    """Stand-ins for torchvision, which knows `shared`, and timm, which knows `shared` and `own`."""
+    models, timm = types.ModuleType("torchvision.models"), types.ModuleType("timm")
+
+    def get_model(name, weights):
+        if name != "shared":
+            raise ValueError(f"Unknown model {name}")
+        if weights not in ("DEFAULT", "V1"):
+            raise KeyError(weights)
+        return nn.Linear(1, {"DEFAULT": 1, "V1": 2}[weights])
+
+    def create_model(name, pretrained):
+        assert pretrained
+        if name not in ("shared", "own.tag"):
+            raise RuntimeError(f"Unknown model ({name})")
+        return nn.Linear(1, 3)
+
+    models.get_model, timm.create_model = get_model, create_model
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: name in ("torchvision", "timm") or None
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [
+        ("shared", 1),
+        ("shared.V1", 2),
+        ("own.tag", 3),
+        ("timm/shared", 3),
+        ("torchvision/shared", 1),
+    ],
+)
+def test_the_library_may_be_named_and_the_weights_too(both, name, outputs):
+    assert given_weights(f"pretrained:{name}")["weight"].shape == (outputs, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", r"known to nobody: torchvision: Unknown model nothing; timm: Unknown model"),
+        ("torchvision/own.tag", "known to nobody: torchvision: Unknown model own$"),
+        ("torchvision/shared.V9", "shared has no weights V9"),
+        ("tim/shared", "must be one of timm, torchvision, got 'tim': did you mean 'timm'"),
+    ],
+)
+def test_unknown_pretrained_names_are_refused(both, name, message):
+    with pytest.raises(ConfigError, match=message):
+        given_weights(f"pretrained:{name}")
+
+
+def test_library_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"needs timm: pip install timm, write efficientnet_lite0"
+    ):
+        given_weights("pretrained:timm/resnet50")
+
+
+def test_failed_download_says_what_else_to_do(both, monkeypatch):
+    def offline(name, weights):
+        raise OSError("no route")
+
+    monkeypatch.setattr(sys.modules["torchvision.models"], "get_model", offline)
+    with pytest.raises(
+        ConfigError, match=r"could not fetch its weights \(no route\): write start="
+    ):
+        given_weights("pretrained:shared")
+
+
 def test_folder_without_a_result_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no result\.json"):
         checkpoint_of(tmp_path)

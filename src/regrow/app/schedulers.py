@@ -90,32 +90,39 @@ def multistep(
     milestones: Sequence[float] = (0.5, 0.75),
     gamma: float = 0.1,
     warmup: float = 0.0,
+    of: float = 1.0,
 ) -> LambdaLR:
     """Multiplies the rate by `gamma` at each milestone.
 
     Args:
         optimizer: Whose rates to set.
-        total_steps: Of the fit.
+        total_steps: Of the fit, or of one round of a fit that rewinds.
         milestones: Rising fractions of the fit, warm-up included.
         gamma: Factor, at least 0.
         warmup: Fraction of the fit in which the rate rises from near 0.
+        of: What milestones and warm-up are parts of: with 90 they are written as epochs of a
+            training of 90. A shorter fit still has them at the same fractions.
 
     Example:
         >>> import torch
         >>> sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-        >>> factor = multistep(sgd, 100).lr_lambdas[0]
-        >>> factor(49), factor(50), round(factor(75), 6)
+        >>> factor = multistep(sgd, 1600, milestones=[80, 120], of=160).lr_lambdas[0]
+        >>> factor(799), factor(800), round(factor(1200), 6)
         (1.0, 0.1, 0.01)
     """
-    places = [_check_fraction("milestones", place) for place in milestones]
+    if isinstance(of, bool) or not isinstance(of, Real) or not float(of) > 0:
+        raise ConfigError(f"of must be a number above 0, got {of!r}: write 90 for 90 epochs")
+    places = [_check_fraction("milestones", place, of) for place in milestones]
     if places != sorted(set(places)):
         raise ConfigError(
-            f"milestones must be rising fractions of the fit, got {places}: write [0.5, 0.75]"
+            f"milestones must be rising fractions of the fit, got {list(milestones)}: write "
+            "[0.5, 0.75], or [30, 60] with of=90"
         )
     gamma = _check_factor("gamma", gamma)
     drops = [round(place * total_steps) for place in places]
+    rise = _check_fraction("warmup", warmup, of)
     return _schedule(
-        optimizer, total_steps, warmup, lambda step, done: gamma ** sum(step >= at for at in drops)
+        optimizer, total_steps, rise, lambda step, done: gamma ** sum(step >= at for at in drops)
     )
 
 
@@ -135,12 +142,14 @@ def _schedule(
     return LambdaLR(optimizer, at)
 
 
-def _check_fraction(what: str, given: object) -> float:
-    if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) < 1:
+def _check_fraction(what: str, given: object, of: float = 1.0) -> float:
+    if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) < of:
+        kind = "a fraction of the fit" if of == 1 else f"a part of {of:g}"
         raise ConfigError(
-            f"{what} must be a fraction of the fit in [0, 1), got {given!r}: write 0.05 for 5 %"
+            f"{what} must be {kind} in [0, {of:g}), got {given!r}: write 0.05 for 5 %"
+            + (", or name the whole, as of=90 for epochs of 90" if of == 1 else " with of=1")
         )
-    return float(given)
+    return float(given) / of
 
 
 def _check_factor(what: str, given: object) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from regrow.app.files import read_json
-from regrow.errors import ConfigError, StateError
+from regrow.app.models.efficientnet_lite import packaged_file, renamed
+from regrow.errors import ConfigError, StateError, check_choice
 
 PRETRAINED = "pretrained:"
+PACKAGED = "efficientnet_lite0"
 SCRATCH = "scratch"
 
 
@@ -24,7 +27,9 @@ def given_weights(start: str) -> dict[str, Tensor]:
 
     Args:
         start: A checkpoint of Lightning or a plain state dict, the folder of a run, or
-            "pretrained:NAME" for a network of torchvision or timm.
+            "pretrained:NAME" for a network of torchvision or timm (whichever is installed and knows
+            it; "pretrained:timm/NAME" asks one, "resnet50.IMAGENET1K_V1" for certain weights), or
+            for "efficientnet_lite0", whose weights a small package ships.
 
     Raises:
         ConfigError: If there is no such thing, saying what may stand there.
@@ -77,29 +82,56 @@ def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return inner or weights
 
 
-def _pretrained(name: str) -> dict[str, Tensor]:
-    for library, build in (("torchvision", _from_torchvision), ("timm", _from_timm)):
-        if importlib.util.find_spec(library) is not None:
-            return build(name)
-    raise ConfigError(
-        f"start={PRETRAINED}{name} needs torchvision or timm: pip install torchvision, or name a "
-        "checkpoint"
-    )
+def _pretrained(given: str) -> dict[str, Tensor]:
+    if given == PACKAGED:
+        packaged = load_checkpoint(packaged_file())
+        return {renamed(name): tensor for name, tensor in packaged.items()}
+    library, _, name = given.rpartition("/")
+    asked = [check_choice("start=pretrained:LIBRARY/NAME", library, _LIBRARIES)] if library else []
+    there = [one for one in asked or _LIBRARIES if importlib.util.find_spec(one) is not None]
+    if not there:
+        raise ConfigError(
+            f"start={PRETRAINED}{given} needs {' or '.join(asked or _LIBRARIES)}: pip install "
+            f"{asked[0] if asked else 'torchvision'}, write {PACKAGED}, or name a checkpoint"
+        )
+    problems = []
+    for one in there:
+        try:
+            return _LIBRARIES[one](name)
+        except ConfigError as error:
+            problems.append(f"{one}: {error}")
+        except OSError as error:
+            raise ConfigError(
+                f"start={PRETRAINED}{given}: {one} could not fetch its weights ({error}): write "
+                "start=FILE for weights that were fetched by other means"
+            ) from error
+    raise ConfigError(f"start={PRETRAINED}{given} is known to nobody: {'; '.join(problems)}")
 
 
 def _from_torchvision(name: str) -> dict[str, Tensor]:
     models = importlib.import_module("torchvision.models")
+    network, _, chosen = name.partition(".")
     try:
-        model = models.get_model(name, weights="DEFAULT")
+        model = models.get_model(network, weights=chosen or "DEFAULT")
     except ValueError as error:
-        raise ConfigError(f"start={PRETRAINED}{name}: {error}") from error
+        raise ConfigError(str(error)) from error
+    except KeyError as error:
+        raise ConfigError(f"{network} has no weights {chosen}") from error
     weights: dict[str, Tensor] = model.state_dict()
     return weights
 
 
 def _from_timm(name: str) -> dict[str, Tensor]:
     timm = importlib.import_module("timm")
-    if name not in timm.list_models(pretrained=True):
-        raise ConfigError(f"start={PRETRAINED}{name}: timm has no pretrained model of that name")
-    weights: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except (ValueError, RuntimeError) as error:  # no such model; none of its weights
+        raise ConfigError(str(error)) from error
+    weights: dict[str, Tensor] = model.state_dict()
     return weights
+
+
+_LIBRARIES: dict[str, Callable[[str], dict[str, Tensor]]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+}

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""Every recipe composes, is built and trains: two steps at full depth, on data of its format."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from short_fits import job, short_fit, tiny
+
+from regrow.app.recipes import load, recipe_files
+from regrow.callbacks.channel_pruning import ChannelPruning
+from regrow.cost import cost
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*litlogger.*"),
+]
+RECIPES = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "imagenet/resnet50_channel" else name
+    for name in recipe_files()
+]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_trains(name: str, small_data: Path, tmp_path: Path) -> None:
+    cfg = job(f"recipe={name}", *tiny(name, small_data))
+    trainer, pruning = short_fit(cfg, tmp_path)
+    assert trainer.global_step == max(1, 2 // cfg.trainer.accumulate_grad_batches)
+    assert torch.isfinite(trainer.callback_metrics["val/loss"])
+    if name.startswith("imagenet/"):
+        assert trainer.lightning_module.network(torch.zeros(1, 3, 224, 224)).shape == (1, 3)
+    if not cfg.pruning:
+        assert pruning is None
+    elif "budget" in cfg.callbacks:  # which takes back what two steps do not make up for
+        assert 0 <= pruning.sparsity <= pruning.final
+    elif isinstance(pruning, ChannelPruning):
+        # in whole channels, of which the smallest networks have few
+        assert pruning.sparsity == pytest.approx(cfg.pruning.sparsity, abs=0.03)
+    else:
+        masks, own = pruning.masks, pruning.pruner.own
+        target = sum(own.get(name, pruning.final) * mask.numel() for name, mask in masks.items())
+        assert masks.pruned == pytest.approx(target, abs=len(own) + 1)
+
+
+@pytest.mark.parametrize("name", [n for n in recipe_files() if n.startswith(("cifar", "imagenet"))])
+def test_header_says_what_it_aims_at_and_where_it_differs(name: str) -> None:
+    path = recipe_files()[name]
+    about = load(path).about
+    lines = path.read_text().splitlines()
+    header = " ".join(line[2:] for line in itertools.takewhile(lambda x: x[:2] == "# ", lines))
+    assert re.search(r"Aims at: .*(Its settings|Settings).*Ours", header)
+    if about.published is None:
+        assert "was checked" in header
+    else:
+        for number in re.findall(r"\d+\.\d+", about.published):
+            assert number in header, f"{number} % of {about.source}"
+    for paper in re.findall(r"arXiv:[\d.]+\d", about.source):
+        assert paper in header
+
+
+def test_vgg16_loses_the_channels_of_the_paper(small_data: Path, tmp_path: Path) -> None:
+    """VGG-16-pruned-A: half of the first and the last six; 64 % of parameters, 34.2 % of MACs."""
+    name = "cifar10/vgg16_channel"
+    cfg = job(f"recipe={name}", *tiny(name, small_data))
+    trainer, _ = short_fit(cfg, tmp_path)
+    network, image = trainer.lightning_module.network, torch.zeros(1, 3, 32, 32)
+    channels = [m.out_channels for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert channels == [32, 64, 128, 128, *[256] * 9]
+    small, dense = cost(network, image), cost(instantiate(cfg.model), image)
+    assert 1 - small.params / dense.params == pytest.approx(0.64, abs=0.005)
+    assert 1 - small.macs / dense.macs == pytest.approx(0.342, abs=0.001)
+
+
+def test_two_of_four_leaves_the_first_convolution_alone(small_data: Path, tmp_path: Path) -> None:
+    name = "imagenet/resnet50_two_four"
+    cfg = job(f"recipe={name}", *tiny(name, small_data), "model.depth=18")
+    trainer, pruning = short_fit(cfg, tmp_path)
+    assert "network.conv1.weight" not in pruning.masks
+    weight = trainer.lightning_module.network.layer4[1].conv2.weight
+    inputs = weight.permute(0, 2, 3, 1).reshape(-1, 4)  # groups of four lie along the inputs
+    assert ((inputs != 0).sum(1) == 2).all()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""The ImageNet recipes on two processes: both end with the same weights, masks and shapes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from regrow.app.recipes import recipe_files
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "callbacks"))
+import ranks
+
+QUICK = {"imagenet/resnet50_rigl"}
+NAMES = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in recipe_files()
+    if name.startswith("imagenet/")
+]
+PROGRAM = """
+sys.path.insert(0, {here!r})
+import hashlib, short_fits
+
+torch.set_num_threads(1)
+cfg = short_fits.job("recipe={name}", *short_fits.tiny({name!r}, Path({data!r})))
+strategy = DDPStrategy(process_group_backend="gloo")
+trainer, pruning = short_fits.short_fit(cfg, OUT, devices=1, num_nodes=WORLD, strategy=strategy)
+state = trainer.lightning_module.network.state_dict()
+weights = {{name for name, _ in trainer.lightning_module.network.named_parameters()}}
+bytes_ = b"".join(state[name].numpy().tobytes() for name in sorted(weights))
+said["weights"] = hashlib.sha256(bytes_).hexdigest()
+said["shapes"] = [list(state[name].shape) for name in sorted(weights)]
+said["sparsity"] = None if pruning is None else float(pruning.sparsity)
+said["target"] = float(cfg.pruning.get("sparsity", 0))
+said["steps"], said["loss"] = trainer.global_step, float(trainer.callback_metrics["val/loss"])
+"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ranks_agree(name: str, small_data: Path, tmp_path: Path) -> None:
+    program = PROGRAM.format(here=str(Path(__file__).parent), name=name, data=str(small_data))
+    first, second = ranks.run(program, tmp_path)
+    assert first == second
+    assert first["steps"] >= 1
+    if first["sparsity"] is not None:
+        assert first["sparsity"] == pytest.approx(first["target"], abs=0.02)
