@@ -21,10 +21,11 @@ _MODELS: dict[tuple[str, int | None, str], str] = {
     ("torchvision", _SMALL, "image_size"): "vit_b_16",
     ("timm", None, ""): "halonet26t efficientformer_l1 bat_resnext26ts",
     ("torchvision", 299, ""): "inception_v3",
+    ("torchvision", 224, ""): "maxvit_t",
     ("torchvision", _SMALL, ""): """
         alexnet vgg11_bn resnet18 resnet50 resnext50_32x4d squeezenet1_0 densenet121 googlenet
         shufflenet_v2_x0_5 mobilenet_v2 mobilenet_v3_small mnasnet0_5 efficientnet_b0
-        efficientnet_v2_s regnet_y_400mf convnext_tiny swin_t swin_v2_t maxvit_t
+        efficientnet_v2_s regnet_y_400mf convnext_tiny swin_t swin_v2_t
     """,
     ("timm", _SMALL, ""): """
         tiny_vit_5m_224 crossvit_tiny_240 resnet26d legacy_seresnet18 ecaresnet26t skresnet18
@@ -41,7 +42,6 @@ _MODELS: dict[tuple[str, int | None, str], str] = {
     """,
 }
 
-GIVEN: dict[str, dict[str, object]] = {"maxvit_t": {"input_size": (64, 64), "partition_size": 2}}
 MODELS: tuple[tuple[str, str, int | None, str], ...] = tuple(
     (source, name, size, argument)
     for (source, size, argument), names in _MODELS.items()

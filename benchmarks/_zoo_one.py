@@ -16,7 +16,6 @@ from unittest import mock
 
 import torch
 from _vision import build, heads, pixels
-from _zoo_models import GIVEN
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -228,7 +227,7 @@ def child(
     sys.stdout = file.open("w")
     sys.stderr = file.with_suffix(".err").open("w")
     torch.set_num_threads(1)
-    given = {argument: size} if argument else GIVEN.get(name, {})
+    given = {argument: size} if argument else {}
     model = build(source, name, **given)
     x = torch.randn(2, 3, *[size or pixels(model)] * 2)
     tell(pixels=x.shape[-1])

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from regrow.schedules import Linear as Linear
     from regrow.schedules import OneShot as OneShot
     from regrow.schedules import Table as Table
+    from regrow.sensitivity_scan import sensitivity as sensitivity
 
 __version__ = "0.1.0"
 
@@ -80,6 +81,7 @@ _HOME = {
     "enforce": "enforcement",
     "export": "exporting",
     "prune": "functional",
+    "sensitivity": "sensitivity_scan",
 }
 
 __all__ = [*_HOME]  # noqa: PLE0604  (the names above)

@@ -23,6 +23,10 @@ class StateError(RegrowError, RuntimeError):
     """A call, checkpoint or model that does not fit what came before it."""
 
 
+class BusyError(StateError):
+    """Something that another process is at work on."""
+
+
 class DataError(RegrowError, OSError):
     """Data that is not there, or not what it should be."""
 

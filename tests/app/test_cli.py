@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from regrow.app.launch import LONGEST, _message, plainly, quoted, short
+from regrow.app.folders import LONGEST, short
+from regrow.app.launch import _message, plainly, quoted
 from regrow.app.recipes import recipe_files
 from regrow.errors import ConfigError
 

@@ -134,6 +134,7 @@ def test_nothing_half_written_is_left(done):
         ".lock",
         "run.json",
         "result.json",
+        "recipe.yaml",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "logs/metrics.csv",

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from regrow.app.classifier import Classifier
-from regrow.app.data.base import ImageDataModule
+from regrow.app.data.module import DataModule
+from regrow.app.locking import on_rank_zero
 from regrow.callbacks.base import Callback
 from regrow.callbacks.early_stopping import SparseEarlyStopping
 from regrow.callbacks.model_checkpoint import SparseModelCheckpoint
@@ -37,17 +38,17 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
-def build_data(cfg: DictConfig) -> ImageDataModule:
+def build_data(cfg: DictConfig) -> DataModule:
     """The data module, with the batch size of fine-tuning where one is set."""
     node = cfg.data
     if fine_tunes(cfg) and cfg.finetune.batch_size is not None:
         node = OmegaConf.merge(node, {"batch_size": cfg.finetune.batch_size})
-    data: ImageDataModule = instantiate(node)
+    data: DataModule = instantiate(node)
     return data
 
 
 def build_module(
-    cfg: DictConfig, data: ImageDataModule, weights: Mapping[str, Tensor] | None = None
+    cfg: DictConfig, data: DataModule, weights: Mapping[str, Tensor] | None = None
 ) -> Classifier:
     """The module to train, its network initialised by the seed or with `weights`.
 
@@ -61,17 +62,20 @@ def build_module(
         refuse_misfit(network.state_dict(), weights)
         network.load_state_dict(weights)
     _refuse_mismatch(cfg, network, data)
+    if data.channels_last:
+        network.to(memory_format=torch.channels_last)
     rate = {"lr": cfg.finetune.lr} if fine_tunes(cfg) and cfg.finetune.lr is not None else {}
     return Classifier(
         network,
         instantiate(cfg.optimizer, **rate),
         instantiate(cfg.scheduler) or None,
         num_classes=data.num_classes,
+        label_smoothing=float(cfg.get("label_smoothing", 0.0)),  # older runs have none
         input_shape=data.input_shape,
     )
 
 
-def _refuse_mismatch(cfg: DictConfig, network: torch.nn.Module, data: ImageDataModule) -> None:
+def _refuse_mismatch(cfg: DictConfig, network: torch.nn.Module, data: DataModule) -> None:
     """Sees by one forward pass that the network takes the data's images and knows its classes."""
     pair = f"model {cfg.model['_target_']} does not fit data {cfg.data['_target_']}"
     try:
@@ -187,7 +191,7 @@ def refuse_misfit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor])
 
 def _keep_metrics(path: Path) -> None:
     """Moves the curve of an interrupted run aside: Lightning's CSV logger would delete it."""
-    if path.is_file():
+    if on_rank_zero() and path.is_file():
         parts = len(list(path.parent.glob("metrics.*.csv")))
         path.rename(path.with_name(f"metrics.{parts}.csv"))
 

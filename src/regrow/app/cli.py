@@ -17,7 +17,9 @@ regrow: pruning that never loses a weight you may want back
   regrow train -m recipe=digits/gmp seed=0,1,2       a sweep; finished jobs are skipped
   regrow plan recipe=digits/gmp                      what would be pruned, and when
   regrow inspect CKPT                                what a checkpoint holds, layer by layer
+  regrow sensitivity CKPT                            where to prune: each layer alone, not trained
   regrow export CKPT --to onnx|safetensors|pt2       the network as a file, checked; what it costs
+  regrow report DIR                                  report.html and results.csv of all runs below
   regrow recipes [WORD]                              what there is to run
 
   regrow train --help                                the groups and settings
@@ -78,6 +80,15 @@ def _inspect(words: list[str]) -> None:
     inspect(path)
 
 
+def _sensitivity(words: list[str]) -> None:
+    from regrow.app.sensitivity_options import read_options
+
+    options = read_options(words)
+    from regrow.app.sensitivity import show_sensitivity
+
+    show_sensitivity(options)
+
+
 def _export(words: list[str]) -> None:
     found, out, to = _export_words(words)
     if not found.is_file():
@@ -118,6 +129,19 @@ def _export_words(words: list[str]) -> tuple[Path, Path | None, str | None]:
     return Path(names[0]), None if out is None else Path(out), options.get("--to")
 
 
+def _report(words: list[str]) -> None:
+    if len(words) != 1 or words[0].startswith("-"):
+        raise ConfigError("report takes one folder with runs: write `regrow report outputs`")
+    from regrow.app.sweeping import is_sweep, sweep_jobs
+    from regrow.report.writing import write_report
+
+    folder = Path(words[0])
+    done = write_report(folder, sweep_jobs(folder) if is_sweep(folder) else None)
+    print(f"{done.page} and {done.table.name}: {done.summary}")
+    if done.warnings:
+        print(f"warnings about what can be compared: {done.warnings}, see the page")
+
+
 def _recipes(words: list[str]) -> None:
     from regrow.app.recipes import show
 
@@ -128,7 +152,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "plan": _plan,
     "inspect": _inspect,
+    "sensitivity": _sensitivity,
     "export": _export,
+    "report": _report,
     "recipes": _recipes,
 }
 

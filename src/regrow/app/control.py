@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from regrow.app.files import read_json, write_json
-from regrow.app.fitting import fit
 from regrow.app.identity import config_hash, settings
 from regrow.app.locking import in_turn
 from regrow.app.measuring import measure
+from regrow.app.ranks import fit
 from regrow.app.start import given_weights, load_checkpoint, network_weights
 from regrow.app.talking import say
 

@@ -21,7 +21,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from regrow.app.building import build_data, build_module
 from regrow.app.classifier import Classifier
-from regrow.app.data.base import ImageDataModule
+from regrow.app.data.module import DataModule
 from regrow.app.start import load_checkpoint, network_weights
 from regrow.channels.plan import KEY, Plan, load, made_plan
 from regrow.cost import cost, latencies
@@ -30,6 +30,7 @@ from regrow.exporting import SUFFIXES, Exported, aside, export, written_size
 from regrow.masks import Masks
 
 _INNER = "network."  # of the names in a Classifier
+_ADVICE = "in Python, regrow.export(model, path, example_input) takes any model"
 _IMAGES = 32  # that the file is checked on
 _BATCHES = (1, 32)  # that are timed
 _NEEDED = {"model", "data", "optimizer", "scheduler", "finetune", "seed", "start"}
@@ -50,8 +51,8 @@ def export_checkpoint(path: Path, to: str, out: Path) -> None:
     cfg, checkpoint = run_config(path), load_checkpoint(path)
     if "state_dict" not in checkpoint:
         raise ConfigError(f"{path} is no checkpoint of a run: it holds no state_dict")
-    if cfg.get("threads") is not None:
-        torch.set_num_threads(int(cfg.threads))
+    if isinstance(cfg.get("threads"), int):  # "auto" is for jobs side by side
+        torch.set_num_threads(cfg.threads)
     data = build_data(cfg)
     dense, small = build_module(cfg, data), build_module(cfg, data)
     plan = load_small(small, checkpoint)
@@ -67,14 +68,17 @@ def export_checkpoint(path: Path, to: str, out: Path) -> None:
     console.print(table)
 
 
-def run_config(path: Path) -> DictConfig:
+def run_config(path: Path, advice: str = _ADVICE) -> DictConfig:
     """The configuration of the run that a checkpoint lies in.
+
+    Args:
+        path: The checkpoint.
+        advice: What to do with any other, for messages.
 
     Raises:
         ConfigError: If there is none, or it is of another program.
     """
     file = path.resolve().parent.parent / ".hydra" / "config.yaml"
-    advice = "in Python, regrow.export(model, path, example_input) takes any model"
     if not file.is_file():
         raise ConfigError(
             f"{path} is not of a run of `regrow train`: that has its configuration in "
@@ -126,7 +130,7 @@ def masks_of(checkpoint: Mapping[str, Any]) -> Masks | None:
     return None
 
 
-def some_images(data: ImageDataModule) -> tuple[Tensor, str]:
+def some_images(data: DataModule) -> tuple[Tensor, str]:
     """Some images of the test set as the network sees them; random ones where that is not here."""
     try:
         images, _ = next(iter(data.test_dataloader()))

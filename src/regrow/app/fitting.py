@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from regrow.app.building import (
     plain,
 )
 from regrow.app.classifier import Classifier
+from regrow.app.cluster import cluster_callbacks, cluster_plugins
 from regrow.app.identity import settings
 from regrow.app.levels import LevelRecorder
+from regrow.app.portable import RecipeName
 from regrow.callbacks.model_checkpoint import SparseModelCheckpoint
 from regrow.callbacks.pruning import PruningCallback
 from regrow.errors import ConfigError, StateError
@@ -44,13 +47,15 @@ class Fitted:
     seconds: float
 
 
-def fit(
+def fit_here(
     cfg: DictConfig,
     folder: Path,
     weights: Mapping[str, Tensor] | None,
     pruning: PruningCallback | None,
+    named: Mapping[str, str],
+    ranks: int = 1,
 ) -> Fitted:
-    """Trains, and prunes with `pruning`, into `folder/checkpoints`.
+    """Trains in this process, and prunes with `pruning`, into `folder/checkpoints`.
 
     An interrupted fit goes on from its last checkpoint. With `trainer.max_epochs=0` nothing is
     trained: the network is pruned as it is.
@@ -60,6 +65,8 @@ def fit(
         folder: Where checkpoints and logs go.
         weights: The network's first weights; None: initialised by the seed.
         pruning: None trains the dense network.
+        named: The recipe, for checkpoints to tell.
+        ranks: Processes that train together, this one among them.
 
     Raises:
         StateError: If the fit was interrupted.
@@ -78,7 +85,8 @@ def fit(
         logger.log_hyperparams(plain(settings(cfg)))  # type: ignore[union-attr]
     trainer = instantiate(
         cfg.trainer,
-        callbacks=callbacks,
+        callbacks=[*callbacks, RecipeName(named), *cluster_callbacks(os.environ)],
+        plugins=cluster_plugins(os.environ, ranks) or cfg.trainer.get("plugins"),
         logger=logger,
         default_root_dir=str(folder),
         _convert_="all",

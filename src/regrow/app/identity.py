@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from regrow.app.start import PRETRAINED, SCRATCH, checkpoint_of
 
 # What may differ between two runs of one result: where things lie and what is shown.
-_UNIMPORTANT = {
+UNIMPORTANT = {
     "trainer": {
         "default_root_dir",
         "enable_progress_bar",
@@ -21,7 +21,7 @@ _UNIMPORTANT = {
         "log_every_n_steps",
         "profiler",
     },
-    "data": {"root", "download"},
+    "data": {"root", "download", "train", "test"},
     "callbacks": {"progress", "sparsity_monitor"},
 }
 _PARTS = (
@@ -36,6 +36,7 @@ _PARTS = (
     "start",
     "dense_epochs",
     "finetune",
+    "label_smoothing",
     "monitor",
     "monitor_mode",
 )
@@ -50,7 +51,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
             node = node.copy()
             OmegaConf.set_struct(node, False)
             node._set_parent(cfg)  # interpolations such as ${seed} look upwards
-            for key in _UNIMPORTANT.get(part, set()):
+            for key in UNIMPORTANT.get(part, set()):
                 node.pop(key, None)
             node = OmegaConf.to_container(node, resolve=True)
         found[part] = node

@@ -3,21 +3,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import wraps
 
 import hydra
-from hydra.errors import CompactHydraException, InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig
 
 from regrow._paths import config_dir
+from regrow.app.deferring import deferred
+from regrow.app.failing import Job, explained, recorded
+from regrow.app.given import given_recipes
+from regrow.app.objectives import check_measured, check_objectives, measured
+from regrow.app.plugins import check_plugins
 from regrow.app.recipes import check_names, register
+from regrow.app.searching import searches
+from regrow.app.sharing import cores, threads_of
+from regrow.app.stopping import stoppable
+from regrow.app.sweep_callback import conclude
 from regrow.errors import ConfigError, RegrowError
-
-Job = Callable[[DictConfig], object]
 
 # Looking at a plan writes nothing: no folder, no copy of the configuration, no log file.
 LOOK_ONLY = (
@@ -26,45 +33,48 @@ LOOK_ONLY = (
     "hydra/job_logging=stdout",
 )
 
-LONGEST = 180  # a folder's name may have 255 bytes
-
 _command_line: list[str] = []
 
 
 def launch(command: str, words: list[str]) -> None:
     """Composes the configuration from `words` and runs the command on it, once or as a sweep."""
-    if command == "plan" and {"-m", "--multirun"}.intersection(words):
-        raise ConfigError("plan shows one configuration: leave out -m")
-    check_names(words)
-    register()
+    if command == "plan":
+        _refuse_sweeps(words)
+    check_plugins(words)
+    words, given = given_recipes(words)
+    check_names(words, given)
+    register(given)
     extra = LOOK_ONLY if command == "plan" else ()
     run = hydra.main(
         version_base="1.3", config_path=str(config_dir("conf") / "app"), config_name="train"
     )
     # Hydra reads sys.argv and knows nothing of commands.
     _command_line[:] = sys.argv
-    sys.argv[1:] = [*extra, *map(quoted, words)]
+    sys.argv[1:] = [*extra, *map(quoted, deferred(words))]
+    well = True
     try:
-        run(JOBS[command])()
+        with stoppable():
+            run(JOBS[command])()
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on where it was", file=sys.stderr)
+        raise SystemExit(130) from None
     finally:
         sys.argv[:] = _command_line
+        well = conclude()
+    if not well:
+        raise SystemExit(1)
+
+
+def _refuse_sweeps(words: Sequence[str]) -> None:
+    for word in words:
+        if word in ("-m", "--multirun") or word.startswith("sweep="):
+            raise ConfigError(f"plan shows one configuration: leave out {word}")
 
 
 def quoted(word: str) -> str:
     """A path of a run's folder holds `=`, which Hydra reads only in quotes."""
     key, _, value = word.partition("=")
     return f"{key}='{value}'" if key == "start" and "=" in value and value[0] not in "'\"" else word
-
-
-def short(folder: str) -> str:
-    """Overrides as a folder's name; a hash stands for the end of long ones."""
-    if len(folder) <= LONGEST:
-        return folder
-    return f"{folder[:LONGEST]}...{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
-
-
-# Here and not in launch(): a job that a sweep runs in another process names its folder there.
-OmegaConf.register_new_resolver("regrow.short", short, replace=True)
 
 
 def plainly(job: Job) -> Job:
@@ -87,22 +97,23 @@ def plainly(job: Job) -> Job:
 
 
 def _message(error: BaseException) -> str | None:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, RegrowError):
-        cause = cause.__cause__
-    if cause is None:
-        return None
-    _, _, key = str(error).rpartition("full_key: ")
-    where = f" (in {key})" if isinstance(error, InstantiationException) else ""
-    return f"error: {cause}{where}"
+    cause, text = explained(error)
+    return f"error: {text}" if isinstance(cause, RegrowError) else None
 
 
 @plainly
+@recorded
 def train(cfg: DictConfig) -> object:
-    """The job of `regrow train`."""
+    """The job of `regrow train`; to a search it returns the objectives."""
+    hydra = HydraConfig.get()
+    names, search = check_objectives(cfg.objectives), searches(hydra.sweeper)
+    if search:
+        check_measured(cfg)
+    cfg.threads = threads_of(cfg.threads, hydra.launcher, hydra.sweeper, cores())
     from regrow.app.train import train
 
-    return train(cfg)
+    result = train(cfg)
+    return measured(result, names) if search else result
 
 
 @plainly

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from regrow.app.talking import say
-from regrow.errors import StateError
+from regrow.errors import BusyError
+
+
+def on_rank_zero() -> bool:
+    """Whether this process is the first of those that train together, or the only one."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 @contextmanager
@@ -18,13 +24,13 @@ def alone(folder: Path) -> Iterator[None]:
     """Keeps a run's folder to one process.
 
     Raises:
-        StateError: If another one is running the same job.
+        BusyError: If another one is running the same job.
     """
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout as error:
-        raise StateError(
+        raise BusyError(
             f"another process is running this job in {folder}: wait for it, or give "
             "hydra.run.dir=... for another folder"
         ) from error

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from regrow.app.building import build_data, build_module
 from regrow.app.classifier import Classifier
-from regrow.app.data.base import ImageDataModule
+from regrow.app.data.module import DataModule
 from regrow.app.start import load_checkpoint, network_weights
 from regrow.callbacks.pruning import PruningCallback
 from regrow.callbacks.shapes import fit_shapes
@@ -38,7 +38,7 @@ class Measured(NamedTuple):
 
     block: dict[str, Any]
     module: Classifier
-    data: ImageDataModule
+    data: DataModule
     masks: Masks | None
     sparsity: float = 0.0
 
@@ -72,7 +72,7 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
 
 def load_network(
     cfg: DictConfig, checkpoint: Path | dict[str, Any]
-) -> tuple[Classifier, ImageDataModule]:
+) -> tuple[Classifier, DataModule]:
     """The network of a checkpoint, or of its weights, in its module, with its data."""
     state = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     data = build_data(cfg)
@@ -84,7 +84,7 @@ def load_network(
     return module, data
 
 
-def evaluate(cfg: DictConfig, module: Classifier, data: ImageDataModule) -> dict[str, Any]:
+def evaluate(cfg: DictConfig, module: Classifier, data: DataModule) -> dict[str, Any]:
     """Accuracy (fraction) and loss on the test set."""
     trainer = pl.Trainer(
         accelerator=cfg.trainer.get("accelerator", "auto"),

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from typing import cast
 
 import lightning.pytorch as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from regrow.app.building import build_callbacks, build_data, build_module
 from regrow.app.classifier import Classifier
+from regrow.app.data.module import DataModule
+from regrow.app.ranks import refuse_many, world_size
 from regrow.app.start import SCRATCH, given_weights
 from regrow.callbacks.base import Callback
 from regrow.callbacks.pruning import PruningCallback
@@ -27,6 +30,8 @@ def refuse_settings(cfg: DictConfig) -> None:
     Raises:
         ConfigError: Naming the setting and what to write.
     """
+    refuse_many()
+    world_size(cfg)
     check_choice("monitor", cfg.monitor, LOGGED)
     check_choice("monitor_mode", cfg.monitor_mode, ("max", "min"))
     if cfg.trainer.get("fast_dev_run"):
@@ -69,7 +74,7 @@ def set_up(cfg: DictConfig, pruning: PruningCallback) -> tuple[Classifier, int]:
     beside = [c for c in build_callbacks(cfg, pruning) if isinstance(c, Callback)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = instantiate(
-            cfg.trainer,
+            on_one_device(cfg, data),
             callbacks=[*beside, _Stop()],
             logger=False,
             enable_checkpointing=False,
@@ -83,6 +88,24 @@ def set_up(cfg: DictConfig, pruning: PruningCallback) -> tuple[Classifier, int]:
             trainer.fit(module, datamodule=data)
     batches = trainer.num_training_batches
     return module, max(1, -(-int(batches) // int(trainer.accumulate_grad_batches)))
+
+
+def on_one_device(cfg: DictConfig, data: DataModule) -> DictConfig:
+    """The trainer's settings with one rank's share of the batches, for a fit that is not run."""
+    world, node = world_size(cfg), cfg.trainer.copy()
+    if world > 1:
+        data.prepare_data()
+        data.setup("fit")
+        share = -(-len(data.train_dataloader()) // world)
+        limit = node.get("limit_train_batches")
+        limit = 1.0 if limit is None else limit
+        OmegaConf.set_struct(node, False)
+        node._set_parent(cfg)
+        node.limit_train_batches = (
+            min(limit, share) if isinstance(limit, int) else int(share * limit)
+        )
+        node.devices, node.strategy = 1, "auto"
+    return cast(DictConfig, node)
 
 
 class _Planned(Exception):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from regrow._paths import config_dir
+from regrow.app.given import read_recipe
 from regrow.errors import ConfigError, did_you_mean
 
 ABOUT = ("data", "model", "method", "published", "source")
@@ -32,29 +33,36 @@ def load(path: Path) -> DictConfig:
     return cast(DictConfig, OmegaConf.load(path))
 
 
-def register() -> None:
+def register(given: Mapping[str, Path] | None = None) -> None:
     """Makes every recipe an option of the Hydra group `recipe`.
 
     They are stored rather than found on a search path because the folder is `recipes` and the
-    word on the command line is `recipe`.
+    word on the command line is `recipe`. A launcher hands what is stored to other processes.
+
+    Args:
+        given: Files outside the package, by the names that they get.
+
+    Raises:
+        ConfigError: If one of these is no recipe.
     """
     store = ConfigStore.instance()
-    for name, path in recipe_files().items():
+    nodes = {name: (path, load(path)) for name, path in recipe_files().items()}
+    nodes |= {name: (path, read_recipe(path)) for name, path in (given or {}).items()}
+    for name, (path, node) in nodes.items():
         folder, _, stem = f"recipe/{name}".rpartition("/")
-        store.store(
-            group=folder, name=stem, node=load(path), package="_global_", provider=str(path)
-        )
+        store.store(group=folder, name=stem, node=node, package="_global_", provider=str(path))
 
 
-def check_names(words: Sequence[str]) -> None:
+def check_names(words: Sequence[str], given: Iterable[str] = ()) -> None:
     """Refuses an unknown recipe by naming the nearest, which Hydra does not do for nested groups.
 
     Args:
         words: The command line; `recipe=a,b` is checked, choice(...) and the like are Hydra's.
+        given: Names of recipes outside the package.
     """
     if any(word.startswith(("--config-dir", "-cd", "hydra.searchpath")) for word in words):
         return  # the recipe may come from there
-    known = {*recipe_files(), "custom"}
+    known = {*recipe_files(), *given, "custom"}
     for value in (word.removeprefix("recipe=") for word in words if word.startswith("recipe=")):
         if value.startswith("glob("):
             raise ConfigError(
@@ -63,8 +71,10 @@ def check_names(words: Sequence[str]) -> None:
             )
         for name in value.split(",") if "(" not in value else ():
             if name.strip() not in known:
+                here = Path(f"{name.strip()}.yaml")
+                near = f"did you mean the file {here}?" if here.is_file() else None
                 raise ConfigError(
-                    f"no recipe {name.strip()!r}: {did_you_mean(name.strip(), known)} "
+                    f"no recipe {name.strip()!r}: {near or did_you_mean(name.strip(), known)} "
                     "(`regrow recipes` describes them)"
                 )
 

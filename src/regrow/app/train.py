@@ -16,12 +16,14 @@ from omegaconf import DictConfig
 from regrow.app.building import build_pruning
 from regrow.app.control import Dense, dense_network, start_weights
 from regrow.app.files import read_json, write_json, write_whole
-from regrow.app.fitting import fit
 from regrow.app.identity import config_hash, settings
 from regrow.app.levels import LevelRecorder, clear_levels
 from regrow.app.locking import alone
 from regrow.app.measuring import Measured, evaluate, load_network, measure, time_networks
+from regrow.app.portable import FILE as RECIPE
+from regrow.app.portable import write_recipe
 from regrow.app.preflight import refuse_settings, set_up
+from regrow.app.ranks import fit
 from regrow.app.result import (
     FILE,
     FORMAT,
@@ -80,6 +82,7 @@ def _result(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     result = _identity(cfg, key) | measured
     result["seconds"] = round(time.perf_counter() - started, 1)
     result["verdict"] = verdict(result)
+    write_recipe(cfg, folder)
     write_json(folder / FILE, result)
     clear_levels(folder)
     return result
@@ -200,5 +203,5 @@ def _clear(folder: Path) -> None:
     """Removes what an earlier run of this folder wrote, and nothing else."""
     for name in ("checkpoints", "levels", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (FILE, "run.json"):
+    for name in (FILE, RECIPE, "run.json"):
         (folder / name).unlink(missing_ok=True)

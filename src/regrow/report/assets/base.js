@@ -44,7 +44,7 @@ function layoutStyle(c, more = {}) {
 }
 
 const CONFIG = {
-  responsive: true, displaylogo: false, displayModeBar: innerWidth > 640 ? "hover" : false,
+  responsive: true, displaylogo: false, showSendToCloud: false, displayModeBar: innerWidth > 640 ? "hover" : false,
   modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
   toImageButtonOptions: { format: "svg", filename: "regrow" },
 };

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""The command on two devices: the ranks train in processes of their own, one process decides."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from regrow.app.building import build_data
+from regrow.app.preflight import on_one_device
+from regrow.app.ranks import refuse_many, world_size
+from regrow.app.train import train
+from regrow.errors import ConfigError
+
+TWO = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
+SMALL = ("recipe=digits/gmp", "start=scratch", "dense_epochs=null", "pruning.every=0.1", *TWO)
+
+
+def test_two_ranks_train_and_one_process_measures(job, tmp_path):
+    cfg = job(*SMALL)
+    result = train(cfg)
+    folder = tmp_path / "run"
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert result["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert len(result["levels"]) == len({level["sparsity"] for level in result["levels"]})
+    assert {event["kind"] for event in result["history"]} == {"prune"}
+    saved = torch.load(folder / result["checkpoint"], weights_only=True)
+    # 1293 training samples: 11 batches of 64 a rank, in each of two epochs
+    assert result["history"][-1]["step"] < 22 == 2 * 11
+    assert saved["global_step"] % 11 == 0
+    curve = (folder / "logs" / "metrics.csv").read_text().splitlines()
+    assert sum(",val/accuracy" in line for line in curve) == 1  # one rank wrote it
+    assert json.loads((folder / "ranks" / "fitted.json").read_text())["levels"]
+
+
+def test_an_error_of_the_ranks_is_the_users_own(job, monkeypatch):
+    monkeypatch.setattr("regrow.app.train.set_up", lambda *_: None)  # found only when it trains
+    cfg = job(*SMALL, "pruning.every=null", "pruning.begin=1ep", "pruning.end=7ep")
+    with pytest.raises(ConfigError, match="7ep"):
+        train(cfg)
+
+
+def test_a_plan_counts_each_ranks_batches(job):
+    cfg = job(*SMALL)
+    node = on_one_device(cfg, build_data(cfg))
+    assert (node.devices, node.limit_train_batches) == (1, 11)
+    cfg.trainer.devices = 1
+    assert on_one_device(cfg, build_data(cfg)) == cfg.trainer
+
+
+def test_how_many_devices(job):
+    assert world_size(job(*SMALL)) == 2
+    assert world_size(job("recipe=digits/gmp", "trainer.accelerator=cpu")) == 1
+    with pytest.raises(ConfigError, match=r"num_nodes=2.*one machine"):
+        world_size(job("recipe=digits/gmp", "+trainer.num_nodes=2"))
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])
+def test_one_of_many_processes_is_refused(name):
+    refuse_many({name: "1"})
+    with pytest.raises(ConfigError, match=f"{name}=4.*trainer.devices=N"):
+        refuse_many({name: "4"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_command_takes_its_ranks_along_and_goes_on(kind, tmp_path):
+    command = [
+        sys.executable, "-m", "regrow.app.cli", "train", *SMALL, "trainer.max_epochs=12",
+        "latency.repeats=3", "~callbacks.progress", "+trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    given = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
+
+    def run(folder: Path) -> dict:
+        done = subprocess.run(
+            [*command, f"hydra.run.dir={folder}"], cwd=tmp_path, capture_output=True, **given
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads((folder / "result.json").read_text())
+
+    whole = run(tmp_path / "whole")
+    folder = tmp_path / "cut"
+    last = folder / "checkpoints" / "last.ckpt"
+    job = subprocess.Popen([*command, f"hydra.run.dir={folder}"], cwd=tmp_path, **given)
+    while not last.is_file():
+        assert job.poll() is None
+        time.sleep(0.05)
+    job.send_signal(kind)
+    job.wait(60)
+    assert not (folder / "result.json").is_file()
+    deadline = time.monotonic() + 60
+    while ranks_of(folder):
+        assert time.monotonic() < deadline, "ranks outlive the command"
+        time.sleep(0.2)
+    again = run(folder)
+    for key in ("history", "levels", "sparsity"):
+        assert again[key] == whole[key]
+    assert again["pruned"]["accuracy"] == whole["pruned"]["accuracy"]
+
+
+def ranks_of(folder: Path) -> list[str]:
+    """Processes that train into a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if "regrow.app.ranks" in words and str(folder / "ranks") in words:
+            found.append(path.parent.name)
+    return found

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""The words after `regrow sensitivity`: mistakes are one clear line, at once."""
+
+from pathlib import Path
+
+import pytest
+
+from regrow.app.sensitivity_options import Options, in_points, read_options
+from regrow.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "here.ckpt").touch()
+
+
+HERE = "run/here.ckpt"
+
+
+def test_nothing_said_means_these():
+    assert read_options([HERE]) == Options(
+        Path(HERE), Path("run"), (0.3, 0.5, 0.7, 0.9), "weights", None, None, 0.01, None, None
+    )
+
+
+def test_all_can_be_said_in_both_ways():
+    words = "--sparsities 0.9,.5,0.9 --by=channels --criterion l1 --samples=20 --max-drop 0.005 "
+    words += f"{HERE} --include a.*,b --exclude=@last --out there"
+    assert read_options(words.split()) == Options(
+        Path(HERE), Path("there"), (0.5, 0.9), "channels", "l1", 20, 0.005, ("a.*", "b"), ("@last",)
+    )
+
+
+@pytest.mark.parametrize(("drop", "words"), [("0.01", "1 point"), ("0.005", "0.5 points")])
+def test_points_in_words(drop, words):
+    assert in_points(read_options([HERE, "--max-drop", drop]).max_drop) == words
+
+
+MISTAKES = [
+    ((), "sensitivity takes one checkpoint"),
+    ((HERE, HERE), "sensitivity takes one checkpoint"),
+    (("nowhere.ckpt",), "no file 'nowhere.ckpt'"),
+    ((HERE, "--sparsity", "0.5"), "no option '--sparsity': did you mean 'sparsities'?"),
+    ((HERE, "-s"), "no option '-s'"),
+    ((HERE, "--sparsities"), "--sparsities needs a value: regrow sensitivity CKPT"),
+    ((HERE, "--by="), "--by needs a value"),
+    ((HERE, "--by", "--samples=3"), "--by needs a value"),
+    ((HERE, "--samples", "1", "--samples", "2"), "--samples is given twice"),
+    ((HERE, "--sparsities", "50,90"), "--sparsities must be in [0, 1), got 50.0: write 0.5"),
+    ((HERE, "--sparsities", "0"), "--sparsities must be above 0"),
+    ((HERE, "--sparsities", "0.5;0.7"), "--sparsities takes numbers such as 0.5, got '0.5;0.7'"),
+    ((HERE, "--by", "channel"), "--by must be one of channels, weights, got 'channel'"),
+    ((HERE, "--samples", "0"), "--samples must be a whole number of at least 1, got 0"),
+    ((HERE, "--samples", "many"), "--samples takes a whole number such as 1000, got 'many'"),
+    ((HERE, "--max-drop", "1"), "--max-drop is a fraction, got 1: write --max-drop 0.01"),
+    ((HERE, "--max-drop", "0"), "--max-drop must be a number above 0"),
+    ((HERE, "--max-drop", "nan"), "--max-drop must be a number above 0"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_a_mistake_is_named(words, message):
+    with pytest.raises(ConfigError) as refused:
+        read_options(words)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_mistake_is_one_line_before_torch_is_imported(python):
+    program = (
+        "import sys\n"
+        "from regrow.app.cli import main\n"
+        "assert main(['sensitivity', 'nowhere.ckpt']) == 1\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("error: no file 'nowhere.ckpt'")
+    assert len(done.stderr.splitlines()) == 1
