@@ -51,7 +51,6 @@ def launch(command: str, words: list[str]) -> None:
     # Hydra reads sys.argv and knows nothing of commands.
     _command_line[:] = sys.argv
     sys.argv[1:] = [*extra, *map(quoted, deferred(words))]
-    well = True
     try:
         with stoppable():
             run(JOBS[command])()

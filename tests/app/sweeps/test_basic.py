@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""Sweeps with Hydra's own launcher: failures, going on, the report, one data set a process."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from regrow.app.data import digits
+from regrow.app.folders import job_folder, sweep_folder
+from regrow.app.launch import launch
+
+GMP = "recipe=digits/gmp"
+
+
+def test_a_failed_job_stops_no_other(sweep, found, reports, capfd, tmp_path):
+    digits._read.cache_clear()
+    assert sweep(GMP, "pruning.sparsity=0.5,90,0.75", "hydra.sweeper.max_batch_size=1") == 1
+    results, failures = found("result.json"), found("failed.json")
+    assert sorted(result["sparsity"] for result in results.values()) == [0.5, 0.75]
+    [(folder, failed)] = failures.items()
+    assert folder not in results
+    assert failed.pop("when").startswith("20")
+    overrides = failed.pop("overrides")
+    assert overrides[:2] != ["pruning.sparsity=90"]
+    assert "pruning.sparsity=90" in overrides
+    message = "sparsity must be in [0, 1), got 90: write 0.9 for 90 % (in pruning)"
+    assert failed == {
+        "recipe": "digits/gmp",
+        "seed": 0,
+        "error": "ConfigError",
+        "message": message,
+    }
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err
+    assert err.splitlines()[-3:] == [
+        "1 of 3 jobs failed:",
+        f"  outputs/digits/{folder}: {message}",
+        "the same command goes on with this sweep",
+    ]
+    [name] = {folder for folder, _ in reports}
+    assert name.parent == tmp_path / "outputs" / "sweeps"
+    assert out.splitlines()[-1] == f"report: {name.relative_to(tmp_path)}/report.html"
+    # after each job and at the end, with all the jobs there are
+    assert [len(jobs) for _, jobs in reports] == [1, 2, 3, 3]
+    jobs = {job.relative_to(tmp_path / "outputs" / "digits").as_posix() for job in reports[-1][1]}
+    assert jobs == {*results, folder}
+    assert digits._read.cache_info().misses == 1, "the data are read once a process"
+
+
+def test_a_stopped_sweep_goes_on(sweep, found, reports, monkeypatch, capfd):
+    """Finished jobs are skipped, the one that was cut resumes, the failed one runs again."""
+    from regrow.app import train
+
+    words = (GMP, "pruning.sparsity=0.5,0.6,0.7,0.8")
+    calls = []
+    real = train.time_networks
+
+    def trouble(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise ValueError("the disk\nis full")
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "time_networks", trouble)
+        assert sweep(*words) == 130
+    assert len(found("result.json")) == 1
+    [(failed, content)] = found("failed.json").items()
+    assert (content["error"], content["message"]) == ("ValueError", "the disk\nis full")
+    assert len(found("run.json")) == 3, "the fourth did not begin"
+    out, err = capfd.readouterr()
+    assert "ValueError: the disk" in out, "an error that is none of ours is shown in full"
+    assert "1 of 3 jobs failed:" in err
+    assert "1 of 3 jobs did not end:" in err
+    assert err.count("the same command goes on") >= 1
+    [before] = found("result.json").values()
+    written = trained()
+
+    assert sweep(*words) == 0
+    results = found("result.json")
+    assert sorted(result["sparsity"] for result in results.values()) == pytest.approx(
+        [0.5, 0.6, 0.7, 0.8], abs=1e-3
+    )
+    assert before in results.values(), "the finished one was run again"
+    assert failed in results
+    assert not found("failed.json")
+    out, err = capfd.readouterr()
+    assert "stands; force=true runs it again" in out
+    assert "jobs failed" not in err
+    assert len({folder for folder, _ in reports}) == 1, "it has the folder it had"
+    assert len(reports[-1][1]) == 4
+    after = trained()
+    assert all(after[path] == when for path, when in written.items()), "nothing is trained twice"
+
+
+def trained():
+    """When each checkpoint of a job was written."""
+    return {path: path.stat().st_mtime_ns for path in Path.cwd().glob("outputs/digits/**/*.ckpt")}
+
+
+def test_a_report_that_cannot_be_built_fails_no_job(sweep, found, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "regrow.report.writing", None)
+    assert sweep(GMP) == 0
+    assert len(found("result.json")) == 1
+    out, _ = capfd.readouterr()
+    lines = [line for line in out.splitlines() if "was not built: ModuleNotFoundError" in line]
+    assert len(lines) == 2, "after the job and at the end"
+
+
+def test_a_single_run_finds_the_job_of_a_sweep(sweep, found, reports, capfd, tiny):
+    assert sweep(GMP, "optimizer.lr=1e-2") == 0
+    launch("train", [*tiny, GMP, "optimizer.lr=0.01"])
+    assert len(found("result.json")) == 1
+    assert "stands; force=true" in capfd.readouterr().out
+    assert len(reports) == 2, "a single run belongs to no sweep"
+
+
+def test_a_failed_run_leaves_the_same_file(sweep, found, capfd):
+    with pytest.raises(SystemExit):
+        launch("train", [GMP, "pruning.sparsity=90"])
+    assert "error: sparsity must be in [0, 1), got 90" in capfd.readouterr().err
+    [failed] = found("failed.json").values()
+    assert failed["error"] == "ConfigError"
+
+
+def test_the_same_sweep_twice_at_once_is_refused(sweep, found, capfd, tmp_path, tiny):
+    folder = tmp_path / "outputs" / "sweeps" / sweep_folder([*tiny, "seed=0,1"])
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        assert sweep("seed=0,1") == 1
+    assert "error: another process is running this sweep" in capfd.readouterr().err
+    assert not found("run.json")
+
+
+def test_a_folder_that_another_process_holds_is_not_marked(sweep, found, reports, capfd, tiny):
+    """Its own process says whether it failed."""
+    folder = Path("outputs/digits/gmp", job_folder(tiny), "seed=0").absolute()
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        assert sweep(GMP, "seed=0") == 1
+    assert not found("failed.json")
+    assert "another process is running this job" in capfd.readouterr().err

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""Names of folders: readable, of one folder each, and never the same for two sets of overrides."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regrow.app.folders import LONGEST, job_folder, short, sweep_folder
+
+LONG = [f"some.setting.{k}={k}" for k in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["pruning.sparsity=0.9"], "pruning.sparsity=0.9"),
+        (["pruning.sparsity=9e-1"], "pruning.sparsity=0.9"),
+        (["pruning.exclude=[a, b]"], "pruning.exclude=[a,b]"),
+        (["b=2", "a=1"], "a=1,b=2"),
+        (["recipe=digits/gmp", "seed=3", "force=true", "sweep=ladder"], ""),
+        (["~callbacks.progress"], "~callbacks.progress=null"),
+        (["+trainer.x=false"], "+trainer.x=False"),
+        (["pruning=gmp"], "pruning=gmp"),
+    ],
+)
+def test_a_jobs_folder_reads_as_its_overrides(words, name):
+    assert job_folder(words) == name
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["data.root=a/../b"], ["data.root=c/../b"]),
+        (["data.root=../../b"], ["data.root=b"]),
+        (["data.root=a/b"], ["data.root=a.b"]),
+        (["a='1,b=2'"], ["a=1", "b=2"]),
+        (["a=[1,2]"], ["a=[12]"]),
+        (["a=1"], ["+a=1"]),
+        (["a=1"], ["~a=1"]),
+        (["a='1'"], ["a=1"]),
+        (LONG, [*LONG, "z=1"]),
+        (LONG, [*LONG[:-1], "some.setting.39=40"]),
+    ],
+)
+def test_two_sets_of_overrides_have_two_folders(first, second):
+    assert job_folder(first) != job_folder(second)
+
+
+settings = st.dictionaries(
+    st.sampled_from(["a.b", "c", "d.e.f"]),
+    st.one_of(
+        st.integers(-5, 5),
+        st.floats(0.01, 0.99),
+        st.lists(st.integers(0, 20), max_size=80),
+        st.text("ab/.,='é ", max_size=200).map(lambda t: "'" + t.replace("'", r"\'") + "'"),
+    ),
+    max_size=3,
+)
+
+
+def words(values):
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+@given(settings, settings)
+def test_names_are_told_apart_and_are_one_folder(first, second):
+    names = [job_folder(words(values)) for values in (first, second)]
+    assert (names[0] == names[1]) == (first == second)
+    for name in names:
+        assert len(name.encode()) < 220, "with .json and what a temporary file adds: below 255"
+        assert "/" not in name
+        assert name not in (".", "..")
+
+
+def test_long_names_keep_their_beginning():
+    text = ",".join(LONG)
+    assert short(text).startswith(text[:LONGEST])
+
+
+def test_a_sweep_has_one_name_however_it_is_started_again():
+    words = ["seed=0,1", "recipe=digits/gmp,digits/imp", "pruning.sparsity=0.8,0.9"]
+    name = sweep_folder(words)
+    assert name.startswith("recipe=digits.gmp,digits.imp,pruning.sparsity=0.8,0.9,seed=0,1")
+    assert sweep_folder([*reversed(words), "force=true"]) == name
+    assert sweep_folder([*words, "objectives=[val_loss]"]) != name, "another study"
+    assert sweep_folder(["seed=0,1"]) != sweep_folder(["seed=0,2"])
+    assert sweep_folder([]) == "defaults"
