@@ -98,8 +98,8 @@ def test_jobs_of_a_preset_run(sweep, found, reports, words, key, values):
 @pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_every_method_of_the_comparison_runs(sweep, reports, tmp_path):
-    """All 16 epochs, of four batches each."""
-    few = ("+trainer.limit_train_batches=4", "+trainer.limit_val_batches=2")
+    """All 16 epochs, of ten batches each: RigL moves weights every 100 steps."""
+    few = ("+trainer.limit_train_batches=10", "+trainer.limit_val_batches=2")
     whole = ("trainer.max_epochs=16", "sweep=methods", "seed=0", "pruning.sparsity=0.9")
     assert sweep(*few, *whole) == 0
     results = [
