@@ -25,6 +25,7 @@ from torch import Tensor
 
 from regrow import errors
 from regrow.app.building import build_pruning
+from regrow.app.cluster import under_submitit
 from regrow.app.files import read_json, write_json, write_whole
 from regrow.app.fitting import Fitted, fit_here
 from regrow.app.levels import LevelRecorder
@@ -134,7 +135,10 @@ def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are for the main thread
         return
-    before = {number: signal.signal(number, hand) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = {signal.SIGINT}
+    if not under_submitit(os.environ):  # which outlives SIGTERM until it has requeued the job
+        numbers.add(signal.SIGTERM)
+    before = {number: signal.signal(number, hand) for number in numbers}
     try:
         yield
     finally:

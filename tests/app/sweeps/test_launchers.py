@@ -28,7 +28,7 @@ class Probe(Callback):
     "launcher",
     [
         ("joblib", "hydra.launcher.n_jobs=2", "threads=auto"),
-        ("submitit_local", "hydra.launcher.timeout_min=5"),
+        pytest.param(("submitit_local", "hydra.launcher.timeout_min=5"), marks=pytest.mark.slow),
     ],
     ids=lambda words: words[0],
 )
