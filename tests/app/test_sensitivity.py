@@ -196,6 +196,7 @@ def test_the_test_set_is_never_read(untrained, monkeypatch):
 
     monkeypatch.setattr(ImageDataModule, "test_dataloader", never)
     run(untrained, "--sparsities", "0.5")
+    assert len(table(untrained.with_name("sensitivity.csv"))) == 4  # and validation was
 
 
 @pytest.mark.parametrize("missing", [("plotly",), ("plotly", "matplotlib")])

@@ -92,7 +92,12 @@ def test_state_without_a_step_yet():
     model = network()
     optimizer = MAKERS["adam"](model.parameters())
     carry([optimizer], model, prune(model, X, 0.5))
-    steps(model, optimizer, 1)
+    small = network(4)
+    small.load_state_dict(model.state_dict())
+    other = MAKERS["adam"](small.parameters())
+    steps(model, optimizer, 2)
+    steps(small, other, 2)
+    assert equal(model, small)
 
 
 def test_a_state_dict_holds_tensors_and_builtin_types_alone():
