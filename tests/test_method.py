@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from regrow.criteria import Movement
 from regrow.errors import ConfigError, StateError
 from regrow.method import Method, choose_masks
 from regrow.targets import select
@@ -256,3 +257,9 @@ def test_lamp_does_not_call_an_infinity_a_nan():
         model[1].weight.data[0, 0] = value
         with pytest.raises(StateError, match=words):
             choose(model, Method(distribution="lamp"), 0.5)
+
+
+@pytest.mark.parametrize("criterion", ["movement", Movement()])
+def test_lamp_of_movement_is_refused_before_anything_trains(criterion):
+    with pytest.raises(ConfigError, match="those of movement are negative"):
+        Method(criterion=criterion, distribution="lamp").checked()

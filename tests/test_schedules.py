@@ -135,6 +135,12 @@ def test_dense_sparse_dense():
     assert plan == ((50, 0.5), (150, 0.0))
 
 
+def test_a_cycle_that_never_prunes_is_refused():
+    with pytest.raises(ConfigError, match="nothing would ever be pruned"):
+        Cyclic("3it", "3it", "1it", last="dense").plan(0.5, Timeline(10))
+    assert Cyclic("3it", "3it", "1it").plan(0.5, Timeline(10)) == ((3, 0.5),)
+
+
 def test_table():
     table = Table({"3ep": 0.5, 0.5: 0.0, "700it": 0.9})
     assert table.plan(0.9, LINE) == ((150, 0.5), (500, 0.0), (700, 0.9))

@@ -9,6 +9,7 @@ from torch import nn, optim
 
 from regrow.errors import StateError
 from regrow.pruner import Pruner
+from regrow.seal import sealed
 
 MAKERS = {
     "sgd": lambda p: optim.SGD(p, lr=0.1, momentum=0.9),
@@ -221,7 +222,7 @@ def test_original_values():
 def test_a_state_that_does_not_fit_changes_nothing():
     _, _, pruner, _ = two_events("adam")
     state = copy.deepcopy(pruner.state_dict())
-    state["vault"]["0.weight::exp_avg"] = torch.ones(3)
+    state = sealed(state | {"vault": state["vault"] | {"0.weight::exp_avg": torch.ones(3)}})
     model = network()
     other = Pruner(model, keep_removed="moments")
     other.prune_to(0.3)

@@ -10,16 +10,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from regrow.changes import whole
 from regrow.channel_places import grow_state, restart, words
 from regrow.channel_undo import ChannelUndo
+from regrow.channels.named import tensors
 from regrow.channels.plan import Plan, carry, made_plan
 from regrow.channels.surgery import keeps
-from regrow.channels.trace import Trace, tensors
+from regrow.channels.trace import Trace
 from regrow.channels.verify import Bench
 from regrow.errors import ConfigError, StateError
 from regrow.initializers import removed as removed_values
 from regrow.masked import Keep
-from regrow.targets import Selection, clean
+from regrow.targets import Selection
 
 
 class ChannelCuts(ChannelUndo):
@@ -45,6 +47,7 @@ class ChannelCuts(ChannelUndo):
         self.plan = Plan()
         self._cuts: list[dict[str, Any]] = []  # each with what it took away
 
+    @whole
     def compact(self, optimizers: Iterable[Optimizer] = ()) -> Plan | None:
         """Cuts the masked channels out: tensors, optimizers' state and masks become smaller.
 
@@ -77,6 +80,10 @@ class ChannelCuts(ChannelUndo):
         except ConfigError as error:
             found.undo()
             raise StateError(f"cut, {error}: the model stays whole, with zeros") from error
+        except BaseException:
+            found.undo()
+            raise
+        self.enforcer.changes.touch()
         counts = {name: len(channels) for name, channels in removed.items()}
         kept = keeps(self.groups, removed)
         plan = made_plan(self.model, kept, found.undo, removed=counts, error=found.error)
@@ -106,6 +113,7 @@ class ChannelCuts(ChannelUndo):
             )
         return super().unprune(names, optimizers)
 
+    @whole
     @torch.no_grad()
     def expand(self, optimizers: Iterable[Optimizer] = ()) -> dict[str, Any]:
         """Gives the model its original shapes back, with the removed values to the bit.
@@ -125,13 +133,14 @@ class ChannelCuts(ChannelUndo):
         if self.vault is None:
             raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
         optimizers, before = list(optimizers), self.sparsity
+        self.enforcer.changes.touch()
         cuts, self._cuts = self._cuts, []
         self._bring(self._named_channels(None), removed_values, optimizers)
         for cut in reversed(cuts):
             plan = Plan.from_state(cut["plan"])
             plan.grow(self.model)
             for name, tensor in tensors(self.model).items():
-                values = cut["vault"].get(clean(name), cut["stats"].get(name))
+                values = cut["vault"].get(name, cut["stats"].get(name))
                 if name in plan.kept and values is not None:
                     gone = ~plan.left(name).to(tensor.device)
                     tensor.data[gone] = values.to(tensor.device, tensor.dtype)
@@ -142,6 +151,7 @@ class ChannelCuts(ChannelUndo):
         self._again(self._traced())
         return self.note("expand", before)
 
+    @whole
     def reshape(self, cuts: Sequence[Mapping[str, Any]]) -> None:
         """Gives the model the shapes that it has after some cuts; their values are not set.
 
@@ -182,6 +192,7 @@ class ChannelCuts(ChannelUndo):
             self._cuts = [dict(cut) for cut in cuts]
             return False
         plans = [Plan.from_state(cut["plan"]) for cut in cuts]
+        self.enforcer.changes.touch()
         there = not self._cuts and plans[-1].made(self.model)  # cut before it came here
         for cut in reversed(self._cuts):
             Plan.from_state(cut["plan"]).grow(self.model)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow.channels.coupling import Group
+from regrow.channels.named import parameters
 from regrow.channels.plan import Plan
 from regrow.channels.surgery import Keeps
 from regrow.criteria import seeded
 from regrow.initializers import Initializer, Return
-from regrow.targets import Target, clean
+from regrow.targets import Target
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -52,7 +53,7 @@ def norms(group: Group, held: Mapping[str, Tensor]) -> Tensor:
     """Euclidean norm of what the vault holds of each channel."""
     total = torch.zeros(group.size, dtype=torch.float64)
     for (name, dim), channels in group.members.items():
-        values = held.get(clean(name))
+        values = held.get(name)
         if values is None or values.ndim < 2:
             continue
         rest = [d for d in range(values.ndim) if d != dim]
@@ -63,7 +64,7 @@ def norms(group: Group, held: Mapping[str, Tensor]) -> Tensor:
 
 def grow_state(optimizers: Iterable[Optimizer], model: nn.Module, plan: Plan) -> None:
     """Optimizers' state at the original places, zero where something was cut."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters(model).items():
         if name not in plan.kept:
             continue
         cut = torch.Size([int(k.sum()) for k in _sizes(plan, name)])
@@ -79,7 +80,7 @@ def restart(optimizers: Iterable[Optimizer], model: nn.Module, plan: Plan) -> No
 
     Factors of moments (Adafactor) and the flat history of LBFGS begin anew.
     """
-    cut = [parameter for name, parameter in model.named_parameters() if name in plan.kept]
+    cut = [parameter for name, parameter in parameters(model).items() if name in plan.kept]
     for optimizer in optimizers:
         if hasattr(optimizer, "_numel_cache"):  # LBFGS counts its parameters once
             optimizer._numel_cache = None
@@ -113,10 +114,9 @@ def read_columns(
     found: dict[str, Tensor] = {}
     for group in groups:
         for name, dim in group.members:
-            key = clean(name)
-            if key in inputs and dim == inputs[key] and len(back.get(group.name, ())):
+            if name in inputs and dim == inputs[name] and len(back.get(group.name, ())):
                 places = group.places(name, dim, back[group.name])
-                found[key] = found[key] | places if key in found else places
+                found[name] = found[name] | places if name in found else places
     return found
 
 

@@ -16,6 +16,7 @@ from regrow.channel_method import ChannelMethod
 from regrow.channel_time import Stopwatch
 from regrow.channels.choosing import choose
 from regrow.channels.coupling import Group, found_groups
+from regrow.channels.named import parameters
 from regrow.channels.pruning import selected
 from regrow.channels.runs import two_examples
 from regrow.channels.scores import make_channel_criterion, score
@@ -27,6 +28,7 @@ from regrow.channels.verify import Bench
 from regrow.errors import ConfigError, check_sparsity
 from regrow.initializers import Initializer
 from regrow.masked import Keep
+from regrow.seal import opened, sealed
 from regrow.targets import selection_of
 
 
@@ -173,17 +175,13 @@ class ChannelPruner(ChannelCuts):
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtin types only."""
-        return super().state_dict() | {
-            "example": self.example_input,
-            "pins": dict(self.pins),
-            "dense": self.dense,
-            "saved": self._saved,
-            "watch": self.watch.state_dict(),
-        }
+        own: dict[str, Any] = {"example": self.example_input, "pins": dict(self.pins)}
+        own |= {"dense": self.dense, "saved": self._saved, "watch": self.watch.state_dict()}
+        return sealed(super().state_dict() | own)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes what `state_dict` gave; the model gets the shapes of that moment."""
-        pins, self.pins = self.pins, dict(state["pins"])
+        pins, self.pins = self.pins, dict(opened(state)["pins"])
         self.dense, self._saved = float(state["dense"]), float(state["saved"])
         self.watch.load_state_dict(state["watch"])
         self.reshape(state["cuts"])
@@ -211,7 +209,7 @@ class ChannelPruner(ChannelCuts):
             undo()
 
     def _scores(self) -> dict[str, Tensor]:
-        tensors = dict(self.model.named_parameters())
+        tensors = parameters(self.model)
         seed = self.method.seed * 1000 + len(self.history)
         rule = make_channel_criterion(self.method.criterion, seed)
         return {group.name: score(group, tensors, rule) for group in self.free}

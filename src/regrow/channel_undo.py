@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regrow.changes import whole
 from regrow.channel_places import (
     STATISTICS,
     fresh,
@@ -20,6 +21,7 @@ from regrow.channel_places import (
     return_buffer,
 )
 from regrow.channels.coupling import Group
+from regrow.channels.named import buffers
 from regrow.channels.surgery import keeps
 from regrow.criteria import seeded
 from regrow.errors import ConfigError, StateError
@@ -28,7 +30,7 @@ from regrow.initializers import Initializer, Return, make_initializer, zero
 from regrow.initializers import removed as removed_values
 from regrow.masked import Keep
 from regrow.regrowth import Growth
-from regrow.targets import Selection, clean
+from regrow.targets import Selection
 from regrow.undo import Undo, how_many
 from regrow.vault import Vault
 
@@ -78,6 +80,7 @@ class ChannelUndo(Undo):
         self._bring(self._named_channels(names), removed_values, list(optimizers))
         return self.note("unprune", before)
 
+    @whole
     @torch.no_grad()
     def regrow(
         self,
@@ -156,6 +159,7 @@ class ChannelUndo(Undo):
             "stats": dict(self._stats),
         }
 
+    @whole
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.removed = {name: channels.clone() for name, channels in state["removed"].items()}
@@ -169,10 +173,12 @@ class ChannelUndo(Undo):
         self.vault = None if self.vault is None else Vault()
         self._stats = {}
 
+    @whole
     def _mask(self, removed: dict[str, Tensor], optimizers: list[Optimizer]) -> None:
         """Masks channels; their values go to the vault."""
         kept, before = keeps(self.groups, removed), keeps(self.groups, self.removed)
-        for name, buffer in self.model.named_buffers() if self.vault is not None else ():
+        self.enforcer.changes.touch()
+        for name, buffer in buffers(self.model).items() if self.vault is not None else ():
             # statistics drift while nothing comes through
             places = pruned_now(name, buffer, kept, before)
             if places is not None:
@@ -185,6 +191,7 @@ class ChannelUndo(Undo):
                 self._set(target.name, mask, optimizers)
         self.enforce(optimizers)
 
+    @whole
     @torch.no_grad()
     def _bring(
         self, back: Mapping[str, Tensor], initializer: Initializer, optimizers: list[Optimizer]
@@ -198,6 +205,7 @@ class ChannelUndo(Undo):
         before, after = keeps(self.groups, self.removed), keeps(self.groups, left)
         columns = read_columns(self.targets, self.groups, back)
         seed, regrown = (self.seed, len(self.history)), {}
+        self.enforcer.changes.touch()
         for target in self.targets:
             old = mask_of(target.name, target.parameter, before)
             places = pruned_now(target.name, target.parameter, before, after)
@@ -222,7 +230,7 @@ class ChannelUndo(Undo):
             )
             self._bring_back(returned, values, restore, optimizers)
             regrown[target.name] = places
-        for name, buffer in self.model.named_buffers():
+        for name, buffer in buffers(self.model).items():
             places = pruned_now(name, buffer, before, after)
             if places is not None:
                 known = restore or not name.endswith(STATISTICS)
@@ -244,5 +252,5 @@ class ChannelUndo(Undo):
         return {
             group.name: self.removed[group.name]
             for group in self.groups
-            if group.name in self.removed and meant & {clean(name) for name, _ in group.members}
+            if group.name in self.removed and meant & {name for name, _ in group.members}
         }

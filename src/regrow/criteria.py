@@ -16,7 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from regrow.draws import drawn
 from regrow.errors import ConfigError, StateError, check_choice
+from regrow.sharding import is_cut, local, shard_of
 
 Criterion = Callable[..., Tensor]
 
@@ -40,8 +42,9 @@ def random(weight: Tensor, grad: Tensor | None = None, *, generator: torch.Gener
         >>> random(torch.zeros(3), generator=torch.Generator().manual_seed(0)).shape
         torch.Size([3])
     """
-    drawn = torch.rand(weight.shape, generator=generator)  # on the CPU: the same on every device
-    return torch.empty_like(weight, dtype=torch.float32).copy_(drawn)
+    # on the CPU: the same on every device
+    numbers = drawn(torch.rand, weight.shape, shard_of("weight", weight), generator)
+    return torch.empty_like(local(weight), dtype=torch.float32).copy_(numbers)
 
 
 def gradient(weight: Tensor, grad: Tensor) -> Tensor:
@@ -71,7 +74,10 @@ def taylor(weight: Tensor, grad: Tensor) -> Tensor:
 
 @runtime_checkable
 class TrackingCriterion(Protocol):
-    """A criterion that gathers evidence at every optimizer step."""
+    """A criterion that gathers evidence at every optimizer step.
+
+    Of a parameter that is sharded among ranks it is given this rank's rows.
+    """
 
     def update(self, name: str, weight: Tensor, grad: Tensor) -> None:
         """Takes in one step's weight and gradient."""
@@ -89,7 +95,9 @@ class TrackingCriterion(Protocol):
 class Movement:
     """Movement pruning's scores S = -sum over steps of g w: weights that move to zero go first.
 
-    Starts empty; the first event needs at least one step before it.
+    Starts empty; the first event needs at least one step before it. With `soft=True` the scores of
+    pruned weights go on by their dense values, as in the paper, so that masks may move; these
+    values go on learning too, where the paper's stand still while they are pruned.
 
     Source: Sanh et al. 2020, eq. 4 (up to the learning rate, which orders nothing while constant).
 
@@ -118,7 +126,8 @@ class Movement:
         return self._sums[name].to(weight.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(self._sums)
+        # copies: sums go on in place, and a file may be written by a thread of its own
+        return {name: total.clone() for name, total in self._sums.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._sums = {name: total.clone() for name, total in state.items()}
@@ -193,7 +202,8 @@ def score(
     Args:
         criterion: What ranks.
         name: The parameter's name; part of the random seed.
-        weight: The weight, any shape.
+        weight: The weight, any shape; a sharded one as the DTensor it is, so that a criterion
+            that looks at a whole layer still does.
         grad: Its gradient, or None.
         seed: (seed, event number).
 
@@ -202,7 +212,7 @@ def score(
     """
     version = weight._version
     if isinstance(criterion, TrackingCriterion):
-        scores = criterion.scores(name, weight)
+        scores = criterion.scores(name, local(weight))
     else:
         keywords: dict[str, Any] = {}
         if "generator" in _parameters(criterion):
@@ -223,6 +233,10 @@ def score(
         )
     if not isinstance(scores, Tensor):
         raise StateError(f"the criterion gave no tensor for {name} but {type(scores).__name__}")
+    if is_cut(scores) and is_cut(weight):  # it saw the whole parameter, as a DTensor
+        cut: Any = scores
+        scores = local(cut.redistribute(placements=weight.placements))  # type: ignore[attr-defined]
+    weight = local(weight)
     if scores.shape != weight.shape or not scores.is_floating_point():
         raise StateError(
             f"scores of {name} must be floating point of shape {tuple(weight.shape)}, the "

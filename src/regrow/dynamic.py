@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from regrow.by_rows import refuse_whole
+from regrow.changes import whole
 from regrow.criteria import (
     Criterion,
     TrackingCriterion,
@@ -50,6 +52,7 @@ def drop_fraction_at(step: int, end: int, fraction: float = 0.3) -> float:
     return fraction / 2 * (1 + math.cos(math.pi * step / end)) if step < end else 0.0
 
 
+@whole
 @torch.no_grad()
 def draw_masks(
     pruner: Pruner, sparsity: float, optimizers: Iterable[Optimizer] = ()
@@ -79,6 +82,7 @@ def draw_masks(
     return pruner.note("prune", before)
 
 
+@whole
 @torch.no_grad()
 def drop_and_grow(
     pruner: Pruner,
@@ -129,17 +133,20 @@ def drop_and_grow(
     before, optimizers = pruner.sparsity, list(optimizers)
     seed = (pruner.seed, len(pruner.history))
     pruner.enforcer.state(optimizers)  # what comes back has moments of zero
-    sparse = [t for t in pruner.targets if pruner.enforcer.kept(t.name) is not None]
+    sparse = [t for t in pruner.targets if pruner._pruned[t.name]]
+    if pruner.shards.ranks is not None:
+        refuse_whole(growth, initializer, sparse)
     moves = [_move(pruner, target, share, criterion, growth, seed) for target in sparse]
     backs = [] if initializer is zero else [_return(pruner, move, seed) for move in moves]
     values = [initializer(back) for back in backs]
     for move in moves:
         pruner._set(move.target.name, move.after, optimizers)
     for move, back, value in zip(moves, backs, values, strict=False):
-        parameter = move.target.parameter
-        parameter[back.regrown] = value.to(parameter)[back.regrown]
+        weight = move.target.weight
+        weight[back.regrown] = value.to(weight)[back.regrown]
     pruner.enforce(optimizers)
-    moved = sum(int(move.new.count_nonzero()) for move in moves)
+    new = {move.target.name: int(move.new.count_nonzero()) for move in moves}
+    moved = sum(pruner.shards.sums(new).values())
     kept = pruner.total - pruner.pruned
     overlap = (kept - moved) / (kept + moved) if kept else 1.0
     return pruner.note("drop_and_grow", before, share=share, moved=moved, overlap=overlap)
@@ -167,7 +174,7 @@ def track_momenta(pruner: Pruner, optimizer: Optimizer | None = None) -> None:
     groups = [] if optimizer is None else optimizer.param_groups
     held = {id(parameter) for group in groups for parameter in group["params"]}
     for target in pruner.targets:
-        grad = target.parameter.grad
+        grad = target.grad
         if grad is None or (optimizer is not None and id(target.parameter) not in held):
             continue
         mean = pruner.momenta.get(target.name)
@@ -192,21 +199,22 @@ def _move(
     seed: tuple[int, int],
 ) -> _Move:
     """What one layer drops and grows."""
-    name, parameter = target.name, target.parameter
-    weight, working = parameter.detach(), pruner.enforcer.kept(name)
-    assert working is not None
+    name, parameter, grad, shard = target.name, target.parameter, target.grad, target.shard
     by = criterion is magnitude
     # another number of event, because what is dropped and grown by lot is drawn twice
-    scores = weight if by else score(criterion, name, weight, parameter.grad, (seed[0], ~seed[1]))
-    kept = working != 0
-    live = kept.numel() - pruner._pruned[name]
+    drawn = (seed[0], ~seed[1])
+    scores = target.weight
+    if not by:
+        scores = score(criterion, name, parameter.detach(), parameter.grad, drawn)
+    kept = pruner.enforcer.mask(name)
+    live = parameter.numel() - pruner._pruned[name]
     count = round(share * live)
-    after = highest(scores, live - count, kept, magnitude=by, name=name)
-    signed = growth is by_gradient and parameter.grad is not None  # read as it is: saves a copy
-    growing = parameter.grad if signed else None
+    after = highest(scores, live - count, kept, magnitude=by, name=name, shard=shard)
+    signed = growth is by_gradient and grad is not None  # read as it is: saves a copy
+    growing = grad if signed else None
     if growing is None:
         growing = growth(target, pruner.momenta.get(name), None, seeded(*seed, name))
-    grown = highest(growing, count, ~after, magnitude=signed, name=name)
+    grown = highest(growing, count, ~after, magnitude=signed, name=name, shard=shard)
     return _Move(target, after.logical_or_(grown), grown.logical_and_(~kept))
 
 
@@ -218,7 +226,7 @@ def _return(pruner: Pruner, move: _Move, seed: tuple[int, int]) -> Return:
     removed = {} if vault is None else vault.whole([target], [mask])
     return Return(
         target.name,
-        target.parameter.detach().where(stay, 0.0),
+        target.weight.where(stay, 0.0),
         stay,
         move.new,
         seeded(*seed, f"{target.name} init"),
@@ -226,4 +234,5 @@ def _return(pruner: Pruner, move: _Move, seed: tuple[int, int]) -> Return:
         target.groups,
         removed.get(target.name),
         pruner.originals.get(target.name),
+        target.shard,
     )

@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from regrow.changes import Changes
 from regrow.errors import StateError
 from regrow.keys import integer_type
 from regrow.masks import Masks
+from regrow.moments import clear_codes, placewise, warn_shared
+from regrow.sharding import forget_copies, local
 from regrow.targets import clean
+from regrow.uncompiled import uncompiled
 
 # From a zero gradient these make state that is not zero: eps, or the least step size.
 _REFILLING = (torch.optim.Adamax, torch.optim.Rprop)
@@ -28,21 +32,26 @@ _REFILLING = (torch.optim.Adamax, torch.optim.Rprop)
 class Enforcer:
     """Holds the working masks of some parameters and applies them.
 
+    Of a sharded parameter (a DTensor) it masks the rows that this rank holds.
+
     Args:
         parameters: The parameters by name; they are changed in place, never replaced.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
+        self.changes = Changes()
         self._working: dict[str, Tensor] = {}
         # what else happens around an optimizer step
         self.before_step: list[Callable[[], None]] = []
         self.after_step: list[Callable[[], None]] = []
+        self._told: set[int] = set()  # the optimizers whose state cannot be masked
         self._views: dict[str, Tensor] = {}  # the parameters as integers: a view costs time to make
 
     def set_mask(self, name: str, mask: Tensor) -> None:
-        """Takes a bool mask of the parameter's shape; all True needs no working mask."""
-        parameter, working = self.parameters[name], self._working.get(name)
+        """Takes a bool mask of the parameter's shape here; all True needs no working mask."""
+        self.changes.touch()
+        parameter, working = self.data(name), self._working.get(name)
         if int(mask.count_nonzero()) == mask.numel():
             self._working.pop(name, None)
         elif working is not None and _as_wide(working, parameter):  # fresh memory costs more
@@ -56,6 +65,10 @@ class Enforcer:
         self._working.clear()
         self._views.clear()
 
+    def data(self, name: str) -> Tensor:
+        """A parameter's values here, to read and write: this rank's rows, where it is cut."""
+        return local(self.parameters[name].detach())
+
     def kept(self, name: str) -> Tensor | None:
         """The working mask (non-zero = kept), or None where nothing is pruned."""
         return self._working.get(name)
@@ -64,13 +77,13 @@ class Enforcer:
         """A bool mask, made now."""
         working = self._working.get(name)
         if working is None:
-            return torch.ones_like(self.parameters[name], dtype=torch.bool)
+            return torch.ones_like(self.data(name), dtype=torch.bool)
         return working != 0
 
     def weights(self) -> None:
         """Makes every pruned weight exactly +0.0."""
         for name, mask in self._working.items():
-            view, parameter = self._views.get(name), self.parameters[name]
+            view, parameter = self._views.get(name), local(self.parameters[name])
             if view is None or view.data_ptr() != parameter.data_ptr():
                 mask = self._fitting(name)
                 view = self._views[name] = parameter.detach().view(mask.dtype)
@@ -81,12 +94,14 @@ class Enforcer:
         for name, mask in self._working.items():
             grad = self.parameters[name].grad
             if grad is not None:
+                grad = local(grad)
                 if grad.get_device() != mask.get_device():
                     mask = self._fitting(name)
                 _mask_tensor(grad, mask)
 
     def prepare(self) -> None:
         """What comes before an optimizer step: masked gradients."""
+        self.changes.refuse()
         self.gradients()
         for act in self.before_step:
             act()
@@ -95,16 +110,21 @@ class Enforcer:
     def state(self, optimizers: Iterable[Optimizer]) -> None:
         """Zeroes optimizer state at pruned places: momentum must not revive a weight.
 
-        Every tensor of the parameter's shape, and the flat vectors over all parameters in which
-        LBFGS keeps its history.
+        Every tensor with one number a weight, codes of 8 bits included, and the flat vectors over
+        all parameters in which LBFGS keeps its history. Of other state a warning tells, once.
         """
         working = {id(parameter): mask for parameter, mask in self._pairs()}
         for optimizer in optimizers:
             for parameter, state in optimizer.state.items():
                 mask = working.get(id(parameter))
-                for value in _tensors(state.values()):
-                    if mask is not None and value.shape == mask.shape:
+                if mask is None:
+                    continue
+                here = {k: local(v) if isinstance(v, Tensor) else v for k, v in state.items()}
+                for value in _tensors(here.values()):
+                    if placewise(value, mask.shape):
                         _mask_tensor(value, mask)
+                clear_codes(here, mask)
+                warn_shared(optimizer, here, mask.shape, self._told)
             for group in optimizer.param_groups:
                 _mask_flat_state(optimizer, group["params"], working)
 
@@ -115,13 +135,15 @@ class Enforcer:
         refills = foreign or isinstance(optimizer, _REFILLING)
 
         def after(*_: Any) -> None:
+            self.changes.refuse()
             for act in self.after_step:
                 act()
             self.weights()
             if refills:
                 self.state([optimizer])
 
-        return optimizer.register_step_post_hook(after)
+        # a compiled step would be compiled anew whenever masks change
+        return optimizer.register_step_post_hook(uncompiled(after))
 
     def gradient_hook(self, optimizer: Optimizer) -> RemovableHandle:
         """Masks the gradients before each step, and those that the step's closure computes."""
@@ -140,7 +162,7 @@ class Enforcer:
                 self.prepare()  # else the closure shows dense gradients to others first
             return (own, *map(masked, rest)), {key: masked(value) for key, value in kwargs.items()}
 
-        return optimizer.register_step_pre_hook(before)
+        return optimizer.register_step_pre_hook(uncompiled(before))
 
     def _pairs(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         for name in self._working:
@@ -148,7 +170,7 @@ class Enforcer:
 
     def _fitting(self, name: str) -> Tensor:
         """The working mask of a parameter, remade where that was moved or cast."""
-        mask, parameter = self._working[name], self.parameters[name]
+        mask, parameter = self._working[name], self.data(name)
         if mask.device != parameter.device or mask.itemsize != parameter.itemsize:
             mask = self._working[name] = working_mask(mask != 0, parameter)
         return mask
@@ -190,7 +212,8 @@ def enforce(
 
     Args:
         model: The model; a compiled one is seen through.
-        masks: Bool masks by parameter name, as `regrow.prune` returns.
+        masks: Bool masks by parameter name, as `regrow.prune` returns; those of sharded parameters
+            are DTensors, cut alike.
         optimizer: One optimizer, or all that train the masked parameters.
 
     Returns:
@@ -209,12 +232,13 @@ def enforce(
         >>> net.weight[~keep].tolist()
         [0.0, 0.0]
     """
+    forget_copies(model)
     named = {clean(n): p for n, p in model.named_parameters(remove_duplicate=False)}
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     masks.check({name: named[name] for name in masks if name in named})
     enforcer = Enforcer({name: named[name] for name in masks})
     for name, mask in masks.items():
-        enforcer.set_mask(name, mask)
+        enforcer.set_mask(name, local(mask))
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     enforcer.weights()
     enforcer.gradients()
@@ -266,7 +290,7 @@ def _mask_flat_state(
     if len(parameters) == 1 and parameters[0].dim() == 1:
         return  # of the parameter's own shape, masked already
     for value in _tensors(holder.values()):
-        if value.dim() != 1 or value.numel() != total:
+        if value.dim() != 1 or value.numel() != total or not value.is_floating_point():
             continue
         start = 0
         for parameter in parameters:

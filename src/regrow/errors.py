@@ -31,6 +31,30 @@ class DataError(RegrowError, OSError):
     """Data that is not there, or not what it should be."""
 
 
+def disk_error(error: BaseException | None) -> OSError | None:
+    """What the disk said, where a library has wrapped it in an error of its own.
+
+    Example:
+        >>> disk_error(ValueError("no"))
+    """
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def unwritten(path: object, error: BaseException) -> StateError:
+    """What to raise where a file cannot be written: full disk, read-only folder.
+
+    Example:
+        >>> str(unwritten("a.json", OSError(28, "No space left on device")))[:45]
+        'a.json could not be written ([Errno 28] No sp'
+    """
+    return StateError(
+        f"{path} could not be written ({error}): what was there before is whole; make room, or "
+        "choose another folder, and run the same again"
+    )
+
+
 def nearest(given: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The names most like `given`, best first.
 

@@ -9,10 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from regrow.masks import Masks
+from regrow.sharding import as_part_of, is_cut, local
+from regrow.shards import Shards
 
 
 class Explored:
-    """Which places were ever kept since sparse training began: one bool a place, in host memory.
+    """Which places were ever kept since sparse training began: one bool a place.
+
+    In host memory; those of sharded parameters are cut and lie as they do.
 
     Source: Liu et al. 2021 (in-time over-parameterisation), section 3.1.
 
@@ -30,14 +34,23 @@ class Explored:
     def add(self, masks: Mapping[str, Tensor]) -> float:
         """Takes in the masks of now; returns the fraction of places that were ever kept."""
         for name, mask in masks.items():
-            here = mask.cpu()
-            self.ever[name] = here | self.ever[name] if name in self.ever else here
-        places = sum(mask.numel() for mask in self.ever.values())
-        return sum(int(mask.count_nonzero()) for mask in self.ever.values()) / max(1, places)
+            here = mask if is_cut(mask) else mask.cpu()
+            ever = local(here) | local(self.ever[name]) if name in self.ever else local(here)
+            self.ever[name] = as_part_of(here, ever)
+        found = Masks(self.ever)
+        return (found.total - found.pruned) / max(1, found.total)
 
     def state_dict(self) -> dict[str, Any]:
         """Packed bits."""
         return Masks(self.ever).pack()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.ever = dict(Masks.unpack(state))
+    def load_state_dict(
+        self, state: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Takes what `state_dict` gave; of `parameters` that are sharded, their rows here."""
+        held = parameters or {}
+        parts = Masks.unpack(state, Shards(held))
+        self.ever = {
+            name: as_part_of(held[name], part) if name in held else part
+            for name, part in parts.items()
+        }

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from regrow.channels.named import tensors
 from regrow.channels.plan import KEY, Plan
-from regrow.channels.trace import tensors
-from regrow.errors import ConfigError, StateError, check_choice
+from regrow.errors import ConfigError, StateError, check_choice, unwritten
 from regrow.macs import batch_size
 from regrow.program import Broken, write_program
 from regrow.targets import clean
@@ -199,7 +199,10 @@ def aside(path: Path, suffix: str) -> Iterator[Path]:
         raise ConfigError(f"{path} cannot be written: {error}") from error
     with folder as name:
         file = Path(name) / f"model{suffix}"
-        yield file
-        with file.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(file, path)
+        try:
+            yield file
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(file, path)
+        except OSError as error:
+            raise unwritten(path, error) from error

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from regrow.enforcement import Enforcer
 from regrow.keys import integer_type
+from regrow.sharding import is_cut
 
 CHUNK = 1 << 20  # so many weights at once: 16 bytes each, for a moment
 _FACTOR = 6364136223846793005  # Knuth's, of a linear congruential generator modulo 2^64
@@ -15,6 +16,8 @@ _FACTOR = 6364136223846793005  # Knuth's, of a linear congruential generator mod
 
 def fingerprint(enforcer: Enforcer) -> int:
     """A hash of all weights' bits and masks, in order; equal states have equal hashes.
+
+    Sharded parameters are left out: no two ranks hold the same of them.
 
     With odd random factors r and s, fixed for each place of a chunk, a chunk's hash is
     `sum(r * bits + s * kept)` modulo 2^64; hashes of chunks are chained.
@@ -39,6 +42,8 @@ def fingerprint(enforcer: Enforcer) -> int:
     found = 0
     for name, parameter in enforcer.parameters.items():
         kept = enforcer.kept(name)
+        if is_cut(parameter):  # every rank holds other rows
+            continue
         flat = parameter.detach().reshape(-1)
         whole = None if kept is None else kept.reshape(-1)
         for start in range(0, flat.numel(), CHUNK):

@@ -11,6 +11,7 @@ from regrow.criteria import Criterion, TrackingCriterion
 from regrow.masks import Masks
 from regrow.method import Method, choose_masks
 from regrow.pruner import Pruner
+from regrow.sharding import as_part_of, forget_copies
 
 
 def prune(
@@ -56,5 +57,8 @@ def prune(
     sparsity, dense = method.check_target(sparsity), [None] * len(pruner.targets)
     found = choose_masks(pruner.method, pruner.targets, dense, sparsity, pruner.own, event=0)
     for target, mask in zip(pruner.targets, found, strict=True):
-        target.parameter.detach().masked_fill_(~mask, 0.0)
-    return Masks({target.name: mask for target, mask in zip(pruner.targets, found, strict=True)})
+        target.weight.masked_fill_(~mask, 0.0)
+    if pruner.shards.ranks is not None:
+        forget_copies(model)
+    pairs = zip(pruner.targets, found, strict=True)
+    return Masks({target.name: as_part_of(target.parameter, mask) for target, mask in pairs})

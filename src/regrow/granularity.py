@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from regrow.errors import ConfigError
+from regrow.sharding import Shard
 from regrow.targets import Target
 
 _N_M = re.compile(r"(\d+):(\d+)")
@@ -42,6 +43,10 @@ class Granularity(Protocol):
         """Raises ConfigError, naming the parameter, where its shape cannot be grouped."""
         ...
 
+    def check_rows(self, target: Target, shard: Shard) -> None:
+        """Raises ConfigError, on all ranks alike, where units reach beyond a rank's rows."""
+        ...
+
     def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
         """Scores of units: what is lost when the unit is pruned."""
         ...
@@ -63,6 +68,9 @@ class Weight:
     least = 1
 
     def check(self, target: Target) -> None:
+        return None
+
+    def check_rows(self, target: Target, shard: Shard) -> None:
         return None
 
     def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
@@ -114,6 +122,9 @@ class NofM:
                 f"granularity {self.n}:{self.m} does not divide {target.name}, which has {has} "
                 f"(shape {tuple(target.parameter.shape)}): write exclude=[{target.name!r}]"
             )
+
+    def check_rows(self, target: Target, shard: Shard) -> None:
+        _refuse_cut(f"{self.n}:{self.m}", target, 1, shard)
 
     def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
         ranked = self._groups(scores, input_dim).sort(-1).values
@@ -170,6 +181,9 @@ class Block:
             f"write exclude=[{target.name!r}]"
         )
 
+    def check_rows(self, target: Target, shard: Shard) -> None:
+        _refuse_cut(f"block:{self.rows}x{self.columns}", target, self.rows, shard)
+
     def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
         return self._blocks(scores, input_dim).mean((1, 3), dtype=_wide(scores))
 
@@ -188,6 +202,21 @@ class Block:
         matrix = _matrix(tensor, input_dim)
         out, rest = matrix.shape
         return matrix.reshape(out // self.rows, self.rows, rest // self.columns, self.columns)
+
+
+def _refuse_cut(granularity: str, target: Target, step: int, shard: Shard) -> None:
+    if target.input_dim == 0:  # its rows are inputs: units lie across them
+        raise ConfigError(
+            f"{target.name} is a transposed convolution that is sharded along its inputs, which "
+            f"cuts units of granularity {granularity!r} apart: write exclude=[{target.name!r}]"
+        )
+    rows = -(-shard.shape[0] // shard.ranks.size)
+    if rows < shard.shape[0] and rows % step:
+        raise ConfigError(
+            f"{target.name} is sharded among ranks, {rows} rows each, which cuts units of "
+            f"granularity {granularity!r} apart: shard it in multiples of {step} rows, or write "
+            f"exclude=[{target.name!r}]"
+        )
 
 
 def _wide(scores: Tensor) -> torch.dtype:

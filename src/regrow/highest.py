@@ -14,12 +14,19 @@ from torch import Tensor
 
 from regrow.keys import Keys, array, counted, nonzero, ordered
 from regrow.selection import CHUNK, keep_highest
+from regrow.sharding import Shard
 
 _SAMPLE = 1 << 14
 
 
 def highest(
-    scores: Tensor, count: int, among: Tensor, *, magnitude: bool = False, name: str = "scores"
+    scores: Tensor,
+    count: int,
+    among: Tensor,
+    *,
+    magnitude: bool = False,
+    name: str = "scores",
+    shard: Shard | None = None,
 ) -> Tensor:
     """The mask of the `count` highest scores among some places.
 
@@ -31,6 +38,7 @@ def highest(
         among: The places, a bool mask of the same shape.
         magnitude: Rank by |score|.
         name: For messages.
+        shard: Which rows of a layer these are; the count is then that of the whole layer.
 
     Returns:
         A bool mask of the scores' shape and strides.
@@ -42,6 +50,13 @@ def highest(
         >>> highest(torch.tensor([3.0, 9.0, 1.0, 3.0]), 1, torch.tensor([True, False, True, True]))
         tensor([False, False, False,  True])
     """
+    if shard is not None:  # bounds from a sample would have to be agreed on
+        without = math.prod(shard.shape) - count
+        ranked, alive, shards = [scores], [among], [shard]
+        [mask] = keep_highest(
+            ranked, without, alive, magnitude=magnitude, least=0, names=[name], shards=shards
+        )
+        return mask
     # in the order of memory, where a pass is fast: only ties care for the flat index
     steps: tuple[int, ...] = scores.stride()
     order = sorted(range(scores.dim()), key=lambda place: -steps[place])

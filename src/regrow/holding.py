@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from regrow.enforcement import Enforcer
 from regrow.errors import ConfigError, check_patterns, nearest
 from regrow.masks import Masks
+from regrow.sharding import is_cut
 from regrow.targets import clean
 
 Train = str | Iterable[str]
@@ -61,6 +62,13 @@ class Hold:
         Raises:
             ConfigError: If a pattern matches no parameter, with the nearest names.
         """
+        if train == "all":
+            return train
+        if any(map(is_cut, self._named().values())):
+            raise ConfigError(
+                f"train={train!r} holds single places of whole parameters, and these are sharded "
+                "among ranks: write train='all'"
+            )
         if isinstance(train, str) and train in _WORDS:
             return train
         patterns = check_patterns("train", train) or ()

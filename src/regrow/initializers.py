@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regrow.draws import drawn
 from regrow.errors import ConfigError, StateError, check_choice
+from regrow.sharding import Shard
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Return:
         groups: Groups of the convolution; its weight holds `in / groups` inputs.
         removed: What the vault holds, at pruned places; None where nothing was kept.
         original: The weight at the remembered step; None where nothing was remembered.
+        shard: Which rows of a sharded parameter all of these are; None: they are whole.
     """
 
     name: str
@@ -43,6 +46,12 @@ class Return:
     groups: int = 1
     removed: Tensor | None = None
     original: Tensor | None = None
+    shard: Shard | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole parameter."""
+        return tuple(self.weight.shape) if self.shard is None else self.shard.shape
 
 
 Initializer = Callable[[Return], Tensor]
@@ -123,8 +132,8 @@ def sparse_he(back: Return) -> Tensor:
     live = _turned(back, back.kept | back.regrown)
     inputs = live.flatten(1).sum(1).clamp_min(1) if live.dim() > 1 else torch.ones_like(live)
     scale = (2 / inputs.double()).sqrt().to(back.weight.dtype)
-    drawn = _turned(back, _normal(back))
-    return _turned(back, drawn * scale.view(-1, *[1] * (drawn.dim() - 1)))
+    values = _turned(back, _normal(back))
+    return _turned(back, values * scale.view(-1, *[1] * (values.dim() - 1)))
 
 
 def survivors(back: Return) -> Tensor:
@@ -172,9 +181,9 @@ def orthogonal(back: Return) -> Tensor:
             "orthogonal to the surviving ones: write init='he'"
         )
     norm = alive.norm(dim=1).mean() if len(alive) else torch.ones((), dtype=torch.float64)
-    drawn = torch.randn(rows.shape, generator=back.generator, dtype=torch.float64)
+    found = torch.randn(rows.shape, generator=back.generator, dtype=torch.float64)
     for index in whole.nonzero().flatten().tolist():
-        direction = drawn[index]
+        direction = found[index]
         for _ in range(2):  # once more, because rounding leaves a rest
             direction = direction - span @ (span.T @ direction)
         direction = direction / direction.norm()
@@ -196,6 +205,8 @@ INITIALIZERS: Mapping[str, Initializer] = {
     "orthogonal": orthogonal,
     "survivors": survivors,
 }
+# What needs only the rows that are asked for.
+BY_ROWS = (zero, removed, original, he, sparse_he, kaiming_normal, kaiming_uniform, xavier)
 _FANS = ("fan_in", "fan_out")
 
 
@@ -222,11 +233,11 @@ def fans(back: Return) -> tuple[int, int]:
     fan_in is how many inputs one output sums, `in / groups * kh * kw`; fan_out how many outputs one
     input reaches, `out / groups * kh * kw`.
     """
-    weight = back.weight
-    if weight.dim() < 2:
-        return weight.numel(), weight.numel()
-    window = math.prod(weight.shape[2:])
-    first, second = weight.shape[:2]
+    shape = back.shape
+    if len(shape) < 2:
+        return math.prod(shape), math.prod(shape)
+    window = math.prod(shape[2:])
+    first, second = shape[:2]
     if back.input_dim == 0:  # (in, out / groups, kh, kw)
         return first // back.groups * window, second * window
     return second * window, first // back.groups * window
@@ -248,10 +259,10 @@ def _span(rows: Tensor) -> Tensor:
 
 
 def _normal(back: Return) -> Tensor:
-    drawn = torch.randn(back.weight.shape, generator=back.generator)
-    return torch.empty_like(back.weight).copy_(drawn)
+    numbers = drawn(torch.randn, back.shape, back.shard, back.generator)
+    return torch.empty_like(back.weight).copy_(numbers)
 
 
 def _uniform(back: Return) -> Tensor:
-    drawn = torch.rand(back.weight.shape, generator=back.generator) * 2 - 1
-    return torch.empty_like(back.weight).copy_(drawn)
+    numbers = drawn(torch.rand, back.shape, back.shard, back.generator) * 2 - 1
+    return torch.empty_like(back.weight).copy_(numbers)

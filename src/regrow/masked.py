@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, Rprop
 
+from regrow.changes import whole
 from regrow.enforcement import Enforcer
 from regrow.errors import StateError
-from regrow.masks import Masks
+from regrow.masks import Masks, check_shapes
+from regrow.moments import placewise
+from regrow.sharding import as_part_of, forget_copies, is_cut, local
+from regrow.shards import Shards
 from regrow.soft import SoftEnforcer, dense_state
 from regrow.targets import Selection, Target
 from regrow.vault import MOMENT, Vault
@@ -45,6 +49,7 @@ class MaskedModel:
         self.keep_removed = keep_removed
         self.soft = soft
         parameters = {target.name: target.parameter for target in self.targets}
+        self.shards = Shards(parameters)
         self.enforcer = SoftEnforcer(parameters) if soft else Enforcer(parameters)
         self.target = 0.0
         self.held = 0.0  # a sparsity that was there when others cut channels out, and counts on
@@ -81,24 +86,36 @@ class MaskedModel:
 
     @property
     def masks(self) -> Masks:
-        """The masks as bool tensors, made now."""
-        return Masks({target.name: self.enforcer.mask(target.name) for target in self.targets})
+        """The masks as bool tensors, made now; of sharded parameters DTensors, cut alike."""
+        kept = {t.name: t.parameter.numel() - self._pruned[t.name] for t in self.targets}
+        return Masks(
+            {t.name: as_part_of(t.parameter, self.enforcer.mask(t.name)) for t in self.targets},
+            kept,
+        )
 
     def enforce(self, optimizers: Iterable[Optimizer] = ()) -> None:
         """Applies the masks to weights, present gradients and the optimizers' state."""
         optimizers = list(optimizers)
-        self.enforcer.weights()
+        self.enforcer.changes.refuse()
+        self.write()
         self.enforcer.gradients()
         self.enforcer.state(optimizers)
         for optimizer in optimizers:
             if isinstance(optimizer, Rprop):
                 self._restart(optimizer)
 
+    def write(self) -> None:
+        """Applies the masks to the weights."""
+        self.enforcer.weights()
+        if self.shards.ranks is not None:
+            forget_copies(self.model)
+
     def settle(self) -> None:
         """Takes dense values of soft pruning out of the parameters, if no step did."""
         if isinstance(self.enforcer, SoftEnforcer):
             self.enforcer.settle()
 
+    @whole
     def set_masks(self, masks: Masks | Mapping[str, Tensor]) -> None:
         """Takes masks made elsewhere and zeroes the weights they prune.
 
@@ -108,9 +125,13 @@ class MaskedModel:
         masks = masks if isinstance(masks, Masks) else Masks(masks)
         masks.check(self.enforcer.parameters)
         for target in self.targets:
-            self._set(target.name, masks[target.name])
-        self.enforcer.weights()
+            mask, shard = masks[target.name], target.shard
+            if shard is not None and not is_cut(mask):
+                mask = mask[shard.start : shard.stop]
+            self._set(target.name, local(mask))
+        self.write()
 
+    @whole
     def change(self, change: Callable[[str, Tensor], Tensor]) -> None:
         """Changes masks and what is held along with parameters that lost channels.
 
@@ -127,54 +148,67 @@ class MaskedModel:
         self.enforcer.reset(self.enforcer.parameters)
         for name, old in masks.items():
             mask = change(name, old)
-            for key, whole in wholes.items():
-                if key.partition(MOMENT)[0] == name and whole is not None:
+            for key, held in wholes.items():
+                if key.partition(MOMENT)[0] == name and held is not None:
                     assert self.vault is not None
-                    self.vault.keep(key, change(name, whole), mask)
+                    self.vault.keep(key, change(name, held), mask)
             self._count(name, mask)
 
     def state_dict(self) -> dict[str, Any]:
-        """Packed masks, history, removed values: tensors and builtin types only."""
+        """Packed masks, history, removed values: tensors and builtin types only.
+
+        Where parameters are sharded every rank must ask; removed values go to the first alone.
+
+        Raises:
+            StateError: If the last change failed half-way.
+        """
+        self.enforcer.changes.refuse()
+        dense = dense_state(self.enforcer)
         return {
             "masks": self.masks.pack(),
             "target": self.target,
             "held": self.held,
             "history": [dict(entry) for entry in self.history],
-            "vault": None if self.vault is None else self.vault.state_dict(),
-            "dense": dense_state(self.enforcer),
+            "vault": None if self.vault is None else self.shards.whole(self.vault.state_dict()),
+            "dense": None if dense is None else self.shards.whole(dense),
         }
 
+    @whole
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes what `state_dict` gave.
 
         Raises:
             StateError: If it is of other parameters, naming them.
         """
-        masks = Masks.unpack(state["masks"])
-        masks.check(self.enforcer.parameters)
+        packed = state["masks"]
+        check_shapes(packed.get("shapes", {}), self.enforcer.parameters)
+        masks = Masks.unpack(packed, self.shards)
         if self.soft and state["dense"] is None:
             raise StateError("the masks were saved without soft=True: leave it out here too")
         if self.vault is not None:
-            if state["vault"] is None and masks.pruned:
+            if state["vault"] is None and Masks.unpack(packed).pruned:
                 raise StateError(
                     "the masks were saved with keep_removed=False, so what they removed is gone: "
                     "write keep_removed=False here too"
                 )
-            self.vault.load_state_dict(state["vault"] or {}, masks)
+            held = self.shards.chosen(state["vault"] or {}, packed["bits"])
+            self.vault.load_state_dict(held, masks)
         for name, mask in masks.items():
             self._count(name, mask)
-        self.enforcer.weights()
+        self.write()
         if isinstance(self.enforcer, SoftEnforcer):
-            self.enforcer.load_dense_values(state["dense"])
+            self.enforcer.load_dense_values(self.shards.chosen(state["dense"], packed["bits"]))
         self.target, self.held = float(state["target"]), float(state.get("held", 0.0))
         self.history = [dict(entry) for entry in state["history"]]
+        self.enforcer.changes.mend()
 
     def _set(self, name: str, mask: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
         """Takes a new mask; what it removes goes to the vault, before anything is zeroed."""
         parameter = self.enforcer.parameters[name]
+        self.enforcer.changes.touch()
         if self.vault is not None:
             before = self.enforcer.mask(name) if self.vault.values else None
-            self.vault.keep(name, parameter, mask, before)
+            self.vault.keep(name, local(parameter), mask, before)
             found = moments(parameter, optimizers) if self.keep_removed == "moments" else {}
             now = {f"{name}{MOMENT}{key}": moment for key, moment in found.items()}
             for key in self.vault.moments(name):  # without an optimizer they follow the mask too
@@ -194,12 +228,14 @@ class MaskedModel:
             for parameter in group["params"]:
                 size = optimizer.state.get(parameter, {}).get("step_size")
                 if size is not None and id(parameter) in names:
+                    size = local(size)
                     kept = self.enforcer.mask(names[id(parameter)])
                     size.masked_fill_(kept.logical_and_(size == 0), float(group["lr"]))
 
     def _count(self, name: str, mask: Tensor) -> None:
         self.enforcer.set_mask(name, mask)
-        self._pruned[name] = mask.numel() - int(mask.count_nonzero())
+        pruned = mask.numel() - int(mask.count_nonzero())
+        self._pruned[name] = self.shards.sums({name: pruned})[name]
 
     def note(self, kind: str, before: float, **more: Any) -> dict[str, Any]:
         """Adds an entry to the history, and returns it."""
@@ -220,13 +256,14 @@ class MaskedModel:
 
 
 def moments(parameter: Tensor, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """The optimizers' state tensors of a parameter's shape, by their names."""
+    """The optimizers' state tensors with one number a weight, by their names; their rows here."""
+    shape = local(parameter).shape
     states = [
         optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state
     ]
     return {
         f"{key}@{number}" if number else str(key): value
         for number, state in enumerate(states)
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.shape == parameter.shape
+        for key, found in state.items()
+        if placewise(value := local(found) if isinstance(found, Tensor) else found, shape)
     }

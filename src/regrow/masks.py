@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,18 @@ import torch
 from torch import Tensor
 
 from regrow.errors import ConfigError, StateError
+from regrow.sharding import Everywhere, Shard, is_cut, local, shard_of
 
 
 class Masks(Mapping[str, Tensor]):
     """An immutable mapping from parameter name to bool mask of the parameter's shape.
+
+    Masks of sharded parameters are DTensors that are cut alike. Making and packing such masks sends
+    counts and bits, so every rank must do it.
+
+    Args:
+        masks: Bool tensors by name, True = kept.
+        kept: How many places each keeps, where that is known; None: they are counted.
 
     Attributes:
         total: How many weights the masks cover.
@@ -32,7 +41,7 @@ class Masks(Mapping[str, Tensor]):
         (0.75, 0.25)
     """
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, masks: Mapping[str, Tensor], kept: Mapping[str, int] | None = None) -> None:
         for name, mask in masks.items():
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -41,7 +50,7 @@ class Masks(Mapping[str, Tensor]):
                     "write `weights != 0` if zeros are what you mean"
                 )
         self._masks = dict(masks)
-        self._kept = {name: int(mask.count_nonzero()) for name, mask in self._masks.items()}
+        self._kept = _counted(self._masks) if kept is None else dict(kept)
         self.total = sum(mask.numel() for mask in self._masks.values())
         self.pruned = self.total - sum(self._kept.values())
 
@@ -75,16 +84,23 @@ class Masks(Mapping[str, Tensor]):
         """
         return {
             "shapes": {name: list(mask.shape) for name, mask in self.items()},
-            "bits": {name: pack_bits(mask) for name, mask in self.items()},
+            "bits": {name: _packed(name, mask) for name, mask in self.items()},
         }
 
     @classmethod
-    def unpack(cls, packed: Mapping[str, Any]) -> Masks:
+    def unpack(
+        cls, packed: Mapping[str, Any], shards: Mapping[str, Shard | None] | None = None
+    ) -> Masks:
         """The masks that `pack` wrote.
+
+        Args:
+            packed: By name.
+            shards: Where a parameter is cut, this rank's rows of its mask are all that is made.
 
         Raises:
             StateError: If bits are missing or do not fit their shapes, naming the parameters.
         """
+        cut = {name: shard for name, shard in (shards or {}).items() if shard is not None}
         shapes, bits = packed.get("shapes", {}), packed.get("bits", {})
         lost = [
             name
@@ -93,7 +109,7 @@ class Masks(Mapping[str, Tensor]):
         ]
         if lost:
             raise StateError(f"the packed masks of {', '.join(lost)} are missing or damaged")
-        return cls({name: unpack_bits(bits[name], shape) for name, shape in shapes.items()})
+        return cls({n: unpack_bits(bits[n], shape, cut.get(n)) for n, shape in shapes.items()})
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
         """Sees that the masks are those of `parameters`.
@@ -102,25 +118,56 @@ class Masks(Mapping[str, Tensor]):
             StateError: Naming the parameters without mask, the masks without parameter, and
                 those whose shapes differ.
         """
-        problems = [f"{name} has no mask" for name in parameters if name not in self]
-        problems += [
-            f"{name} is masked but not selected here" for name in self if name not in parameters
-        ]
-        problems += [
-            f"{name} is {tuple(parameters[name].shape)}, its mask {tuple(mask.shape)}"
-            for name, mask in self.items()
-            if name in parameters and parameters[name].shape != mask.shape
-        ]
-        if problems:
-            raise StateError("the masks do not fit the model: " + "; ".join(problems))
+        check_shapes({name: mask.shape for name, mask in self.items()}, parameters)
 
     def digest(self) -> str:
         """A short hash of names, shapes and bits, equal for equal masks."""
         found = hashlib.blake2b(digest_size=8)
         for name, mask in self.items():
             found.update(f"{name}{list(mask.shape)}".encode())
-            found.update(pack_bits(mask).numpy().tobytes())
+            found.update(_packed(name, mask).numpy().tobytes())
         return found.hexdigest()
+
+
+def check_shapes(shapes: Mapping[str, Sequence[int]], parameters: Mapping[str, Tensor]) -> None:
+    """Sees that masks of these shapes are those of `parameters`.
+
+    Raises:
+        StateError: See `Masks.check`.
+    """
+    problems = [f"{name} has no mask" for name in parameters if name not in shapes]
+    problems += [
+        f"{name} is masked but not selected here" for name in shapes if name not in parameters
+    ]
+    problems += [
+        f"{name} is {tuple(parameters[name].shape)}, its mask {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name in parameters and list(parameters[name].shape) != list(shape)
+    ]
+    if problems:
+        raise StateError("the masks do not fit the model: " + "; ".join(problems))
+
+
+def _counted(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many places each mask keeps, on all ranks together."""
+    own = {name: int(local(mask).count_nonzero()) for name, mask in masks.items()}
+    if not any(map(is_cut, masks.values())):
+        return own
+    shards = [shard_of(name, mask) for name, mask in masks.items()]
+    return dict(zip(own, Everywhere(shards).sums(own.values()), strict=True))
+
+
+def _packed(name: str, mask: Tensor) -> Tensor:
+    """The bits of a mask, of all its rows on every rank; one mask at a time is whole."""
+    shard = shard_of(name, mask)
+    if shard is None:
+        return pack_bits(mask)
+    row, step = math.prod(shard.shape[1:]), -(-shard.shape[0] // shard.ranks.size)
+    starts = [min(rank * step, shard.shape[0]) for rank in range(shard.ranks.size + 1)]
+    sizes = [(stop - start) * row for start, stop in itertools.pairwise(starts)]
+    parts = shard.ranks.parts(pack_bits(local(mask)), everywhere=True)
+    whole = [unpack_bits(bits, [size]) for bits, size in zip(parts, sizes, strict=True)]
+    return pack_bits(torch.cat(whole))
 
 
 def _fits(bits: object, shape: list[int]) -> bool:
@@ -133,7 +180,26 @@ def pack_bits(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(mask.cpu().reshape(-1).numpy(), bitorder="little"))
 
 
-def unpack_bits(bits: Tensor, shape: list[int]) -> Tensor:
-    """The bool mask of `shape` that `pack_bits` wrote."""
-    flat = np.unpackbits(bits.cpu().numpy(), count=math.prod(shape), bitorder="little")
-    return torch.from_numpy(flat.view(np.bool_)).reshape(shape)
+def unpack_bits(bits: Tensor, shape: Sequence[int], shard: Shard | None = None) -> Tensor:
+    """The bool mask of `shape` that `pack_bits` wrote, or the rows of it that this rank holds."""
+    places = slice(0, math.prod(shape)) if shard is None else shard.places
+    first = places.start // 8
+    flat = np.unpackbits(bits.cpu().numpy()[first : -(-places.stop // 8)], bitorder="little")
+    found = torch.from_numpy(flat.view(np.bool_))[places.start - 8 * first :]
+    rows = list(shape) if shard is None else [shard.stop - shard.start, *shape[1:]]
+    return found[: places.stop - places.start].reshape(rows)
+
+
+def pruned_before(bits: Tensor, place: int) -> int:
+    """How many of the first `place` bits are 0.
+
+    Example:
+        >>> pruned_before(pack_bits(torch.tensor([True, False, False])), 2)
+        1
+    """
+    whole, rest = divmod(place, 8)
+    found = bits.cpu().numpy()
+    ones = int(np.bitwise_count(found[:whole]).sum(dtype=np.int64))
+    if rest:
+        ones += int(np.bitwise_count(found[whole] & ((1 << rest) - 1)))
+    return place - ones

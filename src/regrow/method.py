@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regrow.criteria import Criterion, TrackingCriterion, magnitude, make_criterion, score
+from regrow.criteria import Criterion, Movement, TrackingCriterion, magnitude, make_criterion, score
 from regrow.distributions import DISTRIBUTIONS, Layer, Pool, lamp_scores, uniform
 from regrow.errors import ConfigError, StateError, check_choice, check_patterns, check_sparsity
 from regrow.granularity import Granularity, Weight, make_granularity
 from regrow.selection import keep_highest
+from regrow.sharding import Everywhere
 from regrow.targets import Target
 
 
@@ -53,12 +54,18 @@ class Method(NamedTuple):
             raise ConfigError(
                 f"layers must map patterns to sparsities, {{'fc': 0.5}}, got {self.layers!r}"
             )
+        criterion = make_criterion(self.criterion)
+        if self.distribution == "lamp" and isinstance(criterion, Movement):
+            raise ConfigError(
+                "LAMP compares squared scores, and those of movement are negative where weights "
+                "shrink: write distribution='global', 'uniform' or 'erk'"
+            )
         own = {
             pattern: self.check_target(sparsity, f"the sparsity of layers {pattern!r}")
             for pattern, sparsity in (self.layers or {}).items()
         }
         return self._replace(
-            criterion=make_criterion(self.criterion),
+            criterion=criterion,
             layers=own,
             include=check_patterns("include", self.include),
             exclude=check_patterns("exclude", self.exclude),
@@ -74,6 +81,7 @@ class Method(NamedTuple):
             "distribution": self.distribution,
             "granularity": self.granularity,
             "layers": dict(self.layers or {}),
+            "seed": self.seed,
         }
 
     def refuse_other(self, words: Mapping[str, Any]) -> None:
@@ -141,7 +149,7 @@ def choose_masks(
     by_magnitude = method.criterion is magnitude and whole and method.distribution != "lamp"
     criterion = make_criterion(method.criterion)
     scores = [
-        target.parameter.detach()
+        target.weight
         if by_magnitude
         else score(
             criterion,
@@ -164,6 +172,7 @@ def choose_masks(
         names = [target.name for target in targets]
         units = [lamp_scores(*layer) for layer in zip(units, alive, names, strict=True)]
     masks: dict[int, Tensor] = {}
+    shards = [target.shard for target in targets]
     for pool in _pools(method, granularity, targets, units, alive, sparsity, own):
         found = keep_highest(
             [units[i] for i in pool.layers],
@@ -172,6 +181,7 @@ def choose_masks(
             magnitude=by_magnitude,
             least=granularity.least,
             names=[targets[i].name for i in pool.layers],
+            shards=[shards[i] for i in pool.layers],
         )
         masks |= zip(pool.layers, found, strict=True)
     if not whole:
@@ -194,15 +204,15 @@ def _pools(
     own: Mapping[str, float],
 ) -> list[Pool]:
     """Who is ranked with whom; a sparsity of weights becomes one of units."""
+    everywhere = Everywhere([target.shard for target in targets])
+    sizes = everywhere.sums(unit.numel() for unit in units)
+    pruned = everywhere.sums(
+        0 if live is None else unit.numel() - int(live.count_nonzero())
+        for unit, live in zip(units, alive, strict=True)
+    )
     layers = [
-        Layer(
-            target.name,
-            tuple(target.parameter.shape),
-            unit.numel(),
-            0 if live is None else unit.numel() - int(live.count_nonzero()),
-            granularity.least,
-        )
-        for target, unit, live in zip(targets, units, alive, strict=True)
+        Layer(target.name, tuple(target.parameter.shape), size, gone, granularity.least)
+        for target, size, gone in zip(targets, sizes, pruned, strict=True)
     ]
     rest = [i for i, target in enumerate(targets) if target.name not in own]
     pools: list[Pool] = []

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.criteria import TrackingCriterion, magnitude, make_criterion, needs_gradients
+from regrow.changes import whole
+from regrow.criteria import Movement, TrackingCriterion, magnitude, make_criterion, needs_gradients
+from regrow.enforcement import Handle
 from regrow.errors import ConfigError, check_sparsity
 from regrow.granularity import make_granularity
 from regrow.masked import Keep
 from regrow.method import Method, choose_masks
+from regrow.seal import opened, sealed
 from regrow.soft import SoftEnforcer
 from regrow.targets import Target, select
 from regrow.undo import Undo
@@ -61,6 +64,7 @@ class Pruner(Undo):
         self.granularity = make_granularity(self.method.granularity)
         for target in self.targets:
             self.granularity.check(target)
+        self._refuse_uncut()
         self.own: dict[str, float] = {}
         for pattern, sparsity in (self.method.layers or {}).items():
             names = self.selection.match(pattern, "layers")
@@ -109,6 +113,7 @@ class Pruner(Undo):
         method = self.method._replace(criterion=magnitude)
         choose_masks(method, self.targets, kept, sparsity, self.own, 0)
 
+    @whole
     def prune_to(
         self,
         sparsity: float,
@@ -142,15 +147,10 @@ class Pruner(Undo):
             own = self.own if sparsity else dict.fromkeys(self.own, 0.0)
         before = self.sparsity
         if sparsity == 0 and not any(own.values()):
-            masks = [torch.ones_like(t.parameter, dtype=torch.bool) for t in self.targets]
+            masks = [torch.ones_like(t.weight, dtype=torch.bool) for t in self.targets]
         else:
             self._refuse_less(sparsity)
-            kept = [self.enforcer.kept(target.name) for target in self.targets]
-            if isinstance(self.enforcer, SoftEnforcer):  # all compete, by their dense values
-                self.enforcer.insert()
-                kept = [None] * len(kept)
-            event = len(self.history)
-            masks = choose_masks(self.method, self.targets, kept, sparsity, own, event)
+            masks = self._next_masks(sparsity, own)
         for target, mask in zip(self.targets, masks, strict=True):
             self._set(target.name, mask, optimizers)
         self.enforce(optimizers)
@@ -159,31 +159,95 @@ class Pruner(Undo):
         self.target = (sparsity * free + owned) / self.total
         return self.note("prune" if self.sparsity >= before else "dense", before)
 
+    def hook(self, optimizer: Optimizer | Iterable[Optimizer]) -> Handle:
+        """Holds the masks through a training loop of your own, as they change.
+
+        Gradients are masked before each `optimizer.step()`, weights after it; the present ones now.
+
+        Args:
+            optimizer: One optimizer, or all that train the targets; Fabric's too.
+
+        Returns:
+            A handle; `handle.remove()` ends it.
+
+        Example:
+            >>> net = nn.Linear(10, 10)
+            >>> sgd, pruner = torch.optim.SGD(net.parameters(), lr=0.1), Pruner(net)
+            >>> with pruner.hook(sgd):
+            ...     _ = pruner.prune_to(0.9, [sgd])
+            ...     net(torch.ones(1, 10)).sum().backward()
+            ...     sgd.step()
+            >>> int(net.weight.count_nonzero())
+            10
+        """
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self.enforce(optimizers)
+        hooks = (self.enforcer.gradient_hook, self.enforcer.hook)
+        return Handle(hook(each) for each in optimizers for hook in hooks)
+
     def update(self, optimizer: Optimizer | None = None) -> None:
         """Lets a tracking criterion take in this step's gradients, of one optimizer or of all."""
         if not isinstance(self.criterion, TrackingCriterion):
             return
         groups = [] if optimizer is None else optimizer.param_groups
         held = {id(parameter) for group in groups for parameter in group["params"]}
+        soft = self.enforcer if isinstance(self.enforcer, SoftEnforcer) else None
         for target in self.targets:
-            weight = target.parameter
-            if weight.grad is not None and (optimizer is None or id(weight) in held):
-                self.criterion.update(target.name, weight.detach(), weight.grad)
+            grad = target.grad
+            if grad is not None and (optimizer is None or id(target.parameter) in held):
+                # what is masked goes on gathering evidence, by the value it would come back with
+                weight = target.weight if soft is None else soft.dense(target.name)
+                self.criterion.update(target.name, weight, grad)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is held, and the criterion's evidence."""
         criterion = self.criterion
         tracked = criterion.state_dict() if isinstance(criterion, TrackingCriterion) else {}
-        return super().state_dict() | {"criterion": tracked}
+        tracked = self.shards.whole(tracked)
+        return sealed(super().state_dict() | {"criterion": tracked})
 
+    @whole
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
+        super().load_state_dict(opened(state))
         if isinstance(self.criterion, TrackingCriterion):
-            self.criterion.load_state_dict(state["criterion"])
+            self.criterion.load_state_dict(self.shards.rows(state["criterion"]))
 
     @property
     def _free(self) -> list[Target]:
         return [t for t in self.targets if t.name not in self.own] or list(self.targets)
+
+    def _refuse_uncut(self) -> None:
+        """Refuses what needs whole layers where ranks hold parts of them."""
+        for target in self.targets:
+            shard = target.shard
+            if shard is None:
+                continue
+            if self.method.distribution == "lamp":
+                raise ConfigError(
+                    f"distribution='lamp' sums over all weights of a layer in order, and "
+                    f"{target.name} is sharded among ranks: write 'global', 'uniform' or 'erk'"
+                )
+            if self.tracks and not isinstance(self.criterion, Movement):
+                raise ConfigError(
+                    f"{type(self.criterion).__name__} gathers evidence of its own, and "
+                    f"{target.name} is sharded among ranks: nobody knows how to cut it; write "
+                    "criterion='movement', or a callable (weight, grad) -> scores"
+                )
+            self.granularity.check_rows(target, shard)
+
+    def _next_masks(self, sparsity: float, own: Mapping[str, float]) -> list[Tensor]:
+        """The masks of the next event; if they cannot be had, all is as it was."""
+        kept = [self.enforcer.kept(target.name) for target in self.targets]
+        if isinstance(self.enforcer, SoftEnforcer):  # all compete, by their dense values
+            kept = [None] * len(kept)
+        try:
+            if isinstance(self.enforcer, SoftEnforcer):
+                self.enforcer.insert()
+            event = len(self.history)
+            return choose_masks(self.method, self.targets, kept, sparsity, own, event)
+        except BaseException:
+            self.enforcer.weights()  # soft pruning's dense values go out again
+            raise
 
     def _refuse_less(self, sparsity: float) -> None:
         shared = len(self.own) < len(self.targets)  # else the sparsity is nobody's

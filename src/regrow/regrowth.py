@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from regrow.criteria import seeded
+from regrow.draws import drawn
 from regrow.errors import ConfigError, StateError, check_choice
 from regrow.selection import keep_highest
+from regrow.sharding import Everywhere
 from regrow.targets import Target
 
 Growth = Callable[[Target, Tensor | None, Tensor | None, torch.Generator], Tensor]
@@ -21,19 +23,19 @@ def by_random(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """By lot, as SET does. Source: Mocanu et al. 2018."""
-    drawn = torch.rand(target.parameter.shape, generator=generator)
-    return torch.empty_like(target.parameter, dtype=torch.float32).copy_(drawn)
+    numbers = drawn(torch.rand, target.parameter.shape, target.shard, generator)
+    return torch.empty_like(target.weight, dtype=torch.float32).copy_(numbers)
 
 
 def by_gradient(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """Where the dense gradient is largest, as RigL does. Source: Evci et al. 2020, eq. 2."""
-    if target.parameter.grad is None:
+    if target.grad is None:
         raise StateError(
             f"{target.name} has no gradient to grow by: regrow within a fit, or after backward()"
         )
-    return target.parameter.grad.detach().abs()
+    return target.grad.detach().abs()
 
 
 def by_momentum(
@@ -122,23 +124,31 @@ def choose_regrown(
         [tensor([False,  True, False, False])]
     """
     gone = [~mask for mask in kept]
-    names = [target.name for target in targets]
-    free = [int(places.count_nonzero()) for places in gone]
+    names, shards = [target.name for target in targets], [target.shard for target in targets]
+    everywhere = Everywhere(shards)
+    free = everywhere.sums(int(places.count_nonzero()) for places in gone)
     scores = [
         _scores(growth, t, momenta.get(t.name), removed.get(t.name), seeded(*seed, t.name))
         if pruned  # a dense layer needs no gradient and nothing removed
-        else torch.zeros_like(t.parameter, dtype=torch.float32)
+        else torch.zeros_like(t.weight, dtype=torch.float32)
         for t, pruned in zip(targets, free, strict=True)
     ]
 
     def highest(part: slice, count: int) -> list[Tensor]:
-        total = sum(tensor.numel() for tensor in scores[part])
+        total = sum(target.parameter.numel() for target in targets[part])
         if not 0 <= count <= sum(free[part]):
             raise ConfigError(
                 f"{count} weights cannot come back, {sum(free[part])} are pruned in "
                 f"{', '.join(names[part][:3])}"
             )
-        return keep_highest(scores[part], total - count, gone[part], least=0, names=names[part])
+        return keep_highest(
+            scores[part],
+            total - count,
+            gone[part],
+            least=0,
+            names=names[part],
+            shards=shards[part],
+        )
 
     if isinstance(counts, int):
         return highest(slice(None), counts)
@@ -154,9 +164,9 @@ def _scores(
 ) -> Tensor:
     with torch.no_grad():
         scores = growth(target, momentum, removed, generator)
-    if scores.shape != target.parameter.shape or not scores.is_floating_point():
+    if scores.shape != target.weight.shape or not scores.is_floating_point():
         raise StateError(
             f"the rule that regrows {target.name} must give floating-point scores of shape "
-            f"{tuple(target.parameter.shape)}, got {scores.dtype} of shape {tuple(scores.shape)}"
+            f"{tuple(target.weight.shape)}, got {scores.dtype} of shape {tuple(scores.shape)}"
         )
     return scores

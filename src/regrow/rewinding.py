@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from regrow.criteria import seeded
 from regrow.errors import StateError
+from regrow.moments import load_moments
 from regrow.targets import clean
 
 Scheduler = LRScheduler | ReduceLROnPlateau
@@ -75,12 +76,12 @@ class Memory:
             _write(self._state["buffers"], _buffers(module), "buffers")
         for optimizer, state in self._pairs("moments", moments):
             # a copy: the optimizer would go on writing into the remembered tensors
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": _copied(state), "param_groups": groups})
+            load_moments(optimizer, _copied(state))
         for scheduler, state in self._pairs("schedulers", schedulers):
             scheduler.load_state_dict(_copied(state))
         for optimizer, groups in self._pairs("rates", rates):
-            for group, settings in zip(optimizer.param_groups, groups, strict=True):
+            # not strict: groups that came since, as of layers unfrozen later, keep what they have
+            for group, settings in zip(optimizer.param_groups, groups, strict=False):
                 for key, value in settings.items():
                     if isinstance(group.get(key), Tensor):
                         group[key].copy_(value)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from regrow.errors import ConfigError, StateError
 from regrow.keys import Keys, array, counted, nonzero, ordered
+from regrow.sharding import Everywhere, Shard
 
 CHUNK = 1 << 18  # scores at a time: large enough for the histogram, small enough for the cache
 _DIGIT = 16
@@ -34,6 +35,7 @@ def keep_highest(
     magnitude: bool = False,
     least: int = 1,
     names: Sequence[str] | None = None,
+    shards: Sequence[Shard | None] | None = None,
 ) -> list[Tensor]:
     """Masks that prune the `pruned` lowest scores of all tensors together.
 
@@ -49,6 +51,9 @@ def keep_highest(
         magnitude: Rank by |score|, so that weights can be given as they are.
         least: How many places each tensor keeps.
         names: Names for messages.
+        shards: Which rows of each layer the scores are, where ranks hold parts; None: all. Every
+            rank must call, with the same `pruned`; each gets the masks of its rows. Sent are
+            histograms and counts, however many scores there are.
 
     Returns:
         Bool masks with the scores' shapes and strides, True = kept.
@@ -62,11 +67,13 @@ def keep_highest(
         [tensor([ True, False]), tensor([False,  True])]
     """
     kept = kept or [None] * len(scores)
-    sizes = [tensor.numel() for tensor in scores]
-    live = [
+    everywhere = Everywhere(shards or [None] * len(scores))
+    own = [tensor.numel() for tensor in scores]
+    sizes = everywhere.sums(own)
+    live = everywhere.sums(
         size if mask is None else int(mask.count_nonzero())
-        for size, mask in zip(sizes, kept, strict=True)
-    ]
+        for size, mask in zip(own, kept, strict=True)
+    )
     floors = [min(least, count) for count in live]
     quota = pruned - (sum(sizes) - sum(live))
     if not 0 <= quota <= sum(live) - sum(floors):
@@ -74,12 +81,15 @@ def keep_highest(
             f"{pruned} of {sum(sizes)} places cannot be pruned: {sum(sizes) - sum(live)} are "
             f"pruned already, and at least {least} must stay in each of {len(sizes)} layers"
         )
-    pool = _Pool(scores, kept, magnitude, names)
+    pool = _Pool(scores, kept, magnitude, names, everywhere)
     masks: dict[int, Tensor] = {}
     open_ = list(range(len(scores)))
     while open_:
         masks |= pool.masks(open_, quota)
-        empty = [i for i in open_ if floors[i] and int(masks[i].count_nonzero()) < floors[i]]
+        empty = []
+        if any(floors):
+            left = everywhere.sums((int(masks[i].count_nonzero()) for i in open_), open_)
+            empty = [i for i, count in zip(open_, left, strict=True) if count < floors[i]]
         if not empty:
             break
         for i in empty:
@@ -105,8 +115,9 @@ class _Pool:
         kept: Sequence[Tensor | None],
         magnitude: bool,
         names: Sequence[str] | None,
+        everywhere: Everywhere,
     ) -> None:
-        self.scores, self.kept = scores, kept
+        self.scores, self.kept, self.everywhere = scores, kept, everywhere
         self.names = names or [f"tensor {index}" for index in range(len(scores))]
         self.keys = Keys(
             reduce(torch.promote_types, {tensor.dtype for tensor in scores}), magnitude
@@ -115,11 +126,21 @@ class _Pool:
     def masks(self, indices: Sequence[int], count: int) -> dict[int, Tensor]:
         """The masks of some tensors with their `count` lowest live scores pruned together."""
         cut = self._cut(indices, count)
-        ties, masks = cut.ties, {}
-        for index in indices:
+        ties, masks, own = cut.ties, {}, None
+        if self.everywhere.ranks is not None:  # others may hold ties that come before these
+            own = self.everywhere.shares(cut.ties, [self._ties(i, cut) for i in indices], indices)
+        for place, index in enumerate(indices):
             masks[index] = torch.empty_like(self.scores[index], dtype=torch.bool)
-            ties -= self._write(masks[index], index, _Cut(cut.key, ties))
+            share = ties if own is None else own[place]
+            ties -= self._write(masks[index], index, _Cut(cut.key, share))
         return masks
+
+    def _ties(self, index: int, cut: _Cut) -> int:
+        """How many live keys of one tensor are equal to the cut's."""
+        return sum(
+            counted(keys == cut.key if live is None else (keys == cut.key) & live)
+            for _, keys, live in self._chunks(index)
+        )
 
     def _write(self, mask: Tensor, index: int, cut: _Cut) -> int:
         """Fills one mask; returns how many ties it pruned."""
@@ -139,7 +160,8 @@ class _Pool:
 
     def _cut(self, indices: Sequence[int], count: int) -> _Cut:
         """The key of the `count`-th smallest live score, and how many of its equals to prune."""
-        if sum(self.scores[index].numel() for index in indices) <= _FEW:
+        alone = self.everywhere.ranks is None
+        if alone and sum(self.scores[index].numel() for index in indices) <= _FEW:
             return self._cut_few(indices, count)
         key, rank = 0, count
         for shift in range(self.keys.bits - _DIGIT, -1, -_DIGIT):
@@ -172,13 +194,13 @@ class _Pool:
     def _histogram(self, indices: Sequence[int], prefix: int, shift: int) -> Any:
         """Counts of the 16-bit digit at `shift` of live keys whose higher bits are `prefix`."""
         counts = np.zeros(1 << _DIGIT, dtype=np.int64)
-        for index in indices:
+        for index in filter(self.everywhere.counts, indices):
             for _, keys, live in self._chunks(index):
                 chosen = keys if live is None else keys[live]
                 if shift + _DIGIT < self.keys.bits:
                     chosen = chosen[(chosen >> (shift + _DIGIT)) == prefix]
                 counts += _bincount(self._digits(chosen, shift))
-        return counts
+        return self.everywhere.sum(counts)
 
     def _refuse_nan(self, indices: Sequence[int], counts: Any) -> None:
         top = (self.keys.infinity >> (self.keys.bits - _DIGIT)) + _HALF
@@ -187,9 +209,11 @@ class _Pool:
             self._name_nan(indices)
 
     def _name_nan(self, indices: Sequence[int]) -> None:
+        found = []
         for index in indices:
             nan, kept = self.scores[index].isnan(), self.kept[index]
-            bad = int((nan if kept is None else nan & (kept != 0)).sum())
+            found.append(int((nan if kept is None else nan & (kept != 0)).sum()))
+        for index, bad in zip(indices, self.everywhere.sums(found, indices), strict=True):
             if bad:
                 raise StateError(
                     f"{self.names[index]} has {bad} NaN scores: nothing can be ranked; look at its "

@@ -43,7 +43,7 @@ class SoftEnforcer(Enforcer):
     @torch.no_grad()
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Takes a new mask; what it no longer prunes has its dense value back at once."""
-        parameter = self.parameters[name]
+        parameter = self.data(name)
         if not self._inside and name in self._dense:
             parameter.copy_(self._latest(name))
         super().set_mask(name, mask)
@@ -57,7 +57,7 @@ class SoftEnforcer(Enforcer):
         """Puts the dense values into the parameters."""
         if not self._inside:
             for name in self._dense:
-                self.parameters[name].copy_(self._latest(name))
+                self.data(name).copy_(self._latest(name))
             self._inside = True
 
     @torch.no_grad()
@@ -65,7 +65,7 @@ class SoftEnforcer(Enforcer):
         """Takes the dense values out, updated, and makes every pruned weight exactly +0.0."""
         if self._inside:
             for name, dense in self._dense.items():
-                dense.copy_(self.parameters[name])
+                dense.copy_(self.data(name))
             self._inside = False
         super().weights()
 
@@ -85,6 +85,10 @@ class SoftEnforcer(Enforcer):
         if self._inside:
             self.weights()
 
+    def dense(self, name: str) -> Tensor:
+        """One parameter's dense values, whether they stand in it or not; not to be changed."""
+        return self._latest(name) if name in self._dense else self.data(name)
+
     def dense_values(self) -> dict[str, Tensor]:
         """The dense values at pruned places, compact, on the CPU."""
         return {name: self._latest(name)[~self.mask(name)].cpu() for name in self._dense}
@@ -93,12 +97,12 @@ class SoftEnforcer(Enforcer):
     def load_dense_values(self, values: Mapping[str, Tensor]) -> None:
         """Takes what `dense_values` gave, under the masks of the same moment."""
         for name, dense in self._dense.items():
-            dense.copy_(self.parameters[name])
+            dense.copy_(self.data(name))
             dense[~self.mask(name)] = values[name].to(dense.device, dense.dtype)
 
     def _latest(self, name: str) -> Tensor:
         """The dense values, with what stands in the parameter where it is kept."""
-        parameter, dense = self.parameters[name].detach(), self._dense[name]
+        parameter, dense = self.data(name), self._dense[name]
         if self._inside:
             return parameter
         if dense.device != parameter.device or dense.dtype != parameter.dtype:

@@ -6,27 +6,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from regrow.errors import ConfigError, StateError, nearest
+from regrow.sharding import Shard, forget_copies, local, shard_of
 
-COMPILED = "_orig_mod."
+COMPILED = "_orig_mod"
 _EVERY_KIND = (_ConvNd, nn.Linear)
+# in those of a byte, bits of zero need not mean 0 (float8_e8m0fnu), or hold two numbers (float4)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SELECTORS = ("@first", "@last", "@depthwise")
 
 
 def clean(name: str) -> str:
-    """The name without the prefix that `torch.compile` adds.
+    """The name without the parts that `torch.compile` adds.
 
     Example:
         >>> clean("_orig_mod.fc.weight")
         'fc.weight'
     """
-    return name.replace(COMPILED, "")
+    return ".".join(part for part in name.split(".") if part != COMPILED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,22 @@ class Target:
     input_dim: int | None = 1
     aliases: tuple[str, ...] = ()
     groups: int = 1
+
+    @cached_property
+    def shard(self) -> Shard | None:
+        """The rows of it that this rank holds; None: all."""
+        return shard_of(self.name, self.parameter)
+
+    @property
+    def weight(self) -> Tensor:
+        """Its values here, to read and write: where it is cut, this rank's rows."""
+        return local(self.parameter.detach())
+
+    @property
+    def grad(self) -> Tensor | None:
+        """Its gradient here, cut likewise."""
+        grad = self.parameter.grad
+        return None if grad is None else local(grad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +144,7 @@ def select(
         >>> [target.name for target in select(net, exclude=["@last"]).targets]
         ['0.weight']
     """
+    forget_copies(model)  # the parameters themselves, not what FSDP2 gathered for a pass
     entries = _entries(model)
     reasons: dict[str, str] = dict(_computed(model))
     chosen: list[_Entry] = []
@@ -261,6 +283,11 @@ def _target(entry: _Entry) -> Target:
         )
     if not parameter.is_floating_point():
         raise StateError(f"{name} has dtype {parameter.dtype}: only real floating point is pruned")
+    if parameter.dtype not in _DTYPES:
+        raise StateError(
+            f"{name} has dtype {parameter.dtype}: float16, bfloat16, float32 and float64 are "
+            "pruned; prune before quantising, or exclude it"
+        )
     assert isinstance(parameter, nn.Parameter)
     owner = entry.owners[0]
     input_dim: int | None = None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow.errors import ConfigError, StateError
+from regrow.errors import ConfigError, StateError, unwritten
 from regrow.optional import need
 
 SUFFIX = ".safetensors"
@@ -32,6 +32,7 @@ def write_tensors(path: Path, state: Mapping[str, Any], more: Mapping[str, Any])
 
     Raises:
         ConfigError: If safetensors is not installed, or the state holds more than tensors.
+        StateError: If the file cannot be written.
     """
     library = need(SUFFIX, "export", "safetensors", "safetensors.torch")
     other = [name for name, value in state.items() if not isinstance(value, Tensor)]
@@ -52,7 +53,10 @@ def write_tensors(path: Path, state: Mapping[str, Any], more: Mapping[str, Any])
     metadata |= {key: json.dumps(_encoded(value)) for key, value in more.items()}
     path.touch()
     mode = path.stat().st_mode  # the library makes files that nobody else may read
-    library.save_file(held, str(path), metadata)
+    try:
+        library.save_file(held, str(path), metadata)
+    except Exception as error:  # of its own kind, with what the disk said in words
+        raise unwritten(path, error) from error
     path.chmod(mode)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regrow.by_rows import called, refuse_whole
+from regrow.changes import whole
 from regrow.criteria import seeded
 from regrow.errors import ConfigError, StateError, check_count, check_patterns, check_sparsity
 from regrow.holding import Hold, Train
@@ -17,6 +19,7 @@ from regrow.initializers import Initializer, Return, make_initializer
 from regrow.initializers import removed as removed_values
 from regrow.masked import Keep, MaskedModel, moments
 from regrow.regrowth import Growth, by_gradient, choose_regrown, make_growth
+from regrow.sharding import Everywhere
 from regrow.targets import Selection, Target
 from regrow.vault import MOMENT
 
@@ -34,6 +37,7 @@ class Undo(MaskedModel):
     Attributes:
         hold: What trains after regrowth, while the rest is held.
         momenta: Running means of dense gradients by name, where somebody tracks them.
+        tracks_means: Whether somebody does.
         originals: Remembered values by name, for `init="original"`.
     """
 
@@ -44,8 +48,10 @@ class Undo(MaskedModel):
         self.seed = seed
         self.hold = Hold(model, self.enforcer)
         self.momenta: dict[str, Tensor] = {}
+        self.tracks_means = False
         self.originals: dict[str, Tensor] = {}
 
+    @whole
     def unprune(
         self, names: Iterable[str] | str | None = None, optimizers: Iterable[Optimizer] = ()
     ) -> dict[str, Any]:
@@ -73,21 +79,23 @@ class Undo(MaskedModel):
         """
         if self.vault is None and not self.soft:
             raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
-        before, optimizers = self.sparsity, list(optimizers)
-        for target in self.named(names):
-            parameter = target.parameter
+        before, optimizers, named = self.sparsity, list(optimizers), self.named(names)
+        self.enforcer.changes.touch()
+        for target in named:
+            parameter = target.weight
             if self.vault is None:  # the dense values come back by themselves
                 self._count(target.name, torch.ones_like(parameter, dtype=torch.bool))
                 continue
             mask = self.enforcer.mask(target.name)
             self.vault.restore(target.name, parameter, mask)
-            for key, moment in moments(parameter, optimizers).items():
+            for key, moment in moments(target.parameter, optimizers).items():
                 self.vault.restore(f"{target.name}{MOMENT}{key}", moment, mask)
             self.vault.forget(target.name)  # moments whose optimizer is gone
             self._count(target.name, torch.ones_like(parameter, dtype=torch.bool))
         self.enforce(optimizers)
         return self.note("unprune", before)
 
+    @whole
     @torch.no_grad()
     def regrow(
         self,
@@ -137,6 +145,8 @@ class Undo(MaskedModel):
         targets, optimizers, before = self.named(names), list(optimizers), self.sparsity
         amount = how_many(fraction, count, sum(self._pruned[target.name] for target in targets))
         growth, initializer = make_growth(by), make_initializer(init)
+        if self.shards.ranks is not None:
+            refuse_whole(growth, initializer, targets)
         train = self.hold.check(train)
         if train == "regrown" and not amount:
             raise ConfigError("no weight comes back, so train='regrown' leaves nothing to train")
@@ -151,7 +161,7 @@ class Undo(MaskedModel):
         backs = [
             Return(
                 target.name,
-                target.parameter.detach(),
+                target.weight,
                 mask,
                 places,
                 seeded(*seed, f"{target.name} init"),
@@ -159,17 +169,20 @@ class Undo(MaskedModel):
                 target.groups,
                 removed.get(target.name),
                 self.originals.get(target.name),
+                target.shard,
             )
             for target, mask, places in zip(targets, kept, regrown, strict=True)
         ]
-        backs = [back for back in backs if back.regrown.any()]
+        if self.shards.ranks is None:  # else all ranks must do the same
+            backs = [back for back in backs if back.regrown.any()]
         values = [_checked(back, initializer(back)) for back in backs]
+        self.enforcer.changes.touch()
         for back, value in zip(backs, values, strict=True):
             self._bring_back(back, value, initializer is removed_values, optimizers)
         self.hold.set(train, {back.name: back.regrown for back in backs})
         self.enforce(optimizers)
         trains = train if isinstance(train, str) else list(train)
-        words = {"by": _name(by), "init": _name(init), "count": amount, "train": trains}
+        words = {"by": called(by), "init": called(init), "count": amount, "train": trains}
         return self.note("regrow", before, **words)
 
     def enforce(self, optimizers: Iterable[Optimizer] = ()) -> None:
@@ -183,7 +196,7 @@ class Undo(MaskedModel):
 
     def remember(self) -> None:
         """Keeps the present values of all targets, for `init="original"`."""
-        self.originals = {t.name: t.parameter.detach().clone() for t in self.targets}
+        self.originals = {t.name: t.weight.clone() for t in self.targets}
 
     def change(self, change: Callable[[str, Tensor], Tensor]) -> None:
         """Changes masks and all that is held along with parameters that lost channels."""
@@ -195,13 +208,15 @@ class Undo(MaskedModel):
     def state_dict(self) -> dict[str, Any]:
         """Everything that is held, remembered values included."""
         return super().state_dict() | {
-            "originals": dict(self.originals),
+            "originals": self.shards.whole(self.originals),
             "train": self.hold.state_dict(),
         }
 
+    @whole
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.originals = {name: values.clone() for name, values in state["originals"].items()}
+        originals = self.shards.rows(state["originals"])
+        self.originals = {name: values.clone() for name, values in originals.items()}
         self.hold.load_state_dict(state["train"])
 
     def named(self, names: Iterable[str] | str | None) -> list[Target]:
@@ -220,10 +235,12 @@ class Undo(MaskedModel):
 
     def _refuse_masked(self, targets: Iterable[Target]) -> None:
         """Refuses to grow by gradients that a mask has been over: they are zero where it prunes."""
+        found = []
         for target in targets:
-            grad = target.parameter.grad
-            if grad is None or bool(grad[~self.enforcer.mask(target.name)].any()):
-                return
+            grad, gone = target.grad, ~self.enforcer.mask(target.name)
+            found.append(int(grad is None or bool(grad[gone].any())))
+        if any(Everywhere([target.shard for target in targets]).sums(found)):
+            return
         raise StateError(
             "every gradient at a pruned place is zero, so they have been masked already: grow by "
             "'gradient' after backward() and before masks are applied; within a fit write "
@@ -234,9 +251,9 @@ class Undo(MaskedModel):
         self, back: Return, values: Tensor, restore: bool, optimizers: list[Optimizer]
     ) -> None:
         """Writes the values of the places that come back, and clears or restores their moments."""
-        parameter = self.enforcer.parameters[back.name]
-        parameter[back.regrown] = values.to(parameter.device, parameter.dtype)[back.regrown]
-        for key, moment in moments(parameter, optimizers).items():
+        values = values.to(back.weight.device, back.weight.dtype)
+        back.weight[back.regrown] = values[back.regrown]
+        for key, moment in moments(self.enforcer.parameters[back.name], optimizers).items():
             held = (
                 None
                 if self.vault is None
@@ -276,7 +293,3 @@ def _checked(back: Return, values: Tensor) -> Tensor:
             f"{tuple(back.weight.shape)}, got {tuple(values.shape)}"
         )
     return values
-
-
-def _name(given: object) -> str:
-    return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)

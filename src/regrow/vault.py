@@ -10,9 +10,8 @@ from torch import Tensor
 
 from regrow.errors import StateError
 from regrow.keys import array, integer_type
+from regrow.shards import MOMENT as MOMENT
 from regrow.targets import Target
-
-MOMENT = "::"  # between a parameter's name and its moment's
 
 
 class Vault:
@@ -96,11 +95,14 @@ class Vault:
 
     def whole(self, targets: Iterable[Target], masks: Iterable[Tensor]) -> dict[str, Tensor]:
         """The removed values of parameters with these masks, by name, of the weight's shape."""
-        found = {
-            target.name: self.values_like(target.name, target.parameter.detach(), mask)
-            for target, mask in zip(targets, masks, strict=True)
-        }
-        return {name: values for name, values in found.items() if values is not None}
+        found = {}
+        for target, mask in zip(targets, masks, strict=True):
+            values = self.values_like(target.name, target.weight, mask)
+            if values is None and target.shard is not None:  # other ranks may hold some
+                values = torch.zeros_like(target.weight)
+            if values is not None:
+                found[target.name] = values
+        return found
 
     def state_dict(self) -> dict[str, Tensor]:
         """The values alone; where they belong is what the masks say."""

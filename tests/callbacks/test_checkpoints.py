@@ -10,6 +10,7 @@ from torch import nn, optim
 from toys import ADAM, WEIGHTS, Events, Net, copied, equal, fit, loader, read, trainer, zeros
 
 from regrow import MagnitudePruning, Masks, OneShot, RandomState, StateError, Table
+from regrow.seal import sealed
 
 KEY = "MagnitudePruning{'include': None, 'exclude': None}"
 LEVELS = Table({"3it": 0.4, "11it": 0.8})
@@ -143,7 +144,12 @@ def other_format(checkpoint):
     ],
 )
 def test_masks_that_do_not_fit_are_refused_by_name(change, match, saved):
-    refused(saved(change=change), match)
+    def resealed(checkpoint):  # well made, of something else
+        change(checkpoint)
+        state = checkpoint["callbacks"][KEY]
+        state["pruner"] = sealed(state["pruner"])
+
+    refused(saved(change=resealed), match)
 
 
 def test_another_architecture_is_refused(saved):

@@ -4,7 +4,7 @@
 from functools import partial
 
 import torch
-from toys import WEIGHTS, Events, Net, fit
+from toys import WEIGHTS, Events, Net, fit, weights
 
 from regrow import DynamicSparseTraining, MagnitudePruning, OneShot, SparsityMonitor
 from regrow.dynamic import drop_fraction_at
@@ -39,6 +39,26 @@ def test_what_was_brought_back_by_hand_goes_again():
     ]  # fmt: skip
     assert pruning.reached
     assert pruning.masks.pruned == round(0.8 * WEIGHTS)
+
+
+def test_original_values_are_those_of_the_fits_start_whoever_pruned_first():
+    """By hand before the first draw, or before the fit: growth still knows what to write."""
+
+    class ByHand(Events):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 0 and not pruning.history:
+                pruning.prune_to(0.5)
+
+    module, pruning = Net(), sparse(init="original", grow="random")
+    start = {name: p.clone() for name, p in weights(module).items()}
+    fit(module, ByHand(), pruning)
+    assert [entry["kind"] for entry in pruning.history[:2]] == ["prune", "prune"]
+    assert all(torch.equal(start[name], p) for name, p in pruning.pruner.originals.items())
+    module, pruning = Net(), sparse(init="original", grow="random")
+    pruning.attach(module)
+    pruning.prune_to(0.5)
+    fit(module, pruning)
+    assert [entry["kind"] for entry in pruning.history[2:]] == ["drop_and_grow"] * 3
 
 
 def test_other_settings_of_the_trainer():

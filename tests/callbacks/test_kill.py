@@ -37,7 +37,8 @@ def killed_at(folder, checkout, step, delay):
     return read(last)["global_step"]
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_killed_twice_and_resumed(seed, tmp_path, checkout):
     draw = random.Random(seed)
     whole, folder = run(tmp_path / "whole"), tmp_path / "killed"

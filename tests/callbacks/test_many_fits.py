@@ -212,3 +212,12 @@ def test_the_batch_size_scaler_fires_nothing(mode, pruned):
     made.fit(module)
     assert len(events.seen) == 2
     assert zeros(module) == round(0.8 * WEIGHTS)
+
+
+@pytest.mark.parametrize("layers", [{"body.2": 0.5}, {"body.0": 0.5, "body.2": 0.5}])
+def test_targets_in_proportion_to_less_than_a_weight_are_refused(layers):
+    """Nothing would ever be pruned, though layers have targets of their own."""
+    module = Net()
+    with pytest.raises(ConfigError, match=r"sparsity=0\.001 is less than one weight"):
+        trainer(MagnitudePruning(0.001, schedule=OneShot(0), layers=layers)).fit(module, loader())
+    assert module.trained == 0

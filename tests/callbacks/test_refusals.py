@@ -3,8 +3,7 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import nn, optim
 from torch.nn.utils import prune
 from toys import SGD, Net, fit
@@ -137,8 +136,9 @@ def test_models_that_cannot_be_pruned_as_they_are():
     refused(module, r"body\.0\.weight is masked by torch\.nn\.utils\.prune")
 
 
-def test_sharded_strategies():
-    strategy = object.__new__(FSDPStrategy)
+@pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
+def test_sharded_strategies(kind):
+    strategy = object.__new__(kind)
     from regrow.callbacks.refusals import refuse_sharded
     from regrow.pruner import Pruner
 
@@ -147,7 +147,7 @@ def test_sharded_strategies():
 
     made = Fake()
     made.strategy = strategy
-    with pytest.raises(ConfigError, match="write strategy='ddp'"):
+    with pytest.raises(ConfigError, match=rf"{kind.__name__} keeps .* write strategy='ddp'"):
         refuse_sharded(made, Pruner(Net()))
     made.strategy = object.__new__(DDPStrategy)
     refuse_sharded(made, Pruner(Net()))
@@ -176,15 +176,3 @@ def test_a_parameter_that_no_optimizer_trains_is_pruned_all_the_same():
     module.body[0].requires_grad_(False)
     fit(module, MagnitudePruning(0.5, schedule=OneShot("1it")))
     assert int((module.body[0].weight == 0).sum() + (module.body[2].weight == 0).sum()) == 72
-
-
-@pytest.mark.parametrize(
-    "averaging",
-    [StochasticWeightAveraging(swa_lrs=0.01), EMAWeightAveraging()],
-)
-def test_averages_in_a_copy_of_the_module(averaging):
-    """Their copy takes the module's place in the end, and knows of no mask."""
-    module = Net()
-    with pytest.raises(ConfigError, match="WeightAveraging averages weights in a copy"):
-        fit(module, averaging, MagnitudePruning(0.5, schedule=OneShot("3it")), max_epochs=4)
-    assert module.trained == 0

@@ -261,6 +261,14 @@ def test_nothing_pruned_yet_is_said():
     assert [entry["kind"] for entry in prunes.history] == ["prune"]
 
 
+@pytest.mark.parametrize("fraction", [0.0, 1e-4])
+def test_less_than_a_weight_that_would_train_alone_is_said(fraction):
+    prunes = pruning()
+    with pytest.warns(UserWarning, match="less than a weight would come back"):
+        fit(Net(), prunes, Regrow(at="5it", fraction=fraction, train="regrown"))
+    assert [entry["kind"] for entry in prunes.history] == ["prune"]
+
+
 def test_a_fast_dev_run():
     pruner = pruning()
     fit(Net(), pruner, Regrow(at="3ep", fraction=0.5), fast_dev_run=True)

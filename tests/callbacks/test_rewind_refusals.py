@@ -14,7 +14,7 @@ def test_both_ways_at_once_are_refused():
 
 
 def test_soft_pruning_is_refused():
-    with pytest.raises(ConfigError, match="soft=True keeps dense weights"):
+    with pytest.raises(ConfigError, match="does not reach the dense weights of soft=True"):
         fit(Normed(), pruning(soft=True), max_epochs=4)
 
 

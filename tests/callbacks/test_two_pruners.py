@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import ADAM, WEIGHTS, Net, copied, fit, loader, zeros
 
-from regrow import MagnitudePruning, OneShot, SparsityMonitor, Table
+from regrow import ConfigError, MagnitudePruning, OneShot, SparsityMonitor, Table
 
 
 def test_disjoint_selections():
@@ -56,3 +56,17 @@ def test_both_are_resumed(tmp_path):
     resumed = Net(ADAM)
     fit(resumed, *pair(), ckpt_path=tmp_path / "epoch=0.ckpt")
     assert all(torch.equal(a, copied(whole)[key]) for key, a in copied(resumed).items())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_soft_masks_over_another_pruners_weights_are_refused(first):
+    """Weight decay would make moments of the dense values, where the other's say zero."""
+    soft = MagnitudePruning(0.5, schedule=OneShot("2it"), soft=True, include="body.0")
+    hard = MagnitudePruning(0.5, schedule=OneShot("2it"))
+    module = Net(ADAM)
+    with pytest.raises(ConfigError, match=r"body\.0\.weight go on learning beneath masks"):
+        fit(module, *((soft, hard) if first else (hard, soft)))
+    assert module.trained == 0
+    apart = MagnitudePruning(0.5, schedule=OneShot("2it"), include="body.2")
+    fit(Net(ADAM), soft := MagnitudePruning(0.5, soft=True, include="body.0"), apart)
+    assert (soft.masks.pruned, apart.masks.pruned) == (48, 24)

@@ -12,8 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch import Tensor
 from regrow.app.classifier import Classifier
 from regrow.app.data.module import DataModule
 from regrow.app.locking import on_rank_zero
+from regrow.app.made import made, made_later, refusal
 from regrow.callbacks.base import Callback
 from regrow.callbacks.early_stopping import SparseEarlyStopping
 from regrow.callbacks.model_checkpoint import SparseModelCheckpoint
@@ -43,7 +43,7 @@ def build_data(cfg: DictConfig) -> DataModule:
     node = cfg.data
     if fine_tunes(cfg) and cfg.finetune.batch_size is not None:
         node = OmegaConf.merge(node, {"batch_size": cfg.finetune.batch_size})
-    data: DataModule = instantiate(node)
+    data: DataModule = made("data", node, DataModule)
     return data
 
 
@@ -57,7 +57,7 @@ def build_module(
             data.
     """
     seed_all(cfg.seed)
-    network = instantiate(cfg.model)
+    network = made("model", cfg.model, torch.nn.Module)
     if weights is not None:
         refuse_misfit(network.state_dict(), weights)
         network.load_state_dict(weights)
@@ -67,8 +67,8 @@ def build_module(
     rate = {"lr": cfg.finetune.lr} if fine_tunes(cfg) and cfg.finetune.lr is not None else {}
     return Classifier(
         network,
-        instantiate(cfg.optimizer, **rate),
-        instantiate(cfg.scheduler) or None,
+        made_later("optimizer", cfg.optimizer, **rate),
+        made_later("scheduler", cfg.scheduler) if cfg.scheduler else None,
         num_classes=data.num_classes,
         label_smoothing=float(cfg.get("label_smoothing", 0.0)),  # older runs have none
         input_shape=data.input_shape,
@@ -116,7 +116,7 @@ def build_pruning(cfg: DictConfig) -> PruningCallback | None:
     if not node:
         return None
     _refuse_unknown_keys(node)
-    callback = instantiate(node, _convert_="all")
+    callback = made("pruning", node, _convert_="all")
     if not isinstance(callback, PruningCallback):
         raise ConfigError(
             f"pruning._target_ must be a pruning callback such as regrow.MagnitudePruning, "
@@ -129,7 +129,11 @@ def _refuse_unknown_keys(node: DictConfig) -> None:
     """Names a misspelt setting that was added with `+`, which Hydra lets through."""
     if "_target_" not in node:
         return
-    allowed = inspect.signature(get_object(node["_target_"])).parameters
+    try:
+        target = get_object(node["_target_"])
+        allowed = inspect.signature(target).parameters
+    except Exception as error:
+        raise refusal("pruning cannot be made of its settings", error) from error
     for key in map(str, node):
         if key not in allowed and not key.startswith("_"):
             raise ConfigError(f"pruning.{key} is unknown: {did_you_mean(key, list(allowed))}")
@@ -137,8 +141,8 @@ def _refuse_unknown_keys(node: DictConfig) -> None:
 
 def build_callbacks(cfg: DictConfig, pruning: PruningCallback | None) -> list[pl.Callback]:
     """The callbacks by name that are not switched off; the pruner first."""
-    nodes = [node for node in cfg.callbacks.values() if node and "_target_" in node]
-    callbacks = [instantiate(node, _convert_="all") for node in nodes]
+    nodes = [(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node]
+    callbacks = [made(name, node, pl.Callback, _convert_="all") for name, node in nodes]
     if pruning is None:
         return [callback for callback in callbacks if not isinstance(callback, _BESIDE_PRUNING)]
     return [pruning, *callbacks]
@@ -158,12 +162,13 @@ def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
         node.save_dir = str(folder)
     _keep_metrics(folder / "logs" / "metrics.csv")
     try:
-        logger: Logger = instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, ImportError):
+        logger: Logger = made("logger", node, Logger, _convert_="all")
+    except ConfigError as error:
+        lacking = error.__cause__ and error.__cause__.__cause__
+        if not isinstance(lacking, ImportError):
             raise
         raise ConfigError(
-            f"{node['_target_']} needs a package that is not installed ({error.__cause__}): "
+            f"{node['_target_']} needs a package that is not installed ({lacking}): "
             "install it, or write logger=csv"
         ) from error
     return logger

@@ -16,8 +16,10 @@ from regrow.app.identity import config_hash, settings
 from regrow.app.locking import in_turn
 from regrow.app.measuring import measure
 from regrow.app.ranks import fit
-from regrow.app.start import given_weights, load_checkpoint, network_weights
+from regrow.app.start import given_weights, network_weights
 from regrow.app.talking import say
+from regrow.app.teaching import untaught
+from regrow.damage import read_checkpoint
 
 
 class Dense(NamedTuple):
@@ -70,7 +72,7 @@ def start_weights(cfg: DictConfig) -> dict[str, Tensor] | None:
         return None
     if cfg.start is None:
         dense = dense_network(_training_first(cfg))
-        return network_weights(load_checkpoint(dense.checkpoint))
+        return network_weights(read_checkpoint(dense.checkpoint))
     return given_weights(cfg.start)
 
 
@@ -87,7 +89,7 @@ def total_epochs(cfg: DictConfig) -> int | None:
 
 
 def _without_pruning(cfg: DictConfig) -> DictConfig:
-    return _changed(cfg, {"pruning": {}})
+    return untaught(_changed(cfg, {"pruning": {}}))
 
 
 def _training_first(cfg: DictConfig) -> DictConfig:

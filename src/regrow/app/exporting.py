@@ -22,9 +22,10 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from regrow.app.building import build_data, build_module
 from regrow.app.classifier import Classifier
 from regrow.app.data.module import DataModule
-from regrow.app.start import load_checkpoint, network_weights
+from regrow.app.start import network_weights
 from regrow.channels.plan import KEY, Plan, load, made_plan
 from regrow.cost import cost, latencies
+from regrow.damage import read_checkpoint
 from regrow.errors import ConfigError, DataError, StateError
 from regrow.exporting import SUFFIXES, Exported, aside, export, written_size
 from regrow.masks import Masks
@@ -48,7 +49,7 @@ def export_checkpoint(path: Path, to: str, out: Path) -> None:
         ConfigError: If the checkpoint is not of a run, or the network cannot be exported.
         StateError: If the checkpoint is damaged, or the file is not the network.
     """
-    cfg, checkpoint = run_config(path), load_checkpoint(path)
+    cfg, checkpoint = run_config(path), read_checkpoint(path)
     if "state_dict" not in checkpoint:
         raise ConfigError(f"{path} is no checkpoint of a run: it holds no state_dict")
     if isinstance(cfg.get("threads"), int):  # "auto" is for jobs side by side

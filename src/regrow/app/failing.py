@@ -14,10 +14,11 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from regrow.app.files import write_json
-from regrow.errors import BusyError, RegrowError
+from regrow.app.folders import as_words
+from regrow.errors import BusyError, RegrowError, StateError
 
 Job = Callable[[DictConfig], object]
 
@@ -73,7 +74,7 @@ def recorded(job: Job) -> Job:
             cause, message = explained(error)
             failed = Failed(type(cause).__name__, message)
             if not isinstance(cause, BusyError):  # then the folder is another process's
-                write_json(path, _content(cfg, failed))
+                _leave(path, _content(cfg, failed))
             if hydra.mode != RunMode.MULTIRUN:
                 raise
             ours = isinstance(cause, RegrowError) and os.environ.get("HYDRA_FULL_ERROR") != "1"
@@ -83,12 +84,20 @@ def recorded(job: Job) -> Job:
     return run
 
 
+def _leave(path: Path, content: dict[str, object]) -> None:
+    """Writes the note; a disk that takes none hides no error and stops no other job."""
+    try:
+        write_json(path, content)
+    except StateError as error:
+        _log.error("the reason is not kept: %s", error)
+
+
 def _content(cfg: DictConfig, failed: Failed) -> dict[str, object]:
-    hydra = HydraConfig.get()
+    hydra, seed = HydraConfig.get(), OmegaConf.select(cfg, "seed")
     return {
         "recipe": str(hydra.runtime.choices["recipe"]),
-        "overrides": [str(word) for word in hydra.overrides.task],
-        "seed": cfg.seed if isinstance(cfg.seed, int) else str(cfg.seed),
+        "overrides": as_words(hydra.overrides.task),
+        "seed": seed if isinstance(seed, int) else str(seed),
         "error": failed.error,
         "message": failed.message,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from regrow.errors import StateError
+from regrow.errors import StateError, disk_error, unwritten
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -19,19 +19,28 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Args:
         path: Where it goes; its folder is made.
         write: Called with a binary file.
+
+    Raises:
+        StateError: If it cannot be written; what was there before is whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o666 & ~_umask())  # mkstemp's are the owner's alone
-        os.replace(aside, path)
-    except BaseException:
-        os.unlink(aside)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o666 & ~_umask())  # mkstemp's are the owner's alone
+            os.replace(aside, path)
+        except BaseException:
+            os.unlink(aside)
+            raise
+    except Exception as error:
+        refused = disk_error(error)  # torch.save speaks of something else
+        if refused is None:
+            raise
+        raise unwritten(path, refused) from error
 
 
 def _umask() -> int:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as pl
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor
@@ -26,9 +25,15 @@ from regrow.app.classifier import Classifier
 from regrow.app.cluster import cluster_callbacks, cluster_plugins
 from regrow.app.identity import settings
 from regrow.app.levels import LevelRecorder
+from regrow.app.made import made
 from regrow.app.portable import RecipeName
-from regrow.callbacks.model_checkpoint import SparseModelCheckpoint
+from regrow.callbacks.model_checkpoint import (
+    SparseModelCheckpoint,
+    WholeCheckpoint,
+    save_whole,
+)
 from regrow.callbacks.pruning import PruningCallback
+from regrow.damage import refuse_damaged
 from regrow.errors import ConfigError, StateError
 
 
@@ -83,8 +88,10 @@ def fit_here(
     logger = build_logger(cfg, folder)
     if logger:
         logger.log_hyperparams(plain(settings(cfg)))  # type: ignore[union-attr]
-    trainer = instantiate(
+    trainer = made(
+        "trainer",
         cfg.trainer,
+        pl.Trainer,
         callbacks=[*callbacks, RecipeName(named), *cluster_callbacks(os.environ)],
         plugins=cluster_plugins(os.environ, ranks) or cfg.trainer.get("plugins"),
         logger=logger,
@@ -96,6 +103,7 @@ def fit_here(
         checkpoint = _prune_as_it_is(trainer, module, pruning, checkpoints / "best.ckpt")
     else:
         last = checkpoints / "last.ckpt"
+        refuse_damaged(last, old=False)
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
         if trainer.interrupted:
             raise StateError(f"interrupted: the same command goes on from {last}")
@@ -104,7 +112,7 @@ def fit_here(
 
 
 def _chooser(cfg: DictConfig, folder: Path, pruning: PruningCallback | None) -> ModelCheckpoint:
-    kind = ModelCheckpoint if pruning is None else SparseModelCheckpoint
+    kind = WholeCheckpoint if pruning is None else SparseModelCheckpoint
     return kind(
         dirpath=str(folder),
         filename="best",
@@ -127,5 +135,5 @@ def _prune_as_it_is(
             )
         pruning.prune_to(pruning.final)
     trainer.strategy.connect(module)
-    trainer.save_checkpoint(path)
+    save_whole(trainer, str(path), trainer.save_checkpoint)
     return path

@@ -6,9 +6,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 LONGEST = 180  # bytes; a folder's name may have 255
 
@@ -50,10 +52,20 @@ def job_folder(overrides: Iterable[str], apart: Sequence[str] = APART) -> str:
         >>> job_folder(["recipe=digits/gmp", "pruning.sparsity=5e-1", "optimizer.nesterov=true"])
         'optimizer.nesterov=True,pruning.sparsity=0.5'
     """
-    parsed = OverridesParser.create().parse_overrides([str(word) for word in overrides])
+    words = [word.replace("${", "$(") for word in as_words(overrides)]  # a name reads nothing
+    parsed = OverridesParser.create().parse_overrides(words)
     kept = [override for override in parsed if override.key_or_group not in apart]
     lines = [f"{one.get_key_element()}={one.get_value_element_as_str()}" for one in kept]
     return short(",".join(sorted(lines)))
+
+
+def as_words(overrides: Iterable[Any]) -> list[str]:
+    """Words of the command line as Hydra keeps them: interpolations are read, where they can be."""
+    try:
+        return [str(word) for word in overrides]
+    except OmegaConfBaseException:  # the job says which setting cannot be read
+        plain: Any = OmegaConf.to_container(overrides, resolve=False)
+        return [str(word) for word in plain]
 
 
 def sweep_folder(words: Iterable[str]) -> str:

@@ -15,12 +15,13 @@ from torch import Tensor
 from regrow.app.building import build_data, build_module
 from regrow.app.classifier import Classifier
 from regrow.app.smaller import groups_table
-from regrow.app.start import load_checkpoint, network_weights
+from regrow.app.start import network_weights
 from regrow.callbacks.shapes import fit_shapes
 from regrow.channels.coupling import groups
 from regrow.channels.examples import two_examples
 from regrow.channels.plan import KEY, Plan
 from regrow.cost import cost, positions
+from regrow.damage import read_checkpoint
 from regrow.masks import Masks
 
 
@@ -30,7 +31,7 @@ def inspect(path: Path) -> None:
     Raises:
         StateError: If the file is damaged.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     state: Mapping[str, Tensor] = checkpoint.get("state_dict", checkpoint)
     console = Console()
     where = {key: checkpoint[key] for key in ("epoch", "global_step") if key in checkpoint}

@@ -12,15 +12,18 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from regrow._paths import config_dir
 from regrow.app.deferring import deferred
 from regrow.app.failing import Job, explained, recorded
 from regrow.app.given import given_recipes
+from regrow.app.group_words import check_groups
 from regrow.app.objectives import check_measured, check_objectives, measured
 from regrow.app.plugins import check_plugins
 from regrow.app.recipes import check_names, register
 from regrow.app.searching import searches
+from regrow.app.shape import refuse_misshapen
 from regrow.app.sharing import cores, threads_of
 from regrow.app.stopping import stoppable
 from regrow.app.sweep_callback import conclude
@@ -43,6 +46,7 @@ def launch(command: str, words: list[str]) -> None:
     check_plugins(words)
     words, given = given_recipes(words)
     check_names(words, given)
+    check_groups(words)
     register(given)
     extra = LOOK_ONLY if command == "plan" else ()
     run = hydra.main(
@@ -54,6 +58,9 @@ def launch(command: str, words: list[str]) -> None:
     try:
         with stoppable():
             run(JOBS[command])()
+    except OmegaConfBaseException as error:  # in the folder's name, read before the job
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"a setting cannot be read: {reason}") from error
     except KeyboardInterrupt:
         print("stopped: the same command goes on where it was", file=sys.stderr)
         raise SystemExit(130) from None
@@ -104,6 +111,7 @@ def _message(error: BaseException) -> str | None:
 @recorded
 def train(cfg: DictConfig) -> object:
     """The job of `regrow train`; to a search it returns the objectives."""
+    refuse_misshapen(cfg)
     hydra = HydraConfig.get()
     names, search = check_objectives(cfg.objectives), searches(hydra.sweeper)
     if search:
@@ -118,6 +126,7 @@ def train(cfg: DictConfig) -> object:
 @plainly
 def plan(cfg: DictConfig) -> object:
     """The job of `regrow plan`."""
+    refuse_misshapen(cfg)
     from regrow.app.planning import plan
 
     plan(cfg)

@@ -13,6 +13,7 @@ import torch
 
 from regrow.app.files import write_whole
 from regrow.callbacks.pruning import PruningCallback
+from regrow.damage import read_checkpoint
 
 
 def clear_levels(run: Path) -> None:
@@ -63,7 +64,7 @@ class LevelRecorder(pl.Callback):
     def weights(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Each level with a checkpoint of its weights, on the CPU."""
         for index, level in enumerate(self.levels):
-            yield level, torch.load(self._file(index), map_location="cpu", weights_only=True)
+            yield level, read_checkpoint(self._file(index))
 
     def state_dict(self) -> dict[str, Any]:
         return {"levels": [dict(level) for level in self.levels]}

@@ -14,11 +14,12 @@ from omegaconf import DictConfig
 from regrow.app.building import build_data, build_module
 from regrow.app.classifier import Classifier
 from regrow.app.data.module import DataModule
-from regrow.app.start import load_checkpoint, network_weights
+from regrow.app.start import network_weights
 from regrow.callbacks.pruning import PruningCallback
 from regrow.callbacks.shapes import fit_shapes
 from regrow.channels.plan import KEY
 from regrow.cost import Latency, cost, latency
+from regrow.damage import read_checkpoint
 from regrow.errors import StateError
 from regrow.masks import Masks
 
@@ -74,7 +75,7 @@ def load_network(
     cfg: DictConfig, checkpoint: Path | dict[str, Any]
 ) -> tuple[Classifier, DataModule]:
     """The network of a checkpoint, or of its weights, in its module, with its data."""
-    state = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    state = read_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     data = build_data(cfg)
     if KEY not in state:
         return build_module(cfg, data, network_weights(state)), data
@@ -103,7 +104,9 @@ def time_networks(cfg: DictConfig, *modules: Classifier) -> list[Latency]:
     """Latency of networks of one input shape, taken in turns, so that a busy moment hits all."""
     shape = modules[0].example_input_array
     assert isinstance(shape, torch.Tensor)
-    images = shape.new_zeros(int(cfg.latency.batch), *shape.shape[1:])
+    kind = next(modules[-1].parameters()).dtype  # trainer.precision may have changed it
+    images = shape.new_zeros(int(cfg.latency.batch), *shape.shape[1:], dtype=kind)
+    modules = tuple(module.to(kind) for module in modules)
     repeats = max(2, int(cfg.latency.repeats) // _ROUNDS)
     rounds = [[latency(m, images, repeats=repeats) for m in modules] for _ in range(_ROUNDS)]
     return [

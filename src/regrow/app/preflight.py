@@ -3,22 +3,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
+from collections.abc import Sequence
 from typing import cast
 
 import lightning.pytorch as pl
-from hydra.utils import instantiate
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import DictConfig, OmegaConf
 
 from regrow.app.building import build_callbacks, build_data, build_module
 from regrow.app.classifier import Classifier
 from regrow.app.data.module import DataModule
+from regrow.app.made import is_foreign, made, refusal
 from regrow.app.ranks import refuse_many, world_size
 from regrow.app.start import SCRATCH, given_weights
+from regrow.app.teaching import taught
 from regrow.callbacks.base import Callback
+from regrow.callbacks.budget import AccuracyBudget
 from regrow.callbacks.pruning import PruningCallback
-from regrow.errors import ConfigError, check_choice
+from regrow.callbacks.teachers import START
+from regrow.errors import ConfigError, check_choice, did_you_mean
 from regrow.plans import Milestone
 
 LOGGED = ("val/accuracy", "val/accuracy_top5", "val/loss")
@@ -51,12 +56,12 @@ def refuse_settings(cfg: DictConfig) -> None:
                 )
 
 
-def set_up(cfg: DictConfig, pruning: PruningCallback) -> tuple[Classifier, int]:
+def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier, int]:
     """Sets a fit up and stops it before its first step: what must be refused is refused here.
 
     Args:
         cfg: The configuration of the fit.
-        pruning: Is left with its pruner and its resolved plan.
+        pruning: Is left with its pruner and its resolved plan; None trains a dense network.
 
     Returns:
         The module, and the optimizer steps of an epoch.
@@ -68,13 +73,19 @@ def set_up(cfg: DictConfig, pruning: PruningCallback) -> tuple[Classifier, int]:
     named = cfg.start is not None and cfg.start != "scratch"
     module = build_module(cfg, data, given_weights(cfg.start) if named else None)
     if cfg.trainer.get("max_epochs") == 0:
-        pruning.attach(module)
-        pruning.progress.plan = (Milestone(0, pruning.final),)
+        if pruning is not None:
+            pruning.attach(module)
+            pruning.progress.plan = (Milestone(0, pruning.final),)
         return module, 1
-    beside = [c for c in build_callbacks(cfg, pruning) if isinstance(c, Callback)]
+    callbacks = build_callbacks(taught(cfg, START), pruning)  # its control is trained later
+    _refuse_unlogged(callbacks)
+    _try_a_step(module)
+    beside = [c for c in callbacks if isinstance(c, Callback)]
     with tempfile.TemporaryDirectory() as folder:
-        trainer = instantiate(
+        trainer = made(
+            "trainer",
             on_one_device(cfg, data),
+            pl.Trainer,
             callbacks=[*beside, _Stop()],
             logger=False,
             enable_checkpointing=False,
@@ -84,10 +95,42 @@ def set_up(cfg: DictConfig, pruning: PruningCallback) -> tuple[Classifier, int]:
             default_root_dir=folder,
             _convert_="all",
         )
-        with contextlib.suppress(_Planned):
+        try:
             trainer.fit(module, datamodule=data)
+        except _Planned:
+            pass
+        except Exception as error:  # nothing has trained: what others refuse is a setting
+            if not is_foreign(error):
+                raise
+            raise refusal("the fit cannot be set up", error) from error
     batches = trainer.num_training_batches
     return module, max(1, -(-int(batches) // int(trainer.accumulate_grad_batches)))
+
+
+def _refuse_unlogged(callbacks: Sequence[pl.Callback]) -> None:
+    """Refuses to stop early, or to judge, by a metric that nobody logs."""
+    if not all(type(c).__module__.startswith(("regrow.", "lightning.")) for c in callbacks):
+        return  # somebody's own may log more
+    known = (*LOGGED, "train/loss", "pruning/sparsity", "pruning/target")
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        stops = isinstance(callback, EarlyStopping | AccuracyBudget)
+        if stops and isinstance(monitor, str) and monitor not in known:
+            raise ConfigError(
+                f"{type(callback).__name__} monitors {monitor!r}, which is never logged: "
+                f"{did_you_mean(monitor, LOGGED)}"
+            )
+
+
+def _try_a_step(module: Classifier) -> None:
+    """Lets the optimizer step over one weight: some values it stumbles over only then."""
+    weight = torch.nn.Parameter(torch.zeros(1, 1))
+    weight.grad = torch.zeros(1, 1)
+    optimizer = module.optimizer(iter([weight]))
+    try:
+        optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type,return-value]
+    except Exception as error:
+        raise refusal("the optimizer cannot step with its settings", error) from error
 
 
 def on_one_device(cfg: DictConfig, data: DataModule) -> DictConfig:

@@ -30,10 +30,11 @@ from regrow.app.files import read_json, write_json, write_whole
 from regrow.app.fitting import Fitted, fit_here
 from regrow.app.levels import LevelRecorder
 from regrow.app.locking import alone, on_rank_zero
+from regrow.app.made import refusal
 from regrow.app.portable import named_recipe
-from regrow.app.start import load_checkpoint
 from regrow.app.talking import calm
 from regrow.callbacks.pruning import PruningCallback
+from regrow.damage import read_checkpoint
 from regrow.errors import ConfigError, RegrowError, StateError
 
 CONFIG, NAMED, START = "config.yaml", "recipe.json", "start.pt"
@@ -64,7 +65,7 @@ def world_size(cfg: DictConfig) -> int:
     Raises:
         ConfigError: For several nodes.
     """
-    if int(cfg.trainer.get("num_nodes") or 1) != 1:
+    if cfg.trainer.get("num_nodes") not in (None, 1, "1"):
         raise ConfigError(
             f"trainer.num_nodes={cfg.trainer.num_nodes}: the command trains on one machine; for "
             "several add the callback to a Lightning program"
@@ -73,14 +74,17 @@ def world_size(cfg: DictConfig) -> int:
     if devices in (1, "1"):
         return 1
     given = list(devices) if isinstance(devices, ListConfig) else devices
-    trainer = pl.Trainer(
-        accelerator=cfg.trainer.get("accelerator") or "auto",
-        devices="auto" if given is None else given,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    try:
+        trainer = pl.Trainer(
+            accelerator=cfg.trainer.get("accelerator") or "auto",
+            devices="auto" if given is None else given,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except Exception as error:
+        raise refusal(f"trainer.devices={devices} cannot be had", error) from error
     return int(trainer.num_devices)
 
 
@@ -159,7 +163,7 @@ def main(order: Path) -> None:
     calm()
     if cfg.threads is not None:
         torch.set_num_threads(int(cfg.threads))
-    weights = load_checkpoint(order / START) if (order / START).is_file() else None
+    weights = read_checkpoint(order / START) if (order / START).is_file() else None
     folder, held = order.parent, alone(order) if on_rank_zero() else nullcontext()
     try:
         with held:

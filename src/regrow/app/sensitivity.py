@@ -18,11 +18,11 @@ from regrow.app.exporting import load_small, run_config
 from regrow.app.sensitivity_options import Options
 from regrow.app.sensitivity_plot import draw
 from regrow.app.sensitivity_table import next_words, sensitivity_table, write_csv
-from regrow.app.start import load_checkpoint
 from regrow.app.validation import Validation, leave_gradients
 from regrow.channels.scores import CRITERIA as CHANNEL_CRITERIA
 from regrow.criteria import CRITERIA as WEIGHT_CRITERIA
 from regrow.criteria import Criterion, needs_gradients
+from regrow.damage import read_checkpoint
 from regrow.errors import ConfigError, check_choice
 from regrow.masks import Masks
 from regrow.sensitivity_parts import Part
@@ -50,7 +50,7 @@ def show_sensitivity(options: Options) -> None:
     """
     _check_criterion(options)
     cfg = run_config(options.checkpoint, _ADVICE)
-    checkpoint = load_checkpoint(options.checkpoint)
+    checkpoint = read_checkpoint(options.checkpoint)
     if "state_dict" not in checkpoint:
         raise ConfigError(f"{options.checkpoint} is no checkpoint of a run: it holds no state_dict")
     if isinstance(cfg.get("threads"), int):

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from regrow.app.files import write_whole
 from regrow.app.measuring import load_network
-from regrow.app.start import load_checkpoint
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.channels.coupling import Group
 from regrow.channels.plan import KEY
+from regrow.damage import read_checkpoint
 from regrow.errors import StateError
 
 NAME = "small.ckpt"
@@ -45,7 +45,7 @@ def small_checkpoint(cfg: DictConfig, checkpoint: Path, pruning: ChannelPruning)
         return checkpoint
     if plan is None:  # cut while it trained
         return checkpoint
-    saved = {k: v for k, v in load_checkpoint(checkpoint).items() if k not in _OF_TRAINING}
+    saved = {k: v for k, v in read_checkpoint(checkpoint).items() if k not in _OF_TRAINING}
     saved["state_dict"] = module.state_dict()
     saved["callbacks"] = saved["callbacks"] | {pruning.state_key: pruning.state_dict()}
     saved[KEY] = pruning.plan.state_dict()

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from regrow.app.files import read_json
 from regrow.app.models.efficientnet_lite import packaged_file, renamed
-from regrow.errors import ConfigError, StateError, check_choice
+from regrow.damage import read_checkpoint
+from regrow.errors import ConfigError, check_choice
 
 PRETRAINED = "pretrained:"
 PACKAGED = "efficientnet_lite0"
@@ -37,7 +36,7 @@ def given_weights(start: str) -> dict[str, Tensor]:
     """
     if start.startswith(PRETRAINED):
         return _pretrained(start.removeprefix(PRETRAINED))
-    return network_weights(load_checkpoint(checkpoint_of(Path(start))))
+    return network_weights(read_checkpoint(checkpoint_of(Path(start))))
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -55,21 +54,6 @@ def checkpoint_of(path: Path) -> Path:
     )
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint, read with `weights_only=True`.
-
-    Raises:
-        StateError: If it is damaged, or holds more than tensors and plain values.
-    """
-    try:
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        raise StateError(
-            f"{path} cannot be read as a checkpoint of tensors and plain values: {error}"
-        ) from error
-    return loaded
-
-
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The weights in a checkpoint, without the names of what wraps the network."""
     state = checkpoint.get("state_dict", checkpoint)
@@ -84,7 +68,7 @@ def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 def _pretrained(given: str) -> dict[str, Tensor]:
     if given == PACKAGED:
-        packaged = load_checkpoint(packaged_file())
+        packaged = read_checkpoint(packaged_file())
         return {renamed(name): tensor for name, tensor in packaged.items()}
     library, _, name = given.rpartition("/")
     asked = [check_choice("start=pretrained:LIBRARY/NAME", library, _LIBRARIES)] if library else []

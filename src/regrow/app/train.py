@@ -37,6 +37,7 @@ from regrow.app.result import (
 from regrow.app.smaller import described, small_checkpoint
 from regrow.app.tables import show_result
 from regrow.app.talking import calm, say
+from regrow.app.teaching import taught
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.pruning import PruningCallback
 from regrow.cost import Latency
@@ -71,8 +72,7 @@ def _result(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     if result is not None:
         say(f"{folder / FILE} stands; force=true runs it again")
         return result
-    if pruning is not None:
-        set_up(cfg, build_pruning(cfg) or pruning)
+    set_up(cfg, build_pruning(cfg))
     _claim(folder, key)
     started = time.perf_counter()
     control = dense_network(cfg)
@@ -108,7 +108,7 @@ def _pruned(
     cfg: DictConfig, folder: Path, pruning: PruningCallback, control: Dense
 ) -> dict[str, Any]:
     """Prunes, then measures both networks as they lie on disk."""
-    fitted = fit(cfg, folder, start_weights(cfg), pruning)
+    fitted = fit(taught(cfg, control.checkpoint), folder, start_weights(cfg), pruning)
     checkpoint, cutter = fitted.checkpoint, build_pruning(cfg)
     if isinstance(cutter, ChannelPruning):
         checkpoint = small_checkpoint(cfg, checkpoint, cutter)

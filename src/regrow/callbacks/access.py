@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from regrow.callbacks.agreement import agree
+from regrow.callbacks.averaging import Averages
 from regrow.callbacks.base import Callback, PruneEvent, tell
+from regrow.callbacks.carrying import refuse_carried, refuse_swapped
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.pruners import AnyPruner
+from regrow.changes import Changes
 from regrow.channel_method import ChannelMethod
+from regrow.damage import read_checkpoint, refuse_damaged, refuse_unmasked
 from regrow.errors import StateError
 from regrow.holding import Train
 from regrow.initializers import Initializer
@@ -25,6 +28,7 @@ from regrow.method import Method
 from regrow.progress import Progress
 from regrow.pruner import Pruner
 from regrow.regrowth import Growth
+from regrow.seal import opened
 
 
 class PrunerAccess(Callback):
@@ -44,8 +48,10 @@ class PrunerAccess(Callback):
         self.keep_removed = keep_removed
         self.soft = soft
         self.progress = Progress()
+        self.changes = Changes()  # of the fit; the pruner has its own
         self._pruner: AnyPruner | None = None
         self._clock: Clock | None = None
+        self._averages = Averages()
         # Lightning asks for it around every hook
         self._key = self._generate_state_key(
             include=self.method.include, exclude=self.method.exclude
@@ -76,6 +82,16 @@ class PrunerAccess(Callback):
         return 0.0 if self._pruner is None else self._pruner.sparsity
 
     @property
+    def densities(self) -> dict[str, float]:
+        """The kept fraction of each parameter now."""
+        return self.pruner.densities
+
+    @property
+    def moving(self) -> bool:
+        """Whether sparsity changes between events too."""
+        return False
+
+    @property
     def target(self) -> float:
         """The sparsity that was last asked for."""
         return 0.0 if self._pruner is None else self._pruner.target
@@ -84,6 +100,11 @@ class PrunerAccess(Callback):
     def history(self) -> list[dict[str, Any]]:
         """One dict an event."""
         return [] if self._pruner is None else self._pruner.history
+
+    @property
+    def swaps(self) -> bool:
+        """Whether other values than those trained stand in the weights between two steps."""
+        return self.soft
 
     @property
     def reached(self) -> bool:
@@ -117,6 +138,8 @@ class PrunerAccess(Callback):
         train: Train = "all",
     ) -> dict[str, Any]:
         """Brings pruned weights back; see `Pruner.regrow`."""
+        if self._clock is not None and train != "all":
+            refuse_swapped(self._clock.trainer)
         return self._change(
             lambda optimizers: self.pruner.regrow(
                 fraction,
@@ -143,12 +166,16 @@ class PrunerAccess(Callback):
         """
         state: Mapping[str, Any] | None = None
         if ckpt is not None:
-            state = self._own_state(torch.load(ckpt, map_location="cpu", weights_only=True))
+            checkpoint = read_checkpoint(ckpt)
+            state = self._own_state(checkpoint)
+            self._whole_state(checkpoint, None)
             if state["pruner"] is None:
                 raise StateError(f"{ckpt} was saved before {self.state_key} had seen a model")
         elif self._pruner is not None:
+            refuse_carried(self._pruner)
             state = self.state_dict()
         before, self._pruner = self._pruner, self._new_pruner(model)
+        self._averages = Averages()
         try:
             if state is not None:
                 self._adopt(state)
@@ -179,6 +206,15 @@ class PrunerAccess(Callback):
         state: Mapping[str, Any] = states[self.state_key]
         return state
 
+    def _whole_state(self, checkpoint: Mapping[str, Any], path: object) -> Mapping[str, Any] | None:
+        """This callback's state, if there is one, in a checkpoint that is what was written."""
+        refuse_damaged(path)
+        state: Mapping[str, Any] | None = (checkpoint.get("callbacks") or {}).get(self.state_key)
+        if state and state["pruner"] is not None:
+            masks = opened(state["pruner"])["masks"]
+            refuse_unmasked(masks, checkpoint.get("state_dict") or {})
+        return state
+
     def _adopt(self, state: Mapping[str, Any]) -> None:
         self.pruner.load_state_dict(state["pruner"])
         if self._clock is not None:
@@ -188,15 +224,21 @@ class PrunerAccess(Callback):
 
     def _change(self, change: Callable[[list[Optimizer]], dict[str, Any]]) -> dict[str, Any]:
         """Changes masks; within a fit with its optimizers, and the suite is told."""
-        clock = self._clock
+        clock, enforcer = self._clock, self.pruner.enforcer
+        masks = self._averages.masks(enforcer)
         if clock is None:
-            return change([])
+            entry = change([])
+            self._averages.follow(enforcer, masks)
+            return entry
         trainer, before = clock.trainer, self.pruner.sparsity
-        entry = change(trainer.optimizers)
-        self._where(entry)
-        agree(trainer, self.pruner.enforcer, f"the event at step {entry['step']}")
-        event = PruneEvent(self, entry["step"], entry["epoch"], before, self.sparsity, entry)
-        tell(trainer, trainer.lightning_module, event)
+        with self.changes.whole(f"an event at step {int(trainer.global_step)}"):
+            entry = change(trainer.optimizers)
+            self.changes.touch()  # masks have changed, and who answers to that has not heard
+            self._averages.follow(enforcer, masks)
+            self._where(entry)
+            agree(trainer, enforcer, f"the event at step {entry['step']}")
+            event = PruneEvent(self, entry["step"], entry["epoch"], before, self.sparsity, entry)
+            tell(trainer, trainer.lightning_module, event)
         return entry
 
     def _where(self, entry: dict[str, Any]) -> None:

@@ -37,12 +37,25 @@ class PruneEvent:
 
 
 class Callback(pl.Callback):
-    """A Lightning callback that also hears of prune events."""
+    """A Lightning callback that also hears of prune events.
+
+    Attributes:
+        needs_wholes: Whether it works with whole parameters alone, not with shards of them.
+    """
+
+    needs_wholes = False
+
+    precedence = 0  # the lower, the earlier its turn
 
     @property
     def settled(self) -> bool:
         """Whether nothing is pending that could take the last event back."""
         return True
+
+    def take_turn(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Called before each batch, in an order that the Trainer's list does not change."""
 
     def allows_event(self, trainer: pl.Trainer, pruner: PrunerAccess) -> bool:
         """Whether a planned event may happen now; it is asked again at the next step if not."""

@@ -12,9 +12,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from regrow.callbacks.access import PrunerAccess
 from regrow.callbacks.agreement import shared_value
+from regrow.callbacks.averaging import Averages, refuse_swa
 from regrow.callbacks.base import Callback, PruneEvent
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.dynamic import refuse_constant
+from regrow.callbacks.model_checkpoint import save_whole
 from regrow.callbacks.reached import pruners
 from regrow.callbacks.snapshot import Snapshot
 from regrow.errors import ConfigError, StateError, check_choice, check_positive, check_rate
@@ -30,7 +32,8 @@ class AccuracyBudget(Callback):
     reference. Lost more than `max_drop`: weights, moments, masks and schedule go back to how they
     were before the event, to the bit, and the step is halved, until it is as small as
     `resolution`. The next event waits while a recovery is open. The fit ends with the sparsest
-    model that held, and `last.ckpt` holds it. Global step and learning rate do not go back.
+    model that held, and `last.ckpt` holds it. Global step and learning rate do not go back; an
+    average (EMA) does, and is what validation judges.
 
     The pruner's `history` says how it went: what held has `lost`, what was taken back is a
     "rollback", and the last of them has `reason`. `Regrow` waits while a recovery is open.
@@ -55,6 +58,8 @@ class AccuracyBudget(Callback):
             ...
         regrow.errors.ConfigError: max_drop must be a number above 0, got -1: write 0.01 for one ...
     """
+
+    needs_wholes = True
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class AccuracyBudget(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         refuse_constant(trainer, self)
+        refuse_swa(trainer, self)
         found = pruners(trainer)
         if len(found) != 1:
             raise ConfigError(
@@ -105,7 +111,7 @@ class AccuracyBudget(Callback):
         if self._lost is not None:  # before the pruner looks at what is due in this batch
             self._roll_back(trainer, pl_module)
 
-    def on_train_batch_start(
+    def take_turn(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._clock is None:  # resumed in the middle of an epoch
@@ -123,8 +129,8 @@ class AccuracyBudget(Callback):
     ) -> None:
         if self.reference is None:
             raise StateError(
-                f"no validation came before the first event, so there is no dense {self.monitor!r} "
-                "to compare with: begin later, or write reference=VALUE"
+                f"no validation came before the first event, or none gave a number, so there is no "
+                f"dense {self.monitor!r} to compare with: begin later, or write reference=VALUE"
             )
         self._snapshot = Snapshot.take(trainer, pl_module, pruner)
 
@@ -146,7 +152,7 @@ class AccuracyBudget(Callback):
         value = self._value(trainer)
         assert self._pruner is not None
         if self._open is None:
-            if self.given is None and self._pruner.sparsity == 0:
+            if self.given is None and self._pruner.sparsity == 0 and not math.isnan(value):
                 best = max if self.mode == "max" else min
                 self.reference = value if self.reference is None else best(self.reference, value)
         elif self._lost is None and self._behind() >= self._open["deadline"]:
@@ -154,13 +160,16 @@ class AccuracyBudget(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._pruner is not None
-        over = self._open is None and not self._pruner.progress.ahead
-        if self._open is not None:  # failed just now, or never judged
+        open_still = self._open is not None
+        over = not open_still and not self._pruner.progress.ahead
+        if open_still:  # failed just now, or never judged
             self._roll_back(trainer, pl_module)
         self._conclude(cut=True)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.last_model_path and not over:
-                trainer.save_checkpoint(callback.last_model_path)
+                save_whole(trainer, callback.last_model_path, trainer.save_checkpoint)
+        if open_still:  # what has been taken back may have been averaged into the module before
+            Averages(trainer).give(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -221,13 +230,15 @@ class AccuracyBudget(Callback):
         assert self._snapshot is not None
         assert self._pruner is not None
         sparsity, lost = self._open["sparsity"], self._lost
-        self._snapshot.restore(trainer, pl_module, self._pruner)
-        finite = lost is not None and math.isfinite(lost)  # a result in JSON knows no NaN
-        self._pruner.note_rollback(sparsity, lost if finite else None)
-        if lost is not None:  # else the event is still to come
-            self._pruner.progress.lead(self._behind(), self.search.candidate())
-        self._open = self._lost = self._snapshot = None
-        self._conclude()
+        with self._pruner.changes.whole("a rollback"):
+            self._pruner.changes.touch()
+            self._snapshot.restore(trainer, pl_module, self._pruner)
+            finite = lost is not None and math.isfinite(lost)  # a result in JSON knows no NaN
+            self._pruner.note_rollback(sparsity, lost if finite else None)
+            if lost is not None:  # else the event is still to come
+                self._pruner.progress.lead(self._behind(), self.search.candidate())
+            self._open = self._lost = self._snapshot = None
+            self._conclude()
 
     def _conclude(self, cut: bool = False) -> None:
         """Writes down why the search ended, once it has or the fit cuts it."""

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from regrow.callbacks.averaging import Averages
 from regrow.callbacks.channel_company import (
     check_settings,
     recalibrate_on,
@@ -22,7 +23,7 @@ from regrow.callbacks.channel_company import (
 from regrow.callbacks.reached import settled
 from regrow.callbacks.rewind import Rewind
 from regrow.callbacks.rewound import RewoundPruning
-from regrow.callbacks.shapes import ShapeHooks, find_example, fit_shapes
+from regrow.callbacks.shapes import ShapeHooks, example_for, find_example, fit_shapes
 from regrow.channel_method import ChannelMethod
 from regrow.channel_pruner import ChannelPruner
 from regrow.channels.choosing import RoundTo
@@ -44,7 +45,7 @@ class ChannelPruning(RewoundPruning):
 
     At each event the least important channels are masked in every layer that holds a part of them,
     the columns that read them included; nothing is cut that was not tried and verified first. The
-    masked channels are cut out at the end of the fit, or at events.
+    masked channels are cut out at the end of the fit, or at events, of an average (EMA, SWA) too.
 
     Args:
         sparsity: Fraction of `of` to remove, in [0, 1), counted from the original network. Left
@@ -159,7 +160,9 @@ there are: channels, latency, macs, params
         """
         if self._clock is not None:
             raise StateError("a fit is going on in the small shapes: call expand() after it")
-        return self.pruner.expand()
+        entry = self.pruner.expand()
+        self._averages.renew(self.pruner.model)
+        return entry
 
     def resolve(self, timeline: Timeline, start: float = 0.0) -> SparsityPlan:
         return super().resolve(timeline, start) if self.final else ()
@@ -180,14 +183,14 @@ there are: channels, latency, macs, params
         for name, reason in self.pruner.pins.items():
             rank_zero_warn(f"{name} keeps its channels, a trial cut breaks the network: {reason}")
 
-    def on_train_batch_start(
+    def take_turn(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # within a window of accumulated gradients a cut would lose some of them
         begins = batch_idx % trainer.accumulate_grad_batches == 0
         if begins:  # what a budget has accepted since
             self._compact_settled(trainer)
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        super().take_turn(trainer, pl_module, batch, batch_idx)
         if begins:
             self._compact_settled(trainer)
 
@@ -195,11 +198,10 @@ there are: channels, latency, macs, params
         # here, because a budget still takes events back when training ends
         if self._pruner is None:
             return
-        state, self._loaded = self._loaded, None
-        if state is not None and state["pruner"] is not None:  # there was nothing left to train
-            self._adopt(state)
+        super().on_fit_end(trainer, pl_module)
         if self.compact_at is not None and self._try_to_compact() and self.recalibrate:
             recalibrate_on(trainer, pl_module, self.recalibrate)
+            self._averages.take(pl_module)  # it went into the module before
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -210,6 +212,7 @@ there are: channels, latency, macs, params
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
         self._tell_shapes(checkpoint)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -248,6 +251,7 @@ there are: channels, latency, macs, params
     def _compact(self) -> Plan | None:
         trainer = None if self._clock is None else self._clock.trainer
         plan = self.pruner.compact(trainer.optimizers if trainer is not None else ())
+        self._averages.cut(plan)
         if plan is not None and trainer is not None:
             self._where(self.history[-1])
             tell_cut(trainer, self, plan)
@@ -263,13 +267,7 @@ there are: channels, latency, macs, params
 
     def _new_pruner(self, model: nn.Module) -> ChannelPruner:
         assert isinstance(self.method, ChannelMethod)
-        example = self._example
-        if example is None:
-            if not isinstance(model, pl.LightningModule) and self.example_input is None:
-                raise ConfigError("write example_input=...: this model has no example of its own")
-            module = model if isinstance(model, pl.LightningModule) else None
-            given = self.example_input
-            example = given if module is None else find_example(None, module, given)
+        example = example_for(model, self._example, self.example_input)
         return ChannelPruner(model, example, self.method, keep_removed=bool(self.keep_removed))
 
     def _own_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -293,6 +291,7 @@ there are: channels, latency, macs, params
             fit_shapes(module, checkpoint)
         else:
             self.pruner.reshape(cuts)
+        Averages(module.trainer).fit(module)
 
     def _tell_shapes(self, checkpoint: dict[str, Any]) -> None:
         if isinstance(self._pruner, ChannelPruner) and self._pruner.plan.kept:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from regrow.callbacks.averaging import trained_epochs
 from regrow.errors import ConfigError
 from regrow.time import Time, Timeline
 
@@ -56,7 +57,7 @@ class Clock:
         limit = trainer.max_steps - first if trainer.max_steps != -1 else None
         if self.manual and not self.batches:
             return Timeline(limit, None, first)
-        most = trainer.max_epochs
+        most = trained_epochs(trainer)
         epochs = None if most is None or most == -1 else max(0, most - epoch)
         if self.batches and limit is not None:  # it counts optimizer steps, any number a batch
             limit = epochs = None

@@ -10,9 +10,11 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regrow.by_rows import refuse_whole
 from regrow.callbacks.base import Callback
 from regrow.callbacks.pruning import PruningCallback
-from regrow.callbacks.refusals import overflowed, waits_for_gradients
+from regrow.callbacks.refusals import waits_for_gradients
+from regrow.callbacks.scaling import drop_gradients, overflowed
 from regrow.criteria import CRITERIA, TrackingCriterion
 from regrow.dynamic import GROW, draw_masks, drop_and_grow, drop_fraction_at, track_momenta
 from regrow.errors import ConfigError, check_choice, check_rate
@@ -21,9 +23,10 @@ from regrow.initializers import Initializer, make_initializer, original, orthogo
 from regrow.method import Method
 from regrow.plans import Milestone, Plan
 from regrow.pruner import Pruner
-from regrow.regrowth import Growth
+from regrow.regrowth import Growth, make_growth
 from regrow.schedules import OneShot
 from regrow.time import TimeLike, Timeline
+from regrow.uncompiled import uncompiled
 from regrow.updates import Updates
 
 
@@ -37,6 +40,7 @@ class DynamicSparseTraining(PruningCallback):
     Growth by gradient or momentum acts within the update step, on its dense gradients; by lot, at
     the batch's start. `SparsityMonitor` logs `pruning/overlap` (of the masks before and after the
     last update) and `pruning/explored` (the fraction of places that were ever kept).
+    Averages (EMA, SWA) follow the masks.
 
     Args:
         sparsity: Fraction of the selected weights that is masked from the start, in [0, 1).
@@ -146,7 +150,7 @@ class DynamicSparseTraining(PruningCallback):
         """The start and the updates of a fit with this timeline, without a Trainer."""
         return tuple(self.schedule.plan(self.final, timeline, start)) if self.final else ()
 
-    def on_train_batch_start(
+    def take_turn(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         due = self._due()
@@ -156,24 +160,25 @@ class DynamicSparseTraining(PruningCallback):
 
     def on_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """Acts on dense, unscaled, unclipped gradients: the running mean, then a due update."""
-        if self.grow == "momentum" and not overflowed(trainer, self.pruner):
+        if self.grow == "momentum" and not overflowed(trainer, optimizer):
             track_momenta(self.pruner, optimizer)
         super().on_gradients(trainer, optimizer)
 
+    @uncompiled
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self._skips:  # only now, when every pruner has seen the gradients
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None
+            drop_gradients(trainer, optimizer)
         self._skips = False
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         if self._loaded is None:  # else it is all there
-            momenta = {} if self._pruner is None else dict(self._pruner.momenta)
+            pruner = self._pruner
+            means = {} if pruner is None else pruner.shards.whole(pruner.momenta)
+            momenta = {name: mean.clone() for name, mean in means.items()}  # they go on in place
             state |= {"end": self._end, "momenta": momenta, "explored": self.explored.state_dict()}
         return state
 
@@ -195,6 +200,9 @@ class DynamicSparseTraining(PruningCallback):
         pruner = super()._new_pruner(model)
         assert isinstance(pruner, Pruner)
         pruner.needs_gradients |= self._by_gradients
+        pruner.tracks_means = self.grow == "momentum"
+        if self.moves and pruner.shards.ranks is not None:
+            refuse_whole(make_growth(self.grow), self.initializer, pruner.targets)
         return pruner
 
     def _adopt(self, state: Mapping[str, Any]) -> None:
@@ -203,13 +211,15 @@ class DynamicSparseTraining(PruningCallback):
         parameters = self.pruner.enforcer.parameters
         self.pruner.momenta = {
             name: mean.to(parameters[name].device, copy=True)
-            for name, mean in state["momenta"].items()
+            for name, mean in self.pruner.shards.rows(state["momenta"]).items()
         }
-        self.explored.load_state_dict(state["explored"])
+        self.explored.load_state_dict(state["explored"], parameters)
 
     def _begin(self, trainer: pl.Trainer) -> None:
         super()._begin(trainer)
         assert self._clock is not None
+        if self.initializer is original and not self.pruner.originals:
+            self.pruner.remember()  # masks may be there already, or be made by hand
         progress = self.progress
         timeline = self._clock.timeline(progress.first, progress.epoch)
         if not self.moves or timeline.total == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -256,9 +266,7 @@ class DynamicSparseTraining(PruningCallback):
     def _change(self, change: Callable[[list[Optimizer]], dict[str, Any]]) -> dict[str, Any]:
         def watched(optimizers: list[Optimizer]) -> dict[str, Any]:
             entry = change(optimizers)
-            names = self.pruner.enforcer.parameters
-            masks = {name: self.pruner.enforcer.mask(name) for name in names}
-            entry["explored"] = self.explored.add(masks)
+            entry["explored"] = self.explored.add(self.pruner.masks)
             return entry
 
         return super()._change(watched)

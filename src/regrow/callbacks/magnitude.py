@@ -27,13 +27,14 @@ class MagnitudePruning(RewoundPruning):
     """Prunes to a target sparsity by a schedule, and holds it.
 
     One-shot, gradual and iterative pruning are schedules; by default a cubic one from 20 % to 75 %
-    of the fit, ranking all layers together by |w|.
+    of the fit, ranking all layers together by |w|. Averages (EMA, SWA) obey the masks too, and
+    what comes back begins there with the value that the model has.
 
     Args:
         sparsity: Fraction of the selected weights to prune, in [0, 1); hit exactly. Left out, a
             table's last row, or the end of an exponential schedule's rounds.
-        schedule: "one_shot", "linear", "cubic", "cosine", "exponential" or "cyclic" with the
-            times below, or an object with its own.
+        schedule: "one_shot", "linear", "cubic", "cosine", "exponential", "cyclic" or "acdc" with
+            the times below, or an object with its own.
         begin: First event: "3ep", "500it", a fraction of the fit; None: 0.2.
         end: Last event, which lands on the target; None: 0.75.
         every: Time between events; None: 0.01.

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +16,51 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from regrow.callbacks.reached import all_at_target, require_pruner
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, unwritten
 
 
-class SparseModelCheckpoint(ModelCheckpoint):
+def save_whole(trainer: pl.Trainer, path: str, save: Callable[[str], None]) -> None:
+    """Saves beside a file of this machine and renames: who reads it sees the old or the new one.
+
+    Lightning moves a checkpoint over from the system's temporary folder, which on another file
+    system is a copy that a kill cuts short.
+
+    Args:
+        trainer: Whose checkpoint it is; called on every rank.
+        path: Where it goes.
+        save: Writes to the path it is given.
+
+    Raises:
+        StateError: Where it cannot be written; what was there before is whole.
+    """
+    if type(trainer.strategy.checkpoint_io) is not TorchCheckpointIO or "://" in path:
+        save(path)
+        return
+    part = Path(f"{path}.part")
+    try:
+        save(str(part))
+        if trainer.is_global_zero:
+            os.replace(part, path)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise unwritten(path, error) from error
+        raise
+
+
+class WholeCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, whose files are whole or not there; see `save_whole`."""
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        save_whole(trainer, filepath, lambda path: self._write(trainer, path))
+        self._last_checkpoint_saved = filepath
+
+    def _write(self, trainer: pl.Trainer, path: str) -> None:
+        super()._save_checkpoint(trainer, path)
+
+
+class SparseModelCheckpoint(WholeCheckpoint):
     """Lightning's ModelCheckpoint, ranking models only while they have the target sparsity.
 
     No event that prunes is to come then; of `Cyclic(last="dense")` the last sparse phase is ranked.
@@ -77,6 +120,8 @@ class SparseModelCheckpoint(ModelCheckpoint):
         self._fresh = False  # whether this hook has written last.ckpt
         self._within = True  # whether the epoch is still going on
         self._waits = False  # whether last.ckpt is to be written at its end
+        self._validates = False  # whether validation comes next
+        self._owed = False  # whether last.ckpt is to be written after it
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         require_pruner(trainer, self, stage)
@@ -84,6 +129,10 @@ class SparseModelCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         self._fresh = False
+        # Lightning 2.6, resumed from before a validation that is due, leaves that out
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        self._validates = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         deferred, self._defer_save_until_validation = self._defer_save_until_validation, False
         super().on_train_batch_end(trainer, *args, **kwargs)
         if self._defer_save_until_validation and not self._should_skip_saving_checkpoint(trainer):
@@ -94,8 +143,11 @@ class SparseModelCheckpoint(ModelCheckpoint):
         self._defer_save_until_validation |= deferred
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._fresh = False
+        self._fresh = self._validates = False
+        owed, self._owed = self._owed, False
         super().on_validation_end(trainer, pl_module)
+        if owed and not trainer.sanity_checking:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fresh, self._within = False, False
@@ -119,7 +171,8 @@ class SparseModelCheckpoint(ModelCheckpoint):
     ) -> None:
         # Lightning 2.6 miscounts the batches of a run resumed from within an epoch's last batch
         self._waits = self._within and bool(trainer.is_last_batch)
-        if self._fresh or self._waits:
+        self._owed |= self._validates
+        if self._fresh or self._waits or self._validates:
             return
         weights_only, self.save_weights_only = self.save_weights_only, False
         try:
@@ -127,17 +180,3 @@ class SparseModelCheckpoint(ModelCheckpoint):
         finally:
             self.save_weights_only = weights_only
         self._fresh = True
-
-    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        """Writes beside the file and renames.
-
-        Lightning moves it over from the system's temporary folder, which on another file system is
-        a copy that a kill cuts short.
-        """
-        if type(trainer.strategy.checkpoint_io) is not TorchCheckpointIO or "://" in filepath:
-            return super()._save_checkpoint(trainer, filepath)
-        part = f"{filepath}.part"
-        super()._save_checkpoint(trainer, part)
-        self._last_checkpoint_saved = filepath
-        if trainer.is_global_zero:
-            os.replace(part, filepath)

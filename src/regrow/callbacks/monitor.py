@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from regrow.callbacks.access import PrunerAccess
 from regrow.callbacks.base import Callback, PruneEvent
 from regrow.callbacks.reached import pruners, require_pruner
+from regrow.sharding import Everywhere, shard_of
 
 _WORDS = ("overlap", "explored")
 
@@ -71,6 +72,8 @@ class SparsityMonitor(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        if any(callback.moving for callback in pruners(trainer)):
+            self._values, self._shown = self._measure(trainer), False
         if not self._shown:  # Lightning shows a value until the epoch's end
             for name in ("pruning/sparsity", "pruning/target"):
                 bar = self.prog_bar and name == "pruning/sparsity"
@@ -88,7 +91,7 @@ class SparsityMonitor(Callback):
         weights = {t.name: t.parameter.numel() for p in found for t in p.pruner.targets}
         densities: dict[str, float] = {}
         for callback in found:
-            for name, density in callback.pruner.densities.items():
+            for name, density in callback.densities.items():
                 densities[name] = density if name not in densities else _both(found, name)
         total = sum(weights.values())
         values = {
@@ -108,8 +111,10 @@ class SparsityMonitor(Callback):
 
 def _both(found: list[PrunerAccess], name: str) -> float:
     """The density of a parameter that several callbacks mask."""
-    masks = [c.pruner.enforcer.mask(name) for c in found if name in c.pruner.enforcer.parameters]
-    kept = masks[0]
-    for mask in masks[1:]:
-        kept = kept & mask
-    return int(kept.count_nonzero()) / kept.numel()
+    owners = [c.pruner for c in found if name in c.pruner.enforcer.parameters]
+    kept = owners[0].enforcer.mask(name)
+    for pruner in owners[1:]:
+        kept = kept & pruner.enforcer.mask(name)
+    parameter = owners[0].enforcer.parameters[name]
+    everywhere = Everywhere([shard_of(name, parameter)])
+    return everywhere.sums([int(kept.count_nonzero())])[0] / max(1, parameter.numel())

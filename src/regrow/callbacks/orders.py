@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 
+from regrow.by_rows import refuse_whole
 from regrow.callbacks.access import PrunerAccess
+from regrow.callbacks.carrying import refuse_swapped
 from regrow.callbacks.reached import pruners
 from regrow.callbacks.requests import Order
 from regrow.channel_pruner import ChannelPruner
 from regrow.errors import ConfigError, check_patterns
+from regrow.initializers import make_initializer
 from regrow.initializers import removed as removed_values
-from regrow.regrowth import by_momentum, by_removed
+from regrow.regrowth import by_momentum, by_removed, make_growth
 
 
 def chosen(trainer: pl.Trainer, order: Order) -> list[tuple[PrunerAccess, list[str] | None]]:
@@ -52,9 +55,12 @@ def refuse_unable(trainer: pl.Trainer, order: Order) -> None:
     """
     for callback, names in chosen(trainer, order):
         pruner = callback.pruner
-        pruner.hold.check(order.train)
+        if pruner.hold.check(order.train) != "all":
+            refuse_swapped(trainer)
         if isinstance(pruner, ChannelPruner):
             pruner.check_regrowth(order.by, order.init)
+        elif pruner.shards.ranks is not None:
+            refuse_whole(make_growth(order.by), make_initializer(order.init), pruner.targets)
         weights = sum(target.parameter.numel() for target in pruner.named(names))
         if order.count is not None and order.count > weights:
             raise ConfigError(f"count={order.count} is more than all {weights} weights there are")

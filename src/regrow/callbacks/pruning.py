@@ -18,31 +18,38 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from regrow.callbacks.access import PrunerAccess
+from regrow.callbacks.averaged import MaskedAverages
+from regrow.callbacks.backward import MaskedBackward
 from regrow.callbacks.base import Callback, PruneEvent, suite
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.pruners import as_sparse
 from regrow.callbacks.refusals import (
-    overflowed,
-    refuse_passed,
+    ranks_now,
+    refuse_format,
+    refuse_target,
     refuse_unfit,
     waits_for_gradients,
     warn_unfinished,
 )
+from regrow.callbacks.scaling import overflowed, prepare, show_gradients
 from regrow.callbacks.targets_table import show_targets
+from regrow.callbacks.turns import TakesTurns, in_turn, leads
+from regrow.changes import Changes
 from regrow.channel_method import ChannelMethod
 from regrow.channels.plan import Plan as ChannelPlan
 from regrow.errors import StateError, check_choice
 from regrow.masked import Keep
 from regrow.method import Method
+from regrow.names import follow_names
 from regrow.plans import Milestone, Plan, Schedule, own_sparsities
 from regrow.progress import Progress
 from regrow.time import Timeline
+from regrow.uncompiled import uncompiled
 
-FORMAT = 1
+FORMAT = 2
 
 
-class PruningCallback(PrunerAccess):
+class PruningCallback(TakesTurns, MaskedBackward, MaskedAverages):
     """Owns masks of one model, changes them by a plan and enforces them.
 
     Args:
@@ -91,65 +98,58 @@ class PruningCallback(PrunerAccess):
         return self.progress.begun and self.progress.pruned and self._holds(self.progress.sparse)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
         pruner = self._pruner = self._pruner or self._new_pruner(pl_module)
-        if pruner.model is not pl_module:
-            raise StateError(
-                f"{type(self).__name__} holds the masks of another model object: call "
-                "attach(model) to carry them over, or make a new callback for a fresh model"
-            )
         refuse_unfit(trainer, pl_module, pruner)
         self._clock = Clock(trainer, self.schedule.times())
         for optimizer in trainer.optimizers:
             self._handles.append(pruner.enforcer.hook(optimizer))
             if not pl_module.automatic_optimization:  # a raw optimizer.step() calls no other hook
-                hook = pruner.enforcer.gradient_hook(optimizer)
-                self._handles.append(hook)
+                self._handles.append(pruner.enforcer.gradient_hook(optimizer))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Only now the optimizers' state is back, and asking for the fit's length any earlier would
         # make Lightning forget where a stateful loader stood.
-        state, self._loaded = self._loaded, None
+        state = self._loaded
         if state is not None and state["progress"] is not None:
             self._resume(state)
         else:
             if state is not None and state["pruner"] is not None:
                 self._adopt(state)
             self._begin(trainer)
+        self._loaded = None  # not before: what fails to resume must not be saved in its place
         self.pruner.enforce(trainer.optimizers)
-        # found once: steps are many
-        listeners, idle = suite(trainer), Callback.on_dense_gradients
-        self._pruners = [c for c in listeners if isinstance(c, PruningCallback)]
-        self._eager = [c for c in listeners if type(c).on_dense_gradients is not idle]
+        self._turns, idle = in_turn(trainer), Callback.on_dense_gradients  # once: steps are many
+        self._pruners = [c for c in self._turns if isinstance(c, PruningCallback)]
+        self._eager = [c for c in self._turns if type(c).on_dense_gradients is not idle]
         show_targets(trainer, self)
 
-    def on_train_batch_start(
+    def take_turn(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if (due := self._due()) is not None and not waits_for_gradients(self.pruner):
             self._fire(due)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         self.pruner.settle()  # a scaler that skips the step runs no hook after it
 
+    @uncompiled
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._pruners[0] is self:  # all see the gradients, once, before any masks them
-            for listener in self._eager:
-                listener.on_dense_gradients(trainer, optimizer)
-            for callback in self._pruners:
-                callback.on_gradients(trainer, optimizer)
-        self.pruner.enforcer.prepare()
+        if leads(trainer, self):  # all see the gradients, once, before any masks them
+            show_gradients(trainer, optimizer, self._eager, self._pruners)
+        self.changes.refuse()
+        prepare(trainer, optimizer, self.pruner)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
         warn_unfinished(trainer, self)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        state, self._loaded = self._loaded, None
+        if state is not None and state["pruner"] is not None:  # nothing was left to train
+            self._adopt(state)
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
@@ -158,6 +158,7 @@ class PruningCallback(PrunerAccess):
             # it may have brought back what is masked here; gradients stay dense until all saw them
             self._pruner.enforcer.weights()
             self._pruner.enforcer.state(trainer.optimizers)
+            self._averages.mask(self._pruner.enforcer)
 
     def on_compact(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: ChannelPlan
@@ -171,15 +172,15 @@ class PruningCallback(PrunerAccess):
     def on_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """Acts on dense, unscaled, unclipped gradients: a due event, or the criterion's update."""
         pruner = self.pruner
-        if not waits_for_gradients(pruner) or overflowed(trainer, pruner):
+        if not waits_for_gradients(pruner) or overflowed(trainer, optimizer):
             return
         pruner.update(optimizer)
-        due = self._due()
-        if due is not None and pruner.trained_by(optimizer):
+        if (due := self._due()) is not None and ranks_now(trainer, pruner, optimizer):
             self._fire(due)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._loaded, self._outside = None, False
+        self._loaded, self._outside, self.changes = None, False, Changes()
+        self._handles.append(follow_names(pl_module))
         if stage == "fit":  # another fit, another plan
             self.progress = Progress()
 
@@ -187,10 +188,10 @@ class PruningCallback(PrunerAccess):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._outside = trainer.state.fn != TrainerFn.FITTING
+        state = self._whole_state(checkpoint, trainer.ckpt_path)
         if not self._outside:
             self._own_state(checkpoint)
             return
-        state = (checkpoint.get("callbacks") or {}).get(self.state_key)
         if state and state["pruner"] is not None:  # weights of another moment, to be tested
             if self._pruner is None or self._pruner.model is not pl_module:
                 self._pruner = self._new_pruner(pl_module)
@@ -205,6 +206,7 @@ class PruningCallback(PrunerAccess):
     def state_dict(self) -> dict[str, Any]:
         if self._loaded is not None:  # not taken in yet, as when a learning rate is looked for
             return dict(self._loaded)
+        self.changes.refuse()
         return {
             "format": FORMAT,
             "final": self.final,
@@ -214,11 +216,7 @@ class PruningCallback(PrunerAccess):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict.get("format") != FORMAT:
-            raise StateError(
-                f"the checkpoint's {self.state_key} has format {state_dict.get('format')}, this "
-                f"version reads format {FORMAT}"
-            )
+        refuse_format(state_dict, FORMAT, self.state_key)
         if not self._outside:  # else on_load_checkpoint took it in
             self._loaded = state_dict
 
@@ -230,6 +228,7 @@ class PruningCallback(PrunerAccess):
     ) -> None:
         if self._pruner is not None:
             self._pruner.settle()
+            self._pruner.enforcer.weights()  # a step that was stopped before its end
         self._release()
 
     def _begin(self, trainer: pl.Trainer) -> None:
@@ -237,7 +236,7 @@ class PruningCallback(PrunerAccess):
         assert self._clock is not None
         pruner, (first, epoch) = self.pruner, self._clock.origin()
         timeline, start = self._clock.timeline(first, epoch), self.pruner.stand(self.final)
-        refuse_passed(pruner, start, self.final)
+        refuse_target(trainer, pruner, start, self.final)
         there = self.final > 0 and pruner.units(start) == pruner.units(self.final)
         if there or timeline.total == 0:
             plan: Plan = ()
@@ -277,8 +276,9 @@ class PruningCallback(PrunerAccess):
             return
         for callback in listeners:
             callback.before_prune_event(trainer, trainer.lightning_module, self)
-        self._act(due)
-        self.progress.done(due)
+        with self.changes.whole(f"the event at step {due.step}"):
+            self._act(due)
+            self.progress.done(due)
 
     def _act(self, due: Milestone) -> None:
         pruner = self.pruner

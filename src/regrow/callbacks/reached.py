@@ -11,8 +11,9 @@ from regrow.errors import ConfigError
 
 
 def pruners(trainer: pl.Trainer) -> list[PrunerAccess]:
-    """The pruning callbacks of a Trainer."""
-    return [c for c in trainer.callbacks if isinstance(c, PrunerAccess)]  # type: ignore[attr-defined]
+    """The pruning callbacks of a Trainer, in the order of their turns."""
+    found = [c for c in suite(trainer) if isinstance(c, PrunerAccess)]
+    return sorted(found, key=lambda callback: callback.state_key)
 
 
 def settled(trainer: pl.Trainer) -> bool:

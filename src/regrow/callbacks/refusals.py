@@ -3,25 +3,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
+from regrow.callbacks.averaging import refuse_incomplete
+from regrow.callbacks.base import suite
 from regrow.callbacks.pruners import AnyPruner
+from regrow.channel_pruner import ChannelPruner
 from regrow.errors import ConfigError, StateError
+from regrow.pruner import Pruner
+from regrow.sharding import forget_copies, is_cut
 from regrow.targets import clean
 
 if TYPE_CHECKING:
     from regrow.callbacks.pruning import PruningCallback
 
-_SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+_SHARDED = (DeepSpeedStrategy, FSDPStrategy)
 
 
 def refuse_unfit(trainer: pl.Trainer, module: nn.Module, pruner: AnyPruner) -> None:
@@ -29,43 +34,74 @@ def refuse_unfit(trainer: pl.Trainer, module: nn.Module, pruner: AnyPruner) -> N
 
     Raises:
         ConfigError: For a strategy, callback or optimizer that masks do not reach.
-        StateError: For a model whose parameters are no longer those that are masked.
+        StateError: For another model, or one whose parameters are no longer those masked.
     """
+    refuse_other(module, pruner)
+    forget_copies(module)  # else these stand in the parameters' place
     refuse_replaced(module, pruner)
-    refuse_averaging(trainer)
+    refuse_incomplete(trainer, {target.name: target.parameter for target in pruner.targets})
     refuse_sharded(trainer, pruner)
-    refuse_split(trainer.optimizers, pruner)
+    if not any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        refuse_split(trainer.optimizers, pruner)  # else layers may join before the first event
     if pruner.soft:
         refuse_closures(trainer.optimizers)
 
 
 def refuse_sharded(trainer: pl.Trainer, pruner: AnyPruner) -> None:
-    """Refuses strategies that keep only a part of each weight on a rank.
+    """Refuses what cannot be right where each rank keeps a part of the weights.
 
     Raises:
-        ConfigError: Naming the strategy or the sharded parameter.
+        ConfigError: Naming the strategy, or what does not go with sharded parameters.
     """
-    sharded = [t.name for t in pruner.targets if type(t.parameter.data).__name__ == "DTensor"]
-    if isinstance(trainer.strategy, _SHARDED) or sharded:
-        name = type(trainer.strategy).__name__
+    strategy, name = trainer.strategy, type(trainer.strategy).__name__
+    if isinstance(strategy, _SHARDED):
         raise ConfigError(
-            f"{name} shards parameters ({', '.join(sharded[:3]) or 'all of them'}), and masks of "
-            "sharded parameters are not supported: write strategy='ddp'"
+            f"{name} keeps parameters in flat parts, which have no rows to mask: write "
+            "strategy='ddp', or strategy=ModelParallelStrategy() and fully_shard the module in "
+            "configure_model (FSDP2)"
+        )
+    cut = [target.name for target in pruner.targets if is_cut(target.parameter)]
+    if not cut or isinstance(pruner, ChannelPruner):  # that was refused when it looked at the model
+        return
+    names = f"parameters are sharded among ranks ({', '.join(cut[:3])}, ...)"
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+        raise ConfigError(f"{names}, and LBFGS needs whole ones: write another optimizer")
+    for callback in suite(trainer):
+        if callback.needs_wholes:
+            raise ConfigError(
+                f"{names}, and {type(callback).__name__} remembers whole ones: leave it out, or "
+                "write strategy='ddp'"
+            )
+    if getattr(strategy, "_save_distributed_checkpoint", False) and (what := _unsharded(pruner)):
+        raise ConfigError(
+            f"{name} saves every rank's shards of weights and optimizer state, and has no place "
+            f"for {what}: leave that out, or write "
+            f"{name}(save_distributed_checkpoint=False)"
         )
 
 
-def refuse_averaging(trainer: pl.Trainer) -> None:
-    """Refuses callbacks that average weights in a copy of the module.
+def _unsharded(pruner: Pruner) -> str:
+    """What a pruner would have to put into a checkpoint besides masks; nothing: ''."""
+    if pruner.vault is not None:
+        return "removed values (keep_removed=True)"
+    if pruner.soft:
+        return "dense values beneath masks (soft=True)"
+    if pruner.tracks:
+        return "what the criterion has gathered"
+    return "running means of gradients (grow='momentum')" if pruner.tracks_means else ""
+
+
+def refuse_other(module: nn.Module, pruner: AnyPruner) -> None:
+    """Refuses another model than the one that is masked.
 
     Raises:
-        ConfigError: Masks do not reach the copy, which takes the module's place in the end.
+        StateError: Saying how masks are carried over.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
-            raise ConfigError(
-                f"{type(callback).__name__} averages weights in a copy of its own, in which pruned "
-                "ones would come back: leave it out of a fit that prunes"
-            )
+    if pruner.model is not module:
+        raise StateError(
+            "the pruning callback holds the masks of another model object: call attach(model) to "
+            "carry them over, or make a new callback for a fresh model"
+        )
 
 
 def waits_for_gradients(pruner: AnyPruner) -> bool:
@@ -88,17 +124,71 @@ def refuse_replaced(module: nn.Module, pruner: AnyPruner) -> None:
         )
 
 
-def refuse_passed(pruner: AnyPruner, start: float, final: float) -> None:
-    """Refuses a target below the sparsity that the model has.
+def refuse_format(state: Mapping[str, Any], known: int, name: str) -> None:
+    """Refuses the state of a callback that another version wrote.
 
     Raises:
-        ConfigError: What is pruned stays pruned.
+        StateError: Naming both formats, and what to do.
     """
+    if state.get("format") != known:
+        raise StateError(
+            f"the checkpoint's {name} has format {state.get('format')}, this version reads format "
+            f"{known}: load the weights into the model and start a fit without ckpt_path"
+        )
+
+
+def refuse_between(pending: object) -> None:
+    """Refuses to save between an event and its rewinding, which comes at the batch's end.
+
+    Raises:
+        StateError: As where the step between the two fails.
+    """
+    if pending is not None:
+        raise StateError(
+            "an event waits for its rewinding, which comes at this batch's end: save then; if the "
+            "step failed, go on from the last checkpoint"
+        )
+
+
+def refuse_target(trainer: pl.Trainer, pruner: AnyPruner, start: float, final: float) -> None:
+    """Refuses a target that cannot be gone to, or not beside the Trainer's other pruners.
+
+    Raises:
+        ConfigError: What is pruned stays pruned; less than a weight is nothing to move in
+            proportion to; dense values beneath soft masks are none under hard ones.
+    """
+    refuse_overlap(trainer, pruner)
+    if isinstance(pruner, Pruner) and pruner.own and final > 0 and not pruner.units(final):
+        raise ConfigError(
+            f"sparsity={final:g} is less than one weight, and layers={pruner.own} move in "
+            "proportion to it: write include=[...] with these layers, and their sparsity as "
+            "sparsity"
+        )
     if pruner.units(start) > pruner.units(final) > 0:
         raise ConfigError(
             f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: ask for "
             "more, or bring weights back first (unprune, prune_to(0))"
         )
+
+
+def refuse_overlap(trainer: pl.Trainer, pruner: AnyPruner) -> None:
+    """Refuses soft pruning of weights that another callback prunes too.
+
+    Raises:
+        ConfigError: Within a step dense values stand where the other's masks say zero, and weight
+            decay turns them into moments.
+    """
+    own = {id(target.parameter): target.name for target in pruner.targets}
+    for callback in suite(trainer):
+        other = getattr(callback, "_pruner", None)
+        if other is None or other is pruner or not (pruner.soft or other.soft):
+            continue
+        shared = [own[id(t.parameter)] for t in other.targets if id(t.parameter) in own]
+        if shared:
+            raise ConfigError(
+                f"soft=True lets {', '.join(shared[:3])} go on learning beneath masks, and another "
+                "pruning callback masks them too: write exclude=[...] in one of the two"
+            )
 
 
 def refuse_split(optimizers: Sequence[Optimizer], pruner: AnyPruner) -> None:
@@ -115,12 +205,14 @@ def refuse_split(optimizers: Sequence[Optimizer], pruner: AnyPruner) -> None:
         )
 
 
-def overflowed(trainer: pl.Trainer, pruner: AnyPruner) -> bool:
-    """Whether a gradient scaler is about to skip this step: its gradients rank nothing."""
-    if getattr(trainer.precision_plugin, "scaler", None) is None:
-        return False
-    gradients = (target.parameter.grad for target in pruner.targets)
-    return not all(bool(grad.isfinite().all()) for grad in gradients if grad is not None)
+def ranks_now(trainer: pl.Trainer, pruner: AnyPruner, optimizer: Optimizer) -> bool:
+    """Whether the gradients that an event ranks are there at this optimizer's step.
+
+    Raises:
+        ConfigError: If they never are, as those of layers that are frozen still.
+    """
+    refuse_split(trainer.optimizers, pruner)
+    return pruner.trained_by(optimizer)
 
 
 def refuse_closures(optimizers: Sequence[Optimizer]) -> None:

@@ -19,8 +19,8 @@ from regrow.callbacks.clock import Clock
 from regrow.callbacks.conditions import Drop, Plateau, Seen
 from regrow.callbacks.orders import chosen, refuse_unable
 from regrow.callbacks.reached import require_pruner, settled
-from regrow.callbacks.refusals import overflowed
 from regrow.callbacks.requests import Order, RequestFile, parse
+from regrow.callbacks.scaling import overflowed
 from regrow.errors import ConfigError, StateError, check_choice, did_you_mean
 from regrow.holding import Train
 from regrow.initializers import Initializer
@@ -28,6 +28,7 @@ from regrow.initializers import original as original_values
 from regrow.regrowth import Growth
 from regrow.time import TimeLike
 from regrow.time import parse as parse_time
+from regrow.undo import how_many
 
 
 class Regrow(Callback):
@@ -64,6 +65,8 @@ class Regrow(Callback):
         >>> Regrow(at="3ep", fraction=0.1, by="gradient", init="zero").order.dense
         True
     """
+
+    precedence = 1  # what is pruned at the same step comes after
 
     def __init__(
         self,
@@ -140,7 +143,7 @@ class Regrow(Callback):
             self._pending, self._waits = bool(state["pending"]), bool(state["waits"])
             self._seen = Seen(float(state["best"]), int(state["waited"]))
 
-    def on_train_batch_start(
+    def take_turn(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._ask(trainer)
@@ -156,7 +159,7 @@ class Regrow(Callback):
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             pruner = callback.pruner
             trained = all(id(target.parameter) in held for target in pruner.named(names))
-            return trained and not overflowed(trainer, pruner)
+            return trained and not overflowed(trainer, optimizer)
 
         self._answer(trainer, dense=True, ready=ready)
 
@@ -270,7 +273,14 @@ class Regrow(Callback):
         if ready is not None and not all(ready(callback, names) for callback, names in found):
             return False
         for callback, names in found:
-            if callback.pruner.pruned_in(names):
+            pruned = callback.pruner.pruned_in(names)
+            alone = order.train == "regrown" and order.fraction is not None
+            if pruned and alone and not how_many(order.fraction, None, pruned):
+                rank_zero_warn(
+                    f"less than a weight would come back when Regrow acts ({cause}), so nothing "
+                    "came back, and everything goes on training"
+                )
+            elif pruned:
                 entry = callback.regrow(
                     order.fraction,
                     order.count,

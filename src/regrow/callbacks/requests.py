@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from regrow.errors import ConfigError, check_patterns, did_you_mean
+from regrow.errors import ConfigError, check_patterns, did_you_mean, unwritten
 from regrow.holding import Train
 from regrow.initializers import Initializer, make_initializer
 from regrow.regrowth import Growth, make_growth
@@ -107,12 +107,23 @@ class RequestFile:
             self.path.replace(self.path.with_name(f"{self.path.name}.done"))
 
     def refuse(self, why: str) -> None:
-        """Renames it to NAME.refused, the reason at its end."""
+        """Renames it to NAME.refused, the reason at its end.
+
+        Raises:
+            StateError: Where that cannot be written; the request stays.
+        """
         refused = self.path.with_name(f"{self.path.name}.refused")
-        with suppress(FileNotFoundError):
-            self.path.replace(refused)
-        with refused.open("a") as file:
-            file.write(f"\n\nrefused: {why}\n")
+        aside, asked = refused.with_name(f".{refused.name}"), b""
+        try:
+            with suppress(OSError):  # it may be gone, or for nobody to read
+                asked = self.path.read_bytes()
+            aside.write_bytes(asked + f"\n\nrefused: {why}\n".encode())
+            aside.replace(refused)
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise unwritten(refused, error) from error
 
 
 _EXAMPLE = 'write {"fraction": 0.1, "by": "random", "init": "he"}'

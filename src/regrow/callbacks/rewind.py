@@ -9,11 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
-from regrow.callbacks.access import PrunerAccess
+from regrow.callbacks.averaging import Averages, refuse_swa
 from regrow.callbacks.base import Callback, PruneEvent
 from regrow.callbacks.clock import Clock
 from regrow.callbacks.dynamic import refuse_constant
-from regrow.callbacks.refusals import waits_for_gradients
+from regrow.callbacks.refusals import refuse_between, waits_for_gradients
 from regrow.callbacks.rounds import planned_round, pruning_callbacks, refuse_long_schedules
 from regrow.channels.plan import Plan
 from regrow.errors import ConfigError, StateError, check_choice, check_count
@@ -33,7 +33,7 @@ class Rewind(Callback):
 
     Weights that go back are all parameters and buffers, biases, normalisation and its running
     statistics included; masks are enforced on them at once. The fit itself goes on: global step,
-    epochs and the order of data do not go back.
+    epochs and the order of data do not go back. An average (EMA) begins anew with the weights.
 
     A learning-rate schedule must span one round (`round_steps`); what is left of a round after its
     end trains at its last rate. A round that goes back to step k has k steps less of the schedule
@@ -64,6 +64,7 @@ class Rewind(Callback):
 did you mean 'weights'?
     """
 
+    needs_wholes = True
     _timeline: Timeline | None  # of a fit whose plan is still to be checked
     _step: int | None
     _memory: Memory | None
@@ -120,17 +121,16 @@ did you mean 'weights'?
         self._check(trainer)
         self._look(trainer, pl_module)
 
-    def on_train_batch_start(
+    def take_turn(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._check(trainer)  # where the pruner stands behind this callback in the list
+        self._check(trainer)  # where a pruner stands behind this callback in the list
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
     ) -> None:
-        if event.entry["kind"] != "prune" or event.after <= event.before or self._clock is None:
-            return
-        if not self.parts:
+        further = event.entry["kind"] == "prune" and event.after > event.before
+        if not further or self._clock is None or not self.parts:
             return
         if self._memory is None:
             raise StateError(
@@ -176,6 +176,7 @@ did you mean 'weights'?
         self._look(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
+        refuse_between(self._pending)
         return {
             "format": FORMAT,
             "parts": list(self.parts),
@@ -235,9 +236,10 @@ did you mean 'weights'?
             rates=trainer.optimizers if rates else (),
             schedulers=[c.scheduler for c in trainer.lr_scheduler_configs] if rates else (),
         )
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, PrunerAccess):
-                callback.pruner.enforce(trainer.optimizers)
+        for callback in pruning_callbacks(trainer):
+            callback.pruner.enforce(trainer.optimizers)
+        if "weights" in self.parts:
+            Averages(trainer).restart(pl_module, int(trainer.global_step))
 
     def _check(self, trainer: pl.Trainer) -> None:
         """Refuses, before training, a plan or a schedule that rewinding does not fit."""
@@ -258,6 +260,8 @@ did you mean 'weights'?
 
     def _refuse_company(self, trainer: pl.Trainer) -> None:
         refuse_constant(trainer, self)
+        if self.parts:
+            refuse_swa(trainer, self)
         if len(rewinders(trainer)) > 1:
             raise ConfigError(
                 "a fit goes back one way: rewind= of the pruning callback and Rewind beside it are "
@@ -265,10 +269,9 @@ did you mean 'weights'?
             )
         if any(pruner.soft for pruner in pruning_callbacks(trainer)):
             raise ConfigError(
-                "soft=True keeps dense weights of its own, which rewinding does not reach: write "
-                "soft=False, or leave rewind out"
+                "rewinding does not reach the dense weights of soft=True: leave one of them out"
             )
-        if not any(isinstance(c, PrunerAccess) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        if not pruning_callbacks(trainer):
             raise ConfigError(
                 "Rewind answers prune events, and nothing prunes: add "
                 "MagnitudePruning(0.9, schedule=Exponential(0.2, every='10ep'))"

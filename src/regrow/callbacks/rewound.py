@@ -52,12 +52,12 @@ class RewoundPruning(PruningCallback):
         if self.rewinder is not None:
             self.rewinder.on_compact(trainer, pl_module, plan)
 
-    def on_train_batch_start(
+    def take_turn(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self.rewinder is not None:
-            self.rewinder.on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+            self.rewinder.take_turn(trainer, pl_module, batch, batch_idx)
+        super().take_turn(trainer, pl_module, batch, batch_idx)
 
     def on_train_batch_end(
         self,

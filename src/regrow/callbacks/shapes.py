@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from regrow.channels.named import tensors
 from regrow.channels.plan import KEY, Plan
-from regrow.channels.trace import tensors
 from regrow.errors import ConfigError
 
 
@@ -119,6 +119,21 @@ def find_example(trainer: pl.Trainer | None, module: pl.LightningModule, given: 
         "channels are found by tracing the network, and there is no input to trace it with: write "
         "example_input=torch.zeros(2, 3, 224, 224), or set example_input_array in the module"
     )
+
+
+def example_for(model: torch.nn.Module, known: Any, given: Any) -> Any:
+    """What a model is traced with: what is known, else given, else a LightningModule's own.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if known is not None:
+        return known
+    if isinstance(model, pl.LightningModule):
+        return find_example(None, model, given)
+    if given is None:
+        raise ConfigError("write example_input=...: this model has no example of its own")
+    return given
 
 
 def training_inputs(trainer: pl.Trainer, count: int) -> list[Tensor]:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regrow.errors import ConfigError, check_positive
+from regrow.uncompiled import uncompiled
 
 
 class Slimming(pl.Callback):
@@ -42,6 +43,7 @@ class Slimming(pl.Callback):
                 "it out and rank by criterion='l2'"
             )
 
+    @uncompiled
     @torch.no_grad()
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer

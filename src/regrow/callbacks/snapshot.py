@@ -11,6 +11,8 @@ import lightning.pytorch as pl
 import torch
 
 from regrow.callbacks.access import PrunerAccess
+from regrow.callbacks.averaging import Averages
+from regrow.moments import load_moments
 
 
 class Snapshot:
@@ -34,6 +36,7 @@ class Snapshot:
                 "optimizers": [_copied(o.state_dict()["state"]) for o in trainer.optimizers],
                 "pruner": _copied(pruner.pruner.state_dict()),
                 "progress": pruner.progress.state_dict(),
+                "averages": _copied(Averages(trainer).state_dict()),
             }
         )
 
@@ -45,9 +48,9 @@ class Snapshot:
         pruner.progress.load_state_dict(self._state["progress"])
         pl_module.load_state_dict(self._state["module"])
         for optimizer, state in zip(trainer.optimizers, self._state["optimizers"], strict=True):
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": _copied(state), "param_groups": groups})
+            load_moments(optimizer, _copied(state))
         pruner.pruner.enforce(trainer.optimizers)
+        Averages(trainer).load_state_dict(self._state.get("averages", []), pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtin types only."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from regrow.channels.examples import two_examples
 from regrow.channels.labels import Labels
-from regrow.channels.trace import Trace, tensors, trace
+from regrow.channels.named import parameters, tensors
+from regrow.channels.trace import Trace, trace
 
 Place = tuple[str, int]  # a tensor's name and one of its dimensions
 
@@ -95,7 +96,7 @@ def groups(model: nn.Module, example_input: Any) -> tuple[Group, ...]:
 def found_groups(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
     """The groups of a traced model."""
     labels, held = traced.labels, tensors(model)
-    parameters = {name for name, _ in model.named_parameters()}
+    trained = parameters(model)
     roots = labels.find(torch.arange(len(labels)))
     pinned, inexact = _reasons(labels, labels.pins), _reasons(labels, labels.counted)
     bounds = [*labels.starts, len(labels)]
@@ -109,7 +110,7 @@ def found_groups(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
     kinds: dict[tuple[Any, ...], list[int]] = {}
     for root, numbers in owners.items():
         names = {labels.owners[number][0] for number in numbers}
-        if any(n in parameters and held[n].ndim > 1 for n in names):
+        if any(n in trained and held[n].ndim > 1 for n in names):
             kinds.setdefault((tuple(numbers), root in pinned), []).append(root)
     made: list[Group] = []
     taken: Counter[str] = Counter()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from regrow.channels.coupling import Group
+from regrow.channels.named import modules
 from regrow.channels.surgery import Removed
 from regrow.channels.trace import Trace
 
@@ -31,7 +32,7 @@ def raising(error: BaseException, model: nn.Module) -> list[str]:
         ...     raising(error, net)
         ['1']
     """
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {id(module): path for path, module in modules(model).items()}
     found = []
     for frame, _ in traceback.walk_tb(error.__traceback__):
         path = paths.get(id(frame.f_locals.get("self")))

@@ -23,6 +23,7 @@ from regrow.channels.operations import (
     SPLITS,
 )
 from regrow.channels.rules import RULES, spatial
+from regrow.targets import clean
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ class Interpreter:
         stack = node.meta.get("nn_module_stack") or {}
         if not stack or (name not in MOVES and "norm" not in name and "conv" not in name):
             return
-        module = [*stack.values()][-1][0]
+        module = clean(f"{[*stack.values()][-1][0]}.")[:-1]
         for value in _values(result):
             if value.slots:
                 self.sites.append(Site(module, name, value.shape, value.slots))

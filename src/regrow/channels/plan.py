@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regrow.channels.named import modules, parameters, tensors
 from regrow.channels.surgery import Keeps, Undo, cut, set_data, sliced
-from regrow.channels.trace import tensors
+from regrow.damage import read_checkpoint
 from regrow.errors import StateError
+from regrow.names import follow_names
 from regrow.tensorfile import SUFFIX, read_tensors
 
 KEY = "regrow_channels"  # where a checkpoint holds its plan
@@ -97,7 +99,7 @@ class Plan:
         try:
             cut(model, self.kept, undo)
             for (path, name), value in self.attributes.items():
-                undo.set(model.get_submodule(path), name, value)
+                undo.set(modules(model)[path], name, value)
         except BaseException:
             undo()
             raise
@@ -120,7 +122,7 @@ class Plan:
                     tensor.grad = None
                     set_data(tensor, self.spread(name, tensor.data))
         for (path, name), value in self.before.items():
-            setattr(model.get_submodule(path), name, value)
+            setattr(modules(model)[path], name, value)
 
     def sliced(self, name: str, tensor: Tensor) -> Tensor:
         """What is left of a tensor of a member's original shape; others as they are."""
@@ -165,7 +167,7 @@ class Plan:
 
 def made_plan(model: nn.Module, kept: Keeps, undo: Undo, **more: Any) -> Plan:
     """The plan of a cut that has been made."""
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {id(module): path for path, module in modules(model).items()}
     attributes = {
         (paths[id(module)], name): _hashed(getattr(module, name))
         for module, name, _ in undo.attributes
@@ -189,7 +191,7 @@ def carry(optimizers: Iterable[Optimizer], model: nn.Module, plan: Plan) -> None
         model: The cut model.
         plan: The last cut.
     """
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters(model).items():
         if name not in plan.kept:
             continue
         for optimizer in optimizers:
@@ -222,17 +224,20 @@ def load(
         if Path(checkpoint).suffix == SUFFIX:
             checkpoint = read_tensors(checkpoint)
         else:
-            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            checkpoint = read_checkpoint(checkpoint)
         assert isinstance(checkpoint, Mapping)
     saved = checkpoint.get("hyper_parameters") or {}
     model = make if isinstance(make, nn.Module) else make(**{**saved, **given})
     state = checkpoint.get(KEY)
     undo = Plan.from_state(state).apply(model) if state is not None else Undo()
+    handle = follow_names(model)
     try:
         model.load_state_dict(checkpoint.get("state_dict", {}))
     except RuntimeError as error:
         undo()
         raise StateError(f"the checkpoint's weights are of another model: {error}") from error
+    finally:
+        handle.remove()
     return model
 
 

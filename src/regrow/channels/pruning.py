@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from regrow.channels.choosing import CLOSE, RoundTo, choose
 from regrow.channels.coupling import Group, found_groups
 from regrow.channels.examples import two_examples
+from regrow.channels.named import parameters
 from regrow.channels.plan import Plan, made_plan
 from regrow.channels.scores import ChannelCriterion, make_channel_criterion, score
 from regrow.channels.sizes import Sizes
@@ -84,7 +85,7 @@ def prune(
     traced = trace(model, two)
     groups = selected(found_groups(traced, model), model, include, exclude)
     bench = Bench(model, traced, groups, two)
-    tensors = dict(model.named_parameters())
+    tensors = parameters(model)
     linked: list[Link] = []
     together = Together()
     slack = Slack()

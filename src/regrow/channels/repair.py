@@ -16,6 +16,7 @@ from torch import nn
 
 from regrow.channels.interpreter import Site
 from regrow.channels.labels import Labels, varying
+from regrow.channels.named import modules
 from regrow.channels.surgery import Keeps, Undo, own_sizes
 from regrow.channels.trace import Trace
 
@@ -65,11 +66,11 @@ def patch(
     only: Iterable[str] | None = None,
 ) -> list[str]:
     """Gives modules their new sizes; returns what was set."""
-    done = []
+    done, known = [], modules(model)
     for path, mapping in sizes.items():
         if only is not None and path not in only:
             continue
-        module = _submodule(model, path)
+        module = known.get(path)
         if module is None or own_sizes(module):  # it has been told
             continue
         for name, value in vars(module).items():
@@ -81,13 +82,6 @@ def patch(
     for _, module, name, new in done:
         undo.set(module, name, new)
     return [f"{path}.{name}" if path else name for path, _, name, _ in done]
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _mapped(value: Any, mapping: dict[int, int]) -> Any:

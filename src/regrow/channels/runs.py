@@ -16,10 +16,11 @@ from regrow.macs import batch_size, evaluating
 
 @contextmanager
 def running(model: nn.Module, training: bool) -> Iterator[None]:
-    """Without gradients; generators and buffers are put back."""
+    """Without gradients, uncompiled; generators and buffers are put back."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(model):
+    plainly = torch.compiler.set_stance("force_eager")  # each run would compile for itself
+    with plainly, torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(model):
         torch.manual_seed(0)
         if training:
             model.train()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.channels.coupling import Group, Place
+from regrow.channels.named import modules, parameters
 from regrow.channels.surgery import Removed
 from regrow.errors import check_choice
 from regrow.macs import batch_size, bound_forward, count_macs, evaluating
@@ -46,7 +47,7 @@ class Sizes:
     ) -> None:
         self.of = check_choice("of", of, UNITS)
         self._total = sum(group.size for group in groups)
-        self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self._shapes = {name: tuple(p.shape) for name, p in parameters(model).items()}
         self._weights, self._rest = dict.fromkeys(self._shapes, 1.0), 0.0
         if of == "macs":
             work = count_macs(model, example_input)
@@ -104,7 +105,7 @@ def derived(model: nn.Module, example_input: Any, known: Mapping[str, float]) ->
         return seen
 
     handles = []
-    for path, module in model.named_modules():
+    for path, module in modules(model).items():
         name = f"{path}.weight" if path else "weight"
         if name in known or "weight" not in module._parameters:
             continue

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.channels.coupling import Group
-from regrow.channels.trace import tensors
+from regrow.channels.named import modules, tensors
 
 Removed = Mapping[str, Tensor]  # channels that go, by the group's name
 Keeps = dict[str, dict[int, Tensor]]  # places that stay, by tensor and dimension
@@ -152,7 +152,7 @@ def cut(
 
 def tell_modules(model: nn.Module, kept: Keeps, undo: Undo) -> None:
     """Layers of `torch.nn`, and those derived from them, learn the sizes of their tensors."""
-    for path, module in model.named_modules():
+    for path, module in modules(model).items():
         own = {name for name, _ in _own(module, path)}
         if not own & set(kept):
             continue

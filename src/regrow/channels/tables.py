@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regrow.channels.named import modules
 from regrow.channels.surgery import Undo, cut, tell_modules
 from regrow.cost import latency
-from regrow.errors import ConfigError, DataError
+from regrow.errors import ConfigError, DataError, unwritten
 from regrow.macs import bound_forward, device_of, evaluating
 
 Rows = Mapping[str, Sequence[Sequence[float]]]
@@ -61,14 +63,14 @@ class LatencyTable:
             ConfigError: If a layer of the table is not in the model.
         """
         total = 0.0
-        modules = dict(model.named_modules())
+        layers = modules(model)
         for name, rows in self.layers.items():
-            weight = getattr(modules.get(name), "weight", None)
+            weight = getattr(layers.get(name), "weight", None)
             if not isinstance(weight, Tensor) or weight.ndim < 2:
                 raise ConfigError(f"the latency table has layer {name!r}, the model has not")
             known = sorted((inputs * outputs, ms) for inputs, outputs, ms in rows)
             work = [inputs for inputs, _ in known]
-            outputs, inputs = _sizes(modules[name])
+            outputs, inputs = _sizes(layers[name])
             total += float(np.interp(outputs * inputs, work, [ms for _, ms in known]))
         return total
 
@@ -91,7 +93,7 @@ class LatencyTable:
         """
         layers: dict[str, list[tuple[float, float, float]]] = {}
         for name, given in _inputs(model, example_input).items():
-            layer = model.get_submodule(name)
+            layer = modules(model)[name]
             rows = []
             for fraction in sorted({*fractions, 1.0}):
                 whole = fraction == 1 or getattr(layer, "groups", 1) > 1
@@ -106,8 +108,14 @@ class LatencyTable:
         path = Path(path)
         text = {"device": self.device, "batch": self.batch, "layers": self.layers}
         aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(json.dumps(text, indent=1) + "\n")
-        aside.replace(path)
+        try:
+            aside.write_text(json.dumps(text, indent=1) + "\n")
+            aside.replace(path)
+        except OSError as error:
+            raise unwritten(path, error) from error
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
@@ -136,7 +144,7 @@ def _inputs(model: nn.Module, example_input: Any) -> dict[str, Tensor]:
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     hooks = [
         module.register_forward_pre_hook(seen(name))
-        for name, module in model.named_modules()
+        for name, module in modules(model).items()
         if isinstance(module, kinds)
     ]
     try:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from regrow.channels.interpreter import Interpreter, Site
 from regrow.channels.labels import Labels, Value, at
+from regrow.channels.named import parameters, tensors
 from regrow.errors import ConfigError
+from regrow.sharding import is_cut
 
 
 @dataclass
@@ -44,20 +46,22 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
         example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
 
     Raises:
-        ConfigError: If `torch.export` cannot trace it.
+        ConfigError: If `torch.export` cannot trace it, or its parameters are sharded.
     """
+    cut = [name for name, tensor in tensors(model).items() if is_cut(tensor)]
+    if cut:
+        raise ConfigError(
+            f"parameters are sharded among ranks ({cut[0]}, ...), and channels cannot be cut out "
+            "of shards: prune channels with strategy='ddp' or on one device first and shard the "
+            "smaller model, or prune weights with MagnitudePruning"
+        )
     found = Trace()
     for name, tensor in tensors(model).items():
         found.values[name] = _own(found.labels, name, tensor)
     _run(found, model, example_input, training=False)
-    if any(name not in found.used for name, _ in model.named_parameters()):
+    if any(name not in found.used for name in parameters(model)):
         _run(found, model, example_input, training=True)
     return found
-
-
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each once."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def _own(labels: Labels, name: str, tensor: Tensor) -> Value:

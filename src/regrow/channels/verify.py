@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from regrow.channels.coupling import Group
 from regrow.channels.culprits import culprits, kind, links, raising
+from regrow.channels.named import modules
 from regrow.channels.repair import changes, patch
 from regrow.channels.runs import floats, noise_like, output_tensors, relative, repeated, running
 from regrow.channels.surgery import Removed, Undo, cut, keeps, masked, tell_modules
@@ -110,12 +111,13 @@ class Bench:
         self, names: Iterable[str], tried: Collection[tuple[str, ...]] = ()
     ) -> list[tuple[str, ...]]:
         """Sets of groups that broke the network, which may hold if they keep the same fraction."""
-        code = [path for path, m in self.model.named_modules() if type(m) in self._raised]
+        code = [p for p, m in modules(self.model).items() if type(m) in self._raised]
         return links(self.traced, self.groups, names, code, tried)
 
     def _code(self, paths: Iterable[str]) -> set[type[nn.Module]]:
         """The kind of the innermost module that has code of its own."""
-        kinds = (type(self.model.get_submodule(path)) for path in paths)
+        known = modules(self.model)
+        kinds = (type(known[path]) for path in paths)
         return {*islice((k for k in kinds if not k.__module__.startswith("torch.nn.")), 1)}
 
     def _blamed(
@@ -223,7 +225,7 @@ class Bench:
                 paths = [path for path in broken.paths if path in sizes and path not in told]
                 if not paths:
                     raise
-                kinds = {path: type(module) for path, module in self.model.named_modules()}
+                kinds = {path: type(module) for path, module in modules(self.model).items()}
                 like = kinds.get(paths[0])
                 told |= {path: new for path, new in sizes.items() if kinds.get(path) is like}
 

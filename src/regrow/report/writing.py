@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from regrow.errors import ConfigError, DataError
+from regrow.errors import ConfigError, DataError, unwritten
 from regrow.report.jobs import below, find_jobs, read_jobs
 from regrow.report.page import page, summary
 from regrow.report.rows import csv_text
@@ -92,5 +93,8 @@ def replace(path: Path, text: str) -> None:
     try:
         aside.write_text(text, encoding="utf-8", newline="\n")
         os.replace(aside, path)
+    except OSError as error:
+        raise unwritten(path, error) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)

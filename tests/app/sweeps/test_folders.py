@@ -4,8 +4,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from regrow.app.folders import LONGEST, job_folder, short, sweep_folder
+from regrow.app.folders import LONGEST, as_words, job_folder, short, sweep_folder
 
 LONG = [f"some.setting.{k}={k}" for k in range(40)]
 
@@ -85,3 +86,11 @@ def test_a_sweep_has_one_name_however_it_is_started_again():
     assert sweep_folder([*words, "objectives=[val_loss]"]) != name, "another study"
     assert sweep_folder(["seed=0,1"]) != sweep_folder(["seed=0,2"])
     assert sweep_folder([]) == "defaults"
+
+
+def test_a_setting_that_cannot_be_read_still_has_a_folder():
+    """So that the job starts, and says which one it is."""
+    words = OmegaConf.create({"seed": 3, "task": ["a.b=${seed}", "a.c=${nowhere}"]}).task
+    assert as_words(words[:1]) == ["a.b=3"]
+    assert as_words(words) == ["a.b=${seed}", "a.c=${nowhere}"]
+    assert "$" + "{" not in job_folder(["a.c='${nowhere}'"])

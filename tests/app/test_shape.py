@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""Configurations that lack something, or have something of another kind, are refused by name."""
+
+import copy
+
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+from torch import nn
+
+from regrow.app.building import build_pruning
+from regrow.app.cli import main
+from regrow.app.group_words import check_groups
+from regrow.app.made import made, made_later, refusal
+from regrow.app.objectives import check_objectives
+from regrow.app.preflight import set_up
+from regrow.app.shape import refuse_misshapen
+from regrow.app.train import train
+from regrow.errors import ConfigError, StateError
+
+GMP = ("recipe=digits/gmp", "pruning.every=0.1")
+
+
+GONE = object()
+KINDS = [
+    ("finetune", 90, "finetune must hold finetune.lr, finetune.batch_size, got 90"),
+    ("latency", "foo", "latency must hold latency.batch, latency.repeats, got 'foo'"),
+    ("latency.repeats", [1, 2], r"latency\.repeats must be a whole number of at least 1"),
+    ("latency.batch", GONE, r"latency\.batch was taken away, and is needed"),
+    ("seed", -1, "seed must be a whole number of at least 0, got -1"),
+    ("dense_epochs", 0.5, "dense_epochs must be a whole number"),
+    ("threads", "foo", "threads must be a whole number"),
+    ("force", "3ep", "force must be true or false, got '3ep'"),
+    ("start", 2, "start must be words, got 2"),
+    ("label_smoothing", [0.5], r"label_smoothing must be a number in \[0, 1\)"),
+    ("finetune.lr", -1, r"finetune\.lr must be a number above 0"),
+    ("trainer.accumulate_grad_batches", float("inf"), "must be a whole number of at least 1"),
+    ("trainer.max_epochs", "2ep", r"trainer\.max_epochs must be a whole number"),
+    ("optimizer.nesterov", "???", r"optimizer\.nesterov must be given"),
+    ("optimizer.lr", "${nowhere}", "a setting cannot be read: .*nowhere"),
+    ("model", GONE, "model was taken away, and every run needs it: leave out ~model"),
+    ("optimizer._target_", GONE, "optimizer has no _target_"),
+    ("callbacks.x", 1, r"callbacks\.x must be a mapping with a _target_, got 1"),
+    ("callbacks.x", {"a": 1}, r"callbacks\.x must be a mapping with a _target_"),
+]
+REFUSED = [
+    ("optimizer.lr", "foo", "optimizer cannot be made of its settings: TypeError: '<'"),
+    ("optimizer.lr", -1, "optimizer cannot be made of its settings: ValueError: Invalid learn"),
+    ("optimizer._target_", "torch.optim.LBFGS", "LBFGS.*unexpected keyword argument"),
+    ("optimizer.weight_decay", 10**40, "the optimizer cannot step with its settings: Overflow"),
+    ("optimizer._partial_", False, "optimizer cannot be made of its settings"),
+    ("scheduler._partial_", False, "scheduler cannot be made of its settings"),
+    ("scheduler._partial_", "3ep", "scheduler cannot be made of its settings: .*bool"),
+    ("model.width", -1, r"width must be a whole number of at least 1, got -1 \(in model\)"),
+    ("model._target_", "torch.nn.Linear", "model cannot be made of its settings: TypeError"),
+    ("pruning._target_", "nowhere", "pruning cannot be made of its settings: .*nowhere"),
+    ("callbacks.x", {"_target_": "builtins.dict"}, "makes a dict, Callback is needed"),
+    ("trainer.accumulate_grad_batches", "2it", "the fit cannot be set up: TypeError"),
+    ("trainer.limit_train_batches", -3, "trainer cannot be made of its settings: Misconf"),
+    ("trainer.precision", "nothing", "trainer cannot be made of its settings: .*nothing"),
+    ("trainer.devices", 0, r"trainer\.devices=0 cannot be had: Misconfiguration"),
+    (
+        "callbacks.stop",
+        {"_target_": "regrow.SparseEarlyStopping", "monitor": "val/accuraci"},
+        "SparseEarlyStopping monitors 'val/accuraci', which is never logged: did you mean 'val",
+    ),
+]
+
+
+def changed(cfg, path, value):
+    """The same configuration with one setting changed, or taken away."""
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.set_struct(cfg, False)
+    parent, _, key = path.rpartition(".")
+    if value is GONE:
+        del (OmegaConf.select(cfg, parent) if parent else cfg)[key]
+    else:
+        OmegaConf.update(cfg, path, value, merge=False)
+    return cfg
+
+
+def test_what_is_of_another_kind_is_named(job):
+    cfg = job(*GMP)
+    refuse_misshapen(cfg)
+    for path, value, message in KINDS:
+        with pytest.raises(ConfigError, match=message):
+            refuse_misshapen(changed(cfg, path, value))
+
+
+def test_objectives_that_are_no_names():
+    with pytest.raises(ConfigError, match="objectives must be names, each once, got -1"):
+        check_objectives(-1)
+
+
+def test_what_may_be_empty_is_not_refused(job):
+    for word in ("logger=none", "pruning=none", "callbacks.random_state=null", "dense_epochs=0"):
+        words = GMP[:1] if word.startswith("pruning") else GMP
+        refuse_misshapen(job(*words, word))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("logger=null", r"logger takes the name of an option \(none for nothing\), .*csv"),
+        ("pruning=0.9", r"pruning takes the name of an option \(none for nothing\), .*gmp"),
+        ("model=true", "there are: .*digits_cnn"),
+        ("optimizer=nan", "there are: adam, adamw, sgd"),
+        ("sweep=null", "leave it out"),
+    ],
+)
+def test_an_option_is_a_name(word, message):
+    with pytest.raises(ConfigError, match=message):
+        check_groups([word])
+
+
+def test_names_sweeps_and_other_words_are_let_through():
+    check_groups(
+        ["model=lenet5", "recipe=a,b", "sweep=[optuna,seeds]", "pruning=choice(gmp,erk)", "seed=1"]
+    )
+    check_groups(["model=", "logger=[csv", "-m", "~logger", "+model.x=null"])  # Hydra's to refuse
+
+
+def test_what_others_refuse_is_passed_on_before_training(job):
+    cfg = job(*GMP, "trainer.accelerator=cpu")
+    for path, value, message in REFUSED:
+        with pytest.raises(ConfigError, match=message):
+            train(changed(cfg, path, value))
+
+
+def test_a_dense_run_is_tried_too(job, tmp_path):
+    with pytest.raises(ConfigError, match="optimizer cannot be made"):
+        train(job("recipe=digits/dense", "optimizer.lr=foo"))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_errors_of_ours_stay_what_they_are():
+    def ours():
+        raise StateError("mine")
+
+    try:
+        ours()
+    except StateError as error:
+        wrapped = InstantiationException("Error in call\nfull_key: model.head")
+        wrapped.__cause__ = error
+    found = refusal("model cannot be made", wrapped)
+    assert (type(found), str(found)) == (StateError, "mine (in model.head)")
+
+
+def test_a_bug_of_ours_in_the_set_up_is_no_refusal(job, monkeypatch):
+    monkeypatch.setattr("regrow.callbacks.pruning.show_targets", None)  # called: a TypeError there
+    cfg = job(*GMP)
+    with pytest.raises(TypeError, match="not callable"):
+        set_up(cfg, build_pruning(cfg))
+
+
+def test_what_is_made_is_what_is_needed():
+    node = OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1})
+    assert isinstance(made("model", node, nn.Module), nn.Linear)
+    with pytest.raises(ConfigError, match=r"write optimizer\._partial_=true"):
+        made_later("optimizer", {"a": 1})
+    late = made_later(
+        "optimizer", OmegaConf.create({"_target_": "torch.optim.SGD", "_partial_": True})
+    )
+    assert isinstance(late([torch.zeros(1, requires_grad=True)]), torch.optim.SGD)
+
+
+def test_other_precisions_are_timed_too(job):
+    result = train(job(*GMP, "trainer.precision=64-true", "trainer.max_epochs=1"))
+    assert result["pruned"]["latency_ms"]["median"] > 0
+
+
+@pytest.mark.parametrize("word", ["~seed", "seed='${nowhere}'", "seed=???"])
+def test_a_folder_that_cannot_be_named_is_one_clear_line(word, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "recipe=digits/gmp", word]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: a setting cannot be read: ")

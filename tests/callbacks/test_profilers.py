@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""Every profiler runs beside a pruner, names its hooks, and changes no bit."""
+
+import pytest
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+from toys import ADAM, Net, copied, equal, fit, loader
+
+from regrow import DynamicSparseTraining, MagnitudePruning, Table
+
+LEVELS = Table({"3it": 0.5, "11it": 0.8})
+PROFILERS = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
+
+
+def run(make, **kw):
+    module, pruning = Net(ADAM), make()
+    fit(module, pruning, val=loader(), gradient_clip_val=0.1, **kw)
+    return copied(module), dict(pruning.masks), pruning.history
+
+
+def gradual():
+    return MagnitudePruning(0.8, schedule=LEVELS, criterion="taylor")
+
+
+def sparse():
+    return DynamicSparseTraining(0.8, every="3it")
+
+
+@pytest.mark.parametrize("make", [gradual, pytest.param(sparse, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", PROFILERS)
+def test_it_changes_nothing(name, make, tmp_path):
+    profiler = PROFILERS[name](dirpath=tmp_path, filename="profile")
+    assert equal(run(make, profiler=profiler), run(make))
+    written = "".join(path.read_text() for path in tmp_path.glob("fit-profile*.txt"))
+    assert "on_train_batch_start" in written or name == "pytorch"
+    assert written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROFILERS)
+def test_by_name(name):
+    assert equal(run(gradual, profiler=name), run(gradual))

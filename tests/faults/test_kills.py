@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""SIGKILL and SIGTERM at random moments and lines: every fit goes on as if nothing had happened."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scenarios import SCENARIOS
+
+HERE = Path(__file__).parent
+
+
+def campaign(folder, checkout, seed, kills, names):
+    words = [str(folder), str(seed), str(kills), *names]
+    paths = map(str, (HERE, HERE.parent / "callbacks", checkout / "src"))
+    done = subprocess.run(
+        [sys.executable, HERE / "killing.py", *words],
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_killed_fifty_times(tmp_path, checkout):
+    seen = campaign(tmp_path, checkout, 0, 50, ["gradual", "rigl"])
+    assert seen["broken"] == []
+    assert seen["wrong"] == []
+    assert seen["kills"] >= 50
+    assert min(seen["timer"], seen["term"], seen["point"]) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_in_every_scenario(seed, tmp_path, checkout):
+    seen = campaign(tmp_path, checkout, seed, 100, [*SCENARIOS])
+    assert seen["broken"] == []
+    assert seen["wrong"] == []
+    assert seen["runs"] >= 2 * len(SCENARIOS)

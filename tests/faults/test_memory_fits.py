@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""Memory that runs out within a fit's event: no checkpoint is half of it, the last one goes on."""
+
+import random
+from contextlib import nullcontext
+
+import pytest
+import torch
+from cut import end_of, run
+from full import Full
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
+from scenarios import SCENARIOS
+from toys import equal, read
+
+from regrow import SparseModelCheckpoint, StateError
+from regrow.callbacks.access import PrunerAccess
+from regrow.callbacks.pruning import PruningCallback
+from regrow.callbacks.rewind import Rewind
+from regrow.callbacks.snapshot import Snapshot
+from regrow.damage import refuse_unmasked
+
+# What changes masks, and the weights that go with them, within a fit.
+INSIDE = [(PruningCallback, "_fire"), (PrunerAccess, "_change"), (Snapshot, "restore"),
+          (Rewind, "_restore")]  # fmt: skip
+
+
+def starve(monkeypatch, left):
+    """The `left`-th operation of all events together gets no memory; how many there were."""
+    mode, depth = Full(left), 0
+
+    def starved(whole):
+        def act(*args, **kwargs):
+            nonlocal depth
+            depth += 1
+            try:
+                with mode if depth == 1 and mode.left > 0 else nullcontext():
+                    return whole(*args, **kwargs)
+            finally:
+                depth -= 1
+
+        return act
+
+    for owner, name in INSIDE:
+        monkeypatch.setattr(owner, name, starved(getattr(owner, name)))
+    return mode
+
+
+def fit(folder, name, *more, **kw):
+    callbacks, settings = SCENARIOS[name]()
+    saving = SparseModelCheckpoint(folder, monitor="train/loss", every_n_train_steps=1)
+    return run(folder / "end.ckpt", *callbacks, saving, *more, enable_checkpointing=True,
+               **(settings | kw))  # fmt: skip
+
+
+def events(checkpoint):
+    """How many masks were made until a checkpoint, which its weights must obey."""
+    [state] = (
+        s
+        for k, s in checkpoint["callbacks"].items()
+        if k.startswith(("Magnitude", "Dynamic", "Channel"))
+    )
+    refuse_unmasked(state["pruner"]["masks"], checkpoint["state_dict"])
+    return [entry for entry in state["pruner"]["history"] if entry["kind"] != "rollback"]
+
+
+OFTEN = ("rewound", "judged")
+RARELY = [pytest.param(name, marks=pytest.mark.slow) for name in SCENARIOS if name not in OFTEN]
+
+
+@pytest.mark.parametrize("name", [*OFTEN, *RARELY])
+def test_out_of_memory_within_a_fit(name, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        mode = starve(patch, 10**9)
+        whole = fit(tmp_path / "whole", name)
+        operations = 10**9 - mode.left
+    draw = random.Random(name)
+    for number in range(3):
+        folder = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            starve(patch, draw.randrange(1, operations))
+            spare = OnExceptionCheckpoint(folder, "spare")
+            with pytest.raises((torch.OutOfMemoryError, StateError)):
+                fit(folder, name, spare)
+        if (folder / "spare.ckpt").exists():  # of the moment before the event
+            spare, last = read(folder / "spare.ckpt"), read(folder / "last.ckpt")
+            whole_ones = len(events(spare)), len(events(last))
+            assert whole_ones[0] == whole_ones[1] or name == "judged"  # which goes back, too
+        last = folder / "last.ckpt"
+        assert equal(fit(folder, name, ckpt_path=last if last.exists() else None), whole)
+        assert equal(end_of(folder / "end.ckpt"), whole)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MIT
+"""A disk that is full and a folder that takes no file: what stood there stands, the error is clear.
+
+The disk is really full for this process: the system refuses to make any file larger than a limit.
+"""
+
+import errno
+import json
+import os
+import resource
+import signal
+from contextlib import contextmanager
+
+import pytest
+import torch
+from cut import run
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from scenarios import SCENARIOS
+from torch import nn
+from toys import Net, equal, read
+
+import regrow
+from regrow import SparseModelCheckpoint, StateError
+from regrow.app.files import read_json, write_json, write_whole
+from regrow.callbacks.model_checkpoint import WholeCheckpoint
+from regrow.callbacks.requests import RequestFile
+from regrow.channels.tables import LatencyTable
+from regrow.report.writing import replace
+
+
+@contextmanager
+def full_disk(size):
+    """No file can grow beyond `size` bytes."""
+    signals = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, signals)
+
+
+class Fills(Callback):
+    """The disk is full from a step on."""
+
+    def __init__(self, step):
+        self.step, self.disk = step, full_disk(2000)
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            self.disk.__enter__()
+
+    def on_exception(self, *_):
+        self.disk.__exit__(None, None, None)
+
+
+KINDS = {
+    "ours": (lambda d: SparseModelCheckpoint(d, monitor="train/loss", every_n_train_steps=1),
+             StateError, r"last\.ckpt could not be written \(.*File too large.*is whole"),
+    "dense": (lambda d: WholeCheckpoint(d, "last", every_n_train_steps=1,
+                                        enable_version_counter=False),
+              StateError, r"last\.ckpt could not be written \(.*File too large.*is whole"),
+    "lightning": (lambda d: ModelCheckpoint(d, "last", every_n_train_steps=1,
+                                            enable_version_counter=False),
+                  OSError, "File too large"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_while_a_checkpoint_is_saved(kind, tmp_path):
+    make, error, words = KINDS[kind]
+    whole = run(tmp_path / "whole.ckpt", *SCENARIOS["gradual"]()[0])
+    folder = tmp_path / "run"
+    pruning, saving = SCENARIOS["gradual"]()[0], make(folder)
+    with pytest.raises(error, match=words):
+        run(folder / "end.ckpt", *pruning, Fills(6), saving, enable_checkpointing=True)
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+    assert read(folder / "last.ckpt")["global_step"] == 6
+    again = run(folder / "end.ckpt", *SCENARIOS["gradual"]()[0], ckpt_path=folder / "last.ckpt")
+    assert equal(again, whole)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3))
+
+
+def a_table(path):
+    LatencyTable({f"layer{i}": [(1, 1, 2.0)] for i in range(200)}, device="cpu", batch=1).save(path)
+
+
+WRITERS = {
+    "json": ("a.json", lambda path: write_json(path, list(range(2000)))),
+    "bytes": ("a.bin", lambda path: write_whole(path, lambda file: file.write(b"x" * 9000))),
+    "weights": ("a.pt", lambda path: write_whole(path, lambda f: torch.save(net(), f))),
+    "report": ("a.html", lambda path: replace(path, "x" * 9000)),
+    "table": ("a.json", a_table),
+    "export": ("a.safetensors", lambda path: regrow.export(net(), path)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_full_while_a_file_is_written(kind, tmp_path):
+    name, write = WRITERS[kind]
+    path = tmp_path / name
+    path.write_text("what was there")
+    with full_disk(3000), pytest.raises(StateError, match=r"could not be written"):
+        write(path)
+    assert path.read_text() == "what was there"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    write(path)  # there is room again
+    assert path.stat().st_size > 3000
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_where_a_folder_should_be(kind, tmp_path):
+    name, write = WRITERS[kind]
+    (tmp_path / "place").write_text("a file")
+    with pytest.raises((StateError, regrow.ConfigError), match=r"(could not|cannot) be written"):
+        write(tmp_path / "place" / name)
+    assert (tmp_path / "place").read_text() == "a file"
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_folder_that_became_read_only(kind, tmp_path, monkeypatch):
+    """Between writing aside and renaming."""
+    name, write = WRITERS[kind]
+    path = tmp_path / name
+    path.write_text("what was there")
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        patch.setattr("pathlib.Path.replace", refuse)
+        with pytest.raises(StateError, match=r"could not be written.*Read-only file system"):
+            write(path)
+    assert path.read_text() == "what was there"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_checkpoints_in_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "place").write_text("a file")
+    saving = SparseModelCheckpoint(tmp_path / "place", monitor="train/loss", every_n_train_steps=1)
+    with pytest.raises((OSError, StateError), match="place"):
+        run(tmp_path / "end.ckpt", *SCENARIOS["gradual"]()[0], saving, enable_checkpointing=True)
+    assert (tmp_path / "place").read_text() == "a file"
+
+
+def test_a_request_that_cannot_be_answered_in_writing(tmp_path):
+    """It stays, for the run that goes on; half a reason is no answer."""
+    path = tmp_path / "regrow.json"
+    path.write_text(json.dumps({"fraction": 0.1}))
+    with full_disk(30), pytest.raises(StateError, match="could not be written"):
+        RequestFile(path).refuse("no such layer " * 10)
+    assert read_json(path) == {"fraction": 0.1}
+    assert [p.name for p in tmp_path.iterdir()] == ["regrow.json"]
+    RequestFile(path).refuse("no such layer")
+    assert "refused: no such layer" in (tmp_path / "regrow.json.refused").read_text()
+    assert not path.exists()
+
+
+def test_the_model_is_as_it_was(tmp_path):
+    module = Net()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with full_disk(100), pytest.raises(StateError):
+        regrow.export(module.body, tmp_path / "a.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
