@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Claim: six pruning methods compared fairly are one command, and one page says which to take.
+"""Claim: pruning methods compared fairly are one command, and one page says which to take.
 
-`regrow train -m sweep=methods` at two sparsities and three seeds on Fashion-MNIST, two jobs at once
-(joblib); finished jobs are skipped, so a stopped run goes on. Its report is pictured by headless
-Chromium into docs/sweep.png, and what the plot shows is written beside it, into docs/sweep.csv.
+`regrow train -m sweep=methods` (six methods at two sparsities and three seeds on Fashion-MNIST) or,
+with `--preset compare`, every method of the suite at three; two jobs at once (joblib). Finished
+jobs are skipped, so a stopped run goes on. Its report is pictured by headless Chromium into
+docs/sweep.png (docs/compare.png), and what the plot shows is written beside it as a csv file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from pathlib import Path
 from _bench import arguments
 
 DOCS = Path(__file__).parent.parent / "docs"
-WORDS = ("-m", "sweep=methods", "pruning.sparsity=0.95,0.98", "hydra/launcher=joblib")
+WORDS = {
+    "methods": ("sweep=methods", "pruning.sparsity=0.95,0.98"),
+    "compare": ("sweep=compare",),
+}
+FILES = {"methods": "sweep", "compare": "compare"}
 BROWSER = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -28,10 +33,11 @@ BROWSER = (
 )  # fmt: skip
 
 
-def sweep(folder: Path) -> Path:
+def sweep(folder: Path, preset: str) -> Path:
     """Runs what is missing; returns the folder of the report."""
+    words = ("-m", *WORDS[preset], "hydra/launcher=joblib")
     quiet = ("hydra.launcher.n_jobs=2", "~callbacks.progress", "+trainer.enable_progress_bar=false")
-    command = [sys.executable, "-m", "regrow.app.cli", "train", *WORDS, *quiet]
+    command = [sys.executable, "-m", "regrow.app.cli", "train", *words, *quiet]
     subprocess.run(command, cwd=folder, check=True)
     [found] = (folder / "outputs" / "sweeps").iterdir()
     return found
@@ -74,17 +80,20 @@ def picture(page: Path, file: Path) -> None:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("outputs/sweep_benchmark"))
+    parser.add_argument("--preset", choices=WORDS, default="methods")
+    parser.add_argument("--folder", type=Path, help="outputs/sweep_PRESET")
     parser.add_argument("--docs", type=Path, default=DOCS)
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    found = sweep(options.folder.absolute())
+    folder = options.folder or Path(f"outputs/sweep_{options.preset}")
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sweep(folder.absolute(), options.preset)
+    name = FILES[options.preset]
     table = means(found / "results.csv")
-    with (options.docs / "sweep.csv").open("w", newline="") as file:
+    with (options.docs / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, table[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
-    picture(found / "report.html", options.docs / "sweep.png")
+    picture(found / "report.html", options.docs / f"{name}.png")
     for row in table:
         print(*row.values(), sep="\t")
 

@@ -13,6 +13,7 @@ from toys import fit
 import regrow
 from regrow import RandomState
 from regrow.app.data.loader import BatchLoader
+from regrow.criteria import needs_gradients
 from regrow.errors import ConfigError, RegrowError
 
 warnings.filterwarnings("ignore", module="lightning")
@@ -43,6 +44,8 @@ class Acts(Callback):
                 self.act(pl_module, what, given["amount"], given["names"])
 
     def act(self, module, what, amount, names):
+        if what == "prune_to" and needs_gradients(self.pruning.pruner.criterion):
+            return  # those that lie there are the last step's, and gone after a resume
         calls = {
             "prune_to": lambda: self.pruning.prune_to(amount),
             "unprune": lambda: self.pruning.unprune(names),

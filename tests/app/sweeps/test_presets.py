@@ -47,6 +47,19 @@ def test_methods_are_compared_over_seeds(jobs):
     assert "seed: 0,1,2" in (config_dir("conf") / "app/sweep/methods.yaml").read_text()
 
 
+def test_every_method_is_compared(jobs):
+    """All recipes of the network but for controls and variants of one method."""
+    recipes = config_dir("recipes") / "fashion_mnist"
+    names = {path.stem.removeprefix("lenet300_") for path in recipes.glob("lenet300_*.yaml")}
+    left = {"dense", "budget", "imp_init", "random_ticket", "reinit_control", "weights_only"}
+    left |= {name for name in names if name.startswith("oneshot")} - {"oneshot_finetune"}
+    seen = jobs("sweep=compare", "pruning.sparsity=0.98", "seed=0")
+    compared = [name.removeprefix("fashion_mnist/lenet300_") for name, _ in seen]
+    assert len(compared) == len({*compared})
+    assert {*compared} == names - left
+    assert {cfg.pruning.sparsity for _, cfg in seen} == {0.98}
+
+
 def test_fine_tuning_is_a_grid(jobs):
     seen = jobs("sweep=finetune", "recipe=digits/oneshot")
     pairs = [(cfg.finetune.lr, cfg.finetune.batch_size) for _, cfg in seen]

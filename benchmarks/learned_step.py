@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""Claim: a step that learns masks costs at most so many times a dense step, within `Trainer.fit`.
+
+LeNet-300-100, batches of 128, SGD with momentum, one thread: few computations for each weight, so
+that what is done once a weight weighs most. Fits take turns as in `trainer_overhead`; steps of the
+second epoch are timed, all of them within the learning.
+"""
+
+import logging
+import statistics
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import lightning.pytorch as pl
+import torch
+from _bench import arguments, ratio, show
+from torch.utils.data import DataLoader
+from trainer_overhead import AGAIN, BASE, BATCH, DENSE, Clock, LeNet, Ring
+
+from regrow import LearnedMasks, MagnitudePruning, Table
+
+SPARSITY = 0.9
+SOFT = "soft=True"
+LIMITS = {"str": 2.0, "cs": 2.5, "l0": 4.0, "edge_popup": 3.5}
+
+
+def learned(method):
+    return lambda: [LearnedMasks(method, SPARSITY, end="1000000it", keep_removed=False)]
+
+
+def soft():
+    return [MagnitudePruning(schedule=Table({"1it": SPARSITY}), soft=True)]
+
+
+VARIANTS = {DENSE: list, SOFT: soft} | {m: learned(m) for m in LIMITS} | {AGAIN: list}
+
+
+class Stop(pl.Callback):
+    """Ends the fit after the epoch that is timed; as far as callbacks know it goes on."""
+
+    def on_train_epoch_end(self, trainer, *_):
+        trainer.should_stop = trainer.current_epoch == 1
+
+
+def fit(clock, callbacks, batches):
+    """Seconds of CPU time of each step."""
+    torch.set_num_threads(1)
+    trainer = pl.Trainer(
+        max_epochs=10**6,
+        accelerator="cpu",
+        callbacks=[clock, *callbacks, Stop()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(LeNet(), DataLoader(batches, batch_size=None))
+    for callback in callbacks:
+        assert getattr(callback, "moving", False) or callback.soft, "it was not learning"
+    return clock.times
+
+
+def main():
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=600, help="steps of an epoch")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    images, labels = torch.randn(60, BATCH, 784), torch.randint(10, (60, BATCH))
+    batches = [(images[i % 60], labels[i % 60]) for i in range(options.steps)]
+    ring = Ring(len(VARIANTS))
+    with ThreadPoolExecutor(len(VARIANTS)) as pool:
+        fits = {
+            name: pool.submit(fit, Clock(ring, member), make(), batches)
+            for member, (name, make) in enumerate(VARIANTS.items())
+        }
+        found = {name: running.result() for name, running in fits.items()}
+    torch.set_num_threads(1)
+    controls = zip(found[DENSE], found[AGAIN], strict=True)
+    found[BASE] = [(one + other) / 2 for one, other in controls]
+    rows = [
+        {
+            "variant": name,
+            "microseconds a step": 1e6 * statistics.median(found[name]),
+            f"time / {BASE}": ratio(found, name, BASE),
+        }
+        for name in VARIANTS
+    ]
+    claims = {f"step of {m} / {BASE}": (ratio(found, m, BASE), most) for m, most in LIMITS.items()}
+    show(f"learning masks, LeNet-300-100, batch {BATCH}, one thread", rows, claims, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: MIT
+"""Distillation within `Trainer.fit`: a teacher's logits in the student's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from regrow.callbacks.base import Callback
+from regrow.callbacks.recording import Call, Recorder
+from regrow.callbacks.refusals import refuse_format
+from regrow.callbacks.teachers import START, check_teacher, digest, make_teacher, refuse_unlike
+from regrow.distilling import soft_loss, taught_loss
+from regrow.errors import ConfigError, StateError, check_positive, did_you_mean
+
+FORMAT = 1
+_STEP = "training_step"
+
+
+class Distill(Callback):
+    """Adds what a teacher says to the student's loss.
+
+    loss = (1 - weight) own + weight T^2 KL(teacher / T || student / T), where `own` is what
+    `training_step` returns. The teacher sees exactly what the student's network was called with.
+    It is a copy that belongs to the callback: in eval mode, without gradients, in no optimizer,
+    `state_dict`, DDP bucket or checkpoint; a checkpoint holds its hash, and a resumed fit with
+    another teacher is refused. Logs `distill/loss`, the second term without its weight.
+
+    Args:
+        teacher: A module, which is called as the student's network is; the path of a checkpoint,
+            for a copy of that network; "start": a copy of the network as it is when the fit is
+            set up, which should be trained by then. None is refused, unless `regrow train` puts
+            the run's dense control in its place.
+        temperature: T, above 0.
+        weight: In (0, 1].
+        network: The submodule that the teacher stands in for: it is called with data, once a step.
+            None: the module itself, called as `self(x)`.
+        logits: What gives the student's logits: a submodule's name, or else a key of the dict that
+            `training_step` returns. None: the network's output.
+        dim: The classes' dimension; 1 for images of logits.
+
+    Raises:
+        ConfigError: For settings that cannot be meant, manual optimisation among them, at
+            construction where possible, else before the first step.
+        StateError: Where a step does not give what was named, or a checkpoint had another teacher.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531.
+
+    Example:
+        >>> Distill("dense.ckpt", weight=90)
+        Traceback (most recent call last):
+            ...
+        regrow.errors.ConfigError: weight must be in (0, 1], got 90: write 0.9
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module | str | Path | None = None,
+        *,
+        temperature: float = 4.0,
+        weight: float = 0.5,
+        network: str | None = None,
+        logits: str | None = None,
+        dim: int = -1,
+    ) -> None:
+        super().__init__()
+        self.given = check_teacher(teacher)
+        self.temperature = check_positive("temperature", temperature, "4.0")
+        self.weight = check_positive("weight", weight, "0.5")
+        if self.weight > 1:
+            hint = f"write {weight / 100:g}" if weight <= 100 else "write 0.5"
+            raise ConfigError(f"weight must be in (0, 1], got {weight}: {hint}")
+        self.network, self.logits, self.dim = network, logits, dim
+        self.teacher: nn.Module | None = None
+        self._digest = ""
+        self._loaded: Mapping[str, Any] | None = None
+        self._recorders: list[Recorder] = []
+        self._restore: Callable[[], None] = _nothing
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._loaded = None
+        if stage != "fit":
+            return
+        if not pl_module.automatic_optimization:
+            raise ConfigError(
+                "Distill adds to the loss that training_step returns, and under manual "
+                "optimisation the module runs backward by itself: set "
+                "automatic_optimization=True, or add regrow.distilling.soft_loss(...) in "
+                "training_step"
+            )
+        # now, since a checkpoint's weights, and fewer channels, come after this
+        self.teacher = make_teacher(self.given, self._student(pl_module))
+        self._digest = digest(self.teacher)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        there = self.state_key in (checkpoint.get("callbacks") or {})
+        if trainer.state.fn == TrainerFn.FITTING and not there:
+            raise StateError(
+                "the checkpoint was trained without Distill: load the weights into the model and "
+                "call fit without ckpt_path"
+            )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self.teacher is not None
+        refuse_unlike(trainer, self._digest)
+        teacher = trainer.precision_plugin.convert_module(self.teacher.to(pl_module.device))
+        self.teacher = teacher.eval()
+        self._recorders = [Recorder(pl_module, self.network or "")]
+        if self.logits in dict(pl_module.named_modules()):
+            self._recorders.append(Recorder(pl_module, str(self.logits)))
+        self._wrap(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._loaded is not None:
+            self._refuse_other(self._loaded)
+            self._loaded = None
+        if self.given == START:
+            rank_zero_info(f"Distill: the teacher is the student at the fit's start {self._digest}")
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._loaded is not None:  # not compared yet, as when a learning rate is looked for
+            return dict(self._loaded)
+        return {
+            "format": FORMAT,
+            "teacher": self._digest,
+            "temperature": self.temperature,
+            "weight": self.weight,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        refuse_format(state_dict, FORMAT, self.state_key)
+        self._loaded = state_dict
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._release()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._release()
+
+    def _student(self, module: nn.Module) -> nn.Module:
+        """What the teacher stands in for."""
+        if not self.network:
+            return module
+        named = dict(module.named_modules())
+        if self.network not in named:
+            raise ConfigError(
+                f"network={self.network!r} is no submodule: {did_you_mean(self.network, named)}"
+            )
+        found: nn.Module = named[self.network]
+        return found
+
+    def _wrap(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Lets the strategy's training step return the taught loss, for as long as this fit.
+
+        No hook may replace the loss. The strategy's method stands above whatever wraps the module
+        (DDP) or compiles it, and below accumulation's division and the scaler.
+        """
+        strategy = trainer.strategy
+        inner = strategy.training_step
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            with self._recorders[0].listening(), self._recorders[-1].listening():
+                given = inner(*args, **kwargs)
+            return self._taught(trainer, module, given)
+
+        def restore() -> None:
+            if strategy.__dict__.get(_STEP) is step:
+                del strategy.__dict__[_STEP]
+
+        if _STEP in strategy.__dict__:
+            raise ConfigError("something else replaces the strategy's training_step: leave it out")
+        strategy.__dict__[_STEP] = step
+        self._restore = restore
+
+    def _taught(self, trainer: pl.Trainer, module: pl.LightningModule, given: Any) -> Any:
+        """What `training_step` gave, with the taught loss in the place of its own."""
+        own = given.get("loss") if isinstance(given, Mapping) else given
+        if not isinstance(own, Tensor):
+            return given  # the step is skipped, or Lightning says what is wrong
+        wrapped = trainer.strategy.model is not module
+        calls = [r.only(wrapped and not r.name) for r in self._recorders]
+        student = self._student_logits(given, calls)
+        with trainer.precision_plugin.train_step_context(), torch.no_grad():
+            teacher = self._teacher_logits(calls[0])
+        soft = soft_loss(student, teacher, self.temperature, self.dim)
+        module.log("distill/loss", soft.detach(), batch_size=len(student))
+        loss = taught_loss(own, soft, self.weight)
+        return {**given, "loss": loss} if isinstance(given, Mapping) else loss
+
+    def _student_logits(self, given: Any, calls: list[Call]) -> Tensor:
+        if self.logits is None or len(calls) > 1:
+            name = self.logits or self.network or "the module's forward"
+            return _tensor(calls[-1].output, f"the student ({name})")
+        if not isinstance(given, Mapping) or self.logits not in given:
+            there = f"the keys {', '.join(given)}" if isinstance(given, Mapping) else "no dict"
+            raise StateError(
+                f"logits={self.logits!r} is no submodule, and training_step returned {there}: "
+                "return {'loss': ..., 'logits': ...}, or name a submodule"
+            )
+        return _tensor(given[self.logits], f"training_step[{self.logits!r}]")
+
+    def _teacher_logits(self, call: Call) -> Tensor:
+        assert self.teacher is not None
+        values = (*call.args, *call.kwargs.values())
+        if any(isinstance(value, Tensor) and value.requires_grad for value in values):
+            raise StateError(
+                f"network={self.network!r} is called with features of layers that train, not with "
+                "data: name the module that sees the data, and these logits by logits=..."
+            )
+        return _tensor(self.teacher(*call.args, **call.kwargs), "the teacher")
+
+    def _refuse_other(self, state: Mapping[str, Any]) -> None:
+        """Refuses to go on with another teacher, or other settings.
+
+        Raises:
+            StateError: Naming what differs.
+        """
+        if state["teacher"] != self._digest:
+            raise StateError(
+                f"the checkpoint was trained with another teacher (weights {state['teacher']}, now "
+                f"{self._digest}): give the same one, or load the weights and start a fit"
+            )
+        for name in ("temperature", "weight"):
+            if state[name] != getattr(self, name):
+                raise StateError(
+                    f"the checkpoint was trained with {name}={state[name]:g}, now it is "
+                    f"{getattr(self, name):g}: write the same, or load the weights and start a fit"
+                )
+
+    def _release(self) -> None:
+        """Leaves strategy and module as they were."""
+        self._restore()
+        self._restore = _nothing
+        for recorder in self._recorders:
+            recorder.remove()
+        self._recorders = []
+
+
+def _tensor(output: Any, whose: str) -> Tensor:
+    """Logits out of what a network gave: a tensor, or the 'logits' of a dict or an object."""
+    found = output.get("logits") if isinstance(output, Mapping) else output
+    found = getattr(found, "logits", found)
+    if isinstance(found, Tensor) and found.is_floating_point() and found.dim() > 0:
+        return found
+    raise StateError(
+        f"{whose} gave {type(output).__name__} instead of logits: it must give a tensor with a "
+        "dimension for the classes, or a dict or object with 'logits'"
+    )
+
+
+def _nothing() -> None:
+    """There is nothing to restore."""

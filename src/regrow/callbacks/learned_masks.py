@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: MIT
+"""Masks that are learned with the weights, within `Trainer.fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import nn
+from torch.optim import Optimizer
+
+from regrow.callbacks.learned_refusals import (
+    rate_factor,
+    refuse_masked,
+    refuse_other_learning,
+    refuse_unlearnable,
+    resumed_first,
+)
+from regrow.callbacks.pruning import PruningCallback
+from regrow.callbacks.scaling import overflowed
+from regrow.errors import ConfigError, StateError, check_choice, check_positive, check_sparsity
+from regrow.learned_control import Course
+from regrow.learned_pruner import LearnedPruner
+from regrow.learned_rules import Rule, make_rule
+from regrow.learner import OPTIMIZERS, Learner, Margins
+from regrow.masked import Keep
+from regrow.method import Method
+from regrow.plans import Milestone, Plan, Proportional, inside
+from regrow.time import Time, TimeLike, Timeline, parse
+from regrow.uncompiled import uncompiled
+
+
+@dataclass(frozen=True)
+class Learning(Proportional):
+    """From when to when masks are learned; the one event hardens them.
+
+    Example:
+        >>> Learning(0, 0.75).plan(0.9, Timeline(total=100))
+        (Milestone(step=75, sparsity=0.9),)
+    """
+
+    begin: TimeLike = 0
+    end: TimeLike = 0.75
+
+    def __post_init__(self) -> None:
+        begin, end = self.times()
+        if begin.unit == end.unit and begin.amount >= end.amount:
+            raise ConfigError(f"begin={begin} must lie before end={end}")
+
+    def times(self) -> tuple[Time, ...]:
+        return parse("begin", self.begin), parse("end", self.end)
+
+    def first(self, timeline: Timeline) -> int:
+        """The first step that learns."""
+        return timeline.step(self.times()[0], "begin")
+
+    def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> Plan:
+        last = inside("end", self.times()[1], timeline)
+        if self.first(timeline) >= last:
+            raise ConfigError(
+                f"begin={self.begin} (step {self.first(timeline)}) must lie before "
+                f"end={self.end} (step {last})"
+            )
+        return (Milestone(last, target),)
+
+
+class LearnedMasks(PruningCallback):
+    """Learns which weights to keep, holds a target sparsity, and hardens what it has learned.
+
+    From `begin` to `end` the module computes with effective weights f(w, s), at validation and in
+    checkpoints too, while the optimizer updates the dense w and the scores s take steps of their
+    own: no layer is wrapped, no key is added. A controller gives the regulariser of s the weight
+    that leads the sparsity along a cubic ramp to the target. At `end` exactly the target is pruned,
+    by what was learned; the weights that are kept have their effective values, and train on under
+    ordinary masks.
+
+    Until then `pruning/sparsity` is the share of effective weights that are exactly zero (none with
+    "cs", whose gates close at the end).
+
+    The scores have an optimizer of their own, beside the module's: a learning-rate schedule has
+    one rate for each parameter group that there was when it was built, so a new group would break
+    it. Its rate follows the schedule of the weights; its state is in the callback's. Memory: one
+    more copy of the weights, and with a score a weight up to three more.
+
+    Args:
+        method: "str" (soft thresholds, one a layer), "cs" (continuous sparsification), "l0"
+            (hard-concrete gates), "edge_popup" (top scores), or a rule with its own settings, such
+            as `L0(keep=0.5)`; see `regrow.learned_rules`.
+        sparsity: Fraction of the selected weights to prune, in (0, 1).
+        begin: From when masks are learned; the network is dense before.
+        end: When they are hardened.
+        ramp: The part of the learning in which the target rises, in [0, 1]; None: 0.7, and 0 with
+            "edge_popup", whose count is exact from the start.
+        score_lr: Of the scores, at the peak of the schedule. None: what takes a score through its
+            range within the learning.
+        score_optimizer: "adam" or "sgd".
+        score_momentum: Of "sgd".
+        train_weights: Whether w is trained beside s; None: as in the paper, which is True but for
+            "edge_popup". After `end` weights are trained in any case.
+        include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
+            Linear weights.
+        exclude: Patterns of those to leave dense; "@first", "@last", "@depthwise" name layers.
+        keep_removed: What is kept for `unprune`: True (the dense values), "moments" or False.
+        seed: For the first scores and the gates' noise.
+        on_change: What a resume does if max_epochs, batch size or ranks moved `end`: "refuse",
+            "keep" its step, or "stretch" it.
+
+    Raises:
+        ConfigError: For settings that cannot be meant, at construction where possible, else before
+            the first step; beside LBFGS, `ChannelPruning`, or for frozen weights.
+        StateError: For models and checkpoints that do not fit.
+
+    Source: Kusupati et al. 2020 (STR); Savarese et al. 2020 (continuous sparsification); Louizos et
+    al. 2018 (L0); Ramanujan et al. 2020 (edge-popup).
+
+    Example:
+        >>> LearnedMasks("l1", 0.9)
+        Traceback (most recent call last):
+            ...
+        regrow.errors.ConfigError: method must be one of cs, edge_popup, l0, str, got 'l1': \
+did you mean 'l0'?
+    """
+
+    def __init__(
+        self,
+        method: str | Rule = "str",
+        sparsity: float = 0.9,
+        *,
+        begin: TimeLike = 0,
+        end: TimeLike = 0.75,
+        ramp: float | None = None,
+        score_lr: float | None = None,
+        score_optimizer: str = "adam",
+        score_momentum: float = 0.9,
+        train_weights: bool | None = None,
+        include: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
+        keep_removed: bool | str = True,
+        seed: int = 0,
+        on_change: str = "refuse",
+    ) -> None:
+        rule = make_rule(method)
+        final = check_sparsity("sparsity", sparsity, zero=False)
+        self.ramp = rule.ramp if ramp is None else _share("ramp", ramp)
+        self.score_lr = score_lr
+        if score_lr is not None:
+            self.score_lr = check_positive("score_lr", score_lr, "0.01")
+        if train_weights not in (None, True, False):
+            raise ConfigError(f"train_weights must be True, False or null, got {train_weights!r}")
+        if keep_removed not in (True, False, "moments"):
+            raise ConfigError(
+                f"keep_removed must be True (values), 'moments' or False, got {keep_removed!r}"
+            )
+        keep: Keep = "moments" if keep_removed == "moments" else bool(keep_removed)
+        learner = Learner(
+            rule,
+            optimizer=check_choice("score_optimizer", score_optimizer, OPTIMIZERS),
+            momentum=check_sparsity("score_momentum", score_momentum),
+            train_weights=rule.trains_weights if train_weights is None else train_weights,
+            seed=seed,
+        )
+        parts = Method(Margins(learner), rule.distribution, "weight", None, include, exclude, seed)
+        self._learning = Learning(begin, end)
+        self._first = 0
+        self._words = {
+            "method": repr(rule) if is_dataclass(rule) else type(rule).__name__,
+            "ramp": str(self.ramp),
+            "score_lr": str(self.score_lr),
+            "score_optimizer": f"{score_optimizer}, {score_momentum}",
+            "train_weights": str(train_weights),
+        }
+        super().__init__(parts, self._learning, final, keep, on_change)
+
+    @property
+    def pruner(self) -> LearnedPruner:
+        pruner = super().pruner
+        assert isinstance(pruner, LearnedPruner)
+        return pruner
+
+    @property
+    def moving(self) -> bool:
+        """Whether masks are being learned."""
+        return self._pruner is not None and self.pruner.learner.active
+
+    @property
+    def sparsity(self) -> float:
+        """The masked fraction of the prunable weights; while masks are learned, that of zeros."""
+        return self.pruner.zero_share if self.moving else super().sparsity
+
+    @property
+    def densities(self) -> dict[str, float]:
+        return self.pruner.nonzero if self.moving else super().densities
+
+    def prune_to(self, sparsity: float) -> dict[str, Any]:
+        """Refused: learned masks are hardened once, at `end`.
+
+        Raises:
+            StateError: Saying what to do.
+        """
+        raise StateError(
+            f"learned masks are hardened once, at end={self._learning.end}, to sparsity="
+            f"{self.final:g}: ask for another sparsity there, or prune with MagnitudePruning"
+        )
+
+    @property
+    def swaps(self) -> bool:
+        """Whether dense values stand beside the weights: while masks are learned."""
+        return not self.progress.begun or not self.progress.reached
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        refuse_unlearnable(trainer, self, self.pruner)
+        for optimizer in trainer.optimizers:
+            self._handles.append(optimizer.register_step_post_hook(uncompiled(self._after)))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.pruner.learner.rest()  # what was restored may be of another device
+
+    def take_turn(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        super().take_turn(trainer, pl_module, batch, batch_idx)
+        if self.progress.reached:
+            return
+        assert self._clock is not None
+        learner, now = self.pruner.learner, self._clock.now()
+        if not learner.active and now >= self._first:
+            self._start(now)
+        if learner.active and learner.rule.draws:
+            learner.draw(int(trainer.global_step))  # the same within an accumulation window
+
+    @uncompiled
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if self.moving and not overflowed(trainer, optimizer):  # no hook follows a skipped step
+            self.pruner.learner.carry(optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if self._loaded is not None:
+            return state
+        return state | {"first": self._first, "learning": dict(self._words)}
+
+    def _after(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._clock is None or not self.moving:
+            return
+        learner = self.pruner.learner
+        factors = [rate_factor(optimizer, p) for p in learner.held(optimizer)[:1]]
+        learner.step(optimizer, self._clock.now(), *factors)
+
+    def _start(self, now: int) -> None:
+        last = self.progress.plan[-1].step
+        self.pruner.learner.start(Course(self.final, self.ramp, now, last), self.score_lr)
+
+    def _new_pruner(self, model: nn.Module) -> LearnedPruner:
+        assert isinstance(self.method, Method)
+        return LearnedPruner(model, self.method, self.keep_removed)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        self.pruner.learner.stop()  # another fit learns anew, from the weights that there are
+        super()._begin(trainer)
+        assert self._clock is not None
+        if not self.progress.plan:
+            return
+        refuse_masked(self.pruner)
+        timeline = self._clock.timeline(self.progress.first, self.progress.epoch)
+        dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        self._first = self.progress.first if dry else self._learning.first(timeline)
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        refuse_other_learning(state["learning"], self._words)
+        super()._resume(state)
+        self._first = int(state["first"])
+        if not (self.pruner.learner.active or self.progress.reached):
+            assert self._clock is not None
+            timeline = self._clock.timeline(self.progress.first, self.progress.epoch)
+            self._first = resumed_first(self._first, self._learning.first(timeline), self.on_change)
+        if self.moving and self.progress.plan:
+            self.pruner.learner.course.last = self.progress.plan[-1].step
+
+    def _act(self, due: Milestone) -> None:
+        if not self.pruner.learner.active:
+            self._start(due.step)
+        self._change(lambda optimizers: self.pruner.harden(due.sparsity, optimizers))
+
+
+def _share(what: str, given: object) -> float:
+    if given in (0, 1) and not isinstance(given, bool):
+        return float(given)
+    return check_sparsity(what, given)

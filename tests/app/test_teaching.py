@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""The command's teacher is the run's own dense control; phases alternate by recipe."""
+
+import json
+
+import pytest
+import torch
+
+from regrow.app.control import dense_network
+from regrow.app.identity import config_hash
+from regrow.app.models.digits_cnn import DigitsCNN
+from regrow.app.teaching import taught, untaught
+from regrow.app.train import train
+from regrow.callbacks.teachers import digest
+from regrow.errors import ConfigError
+
+GMP = ("recipe=digits/gmp", "pruning.every=0.1")
+TAUGHT = (*GMP, "callbacks=distill")
+
+
+def test_the_dense_control_teaches_and_is_the_one_of_untaught_runs(job, tmp_path):
+    cfg = job(*TAUGHT)
+    control = dense_network(job(*GMP, folder="plain"))
+    result = train(job(*TAUGHT))
+    assert dense_network(cfg).key == control.key
+    assert len([*(tmp_path / "outputs" / "controls").glob("*/result.json")]) == 1
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    dense = torch.load(control.checkpoint, weights_only=True)["state_dict"]
+    wise = DigitsCNN()
+    wise.load_state_dict({n.removeprefix("network."): v for n, v in dense.items()})
+    assert state["callbacks"]["Distill"]["teacher"] == digest(wise)
+    assert "teacher" not in "".join(state["state_dict"])
+    assert result["sparsity"] == pytest.approx(0.9, abs=1e-4)
+    settings = json.loads((tmp_path / "run" / "result.json").read_text())["settings"]
+    assert settings["callbacks"]["distill"]["teacher"] is None
+
+
+def test_a_taught_run_is_another_run(job):
+    assert config_hash(job(*GMP)) != config_hash(job(*TAUGHT))
+
+
+def test_a_named_teacher_stays(job):
+    cfg = job(*TAUGHT, "callbacks.distill.teacher=mine.ckpt")
+    assert taught(cfg, "other.ckpt") is cfg
+    assert "distill" not in untaught(cfg).callbacks
+    assert "distill" in cfg.callbacks
+    with pytest.raises(ConfigError, match=r"teacher='mine.ckpt' does not exist"):
+        train(cfg)
+
+
+def test_a_plan_needs_no_control(job, tmp_path):
+    from regrow.app.building import build_pruning
+    from regrow.app.preflight import set_up
+
+    cfg = job(*TAUGHT)
+    set_up(cfg, build_pruning(cfg))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_alternating_phases_have_the_same_control(job):
+    keys = [
+        config_hash(untaught(job(*GMP, *w)))
+        for w in ((), ["callbacks=phases"], ["callbacks=distill"])
+    ]
+    assert len({*keys}) == 1
+
+
+@pytest.mark.slow
+def test_alternating_phases_by_name(job):
+    words = ("recipe=digits/gmp", "pruning=acdc", "callbacks=phases", "pruning.every=0.15")
+    result = train(job(*words))
+    assert [e["phase"] for e in result["history"]][-2:] == ["dense", "sparse"]
+    assert result["sparsity"] == pytest.approx(0.9, abs=1e-4)

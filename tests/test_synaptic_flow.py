@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""SynFlow against its formula: products of matrices of |w|, and no layer ever emptied."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from regrow.app.models.vgg import VGG
+from regrow.errors import ConfigError, StateError
+from regrow.synaptic_flow import synflow
+
+
+def chain(*widths, activation=nn.ReLU, bias=True):
+    torch.manual_seed(0)
+    layers = []
+    for one, other in itertools.pairwise(widths):
+        layers += [nn.Linear(one, other, bias=bias), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def flow_by_hand(matrices):
+    """|w| times what flows in from ones, times what flows on to the outputs."""
+    found, sizes = [], [np.abs(m) for m in matrices]
+    for place, matrix in enumerate(sizes):
+        before = np.ones(sizes[0].shape[1])
+        for earlier in sizes[:place]:
+            before = earlier @ before
+        after = np.ones(sizes[-1].shape[0])
+        for later in reversed(sizes[place + 1 :]):
+            after = after @ later
+        found.append(after[:, None] * matrix * before[None, :])
+    return found
+
+
+def algorithm(matrices, sparsity, rounds):
+    """The paper's rounds in NumPy; returns which weights stay."""
+    kept = [np.ones(m.shape, bool) for m in matrices]
+    total = sum(m.size for m in matrices)
+    for k in range(1, rounds + 1):
+        scores = flow_by_hand([m * keep for m, keep in zip(matrices, kept, strict=True)])
+        for score in scores:
+            score[np.unravel_index(score.argmax(), score.shape)] = np.inf  # one stays in any case
+        flat = np.concatenate([score.ravel() for score in scores])
+        keep = np.zeros(total, bool)
+        count = total - round((1 - (1 - sparsity) ** (k / rounds)) * total)
+        keep[np.argsort(-flat, kind="stable")[:count]] = True
+        parts = np.split(keep, np.cumsum([m.size for m in matrices])[:-1])
+        kept = [part.reshape(m.shape) for part, m in zip(parts, matrices, strict=True)]
+    return kept
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid])
+def test_scores_are_those_of_the_linear_network(activation):
+    net = chain(5, 7, 4, 3, activation=activation)
+    scores = synflow(net, torch.randn(2, 5), 0.0, rounds=1)
+    matrices = [m.weight.detach().double().numpy() for m in net if isinstance(m, nn.Linear)]
+    for score, wanted in zip(scores.values(), flow_by_hand(matrices), strict=True):
+        np.testing.assert_allclose(score.numpy(), wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("rounds", [1, 5, 40])
+def test_rounds_are_those_of_the_paper(rounds):
+    net = chain(20, 30, 16, 10)
+    matrices = [m.weight.detach().double().numpy() for m in net if isinstance(m, nn.Linear)]
+    scores = synflow(net, torch.zeros(1, 20), 0.9, rounds=rounds)
+    masks = regrow.prune(net, 0.9, criterion=scores)
+    for mask, wanted in zip(masks.values(), algorithm(matrices, 0.9, rounds), strict=True):
+        np.testing.assert_array_equal(mask.numpy(), wanted)
+
+
+class Branches(nn.Module):
+    """Batch norm, a skip connection, functional and in-place activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Linear(8, 4)
+        nn.init.zeros_(self.norm.weight)  # as a residual network may begin
+
+    def forward(self, x):
+        x = nn.functional.relu_(self.first(x))
+        x = (x + self.norm(self.second(x))).relu()
+        return nn.functional.log_softmax(self.last(x.mean((2, 3))), 1)
+
+
+def test_what_flows_is_the_same_in_each_layer_of_a_chain():
+    """A layer's scores sum up to R; those around a skip connection to R together."""
+    net = VGG(depth=11, width=4)
+    sums = [float(s.sum()) for s in synflow(net, torch.zeros(1, 3, 32, 32), 0.0, rounds=1).values()]
+    assert sums == pytest.approx([sums[0]] * len(sums), rel=1e-9)
+    torch.manual_seed(0)
+    scores = synflow(Branches(), torch.zeros(1, 3, 8, 8), 0.0, rounds=1)
+    first, second, last = (float(s.sum()) for s in scores.values())
+    assert first == pytest.approx(last, rel=1e-9)
+    assert 0 < second < last
+
+
+@pytest.mark.parametrize(
+    ("depth", "width"),
+    [
+        (16, 8),
+        pytest.param(19, 16, marks=pytest.mark.slow),
+        pytest.param(16, 64, marks=pytest.mark.slow),
+    ],
+)
+def test_no_layer_of_vgg_is_emptied_at_a_thousandth(depth, width):
+    torch.manual_seed(0)
+    net = VGG(depth=depth, width=width)
+    twin, batch = copy.deepcopy(net), torch.randn(8, 3, 16, 16)
+    scores = synflow(net, torch.zeros(1, 3, 16, 16), 0.999)
+    masks = regrow.prune(net, 0.999, criterion=scores)
+    assert masks.pruned == round(0.999 * masks.total)
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert min(kept.values()) > 1, kept  # more than the one that every method has to leave
+    alive = synflow(net, torch.zeros(1, 3, 16, 16), 0.0, rounds=1, kept=masks)
+    assert all(float(score.max()) > 0 for score in alive.values()), "it is cut in two"
+
+    def loss(model, inputs):
+        return nn.functional.cross_entropy(model(inputs), torch.arange(8) % 10)
+
+    by_gradient = regrow.prune(twin, 0.999, criterion=regrow.snip(twin, [batch], loss))
+    assert min(int(mask.sum()) for mask in by_gradient.values()) == 1, "SNIP collapses here"
+
+
+def test_deep_networks_stay_in_range():
+    """In single precision this flow would be infinite."""
+    net = chain(*[64] * 120, activation=nn.Identity, bias=False)
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+    sums = [float(score.sum()) for score in synflow(net, torch.ones(1, 64), 0.0, rounds=1).values()]
+    assert torch.tensor(sums[0], dtype=torch.float64).to(torch.float32).isinf()
+    assert sums == pytest.approx([sums[0]] * len(sums), rel=1e-6)
+
+
+def test_what_exceeds_double_precision_is_refused():
+    net = chain(8, 8, 8)
+    for layer in (net[0], net[2]):
+        nn.init.constant_(layer.weight, 1e38)
+    net.double()
+    net[0].weight.data.fill_(1e300)
+    with pytest.raises(StateError, match=r"through 0\.weight exceeds double precision"):
+        synflow(net, torch.ones(1, 8), 0.5)
+
+
+def test_where_nothing_flows_is_named():
+    net = Branches()
+    net.idle = nn.Linear(4, 4)
+    with pytest.raises(ConfigError, match=r"nothing flows through idle.weight.*exclude=\['idle"):
+        synflow(net, torch.ones(1, 3, 8, 8), 0.5)
+
+
+def test_the_model_is_not_changed():
+    net = Branches()
+    before = copy.deepcopy(net.state_dict())
+    synflow(net, torch.zeros(1, 3, 8, 8), 0.9, rounds=3)
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert net.training
+    assert all(p.grad is None and p.dtype == torch.float32 for p in net.parameters())
+
+
+def test_it_goes_on_from_masks():
+    net = chain(20, 30, 16, 10)
+    half = regrow.prune(net, 0.5)
+    scores = synflow(net, torch.zeros(1, 20), 0.9, rounds=10, kept=half)
+    for name, mask in half.items():
+        assert bool((scores[name][~mask] == -1).all())
+    pruned = sum(int((score == -1).sum()) for score in scores.values())
+    assert pruned / half.total == pytest.approx(1 - 0.5 * 0.2**0.9, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"sparsity": 90}, "sparsity must be in"), ({"rounds": 0}, "rounds must be")],
+)
+def test_bad_settings_are_refused(change, words):
+    with pytest.raises(ConfigError, match=words):
+        synflow(chain(2, 2), torch.ones(1, 2), **({"sparsity": 0.5} | change))
