@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+"""What the documents point to is there."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+TABLE = CHECKOUT / "docs" / "together.md"
+DOCUMENTS = sorted([*(CHECKOUT / "docs").glob("*.md"), *CHECKOUT.glob("*.md")])
+
+
+def rows():
+    """(feature, test) of every row of the table."""
+    lines = [line for line in TABLE.read_text().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [(row[0], row[-1]) for row in cells if row[-1] != "shown by"]
+
+
+@pytest.mark.parametrize(("feature", "test"), rows(), ids=lambda text: text[:60])
+def test_every_row_names_a_test(feature, test):
+    path, name = test.split("::")
+    tree = ast.parse((CHECKOUT / "tests" / path).read_text())
+    [found] = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name]
+    marks = ast.unparse(ast.Module([*tree.body[:20]], [])) + "".join(
+        map(ast.unparse, found.decorator_list)
+    )
+    assert ("slow" not in feature) or "slow" in marks, "it says slow, the test is not"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for link in re.findall(r"\]\(([^)#]+)", document.read_text()):
+        if "://" not in link:
+            assert (document.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_name_files_that_are_there(document):
+    for path in re.findall(r"(?:python |`)((?:benchmarks|examples)/\w+\.py)", document.read_text()):
+        assert (CHECKOUT / path).exists(), path
