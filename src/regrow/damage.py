@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regrow.errors import StateError
-from regrow.masks import unpack_bits
+from regrow.masks import check_packed, unpack_bits
 from regrow.sharding import is_cut
 from regrow.targets import clean
 
@@ -79,9 +79,10 @@ def refuse_unmasked(packed: Mapping[str, Any], tensors: Mapping[str, Any]) -> No
     Raises:
         StateError: Naming the parameters.
     """
+    check_packed(packed)
     named = {clean(str(name)): value for name, value in tensors.items()}
     wrong = []
-    for name, shape in packed["shapes"].items():  # one mask at a time
+    for name, shape in packed.get("shapes", {}).items():  # one mask at a time
         weight = named.get(name)
         if isinstance(weight, Tensor) and not is_cut(weight) and list(weight.shape) == shape:
             pruned = ~unpack_bits(packed["bits"][name], shape).to(weight.device)

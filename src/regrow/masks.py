@@ -101,14 +101,8 @@ class Masks(Mapping[str, Tensor]):
             StateError: If bits are missing or do not fit their shapes, naming the parameters.
         """
         cut = {name: shard for name, shard in (shards or {}).items() if shard is not None}
+        check_packed(packed)
         shapes, bits = packed.get("shapes", {}), packed.get("bits", {})
-        lost = [
-            name
-            for name in {**shapes, **bits}
-            if name not in shapes or not _fits(bits.get(name), shapes[name])
-        ]
-        if lost:
-            raise StateError(f"the packed masks of {', '.join(lost)} are missing or damaged")
         return cls({n: unpack_bits(bits[n], shape, cut.get(n)) for n, shape in shapes.items()})
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
@@ -127,6 +121,22 @@ class Masks(Mapping[str, Tensor]):
             found.update(f"{name}{list(mask.shape)}".encode())
             found.update(_packed(name, mask).numpy().tobytes())
         return found.hexdigest()
+
+
+def check_packed(packed: Mapping[str, Any]) -> None:
+    """Sees that packed masks have the bits that their shapes need.
+
+    Raises:
+        StateError: Naming the parameters whose bits are missing or too many.
+    """
+    shapes, bits = packed.get("shapes", {}), packed.get("bits", {})
+    lost = [
+        name
+        for name in {**shapes, **bits}
+        if name not in shapes or not _fits(bits.get(name), shapes[name])
+    ]
+    if lost:
+        raise StateError(f"the packed masks of {', '.join(lost)} are missing or damaged")
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]], parameters: Mapping[str, Tensor]) -> None:

@@ -59,7 +59,7 @@ def test_configuration_of_a_recipe_needs_no_torch(python, name):
 def test_groups_are_listed_without_torch(python):
     modules, out = modules_after(python, "train", "--help")
     assert re.search(r"recipe/digits: .*\bdense, gmp\b", out)
-    assert "pruning: channel, erk, gmp" in out
+    assert "pruning: acdc, channel, cs" in out
     assert "model: digits_cnn" in out
     assert "regrow train -m recipe=digits/gmp" in out
     assert not {*HEAVY} & {*modules}

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import ADAM, WEIGHTS, Net, copied, fit, loader, zeros
 
-from regrow import ConfigError, MagnitudePruning, OneShot, SparsityMonitor, Table
+from regrow import AccuracyBudget, ConfigError, MagnitudePruning, OneShot, SparsityMonitor, Table
 
 
 def test_disjoint_selections():
@@ -67,6 +67,8 @@ def test_soft_masks_over_another_pruners_weights_are_refused(first):
     with pytest.raises(ConfigError, match=r"body\.0\.weight go on learning beneath masks"):
         fit(module, *((soft, hard) if first else (hard, soft)))
     assert module.trained == 0
+    budget = AccuracyBudget("val/loss", 9.0, mode="min", reference=1.0, recover="1it")
+    fit(Net(ADAM), MagnitudePruning(0.5, schedule=OneShot(0), soft=True), budget, val=loader())
     apart = MagnitudePruning(0.5, schedule=OneShot("2it"), include="body.2")
     fit(Net(ADAM), soft := MagnitudePruning(0.5, soft=True, include="body.0"), apart)
     assert (soft.masks.pruned, apart.masks.pruned) == (48, 24)

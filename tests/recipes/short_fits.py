@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -20,6 +21,7 @@ from omegaconf import DictConfig
 from regrow._paths import config_dir
 from regrow.app.building import build_callbacks, build_data, build_module, build_pruning
 from regrow.app.recipes import register
+from regrow.app.teaching import taught
 from regrow.callbacks.pruning import PruningCallback
 
 ONE_DEVICE = ("trainer.accelerator=cpu", "trainer.deterministic=false", "~callbacks.progress")
@@ -57,6 +59,7 @@ def short_fit(cfg: DictConfig, folder: Path, **given: Any) -> tuple[pl.Trainer, 
         folder: Of the trainer.
         **given: Settings of the trainer.
     """
+    cfg = taught(cfg, _teacher(cfg, folder))
     pruning = build_pruning(cfg)
     callbacks = build_callbacks(cfg, pruning)
     return _fit(cfg, folder, callbacks, {"fast_dev_run": 2} | given), pruning
@@ -64,6 +67,7 @@ def short_fit(cfg: DictConfig, folder: Path, **given: Any) -> tuple[pl.Trainer, 
 
 def planned(cfg: DictConfig, folder: Path) -> pl.Trainer:
     """A trainer whose fit is set up at its full length, and ended before its first step."""
+    cfg = taught(cfg, _teacher(cfg, folder))
     callbacks = [*build_callbacks(cfg, build_pruning(cfg)), Stop()]
     given = {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     with contextlib.suppress(Stopped):
@@ -81,6 +85,13 @@ class Stop(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.trainer = trainer
         raise Stopped
+
+
+def _teacher(cfg: DictConfig, folder: Path) -> Path:
+    """In the dense control's place: a network of the same shape, untrained."""
+    file = folder / "teacher.ckpt"
+    torch.save({"state_dict": build_module(cfg, build_data(cfg)).state_dict()}, file)
+    return file
 
 
 def _fit(

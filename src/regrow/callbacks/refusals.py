@@ -181,7 +181,9 @@ def refuse_overlap(trainer: pl.Trainer, pruner: AnyPruner) -> None:
     own = {id(target.parameter): target.name for target in pruner.targets}
     for callback in suite(trainer):
         other = getattr(callback, "_pruner", None)
-        if other is None or other is pruner or not (pruner.soft or other.soft):
+        if not isinstance(other, Pruner | ChannelPruner) or other is pruner:
+            continue
+        if not (pruner.soft or other.soft):
             continue
         shared = [own[id(t.parameter)] for t in other.targets if id(t.parameter) in own]
         if shared:
