@@ -60,6 +60,7 @@ REFUSED = [
     ("trainer.limit_train_batches", -3, "trainer cannot be made of its settings: Misconf"),
     ("trainer.precision", "nothing", "trainer cannot be made of its settings: .*nothing"),
     ("trainer.devices", 0, r"trainer\.devices=0 cannot be had: Misconfiguration"),
+    ("logger.name", True, "logger cannot be used with its settings: TypeError"),
     (
         "callbacks.stop",
         {"_target_": "regrow.SparseEarlyStopping", "monitor": "val/accuraci"},

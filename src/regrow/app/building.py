@@ -201,6 +201,18 @@ def _keep_metrics(path: Path) -> None:
         path.rename(path.with_name(f"metrics.{parts}.csv"))
 
 
+def note_settings(logger: Any, values: dict[str, Any]) -> None:
+    """Has a logger write the settings down, which is when it first opens its files.
+
+    Raises:
+        ConfigError: If it cannot, before anything trains.
+    """
+    try:
+        logger.log_hyperparams(plain(values))
+    except Exception as error:
+        raise refusal("logger cannot be used with its settings", error) from error
+
+
 def plain(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one flat dict of builtin values, for loggers."""
     flat: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from regrow.app.building import (
     build_data,
     build_logger,
     build_module,
-    plain,
+    note_settings,
 )
 from regrow.app.classifier import Classifier
 from regrow.app.cluster import cluster_callbacks, cluster_plugins
@@ -87,7 +87,7 @@ def fit_here(
         callbacks.insert(-1, levels)
     logger = build_logger(cfg, folder)
     if logger:
-        logger.log_hyperparams(plain(settings(cfg)))  # type: ignore[union-attr]
+        note_settings(logger, settings(cfg))
     trainer = made(
         "trainer",
         cfg.trainer,
