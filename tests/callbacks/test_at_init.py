@@ -27,6 +27,7 @@ from toys import (
 from regrow import PruneAtInit, RandomState, enforce
 from regrow.app.data.loader import BatchLoader
 from regrow.callbacks.base import Callback
+from regrow.saliency import grasp
 
 METHODS = {
     "snip": {"method": "snip"},
@@ -224,3 +225,38 @@ def test_a_dry_run_prunes_by_one_batch():
     made = trainer(pruning, fast_dev_run=True)
     made.fit(Net(), loader())
     assert pruning.masks.pruned == round(0.8 * WEIGHTS)
+
+
+class Called(Full):
+    """Calls itself for its logits, as most modules do."""
+
+    def loss(self, batch):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize(("made", "logits"), [(Called, None), (Full, "body"), (Net, "body")])
+def test_grasp_at_a_temperature_is_that_of_the_loss_of_divided_logits(made, logits):
+    """Hessian times gradient of cross-entropy(logits / T), written out, on the same batches."""
+
+    def loss(body, batch):
+        return nn.functional.cross_entropy(body(batch[0]) / 200, batch[1])
+
+    settings = {"method": "grasp", "batches": 3, "temperature": 200, "logits": logits}
+    module, plain, twin = made(), made(), made()
+    for net in (module, plain, twin):
+        for part in net.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0
+    batches = [batch for _, batch in zip(range(3), loader(), strict=False)]
+    scores = grasp(twin.body, batches, loss)
+    wanted = magnitude_masks(
+        {f"body.{n}": s - min(v.min() for v in scores.values()) for n, s in scores.items()},
+        round(0.7 * WEIGHTS),
+    )
+    pruning, other = PruneAtInit(0.7, **settings), PruneAtInit(0.7, method="grasp", batches=3)
+    fit(module, pruning)
+    fit(plain, other)
+    assert all(torch.equal(pruning.masks[name], mask) for name, mask in wanted.items())
+    assert any(not torch.equal(other.masks[name], mask) for name, mask in wanted.items())
+    assert not module._forward_hooks
+    assert not module.body._forward_hooks

@@ -158,6 +158,9 @@ def test_other_masks_by_hand_are_refused_and_undone_ones_come_back():
         ({"method": "synflow", "batches": 2}, "looks at no data: leave batches=2 out"),
         ({"method": "snip", "rounds": 2}, "scores once: leave rounds=2 out"),
         ({"method": "synflow", "rounds": 0}, "rounds must be"),
+        ({"method": "snip", "temperature": 200}, "temperature=200 is of method='grasp'"),
+        ({"method": "grasp", "temperature": 0}, "temperature must be a number above 0"),
+        ({"method": "grasp", "logits": "body"}, "logits='body' is what temperature divides"),
         ({"distribution": "lamp"}, "distribution must be one of"),
         ({"keep_removed": "all"}, "keep_removed must be"),
     ],
@@ -175,6 +178,16 @@ def test_what_cannot_be_meant_is_refused_at_construction(settings, words):
         (Locked, {}, r"copy of Locked.*cannot be copied.*lock"),
         (Without, {}, "it returned None"),
         (Net, {"batches": 9}, r"batches=9 is more than the train loader has \(8\)"),
+        (
+            Net,
+            {"method": "grasp", "temperature": 200, "logits": "bdy"},
+            "logits='bdy' is no submodule.*did you mean 'body'",
+        ),
+        (
+            Net,
+            {"method": "grasp", "temperature": 200},
+            "training_step did not call the module itself.*write logits=",
+        ),
         (Net, {"method": "synflow"}, r"forward\(\), which Net does not have"),
     ],
 )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -12,8 +13,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from regrow.callbacks.pruning import PruningCallback
-from regrow.callbacks.scoring import batches_ahead, example_for, training_loss, twin_of
-from regrow.errors import ConfigError, StateError, check_choice, check_count
+from regrow.callbacks.scoring import batches_ahead, divided, example_for, training_loss, twin_of
+from regrow.errors import ConfigError, StateError, check_choice, check_count, check_positive
 from regrow.masked import Keep
 from regrow.method import Method
 from regrow.plans import Milestone
@@ -37,8 +38,7 @@ class PruneAtInit(PruningCallback):
 
     "snip" and "grasp" ask the module's own `training_step` for the loss of the batch that is about
     to be trained, and of `batches` - 1 more, which a copy of the train loader gives. They run in
-    single precision without autocast, compiled parts as plain Python. The loss is taken as it is,
-    while GraSP's authors score at temperature 200; `regrow.grasp` takes any loss. "synflow" runs
+    single precision without autocast, compiled parts as plain Python. "synflow" runs
     the module's `forward` on ones, `rounds` times, in double precision. "random" looks at nothing:
     the control.
 
@@ -51,6 +51,9 @@ class PruneAtInit(PruningCallback):
         sparsity: Fraction of the selected weights to prune, in [0, 1); hit exactly.
         method: "snip" (|g w|), "grasp" (w (H g)), "synflow" or "random".
         batches: How many training batches score weights, on each rank; None: 1. "snip" and "grasp".
+        temperature: By what "grasp" divides the logits while it scores; None: 1. Its authors' code
+            has 200, and this alone may change accuracy by points.
+        logits: The submodule that gives them; None: the module itself, called as `self(x)`.
         rounds: How many times "synflow" scores and prunes; None: 100.
         distribution: "global", "uniform" or "erk"; None: "global", and "erk" with "random".
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
@@ -81,6 +84,8 @@ did you mean 'snip'?
         *,
         method: str = "snip",
         batches: int | None = None,
+        temperature: float | None = None,
+        logits: str | None = None,
         rounds: int | None = None,
         distribution: str | None = None,
         include: str | list[str] | None = None,
@@ -98,6 +103,19 @@ did you mean 'snip'?
             )
         self.batches = 1 if batches is None else check_count("batches", batches)
         self.rounds = 100 if rounds is None else check_count("rounds", rounds)
+        if temperature is not None and method != "grasp":
+            raise ConfigError(
+                f"temperature={temperature} is of method='grasp': leave it out with {method!r}"
+            )
+        if logits is not None and temperature is None:
+            raise ConfigError(
+                f"logits={logits!r} is what temperature divides: write temperature=200, or leave "
+                "it out"
+            )
+        self.temperature = None
+        if temperature is not None:
+            self.temperature = check_positive("temperature", temperature, "200")
+        self.logits = logits
         if keep_removed not in (True, False, "moments"):
             raise ConfigError(
                 f"keep_removed must be True (values), 'moments' or False, got {keep_removed!r}"
@@ -171,7 +189,9 @@ did you mean 'snip'?
             assert isinstance(reduced, Tensor)
             return reduced
 
-        with torch.compiler.set_stance("force_eager"):
+        cold = self.temperature
+        looked = nullcontext() if cold is None else divided(twin, self.logits, cold)
+        with looked, torch.compiler.set_stance("force_eager"):
             return GRADIENTS[self.scoring](twin, ahead, training_loss, mean=mean, **chosen)
 
 

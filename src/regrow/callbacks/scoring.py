@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import IterableDataset
 
-from regrow.errors import ConfigError, StateError
+from regrow.errors import ConfigError, StateError, did_you_mean
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -64,6 +65,47 @@ def training_loss(module: nn.Module, numbered: tuple[int, Any]) -> Tensor:
             f"weights are scored by the loss that training_step returns, it returned {given!r}"
         )
     return loss
+
+
+@contextmanager
+def divided(module: nn.Module, logits: str | None, temperature: float) -> Iterator[None]:
+    """Divides logits by a temperature, for as long as a module is looked at.
+
+    Args:
+        module: What is looked at.
+        logits: The submodule whose output is divided; None: the module itself.
+        temperature: Above 0.
+
+    Raises:
+        ConfigError: If there is no such submodule, or nobody called it.
+        StateError: If it gives no tensor.
+    """
+    named = dict(module.named_modules())
+    if (logits or "") not in named:
+        raise ConfigError(f"logits={logits!r} is no submodule: {did_you_mean(str(logits), named)}")
+    calls = 0
+
+    def divide(_: nn.Module, __: Any, output: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if not isinstance(output, Tensor):
+            raise StateError(
+                f"{logits or 'the module'} gave {type(output).__name__} instead of a tensor of "
+                "logits: name the submodule that gives them, logits='NAME'"
+            )
+        return output / temperature
+
+    handle = named[logits or ""].register_forward_hook(divide)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not calls:
+        raise ConfigError(
+            f"training_step did not call {logits or 'the module itself, as self(x)'}, so there are "
+            "no logits to divide: write logits='NAME' of the submodule that gives them, or leave "
+            "temperature out"
+        )
 
 
 def batches_ahead(trainer: pl.Trainer, batch: Any, count: int) -> list[tuple[int, Any]]:
