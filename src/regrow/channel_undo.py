@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +30,9 @@ from regrow.holding import Train
 from regrow.initializers import Initializer, Return, make_initializer, zero
 from regrow.initializers import removed as removed_values
 from regrow.masked import Keep
-from regrow.regrowth import Growth
+from regrow.regrowth import Growth, how_many
 from regrow.targets import Selection
-from regrow.undo import Undo, how_many
+from regrow.undo import Undo
 from regrow.vault import Vault
 
 
@@ -211,8 +212,8 @@ class ChannelUndo(Undo):
             places = pruned_now(target.name, target.parameter, before, after)
             if old is None or places is None or not bool(places.any()):
                 continue
-            held = None if self.vault is None else self.vault.whole([target], [old])
-            returned = Return(
+            make = partial(
+                Return,
                 target.name,
                 target.parameter.detach(),
                 old,
@@ -220,15 +221,13 @@ class ChannelUndo(Undo):
                 seeded(*seed, f"{target.name} init"),
                 target.input_dim,
                 target.groups,
-                None if held is None else held.get(target.name),
+                None if self.vault is None else self.vault.of(target, old),
                 self.originals.get(target.name),
             )
-            values = (
-                initializer(returned)
-                if restore
-                else fresh(returned, initializer, columns.get(target.name))
-            )
-            self._bring_back(returned, values, restore, optimizers)
+            value = initializer
+            if not restore:
+                value = partial(fresh, initializer=initializer, columns=columns.get(target.name))
+            self._bring_back(make, value, restore, optimizers)
             regrown[target.name] = places
         for name, buffer in buffers(self.model).items():
             places = pruned_now(name, buffer, before, after)
@@ -241,8 +240,8 @@ class ChannelUndo(Undo):
 
     def _held(self) -> dict[str, Tensor]:
         """What the vault holds, of the parameters' shapes."""
-        assert self.vault is not None
-        return self.vault.whole(self.targets, [self.enforcer.mask(t.name) for t in self.targets])
+        found = {target.name: self._removed(target) for target in self.targets}
+        return {name: values for name, values in found.items() if values is not None}
 
     def _named_channels(self, names: Iterable[str] | str | None) -> dict[str, Tensor]:
         """Masked channels of the groups with a member that patterns mean."""

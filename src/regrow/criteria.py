@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from regrow.computed import Scores, by_lot, elementwise
 from regrow.draws import drawn
 from regrow.errors import ConfigError, StateError, check_choice
 from regrow.sharding import is_cut, local, shard_of
@@ -243,6 +244,28 @@ def score(
             f"criterion gave {scores.dtype} of shape {tuple(scores.shape)}"
         )
     return scores
+
+
+def scores_of(
+    criterion: Criterion | TrackingCriterion,
+    name: str,
+    weight: Tensor,
+    grad: Tensor | None,
+    seed: tuple[int, int],
+) -> Scores:
+    """`score`, without its memory where the criterion is known to look at single places.
+
+    "magnitude", "gradient", "taylor" and "random" are computed wherever they are read.
+    """
+    if criterion is magnitude:
+        return elementwise(magnitude, local(weight))
+    if criterion is random:
+        part, shard = local(weight), shard_of(name, weight)
+        return by_lot(part, shard, lambda: seeded(*seed, name))
+    if criterion not in (gradient, taylor) or grad is None or grad.shape != weight.shape:
+        return score(criterion, name, weight, grad, seed)
+    function: Any = criterion
+    return elementwise(function, local(weight), local(grad))
 
 
 def seeded(seed: int, event: int, name: str) -> torch.Generator:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,21 +19,22 @@ from torch.optim import Optimizer
 
 from regrow.by_rows import refuse_whole
 from regrow.changes import whole
+from regrow.computed import Scores
 from regrow.criteria import (
     Criterion,
     TrackingCriterion,
     magnitude,
     make_criterion,
     random,
-    score,
-    seeded,
+    scores_of,
 )
 from regrow.errors import check_choice
 from regrow.highest import highest
-from regrow.initializers import Initializer, Return, make_initializer, zero
+from regrow.initializers import BY_ROWS, Initializer, Return, make_initializer, zero
 from regrow.method import choose_masks
 from regrow.pruner import Pruner
-from regrow.regrowth import Growth, by_gradient, make_growth
+from regrow.regrowth import MAGNITUDES, Growth, make_growth, ranked
+from regrow.returning import values_of
 from regrow.targets import Target
 
 GROW = ("gradient", "momentum", "random")
@@ -137,15 +140,18 @@ def drop_and_grow(
     if pruner.shards.ranks is not None:
         refuse_whole(growth, initializer, sparse)
     moves = [_move(pruner, target, share, criterion, growth, seed) for target in sparse]
-    backs = [] if initializer is zero else [_return(pruner, move, seed) for move in moves]
-    values = [initializer(back) for back in backs]
-    for move in moves:
-        pruner._set(move.target.name, move.after, optimizers)
-    for move, back, value in zip(moves, backs, values, strict=False):
-        weight = move.target.weight
-        weight[back.regrown] = value.to(weight)[back.regrown]
+    makes = [partial(_return, pruner, *move, initializer, seed) for move in moves]
+    values = [] if initializer is zero else values_of(initializer, makes)
+    new = {}
+    for number, move in enumerate(moves):
+        name, weight, grown = move.target.name, move.target.weight, _new(pruner, *move)
+        new[name] = int(grown.count_nonzero())
+        # as its rule sees the layer before
+        value = values[number](makes[number]()) if values else None
+        pruner._set(name, move.after, optimizers)
+        if value is not None:
+            torch.where(grown, value.to(weight), weight, out=weight)
     pruner.enforce(optimizers)
-    new = {move.target.name: int(move.new.count_nonzero()) for move in moves}
     moved = sum(pruner.shards.sums(new).values())
     kept = pruner.total - pruner.pruned
     overlap = (kept - moved) / (kept + moved) if kept else 1.0
@@ -186,8 +192,6 @@ class _Move(NamedTuple):
     target: Target
     after: Tensor
     """The new mask."""
-    new: Tensor
-    """The places that were not kept before."""
 
 
 def _move(
@@ -199,40 +203,35 @@ def _move(
     seed: tuple[int, int],
 ) -> _Move:
     """What one layer drops and grows."""
-    name, parameter, grad, shard = target.name, target.parameter, target.grad, target.shard
+    name, parameter, shard = target.name, target.parameter, target.shard
     by = criterion is magnitude
     # another number of event, because what is dropped and grown by lot is drawn twice
     drawn = (seed[0], ~seed[1])
-    scores = target.weight
+    scores: Scores = target.weight
     if not by:
-        scores = score(criterion, name, parameter.detach(), parameter.grad, drawn)
-    kept = pruner.enforcer.mask(name)
+        scores = scores_of(criterion, name, parameter.detach(), parameter.grad, drawn)
     live = parameter.numel() - pruner._pruned[name]
     count = round(share * live)
+    kept = pruner.enforcer.mask(name)
     after = highest(scores, live - count, kept, magnitude=by, name=name, shard=shard)
-    signed = growth is by_gradient and grad is not None  # read as it is: saves a copy
-    growing = grad if signed else None
-    if growing is None:
-        growing = growth(target, pruner.momenta.get(name), None, seeded(*seed, name))
-    grown = highest(growing, count, ~after, magnitude=signed, name=name, shard=shard)
-    return _Move(target, after.logical_or_(grown), grown.logical_and_(~kept))
+    del scores, kept
+    growing = ranked(growth, target, pruner.momenta.get(name), lambda _: None, seed)
+    by = growth in MAGNITUDES
+    grown = highest(growing, count, ~after, magnitude=by, name=name, shard=shard)
+    return _Move(target, after.logical_or_(grown))
 
 
-def _return(pruner: Pruner, move: _Move, seed: tuple[int, int]) -> Return:
+def _new(pruner: Pruner, target: Target, after: Tensor) -> Tensor:
+    """The places that were not kept before."""
+    return after & ~pruner.enforcer.mask(target.name)
+
+
+def _return(
+    pruner: Pruner, target: Target, after: Tensor, initializer: Initializer, seed: tuple[int, int]
+) -> Return:
     """The places of one layer that come back, as initialisers see them: dropped weights are 0."""
-    target = move.target
-    stay = move.after & ~move.new
-    mask, vault = pruner.enforcer.mask(target.name), pruner.vault
-    removed = {} if vault is None else vault.whole([target], [mask])
-    return Return(
-        target.name,
-        target.weight.where(stay, 0.0),
-        stay,
-        move.new,
-        seeded(*seed, f"{target.name} init"),
-        target.input_dim,
-        target.groups,
-        removed.get(target.name),
-        pruner.originals.get(target.name),
-        target.shard,
-    )
+    new = _new(pruner, target, after)
+    back, stay = pruner._return(target, new, seed, initializer), after & ~new
+    if initializer in BY_ROWS:  # they look at no weight
+        return replace(back, kept=stay)
+    return replace(back, weight=target.weight.where(stay, 0.0), kept=stay)

@@ -26,12 +26,16 @@ class Granularity(Protocol):
 
     Attributes:
         weights: How many weights a pruned unit takes away.
+        outputs: Over how many outputs a unit lies.
         limit: The largest sparsity it can reach: (m - n) / m for n:m, else 1.
         least: How many units each layer keeps: one, or none where a pruned unit keeps weights.
     """
 
     @property
     def weights(self) -> int: ...
+
+    @property
+    def outputs(self) -> int: ...
 
     @property
     def limit(self) -> float: ...
@@ -64,6 +68,7 @@ class Weight:
     """Every weight for itself."""
 
     weights = 1
+    outputs = 1
     limit = 1.0
     least = 1
 
@@ -104,6 +109,7 @@ class NofM:
         tensor([[ True, False,  True, False]])
     """
 
+    outputs = 1
     least = 0
 
     def __init__(self, n: int, m: int) -> None:
@@ -169,6 +175,7 @@ class Block:
             raise ConfigError(f"blocks need at least 1x1, got {rows}x{columns}: write 'block:4x4'")
         self.rows, self.columns = rows, columns
         self.weights = rows * columns
+        self.outputs = rows
 
     def check(self, target: Target) -> None:
         shape = tuple(target.parameter.shape)

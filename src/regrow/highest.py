@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from regrow.computed import Computed, Scores
 from regrow.keys import Keys, array, counted, nonzero, ordered
 from regrow.selection import CHUNK, keep_highest
 from regrow.sharding import Shard
@@ -20,7 +21,7 @@ _SAMPLE = 1 << 14
 
 
 def highest(
-    scores: Tensor,
+    scores: Scores,
     count: int,
     among: Tensor,
     *,
@@ -33,7 +34,7 @@ def highest(
     Of equal scores those of the higher flat index are taken, as `keep_highest` does.
 
     Args:
-        scores: Any shape and floating type.
+        scores: Any shape and floating type, or what computes them.
         count: How many, at most the number of places.
         among: The places, a bool mask of the same shape.
         magnitude: Rank by |score|.
@@ -57,6 +58,8 @@ def highest(
             ranked, without, alive, magnitude=magnitude, least=0, names=[name], shards=shards
         )
         return mask
+    if isinstance(scores, Computed):
+        scores = scores.begin()(*scores.reads)
     # in the order of memory, where a pass is fast: only ties care for the flat index
     steps: tuple[int, ...] = scores.stride()
     order = sorted(range(scores.dim()), key=lambda place: -steps[place])

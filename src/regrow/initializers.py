@@ -59,7 +59,7 @@ Initializer = Callable[[Return], Tensor]
 
 def zero(back: Return) -> Tensor:
     """Starts at zero, as RigL's new connections do, so that the function does not jump."""
-    return torch.zeros_like(back.weight)
+    return back.weight.new_zeros(()).expand_as(back.weight)
 
 
 def removed(back: Return) -> Tensor:
@@ -106,12 +106,12 @@ def kaiming_normal(back: Return, mode: str = "fan_in") -> Tensor:
         back: What comes back.
         mode: "fan_in" or "fan_out".
     """
-    return _normal(back) * math.sqrt(2 / fans(back)[_FANS.index(mode)])
+    return _normal(back).mul_(math.sqrt(2 / fans(back)[_FANS.index(mode)]))
 
 
 def kaiming_uniform(back: Return, mode: str = "fan_in") -> Tensor:
     """Uniform in +-sqrt(6 / fan)."""
-    return _uniform(back) * math.sqrt(6 / fans(back)[_FANS.index(mode)])
+    return _uniform(back).mul_(math.sqrt(6 / fans(back)[_FANS.index(mode)]))
 
 
 def xavier(back: Return) -> Tensor:
@@ -119,7 +119,7 @@ def xavier(back: Return) -> Tensor:
 
     Source: Glorot and Bengio 2010, eq. 16.
     """
-    return _uniform(back) * math.sqrt(6 / sum(fans(back)))
+    return _uniform(back).mul_(math.sqrt(6 / sum(fans(back))))
 
 
 def sparse_he(back: Return) -> Tensor:
@@ -259,10 +259,9 @@ def _span(rows: Tensor) -> Tensor:
 
 
 def _normal(back: Return) -> Tensor:
-    numbers = drawn(torch.randn, back.shape, back.shard, back.generator)
-    return torch.empty_like(back.weight).copy_(numbers)
+    return drawn(torch.randn, back.shape, back.shard, back.generator).to(back.weight)
 
 
 def _uniform(back: Return) -> Tensor:
-    numbers = drawn(torch.rand, back.shape, back.shard, back.generator) * 2 - 1
-    return torch.empty_like(back.weight).copy_(numbers)
+    numbers = drawn(torch.rand, back.shape, back.shard, back.generator)
+    return numbers.mul_(2).sub_(1).to(back.weight)

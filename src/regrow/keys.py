@@ -56,8 +56,13 @@ class Keys:
             bits & self.most if self.magnitude else bits ^ ((bits >> (self.bits - 1)) & self.most)
         )
 
+    def nans(self, keys: Any) -> Any:
+        """Which keys are those of NaN: they lie beyond infinity, on either side."""
+        beyond = keys > self.infinity
+        return beyond if self.magnitude else beyond | (keys < ~self.infinity)
+
     def nan(self, keys: Any) -> bool:
-        """Whether a key is that of NaN: these lie beyond infinity, on either side."""
+        """Whether a key is that of NaN."""
         if not len(keys):
             return False
         return bool(keys.max() > self.infinity) or (

@@ -9,10 +9,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regrow.criteria import Criterion, Movement, TrackingCriterion, magnitude, make_criterion, score
+from regrow.computed import Computed, Scores
+from regrow.criteria import (
+    Criterion,
+    Movement,
+    TrackingCriterion,
+    magnitude,
+    make_criterion,
+    score,
+    scores_of,
+)
 from regrow.distributions import DISTRIBUTIONS, Layer, Pool, lamp_scores, uniform
 from regrow.errors import ConfigError, StateError, check_choice, check_patterns, check_sparsity
 from regrow.granularity import Granularity, Weight, make_granularity
+from regrow.grouping import mask_of, units_of
 from regrow.selection import keep_highest
 from regrow.sharding import Everywhere
 from regrow.targets import Target
@@ -147,30 +157,18 @@ def choose_masks(
     dims = [target.input_dim for target in targets]
     # magnitudes are read off the weights' bits, which saves a copy of all of them
     by_magnitude = method.criterion is magnitude and whole and method.distribution != "lamp"
-    criterion = make_criterion(method.criterion)
-    scores = [
-        target.weight
-        if by_magnitude
-        else score(
-            criterion,
-            target.name,
-            target.parameter.detach(),
-            target.parameter.grad,
-            (method.seed, event),
-        )
-        for target in targets
-    ]
-    alive = list(kept)
-    units = scores
+    scores = [_scores(method, target, by_magnitude, event) for target in targets]
+    alive, units = list(kept), scores
     if not whole:
-        units = [granularity.units(s, d) for s, d in zip(scores, dims, strict=True)]
+        units = [units_of(granularity, s, d) for s, d in zip(scores, dims, strict=True)]
         alive = [
             None if k is None else granularity.kept_units(k != 0, d)
             for k, d in zip(kept, dims, strict=True)
         ]
     if method.distribution == "lamp":
+        stand = [unit for unit in units if isinstance(unit, Tensor)]  # `_scores` sees to that
         names = [target.name for target in targets]
-        units = [lamp_scores(*layer) for layer in zip(units, alive, names, strict=True)]
+        units = [lamp_scores(*layer) for layer in zip(stand, alive, names, strict=True)]
     masks: dict[int, Tensor] = {}
     shards = [target.shard for target in targets]
     for pool in _pools(method, granularity, targets, units, alive, sparsity, own):
@@ -184,31 +182,43 @@ def choose_masks(
             shards=[shards[i] for i in pool.layers],
         )
         masks |= zip(pool.layers, found, strict=True)
+    del units  # the masks need their room
     if not whole:
         for i, mask in masks.items():
             before, present = alive[i], kept[i]
             unchanged = mask if before is None else mask | ~before
-            masks[i] = granularity.mask(unchanged, scores[i], dims[i])
+            masks[i] = mask_of(granularity, unchanged, scores[i], dims[i])
             if present is not None:
                 masks[i] &= present != 0
     return [masks[i] for i in range(len(targets))]
+
+
+def _scores(method: Method, target: Target, by_magnitude: bool, event: int) -> Scores:
+    """What ranks the weights of one target."""
+    if by_magnitude:
+        return target.weight
+    criterion = make_criterion(method.criterion)
+    take = score if method.distribution == "lamp" else scores_of  # LAMP sorts whole layers
+    weight, grad = target.parameter.detach(), target.parameter.grad
+    return take(criterion, target.name, weight, grad, (method.seed, event))
 
 
 def _pools(
     method: Method,
     granularity: Granularity,
     targets: Sequence[Target],
-    units: Sequence[Tensor],
+    units: Sequence[Scores],
     alive: Sequence[Tensor | None],
     sparsity: float,
     own: Mapping[str, float],
 ) -> list[Pool]:
     """Who is ranked with whom; a sparsity of weights becomes one of units."""
     everywhere = Everywhere([target.shard for target in targets])
-    sizes = everywhere.sums(unit.numel() for unit in units)
+    here = [(unit.like if isinstance(unit, Computed) else unit).numel() for unit in units]
+    sizes = everywhere.sums(here)
     pruned = everywhere.sums(
-        0 if live is None else unit.numel() - int(live.count_nonzero())
-        for unit, live in zip(units, alive, strict=True)
+        0 if live is None else size - int(live.count_nonzero())
+        for size, live in zip(here, alive, strict=True)
     )
     layers = [
         Layer(target.name, tuple(target.parameter.shape), size, gone, granularity.least)

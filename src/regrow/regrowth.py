@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from regrow.computed import Scores, by_lot, one_by_one
 from regrow.criteria import seeded
 from regrow.draws import drawn
-from regrow.errors import ConfigError, StateError, check_choice
+from regrow.errors import ConfigError, StateError, check_choice, check_count, check_sparsity
 from regrow.selection import keep_highest
 from regrow.sharding import Everywhere
 from regrow.targets import Target
@@ -24,7 +25,7 @@ def by_random(
 ) -> Tensor:
     """By lot, as SET does. Source: Mocanu et al. 2018."""
     numbers = drawn(torch.rand, target.parameter.shape, target.shard, generator)
-    return torch.empty_like(target.weight, dtype=torch.float32).copy_(numbers)
+    return numbers.to(target.weight.device)
 
 
 def by_gradient(
@@ -73,6 +74,9 @@ GROWTHS: Mapping[str, Growth] = {
 }
 
 
+MAGNITUDES = (by_gradient, by_momentum, by_removed)  # what `ranked` gives may be negative
+
+
 def make_growth(by: str | Growth) -> Growth:
     """A growth rule from its name, or the callable itself.
 
@@ -87,14 +91,36 @@ def make_growth(by: str | Growth) -> Growth:
     return by
 
 
+def how_many(fraction: float | None, count: int | None, pruned: int) -> int:
+    """How many of the pruned weights come back.
+
+    Raises:
+        ConfigError: If not exactly one of fraction and count is given, or it is out of range.
+
+    Example:
+        >>> how_many(0.1, None, 90)
+        9
+    """
+    if (fraction is None) == (count is None):
+        raise ConfigError(
+            f"regrow takes a fraction of what is pruned or a count, one of the two, got "
+            f"fraction={fraction}, count={count}: write regrow(0.1)"
+        )
+    if count is not None:
+        return check_count("count", count, least=0)
+    if fraction == 1 and not isinstance(fraction, bool):
+        return pruned
+    return round(check_sparsity("fraction", fraction) * pruned)
+
+
 def choose_regrown(
     growth: Growth,
     targets: Sequence[Target],
-    kept: Sequence[Tensor],
+    kept: Sequence[Tensor | None],
     counts: int | Sequence[int],
     *,
     momenta: Mapping[str, Tensor],
-    removed: Mapping[str, Tensor],
+    removed: Callable[[Target], Tensor | None],
     seed: tuple[int, int],
 ) -> list[Tensor]:
     """The pruned places that come back.
@@ -102,10 +128,10 @@ def choose_regrown(
     Args:
         growth: Scores of places.
         targets: The parameters to choose among.
-        kept: Their bool masks.
+        kept: Their masks (non-zero = kept); None where nothing is pruned.
         counts: How many places come back, over all targets together or for each.
         momenta: Running means of the dense gradients by name, where somebody tracks them.
-        removed: Removed values by name, of the weight's shape, where they were kept.
+        removed: Gives removed values, of the weight's shape, where they were kept.
         seed: (seed, event), for draws.
 
     Returns:
@@ -119,18 +145,19 @@ def choose_regrown(
         >>> weight = torch.nn.Parameter(torch.zeros(4))
         >>> weight.grad = torch.tensor([0.0, 3.0, 2.0, 9.0])
         >>> kept = [torch.tensor([False, False, False, True])]
-        >>> choose_regrown(by_gradient, [Target("w", weight)], kept, 1, momenta={}, removed={},
-        ...                seed=(0, 0))
+        >>> choose_regrown(by_gradient, [Target("w", weight)], kept, 1, momenta={},
+        ...                removed=lambda target: None, seed=(0, 0))
         [tensor([False,  True, False, False])]
     """
-    gone = [~mask for mask in kept]
     names, shards = [target.name for target in targets], [target.shard for target in targets]
     everywhere = Everywhere(shards)
-    free = everywhere.sums(int(places.count_nonzero()) for places in gone)
-    scores = [
-        _scores(growth, t, momenta.get(t.name), removed.get(t.name), seeded(*seed, t.name))
+    free = everywhere.sums(
+        0 if mask is None else mask.numel() - int(mask.count_nonzero()) for mask in kept
+    )
+    found: list[Scores] = [
+        ranked(growth, t, momenta.get(t.name), removed, seed)
         if pruned  # a dense layer needs no gradient and nothing removed
-        else torch.zeros_like(t.weight, dtype=torch.float32)
+        else t.weight
         for t, pruned in zip(targets, free, strict=True)
     ]
 
@@ -142,9 +169,11 @@ def choose_regrown(
                 f"{', '.join(names[part][:3])}"
             )
         return keep_highest(
-            scores[part],
+            found[part],
             total - count,
-            gone[part],
+            kept[part],
+            absent=True,
+            magnitude=growth in MAGNITUDES,
             least=0,
             names=names[part],
             shards=shards[part],
@@ -153,6 +182,30 @@ def choose_regrown(
     if isinstance(counts, int):
         return highest(slice(None), counts)
     return [highest(slice(i, i + 1), count)[0] for i, count in enumerate(counts)]
+
+
+def ranked(
+    growth: Growth,
+    target: Target,
+    momentum: Tensor | None,
+    removed: Callable[[Target], Tensor | None],
+    seed: tuple[int, int],
+) -> Scores:
+    """What ranks the places of one target, by magnitude for rules in `MAGNITUDES`.
+
+    Args and Raises: as `choose_regrown`; nothing is held for built-in rules.
+    """
+    name, weight = target.name, target.weight
+    if growth is by_random:
+        return by_lot(weight, target.shard, lambda: seeded(*seed, name))
+    if growth is by_gradient and target.grad is not None:
+        return target.grad.detach()
+    if growth is by_momentum and momentum is not None:
+        return momentum.detach()
+    values = removed(target)
+    if growth is by_removed and values is not None:
+        return one_by_one(weight, lambda: removed(target))
+    return _scores(growth, target, momentum, values, seeded(*seed, name))
 
 
 def _scores(

@@ -3,7 +3,8 @@
 
 Floats of one width order like integers once the sign is dealt with. A histogram of the upper 16
 bits finds the bin that holds the k-th score, further histograms refine that bin, and one last pass
-writes the masks. Peak memory is the masks (1 byte a score) and one chunk.
+writes the masks. Peak memory is the masks (1 byte a score) and one chunk, and the scores themselves
+where they are not computed part by part.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regrow.computed import Computed, Scores
 from regrow.errors import ConfigError, StateError
 from regrow.keys import Keys, array, counted, nonzero, ordered
 from regrow.sharding import Everywhere, Shard
@@ -28,10 +30,11 @@ _FEW = 1 << 14
 
 
 def keep_highest(
-    scores: Sequence[Tensor],
+    scores: Sequence[Scores],
     pruned: int,
     kept: Sequence[Tensor | None] | None = None,
     *,
+    absent: bool = False,
     magnitude: bool = False,
     least: int = 1,
     names: Sequence[str] | None = None,
@@ -45,9 +48,11 @@ def keep_highest(
     and the others make up for it.
 
     Args:
-        scores: One tensor a layer, any shape and floating type; higher = keep.
+        scores: One tensor a layer, any shape and floating type, or what computes it; higher = keep.
         pruned: How many places are pruned in the end, earlier ones included.
         kept: One tensor a layer, non-zero where still kept; None where nothing is pruned yet.
+        absent: What `kept` marks as pruned competes in the place of the others, as in regrowth;
+            these are False in the masks, and count.
         magnitude: Rank by |score|, so that weights can be given as they are.
         least: How many places each tensor keeps.
         names: Names for messages.
@@ -68,12 +73,14 @@ def keep_highest(
     """
     kept = kept or [None] * len(scores)
     everywhere = Everywhere(shards or [None] * len(scores))
-    own = [tensor.numel() for tensor in scores]
+    own = [_like(one).numel() for one in scores]
     sizes = everywhere.sums(own)
-    live = everywhere.sums(
+    present = [
         size if mask is None else int(mask.count_nonzero())
         for size, mask in zip(own, kept, strict=True)
-    )
+    ]
+    pairs = zip(own, present, strict=True)
+    live = everywhere.sums(size - here if absent else here for size, here in pairs)
     floors = [min(least, count) for count in live]
     quota = pruned - (sum(sizes) - sum(live))
     if not 0 <= quota <= sum(live) - sum(floors):
@@ -81,7 +88,7 @@ def keep_highest(
             f"{pruned} of {sum(sizes)} places cannot be pruned: {sum(sizes) - sum(live)} are "
             f"pruned already, and at least {least} must stay in each of {len(sizes)} layers"
         )
-    pool = _Pool(scores, kept, magnitude, names, everywhere)
+    pool = _Pool(scores, kept, absent, magnitude, names, everywhere)
     masks: dict[int, Tensor] = {}
     open_ = list(range(len(scores)))
     while open_:
@@ -111,13 +118,14 @@ class _Pool:
 
     def __init__(
         self,
-        scores: Sequence[Tensor],
+        scores: Sequence[Scores],
         kept: Sequence[Tensor | None],
+        absent: bool,
         magnitude: bool,
         names: Sequence[str] | None,
         everywhere: Everywhere,
     ) -> None:
-        self.scores, self.kept, self.everywhere = scores, kept, everywhere
+        self.scores, self.kept, self.absent, self.everywhere = scores, kept, absent, everywhere
         self.names = names or [f"tensor {index}" for index in range(len(scores))]
         self.keys = Keys(
             reduce(torch.promote_types, {tensor.dtype for tensor in scores}), magnitude
@@ -130,7 +138,7 @@ class _Pool:
         if self.everywhere.ranks is not None:  # others may hold ties that come before these
             own = self.everywhere.shares(cut.ties, [self._ties(i, cut) for i in indices], indices)
         for place, index in enumerate(indices):
-            masks[index] = torch.empty_like(self.scores[index], dtype=torch.bool)
+            masks[index] = torch.empty_like(_like(self.scores[index]), dtype=torch.bool)
             share = ties if own is None else own[place]
             ties -= self._write(masks[index], index, _Cut(cut.key, share))
         return masks
@@ -154,14 +162,14 @@ class _Pool:
                 used += min(cut.ties - used, len(places))
             if live is not None:
                 keep &= live
-            target = self._rows(mask, index)[part]
+            target = _rows(mask, self._flat(index))[part]
             target.copy_(torch.as_tensor(keep).view(target.shape))
         return used
 
     def _cut(self, indices: Sequence[int], count: int) -> _Cut:
         """The key of the `count`-th smallest live score, and how many of its equals to prune."""
         alone = self.everywhere.ranks is None
-        if alone and sum(self.scores[index].numel() for index in indices) <= _FEW:
+        if alone and sum(_like(self.scores[index]).numel() for index in indices) <= _FEW:
             return self._cut_few(indices, count)
         key, rank = 0, count
         for shift in range(self.keys.bits - _DIGIT, -1, -_DIGIT):
@@ -211,8 +219,8 @@ class _Pool:
     def _name_nan(self, indices: Sequence[int]) -> None:
         found = []
         for index in indices:
-            nan, kept = self.scores[index].isnan(), self.kept[index]
-            found.append(int((nan if kept is None else nan & (kept != 0)).sum()))
+            chunks = ((self.keys.nans(keys), live) for _, keys, live in self._chunks(index))
+            found.append(sum(counted(nan if live is None else nan & live) for nan, live in chunks))
         for index, bad in zip(indices, self.everywhere.sums(found, indices), strict=True):
             if bad:
                 raise StateError(
@@ -222,21 +230,26 @@ class _Pool:
 
     def _chunks(self, index: int) -> Iterator[tuple[slice, Any, Any]]:
         """Parts of one tensor in logical order: (rows, keys, which of them still count)."""
-        scores, kept = self._rows(self.scores[index], index), self.kept[index]
-        step = max(1, CHUNK * scores.shape[0] // max(1, scores.numel()))
-        for start in range(0, scores.shape[0], step):
-            part = slice(start, min(start + step, scores.shape[0]))
-            live = None if kept is None else array(self._rows(kept, index)[part].reshape(-1)) != 0
-            yield part, self.keys(scores[part]), live
+        scores, kept, flat = self.scores[index], self.kept[index], self._flat(index)
+        reads = tuple(_rows(tensor, flat) for tensor in _reads(scores))
+        compute = scores.begin() if isinstance(scores, Computed) else _itself
+        count, size = reads[0].shape[0], reads[0].numel()
+        step = max(1, CHUNK * count // max(1, size))
+        for start in range(0, count, step):
+            part = slice(start, min(start + step, count))
+            keys = self.keys(compute(*(tensor[part] for tensor in reads)))
+            live = None
+            if kept is not None:
+                present = array(_rows(kept, flat)[part].reshape(-1))
+                live = present == 0 if self.absent else present != 0
+            elif self.absent:
+                live = array(torch.zeros(len(keys), dtype=torch.bool, device=reads[0].device))
+            yield part, keys, live
 
-    def _rows(self, tensor: Tensor, index: int) -> Tensor:
-        """A view whose first dimension can be cut into parts in logical order.
-
-        Flat where scores and kept places both lie in that order in memory.
-        """
-        layouts = (self.scores[index], self.kept[index])
-        flat = all(layout is None or layout.is_contiguous() for layout in layouts)
-        return tensor.view(-1) if flat else tensor
+    def _flat(self, index: int) -> bool:
+        """Whether all that is read of one tensor lies in logical order in memory."""
+        layouts = (*_reads(self.scores[index]), self.kept[index])
+        return all(tensor is None or tensor.is_contiguous() for tensor in layouts)
 
     def _digits(self, keys: Any, shift: int) -> Any:
         """The 16 bits at `shift`; the top ones offset, so that they count from the lowest key."""
@@ -246,6 +259,23 @@ class _Pool:
             place = shift if sys.byteorder == "little" else self.keys.bits - _DIGIT - shift
             digits = keys.view(np.uint16)[place // _DIGIT :: self.keys.bits // _DIGIT]
         return digits ^ (1 << (_DIGIT - 1)) if shift + _DIGIT == self.keys.bits else digits
+
+
+def _reads(scores: Scores) -> tuple[Tensor, ...]:
+    return scores.reads if isinstance(scores, Computed) else (scores,)
+
+
+def _like(scores: Scores) -> Tensor:
+    return _reads(scores)[0]
+
+
+def _rows(tensor: Tensor, flat: bool) -> Tensor:
+    """A view whose first dimension can be cut into parts in logical order."""
+    return tensor.view(-1) if flat else tensor
+
+
+def _itself(scores: Tensor) -> Tensor:
+    return scores
 
 
 def _bincount(digits: Any) -> Any:

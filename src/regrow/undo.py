@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from torch.optim import Optimizer
 from regrow.by_rows import called, refuse_whole
 from regrow.changes import whole
 from regrow.criteria import seeded
-from regrow.errors import ConfigError, StateError, check_count, check_patterns, check_sparsity
+from regrow.errors import ConfigError, StateError, check_patterns
 from regrow.holding import Hold, Train
-from regrow.initializers import Initializer, Return, make_initializer
+from regrow.initializers import BY_ROWS, Initializer, Return, make_initializer
 from regrow.initializers import removed as removed_values
 from regrow.masked import Keep, MaskedModel, moments
-from regrow.regrowth import Growth, by_gradient, choose_regrown, make_growth
+from regrow.regrowth import Growth, by_gradient, choose_regrown, how_many, make_growth
+from regrow.returning import Make, values_of
 from regrow.sharding import Everywhere
 from regrow.targets import Selection, Target
 from regrow.vault import MOMENT
@@ -152,34 +154,20 @@ class Undo(MaskedModel):
             raise ConfigError("no weight comes back, so train='regrown' leaves nothing to train")
         if growth is by_gradient and amount:
             self._refuse_masked(targets)
-        kept = [self.enforcer.mask(target.name) for target in targets]
-        removed = {} if self.vault is None else self.vault.whole(targets, kept)
+        kept = [self.enforcer.kept(target.name) for target in targets]
         seed = (self.seed, len(self.history))
         regrown = choose_regrown(
-            growth, targets, kept, amount, momenta=self.momenta, removed=removed, seed=seed
+            growth, targets, kept, amount, momenta=self.momenta, removed=self._removed, seed=seed
         )
-        backs = [
-            Return(
-                target.name,
-                target.weight,
-                mask,
-                places,
-                seeded(*seed, f"{target.name} init"),
-                target.input_dim,
-                target.groups,
-                removed.get(target.name),
-                self.originals.get(target.name),
-                target.shard,
-            )
-            for target, mask, places in zip(targets, kept, regrown, strict=True)
-        ]
+        places = {t.name: back for t, back in zip(targets, regrown, strict=True)}
         if self.shards.ranks is None:  # else all ranks must do the same
-            backs = [back for back in backs if back.regrown.any()]
-        values = [_checked(back, initializer(back)) for back in backs]
+            targets = [target for target in targets if places[target.name].any()]
+        makes = [partial(self._return, t, places[t.name], seed, initializer) for t in targets]
+        values = values_of(initializer, makes)
         self.enforcer.changes.touch()
-        for back, value in zip(backs, values, strict=True):
-            self._bring_back(back, value, initializer is removed_values, optimizers)
-        self.hold.set(train, {back.name: back.regrown for back in backs})
+        for make, value in zip(makes, values, strict=True):
+            self._bring_back(make, value, initializer is removed_values, optimizers)
+        self.hold.set(train, {target.name: places[target.name] for target in targets})
         self.enforce(optimizers)
         trains = train if isinstance(train, str) else list(train)
         words = {"by": called(by), "init": called(init), "count": amount, "train": trains}
@@ -237,8 +225,11 @@ class Undo(MaskedModel):
         """Refuses to grow by gradients that a mask has been over: they are zero where it prunes."""
         found = []
         for target in targets:
-            grad, gone = target.grad, ~self.enforcer.mask(target.name)
-            found.append(int(grad is None or bool(grad[gone].any())))
+            grad, kept = target.grad, self.enforcer.kept(target.name)
+            if grad is None:
+                found.append(1)
+            else:
+                found.append(0 if kept is None else int(((grad != 0) & (kept == 0)).any()))
         if any(Everywhere([target.shard for target in targets]).sums(found)):
             return
         raise StateError(
@@ -247,49 +238,47 @@ class Undo(MaskedModel):
             "Regrow(by='gradient', ...), which does"
         )
 
+    def _removed(self, target: Target) -> Tensor | None:
+        """The removed values of one target, made now; None where nothing was kept."""
+        if self.vault is None or not self.vault.holds(target):
+            return None
+        return self.vault.of(target, self.enforcer.mask(target.name))
+
+    def _return(
+        self, target: Target, places: Tensor, seed: tuple[int, int], initializer: Initializer
+    ) -> Return:
+        """The places of one target that come back, as an initialiser sees them."""
+        wanted = initializer is removed_values or initializer not in BY_ROWS
+        return Return(
+            target.name,
+            target.weight,
+            self.enforcer.mask(target.name),
+            places,
+            seeded(*seed, f"{target.name} init"),
+            target.input_dim,
+            target.groups,
+            self._removed(target) if wanted else None,
+            self.originals.get(target.name),
+            target.shard,
+        )
+
     def _bring_back(
-        self, back: Return, values: Tensor, restore: bool, optimizers: list[Optimizer]
+        self, make: Make, value: Initializer, restore: bool, optimizers: list[Optimizer]
     ) -> None:
         """Writes the values of the places that come back, and clears or restores their moments."""
-        values = values.to(back.weight.device, back.weight.dtype)
-        back.weight[back.regrown] = values[back.regrown]
-        for key, moment in moments(self.enforcer.parameters[back.name], optimizers).items():
+        back = make()
+        name, values = back.name, value(back).to(back.weight.device, back.weight.dtype)
+        torch.where(back.regrown, values, back.weight, out=back.weight)
+        for key, moment in moments(self.enforcer.parameters[name], optimizers).items():
             held = (
-                None
-                if self.vault is None
-                else self.vault.values_like(f"{back.name}{MOMENT}{key}", moment, back.kept)
+                self.vault.values_like(f"{name}{MOMENT}{key}", moment, back.kept)
+                if restore and self.vault is not None
+                else None
             )
-            whole = torch.zeros_like(moment) if held is None or not restore else held
-            moment[back.regrown] = whole[back.regrown]
-        self._set(back.name, back.kept | back.regrown, optimizers)
-
-
-def how_many(fraction: float | None, count: int | None, pruned: int) -> int:
-    """How many of the pruned weights come back.
-
-    Raises:
-        ConfigError: If not exactly one of fraction and count is given, or it is out of range.
-
-    Example:
-        >>> how_many(0.1, None, 90)
-        9
-    """
-    if (fraction is None) == (count is None):
-        raise ConfigError(
-            f"regrow takes a fraction of what is pruned or a count, one of the two, got "
-            f"fraction={fraction}, count={count}: write regrow(0.1)"
-        )
-    if count is not None:
-        return check_count("count", count, least=0)
-    if fraction == 1 and not isinstance(fraction, bool):
-        return pruned
-    return round(check_sparsity("fraction", fraction) * pruned)
-
-
-def _checked(back: Return, values: Tensor) -> Tensor:
-    if values.shape != back.weight.shape:
-        raise StateError(
-            f"the initialiser of {back.name} must give values of shape "
-            f"{tuple(back.weight.shape)}, got {tuple(values.shape)}"
-        )
-    return values
+            if held is None:
+                moment.masked_fill_(back.regrown, 0)
+            else:
+                torch.where(back.regrown, held, moment, out=moment)
+        mask = back.kept | back.regrown
+        del back, values  # the vault needs their room
+        self._set(name, mask, optimizers)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -53,7 +53,8 @@ class Vault:
             assert before is not None
             gone = ~before.reshape(-1).to(weight.device)
             still, held = _chosen(gone, pruned).cpu(), _chosen(pruned, gone).cpu()
-            values[still] = self.values[name][held]
+            del gone, pruned  # room for the copy
+            values.masked_scatter_(still, _chosen(self.values[name], held))
         self.values[name] = values
         if not len(values):
             del self.values[name]
@@ -69,12 +70,14 @@ class Vault:
             weight: Where they go.
             mask: Its present mask.
         """
-        if name in self.values:
-            places = ~mask.to(weight.device)
-            values = self.values.pop(name).to(weight.device, weight.dtype)
-            # -0.0 was a weight too; a moment that is 0 was one
-            there = (values != 0) | values.signbit() | (MOMENT in name)
-            weight[places] = torch.where(there, values, weight[places])
+        held = self.values_like(name, weight, mask)
+        if held is not None:
+            del self.values[name]
+            if MOMENT in name:  # one that is 0 was a moment
+                there = ~mask.to(weight.device)
+            else:  # -0.0 was a weight
+                there = (held != 0).logical_or_(held.signbit())
+            torch.where(there, held, weight, out=weight)
 
     def forget(self, name: str) -> None:
         """Drops what is held of one parameter, its moments too."""
@@ -89,20 +92,19 @@ class Vault:
         """The removed values, under the present mask, in a tensor of zeros; None without any."""
         if name not in self.values:
             return None
-        whole = torch.zeros_like(like)
-        whole[~mask.to(like.device)] = self.values[name].to(like.device, like.dtype)
-        return whole
+        values = self.values[name].to(like.device, like.dtype)
+        return torch.zeros_like(like).masked_scatter_(~mask.to(like.device), values)
 
-    def whole(self, targets: Iterable[Target], masks: Iterable[Tensor]) -> dict[str, Tensor]:
-        """The removed values of parameters with these masks, by name, of the weight's shape."""
-        found = {}
-        for target, mask in zip(targets, masks, strict=True):
-            values = self.values_like(target.name, target.weight, mask)
-            if values is None and target.shard is not None:  # other ranks may hold some
-                values = torch.zeros_like(target.weight)
-            if values is not None:
-                found[target.name] = values
-        return found
+    def holds(self, target: Target) -> bool:
+        """Whether removed values of a parameter are held, here or by other ranks."""
+        return target.name in self.values or target.shard is not None
+
+    def of(self, target: Target, mask: Tensor) -> Tensor | None:
+        """The removed values of a parameter with this mask, in a tensor of zeros of its shape."""
+        if not self.holds(target):
+            return None
+        values = self.values_like(target.name, target.weight, mask)
+        return torch.zeros_like(target.weight) if values is None else values
 
     def state_dict(self) -> dict[str, Tensor]:
         """The values alone; where they belong is what the masks say."""

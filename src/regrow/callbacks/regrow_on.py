@@ -25,10 +25,9 @@ from regrow.errors import ConfigError, StateError, check_choice, did_you_mean
 from regrow.holding import Train
 from regrow.initializers import Initializer
 from regrow.initializers import original as original_values
-from regrow.regrowth import Growth
+from regrow.regrowth import Growth, how_many
 from regrow.time import TimeLike
 from regrow.time import parse as parse_time
-from regrow.undo import how_many
 
 
 class Regrow(Callback):

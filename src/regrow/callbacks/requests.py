@@ -11,8 +11,7 @@ from pathlib import Path
 from regrow.errors import ConfigError, check_patterns, did_you_mean, unwritten
 from regrow.holding import Train
 from regrow.initializers import Initializer, make_initializer
-from regrow.regrowth import Growth, make_growth
-from regrow.undo import how_many
+from regrow.regrowth import Growth, how_many, make_growth
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT
+"""Memory of an event: under two bytes a weight beside the working mask, whatever it ranks by."""
+
+import importlib
+
+import pytest
+
+FEW = ["prune by taylor", "regrow by random, he", "regrow by removed, removed", "SET"]
+
+
+@pytest.fixture
+def memory(checkout, monkeypatch):
+    monkeypatch.syspath_prepend(str(checkout / "benchmarks"))
+    found = importlib.import_module("event_memory")
+    for name, value in found.GIVEN_BACK.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+def test_events_of_one_process(memory):
+    found = memory.in_child(memory.alone, memory.sizes(3.2e7), FEW)
+    assert all(0.5 < extra < 2 for extra in found.values()), found  # there are masks at least
+
+
+@pytest.mark.slow
+def test_all_events_alone_and_on_two_ranks(memory):
+    names = list(memory.EVENTS)
+    found = memory.in_child(memory.alone, memory.sizes(4e7), names)
+    assert all(0.5 < extra < 2 for extra in found.values()), found
+    found = memory.together(2, memory.sizes(8e7), names)
+    assert all(0.5 < extra < 2 for extra in found.values()), found

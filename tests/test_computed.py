@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""Scores that are computed where they are read: the masks of scores that stand, for any part."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import regrow.selection
+from regrow.computed import Computed, by_lot, elementwise, one_by_one
+from regrow.draws import CHUNK, Stream
+from regrow.granularity import make_granularity
+from regrow.grouping import mask_of, units_of
+from regrow.highest import highest
+from regrow.selection import keep_highest
+
+SHAPES = [(7, 5), (6, 4, 3, 3), (11,)]
+
+
+def tensors(seed, channels_last=False):
+    torch.manual_seed(seed)
+    made = [torch.randn(shape) for shape in SHAPES]
+    if channels_last:
+        made[1] = made[1].to(memory_format=torch.channels_last)
+    return made
+
+
+def seeded(seed):
+    return lambda: torch.Generator().manual_seed(seed)
+
+
+def same(found, wanted):
+    return all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+
+
+@pytest.fixture(params=[7, 1 << 18])
+def chunk(request, monkeypatch):
+    """Parts that cut layers, rows and units apart; and such as hold everything."""
+    monkeypatch.setattr(regrow.selection, "CHUNK", request.param)
+    monkeypatch.setattr("regrow.grouping.CHUNK", request.param)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("pruned", [0, 1, 130, 261])
+def test_masks_of_products_are_those_of_numpys(chunk, pruned, last):
+    weights, grads = tensors(0, last), tensors(1)
+    scores = [
+        elementwise(lambda w, g: (w * g).abs(), w, g) for w, g in zip(weights, grads, strict=True)
+    ]
+    masks = keep_highest(scores, pruned, least=0)
+    flat = np.concatenate(
+        [np.abs(w.numpy() * g.numpy()).ravel() for w, g in zip(weights, grads, strict=True)]
+    )
+    wanted = np.ones(len(flat), bool)
+    wanted[np.argsort(flat, kind="stable")[:pruned]] = False
+    assert np.array_equal(np.concatenate([mask.numpy().ravel() for mask in masks]), wanted)
+    assert [mask.stride() for mask in masks] == [weight.stride() for weight in weights]
+
+
+def test_lots_are_those_of_one_draw(chunk):
+    lots = [by_lot(weight, None, seeded(3 + i)) for i, weight in enumerate(tensors(0, True))]
+    drawn = [torch.rand(s, generator=seeded(3 + i)()) for i, s in enumerate(SHAPES)]
+    assert same(keep_highest(lots, 100), keep_highest(drawn, 100))
+
+
+@given(st.lists(st.integers(0, 3 * CHUNK), min_size=1, max_size=4))
+def test_a_stream_gives_what_one_draw_gives(counts):
+    size = sum(counts)
+    wanted = torch.rand(size, generator=seeded(1)())
+    numbers = Stream(torch.rand, (size,), None, seeded(1)())
+    assert torch.equal(torch.cat([numbers.take(count) for count in counts]), wanted)
+
+
+def test_scores_made_for_a_pass_are_made_in_every_pass(chunk):
+    made = []
+
+    def make(values):
+        made.append(len(values))
+        return values
+
+    scores = [one_by_one(t, lambda t=t: make(t.clone())) for t in tensors(2)]
+    assert same(
+        keep_highest(scores, 100, magnitude=True), keep_highest(tensors(2), 100, magnitude=True)
+    )
+    assert len(made) >= 2 * len(SHAPES)
+
+
+@given(st.integers(0, 99), st.integers(1, 40), st.sampled_from([None, 0.3, 1.0]))
+def test_absent_places_compete_among_themselves(seed, count, density):
+    """The reference sorts the scores of the pruned places."""
+    scores = tensors(seed)
+    torch.manual_seed(seed)
+    kept = [None if density is None else (torch.rand(s) < density).float() for s in SHAPES]
+    gone = [torch.zeros(s) if k is None else k == 0 for s, k in zip(SHAPES, kept, strict=True)]
+    flat = np.concatenate([s.numpy().ravel() for s in scores])
+    free = np.flatnonzero(np.concatenate([g.numpy().ravel() for g in gone]))
+    count = min(count, len(free))
+    wanted = np.zeros(len(flat), bool)
+    wanted[free[np.argsort(flat[free], kind="stable")[len(free) - count :]]] = True
+    found = keep_highest(scores, len(flat) - count, kept, absent=True, least=0)
+    assert np.array_equal(np.concatenate([mask.numpy().ravel() for mask in found]), wanted)
+
+
+def test_the_highest_of_computed_scores():
+    weight, grad, _ = (torch.randn(40, 50, generator=seeded(i)()) for i in range(3))
+    among = torch.rand(40, 50, generator=seeded(5)()) < 0.5
+    scores = elementwise(lambda w, g: (w * g).abs(), weight, grad)
+    wanted = torch.zeros(2000, dtype=torch.bool)
+    product = (weight * grad).abs().where(among, -1.0).flatten()
+    wanted[product.argsort()[-70:]] = True
+    assert torch.equal(highest(scores, 70, among).flatten(), wanted)
+
+
+@pytest.mark.parametrize("kind", ["2:4", "1:2", "block:2x3", "block:4x1"])
+@pytest.mark.parametrize("shape", [(8, 12), (8, 12, 2, 3)])
+@pytest.mark.parametrize("dim", [1, 0])
+def test_units_some_rows_at_a_time_are_those_of_the_whole(chunk, kind, shape, dim):
+    shape = shape if dim else (shape[1], shape[0], *shape[2:])
+    granularity, weight = make_granularity(kind), torch.randn(shape)
+    units = units_of(granularity, elementwise(torch.abs, weight), dim)
+    wanted = granularity.units(weight.abs(), dim)
+    assert torch.equal(units, wanted)
+    kept = torch.rand(units.shape) < 0.5
+    mask = mask_of(granularity, kept, elementwise(torch.abs, weight), dim)
+    assert torch.equal(mask, granularity.mask(kept, weight.abs(), dim))
+
+
+def test_nan_is_named_where_nobody_holds_the_scores(chunk):
+    weight = torch.tensor([1.0, float("nan"), 2.0])
+    with pytest.raises(regrow.StateError, match="fc has 1 NaN scores"):
+        keep_highest([elementwise(torch.abs, weight)], 1, names=["fc"])
+    alive = torch.tensor([1.0, 0.0, 1.0])  # one that is pruned already ranks nowhere
+    found = keep_highest([elementwise(torch.abs, weight)], 2, [alive], names=["fc"])
+    assert found[0].tolist() == [False, False, True]
+
+
+def test_what_is_read_gives_strides_and_type():
+    weight = torch.randn(2, 3, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    scores = elementwise(lambda w, g: g.float() * w, weight, torch.randn(2, 3, 4, 4))
+    assert isinstance(scores, Computed)
+    assert scores.dtype == torch.float32
+    assert scores.like is weight
