@@ -20,9 +20,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*litlogger.*"),
 ]
+LONG = {"imagenet/resnet50_channel", "cifar100/wrn28_10_acdc"}
 RECIPES = [
-    pytest.param(name, marks=pytest.mark.slow) if name == "imagenet/resnet50_channel" else name
-    for name in recipe_files()
+    pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in recipe_files()
 ]
 
 

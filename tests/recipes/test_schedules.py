@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from short_fits import job, planned, tiny
 
 from regrow.app.building import build_pruning
 from regrow.app.recipes import recipe_files
+from regrow.plans import Milestone
 from regrow.time import Timeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")
@@ -33,6 +35,7 @@ OPEN_LTH = Rates(0.1, (80, 120), 0.1, 160, 160)
 SUNDAR = Rates(0.1, (30000, 60000, 90000), 0.2, 97656, 250)
 DEPGRAPH = Rates(0.01, (60, 75, 90), 0.1, 100, 100)
 IMAGENET = Rates(0.4, (30, 60, 80), 0.1, 90, 90, warmup=5)
+EVCI = Rates(1.6, (30, 70, 90), 0.1, 102, 102, warmup=5)
 RATES = {
     **{f"cifar10/resnet20_{kind}": RENDA for kind in ("dense", "imp", "lr_rewind", "gmp")},
     **{f"cifar10/resnet56_{kind}": RENDA for kind in ("dense", "lr_rewind")},
@@ -40,14 +43,23 @@ RATES = {
     **{f"imagenet/resnet50_{kind}": IMAGENET for kind in ("dense", "lr_rewind", "two_four")},
     "cifar10/resnet56_channel": DEPGRAPH,
     "cifar100/vgg19_channel": DEPGRAPH,
+    "cifar10/resnet20_cs": Rates(0.1, (56, 71), 0.1, 85, 85),
     "cifar10/vgg16_imp": OPEN_LTH,
+    "cifar10/vgg19_grasp": OPEN_LTH,
+    "cifar100/vgg16_synflow": Rates(0.1, (60, 120), 0.1, 160, 160),
+    "cifar100/wrn28_10_acdc": Rates(0.08, (76, 116, 156), 0.1, 200, 200),
     "cifar100/vgg19_imp": OPEN_LTH,
     "cifar10/vgg16_channel": Rates(0.001, (20, 30), 0.1, 40, 40),
     "imagenet/resnet50_channel": Rates(0.01, (30, 60), 0.1, 90, 90),
     "imagenet/resnet50_gmp": Rates(0.4, (30, 60, 80), 0.1, 90, 102, warmup=5),
-    "imagenet/resnet50_rigl": Rates(1.6, (30, 70, 90), 0.1, 102, 102, warmup=5),
+    **{f"imagenet/resnet50_{kind}": EVCI for kind in ("rigl", "snip", "random_erk")},
 }
-COSINE = {"imagenet/mobilenet_v2_gmp"}
+WARMED = {  # weight decay; all else is shared
+    "imagenet/resnet50_acdc": 3.05e-5,
+    "imagenet/resnet50_edge_popup": 3.05e-5,
+    "imagenet/resnet50_str": 2.25e-5,
+}
+COSINE = {"imagenet/mobilenet_v2_gmp", *WARMED}
 
 
 def test_every_recipe_after_a_paper_is_here() -> None:
@@ -60,7 +72,7 @@ def test_rates_are_the_papers(name: str, small_data: Path, tmp_path: Path) -> No
     """Step by step over one schedule: exactly, where the paper counts in epochs."""
     said = RATES[name]
     words = ["model.depth=18"] if "resnet50" in name else []
-    if name == "imagenet/resnet50_rigl":  # an epoch of the small data has too few steps for it
+    if said is EVCI:  # an epoch of the small data has too few steps for it
         words += ["trainer.accumulate_grad_batches=1"]
     cfg = job(f"recipe={name}", *tiny(name, small_data), *words)
     trainer = planned(cfg, tmp_path)
@@ -80,6 +92,24 @@ def test_rates_are_the_papers(name: str, small_data: Path, tmp_path: Path) -> No
     assert len(wrong) <= (0 if exact else len(said.drops) + 1), wrong
     # nothing changes after it: fits that rewind have a schedule as long as a round
     assert schedule.lr_lambdas[0](10 * total) == schedule.lr_lambdas[0](total - 1)
+
+
+@pytest.mark.parametrize("name", WARMED)
+def test_cosines_are_the_papers(name: str, small_data: Path, tmp_path: Path) -> None:
+    """100 epochs, 5 of warm-up: what the paper has at an epoch's first step."""
+    cfg = job(f"recipe={name}", *tiny(name, small_data), "model.depth=18")
+    trainer = planned(cfg, tmp_path)
+    each, (group,) = trainer.num_training_batches, trainer.optimizers[0].param_groups
+    assert (group["momentum"], group["nesterov"], cfg.data.batch_size) == (0.875, False, 2)
+    assert group["weight_decay"] == pytest.approx(WARMED[name], rel=2e-3)
+    assert job(f"recipe={name}").data.batch_size == 256
+    schedule = trainer.lr_scheduler_configs[0].scheduler
+    assert (schedule.base_lrs, cfg.trainer.max_epochs) == ([0.256], 100)
+    for epoch in range(5):
+        assert schedule.lr_lambdas[0](each * (epoch + 1) - 1) == pytest.approx((epoch + 1) / 5)
+    for epoch in range(5, 100):
+        rate = (1 + math.cos(math.pi * (epoch - 5) / 95)) / 2
+        assert schedule.lr_lambdas[0](each * epoch) == pytest.approx(rate)
 
 
 ROUNDS = {  # the first round, each later one, how many, and what 0.8 to that power leaves
@@ -123,3 +153,36 @@ def test_sparse_training_stops_moving_when_the_papers_do() -> None:
     wide = build_pruning(job("recipe=cifar10/wrn22_2_rigl")).resolve(Timeline(88000, 352))
     assert wide[-1].step == pytest.approx(66000, abs=100)
     assert {m.sparsity for m in (*rigl, *wide)} == {0.8}
+
+
+PHASES = {  # epochs; where sparse ones begin, where dense ones do, and steps of an epoch
+    "imagenet/resnet50_acdc": ((*range(10, 71, 10), 85), range(15, 76, 10), 4955),
+    "cifar100/wrn28_10_acdc": (range(10, 171, 40), range(30, 151, 40), 352),
+}
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_phases_alternate_when_the_papers_do(name: str) -> None:
+    sparse, dense, each = PHASES[name]
+    cfg = job(f"recipe={name}")
+    plan = build_pruning(cfg).resolve(Timeline(cfg.trainer.max_epochs * each, each))
+    assert [m.step / each for m in plan if m.sparsity == 0.9] == [*sparse]
+    assert [m.step / each for m in plan if m.sparsity == 0] == [*dense]
+    assert cfg.callbacks.phases.fresh == "dense"  # momentum begins anew
+
+
+ONCE = {  # the step of 1,000, and the sparsity
+    "imagenet/resnet50_snip": (0, 0.8),
+    "imagenet/resnet50_random_erk": (0, 0.8),
+    "cifar10/vgg19_grasp": (0, 0.98),
+    "cifar100/vgg16_synflow": (0, 0.99),
+    "imagenet/resnet50_str": (900, 0.9023),
+    "imagenet/resnet50_edge_popup": (950, 0.7),
+    "cifar10/resnet20_cs": (900, 0.8),
+}
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_masks_are_found_before_training_or_learned_once(name: str) -> None:
+    plan = build_pruning(job(f"recipe={name}")).resolve(Timeline(1000, 10))
+    assert plan == (Milestone(*ONCE[name]),)
