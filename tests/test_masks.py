@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrow.errors import ConfigError, StateError
-from regrow.masks import Masks, pack_bits, unpack_bits
+from regrow.masks import Masks, joined_bits, pack_bits, unpack_bits
 
 
 def some(*shapes, seed=0):
@@ -116,3 +116,11 @@ def test_unpacked_masks_can_be_written_to():
     mask = unpack_bits(torch.from_numpy(np.array([5], dtype=np.uint8)), [3])
     mask[1] = True
     assert mask.all()
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=40), min_size=1, max_size=5))
+def test_joined_bits_are_those_of_all_places(parts):
+    packed = [pack_bits(torch.tensor(part, dtype=torch.bool)) for part in parts]
+    places = np.array([place for part in parts for place in part], dtype=bool)
+    wanted = np.packbits(places, bitorder="little")
+    assert np.array_equal(joined_bits(packed, [len(part) for part in parts]).numpy(), wanted)

@@ -8,22 +8,22 @@ from torch import Tensor
 
 from regrow.enforcement import Enforcer
 from regrow.keys import integer_type
-from regrow.sharding import is_cut
+from regrow.sharding import is_cut, local
 
 CHUNK = 1 << 20  # so many weights at once: 16 bytes each, for a moment
 _FACTOR = 6364136223846793005  # Knuth's, of a linear congruential generator modulo 2^64
 
 
-def fingerprint(enforcer: Enforcer) -> int:
+def fingerprint(enforcer: Enforcer, *, cut: bool = False) -> int:
     """A hash of all weights' bits and masks, in order; equal states have equal hashes.
-
-    Sharded parameters are left out: no two ranks hold the same of them.
 
     With odd random factors r and s, fixed for each place of a chunk, a chunk's hash is
     `sum(r * bits + s * kept)` modulo 2^64; hashes of chunks are chained.
 
     Args:
         enforcer: Holds the parameters and their working masks.
+        cut: Of this rank's rows of sharded parameters, which those ranks alone share that hold the
+            same rows (HSDP), instead of parameters that every rank holds.
 
     Returns:
         A number in [-2^63, 2^63). Two states that differ in one place never share it; others do
@@ -42,9 +42,9 @@ def fingerprint(enforcer: Enforcer) -> int:
     found = 0
     for name, parameter in enforcer.parameters.items():
         kept = enforcer.kept(name)
-        if is_cut(parameter):  # every rank holds other rows
+        if is_cut(parameter) != cut:
             continue
-        flat = parameter.detach().reshape(-1)
+        flat = local(parameter.detach()).reshape(-1)
         whole = None if kept is None else kept.reshape(-1)
         for start in range(0, flat.numel(), CHUNK):
             part = flat[start : start + CHUNK]

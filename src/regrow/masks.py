@@ -168,16 +168,14 @@ def _counted(masks: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _packed(name: str, mask: Tensor) -> Tensor:
-    """The bits of a mask, of all its rows on every rank; one mask at a time is whole."""
+    """The bits of a mask, of all its rows on every rank; no rank unpacks those of others."""
     shard = shard_of(name, mask)
     if shard is None:
         return pack_bits(mask)
     row, step = math.prod(shard.shape[1:]), -(-shard.shape[0] // shard.ranks.size)
     starts = [min(rank * step, shard.shape[0]) for rank in range(shard.ranks.size + 1)]
-    sizes = [(stop - start) * row for start, stop in itertools.pairwise(starts)]
     parts = shard.ranks.parts(pack_bits(local(mask)), everywhere=True)
-    whole = [unpack_bits(bits, [size]) for bits, size in zip(parts, sizes, strict=True)]
-    return pack_bits(torch.cat(whole))
+    return joined_bits(parts, [(stop - start) * row for start, stop in itertools.pairwise(starts)])
 
 
 def _fits(bits: object, shape: list[int]) -> bool:
@@ -188,6 +186,30 @@ def _fits(bits: object, shape: list[int]) -> bool:
 def pack_bits(mask: Tensor) -> Tensor:
     """Eight places a byte, little bit order, in flat-index order, on the CPU."""
     return torch.from_numpy(np.packbits(mask.cpu().reshape(-1).numpy(), bitorder="little"))
+
+
+def joined_bits(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """Packed places one part after the other, of which only the last need fill whole bytes.
+
+    Args:
+        parts: What `pack_bits` gave for each.
+        sizes: How many places each has.
+
+    Example:
+        >>> both = torch.tensor([True, False, True]), torch.tensor([True])
+        >>> joined_bits([pack_bits(part) for part in both], [3, 1])
+        tensor([13], dtype=torch.uint8)
+    """
+    found = np.zeros(-(-sum(sizes) // 8) + 1, np.uint8)
+    start = 0
+    for part, size in zip(parts, sizes, strict=True):
+        byte, shift = divmod(start, 8)
+        bits = part.cpu().numpy()
+        found[byte : byte + len(bits)] |= bits << shift
+        if shift:
+            found[byte + 1 : byte + 1 + len(bits)] |= bits >> (8 - shift)
+        start += size
+    return torch.from_numpy(found[:-1].copy())
 
 
 def unpack_bits(bits: Tensor, shape: Sequence[int], shard: Shard | None = None) -> Tensor:

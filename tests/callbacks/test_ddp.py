@@ -82,7 +82,7 @@ except StateError as error:
 
 def test_what_one_rank_does_alone_is_refused_on_all(tmp_path):
     for said in ranks.run(ALONE, tmp_path):
-        assert "rank 1 differ from those of rank 0" in said["error"]
+        assert "rank 1 differ from those of the first rank" in said["error"]
         assert "the event at step" in said["error"]
 
 

@@ -9,10 +9,13 @@ import torch
 from regrow.enforcement import Enforcer
 from regrow.errors import StateError
 from regrow.fingerprint import fingerprint
+from regrow.shards import Shards
 
 
 def agree(trainer: pl.Trainer, enforcer: Enforcer, when: str) -> None:
-    """Refuses to go on where ranks hold other masks or weights; one number a rank is sent.
+    """Refuses to go on where ranks hold other masks or weights; three numbers a rank are sent.
+
+    Rows of sharded parameters are compared among the ranks that hold the same ones.
 
     Args:
         trainer: In a fit.
@@ -24,14 +27,25 @@ def agree(trainer: pl.Trainer, enforcer: Enforcer, when: str) -> None:
     """
     if trainer.world_size == 1:
         return
-    own = torch.tensor(fingerprint(enforcer), device=trainer.strategy.root_device)
-    every = trainer.strategy.all_gather(own).flatten().tolist()
-    odd = [rank for rank, value in enumerate(every) if value != every[0]]
+    ranks = Shards(enforcer.parameters).ranks
+    place = 0 if ranks is None else ranks.rank
+    twins = ranks is not None and ranks.size < trainer.world_size
+    rows = fingerprint(enforcer, cut=True) if twins else place
+    own = [fingerprint(enforcer), place, rows]
+    sent = torch.tensor(own, device=trainer.strategy.root_device)
+    every = trainer.strategy.all_gather(sent).view(-1, len(own)).tolist()
+    wanted = {place: rows for _, place, rows in reversed(every)}  # of the first that holds them
+    odd = [
+        rank
+        for rank, (whole, place, rows) in enumerate(every)
+        if whole != every[0][0] or rows != wanted[place]
+    ]
     if odd:
         raise StateError(
             f"after {when}, masks or weights of rank {', '.join(map(str, odd))} differ from those "
-            "of rank 0: does something change the model on some ranks only, or at random from a "
-            "generator of their own? The last checkpoint is from before that"
+            "of the first rank that holds the same: does something change the model on some ranks "
+            "only, or at random from a generator of their own? The last checkpoint is from before "
+            "that"
         )
 
 

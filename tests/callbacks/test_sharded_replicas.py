@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""Replicas of a sharded model (HSDP): ranks that hold the same rows must hold the same values."""
+
+import pytest
+import ranks
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+from types import SimpleNamespace
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from regrow import Pruner
+from regrow.callbacks.agreement import agree
+from regrow.errors import StateError
+from regrow.sharding import local
+
+dist.init_process_group("gloo", rank=RANK, world_size=WORLD)
+mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+
+def gathered(tensor):
+    got = [torch.empty_like(tensor) for _ in range(WORLD)]
+    dist.all_gather(got, tensor)
+    return torch.stack(got)
+
+strategy = SimpleNamespace(root_device=torch.device("cpu"), all_gather=gathered)
+made = SimpleNamespace(world_size=WORLD, strategy=strategy)
+
+torch.manual_seed(1)
+model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
+fully_shard(model[0], mesh=mesh)
+pruner = Pruner(model)
+pruner.prune_to(0.5)
+agree(made, pruner.enforcer, "a try")
+
+def refused():
+    try:
+        agree(made, pruner.enforcer, "a try")
+    except StateError as error:
+        return str(error)
+    return ""
+
+rows = local(model[0].weight.detach())
+assert rows.shape == (4, 6)
+if RANK == 3:  # its twin is rank 1
+    rows[0, 0] += 1
+said["rows"] = refused()
+if RANK == 3:
+    rows[0, 0] -= 1
+if RANK == 2:
+    model[1].weight.detach()[0, 0] += 1  # every rank holds this one
+said["whole"] = refused()
+"""
+
+
+def test_every_rank_hears_who_differs(tmp_path):
+    for said in ranks.run(PROGRAM, tmp_path, ranks=4):
+        assert "weights of rank 3 differ" in said["rows"]
+        assert "weights of rank 2 differ" in said["whole"]
