@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Claim: any built-in event needs under 2 bytes a weight of a rank, beside the working mask.
+"""Claim: an event needs under 2 bytes a weight of a rank, beside the working mask, whatever built-in
+criterion or rule it ranks by (but LAMP, which sorts whole layers).
 
-Resident memory at its peak, in one process and over two ranks (FSDP2, gloo). What an event leaves
-behind for good (a first working mask, as wide as the weights) is not counted: these events change
-masks that are there.
+That is the masks, a chunk, and while one layer is written up to 8 bytes for each of its weights: eight
+equal layers, in one process and over two ranks (FSDP2, gloo), and for comparison one layer alone.
+Resident memory at its peak. What an event leaves behind for good (a first working mask, as wide as
+the weights) is not counted: these events change masks that are there.
 """
 
 import gc
@@ -57,9 +59,9 @@ EVENTS = {
 }  # fmt: skip
 
 
-def measured(parameters, name, mesh=None):
+def measured(parameters, name, mesh=None, layers=LAYERS):
     settings, keep, first, act = EVENTS[name]
-    net = network(parameters, FLOAT, mesh)
+    net = network(parameters, FLOAT, mesh, layers)
     pruner = Pruner(net, Method(**settings), keep_removed=keep)
     if settings.get("criterion") == "movement":
         for target in pruner.targets:
@@ -76,12 +78,12 @@ def measured(parameters, name, mesh=None):
     return extra / own - (0 if first else 4)  # the working mask that was not there
 
 
-def alone(parameters, names):
+def alone(parameters, names, layers=LAYERS):
     torch.set_num_threads(1)
     found = {}
     for name in names:
         measured(LAYERS * 1024, name)  # what it imports does not count
-        found[name] = measured(parameters, name)
+        found[name] = measured(parameters, name, layers=layers)
     return found
 
 
@@ -108,9 +110,9 @@ def together(ranks, parameters, names):
     return {name: max(one[name] for one in found) for name in names}
 
 
-def sizes(parameters):
+def sizes(parameters, layers=LAYERS):
     """About as many, in layers that blocks tile."""
-    return LAYERS * (64 * round(math.sqrt(parameters / LAYERS) / 64)) ** 2
+    return layers * (64 * round(math.sqrt(parameters / layers) / 64)) ** 2
 
 
 def main():
@@ -122,11 +124,13 @@ def main():
     parameters = sizes(options.parameters)
     one = in_child(alone, parameters, options.events)
     two = together(2, parameters, options.events)
-    rows = [{"event": name, "1 rank": one[name], "2 ranks": two[name]} for name in options.events]
-    claims = {}
-    for row in rows:
-        for ranks in ("1 rank", "2 ranks"):
-            claims[f"{EXTRA}, {row['event']}, {ranks}"] = row[ranks], 2
+    single = in_child(alone, sizes(options.parameters / 2, 1), options.events, 1)
+    rows, claims = [], {}
+    for name in options.events:
+        row = {"1 rank": one[name], "2 ranks": two[name], "one layer": single[name]}
+        rows.append({"event": name} | row)
+        for what, extra in row.items():
+            claims[f"{EXTRA}, {name}, {what}"] = extra, 9 if what == "one layer" else 2
     show(f"Extra bytes a weight, {parameters / 1e6:.3g} million weights", rows, claims, options.out)
 
 

@@ -54,12 +54,12 @@ class Sent(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def network(parameters, dtype, mesh=None):
+def network(parameters, dtype, mesh=None, layers=LAYERS):
     """Square linear layers of about as many weights in all, cut among the ranks of a mesh."""
-    width = round(math.sqrt(parameters / LAYERS))
+    width = round(math.sqrt(parameters / layers))
     with torch.device("meta"):
-        layers = [nn.Linear(width, width, bias=False) for _ in range(LAYERS)]
-        net = nn.Sequential(*layers).to(getattr(torch, dtype))
+        made = [nn.Linear(width, width, bias=False) for _ in range(layers)]
+        net = nn.Sequential(*made).to(getattr(torch, dtype))
     for layer in net if mesh is not None else ():
         fully_shard(layer, mesh=mesh)
     net.to_empty(device="cpu")

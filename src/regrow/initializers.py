@@ -59,7 +59,7 @@ Initializer = Callable[[Return], Tensor]
 
 def zero(back: Return) -> Tensor:
     """Starts at zero, as RigL's new connections do, so that the function does not jump."""
-    return back.weight.new_zeros(()).expand_as(back.weight)
+    return torch.zeros_like(back.weight)
 
 
 def removed(back: Return) -> Tensor:
@@ -133,7 +133,8 @@ def sparse_he(back: Return) -> Tensor:
     inputs = live.flatten(1).sum(1).clamp_min(1) if live.dim() > 1 else torch.ones_like(live)
     scale = (2 / inputs.double()).sqrt().to(back.weight.dtype)
     values = _turned(back, _normal(back))
-    return _turned(back, values * scale.view(-1, *[1] * (values.dim() - 1)))
+    scale = scale.view(-1, *[1] * (values.dim() - 1)) if values.dim() else scale
+    return _turned(back, values * scale)
 
 
 def survivors(back: Return) -> Tensor:

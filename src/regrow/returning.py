@@ -37,7 +37,7 @@ def values_of(initializer: Initializer, makes: Sequence[Make]) -> list[Initializ
         return [_held(_checked(initializer, make()), make()) for make in makes]
     if initializer in (removed, original):
         for make in makes:
-            initializer(make())
+            _checked(initializer, make())
     return [partial(_checked, initializer)] * len(makes)
 
 

@@ -54,7 +54,7 @@ class Vault:
             gone = ~before.reshape(-1).to(weight.device)
             still, held = _chosen(gone, pruned).cpu(), _chosen(pruned, gone).cpu()
             del gone, pruned  # room for the copy
-            values.masked_scatter_(still, _chosen(self.values[name], held))
+            values.masked_scatter_(still, _chosen(self.values[name], held).to(values.dtype))
         self.values[name] = values
         if not len(values):
             del self.values[name]

@@ -260,3 +260,17 @@ def test_grasp_at_a_temperature_is_that_of_the_loss_of_divided_logits(made, logi
     assert any(not torch.equal(other.masks[name], mask) for name, mask in wanted.items())
     assert not module._forward_hooks
     assert not module.body._forward_hooks
+
+
+def test_the_logits_of_a_compiled_part_go_by_their_plain_name():
+    """Its last layer is what the loss sees, so all three say the same."""
+    masks = []
+    for logits in ("body", "body.4", None):
+        module = Called()
+        module.body = module.body[::2]  # without batch norm and dropout
+        if logits is not None:
+            module.body = torch.compile(module.body, backend="eager")
+        pruning = PruneAtInit(0.7, method="grasp", temperature=200, logits=logits)
+        fit(module, pruning, limit_train_batches=1)
+        masks.append(list(pruning.masks.values()))
+    assert all(equal(masks[0], other) for other in masks[1:])

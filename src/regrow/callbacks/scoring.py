@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import IterableDataset
 
 from regrow.errors import ConfigError, StateError, did_you_mean
+from regrow.targets import clean
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -80,7 +81,9 @@ def divided(module: nn.Module, logits: str | None, temperature: float) -> Iterat
         ConfigError: If there is no such submodule, or nobody called it.
         StateError: If it gives no tensor.
     """
-    named = dict(module.named_modules())
+    named: dict[str, nn.Module] = {}
+    for name, part in module.named_modules():
+        named.setdefault(clean(name), part)  # of a compiled one, what is called
     if (logits or "") not in named:
         raise ConfigError(f"logits={logits!r} is no submodule: {did_you_mean(str(logits), named)}")
     calls = 0
