@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Claim: an event needs under 2 bytes a weight of a rank, beside the working mask, whatever built-in
-criterion or rule it ranks by (but LAMP, which sorts whole layers).
+"""Claim: an event needs under 2 bytes a weight of a rank, beside the working mask.
 
-That is the masks, a chunk, and while one layer is written up to 8 bytes for each of its weights: eight
-equal layers, in one process and over two ranks (FSDP2, gloo), and for comparison one layer alone.
+Whatever built-in criterion or rule it ranks by, but LAMP, which sorts whole layers. That is the
+masks, a chunk, and while one layer is written up to 8 bytes for each of its weights: eight equal
+layers, in one process and over two ranks (FSDP2, gloo), and for comparison one layer alone.
 Resident memory at its peak. What an event leaves behind for good (a first working mask, as wide as
 the weights) is not counted: these events change masks that are there.
 """

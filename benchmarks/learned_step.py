@@ -6,16 +6,11 @@ that what is done once a weight weighs most. Fits take turns as in `trainer_over
 second epoch are timed, all of them within the learning.
 """
 
-import logging
-import statistics
-import warnings
-from concurrent.futures import ThreadPoolExecutor
-
 import lightning.pytorch as pl
 import torch
 from _bench import arguments, ratio, show
 from torch.utils.data import DataLoader
-from trainer_overhead import AGAIN, BASE, BATCH, DENSE, Clock, LeNet, Ring
+from trainer_overhead import AGAIN, BASE, BATCH, DENSE, LeNet, in_turns, rows_of
 
 from regrow import LearnedMasks, MagnitudePruning, Table
 
@@ -64,31 +59,10 @@ def main():
     parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=600, help="steps of an epoch")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.manual_seed(0)
-    images, labels = torch.randn(60, BATCH, 784), torch.randint(10, (60, BATCH))
-    batches = [(images[i % 60], labels[i % 60]) for i in range(options.steps)]
-    ring = Ring(len(VARIANTS))
-    with ThreadPoolExecutor(len(VARIANTS)) as pool:
-        fits = {
-            name: pool.submit(fit, Clock(ring, member), make(), batches)
-            for member, (name, make) in enumerate(VARIANTS.items())
-        }
-        found = {name: running.result() for name, running in fits.items()}
-    torch.set_num_threads(1)
-    controls = zip(found[DENSE], found[AGAIN], strict=True)
-    found[BASE] = [(one + other) / 2 for one, other in controls]
-    rows = [
-        {
-            "variant": name,
-            "microseconds a step": 1e6 * statistics.median(found[name]),
-            f"time / {BASE}": ratio(found, name, BASE),
-        }
-        for name in VARIANTS
-    ]
+    found = in_turns(VARIANTS, fit, options.steps)
     claims = {f"step of {m} / {BASE}": (ratio(found, m, BASE), most) for m, most in LIMITS.items()}
-    show(f"learning masks, LeNet-300-100, batch {BATCH}, one thread", rows, claims, options.out)
+    title = f"learning masks, LeNet-300-100, batch {BATCH}, one thread"
+    show(title, rows_of(found), claims, options.out)
 
 
 if __name__ == "__main__":

@@ -126,35 +126,51 @@ def fit(clock, callbacks, batches):
     return clock.times
 
 
-def main():
-    parser = arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=1200, help="steps of an epoch")
-    options = parser.parse_args()
+def in_turns(variants, run, steps):
+    """Seconds of CPU time of each step of fits that take turns; `BASE` is the mean of both dense.
+
+    Args:
+        variants: Callbacks by name, `DENSE` and `AGAIN` among them.
+        run: `(clock, callbacks, batches) -> seconds`.
+        steps: Of an epoch.
+    """
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.manual_seed(0)
     images, labels = torch.randn(60, BATCH, 784), torch.randint(10, (60, BATCH))
-    batches = [(images[i % 60], labels[i % 60]) for i in range(options.steps)]
-    ring = Ring(len(VARIANTS))
-    with ThreadPoolExecutor(len(VARIANTS)) as pool:
+    batches = [(images[i % 60], labels[i % 60]) for i in range(steps)]
+    ring = Ring(len(variants))
+    with ThreadPoolExecutor(len(variants)) as pool:
         fits = {
-            name: pool.submit(fit, Clock(ring, member), make(), batches)
-            for member, (name, make) in enumerate(VARIANTS.items())
+            name: pool.submit(run, Clock(ring, member), make(), batches)
+            for member, (name, make) in enumerate(variants.items())
         }
         found = {name: running.result() for name, running in fits.items()}
     torch.set_num_threads(1)
     controls = zip(found[DENSE], found[AGAIN], strict=True)
-    found[BASE] = [(one + other) / 2 for one, other in controls]
-    rows = [
+    return found | {BASE: [(one + other) / 2 for one, other in controls]}
+
+
+def rows_of(found):
+    return [
         {
             "variant": name,
-            "microseconds a step": 1e6 * statistics.median(found[name]),
+            "microseconds a step": 1e6 * statistics.median(times),
             f"time / {BASE}": ratio(found, name, BASE),
         }
-        for name in VARIANTS
+        for name, times in found.items()
+        if name != BASE
     ]
+
+
+def main():
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=1200, help="steps of an epoch")
+    options = parser.parse_args()
+    found = in_turns(VARIANTS, fit, options.steps)
     claims = {f"step of {OURS} / {BASE}": (ratio(found, OURS, BASE), 1.05)}
-    show(f"Trainer.fit, LeNet-300-100, batch {BATCH}, one thread", rows, claims, options.out)
+    title = f"Trainer.fit, LeNet-300-100, batch {BATCH}, one thread"
+    show(title, rows_of(found), claims, options.out)
 
 
 if __name__ == "__main__":

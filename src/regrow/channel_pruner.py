@@ -16,9 +16,9 @@ from regrow.channel_method import ChannelMethod
 from regrow.channel_time import Stopwatch
 from regrow.channels.choosing import choose
 from regrow.channels.coupling import Group, found_groups
+from regrow.channels.examples import two_examples
 from regrow.channels.named import parameters
 from regrow.channels.pruning import selected
-from regrow.channels.runs import two_examples
 from regrow.channels.scores import make_channel_criterion, score
 from regrow.channels.sizes import Sizes
 from regrow.channels.surgery import Removed

@@ -32,21 +32,6 @@ def running(model: nn.Module, training: bool) -> Iterator[None]:
                     buffer.copy_(buffers[name])
 
 
-def two_examples(example_input: Any, model: nn.Module) -> Any:
-    """A batch of two, of the model's type and on its device; more are not needed."""
-    size, parameter = batch_size(example_input), next(model.parameters())
-
-    def two(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        if x.dim() and len(x) == size:
-            x = x[:2] if size > 1 else torch.cat([x, x])
-        dtype = parameter.dtype if x.is_floating_point() else x.dtype
-        return x.detach().to(parameter.device, dtype)
-
-    return tree_map(two, example_input)
-
-
 def noise_like(example_input: Any) -> Any:
     """Random numbers of the example's shapes: zeros would hide what a channel does."""
     generator = torch.Generator().manual_seed(0)
