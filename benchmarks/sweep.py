@@ -3,8 +3,9 @@
 
 `regrow train -m sweep=methods` (six methods at two sparsities and three seeds on Fashion-MNIST) or,
 with `--preset compare`, every method of the suite at three; two jobs at once (joblib). Finished
-jobs are skipped, so a stopped run goes on. Its report is pictured by headless Chromium into
-docs/sweep.png (docs/compare.png), and what the plot shows is written beside it as a csv file.
+jobs are skipped, so a stopped run goes on. The first report is pictured by headless Chromium into
+docs/sweep.png; the second becomes the table of docs/compare.md and docs/compare.svg (matplotlib).
+What is shown stands beside it as a csv file.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from collections import defaultdict
 from pathlib import Path
 
 from _bench import arguments
+from _compare_plot import draw
 
 DOCS = Path(__file__).parent.parent / "docs"
 WORDS = {
     "methods": ("sweep=methods", "pruning.sparsity=0.95,0.98"),
     "compare": ("sweep=compare",),
 }
+MARK = "<!-- python benchmarks/sweep.py --preset compare -->"
 FILES = {"methods": "sweep", "compare": "compare"}
 BROWSER = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -67,6 +70,33 @@ def means(results: Path) -> list[dict[str, str]]:
     return table
 
 
+def beside(table: list[dict[str, str]]) -> list[str]:
+    """One Markdown row a recipe, one column a sparsity; the best at the highest one first."""
+    sparsities = sorted({row["sparsity"] for row in table}, key=float)
+    cells: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    for row in table:
+        cells[row["recipe"].rpartition("/")[2]][row["sparsity"]] = row
+    lines = ["| recipe | dense | " + " | ".join(f"{float(s):.0%}" for s in sparsities) + " |"]
+    lines.append("|---" * (len(sparsities) + 2) + "|")
+
+    def last(name: str) -> float:
+        return -float(cells[name].get(sparsities[-1], {"accuracy %": "0"})["accuracy %"])
+
+    for name in sorted(cells, key=last):
+        found = [cells[name].get(sparsity) for sparsity in sparsities]
+        shown = [f"{row['accuracy %']} ± {row['sd'] or '?'}" if row else "" for row in found]
+        dense = next(row["dense %"] for row in found if row)
+        lines.append(f"| `{name}` | {dense} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def insert(document: Path, lines: list[str]) -> None:
+    """Puts a table between the two marks of a document; its words stay."""
+    head, _, rest = document.read_text().partition(MARK)
+    _, _, tail = rest.partition(MARK)
+    document.write_text("\n".join([f"{head}{MARK}", *lines, f"{MARK}{tail}"]))
+
+
 def picture(page: Path, file: Path) -> None:
     """The page's first screen; a message where there is no Chromium."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -93,7 +123,11 @@ def main() -> None:
         writer = csv.DictWriter(file, table[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
-    picture(found / "report.html", options.docs / f"{name}.png")
+    if options.preset == "compare":
+        insert(options.docs / "compare.md", beside(table))
+        draw(options.docs / "compare.csv", options.docs / "compare.svg")
+    else:
+        picture(found / "report.html", options.docs / f"{name}.png")
     for row in table:
         print(*row.values(), sep="\t")
 

@@ -2,6 +2,7 @@
 """What the documents point to is there."""
 
 import ast
+import csv
 import re
 from pathlib import Path
 
@@ -41,3 +42,23 @@ def test_links_lead_somewhere(document):
 def test_commands_name_files_that_are_there(document):
     for path in re.findall(r"(?:python |`)((?:benchmarks|examples)/\w+\.py)", document.read_text()):
         assert (CHECKOUT / path).exists(), path
+
+
+def test_the_comparison_shows_its_figures():
+    """Every mean and spread of the csv stands in the table, in the column of its sparsity."""
+    lines = (CHECKOUT / "docs" / "compare.md").read_text().splitlines()
+    cells = [[cell.strip(" `|") for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    [head] = [row for row in cells if row[:1] == ["recipe"]]
+    shown = {
+        (row[0], column): cell
+        for row in cells
+        if row[0].startswith("lenet300")
+        for column, cell in zip(head, row, strict=True)
+    }
+    with (CHECKOUT / "docs" / "compare.csv").open() as file:
+        figures = list(csv.DictReader(file))
+    assert len(figures) == 3 * 19
+    for row in figures:
+        place = row["recipe"].split("/")[1], f"{float(row['sparsity']):.0%}"
+        assert shown[place] == f"{row['accuracy %']} ± {row['sd']}"
+        assert row["seeds"] == "3"

@@ -92,3 +92,12 @@ def test_a_page_of_failures_alone(chromium, tmp_path):
     for part in ("#accuracy", "#results", "#run", "#trouble"):
         assert not chromium.find(part)[0].is_displayed()
     assert chromium.troubles() == []
+
+
+def test_no_two_of_many_methods_look_alike(opened):
+    page = opened(*(result(f"m{number:02}", accuracy=0.5 + number / 100) for number in range(40)))
+    looks = page.js(
+        "return document.getElementById('plot').data.filter((t) => /m[0-9]{2}/.test(t.name))"
+        ".map((t) => `${t.marker.color} ${t.marker.symbol}`)"
+    )
+    assert len(looks) == len(set(looks)) == 40

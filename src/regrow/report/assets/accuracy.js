@@ -34,6 +34,7 @@ function bars(lengths, colour) {
 
 function methodTraces(series, index, c) {
   const colour = c.series[index % c.series.length];
+  const turn = Math.floor(index / SYMBOLS.length); // colours come again, with other symbols
   const group = `method ${index}`;
   const points = series.points.filter(has);
   const traces = [];
@@ -50,7 +51,7 @@ function methodTraces(series, index, c) {
   traces.push(trace(points, {
     name: plain(series.name), legendgroup: group, mode: series.line ? "lines+markers" : "markers",
     line: { color: colour, width: 2 },
-    marker: { color: colour, size: 8, symbol: SYMBOLS[index % SYMBOLS.length] },
+    marker: { color: colour, size: 8, symbol: SYMBOLS[(index + turn) % SYMBOLS.length] },
     error_y: bars(points.map(spreadOf), colour), error_x: bars(beside, colour),
   }));
   return traces;
