@@ -4,8 +4,9 @@
 LeNet-300-100, batches of 128, SGD with momentum, one thread, beside Lightning's `ModelPruning`.
 Four fits run in one process and take turns, so that what else the machine does meets all of them.
 A turn lasts some steps, of which the first are not timed: a fit that goes on alone finds its
-weights in the cache. Most of it are two passes over all weights, which a busy machine's memory slows
-down more than it does matrix products. Each prunes in its first epoch, and steps of its second one are timed.
+weights in the cache. Each prunes in its first epoch, and steps of its second one are timed. Most
+of the cost are two passes over all weights, which a busy machine's memory slows down more than it
+does matrix products.
 """
 
 import itertools
