@@ -88,3 +88,20 @@ def test_out_of_memory_within_a_fit(name, tmp_path, monkeypatch):
         last = folder / "last.ckpt"
         assert equal(fit(folder, name, ckpt_path=last if last.exists() else None), whole)
         assert equal(end_of(folder / "end.ckpt"), whole)
+
+
+def test_a_way_back_that_fails_after_the_event_is_not_saved(tmp_path, monkeypatch):
+    """The event is whole by then, so nothing else would know."""
+
+    def fails(self, *_):
+        raise torch.OutOfMemoryError
+
+    whole = fit(tmp_path / "whole", "rewound")
+    spare = OnExceptionCheckpoint(tmp_path, "spare")
+    with monkeypatch.context() as patch:
+        patch.setattr(Rewind, "_restore", fails)
+        with pytest.raises((torch.OutOfMemoryError, StateError)):
+            fit(tmp_path, "rewound", spare)
+    assert len(events(read(tmp_path / "last.ckpt"))) == 0
+    assert not (tmp_path / "spare.ckpt").exists()
+    assert equal(fit(tmp_path, "rewound", ckpt_path=tmp_path / "last.ckpt"), whole)

@@ -170,9 +170,9 @@ did you mean 'weights'?
         batch: Any,
         batch_idx: int,
     ) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            self._restore(pending, trainer, pl_module)
+        if self._pending is not None:
+            self._restore(self._pending, trainer, pl_module)
+            self._pending = None  # one that failed half-way is not saved
         self._look(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ did you mean 'weights'?
                 f"{state_dict.get('parts')}, this one has format {FORMAT} and rewinds "
                 f"{list(self.parts)}: write the same what="
             )
-        self._step = state_dict["step"]
+        self._step, self._pending = state_dict["step"], None
         self._memory = Memory.loaded(state_dict["memory"])
         self._fresh = Memory.loaded(state_dict["fresh"])
 
