@@ -41,6 +41,17 @@ class Computed:
 Scores = Tensor | Computed
 
 
+def computed(scores: Scores) -> Computed:
+    """Scores that stand are computed too: they are what is read.
+
+    Example:
+        >>> scores = computed(torch.ones(2))
+        >>> scores.begin()(*scores.reads)
+        tensor([1., 1.])
+    """
+    return scores if isinstance(scores, Computed) else elementwise(_itself, scores)
+
+
 def elementwise(function: Compute, *reads: Tensor) -> Computed:
     """Scores that each depend on the values at their own place alone.
 
@@ -102,3 +113,7 @@ def one_by_one(like: Tensor, make: Callable[[], Tensor | None]) -> Computed:
         return next_part
 
     return Computed((like,), like.dtype, begin)
+
+
+def _itself(scores: Tensor) -> Tensor:
+    return scores

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from regrow.computed import Computed, Scores
+from regrow.computed import Computed, Scores, computed
 from regrow.granularity import Granularity
 from regrow.selection import CHUNK
 
@@ -29,7 +29,7 @@ def units_of(granularity: Granularity, scores: Scores, input_dim: int | None) ->
         >>> units_of(make_granularity("2:4"), torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 1)
         tensor([[3.]])
     """
-    parts = _parts(granularity, scores, input_dim)
+    parts = _parts(granularity, computed(scores), input_dim)
     return torch.cat([granularity.units(part, input_dim) for _, part in parts])
 
 
@@ -53,10 +53,10 @@ def mask_of(
         >>> mask_of(make_granularity("2:4"), torch.tensor([[False]]), scores, 1)
         tensor([[ True, False,  True, False]])
     """
-    like = scores.like if isinstance(scores, Computed) else scores
-    mask = torch.empty_like(like, dtype=torch.bool)
+    read = computed(scores)
+    mask = torch.empty_like(read.like, dtype=torch.bool)
     outputs = granularity.outputs
-    for rows, part in _parts(granularity, scores, input_dim):
+    for rows, part in _parts(granularity, read, input_dim):
         few = slice(rows.start // outputs, rows.stop // outputs)
         some = kept if input_dim == 0 else kept[few]
         mask[rows] = granularity.mask(some, part, input_dim)
@@ -64,18 +64,13 @@ def mask_of(
 
 
 def _parts(
-    granularity: Granularity, scores: Scores, input_dim: int | None
+    granularity: Granularity, scores: Computed, input_dim: int | None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows, each with all of its units, and their scores; at once where rows are inputs."""
-    reads = scores.reads if isinstance(scores, Computed) else (scores,)
-    compute = scores.begin() if isinstance(scores, Computed) else _itself
+    reads, compute = scores.reads, scores.begin()
     count, size, units = reads[0].shape[0], reads[0].numel(), granularity.outputs
     step = max(1, CHUNK * count // max(1, size) // units) * units
     step = max(1, count) if input_dim == 0 else step
     for start in range(0, max(1, count), step):
         rows = slice(start, min(start + step, count))
         yield rows, compute(*(tensor[rows] for tensor in reads))
-
-
-def _itself(scores: Tensor) -> Tensor:
-    return scores

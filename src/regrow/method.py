@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regrow.computed import Computed, Scores
+from regrow.computed import Scores, computed
 from regrow.criteria import (
     Criterion,
     Movement,
@@ -214,7 +214,7 @@ def _pools(
 ) -> list[Pool]:
     """Who is ranked with whom; a sparsity of weights becomes one of units."""
     everywhere = Everywhere([target.shard for target in targets])
-    here = [(unit.like if isinstance(unit, Computed) else unit).numel() for unit in units]
+    here = [computed(unit).like.numel() for unit in units]
     sizes = everywhere.sums(here)
     pruned = everywhere.sums(
         0 if live is None else size - int(live.count_nonzero())

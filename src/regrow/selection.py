@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regrow.computed import Computed, Scores
+from regrow.computed import Computed, Scores, computed
 from regrow.errors import ConfigError, StateError
 from regrow.keys import Keys, array, counted, nonzero, ordered
 from regrow.sharding import Everywhere, Shard
@@ -73,7 +73,8 @@ def keep_highest(
     """
     kept = kept or [None] * len(scores)
     everywhere = Everywhere(shards or [None] * len(scores))
-    own = [_like(one).numel() for one in scores]
+    given = [computed(one) for one in scores]
+    own = [one.like.numel() for one in given]
     sizes = everywhere.sums(own)
     present = [
         size if mask is None else int(mask.count_nonzero())
@@ -88,7 +89,7 @@ def keep_highest(
             f"{pruned} of {sum(sizes)} places cannot be pruned: {sum(sizes) - sum(live)} are "
             f"pruned already, and at least {least} must stay in each of {len(sizes)} layers"
         )
-    pool = _Pool(scores, kept, absent, magnitude, names, everywhere)
+    pool = _Pool(given, kept, absent, magnitude, names, everywhere)
     masks: dict[int, Tensor] = {}
     open_ = list(range(len(scores)))
     while open_:
@@ -118,7 +119,7 @@ class _Pool:
 
     def __init__(
         self,
-        scores: Sequence[Scores],
+        scores: Sequence[Computed],
         kept: Sequence[Tensor | None],
         absent: bool,
         magnitude: bool,
@@ -138,7 +139,7 @@ class _Pool:
         if self.everywhere.ranks is not None:  # others may hold ties that come before these
             own = self.everywhere.shares(cut.ties, [self._ties(i, cut) for i in indices], indices)
         for place, index in enumerate(indices):
-            masks[index] = torch.empty_like(_like(self.scores[index]), dtype=torch.bool)
+            masks[index] = torch.empty_like(self.scores[index].like, dtype=torch.bool)
             share = ties if own is None else own[place]
             ties -= self._write(masks[index], index, _Cut(cut.key, share))
         return masks
@@ -169,7 +170,7 @@ class _Pool:
     def _cut(self, indices: Sequence[int], count: int) -> _Cut:
         """The key of the `count`-th smallest live score, and how many of its equals to prune."""
         alone = self.everywhere.ranks is None
-        if alone and sum(_like(self.scores[index]).numel() for index in indices) <= _FEW:
+        if alone and sum(self.scores[index].like.numel() for index in indices) <= _FEW:
             return self._cut_few(indices, count)
         key, rank = 0, count
         for shift in range(self.keys.bits - _DIGIT, -1, -_DIGIT):
@@ -231,8 +232,8 @@ class _Pool:
     def _chunks(self, index: int) -> Iterator[tuple[slice, Any, Any]]:
         """Parts of one tensor in logical order: (rows, keys, which of them still count)."""
         scores, kept, flat = self.scores[index], self.kept[index], self._flat(index)
-        reads = tuple(_rows(tensor, flat) for tensor in _reads(scores))
-        compute = scores.begin() if isinstance(scores, Computed) else _itself
+        reads = tuple(_rows(tensor, flat) for tensor in scores.reads)
+        compute = scores.begin()
         count, size = reads[0].shape[0], reads[0].numel()
         step = max(1, CHUNK * count // max(1, size))
         for start in range(0, count, step):
@@ -248,7 +249,7 @@ class _Pool:
 
     def _flat(self, index: int) -> bool:
         """Whether all that is read of one tensor lies in logical order in memory."""
-        layouts = (*_reads(self.scores[index]), self.kept[index])
+        layouts = (*self.scores[index].reads, self.kept[index])
         return all(tensor is None or tensor.is_contiguous() for tensor in layouts)
 
     def _digits(self, keys: Any, shift: int) -> Any:
@@ -261,21 +262,9 @@ class _Pool:
         return digits ^ (1 << (_DIGIT - 1)) if shift + _DIGIT == self.keys.bits else digits
 
 
-def _reads(scores: Scores) -> tuple[Tensor, ...]:
-    return scores.reads if isinstance(scores, Computed) else (scores,)
-
-
-def _like(scores: Scores) -> Tensor:
-    return _reads(scores)[0]
-
-
 def _rows(tensor: Tensor, flat: bool) -> Tensor:
     """A view whose first dimension can be cut into parts in logical order."""
     return tensor.view(-1) if flat else tensor
-
-
-def _itself(scores: Tensor) -> Tensor:
-    return scores
 
 
 def _bincount(digits: Any) -> Any:

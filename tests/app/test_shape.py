@@ -97,7 +97,10 @@ def test_objectives_that_are_no_names():
 def test_what_may_be_empty_is_not_refused(job):
     for word in ("logger=none", "pruning=none", "callbacks.random_state=null", "dense_epochs=0"):
         words = GMP[:1] if word.startswith("pruning") else GMP
-        refuse_misshapen(job(*words, word))
+        cfg = job(*words, word)
+        found = OmegaConf.select(cfg, word.partition("=")[0])
+        assert not found or "_target_" not in found, "it is empty"
+        refuse_misshapen(cfg)
 
 
 @pytest.mark.parametrize(
