@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The comparison as a picture: one row a recipe, one mark a sparsity."""
 
-import csv
 from collections import defaultdict
 from pathlib import Path
+
+from _plotting import FIXED, SAVED, opened
 
 COLOURS = ("#0072b2", "#d55e00", "#008f68")
 LEFT = 77.5  # what lies further left is written at the edge
@@ -11,22 +12,13 @@ LEFT = 77.5  # what lies further left is written at the edge
 
 def draw(table: Path, picture: Path) -> None:
     """Draws docs/compare.csv; the best at the highest sparsity on top."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("the picture needs matplotlib: pip install 'regrow[plots]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    pyplot, rows = opened(table)
     found = defaultdict(dict)
     for row in rows:
         found[float(row["sparsity"])][row["recipe"].rpartition("/")[2]] = row
     last = found[max(found)]
     names = sorted(last, key=lambda name: float(last[name]["accuracy %"]))
-    fixed = {"svg.hashsalt": "regrow", "font.size": 9, "axes.spines.top": False}
-    with pyplot.rc_context(fixed | {"axes.spines.right": False, "font.family": "DejaVu Sans"}):
+    with pyplot.rc_context(FIXED):
         figure, axes = pyplot.subplots(figsize=(8, 0.26 * len(names) + 1.1), layout="constrained")
         dense = [float(row["dense %"]) for row in rows]
         axes.axvspan(min(dense), max(dense), color="#dddddd", label="dense")
@@ -46,5 +38,5 @@ def draw(table: Path, picture: Path) -> None:
         axes.grid(axis="y", color="#eeeeee")
         axes.set_axisbelow(True)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncol=4, frameon=False)
-        figure.savefig(picture, facecolor="white", metadata={"Date": None, "Creator": None})
+        figure.savefig(picture, **SAVED)
         pyplot.close(figure)

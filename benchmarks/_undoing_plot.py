@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The picture of `undoing.py`, from its table; the same table gives the same bytes."""
 
-import csv
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+
+from _plotting import FIXED, SAVED, opened
 
 # colours that stay apart for colour-blind eyes (Okabe and Ito 2008)
 STYLES = {
@@ -20,24 +21,15 @@ STYLES = {
 
 def draw(table: Path, picture: Path) -> None:
     """Draws the accuracies of the table."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("the picture needs matplotlib: pip install 'regrow[plots]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    pyplot, rows = opened(table)
     arms = {arm: list(points) for arm, points in groupby(rows, itemgetter("arm"))}
-    fixed = {"svg.hashsalt": "regrow", "font.size": 9, "axes.spines.top": False}
-    with pyplot.rc_context(fixed | {"axes.spines.right": False, "font.family": "DejaVu Sans"}):
+    with pyplot.rc_context(FIXED):
         figure, (one, many) = pyplot.subplots(
             2, 1, figsize=(8, 7.2), height_ratios=(1, 1.15), layout="constrained"
         )
         _one_fit(one, arms)
         _ways_back(many, arms)
-        figure.savefig(picture, facecolor="white", metadata={"Date": None, "Creator": None})
+        figure.savefig(picture, **SAVED)
         pyplot.close(figure)
 
 
