@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from regrow.channels import prune
-from regrow.channels.coupling import Group, found_groups
-from regrow.channels.plan import Plan
-from regrow.channels.trace import Trace, trace
-from regrow.channels.verify import Bench
-from regrow.macs import count_macs
+from regrow.channels.cut.channel_cut import ChannelCut as Plan
+from regrow.channels.cut.verify import Bench
+from regrow.channels.graph.groups import Group, found_groups
+from regrow.channels.graph.trace import Trace, trace
+from regrow.profiling.macs import count_macs
 
 SHARES = (0.3, 0.5)  # of the MACs, to go
 ROUNDINGS = 1e-8  # relative error in float64 that counts as equal
@@ -91,7 +91,9 @@ def ours(model: nn.Module, x: Tensor) -> None:
         facts: dict[str, Any] = {}
         start = time.process_time()
         try:
-            with mock.patch("regrow.channels.pruning.trace", return_value=traced):  # once is enough
+            with mock.patch(
+                "regrow.channels.prune_channels.trace", return_value=traced
+            ):  # once is enough
                 plan = prune(model, x, share, of="macs")
         except Exception as error:
             facts["error"] = words(error)

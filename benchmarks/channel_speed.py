@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import regrow
 from regrow.channels import prune
-from regrow.macs import count_macs
+from regrow.profiling.macs import count_macs
 
 MODELS = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2")
 DENSE, OURS, PEER = "dense", "regrow", "Torch-Pruning"

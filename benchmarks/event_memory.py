@@ -22,10 +22,10 @@ from _bench import arguments, in_child, peak_extra, show
 from scaling import FLOAT, LAYERS, network
 from torch.distributed.device_mesh import init_device_mesh
 
-from regrow.dynamic import draw_masks, drop_and_grow
-from regrow.method import Method
-from regrow.pruner import Pruner
-from regrow.sharding import as_part_of, local
+from regrow.distributed.shard import as_part_of, local
+from regrow.pruning.config import Method
+from regrow.pruning.drop_and_grow import draw_masks, drop_and_grow
+from regrow.pruning.pruner import Pruner
 
 EXTRA = "extra B/weight"
 # glibc: what is freed is given back at once

@@ -13,7 +13,7 @@ from _bench import arguments, in_child, interleaved, peak_extra, ratio, resnet18
 from torch.nn.utils import prune as torch_prune
 
 import regrow
-from regrow.selection import keep_highest
+from regrow.masks.topk import keep_highest
 
 SPARSITY = 0.9
 OURS, WHOLE, TORCH = "regrow keep_highest", "regrow.prune", "torch global_unstructured"

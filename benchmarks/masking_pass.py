@@ -10,7 +10,7 @@ import statistics
 import torch
 from _bench import arguments, interleaved, lenet, ratio, resnet18, show
 
-from regrow.enforcement import Enforcer
+from regrow.pruning.enforcer import Enforcer
 
 OURS, COPY, NAIVE, FLOAT = "regrow Enforcer", "copy_", "bool mul_ loop", "float mul_ loop"
 

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from trainer_overhead import Ring
 
 from regrow import ChannelPruning, MagnitudePruning
-from regrow.app.classifier import Classifier
 from regrow.app.models import ImageNetResNet
+from regrow.app.training.classifier import Classifier
 
 DENSE, AGAIN, BASE = "dense", "dense again (null control)", "mean of both dense"
 WEIGHTS = "MagnitudePruning, 80 % of the weights"

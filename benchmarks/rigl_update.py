@@ -14,9 +14,9 @@ from _bench import arguments, interleaved, ratio, resnet18, show
 from torch import nn
 from torch.nn import functional as F
 
-from regrow.dynamic import draw_masks, drop_and_grow
-from regrow.method import Method
-from regrow.pruner import Pruner
+from regrow.pruning.config import Method
+from regrow.pruning.drop_and_grow import draw_masks, drop_and_grow
+from regrow.pruning.pruner import Pruner
 
 SPARSITY, SHARE, BATCH, EVERY, PIXELS = 0.9, 0.3, 8, 100, 32
 OURS, TOPK, STEP = "regrow drop_and_grow", "topk, layer by layer", f"training step, batch {BATCH}"

@@ -25,8 +25,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from regrow.pruner import Pruner
-from regrow.sharding import local
+from regrow.distributed.shard import local
+from regrow.pruning.pruner import Pruner
 
 LAYERS = 8
 HISTOGRAM = 8 * (1 << 16)  # bytes: 65,536 counts of int64

@@ -23,11 +23,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import SGD
 
 from regrow import MagnitudePruning, OneShot, Regrow
-from regrow.app.classifier import Classifier
 from regrow.app.data.fashion_mnist import FashionMNIST
 from regrow.app.models.lenet import LeNet300100
-from regrow.app.schedulers import cosine
-from regrow.callbacks.base import Callback
+from regrow.app.training.classifier import Classifier
+from regrow.app.training.lr_schedules import cosine
+from regrow.callbacks.core.base import Callback
 
 SPARSITY, FIFTH = 0.98, 0.2
 TRIED, PRUNED, BACK, REST, END = 2, 3, 6, 8, 10  # epochs

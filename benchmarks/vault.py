@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import torch
 from _bench import arguments, interleaved, ratio, resnet18, show
 
-from regrow.callbacks.snapshot import Snapshot
-from regrow.progress import Progress
-from regrow.pruner import Pruner
-from regrow.rewinding import Memory
+from regrow.callbacks.support.fit_snapshot import Snapshot
+from regrow.pruning.pruner import Pruner
+from regrow.schedules.progress import Progress
+from regrow.utils.snapshot import Memory
 
 SPARSITY = 0.9
 NONE, VALUES, MOMENTS = False, True, "moments"

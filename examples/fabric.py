@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 
 import regrow
-from regrow.time import Timeline
+from regrow.schedules.time import Timeline
 
 PIXELS, LABELS = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
 IMAGES, TRAIN = PIXELS.float() / 16, 1437  # the other 360 are the test set

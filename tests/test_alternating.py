@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 
 from regrow import ACDC, Cyclic
-from regrow.errors import ConfigError
-from regrow.schedules import make_schedule
-from regrow.time import Timeline
+from regrow.schedules.registry import make_schedule
+from regrow.schedules.time import Timeline
+from regrow.utils.errors import ConfigError
 
 EPOCHS = Timeline(total=1000, steps_per_epoch=10)  # 100 epochs
 

@@ -7,13 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import regrow.selection
-from regrow.computed import Computed, by_lot, elementwise, one_by_one
-from regrow.draws import CHUNK, Stream
-from regrow.granularity import make_granularity
-from regrow.grouping import mask_of, units_of
-from regrow.highest import highest
-from regrow.selection import keep_highest
+import regrow.masks.topk
+from regrow.distributed.sharded_random import CHUNK, Stream
+from regrow.masks.granularity import make_granularity, mask_of, units_of
+from regrow.masks.lazy_scores import Computed, by_lot, elementwise, one_by_one
+from regrow.masks.topk import keep_highest
+from regrow.masks.topk_single import highest
 
 SHAPES = [(7, 5), (6, 4, 3, 3), (11,)]
 
@@ -37,8 +36,8 @@ def same(found, wanted):
 @pytest.fixture(params=[7, 1 << 18])
 def chunk(request, monkeypatch):
     """Parts that cut layers, rows and units apart; and such as hold everything."""
-    monkeypatch.setattr(regrow.selection, "CHUNK", request.param)
-    monkeypatch.setattr("regrow.grouping.CHUNK", request.param)
+    monkeypatch.setattr(regrow.masks.topk, "CHUNK", request.param)
+    monkeypatch.setattr("regrow.masks.granularity.CHUNK", request.param)
 
 
 @pytest.mark.parametrize("last", [False, True])

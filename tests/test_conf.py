@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from regrow._paths import config_dir
-from regrow.app.recipes import ABOUT, load, recipe_files, register
+from regrow.app.config.recipes import ABOUT, load, recipe_files, register
+from regrow.utils.paths import config_dir
 
 SHARED = sorted(config_dir("conf").glob("shared/pruning/*.yaml"))
 RECIPES = recipe_files()

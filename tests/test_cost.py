@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.cost import Cost, cost, latency, layer_table
-from regrow.errors import ConfigError, StateError
+from regrow.profiling.cost import Cost, cost
+from regrow.profiling.latency import latency
+from regrow.profiling.layer_table import layer_table
+from regrow.utils.errors import ConfigError, StateError
 
 
 def network():

@@ -7,20 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from regrow.criteria import (
-    CRITERIA,
-    Movement,
-    TrackingCriterion,
-    gradient,
-    magnitude,
-    make_criterion,
-    needs_gradients,
-    random,
-    score,
-    seeded,
-    taylor,
-)
-from regrow.errors import ConfigError, StateError
+from regrow.criteria.base import CRITERIA, TrackingCriterion, make_criterion, needs_gradients, score
+from regrow.criteria.elementwise import gradient, magnitude, random, taylor
+from regrow.criteria.movement import Movement
+from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.random import seeded
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

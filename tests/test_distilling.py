@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regrow.distilling import soft_loss, taught_loss
-from regrow.errors import StateError
+from regrow.distillation import soft_loss, taught_loss
+from regrow.utils.errors import StateError
 
 
 def by_numpy(student, teacher, temperature, axis=-1):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from regrow.distributions import (
+from regrow.masks.distributions import (
     DISTRIBUTIONS,
     Layer,
     Pool,
@@ -20,7 +20,7 @@ from regrow.distributions import (
     uniform,
     whole_numbers,
 )
-from regrow.errors import ConfigError, StateError
+from regrow.utils.errors import ConfigError, StateError
 
 LENET_300_100 = [(300, 784), (100, 300), (10, 100)]
 LENET_5 = [(20, 1, 5, 5), (50, 20, 5, 5), (500, 800), (10, 500)]

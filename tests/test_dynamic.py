@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from regrow.distributions import erk_densities
-from regrow.dynamic import draw_masks, drop_and_grow, drop_fraction_at, track_momenta
-from regrow.errors import ConfigError, StateError
-from regrow.initializers import INITIALIZERS
-from regrow.method import Method
-from regrow.metrics import MaskOverlap
-from regrow.pruner import Pruner
+from regrow.masks.distributions import erk_densities
+from regrow.profiling.metrics import MaskOverlap
+from regrow.pruning.config import Method
+from regrow.pruning.drop_and_grow import draw_masks, drop_and_grow, track_momenta
+from regrow.pruning.initializers import INITIALIZERS
+from regrow.pruning.pruner import Pruner
+from regrow.schedules.drop_fraction import drop_fraction_at
+from regrow.utils.errors import ConfigError, StateError
 
 SHAPES = [(10, 6), (4, 10)]
 NAMES = ["0.weight", "2.weight"]

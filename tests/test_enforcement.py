@@ -8,8 +8,9 @@ import torch
 from torch import nn, optim
 
 import regrow
-from regrow.enforcement import Enforcer, enforce, working_mask
-from regrow.errors import ConfigError, StateError
+from regrow.pruning.enforcer import Enforcer, working_mask
+from regrow.pruning.functional import enforce
+from regrow.utils.errors import ConfigError, StateError
 
 
 def network():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from regrow.errors import (
+from regrow.utils.errors import (
     ConfigError,
     RegrowError,
     StateError,

@@ -3,7 +3,7 @@
 
 import torch
 
-from regrow.explored import Explored
+from regrow.pruning.drop_and_grow import Explored
 
 
 def masks(one, other):

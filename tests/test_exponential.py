@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.errors import ConfigError
-from regrow.exponential import Exponential
-from regrow.time import Timeline
+from regrow.schedules.iterative import Exponential
+from regrow.schedules.time import Timeline
+from regrow.utils.errors import ConfigError
 
 ENDLESS = Timeline(total=None, steps_per_epoch=10)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import regrow
 from regrow import channels
-from regrow.errors import ConfigError, StateError
+from regrow.utils.errors import ConfigError, StateError
 
 
 class Net(nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import regrow
-from regrow.errors import ConfigError, StateError
+from regrow.utils.errors import ConfigError, StateError
 
 
 def network():

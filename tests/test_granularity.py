@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from regrow.errors import ConfigError
-from regrow.granularity import Block, NofM, Weight, make_granularity
-from regrow.targets import Target, select
+from regrow.masks.granularity import Block, NofM, Weight, make_granularity
+from regrow.masks.targets import Target, select
+from regrow.utils.errors import ConfigError
 
 LAYERS = {
     "linear": nn.Linear(8, 6),

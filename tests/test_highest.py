@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import regrow.highest
-import regrow.keys
-import regrow.selection
-from regrow.errors import StateError
-from regrow.highest import highest
-from regrow.keys import Keys, counted, nonzero, ordered
+import regrow.masks.sort_keys
+import regrow.masks.topk
+import regrow.masks.topk_single
+from regrow.masks.sort_keys import Keys, counted, nonzero, ordered
+from regrow.masks.topk_single import highest
+from regrow.utils.errors import StateError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
@@ -57,7 +57,7 @@ def test_large_ones_in_any_order_of_memory(levels, magnitude, last):
 @pytest.mark.parametrize("count", [0, 40, 3_000, 9_000])
 def test_the_arithmetic_of_other_devices(count, monkeypatch):
     """There integers stay tensors."""
-    for module in (regrow.keys, regrow.highest, regrow.selection):
+    for module in (regrow.masks.sort_keys, regrow.masks.topk_single, regrow.masks.topk):
         monkeypatch.setattr(module, "array", lambda tensor: tensor)
     for scores in (torch.randn(9_000), torch.randn(30, 30, 10).mul(3).round().permute(2, 0, 1)):
         found = highest(scores, count, torch.ones_like(scores, dtype=torch.bool), magnitude=True)

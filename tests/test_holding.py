@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn, optim
 
-from regrow.errors import ConfigError, StateError
-from regrow.method import Method
-from regrow.pruner import Pruner
+from regrow.pruning.config import Method
+from regrow.pruning.pruner import Pruner
+from regrow.utils.errors import ConfigError, StateError
 
 MAKERS = {
     "sgd": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),

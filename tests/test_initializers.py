@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.errors import ConfigError, StateError
-from regrow.initializers import INITIALIZERS, Return, fans, make_initializer
-from regrow.targets import select
+from regrow.masks.targets import select
+from regrow.pruning.initializers import INITIALIZERS, Return, fans, make_initializer
+from regrow.utils.errors import ConfigError, StateError
 
 LAYERS = {
     "linear": nn.Linear(6, 4),

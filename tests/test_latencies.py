@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.cost import latencies
-from regrow.errors import ConfigError
+from regrow.profiling.latency import latencies
+from regrow.utils.errors import ConfigError
 
 
 class Sleeper(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.learned import (
+from regrow.learned.mask_functions import (
     chance_open,
     hard_concrete,
     rising,
@@ -18,7 +18,7 @@ from regrow.learned import (
     straight_through,
     top_scores,
 )
-from regrow.learned_rules import RULES, Given, Rule, make_rule
+from regrow.learned.methods import RULES, Given, Rule, make_rule
 
 WIDE = torch.float64
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.errors import ConfigError
-from regrow.learned_control import Controller, Course, quantile, restored, saved, wanted
-from regrow.learned_rules import L0, RULES, STR, ContinuousSparsification, Given, make_rule
+from regrow.learned.controller import Controller, Course, quantile, restored, saved, wanted
+from regrow.learned.methods import L0, RULES, STR, ContinuousSparsification, Given, make_rule
+from regrow.utils.errors import ConfigError
 
 
 @given(st.lists(st.integers(-9, 9), min_size=1, max_size=40), st.floats(0.01, 1))

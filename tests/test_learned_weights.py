@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from regrow.errors import StateError
-from regrow.learned_control import Course
-from regrow.learned_rules import L0, STR, ContinuousSparsification, EdgePopup
-from regrow.learned_weights import EffectiveWeights
-from regrow.learner import Learner
+from regrow.learned.controller import Course
+from regrow.learned.learner import Learner
+from regrow.learned.methods import L0, STR, ContinuousSparsification, EdgePopup
+from regrow.learned.reparametrize import EffectiveWeights
+from regrow.utils.errors import StateError
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01)
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)

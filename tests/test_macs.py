@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from regrow.errors import ConfigError
-from regrow.macs import count_macs, positions
+from regrow.profiling.macs import count_macs, positions
+from regrow.utils.errors import ConfigError
 
 
 def conv_output(size, kernel, stride, padding, dilation):

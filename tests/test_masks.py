@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.errors import ConfigError, StateError
-from regrow.masks import Masks, joined_bits, pack_bits, unpack_bits
+from regrow.masks.masks import Masks
+from regrow.utils.bits import joined_bits, pack_bits, unpack_bits
+from regrow.utils.errors import ConfigError, StateError
 
 
 def some(*shapes, seed=0):

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from regrow.criteria import Movement
-from regrow.errors import ConfigError, StateError
-from regrow.method import Method, choose_masks
-from regrow.targets import select
+from regrow.criteria.movement import Movement
+from regrow.masks.targets import select
+from regrow.pruning.compute_masks import choose_masks
+from regrow.pruning.config import Method
+from regrow.utils.errors import ConfigError, StateError
 
 
 def network(seed=0):

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import regrow
-from regrow.cost import cost, positions
-from regrow.errors import ConfigError, StateError
-from regrow.masks import Masks
-from regrow.metrics import EffectiveMACs, MaskOverlap, Sparsity
+from regrow.masks.masks import Masks
+from regrow.profiling.cost import cost
+from regrow.profiling.macs import positions
+from regrow.profiling.metrics import EffectiveMACs, MaskOverlap, Sparsity
+from regrow.utils.errors import ConfigError, StateError
 
 SHAPES = {"a": (3, 4), "b": (7,), "c": (2, 2, 2)}
 

@@ -3,8 +3,8 @@
 
 import pytest
 
-from regrow import _paths
-from regrow.errors import StateError
+from regrow.utils import paths as _paths
+from regrow.utils.errors import StateError
 
 
 def test_beside_the_package_comes_first(tmp_path, monkeypatch):

@@ -3,9 +3,9 @@
 
 import pytest
 
-from regrow.errors import ConfigError
-from regrow.plans import Milestone, Proportional, changes, inside, sparsity_at
-from regrow.time import Time, Timeline
+from regrow.schedules.base import Milestone, Proportional, changes, inside, sparsity_at
+from regrow.schedules.time import Time, Timeline
+from regrow.utils.errors import ConfigError
 
 
 def test_sparsity_between_milestones_stands_still():

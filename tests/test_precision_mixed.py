@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from regrow.dynamic import drop_and_grow
-from regrow.errors import StateError
-from regrow.method import Method
-from regrow.pruner import Pruner
-from regrow.vault import Vault
+from regrow.pruning.config import Method
+from regrow.pruning.drop_and_grow import drop_and_grow
+from regrow.pruning.pruner import Pruner
+from regrow.pruning.removed_weights import Vault
+from regrow.utils.errors import StateError
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PAIRS = [(a, b) for a in TYPES for b in TYPES if a != b]

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from regrow.program import Broken, difference
+from regrow.io.program import Broken, difference
 
 NAN, INF = float("nan"), float("inf")
 

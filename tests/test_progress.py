@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.errors import ConfigError
-from regrow.plans import Milestone
-from regrow.progress import Progress, resumed
-from regrow.schedules import Linear
-from regrow.time import Timeline
+from regrow.schedules.base import Milestone
+from regrow.schedules.gradual import Linear
+from regrow.schedules.progress import Progress, resumed
+from regrow.schedules.time import Timeline
+from regrow.utils.errors import ConfigError
 
 
 @st.composite

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from regrow.errors import ConfigError, StateError
-from regrow.masks import Masks
-from regrow.method import Method
-from regrow.pruner import Pruner
+from regrow.masks.masks import Masks
+from regrow.pruning.config import Method
+from regrow.pruning.pruner import Pruner
+from regrow.utils.errors import ConfigError, StateError
 
 
 def network():

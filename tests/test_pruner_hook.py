@@ -4,7 +4,7 @@
 import torch
 from torch import nn
 
-from regrow.pruner import Pruner
+from regrow.pruning.pruner import Pruner
 
 
 def zeros(model):

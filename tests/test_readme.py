@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from regrow.app.recipes import recipe_files
+from regrow.app.config.recipes import recipe_files
 
 TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.S)

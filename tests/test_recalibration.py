@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from regrow.channels import recalibrate
-from regrow.errors import ConfigError, StateError
+from regrow.utils.errors import ConfigError, StateError
 
 
 def net():

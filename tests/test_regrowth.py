@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from regrow.errors import ConfigError, StateError
-from regrow.method import Method
-from regrow.pruner import Pruner
-from regrow.regrowth import GROWTHS, by_gradient, choose_regrown, make_growth
-from regrow.targets import Target
+from regrow.masks.targets import Target
+from regrow.pruning.config import Method
+from regrow.pruning.growth import GROWTHS, by_gradient, choose_regrown, make_growth
+from regrow.pruning.pruner import Pruner
+from regrow.utils.errors import ConfigError, StateError
 
 
 def network(seed=0):

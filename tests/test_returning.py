@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.dynamic import drop_and_grow
-from regrow.errors import StateError
-from regrow.initializers import INITIALIZERS, zero
-from regrow.method import Method
-from regrow.pruner import Pruner
+from regrow.pruning.config import Method
+from regrow.pruning.drop_and_grow import drop_and_grow
+from regrow.pruning.initializers import INITIALIZERS, zero
+from regrow.pruning.pruner import Pruner
+from regrow.utils.errors import StateError
 
 
 class Scaled(nn.Module):

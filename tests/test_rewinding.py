@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn, optim
 
-from regrow.errors import StateError
-from regrow.rewinding import Memory
+from regrow.utils.errors import StateError
+from regrow.utils.snapshot import Memory
 
 OPTIMIZERS = {
     "sgd": lambda p: optim.SGD(p, lr=0.1, momentum=0.9),

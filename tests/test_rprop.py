@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn, optim
 
-from regrow.dynamic import drop_and_grow
-from regrow.pruner import Pruner
+from regrow.pruning.drop_and_grow import drop_and_grow
+from regrow.pruning.pruner import Pruner
 
 RATES = (0.02, 0.03)
 

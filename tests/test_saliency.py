@@ -8,9 +8,10 @@ from torch import nn
 from torch.func import functional_call
 
 import regrow
-from regrow.errors import ConfigError, StateError
-from regrow.saliency import grasp, snip
-from regrow.scores import Scores, prune_by
+from regrow.criteria.precomputed import Scores
+from regrow.criteria.saliency import grasp, snip
+from regrow.pruning.pruner import prune_by
+from regrow.utils.errors import ConfigError, StateError
 
 
 def network(seed=0):

@@ -8,20 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.errors import ConfigError
-from regrow.exponential import Exponential
-from regrow.plans import Schedule
-from regrow.schedules import (
-    SCHEDULES,
-    Cosine,
-    Cubic,
-    Cyclic,
-    Linear,
-    OneShot,
-    Table,
-    make_schedule,
-)
-from regrow.time import Timeline
+from regrow.schedules.base import Schedule
+from regrow.schedules.cyclic import Cyclic
+from regrow.schedules.gradual import Cosine, Cubic, Linear
+from regrow.schedules.iterative import Exponential
+from regrow.schedules.one_shot import OneShot, Table
+from regrow.schedules.registry import SCHEDULES, make_schedule
+from regrow.schedules.time import Timeline
+from regrow.utils.errors import ConfigError
 
 LINE = Timeline(total=1000, steps_per_epoch=50)
 FORMULAS = {

@@ -2,7 +2,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.search import Search
+from regrow.schedules.bisection import Search
 
 
 def test_no_candidate_before_a_failure():

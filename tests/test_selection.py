@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import regrow.selection
-from regrow.errors import ConfigError, StateError
-from regrow.keys import integer_type
-from regrow.selection import keep_highest
+import regrow.masks.topk
+from regrow.masks.topk import keep_highest
+from regrow.utils.bits import integer_type
+from regrow.utils.errors import ConfigError, StateError
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -83,7 +83,7 @@ def test_more_pruning_keeps_what_was_pruned(data):
 @pytest.mark.parametrize("magnitude", [True, False])
 def test_random_scores_across_chunks(monkeypatch, dtype, magnitude):
     """Real-valued scores, each tensor cut into many chunks."""
-    monkeypatch.setattr(regrow.selection, "CHUNK", 37)
+    monkeypatch.setattr(regrow.masks.topk, "CHUNK", 37)
     torch.manual_seed(0)
     scores = [torch.randn(40, 30).to(dtype), torch.randn(700).to(dtype), torch.randn(()).to(dtype)]
     for pruned in (0, 1, 950, 1898):
@@ -128,7 +128,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_order_is_logical_whatever_the_strides(monkeypatch, layout):
-    monkeypatch.setattr(regrow.selection, "CHUNK", 16)
+    monkeypatch.setattr(regrow.masks.topk, "CHUNK", 16)
     torch.manual_seed(0)
     plain = torch.randint(0, 4, (6, 4, 3, 2)).float()
     strided = LAYOUTS[layout](plain)

@@ -7,9 +7,9 @@ from torch import nn
 
 import regrow
 from regrow import channels
-from regrow.errors import ConfigError
-from regrow.sensitivity_parts import channel_parts
-from regrow.sensitivity_scan import sensitivity
+from regrow.sensitivity_analysis.scan import sensitivity
+from regrow.sensitivity_analysis.scan_units import channel_parts
+from regrow.utils.errors import ConfigError
 
 EXAMPLE = torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(1))
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from regrow import MagnitudePruning, Pruner
-from regrow.method import Method
-from regrow.sensitivity_plan import Step, limit, next_step, ranked
-from regrow.sensitivity_scan import Sensitivities, Sensitivity
+from regrow.pruning.config import Method
+from regrow.sensitivity_analysis.recommend import Step, limit, next_step, ranked
+from regrow.sensitivity_analysis.scan import Sensitivities, Sensitivity
 
 
 def row(name, accuracy, sparsity=0.0):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import regrow
-from regrow.errors import ConfigError, StateError
-from regrow.sensitivity_scan import sensitivity
+from regrow.sensitivity_analysis.scan import sensitivity
+from regrow.utils.errors import ConfigError, StateError
 
 
 def network():

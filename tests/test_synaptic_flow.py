@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.app.models.vgg import VGG
-from regrow.errors import ConfigError, StateError
-from regrow.synaptic_flow import synflow
+from regrow.app.models.cifar_vgg import VGG
+from regrow.criteria.synflow import synflow
+from regrow.utils.errors import ConfigError, StateError
 
 
 def chain(*widths, activation=nn.ReLU, bias=True):

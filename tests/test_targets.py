@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from regrow.errors import ConfigError, StateError
-from regrow.method import Method
-from regrow.pruner import Pruner
-from regrow.targets import clean, select
+from regrow.masks.targets import select
+from regrow.pruning.config import Method
+from regrow.pruning.pruner import Pruner
+from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.names import clean
 
 
 class Block(nn.Module):

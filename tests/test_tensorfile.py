@@ -9,9 +9,9 @@ from torch import nn
 
 import regrow
 from regrow import channels
-from regrow.channels.plan import KEY
-from regrow.errors import ConfigError, StateError
-from regrow.tensorfile import read_tensors, write_tensors
+from regrow.io.checkpoints import KEY
+from regrow.io.safetensors import read_tensors, write_tensors
+from regrow.utils.errors import ConfigError, StateError
 
 
 class Net(nn.Module):

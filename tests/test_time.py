@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.errors import ConfigError
-from regrow.time import Time, Timeline, parse
+from regrow.schedules.time import Time, Timeline, parse
+from regrow.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize(

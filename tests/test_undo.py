@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn, optim
 
-from regrow.errors import StateError
-from regrow.pruner import Pruner
-from regrow.seal import sealed
+from regrow.io.integrity import sealed
+from regrow.pruning.pruner import Pruner
+from regrow.utils.errors import StateError
 
 MAKERS = {
     "sgd": lambda p: optim.SGD(p, lr=0.1, momentum=0.9),

@@ -3,9 +3,9 @@
 
 import pytest
 
-from regrow.errors import ConfigError
-from regrow.time import Timeline
-from regrow.updates import Updates
+from regrow.schedules.drop_fraction import Updates
+from regrow.schedules.time import Timeline
+from regrow.utils.errors import ConfigError
 
 
 def steps(updates, timeline, start=0.0):

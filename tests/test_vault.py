@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regrow.errors import StateError
-from regrow.vault import Vault
+from regrow.pruning.removed_weights import Vault
+from regrow.utils.errors import StateError
 
 DTYPES = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
 

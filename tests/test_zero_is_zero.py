@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-from regrow.enforcement import enforce
+from regrow.pruning.functional import enforce
 
 OPTIMIZERS = {
     "sgd": partial(optim.SGD, lr=0.1),

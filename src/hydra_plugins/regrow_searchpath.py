@@ -13,6 +13,6 @@ class RegrowSearchPathPlugin(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Appends the folder: at the end, so that an app's own group of that name wins."""
         # Hydra loads this module at each start of any app: torch must stay out of it.
-        from regrow._paths import config_dir
+        from regrow.utils.paths import config_dir
 
         search_path.append(provider="regrow", path=f"file://{config_dir('conf') / 'shared'}")

@@ -10,98 +10,102 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regrow.callbacks.at_init import PruneAtInit as PruneAtInit
-    from regrow.callbacks.budget import AccuracyBudget as AccuracyBudget
+    from regrow.callbacks.accuracy_budget import AccuracyBudget as AccuracyBudget
     from regrow.callbacks.channel_pruning import ChannelPruning as ChannelPruning
-    from regrow.callbacks.conditions import Drop as Drop
-    from regrow.callbacks.conditions import Plateau as Plateau
     from regrow.callbacks.distill import Distill as Distill
-    from regrow.callbacks.dynamic import DynamicSparseTraining as DynamicSparseTraining
-    from regrow.callbacks.early_stopping import SparseEarlyStopping as SparseEarlyStopping
+    from regrow.callbacks.dynamic_sparse_training import (
+        DynamicSparseTraining as DynamicSparseTraining,
+    )
     from regrow.callbacks.learned_masks import LearnedMasks as LearnedMasks
-    from regrow.callbacks.magnitude import MagnitudePruning as MagnitudePruning
-    from regrow.callbacks.model_checkpoint import SparseModelCheckpoint as SparseModelCheckpoint
-    from regrow.callbacks.monitor import SparsityMonitor as SparsityMonitor
+    from regrow.callbacks.magnitude_pruning import MagnitudePruning as MagnitudePruning
     from regrow.callbacks.phases import Phases as Phases
+    from regrow.callbacks.prune_at_init import PruneAtInit as PruneAtInit
     from regrow.callbacks.random_state import RandomState as RandomState
-    from regrow.callbacks.regrow_on import Regrow as Regrow
+    from regrow.callbacks.regrow import Regrow as Regrow
     from regrow.callbacks.rewind import Rewind as Rewind
-    from regrow.callbacks.shapes import ChannelsMixin as ChannelsMixin
     from regrow.callbacks.slimming import Slimming as Slimming
-    from regrow.channel_pruner import ChannelPruner as ChannelPruner
-    from regrow.criteria import Movement as Movement
-    from regrow.enforcement import enforce as enforce
-    from regrow.errors import ConfigError as ConfigError
-    from regrow.errors import StateError as StateError
-    from regrow.exponential import Exponential as Exponential
-    from regrow.exporting import export as export
-    from regrow.functional import prune as prune
-    from regrow.learned_movement import SoftMovement as SoftMovement
-    from regrow.masks import Masks as Masks
-    from regrow.metrics import EffectiveMACs as EffectiveMACs
-    from regrow.metrics import MaskOverlap as MaskOverlap
-    from regrow.metrics import Sparsity as Sparsity
-    from regrow.pruner import Pruner as Pruner
-    from regrow.saliency import grasp as grasp
-    from regrow.saliency import snip as snip
-    from regrow.schedules import ACDC as ACDC
-    from regrow.schedules import Cosine as Cosine
-    from regrow.schedules import Cubic as Cubic
-    from regrow.schedules import Cyclic as Cyclic
-    from regrow.schedules import Linear as Linear
-    from regrow.schedules import OneShot as OneShot
-    from regrow.schedules import Table as Table
-    from regrow.scores import Scores as Scores
-    from regrow.sensitivity_scan import sensitivity as sensitivity
-    from regrow.synaptic_flow import synflow as synflow
+    from regrow.callbacks.sparse_early_stopping import SparseEarlyStopping as SparseEarlyStopping
+    from regrow.callbacks.sparse_model_checkpoint import (
+        SparseModelCheckpoint as SparseModelCheckpoint,
+    )
+    from regrow.callbacks.sparsity_monitor import SparsityMonitor as SparsityMonitor
+    from regrow.callbacks.support.checkpoint_shapes import ChannelsMixin as ChannelsMixin
+    from regrow.channels.pruner import ChannelPruner as ChannelPruner
+    from regrow.criteria.movement import Movement as Movement
+    from regrow.criteria.precomputed import Scores as Scores
+    from regrow.criteria.saliency import grasp as grasp
+    from regrow.criteria.saliency import snip as snip
+    from regrow.criteria.synflow import synflow as synflow
+    from regrow.io.export import export as export
+    from regrow.learned.methods import SoftMovement as SoftMovement
+    from regrow.masks.masks import Masks as Masks
+    from regrow.profiling.metrics import EffectiveMACs as EffectiveMACs
+    from regrow.profiling.metrics import MaskOverlap as MaskOverlap
+    from regrow.profiling.metrics import Sparsity as Sparsity
+    from regrow.pruning.functional import enforce as enforce
+    from regrow.pruning.functional import prune as prune
+    from regrow.pruning.pruner import Pruner as Pruner
+    from regrow.schedules.cyclic import ACDC as ACDC
+    from regrow.schedules.cyclic import Cyclic as Cyclic
+    from regrow.schedules.gradual import Cosine as Cosine
+    from regrow.schedules.gradual import Cubic as Cubic
+    from regrow.schedules.gradual import Linear as Linear
+    from regrow.schedules.iterative import Exponential as Exponential
+    from regrow.schedules.one_shot import OneShot as OneShot
+    from regrow.schedules.one_shot import Table as Table
+    from regrow.schedules.triggers import Drop as Drop
+    from regrow.schedules.triggers import Plateau as Plateau
+    from regrow.sensitivity_analysis.scan import sensitivity as sensitivity
+    from regrow.utils.errors import ConfigError as ConfigError
+    from regrow.utils.errors import StateError as StateError
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "ACDC": "schedules",
-    "AccuracyBudget": "callbacks.budget",
-    "ConfigError": "errors",
-    "ChannelPruner": "channel_pruner",
+    "ACDC": "schedules.cyclic",
+    "AccuracyBudget": "callbacks.accuracy_budget",
+    "ChannelPruner": "channels.pruner",
     "ChannelPruning": "callbacks.channel_pruning",
-    "ChannelsMixin": "callbacks.shapes",
-    "Cosine": "schedules",
-    "Cubic": "schedules",
-    "Cyclic": "schedules",
+    "ChannelsMixin": "callbacks.support.checkpoint_shapes",
+    "ConfigError": "utils.errors",
+    "Cosine": "schedules.gradual",
+    "Cubic": "schedules.gradual",
+    "Cyclic": "schedules.cyclic",
     "Distill": "callbacks.distill",
-    "Drop": "callbacks.conditions",
-    "DynamicSparseTraining": "callbacks.dynamic",
-    "EffectiveMACs": "metrics",
-    "Exponential": "exponential",
+    "Drop": "schedules.triggers",
+    "DynamicSparseTraining": "callbacks.dynamic_sparse_training",
+    "EffectiveMACs": "profiling.metrics",
+    "Exponential": "schedules.iterative",
     "LearnedMasks": "callbacks.learned_masks",
-    "Linear": "schedules",
-    "MagnitudePruning": "callbacks.magnitude",
-    "MaskOverlap": "metrics",
-    "Masks": "masks",
-    "Movement": "criteria",
-    "OneShot": "schedules",
+    "Linear": "schedules.gradual",
+    "MagnitudePruning": "callbacks.magnitude_pruning",
+    "MaskOverlap": "profiling.metrics",
+    "Masks": "masks.masks",
+    "Movement": "criteria.movement",
+    "OneShot": "schedules.one_shot",
     "Phases": "callbacks.phases",
-    "Plateau": "callbacks.conditions",
-    "PruneAtInit": "callbacks.at_init",
-    "Pruner": "pruner",
+    "Plateau": "schedules.triggers",
+    "PruneAtInit": "callbacks.prune_at_init",
+    "Pruner": "pruning.pruner",
     "RandomState": "callbacks.random_state",
-    "Regrow": "callbacks.regrow_on",
+    "Regrow": "callbacks.regrow",
     "Rewind": "callbacks.rewind",
-    "Scores": "scores",
+    "Scores": "criteria.precomputed",
     "Slimming": "callbacks.slimming",
-    "SoftMovement": "learned_movement",
-    "SparseEarlyStopping": "callbacks.early_stopping",
-    "SparseModelCheckpoint": "callbacks.model_checkpoint",
-    "Sparsity": "metrics",
-    "SparsityMonitor": "callbacks.monitor",
-    "StateError": "errors",
-    "Table": "schedules",
-    "enforce": "enforcement",
-    "export": "exporting",
-    "grasp": "saliency",
-    "prune": "functional",
-    "sensitivity": "sensitivity_scan",
-    "snip": "saliency",
-    "synflow": "synaptic_flow",
+    "SoftMovement": "learned.methods",
+    "SparseEarlyStopping": "callbacks.sparse_early_stopping",
+    "SparseModelCheckpoint": "callbacks.sparse_model_checkpoint",
+    "Sparsity": "profiling.metrics",
+    "SparsityMonitor": "callbacks.sparsity_monitor",
+    "StateError": "utils.errors",
+    "Table": "schedules.one_shot",
+    "enforce": "pruning.functional",
+    "export": "io.export",
+    "grasp": "criteria.saliency",
+    "prune": "pruning.functional",
+    "sensitivity": "sensitivity_analysis.scan",
+    "snip": "criteria.saliency",
+    "synflow": "criteria.synflow",
 }
 
 __all__ = [*_HOME]  # noqa: PLE0604  (the names above)

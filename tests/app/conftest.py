@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from regrow._paths import config_dir
-from regrow.app.recipes import register
+from regrow.app.config.recipes import register
+from regrow.utils.paths import config_dir
 
 QUICK = (
     "trainer.max_epochs=2",

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from regrow.app.planning import plan
-from regrow.app.train import train
-from regrow.errors import ConfigError
+from regrow.app.experiment.plan import plan
+from regrow.app.experiment.run import train
+from regrow.utils.errors import ConfigError
 
 BUDGET = ("recipe=digits/budget", "trainer.max_epochs=8", "dense_epochs=2")
 
@@ -65,7 +65,7 @@ def test_without_a_budget_there_is_none(job):
 
 @pytest.mark.parametrize("act", [train, plan])
 def test_what_a_budget_refuses_is_refused_before_anything_trains(act, job, monkeypatch):
-    from regrow.app.classifier import Classifier
+    from regrow.app.training.classifier import Classifier
 
     def never(*_):
         raise AssertionError("a step was taken")

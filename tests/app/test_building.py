@@ -4,8 +4,8 @@ import importlib.util
 import pytest
 import torch
 
-from regrow.app.building import build_data, build_logger, build_module, plain
-from regrow.errors import ConfigError
+from regrow.app.training.build import build_data, build_logger, build_module, plain
+from regrow.utils.errors import ConfigError
 
 
 def test_tensorboard_by_name(job, tmp_path):

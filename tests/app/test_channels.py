@@ -8,12 +8,12 @@ import torch
 from omegaconf import OmegaConf
 
 import regrow.channels
+from regrow.app.cli.inspect_command import inspect
 from regrow.app.data.digits import Digits
-from regrow.app.inspection import inspect
+from regrow.app.experiment.plan import plan
+from regrow.app.experiment.run import train
 from regrow.app.models.digits_cnn import DigitsCNN
-from regrow.app.planning import plan
-from regrow.app.train import train
-from regrow.channels.plan import KEY
+from regrow.io.checkpoints import KEY
 
 CHANNEL = ("recipe=digits/channel", "pruning.begin=0", "pruning.end=0.5", "pruning.every=0.25")
 

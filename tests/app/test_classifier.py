@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from regrow.app.classifier import Classifier
-from regrow.app.data.loader import BatchLoader
-from regrow.errors import ConfigError
+from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.app.training.classifier import Classifier
+from regrow.utils.errors import ConfigError
 
 SGD1 = partial(SGD, lr=0.1, momentum=0.9)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from regrow.app.folders import LONGEST, short
-from regrow.app.launch import _message, plainly, quoted
-from regrow.app.recipes import recipe_files
-from regrow.errors import ConfigError
+from regrow.app.config.recipes import recipe_files
+from regrow.app.config.run_dirs import LONGEST, short
+from regrow.app.launch.hydra_app import _message, plainly, quoted
+from regrow.utils.errors import ConfigError
 
 HEAVY = ("torch", "lightning")
 
@@ -21,7 +21,7 @@ def modules_after(python, *words):
     program = (
         "import json, sys\n"
         f"sys.argv = ['regrow', *{list(words)!r}]\n"
-        "from regrow.app.cli import main\n"
+        "from regrow.app.cli.main.main import main\n"
         "try:\n"
         "    sys.exit(main())\n"
         "finally:\n"
@@ -152,7 +152,7 @@ def test_an_error_inside_instantiate_says_where(monkeypatch):
 
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     cfg = OmegaConf.create(
-        {"schedule": {"_target_": "regrow.schedules.make_schedule", "schedule": "x"}}
+        {"schedule": {"_target_": "regrow.schedules.registry.make_schedule", "schedule": "x"}}
     )
     job = plainly(instantiate)
     with pytest.raises(CompactHydraException, match=r"error: schedule must be .*\(in schedule\)"):
@@ -175,9 +175,9 @@ def test_the_job_gets_its_command_line_back(python, checkout, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import sys\n"
-        "from regrow.app import launch\n"
+        "from regrow.app.launch.hydra_app import hydra_app as launch\n"
         "launch.JOBS['train'] = launch.plainly(lambda cfg: print(sys.argv[1:], cfg.seed))\n"
-        "from regrow.app.cli import main\n"
+        "from regrow.app.cli.main.main import main\n"
         "main()\n"
     )
     done = python(str(program), "train", "-m", "seed=1,2")

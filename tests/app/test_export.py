@@ -11,12 +11,12 @@ import torch
 from omegaconf import OmegaConf
 
 from regrow import channels
-from regrow.app.building import build_data, build_module
-from regrow.app.exporting import export_checkpoint
+from regrow.app.cli.export_command import export_checkpoint
+from regrow.app.experiment.run import train
 from regrow.app.models import DigitsCNN
-from regrow.app.train import train
-from regrow.channels.plan import KEY
-from regrow.errors import ConfigError, DataError, StateError
+from regrow.app.training.build import build_data, build_module
+from regrow.io.checkpoints import KEY
+from regrow.utils.errors import ConfigError, DataError, StateError
 
 GMP = ("recipe=digits/gmp", "pruning.every=0.1")
 
@@ -181,7 +181,7 @@ def test_a_mistake_is_one_clear_line_at_once(regrow, tmp_path, words, message):
 
 
 def test_the_command_by_its_words(cut, tmp_path, monkeypatch, capsys):
-    from regrow.app.cli import main
+    from regrow.app.cli.main import main
 
     path, _ = cut
     assert main(["export", str(path), "--to", "safetensors"]) == 0

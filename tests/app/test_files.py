@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from regrow.app.files import read_json, write_json, write_whole
-from regrow.errors import StateError
+from regrow.io.files import read_json, write_json, write_whole
+from regrow.utils.errors import StateError
 
 
 def test_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):

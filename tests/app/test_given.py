@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regrow.app.given import given_recipes, read_recipe, values_of
-from regrow.app.recipes import check_names, register
-from regrow.errors import ConfigError
+from regrow.app.config.recipes import check_names, given_recipes, read_recipe, register, values_of
+from regrow.utils.errors import ConfigError
 
 TEXT = """\
 defaults:
@@ -168,8 +167,8 @@ def test_jobs_of_other_processes_know_the_files(python, tmp_path):
         "import pickle, subprocess, sys\n"
         "from pathlib import Path\n"
         "from hydra.core.singleton import Singleton\n"
-        "from regrow.app.given import given_recipes\n"
-        "from regrow.app.recipes import register\n"
+        "from regrow.app.config.recipes import given_recipes\n"
+        "from regrow.app.config.recipes import register\n"
         "words, files = given_recipes(['recipe=mine.yaml'])\n"
         "register(files)\n"
         "state = {k: v for k, v in Singleton.get_state().items() if k == 'instances'}\n"
@@ -179,7 +178,7 @@ def test_jobs_of_other_processes_know_the_files(python, tmp_path):
         "import pickle, sys\n"
         "from hydra import compose, initialize_config_dir\n"
         "from hydra.core.singleton import Singleton\n"
-        "from regrow._paths import config_dir\n"
+        "from regrow.utils.paths import config_dir\n"
         'Singleton._instances = pickle.load(open("state", "rb"))\n'
         'folder = str(config_dir("conf") / "app")\n'
         'with initialize_config_dir(version_base="1.3", config_dir=folder):\n'

@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 
-from regrow.app.inspection import inspect
-from regrow.app.planning import plan
-from regrow.app.train import train
-from regrow.errors import ConfigError, StateError
+from regrow.app.cli.inspect_command import inspect
+from regrow.app.experiment.plan import plan
+from regrow.app.experiment.run import train
+from regrow.utils.errors import ConfigError, StateError
 
 GMP = ("recipe=digits/gmp", "pruning.every=0.1")
 
@@ -85,7 +85,7 @@ def test_plan_counts_what_a_rewind_remembers(job, words, capsys, tmp_path):
 
 
 def test_plan_writes_nothing_and_steps_never(job, tmp_path, monkeypatch):
-    from regrow.app.classifier import Classifier
+    from regrow.app.training.classifier import Classifier
 
     def never(*_):
         raise AssertionError("a step was taken")

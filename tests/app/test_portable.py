@@ -12,13 +12,19 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from regrow._paths import config_dir
-from regrow.app.building import build_data, build_module
-from regrow.app.given import given_recipes, read_recipe
-from regrow.app.identity import config_hash
-from regrow.app.portable import KEY, RecipeName, named_recipe, recipe_of, recipe_text, write_recipe
-from regrow.app.recipes import recipe_files, register
-from regrow.app.train import train
+from regrow.app.config.hashing import config_hash
+from regrow.app.config.recipe_export import (
+    KEY,
+    RecipeName,
+    named_recipe,
+    recipe_of,
+    recipe_text,
+    write_recipe,
+)
+from regrow.app.config.recipes import given_recipes, read_recipe, recipe_files, register
+from regrow.app.experiment.run import train
+from regrow.app.training.build import build_data, build_module
+from regrow.utils.paths import config_dir
 
 RECIPES = recipe_files()
 APP = config_dir("conf") / "app"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from regrow.app.building import build_data
-from regrow.app.preflight import on_one_device
-from regrow.app.ranks import refuse_many, world_size
-from regrow.app.train import train
-from regrow.errors import ConfigError
+from regrow.app.experiment.run import train
+from regrow.app.training.build import build_data
+from regrow.app.training.distributed_fit import refuse_many, world_size
+from regrow.app.training.preflight import on_one_device
+from regrow.utils.errors import ConfigError
 
 TWO = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
 SMALL = ("recipe=digits/gmp", "start=scratch", "dense_epochs=null", "pruning.every=0.1", *TWO)
@@ -40,7 +40,9 @@ def test_two_ranks_train_and_one_process_measures(job, tmp_path):
 
 
 def test_an_error_of_the_ranks_is_the_users_own(job, monkeypatch):
-    monkeypatch.setattr("regrow.app.train.set_up", lambda *_: None)  # found only when it trains
+    monkeypatch.setattr(
+        "regrow.app.experiment.run.set_up", lambda *_: None
+    )  # found only when it trains
     cfg = job(*SMALL, "pruning.every=null", "pruning.begin=1ep", "pruning.end=7ep")
     with pytest.raises(ConfigError, match="7ep"):
         train(cfg)
@@ -72,7 +74,7 @@ def test_one_of_many_processes_is_refused(name):
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_command_takes_its_ranks_along_and_goes_on(kind, tmp_path):
     command = [
-        sys.executable, "-m", "regrow.app.cli", "train", *SMALL, "trainer.max_epochs=12",
+        sys.executable, "-m", "regrow.app.cli.main", "train", *SMALL, "trainer.max_epochs=12",
         "latency.repeats=3", "~callbacks.progress", "+trainer.enable_progress_bar=false",
     ]  # fmt: skip
     given = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
@@ -112,6 +114,6 @@ def ranks_of(folder: Path) -> list[str]:
             words = path.read_bytes().decode().split("\0")
         except OSError:
             continue
-        if "regrow.app.ranks" in words and str(folder / "ranks") in words:
+        if "regrow.app.training.distributed_fit" in words and str(folder / "ranks") in words:
             found.append(path.parent.name)
     return found

@@ -3,7 +3,7 @@
 
 import csv
 
-from regrow.app.train import train
+from regrow.app.experiment.run import train
 from regrow.report import write_report
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 import pytest
 
-from regrow.app.result import budget, compare, verdict
+from regrow.app.experiment.result import budget, compare, verdict
 
 
 def block(accuracy, params, macs, latency):

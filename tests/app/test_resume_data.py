@@ -14,10 +14,10 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from regrow.app.classifier import Classifier
 from regrow.app.data.digits import Digits
 from regrow.app.models.digits_cnn import DigitsCNN
-from regrow.app.schedulers import cosine
+from regrow.app.training.classifier import Classifier
+from regrow.app.training.lr_schedules import cosine
 from regrow.callbacks.random_state import RandomState
 
 torch.set_num_threads(1)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 
-from regrow.app.schedulers import constant, cosine, linear, multistep
-from regrow.errors import ConfigError
+from regrow.app.training.lr_schedules import constant, cosine, linear, multistep
+from regrow.utils.errors import ConfigError
 
 
 def rates(make: Callable[[SGD], LRScheduler], steps: int) -> list[float]:

@@ -11,14 +11,14 @@ import torch
 from omegaconf import OmegaConf
 
 from regrow import MagnitudePruning, channels
-from regrow.app import sensitivity as command
-from regrow.app.building import build_data, build_module
-from regrow.app.cli import main
+from regrow.app.cli import sensitivity_command as command
+from regrow.app.cli.main import main
+from regrow.app.experiment.load_run import held_masks
+from regrow.app.experiment.run import train
 from regrow.app.models import DigitsCNN
-from regrow.app.sensitivity import held_masks
-from regrow.app.train import train
-from regrow.channels.plan import KEY
-from regrow.masks import Masks
+from regrow.app.training.build import build_data, build_module
+from regrow.io.checkpoints import KEY
+from regrow.masks.masks import Masks
 
 GMP = ("recipe=digits/gmp", "pruning.every=0.1")
 LAYERS = {

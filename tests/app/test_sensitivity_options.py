@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from regrow.app.sensitivity_options import Options, in_points, read_options
-from regrow.errors import ConfigError
+from regrow.app.cli.sensitivity_options import Options, read_options
+from regrow.sensitivity_analysis.scan_table import in_points
+from regrow.utils.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,7 @@ def test_a_mistake_is_named(words, message):
 def test_a_mistake_is_one_line_before_torch_is_imported(python):
     program = (
         "import sys\n"
-        "from regrow.app.cli import main\n"
+        "from regrow.app.cli.main.main import main\n"
         "assert main(['sensitivity', 'nowhere.ckpt']) == 1\n"
         "assert 'torch' not in sys.modules\n"
     )

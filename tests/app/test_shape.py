@@ -9,15 +9,15 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from torch import nn
 
-from regrow.app.building import build_pruning
-from regrow.app.cli import main
-from regrow.app.group_words import check_groups
-from regrow.app.made import made, made_later, refusal
-from regrow.app.objectives import check_objectives
-from regrow.app.preflight import set_up
-from regrow.app.shape import refuse_misshapen
-from regrow.app.train import train
-from regrow.errors import ConfigError, StateError
+from regrow.app.cli.main import main
+from regrow.app.config.instantiate import made, made_later, refusal
+from regrow.app.config.overrides import check_groups
+from regrow.app.config.schema import refuse_misshapen
+from regrow.app.experiment.run import train
+from regrow.app.launch.objectives import check_objectives
+from regrow.app.training.build import build_pruning
+from regrow.app.training.preflight import set_up
+from regrow.utils.errors import ConfigError, StateError
 
 GMP = ("recipe=digits/gmp", "pruning.every=0.1")
 
@@ -152,7 +152,9 @@ def test_errors_of_ours_stay_what_they_are():
 
 
 def test_a_bug_of_ours_in_the_set_up_is_no_refusal(job, monkeypatch):
-    monkeypatch.setattr("regrow.callbacks.pruning.show_targets", None)  # called: a TypeError there
+    monkeypatch.setattr(
+        "regrow.callbacks.core.pruning_callback.show_targets", None
+    )  # called: a TypeError there
     cfg = job(*GMP)
     with pytest.raises(TypeError, match="not callable"):
         set_up(cfg, build_pruning(cfg))

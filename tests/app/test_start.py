@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.app.start import checkpoint_of, given_weights, network_weights
-from regrow.errors import ConfigError, StateError
+from regrow.app.config.initial_weights import checkpoint_of, given_weights, network_weights
+from regrow.utils.errors import ConfigError, StateError
 
 
 def test_weights_of_a_plain_state_dict_and_of_a_checkpoint(tmp_path):

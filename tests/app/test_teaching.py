@@ -6,13 +6,13 @@ import json
 import pytest
 import torch
 
-from regrow.app.control import dense_network
-from regrow.app.identity import config_hash
+from regrow.app.config.hashing import config_hash
+from regrow.app.experiment.dense_baseline import dense_network
+from regrow.app.experiment.run import train
 from regrow.app.models.digits_cnn import DigitsCNN
-from regrow.app.teaching import taught, untaught
-from regrow.app.train import train
-from regrow.callbacks.teachers import digest
-from regrow.errors import ConfigError
+from regrow.app.training.default_teacher import taught, untaught
+from regrow.callbacks.support.teacher import digest
+from regrow.utils.errors import ConfigError
 
 GMP = ("recipe=digits/gmp", "pruning.every=0.1")
 TAUGHT = (*GMP, "callbacks=distill")
@@ -49,8 +49,8 @@ def test_a_named_teacher_stays(job):
 
 
 def test_a_plan_needs_no_control(job, tmp_path):
-    from regrow.app.building import build_pruning
-    from regrow.app.preflight import set_up
+    from regrow.app.training.build import build_pruning
+    from regrow.app.training.preflight import set_up
 
     cfg = job(*TAUGHT)
     set_up(cfg, build_pruning(cfg))

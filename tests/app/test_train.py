@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from regrow.app.control import dense_network
-from regrow.app.train import train
-from regrow.errors import ConfigError, StateError
+from regrow.app.experiment.dense_baseline import dense_network
+from regrow.app.experiment.run import train
+from regrow.utils.errors import ConfigError, StateError
 
 GMP = ("recipe=digits/gmp", "pruning.every=0.1")
 
@@ -87,7 +87,7 @@ def test_folder_of_other_settings_is_refused(done, job):
 
 def test_dense_control_is_trained_once(done, job, monkeypatch):
     cfg, _, _ = done
-    monkeypatch.setattr("regrow.app.control.fit", None)  # calling it would fail
+    monkeypatch.setattr("regrow.app.experiment.dense_baseline.fit", None)  # calling it would fail
     control = dense_network(cfg)
     assert dense_network(job(*GMP, "pruning.sparsity=0.8", folder="other")) == control
 
@@ -106,9 +106,10 @@ def test_killed_run_goes_on_to_the_same_bits(done, job, tmp_path, monkeypatch):
 
     words = (*GMP, f"paths.controls={tmp_path / 'outputs' / 'controls'}")
     cfg = job(*words, folder="cut")
-    build = __import__("regrow.app.fitting", fromlist=["x"]).build_callbacks
+    build = __import__("regrow.app.training.fit", fromlist=["x"]).build_callbacks
     monkeypatch.setattr(
-        "regrow.app.fitting.build_callbacks", lambda cfg, pruning: [*build(cfg, pruning), Cut()]
+        "regrow.app.training.fit.build_callbacks",
+        lambda cfg, pruning: [*build(cfg, pruning), Cut()],
     )
     with pytest.raises(RuntimeError, match="cut"):
         train(cfg)
@@ -203,7 +204,7 @@ def test_finetune_settings_are_those_of_the_second_fit(job, tmp_path):
     ],
 )
 def test_mistakes_are_named_before_training(job, words, message, monkeypatch, tmp_path):
-    from regrow.app.classifier import Classifier
+    from regrow.app.training.classifier import Classifier
 
     def never(*_):
         raise AssertionError("a step was taken")
@@ -211,8 +212,8 @@ def test_mistakes_are_named_before_training(job, words, message, monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Classifier, "training_step", never)
     # the control is trained first: here it is there already
-    monkeypatch.setattr("regrow.app.train.dense_network", lambda cfg: None)
-    monkeypatch.setattr("regrow.app.train._dense", lambda *_: {})
+    monkeypatch.setattr("regrow.app.experiment.run.dense_network", lambda cfg: None)
+    monkeypatch.setattr("regrow.app.experiment.run._dense", lambda *_: {})
     with pytest.raises(Exception, match=message) as caught:
         train(job("recipe=digits/gmp", *words))
     assert "a step was taken" not in str(caught.value)
@@ -249,7 +250,7 @@ def test_run_killed_before_its_result_is_written_goes_on(job, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("regrow.app.train.time_networks", killed)
+        patch.setattr("regrow.app.experiment.run.time_networks", killed)
         with pytest.raises(KeyboardInterrupt):
             train(job(*GMP))
     result = train(job(*GMP))

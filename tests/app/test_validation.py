@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from regrow.app.data.digits import Digits
-from regrow.app.validation import Validation, leave_gradients
+from regrow.app.training.validation import Validation, leave_gradients
 
 
 class Constant(nn.Module):

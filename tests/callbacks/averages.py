@@ -4,7 +4,7 @@
 import numpy as np
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 
-from regrow.callbacks.base import Callback
+from regrow.callbacks.core.base import Callback
 
 DECAY = 0.9
 F32 = np.float32

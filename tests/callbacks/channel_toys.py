@@ -7,7 +7,7 @@ from torch import nn
 from toys import ADAM, fit, loader, samples
 
 from regrow import ChannelPruning, RandomState, Table
-from regrow.app.data.loader import BatchLoader
+from regrow.app.data.loading.tensor_loader import BatchLoader
 
 LEVELS = Table({"3it": 0.25, "11it": 0.5, "18it": 0.6})
 # where the channels of a layer stand, written down by hand

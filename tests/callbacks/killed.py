@@ -9,7 +9,7 @@ from torch import nn
 from toys import ADAM, Net, equal, fit, read, samples
 
 from regrow import Cubic, MagnitudePruning, RandomState, SparseModelCheckpoint
-from regrow.app.data.loader import BatchLoader
+from regrow.app.data.loading.tensor_loader import BatchLoader
 
 
 class Noisy(Net):

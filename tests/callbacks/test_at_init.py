@@ -25,9 +25,9 @@ from toys import (
 )
 
 from regrow import PruneAtInit, RandomState, enforce
-from regrow.app.data.loader import BatchLoader
-from regrow.callbacks.base import Callback
-from regrow.saliency import grasp
+from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.callbacks.core.base import Callback
+from regrow.criteria.saliency import grasp
 
 METHODS = {
     "snip": {"method": "snip"},

@@ -56,7 +56,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from regrow import PruneAtInit
-from regrow.errors import ConfigError
+from regrow.utils.errors import ConfigError
 
 class Sharded(Net):
     def configure_model(self):

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from toys import ADAM, SGD, WEIGHTS, Net, Watch, fit, loader
 
 from regrow import Cubic, DynamicSparseTraining, MagnitudePruning, OneShot, Regrow, Table
-from regrow.callbacks.base import Callback
+from regrow.callbacks.core.base import Callback
 
 FAST = partial(torch.optim.SGD, lr=0.5, momentum=0.9)  # so that soft pruning changes its mind
 ORDERS = pytest.mark.parametrize("order", ["before", "behind"])

@@ -25,7 +25,7 @@ from regrow import (
     SparseModelCheckpoint,
     Table,
 )
-from regrow.app.data.loader import BatchLoader
+from regrow.app.data.loading.tensor_loader import BatchLoader
 
 EPOCHS = 5
 SWA = partial(
@@ -183,7 +183,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from regrow import MagnitudePruning, OneShot
-from regrow.errors import ConfigError
+from regrow.utils.errors import ConfigError
 
 class Sharded(Net):
     def configure_model(self):

@@ -19,7 +19,7 @@ from regrow import (
     Rewind,
     Table,
 )
-from regrow.errors import ConfigError
+from regrow.utils.errors import ConfigError
 
 ORDERS = pytest.mark.parametrize("order", ["before", "behind"])
 EPOCHS = 6

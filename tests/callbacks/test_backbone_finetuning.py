@@ -22,16 +22,8 @@ from toys import (
     zeros,
 )
 
-from regrow import (
-    AccuracyBudget,
-    ConfigError,
-    MagnitudePruning,
-    OneShot,
-    Rewind,
-    StateError,
-    Table,
-)
-from regrow.app.data.loader import BatchLoader
+from regrow import AccuracyBudget, ConfigError, MagnitudePruning, OneShot, Rewind, StateError, Table
+from regrow.app.data.loading.tensor_loader import BatchLoader
 
 LEVELS = Table({"3it": 0.4, "11it": 0.6, "18it": 0.8})
 

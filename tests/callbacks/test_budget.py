@@ -8,8 +8,8 @@ import torch
 from toys import ADAM, SGD, Net, loader, trainer
 
 from regrow import AccuracyBudget, MagnitudePruning, SparseModelCheckpoint, Table
-from regrow.callbacks.base import Callback
-from regrow.errors import ConfigError, StateError
+from regrow.callbacks.core.base import Callback
+from regrow.utils.errors import ConfigError, StateError
 
 
 class Judge(Net):

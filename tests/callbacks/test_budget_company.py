@@ -6,15 +6,8 @@ import torch
 from test_budget import Judge, table
 from toys import Events, loader, trainer
 
-from regrow import (
-    AccuracyBudget,
-    Drop,
-    MagnitudePruning,
-    Plateau,
-    Regrow,
-    SparseModelCheckpoint,
-)
-from regrow.callbacks.base import Callback
+from regrow import AccuracyBudget, Drop, MagnitudePruning, Plateau, Regrow, SparseModelCheckpoint
+from regrow.callbacks.core.base import Callback
 
 EPOCH = 8  # batches; events at 16 and 32, judged after 24 and 40
 

@@ -17,8 +17,8 @@ from regrow import (
     SparseModelCheckpoint,
     Table,
 )
-from regrow.callbacks.base import Callback as SuiteCallback
-from regrow.errors import ConfigError
+from regrow.callbacks.core.base import Callback as SuiteCallback
+from regrow.utils.errors import ConfigError
 
 
 class Scored(Net):

@@ -14,7 +14,7 @@ import sys, torch
 from channel_toys import Net, left, pruning
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
-from regrow.errors import ConfigError, StateError
+from regrow.utils.errors import ConfigError, StateError
 from torch.utils.data import DataLoader
 from toys import SGD, samples, trainer
 

@@ -10,7 +10,7 @@ from test_channel_time import timer
 from torch import nn
 
 from regrow import ChannelPruning, Cyclic, Regrow, Table
-from regrow.errors import ConfigError
+from regrow.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize(

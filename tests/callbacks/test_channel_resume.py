@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import ADAM, equal, loader, read, trainer
 
 from regrow import Exponential, SparseModelCheckpoint
-from regrow.errors import ConfigError, StateError
+from regrow.utils.errors import ConfigError, StateError
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 QUICK = {"compact": "event", "schedule": "one_shot", "begin": "3it"}

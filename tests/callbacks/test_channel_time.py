@@ -6,8 +6,8 @@ import torch
 from channel_toys import Net, left, pruning, run, sizes
 
 from regrow import ChannelPruner, ChannelPruning
-from regrow.channel_method import ChannelMethod
-from regrow.errors import StateError
+from regrow.channels.config import ChannelMethod
+from regrow.utils.errors import StateError
 
 TIMES = {"schedule": "linear", "begin": "3it", "end": "18it", "every": "5it", "round_to": 1}
 
@@ -80,7 +80,7 @@ def test_a_batch_is_timed_as_large_as_it_was(monkeypatch):
         seen.append(len(example))
         return Taken()
 
-    monkeypatch.setattr("regrow.channel_time.latency", latency)
+    monkeypatch.setattr("regrow.channels.latency_budget.latency", latency)
     method = ChannelMethod(of="latency")
     whole = ChannelPruner(Net(), torch.zeros(7, 6), method)
     again = ChannelPruner(Net(), whole.state_dict()["example"], method)

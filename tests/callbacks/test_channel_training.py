@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import ADAM, read
 
 from regrow import ChannelPruning, SparsityMonitor
-from regrow.errors import StateError
+from regrow.utils.errors import StateError
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1)
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from toys import ADAM, WEIGHTS, Net, copied, equal, fit, loader, read, samples
 
 from regrow import DynamicSparseTraining, MagnitudePruning, SparseModelCheckpoint, Table
-from regrow.app.data.loader import BatchLoader
-from regrow.masks import Masks
+from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.masks.masks import Masks
 
 LEVELS = Table({"3it": 0.5, "8it": 0.6, "13it": 0.8})
 AT = {3: 0.5, 8: 0.6, 13: 0.8}

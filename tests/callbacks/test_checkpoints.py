@@ -10,7 +10,7 @@ from torch import nn, optim
 from toys import ADAM, WEIGHTS, Events, Net, copied, equal, fit, loader, read, trainer, zeros
 
 from regrow import MagnitudePruning, Masks, OneShot, RandomState, StateError, Table
-from regrow.seal import sealed
+from regrow.io.integrity import sealed
 
 KEY = "MagnitudePruning{'include': None, 'exclude': None}"
 LEVELS = Table({"3it": 0.4, "11it": 0.8})

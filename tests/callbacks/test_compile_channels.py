@@ -10,7 +10,7 @@ from toys import ADAM, Net, equal, fit, read
 
 import regrow.channels
 from regrow import ChannelPruning, MagnitudePruning, Table
-from regrow.targets import clean
+from regrow.utils.names import clean
 
 
 class Wide(Net):

@@ -19,7 +19,7 @@ from regrow import (
     StateError,
     Table,
 )
-from regrow.targets import clean
+from regrow.utils.names import clean
 
 EVENTS = Table({"3it": 0.5, "11it": 0.8})
 

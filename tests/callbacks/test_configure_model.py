@@ -8,7 +8,7 @@ from torch import nn
 from toys import ADAM, BATCHES, WEIGHTS, Net, copied, equal, fit, loader, samples, zeros
 
 from regrow import ConfigError, DynamicSparseTraining, MagnitudePruning, OneShot, Table
-from regrow.app.data.loader import BatchLoader
+from regrow.app.data.loading.tensor_loader import BatchLoader
 
 LEVELS = Table({"3it": 0.5, "11it": 0.8})
 

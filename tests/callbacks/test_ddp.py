@@ -9,8 +9,15 @@ from toys import Net, fit, loader
 from regrow import DynamicSparseTraining, MagnitudePruning
 
 MANY = """
-from regrow import (AccuracyBudget, DynamicSparseTraining, Exponential, MagnitudePruning, Regrow,
-                    Rewind, Table)
+from regrow import (
+    AccuracyBudget,
+    DynamicSparseTraining,
+    Exponential,
+    MagnitudePruning,
+    Regrow,
+    Rewind,
+    Table,
+)
 
 class Judged(Net):
     def validation_step(self, batch, batch_idx):  # not synchronised: ranks see other numbers
@@ -65,7 +72,7 @@ def test_ranks_prune_alike(world, tmp_path):
 
 ALONE = """
 from regrow import MagnitudePruning
-from regrow.errors import StateError
+from regrow.utils.errors import StateError
 
 class Meddler(Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):

@@ -119,7 +119,7 @@ def test_a_module_compiled_whole_teaches_and_learns(given):
 
 SHARED = """
 from regrow import Distill, MagnitudePruning, Table
-from regrow.errors import StateError
+from regrow.utils.errors import StateError
 from torch import nn
 
 class Called(Net):

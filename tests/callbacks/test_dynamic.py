@@ -11,13 +11,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import optim
 from toys import ADAM, SGD, WEIGHTS, Events, Net, fit, loader, weights, zeros
 
-from regrow import (
-    DynamicSparseTraining,
-    SparseModelCheckpoint,
-    SparsityMonitor,
-)
-from regrow.dynamic import drop_fraction_at
-from regrow.metrics import MaskOverlap
+from regrow import DynamicSparseTraining, SparseModelCheckpoint, SparsityMonitor
+from regrow.profiling.metrics import MaskOverlap
+from regrow.schedules.drop_fraction import drop_fraction_at
 
 PLAIN = lambda parameters: optim.SGD(parameters, lr=0.1)  # noqa: E731
 TIMES = {"every": "3it", "end": "12it"}

@@ -7,7 +7,7 @@ import torch
 from toys import WEIGHTS, Events, Net, fit, weights
 
 from regrow import DynamicSparseTraining, MagnitudePruning, OneShot, SparsityMonitor
-from regrow.dynamic import drop_fraction_at
+from regrow.schedules.drop_fraction import drop_fraction_at
 
 UPDATES = [0, 3, 6, 9]
 TIMES = {"every": "3it", "end": "12it"}

@@ -11,8 +11,8 @@ from torch import nn
 from toys import ADAM, SGD, Net, equal, fit, read, samples, weights
 
 from regrow import ConfigError, DynamicSparseTraining, RandomState, StateError
-from regrow.app.data.loader import BatchLoader
-from regrow.dynamic import drop_fraction_at
+from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.schedules.drop_fraction import drop_fraction_at
 
 sparse = partial(DynamicSparseTraining, 0.8, drop_fraction=0.5, every="3it", end="17it")
 CASES = {

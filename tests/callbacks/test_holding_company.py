@@ -5,7 +5,7 @@ import pytest
 from toys import Net, fit
 
 from regrow import LearnedMasks, MagnitudePruning, Regrow
-from regrow.errors import ConfigError
+from regrow.utils.errors import ConfigError
 
 HELD = {"names": ["body.0"], "fraction": 0.5, "train": "regrown"}
 

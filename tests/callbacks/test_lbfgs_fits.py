@@ -23,7 +23,7 @@ from toys import (
 from toys import weights as prunable
 
 from regrow import MagnitudePruning, OneShot, Table
-from regrow.app.data.loader import BatchLoader
+from regrow.app.data.loading.tensor_loader import BatchLoader
 
 SEARCHES = [None, "strong_wolfe"]
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from toys import Net, fit, zeros
 
 from regrow import LearnedMasks, MagnitudePruning
-from regrow.errors import ConfigError, StateError
+from regrow.utils.errors import ConfigError, StateError
 
 
 class Stop(Callback):

@@ -10,13 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from toys import ADAM, Events, Net, equal, fit, loader, read, samples, trainer, weights, zeros
 
-from regrow import (
-    AccuracyBudget,
-    LearnedMasks,
-    Rewind,
-    SparseModelCheckpoint,
-    SparsityMonitor,
-)
+from regrow import AccuracyBudget, LearnedMasks, Rewind, SparseModelCheckpoint, SparsityMonitor
 
 METHODS = ("str", "cs", "l0", "edge_popup")
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.01)

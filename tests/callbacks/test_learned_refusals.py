@@ -6,7 +6,7 @@ import torch
 from toys import Net, fit, loader, trainer
 
 from regrow import ChannelPruning, LearnedMasks, MagnitudePruning, StateError
-from regrow.errors import ConfigError
+from regrow.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from toys import SGD, Net, equal, fit, loader, read, trainer, weights, zeros
 
 from regrow import LearnedMasks
-from regrow.errors import ConfigError, StateError
+from regrow.utils.errors import ConfigError, StateError
 
 METHODS = ("str", "cs", "l0", "edge_popup")
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.01)

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 from toys import ADAM, BATCHES, SGD, Net, copied, equal, fit, loader, magnitude_masks, read, samples
 
 from regrow import ConfigError, MagnitudePruning, OneShot, Table
-from regrow.app.data.loader import BatchLoader
+from regrow.app.data.loading.tensor_loader import BatchLoader
 
 LEVELS = Table({"3it": 0.5, "11it": 0.8})
 

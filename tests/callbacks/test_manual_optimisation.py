@@ -6,14 +6,7 @@ import torch
 from torch import optim
 from toys import BATCHES, WEIGHTS, Events, Net, Watch, fit, loader, trainer, zeros
 
-from regrow import (
-    ConfigError,
-    DynamicSparseTraining,
-    MagnitudePruning,
-    OneShot,
-    Regrow,
-    Table,
-)
+from regrow import ConfigError, DynamicSparseTraining, MagnitudePruning, OneShot, Regrow, Table
 
 
 class Manual(Net):

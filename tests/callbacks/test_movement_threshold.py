@@ -8,7 +8,7 @@ from test_learned_masks import TOTAL, Before, Wide
 from toys import copied, equal, fit, loader, samples, zeros
 
 from regrow import ConfigError, LearnedMasks, SoftMovement
-from regrow.learned_rules import Given
+from regrow.learned.methods import Given
 
 
 class Step(torch.autograd.Function):

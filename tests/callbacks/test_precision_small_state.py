@@ -13,8 +13,8 @@ from torch import nn, optim
 from toys import WEIGHTS, Net, Watch, fit, loader, read, weights, zeros
 
 from regrow import AccuracyBudget, DynamicSparseTraining, MagnitudePruning, Table
-from regrow.moments import load_moments, shared
-from regrow.pruner import Pruner
+from regrow.pruning.pruner import Pruner
+from regrow.utils.optimizers import load_moments, shared
 
 EVENTS = Table({"3it": 0.5, "11it": 0.8})
 ADAFACTOR = partial(optim.Adafactor, lr=0.05)

@@ -11,14 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn, optim
 from toys import ADAM, SGD, WEIGHTS, Events, Net, copied, equal, fit, loader, read, weights
 
-from regrow import (
-    AccuracyBudget,
-    DynamicSparseTraining,
-    MagnitudePruning,
-    Regrow,
-    Rewind,
-    Table,
-)
+from regrow import AccuracyBudget, DynamicSparseTraining, MagnitudePruning, Regrow, Rewind, Table
 
 EVENTS = Table({"3it": 0.5, "11it": 0.8})
 PRECISIONS = {

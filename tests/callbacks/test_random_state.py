@@ -14,8 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from regrow.app.data.loader import BatchLoader
-from regrow.callbacks.random_state import RandomState, capture, restore
+from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.callbacks.random_state import RandomState
+from regrow.utils.random import capture, restore
 
 
 def draw() -> tuple[float, ...]:

@@ -139,8 +139,8 @@ def test_models_that_cannot_be_pruned_as_they_are():
 @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
 def test_sharded_strategies(kind):
     strategy = object.__new__(kind)
-    from regrow.callbacks.refusals import refuse_sharded
-    from regrow.pruner import Pruner
+    from regrow.callbacks.core.checks import refuse_sharded
+    from regrow.pruning.pruner import Pruner
 
     class Fake:
         pass

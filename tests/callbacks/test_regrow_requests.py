@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import WEIGHTS, Events, Net, equal, fit, loader
 
 from regrow import ConfigError, Drop, MagnitudePruning, OneShot, Plateau, Regrow
-from regrow.callbacks.conditions import Seen
+from regrow.schedules.triggers import Seen
 
 PRUNED = round(0.8 * WEIGHTS)
 

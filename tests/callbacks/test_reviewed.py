@@ -8,7 +8,7 @@ from torch import nn
 from toys import BATCHES, Net, loader, trainer, weights, zeros
 
 from regrow import Cyclic, Exponential, MagnitudePruning, SparseModelCheckpoint, Table
-from regrow.errors import ConfigError, StateError
+from regrow.utils.errors import ConfigError, StateError
 
 
 def once(sparsity=0.5, **kw):
@@ -157,7 +157,7 @@ def test_unknown_monitor_is_named_after_the_first_validation(tmp_path):
 
 
 def test_wildcard_weights_leave_norms_alone():
-    from regrow.targets import select
+    from regrow.masks.targets import select
 
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     assert [t.name for t in select(model, include=["*.weight"]).targets] == ["0.weight", "2.weight"]

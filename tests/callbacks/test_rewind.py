@@ -26,7 +26,7 @@ from toys import (
 )
 
 from regrow import MagnitudePruning, RandomState, Rewind
-from regrow.app.data.loader import BatchLoader
+from regrow.app.data.loading.tensor_loader import BatchLoader
 
 
 class Rates(Callback):

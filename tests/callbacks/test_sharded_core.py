@@ -16,13 +16,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard as Cut, distribute_tensor
 import regrow
 from regrow import Pruner
-from regrow.dynamic import draw_masks, drop_and_grow
-from regrow.errors import ConfigError, StateError
-from regrow.masks import Masks
-from regrow.method import Method
-from regrow.selection import keep_highest
-from regrow.shards import Shards
-from regrow.sharding import forget_copies, local
+from regrow.pruning.drop_and_grow import draw_masks, drop_and_grow
+from regrow.utils.errors import ConfigError, StateError
+from regrow.masks.masks import Masks
+from regrow.pruning.config import Method
+from regrow.masks.topk import keep_highest
+from regrow.distributed.parameters import Shards
+from regrow.distributed.shard import forget_copies, local
 
 dist.init_process_group("gloo", rank=RANK, world_size=WORLD)
 mesh = init_device_mesh("cpu", (WORLD,))

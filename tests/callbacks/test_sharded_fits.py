@@ -12,10 +12,18 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from regrow import (AccuracyBudget, ChannelPruning, DynamicSparseTraining, MagnitudePruning,
-                    Regrow, Rewind, SparseModelCheckpoint, SparsityMonitor)
-from regrow.errors import ConfigError, StateError
-from regrow.sharding import forget_copies, local
+from regrow import (
+    AccuracyBudget,
+    ChannelPruning,
+    DynamicSparseTraining,
+    MagnitudePruning,
+    Regrow,
+    Rewind,
+    SparseModelCheckpoint,
+    SparsityMonitor,
+)
+from regrow.utils.errors import ConfigError, StateError
+from regrow.distributed.shard import forget_copies, local
 
 class Sharded(Net):
     def configure_model(self):

@@ -13,9 +13,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from regrow import Pruner
-from regrow.callbacks.agreement import agree
-from regrow.errors import StateError
-from regrow.sharding import local
+from regrow.callbacks.core.consistency import agree
+from regrow.utils.errors import StateError
+from regrow.distributed.shard import local
 
 dist.init_process_group("gloo", rank=RANK, world_size=WORLD)
 mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from regrow import Slimming
-from regrow.errors import ConfigError
+from regrow.utils.errors import ConfigError
 
 
 class Still(pl.LightningModule):

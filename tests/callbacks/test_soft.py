@@ -10,8 +10,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from toys import ADAM, SGD, Net, loader, magnitude_masks, trainer, weights, zeros
 
 from regrow import MagnitudePruning, Pruner, Table
-from regrow.callbacks.base import Callback
-from regrow.errors import ConfigError
+from regrow.callbacks.core.base import Callback
+from regrow.utils.errors import ConfigError
 
 DECAY = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01)
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)

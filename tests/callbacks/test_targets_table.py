@@ -7,7 +7,7 @@ from torch import nn
 from toys import SGD, Net, fit
 
 from regrow import MagnitudePruning, OneShot
-from regrow.callbacks.targets_table import targets_table
+from regrow.callbacks.core.summary import targets_table
 
 
 class Mixed(Net):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from toys import WEIGHTS, Net, copied, equal, read, samples, trainer, zeros
 
 from regrow import DynamicSparseTraining, MagnitudePruning, Regrow, Rewind, Table
-from regrow.masks import Masks
+from regrow.masks.masks import Masks
 
 LEVELS = Table({"3it": 0.4, "9it": 0.8})
 

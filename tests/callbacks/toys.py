@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-import regrow.callbacks.base
+import regrow.callbacks.core.base
 
 torch.set_num_threads(1)
 
@@ -128,7 +128,7 @@ def magnitude_masks(tensors, count):
     }
 
 
-class Events(regrow.callbacks.base.Callback):
+class Events(regrow.callbacks.core.base.Callback):
     """Remembers every prune event and where it happened."""
 
     def __init__(self):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from regrow import ChannelPruner
-from regrow.channel_method import ChannelMethod
+from regrow.channels.config import ChannelMethod
 
 INPUT = torch.zeros(4, 6, dtype=torch.float64)
 # where the channels of a layer stand, written down by hand

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import PLACES, equal, net, output, pruner, taken, train
 
-from regrow.errors import ConfigError, StateError
+from regrow.utils.errors import ConfigError, StateError
 
 
 def test_the_least_l2_norms_go_and_all_they_hold_is_zero():

@@ -10,7 +10,7 @@ from small import INPUT, PLACES, inputs, net, output, pruner, taken, train
 from torch import nn, optim
 
 from regrow import ChannelPruner
-from regrow.channel_method import ChannelMethod
+from regrow.channels.config import ChannelMethod
 
 OPTIMIZERS = {
     "sgd": partial(optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1),

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from regrow.channels.coupling import found_groups
-from regrow.channels.trace import trace
-from regrow.channels.verify import Bench
+from regrow.channels.cut.verify import Bench
+from regrow.channels.graph.groups import found_groups
+from regrow.channels.graph.trace import trace
 
 TOLERANCE = 1e-9
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from regrow.channels.choosing import choose, rounding
-from regrow.channels.coupling import Group
-from regrow.errors import ConfigError
+from regrow.channels.allocation import choose, rounding
+from regrow.channels.graph.groups import Group
+from regrow.utils.errors import ConfigError
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 

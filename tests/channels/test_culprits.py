@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from regrow.channels import prune
-from regrow.channels.coupling import found_groups
-from regrow.channels.pruning import Together
-from regrow.channels.trace import trace
-from regrow.channels.verify import Bench
+from regrow.channels.cut.verify import Bench
+from regrow.channels.graph.groups import found_groups
+from regrow.channels.graph.trace import trace
+from regrow.channels.prune_channels import Together
 
 
 class Derived(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.channels.labels import FIXED, Labels, Value, at, varying
+from regrow.channels.graph.labels import FIXED, Labels, Value, at, varying
 
 
 class Plain:

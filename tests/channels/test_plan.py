@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn, optim
 
-from regrow.channels import Plan, carry, load, prune
-from regrow.channels.plan import KEY
-from regrow.errors import StateError
+from regrow.channels import ChannelCut, carry, load, prune
+from regrow.io.checkpoints import KEY
+from regrow.utils.errors import StateError
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 MAKERS = {
@@ -106,7 +106,7 @@ def test_a_state_dict_holds_tensors_and_builtin_types_alone():
     file = io.BytesIO()
     torch.save(plan.state_dict(), file)
     file.seek(0)
-    again = Plan.from_state(torch.load(file, weights_only=True))
+    again = ChannelCut.from_state(torch.load(file, weights_only=True))
     other = network()
     again.apply(other)
     other.load_state_dict(model.state_dict())
@@ -149,7 +149,7 @@ def plan_applied(plan):
 
 def test_an_unknown_format():
     with pytest.raises(StateError, match="format 9, this version reads"):
-        Plan.from_state({"format": 9})
+        ChannelCut.from_state({"format": 9})
 
 
 @pytest.mark.parametrize("how", ["class", "model", "file"])

@@ -10,10 +10,10 @@ from oracle import alike, assert_close, distinct, half, noise, outputs, permuted
 from torch import nn
 
 from regrow.channels import prune
-from regrow.channels.coupling import found_groups
-from regrow.channels.trace import trace
-from regrow.channels.verify import Bench
-from regrow.errors import ConfigError
+from regrow.channels.cut.verify import Bench
+from regrow.channels.graph.groups import found_groups
+from regrow.channels.graph.trace import trace
+from regrow.utils.errors import ConfigError
 
 X = noise(torch.zeros(2, 3, 6, 6, dtype=torch.float64))
 

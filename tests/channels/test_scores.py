@@ -8,8 +8,8 @@ from oracle import distinct
 from torch import nn
 
 from regrow.channels import groups, slimming
-from regrow.channels.scores import CRITERIA, make_channel_criterion, score
-from regrow.errors import ConfigError, StateError
+from regrow.channels.importance import CRITERIA, make_channel_criterion, score
+from regrow.utils.errors import ConfigError, StateError
 
 X = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
 

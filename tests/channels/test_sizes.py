@@ -9,12 +9,12 @@ from oracle import distinct, half
 from torch import nn
 
 from regrow.channels import groups, prune
-from regrow.channels.coupling import found_groups
-from regrow.channels.sizes import Sizes
-from regrow.channels.trace import trace
-from regrow.channels.verify import Bench
-from regrow.errors import ConfigError
-from regrow.macs import count_macs
+from regrow.channels.cut.verify import Bench
+from regrow.channels.graph.groups import found_groups
+from regrow.channels.graph.trace import trace
+from regrow.channels.size import Sizes
+from regrow.profiling.macs import count_macs
+from regrow.utils.errors import ConfigError
 
 X = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
 

@@ -9,12 +9,14 @@ import torch
 from oracle import distinct, half
 from torch import nn
 
-from regrow.channels import prune, repair, surgery, verify
-from regrow.channels.coupling import found_groups
-from regrow.channels.plan import Plan, made_plan
-from regrow.channels.surgery import Undo, cut, keeps, masked, sliced, tell_modules
-from regrow.channels.trace import trace
-from regrow.channels.verify import Bench
+from regrow.channels import prune
+from regrow.channels.cut import attributes as repair
+from regrow.channels.cut import surgery, verify
+from regrow.channels.cut.channel_cut import ChannelCut, made_plan
+from regrow.channels.cut.surgery import Undo, cut, keeps, masked, sliced, tell_modules
+from regrow.channels.cut.verify import Bench
+from regrow.channels.graph.groups import found_groups
+from regrow.channels.graph.trace import trace
 
 X = torch.randn(2, 3, 6, 6, dtype=torch.float64)
 
@@ -219,7 +221,7 @@ def test_steps_without_a_bench(analysed):
     kept = keeps(groups, half(groups))
     cut(model, kept, undo)
     tell_modules(model, kept, undo)
-    assert isinstance(made_plan(model, kept, undo), Plan)
+    assert isinstance(made_plan(model, kept, undo), ChannelCut)
     assert (model.deep.in_channels, model.deep.out_channels, model.deep.groups) == (4, 4, 4)
     undo()
     same(picture(model), before)

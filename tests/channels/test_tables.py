@@ -9,7 +9,7 @@ from torch import nn
 
 import regrow.channels
 from regrow.channels import LatencyTable
-from regrow.errors import ConfigError, DataError
+from regrow.utils.errors import ConfigError, DataError
 
 
 def network() -> nn.Module:

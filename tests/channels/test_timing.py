@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from regrow.channels import prune
-from regrow.errors import ConfigError
+from regrow.utils.errors import ConfigError
 
 X = torch.zeros(2, 4)
 

@@ -9,8 +9,8 @@ from oracle import check, distinct
 from torch import nn
 
 from regrow.channels import groups, prune
-from regrow.channels.trace import trace
-from regrow.errors import ConfigError
+from regrow.channels.graph.trace import trace
+from regrow.utils.errors import ConfigError
 
 IMAGE = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
 

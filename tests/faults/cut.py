@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from toys import ADAM, Net, fit, read, samples
 
 from regrow import RandomState
-from regrow.app.data.loader import BatchLoader
+from regrow.app.data.loading.tensor_loader import BatchLoader
 
 
 class Save(Callback):

@@ -22,19 +22,19 @@ from cut import end_of, run
 from scenarios import SCENARIOS
 from toys import equal
 
-import regrow.enforcement
-import regrow.masked
-import regrow.progress
-import regrow.vault
+import regrow.pruning.enforcer
+import regrow.pruning.removed_weights
+import regrow.pruning.state
+import regrow.schedules.progress
 from regrow import SparseModelCheckpoint
-from regrow.damage import read_checkpoint
+from regrow.io.checkpoints import read_checkpoint
 
 # Where a fit may be stopped to the line: before or after these calls.
 POINTS = [
     (torch, "save"), (local.LocalFileOpener, "write"), (os, "replace"), (local.shutil, "move"),
-    (regrow.enforcement.Enforcer, "set_mask"), (regrow.vault.Vault, "keep"),
-    (regrow.masked.MaskedModel, "note"), (regrow.masked.MaskedModel, "enforce"),
-    (regrow.progress.Progress, "done"),
+    (regrow.pruning.enforcer.Enforcer, "set_mask"), (regrow.pruning.removed_weights.Vault, "keep"),
+    (regrow.pruning.state.MaskedModel, "note"), (regrow.pruning.state.MaskedModel, "enforce"),
+    (regrow.schedules.progress.Progress, "done"),
 ]  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from cut import Save, data, run
 from toys import ADAM, Net, equal, fit, read, trainer
 
 from regrow import MagnitudePruning, StateError, Table
-from regrow.damage import read_checkpoint, refuse_damaged
-from regrow.seal import opened, sealed
+from regrow.io.checkpoints import read_checkpoint, refuse_damaged
+from regrow.io.integrity import opened, sealed
 
 SEEDS = [3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 1, 2, 4, 5))]
 CASES = 100  # a seed

@@ -10,9 +10,9 @@ from torch import nn, optim
 from toys import copied, equal
 
 from regrow import Pruner, StateError
-from regrow.channel_pruner import ChannelPruner
-from regrow.dynamic import draw_masks, drop_and_grow
-from regrow.method import Method
+from regrow.channels.pruner import ChannelPruner
+from regrow.pruning.config import Method
+from regrow.pruning.drop_and_grow import draw_masks, drop_and_grow
 
 
 def network():

@@ -13,11 +13,11 @@ from scenarios import SCENARIOS
 from toys import equal, read
 
 from regrow import SparseModelCheckpoint, StateError
-from regrow.callbacks.access import PrunerAccess
-from regrow.callbacks.pruning import PruningCallback
+from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.core.session import PrunerAccess
 from regrow.callbacks.rewind import Rewind
-from regrow.callbacks.snapshot import Snapshot
-from regrow.damage import refuse_unmasked
+from regrow.callbacks.support.fit_snapshot import Snapshot
+from regrow.masks.masks import refuse_unmasked
 
 # What changes masks, and the weights that go with them, within a fit.
 INSIDE = [(PruningCallback, "_fire"), (PrunerAccess, "_change"), (Snapshot, "restore"),

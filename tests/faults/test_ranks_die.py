@@ -9,8 +9,8 @@ from toys import read
 FIT = """
 import os, signal
 from regrow import DynamicSparseTraining, MagnitudePruning, SparseModelCheckpoint, Table
-from regrow.app.data.loader import BatchLoader
-from regrow.errors import ConfigError
+from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.utils.errors import ConfigError
 
 PLANS = {
     "steps": lambda change: MagnitudePruning(

@@ -22,11 +22,11 @@ from toys import Net, equal, read
 
 import regrow
 from regrow import SparseModelCheckpoint, StateError
-from regrow.app.files import read_json, write_json, write_whole
-from regrow.callbacks.model_checkpoint import WholeCheckpoint
-from regrow.callbacks.requests import RequestFile
-from regrow.channels.tables import LatencyTable
-from regrow.report.writing import replace
+from regrow.callbacks.sparse_model_checkpoint import WholeCheckpoint
+from regrow.callbacks.support.regrow_request import RequestFile
+from regrow.channels.latency_budget import LatencyTable
+from regrow.io.files import read_json, write_json, write_whole
+from regrow.report.write import replace
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from reference import grouped, lowest, scores_of, unit
 
-import regrow.callbacks.base
+import regrow.callbacks.core.base
 from regrow import DynamicSparseTraining
 
 WIDTH = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -15,7 +15,7 @@ def bits(tensor):
     return tensor.detach().view(WIDTH[tensor.element_size()])
 
 
-class Promises(regrow.callbacks.base.Callback):
+class Promises(regrow.callbacks.core.base.Callback):
     """Watches one pruning callback; put it before all others.
 
     Args:

@@ -12,9 +12,9 @@ from toys import fit
 
 import regrow
 from regrow import RandomState
-from regrow.app.data.loader import BatchLoader
-from regrow.criteria import needs_gradients
-from regrow.errors import ConfigError, RegrowError
+from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.criteria.base import needs_gradients
+from regrow.utils.errors import ConfigError, RegrowError
 
 warnings.filterwarnings("ignore", module="lightning")
 

@@ -15,7 +15,7 @@ from hypothesis import event, given
 from sizes import few, many
 from words import QUICK, command_lines
 
-from regrow.app.cli import main
+from regrow.app.cli.main import main
 
 # errors of ours; of Hydra, about the words themselves
 DESIGNED = re.compile(r"^error: \S+", re.MULTILINE)

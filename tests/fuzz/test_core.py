@@ -15,11 +15,11 @@ from reference import lowest, numbers
 from sizes import few, many
 from torch import nn, optim
 
-from regrow.dynamic import drop_and_grow
-from regrow.errors import RegrowError
-from regrow.masks import Masks
-from regrow.method import Method
-from regrow.pruner import Pruner
+from regrow.masks.masks import Masks
+from regrow.pruning.config import Method
+from regrow.pruning.drop_and_grow import drop_and_grow
+from regrow.pruning.pruner import Pruner
+from regrow.utils.errors import RegrowError
 
 OPTIMIZERS = {
     "momentum": partial(optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1),

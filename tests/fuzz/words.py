@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from regrow._paths import config_dir
-from regrow.app.recipes import recipe_files, register
+from regrow.app.config.recipes import recipe_files, register
+from regrow.utils.paths import config_dir
 
 RECIPES = sorted(name for name in recipe_files() if name.startswith("digits/"))
 # a few steps of few images; whatever else is written, the fit ends

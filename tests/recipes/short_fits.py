@@ -18,11 +18,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from regrow._paths import config_dir
-from regrow.app.building import build_callbacks, build_data, build_module, build_pruning
-from regrow.app.recipes import register
-from regrow.app.teaching import taught
-from regrow.callbacks.pruning import PruningCallback
+from regrow.app.config.recipes import register
+from regrow.app.training.build import build_callbacks, build_data, build_module, build_pruning
+from regrow.app.training.default_teacher import taught
+from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.utils.paths import config_dir
 
 ONE_DEVICE = ("trainer.accelerator=cpu", "trainer.deterministic=false", "~callbacks.progress")
 PHOTOGRAPHS = ("data.size=64", "data.resize=72", "data.num_classes=3", "model.num_classes=3")

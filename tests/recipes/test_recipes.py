@@ -12,9 +12,9 @@ import torch
 from hydra.utils import instantiate
 from short_fits import job, short_fit, tiny
 
-from regrow.app.recipes import load, recipe_files
+from regrow.app.config.recipes import load, recipe_files
 from regrow.callbacks.channel_pruning import ChannelPruning
-from regrow.cost import cost
+from regrow.profiling.cost import cost
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:UserWarning"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from regrow.app.recipes import recipe_files
+from regrow.app.config.recipes import recipe_files
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "callbacks"))
 import ranks

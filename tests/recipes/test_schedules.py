@@ -11,10 +11,10 @@ from typing import NamedTuple
 import pytest
 from short_fits import job, planned, tiny
 
-from regrow.app.building import build_pruning
-from regrow.app.recipes import recipe_files
-from regrow.plans import Milestone
-from regrow.time import Timeline
+from regrow.app.config.recipes import recipe_files
+from regrow.app.training.build import build_pruning
+from regrow.schedules.base import Milestone
+from regrow.schedules.time import Timeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from regrow.report.runs import Run
+from regrow.report.load import Run
 from regrow.report.tasks import make_tasks
 
 TRAINER = {"_target_": "lightning.Trainer", "max_epochs": 20, "devices": 1, "precision": "32-true"}

@@ -7,7 +7,7 @@ import time
 import pytest
 from made import result, write
 
-from regrow.report.jobs import find_jobs, read_jobs
+from regrow.report.load import find_jobs, read_jobs
 
 FAILURE = {
     "recipe": "digits/gmp",

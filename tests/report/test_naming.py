@@ -4,7 +4,7 @@
 import pytest
 from made import result, runs
 
-from regrow.report.naming import (
+from regrow.report.grouping import (
     control_key,
     method_key,
     method_names,

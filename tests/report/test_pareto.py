@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.report.pareto import front
+from regrow.report.statistics import front
 
 # few different numbers, so that ties and equal points occur
 number = st.integers(0, 6) | st.floats(-5, 5, allow_nan=False)

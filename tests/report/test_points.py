@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from made import dense_result, result, task
 
-from regrow.report.points import MOST_LINES
+from regrow.report.statistics import MOST_LINES
 
 
 def by_name(*contents):

@@ -7,8 +7,7 @@ import io
 import pytest
 from made import dense_result, result, runs, task
 
-from regrow.report.columns import NAMES
-from regrow.report.rows import csv_text, excluded, run_rows
+from regrow.report.table import NAMES, csv_text, excluded, run_rows
 
 LEVELS = [
     {"sparsity": 0.0, "epoch": 1, "val_accuracy": 0.96, "test_accuracy": 0.955, "test_loss": 0.2},

@@ -6,9 +6,9 @@ import json
 import pytest
 from made import dense_result, result, write
 
-from regrow.app import result as written
-from regrow.errors import DataError
-from regrow.report.runs import FILE, FORMAT, read_run
+from regrow.app.experiment import result as written
+from regrow.report.load import FILE, FORMAT, read_run
+from regrow.utils.errors import DataError
 
 
 def test_it_reads_what_the_command_writes():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.report.spread import Spread, spread
+from regrow.report.statistics import Spread, spread
 
 accuracies = st.lists(st.floats(-1, 1, allow_nan=False), min_size=1, max_size=20)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from made import dense_result, result, write
 
-from regrow.errors import ConfigError, DataError
 from regrow.report import page, write_report
+from regrow.utils.errors import ConfigError, DataError
 
 EVIL = '<script>alert(1)</script><img src=x onerror=alert(1)>"{{data}}'
 LIMIT = 3_000_000  # of 200 jobs; 6 MB are promised, of however many

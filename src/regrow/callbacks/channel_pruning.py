@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Channel pruning within `Trainer.fit`: masked at events, physically removed afterwards."""
+"""ChannelPruning."""
 
 from __future__ import annotations
 
@@ -7,34 +7,162 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from regrow.callbacks.averaging import Averages
-from regrow.callbacks.channel_company import (
-    check_settings,
-    recalibrate_on,
-    refuse_company,
-    refuse_live_cut,
-    refuse_ranks,
-    rewrap,
-    tell_cut,
-)
-from regrow.callbacks.reached import settled
+from regrow.callbacks.core.averaging import Averages
+from regrow.callbacks.core.base import Callback
+from regrow.callbacks.core.dispatch import suite
+from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.core.queries import settled
+from regrow.callbacks.dynamic_sparse_training import DynamicSparseTraining
 from regrow.callbacks.rewind import Rewind
-from regrow.callbacks.rewound import RewoundPruning
-from regrow.callbacks.shapes import ShapeHooks, example_for, find_example, fit_shapes
-from regrow.channel_method import ChannelMethod
-from regrow.channel_pruner import ChannelPruner
-from regrow.channels.choosing import RoundTo
-from regrow.channels.plan import KEY, Plan
-from regrow.channels.scores import ChannelCriterion
-from regrow.errors import ConfigError, StateError, check_count
-from regrow.exponential import Exponential
-from regrow.plans import Plan as SparsityPlan
-from regrow.plans import Schedule
-from regrow.schedules import Cyclic, Table, make_schedule
-from regrow.time import TimeLike, Timeline
+from regrow.callbacks.rewound_pruning import RewoundPruning
+from regrow.callbacks.support.checkpoint_shapes import (
+    ShapeHooks,
+    example_for,
+    find_example,
+    fit_shapes,
+    training_inputs,
+)
+from regrow.channels.allocation import RoundTo
+from regrow.channels.batch_norm_recalibration import recalibrate
+from regrow.channels.config import ChannelMethod
+from regrow.channels.cut.channel_cut import ChannelCut
+from regrow.channels.importance import ChannelCriterion
+from regrow.channels.pruner import ChannelPruner
+from regrow.criteria.base import TrackingCriterion
+from regrow.io.checkpoints import KEY
+from regrow.schedules.base import PruningPlan as SparsityPlan
+from regrow.schedules.base import Schedule
+from regrow.schedules.cyclic import Cyclic
+from regrow.schedules.iterative import Exponential
+from regrow.schedules.one_shot import Table
+from regrow.schedules.registry import make_schedule
+from regrow.schedules.time import TimeLike, Timeline
+from regrow.utils.errors import ConfigError, StateError, check_count
+
+
+def check_settings(
+    compact: object, keep_removed: object, latency_ms: float | None, sparsity_given: bool
+) -> None:
+    """Refuses settings that have no meaning, alone or beside each other.
+
+    Raises:
+        ConfigError: Naming the setting and what may stand there.
+    """
+    if compact not in ("end", "event", None):
+        raise ConfigError(f"compact must be 'end', 'event' or None, got {compact!r}")
+    if not isinstance(keep_removed, bool):
+        raise ConfigError(f"keep_removed must be True or False, got {keep_removed!r}")
+    if latency_ms is not None and sparsity_given:
+        raise ConfigError(
+            f"latency_ms={latency_ms!r} says how far to go, and so does sparsity=: "
+            "write one of them"
+        )
+
+
+def refuse_company(trainer: pl.Trainer, callback: ChannelPruning) -> None:
+    """Refuses callbacks that hold tensors of shapes that a cut would change.
+
+    Raises:
+        ConfigError: Naming the callback and what to write.
+    """
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        if other is callback or not isinstance(other, PruningCallback):
+            continue
+        name = type(other).__name__
+        if isinstance(other, type(callback)):
+            raise ConfigError(
+                f"two {name} would cut the same module: write one, with include= of both"
+            )
+        if callback.compact_at is None:
+            continue
+        criterion = getattr(other.method, "criterion", None)
+        for what, is_so in (
+            ("constant sparsity", isinstance(other, DynamicSparseTraining)),
+            ("soft=True", other.soft),
+            ("a criterion that tracks gradients", tracks(criterion)),
+        ):
+            if is_so:
+                raise ConfigError(
+                    f"{name} with {what} holds tensors that do not follow a cut: write "
+                    "compact=None in ChannelPruning, or another pruning of weights"
+                )
+
+
+def refuse_ranks(trainer: pl.Trainer, callback: ChannelPruning) -> None:
+    """What several ranks cannot do: time alike, and cut while DDP trains.
+
+    Raises:
+        ConfigError: For `of="latency"`.
+    """
+    assert isinstance(callback.method, ChannelMethod)
+    if callback.method.of == "latency":
+        raise ConfigError(
+            "of='latency' is measured, and ranks would measure differently: write of='macs', "
+            "or train on one device"
+        )
+    if callback.compact_at == "event" and isinstance(trainer.strategy, DDPStrategy):
+        rank_zero_info("DDP holds on to the shapes it began with: channels go at the fit's end")
+        callback.compact_at = "end"
+
+
+def refuse_live_cut(trainer: pl.Trainer) -> None:
+    """What DDP has hooked and counted keeps its shapes until the fit ends.
+
+    Raises:
+        StateError: Within a fit under DDP.
+    """
+    if isinstance(trainer.strategy, DDPStrategy):
+        raise StateError(
+            "DDP holds on to the shapes it began with: leave the cut to the fit's end "
+            "(compact='end'), or call compact() after it"
+        )
+
+
+def tell_cut(trainer: pl.Trainer, callback: ChannelPruning, plan: ChannelCut) -> None:
+    """Lets the other callbacks of the suite, and its own rewinder, follow a cut."""
+    others: list[Callback] = [other for other in suite(trainer) if other is not callback]
+    if callback.rewinder is not None:
+        others.append(callback.rewinder)
+    for other in others:
+        other.on_compact(trainer, trainer.lightning_module, plan)
+
+
+def rewrap(trainer: pl.Trainer) -> None:
+    """Makes DDP anew, which hooks gradient accumulators; the trial cut has replaced them."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and strategy.model is not strategy.lightning_module:
+        strategy.model = strategy.lightning_module
+        strategy.configure_ddp()
+
+
+def tracks(criterion: object) -> bool:
+    """Whether a criterion keeps something of each weight from step to step."""
+    return criterion == "movement" or isinstance(criterion, TrackingCriterion)
+
+
+def recalibrate_on(trainer: pl.Trainer, module: pl.LightningModule, count: int) -> None:
+    """Estimates norms' statistics anew on training batches, once a fit is over."""
+    batches = training_inputs(trainer, count)
+    if not batches:
+        rank_zero_warn(
+            "recalibrate= needs training batches that are tensors or (inputs, ...), so statistics "
+            "stay as they are: call regrow.channels.recalibrate(module, batches)"
+        )
+        return
+    before, device = module.device, trainer.strategy.root_device
+    module.to(device)
+    with trainer.precision_plugin.forward_context():
+        recalibrate(module, batches)
+    if trainer.world_size > 1:  # each rank has seen batches of its own
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
+    module.to(before)
+
 
 # An object of its own, so that 0.5 written by a user is told from 0.5 left alone.
 DEFAULT_SPARSITY: Final = float("0.5")
@@ -84,7 +212,7 @@ class ChannelPruning(RewoundPruning):
         >>> ChannelPruning(0.5, of="flops")
         Traceback (most recent call last):
             ...
-        regrow.errors.ConfigError: of must be one of channels, latency, macs, params, got 'flops': \
+        regrow.ConfigError: of must be one of channels, latency, macs, params, got 'flops': \
 there are: channels, latency, macs, params
     """
 
@@ -142,11 +270,11 @@ there are: channels, latency, macs, params
         return pruner
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> ChannelCut:
         """What was cut since the original shapes."""
         return self.pruner.plan
 
-    def compact(self) -> Plan | None:
+    def compact(self) -> ChannelCut | None:
         """Cuts masked channels out now, but not while DDP trains; see `ChannelPruner.compact`."""
         if self._clock is not None:
             refuse_live_cut(self._clock.trainer)
@@ -248,7 +376,7 @@ there are: channels, latency, macs, params
             self._try_to_compact()
             self._stuck = len(self.history)
 
-    def _compact(self) -> Plan | None:
+    def _compact(self) -> ChannelCut | None:
         trainer = None if self._clock is None else self._clock.trainer
         plan = self.pruner.compact(trainer.optimizers if trainer is not None else ())
         self._averages.cut(plan)
@@ -284,7 +412,11 @@ there are: channels, latency, macs, params
         """Gives a module the shapes of the checkpoint that is about to be loaded."""
         state = (checkpoint.get("callbacks") or {}).get(self.state_key) or {}
         cuts = (state.get("pruner") or {}).get("cuts") or []
-        if self._pruner is None and cuts and not Plan.from_state(cuts[-1]["plan"]).made(module):
+        if (
+            self._pruner is None
+            and cuts
+            and not ChannelCut.from_state(cuts[-1]["plan"]).made(module)
+        ):
             self._remember_example(state)  # while there are channels to be found
             self._pruner = self._new_pruner(module)
         if self._pruner is None or self._pruner.model is not module:

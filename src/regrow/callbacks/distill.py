@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Distillation within `Trainer.fit`: a teacher's logits in the student's loss."""
+"""Distill."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from regrow.callbacks.base import Callback
-from regrow.callbacks.recording import Call, Recorder
-from regrow.callbacks.refusals import refuse_format
-from regrow.callbacks.teachers import START, check_teacher, digest, make_teacher, refuse_unlike
-from regrow.distilling import soft_loss, taught_loss
-from regrow.errors import ConfigError, StateError, check_positive, did_you_mean
+from regrow.callbacks.core.base import Callback
+from regrow.callbacks.core.checkpoint_files import refuse_format
+from regrow.callbacks.support.forward_recorder import Call, Recorder
+from regrow.callbacks.support.teacher import (
+    START,
+    check_teacher,
+    digest,
+    make_teacher,
+    refuse_unlike,
+)
+from regrow.distillation import soft_loss, taught_loss
+from regrow.utils.errors import ConfigError, StateError, check_positive, did_you_mean
 
 FORMAT = 1
+
+
 _STEP = "training_step"
 
 
@@ -57,7 +65,7 @@ class Distill(Callback):
         >>> Distill("dense.ckpt", weight=90)
         Traceback (most recent call last):
             ...
-        regrow.errors.ConfigError: weight must be in (0, 1], got 90: write 0.9
+        regrow.ConfigError: weight must be in (0, 1], got 90: write 0.9
     """
 
     def __init__(
@@ -92,7 +100,7 @@ class Distill(Callback):
             raise ConfigError(
                 "Distill adds to the loss that training_step returns, and under manual "
                 "optimisation the module runs backward by itself: set "
-                "automatic_optimization=True, or add regrow.distilling.soft_loss(...) in "
+                "automatic_optimization=True, or add regrow.distillation.soft_loss(...) in "
                 "training_step"
             )
         # now, since a checkpoint's weights, and fewer channels, come after this

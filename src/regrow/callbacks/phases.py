@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Where a sparse and a dense phase meet: which one begins is said, and momentum begins anew."""
+"""Phases."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-from regrow.callbacks.base import Callback, PruneEvent
-from regrow.errors import check_choice
-from regrow.rewinding import Memory
+from regrow.callbacks.core.base import Callback, PruneEvent
+from regrow.utils.errors import check_choice
+from regrow.utils.snapshot import Memory
 
 _WHEN = ("never", "dense", "sparse", "both")
 

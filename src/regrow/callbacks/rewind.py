@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rewinding: after an event, weights and learning rate go back to what they were at a step."""
+"""Rewind."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
-from regrow.callbacks.averaging import Averages, refuse_swa
-from regrow.callbacks.base import Callback, PruneEvent
-from regrow.callbacks.clock import Clock
-from regrow.callbacks.dynamic import refuse_constant
-from regrow.callbacks.refusals import refuse_between, waits_for_gradients
-from regrow.callbacks.rounds import planned_round, pruning_callbacks, refuse_long_schedules
-from regrow.channels.plan import Plan
-from regrow.errors import ConfigError, StateError, check_choice, check_count
-from regrow.plans import inside
-from regrow.rewinding import Memory
-from regrow.targets import clean
-from regrow.time import TimeLike, Timeline, parse
+from regrow.callbacks.core.averaging import Averages
+from regrow.callbacks.core.base import Callback, PruneEvent
+from regrow.callbacks.core.checks import waits_for_gradients
+from regrow.callbacks.core.clock import Clock
+from regrow.callbacks.core.compatibility import refuse_between, refuse_constant, refuse_swa
+from regrow.callbacks.core.pruning_callback import pruning_callbacks
+from regrow.callbacks.support.lr_rounds import planned_round, refuse_long_schedules
+from regrow.channels.cut.channel_cut import ChannelCut
+from regrow.schedules.base import inside
+from regrow.schedules.time import TimeLike, Timeline, parse
+from regrow.utils.errors import ConfigError, StateError, check_choice, check_count
+from regrow.utils.names import clean
+from regrow.utils.snapshot import Memory
 
 # "fresh": the optimizer's state becomes that of a new optimizer
 _PRESETS = {"weights": ("weights", "lr", "fresh"), "lr": ("lr",), "finetune": ()}
+
+
 _PARTS = ("weights", "lr", "optimizer")
+
+
 FORMAT = 1
 
 
@@ -60,7 +65,7 @@ class Rewind(Callback):
         >>> Rewind("500it", what="wieghts")
         Traceback (most recent call last):
             ...
-        regrow.errors.ConfigError: what must be one of finetune, lr, weights, got 'wieghts': \
+        regrow.ConfigError: what must be one of finetune, lr, weights, got 'wieghts': \
 did you mean 'weights'?
     """
 
@@ -152,7 +157,9 @@ did you mean 'weights'?
         else:
             self._restore(memory, trainer, pl_module)
 
-    def on_compact(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> None:
+    def on_compact(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: ChannelCut
+    ) -> None:
         held = {id(parameter): clean(name) for name, parameter in pl_module.named_parameters()}
         names = [
             [held.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Network Slimming: norms' scales are drawn towards zero while training, then ranked."""
+"""Slimming."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.errors import ConfigError, check_positive
-from regrow.uncompiled import uncompiled
+from regrow.utils.errors import ConfigError, check_positive
+from regrow.utils.modes import uncompiled
 
 
 class Slimming(pl.Callback):
@@ -29,7 +29,7 @@ class Slimming(pl.Callback):
         >>> Slimming(0)
         Traceback (most recent call last):
             ...
-        regrow.errors.ConfigError: weight must be a number above 0, got 0: write 1e-4
+        regrow.ConfigError: weight must be a number above 0, got 0: write 1e-4
     """
 
     def __init__(self, weight: float = 1e-4) -> None:

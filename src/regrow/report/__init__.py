@@ -7,6 +7,6 @@ Example:
     'write_report'
 """
 
-from regrow.report.writing import write_report
+from regrow.report.write import write_report
 
 __all__ = ["write_report"]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""A piece of advice: what makes a comparison unfair, where, and what to do about it."""
+"""One warning."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from regrow.report.runs import Run
+from regrow.report.load import Run
 
 Named = Sequence[tuple[str, Run]]  # runs with the names of their methods
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training curves: what a run's CSV logger wrote, in the order of its parts."""
+"""Training curves."""
 
 from __future__ import annotations
 

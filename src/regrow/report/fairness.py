@@ -1,17 +1,79 @@
 # SPDX-License-Identifier: MIT
-"""Fairness: where the runs of one task differ in more than method, sparsity and seed."""
+"""Unfair comparisons, too few seeds."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from itertools import combinations
 from numbers import Real
 from typing import Any, NamedTuple
 
 from regrow.report.advice import Advice, Named, listing, told, who_has_what
-from regrow.report.naming import SERVING
-from regrow.report.rows import start_name
-from regrow.report.runs import Run
+from regrow.report.grouping import SERVING
+from regrow.report.hover_text import percent
+from regrow.report.load import Run
+from regrow.report.statistics import Point, Series
+from regrow.report.table import start_name
+
+ENOUGH = 3
+
+
+_NEAR = 0.02  # two densities within this fraction of each other are compared
+
+
+def uncertain(series: Sequence[Series]) -> list[Advice]:
+    """What the seeds of one task do not allow to say."""
+    return [*_few_seeds(series), *_overlapping(series)]
+
+
+def near(one: Point, other: Point) -> bool:
+    """Whether two points have about the same sparsity of the same thing.
+
+    The densities decide: 98 and 98.5 % are far apart, 30 and 30.5 % are not.
+    """
+    if one.rows[0].values["of"] != other.rows[0].values["of"]:
+        return False
+    less, more = sorted(1 - point.x["sparsity"].mean for point in (one, other))
+    return more - less <= _NEAR * more
+
+
+def _few_seeds(series: Sequence[Series]) -> Iterator[Advice]:
+    few = tuple(
+        f"{one.name} at {_at(point)}: {len(point.seeds)}."
+        for one in series
+        for point in one.points
+        if len(point.seeds) < ENOUGH
+    )
+    if few:
+        todo = "Add seeds, seed=0,1,2: finished jobs are not run again."
+        yield Advice("Fewer than three seeds", few, todo)
+
+
+def _overlapping(series: Sequence[Series]) -> Iterator[Advice]:
+    """Pairs of methods that cannot be told apart where they meet."""
+    pairs = [
+        (a.x["sparsity"].mean, f"At {_at(a)}: {_told(one, a)} and {_told(other, b)}.")
+        for one, other in combinations(series, 2)
+        for a in one.points
+        for b in other.points
+        if near(a, b) and a.y["accuracy"].overlaps(b.y["accuracy"])
+    ]
+    if pairs:
+        yield Advice(
+            "Cannot be told apart: the intervals mean ± standard deviation overlap",
+            tuple(text for _, text in sorted(pairs)),
+            "Do not rank these: say that they are level, or add seeds (seed=0,1,2,3,4).",
+        )
+
+
+def _told(series: Series, point: Point) -> str:
+    return f"{series.name} {percent(point.y['accuracy'])}"
+
+
+def _at(point: Point) -> str:
+    return f"{100 * point.x['sparsity'].mean:.4g} %"
+
 
 # What has a check of its own, or cannot change a network.
 _OWN = {"lr", "batch_size", "seed", "max_epochs", "num_workers", "workers", "pin_memory"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The page: one HTML file that holds its style, scripts, plotting library and data."""
+"""HTML page."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from datetime import datetime
 from html import escape
 from importlib.resources import files
 
-from regrow.optional import need
 from regrow.report.advice import Advice, counted
-from regrow.report.jobs import Lost
-from regrow.report.payload import payload
+from regrow.report.load import Lost
+from regrow.report.page_data import payload
 from regrow.report.tasks import Task, across
+from regrow.utils.imports import need
 
 _SCRIPTS = ("base.js", "accuracy.js", "table.js", "run.js", "main.js")
+
+
 _SHOWN = 6  # findings of one warning before the rest is folded away
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tasks: the runs of one data set and one model, with all that the report says of them."""
+"""Everything about one task."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from regrow.report.advice import Advice, counted
-from regrow.report.certainty import uncertain
-from regrow.report.fairness import unfair
-from regrow.report.naming import data_name, method_key, method_names, model_name, task_key
-from regrow.report.points import Plot, make_plot
-from regrow.report.rows import Row, run_rows
-from regrow.report.runs import Run
+from regrow.report.fairness import uncertain, unfair
+from regrow.report.grouping import data_name, method_key, method_names, model_name, task_key
+from regrow.report.load import Run
+from regrow.report.statistics import Plot, make_plot
+from regrow.report.table import Row, run_rows
 
 
 class Task(NamedTuple):

@@ -9,9 +9,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from regrow.app.data.augment import augmentation
-from regrow.app.data.transforms import crop_flip, cutout
-from regrow.errors import ConfigError
+from regrow.app.data.transforms.augment import augmentation
+from regrow.app.data.transforms.batch_ops import crop_flip, cutout
+from regrow.utils.errors import ConfigError
 
 MEAN = (0.1, 0.5, 0.9)
 FILL = (26, 128, 230)  # rounded, of 255

@@ -11,8 +11,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from regrow.app.data import colours, warps
-from regrow.app.data.rand_augment import OPERATIONS, rand_augment
+from regrow.app.data.transforms import affine_ops as warps
+from regrow.app.data.transforms import color_ops as colours
+from regrow.app.data.transforms.rand_augment import OPERATIONS, rand_augment
 
 FILL = (10, 20, 30)
 Picture = Callable[[Image.Image], Image.Image]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from regrow.app.data.base import ImageDataModule, Samples
-from regrow.app.data.transforms import normaliser
-from regrow.errors import ConfigError
+from regrow.app.data.transforms.batch_ops import normaliser
+from regrow.utils.errors import ConfigError
 
 
 class Stripes(ImageDataModule):

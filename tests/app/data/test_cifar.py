@@ -13,7 +13,7 @@ import torch
 
 from regrow.app.data import cifar as module
 from regrow.app.data.cifar import CIFAR, CIFAR10, CIFAR100
-from regrow.errors import ConfigError, DataError
+from regrow.utils.errors import ConfigError, DataError
 
 KINDS = pytest.mark.parametrize("kind", [CIFAR10, CIFAR100])
 Write = Callable[..., tuple[np.ndarray, list[int]]]

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regrow.app.data.archives import unpack
 from regrow.app.data.cifar import CIFAR10, CIFAR100
-from regrow.app.data.pickles import read_pickle
-from regrow.errors import DataError
+from regrow.app.data.formats import read_pickle, unpack
+from regrow.utils.errors import DataError
 
 
 class Calls:

@@ -14,10 +14,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from regrow.app.classifier import Classifier
-from regrow.app.data import loader as loader_module
 from regrow.app.data.cifar import CIFAR10, CIFAR100
-from regrow.app.schedulers import cosine
+from regrow.app.data.loading import tensor_loader as loader_module
+from regrow.app.training.classifier import Classifier
+from regrow.app.training.lr_schedules import cosine
 
 STEPS = [{"crop_flip": 4}, {"rand_augment": {"ops": 2, "magnitude": 9}}, {"cutout": 8}]
 

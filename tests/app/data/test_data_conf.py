@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-from regrow._paths import config_dir
+from regrow.utils.paths import config_dir
 
 FILES = sorted(config_dir("conf").glob("app/data/*.yaml"))
 

@@ -14,7 +14,7 @@ import pytest
 
 from regrow.app.data import fashion_mnist
 from regrow.app.data.fashion_mnist import DEBIAN, FILES, FashionMNIST
-from regrow.errors import DataError
+from regrow.utils.errors import DataError
 
 SIZES = {"train": 30, "t10k": 6}
 

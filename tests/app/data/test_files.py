@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regrow.app.data.files import download, read_idx
+from regrow.app.data.formats import download, read_idx
 
 
 def idx(values: np.ndarray) -> bytes:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from regrow.app.data import image_loader, photographs
+from regrow.app.data import imagenet as photographs
 from regrow.app.data.imagenet import ImageNet
-from regrow.app.data.pixels import CentreCrop
-from regrow.errors import ConfigError, DataError, StateError
+from regrow.app.data.loading import worker_loader as image_loader
+from regrow.app.data.transforms.decode import CentreCrop
+from regrow.utils.errors import ConfigError, DataError, StateError
 
 
 def make(root: Path, **given: Any) -> ImageNet:

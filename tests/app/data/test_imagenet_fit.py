@@ -13,9 +13,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from regrow.app.classifier import Classifier
 from regrow.app.data.imagenet import ImageNet
-from regrow.app.schedulers import cosine
+from regrow.app.training.classifier import Classifier
+from regrow.app.training.lr_schedules import cosine
 from regrow.callbacks.random_state import RandomState
 
 

@@ -12,8 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from regrow.app.data.pixels import CentreCrop, RandomCrop, Seeded, decode, pixels, random_box
-from regrow.errors import DataError
+from regrow.app.data.transforms.decode import (
+    CentreCrop,
+    RandomCrop,
+    Seeded,
+    decode,
+    pixels,
+    random_box,
+)
+from regrow.utils.errors import DataError
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -22,8 +22,8 @@ if HERE and not torch.cuda.is_available() and "torchvision" not in sys.modules:
 from PIL import Image  # noqa: E402
 
 from regrow.app.data.imagenet import ImageNet  # noqa: E402
-from regrow.app.data.pixels import CentreCrop, RandomCrop, pixels, random_box  # noqa: E402
-from regrow.errors import ConfigError  # noqa: E402
+from regrow.app.data.transforms.decode import CentreCrop, RandomCrop, pixels, random_box  # noqa: E402
+from regrow.utils.errors import ConfigError  # noqa: E402
 
 needs_it = pytest.mark.skipif(not HERE, reason='needs torchvision: pip install "regrow[vision]"')
 

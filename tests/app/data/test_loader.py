@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regrow.app.data import loader as module
-from regrow.app.data.loader import BatchLoader
-from regrow.errors import ConfigError, StateError
+from regrow.app.data.loading import tensor_loader as module
+from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.utils.errors import ConfigError, StateError
 
 
 def noise(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from regrow.app.classifier import Classifier
-from regrow.app.data import stream
-from regrow.app.data.shards import ImageNetShards
-from regrow.app.data.stream import Reader
-from regrow.errors import ConfigError, DataError, StateError
+from regrow.app.data.loading import stream_loader as stream
+from regrow.app.data.loading.stream_loader import Reader
+from regrow.app.data.webdataset import ImageNetShards
+from regrow.app.training.classifier import Classifier
+from regrow.utils.errors import ConfigError, DataError, StateError
 
 
 def make(folder: Path, **given: Any) -> ImageNetShards:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from regrow.app.data.patterns import expand, shard_files
-from regrow.app.data.tars import TarImages, members
-from regrow.errors import ConfigError, DataError
+from regrow.app.data.loading.tar_reader import TarImages, members
+from regrow.app.data.webdataset import expand, shard_files
+from regrow.utils.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize(

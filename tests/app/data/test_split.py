@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.app.data.split import check_held_out, stratified
-from regrow.errors import ConfigError
+from regrow.app.data.base import check_held_out, stratified
+from regrow.utils.errors import ConfigError
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=80), st.integers(0, 9), st.data())

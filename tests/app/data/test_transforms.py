@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from regrow.app.data.transforms import crop_flip, normaliser
+from regrow.app.data.transforms.batch_ops import crop_flip, normaliser
 
 
 @pytest.mark.parametrize(("channels", "height", "width", "padding"), [(1, 8, 8, 2), (3, 5, 7, 1)])

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from regrow._paths import config_dir
+from regrow.utils.paths import config_dir
 
 FILES = sorted((config_dir("conf") / "app" / "model").glob("*.yaml"))
 FOREIGN = ("torchvision", "timm")  # tests/app/models/test_torchvision.py

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from regrow.app.models.digits_cnn import DigitsCNN
-from regrow.errors import ConfigError
+from regrow.utils.errors import ConfigError
 
 
 def test_counts() -> None:

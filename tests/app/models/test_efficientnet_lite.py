@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 import regrow
 import regrow.channels
+from regrow.app.config.initial_weights import given_weights
 from regrow.app.models.efficientnet_lite import EfficientNetLite0, packaged_file, renamed
-from regrow.app.start import given_weights
-from regrow.cost import cost
-from regrow.errors import ConfigError
+from regrow.profiling.cost import cost
+from regrow.utils.errors import ConfigError
 
 # the ImageNet classes of the two photographs that scikit-learn ships
 PALACE, BELL_COTE, CASTLE, DAISY = 698, 442, 483, 985

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.app.models.inverted import SameConv2d, conv_norm
+from regrow.app.models.mobilenet import SameConv2d, conv_norm
 
 
 def same(image: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:

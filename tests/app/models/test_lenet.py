@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from regrow.app.models.lenet import LeNet5, LeNet300100
-from regrow.errors import ConfigError
+from regrow.utils.errors import ConfigError
 
 
 def sizes(network: nn.Module) -> list[int]:

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.app.models.inverted import InvertedResidual
-from regrow.app.models.mobilenet import MobileNetV2
-from regrow.errors import ConfigError
+from regrow.app.models.mobilenet import InvertedResidual, MobileNetV2
+from regrow.utils.errors import ConfigError
 
 # the paper's table 2: expansion, channels, blocks, stride
 TABLE = [

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.app.models.resnet import BasicBlock, CifarResNet
-from regrow.errors import ConfigError
+from regrow.app.models.cifar_resnet import BasicBlock, CifarResNet
+from regrow.utils.errors import ConfigError
 
 
 def count(depth: int, w: int, classes: int, channels: int) -> tuple[int, int]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.app.models.resnet_imagenet import Bottleneck, ImageNetResNet, Plain
-from regrow.errors import ConfigError
+from regrow.app.models.resnet import Bottleneck, ImageNetResNet, Plain
+from regrow.utils.errors import ConfigError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 

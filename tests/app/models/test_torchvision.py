@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
 import torchvision
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from regrow._paths import config_dir
+from regrow.utils.paths import config_dir
 from regrow.app.models import ImageNetResNet, MobileNetV2
 
 torch.set_num_threads(1)

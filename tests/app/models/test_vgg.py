@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.app.models.vgg import VGG
-from regrow.errors import ConfigError
+from regrow.app.models.cifar_vgg import VGG
+from regrow.utils.errors import ConfigError
 
 CHANNELS = {
     11: [1, 2, 4, 4, 8, 8, 8, 8],

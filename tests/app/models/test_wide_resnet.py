@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.app.models.wide_resnet import WideBlock, WideResNet
-from regrow.errors import ConfigError
+from regrow.app.models.cifar_resnet import WideBlock, WideResNet
+from regrow.utils.errors import ConfigError
 
 
 def count(depth: int, k: int, classes: int, channels: int = 3) -> int:

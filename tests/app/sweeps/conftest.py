@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from regrow.app.launch import launch
+from regrow.app.launch.hydra_app import launch
 
 TINY = (
     "trainer.max_epochs=1",
@@ -61,9 +61,9 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, list[Path]]]:
         asked.append((folder, list(jobs or ())))
         (folder / "report.html").write_text("a report")
 
-    module = types.ModuleType("regrow.report.writing")
+    module = types.ModuleType("regrow.report.write")
     module.write_report = write_report
-    monkeypatch.setitem(sys.modules, "regrow.report.writing", module)
+    monkeypatch.setitem(sys.modules, "regrow.report.write", module)
     return asked
 
 
@@ -76,7 +76,7 @@ def begin(checkout: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
         paths = f"{checkout / 'src'}{os.pathsep}{tmp_path}"
         environ = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | env
         environ.pop("HYDRA_FULL_ERROR", None)
-        command = [sys.executable, "-m", "regrow.app.cli", "train", "-m", *TINY, *words]
+        command = [sys.executable, "-m", "regrow.app.cli.main", "train", "-m", *TINY, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         job = subprocess.Popen(command, cwd=tmp_path, env=environ, start_new_session=True, **pipes)
         started.append(job)

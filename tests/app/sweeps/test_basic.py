@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from regrow.app.config.run_dirs import job_folder, sweep_folder
 from regrow.app.data import digits
-from regrow.app.folders import job_folder, sweep_folder
-from regrow.app.launch import launch
+from regrow.app.launch.hydra_app import launch
 
 GMP = "recipe=digits/gmp"
 
@@ -51,7 +51,7 @@ def test_a_failed_job_stops_no_other(sweep, found, reports, capfd, tmp_path):
 
 def test_a_stopped_sweep_goes_on(sweep, found, reports, monkeypatch, capfd):
     """Finished jobs are skipped, the one that was cut resumes, the failed one runs again."""
-    from regrow.app import train
+    from regrow.app.experiment import run as train
 
     words = (GMP, "pruning.sparsity=0.5,0.6,0.7,0.8")
     calls = []
@@ -103,7 +103,7 @@ def trained():
 
 
 def test_a_report_that_cannot_be_built_fails_no_job(sweep, found, monkeypatch, capfd):
-    monkeypatch.setitem(sys.modules, "regrow.report.writing", None)
+    monkeypatch.setitem(sys.modules, "regrow.report.write", None)
     assert sweep(GMP) == 0
     assert len(found("result.json")) == 1
     out, _ = capfd.readouterr()

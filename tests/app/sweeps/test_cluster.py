@@ -8,10 +8,10 @@ import pytest
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from regrow.app.cluster import cluster_callbacks, cluster_plugins
-from regrow.app.sharing import threads_of
-from regrow.app.sweeping import Sweep, is_sweep, sweep_jobs, told
-from regrow.errors import ConfigError
+from regrow.app.launch.sweep import Sweep, is_sweep, sweep_jobs, told
+from regrow.app.launch.threads import threads_of
+from regrow.app.training.cluster import cluster_callbacks, cluster_plugins
+from regrow.utils.errors import ConfigError
 
 SLURM = {
     "SLURM_JOB_ID": "4711",

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from regrow.app.folders import LONGEST, as_words, job_folder, short, sweep_folder
+from regrow.app.config.run_dirs import LONGEST, as_words, job_folder, short, sweep_folder
 
 LONG = [f"some.setting.{k}={k}" for k in range(40)]
 

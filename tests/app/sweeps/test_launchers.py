@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from regrow.app.plugins import check_plugins
-from regrow.app.sharing import cores
-from regrow.errors import ConfigError
+from regrow.app.config.overrides import check_plugins
+from regrow.app.launch.threads import cores
+from regrow.utils.errors import ConfigError
 
 WORDS = ("recipe=digits/gmp", "pruning.sparsity=90,0.5")
 PROBE = """

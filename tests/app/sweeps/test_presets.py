@@ -6,9 +6,9 @@ import json
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from regrow._paths import config_dir
 from regrow.app.data.fashion_mnist import DEBIAN
-from regrow.app.launch import launch
+from regrow.app.launch.hydra_app import launch
+from regrow.utils.paths import config_dir
 
 LENET = [
     f"fashion_mnist/lenet300_{name}"
@@ -28,7 +28,7 @@ def jobs(sweep, reports, monkeypatch):
             return {}
 
         with monkeypatch.context() as patch:
-            patch.setattr("regrow.app.train.train", train)
+            patch.setattr("regrow.app.experiment.run.train", train)
             assert sweep(*words) == 0
         return seen
 
@@ -68,7 +68,7 @@ def test_fine_tuning_is_a_grid(jobs):
 
 def test_a_preset_is_a_sweep_without_a_flag(sweep, reports, tiny, monkeypatch):
     seeds = []
-    monkeypatch.setattr("regrow.app.train.train", lambda cfg: seeds.append(cfg.seed))
+    monkeypatch.setattr("regrow.app.experiment.run.train", lambda cfg: seeds.append(cfg.seed))
     launch("train", [*tiny, "sweep=seeds", "recipe=digits/gmp"])
     assert seeds == [0, 1, 2, 3, 4]
 

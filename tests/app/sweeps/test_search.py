@@ -3,9 +3,9 @@
 
 import pytest
 
-from regrow.app.objectives import DIRECTIONS, check_objectives, measured
-from regrow.app.searching import ask_again
-from regrow.errors import ConfigError
+from regrow.app.launch.objectives import DIRECTIONS, check_objectives, measured
+from regrow.app.launch.search import ask_again
+from regrow.utils.errors import ConfigError
 
 optuna = pytest.importorskip("optuna")
 
@@ -76,14 +76,14 @@ def test_one_override_is_enough(sweep, reports, tmp_path, monkeypatch):
             raise ConfigError("no")
         return RESULT
 
-    monkeypatch.setattr("regrow.app.train.train", train)
+    monkeypatch.setattr("regrow.app.experiment.run.train", train)
     words = ("recipe=digits/gmp", "pruning.sparsity=interval(0.5,0.9)", "hydra/sweeper=optuna")
     assert sweep(*words, "objectives=[val_loss,compression]", "hydra.sweeper.n_trials=3") == 1
     study = study_in(tmp_path)
     assert [one.name for one in study.directions] == ["MINIMIZE", "MAXIMIZE"]
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
     assert study.trials[1].values == [0.6, 5.0]
-    monkeypatch.setattr("regrow.app.train.train", lambda cfg: RESULT)
+    monkeypatch.setattr("regrow.app.experiment.run.train", lambda cfg: RESULT)
     assert sweep(*words, "objectives=val_accuracy", "hydra.sweeper.n_trials=1") == 0
 
 
@@ -96,7 +96,7 @@ def test_a_trial_that_was_cut_is_tried_again(sweep, reports, tmp_path, monkeypat
             raise KeyboardInterrupt
         return RESULT
 
-    monkeypatch.setattr("regrow.app.train.train", train)
+    monkeypatch.setattr("regrow.app.experiment.run.train", train)
     assert sweep(*SEARCH) == 130
     assert sweep(*SEARCH) == 0
     assert runs[2] == runs[1] != runs[0]

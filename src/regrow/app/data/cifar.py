@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""CIFAR-10 and CIFAR-100: from a folder, from their archive, or downloaded once."""
+"""CIFAR-10/100."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from regrow.app.data.archives import sha256_of, unpack
-from regrow.app.data.augment import Augment
-from regrow.app.data.base import ImageDataModule, Samples
-from regrow.app.data.files import download
-from regrow.app.data.module import check_channels
-from regrow.app.data.pickles import read_pickle
-from regrow.app.talking import say
-from regrow.errors import DataError
+from regrow.app.data.base import ImageDataModule, Samples, check_channels
+from regrow.app.data.formats import download, read_pickle, sha256_of, unpack
+from regrow.app.data.transforms.augment import Augment
+from regrow.utils.errors import DataError
+from regrow.utils.logging import say
 
 ADDRESS = "https://www.cs.toronto.edu/~kriz/"
+
+
 CACHE = Path("~/.cache/regrow/cifar")
 
 

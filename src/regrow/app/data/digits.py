@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Handwritten digits of 8 x 8 pixels: nothing to download, an epoch in a tenth of a second."""
+"""Scikit-learn digits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import functools
 
 import torch
 
-from regrow.app.data.base import ImageDataModule, Samples
-from regrow.app.data.split import stratified
+from regrow.app.data.base import ImageDataModule, Samples, stratified
 
 TEST_SAMPLES = 360
+
+
 TEST_SEED = 0  # fixed: the test set is the same one whatever the run's seed is
 
 

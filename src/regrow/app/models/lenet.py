@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The two LeNets of the pruning literature."""
+"""LeNet-300-100, LeNet-5."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from regrow.app.models.initialise import he_normal, xavier_normal
-from regrow.errors import ConfigError, check_count
+from regrow.app.models.init import he_normal, xavier_normal
+from regrow.utils.errors import ConfigError, check_count
 
 
 class LeNet300100(nn.Module):

@@ -1,71 +1,88 @@
 # SPDX-License-Identifier: MIT
-"""Residual networks for small images."""
+"""ImageNet ResNet (delete once torchvision is a dependency of that recipe)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from regrow.app.models.initialise import he_normal
-from regrow.errors import ConfigError, check_count
+from regrow.app.models.init import he_normal
+from regrow.utils.errors import ConfigError, check_count
+
+# blocks in each of the four stages
+_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
-class CifarResNet(nn.Module):
-    """The ResNet of the CIFAR experiments: three stages of n blocks, depth 6 n + 2.
+_WIDTHS = (64, 128, 256, 512)
 
-    Stages have `width`, 2 and 4 times `width` channels; the second and third halve the image.
-    Where the shape changes, the shortcut is a 1 x 1 convolution with batch norm ("option B" of the
-    paper, whose CIFAR networks have option A, a shortcut without weights). ResNet-20 has 270,896
-    weights, 272,474 parameters in all. He initialisation.
+
+class ImageNetResNet(nn.Module):
+    """The ResNet of the ImageNet experiments, plain torch, and torchvision's weights fit it.
+
+    Blocks halve the image in their 3 x 3 convolution ("v1.5": the paper does in the 1 x 1 before
+    it). ResNet-50 has 25,557,032 parameters and, at 224 x 224, 4.09 billion multiply-adds.
+    He initialisation; the linear layer is drawn from N(0, 0.01).
 
     Args:
-        depth: 8, 14, 20, 26, 32, 44, 56, 110, ...: 6 n + 2.
-        width: Channels of the first stage.
+        depth: 18, 34, 50 or 101.
         num_classes: Outputs.
-        in_channels: Of the images, of any size from 4 x 4 on.
+        in_channels: Of the images, of any size from 32 x 32 on.
+        zero_residual: Whether the last norm of each block starts at 0, and the block at the
+            identity (Goyal et al. 2017, section 5.1).
 
     Raises:
-        ConfigError: For a depth that is not 6 n + 2.
+        ConfigError: For another depth.
 
-    Source: He et al. 2016, "Deep residual learning", section 4.2.
+    Source: He et al. 2016, "Deep residual learning", table 1.
 
     Example:
         >>> import torch
-        >>> CifarResNet(depth=8, width=4)(torch.zeros(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
+        >>> ImageNetResNet(18, num_classes=5)(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 5])
     """
 
     def __init__(
-        self, depth: int = 20, width: int = 16, num_classes: int = 10, in_channels: int = 3
+        self,
+        depth: int = 50,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        zero_residual: bool = False,
     ) -> None:
         super().__init__()
         check_count("num_classes", num_classes)
         check_count("in_channels", in_channels)
-        check_count("width", width)
-        check_count("depth", depth)
-        if depth < 8 or depth % 6 != 2:
-            near = max(8, round((depth - 2) / 6) * 6 + 2)
-            raise ConfigError(
-                f"depth must be 6 n + 2 (8, 14, 20, 32, 56, 110), got {depth}: write {near}"
-            )
-        self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-        blocks = (depth - 2) // 6
-        self.layer1 = _stage(width, width, blocks, stride=1)
-        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(4 * width, num_classes)
+        if depth not in _STAGES:
+            near = min(_STAGES, key=lambda known: abs(known - check_count("depth", depth)))
+            raise ConfigError(f"depth must be 18, 34, 50 or 101, got {depth}: write {near}")
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        inputs, growth = 64, 1 if depth < 50 else 4
+        stages = []
+        for width, blocks in zip(_WIDTHS, _STAGES[depth], strict=True):
+            outputs, stride = growth * width, 1 if width == 64 else 2
+            first = _block(inputs, width, outputs, stride)
+            rest = (_block(outputs, width, outputs, 1) for _ in range(blocks - 1))
+            stages.append(nn.Sequential(first, *rest))
+            inputs = outputs
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs, num_classes)
         he_normal(self)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        if zero_residual:
+            for module in self.modules():
+                if isinstance(module, Plain | Bottleneck):
+                    nn.init.zeros_(module.last.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, in_channels, H, W)."""
-        maps = self.bn(self.conv(images)).relu()
-        maps = self.layer3(self.layer2(self.layer1(maps)))
-        logits: Tensor = self.fc(self.pool(maps).flatten(1))
+        maps = self.maxpool(self.bn1(self.conv1(images)).relu())
+        maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
+        logits: Tensor = self.fc(self.avgpool(maps).flatten(1))
         return logits
 
 
-class BasicBlock(nn.Module):
+class Plain(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut.
 
     Args:
@@ -75,7 +92,7 @@ class BasicBlock(nn.Module):
 
     Example:
         >>> import torch
-        >>> BasicBlock(4, 8, stride=2)(torch.zeros(1, 4, 8, 8)).shape
+        >>> Plain(4, 8, stride=2)(torch.zeros(1, 4, 8, 8)).shape
         torch.Size([1, 8, 4, 4])
     """
 
@@ -85,19 +102,66 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
-        if inputs != outputs or stride != 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+        self.downsample = _downsample(inputs, outputs, stride)
+
+    @property
+    def last(self) -> nn.BatchNorm2d:
+        """The norm before the sum."""
+        return self.bn2
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
         residual = self.bn2(self.conv2(self.bn1(self.conv1(maps)).relu()))
-        out: Tensor = (residual + self.shortcut(maps)).relu()
+        beside = maps if self.downsample is None else self.downsample(maps)
+        out: Tensor = (residual + beside).relu()
         return out
 
 
-def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(inputs, outputs, stride)
-    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+class Bottleneck(nn.Module):
+    """Convolutions 1 x 1, 3 x 3 and 1 x 1 beside a shortcut.
+
+    Args:
+        inputs: Channels coming in.
+        width: Channels within.
+        outputs: Channels going out.
+        stride: Of the 3 x 3 convolution.
+
+    Example:
+        >>> import torch
+        >>> Bottleneck(8, 4, 16, stride=2)(torch.zeros(1, 8, 8, 8)).shape
+        torch.Size([1, 16, 4, 4])
+    """
+
+    def __init__(self, inputs: int, width: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = _downsample(inputs, outputs, stride)
+
+    @property
+    def last(self) -> nn.BatchNorm2d:
+        """The norm before the sum."""
+        return self.bn3
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
+        inner = self.bn2(self.conv2(self.bn1(self.conv1(maps)).relu())).relu()
+        beside = maps if self.downsample is None else self.downsample(maps)
+        out: Tensor = (self.bn3(self.conv3(inner)) + beside).relu()
+        return out
+
+
+def _block(inputs: int, width: int, outputs: int, stride: int) -> nn.Module:
+    if outputs == width:
+        return Plain(inputs, outputs, stride)
+    return Bottleneck(inputs, width, outputs, stride)
+
+
+def _downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    if inputs == outputs and stride == 1:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

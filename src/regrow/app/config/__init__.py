@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Configuration: composition, recipes, hashing, instantiation."""

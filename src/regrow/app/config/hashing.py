@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""Hash of the settings a result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from regrow.app.config.initial_weights import PRETRAINED, SCRATCH, checkpoint_of
+
+# What may differ between two runs of one result: where things lie and what is shown.
+UNIMPORTANT = {
+    "trainer": {
+        "default_root_dir",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "log_every_n_steps",
+        "profiler",
+    },
+    "data": {"root", "download", "train", "test"},
+    "callbacks": {"progress", "sparsity_monitor"},
+}
+
+
+_PARTS = (
+    "model",
+    "data",
+    "optimizer",
+    "scheduler",
+    "pruning",
+    "trainer",
+    "callbacks",
+    "seed",
+    "start",
+    "dense_epochs",
+    "finetune",
+    "label_smoothing",
+    "monitor",
+    "monitor_mode",
+)
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings that a result depends on, as plain containers."""
+    found: dict[str, Any] = {}
+    for part in _PARTS:
+        node = cfg[part]
+        if isinstance(node, DictConfig):
+            node = node.copy()
+            OmegaConf.set_struct(node, False)
+            node._set_parent(cfg)  # interpolations such as ${seed} look upwards
+            for key in UNIMPORTANT.get(part, set()):
+                node.pop(key, None)
+            node = OmegaConf.to_container(node, resolve=True)
+        found[part] = node
+    found["start"] = _start(cfg.start)
+    return found
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """A short hash of `settings`: equal settings, equal results."""
+    text = json.dumps(settings(cfg), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _start(start: str | None) -> str | None:
+    """A file, or the chosen one of a run's folder, counts by what is in it."""
+    if start is None or start == SCRATCH or start.startswith(PRETRAINED):
+        return start
+    content = checkpoint_of(Path(start)).read_bytes()
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"

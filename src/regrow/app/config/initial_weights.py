@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+"""What `start=` means."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from regrow.app.models.efficientnet_lite import packaged_file, renamed
+from regrow.io.checkpoints import read_checkpoint
+from regrow.io.files import read_json
+from regrow.utils.errors import ConfigError, check_choice
+
+PRETRAINED = "pretrained:"
+
+
+PACKAGED = "efficientnet_lite0"
+
+
+SCRATCH = "scratch"
+
+
+def given_weights(start: str) -> dict[str, Tensor]:
+    """The network's weights that `start` names.
+
+    Args:
+        start: A checkpoint of Lightning or a plain state dict, the folder of a run, or
+            "pretrained:NAME" for a network of torchvision or timm (whichever is installed and knows
+            it; "pretrained:timm/NAME" asks one, "resnet50.IMAGENET1K_V1" for certain weights), or
+            for "efficientnet_lite0", whose weights a small package ships.
+
+    Raises:
+        ConfigError: If there is no such thing, saying what may stand there.
+        StateError: If the file cannot be read.
+    """
+    if start.startswith(PRETRAINED):
+        return _pretrained(start.removeprefix(PRETRAINED))
+    return network_weights(read_checkpoint(checkpoint_of(Path(start))))
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the chosen one of a run's folder."""
+    if path.is_file():
+        return path
+    result = path / "result.json"
+    if result.is_file():
+        return path / str(read_json(result)["checkpoint"])
+    if path.is_dir():
+        raise ConfigError(f"start={path} holds no result.json: has that run finished?")
+    raise ConfigError(
+        f"start={path} does not exist: write a checkpoint, the folder of a finished run, "
+        "'pretrained:NAME', 'scratch', or null to train the dense network first"
+    )
+
+
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights in a checkpoint, without the names of what wraps the network."""
+    state = checkpoint.get("state_dict", checkpoint)
+    weights = {str(name).replace("_orig_mod.", ""): value for name, value in state.items()}
+    inner = {
+        name.removeprefix("network."): value
+        for name, value in weights.items()
+        if name.startswith("network.")
+    }
+    return inner or weights
+
+
+def _pretrained(given: str) -> dict[str, Tensor]:
+    if given == PACKAGED:
+        packaged = read_checkpoint(packaged_file())
+        return {renamed(name): tensor for name, tensor in packaged.items()}
+    library, _, name = given.rpartition("/")
+    asked = [check_choice("start=pretrained:LIBRARY/NAME", library, _LIBRARIES)] if library else []
+    there = [one for one in asked or _LIBRARIES if importlib.util.find_spec(one) is not None]
+    if not there:
+        raise ConfigError(
+            f"start={PRETRAINED}{given} needs {' or '.join(asked or _LIBRARIES)}: pip install "
+            f"{asked[0] if asked else 'torchvision'}, write {PACKAGED}, or name a checkpoint"
+        )
+    problems = []
+    for one in there:
+        try:
+            return _LIBRARIES[one](name)
+        except ConfigError as error:
+            problems.append(f"{one}: {error}")
+        except OSError as error:
+            raise ConfigError(
+                f"start={PRETRAINED}{given}: {one} could not fetch its weights ({error}): write "
+                "start=FILE for weights that were fetched by other means"
+            ) from error
+    raise ConfigError(f"start={PRETRAINED}{given} is known to nobody: {'; '.join(problems)}")
+
+
+def _from_torchvision(name: str) -> dict[str, Tensor]:
+    models = importlib.import_module("torchvision.models")
+    network, _, chosen = name.partition(".")
+    try:
+        model = models.get_model(network, weights=chosen or "DEFAULT")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except KeyError as error:
+        raise ConfigError(f"{network} has no weights {chosen}") from error
+    weights: dict[str, Tensor] = model.state_dict()
+    return weights
+
+
+def _from_timm(name: str) -> dict[str, Tensor]:
+    timm = importlib.import_module("timm")
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except (ValueError, RuntimeError) as error:  # no such model; none of its weights
+        raise ConfigError(str(error)) from error
+    weights: dict[str, Tensor] = model.state_dict()
+    return weights
+
+
+_LIBRARIES: dict[str, Callable[[str], dict[str, Tensor]]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+}

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: MIT
+"""Recipe.yaml that repeats a run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from regrow.app.config.hashing import UNIMPORTANT, config_hash
+from regrow.app.config.recipes import groups
+from regrow.io.files import write_whole
+from regrow.utils.paths import config_dir
+
+FILE = "recipe.yaml"
+
+
+KEY = "regrow_recipe"  # where a checkpoint holds what it was made by
+
+
+# Places of one machine, and what a run only shows.
+_LEFT_OUT = ("logger", "paths", "force")
+
+
+_NONE = "none"  # the option of a group that sets nothing
+
+
+def write_recipe(cfg: DictConfig, folder: Path) -> Path:
+    """Writes the recipe that repeats a run into its folder.
+
+    `regrow train recipe=FOLDER/recipe.yaml` then has the same settings, and the same hash of them.
+    """
+    text, path = recipe_text(cfg), folder / FILE
+    write_whole(path, lambda file: file.write(text.encode()))
+    return path
+
+
+class RecipeName(pl.Callback):
+    """Writes into every checkpoint which recipe made it, and what that says.
+
+    Args:
+        held: As `named_recipe` says it.
+    """
+
+    def __init__(self, held: Mapping[str, str]) -> None:
+        super().__init__()
+        self.held = dict(held)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[KEY] = dict(self.held)
+
+
+def named_recipe(cfg: DictConfig) -> dict[str, str]:
+    """What a checkpoint says of its recipe, in strings.
+
+    Returns:
+        name; config_hash, as in `result.json`; text, which saved as a .yaml file is the recipe.
+    """
+    name = str(HydraConfig.get().runtime.choices["recipe"])
+    return {"name": name, "config_hash": config_hash(cfg), "text": recipe_text(cfg)}
+
+
+def recipe_text(cfg: DictConfig) -> str:
+    """The recipe of a run as YAML, with a header that says how to run it."""
+    choices = HydraConfig.get().runtime.choices
+    head = [
+        f"# The run of {choices['recipe']}, regrow {version('regrow')}, "
+        f"settings {config_hash(cfg)}. To repeat it:",
+        f"#   regrow train recipe={FILE}        # the path of this file; add any.setting=...",
+        "# Left out: the logger, and where data and dense networks lie.",
+    ]
+    if isinstance(cfg.start, str) and Path(cfg.start).exists():
+        head.append("# It needs the checkpoint of start=, as it was.")
+    return "\n".join(head) + "\n" + OmegaConf.to_yaml(OmegaConf.create(recipe_of(cfg, choices)))
+
+
+def recipe_of(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a configuration: choices, and how it differs from what they bring.
+
+    Where a choice is not one of regrow's, or settings of it were taken away, the group is written
+    out in full.
+
+    Args:
+        cfg: The configuration; interpolations are kept as they are written.
+        choices: The option of each group.
+    """
+    base = _file(config_dir("conf") / "app" / "train.yaml")
+    names = groups(base)
+    values: Any = OmegaConf.to_container(cfg, resolve=False)
+    plain = {key: value for key, value in base.items() if key not in ("defaults", "hydra")}
+    # a recipe's own words first, as in those of the package
+    found = {"about": values["about"]} if values.get("about") else {}
+    found["defaults"] = []
+    for group in (name for name in names if name in values and name not in _LEFT_OUT):
+        option, difference = _group(group, choices.get(group), values[group])
+        found["defaults"].append({f"override /{group}": option})
+        if difference or option is None:
+            found[group] = difference
+    rest = {k: v for k, v in values.items() if k not in ("about", *names, *_LEFT_OUT)}
+    changed = _difference({key: plain[key] for key in plain.keys() & rest.keys()}, rest)
+    return found | {"seed": values["seed"]} | (rest if changed is None else changed)
+
+
+def _group(group: str, choice: Any, value: Any) -> tuple[str | None, Any]:
+    """An option and the difference to it; None and everything, where no option will do."""
+    option = str(choice if value else _NONE)
+    node = _packaged(group, option)
+    if node is None or not isinstance(value, dict):
+        return None, value
+    hidden = UNIMPORTANT.get(group, set())
+    shown = {key: part for key, part in value.items() if key not in hidden}
+    node = {key: part for key, part in node.items() if key not in hidden}
+    difference = _difference(node, shown)
+    return (None, value) if difference is None else (option, difference)
+
+
+def _difference(base: dict[str, Any], value: dict[str, Any]) -> dict[str, Any] | None:
+    """What merged over `base` gives `value`; None where nothing does."""
+    if base.keys() - value.keys():
+        return None  # merging takes nothing away
+    found = {}
+    for key, part in value.items():
+        if isinstance(part, dict) and isinstance(base.get(key), dict):
+            inner = _difference(base[key], part)
+            if inner is None:
+                return None
+            if inner:
+                found[key] = inner
+        elif key not in base or repr(base[key]) != repr(part):  # 1 is not 1.0 in a hash
+            found[key] = part
+    return found
+
+
+def _packaged(group: str, option: str) -> dict[str, Any] | None:
+    """A group's option as regrow brings it; None where it does not."""
+    for root in ("app", "shared"):
+        path = config_dir("conf") / root / group / f"{option}.yaml"
+        if path.is_file():
+            return _merged(path)
+    return None
+
+
+def _merged(path: Path) -> dict[str, Any] | None:
+    """A file merged over those beside it that its defaults name; None for other defaults."""
+    node = dict(_file(path))
+    parts: list[dict[str, Any]] = []
+    for entry in [name for name in node.pop("defaults", []) if name != "_self_"]:
+        beside = path.with_name(f"{entry}.yaml")
+        below = _merged(beside) if isinstance(entry, str) and beside.is_file() else None
+        if below is None:
+            return None
+        parts.append(below)
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(*parts, node), resolve=False)
+    return dict(merged)
+
+
+@functools.cache
+def _file(path: Path) -> dict[str, Any]:
+    found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return dict(found)

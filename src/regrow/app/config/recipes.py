@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: MIT
+"""Find, read and register recipes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from regrow.utils.errors import ConfigError, did_you_mean
+from regrow.utils.paths import config_dir
+
+_WORD = "recipe="
+
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+_FOREIGN = ("--config-dir", "-cd", "hydra.searchpath")  # where Hydra finds more
+
+
+def given_recipes(words: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
+    """Gives the files among the recipes on a command line names that Hydra can look up.
+
+    A name is the file's own with a short hash of its content: runs of an edited file get another
+    folder than those before it.
+
+    Args:
+        words: The command line; `recipe=a.yaml,digits/gmp` may mix paths and names.
+
+    Returns:
+        The command line with names in the place of paths, and the files by name.
+
+    Raises:
+        ConfigError: If there is no such file, or it is no recipe.
+    """
+    files: dict[str, Path] = {}
+    foreign = any(word.startswith(_FOREIGN) for word in words)
+    changed = []
+    for word in words:
+        if not word.startswith(_WORD):
+            changed.append(word)
+            continue
+        values = []
+        for value in values_of(word.removeprefix(_WORD)):
+            path = Path(value).expanduser()
+            if path.suffix in _SUFFIXES and (path.is_file() or not foreign):
+                name = named(path)
+                files[name] = path
+                value = name
+            values.append(value)
+        changed.append(_WORD + ",".join(values))
+    return changed, files
+
+
+def values_of(text: str) -> list[str]:
+    """The recipes in `a,b,c`; a comma may be part of the path of a file that is there.
+
+    Example:
+        >>> values_of("digits/gmp,'my.yaml'")
+        ['digits/gmp', 'my.yaml']
+    """
+    parts, found = text.split(","), []
+    while parts:
+        ends = range(len(parts), 1, -1)
+        joined = {end: _unquoted(",".join(parts[:end])) for end in ends}
+        end = next((end for end in ends if _is_recipe(joined[end])), 1)
+        found.append(joined.get(end, _unquoted(parts[0])))
+        parts = parts[end:]
+    return found
+
+
+def named(path: Path) -> str:
+    """The name of a file's recipe: its own, and a short hash of what is in it.
+
+    Raises:
+        ConfigError: If there is no such file.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"no file {str(path)!r} ({error.strerror}): recipe= takes the path of a .yaml file, "
+            "or a name without .yaml that `regrow recipes` lists"
+        ) from error
+    stem = re.sub(r"[^\w.-]+", "_", path.stem, flags=re.ASCII).strip("._-") or "recipe"
+    return f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+
+def read_recipe(path: Path) -> DictConfig:
+    """A recipe from a file of somebody's own.
+
+    Raises:
+        ConfigError: If it is no YAML of settings, or sets what nothing reads.
+    """
+    try:
+        recipe = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is no recipe, it cannot be read as YAML: {reason}") from error
+    if not isinstance(recipe, DictConfig):
+        raise ConfigError(f"{path} is no recipe: write settings as in recipes/digits/gmp.yaml")
+    given: Any = OmegaConf.to_container(recipe, resolve=False)
+    settings: Any = OmegaConf.to_container(
+        OmegaConf.load(config_dir("conf") / "app" / "train.yaml"), resolve=False
+    )
+    _refuse_unknown(path, "", given, {*settings, *groups(settings), "hydra"})
+    for key in given.keys() - {"defaults", "hydra"}:
+        if isinstance(given[key], dict) and settings.get(key):
+            _refuse_unknown(path, f"{key}.", given[key], {*settings[key]})
+    return recipe
+
+
+def groups(settings: Mapping[Any, Any]) -> list[str]:
+    """The groups of which `defaults` choose one option each.
+
+    Example:
+        >>> groups({"defaults": ["_self_", {"model": "lenet5"}, {"optional local": "default"}]})
+        ['model']
+    """
+    entries = [entry for entry in settings["defaults"] if not isinstance(entry, str)]
+    names = [str(name) for entry in entries for name in entry]
+    return [name for name in names if " " not in name and name != "recipe"]
+
+
+def _refuse_unknown(path: Path, where: str, given: Iterable[Any], known: set[str]) -> None:
+    for key in map(str, given):
+        if key not in known:
+            raise ConfigError(
+                f"{path} sets {where}{key}, which nothing reads: {did_you_mean(key, known)} (words "
+                "and values of your own go under about:)"
+            )
+
+
+def _is_recipe(text: str) -> bool:
+    path = Path(text).expanduser()
+    return path.suffix in _SUFFIXES and path.is_file()
+
+
+def _unquoted(text: str) -> str:
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
+
+
+ABOUT = ("data", "model", "method", "published", "source")
+
+
+def recipe_files() -> dict[str, Path]:
+    """Recipe name -> file, in the order of their names."""
+    root = config_dir("recipes")
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): path
+        for path in sorted(root.rglob("*.yaml"))
+    }
+
+
+def load(path: Path) -> DictConfig:
+    """One recipe as it is written, without what it stands on."""
+    return cast(DictConfig, OmegaConf.load(path))
+
+
+def register(given: Mapping[str, Path] | None = None) -> None:
+    """Makes every recipe an option of the Hydra group `recipe`.
+
+    They are stored rather than found on a search path because the folder is `recipes` and the
+    word on the command line is `recipe`. A launcher hands what is stored to other processes.
+
+    Args:
+        given: Files outside the package, by the names that they get.
+
+    Raises:
+        ConfigError: If one of these is no recipe.
+    """
+    store = ConfigStore.instance()
+    nodes = {name: (path, load(path)) for name, path in recipe_files().items()}
+    nodes |= {name: (path, read_recipe(path)) for name, path in (given or {}).items()}
+    for name, (path, node) in nodes.items():
+        folder, _, stem = f"recipe/{name}".rpartition("/")
+        store.store(group=folder, name=stem, node=node, package="_global_", provider=str(path))
+
+
+def check_names(words: Sequence[str], given: Iterable[str] = ()) -> None:
+    """Refuses an unknown recipe by naming the nearest, which Hydra does not do for nested groups.
+
+    Args:
+        words: The command line; `recipe=a,b` is checked, choice(...) and the like are Hydra's.
+        given: Names of recipes outside the package.
+    """
+    if any(word.startswith(("--config-dir", "-cd", "hydra.searchpath")) for word in words):
+        return  # the recipe may come from there
+    known = {*recipe_files(), *given, "custom"}
+    for value in (word.removeprefix("recipe=") for word in words if word.startswith("recipe=")):
+        if value.startswith("glob("):
+            raise ConfigError(
+                f"recipe={value} finds nothing, recipes lie in folders: write their names, "
+                "recipe=digits/gmp,digits/oneshot"
+            )
+        for name in value.split(",") if "(" not in value else ():
+            if name.strip() not in known:
+                here = Path(f"{name.strip()}.yaml")
+                near = f"did you mean the file {here}?" if here.is_file() else None
+                raise ConfigError(
+                    f"no recipe {name.strip()!r}: {near or did_you_mean(name.strip(), known)} "
+                    "(`regrow recipes` describes them)"
+                )

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""Types and ranges of settings (becomes a structured config)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from regrow.app.config.recipes import groups
+from regrow.utils.errors import ConfigError, check_count, check_positive
+from regrow.utils.paths import config_dir
+
+_MADE = ("model", "data", "optimizer", "scheduler", "trainer")  # by their `_target_`
+
+
+_WHOLE = {"accumulate_grad_batches": 1, "max_epochs": -1, "max_steps": -1}
+
+
+_MAY_BE_EMPTY = ("scheduler", "pruning", "logger")
+
+
+def refuse_misshapen(cfg: DictConfig) -> None:
+    """Refuses a configuration that lacks a setting or has one of another kind, by name.
+
+    Raises:
+        ConfigError: Before anything is made of it.
+    """
+    _refuse_unresolved(cfg)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    own, chosen = _settings()
+    for key in (*own, *chosen):
+        if key not in plain:
+            raise ConfigError(f"{key} was taken away, and every run needs it: leave out ~{key}")
+    for group in chosen:
+        _check_group(group, plain[group])
+    for key, inner in own.items():
+        if isinstance(inner, dict) and inner:
+            _check_part(key, plain[key], inner)
+    for name, least in _WHOLE.items():  # Lightning stumbles over others, or we do
+        if (value := plain["trainer"].get(name)) is not None:
+            check_count(f"trainer.{name}", value, least=least)
+    for name, check in _VALUES.items():
+        value = plain
+        for part in name.split("."):
+            value = value[part]
+        check(name, value)
+
+
+def _refuse_unresolved(cfg: DictConfig) -> None:
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise ConfigError(f"{', '.join(missing)} must be given: write {missing[0]}=VALUE")
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"a setting cannot be read: {' '.join(str(error).split())}") from error
+
+
+@functools.cache
+def _settings() -> tuple[dict[str, Any], list[str]]:
+    """The command's own settings with their defaults, and the groups."""
+    path = config_dir("conf") / "app" / "train.yaml"
+    found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    names = [name for name in groups(found) if name != "sweep"]
+    return {key: found[key] for key in found if key not in ("defaults", "hydra")}, names
+
+
+def _check_group(group: str, node: Any) -> None:
+    if group == "pruning" and isinstance(node, str):
+        return  # Hydra's plain word for a group that it has not found is refused where it is built
+    if not node and group in _MAY_BE_EMPTY:
+        return
+    if not isinstance(node, dict):
+        raise ConfigError(
+            f"{group} must be one of its options or a mapping, got {node!r}: `regrow train --help` "
+            "names them"
+        )
+    if group in _MADE and "_target_" not in node:
+        raise ConfigError(
+            f"{group} has no _target_, so nothing can be made of it: choose one of its options "
+            f"({group}=...), or write {group}._target_=..."
+        )
+    for name, inner in node.items() if group == "callbacks" else ():
+        if inner and not (isinstance(inner, dict) and "_target_" in inner):
+            raise ConfigError(
+                f"callbacks.{name} must be a mapping with a _target_, got {inner!r}: to drop it "
+                f"write ~callbacks.{name}"
+            )
+
+
+def _check_part(key: str, node: Any, inner: Mapping[str, Any]) -> None:
+    names = ", ".join(f"{key}.{name}" for name in inner)
+    if not isinstance(node, dict):
+        raise ConfigError(f"{key} must hold {names}, got {node!r}: write them one by one")
+    for name in inner:
+        if name not in node:
+            raise ConfigError(
+                f"{key}.{name} was taken away, and is needed: leave out ~{key}.{name}"
+            )
+
+
+def _optional(check: Callable[[str, Any], object]) -> Callable[[str, Any], object]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _threads(name: str, value: Any) -> object:
+    return value if value == "auto" else check_count(name, value)
+
+
+def _truth(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, got {value!r}")
+
+
+def _words(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be words, got {value!r}")
+
+
+def _below_one(name: str, value: Any) -> None:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and 0 <= float(value) < 1):
+        raise ConfigError(f"{name} must be a number in [0, 1), got {value!r}: write 0.1 for 10 %")
+
+
+_VALUES: Mapping[str, Callable[[str, Any], object]] = {
+    "seed": lambda name, value: check_count(name, value, least=0),
+    "start": _optional(_words),
+    "dense_epochs": _optional(lambda name, value: check_count(name, value, least=0)),
+    "finetune.lr": _optional(lambda name, value: check_positive(name, value, "0.01")),
+    "finetune.batch_size": _optional(check_count),
+    "label_smoothing": _below_one,
+    "threads": _optional(_threads),
+    "force": _truth,
+    "latency.batch": check_count,
+    "latency.repeats": check_count,
+    "paths.controls": _words,
+}

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Loaders whose position is saved and restored."""

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Augmentation from a name or a list."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from regrow.app.data.loading.tensor_loader import Transform
+from regrow.app.data.transforms.batch_ops import crop_flip, cutout
+from regrow.app.data.transforms.rand_augment import rand_augment
+from regrow.utils.errors import ConfigError, check_choice, check_count, did_you_mean
+
+Augment = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
+"""One step's name; several in a list, with their settings: `["crop_flip", {"cutout": 16}]`."""
+
+
+class Step(Protocol):
+    """Images (N, C, H, W), uint8, this batch's generator and the mean colour -> images."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class CropFlip:
+    """Pads with black, crops at random, mirrors: `regrow.app.data.transforms.batch_ops.crop_flip`.
+
+    Attributes:
+        padding: Pixels; None: 4, or 2 for images of at most 16 pixels.
+    """
+
+    padding: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.padding is not None:
+            check_count("augment: crop_flip padding", self.padding)
+
+    def __call__(self, images: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor:
+        usual = 4 if min(images.shape[2:]) > 16 else 2
+        return crop_flip(images, generator, usual if self.padding is None else self.padding)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cutout:
+    """Covers a square with the mean colour: `regrow.app.data.transforms.batch_ops.cutout`.
+
+    Attributes:
+        size: Its side in pixels; the paper takes 16 for CIFAR-10 and 8 for CIFAR-100.
+    """
+
+    size: int = 16
+
+    def __post_init__(self) -> None:
+        check_count("augment: cutout size", self.size)
+
+    def __call__(self, images: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor:
+        return cutout(images, generator, self.size, fill)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """Random operations one after another: `regrow.app.data.transforms.rand_augment`.
+
+    Attributes:
+        ops: How many an image goes through.
+        magnitude: How strong, from 0 to 30.
+    """
+
+    ops: int = 2
+    magnitude: int = 9
+
+    def __post_init__(self) -> None:
+        check_count("augment: rand_augment ops", self.ops)
+        if check_count("augment: rand_augment magnitude", self.magnitude, least=0) > 30:
+            raise ConfigError(
+                f"augment: rand_augment magnitude must be from 0 to 30, got {self.magnitude}"
+            )
+
+    def __call__(self, images: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor:
+        return rand_augment(images, generator, self.ops, self.magnitude, fill)
+
+
+STEPS: dict[str, type[CropFlip | Cutout | RandAugment]] = {
+    "crop_flip": CropFlip,
+    "cutout": Cutout,
+    "rand_augment": RandAugment,
+}
+
+
+def augmentation(
+    given: Augment, shape: tuple[int, int, int], mean: Sequence[float], scale: float
+) -> Transform:
+    """The steps as one function, applied in the order in which they are written.
+
+    Args:
+        given: None for no step, a name, a mapping from names to settings, or a list of both.
+        shape: (channels, height, width) of an image.
+        mean: Of each channel, for pixels in [0, 1]: the colour of what is covered.
+        scale: The value of a full pixel; operations on colours need 255.
+
+    Returns:
+        Images (N, C, H, W) and a generator -> images of the same shape and dtype.
+
+    Raises:
+        ConfigError: For steps and settings that there are not.
+
+    Example:
+        >>> cover = augmentation({"cutout": 4}, (1, 8, 8), mean=(0.5,), scale=255)
+        >>> x = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        >>> cover(x, torch.Generator().manual_seed(0)).unique().tolist()
+        [0, 128]
+    """
+    steps = [_step(name, settings) for name, settings in _named(given)]
+    for step in steps:
+        if isinstance(step, RandAugment) and (scale != 255 or min(shape[1:]) < 3):
+            raise ConfigError(
+                f"augment: rand_augment needs 8-bit images of at least 3 x 3 pixels, these are "
+                f"{shape[1]} x {shape[2]} with pixels from 0 to {scale:g}: write crop_flip"
+            )
+    fill = torch.tensor([round(value * scale) for value in mean], dtype=torch.uint8)
+
+    def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+        for step in steps:
+            images = step(images, generator, fill)
+        return images
+
+    return augment
+
+
+def _named(given: Augment) -> list[tuple[str, Any]]:
+    if given is None:
+        return []
+    if isinstance(given, str):
+        return [(given, None)]
+    if isinstance(given, Mapping):
+        return [(str(name), settings) for name, settings in given.items()]
+    if isinstance(given, Sequence):
+        return [pair for part in given for pair in _named(part)]
+    raise ConfigError(
+        f"augment must be null, a name, or a list such as [crop_flip, {{cutout: 16}}], "
+        f"got {given!r}"
+    )
+
+
+def _step(name: str, given: Any) -> Step:
+    """One step; a bare value is its first setting."""
+    step = STEPS[check_choice("augment", name, STEPS)]
+    allowed = [field.name for field in dataclasses.fields(step)]
+    settings = {} if given is None else given
+    if not isinstance(settings, Mapping):
+        settings = {allowed[0]: settings}
+    for key in settings:
+        if key not in allowed:
+            raise ConfigError(f"augment: {name} has no {key!r}: {did_you_mean(str(key), allowed)}")
+    return step(**{str(key): value for key, value in settings.items()})

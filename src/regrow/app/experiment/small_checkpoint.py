@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoint of the cut network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.table import Table
+
+from regrow.app.experiment.evaluate import load_network
+from regrow.callbacks.channel_pruning import ChannelPruning
+from regrow.channels.graph.groups import Group
+from regrow.io.checkpoints import KEY, read_checkpoint
+from regrow.io.files import write_whole
+from regrow.utils.errors import StateError
+
+NAME = "small.ckpt"
+
+
+_OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops")
+
+
+def small_checkpoint(cfg: DictConfig, checkpoint: Path, pruning: ChannelPruning) -> Path:
+    """Cuts the masked channels of a checkpoint's network out, and saves it beside that file.
+
+    Args:
+        cfg: The run's configuration.
+        checkpoint: The chosen checkpoint, of the shapes it was trained with.
+        pruning: A callback without a model yet; it is left with this one.
+
+    Returns:
+        The small network's checkpoint; the given one where nothing is to be cut, or cannot be.
+    """
+    module, _ = load_network(cfg, checkpoint)
+    pruning.attach(module, checkpoint)
+    if pruning.compact_at is None:
+        return checkpoint
+    try:
+        plan = pruning.compact()
+    except StateError as error:
+        print(f"not cut: {error}")
+        return checkpoint
+    if plan is None:  # cut while it trained
+        return checkpoint
+    saved = {k: v for k, v in read_checkpoint(checkpoint).items() if k not in _OF_TRAINING}
+    saved["state_dict"] = module.state_dict()
+    saved["callbacks"] = saved["callbacks"] | {pruning.state_key: pruning.state_dict()}
+    saved[KEY] = pruning.plan.state_dict()
+    path = checkpoint.with_name(NAME)
+    write_whole(path, lambda file: torch.save(saved, file))
+    return path
+
+
+def groups_table(groups: Sequence[Group], removed: dict[str, int]) -> Table:
+    """One row a group: what belongs together, how much of it is gone, why it cannot go."""
+    table = Table("group", "channels", "gone", "members", "remarks", title="channels")
+    for group in groups:
+        members = [f"{name}[{dim}]" for name, dim in group.members]
+        shown = ", ".join(members[:3]) + (f" and {len(members) - 3} more" * (len(members) > 3))
+        remarks = [f"pinned: {group.pinned}"] if group.pinned else []
+        remarks += [f"inexact: {reason}" for reason in group.inexact]
+        gone = removed.get(group.name, 0)
+        table.add_row(
+            group.name, str(group.size + gone), str(gone), f"[dim]{shown}", "; ".join(remarks)
+        )
+    return table
+
+
+def described(pruning: ChannelPruning, dense_params: int) -> dict[str, Any]:
+    """What a result says of a network that lost channels."""
+    pruner = pruning.pruner
+    params = sum(parameter.numel() for parameter in pruner.model.parameters())
+    shapes = pruner.plan.shapes
+    gone = {
+        name: 1 - parameter.numel() / max(1, torch.Size(shapes.get(name, parameter.shape)).numel())
+        for name, parameter in pruner.model.named_parameters()
+        if parameter.ndim > 1
+    }
+    pinned = {group.name: group.pinned for group in pruner.groups if group.pinned}
+    return {
+        "of": pruner.method.of,
+        "sparsity": pruner.sparsity,
+        "sparsity_total": 1 - params / dense_params,
+        "layers": gone,
+        "excluded": pinned | dict(pruner.selection.reasons),
+        "channels": {"removed": dict(pruner.plan.removed), "error": pruner.plan.error},
+    }

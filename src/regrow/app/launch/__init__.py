@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Hydra entry, sweeps, signals and failures."""

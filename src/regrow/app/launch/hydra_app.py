@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""Hydra entry."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import wraps
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from regrow.app.config.overrides import check_groups, check_plugins, deferred
+from regrow.app.config.recipes import check_names, given_recipes, register
+from regrow.app.config.schema import refuse_misshapen
+from regrow.app.launch.failures import Job, explained, recorded
+from regrow.app.launch.objectives import check_measured, check_objectives, measured
+from regrow.app.launch.search import searches
+from regrow.app.launch.signals import stoppable
+from regrow.app.launch.sweep_callback import conclude
+from regrow.app.launch.threads import cores, threads_of
+from regrow.utils.errors import ConfigError, RegrowError
+from regrow.utils.paths import config_dir
+
+# Looking at a plan writes nothing: no folder, no copy of the configuration, no log file.
+LOOK_ONLY = (
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra/job_logging=stdout",
+)
+
+
+_command_line: list[str] = []
+
+
+def launch(command: str, words: list[str]) -> None:
+    """Composes the configuration from `words` and runs the command on it, once or as a sweep."""
+    if command == "plan":
+        _refuse_sweeps(words)
+    check_plugins(words)
+    words, given = given_recipes(words)
+    check_names(words, given)
+    check_groups(words)
+    register(given)
+    extra = LOOK_ONLY if command == "plan" else ()
+    run = hydra.main(
+        version_base="1.3", config_path=str(config_dir("conf") / "app"), config_name="train"
+    )
+    # Hydra reads sys.argv and knows nothing of commands.
+    _command_line[:] = sys.argv
+    sys.argv[1:] = [*extra, *map(quoted, deferred(words))]
+    try:
+        with stoppable():
+            run(JOBS[command])()
+    except OmegaConfBaseException as error:  # in the folder's name, read before the job
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"a setting cannot be read: {reason}") from error
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on where it was", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        sys.argv[:] = _command_line
+        well = conclude()
+    if not well:
+        raise SystemExit(1)
+
+
+def _refuse_sweeps(words: Sequence[str]) -> None:
+    for word in words:
+        if word in ("-m", "--multirun") or word.startswith("sweep="):
+            raise ConfigError(f"plan shows one configuration: leave out {word}")
+
+
+def quoted(word: str) -> str:
+    """A path of a run's folder holds `=`, which Hydra reads only in quotes."""
+    key, _, value = word.partition("=")
+    return f"{key}='{value}'" if key == "start" and "=" in value and value[0] not in "'\"" else word
+
+
+def plainly(job: Job) -> Job:
+    """Lets errors of ours leave the job as one message, whatever Hydra wrapped them in."""
+
+    @wraps(job)
+    def run(cfg: DictConfig) -> object:
+        if _command_line:
+            # Lightning starts the other ranks from sys.argv: they need the command back.
+            sys.argv[:] = _command_line
+        try:
+            return job(cfg)
+        except Exception as error:
+            message = _message(error)
+            if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            raise CompactHydraException(message) from error
+
+    return run
+
+
+def _message(error: BaseException) -> str | None:
+    cause, text = explained(error)
+    return f"error: {text}" if isinstance(cause, RegrowError) else None
+
+
+@plainly
+@recorded
+def train(cfg: DictConfig) -> object:
+    """The job of `regrow train`; to a search it returns the objectives."""
+    refuse_misshapen(cfg)
+    hydra = HydraConfig.get()
+    names, search = check_objectives(cfg.objectives), searches(hydra.sweeper)
+    if search:
+        check_measured(cfg)
+    cfg.threads = threads_of(cfg.threads, hydra.launcher, hydra.sweeper, cores())
+    from regrow.app.experiment.run import train
+
+    result = train(cfg)
+    return measured(result, names) if search else result
+
+
+@plainly
+def plan(cfg: DictConfig) -> object:
+    """The job of `regrow plan`."""
+    refuse_misshapen(cfg)
+    from regrow.app.experiment.plan import plan
+
+    plan(cfg)
+    return None
+
+
+JOBS: dict[str, Job] = {"train": train, "plan": plan}

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""Optuna study."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from regrow.app.launch.objectives import DIRECTIONS, check_objectives
+from regrow.utils.errors import ConfigError
+
+
+def searches(sweeper: Mapping[str, Any]) -> bool:
+    """Whether a sweeper wants numbers of each job: every one but Hydra's own, which lists."""
+    return not str(sweeper["_target_"]).endswith(".BasicSweeper")
+
+
+def prepare(config: DictConfig, folder: Path) -> None:
+    """Completes the settings of Optuna's sweeper, in place; other sweepers are left alone.
+
+    The study lies in the sweep's folder, so that the same command goes on with it; its directions
+    are those of the objectives; a failed trial stops no other.
+
+    Raises:
+        ConfigError: If directions were given that are not those of the objectives.
+    """
+    names = check_objectives(config.objectives)
+    sweeper = config.hydra.sweeper
+    if not str(sweeper._target_).endswith(".OptunaSweeper"):
+        return
+    sweeper.direction = _directions(sweeper.direction, names)
+    if sweeper.storage is None:
+        sweeper.storage = f"sqlite:///{folder / 'optuna.db'}"
+    if sweeper.study_name is None:
+        sweeper.study_name = folder.name
+    sweeper.max_failure_rate = sweeper.max_failure_rate or 1.0
+    ask_again(str(sweeper.storage), str(sweeper.study_name))
+
+
+def ask_again(storage: str, study_name: str) -> int:
+    """Queues the trials that a stopped search left running, with the values that they had.
+
+    Returns:
+        How many these are.
+    """
+    import optuna
+
+    if study_name not in {s.study_name for s in optuna.get_all_study_summaries(storage)}:
+        return 0
+    study = optuna.load_study(study_name=study_name, storage=storage)
+    state = optuna.trial.TrialState
+    cut = study.get_trials(deepcopy=False, states=(state.RUNNING,))
+    for trial in cut:
+        study.tell(trial.number, state=state.FAIL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.enqueue_trial(trial.params)
+    return len(cut)
+
+
+def _directions(given: Any, names: list[str]) -> list[str]:
+    """Those of the objectives; Hydra's default, one "minimize", counts as not given."""
+    wanted = [DIRECTIONS[name] for name in names]
+    listed = list(given) if OmegaConf.is_list(given) else [given]
+    written = [str(getattr(one, "name", one)) for one in listed]
+    if written not in (wanted, ["minimize"]):
+        raise ConfigError(
+            f"hydra.sweeper.direction={written} does not fit objectives={names}, whose directions "
+            f"are {wanted}: leave it out"
+        )
+    return wanted

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""Hydra callback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from regrow.app.config.run_dirs import sweep_folder
+from regrow.app.launch.failures import Failed
+from regrow.app.launch.search import prepare
+from regrow.app.launch.signals import die_with
+from regrow.app.launch.sweep import REPORT, Sweep, rebuild, told
+from regrow.utils.errors import BusyError, RegrowError
+
+# The sweep that this process started, and its hold on the folder.
+_started: list[tuple[Sweep, FileLock]] = []
+
+
+class SweepNotes(Callback):
+    """Notes each job in the folder of its sweep, and builds the report there after each.
+
+    Launchers copy it to the processes of their jobs. Single runs pass it by.
+
+    Args:
+        folder: The folder that has one for each sweep.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.sweep: Sweep | None = None
+        self.starter = os.getpid()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        name = sweep_folder(config.hydra.overrides.task)
+        self.sweep = Sweep(Path(config.hydra.runtime.cwd, self.folder, name))
+        try:
+            _started.append((self.sweep, _hold(self.sweep.folder)))
+            prepare(config, self.sweep.folder)
+        except RegrowError as error:
+            # Hydra makes a warning of any other exception here
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from error
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if self.sweep is not None:
+            joblib = str(config.hydra.launcher._target_).endswith(".JoblibLauncher")
+            if joblib and os.getpid() != self.starter:  # n_jobs=1 starts no other
+                die_with(self.starter)
+            self.sweep.note(Path(config.hydra.runtime.output_dir), "started")
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if self.sweep is not None:
+            returned = job_return._return_value
+            message = returned.message if isinstance(returned, Failed) else ""
+            state = "failed" if isinstance(returned, Failed | BaseException) else "done"
+            self.sweep.note(Path(config.hydra.runtime.output_dir), state, message)
+            rebuild(self.sweep.folder)
+
+
+def conclude() -> bool:
+    """Says how the sweep of this process ended, if it ran one; whether all its jobs did well.
+
+    Not a hook: Hydra skips the one at a sweep's end when the sweep ended with an error.
+    """
+    well = True
+    while _started:
+        sweep, hold = _started.pop()
+        if notes := sweep.notes():
+            rebuild(sweep.folder)
+        for line in (lost := told(notes)):
+            print(line, file=sys.stderr)
+        well = well and not lost
+        report = sweep.folder / REPORT
+        if notes and report.is_file():
+            print(f"report: {os.path.relpath(report)}")
+        hold.release()
+    return well
+
+
+def _hold(folder: Path) -> FileLock:
+    folder.mkdir(parents=True, exist_ok=True)
+    hold = FileLock(folder / ".lock")
+    try:
+        hold.acquire(timeout=0)
+    except Timeout as error:
+        raise BusyError(
+            f"another process is running this sweep ({folder}): wait for it, or change its words"
+        ) from error
+    return hold

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""ResNet and WRN for CIFAR."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from regrow.app.models.init import he_normal
+from regrow.utils.errors import ConfigError, check_count
+
+
+class CifarResNet(nn.Module):
+    """The ResNet of the CIFAR experiments: three stages of n blocks, depth 6 n + 2.
+
+    Stages have `width`, 2 and 4 times `width` channels; the second and third halve the image.
+    Where the shape changes, the shortcut is a 1 x 1 convolution with batch norm ("option B" of the
+    paper, whose CIFAR networks have option A, a shortcut without weights). ResNet-20 has 270,896
+    weights, 272,474 parameters in all. He initialisation.
+
+    Args:
+        depth: 8, 14, 20, 26, 32, 44, 56, 110, ...: 6 n + 2.
+        width: Channels of the first stage.
+        num_classes: Outputs.
+        in_channels: Of the images, of any size from 4 x 4 on.
+
+    Raises:
+        ConfigError: For a depth that is not 6 n + 2.
+
+    Source: He et al. 2016, "Deep residual learning", section 4.2.
+
+    Example:
+        >>> import torch
+        >>> CifarResNet(depth=8, width=4)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self, depth: int = 20, width: int = 16, num_classes: int = 10, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        check_count("num_classes", num_classes)
+        check_count("in_channels", in_channels)
+        check_count("width", width)
+        check_count("depth", depth)
+        if depth < 8 or depth % 6 != 2:
+            near = max(8, round((depth - 2) / 6) * 6 + 2)
+            raise ConfigError(
+                f"depth must be 6 n + 2 (8, 14, 20, 32, 56, 110), got {depth}: write {near}"
+            )
+        self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        blocks = (depth - 2) // 6
+        self.layer1 = _stage(width, width, blocks, stride=1)
+        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4 * width, num_classes)
+        he_normal(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        maps = self.bn(self.conv(images)).relu()
+        maps = self.layer3(self.layer2(self.layer1(maps)))
+        logits: Tensor = self.fc(self.pool(maps).flatten(1))
+        return logits
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut.
+
+    Args:
+        inputs: Channels coming in.
+        outputs: Channels going out.
+        stride: Of the first convolution.
+
+    Example:
+        >>> import torch
+        >>> BasicBlock(4, 8, stride=2)(torch.zeros(1, 4, 8, 8)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if inputs != outputs or stride != 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
+        residual = self.bn2(self.conv2(self.bn1(self.conv1(maps)).relu()))
+        out: Tensor = (residual + self.shortcut(maps)).relu()
+        return out
+
+
+def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(inputs, outputs, stride)
+    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+class WideResNet(nn.Module):
+    """A pre-activation ResNet with few, wide layers: three stages of n blocks, depth 6 n + 4.
+
+    Stages have `width` times 16, 32 and 64 channels behind a convolution of 16; the second and
+    third halve the image. WRN-28-10 has 36,479,194 parameters for 10 classes, WRN-22-2 1,079,642.
+    He initialisation.
+
+    Args:
+        depth: 10, 16, 22, 28, 40, ...: 6 n + 4.
+        width: The widening factor k.
+        num_classes: Outputs.
+        in_channels: Of the images, of any size from 4 x 4 on.
+
+    Raises:
+        ConfigError: For a depth that is not 6 n + 4.
+
+    Source: Zagoruyko and Komodakis 2016, arXiv 1605.07146, table 1.
+
+    Example:
+        >>> import torch
+        >>> WideResNet(depth=10, width=1)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self, depth: int = 28, width: int = 10, num_classes: int = 10, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        check_count("num_classes", num_classes)
+        check_count("in_channels", in_channels)
+        check_count("width", width)
+        check_count("depth", depth)
+        if depth < 10 or depth % 6 != 4:
+            near = max(10, round((depth - 4) / 6) * 6 + 4)
+            raise ConfigError(
+                f"depth must be 6 n + 4 (10, 16, 22, 28, 40), got {depth}: write {near}"
+            )
+        blocks = (depth - 4) // 6
+        self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.layer1 = _wide_stage(16, 16 * width, blocks, stride=1)
+        self.layer2 = _wide_stage(16 * width, 32 * width, blocks, stride=2)
+        self.layer3 = _wide_stage(32 * width, 64 * width, blocks, stride=2)
+        self.bn = nn.BatchNorm2d(64 * width)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(64 * width, num_classes)
+        he_normal(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        maps = self.layer3(self.layer2(self.layer1(self.conv(images))))
+        logits: Tensor = self.fc(self.pool(self.bn(maps).relu()).flatten(1))
+        return logits
+
+
+class WideBlock(nn.Module):
+    """Norm, ReLU and a 3 x 3 convolution, twice, beside a shortcut.
+
+    Where the shape changes the shortcut is a 1 x 1 convolution of the activated maps, else the
+    maps themselves.
+
+    Args:
+        inputs: Channels coming in.
+        outputs: Channels going out.
+        stride: Of the first convolution.
+
+    Example:
+        >>> import torch
+        >>> WideBlock(4, 8, stride=2)(torch.zeros(1, 4, 8, 8)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.shortcut: nn.Conv2d | None = None
+        if inputs != outputs or stride != 1:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
+        active = self.bn1(maps).relu()
+        residual = self.conv2(self.bn2(self.conv1(active)).relu())
+        beside: Tensor = maps if self.shortcut is None else self.shortcut(active)
+        out: Tensor = residual + beside
+        return out
+
+
+def _wide_stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    first = WideBlock(inputs, outputs, stride)
+    return nn.Sequential(first, *(WideBlock(outputs, outputs, 1) for _ in range(blocks - 1)))

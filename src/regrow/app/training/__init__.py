@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""One resumable fit, built from a configuration."""

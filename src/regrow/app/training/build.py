@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""Data, module, callbacks, logger from the config."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from hydra.utils import get_object
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from regrow.app.config.instantiate import made, made_later, refusal
+from regrow.app.data.base import DataModule
+from regrow.app.training.classifier import Classifier
+from regrow.app.training.locks import on_rank_zero
+from regrow.callbacks.core.base import Callback
+from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.sparse_early_stopping import SparseEarlyStopping
+from regrow.callbacks.sparse_model_checkpoint import SparseModelCheckpoint
+from regrow.utils.errors import ConfigError, did_you_mean
+
+# What makes no sense beside a dense network.
+_BESIDE_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
+
+
+def seed_all(seed: int) -> None:
+    """Seeds torch, NumPy and Python; what follows depends on the seed alone."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def build_data(cfg: DictConfig) -> DataModule:
+    """The data module, with the batch size of fine-tuning where one is set."""
+    node = cfg.data
+    if fine_tunes(cfg) and cfg.finetune.batch_size is not None:
+        node = OmegaConf.merge(node, {"batch_size": cfg.finetune.batch_size})
+    data: DataModule = made("data", node, DataModule)
+    return data
+
+
+def build_module(
+    cfg: DictConfig, data: DataModule, weights: Mapping[str, Tensor] | None = None
+) -> Classifier:
+    """The module to train, its network initialised by the seed or with `weights`.
+
+    Raises:
+        ConfigError: If the weights do not fit the network, naming them, or the network not the
+            data.
+    """
+    seed_all(cfg.seed)
+    network = made("model", cfg.model, torch.nn.Module)
+    if weights is not None:
+        refuse_misfit(network.state_dict(), weights)
+        network.load_state_dict(weights)
+    _refuse_mismatch(cfg, network, data)
+    if data.channels_last:
+        network.to(memory_format=torch.channels_last)
+    rate = {"lr": cfg.finetune.lr} if fine_tunes(cfg) and cfg.finetune.lr is not None else {}
+    return Classifier(
+        network,
+        made_later("optimizer", cfg.optimizer, **rate),
+        made_later("scheduler", cfg.scheduler) if cfg.scheduler else None,
+        num_classes=data.num_classes,
+        label_smoothing=float(cfg.get("label_smoothing", 0.0)),  # older runs have none
+        input_shape=data.input_shape,
+    )
+
+
+def _refuse_mismatch(cfg: DictConfig, network: torch.nn.Module, data: DataModule) -> None:
+    """Sees by one forward pass that the network takes the data's images and knows its classes."""
+    pair = f"model {cfg.model['_target_']} does not fit data {cfg.data['_target_']}"
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(1, *data.input_shape))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{pair}, whose images are {data.input_shape}: {error}; choose another model, or set "
+            "model.in_channels or model.input_shape"
+        ) from error
+    finally:
+        network.train()
+    if logits.shape != (1, data.num_classes):
+        raise ConfigError(
+            f"{pair}: it gives {tuple(logits.shape)} for one image, {data.num_classes} classes are "
+            f"needed: write model.num_classes={data.num_classes}"
+        )
+
+
+def fine_tunes(cfg: DictConfig) -> bool:
+    """Whether the fit starts from a trained network."""
+    return bool(cfg.start != "scratch")
+
+
+def build_pruning(cfg: DictConfig) -> PruningCallback | None:
+    """The pruning callback; None for `pruning=none`.
+
+    Raises:
+        ConfigError: For the plain string that Hydra makes of a group it cannot find, and for
+            settings that the callback does not have.
+    """
+    node = cfg.pruning
+    if isinstance(node, str):
+        raise ConfigError(
+            f"the config group 'pruning' was not found, Hydra took pruning={node!r} for a plain "
+            "word: is regrow installed in this environment?"
+        )
+    if not node:
+        return None
+    _refuse_unknown_keys(node)
+    callback = made("pruning", node, _convert_="all")
+    if not isinstance(callback, PruningCallback):
+        raise ConfigError(
+            f"pruning._target_ must be a pruning callback such as regrow.MagnitudePruning, "
+            f"{node.get('_target_')!r} gave {type(callback).__name__}"
+        )
+    return callback
+
+
+def _refuse_unknown_keys(node: DictConfig) -> None:
+    """Names a misspelt setting that was added with `+`, which Hydra lets through."""
+    if "_target_" not in node:
+        return
+    try:
+        target = get_object(node["_target_"])
+        allowed = inspect.signature(target).parameters
+    except Exception as error:
+        raise refusal("pruning cannot be made of its settings", error) from error
+    for key in map(str, node):
+        if key not in allowed and not key.startswith("_"):
+            raise ConfigError(f"pruning.{key} is unknown: {did_you_mean(key, list(allowed))}")
+
+
+def build_callbacks(cfg: DictConfig, pruning: PruningCallback | None) -> list[pl.Callback]:
+    """The callbacks by name that are not switched off; the pruner first."""
+    nodes = [(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node]
+    callbacks = [made(name, node, pl.Callback, _convert_="all") for name, node in nodes]
+    if pruning is None:
+        return [callback for callback in callbacks if not isinstance(callback, _BESIDE_PRUNING)]
+    return [pruning, *callbacks]
+
+
+def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
+    """The logger, writing into `folder`; False for `logger=none`.
+
+    Raises:
+        ConfigError: If its package is not installed.
+    """
+    if not cfg.logger:
+        return False
+    node = cfg.logger.copy()
+    OmegaConf.set_struct(node, False)
+    if "save_dir" in node:
+        node.save_dir = str(folder)
+    _keep_metrics(folder / "logs" / "metrics.csv")
+    try:
+        logger: Logger = made("logger", node, Logger, _convert_="all")
+    except ConfigError as error:
+        lacking = error.__cause__ and error.__cause__.__cause__
+        if not isinstance(lacking, ImportError):
+            raise
+        raise ConfigError(
+            f"{node['_target_']} needs a package that is not installed ({lacking}): "
+            "install it, or write logger=csv"
+        ) from error
+    return logger
+
+
+def refuse_misfit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Refuses weights of another architecture.
+
+    Raises:
+        ConfigError: Naming what is missing, what is too much and what has another shape.
+    """
+    problems = [f"{name} is missing" for name in expected if name not in weights]
+    problems += [f"{name} is unknown" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ConfigError(
+            f"the weights of start= do not fit the model: {'; '.join(problems[:5])}{more}"
+        )
+
+
+def _keep_metrics(path: Path) -> None:
+    """Moves the curve of an interrupted run aside: Lightning's CSV logger would delete it."""
+    if on_rank_zero() and path.is_file():
+        parts = len(list(path.parent.glob("metrics.*.csv")))
+        path.rename(path.with_name(f"metrics.{parts}.csv"))
+
+
+def note_settings(logger: Any, values: dict[str, Any]) -> None:
+    """Has a logger write the settings down, which is when it first opens its files.
+
+    Raises:
+        ConfigError: If it cannot, before anything trains.
+    """
+    try:
+        logger.log_hyperparams(plain(values))
+    except Exception as error:
+        raise refusal("logger cannot be used with its settings", error) from error
+
+
+def plain(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one flat dict of builtin values, for loggers."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= plain(value, f"{name}/") if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""LightningModule of the recipes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from regrow.callbacks.rewind import round_steps
+from regrow.utils.errors import ConfigError, check_count
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Classifier(LightningModule):
+    """Trains a network to tell classes apart.
+
+    Logs `train/loss`, `val/loss`, `val/accuracy`, `test/loss`, `test/accuracy`, and with more than
+    10 classes `val/accuracy_top5` and `test/accuracy_top5`. Accuracies are fractions of all
+    samples. Keeps no hyper-parameters, so that its checkpoints load with `weights_only=True`.
+
+    Args:
+        network: Images (N, C, H, W) -> logits (N, num_classes).
+        optimizer: Called with the parameters, such as `functools.partial(SGD, lr=0.1)`.
+        scheduler: Called with `(optimizer, total_steps=...)`, stepped after every optimizer step.
+            None keeps the rate.
+        num_classes: Of the labels.
+        label_smoothing: In [0, 1), in the training loss alone.
+        input_shape: (channels, height, width) of one image, for tools that need an example.
+
+    Raises:
+        ConfigError: For a value that cannot be meant.
+
+    Example:
+        >>> from functools import partial
+        >>> from torch.optim import SGD
+        >>> model = Classifier(nn.Flatten(), partial(SGD, lr=0.1), num_classes=4,
+        ...                    input_shape=(1, 2, 2))
+        >>> model(model.example_input_array).shape
+        torch.Size([1, 4])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[[Iterator[nn.Parameter]], Optimizer],
+        scheduler: Callable[..., LRScheduler] | None = None,
+        *,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        input_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(
+                f"label_smoothing must be in [0, 1), got {label_smoothing}: write 0.1 for 10 %"
+            )
+        self.network = network
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.label_smoothing = label_smoothing
+        metrics = _accuracies(check_count("num_classes", num_classes, least=2))
+        self.val_accuracy = metrics.clone(prefix="val/")
+        self.test_accuracy = metrics.clone(prefix="test/")
+        if input_shape is not None:
+            self.example_input_array = torch.zeros(1, *input_shape)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, C, H, W)."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds one batch to the validation loss and accuracy."""
+        self._evaluate(batch, "val/loss", self.val_accuracy)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds one batch to the test loss and accuracy."""
+        self._evaluate(batch, "test/loss", self.test_accuracy)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer, and the schedule over the whole fit; over one round where it rewinds.
+
+        Raises:
+            ConfigError: When there is a schedule and the fit has no known length.
+        """
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps) or steps < 0:
+            raise ConfigError(
+                f"a learning-rate schedule needs the length of the fit, got {steps} steps: "
+                "write trainer.max_epochs=N or trainer.max_steps=N, or leave the scheduler out"
+            )
+        steps = round_steps(self.trainer) or steps
+        # a fit of no steps still configures its optimizer
+        scheduler = self.scheduler(optimizer, total_steps=max(1, int(steps)))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _evaluate(self, batch: Batch, name: str, metrics: MetricCollection) -> None:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        metrics.update(logits, labels)
+        self.log(name, loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
+        self.log_dict(_loggable(metrics), prog_bar=True, batch_size=len(labels))
+
+
+def _accuracies(num_classes: int) -> MetricCollection:
+    def accuracy(top_k: int) -> MulticlassAccuracy:
+        return MulticlassAccuracy(num_classes, top_k=top_k, average="micro")
+
+    metrics: dict[str, Any] = {"accuracy": accuracy(1)}
+    if num_classes > 10:
+        metrics["accuracy_top5"] = accuracy(5)
+    # each keeps its own counts: grouping would treat top 1 and top 5 alike
+    return MetricCollection(metrics, compute_groups=False)
+
+
+def _loggable(metrics: MetricCollection) -> dict[str, Any]:
+    return {str(name): metric for name, metric in metrics.items()}

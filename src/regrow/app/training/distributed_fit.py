@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: MIT
+"""The same in processes of its own.
+
+The command starts one process that trains, which Lightning multiplies to one a device; when they
+have ended, the command goes on with what they left in the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
+
+from regrow.app.config.instantiate import refusal
+from regrow.app.config.recipe_export import named_recipe
+from regrow.app.training.build import build_pruning
+from regrow.app.training.cluster import under_submitit
+from regrow.app.training.fit import Fitted, fit_here
+from regrow.app.training.locks import alone, on_rank_zero
+from regrow.app.training.sparsity_levels import LevelRecorder
+from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.io.checkpoints import read_checkpoint
+from regrow.io.files import read_json, write_json, write_whole
+from regrow.utils import errors
+from regrow.utils.errors import ConfigError, RegrowError, StateError
+from regrow.utils.logging import calm
+
+CONFIG, NAMED, START = "config.yaml", "recipe.json", "start.pt"
+
+
+DONE, FAILED = "fitted.json", "error.json"
+
+
+def fit(
+    cfg: DictConfig,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None,
+    pruning: PruningCallback | None,
+) -> Fitted:
+    """As `fit_here`, on as many devices as the trainer asks for."""
+    if world_size(cfg) == 1:
+        return fit_here(cfg, folder, weights, pruning, named_recipe(cfg))
+    _fit_apart(cfg, folder, weights)
+    done = read_json(folder / "ranks" / DONE)
+    levels = None
+    if pruning is not None:
+        levels = LevelRecorder(pruning, folder / "levels", cfg.monitor, cfg.monitor_mode)
+        levels.load_state_dict(done)
+    return Fitted(folder / done["checkpoint"], levels, float(done["seconds"]))
+
+
+def world_size(cfg: DictConfig) -> int:
+    """How many processes the fit has, one a device.
+
+    Raises:
+        ConfigError: For several nodes.
+    """
+    if cfg.trainer.get("num_nodes") not in (None, 1, "1"):
+        raise ConfigError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}: the command trains on one machine; for "
+            "several add the callback to a Lightning program"
+        )
+    devices = cfg.trainer.get("devices")
+    if devices in (1, "1"):
+        return 1
+    given = list(devices) if isinstance(devices, ListConfig) else devices
+    try:
+        trainer = pl.Trainer(
+            accelerator=cfg.trainer.get("accelerator") or "auto",
+            devices="auto" if given is None else given,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except Exception as error:
+        raise refusal(f"trainer.devices={devices} cannot be had", error) from error
+    return int(trainer.num_devices)
+
+
+def refuse_many(environ: Mapping[str, str] = os.environ) -> None:
+    """Refuses to be one of several processes that a launcher has started.
+
+    Raises:
+        ConfigError: Saying how to start one.
+    """
+    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
+        if environ.get(name, "1") not in ("", "1"):
+            raise ConfigError(
+                f"{name}={environ[name]}: the command starts the ranks itself: start it once "
+                "(without torchrun, with --ntasks=1) and write trainer.devices=N"
+            )
+
+
+def _fit_apart(cfg: DictConfig, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
+    order = folder / "ranks"
+    order.mkdir(parents=True, exist_ok=True)
+    for name in (START, DONE, FAILED):
+        (order / name).unlink(missing_ok=True)
+    if weights is not None:
+        write_whole(order / START, lambda file: torch.save(dict(weights), file))
+    write_json(order / NAMED, named_recipe(cfg))
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    write_whole(order / CONFIG, lambda file: file.write(text.encode()))
+    command = [sys.executable, "-m", "regrow.app.training.distributed_fit", str(order.absolute())]
+    environ = os.environ | {"REGROW_PARENT": str(os.getpid())}
+    process = subprocess.Popen(command, env=environ, start_new_session=True)
+    with _passing_on(process):
+        status = process.wait()
+    if (order / FAILED).is_file():
+        failed = read_json(order / FAILED)
+        raise getattr(errors, failed["type"])(failed["message"])
+    if status or not (order / DONE).is_file():
+        raise StateError(
+            f"the processes that train ended with status {status}, see above: the same command "
+            f"goes on from {folder / 'checkpoints'}"
+        )
+
+
+@contextmanager
+def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Hands a signal that asks to stop to all processes that train, and waits for them."""
+    asked: list[int] = []
+
+    def hand(number: int, frame: object) -> None:
+        os.killpg(process.pid, signal.SIGKILL if number in asked else number)
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are for the main thread
+        return
+    numbers = {signal.SIGINT}
+    if not under_submitit(os.environ):  # which outlives SIGTERM until it has requeued the job
+        numbers.add(signal.SIGTERM)
+    before = {number: signal.signal(number, hand) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if signal.SIGTERM in asked:
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def main(order: Path) -> None:
+    """What each rank does: the fit, and on rank 0 a note of what it left."""
+    _end_with(int(os.environ["REGROW_PARENT"]))
+    cfg = OmegaConf.load(order / CONFIG)
+    assert isinstance(cfg, DictConfig)
+    calm()
+    if cfg.threads is not None:
+        torch.set_num_threads(int(cfg.threads))
+    weights = read_checkpoint(order / START) if (order / START).is_file() else None
+    folder, held = order.parent, alone(order) if on_rank_zero() else nullcontext()
+    try:
+        with held:
+            given = (cfg, folder, weights, build_pruning(cfg), read_json(order / NAMED))
+            fitted = fit_here(*given, world_size(cfg))
+            if on_rank_zero():
+                write_json(order / DONE, _note(fitted, folder))
+    except RegrowError as error:
+        if on_rank_zero():
+            note = {"type": type(error).__name__, "message": str(error)}
+            write_json(order / FAILED, note)
+        raise SystemExit(1) from error
+
+
+def _note(fitted: Fitted, folder: Path) -> dict[str, Any]:
+    levels = fitted.levels.levels if fitted.levels is not None else []
+    checkpoint = os.path.relpath(fitted.checkpoint, folder)
+    return {"checkpoint": checkpoint, "levels": levels, "seconds": fitted.seconds}
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after the one that started the fit: nobody would read its result."""
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(parent, 0)
+            except OSError:
+                os._exit(1)
+            time.sleep(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

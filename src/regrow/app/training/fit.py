@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""One resumable fit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig
+from torch import Tensor
+
+from regrow.app.config.hashing import settings
+from regrow.app.config.instantiate import made
+from regrow.app.config.recipe_export import RecipeName
+from regrow.app.training.build import (
+    build_callbacks,
+    build_data,
+    build_logger,
+    build_module,
+    note_settings,
+)
+from regrow.app.training.classifier import Classifier
+from regrow.app.training.cluster import cluster_callbacks, cluster_plugins
+from regrow.app.training.sparsity_levels import LevelRecorder
+from regrow.callbacks.core.checkpoint_files import save_whole
+from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.sparse_model_checkpoint import SparseModelCheckpoint, WholeCheckpoint
+from regrow.io.checkpoints import refuse_damaged
+from regrow.utils.errors import ConfigError, StateError
+
+
+@dataclass
+class Fitted:
+    """What a fit leaves behind.
+
+    Attributes:
+        checkpoint: The chosen checkpoint: best on validation, of the target sparsity.
+        levels: The best network of each sparsity; None without pruning.
+        seconds: How long this process trained.
+    """
+
+    checkpoint: Path
+    levels: LevelRecorder | None
+    seconds: float
+
+
+def fit_here(
+    cfg: DictConfig,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None,
+    pruning: PruningCallback | None,
+    named: Mapping[str, str],
+    ranks: int = 1,
+) -> Fitted:
+    """Trains in this process, and prunes with `pruning`, into `folder/checkpoints`.
+
+    An interrupted fit goes on from its last checkpoint. With `trainer.max_epochs=0` nothing is
+    trained: the network is pruned as it is.
+
+    Args:
+        cfg: The configuration of this fit.
+        folder: Where checkpoints and logs go.
+        weights: The network's first weights; None: initialised by the seed.
+        pruning: None trains the dense network.
+        named: The recipe, for checkpoints to tell.
+        ranks: Processes that train together, this one among them.
+
+    Raises:
+        StateError: If the fit was interrupted.
+    """
+    data = build_data(cfg)
+    module = build_module(cfg, data, weights)
+    checkpoints = folder / "checkpoints"
+    chooser = _chooser(cfg, checkpoints, pruning)
+    callbacks = [*build_callbacks(cfg, pruning), chooser]
+    levels = None
+    if pruning is not None:
+        levels = LevelRecorder(pruning, folder / "levels", cfg.monitor, cfg.monitor_mode)
+        callbacks.insert(-1, levels)
+    logger = build_logger(cfg, folder)
+    if logger:
+        note_settings(logger, settings(cfg))
+    trainer = made(
+        "trainer",
+        cfg.trainer,
+        pl.Trainer,
+        callbacks=[*callbacks, RecipeName(named), *cluster_callbacks(os.environ)],
+        plugins=cluster_plugins(os.environ, ranks) or cfg.trainer.get("plugins"),
+        logger=logger,
+        default_root_dir=str(folder),
+        _convert_="all",
+    )
+    started = time.perf_counter()
+    if trainer.max_epochs == 0:
+        checkpoint = _prune_as_it_is(trainer, module, pruning, checkpoints / "best.ckpt")
+    else:
+        last = checkpoints / "last.ckpt"
+        refuse_damaged(last, old=False)
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+        if trainer.interrupted:
+            raise StateError(f"interrupted: the same command goes on from {last}")
+        checkpoint = Path(chooser.best_model_path or chooser.last_model_path)
+    return Fitted(checkpoint, levels, time.perf_counter() - started)
+
+
+def _chooser(cfg: DictConfig, folder: Path, pruning: PruningCallback | None) -> ModelCheckpoint:
+    kind = WholeCheckpoint if pruning is None else SparseModelCheckpoint
+    return kind(
+        dirpath=str(folder),
+        filename="best",
+        monitor=cfg.monitor,
+        mode=cfg.monitor_mode,
+        save_last=True,
+        enable_version_counter=False,
+    )
+
+
+def _prune_as_it_is(
+    trainer: pl.Trainer, module: Classifier, pruning: PruningCallback | None, path: Path
+) -> Path:
+    if pruning is not None:
+        pruning.attach(module)
+        if pruning.pruner.needs_gradients or pruning.pruner.tracks:
+            raise ConfigError(
+                "this criterion needs gradients, and trainer.max_epochs=0 trains nothing: write "
+                "trainer.max_epochs=1, or prune by magnitude"
+            )
+        pruning.prune_to(pruning.final)
+    trainer.strategy.connect(module)
+    save_whole(trainer, str(path), trainer.save_checkpoint)
+    return path

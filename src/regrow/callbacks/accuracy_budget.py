@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: MIT
+"""AccuracyBudget."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from regrow.callbacks.core.averaging import Averages
+from regrow.callbacks.core.base import Callback, PruneEvent
+from regrow.callbacks.core.checkpoint_files import save_whole
+from regrow.callbacks.core.clock import Clock
+from regrow.callbacks.core.compatibility import refuse_constant, refuse_swa
+from regrow.callbacks.core.consistency import shared_value
+from regrow.callbacks.core.queries import pruners
+from regrow.callbacks.core.session import PrunerAccess
+from regrow.callbacks.support.fit_snapshot import Snapshot
+from regrow.schedules.bisection import Search
+from regrow.schedules.progress import Progress
+from regrow.schedules.time import Time, TimeLike, parse
+from regrow.utils.errors import ConfigError, StateError, check_choice, check_positive, check_rate
+
+
+class AccuracyBudget(Callback):
+    """Prunes as far as a metric allows, and no further.
+
+    After each event the network recovers for `recover`; then the metric is compared with the dense
+    reference. Lost more than `max_drop`: weights, moments, masks and schedule go back to how they
+    were before the event, to the bit, and the step is halved, until it is as small as
+    `resolution`. The next event waits while a recovery is open. The fit ends with the sparsest
+    model that held, and `last.ckpt` holds it. Global step and learning rate do not go back; an
+    average (EMA) does, and is what validation judges.
+
+    The pruner's `history` says how it went: what held has `lost`, what was taken back is a
+    "rollback", and the last of them has `reason`. `Regrow` waits while a recovery is open.
+
+    Args:
+        monitor: A metric that validation logs.
+        max_drop: How much worse than the reference it may be, in the metric's own unit: 0.01 is one
+            point of accuracy.
+        mode: "max" where higher is better, "min" where lower is.
+        recover: How long the network trains before it is judged, at the next validation.
+        reference: The dense value; None: the best one seen at sparsity 0.
+        resolution: The step of sparsity at which the search ends.
+
+    Raises:
+        ConfigError: For settings that cannot be meant; if the remaining events and their recoveries
+            do not fit into the fit; beside `DynamicSparseTraining`, whose sparsity never changes.
+        StateError: If the metric is never logged, or no validation came before the first event.
+
+    Example:
+        >>> AccuracyBudget("val/accuracy", max_drop=-1)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        regrow.ConfigError: max_drop must be a number above 0, got -1: write 0.01 for one ...
+    """
+
+    needs_wholes = True
+
+    def __init__(
+        self,
+        monitor: str,
+        max_drop: float,
+        *,
+        mode: str = "max",
+        recover: TimeLike = "1ep",
+        reference: float | None = None,
+        resolution: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.monitor = monitor
+        self.max_drop = check_positive("max_drop", max_drop, "0.01 for one point of accuracy")
+        self.mode = check_choice("mode", mode, ("max", "min"))
+        self.recover: Time = parse("recover", recover)
+        self.given = reference
+        self.reference = reference
+        self.search = Search(check_rate("resolution", resolution))
+        self._open: dict[str, Any] | None = None  # the event that is being judged
+        self._lost: float | None = None  # by the event that is to be taken back
+        self._snapshot: Snapshot | None = None
+        self._pruner: PrunerAccess | None = None
+        self._clock: Clock | None = None
+        self._length = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether no event is being judged or taken back."""
+        return self._open is None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        refuse_constant(trainer, self)
+        refuse_swa(trainer, self)
+        found = pruners(trainer)
+        if len(found) != 1:
+            raise ConfigError(
+                f"AccuracyBudget judges one pruning callback, the Trainer has {len(found)}: give "
+                "it one"
+            )
+        [self._pruner] = found
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._pruner is not None
+        if self._clock is None:
+            self._set_clock(trainer)
+            self._pruner.progress.led = True
+            self._refuse_too_many(trainer, self._pruner.progress)
+        if self._lost is not None:  # before the pruner looks at what is due in this batch
+            self._roll_back(trainer, pl_module)
+
+    def take_turn(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._clock is None:  # resumed in the middle of an epoch
+            self._set_clock(trainer)
+        if self._lost is not None:  # validated in the middle of an epoch
+            self._roll_back(trainer, pl_module)
+        elif self.settled:
+            self._snapshot = None  # of an event that changed nothing
+
+    def allows_event(self, trainer: pl.Trainer, pruner: PrunerAccess) -> bool:
+        return self.settled
+
+    def before_prune_event(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerAccess
+    ) -> None:
+        if self.reference is None:
+            raise StateError(
+                f"no validation came before the first event, or none gave a number, so there is no "
+                f"dense {self.monitor!r} to compare with: begin later, or write reference=VALUE"
+            )
+        self._snapshot = Snapshot.take(trainer, pl_module, pruner)
+
+    def on_prune_event(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
+    ) -> None:
+        if self._snapshot is None or self._clock is None:
+            return
+        if self._open is not None:  # changed by hand: what is there is what is judged
+            self._open["sparsity"] = event.after
+        elif event.after > event.before:
+            deadline = self._clock.now() + self._length
+            number = event.entry["event"]
+            self._open = {"sparsity": event.after, "deadline": deadline, "event": number}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        value = self._value(trainer)
+        assert self._pruner is not None
+        if self._open is None:
+            if self.given is None and self._pruner.sparsity == 0 and not math.isnan(value):
+                best = max if self.mode == "max" else min
+                self.reference = value if self.reference is None else best(self.reference, value)
+        elif self._lost is None and self._behind() >= self._open["deadline"]:
+            self._judge(value)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._pruner is not None
+        open_still = self._open is not None
+        over = not open_still and not self._pruner.progress.ahead
+        if open_still:  # failed just now, or never judged
+            self._roll_back(trainer, pl_module)
+        self._conclude(cut=True)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint) and callback.last_model_path and not over:
+                save_whole(trainer, callback.last_model_path, trainer.save_checkpoint)
+        if open_still:  # what has been taken back may have been averaged into the module before
+            Averages(trainer).give(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "reference": self.reference,
+            "search": self.search.state_dict(),
+            "open": None if self._open is None else dict(self._open),
+            "lost": self._lost,
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.reference = state_dict["reference"]
+        self.search.load_state_dict(state_dict["search"])
+        self._open, self._lost = state_dict["open"], state_dict["lost"]
+        held = state_dict["snapshot"]
+        self._snapshot = None if held is None else Snapshot(held)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._clock = None
+
+    def _set_clock(self, trainer: pl.Trainer) -> None:
+        self._clock = Clock(trainer, [self.recover])
+        first, epoch = self._clock.origin()
+        self._length = self._clock.timeline(first, epoch).length(self.recover)
+
+    def _behind(self) -> int:
+        """How many steps lie behind, asked after a batch."""
+        assert self._clock is not None
+        return self._clock.origin()[0]
+
+    def _value(self, trainer: pl.Trainer) -> float:
+        if self.monitor not in trainer.callback_metrics:
+            raise StateError(
+                f"AccuracyBudget monitors {self.monitor!r}, which validation never logged: there "
+                f"are {', '.join(map(str, trainer.callback_metrics)) or 'no metrics'}"
+            )
+        return shared_value(trainer, float(trainer.callback_metrics[self.monitor]))
+
+    def _judge(self, value: float) -> None:
+        assert self._open is not None
+        assert self._pruner is not None
+        assert self.reference is not None
+        lost = self.reference - value if self.mode == "max" else value - self.reference
+        sparsity = self._open["sparsity"]
+        if not lost <= self.max_drop:  # NaN is no drop that can be tolerated
+            self._lost = lost
+            self.search.fail(sparsity)
+            return
+        self.search.hold(sparsity)
+        self._pruner.history[self._open["event"]]["lost"] = lost
+        self._open = self._snapshot = None
+        if self.search.failed is not None:
+            self._pruner.progress.lead(self._behind(), self.search.candidate())
+        self._conclude()
+
+    def _roll_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._open is not None
+        assert self._snapshot is not None
+        assert self._pruner is not None
+        sparsity, lost = self._open["sparsity"], self._lost
+        with self._pruner.changes.whole("a rollback"):
+            self._pruner.changes.touch()
+            self._snapshot.restore(trainer, pl_module, self._pruner)
+            finite = lost is not None and math.isfinite(lost)  # a result in JSON knows no NaN
+            self._pruner.note_rollback(sparsity, lost if finite else None)
+            if lost is not None:  # else the event is still to come
+                self._pruner.progress.lead(self._behind(), self.search.candidate())
+            self._open = self._lost = self._snapshot = None
+            self._conclude()
+
+    def _conclude(self, cut: bool = False) -> None:
+        """Writes down why the search ended, once it has or the fit cuts it."""
+        assert self._pruner is not None
+        ahead = self._pruner.progress.ahead
+        judged = [entry for entry in self._pruner.history if "lost" in entry]
+        if judged and (cut or not ahead):
+            judged[-1]["reason"] = self.search.reason(ahead[0].sparsity if ahead else None)
+
+    def _refuse_too_many(self, trainer: pl.Trainer, progress: Progress) -> None:
+        """Refuses a plan whose events and recoveries do not fit, one after the other."""
+        assert self._clock is not None
+        timeline = self._clock.timeline(*self._clock.origin())
+        step = timeline.start
+        for milestone in progress.ahead:
+            step = max(step, milestone.step) + self._length
+        if timeline.end is not None and progress.ahead and step > timeline.end:
+            raise ConfigError(
+                f"{len(progress.ahead)} events, each with {self.recover} of recovery, end at step "
+                f"{step}, the fit before step {timeline.end}: write fewer events (a longer every), "
+                "a shorter recover, or train longer"
+            )

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Shared machinery of the pruning callbacks: session, dispatch, clock, checks."""

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""Steps, epochs and end of a fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from regrow.callbacks.core.averaging import trained_epochs
+from regrow.schedules.time import Time, Timeline
+from regrow.utils.errors import ConfigError
+
+
+class Clock:
+    """Counts optimizer steps; under manual optimisation batches, where times allow.
+
+    With automatic optimisation a batch window makes one step, and `trainer.global_step` counts
+    these. With manual optimisation a batch may make any number of steps, so epochs and fractions
+    are counted in batches, and "500it" in `trainer.global_step`; the two cannot be mixed.
+
+    Args:
+        trainer: The Trainer, its fit being set up.
+        times: The times that are to be scheduled.
+
+    Raises:
+        ConfigError: For mixed units under manual optimisation.
+    """
+
+    def __init__(self, trainer: pl.Trainer, times: Iterable[Time]) -> None:
+        self.trainer = trainer
+        self.manual = not trainer.lightning_module.automatic_optimization
+        units = {time.unit for time in times if time.amount}
+        self.batches = self.manual and not units <= {"it"}
+        if self.batches and "it" in units:
+            raise ConfigError(
+                "under manual optimisation one batch may make several optimizer steps, so '500it' "
+                "cannot be mixed with '3ep' or fractions: write all times in one of them"
+            )
+
+    def now(self) -> int:
+        """The present step (or batch), asked while a batch is trained: how many lie behind."""
+        if self.batches:
+            return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
+        return int(self.trainer.global_step)
+
+    def origin(self) -> tuple[int, int]:
+        """The step (or batch) and the epoch from which training goes on, asked before it does."""
+        step = self.now() + 1 if self.batches else self.now()
+        return step, int(self.trainer.current_epoch)
+
+    def timeline(self, first: int, epoch: int) -> Timeline:
+        """Where epochs and the end of a fit lie that began at step `first`, in `epoch`."""
+        trainer = self.trainer
+        limit = trainer.max_steps - first if trainer.max_steps != -1 else None
+        if self.manual and not self.batches:
+            return Timeline(limit, None, first)
+        most = trained_epochs(trainer)
+        epochs = None if most is None or most == -1 else max(0, most - epoch)
+        if self.batches and limit is not None:  # it counts optimizer steps, any number a batch
+            limit = epochs = None
+        if math.isinf(trainer.num_training_batches):
+            return Timeline(limit, None, first)
+        spans = self._spans(int(trainer.num_training_batches), epoch)
+        total = None if epochs is None else Timeline(None, spans).step(Time(epochs, "ep"))
+        known = [length for length in (total, limit) if length is not None]
+        return Timeline(min(known) if known else None, spans, first)
+
+    def _spans(self, batches: int, first: int) -> tuple[tuple[int, int], ...]:
+        """(epoch since `first`, steps an epoch from there on), through changes of accumulation."""
+        factors = {0: 1 if self.manual else self.trainer.accumulate_grad_batches}
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                for epoch, factor in sorted(callback.scheduling.items()):
+                    factors[max(0, epoch - first)] = factor
+        return tuple((epoch, math.ceil(batches / by)) for epoch, by in sorted(factors.items()))

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+"""All pruners of a trainer; target reached? settled?."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+
+from regrow.callbacks.core.dispatch import suite
+from regrow.callbacks.core.session import PrunerAccess
+from regrow.utils.errors import ConfigError
+
+
+def pruners(trainer: pl.Trainer) -> list[PrunerAccess]:
+    """The pruning callbacks of a Trainer, in the order of their turns."""
+    found = [c for c in suite(trainer) if isinstance(c, PrunerAccess)]
+    return sorted(found, key=lambda callback: callback.state_key)
+
+
+def settled(trainer: pl.Trainer) -> bool:
+    """Whether nothing is pending that could take the last event back."""
+    return all(callback.settled for callback in suite(trainer))
+
+
+def all_reached(trainer: pl.Trainer) -> bool:
+    """Whether every pruning callback has had all its planned events, and they are settled."""
+    return settled(trainer) and all(callback.reached for callback in pruners(trainer))
+
+
+def all_at_target(trainer: pl.Trainer) -> bool:
+    """Whether every pruning callback is as sparse as it will be, and that is settled.
+
+    Of a cyclic plan this is the last sparse phase, whether or not a dense one follows.
+    """
+    return settled(trainer) and all(callback.at_target for callback in pruners(trainer))
+
+
+def require_pruner(trainer: pl.Trainer, callback: pl.Callback, stage: str) -> None:
+    """Refuses a fit in which `callback` would have nothing to do.
+
+    Raises:
+        ConfigError: If the Trainer has no pruning callback.
+    """
+    if stage == "fit" and not pruners(trainer):
+        raise ConfigError(
+            f"{type(callback).__name__} needs a pruning callback beside it: put one, such as "
+            "MagnitudePruning(0.9), into the Trainer's callbacks too"
+        )

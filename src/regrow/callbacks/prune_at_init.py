@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: MIT
+"""PruneAtInit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.support.probe import (
+    batches_ahead,
+    divided,
+    example_for,
+    training_loss,
+    twin_of,
+)
+from regrow.criteria.precomputed import Scores
+from regrow.criteria.saliency import grasp, snip, whole_targets
+from regrow.criteria.synflow import synflow
+from regrow.pruning.config import Method
+from regrow.pruning.pruner import Pruner, prune_by
+from regrow.pruning.state import Keep
+from regrow.schedules.base import Milestone
+from regrow.schedules.one_shot import OneShot
+from regrow.utils.errors import ConfigError, StateError, check_choice, check_count, check_positive
+
+GRADIENTS: Mapping[str, Callable[..., Scores]] = {"snip": snip, "grasp": grasp}
+
+
+METHODS = (*GRADIENTS, "synflow", "random")
+
+
+class PruneAtInit(PruningCallback):
+    """Prunes an untrained network once, before the fit's first optimizer step, and holds it.
+
+    Weights are scored on a copy of the module: no optimizer step is taken or left out, nothing is
+    logged, and buffers, metrics, random generators and the loader's place stay as they are, so that
+    the fit is the one that would begin with these masks. With several ranks gradients are averaged
+    over all of them, and all ranks hold the same masks.
+
+    "snip" and "grasp" ask the module's own `training_step` for the loss of the batch that is about
+    to be trained, and of `batches` - 1 more, which a copy of the train loader gives. They run in
+    single precision without autocast, compiled parts as plain Python. "synflow" runs
+    the module's `forward` on ones, `rounds` times, in double precision. "random" looks at nothing:
+    the control.
+
+    Memory: one more copy of the module until the first step, and one tensor a weight ("grasp" two,
+    and a graph for second derivatives). Cost, beside a training step on one batch: "snip" one a
+    batch, "grasp" about four a batch, "synflow" one on a single example, and a ranking of all
+    weights, a round.
+
+    Args:
+        sparsity: Fraction of the selected weights to prune, in [0, 1); hit exactly.
+        method: "snip" (|g w|), "grasp" (w (H g)), "synflow" or "random".
+        batches: How many training batches score weights, on each rank; None: 1. "snip" and "grasp".
+        temperature: By what "grasp" divides the logits while it scores; None: 1. Its authors' code
+            has 200, and this alone may change accuracy by points.
+        logits: The submodule that gives them; None: the module itself, called as `self(x)`.
+        rounds: How many times "synflow" scores and prunes; None: 100.
+        distribution: "global", "uniform" or "erk"; None: "global", and "erk" with "random".
+        include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
+            Linear weights.
+        exclude: Patterns of those to leave dense; "@first", "@last", "@depthwise" name layers.
+        keep_removed: What is kept for `unprune`: True (values), "moments" or False.
+        seed: Of "random".
+
+    Raises:
+        ConfigError: For settings that cannot be meant, at construction where possible, else before
+            the first step; "snip" and "grasp" under manual optimisation; all but "random" for
+            weights that are sharded among ranks.
+        StateError: For models and checkpoints that do not fit, and modules that cannot be copied.
+
+    Source: Lee et al. 2019 (SNIP); Wang et al. 2020 (GraSP); Tanaka et al. 2020 (SynFlow).
+
+    Example:
+        >>> PruneAtInit(0.9, method="sinp")
+        Traceback (most recent call last):
+            ...
+        regrow.ConfigError: method must be one of grasp, random, snip, synflow, got 'sinp': \
+did you mean 'snip'?
+    """
+
+    def __init__(
+        self,
+        sparsity: float = 0.9,
+        *,
+        method: str = "snip",
+        batches: int | None = None,
+        temperature: float | None = None,
+        logits: str | None = None,
+        rounds: int | None = None,
+        distribution: str | None = None,
+        include: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
+        keep_removed: bool | str = True,
+        seed: int = 0,
+    ) -> None:
+        self.scoring = check_choice("method", method, METHODS)
+        if batches is not None and method not in GRADIENTS:
+            raise ConfigError(f"method={method!r} looks at no data: leave batches={batches} out")
+        if rounds is not None and method != "synflow":
+            raise ConfigError(
+                f"method={method!r} scores once: leave rounds={rounds} out, or write "
+                "method='synflow'"
+            )
+        self.batches = 1 if batches is None else check_count("batches", batches)
+        self.rounds = 100 if rounds is None else check_count("rounds", rounds)
+        if temperature is not None and method != "grasp":
+            raise ConfigError(
+                f"temperature={temperature} is of method='grasp': leave it out with {method!r}"
+            )
+        if logits is not None and temperature is None:
+            raise ConfigError(
+                f"logits={logits!r} is what temperature divides: write temperature=200, or leave "
+                "it out"
+            )
+        self.temperature = None
+        if temperature is not None:
+            self.temperature = check_positive("temperature", temperature, "200")
+        self.logits = logits
+        if keep_removed not in (True, False, "moments"):
+            raise ConfigError(
+                f"keep_removed must be True (values), 'moments' or False, got {keep_removed!r}"
+            )
+        keep: Keep = "moments" if keep_removed == "moments" else bool(keep_removed)
+        if distribution is None:
+            distribution = "erk" if method == "random" else "global"
+        check_choice("distribution", distribution, ("global", "uniform", "erk"))
+        criterion = "random" if method == "random" else _named(method)
+        parts = Method(criterion, distribution, "weight", None, include, exclude, seed)
+        self._seen: _Seen | None = None
+        super().__init__(parts, OneShot(0), parts.check_target(sparsity), keep, "refuse")
+
+    @property
+    def pruner(self) -> Pruner:
+        pruner = super().pruner
+        assert isinstance(pruner, Pruner)
+        return pruner
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if self.scoring == "random":
+            return
+        whole_targets(pl_module, self.method.include, self.method.exclude)
+        if self.scoring in GRADIENTS and not pl_module.automatic_optimization:
+            raise ConfigError(
+                f"method={self.scoring!r} needs the loss that training_step returns, and under "
+                "manual optimisation that steps by itself: write method='synflow' or 'random'"
+            )
+        if self.scoring == "synflow" and type(pl_module).forward is pl.LightningModule.forward:
+            raise ConfigError(
+                f"method='synflow' runs forward(), which {type(pl_module).__name__} does not have: "
+                "define it, or write method='snip'"
+            )
+
+    def take_turn(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if (due := self._due()) is not None:
+            self._seen = _Seen(trainer, pl_module, batch)
+            try:
+                self._fire(due)
+            finally:
+                self._seen = None
+
+    def _act(self, due: Milestone) -> None:
+        if self.scoring == "random":
+            super()._act(due)
+            return
+        pruner = self.pruner
+        with isolate_rng(), torch.autocast(_device(pruner).type, enabled=False):
+            scores = self._scores(due.sparsity)
+        self._change(lambda optimizers: prune_by(pruner, scores, due.sparsity, optimizers))
+
+    def _scores(self, sparsity: float) -> Mapping[str, Tensor]:
+        assert self._seen is not None
+        trainer, module, batch = self._seen
+        twin, strategy = twin_of(trainer, module), trainer.strategy
+        chosen = {"include": self.method.include, "exclude": self.method.exclude}
+        if self.scoring == "synflow":
+            example = example_for(module, batch)
+            kept = self.pruner.masks
+            scores = synflow(twin, example, sparsity, rounds=self.rounds, kept=kept, **chosen)
+            # the first rank's: devices may add up in another order
+            return {n: _broadcast(trainer, s) for n, s in scores.items()}
+        count = 1 if trainer.fast_dev_run else self.batches  # type: ignore[attr-defined]
+        ahead = batches_ahead(trainer, batch, count)
+
+        def mean(grad: Tensor) -> Tensor:
+            reduced = strategy.reduce(grad, reduce_op="mean")
+            assert isinstance(reduced, Tensor)
+            return reduced
+
+        cold = self.temperature
+        looked = nullcontext() if cold is None else divided(twin, self.logits, cold)
+        with looked, torch.compiler.set_stance("force_eager"):
+            return GRADIENTS[self.scoring](twin, ahead, training_loss, mean=mean, **chosen)
+
+
+class _Seen(NamedTuple):
+    """What the first step shows."""
+
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    batch: Any
+
+
+def _device(pruner: Pruner) -> torch.device:
+    return pruner.targets[0].parameter.device
+
+
+def _broadcast(trainer: pl.Trainer, scores: Tensor) -> Tensor:
+    """The first rank's."""
+    if trainer.world_size > 1:
+        scores = scores.to(trainer.strategy.root_device)
+        torch.distributed.broadcast(scores, 0)
+    return scores
+
+
+def _named(method: str) -> Callable[[Tensor], Tensor]:
+    """Stands for a criterion where one is named; weights alone cannot be ranked by it."""
+
+    def once(weight: Tensor) -> Tensor:
+        raise StateError(
+            f"PruneAtInit ranks weights by {method} once, at the fit's first step: to prune "
+            "further, use MagnitudePruning"
+        )
+
+    once.__name__ = method
+    return once

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""SparseModelCheckpoint."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from regrow.callbacks.core.checkpoint_files import save_whole
+from regrow.callbacks.core.queries import all_at_target, require_pruner
+from regrow.utils.errors import ConfigError
+
+
+class WholeCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, whose files are whole or not there; see `save_whole`."""
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        save_whole(trainer, filepath, lambda path: self._write(trainer, path))
+        self._last_checkpoint_saved = filepath
+
+    def _write(self, trainer: pl.Trainer, path: str) -> None:
+        super()._save_checkpoint(trainer, path)
+
+
+class SparseModelCheckpoint(WholeCheckpoint):
+    """Lightning's ModelCheckpoint, ranking models only while they have the target sparsity.
+
+    No event that prunes is to come then; of `Cyclic(last="dense")` the last sparse phase is ranked.
+    Until then, and beside the best ones afterwards, `last.ckpt` is written whenever a checkpoint
+    is due, complete and resumable, so that an interrupted run loses nothing.
+
+    Args: see `lightning.pytorch.callbacks.ModelCheckpoint`; `save_last` cannot be switched off.
+
+    Raises:
+        ConfigError: If no pruning callback is there, or for `save_last=False`.
+
+    Example:
+        >>> SparseModelCheckpoint(monitor="val/accuracy", mode="max").save_last
+        True
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        verbose: bool = False,
+        save_last: bool | Literal["link"] | None = True,
+        save_top_k: int = 1,
+        save_on_exception: bool = False,
+        save_weights_only: bool = False,
+        mode: str = "min",
+        auto_insert_metric_name: bool = True,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        every_n_epochs: int | None = None,
+        save_on_train_epoch_end: bool | None = None,
+        enable_version_counter: bool = True,
+    ) -> None:
+        if save_last is False:
+            raise ConfigError(
+                "save_last=False would leave nothing to resume from before the target is reached: "
+                "leave it out, or use Lightning's ModelCheckpoint"
+            )
+        super().__init__(
+            dirpath=dirpath,
+            filename=filename,
+            monitor=monitor,
+            verbose=verbose,
+            save_last=True,  # a link could point to a best model older than the run
+            save_top_k=save_top_k,
+            save_on_exception=save_on_exception,
+            save_weights_only=save_weights_only,
+            mode=mode,
+            auto_insert_metric_name=auto_insert_metric_name,
+            every_n_train_steps=every_n_train_steps,
+            train_time_interval=train_time_interval,
+            every_n_epochs=every_n_epochs,
+            save_on_train_epoch_end=save_on_train_epoch_end,
+            enable_version_counter=enable_version_counter,
+        )
+        self._fresh = False  # whether this hook has written last.ckpt
+        self._within = True  # whether the epoch is still going on
+        self._waits = False  # whether last.ckpt is to be written at its end
+        self._validates = False  # whether validation comes next
+        self._owed = False  # whether last.ckpt is to be written after it
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require_pruner(trainer, self, stage)
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        self._fresh = False
+        # Lightning 2.6, resumed from before a validation that is due, leaves that out
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        self._validates = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        deferred, self._defer_save_until_validation = self._defer_save_until_validation, False
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        if self._defer_save_until_validation and not self._should_skip_saving_checkpoint(trainer):
+            # the score is still to come, and the best with it; a run that is cut needs no score
+            step = self._last_global_step_saved
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._last_global_step_saved = step
+        self._defer_save_until_validation |= deferred
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fresh = self._validates = False
+        owed, self._owed = self._owed, False
+        super().on_validation_end(trainer, pl_module)
+        if owed and not trainer.sanity_checking:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fresh, self._within = False, False
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._waits:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._within = True
+
+    def _save_topk_checkpoint(
+        self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
+    ) -> None:
+        validated = trainer.fit_loop.epoch_loop.val_loop._has_run
+        if all_at_target(trainer) or (
+            validated and self.monitor not in (None, *monitor_candidates)
+        ):
+            super()._save_topk_checkpoint(trainer, monitor_candidates)  # names an unknown monitor
+        self._save_last_checkpoint(trainer, monitor_candidates)
+
+    def _save_last_checkpoint(
+        self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
+    ) -> None:
+        # Lightning 2.6 miscounts the batches of a run resumed from within an epoch's last batch
+        self._waits = self._within and bool(trainer.is_last_batch)
+        self._owed |= self._validates
+        if self._fresh or self._waits or self._validates:
+            return
+        weights_only, self.save_weights_only = self.save_weights_only, False
+        try:
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+        finally:
+            self.save_weights_only = weights_only
+        self._fresh = True

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""SparsityMonitor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from regrow.callbacks.core.base import Callback, PruneEvent
+from regrow.callbacks.core.queries import pruners, require_pruner
+from regrow.callbacks.core.session import PrunerAccess
+from regrow.distributed.shard import shard_of
+from regrow.distributed.sharded_counts import Everywhere
+
+_WORDS = ("overlap", "explored")
+
+
+class SparsityMonitor(Callback):
+    """Logs `pruning/sparsity`, `pruning/target` and, by layer, `pruning/density/NAME`.
+
+    Step by step to the progress bar and to `trainer.callback_metrics`, at each event and each
+    epoch's end to every logger. Several pruning callbacks are logged together: what any of them
+    masks counts as masked. Sparse training adds `pruning/overlap` and `pruning/explored`, of its
+    last event.
+
+    Args:
+        layers: Whether densities of single layers are logged.
+        prog_bar: Whether the sparsity stands in the progress bar.
+
+    Raises:
+        ConfigError: If no pruning callback is there to be monitored.
+
+    Example:
+        >>> SparsityMonitor(layers=False).layers
+        False
+    """
+
+    def __init__(self, layers: bool = True, prog_bar: bool = True) -> None:
+        super().__init__()
+        self.layers = layers
+        self.prog_bar = prog_bar
+        self._values: dict[str, float] = {}
+        self._shown = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require_pruner(trainer, self, stage)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._values, self._shown = {}, False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._values:  # a resumed pruner has its masks after all of on_train_start
+            self._values = self._measure(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._shown = False
+
+    def on_prune_event(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
+    ) -> None:
+        self._values, self._shown = self._measure(trainer), False
+        for logger in trainer.loggers:
+            logger.log_metrics(self._values, step=event.step)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if any(callback.moving for callback in pruners(trainer)):
+            self._values, self._shown = self._measure(trainer), False
+        if not self._shown:  # Lightning shows a value until the epoch's end
+            for name in ("pruning/sparsity", "pruning/target"):
+                bar = self.prog_bar and name == "pruning/sparsity"
+                pl_module.log(name, self._values[name], prog_bar=bar, logger=False, on_step=True)
+            self._shown = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # equal on all ranks: the largest is exact, where a mean would round
+        pl_module.log_dict(
+            self._values, on_step=False, on_epoch=True, reduce_fx="max", sync_dist=True
+        )
+
+    def _measure(self, trainer: pl.Trainer) -> dict[str, float]:
+        found = pruners(trainer)
+        weights = {t.name: t.parameter.numel() for p in found for t in p.pruner.targets}
+        densities: dict[str, float] = {}
+        for callback in found:
+            for name, density in callback.densities.items():
+                densities[name] = density if name not in densities else _both(found, name)
+        total = sum(weights.values())
+        values = {
+            "pruning/sparsity": 1 - sum(densities[n] * weights[n] for n in weights) / total,
+            "pruning/target": sum(p.target * p.pruner.total for p in found)
+            / sum(p.pruner.total for p in found),
+        }
+        if len(found) == 1:
+            values["pruning/sparsity"] = found[0].sparsity
+        if self.layers:
+            values |= {f"pruning/density/{name}": d for name, d in densities.items()}
+        for callback in found:  # what sparse training says of its last event
+            last = callback.history[-1] if callback.history else {}
+            values |= {f"pruning/{word}": last[word] for word in _WORDS if word in last}
+        return values
+
+
+def _both(found: list[PrunerAccess], name: str) -> float:
+    """The density of a parameter that several callbacks mask."""
+    owners = [c.pruner for c in found if name in c.pruner.enforcer.parameters]
+    kept = owners[0].enforcer.mask(name)
+    for pruner in owners[1:]:
+        kept = kept & pruner.enforcer.mask(name)
+    parameter = owners[0].enforcer.parameters[name]
+    everywhere = Everywhere([shard_of(name, parameter)])
+    return everywhere.sums([int(kept.count_nonzero())])[0] / max(1, parameter.numel())

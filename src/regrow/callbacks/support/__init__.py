@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Parts used by single callbacks."""

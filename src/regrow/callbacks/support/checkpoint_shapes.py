@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""Load checkpoints of cut modules."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from regrow.channels.cut.channel_cut import ChannelCut
+from regrow.io.checkpoints import KEY
+from regrow.utils.errors import ConfigError
+from regrow.utils.names import tensors
+
+
+class ChannelsMixin:
+    """For a LightningModule: `load_from_checkpoint` builds the small network.
+
+    Put it before the module's class. Before weights are loaded, the fresh module is cut as the
+    checkpoint's plan says; checkpoints without one load as always.
+
+    Example:
+        >>> class Net(ChannelsMixin, pl.LightningModule):
+        ...     pass
+        >>> Net.load_from_checkpoint  # doctest: +ELLIPSIS
+        <...load_from_checkpoint...>
+    """
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning calls this before it loads the weights."""
+        assert isinstance(self, pl.LightningModule)
+        fit_shapes(self, checkpoint)
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+
+
+class ShapeHooks:
+    """Stands in for a module's own hooks on checkpoints, for as long as a fit or a test lasts.
+
+    Lightning reads a checkpoint, calls `on_load_checkpoint` of the module, loads the weights, and
+    only then asks callbacks; and in a checkpoint of weights alone it does not ask them at all.
+    """
+
+    def __init__(self) -> None:
+        self._module: pl.LightningModule | None = None
+
+    def install(
+        self,
+        module: pl.LightningModule,
+        load: Callable[[pl.LightningModule, Mapping[str, Any]], None],
+        save: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Calls `load(module, checkpoint)` before weights are loaded, `save(checkpoint)` after.
+
+        Args:
+            module: Its own hooks are called too.
+            load: What gives the module its shapes.
+            save: What writes them into a checkpoint.
+        """
+        self.remove()
+        self._module = module
+        loading, saving = module.on_load_checkpoint, module.on_save_checkpoint
+
+        def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+            load(module, checkpoint)
+            loading(checkpoint)
+
+        def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
+            save(checkpoint)
+            saving(checkpoint)
+
+        module.__dict__["on_load_checkpoint"] = on_load_checkpoint
+        module.__dict__["on_save_checkpoint"] = on_save_checkpoint
+
+    def remove(self) -> None:
+        """Gives the module its own hooks back."""
+        if self._module is not None:
+            self._module.__dict__.pop("on_load_checkpoint", None)
+            self._module.__dict__.pop("on_save_checkpoint", None)
+            self._module = None
+
+
+def fit_shapes(module: torch.nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Cuts a fresh module to the shapes of a checkpoint, where that has a plan.
+
+    A module of these shapes is left alone.
+
+    Raises:
+        StateError: If the plan is of another module.
+    """
+    state = checkpoint.get(KEY)
+    if state is None:
+        return
+    plan, saved = ChannelCut.from_state(state), checkpoint.get("state_dict", {})
+    held = tensors(module)
+    if any(name in saved and held[name].shape != saved[name].shape for name in plan.kept):
+        plan.apply(module)
+
+
+def find_example(trainer: pl.Trainer | None, module: pl.LightningModule, given: Any) -> Any:
+    """What a network is traced with: what is given, its own example, or the first training batch.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if given is not None:
+        return given
+    if module.example_input_array is not None:
+        return module.example_input_array
+    if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+        for inputs in training_inputs(trainer, 1):
+            return inputs
+    raise ConfigError(
+        "channels are found by tracing the network, and there is no input to trace it with: write "
+        "example_input=torch.zeros(2, 3, 224, 224), or set example_input_array in the module"
+    )
+
+
+def example_for(model: torch.nn.Module, known: Any, given: Any) -> Any:
+    """What a model is traced with: what is known, else given, else a LightningModule's own.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if known is not None:
+        return known
+    if isinstance(model, pl.LightningModule):
+        return find_example(None, model, given)
+    if given is None:
+        raise ConfigError("write example_input=...: this model has no example of its own")
+    return given
+
+
+def training_inputs(trainer: pl.Trainer, count: int) -> list[Tensor]:
+    """The inputs of the first training batches, where these are tensors or `(inputs, ...)`.
+
+    Generators and the loader's place stay as they are.
+    """
+    source = trainer.fit_loop._data_source
+    loader = source.dataloader() if source.is_defined() else None
+    if loader is None:
+        return []
+    place = loader.state_dict() if hasattr(loader, "state_dict") else None
+    owners = [loader, getattr(loader, "sampler", None)]
+    own = [g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)]
+    drawn = [generator.get_state() for generator in own]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            batches = list(islice(iter(loader), count))
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for generator, state in zip(own, drawn, strict=True):
+            generator.set_state(state)
+        if place is not None:
+            loader.load_state_dict(place)
+    inputs = [b[0] if isinstance(b, list | tuple) and b else b for b in batches]
+    return [one for one in inputs if isinstance(one, Tensor)]

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""Fixed times within a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from regrow.callbacks.core.clock import Clock
+from regrow.schedules.time import Time
+from regrow.utils.errors import ConfigError
+
+
+class Appointments:
+    """Times of one fit, as steps.
+
+    Args:
+        at: The times.
+        on_change: What a resume does if those still to come would now lie elsewhere: "refuse",
+            "keep" their steps, or "stretch" them.
+
+    Attributes:
+        steps: In order, each once.
+        kept: How many have been kept.
+    """
+
+    def __init__(self, at: tuple[Time, ...], on_change: str) -> None:
+        self.at = at
+        self.on_change = on_change
+        self.steps: list[int] = []
+        self.kept = 0
+        self._first, self._epoch = 0, 0
+
+    def begin(self, clock: Clock) -> None:
+        """Resolves the times of a fit that is not a resumed one.
+
+        Raises:
+            ConfigError: If the fit ends before the last of them.
+        """
+        self.kept, (self._first, self._epoch) = 0, clock.origin()
+        self.steps = self._plan(clock)
+        self._refuse_late(clock)
+
+    def resume(self, clock: Clock, state: Mapping[str, Any]) -> None:
+        """Takes what `state_dict` gave; the resolved steps in it win.
+
+        Raises:
+            ConfigError: If those still to come would now lie elsewhere and `on_change` does not say
+                what to do, or if the fit ends before the last of them.
+        """
+        self._first, self._epoch = int(state["first"]), int(state["epoch"])
+        self.kept, self.steps = int(state["kept"]), [int(step) for step in state["steps"]]
+        stored, planned = self.steps[self.kept :], self._plan(clock)[self.kept :]
+        if stored and stored != planned and self.on_change == "refuse":
+            raise ConfigError(
+                f"the checkpoint regrows at steps {stored}, while now {planned} would be planned "
+                "(other max_epochs, batch size, ranks or settings?): restore them, or write "
+                "on_change='keep' (steps as in the checkpoint) or on_change='stretch' (as now)"
+            )
+        if stored and self.on_change == "stretch":
+            self.steps[self.kept :] = planned
+        self._refuse_late(clock)
+
+    def due(self, now: int) -> int | None:
+        """The last appointment that step `now` has reached, if it was not kept yet."""
+        passed = [step for step in self.steps if step <= now]
+        return passed[-1] if len(passed) > self.kept else None
+
+    def keep(self, step: int) -> None:
+        """Marks an appointment, and those before it, as kept."""
+        self.kept = self.steps.index(step) + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps and place among them: builtin types only."""
+        return {
+            "steps": list(self.steps),
+            "kept": self.kept,
+            "first": self._first,
+            "epoch": self._epoch,
+        }
+
+    def _plan(self, clock: Clock) -> list[int]:
+        if clock.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return [self._first][: len(self.at)]
+        timeline = clock.timeline(self._first, self._epoch)
+        return sorted({timeline.step(time, "at") for time in self.at})
+
+    def _refuse_late(self, clock: Clock) -> None:
+        end = clock.timeline(self._first, self._epoch).end
+        ahead = self.steps[self.kept :]
+        if end is not None and ahead and ahead[-1] >= end > self._first:
+            raise ConfigError(
+                f"at={', '.join(map(str, self.at))}: step {ahead[-1]} is never reached, the fit "
+                f"ends before step {end}: train longer, or write an earlier time"
+            )

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""State of a fit before an event."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from regrow.callbacks.core.averaging import Averages
+from regrow.callbacks.core.session import PrunerAccess
+from regrow.utils.optimizers import load_moments
+
+
+class Snapshot:
+    """True copies, in host memory, that can be written back in place.
+
+    Args:
+        state: What `state_dict` gave.
+    """
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self._state = state
+
+    @classmethod
+    def take(
+        cls, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerAccess
+    ) -> Snapshot:
+        """Copies everything that an event and the training after it can change."""
+        return cls(
+            {
+                "module": _copied(pl_module.state_dict()),
+                "optimizers": [_copied(o.state_dict()["state"]) for o in trainer.optimizers],
+                "pruner": _copied(pruner.pruner.state_dict()),
+                "progress": pruner.progress.state_dict(),
+                "averages": _copied(Averages(trainer).state_dict()),
+            }
+        )
+
+    def restore(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerAccess
+    ) -> None:
+        """Writes it back. Learning rates and the global step stay as they are."""
+        pruner.pruner.load_state_dict(self._state["pruner"])
+        pruner.progress.load_state_dict(self._state["progress"])
+        pl_module.load_state_dict(self._state["module"])
+        for optimizer, state in zip(trainer.optimizers, self._state["optimizers"], strict=True):
+            load_moments(optimizer, _copied(state))
+        pruner.pruner.enforce(trainer.optimizers)
+        Averages(trainer).load_state_dict(self._state.get("averages", []), pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and builtin types only."""
+        return dict(self._state)
+
+
+def _copied(value: Any) -> Any:
+    """Containers rebuilt, tensors copied to host memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return copy.deepcopy(value)

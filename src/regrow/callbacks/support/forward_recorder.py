@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""Records one forward call of a submodule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from regrow.utils.errors import ConfigError, StateError, did_you_mean
+from regrow.utils.modes import uncompiled
+
+
+class Call(NamedTuple):
+    """One call of a module."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+
+class Recorder:
+    """Notes the calls of one submodule, but only while it listens.
+
+    Args:
+        module: The whole one.
+        name: The submodule's; "" is the whole module, of which calls of `forward` through the
+            module, as in `self(x)`, are seen.
+
+    Raises:
+        ConfigError: If there is no such submodule, with the nearest names.
+
+    Example:
+        >>> net = nn.Sequential(nn.ReLU())
+        >>> import torch
+        >>> recorder = Recorder(net, "0")
+        >>> with recorder.listening():
+        ...     _ = net(torch.tensor([-1.0]))
+        >>> recorder.only().output
+        tensor([0.])
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        named = dict(module.named_modules())
+        if name not in named:
+            raise ConfigError(f"the module has no submodule {name!r}: {did_you_mean(name, named)}")
+        self.name = name
+        self._note = _Note()
+        self._handle: RemovableHandle = named[name].register_forward_hook(
+            self._note, with_kwargs=True
+        )
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Notes calls from here on; those of before are forgotten."""
+        self._note.calls.clear()
+        self._note.listens = True
+        try:
+            yield
+        finally:
+            self._note.listens = False
+
+    def only(self, wrapped: bool = False) -> Call:
+        """The one call there was.
+
+        Args:
+            wrapped: Whether the last call of the module was a wrapper's (DDP), which runs the
+                training step inside.
+
+        Raises:
+            StateError: If there was none, or more than one.
+        """
+        calls = self._note.calls[:-1] if wrapped else self._note.calls[:]
+        self._note.calls.clear()  # nothing outlives the step
+        what = repr(self.name) if self.name else "the module's own forward"
+        if not calls:
+            raise StateError(
+                f"training_step never called {what} (as self(x), not self.forward(x)): name the "
+                "submodule that it calls"
+            )
+        if len(calls) > 1:
+            raise StateError(
+                f"training_step called {what} {len(calls)} times, so nothing tells which logits "
+                "are meant: name a submodule that is called once"
+            )
+        return calls[0]
+
+    def remove(self) -> None:
+        """Takes the hook away."""
+        self._handle.remove()
+        self._note.calls.clear()
+
+
+class _Note:
+    """The hook. An object rather than a closure: modules that hold it can be copied and pickled."""
+
+    def __init__(self) -> None:
+        self.listens = False
+        self.calls: list[Call] = []
+
+    @uncompiled
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if self.listens:
+            self.calls.append(Call(args, kwargs, output))

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: MIT
+"""Loss and gradients on a copy of the module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.compile import to_uncompiled
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.data import IterableDataset
+
+from regrow.utils.errors import ConfigError, StateError, did_you_mean
+from regrow.utils.names import clean
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def twin_of(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningModule:
+    """A copy of a module in training, in single precision or better, that logs nothing.
+
+    Raises:
+        StateError: If it cannot be copied.
+    """
+    try:
+        twin = copy.deepcopy(module, {id(trainer): trainer})
+    except Exception as error:
+        raise StateError(
+            f"weights are scored on a copy of {type(module).__name__}, so that its buffers, "
+            f"metrics and counters stay as they are, and it cannot be copied: {error}; let it hold "
+            "nothing that copy.deepcopy refuses, or write method='random'"
+        ) from error
+    if twin._compiler_ctx is not None:
+        twin = to_uncompiled(twin)
+    twin.trainer = trainer
+    for part in twin.modules():
+        if isinstance(part, pl.LightningModule):
+            part.__dict__["log"] = _silent
+    if any(p.dtype in _HALVES for p in twin.parameters()):
+        twin = twin.float()
+    return twin
+
+
+def training_loss(module: nn.Module, numbered: tuple[int, Any]) -> Tensor:
+    """The loss of a module's own `training_step`, for a (number, batch).
+
+    Raises:
+        StateError: If it returns none.
+    """
+    assert isinstance(module, pl.LightningModule)
+    number, batch = numbered
+    step = module.training_step
+    named = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+    batch = tree_map(_widened, batch)
+    given = step(batch, number) if named else step(batch)
+    loss = given.get("loss") if isinstance(given, Mapping) else given
+    if not isinstance(loss, Tensor):
+        raise StateError(
+            f"weights are scored by the loss that training_step returns, it returned {given!r}"
+        )
+    return loss
+
+
+@contextmanager
+def divided(module: nn.Module, logits: str | None, temperature: float) -> Iterator[None]:
+    """Divides logits by a temperature, for as long as a module is looked at.
+
+    Args:
+        module: What is looked at.
+        logits: The submodule whose output is divided; None: the module itself.
+        temperature: Above 0.
+
+    Raises:
+        ConfigError: If there is no such submodule, or nobody called it.
+        StateError: If it gives no tensor.
+    """
+    named: dict[str, nn.Module] = {}
+    for name, part in module.named_modules():
+        named.setdefault(clean(name), part)  # of a compiled one, what is called
+    if (logits or "") not in named:
+        raise ConfigError(f"logits={logits!r} is no submodule: {did_you_mean(str(logits), named)}")
+    calls = 0
+
+    def divide(_: nn.Module, __: Any, output: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if not isinstance(output, Tensor):
+            raise StateError(
+                f"{logits or 'the module'} gave {type(output).__name__} instead of a tensor of "
+                "logits: name the submodule that gives them, logits='NAME'"
+            )
+        return output / temperature
+
+    handle = named[logits or ""].register_forward_hook(divide)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not calls:
+        raise ConfigError(
+            f"training_step did not call {logits or 'the module itself, as self(x)'}, so there are "
+            "no logits to divide: write logits='NAME' of the submodule that gives them, or leave "
+            "temperature out"
+        )
+
+
+def batches_ahead(trainer: pl.Trainer, batch: Any, count: int) -> list[tuple[int, Any]]:
+    """The batch that is trained now and those after it, numbered, on their device.
+
+    They come from a copy of the train loader, so that the loader itself, its samplers and their
+    generators stay where they are. A loader that shuffles by the global generator gives others
+    than those that training will see.
+
+    Raises:
+        ConfigError: If there are too few, or several loaders.
+        StateError: If the loader cannot be copied.
+    """
+    if count == 1:
+        return [(0, batch)]
+    loader: Any = trainer.train_dataloader
+    if not hasattr(loader, "__iter__") or isinstance(loader, Mapping | list | tuple):
+        raise ConfigError(
+            f"batches={count} reads ahead, which goes with one train loader, got "
+            f"{type(loader).__name__}: write batches=1"
+        )
+    found = [batch]
+    for ahead in islice(iter(_loader_twin(loader, count)), 1, count):
+        found.append(_transferred(trainer, ahead))
+    if len(found) < count:
+        raise ConfigError(
+            f"batches={count} is more than the train loader has ({len(found)}): write less"
+        )
+    return list(enumerate(found))
+
+
+def example_for(module: pl.LightningModule, batch: Any) -> Any:
+    """What `forward` takes: the module's `example_input_array`, or the inputs of a batch.
+
+    Raises:
+        ConfigError: If neither is there.
+    """
+    if module.example_input_array is not None:
+        return module.example_input_array
+    inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(inputs, Tensor):
+        raise ConfigError(
+            "method='synflow' runs forward() on ones of the input's shape, and a batch here is no "
+            f"tensor or (inputs, ...) but {type(batch).__name__}: set example_input_array in the "
+            "module"
+        )
+    return inputs
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in _HALVES else value
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """Takes the place of `LightningModule.log`."""
+
+
+def _loader_twin(loader: Any, count: int) -> Any:
+    """A copy that shares the data and begins anew."""
+    memo: dict[int, Any] = {}
+    data = getattr(loader, "dataset", None)
+    if data is not None and not isinstance(data, IterableDataset):  # these may stand somewhere
+        memo[id(data)] = data
+    for name, value in vars(loader).items():
+        if isinstance(value, Tensor):
+            memo[id(value)] = value
+        if name == "_iterator" and value is not None:
+            memo[id(value)] = None
+    try:
+        twin = copy.deepcopy(loader, memo)
+    except Exception as error:
+        raise StateError(
+            f"batches={count} reads ahead from a copy of the train loader, and "
+            f"{type(loader).__name__} cannot be copied: {error}; write batches=1"
+        ) from error
+    return twin
+
+
+def _transferred(trainer: pl.Trainer, batch: Any) -> Any:
+    """A batch as Lightning hands it to training."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

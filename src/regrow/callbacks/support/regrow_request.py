@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""RegrowRequest, its validation, the request file."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+from regrow.callbacks.core.compatibility import refuse_swapped
+from regrow.callbacks.core.queries import pruners
+from regrow.callbacks.core.session import PrunerAccess
+from regrow.channels.pruner import ChannelPruner
+from regrow.pruning.freezing import Train
+from regrow.pruning.growth import (
+    Growth,
+    by_momentum,
+    by_removed,
+    how_many,
+    make_growth,
+    refuse_whole,
+)
+from regrow.pruning.initializers import Initializer, make_initializer
+from regrow.pruning.initializers import removed as removed_values
+from regrow.utils.errors import ConfigError, check_patterns, did_you_mean, unwritten
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `regrow` is to be called with.
+
+    Attributes:
+        fraction: Of what is pruned; or
+        count: how many weights.
+        by: Which come back.
+        init: With what value.
+        names: Patterns of parameters; None: all.
+        train: What trains afterwards.
+
+    Raises:
+        ConfigError: For a value that cannot be meant.
+
+    Example:
+        >>> Order(fraction=0.1, by="gradient").dense
+        True
+    """
+
+    fraction: float | None = None
+    count: int | None = None
+    by: str | Growth = "random"
+    init: str | Initializer = "he"
+    names: str | list[str] | tuple[str, ...] | None = None
+    train: Train = "all"
+
+    def __post_init__(self) -> None:
+        how_many(self.fraction, self.count, 0)
+        make_growth(self.by)
+        make_initializer(self.init)
+        check_patterns("names", self.names)
+        check_patterns("train", self.train)
+
+    @property
+    def dense(self) -> bool:
+        """Whether it waits for dense gradients; any rule of the user's own may look at them."""
+        return self.by == "gradient" or callable(self.by)
+
+
+def parse(text: str) -> Order:
+    """Reads a request.
+
+    Args:
+        text: A JSON object such as `{"fraction": 0.1, "by": "random", "init": "he"}`; keys are
+            those of `Order`.
+
+    Raises:
+        ConfigError: For anything else.
+
+    Example:
+        >>> parse('{"count": 100, "names": "fc"}').names
+        'fc'
+    """
+    known = [field.name for field in fields(Order)]
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"the request is not JSON ({error}): {_EXAMPLE}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"the request must be an object, got {given!r}: {_EXAMPLE}")
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"the request has an unknown key {key!r}: {did_you_mean(key, known)}")
+    return Order(**given)
+
+
+class RequestFile:
+    """A file that is looked for between steps, and renamed once it was answered.
+
+    Args:
+        path: Where it is looked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> str | None:
+        """Its text; None where there is none."""
+        try:
+            return self.path.read_text()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            return f"unreadable: {error}"  # which is no JSON, and refused as such
+
+    def done(self) -> None:
+        """Renames it to NAME.done."""
+        with suppress(FileNotFoundError):  # taken away meanwhile
+            self.path.replace(self.path.with_name(f"{self.path.name}.done"))
+
+    def refuse(self, why: str) -> None:
+        """Renames it to NAME.refused, the reason at its end.
+
+        Raises:
+            StateError: Where that cannot be written; the request stays.
+        """
+        refused = self.path.with_name(f"{self.path.name}.refused")
+        aside, asked = refused.with_name(f".{refused.name}"), b""
+        try:
+            with suppress(OSError):  # it may be gone, or for nobody to read
+                asked = self.path.read_bytes()
+            aside.write_bytes(asked + f"\n\nrefused: {why}\n".encode())
+            aside.replace(refused)
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise unwritten(refused, error) from error
+
+
+_EXAMPLE = 'write {"fraction": 0.1, "by": "random", "init": "he"}'
+
+
+def chosen(trainer: pl.Trainer, order: Order) -> list[tuple[PrunerAccess, list[str] | None]]:
+    """The pruning callbacks that an order means, with the patterns that are theirs.
+
+    Raises:
+        ConfigError: If there are several and no names, or a pattern that is nobody's.
+    """
+    found, patterns = pruners(trainer), check_patterns("names", order.names)
+    if patterns is None:
+        if len(found) > 1:
+            keys = ", ".join(callback.state_key for callback in found)
+            raise ConfigError(
+                f"the Trainer has {len(found)} pruning callbacks ({keys}), and Regrow must know "
+                "whose weights come back: write names=[...], layers of one of them"
+            )
+        return [(found[0], None)]
+    own: dict[int, list[str]] = {}
+    for pattern in patterns:
+        hits = [number for number, callback in enumerate(found) if _means(callback, pattern)]
+        if not hits:
+            found[0].pruner.named(pattern)  # says what is near
+        for number in hits:
+            own.setdefault(number, []).append(pattern)
+    if len(own) > 1 and order.count is not None:
+        raise ConfigError(
+            f"count={order.count} cannot be shared among {len(own)} pruning callbacks: write "
+            "fraction=, or names of one of them"
+        )
+    return [(found[number], names) for number, names in own.items()]
+
+
+def refuse_unable(trainer: pl.Trainer, order: Order) -> None:
+    """Refuses an order that no later moment could fulfil.
+
+    Raises:
+        ConfigError: Saying what is lacking.
+    """
+    for callback, names in chosen(trainer, order):
+        pruner = callback.pruner
+        if pruner.hold.check(order.train) != "all":
+            refuse_swapped(trainer)
+        if isinstance(pruner, ChannelPruner):
+            pruner.check_regrowth(order.by, order.init)
+        elif pruner.shards.ranks is not None:
+            refuse_whole(make_growth(order.by), make_initializer(order.init), pruner.targets)
+        weights = sum(target.parameter.numel() for target in pruner.named(names))
+        if order.count is not None and order.count > weights:
+            raise ConfigError(f"count={order.count} is more than all {weights} weights there are")
+        if pruner.soft:
+            raise ConfigError(
+                "soft=True brings weights back by itself, at each event: leave Regrow out"
+            )
+        for what, given, wants in (
+            ("by", order.by, ("removed", by_removed)),
+            ("init", order.init, ("removed", removed_values)),
+        ):
+            if given in wants and pruner.vault is None:
+                raise ConfigError(
+                    f"{what}='removed' needs the removed values: write keep_removed=True in "
+                    f"{type(callback).__name__}"
+                )
+        if order.by in ("momentum", by_momentum) and getattr(callback, "grow", "") != "momentum":
+            raise ConfigError(
+                "by='momentum' needs the mean dense gradient, which DynamicSparseTraining("
+                "grow='momentum') tracks: write by='gradient'"
+            )
+        parameters = {id(target.parameter) for target in pruner.named(names)}
+        held = [
+            {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for optimizer in trainer.optimizers
+        ]
+        if order.dense and not any(parameters <= one for one in held):
+            raise ConfigError(
+                "growth that looks at gradients needs one optimizer that trains all the parameters "
+                "that may come back (frozen layers, or one optimizer a part?): write names=[...]"
+            )
+
+
+def _means(callback: PrunerAccess, pattern: str) -> bool:
+    try:
+        return bool(callback.pruner.named(pattern))
+    except ConfigError:
+        return False

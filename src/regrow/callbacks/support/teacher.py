@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""Teacher network: copy, load, hash."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from regrow.io.checkpoints import read_checkpoint
+from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.names import clean
+
+START = "start"
+
+
+# What Lightning puts into a module that was compiled whole.
+_COMPILED = (
+    "_compiler_ctx",
+    "forward",
+    *(f"{s}_step" for s in ("training", "validation", "test", "predict")),
+)
+
+
+Teacher = nn.Module | str | Path | None
+
+
+def check_teacher(given: object) -> Teacher:
+    """Returns `given` if it can be a teacher.
+
+    Raises:
+        ConfigError: Saying what can.
+    """
+    if given is None or isinstance(given, nn.Module | str | Path):
+        return given
+    raise ConfigError(f"teacher must be a module, a checkpoint's path or {START!r}, got {given!r}")
+
+
+def make_teacher(given: Teacher, student: nn.Module) -> nn.Module:
+    """A network of its own, frozen: nothing is shared with what it was made of.
+
+    Args:
+        given: A module; a checkpoint for a copy of the student; "start": the student as it is.
+        student: What the teacher stands in for.
+
+    Raises:
+        ConfigError: For None, and for a checkpoint of another architecture, naming what differs.
+        StateError: If the file cannot be read.
+    """
+    if given is None:
+        raise ConfigError(
+            "Distill has no teacher: write teacher=MODULE, teacher='PATH.ckpt' (weights for a copy "
+            f"of the student), or teacher={START!r} (the student as it is when the fit starts, so "
+            "it must be trained already)"
+        )
+    plain = getattr(given if isinstance(given, nn.Module) else student, "_orig_mod", None)
+    source = plain or (given if isinstance(given, nn.Module) else student)
+    if not any(True for _ in source.parameters()):
+        raise ConfigError(
+            f"the teacher {type(source).__name__} has no parameters (layers made in "
+            "configure_model or setup?): give a module that is whole"
+        )
+    teacher: nn.Module = copy.deepcopy(source)
+    if "_compiler_ctx" in teacher.__dict__:  # compiled steps, which call the module they are of
+        for name in _COMPILED:
+            teacher.__dict__.pop(name, None)
+    if isinstance(given, str | Path) and given != START:
+        _load(teacher, Path(given))
+    return teacher.eval().requires_grad_(False)
+
+
+def digest(teacher: nn.Module) -> str:
+    """A hash of a network's weights and buffers: names, types and bits.
+
+    Example:
+        >>> one = nn.Linear(2, 2)
+        >>> digest(one) == digest(copy.deepcopy(one)), digest(one) == digest(nn.Linear(2, 2))
+        (True, False)
+    """
+    found = hashlib.sha256()
+    for name, tensor in sorted(teacher.state_dict().items()):
+        found.update(f"{clean(name)} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(flat.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def refuse_unlike(trainer: pl.Trainer, own: str) -> None:
+    """Refuses ranks with different teachers.
+
+    Raises:
+        StateError: On every rank alike.
+    """
+    if trainer.world_size == 1:
+        return
+    number = torch.tensor(int(own[:15], 16), device=trainer.strategy.root_device)
+    every = trainer.strategy.all_gather(number).flatten().tolist()
+    odd = [rank for rank, value in enumerate(every) if value != every[0]]
+    if odd:
+        raise StateError(
+            f"the teacher of rank {', '.join(map(str, odd))} is not that of rank 0: is it made at "
+            "random? Load it from a checkpoint, or seed all ranks alike"
+        )
+
+
+def _load(teacher: nn.Module, path: Path) -> None:
+    """Weights by name, with or without the prefix of the submodule that they were saved under."""
+    if not path.is_file():
+        raise ConfigError(
+            f"teacher={str(path)!r} does not exist: write a checkpoint's path, or {START!r}"
+        )
+    checkpoint = read_checkpoint(path)
+    held = checkpoint.get("state_dict", checkpoint)
+    weights = {clean(str(n)): v for n, v in held.items() if isinstance(v, Tensor)}
+    own = {clean(name): tensor for name, tensor in teacher.state_dict().items()}
+    weights = _within(weights, own)
+    problems = [f"{n} is missing" for n in own if n not in weights]
+    problems += [
+        f"{n} is {tuple(weights[n].shape)} instead of {tuple(tensor.shape)}"
+        for n, tensor in own.items()
+        if n in weights and weights[n].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ConfigError(
+            f"the weights in {path} do not fit a copy of the student: {'; '.join(problems[:5])}"
+            f"{more}. For another architecture write teacher=MODULE"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def _within(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights below the one prefix under which all of these names stand; '' comes first."""
+    first = next(iter(own))
+    prefixes = [n.removesuffix(first) for n in weights if n == first or n.endswith(f".{first}")]
+    for prefix in sorted(prefixes, key=len):
+        if all(f"{prefix}{name}" in weights for name in own):
+            return {name: weights[f"{prefix}{name}"] for name in own}
+    return dict(weights)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: MIT
+"""Which channels go within a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from regrow.channels.cut.surgery import Removed
+from regrow.channels.graph.groups import Group
+from regrow.utils.errors import ConfigError, check_choice, check_count
+
+RoundTo = int | Literal["auto"]
+
+
+DISTRIBUTIONS = ("global", "uniform")
+
+
+CLOSE = 0.01  # of the dense size: so much too little may remain
+
+
+TRIES = 256  # steps looked at to come so close
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The next channels of a group to go, all at once."""
+
+    group: str
+    stop: int  # how many of its channels are gone afterwards
+    rank: float
+    linked: tuple[tuple[str, int], ...] = ()  # other groups, and how many of theirs are gone then
+
+
+def rounding(size: int, round_to: RoundTo) -> int:
+    """What a group's kept channels are a multiple of.
+
+    Example:
+        >>> [rounding(size, "auto") for size in (128, 32, 20)], rounding(100, 4)
+        ([16, 8, 1], 4)
+    """
+    if round_to == "auto":
+        return 16 if size >= 64 else 8 if size >= 32 else 1
+    return check_count("round_to", round_to)
+
+
+def choose(
+    groups: Sequence[Group],
+    scores: Mapping[str, Tensor],
+    size: Callable[[Removed], float],
+    budget: float,
+    *,
+    distribution: str = "global",
+    round_to: RoundTo = "auto",
+    min_channels: int = 1,
+    gone: Removed | None = None,
+    links: Sequence[Sequence[str]] = (),
+) -> dict[str, Tensor]:
+    """The channels to remove so that no more than a budget remains, and as little less as possible.
+
+    Global: the least important first, whatever the group. Uniform: the same fraction of each.
+
+    Args:
+        groups: The groups that may be cut.
+        scores: Scores `(channels,)` by group.
+        size: What remains after a cut.
+        budget: How much may remain.
+        distribution: "global" or "uniform".
+        round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
+        min_channels: How many of a group stay at least.
+        gone: Channels that are removed already, and stay so.
+        links: Sets of groups that keep the same fraction; rounded where all can be.
+
+    Raises:
+        ConfigError: If the budget cannot be met, with the least that can.
+
+    Example:
+        >>> group = Group("fc", 4, {})
+        >>> choose([group], {"fc": torch.tensor([3.0, 1.0, 2.0, 4.0])}, lambda r: 4 - len(r["fc"])
+        ...        if r else 4, 2)
+        {'fc': tensor([1, 2])}
+    """
+    check_choice("distribution", distribution, DISTRIBUTIONS)
+    check_count("min_channels", min_channels)
+    first = {name: len(channels) for name, channels in (gone or {}).items()}
+    orders, steps, ranks = {}, list[_Step](), dict[str, Tensor]()
+    together = {name for names in links for name in names}
+    for g in groups:
+        ranked = scores[g.name].double().clone()
+        if g.name in first:
+            assert gone is not None
+            ranked[gone[g.name]] = -torch.inf  # in front of all others
+        orders[g.name] = torch.argsort(ranked, stable=True)
+        ranked, multiple = ranked[orders[g.name]], rounding(g.size, round_to)
+        ranks[g.name], start = ranked, first.get(g.name, 0)
+        if g.name not in together:
+            steps += _steps(g.name, ranked, start, distribution, multiple, min_channels)
+    for names in links:
+        ranked_here = {name: ranks[name] for name in names}
+        steps += _linked(ranked_here, first, distribution, round_to, min_channels)
+    steps.sort(key=lambda step: step.rank)  # stable: within a group ranks never fall
+
+    def removed(chosen: Sequence[_Step]) -> dict[str, Tensor]:
+        stops = first | {step.group: step.stop for step in chosen}
+        stops |= {name: stop for step in chosen for name, stop in step.linked}
+        return {name: orders[name][:stop] for name, stop in stops.items()}
+
+    least, most = 0, len(steps)
+    if size(removed(steps)) > budget:
+        raise ConfigError(
+            f"{budget:.6g} cannot be reached: with {min_channels} channel(s) kept in every group "
+            f"and rounded counts, {size(removed(steps)):.6g} of {size({}):.6g} remain; ask for "
+            "less sparsity, lower round_to or min_channels, or exclude fewer layers"
+        )
+    while least < most:
+        middle = (least + most) // 2
+        if size(removed(steps[:middle])) <= budget:
+            most = middle
+        else:
+            least = middle + 1
+    best = _nearest(steps, least, size, removed, budget)
+    return {name: channels.sort().values for name, channels in removed(best).items()}
+
+
+def _steps(
+    name: str, ranked: Tensor, gone: int, distribution: str, multiple: int, floor: int
+) -> list[_Step]:
+    """Steps of one group: the first leaves a multiple, each later one takes `multiple` channels."""
+    size, steps, worst = len(ranked), list[_Step](), float("-inf")
+    for kept in range((size - gone - 1) // multiple * multiple, 0, -multiple):
+        if kept < floor:
+            break
+        stop = size - kept
+        mean = stop / size if distribution == "uniform" else float(ranked[gone:stop].mean())
+        worst = max(worst, mean)
+        steps.append(_Step(name, stop, worst))
+        gone = stop
+    return steps
+
+
+def _linked(
+    ranked: Mapping[str, Tensor],
+    first: Mapping[str, int],
+    distribution: str,
+    round_to: RoundTo,
+    floor: int,
+) -> list[_Step]:
+    """Steps of groups that keep the same fraction."""
+    sizes = {name: len(values) for name, values in ranked.items()}
+    parts, steps, worst = math.gcd(*sizes.values()), list[_Step](), float("-inf")
+    multiple = rounding(parts, round_to)
+    parts //= multiple if parts % multiple == 0 else 1
+    gone = {name: first.get(name, 0) for name in sizes}
+    for part in range(1, parts):
+        stops = {name: size * part // parts for name, size in sizes.items()}
+        if any(stops[name] <= gone[name] for name in sizes):
+            continue
+        if any(sizes[name] - stop < floor for name, stop in stops.items()):
+            break
+        means = [float(ranked[name][gone[name] : stop].mean()) for name, stop in stops.items()]
+        mean = part / parts if distribution == "uniform" else sum(means) / len(means)
+        worst, gone = max(worst, mean), stops
+        name, *others = stops
+        steps.append(_Step(name, stops[name], worst, tuple((n, stops[n]) for n in others)))
+    return steps
+
+
+def _nearest(
+    steps: Sequence[_Step],
+    count: int,
+    size: Callable[[Removed], float],
+    removed: Callable[[Sequence[_Step]], Removed],
+    budget: float,
+) -> list[_Step]:
+    """The first `count` steps, or, where the last of them takes far too much, others after it.
+
+    Steps of other groups follow in its place, in order, until one of them meets the budget.
+    """
+    if not count:
+        return []
+    best, taken = list(steps[:count]), list(steps[: count - 1])
+    left, skipped = size(removed(best)), {steps[count - 1].group}
+    for step in steps[count : count + TRIES]:
+        if budget - left <= CLOSE * size({}):
+            break
+        if step.group in skipped:
+            continue
+        remaining = size(removed([*taken, step]))
+        if remaining > budget:
+            taken.append(step)
+            continue
+        skipped.add(step.group)
+        if remaining > left:
+            best, left = [*taken, step], remaining
+    return best

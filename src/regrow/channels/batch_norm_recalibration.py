@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""Batch-norm statistics after a cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from regrow.utils.batches import bound_forward, device_of
+from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.modes import evaluating
+
+
+def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
+    """Estimates the running statistics of all norms anew, as plain means over some batches.
+
+    Only norms with running statistics are in training mode, so dropout rests, generators stay where
+    they are and no parameter changes. Every batch counts the same, whatever a norm's momentum.
+
+    Args:
+        model: The model; its mode stays as it is.
+        batches: Inputs on the model's device or elsewhere; a tuple holds positional arguments, a
+            dict keyword arguments.
+
+    Returns:
+        How many batches there were.
+
+    Raises:
+        ConfigError: If there is no batch.
+        StateError: If a statistic is not finite; as after any error, all are as they were.
+
+    Source: Li et al. 2020 (EagleEye), arXiv 2007.02491, section 3.3 (adaptive batch normalisation).
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm1d(1), nn.Dropout())
+        >>> recalibrate(net, [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])])
+        2
+        >>> net[0].running_mean, net[0].running_var
+        (tensor([4.]), tensor([2.]))
+    """
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase) and module.running_mean is not None
+    }
+    undo = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms.values()]
+    device, count = device_of(model), 0
+    forked = [device] if device.type == "cuda" else []
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=forked):
+        try:
+            for batch in batches:
+                for norm in norms.values():
+                    if not count:  # not before there is a batch
+                        norm.reset_running_stats()
+                        norm.training = True
+                    # None is a cumulative mean, which instance norms do not know
+                    batch_norm = isinstance(norm, _BatchNorm)
+                    norm.momentum = None if batch_norm else 1 / (count + 1)
+                bound_forward(model, batch)()
+                count += 1
+            _check(norms)
+        except BaseException:
+            for norm, _, state in undo:
+                norm.load_state_dict(state)
+            raise
+        finally:
+            for norm, momentum, _ in undo:
+                norm.momentum = momentum
+    if not count:
+        raise ConfigError("recalibrate needs a batch or more, got none: write [inputs]")
+    return count
+
+
+def _check(norms: Mapping[str, _NormBase]) -> None:
+    for name, norm in norms.items():
+        for statistic in (norm.running_mean, norm.running_var):
+            if statistic is not None and not bool(statistic.isfinite().all()):
+                raise StateError(f"a running statistic of {name} is not finite after these batches")

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Physical removal of channels, verified against the masked model."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Channel dependency graph: which channels must be cut together."""

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""Matmul, attention, einsum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from regrow.channels.graph.labels import Labels, Value, at, varying
+
+COUNTS = "a zeroed channel still counts in {}"
+
+
+def matmul(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+    """Also `mm`, `bmm`, `addmm` and `baddbmm`."""
+    added = "mat1" in a or "batch1" in a
+    left = a["mat1"] if "mat1" in a else a["batch1"] if "batch1" in a else a["self"]
+    right = a["mat2"] if "mat2" in a else a["batch2"] if "batch2" in a else a["other"]
+    if left.ndim < 2 or right.ndim < 2:
+        labels.pin_all([left, right], "matmul with a vector")
+        return Value(tuple(shape))
+    left, right = _heads(labels, left), _heads(labels, right)
+    shared = labels.meet(left, -1, right, -2, "matmul")
+    if shared is not None and not (left.weight or right.weight):
+        labels.inexact(shared, COUNTS.format("a product without weights"))
+    value = _product(labels, [left, right], left, right, shape, "matmul")
+    return labels.broadcast([value, a["self"]], shape, "addmm") if added else value
+
+
+def attention(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+    """Query `(..., n, e)`, key `(..., m, e)`, value `(..., m, v)`."""
+    query, key, value = (_heads(labels, a[name]) for name in ("query", "key", "value"))
+    if a.get("enable_gqa"):
+        key, value = (_repeated(labels, v, query.shape[-3]) for v in (key, value))
+    shared = labels.meet(query, -1, key, -1, "attention")
+    if shared is not None:
+        labels.inexact(shared, COUNTS.format("attention's scale"))
+    length = labels.meet(key, -2, value, -2, "attention")
+    if length is not None:
+        labels.inexact(length, COUNTS.format("attention's softmax"))
+    result = _product(labels, [query, key, value], query, value, shape, "attention")
+    mask = a.get("attn_mask")
+    if mask is not None:
+        scores = [slot for slot in result.slots if slot.shape[-1] == 1]
+        weights = labels.value((*shape[:-1], key.shape[-2]), scores)
+        labels.broadcast([weights, mask], weights.shape, "attention's mask")
+    return labels.again(result)
+
+
+def einsum(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+    """Each letter is one dimension; a letter that is summed counts, unless a weight has it."""
+    values: list[Value] = a["tensors"]
+    names, result = _letters(a["equation"], values)
+    if any(len({*n}) < len(n) for n in names):
+        labels.pin_all(values, f"einsum {a['equation']}")
+        return Value(tuple(shape))
+    outside = {letter for letter in result if all(letter in n for n in names)}  # batch: heads
+    for name, value in zip(names, values, strict=True):
+        for slot in labels.again(value).slots:
+            dims = [d for d in varying(slot) if name[d] in outside]
+            if dims and len(varying(slot)) > 1:
+                labels.tie(slot, dims, "einsum")
+    slots = []
+    for letter in dict.fromkeys("".join(names)):
+        having = [(n.index(letter), v) for n, v in zip(names, values, strict=True) if letter in n]
+        shared: Tensor | None = labels.along(having[0][1], having[0][0], "einsum")
+        for dim, value in having[1:]:
+            met = labels.meet(having[0][1], having[0][0], value, dim, "einsum")
+            shared = met if shared is None else shared
+        if shared is None:
+            continue
+        if letter in result:
+            slots.append(at(shared, result.index(letter), len(shape)))
+        elif not any(v.weight for _, v in having):
+            labels.inexact(shared, COUNTS.format("a product without weights"))
+    return labels.value(shape, slots)
+
+
+def _letters(equation: str, values: Sequence[Value]) -> tuple[list[str], str]:
+    """A letter for each dimension: of each tensor, and of the result.
+
+    Example:
+        >>> _letters("...i,io", [Value((2, 3, 4)), Value((4, 5))])
+        (['YZi', 'io'], 'YZo')
+    """
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    spare = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
+    pairs = [*zip(terms.split(","), values, strict=True)]
+    counts = [value.ndim - len(t.replace("...", "")) if "." in t else 0 for t, value in pairs]
+    dots = ["".join(spare[len(spare) - count :]) for count in counts]
+    every = max(dots, key=len)
+    names = [term.replace("...", dot) for (term, _), dot in zip(pairs, dots, strict=True)]
+    if not arrow:  # what stands once, in the alphabet's order
+        once = sorted({c for c in terms if c.isalpha() and terms.count(c) == 1})
+        return names, every + "".join(once)
+    return names, result.replace("...", every)
+
+
+def _repeated(labels: Labels, value: Value, heads: int) -> Value:
+    """Each head of keys and values serves several of queries."""
+    times = heads // value.shape[-3]
+    shape = (*value.shape[:-3], heads, *value.shape[-2:])
+    slots = [s.repeat_interleave(times, -3) if s.shape[-3] > 1 else s for s in value.slots]
+    return labels.value(shape, slots)
+
+
+def _heads(labels: Labels, value: Value) -> Value:
+    """Labels that vary over batch and matrix dimensions are tied in the matrix: heads remain."""
+    for slot in labels.again(value).slots:
+        outer = [dim for dim in varying(slot) if dim < value.ndim - 2]
+        if outer and len(varying(slot)) > 1:
+            labels.tie(slot, outer, "attention heads")
+    return labels.again(value)
+
+
+def _product(
+    labels: Labels,
+    sides: Sequence[Value],
+    left: Value,
+    right: Value,
+    shape: Sequence[int],
+    name: str,
+) -> Value:
+    """Batches of all sides are united; rows are those of the left side, columns of the right."""
+    batches = []
+    for value in sides:
+        outer = [s for s in labels.again(value).slots if s.shape[-2:] == (1, 1)]
+        batches.append(labels.value((*value.shape[:-2], 1, 1), outer))
+    merged = labels.broadcast(batches, (*shape[:-2], 1, 1), name)
+    rows = labels.along(left, -2, name)
+    columns = labels.along(right, -1, name)
+    slots = with_slot(with_slot(merged.slots, rows, -2, len(shape)), columns, -1, len(shape))
+    return labels.value(shape, slots)
+
+
+def with_slot(slots: Sequence[Tensor], vector: Tensor | None, dim: int, ndim: int) -> list[Tensor]:
+    """Adds a dimension's labels, where there are any."""
+    return [*slots] if vector is None else [*slots, at(vector, dim, ndim)]

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""Torch.export, labels of every parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.channels.graph.interpreter import Interpreter, Site
+from regrow.channels.graph.labels import Labels, Value, at
+from regrow.distributed.shard import is_cut
+from regrow.utils.errors import ConfigError
+from regrow.utils.names import parameters, tensors
+
+
+@dataclass
+class Trace:
+    """Labels of a network, after everything that it does.
+
+    Attributes:
+        labels: The labels.
+        values: The value of each parameter and float buffer, by its name.
+        sites: Where the code names sizes.
+        used: The parameters and buffers that the graph reads.
+    """
+
+    labels: Labels = field(default_factory=Labels)
+    values: dict[str, Value] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+
+
+def trace(model: nn.Module, example_input: Any) -> Trace:
+    """Labels of a model's parameters and buffers, united as its forward pass unites them.
+
+    Traced in eval mode, and in training mode too where that uses parameters that evaluation does
+    not, such as auxiliary heads.
+
+    Args:
+        model: The model; it is not changed.
+        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
+
+    Raises:
+        ConfigError: If `torch.export` cannot trace it, or its parameters are sharded.
+    """
+    cut = [name for name, tensor in tensors(model).items() if is_cut(tensor)]
+    if cut:
+        raise ConfigError(
+            f"parameters are sharded among ranks ({cut[0]}, ...), and channels cannot be cut out "
+            "of shards: prune channels with strategy='ddp' or on one device first and shard the "
+            "smaller model, or prune weights with MagnitudePruning"
+        )
+    found = Trace()
+    for name, tensor in tensors(model).items():
+        found.values[name] = _own(found.labels, name, tensor)
+    _run(found, model, example_input, training=False)
+    if any(name not in found.used for name in parameters(model)):
+        _run(found, model, example_input, training=True)
+    return found
+
+
+def _own(labels: Labels, name: str, tensor: Tensor) -> Value:
+    """A fresh label for every place along every dimension."""
+    if not tensor.is_floating_point():
+        return Value(tuple(tensor.shape), real=tensor.detach().cpu().clone())
+    slots = [
+        at(labels.new(name, dim, size), dim, tensor.ndim)
+        for dim, size in enumerate(tensor.shape)
+        if size > 1
+    ]
+    return Value(tuple(tensor.shape), tuple(slots), weight=True)
+
+
+def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> None:
+    with _mode(model, training), _plain_attention():
+        program = _export(model, example_input)
+    names = {id(tensor): name for name, tensor in tensors(model).items()}
+    every: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
+    every |= model.named_parameters(remove_duplicate=False)
+    signature = program.graph_signature
+    targets = signature.inputs_to_parameters | signature.inputs_to_buffers
+    read = {node.name for node in program.graph.nodes if node.users}
+    inputs: dict[str, Value] = {}
+    for placeholder, target in targets.items():
+        if target in every:
+            name = names[id(every[target])]
+            inputs[placeholder] = found.values[name]
+            found.used |= {name} if placeholder in read else set()
+    for placeholder, target in signature.inputs_to_lifted_tensor_constants.items():
+        constant = program.constants[target]
+        inputs[placeholder] = Value(tuple(constant.shape), real=constant.detach().cpu().clone())
+    runner = Interpreter(found.labels, found.sites, program.graph_module)
+    runner.run(inputs)
+    runner.finish()
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    before = {module: module.training for module in model.modules()}
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, was in before.items():
+            module.training = was
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """`nn.MultiheadAttention` as products, not as one operation that nobody can look into."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _export(model: nn.Module, example_input: Any) -> torch.export.ExportedProgram:
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_input, Mapping):
+        kwargs = dict(example_input)
+    else:
+        args = example_input if isinstance(example_input, tuple) else (example_input,)
+    try:
+        return torch.export.export(model, args, kwargs, strict=False)
+    except Exception as error:
+        words = "".join(str(error).splitlines()[:1])
+        raise ConfigError(
+            f"torch.export cannot trace {type(model).__name__}, so nobody knows which channels "
+            f"belong together: {type(error).__name__}: {words[:300]}; make "
+            "its forward free of control flow that depends on data, or check example_input"
+        ) from error

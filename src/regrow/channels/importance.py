@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""L1, L2, BN scale, Taylor, FPGM, random.
+
+A channel is what all members hold of it: rows of the layers that make it, columns of those that
+read it. Scores that depend on a layer's scale are divided by their group's mean, so that groups
+compare.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from regrow.channels.graph.groups import Group
+from regrow.utils.errors import ConfigError, StateError, check_choice
+
+ChannelCriterion = Callable[[Group, Mapping[str, Tensor]], Tensor]
+
+
+def l1(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Sum of absolute weights of the coupled members, over the group's mean (Li et al. 2017).
+
+    Args:
+        group: The channels.
+        tensors: Parameters by name.
+
+    Returns:
+        `(group.size,)`.
+    """
+    return _normalised(_sums(group, tensors, torch.abs))
+
+
+def l2(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Euclidean norm of the coupled members' weights, over the group's mean.
+
+    Returns:
+        `(group.size,)`.
+    """
+    return _normalised(_sums(group, tensors, torch.square).sqrt())
+
+
+def bn_scale(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Absolute scale of the batch norms on a channel, as it stands (Liu et al. 2017).
+
+    Train with `slimming` in the loss, which makes scales of useless channels small.
+
+    Raises:
+        ConfigError: If the group has no norm.
+    """
+    total = torch.zeros(group.size, dtype=torch.float64)
+    scales = [(n, d) for n, d in group.members if _is_scale(n, tensors)]
+    if not scales:
+        raise ConfigError(
+            f"criterion 'bn' ranks by the scale of norms, and {group.name} has none: exclude it, "
+            "or choose 'l2'"
+        )
+    for name, dim in scales:
+        total += _gathered(group, name, dim, tensors[name].detach().abs())
+    return total
+
+
+def taylor(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Squared first-order change of the loss, `(sum of g * w)^2` (Molchanov et al. 2019, eq. 8).
+
+    Raises:
+        StateError: If a member has no gradient.
+    """
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for name, dim in group.members:
+        weight = tensors.get(name)
+        if weight is None or not weight.requires_grad:
+            continue
+        if weight.grad is None:
+            raise StateError(f"{name} has no gradient: run a backward pass before pruning")
+        total += _gathered(group, name, dim, (weight * weight.grad).detach())
+    return total.square()
+
+
+def fpgm(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Distance of a filter to all others of its layer; central ones go (He et al. 2019, eq. 4)."""
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for name, dim in group.rows:
+        if name not in tensors:
+            continue
+        rows = tensors[name].detach().movedim(dim, 0).flatten(1).double().cpu()
+        total += _gathered(group, name, dim, torch.cdist(rows, rows).sum(1))
+    return _normalised(total)
+
+
+def random(seed: int) -> ChannelCriterion:
+    """Scores by lot, the same for the same seed and group."""
+
+    def draw(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{group.name}".encode()))
+        return torch.rand(group.size, generator=generator, dtype=torch.float64)
+
+    return draw
+
+
+CRITERIA: dict[str, ChannelCriterion] = {
+    "l1": l1,
+    "l2": l2,
+    "bn": bn_scale,
+    "taylor": taylor,
+    "fpgm": fpgm,
+}
+
+
+def make_channel_criterion(criterion: str | ChannelCriterion, seed: int) -> ChannelCriterion:
+    """A criterion by its name.
+
+    Raises:
+        ConfigError: For an unknown name, with the nearest.
+    """
+    if callable(criterion):
+        return criterion
+    if criterion == "random":
+        return random(seed)
+    return CRITERIA[check_choice("criterion", criterion, (*CRITERIA, "random"))]
+
+
+def score(group: Group, tensors: Mapping[str, Tensor], criterion: ChannelCriterion) -> Tensor:
+    """Checked scores of a group.
+
+    Raises:
+        ConfigError: If they are not one finite number a channel.
+    """
+    scores = criterion(group, tensors).detach().double().cpu()
+    if scores.shape != (group.size,):
+        raise ConfigError(
+            f"the criterion gave {tuple(scores.shape)} for the {group.size} channels of "
+            f"{group.name}: give one score each"
+        )
+    if not bool(scores.isfinite().all()):
+        raise StateError(f"scores of {group.name} are not finite: has training diverged?")
+    return scores
+
+
+def slimming(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The sum of absolute norm scales: what Network Slimming adds to the loss (Liu et al. 2017).
+
+    Args:
+        tensors: Parameters by name, as of `dict(model.named_parameters())`.
+
+    Example:
+        >>> from torch import nn
+        >>> norm = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3))
+        >>> slimming(dict(norm.named_parameters())).item()
+        3.0
+    """
+    scales = [t.abs().sum() for name, t in tensors.items() if _is_scale(name, tensors)]
+    if not scales:
+        raise ConfigError("the model has no norm with a scale: there is nothing to slim")
+    return torch.stack(scales).sum()
+
+
+def _is_scale(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    return name.rpartition(".")[2] == "weight" and name in tensors and tensors[name].ndim == 1
+
+
+def _sums(
+    group: Group, tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Sums over what the members' weights hold of a channel; norms and biases are left out."""
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for name, dim in group.members:
+        if name in tensors and tensors[name].ndim > 1:
+            total += _gathered(group, name, dim, change(tensors[name].detach()))
+    return total
+
+
+def _gathered(group: Group, name: str, dim: int, values: Tensor) -> Tensor:
+    """Adds up values by channel: (places) -> (channels)."""
+    rest = [d for d in range(values.ndim) if d != dim] if values.ndim > 1 else []
+    places = (values.sum(rest, dtype=torch.float64) if rest else values.double()).cpu()
+    channels = group.members[name, dim]
+    held = channels >= 0
+    return torch.zeros(group.size, dtype=torch.float64).index_add(0, channels[held], places[held])
+
+
+def _normalised(scores: Tensor) -> Tensor:
+    alive = scores[scores > 0]  # what is zeroed already says nothing of the group's scale
+    return scores / alive.mean() if len(alive) else scores

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: MIT
+"""One-shot channel pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from regrow.channels.allocation import CLOSE, RoundTo, choose
+from regrow.channels.cut.channel_cut import ChannelCut, made_plan
+from regrow.channels.cut.surgery import Removed, keeps
+from regrow.channels.cut.verify import Bench
+from regrow.channels.graph.groups import Group, found_groups
+from regrow.channels.graph.trace import trace
+from regrow.channels.importance import ChannelCriterion, make_channel_criterion, score
+from regrow.channels.latency_budget import latency_budget
+from regrow.channels.size import Sizes
+from regrow.masks.targets import select
+from regrow.profiling.macs import count_macs
+from regrow.utils.batches import two_examples
+from regrow.utils.errors import ConfigError, check_sparsity
+from regrow.utils.names import parameters
+
+Timer = Callable[[nn.Module], float]
+
+
+Link = tuple[str, ...]  # groups that keep the same fraction
+
+
+def prune(
+    model: nn.Module,
+    example_input: Any,
+    sparsity: float = 0.5,
+    *,
+    of: str = "channels",
+    distribution: str = "global",
+    criterion: str | ChannelCriterion = "l2",
+    round_to: RoundTo = "auto",
+    min_channels: int = 1,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    latency_ms: float | None = None,
+    timer: Timer | None = None,
+    seed: int = 0,
+) -> ChannelCut:
+    """Removes channels from a model, in place: it is smaller afterwards, or untouched.
+
+    Parameters stay the same objects; optimizers made before need `carry`. What could not be cut
+    is in the plan with its reason, and its share was taken elsewhere.
+
+    Args:
+        model: The model.
+        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
+        sparsity: Fraction of `of` to remove, in [0, 1).
+        of: "channels", "macs", "params" or "latency" (measured here on the example's batch).
+        distribution: "global": least important first; "uniform": the same fraction everywhere.
+        criterion: "l1", "l2", "bn", "taylor", "fpgm", "random" or a callable
+            `(group, parameters) -> scores`.
+        round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
+        min_channels: How many of a group stay at least.
+        include: Patterns of layers; only groups with a weight that they match are cut.
+        exclude: Patterns of layers that keep their channels.
+        latency_ms: With `of="latency"`, how long a pass may take, instead of `sparsity`.
+        timer: With `of="latency"`, what tells a model's milliseconds; None: measured here.
+        seed: For `criterion="random"`.
+
+    Returns:
+        The plan; its `undo()` restores the model to the bit.
+
+    Raises:
+        ConfigError: For settings that cannot be met; the model is untouched.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> plan = prune(net, torch.zeros(2, 4), 0.5)
+        >>> net[0].weight.shape, net[2].in_features, plan.removed
+        (torch.Size([4, 4]), 4, {'0': 4})
+    """
+    sparsity = check_sparsity("sparsity", sparsity)
+    rule = make_channel_criterion(criterion, seed)
+    two = two_examples(example_input, model)
+    traced = trace(model, two)
+    groups = selected(found_groups(traced, model), model, include, exclude)
+    bench = Bench(model, traced, groups, two)
+    tensors = parameters(model)
+    linked: list[Link] = []
+    together = Together()
+    slack = Slack()
+    while True:
+        free = [group for group in groups if not group.pinned]
+        if not free:
+            reasons = sorted({group.pinned or "" for group in groups})
+            raise ConfigError(f"no channels can be cut: {'; '.join(reasons[:5])}")
+        scores = {group.name: score(group, tensors, rule) for group in free}
+        chosen = partial(
+            choose,
+            free,
+            scores,
+            distribution=distribution,
+            round_to=round_to,
+            min_channels=min_channels,
+            links=linked,
+        )
+        if of == "latency":
+            macs = Sizes(model, free, two, "macs")
+            removed = latency_budget(
+                partial(_share, chosen, macs),
+                bench,
+                model,
+                example_input,
+                sparsity,
+                latency_ms,
+                timer,
+            )
+        else:
+            sizes = Sizes(model, free, two, of)
+            budget = (1 - sparsity) * sizes.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
+            removed = chosen(sizes.after, budget + slack.now)
+        found = bench.search(removed, linked)
+        if found.pinned:  # their share is taken elsewhere
+            found.undo()
+            pins, linked = together.after(bench, found.pinned, linked)
+            groups = tuple(replace(g, pinned=pins[g.name]) if g.name in pins else g for g in groups)
+            bench.groups = groups
+        elif of != "macs" or slack.settled(sizes, removed, count_macs(model, two).macs, budget):
+            break
+        else:
+            found.undo()
+    counts = {name: len(channels) for name, channels in removed.items() if len(channels)}
+    pinned = {group.name: group.pinned for group in groups if group.pinned}
+    kept = keeps(groups, removed)
+    return made_plan(model, kept, found.undo, removed=counts, pinned=pinned, error=found.error)
+
+
+class Together:
+    """Which groups are cut in step, after some of them broke the network."""
+
+    def __init__(self) -> None:
+        self._tried = set[Link]()
+        self._alone = dict[str, str]()  # who broke it while not in step, and how
+
+    def after(
+        self, bench: Bench, broke: Mapping[str, str], linked: Sequence[Link]
+    ) -> tuple[dict[str, str], list[Link]]:
+        """Groups to pin with the reason, and the sets to cut in step from now on.
+
+        Where a set does not hold, those that broke the network alone are to blame.
+        """
+        failed = [each for each in linked if broke.keys() & {*each}]
+        inside = {name for each in failed for name in each}
+        self._alone |= {name: why for name, why in broke.items() if name not in inside}
+        blamed = {name for name in self._alone if name in inside or name in broke}
+        held = [each for each in linked if each not in failed]
+        new = [each for each in bench.links(blamed.union(*held), self._tried) if blamed & {*each}]
+        self._tried |= {*new}
+        hopeful = {name for each in new for name in each}
+        pins = {name: self._alone[name] for name in blamed - hopeful}
+        return pins, [each for each in held if not hopeful & {*each}] + new
+
+
+class Slack:
+    """What more may remain by weights, as products without weights (attention) shrink too.
+
+    Attributes:
+        now: So many MACs.
+    """
+
+    def __init__(self, tries: int = 4) -> None:
+        self.now, self._held, self._tries = 0.0, 0.0, tries
+
+    def settled(self, sizes: Sizes, removed: Removed, left: float, budget: float) -> bool:
+        """Whether a cut is near its budget, or the nearest there is; else `now` has changed."""
+        if left <= budget:
+            self._held = self.now
+            if budget - left <= CLOSE * sizes.dense:
+                return True
+        if not self._tries:
+            return True
+        better = sizes.after(removed) - left
+        self._tries -= 1
+        if not self._tries or abs(better - self.now) < CLOSE / 10 * sizes.dense:
+            self._tries, better = 0, self._held  # the last that met it
+        settled, self.now = better == self.now, better
+        return settled
+
+
+def _share(
+    chosen: Callable[[Callable[[Removed], float], float], dict[str, Tensor]],
+    macs: Sizes,
+    share: float,
+) -> dict[str, Tensor]:
+    return chosen(macs.after, share * macs.dense)
+
+
+def selected(
+    groups: Sequence[Group],
+    model: nn.Module,
+    include: Iterable[str] | None,
+    exclude: Iterable[str] | None,
+) -> tuple[Group, ...]:
+    """Pins groups of layers that patterns leave out.
+
+    Raises:
+        ConfigError: For a pattern that matches nothing, with the nearest names.
+    """
+    if include is None and exclude is None:
+        return tuple(groups)
+    wanted = {target.name for target in select(model, include, exclude).targets}
+    every = {target.name for target in select(model).targets}
+    outside = every - wanted
+    result = []
+    for group in groups:
+        rows = [name for name, _ in group.rows if name in every]
+        left_out = [name for name in rows if name in outside]
+        if left_out and not group.pinned:
+            group = replace(group, pinned=f"{left_out[0]} is excluded or not included")
+        result.append(group)
+    return tuple(result)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""What remains: channels, parameters, MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.channels.cut.surgery import Removed
+from regrow.channels.graph.groups import Group, Place
+from regrow.profiling.macs import count_macs
+from regrow.utils.batches import batch_size, bound_forward
+from regrow.utils.errors import check_choice
+from regrow.utils.modes import evaluating
+from regrow.utils.names import modules, parameters
+
+UNITS = ("channels", "macs", "params")
+
+
+class Sizes:
+    """Counts what remains, for any choice of channels.
+
+    A weight costs as many MACs as it has output positions; products without weights (attention)
+    are counted as they stand.
+
+    Args:
+        model: The dense model.
+        groups: The groups that may be cut.
+        example_input: Needed for MACs.
+        of: "channels", "macs" or "params".
+
+    Attributes:
+        dense: The size before any cut.
+
+    Example:
+        >>> from regrow.channels.graph.groups import groups
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> found = groups(net, torch.zeros(2, 4))
+        >>> sizes = Sizes(net, found[:1], torch.zeros(2, 4), "macs")
+        >>> sizes.dense, sizes.after({"0": torch.arange(4)})
+        (48.0, 24.0)
+    """
+
+    def __init__(
+        self, model: nn.Module, groups: Sequence[Group], example_input: Any, of: str
+    ) -> None:
+        self.of = check_choice("of", of, UNITS)
+        self._total = sum(group.size for group in groups)
+        self._shapes = {name: tuple(p.shape) for name, p in parameters(model).items()}
+        self._weights, self._rest = dict.fromkeys(self._shapes, 1.0), 0.0
+        if of == "macs":
+            work = count_macs(model, example_input)
+            used = derived(model, example_input, work.positions) | work.positions
+            self._weights = {n: used.get(n, 0.0) for n in self._shapes}
+            counted = sum(
+                positions * torch.Size(self._shapes[name]).numel()
+                for name, positions in self._weights.items()
+            )
+            self._rest = work.macs - counted
+        # how many places each channel has in each member
+        self._places: dict[str, dict[Place, Tensor]] = {
+            group.name: {
+                place: torch.bincount(channels[channels >= 0], minlength=group.size)
+                for place, channels in group.members.items()
+                if place[0] in self._shapes
+            }
+            for group in groups
+        }
+        self.dense = self.after({})
+
+    def after(self, removed: Removed) -> float:
+        """The size without some channels."""
+        if self.of == "channels":
+            return float(self._total - sum(len(channels) for channels in removed.values()))
+        gone: dict[str, list[int]] = {}
+        for name, channels in removed.items():
+            for (tensor, dim), counts in self._places[name].items():
+                dims = gone.setdefault(tensor, [0] * len(self._shapes[tensor]))
+                dims[dim] += int(counts[channels].sum())
+        total = self._rest
+        for name, shape in self._shapes.items():
+            product = self._weights[name]
+            for size, less in zip(shape, gone.get(name, [0] * len(shape)), strict=True):
+                product *= size - less
+            total += product
+        return total
+
+
+def derived(model: nn.Module, example_input: Any, known: Mapping[str, float]) -> dict[str, float]:
+    """Positions of weights that a layer uses only after a change, such as standardised ones.
+
+    Args:
+        model: The model.
+        example_input: A batch.
+        known: Positions of those that are used as they are.
+    """
+    found: dict[str, float] = {}
+    batch = batch_size(example_input)
+
+    def hook(name: str, channel: int) -> Callable[..., None]:
+        def seen(module: nn.Module, given: Any, out: Tensor) -> None:
+            found[name] = found.get(name, 0.0) + out.numel() / out.shape[channel] / batch
+
+        return seen
+
+    handles = []
+    for path, module in modules(model).items():
+        name = f"{path}.weight" if path else "weight"
+        if name in known or "weight" not in module._parameters:
+            continue
+        if isinstance(module, nn.Linear):
+            handles.append(module.register_forward_hook(hook(name, -1)))
+        elif isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
+            handles.append(module.register_forward_hook(hook(name, 1)))
+    try:
+        if handles:
+            with torch.no_grad(), evaluating(model):
+                bound_forward(model, example_input)()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Importance scores: magnitude, gradients, movement, saliency."""

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""Magnitude, gradient, taylor, random."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regrow.distributed.shard import local, shard_of
+from regrow.distributed.sharded_random import drawn
+
+
+def magnitude(weight: Tensor, grad: Tensor | None = None) -> Tensor:
+    """|w|: small weights matter least.
+
+    Source: Han et al. 2015.
+
+    Example:
+        >>> magnitude(torch.tensor([-2.0, 1.0]))
+        tensor([2., 1.])
+    """
+    return weight.abs()
+
+
+def random(weight: Tensor, grad: Tensor | None = None, *, generator: torch.Generator) -> Tensor:
+    """Uniform in [0, 1): the control that every criterion must beat.
+
+    Example:
+        >>> random(torch.zeros(3), generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([3])
+    """
+    # on the CPU: the same on every device
+    numbers = drawn(torch.rand, weight.shape, shard_of("weight", weight), generator)
+    return torch.empty_like(local(weight), dtype=torch.float32).copy_(numbers)
+
+
+def gradient(weight: Tensor, grad: Tensor) -> Tensor:
+    """|g|: the loss reacts to this weight.
+
+    Example:
+        >>> gradient(torch.tensor([1.0, 2.0]), torch.tensor([-3.0, 0.0]))
+        tensor([3., 0.])
+    """
+    return grad.abs()
+
+
+def taylor(weight: Tensor, grad: Tensor) -> Tensor:
+    """|g w|: the first-order change of the loss if the weight goes; at step 0 this is SNIP.
+
+    Source: Molchanov et al. 2017; Lee et al. 2019, eq. 3.
+
+    Example:
+        >>> taylor(torch.tensor([1.0, 2.0]), torch.tensor([-3.0, 0.5]))
+        tensor([3., 1.])
+    """
+    wide = torch.promote_types(
+        weight.dtype, torch.float32
+    )  # small products vanish in half precision
+    return (grad.to(wide) * weight).abs()

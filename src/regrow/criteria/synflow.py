@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: MIT
+"""SynFlow scores, computed without data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from regrow.criteria.precomputed import Scores
+from regrow.criteria.saliency import whole_targets
+from regrow.distributed.shard import local
+from regrow.masks.targets import Target, select
+from regrow.masks.topk import keep_highest
+from regrow.utils.errors import ConfigError, StateError, check_count, check_sparsity
+
+# Activations and norms, as functions, methods and in place: the linear network has none of them.
+_NAMES = (
+    "relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish tanh sigmoid logsigmoid "
+    "hardtanh hardsigmoid hardswish hardshrink softshrink tanhshrink softplus softsign threshold "
+    "softmax log_softmax clamp clip batch_norm layer_norm group_norm instance_norm rms_norm "
+    "local_response_norm dropout dropout1d dropout2d dropout3d alpha_dropout "
+    "feature_alpha_dropout"
+)
+
+
+_PASSED = {
+    found
+    for place in (torch, functional, Tensor)
+    for word in _NAMES.split()
+    for name in (word, f"{word}_")
+    if (found := getattr(place, name, None)) is not None
+}
+
+
+def synflow(
+    model: nn.Module,
+    example_input: Any,
+    sparsity: float,
+    *,
+    rounds: int = 100,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    kept: Mapping[str, Tensor] | None = None,
+) -> Scores:
+    """SynFlow: |w| dR/d|w|, with R the sum of what the linear network of |w| makes of ones.
+
+    In the linear network activations and norms pass values through, biases are zero, and what is
+    pruned is zero. Round k of n prunes to density (1 - sparsity)^(k / n) over all layers together
+    and scores again; the last scores are returned, and pruning to `sparsity` by them is the last
+    round. A layer's scores sum up to R, so one that loses weights has its others protected: no
+    layer is emptied while others could give.
+
+    No data is looked at and the model is not changed: rounds happen on a copy in double precision,
+    which reaches over 300 powers of ten.
+
+    Args:
+        model: The model.
+        example_input: What it takes; only shapes count. A tuple holds positional arguments, a dict
+            keyword arguments.
+        sparsity: The target, in [0, 1).
+        rounds: How many forward and backward passes, and rankings of all weights.
+        include: Patterns of parameters or modules; None: Conv, ConvTranspose and Linear weights.
+        exclude: Patterns of those to leave out.
+        kept: Masks of what is left already, by name (True = kept); None: all.
+
+    Returns:
+        Scores by parameter name, float64; -1 for what earlier rounds pruned.
+
+    Raises:
+        ConfigError: For settings that cannot be meant, sharded weights, and layers through which
+            nothing flows.
+        StateError: If the flow leaves the range of double precision.
+
+    Source: Tanaka et al. 2020, arXiv 2006.05467, algorithm 1.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 1))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+        >>> _ = net[2].weight.data.fill_(-2.0)
+        >>> {name: s.tolist() for name, s in synflow(net, torch.zeros(1, 2), 0.0, rounds=1).items()}
+        {'0.weight': [[6.0, 2.0]], '2.weight': [[8.0]]}
+    """
+    check_sparsity("sparsity", sparsity)
+    check_count("rounds", rounds)
+    names = [target.name for target in whole_targets(model, include, exclude)]
+    linear = _linear(model)
+    targets = select(linear, include, exclude).targets
+    masks = {target.name: torch.ones_like(target.weight, dtype=torch.bool) for target in targets}
+    if kept is not None:
+        masks = {name: local(kept[name]).to(mask.device) for name, mask in masks.items()}
+        _zero_pruned(targets, masks)
+    total, start = sum(mask.numel() for mask in masks.values()), 1 - _sparsity(masks)
+    for done in range(1, rounds):
+        density = start * ((1 - sparsity) / start) ** (done / rounds)
+        scores = _flow(linear, targets, example_input, pruned=done > 1)
+        pruned = round(max(1 - density, _sparsity(masks)) * total)
+        chosen = keep_highest([*scores.values()], pruned, [*masks.values()], names=names)
+        masks = dict(zip(names, chosen, strict=True))
+        _zero_pruned(targets, masks)
+    scores = _flow(linear, targets, example_input, pruned=rounds > 1)
+    return Scores({name: scores[name].masked_fill(~masks[name], -1.0) for name in names})
+
+
+def _sparsity(masks: Mapping[str, Tensor]) -> float:
+    total = sum(mask.numel() for mask in masks.values())
+    return (total - sum(int(mask.count_nonzero()) for mask in masks.values())) / total
+
+
+def _zero_pruned(targets: Iterable[Target], masks: Mapping[str, Tensor]) -> None:
+    for target in targets:
+        target.weight.masked_fill_(~masks[target.name], 0.0)
+
+
+def _linear(model: nn.Module) -> nn.Module:
+    """A copy of a model with |w| for weights and no biases, in double precision."""
+    twin = copy.deepcopy(model).double().eval()
+    first = next(twin.parameters())
+    if first.device.type == "mps":  # it has no double precision
+        twin = twin.cpu()
+    for name, parameter in twin.named_parameters():
+        parameter.data = parameter.data.zero_() if name.endswith("bias") else parameter.data.abs()
+        parameter.requires_grad_(True)
+    return twin
+
+
+def _flow(
+    model: nn.Module, targets: Sequence[Target], example_input: Any, *, pruned: bool
+) -> dict[str, Tensor]:
+    """|w| dR/d|w| of every target; only before the first round a layer without flow is an error."""
+    weights = [target.parameter for target in targets]
+    with torch.enable_grad(), _passing(), torch.autocast(weights[0].device.type, enabled=False):
+        total = _run(model, example_input, weights[0].device)
+    found = torch.autograd.grad(total, weights, allow_unused=True)
+    scores = {}
+    for target, grad in zip(targets, found, strict=True):
+        score = torch.zeros_like(target.weight) if grad is None else grad * target.weight
+        if not score.isfinite().all():
+            raise StateError(
+                f"the flow through {target.name} exceeds double precision: the network is too deep "
+                "or its weights too large; write method='snip' or 'grasp'"
+            )
+        if not (pruned or score.any()):
+            raise ConfigError(
+                f"nothing flows through {target.name}, so its weights have no order: leave it "
+                f"dense, exclude=[{target.name!r}], or write method='snip' or 'grasp'"
+            )
+        scores[target.name] = score.detach()
+    return scores
+
+
+def _run(model: nn.Module, example_input: Any, device: torch.device) -> Tensor:
+    """The sum of a model's outputs for one example of ones."""
+
+    def ones(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        dtype = torch.float64 if value.is_floating_point() else value.dtype
+        return torch.ones(value[:1].shape, dtype=dtype, device=device)
+
+    given = tree_map(ones, example_input)
+    if isinstance(given, Mapping):
+        output = model(**given)
+    else:
+        output = model(*given) if isinstance(given, tuple) else model(given)
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    found = [leaf.sum() for leaf in leaves if leaf.is_floating_point() and leaf.requires_grad]
+    if not found:
+        raise ConfigError("the model's output has no tensor that depends on its weights")
+    return torch.stack(found).sum()
+
+
+class _Passing(TorchFunctionMode):
+    """Lets values pass through activations and norms as they are."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _PASSED:
+            return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _passing() -> Iterator[None]:
+    """Within it every model is linear; compiled parts run as plain Python."""
+    with torch.compiler.set_stance("force_eager"), _Passing():
+        yield

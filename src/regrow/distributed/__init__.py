@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Sharded parameters, collectives, and checks that ranks agree."""

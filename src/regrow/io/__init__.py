@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints, atomic files and export formats."""

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""Digest of saved state (candidate for deletion: duplicates the zip CRC)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrow.utils.errors import StateError
+
+SEAL = "seal"
+
+
+def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same state with a digest of each of its tensors, and one of all the rest.
+
+    Needed because `torch.load` does not look at the checksums of the file it reads: a bit that
+    flipped in packed masks would be a weight more or less, and nobody would hear of it.
+
+    Args:
+        state: Nested builtin types and tensors; of sharded tensors the name alone counts.
+
+    Example:
+        >>> state = sealed({"masks": {"fc": torch.tensor([255], dtype=torch.uint8)}})
+        >>> state["masks"]["fc"][0] = 254
+        >>> opened(state)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        regrow.StateError: the saved state is damaged: masks/fc is not what was saved...
+    """
+    return {**state, SEAL: _digests(state)}
+
+
+def opened(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the state if it is what `sealed` saw.
+
+    Raises:
+        StateError: Naming what has changed since.
+    """
+    if not isinstance(state, Mapping) or not isinstance(state.get(SEAL), Mapping):
+        raise StateError(
+            "the saved state of the masks has no seal: another version of regrow wrote it, or it "
+            "is damaged: load the weights into the model and start a fit without ckpt_path"
+        )
+    then, now = state[SEAL], _digests(state)
+    wrong = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if wrong:
+        named = ", ".join(name or "what is no tensor" for name in wrong[:5])
+        raise StateError(
+            f"the saved state is damaged: {named} is not what was saved: go on from an earlier "
+            "checkpoint"
+        )
+    return state
+
+
+def _digests(state: Mapping[str, Any]) -> dict[str, str]:
+    rest, found = hashlib.blake2b(digest_size=8), {}
+    for path, value in _leaves("", {k: v for k, v in state.items() if k != SEAL}):
+        if isinstance(value, Tensor) and not hasattr(value, "to_local"):
+            found[path] = _digest(value)
+        else:
+            words = type(value).__name__ if isinstance(value, Tensor) else repr(value)
+            rest.update(f"{path}={words}\n".encode())
+    return found | {"": rest.hexdigest()}
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Everything in a nest by its path; of a container its kind and size too."""
+    if isinstance(value, Mapping | list | tuple):
+        yield path, f"{'dict' if isinstance(value, Mapping) else type(value).__name__}{len(value)}"
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _leaves(f"{path}/{key}" if path else str(key), item)
+    else:
+        yield path, value
+
+
+def _digest(tensor: Tensor) -> str:
+    found = hashlib.blake2b(f"{tensor.dtype}{list(tensor.shape)}".encode(), digest_size=8)
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()

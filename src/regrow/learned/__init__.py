@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Masks that are functions of learned scores."""

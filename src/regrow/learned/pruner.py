@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""LearnedPruner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow.io.integrity import SEAL, sealed
+from regrow.learned.controller import wanted
+from regrow.learned.learner import Margins
+from regrow.pruning.compute_masks import choose_masks
+from regrow.pruning.config import Method
+from regrow.pruning.pruner import Pruner
+from regrow.pruning.state import Keep
+from regrow.pruning.transaction import whole
+
+
+class LearnedPruner(Pruner):
+    """Masks of one model that are learned.
+
+    Args:
+        model: The model; parameters are changed in place, never replaced, and no module is touched.
+        method: Its criterion is a learner's margins.
+        keep_removed: What goes to the vault when the masks are hardened: the dense values.
+
+    Attributes:
+        learner: Dense weights and scores.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, keep_removed: Keep) -> None:
+        super().__init__(model, method, keep_removed=keep_removed)
+        assert isinstance(self.criterion, Margins)
+        self.learner = self.criterion.learner
+        self.learner.bind(self.enforcer.parameters)
+        self.learner.choose = self._highest
+        self.tracks = False  # gradients are carried back, not gathered
+
+    @property
+    def zero_share(self) -> float:
+        """The share of exact zeros among the effective weights, at the last look."""
+        return sum(self.learner.zeros.values()) / self.total
+
+    @property
+    def nonzero(self) -> dict[str, float]:
+        """The fraction of each parameter that is not zero, at the last look."""
+        zeros = self.learner.zeros
+        return {t.name: 1 - zeros[t.name] / t.parameter.numel() for t in self.targets}
+
+    def harden(self, sparsity: float, optimizers: Iterable[Optimizer] = ()) -> dict[str, Any]:
+        """Turns what was learned into ordinary masks: exactly `sparsity`, by the margins.
+
+        Weights that are kept have their effective values; the vault takes dense ones of the rest.
+        """
+        entry = self.prune_to(sparsity, optimizers)
+        entry["learned"] = self.learner.course.share
+        self.learner.stop()
+        return entry
+
+    def settle(self) -> None:
+        super().settle()
+        self.learner.settle()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is held, and what is being learned."""
+        state = {key: value for key, value in super().state_dict().items() if key != SEAL}
+        return sealed(state | {"learner": self.learner.state_dict()})
+
+    @whole
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.learner.load_state_dict(state["learner"])
+
+    @torch.no_grad()
+    def _set(self, name: str, mask: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
+        if self.learner.active:  # what goes to the vault is dense
+            parameter, dense = self.enforcer.parameters[name], self.learner.dense[name]
+            parameter.copy_(torch.where(mask, parameter, dense))
+        super()._set(name, mask, optimizers)
+
+    def _highest(self) -> dict[str, Tensor]:
+        """The masks of the highest scores, as many as are due, for a rule that chooses."""
+        if not (self.learner.rule.chooses and self.learner.active):
+            return {}
+        course = self.learner.course
+        due = wanted(self.learner.progress, course.target, course.ramp)
+        kept = [None] * len(self.targets)
+        masks = choose_masks(self.method, self.targets, kept, due, self.own, 0)
+        return {target.name: mask for target, mask in zip(self.targets, masks, strict=True)}

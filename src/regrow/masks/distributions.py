@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""Global, uniform, ERK, LAMP.
+
+A distribution turns layer sizes and a number of units to prune into pools. Layers of one pool are
+ranked together; a pool of one layer has a target of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from regrow.utils.errors import ConfigError, StateError
+
+
+class Pool(NamedTuple):
+    """Layers (by index) that are ranked together, and how many of their units are pruned."""
+
+    layers: tuple[int, ...]
+    pruned: int
+
+
+class Layer(NamedTuple):
+    """What a distribution knows of a layer.
+
+    Attributes:
+        name: For messages.
+        shape: Shape of the weight, `(out, in, kh, kw)` or `(out, in)`.
+        units: How many prunable units it has.
+        pruned: How many of them are pruned already.
+        least: How many must stay.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    units: int
+    pruned: int = 0
+    least: int = 1
+
+
+Distribution = Callable[[Sequence[Layer], float], list[Pool]]
+
+
+def all_together(layers: Sequence[Layer], sparsity: float) -> list[Pool]:
+    """Global ranking: one pool over all layers.
+
+    Example:
+        >>> all_together([Layer("a", (2, 5), 10), Layer("b", (3, 10), 30)], 0.5)
+        [Pool(layers=(0, 1), pruned=20)]
+    """
+    _reachable(layers, _count(layers, sparsity))
+    return [Pool(tuple(range(len(layers))), _count(layers, sparsity))]
+
+
+def uniform(layers: Sequence[Layer], sparsity: float) -> list[Pool]:
+    """The same sparsity in every layer; largest remainders make the sum round(s n).
+
+    Example:
+        >>> uniform([Layer("a", (2, 5), 10), Layer("b", (3, 10), 30)], 0.5)
+        [Pool(layers=(0,), pruned=5), Pool(layers=(1,), pruned=15)]
+    """
+    return _own_pools(layers, [sparsity * layer.units for layer in layers], sparsity)
+
+
+def erk(layers: Sequence[Layer], sparsity: float) -> list[Pool]:
+    """Erdos-Renyi-Kernel: density proportional to (in + out + kh + kw) / (in out kh kw).
+
+    Layers whose share would exceed 1 stay dense and the others give the difference.
+
+    Source: Evci et al. 2020 (RigL), section 3; Mocanu et al. 2018 for linear layers.
+
+    Example:
+        >>> pools = erk([Layer("a", (10, 10), 100), Layer("b", (2, 10), 20)], 0.5)
+        >>> [pool.pruned for pool in pools]
+        [60, 0]
+    """
+    densities = erk_densities([layer.shape for layer in layers], sparsity)
+    ideal = [(1 - density) * layer.units for density, layer in zip(densities, layers, strict=True)]
+    return _own_pools(layers, ideal, sparsity)
+
+
+def erk_densities(shapes: Sequence[Sequence[int]], sparsity: float) -> list[float]:
+    """The densities of `erk`, before rounding to whole weights.
+
+    Example:
+        >>> [round(d, 4) for d in erk_densities([(300, 784), (100, 300), (10, 100)], 0.9)]
+        [0.0796, 0.2302, 1.0]
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
+    dense: set[int] = set()
+    while True:
+        rest = [i for i in range(len(sizes)) if i not in dense]
+        budget = (1 - sparsity) * sum(sizes) - sum(sizes[i] for i in dense)
+        scale = budget / sum(raw[i] * sizes[i] for i in rest) if rest else 0.0
+        most = max((raw[i] for i in rest), default=0.0)
+        if scale * most <= 1:
+            return [1.0 if i in dense else scale * raw[i] for i in range(len(sizes))]
+        dense |= {i for i in rest if raw[i] == most}
+
+
+def lamp_scores(scores: Tensor, kept: Tensor | None = None, name: str = "a layer") -> Tensor:
+    """Scores that can be compared across layers: s^2 / sum of all u^2 with u >= s in the layer.
+
+    The largest score of each layer becomes 1. Ties are summed in flat order.
+
+    Args:
+        scores: Non-negative scores of one layer, any shape.
+        kept: Non-zero where the place still counts; others get 0.
+        name: Of the layer, for messages.
+
+    Returns:
+        float64, because sums over a layer need the digits (8 bytes a score while an event lasts).
+
+    Raises:
+        StateError: For negative scores, and for those whose square is infinite.
+
+    Source: Lee et al. 2021, eq. 1.
+
+    Example:
+        >>> lamp_scores(torch.tensor([2.0, 1.0, 2.0]))
+        tensor([0.5000, 0.1111, 1.0000], dtype=torch.float64)
+    """
+    flat = scores.detach().reshape(-1).double()
+    if bool((flat < 0).any()):
+        raise StateError(
+            "LAMP compares squared scores, and this criterion gives negative ones: write "
+            "distribution='global', 'uniform' or 'erk'"
+        )
+    squares = flat.square()
+    if kept is not None:
+        squares = squares.where(kept.reshape(-1) != 0, 0.0)
+    endless = int(squares.isinf().count_nonzero())
+    if endless:
+        raise StateError(
+            f"{name} has {endless} scores that are infinite once squared, and LAMP divides by sums "
+            "of squares: look at its weights (has the loss diverged?), or write "
+            "distribution='global', 'uniform' or 'erk'"
+        )
+    order = squares.argsort(stable=True)
+    ranked = squares[order]
+    above = ranked.flip(0).cumsum(0).flip(0)
+    result = torch.empty_like(squares)
+    result[order] = ranked / above.clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.empty_like(scores, dtype=torch.float64).copy_(result.view(scores.shape))
+
+
+DISTRIBUTIONS: Mapping[str, Distribution] = {
+    "global": all_together,
+    "uniform": uniform,
+    "erk": erk,
+    "lamp": all_together,
+}
+
+
+def _count(layers: Sequence[Layer], sparsity: float) -> int:
+    return round(sparsity * sum(layer.units for layer in layers))
+
+
+def _reachable(layers: Sequence[Layer], count: int) -> None:
+    most = sum(layer.units - min(layer.least, layer.units) for layer in layers)
+    if count > most:
+        total = sum(layer.units for layer in layers)
+        raise ConfigError(
+            f"{count} of {total} cannot be pruned: each of {len(layers)} layers keeps at least "
+            f"{max(layer.least for layer in layers)}, which allows sparsity {most / total:.6g} at "
+            "most: ask for less, or exclude small layers"
+        )
+
+
+def _own_pools(layers: Sequence[Layer], ideal: Sequence[float], sparsity: float) -> list[Pool]:
+    count = _count(layers, sparsity)
+    _reachable(layers, count)
+    least = [layer.pruned for layer in layers]
+    most = [layer.units - min(layer.least, layer.units) for layer in layers]
+    return [Pool((i,), n) for i, n in enumerate(whole_numbers(ideal, count, least, most))]
+
+
+def whole_numbers(
+    ideal: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]
+) -> list[int]:
+    """Whole numbers near `ideal` that sum to `total`, by largest remainders within bounds.
+
+    Raises:
+        ConfigError: If the bounds leave no such numbers.
+
+    Example:
+        >>> whole_numbers([1.5, 1.5, 7.0], 10, least=[0, 0, 0], most=[9, 9, 6])
+        [2, 2, 6]
+    """
+    if not sum(least) <= total <= sum(most):
+        raise ConfigError(
+            f"{total} cannot be shared among {len(ideal)} layers that take between {sum(least)} "
+            f"and {sum(most)} together"
+        )
+    found = [
+        min(max(math.floor(x), low), high) for x, low, high in zip(ideal, least, most, strict=True)
+    ]
+    remainder = [x - math.floor(x) for x in ideal]
+    while (gap := total - sum(found)) != 0:
+        sign = 1 if gap > 0 else -1
+        room = [
+            high - n if sign > 0 else n - low
+            for n, low, high in zip(found, least, most, strict=True)
+        ]
+        open_ = [i for i in range(len(found)) if room[i] > 0]
+        open_.sort(key=lambda i: -sign * remainder[i])
+        share = abs(gap) // len(open_)
+        for i in open_ if share else open_[: abs(gap)]:
+            found[i] += sign * min(room[i], max(1, share))
+    return found

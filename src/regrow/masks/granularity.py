@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: MIT
+"""Weight, n:m, block; chunked grouping.
+
+A granularity turns scores of one parameter into scores of units (a weight, a group of m, a block),
+and kept units back into kept weights. Every unit prunes the same number of weights.
+
+Sorting and summing within units takes several times the memory of what it is done to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from regrow.distributed.shard import Shard
+from regrow.masks.lazy_scores import Computed, Scores, computed
+from regrow.masks.targets import Target
+from regrow.masks.topk import CHUNK
+from regrow.utils.errors import ConfigError
+
+_N_M = re.compile(r"(\d+):(\d+)")
+
+
+_BLOCK = re.compile(r"block:(\d+)x(\d+)")
+
+
+class Granularity(Protocol):
+    """How scores are grouped.
+
+    Attributes:
+        weights: How many weights a pruned unit takes away.
+        outputs: Over how many outputs a unit lies.
+        limit: The largest sparsity it can reach: (m - n) / m for n:m, else 1.
+        least: How many units each layer keeps: one, or none where a pruned unit keeps weights.
+    """
+
+    @property
+    def weights(self) -> int: ...
+
+    @property
+    def outputs(self) -> int: ...
+
+    @property
+    def limit(self) -> float: ...
+
+    @property
+    def least(self) -> int: ...
+
+    def check(self, target: Target) -> None:
+        """Raises ConfigError, naming the parameter, where its shape cannot be grouped."""
+        ...
+
+    def check_rows(self, target: Target, shard: Shard) -> None:
+        """Raises ConfigError, on all ranks alike, where units reach beyond a rank's rows."""
+        ...
+
+    def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
+        """Scores of units: what is lost when the unit is pruned."""
+        ...
+
+    def mask(self, kept: Tensor, scores: Tensor, input_dim: int | None) -> Tensor:
+        """Kept units as kept weights, of the shape of `scores`."""
+        ...
+
+    def kept_units(self, kept: Tensor, input_dim: int | None) -> Tensor:
+        """Which units are still whole under a mask of weights."""
+        ...
+
+
+class Weight:
+    """Every weight for itself."""
+
+    weights = 1
+    outputs = 1
+    limit = 1.0
+    least = 1
+
+    def check(self, target: Target) -> None:
+        return None
+
+    def check_rows(self, target: Target, shard: Shard) -> None:
+        return None
+
+    def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
+        return scores
+
+    def mask(self, kept: Tensor, scores: Tensor, input_dim: int | None) -> Tensor:
+        return kept
+
+    def kept_units(self, kept: Tensor, input_dim: int | None) -> Tensor:
+        return kept
+
+
+class NofM:
+    """n of every m consecutive inputs are kept, per output (and kernel position).
+
+    A unit is one group; pruning it drops its m - n lowest weights, ties in input order. Gradual
+    pruning finishes groups, those that lose least first.
+
+    Args:
+        n: Kept weights a group.
+        m: Weights a group.
+
+    Source: Mishra et al. 2021 (2:4).
+
+    Example:
+        >>> two_four = NofM(2, 4)
+        >>> scores = torch.tensor([[4.0, 1.0, 3.0, 2.0]])
+        >>> two_four.units(scores, 1)
+        tensor([[3.]])
+        >>> two_four.mask(torch.tensor([[False]]), scores, 1)
+        tensor([[ True, False,  True, False]])
+    """
+
+    outputs = 1
+    least = 0
+
+    def __init__(self, n: int, m: int) -> None:
+        if not 0 < n < m:
+            raise ConfigError(f"granularity n:m needs 0 < n < m, got {n}:{m}: write '2:4'")
+        self.n, self.m = n, m
+        self.weights = m - n
+        self.limit = (m - n) / m
+
+    def check(self, target: Target) -> None:
+        dim = target.input_dim
+        size = 0 if dim is None else target.parameter.shape[dim]
+        if dim is None or size % self.m:
+            has = "no input dimension" if dim is None else f"{size} inputs"
+            raise ConfigError(
+                f"granularity {self.n}:{self.m} does not divide {target.name}, which has {has} "
+                f"(shape {tuple(target.parameter.shape)}): write exclude=[{target.name!r}]"
+            )
+
+    def check_rows(self, target: Target, shard: Shard) -> None:
+        _refuse_cut(f"{self.n}:{self.m}", target, 1, shard)
+
+    def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
+        ranked = self._groups(scores, input_dim).sort(-1).values
+        lost = ranked[..., : self.weights].sum(-1, dtype=_wide(scores))
+        return lost.where(~ranked[..., -1].isnan(), torch.nan)  # NaN is ranked last
+
+    def mask(self, kept: Tensor, scores: Tensor, input_dim: int | None) -> Tensor:
+        groups = self._groups(scores, input_dim)
+        order = groups.argsort(stable=True, dim=-1)
+        dropped = torch.zeros_like(groups, dtype=torch.bool)
+        dropped.scatter_(-1, order[..., : self.weights], True)
+        return self._ungroup(~dropped | kept.unsqueeze(-1), scores, input_dim)
+
+    def kept_units(self, kept: Tensor, input_dim: int | None) -> Tensor:
+        return self._groups(kept, input_dim).sum(-1) > self.n
+
+    def _groups(self, tensor: Tensor, input_dim: int | None) -> Tensor:
+        """`(out, in, kh, kw)` -> `(out, kh, kw, in / m, m)`."""
+        moved = tensor.movedim(input_dim or 0, -1)
+        return moved.view(*moved.shape[:-1], -1, self.m)
+
+    def _ungroup(self, groups: Tensor, like: Tensor, input_dim: int | None) -> Tensor:
+        mask = groups.flatten(-2).movedim(-1, input_dim or 0)
+        return torch.empty_like(like, dtype=torch.bool).copy_(mask)
+
+
+class Block:
+    """Blocks of `rows` outputs by `columns` inputs of the matrix `(out, in * kh * kw)`.
+
+    A unit is one block, its score the mean of its weights' scores.
+
+    Example:
+        >>> Block(1, 2).units(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), 1)
+        tensor([[2., 5.]])
+    """
+
+    limit = 1.0
+    least = 1
+
+    def __init__(self, rows: int, columns: int) -> None:
+        if rows < 1 or columns < 1:
+            raise ConfigError(f"blocks need at least 1x1, got {rows}x{columns}: write 'block:4x4'")
+        self.rows, self.columns = rows, columns
+        self.weights = rows * columns
+        self.outputs = rows
+
+    def check(self, target: Target) -> None:
+        shape = tuple(target.parameter.shape)
+        if target.input_dim is not None:
+            out, rest = _matrix(target.parameter, target.input_dim).shape
+            if out % self.rows == 0 and rest % self.columns == 0:
+                return
+        raise ConfigError(
+            f"blocks of {self.rows}x{self.columns} do not tile {target.name} of shape {shape}: "
+            f"write exclude=[{target.name!r}]"
+        )
+
+    def check_rows(self, target: Target, shard: Shard) -> None:
+        _refuse_cut(f"block:{self.rows}x{self.columns}", target, self.rows, shard)
+
+    def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
+        return self._blocks(scores, input_dim).mean((1, 3), dtype=_wide(scores))
+
+    def mask(self, kept: Tensor, scores: Tensor, input_dim: int | None) -> Tensor:
+        matrix = kept.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
+        mask = torch.empty_like(scores, dtype=torch.bool)
+        moved = mask.movedim(1, 0) if input_dim == 0 else mask
+        moved.copy_(matrix.view(moved.shape))
+        return mask
+
+    def kept_units(self, kept: Tensor, input_dim: int | None) -> Tensor:
+        return self._blocks(kept, input_dim).any(3).any(1)
+
+    def _blocks(self, tensor: Tensor, input_dim: int | None) -> Tensor:
+        """`(out, in, kh, kw)` -> `(out / rows, rows, in kh kw / columns, columns)`."""
+        matrix = _matrix(tensor, input_dim)
+        out, rest = matrix.shape
+        return matrix.reshape(out // self.rows, self.rows, rest // self.columns, self.columns)
+
+
+def _refuse_cut(granularity: str, target: Target, step: int, shard: Shard) -> None:
+    if target.input_dim == 0:  # its rows are inputs: units lie across them
+        raise ConfigError(
+            f"{target.name} is a transposed convolution that is sharded along its inputs, which "
+            f"cuts units of granularity {granularity!r} apart: write exclude=[{target.name!r}]"
+        )
+    rows = -(-shard.shape[0] // shard.ranks.size)
+    if rows < shard.shape[0] and rows % step:
+        raise ConfigError(
+            f"{target.name} is sharded among ranks, {rows} rows each, which cuts units of "
+            f"granularity {granularity!r} apart: shard it in multiples of {step} rows, or write "
+            f"exclude=[{target.name!r}]"
+        )
+
+
+def _wide(scores: Tensor) -> torch.dtype:
+    """At least float32, so that sums of half precision scores do not round."""
+    return torch.promote_types(scores.dtype, torch.float32)
+
+
+def _matrix(tensor: Tensor, input_dim: int | None) -> Tensor:
+    return (tensor.movedim(0, 1) if input_dim == 0 else tensor).flatten(1)
+
+
+def make_granularity(granularity: str) -> Granularity:
+    """A granularity from its name: "weight", "2:4" (any "n:m") or "block:4x4".
+
+    Raises:
+        ConfigError: For anything else.
+
+    Example:
+        >>> make_granularity("1:4").limit
+        0.75
+    """
+    text = granularity if isinstance(granularity, str) else repr(granularity)
+    if text == "weight":
+        return Weight()
+    if match := _N_M.fullmatch(text):
+        return NofM(int(match[1]), int(match[2]))
+    if match := _BLOCK.fullmatch(text):
+        return Block(int(match[1]), int(match[2]))
+    raise ConfigError(
+        f"granularity must be 'weight', 'n:m' such as '2:4', or 'block:RxC' such as 'block:4x4', "
+        f"got {text} (in YAML, keep the quotes)"
+    )
+
+
+def units_of(granularity: Granularity, scores: Scores, input_dim: int | None) -> Tensor:
+    """Scores of the units of one parameter.
+
+    Args:
+        granularity: n:m or blocks.
+        scores: Of its weights.
+        input_dim: The dimension of inputs.
+
+    Example:
+        >>> from regrow.masks.granularity import make_granularity
+        >>> units_of(make_granularity("2:4"), torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 1)
+        tensor([[3.]])
+    """
+    parts = _parts(granularity, computed(scores), input_dim)
+    return torch.cat([granularity.units(part, input_dim) for _, part in parts])
+
+
+def mask_of(
+    granularity: Granularity, kept: Tensor, scores: Scores, input_dim: int | None
+) -> Tensor:
+    """The mask of one parameter of which these units are kept.
+
+    Args:
+        granularity: n:m or blocks.
+        kept: Bool, of the units' shape.
+        scores: As given to `units_of`.
+        input_dim: Likewise.
+
+    Returns:
+        A bool mask with the scores' shape and strides.
+
+    Example:
+        >>> from regrow.masks.granularity import make_granularity
+        >>> scores = torch.tensor([[4.0, 1.0, 3.0, 2.0]])
+        >>> mask_of(make_granularity("2:4"), torch.tensor([[False]]), scores, 1)
+        tensor([[ True, False,  True, False]])
+    """
+    read = computed(scores)
+    mask = torch.empty_like(read.like, dtype=torch.bool)
+    outputs = granularity.outputs
+    for rows, part in _parts(granularity, read, input_dim):
+        few = slice(rows.start // outputs, rows.stop // outputs)
+        some = kept if input_dim == 0 else kept[few]
+        mask[rows] = granularity.mask(some, part, input_dim)
+    return mask
+
+
+def _parts(
+    granularity: Granularity, scores: Computed, input_dim: int | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows, each with all of its units, and their scores; at once where rows are inputs."""
+    reads, compute = scores.reads, scores.begin()
+    count, size, units = reads[0].shape[0], reads[0].numel(), granularity.outputs
+    step = max(1, CHUNK * count // max(1, size) // units) * units
+    step = max(1, count) if input_dim == 0 else step
+    for start in range(0, max(1, count), step):
+        rows = slice(start, min(start + step, count))
+        yield rows, compute(*(tensor[rows] for tensor in reads))

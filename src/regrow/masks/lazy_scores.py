@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""Scores computed chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regrow.distributed.shard import Shard
+from regrow.distributed.sharded_random import Stream
+
+Compute = Callable[..., Tensor]
+"""Parts of tensors -> the scores of that part."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Scores of one tensor, for `regrow.masks.topk.keep_highest`.
+
+    Attributes:
+        reads: From what they are computed: tensors of one shape, the first with the scores'
+            strides and device.
+        dtype: The scores' type.
+        begin: Starts a pass. What it gives is called with the same part of each of `reads`, one
+            part after the other in logical order, and must give the same scores in every pass.
+    """
+
+    reads: tuple[Tensor, ...]
+    dtype: torch.dtype
+    begin: Callable[[], Compute]
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the scores' shape, strides and device."""
+        return self.reads[0]
+
+
+Scores = Tensor | Computed
+
+
+def computed(scores: Scores) -> Computed:
+    """Scores that stand are computed too: they are what is read.
+
+    Example:
+        >>> scores = computed(torch.ones(2))
+        >>> scores.begin()(*scores.reads)
+        tensor([1., 1.])
+    """
+    return scores if isinstance(scores, Computed) else elementwise(_itself, scores)
+
+
+def elementwise(function: Compute, *reads: Tensor) -> Computed:
+    """Scores that each depend on the values at their own place alone.
+
+    Example:
+        >>> scores = elementwise(torch.mul, torch.ones(2), torch.tensor([2.0, 3.0]))
+        >>> scores.begin()(*scores.reads)
+        tensor([2., 3.])
+    """
+    dtype = function(*(tensor.new_empty(0) for tensor in reads)).dtype
+    return Computed(reads, dtype, lambda: function)
+
+
+def by_lot(like: Tensor, shard: Shard | None, generator: Callable[[], torch.Generator]) -> Computed:
+    """Uniform numbers in [0, 1), those that `regrow.distributed.sharded_random.drawn` gives.
+
+    Args:
+        like: This rank's rows.
+        shard: Which these are; None: all.
+        generator: Makes a fresh one on the CPU, the same each time.
+
+    Example:
+        >>> lot = by_lot(torch.empty(4), None, lambda: torch.Generator().manual_seed(0))
+        >>> wanted = torch.rand(4, generator=torch.Generator().manual_seed(0))
+        >>> bool((lot.begin()(lot.like) == wanted).all())
+        True
+    """
+
+    def begin() -> Compute:
+        shape = like.shape if shard is None else shard.shape
+        numbers = Stream(torch.rand, shape, shard, generator())
+        return lambda part: numbers.take(part.numel()).view(part.shape).to(part.device)
+
+    return Computed((like,), torch.float32, begin)
+
+
+def one_by_one(like: Tensor, make: Callable[[], Tensor | None]) -> Computed:
+    """Scores that are made whole for each pass, and not held between two.
+
+    Args:
+        like: A tensor of their shape.
+        make: Makes them.
+
+    Example:
+        >>> scores = one_by_one(torch.empty(2), lambda: torch.tensor([1.0, 2.0])).begin()
+        >>> scores(torch.empty(1)), scores(torch.empty(1))
+        (tensor([1.]), tensor([2.]))
+    """
+
+    def begin() -> Compute:
+        made = make()
+        assert made is not None
+        left = made.reshape(-1)
+
+        def next_part(part: Tensor) -> Tensor:
+            nonlocal left
+            found, left = left[: part.numel()], left[part.numel() :]
+            return found.view(part.shape)
+
+        return next_part
+
+    return Computed((like,), like.dtype, begin)
+
+
+def _itself(scores: Tensor) -> Tensor:
+    return scores

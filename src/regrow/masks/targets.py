@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: MIT
+"""Which parameters may be pruned; the one pattern matcher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from regrow.distributed.shard import Shard, forget_copies, local, shard_of
+from regrow.utils.errors import ConfigError, StateError, nearest
+from regrow.utils.names import clean
+
+_EVERY_KIND = (_ConvNd, nn.Linear)
+
+
+# in those of a byte, bits of zero need not mean 0 (float8_e8m0fnu), or hold two numbers (float4)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+_SELECTORS = ("@first", "@last", "@depthwise")
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One parameter that is pruned.
+
+    Attributes:
+        name: Its full name, without `torch.compile`'s prefix.
+        parameter: The parameter itself.
+        input_dim: The dimension of inputs: 1 for Linear `(out, in)` and Conv `(out, in, kh, kw)`,
+            0 for transposed convolutions `(in, out, kh, kw)`; None where there is none.
+        aliases: Its other names where it is shared (tied).
+        groups: Groups of a convolution, whose weight holds `in / groups` inputs.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    input_dim: int | None = 1
+    aliases: tuple[str, ...] = ()
+    groups: int = 1
+
+    @cached_property
+    def shard(self) -> Shard | None:
+        """The rows of it that this rank holds; None: all."""
+        return shard_of(self.name, self.parameter)
+
+    @property
+    def weight(self) -> Tensor:
+        """Its values here, to read and write: where it is cut, this rank's rows."""
+        return local(self.parameter.detach())
+
+    @property
+    def grad(self) -> Tensor | None:
+        """Its gradient here, cut likewise."""
+        grad = self.parameter.grad
+        return None if grad is None else local(grad)
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """What is known of one parameter before choosing."""
+
+    names: tuple[str, ...]
+    parameter: Tensor
+    owners: tuple[nn.Module, ...]
+
+    @property
+    def default(self) -> bool:
+        return all(
+            isinstance(owner, _EVERY_KIND) and name.rpartition(".")[2] == "weight"
+            for owner, name in zip(self.owners, self.names, strict=True)
+        )
+
+    @property
+    def depthwise(self) -> bool:
+        return any(
+            isinstance(owner, _ConvNd) and 1 < owner.groups == owner.in_channels
+            for owner in self.owners
+        )
+
+    @property
+    def kind(self) -> str:
+        kinds = sorted({type(owner).__name__ for owner in self.owners})
+        return f"{self.names[0].rpartition('.')[2]} of {' and '.join(kinds)}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of choosing: the targets in model order, and the rest with their reasons."""
+
+    targets: tuple[Target, ...]
+    reasons: Mapping[str, str]
+    _entries: tuple[_Entry, ...]
+
+    def match(self, pattern: str, what: str) -> list[str]:
+        """The names of the targets that a pattern means.
+
+        Raises:
+            ConfigError: If there is none, with the nearest names.
+        """
+        return [entry.names[0] for entry in _hits(clean(pattern), self._entries, what)]
+
+
+def select(
+    model: nn.Module,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+) -> Selection:
+    """Chooses the parameters to prune.
+
+    By default the weights of all Conv, ConvTranspose and Linear layers; never biases, norms or
+    embeddings, unless a pattern names them by their last part ("emb.weight", "*.bias").
+
+    A pattern is a glob that matches a parameter's full name, its tail from any dot, or a module's
+    name likewise ("layer4.*", "fc"); "@first", "@last" and "@depthwise" name those layers.
+
+    Args:
+        model: The model; a compiled one is seen through.
+        include: Patterns; only what they match is pruned.
+        exclude: Patterns of what is left dense.
+
+    Raises:
+        ConfigError: For a pattern that matches nothing (with the nearest names), or a selection
+            that leaves nothing to prune.
+        StateError: For layers that cannot be pruned as they are: not built yet (lazy), already
+            reparametrised by `torch.nn.utils.prune`, or of a type without a sign bit.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> [target.name for target in select(net, exclude=["@last"]).targets]
+        ['0.weight']
+    """
+    forget_copies(model)  # the parameters themselves, not what FSDP2 gathered for a pass
+    entries = _entries(model)
+    reasons: dict[str, str] = dict(_computed(model))
+    chosen: list[_Entry] = []
+    included = None if include is None else _matches(include, entries, "include", by_name=True)
+    excluded = {} if exclude is None else _matches(exclude, entries, "exclude")
+    for entry in entries:
+        if entry in excluded:
+            reasons[entry.names[0]] = f"excluded by {excluded[entry]!r}"
+        elif included is not None and entry not in included:
+            reasons[entry.names[0]] = "not included"
+        elif included is None and not entry.default:
+            reasons[entry.names[0]] = f"{entry.kind}: only when included by name"
+        elif not is_lazy(entry.parameter) and not entry.parameter.numel():
+            reasons[entry.names[0]] = "it has no elements"
+        else:
+            chosen.append(entry)
+    if not chosen:
+        raise ConfigError(
+            "nothing is left to prune: the model has "
+            f"{len(entries)} parameters, none of them selected by include={include!r}, "
+            f"exclude={exclude!r}; default are the weights of Conv, ConvTranspose and Linear layers"
+        )
+    return Selection(tuple(_target(entry) for entry in chosen), reasons, tuple(chosen))
+
+
+def selection_of(model: nn.Module, names: Iterable[str]) -> Selection:
+    """The parameters of exactly these names, whatever their kind."""
+    wanted = {clean(name) for name in names}
+    entries = _entries(model)
+    chosen = tuple(entry for entry in entries if wanted & {*entry.names})
+    reasons = {e.names[0]: "holds no channel that can go" for e in entries if e not in chosen}
+    return Selection(tuple(_target(entry) for entry in chosen), reasons, chosen)
+
+
+def _entries(model: nn.Module) -> list[_Entry]:
+    """Every parameter once, in model order, with all its names."""
+    # a compiled layer wraps the one that owns the weight; both have its name, the inner one last
+    modules = model.named_modules(remove_duplicate=False)
+    owners = {clean(f"{name}.")[:-1]: module for name, module in modules}
+    names: dict[int, list[str]] = {}
+    parameters: dict[int, nn.Parameter] = {}
+    for raw, parameter in model.named_parameters(remove_duplicate=False):
+        name = clean(raw)
+        if name not in names.setdefault(id(parameter), []):
+            names[id(parameter)].append(name)
+        parameters[id(parameter)] = parameter
+    return [
+        _Entry(tuple(shared), parameters[key], tuple(owners[n.rpartition(".")[0]] for n in shared))
+        for key, shared in names.items()
+    ]
+
+
+def _computed(model: nn.Module) -> Iterable[tuple[str, str]]:
+    """Weights that are no parameters, because something computes them at each forward."""
+    for raw, module in model.named_modules():
+        name = clean(f"{raw}.weight".lstrip("."))
+        if not isinstance(module, _EVERY_KIND) or isinstance(
+            module._parameters.get("weight"), nn.Parameter
+        ):
+            continue
+        if hasattr(module, "weight_orig") and hasattr(module, "weight_mask"):
+            raise StateError(
+                f"{name} is masked by torch.nn.utils.prune: make that permanent first with "
+                f"torch.nn.utils.prune.remove(module, 'weight')"
+            )
+        how = "a parametrization" if parametrize.is_parametrized(module) else "its module"
+        yield name, f"computed by {how} at each forward, not a parameter"
+
+
+def _paths(name: str) -> set[str]:
+    """Every name by which a pattern may mean a parameter: parts of its dotted path."""
+    parts = name.split(".")
+    return {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
+
+
+def _names_it(pattern: str, entry: _Entry) -> bool:
+    """Whether the pattern spells out the parameter's last part ("*.bias", "emb.weight")."""
+    rest, _, last = pattern.rpartition(".")
+    if last == "weight" and set("*?[") & set(rest):
+        return False  # "*.weight" means weights of layers, not those of norms
+    return any(
+        name.rpartition(".")[2] == last and fnmatchcase(f".{name}", f"*.{pattern}")
+        for name in entry.names
+    )
+
+
+def _matches(
+    patterns: Iterable[str], entries: Sequence[_Entry], what: str, *, by_name: bool = False
+) -> dict[_Entry, str]:
+    """The entries that some pattern matches, with the first pattern that does."""
+    found: dict[_Entry, str] = {}
+    for pattern in patterns:
+        hits = _hits(clean(pattern), entries, what)
+        allowed = [e for e in hits if not by_name or e.default or _names_it(clean(pattern), e)]
+        if not allowed:
+            kinds = ", ".join(f"{entry.names[0]} ({entry.kind})" for entry in hits[:3])
+            raise ConfigError(
+                f"{what} pattern {pattern!r} matches only {kinds}, which is pruned only when its "
+                f"last part is spelt out: write {hits[0].names[0]!r}"
+            )
+        for entry in allowed:
+            found.setdefault(entry, pattern)
+    return found
+
+
+def _hits(pattern: str, entries: Sequence[_Entry], what: str) -> list[_Entry]:
+    layers = [entry for entry in entries if entry.default]
+    if pattern.startswith("@"):
+        if pattern not in _SELECTORS:
+            raise ConfigError(f"{what} {pattern!r} is unknown: there are {', '.join(_SELECTORS)}")
+        hits = {
+            "@first": layers[:1],
+            "@last": layers[-1:],
+            "@depthwise": [entry for entry in entries if entry.default and entry.depthwise],
+        }[pattern]
+    else:
+        hits = [
+            entry
+            for entry in entries
+            if any(fnmatchcase(path, pattern) for name in entry.names for path in _paths(name))
+        ]
+    if not hits:
+        names = [name for entry in entries for name in entry.names]
+        close = nearest(pattern, {path for name in names for path in _paths(name)}) or names[:5]
+        raise ConfigError(
+            f"{what} pattern {pattern!r} matches no parameter: nearest are {', '.join(close)}"
+        )
+    return hits
+
+
+def _target(entry: _Entry) -> Target:
+    name, parameter = entry.names[0], entry.parameter
+    if is_lazy(parameter):
+        raise StateError(
+            f"{name} is not built yet (a lazy layer): run one forward pass before pruning"
+        )
+    if not parameter.is_floating_point():
+        raise StateError(f"{name} has dtype {parameter.dtype}: only real floating point is pruned")
+    if parameter.dtype not in _DTYPES:
+        raise StateError(
+            f"{name} has dtype {parameter.dtype}: float16, bfloat16, float32 and float64 are "
+            "pruned; prune before quantising, or exclude it"
+        )
+    assert isinstance(parameter, nn.Parameter)
+    owner = entry.owners[0]
+    input_dim: int | None = None
+    if entry.default:
+        input_dim = 0 if isinstance(owner, _ConvTransposeNd) else 1
+    elif parameter.dim() > 1:
+        input_dim = 1
+    groups = owner.groups if isinstance(owner, _ConvNd) else 1
+    return Target(name, parameter, input_dim, entry.names[1:], groups)

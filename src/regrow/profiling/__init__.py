@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Parameters, MACs, latency, sensitivity and torchmetrics metrics."""

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""Parameters, MACs, bytes.
+
+MACs are counted in the matrix products and convolutions of one forward pass, attention included,
+and are those of one example. A pruned weight saves as many MACs as it has output positions; that
+is what a sparse kernel could save, a dense one computes with the zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from regrow.masks.masks import Masks
+from regrow.profiling.macs import count_macs
+from regrow.utils.names import clean, named_parameters
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The size of a model and the work of one example.
+
+    Attributes:
+        params: Parameters that are not pruned, biases and norms included.
+        macs: Multiply-accumulates of one example, without those of pruned weights.
+        bytes: Parameters and buffers; of a masked parameter its kept values and one bit a place.
+    """
+
+    params: int
+    macs: int
+    bytes: int
+
+
+def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | None = None) -> Cost:
+    """Parameters, MACs and bytes, dense or under masks.
+
+    Args:
+        model: The model; it runs once, in eval mode.
+        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
+        masks: Bool masks by parameter name; None: dense.
+
+    Raises:
+        StateError: If a mask has no parameter, or another shape.
+
+    Example:
+        >>> layer, keep = nn.Linear(10, 4), torch.zeros(4, 10, dtype=torch.bool)
+        >>> keep[:, 0] = True
+        >>> cost(layer, torch.zeros(2, 10)), cost(layer, torch.zeros(2, 10), {"weight": keep})
+        (Cost(params=44, macs=40, bytes=176), Cost(params=8, macs=4, bytes=37))
+    """
+    pruned, parameters = _pruned(model, masks), named_parameters(model)
+    work = count_macs(model, example_input)
+    held = [*model.parameters(), *model.buffers()]
+    size = sum(tensor.numel() * tensor.itemsize for tensor in held)
+    for name, count in pruned.items():
+        size += -(-parameters[name].numel() // 8) - count * parameters[name].itemsize
+    saved = sum(work.positions.get(name, 0.0) * count for name, count in pruned.items())
+    return Cost(
+        params=sum(parameter.numel() for parameter in model.parameters()) - sum(pruned.values()),
+        macs=round(work.macs - saved),
+        bytes=size,
+    )
+
+
+def _pruned(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int]:
+    """How many weights each mask prunes, by the first name of a shared parameter."""
+    if masks is None:
+        return {}
+    named = named_parameters(model)
+    masks = masks if isinstance(masks, Masks) else Masks(masks)
+    masks.check({name: named[name] for name in masks if name in named})
+    first = {id(parameter): clean(name) for name, parameter in model.named_parameters()}
+    return {
+        first[id(named[name])]: mask.numel() - int(mask.count_nonzero())
+        for name, mask in masks.items()
+    }

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""The same per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from regrow.profiling.cost import _pruned
+from regrow.profiling.macs import positions
+from regrow.utils.names import clean
+
+
+class Layer(NamedTuple):
+    """One row of `layer_table`.
+
+    Attributes:
+        name: The weight's name.
+        kind: The type of its module.
+        shape: Its shape.
+        params: Its kept weights.
+        sparsity: Its pruned fraction; 0 where it has no mask.
+        macs: Its multiply-accumulates for one example, pruned ones left out.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    params: int
+    sparsity: float
+    macs: int
+
+
+def layer_table(
+    model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | None = None
+) -> list[Layer]:
+    """Every weight that takes part in a product or has a mask, in model order.
+
+    Args:
+        model: The model; it runs once, in eval mode.
+        example_input: As for `cost`.
+        masks: Bool masks by parameter name; None: dense.
+
+    Raises:
+        StateError: If a mask has no parameter, or another shape.
+
+    Example:
+        >>> layer_table(nn.Linear(10, 4), torch.zeros(2, 10))
+        [Layer(name='weight', kind='Linear', shape=(4, 10), params=40, sparsity=0.0, macs=40)]
+    """
+    pruned, used = _pruned(model, masks), positions(model, example_input)
+    modules = model.named_modules(remove_duplicate=False)
+    kinds = {clean(f"{name}.")[:-1]: type(module).__name__ for name, module in modules}
+    rows = []
+    for raw, parameter in model.named_parameters():
+        name = clean(raw)
+        kept = parameter.numel() - pruned.get(name, 0)
+        if name in used or name in pruned:
+            kind, shape = kinds[name.rpartition(".")[0]], tuple(parameter.shape)
+            sparsity = 1 - kept / max(1, parameter.numel())
+            macs = round(used.get(name, 0.0) * kept)
+            rows.append(Layer(name, kind, shape, kept, sparsity, macs))
+    return rows

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""Multiply-accumulates of one forward pass.
+
+Matrix products and convolutions count, attention included; a figure is that of one example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from regrow.utils.batches import batch_size, bound_forward
+from regrow.utils.modes import evaluating
+from regrow.utils.names import named_parameters
+
+_ATEN = torch.ops.aten
+
+
+# Where the two factors of each product stand among its arguments.
+_FACTORS = {
+    _ATEN.mm: slice(0, 2),
+    _ATEN.bmm: slice(0, 2),
+    _ATEN.addmm: slice(1, 3),
+    _ATEN.baddbmm: slice(1, 3),
+    _ATEN.convolution: slice(0, 2),
+}
+
+
+class Work(NamedTuple):
+    """The work of one example.
+
+    Attributes:
+        macs: All multiply-accumulates.
+        positions: How often each weight is used, under every name of a shared one.
+    """
+
+    macs: float
+    positions: dict[str, float]
+
+
+def positions(model: nn.Module, example_input: Any) -> dict[str, float]:
+    """How often one example uses each weight: output positions of its layer.
+
+    A pruned weight saves as many MACs. Measured by one forward pass in eval mode; a layer used
+    twice counts twice; parameters that no product uses are left out.
+
+    Args:
+        model: The model.
+        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
+
+    Returns:
+        Positions by parameter name; a shared parameter stands under each of its names.
+
+    Raises:
+        ConfigError: If the example has no batch dimension.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 2))
+        >>> positions(net, torch.zeros(5, 3, 4, 4))
+        {'0.weight': 4.0, '2.weight': 1.0}
+    """
+    return count_macs(model, example_input).positions
+
+
+def count_macs(model: nn.Module, example_input: Any) -> Work:
+    """Runs the model once in eval mode and counts.
+
+    Example:
+        >>> count_macs(nn.Linear(10, 4), torch.zeros(2, 10))
+        Work(macs=40.0, positions={'weight': 1.0})
+    """
+    counter = _Counter(model.parameters())
+    run, batch = bound_forward(model, example_input), batch_size(example_input)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, seen by nobody
+        with (
+            evaluating(model),
+            torch.compiler.set_stance("force_eager"),
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),  # attention as products, which can be counted
+            counter,
+        ):
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    used = {
+        name: counter.of[parameter.untyped_storage()] / parameter.numel() / batch
+        for name, parameter in named_parameters(model).items()
+        if parameter.untyped_storage() in counter.of
+    }
+    return Work(counter.macs / batch, used)
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the MACs of the products it sees, and of those that each weight takes part in.
+
+    A weight is known by its storage: so it is seen in whatever view, and where no module's forward
+    uses it, as in attention.
+    """
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._weights = {weight.untyped_storage() for weight in weights}
+        self.macs = 0.0
+        self.of: dict[torch.UntypedStorage, float] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs, packet = kwargs or {}, getattr(func, "overloadpacket", func)
+        if packet not in flop_registry:
+            if isinstance(func, torch._ops.OpOverload):
+                with self:  # in inference mode a linear layer comes as one operation
+                    out = func.decompose(*args, **kwargs)
+                if out is not NotImplemented:
+                    return out
+            return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        macs = flop_registry[packet](*args, **kwargs, out_val=out) / 2
+        self.macs += macs
+        for factor in args[_FACTORS.get(packet, slice(0))]:
+            storage = factor.untyped_storage()
+            if storage in self._weights:
+                self.of[storage] = self.of.get(storage, 0.0) + macs
+        return out

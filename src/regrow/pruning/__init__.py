@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The pruner and its parts: state, enforcement, removed weights, regrowth."""

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""PruningConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from regrow.criteria.base import Criterion, TrackingCriterion, make_criterion
+from regrow.criteria.movement import Movement
+from regrow.masks.distributions import DISTRIBUTIONS
+from regrow.masks.granularity import make_granularity
+from regrow.utils.errors import (
+    ConfigError,
+    StateError,
+    check_choice,
+    check_patterns,
+    check_sparsity,
+)
+
+
+class Method(NamedTuple):
+    """How weights are ranked and grouped: what every pruner is configured with.
+
+    Attributes:
+        criterion: A name ("magnitude", "random", "gradient", "taylor", "snip", "movement"), a
+            callable `(weight, grad) -> scores`, or a tracking criterion.
+        distribution: "global", "uniform", "erk" or "lamp".
+        granularity: "weight", "2:4" (any "n:m") or "block:4x4".
+        layers: Own final sparsity for some layers, `{pattern: sparsity}`.
+        include: Patterns of what is pruned; None: Conv, ConvTranspose and Linear weights.
+        exclude: Patterns of what is not.
+        seed: For criteria that draw random numbers.
+    """
+
+    criterion: str | Criterion | TrackingCriterion = "magnitude"
+    distribution: str = "global"
+    granularity: str = "weight"
+    layers: Mapping[str, float] | None = None
+    include: Iterable[str] | None = None
+    exclude: Iterable[str] | None = None
+    seed: int = 0
+
+    def checked(self) -> Method:
+        """The same, with every word and number checked, before any model is at hand.
+
+        Raises:
+            ConfigError: What was given, what is allowed, what to write.
+        """
+        check_choice("distribution", self.distribution, DISTRIBUTIONS)
+        make_granularity(self.granularity)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ConfigError(f"seed must be a whole number, got {self.seed!r}")
+        if self.layers is not None and not isinstance(self.layers, Mapping):
+            raise ConfigError(
+                f"layers must map patterns to sparsities, {{'fc': 0.5}}, got {self.layers!r}"
+            )
+        criterion = make_criterion(self.criterion)
+        if self.distribution == "lamp" and isinstance(criterion, Movement):
+            raise ConfigError(
+                "LAMP compares squared scores, and those of movement are negative where weights "
+                "shrink: write distribution='global', 'uniform' or 'erk'"
+            )
+        own = {
+            pattern: self.check_target(sparsity, f"the sparsity of layers {pattern!r}")
+            for pattern, sparsity in (self.layers or {}).items()
+        }
+        return self._replace(
+            criterion=criterion,
+            layers=own,
+            include=check_patterns("include", self.include),
+            exclude=check_patterns("exclude", self.exclude),
+        )
+
+    def words(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and its resume, as builtin values."""
+        criterion = self.criterion
+        name = criterion if isinstance(criterion, str) else None
+        name = name or getattr(criterion, "__name__", type(criterion).__name__)
+        return {
+            "criterion": name,
+            "distribution": self.distribution,
+            "granularity": self.granularity,
+            "layers": dict(self.layers or {}),
+            "seed": self.seed,
+        }
+
+    def refuse_other(self, words: Mapping[str, Any]) -> None:
+        """Refuses to go on from a checkpoint that was pruned in another way.
+
+        Raises:
+            StateError: Naming what it was and what it is now.
+        """
+        now = self.words()
+        changed = [f"{k}={was!r}, now {now[k]!r}" for k, was in words.items() if was != now[k]]
+        if changed:
+            raise StateError(
+                f"the checkpoint was pruned with {'; '.join(changed)}: restore that, or load the "
+                "weights and start a fit"
+            )
+
+    def check_target(self, sparsity: object, what: str = "sparsity") -> float:
+        """Returns a final sparsity that the granularity can reach.
+
+        Raises:
+            ConfigError: If it is no number in [0, 1), or n:m and neither 0 nor (m - n) / m.
+        """
+        value = check_sparsity(what, sparsity)
+        limit = make_granularity(self.granularity).limit
+        if limit == 1 or value == 0:
+            return value
+        if abs(value - limit) > 1e-3:
+            raise ConfigError(
+                f"granularity {self.granularity!r} has sparsity {limit:.4g} and no other, got "
+                f"{what}={sparsity}: write {limit:.4g}"
+            )
+        return limit

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: MIT
+"""Drop_and_grow, gradient momentum, explored positions.
+
+An update drops the weakest of the kept weights and grows as many among all places that are then
+empty. A place that is dropped and grown at once was never gone: it keeps value and moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from regrow.criteria.base import Criterion, TrackingCriterion, make_criterion, scores_of
+from regrow.criteria.elementwise import magnitude, random
+from regrow.distributed.parameters import Shards
+from regrow.distributed.shard import as_part_of, is_cut, local
+from regrow.masks.lazy_scores import Scores
+from regrow.masks.masks import Masks
+from regrow.masks.targets import Target
+from regrow.masks.topk_single import highest
+from regrow.pruning.compute_masks import choose_masks
+from regrow.pruning.growth import MAGNITUDES, Growth, make_growth, ranked, refuse_whole
+from regrow.pruning.initializers import (
+    BY_ROWS,
+    Initializer,
+    Return,
+    make_initializer,
+    values_of,
+    zero,
+)
+from regrow.pruning.pruner import Pruner
+from regrow.pruning.transaction import whole
+from regrow.utils.errors import check_choice
+
+GROW = ("gradient", "momentum", "random")
+
+
+BETA = 0.9
+
+
+@whole
+@torch.no_grad()
+def draw_masks(
+    pruner: Pruner, sparsity: float, optimizers: Iterable[Optimizer] = ()
+) -> dict[str, Any]:
+    """Prunes by lot, to the layer densities of the pruner's distribution: the masks to start from.
+
+    Returns:
+        The new entry of `history`.
+
+    Raises:
+        ConfigError: If the sparsity is out of reach.
+
+    Example:
+        >>> pruner = Pruner(torch.nn.Linear(10, 10))
+        >>> draw_masks(pruner, 0.9)["pruned"]
+        90
+    """
+    before, method = pruner.sparsity, pruner.method._replace(criterion=random)
+    optimizers = list(optimizers)
+    kept = [pruner.enforcer.kept(target.name) for target in pruner.targets]
+    event = len(pruner.history)
+    masks = choose_masks(method, pruner.targets, kept, sparsity, pruner.own, event)
+    for target, mask in zip(pruner.targets, masks, strict=True):
+        pruner._set(target.name, mask, optimizers)
+    pruner.enforce(optimizers)
+    pruner.target = sparsity
+    return pruner.note("prune", before)
+
+
+@whole
+@torch.no_grad()
+def drop_and_grow(
+    pruner: Pruner,
+    share: float,
+    *,
+    drop: str | Criterion | TrackingCriterion = "magnitude",
+    grow: str | Growth = "gradient",
+    init: str | Initializer = "zero",
+    optimizers: Iterable[Optimizer] = (),
+) -> dict[str, Any]:
+    """One update of sparse training; no layer keeps a weight more or less than before.
+
+    Of k kept weights of a layer, round(share k) go, lowest scores first; as many are grown among
+    all places that do not survive, those just dropped included. Dense layers stay dense.
+
+    Args:
+        pruner: Its masks move; weights in single places, not in groups or blocks.
+        share: Of the kept weights, in [0, 1); see `drop_fraction_at`.
+        drop: Which go: the name of a criterion, or a criterion.
+        grow: Where they come back: "gradient" (RigL), "random" (SET), "momentum" (SNFS; needs
+            `track_momenta` at every step) or a rule (see `regrow.pruning.growth.Growth`).
+        init: With what value, where nothing was kept before: see `regrow.pruning.initializers`.
+        optimizers: Their state is zero at places that were dropped, and at new ones.
+
+    Returns:
+        The new entry of `history`; `overlap` is the Jaccard index of kept places before and after,
+        `moved` how many places are new.
+
+    Raises:
+        ConfigError: For an unknown name.
+        StateError: If a rule lacks what it needs, naming the parameter; nothing has changed then.
+
+    Source: Evci et al. 2020 (RigL), algorithm 1, and the same with other growth in Mocanu et al.
+    2018 (SET) and Dettmers and Zettlemoyer 2019 (SNFS).
+
+    Example:
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[1.0, 2.0, 0.0, 0.0]])
+        >>> pruner = Pruner(layer)
+        >>> pruner.set_masks({"weight": layer.weight != 0})
+        >>> layer.weight.grad = torch.tensor([[0.0, 9.0, 1.0, 5.0]])
+        >>> _ = drop_and_grow(pruner, 0.5)
+        >>> pruner.masks["weight"].tolist()
+        [[False, True, False, True]]
+    """
+    criterion, initializer = make_criterion(drop), make_initializer(init)
+    growth = make_growth(check_choice("grow", grow, GROW) if isinstance(grow, str) else grow)
+    before, optimizers = pruner.sparsity, list(optimizers)
+    seed = (pruner.seed, len(pruner.history))
+    pruner.enforcer.state(optimizers)  # what comes back has moments of zero
+    sparse = [t for t in pruner.targets if pruner._pruned[t.name]]
+    if pruner.shards.ranks is not None:
+        refuse_whole(growth, initializer, sparse)
+    moves = [_move(pruner, target, share, criterion, growth, seed) for target in sparse]
+    makes = [partial(_return, pruner, *move, initializer, seed) for move in moves]
+    values = [] if initializer is zero else values_of(initializer, makes)
+    new = {}
+    for number, move in enumerate(moves):
+        name, weight, grown = move.target.name, move.target.weight, _new(pruner, *move)
+        new[name] = int(grown.count_nonzero())
+        # as its rule sees the layer before
+        value = values[number](makes[number]()) if values else None
+        pruner._set(name, move.after, optimizers)
+        if value is not None:
+            torch.where(grown, value.to(weight), weight, out=weight)
+    pruner.enforce(optimizers)
+    moved = sum(pruner.shards.sums(new).values())
+    kept = pruner.total - pruner.pruned
+    overlap = (kept - moved) / (kept + moved) if kept else 1.0
+    return pruner.note("drop_and_grow", before, share=share, moved=moved, overlap=overlap)
+
+
+@torch.no_grad()
+def track_momenta(pruner: Pruner, optimizer: Optimizer | None = None) -> None:
+    """Takes the present dense gradients into the running means that growth by momentum ranks.
+
+    m = 0.9 m + 0.1 g, from m = 0.
+
+    Args:
+        pruner: Whose `momenta` go on.
+        optimizer: Only gradients of its parameters are fresh; None: all.
+
+    Source: Dettmers and Zettlemoyer 2019, section 3.1.
+
+    Example:
+        >>> pruner = Pruner(torch.nn.Linear(2, 1))
+        >>> pruner.targets[0].parameter.grad = torch.tensor([[1.0, 2.0]])
+        >>> track_momenta(pruner)
+        >>> pruner.momenta["weight"]
+        tensor([[0.1000, 0.2000]])
+    """
+    groups = [] if optimizer is None else optimizer.param_groups
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    for target in pruner.targets:
+        grad = target.grad
+        if grad is None or (optimizer is not None and id(target.parameter) not in held):
+            continue
+        mean = pruner.momenta.get(target.name)
+        mean = torch.zeros_like(grad, dtype=torch.float32) if mean is None else mean
+        pruner.momenta[target.name] = mean.to(grad.device).lerp_(grad.to(mean.dtype), 1 - BETA)
+
+
+class _Move(NamedTuple):
+    target: Target
+    after: Tensor
+    """The new mask."""
+
+
+def _move(
+    pruner: Pruner,
+    target: Target,
+    share: float,
+    criterion: Criterion | TrackingCriterion,
+    growth: Growth,
+    seed: tuple[int, int],
+) -> _Move:
+    """What one layer drops and grows."""
+    name, parameter, shard = target.name, target.parameter, target.shard
+    by = criterion is magnitude
+    # another number of event, because what is dropped and grown by lot is drawn twice
+    drawn = (seed[0], ~seed[1])
+    scores: Scores = target.weight
+    if not by:
+        scores = scores_of(criterion, name, parameter.detach(), parameter.grad, drawn)
+    live = parameter.numel() - pruner._pruned[name]
+    count = round(share * live)
+    kept = pruner.enforcer.mask(name)
+    after = highest(scores, live - count, kept, magnitude=by, name=name, shard=shard)
+    del scores, kept
+    growing = ranked(growth, target, pruner.momenta.get(name), lambda _: None, seed)
+    by = growth in MAGNITUDES
+    grown = highest(growing, count, ~after, magnitude=by, name=name, shard=shard)
+    return _Move(target, after.logical_or_(grown))
+
+
+def _new(pruner: Pruner, target: Target, after: Tensor) -> Tensor:
+    """The places that were not kept before."""
+    return after & ~pruner.enforcer.mask(target.name)
+
+
+def _return(
+    pruner: Pruner, target: Target, after: Tensor, initializer: Initializer, seed: tuple[int, int]
+) -> Return:
+    """The places of one layer that come back, as initialisers see them: dropped weights are 0."""
+    new = _new(pruner, target, after)
+    back, stay = pruner._return(target, new, seed, initializer), after & ~new
+    if initializer in BY_ROWS:  # they look at no weight
+        return replace(back, kept=stay)
+    return replace(back, weight=target.weight.where(stay, 0.0), kept=stay)
+
+
+class Explored:
+    """Which places were ever kept since sparse training began: one bool a place.
+
+    In host memory; those of sharded parameters are cut and lie as they do.
+
+    Source: Liu et al. 2021 (in-time over-parameterisation), section 3.1.
+
+    Example:
+        >>> explored = Explored()
+        >>> explored.add({"w": Tensor([1, 0, 0, 0]) > 0})
+        0.25
+        >>> explored.add({"w": Tensor([0, 1, 0, 0]) > 0})
+        0.5
+    """
+
+    def __init__(self) -> None:
+        self.ever: dict[str, Tensor] = {}
+
+    def add(self, masks: Mapping[str, Tensor]) -> float:
+        """Takes in the masks of now; returns the fraction of places that were ever kept."""
+        for name, mask in masks.items():
+            here = mask if is_cut(mask) else mask.cpu()
+            ever = local(here) | local(self.ever[name]) if name in self.ever else local(here)
+            self.ever[name] = as_part_of(here, ever)
+        found = Masks(self.ever)
+        return (found.total - found.pruned) / max(1, found.total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Packed bits."""
+        return Masks(self.ever).pack()
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Takes what `state_dict` gave; of `parameters` that are sharded, their rows here."""
+        held = parameters or {}
+        parts = Masks.unpack(state, Shards(held))
+        self.ever = {
+            name: as_part_of(held[name], part) if name in held else part
+            for name, part in parts.items()
+        }

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: MIT
+"""MaskEnforcer and SoftMaskEnforcer: zero weights, gradients, optimizer state.
+
+The working mask is an integer of the weight's width, 0 where pruned and -1 where kept, so that one
+`bitwise_and_` at memory speed yields exactly +0.0 whatever stood there: -0.0, NaN and Inf too.
+
+Around each optimizer step the dense values stand in the parameter, so that any optimizer updates
+them with the gradients of the masked network; outside it the parameter is masked. What is pruned
+may come back at the next event, with the value it has learned.
+
+Source: Guo et al. 2016 (dynamic network surgery); Lin et al. 2020 (dynamic pruning with feedback).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from regrow.distributed.shard import local
+from regrow.pruning.transaction import Changes
+from regrow.utils.bits import integer_type
+from regrow.utils.errors import StateError
+from regrow.utils.modes import uncompiled
+from regrow.utils.optimizers import clear_codes, placewise, warn_shared
+
+# From a zero gradient these make state that is not zero: eps, or the least step size.
+_REFILLING = (torch.optim.Adamax, torch.optim.Rprop)
+
+
+class Enforcer:
+    """Holds the working masks of some parameters and applies them.
+
+    Of a sharded parameter (a DTensor) it masks the rows that this rank holds.
+
+    Args:
+        parameters: The parameters by name; they are changed in place, never replaced.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self.changes = Changes()
+        self._working: dict[str, Tensor] = {}
+        # what else happens around an optimizer step
+        self.before_step: list[Callable[[], None]] = []
+        self.after_step: list[Callable[[], None]] = []
+        self._told: set[int] = set()  # the optimizers whose state cannot be masked
+        self._views: dict[str, Tensor] = {}  # the parameters as integers: a view costs time to make
+
+    def set_mask(self, name: str, mask: Tensor) -> None:
+        """Takes a bool mask of the parameter's shape here; all True needs no working mask."""
+        self.changes.touch()
+        parameter, working = self.data(name), self._working.get(name)
+        if int(mask.count_nonzero()) == mask.numel():
+            self._working.pop(name, None)
+        elif working is not None and _as_wide(working, parameter):  # fresh memory costs more
+            working.copy_(mask).neg_()
+        else:
+            self._working[name] = working_mask(mask, parameter)
+
+    def reset(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Begins anew with parameters that have other shapes now; nothing is masked."""
+        self.parameters = dict(parameters)
+        self._working.clear()
+        self._views.clear()
+
+    def data(self, name: str) -> Tensor:
+        """A parameter's values here, to read and write: this rank's rows, where it is cut."""
+        return local(self.parameters[name].detach())
+
+    def kept(self, name: str) -> Tensor | None:
+        """The working mask (non-zero = kept), or None where nothing is pruned."""
+        return self._working.get(name)
+
+    def mask(self, name: str) -> Tensor:
+        """A bool mask, made now."""
+        working = self._working.get(name)
+        if working is None:
+            return torch.ones_like(self.data(name), dtype=torch.bool)
+        return working != 0
+
+    def weights(self) -> None:
+        """Makes every pruned weight exactly +0.0."""
+        for name, mask in self._working.items():
+            view, parameter = self._views.get(name), local(self.parameters[name])
+            if view is None or view.data_ptr() != parameter.data_ptr():
+                mask = self._fitting(name)
+                view = self._views[name] = parameter.detach().view(mask.dtype)
+            view.bitwise_and_(mask)
+
+    def gradients(self) -> None:
+        """Makes every gradient of a pruned weight exactly +0.0; NaN and Inf there vanish."""
+        for name, mask in self._working.items():
+            grad = self.parameters[name].grad
+            if grad is not None:
+                grad = local(grad)
+                if grad.get_device() != mask.get_device():
+                    mask = self._fitting(name)
+                _mask_tensor(grad, mask)
+
+    def prepare(self) -> None:
+        """What comes before an optimizer step: masked gradients."""
+        self.changes.refuse()
+        self.gradients()
+        for act in self.before_step:
+            act()
+
+    @torch.no_grad()
+    def state(self, optimizers: Iterable[Optimizer]) -> None:
+        """Zeroes optimizer state at pruned places: momentum must not revive a weight.
+
+        Every tensor with one number a weight, codes of 8 bits included, and the flat vectors over
+        all parameters in which LBFGS keeps its history. Of other state a warning tells, once.
+        """
+        working = {id(parameter): mask for parameter, mask in self._pairs()}
+        for optimizer in optimizers:
+            for parameter, state in optimizer.state.items():
+                mask = working.get(id(parameter))
+                if mask is None:
+                    continue
+                here = {k: local(v) if isinstance(v, Tensor) else v for k, v in state.items()}
+                for value in _tensors(here.values()):
+                    if placewise(value, mask.shape):
+                        _mask_tensor(value, mask)
+                clear_codes(here, mask)
+                warn_shared(optimizer, here, mask.shape, self._told)
+            for group in optimizer.param_groups:
+                _mask_flat_state(optimizer, group["params"], working)
+
+    def hook(self, optimizer: Optimizer) -> RemovableHandle:
+        """Masks the weights after each step of `optimizer`."""
+        # of an optimizer from elsewhere nothing is known
+        foreign = not type(optimizer).__module__.startswith("torch.optim")
+        refills = foreign or isinstance(optimizer, _REFILLING)
+
+        def after(*_: Any) -> None:
+            self.changes.refuse()
+            for act in self.after_step:
+                act()
+            self.weights()
+            if refills:
+                self.state([optimizer])
+
+        # a compiled step would be compiled anew whenever masks change
+        return optimizer.register_step_post_hook(uncompiled(after))
+
+    def gradient_hook(self, optimizer: Optimizer) -> RemovableHandle:
+        """Masks the gradients before each step, and those that the step's closure computes."""
+
+        def masked(given: Any) -> Any:
+            def closure() -> Any:
+                loss = given()
+                self.prepare()
+                return loss
+
+            return closure if callable(given) else given
+
+        def before(_: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            own, *rest = args  # the optimizer itself comes first
+            if not any(map(callable, [*rest, *kwargs.values()])):
+                self.prepare()  # else the closure shows dense gradients to others first
+            return (own, *map(masked, rest)), {key: masked(value) for key, value in kwargs.items()}
+
+        return optimizer.register_step_pre_hook(uncompiled(before))
+
+    def _pairs(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        for name in self._working:
+            yield self.parameters[name], self._fitting(name)
+
+    def _fitting(self, name: str) -> Tensor:
+        """The working mask of a parameter, remade where that was moved or cast."""
+        mask, parameter = self._working[name], self.data(name)
+        if mask.device != parameter.device or mask.itemsize != parameter.itemsize:
+            mask = self._working[name] = working_mask(mask != 0, parameter)
+        return mask
+
+
+class Handle:
+    """Removes what `enforce` installed; also a context manager."""
+
+    def __init__(self, handles: Iterable[RemovableHandle]) -> None:
+        self._handles = list(handles)
+
+    def remove(self) -> None:
+        """Takes the hooks away; weights stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def working_mask(mask: Tensor, parameter: Tensor) -> Tensor:
+    """The integer mask of a parameter's width, strides and device: -1 = kept, 0 = pruned."""
+    working = torch.empty_like(parameter, dtype=integer_type(parameter.dtype), requires_grad=False)
+    return working.copy_(mask).neg_()
+
+
+def _as_wide(working: Tensor, parameter: Tensor) -> bool:
+    """Whether a working mask is what `working_mask` would make room for."""
+    return (
+        working.device == parameter.device
+        and working.itemsize == parameter.itemsize
+        and working.stride() == parameter.stride()
+    )
+
+
+def _mask_tensor(tensor: Tensor, mask: Tensor) -> None:
+    if tensor.layout is not torch.strided:
+        raise StateError(
+            f"a sparse gradient of shape {tuple(tensor.shape)} cannot be masked: "
+            "build the embedding with sparse=False, or exclude it"
+        )
+    if tensor.itemsize == mask.itemsize:
+        tensor.view(mask.dtype).bitwise_and_(mask)
+    else:
+        tensor.detach().masked_fill_(mask == 0, 0)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list):
+            yield from _tensors(value)
+
+
+def _mask_flat_state(
+    optimizer: Optimizer, parameters: list[nn.Parameter], working: Mapping[int, Tensor]
+) -> None:
+    """Masks state vectors as long as all parameters of a group together (LBFGS)."""
+    total = sum(parameter.numel() for parameter in parameters)
+    holder = optimizer.state.get(parameters[0], {}) if parameters else {}
+    if len(parameters) == 1 and parameters[0].dim() == 1:
+        return  # of the parameter's own shape, masked already
+    for value in _tensors(holder.values()):
+        if value.dim() != 1 or value.numel() != total or not value.is_floating_point():
+            continue
+        start = 0
+        for parameter in parameters:
+            part = value[start : start + parameter.numel()]
+            if id(parameter) in working:
+                part.masked_fill_(working[id(parameter)].reshape(-1) == 0, 0)
+            start += parameter.numel()
+
+
+class SoftEnforcer(Enforcer):
+    """Holds working masks and the dense values beneath them: one more copy of each masked weight.
+
+    Args:
+        parameters: The parameters by name; they are changed in place, never replaced.
+
+    Example:
+        >>> weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> soft = SoftEnforcer({"w": weight})
+        >>> soft.set_mask("w", torch.tensor([True, False])); soft.weights(); weight.tolist()
+        [1.0, 0.0]
+        >>> soft.prepare(); weight.tolist()  # before a step
+        [1.0, 2.0]
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__(parameters)
+        self._dense: dict[str, Tensor] = {}
+        self._inside = False  # whether the dense values stand in the parameters
+
+    @torch.no_grad()
+    def set_mask(self, name: str, mask: Tensor) -> None:
+        """Takes a new mask; what it no longer prunes has its dense value back at once."""
+        parameter = self.data(name)
+        if not self._inside and name in self._dense:
+            parameter.copy_(self._latest(name))
+        super().set_mask(name, mask)
+        if self.kept(name) is None:
+            self._dense.pop(name, None)
+        else:
+            self._dense[name] = parameter.detach().clone()
+
+    @torch.no_grad()
+    def insert(self) -> None:
+        """Puts the dense values into the parameters."""
+        if not self._inside:
+            for name in self._dense:
+                self.data(name).copy_(self._latest(name))
+            self._inside = True
+
+    @torch.no_grad()
+    def weights(self) -> None:
+        """Takes the dense values out, updated, and makes every pruned weight exactly +0.0."""
+        if self._inside:
+            for name, dense in self._dense.items():
+                dense.copy_(self.data(name))
+            self._inside = False
+        super().weights()
+
+    def gradients(self) -> None:
+        """Leaves gradients alone: those of pruned weights are what dense values learn from."""
+
+    def state(self, optimizers: Iterable[Optimizer]) -> None:
+        """Leaves moments alone: they belong to the dense values."""
+
+    def prepare(self) -> None:
+        """What comes before an optimizer step: the dense values go in."""
+        super().prepare()
+        self.insert()
+
+    def settle(self) -> None:
+        """Takes the dense values out where no step followed, as when a scaler skips it."""
+        if self._inside:
+            self.weights()
+
+    def dense(self, name: str) -> Tensor:
+        """One parameter's dense values, whether they stand in it or not; not to be changed."""
+        return self._latest(name) if name in self._dense else self.data(name)
+
+    def dense_values(self) -> dict[str, Tensor]:
+        """The dense values at pruned places, compact, on the CPU."""
+        return {name: self._latest(name)[~self.mask(name)].cpu() for name in self._dense}
+
+    @torch.no_grad()
+    def load_dense_values(self, values: Mapping[str, Tensor]) -> None:
+        """Takes what `dense_values` gave, under the masks of the same moment."""
+        for name, dense in self._dense.items():
+            dense.copy_(self.data(name))
+            dense[~self.mask(name)] = values[name].to(dense.device, dense.dtype)
+
+    def _latest(self, name: str) -> Tensor:
+        """The dense values, with what stands in the parameter where it is kept."""
+        parameter, dense = self.data(name), self._dense[name]
+        if self._inside:
+            return parameter
+        if dense.device != parameter.device or dense.dtype != parameter.dtype:
+            dense = self._dense[name] = dense.to(parameter)
+        return torch.where(self.mask(name), parameter, dense)
+
+
+def dense_state(enforcer: Enforcer) -> dict[str, Any] | None:
+    """What a soft enforcer saves; None for any other."""
+    return enforcer.dense_values() if isinstance(enforcer, SoftEnforcer) else None

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""Prune(), enforce()."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow.criteria.base import Criterion, TrackingCriterion
+from regrow.distributed.shard import as_part_of, forget_copies, local
+from regrow.masks.masks import Masks
+from regrow.pruning.compute_masks import choose_masks
+from regrow.pruning.config import Method
+from regrow.pruning.enforcer import Enforcer, Handle
+from regrow.pruning.pruner import Pruner
+from regrow.utils.names import clean
+
+
+def enforce(
+    model: nn.Module,
+    masks: Masks | Mapping[str, Tensor],
+    optimizer: Optimizer | Iterable[Optimizer],
+) -> Handle:
+    """Holds masks through plain PyTorch training, without a Trainer.
+
+    Weights, gradients and optimizer state are masked now; from then on gradients before each
+    `optimizer.step()`, those of its closure too, and weights after it.
+
+    Args:
+        model: The model; a compiled one is seen through.
+        masks: Bool masks by parameter name, as `regrow.prune` returns; those of sharded parameters
+            are DTensors, cut alike.
+        optimizer: One optimizer, or all that train the masked parameters.
+
+    Returns:
+        A handle; `handle.remove()` ends the enforcement.
+
+    Raises:
+        StateError: If a mask has no parameter, or another shape.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        >>> keep = torch.tensor([[True, False], [False, True]])
+        >>> with enforce(net, {"weight": keep}, sgd):
+        ...     net(torch.ones(1, 2)).sum().backward()
+        ...     sgd.step()
+        >>> net.weight[~keep].tolist()
+        [0.0, 0.0]
+    """
+    forget_copies(model)
+    named = {clean(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    masks = masks if isinstance(masks, Masks) else Masks(masks)
+    masks.check({name: named[name] for name in masks if name in named})
+    enforcer = Enforcer({name: named[name] for name in masks})
+    for name, mask in masks.items():
+        enforcer.set_mask(name, local(mask))
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    enforcer.weights()
+    enforcer.gradients()
+    enforcer.state(optimizers)
+    return Handle([hook(o) for o in optimizers for hook in (enforcer.gradient_hook, enforcer.hook)])
+
+
+def prune(
+    model: nn.Module,
+    sparsity: float,
+    *,
+    distribution: str = "global",
+    criterion: str | Criterion | TrackingCriterion = "magnitude",
+    granularity: str = "weight",
+    layers: Mapping[str, float] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    seed: int = 0,
+) -> Masks:
+    """Prunes a model at once, in place, and returns the masks. No Trainer needed.
+
+    Args:
+        model: The model; its pruned weights become +0.0.
+        sparsity: Fraction of the selected weights to prune, in [0, 1); hit exactly.
+        distribution: "global", "uniform", "erk" or "lamp".
+        criterion: A name or any callable `(weight, grad) -> scores`; those that need gradients
+            read `parameter.grad`, so run a backward pass first.
+        granularity: "weight", "2:4" (any "n:m") or "block:4x4".
+        layers: Own sparsity for some layers, `{pattern: sparsity}`.
+        include: Patterns of what is pruned; None: Conv, ConvTranspose and Linear weights.
+        exclude: Patterns of what is not.
+        seed: For random criteria.
+
+    Returns:
+        The masks by parameter name; give them to `regrow.enforce` to train on.
+
+    Raises:
+        ConfigError, StateError: Before anything is changed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> masks = prune(net, 0.5, exclude=["@last"])
+        >>> masks.sparsity, int((net[0].weight == 0).sum())
+        (0.5, 32)
+    """
+    method = Method(criterion, distribution, granularity, layers, include, exclude, seed)
+    pruner = Pruner(model, method)
+    sparsity, dense = method.check_target(sparsity), [None] * len(pruner.targets)
+    found = choose_masks(pruner.method, pruner.targets, dense, sparsity, pruner.own, event=0)
+    for target, mask in zip(pruner.targets, found, strict=True):
+        target.weight.masked_fill_(~mask, 0.0)
+    if pruner.shards.ranks is not None:
+        forget_copies(model)
+    pairs = zip(pruner.targets, found, strict=True)
+    return Masks({target.name: as_part_of(target.parameter, mask) for target, mask in pairs})

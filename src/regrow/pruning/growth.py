@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: MIT
+"""Which pruned weights come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from regrow.distributed.sharded_counts import Everywhere
+from regrow.distributed.sharded_random import drawn
+from regrow.masks.lazy_scores import Scores, by_lot, one_by_one
+from regrow.masks.targets import Target
+from regrow.masks.topk import keep_highest
+from regrow.pruning.initializers import BY_ROWS, Initializer, called, sparse_he
+from regrow.utils.errors import ConfigError, StateError, check_choice, check_count, check_sparsity
+from regrow.utils.random import seeded
+
+Growth = Callable[[Target, Tensor | None, Tensor | None, torch.Generator], Tensor]
+"""(target, mean dense gradient, removed values, generator) -> scores, higher = comes back."""
+
+
+def by_random(
+    target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """By lot, as SET does. Source: Mocanu et al. 2018."""
+    numbers = drawn(torch.rand, target.parameter.shape, target.shard, generator)
+    return numbers.to(target.weight.device)
+
+
+def by_gradient(
+    target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """Where the dense gradient is largest, as RigL does. Source: Evci et al. 2020, eq. 2."""
+    if target.grad is None:
+        raise StateError(
+            f"{target.name} has no gradient to grow by: regrow within a fit, or after backward()"
+        )
+    return target.grad.detach().abs()
+
+
+def by_momentum(
+    target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """Where the running mean of dense gradients is largest, as SNFS does.
+
+    Source: Dettmers and Zettlemoyer 2019.
+    """
+    if momentum is None:
+        raise StateError(
+            f"nobody tracked the mean dense gradient of {target.name}: grow by 'momentum' within "
+            "DynamicSparseTraining, or by 'gradient'"
+        )
+    return momentum.detach().abs()
+
+
+def by_removed(
+    target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """Those first that were largest when they were pruned."""
+    if removed is None:
+        raise StateError(
+            f"no removed values of {target.name} were kept: write keep_removed=True, or grow by "
+            "'random'"
+        )
+    return removed.abs()
+
+
+GROWTHS: Mapping[str, Growth] = {
+    "random": by_random,
+    "gradient": by_gradient,
+    "momentum": by_momentum,
+    "removed": by_removed,
+}
+
+
+MAGNITUDES = (by_gradient, by_momentum, by_removed)  # what `ranked` gives may be negative
+
+
+def make_growth(by: str | Growth) -> Growth:
+    """A growth rule from its name, or the callable itself.
+
+    Example:
+        >>> make_growth("gradient") is by_gradient
+        True
+    """
+    if isinstance(by, str):
+        return GROWTHS[check_choice("by", by, GROWTHS)]
+    if not callable(by):
+        raise ConfigError(f"by must be a name or a callable, got {by!r}")
+    return by
+
+
+def how_many(fraction: float | None, count: int | None, pruned: int) -> int:
+    """How many of the pruned weights come back.
+
+    Raises:
+        ConfigError: If not exactly one of fraction and count is given, or it is out of range.
+
+    Example:
+        >>> how_many(0.1, None, 90)
+        9
+    """
+    if (fraction is None) == (count is None):
+        raise ConfigError(
+            f"regrow takes a fraction of what is pruned or a count, one of the two, got "
+            f"fraction={fraction}, count={count}: write regrow(0.1)"
+        )
+    if count is not None:
+        return check_count("count", count, least=0)
+    if fraction == 1 and not isinstance(fraction, bool):
+        return pruned
+    return round(check_sparsity("fraction", fraction) * pruned)
+
+
+def choose_regrown(
+    growth: Growth,
+    targets: Sequence[Target],
+    kept: Sequence[Tensor | None],
+    counts: int | Sequence[int],
+    *,
+    momenta: Mapping[str, Tensor],
+    removed: Callable[[Target], Tensor | None],
+    seed: tuple[int, int],
+) -> list[Tensor]:
+    """The pruned places that come back.
+
+    Args:
+        growth: Scores of places.
+        targets: The parameters to choose among.
+        kept: Their masks (non-zero = kept); None where nothing is pruned.
+        counts: How many places come back, over all targets together or for each.
+        momenta: Running means of the dense gradients by name, where somebody tracks them.
+        removed: Gives removed values, of the weight's shape, where they were kept.
+        seed: (seed, event), for draws.
+
+    Returns:
+        Bool masks of the places that come back; ties go to the later place.
+
+    Raises:
+        ConfigError: If there are fewer pruned places than asked for.
+        StateError: If the rule lacks what it needs, or its scores do not fit, naming the layer.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(4))
+        >>> weight.grad = torch.tensor([0.0, 3.0, 2.0, 9.0])
+        >>> kept = [torch.tensor([False, False, False, True])]
+        >>> choose_regrown(by_gradient, [Target("w", weight)], kept, 1, momenta={},
+        ...                removed=lambda target: None, seed=(0, 0))
+        [tensor([False,  True, False, False])]
+    """
+    names, shards = [target.name for target in targets], [target.shard for target in targets]
+    everywhere = Everywhere(shards)
+    free = everywhere.sums(
+        0 if mask is None else mask.numel() - int(mask.count_nonzero()) for mask in kept
+    )
+    found: list[Scores] = [
+        ranked(growth, t, momenta.get(t.name), removed, seed)
+        if pruned  # a dense layer needs no gradient and nothing removed
+        else t.weight
+        for t, pruned in zip(targets, free, strict=True)
+    ]
+
+    def highest(part: slice, count: int) -> list[Tensor]:
+        total = sum(target.parameter.numel() for target in targets[part])
+        if not 0 <= count <= sum(free[part]):
+            raise ConfigError(
+                f"{count} weights cannot come back, {sum(free[part])} are pruned in "
+                f"{', '.join(names[part][:3])}"
+            )
+        return keep_highest(
+            found[part],
+            total - count,
+            kept[part],
+            absent=True,
+            magnitude=growth in MAGNITUDES,
+            least=0,
+            names=names[part],
+            shards=shards[part],
+        )
+
+    if isinstance(counts, int):
+        return highest(slice(None), counts)
+    return [highest(slice(i, i + 1), count)[0] for i, count in enumerate(counts)]
+
+
+def ranked(
+    growth: Growth,
+    target: Target,
+    momentum: Tensor | None,
+    removed: Callable[[Target], Tensor | None],
+    seed: tuple[int, int],
+) -> Scores:
+    """What ranks the places of one target, by magnitude for rules in `MAGNITUDES`.
+
+    Args and Raises: as `choose_regrown`; nothing is held for built-in rules.
+    """
+    name, weight = target.name, target.weight
+    if growth is by_random:
+        return by_lot(weight, target.shard, lambda: seeded(*seed, name))
+    if growth is by_gradient and target.grad is not None:
+        return target.grad.detach()
+    if growth is by_momentum and momentum is not None:
+        return momentum.detach()
+    values = removed(target)
+    if growth is by_removed and values is not None:
+        return one_by_one(weight, lambda: removed(target))
+    return _scores(growth, target, momentum, values, seeded(*seed, name))
+
+
+def _scores(
+    growth: Growth,
+    target: Target,
+    momentum: Tensor | None,
+    removed: Tensor | None,
+    generator: torch.Generator,
+) -> Tensor:
+    with torch.no_grad():
+        scores = growth(target, momentum, removed, generator)
+    if scores.shape != target.weight.shape or not scores.is_floating_point():
+        raise StateError(
+            f"the rule that regrows {target.name} must give floating-point scores of shape "
+            f"{tuple(target.weight.shape)}, got {scores.dtype} of shape {tuple(scores.shape)}"
+        )
+    return scores
+
+
+def refuse_whole(growth: Growth, initializer: Initializer, targets: Iterable[Target]) -> None:
+    """Refuses rules and initialisers that need more of a sharded parameter than a rank's rows.
+
+    Raises:
+        ConfigError: Naming the parameter and what to write.
+    """
+    for target in targets:
+        if target.shard is None:
+            continue
+        if growth not in GROWTHS.values():
+            raise ConfigError(
+                f"{target.name} is sharded among ranks, and a rule of your own ({called(growth)}) "
+                f"would see some of its rows alone: write by='random', one of {', '.join(GROWTHS)}"
+            )
+        turned = initializer is sparse_he and target.input_dim == 0
+        if initializer not in BY_ROWS or turned:
+            raise ConfigError(
+                f"{target.name} is sharded among ranks, and init={called(initializer)!r} needs all "
+                "of its rows at once: write init='he', 'zero' or 'removed'"
+            )

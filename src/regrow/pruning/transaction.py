@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""A mask update that fails half-way is neither saved nor trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+from regrow.utils.errors import StateError
+
+P = ParamSpec("P")
+
+
+R = TypeVar("R")
+
+
+T = TypeVar("T")
+
+
+class Changes:
+    """Knows whether a change was left half done.
+
+    A change is chosen first, which takes most of its memory, and then made. Fails the choice, all
+    is as it was. Fails the making, as where memory runs out, nothing is copied to take it back,
+    because there is no memory for it: the masks are refused from then on.
+
+    Example:
+        >>> changes = Changes()
+        >>> with changes.whole("a try"):
+        ...     raise MemoryError
+        Traceback (most recent call last):
+            ...
+        MemoryError
+        >>> changes.broken is None  # nothing was touched
+        True
+    """
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.broken: str | None = None
+
+    def touch(self) -> None:
+        """Says that something is about to be changed."""
+        self.made += 1
+
+    def mend(self) -> None:
+        """Says that everything is set anew."""
+        self.broken = None
+
+    def refuse(self) -> None:
+        """Refuses masks that were left half changed.
+
+        Raises:
+            StateError: Saying by what, and what to do.
+        """
+        if self.broken is not None:
+            raise StateError(
+                f"{self.broken} failed half-way, so masks and weights are of no one moment: they "
+                "are neither saved nor trained on: go on from the last checkpoint"
+            )
+
+    @contextmanager
+    def whole(self, what: str) -> Iterator[None]:
+        """Around a change: whatever stops it in its middle leaves `broken`."""
+        before = self.made
+        try:
+            yield
+        except BaseException:
+            if self.made != before and self.broken is None:
+                self.broken = what
+            raise
+
+
+def whole(act: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """Makes a method, or a function that takes a pruner first, one change."""
+
+    @wraps(act)
+    def done(pruner: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        with pruner.enforcer.changes.whole(act.__name__.strip("_")):
+            return act(pruner, *args, **kwargs)
+
+    return cast("Callable[Concatenate[T, P], R]", done)

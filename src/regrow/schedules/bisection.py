@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""Search for the highest sparsity within a tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Search:
+    """Follows a schedule until a sparsity fails, then halves the gap until it is narrow.
+
+    Attributes:
+        resolution: The gap between held and failed at which the search ends.
+        held: The highest sparsity that stayed within the budget.
+        failed: The lowest that did not; None while none has.
+
+    Example:
+        >>> search = Search(resolution=0.05)
+        >>> search.hold(0.5); search.fail(0.7); search.candidate()
+        0.6
+        >>> search.fail(0.6); search.candidate()
+        0.55
+        >>> search.hold(0.55); search.candidate() is None
+        True
+    """
+
+    resolution: float
+    held: float = 0.0
+    failed: float | None = None
+
+    def hold(self, sparsity: float) -> None:
+        """This sparsity stayed within the budget."""
+        self.held = max(self.held, sparsity)
+
+    def fail(self, sparsity: float) -> None:
+        """This sparsity lost too much."""
+        self.failed = sparsity if self.failed is None else min(self.failed, sparsity)
+
+    def candidate(self) -> float | None:
+        """The sparsity to try next; None where the search has ended, or has not begun."""
+        if self.failed is None or self.failed - self.held <= self.resolution * (1 + 1e-9):
+            return None
+        return round((self.held + self.failed) / 2, 12)
+
+    def reason(self, waiting: float | None = None) -> str:
+        """Why the search ended where it did, for people.
+
+        Args:
+            waiting: The sparsity that the fit's end left without a judgement.
+
+        Example:
+            >>> search = Search(resolution=0.05, held=0.5, failed=0.54)
+            >>> search.reason()
+            'sparsity 0.5 held, 0.54 lost too much: no further apart than resolution=0.05'
+            >>> search.reason(waiting=0.52)
+            'the fit ended before sparsity 0.52 was judged: sparsity 0.5 held, 0.54 lost too much'
+        """
+        found = f"sparsity {self.held:.4g} held" if self.held else "no event held"
+        if self.failed is not None:
+            found += f", {self.failed:.4g} lost too much"
+        if waiting is not None:
+            return f"the fit ended before sparsity {waiting:.4g} was judged: {found}"
+        if self.failed is None:
+            return f"{found}, and so did every event before it"
+        return f"{found}: no further apart than resolution={self.resolution:g}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"held": self.held, "failed": self.failed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.held, self.failed = state["held"], state["failed"]

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""Update steps and cosine drop fraction of dynamic sparse training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from regrow.schedules.base import Milestone, Proportional, PruningPlan
+from regrow.schedules.time import Time, TimeLike, Timeline, parse
+from regrow.utils.errors import ConfigError
+
+
+def drop_fraction_at(step: int, end: int, fraction: float = 0.3) -> float:
+    """The share of the kept weights that an update drops: fraction / 2 (1 + cos(pi step / end)).
+
+    0 from `end` on.
+
+    Source: Evci et al. 2020 (RigL), section 3.
+
+    Example:
+        >>> [round(drop_fraction_at(step, 100), 3) for step in (0, 50, 100, 150)]
+        [0.3, 0.15, 0.0, 0.0]
+    """
+    return fraction / 2 * (1 + math.cos(math.pi * step / end)) if step < end else 0.0
+
+
+@dataclass(frozen=True)
+class Updates(Proportional):
+    """Sparse from the first step on; an update every `every`, up to and without `end`.
+
+    Example:
+        >>> [milestone.step for milestone in Updates("4it", 0.5).plan(0.9, Timeline(total=20))]
+        [0, 4, 8]
+    """
+
+    every: TimeLike = "100it"
+    end: TimeLike = 0.75
+
+    def __post_init__(self) -> None:
+        for what, time in zip(("every", "end"), self.times(), strict=True):
+            if time.amount == 0:
+                raise ConfigError(
+                    f"{what} must be above 0, got {time}: write '100it', or grow='none' for masks "
+                    "that stand still"
+                )
+
+    def times(self) -> tuple[Time, ...]:
+        return parse("every", self.every), parse("end", self.end)
+
+    def stop(self, timeline: Timeline) -> int:
+        """The step from which on masks stand still.
+
+        Raises:
+            ConfigError: If the fit ends before it.
+        """
+        step = timeline.step(parse("end", self.end), "end")
+        if timeline.end is not None and step > timeline.end:
+            raise ConfigError(
+                f"end={self.end} is step {step}, but the fit ends before step {timeline.end}: "
+                "write an earlier time, or train longer"
+            )
+        return step
+
+    def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
+        stop = self.stop(timeline)
+        first, *later = timeline.repeat(Time(0, "it"), parse("every", self.every), stop) or [stop]
+        if not later:
+            raise ConfigError(
+                f"every={self.every} leaves no update before end={self.end} (step {stop}): write "
+                "a smaller every, or grow='none' for masks that stand still"
+            )
+        steps = [first, *later] if start < target else later
+        return tuple(Milestone(step, target) for step in steps)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""Linear, Cubic, Cosine.
+
+A schedule is a frozen dataclass that turns a target and a timeline into a plan, the list of
+milestones (step, sparsity) at which masks change. Between milestones masks stand still.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from regrow.schedules.base import (
+    BEGIN,
+    END,
+    EVERY,
+    Milestone,
+    Proportional,
+    PruningPlan,
+    changes,
+    inside,
+    refuse_long,
+)
+from regrow.schedules.time import Time, TimeLike, Timeline, parse
+from regrow.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class _Gradual(Proportional):
+    begin: TimeLike = BEGIN
+    end: TimeLike = END
+    every: TimeLike = EVERY
+
+    def __post_init__(self) -> None:
+        begin, end, every = self.times()
+        if every.amount == 0:
+            raise ConfigError(f"every must be above 0, got {self.every}: write '1ep' or '100it'")
+        if begin.unit == end.unit and begin.amount > end.amount:
+            raise ConfigError(f"begin={begin} lies after end={end}")
+
+    def times(self) -> tuple[Time, ...]:
+        return parse("begin", self.begin), parse("end", self.end), parse("every", self.every)
+
+    def curve(self, progress: float) -> float:
+        """How much of the way from start to target is done when `progress` of the time is."""
+        raise TypeError("a gradual schedule is Linear, Cubic or Cosine")
+
+    def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
+        begin, end, every = self.times()
+        last = inside("end", end, timeline)
+        first = timeline.step(begin, "begin")
+        if first > last:
+            raise ConfigError(f"begin={begin} (step {first}) lies after end={end} (step {last})")
+        length = timeline.length(every)
+        refuse_long(every, length, first, last)
+        steps = [*timeline.repeat(begin, every, last), last]
+        ratios = [(step - first) / (last - first) if last > first else 1.0 for step in steps]
+        return changes(
+            [
+                Milestone(step, target if step == last else start + (target - start) * share)
+                for step, share in zip(steps, map(self.curve, ratios), strict=True)
+            ],
+            start,
+        )
+
+
+class Linear(_Gradual):
+    """Equal steps of sparsity from `begin` to `end`: s = s_i + (s_f - s_i) p.
+
+    Example:
+        >>> Linear(0, "20it", "10it").plan(0.5, Timeline(total=30))
+        (Milestone(step=10, sparsity=0.25), Milestone(step=20, sparsity=0.5))
+    """
+
+    def curve(self, progress: float) -> float:
+        return progress
+
+
+class Cubic(_Gradual):
+    """Fast at first, slow near the target: s = s_f + (s_i - s_f) (1 - p)^3.
+
+    Source: Zhu and Gupta 2017, eq. 1.
+
+    Example:
+        >>> Cubic(0, "20it", "10it").plan(0.8, Timeline(total=30))
+        (Milestone(step=10, sparsity=0.7000000000000001), Milestone(step=20, sparsity=0.8))
+    """
+
+    def curve(self, progress: float) -> float:
+        return 1 - (1 - progress) ** 3
+
+
+class Cosine(_Gradual):
+    """Slow at both ends: s = s_i + (s_f - s_i) (1 - cos(pi p)) / 2.
+
+    Example:
+        >>> [round(m.sparsity, 3) for m in Cosine(0, "20it", "5it").plan(0.8, Timeline(30))]
+        [0.117, 0.4, 0.683, 0.8]
+    """
+
+    def curve(self, progress: float) -> float:
+        return (1 - math.cos(math.pi * progress)) / 2

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""OneShot, Table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from regrow.schedules.base import BEGIN, Milestone, Proportional, PruningPlan, changes, inside
+from regrow.schedules.time import Time, TimeLike, Timeline, parse
+from regrow.utils.errors import ConfigError, check_sparsity
+
+
+@dataclass(frozen=True)
+class OneShot(Proportional):
+    """Prunes to the target at once.
+
+    Example:
+        >>> OneShot("5it").plan(0.9, Timeline(total=10))
+        (Milestone(step=5, sparsity=0.9),)
+    """
+
+    at: TimeLike = BEGIN
+
+    def __post_init__(self) -> None:
+        parse("at", self.at)
+
+    def times(self) -> tuple[Time, ...]:
+        return (parse("at", self.at),)
+
+    def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
+        step = inside("at", parse("at", self.at), timeline)
+        return changes([Milestone(step, target)], start)
+
+
+@dataclass(frozen=True)
+class Table(Proportional):
+    """Sparsities by hand: {"3ep": 0.5, "6ep": 0.9}; the last one is the target.
+
+    Sparsity rises from row to row, or falls to 0 (everything comes back, at zero).
+
+    Example:
+        >>> Table({"3ep": 0.5, "6ep": 0.9}).plan(0.9, Timeline(100, steps_per_epoch=10))
+        (Milestone(step=30, sparsity=0.5), Milestone(step=60, sparsity=0.9))
+    """
+
+    rows: Mapping[TimeLike, float]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rows, Mapping) or not self.rows:
+            raise ConfigError(f"a table needs rows such as {{'3ep': 0.5}}, got {self.rows!r}")
+        before = 0.0
+        for time, sparsity in self.rows.items():
+            parse("a table's time", time)
+            level = check_sparsity(f"the table's sparsity at {time}", sparsity)
+            if 0 < level < before:
+                raise ConfigError(
+                    f"the table falls from {before} to {level} at {time}: it may rise, or fall "
+                    "to 0; to bring back a part, call regrow(...)"
+                )
+            before = level
+
+    def times(self) -> tuple[Time, ...]:
+        return tuple(parse("a table's time", time) for time in self.rows)
+
+    @property
+    def final(self) -> float:
+        """The sparsity of the last row."""
+        return list(self.rows.values())[-1]
+
+    def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
+        if self.final != target:
+            raise ConfigError(
+                f"the table ends at sparsity {self.final}, but sparsity={target} was asked for: "
+                "make them the same"
+            )
+        steps = [inside("a table's time", time, timeline) for time in self.times()]
+        if any(a >= b for a, b in itertools.pairwise(steps)):
+            raise ConfigError(f"the table's times must follow one another, got steps {steps}")
+        return changes(list(map(Milestone, steps, self.rows.values())), start)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""Which milestones have fired; resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from regrow.schedules.base import Milestone, PruningPlan
+from regrow.schedules.time import Timeline
+from regrow.utils.errors import ConfigError
+
+
+@dataclass
+class Progress:
+    """A plan and how much of it has happened.
+
+    Attributes:
+        plan: The milestones.
+        fired: How many of them have happened.
+        start: The sparsity at which the plan began.
+        first: The step at which it began.
+        epoch: The epoch in which it began; -1 before any fit.
+        led: Whether an accuracy budget leads: it lets events wait, one after the other, and
+            changes the plan on the way.
+
+    Example:
+        >>> progress = Progress((Milestone(5, 0.5), Milestone(9, 0.9)))
+        >>> progress.due(4), progress.due(6)
+        (None, Milestone(step=5, sparsity=0.5))
+    """
+
+    plan: PruningPlan = ()
+    fired: int = 0
+    start: float = 0.0
+    first: int = 0
+    epoch: int = -1
+    led: bool = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether a fit was planned."""
+        return self.epoch >= 0
+
+    @property
+    def reached(self) -> bool:
+        """Whether all milestones have happened."""
+        return self.fired >= len(self.plan)
+
+    @property
+    def ahead(self) -> PruningPlan:
+        """The milestones still to come."""
+        return self.plan[self.fired :]
+
+    @property
+    def sparse(self) -> PruningPlan:
+        """The milestones that prune; at the others everything comes back."""
+        return tuple(milestone for milestone in self.plan if milestone.sparsity)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether all of these have happened."""
+        return not any(milestone.sparsity for milestone in self.ahead)
+
+    def due(self, now: int) -> Milestone | None:
+        """The milestone that is due at step `now`, the last one where several are."""
+        if self.reached or self.plan[self.fired].step > now:
+            return None
+        due = [milestone for milestone in self.ahead if milestone.step <= now]
+        return due[0] if self.led else due[-1]
+
+    def done(self, milestone: Milestone) -> None:
+        """Marks a milestone, and those before it, as happened."""
+        self.fired = self.plan.index(milestone) + 1
+
+    def lead(self, step: int, sparsity: float | None) -> None:
+        """Goes on with one milestone of the leader's, or with none: the plan ends here."""
+        ahead = () if sparsity is None else (Milestone(step, sparsity),)
+        self.plan = self.plan[: self.fired] + ahead
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "plan": [[int(step), float(sparsity)] for step, sparsity in self.plan],
+            "fired": self.fired,
+            "start": self.start,
+            "first": self.first,
+            "epoch": self.epoch,
+            "led": self.led,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.plan = tuple(Milestone(int(step), float(s)) for step, s in state["plan"])
+        self.fired, self.first = int(state["fired"]), int(state["first"])
+        self.start, self.epoch = float(state["start"]), int(state["epoch"])
+        self.led = bool(state["led"])
+
+    def resume(
+        self,
+        resolve: Callable[[Timeline, float], PruningPlan],
+        timeline: Timeline,
+        now: int,
+        on_change: str,
+    ) -> None:
+        """Goes on from a checkpoint: the resolved steps in it win, where they still can.
+
+        Args:
+            resolve: Plans a fit from a timeline and a starting sparsity.
+            timeline: The fit as the settings of now make it.
+            now: The step at which the fit goes on.
+            on_change: See `resumed`.
+
+        Raises:
+            ConfigError: If the remaining events would now lie elsewhere and `on_change` does not
+                say what to do, or if the fit ends before the last of them.
+        """
+        if self.reached or self.led:
+            return
+        if on_change != "keep":
+            planned = resolve(timeline, self.start)
+            self.plan = resumed(self.plan, planned, self.fired, now, on_change)
+        if timeline.end is not None and not self.reached and self.plan[-1].step >= timeline.end:
+            raise ConfigError(
+                f"the checkpoint plans an event at step {self.plan[-1].step}, but the fit now ends "
+                f"before step {timeline.end}: train longer, or write on_change='stretch'"
+            )
+
+
+def resumed(
+    stored: PruningPlan, planned: PruningPlan, fired: int, now: int, on_change: str
+) -> PruningPlan:
+    """The plan with which an interrupted fit goes on.
+
+    Args:
+        stored: The plan in the checkpoint.
+        planned: What the settings of now would plan.
+        fired: How many of the stored milestones have happened.
+        now: The step at which the fit goes on.
+        on_change: "refuse", "keep" (the stored steps) or "stretch" (the planned ones).
+
+    Raises:
+        ConfigError: If the two differ in what is still to come, unless told what to do.
+
+    Example:
+        >>> old = (Milestone(5, 0.5), Milestone(10, 0.9))
+        >>> new = (Milestone(10, 0.5), Milestone(20, 0.9))
+        >>> resumed(old, new, fired=1, now=6, on_change="stretch")
+        (Milestone(step=5, sparsity=0.5), Milestone(step=20, sparsity=0.9))
+    """
+    if planned == stored or fired == len(stored) or on_change == "keep":
+        return stored
+    if on_change == "refuse":
+        raise ConfigError(
+            f"the events still to come are not those of the checkpoint, which plans "
+            f"{_words(stored[fired:])}, while now {_words(planned)} would be planned (other "
+            "max_epochs, batch size, ranks or settings?): restore them, or write on_change='keep' "
+            "(steps as in the checkpoint) or on_change='stretch' (steps as now)"
+        )
+    if len(planned) == len(stored) or any(a.sparsity > b.sparsity for a, b in pairwise(planned)):
+        same = fired if len(planned) == len(stored) else 0
+        ahead = tuple(milestone for milestone in planned[same:] if milestone.step >= now)
+    else:
+        reached = stored[fired - 1].sparsity if fired else 0.0
+        ahead = tuple(m for m in planned if m.step >= now and m.sparsity > reached)
+    return stored[:fired] + (ahead or tuple(Milestone(now, m.sparsity) for m in planned[-1:]))
+
+
+def _words(plan: PruningPlan) -> str:
+    if not plan:
+        return "no event"
+    first, last = plan[0], plan[-1]
+    return (
+        f"{len(plan)} from step {first.step} (sparsity {first.sparsity:.4g}) to step {last.step} "
+        f"(sparsity {last.sparsity:.4g})"
+    )

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Times with units: "3ep", "500it" or 0.25 of the fit, resolved to optimizer steps.
+
+A step is an optimizer step as Lightning's `trainer.global_step` counts it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from numbers import Real
+from typing import Literal
+
+from regrow.utils.errors import ConfigError
+
+Unit = Literal["ep", "it", "fit"]
+
+
+TimeLike = float | str  # in this order, for command lines that try one after the other
+
+
+_PATTERN = re.compile(r"\s*(\d+)\s*(ep|it)\s*")
+
+
+@dataclass(frozen=True)
+class Time:
+    """An amount of training: whole epochs, whole steps, or a fraction of the fit."""
+
+    amount: float
+    unit: Unit
+
+    def __str__(self) -> str:
+        return f"{self.amount:g}" if self.unit == "fit" else f"{int(self.amount)}{self.unit}"
+
+
+def parse(what: str, given: object) -> Time:
+    """Reads a time as people write it.
+
+    Args:
+        what: The setting's name, for the message.
+        given: "3ep" (epochs), "500it" (optimizer steps), a float in [0, 1] (fraction of the fit),
+            or 0.
+
+    Raises:
+        ConfigError: For anything else; a bare int other than 0 could mean epochs or steps.
+
+    Example:
+        >>> parse("every", "3ep")
+        Time(amount=3, unit='ep')
+        >>> parse("every", 500)
+        Traceback (most recent call last):
+            ...
+        regrow.ConfigError: every=500 has no unit: write '500ep' or '500it'
+    """
+    if isinstance(given, str):
+        match = _PATTERN.fullmatch(given)
+        if match:
+            return Time(int(match[1]), "ep" if match[2] == "ep" else "it")
+    elif isinstance(given, Real) and not isinstance(given, bool):
+        value = float(given)
+        if value == 0:
+            return Time(0, "it")
+        if value == 1 and isinstance(given, int):
+            raise ConfigError(f"{what}=1 has no unit: write '1ep', '1it' or 1.0 (the whole fit)")
+        if 0 < value <= 1:
+            return Time(value, "fit")
+        if value > 1 and value.is_integer():
+            raise ConfigError(
+                f"{what}={given} has no unit: write '{int(value)}ep' or '{int(value)}it'"
+            )
+    raise ConfigError(
+        f"{what} must be a time such as '3ep' (epochs), '500it' (optimizer steps) or "
+        f"0.25 (of the fit), got {given!r}"
+    )
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Where epochs and the end of a fit lie, counted in steps.
+
+    Attributes:
+        total: Steps of the whole fit; None if it has no known end.
+        steps_per_epoch: Steps of an epoch; None if unknown. Where it changes during the fit
+            (a schedule of gradient accumulation), pairs (first epoch, steps from there on).
+        start: The step at which the fit begins; epochs and fractions count from there.
+    """
+
+    total: int | None
+    steps_per_epoch: int | tuple[tuple[int, int], ...] | None = None
+    start: int = 0
+
+    @property
+    def end(self) -> int | None:
+        """The step after the fit's last one; None if it has no known end."""
+        return None if self.total is None else self.start + self.total
+
+    def step(self, time: Time, what: str = "time") -> int:
+        """The step at which `time` lies.
+
+        Raises:
+            ConfigError: If the fit's length or the epochs' length is needed and unknown.
+
+        Example:
+            >>> Timeline(total=1000, steps_per_epoch=100).step(Time(3, "ep"))
+            300
+        """
+        if time.unit == "it":
+            return self.start + int(time.amount)
+        if time.unit == "ep":
+            return self.start + self._epochs(int(time.amount), what)
+        if self.total is None:
+            raise ConfigError(
+                f"{what}={time} is a fraction of a fit whose length is unknown: write '3ep' or "
+                "'500it', or give the Trainer max_steps (or max_epochs and a sized loader)"
+            )
+        return self.start + round(time.amount * self.total)
+
+    def _epochs(self, epochs: int, what: str) -> int:
+        if self.steps_per_epoch is None:
+            if epochs == 0:
+                return 0
+            raise ConfigError(
+                f"{what}={epochs}ep needs to know how many steps an epoch has, and the training "
+                "loader has no length: write '500it', or give the Trainer limit_train_batches"
+            )
+        if isinstance(self.steps_per_epoch, int):
+            return epochs * self.steps_per_epoch
+        spans = self.steps_per_epoch
+        afters = [first for first, _ in spans[1:]] + [epochs]
+        return sum(
+            max(0, min(after, epochs) - first) * steps
+            for (first, steps), after in zip(spans, afters, strict=True)
+        )
+
+    def repeat(self, begin: Time, every: Time, end: int) -> list[int]:
+        """The steps begin, begin + every, begin + 2 every, ... up to and without `end`.
+
+        Epochs added to epochs stay on epoch boundaries, where these are not equally long too.
+
+        Example:
+            >>> Timeline(total=100, steps_per_epoch=10).repeat(Time(1, "ep"), Time(2, "ep"), 60)
+            [10, 30, 50]
+        """
+        steps: list[int] = []
+        by_epoch = every.unit == "ep" and (begin.unit == "ep" or begin.amount == 0)
+        first = self.step(begin, "begin")
+        while True:
+            count = len(steps)
+            if by_epoch:
+                step = self.step(Time(begin.amount + count * every.amount, "ep"), "every")
+            else:
+                step = first + count * self.length(every)
+            if step >= end:
+                return steps
+            steps.append(step)
+
+    def length(self, every: Time) -> int:
+        """How many steps `every` lasts from the fit's start on, at least one."""
+        return max(1, self.step(every, "every") - self.start)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Helpers without knowledge of pruning: errors, names, optimizer state, random generators."""

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""Exceptions and argument checks.
+
+A message says what was given, what is allowed and what to write instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+from numbers import Integral, Real
+
+
+class RegrowError(Exception):
+    """Base of every error that regrow raises on purpose."""
+
+
+class ConfigError(RegrowError, ValueError):
+    """A setting that is invalid as written."""
+
+    __module__ = "regrow"  # its public path, as tracebacks show it
+
+
+class StateError(RegrowError, RuntimeError):
+    """A call, checkpoint or model that does not fit what came before it."""
+
+    __module__ = "regrow"
+
+
+class BusyError(StateError):
+    """Something that another process is at work on."""
+
+
+class DataError(RegrowError, OSError):
+    """Data that is not there, or not what it should be."""
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """What the disk said, where a library has wrapped it in an error of its own.
+
+    Example:
+        >>> disk_error(ValueError("no"))
+    """
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def unwritten(path: object, error: BaseException) -> StateError:
+    """What to raise where a file cannot be written: full disk, read-only folder.
+
+    Example:
+        >>> str(unwritten("a.json", OSError(28, "No space left on device")))[:45]
+        'a.json could not be written ([Errno 28] No sp'
+    """
+    return StateError(
+        f"{path} could not be written ({error}): what was there before is whole; make room, or "
+        "choose another folder, and run the same again"
+    )
+
+
+def nearest(given: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """The names most like `given`, best first.
+
+    Example:
+        >>> nearest("cubik", ["linear", "cubic", "cosine"])
+        ['cubic']
+    """
+    return difflib.get_close_matches(given, list(names), n=count, cutoff=0.5)
+
+
+def did_you_mean(given: str, names: Collection[str]) -> str:
+    """The end of a message about an unknown name: the nearest ones, else all of them."""
+    close = nearest(given, names)
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    return "there are: " + ", ".join(sorted(names)[:20])
+
+
+def check_choice(what: str, given: object, allowed: Collection[str]) -> str:
+    """Returns `given` if it is one of `allowed`.
+
+    Raises:
+        ConfigError: naming the nearest allowed word.
+    """
+    if isinstance(given, str) and given in allowed:
+        return given
+    raise ConfigError(
+        f"{what} must be one of {', '.join(sorted(allowed))}, got {given!r}: "
+        f"{did_you_mean(str(given), allowed)}"
+    )
+
+
+def check_sparsity(what: str, given: object, *, zero: bool = True) -> float:
+    """Returns `given` as a float in [0, 1): the fraction of weights to prune.
+
+    Example:
+        >>> check_sparsity("sparsity", 90)
+        Traceback (most recent call last):
+            ...
+        regrow.ConfigError: sparsity must be in [0, 1), got 90: write 0.9 for 90 %
+    """
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise ConfigError(f"{what} must be a number in [0, 1), got {given!r}: write 0.9 for 90 %")
+    value = float(given)
+    if not 0 <= value < 1:
+        hint = f"write {value / 100:g} for {value:g} %" if 1 < value < 100 else "write 0.9 for 90 %"
+        raise ConfigError(f"{what} must be in [0, 1), got {given}: {hint}")
+    if value == 0 and not zero:
+        raise ConfigError(f"{what} must be above 0, got {given}: write 0.9 for 90 %")
+    return value
+
+
+def check_rate(what: str, given: object) -> float:
+    """Returns `given` as a float in (0, 1): the fraction of what remains."""
+    value = check_sparsity(what, given)
+    if value == 0:
+        raise ConfigError(f"{what} must be in (0, 1), got {given}: write 0.2 for 20 %")
+    return value
+
+
+def check_positive(what: str, given: object, example: str) -> float:
+    """Returns `given` as a float above 0."""
+    if isinstance(given, bool) or not isinstance(given, Real) or not float(given) > 0:
+        raise ConfigError(f"{what} must be a number above 0, got {given!r}: write {example}")
+    return float(given)
+
+
+def check_count(what: str, given: object, *, least: int = 1) -> int:
+    """Returns `given` as an int of at least `least`."""
+    if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:
+        raise ConfigError(f"{what} must be a whole number of at least {least}, got {given!r}")
+    return int(given)
+
+
+def check_patterns(what: str, given: object) -> tuple[str, ...] | None:
+    """Returns layer patterns as a tuple; one string counts as one pattern."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        return (given,)
+    patterns = tuple(given) if isinstance(given, Iterable) else (given,)
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ConfigError(
+            f'{what} must be layer patterns such as ["layer4.*", "fc"], got {given!r}'
+        )
+    return patterns

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+"""Optional dependencies, imported on use."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from regrow.utils.errors import ConfigError
+
+
+def need(what: str, extra: str, *names: str) -> Any:
+    """Imports the last name; the packages of all must be there.
+
+    Args:
+        what: What needs them, as the error's first words.
+        extra: The extra of regrow that installs them.
+        names: Packages, or modules of them.
+
+    Raises:
+        ConfigError: Naming what is missing and how to install it.
+
+    Example:
+        >>> need("counting", "export", "json").dumps(1)
+        '1'
+        >>> need("ONNX", "export", "no_such_package")
+        Traceback (most recent call last):
+            ...
+        regrow.ConfigError: ONNX needs no_such_package: pip install "regrow[export]"
+    """
+    packages = dict.fromkeys(name.partition(".")[0] for name in names)
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f'{what} needs {", ".join(missing)}: pip install "regrow[{extra}]"')
+    return importlib.import_module(names[-1])

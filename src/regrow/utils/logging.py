@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: MIT
+"""User-facing log lines, quiet third-party loggers."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from lightning.pytorch.utilities import rank_zero_only
+
+_log = logging.getLogger("regrow")
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """One line for the user, once for all ranks; Hydra writes it to the run's log too."""
+    _log.info(message)
+
+
+def calm() -> None:
+    """Keeps Lightning to its warnings: a run sets up many Trainers, and each would greet."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")

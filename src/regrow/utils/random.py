@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""Generators keyed by (seed, event, name); capture/restore of global generators."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+
+def seeded(seed: int, event: int, name: str) -> torch.Generator:
+    """A generator that depends on (seed, event, name) alone, never on what was drawn before."""
+    key = hashlib.blake2b(f"{seed}/{event}/{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+
+
+def capture() -> dict[str, Any]:
+    """The state of all global generators, as tensors and builtins only.
+
+    Example:
+        >>> state = capture()
+        >>> before = random.random(), torch.rand(1).item()
+        >>> restore(state)
+        >>> before == (random.random(), torch.rand(1).item())
+        True
+    """
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": {
+            "name": str(name),
+            "keys": torch.tensor(np.asarray(keys, dtype=np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "gauss": float(gauss),
+        },
+        "python": random.getstate(),
+    }
+
+
+def restore(state: dict[str, Any], rank: int = 0) -> None:
+    """Sets all global generators.
+
+    Args:
+        state: What `capture` gave on rank 0.
+        rank: Of this process; from 1 on, generators are seeded from `state` and the rank.
+    """
+    if rank > 0:
+        _seed(state["torch"], rank)
+        return
+    torch.set_rng_state(state["torch"].cpu())
+    _restore_cuda([cuda.cpu() for cuda in state["cuda"]])
+    numpy = state["numpy"]
+    keys = numpy["keys"].cpu().numpy().astype(np.uint32)
+    np.random.set_state(
+        (numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["gauss"])
+    )
+    random.setstate(state["python"])
+
+
+def _restore_cuda(states: list[Tensor]) -> None:
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if len(states) != devices:
+        rank_zero_warn(
+            f"The checkpoint holds the random state of {len(states)} CUDA devices and this machine "
+            f"has {devices}: numbers drawn on the others will not be those of an uninterrupted run."
+        )
+    for device, state in enumerate(states[:devices]):
+        torch.cuda.set_rng_state(state, device)
+
+
+def _seed(torch_state: Tensor, rank: int) -> None:
+    key = torch_state.cpu().numpy().tobytes() + rank.to_bytes(8, "big")
+    seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+    torch.manual_seed(seed)  # every device
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
