@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from regrow.channels import prune
 from regrow.channels.cut.channel_cut import ChannelCut as Plan
-from regrow.channels.cut.verify import Bench
-from regrow.channels.graph.groups import Group, found_groups
+from regrow.channels.cut.verify import TrialCut
+from regrow.channels.graph.groups import Group, groups_from_trace
 from regrow.channels.graph.trace import Trace, trace
 from regrow.profiling.macs import count_macs
 
@@ -72,15 +72,15 @@ def ours(model: nn.Module, x: Tensor) -> None:
     size = sum(p.numel() for p in model.parameters())
     start = time.process_time()
     traced = trace(model, x)
-    groups = found_groups(traced, model)
-    stuck = {g.name: g.pinned for g in groups if g.pinned and g.pinned != OUTPUT}
+    groups = groups_from_trace(traced, model)
+    stuck = {g.name: g.fixed_reason for g in groups if g.fixed_reason and g.fixed_reason != OUTPUT}
     tell(
         seconds=time.process_time() - start,
         params=size / 1e6,
         macs=dense / 1e6,
         groups=len(groups),
         stuck=len(stuck),
-        inexact=sum(bool(g.inexact) for g in groups if not g.pinned),
+        inexact=sum(bool(g.approximate_reasons) for g in groups if not g.fixed_reason),
         reasons=sorted(set(stuck.values())),
         untouched=same(before, held(model)),
     )
@@ -131,13 +131,13 @@ def exactness(
     """The same channels of the exact groups alone: cut, and zeroed by what is written here."""
     removed: dict[str, Tensor] = {}
     for group in groups:
-        if group.name in plan.removed and not group.inexact:
+        if group.name in plan.removed and not group.approximate_reasons:
             (name, dim), channels = next(iter(group.members.items()))
             removed[group.name] = channels[~plan.kept[name][dim]].unique()
             removed[group.name] = removed[group.name][removed[group.name] >= 0]
     if not removed:
         return {"exact_groups": 0, "error_exact": None}
-    verified = Bench(model, traced, groups, x).search(removed)
+    verified = TrialCut(model, traced, groups, x).find_valid(removed)
     small = outputs(model, x)
     verified.undo()
     kept = [g for g in groups if g.name in removed and g.name not in verified.pinned]
@@ -163,7 +163,7 @@ def permuted(
     saved = {name: p.data for name, p in parameters.items()}
     generator = torch.Generator().manual_seed(0)
     for group in groups:
-        if group.pinned:
+        if group.fixed_reason:
             continue
         order = torch.randperm(group.size, generator=generator)
         for (name, dim), channels in group.members.items():

@@ -22,8 +22,8 @@ from _bench import arguments, in_child, peak_extra, show
 from scaling import FLOAT, LAYERS, network
 from torch.distributed.device_mesh import init_device_mesh
 
-from regrow.distributed.shard import as_part_of, local
-from regrow.pruning.config import Method
+from regrow.distributed.shard import local_tensor, to_dtensor_like
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.drop_and_grow import draw_masks, drop_and_grow
 from regrow.pruning.pruner import Pruner
 
@@ -62,7 +62,7 @@ EVENTS = {
 def measured(parameters, name, mesh=None, layers=LAYERS):
     settings, keep, first, act = EVENTS[name]
     net = network(parameters, FLOAT, mesh, layers)
-    pruner = Pruner(net, Method(**settings), keep_removed=keep)
+    pruner = Pruner(net, PruningConfig(**settings), keep_removed=keep)
     if settings.get("criterion") == "movement":
         for target in pruner.targets:
             pruner.criterion.update(target.name, target.weight, target.weight)
@@ -71,8 +71,8 @@ def measured(parameters, name, mesh=None, layers=LAYERS):
     if "gradient" in name or "taylor" in name or name == "RigL":
         for target in pruner.targets:
             grad = torch.randn(target.weight.shape)
-            target.parameter.grad = as_part_of(target.parameter, grad)
-    own = sum(local(layer.weight).numel() for layer in net)
+            target.parameter.grad = to_dtensor_like(target.parameter, grad)
+    own = sum(local_tensor(layer.weight).numel() for layer in net)
     gc.collect()  # what an earlier event left in cycles
     extra = peak_extra(lambda: act(pruner))
     return extra / own - (0 if first else 4)  # the working mask that was not there

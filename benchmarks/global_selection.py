@@ -13,7 +13,7 @@ from _bench import arguments, in_child, interleaved, peak_extra, ratio, resnet18
 from torch.nn.utils import prune as torch_prune
 
 import regrow
-from regrow.masks.topk import keep_highest
+from regrow.masks.topk import global_topk_masks
 
 SPARSITY = 0.9
 OURS, WHOLE, TORCH = "regrow keep_highest", "regrow.prune", "torch global_unstructured"
@@ -22,7 +22,7 @@ OURS, WHOLE, TORCH = "regrow keep_highest", "regrow.prune", "torch global_unstru
 def select(layers):
     weights = [layer.weight for layer in layers]
     count = round(SPARSITY * sum(weight.numel() for weight in weights))
-    return lambda: keep_highest(weights, count, magnitude=True)
+    return lambda: global_topk_masks(weights, count, magnitude=True)
 
 
 def prune(layers):
@@ -48,12 +48,12 @@ def memory(name):
 def scaling(millions):
     """(ns a weight, peak extra bytes a weight) of keep_highest over tensors of 4 million."""
     torch.set_num_threads(1)
-    keep_highest([torch.randn(1000)], 500, magnitude=True)
+    global_topk_masks([torch.randn(1000)], 500, magnitude=True)
     weights = [torch.randn(2000, 2000) for _ in range(millions // 4)]
     total = sum(weight.numel() for weight in weights)
 
     def run():
-        return keep_highest(weights, round(SPARSITY * total), magnitude=True)
+        return global_topk_masks(weights, round(SPARSITY * total), magnitude=True)
 
     extra = peak_extra(run) / total
     found = interleaved({"ours": lambda: run}, 3)

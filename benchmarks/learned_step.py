@@ -51,7 +51,9 @@ def fit(clock, callbacks, batches):
     )
     trainer.fit(LeNet(), DataLoader(batches, batch_size=None))
     for callback in callbacks:
-        assert getattr(callback, "moving", False) or callback.soft, "it was not learning"
+        assert getattr(callback, "changes_between_events", False) or callback.soft, (
+            "it was not learning"
+        )
     return clock.times
 
 

@@ -14,7 +14,7 @@ from _bench import arguments, interleaved, ratio, resnet18, show
 from torch import nn
 from torch.nn import functional as F
 
-from regrow.pruning.config import Method
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.drop_and_grow import draw_masks, drop_and_grow
 from regrow.pruning.pruner import Pruner
 
@@ -75,7 +75,7 @@ def measured(memory, rounds):
     model = ResNet18().to(memory_format=memory)
     images = torch.randn(BATCH, 3, PIXELS, PIXELS).to(memory_format=memory)
     labels = torch.arange(BATCH)
-    pruner = Pruner(model, Method(distribution="erk"))
+    pruner = Pruner(model, PruningConfig(distribution="erk"))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     pruner.enforcer.hook(optimizer)
     weights = [target.parameter for target in pruner.targets]

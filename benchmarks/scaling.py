@@ -25,7 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from regrow.distributed.shard import local
+from regrow.distributed.shard import local_tensor
 from regrow.pruning.pruner import Pruner
 
 LAYERS = 8
@@ -64,7 +64,7 @@ def network(parameters, dtype, mesh=None, layers=LAYERS):
         fully_shard(layer, mesh=mesh)
     net.to_empty(device="cpu")
     for layer in net:
-        local(layer.weight.detach()).normal_()
+        local_tensor(layer.weight.detach()).normal_()
     return net
 
 
@@ -74,7 +74,7 @@ def events(parameters, dtype, mesh=None):
     The first event makes the working mask and tells of memory; the later ones tell of time.
     """
     net = network(parameters, dtype, mesh)
-    own = sum(local(layer.weight).numel() for layer in net)
+    own = sum(local_tensor(layer.weight).numel() for layer in net)
     pruner = Pruner(net)
     extra = peak_extra(lambda: pruner.prune_to(FIRST)) - own * BYTES[dtype]
     seconds, sent = [], set()

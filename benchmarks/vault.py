@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import torch
 from _bench import arguments, interleaved, ratio, resnet18, show
 
-from regrow.callbacks.support.fit_snapshot import Snapshot
+from regrow.callbacks.support.fit_snapshot import FitSnapshot
 from regrow.pruning.pruner import Pruner
 from regrow.schedules.progress import Progress
-from regrow.utils.snapshot import Memory
+from regrow.utils.snapshot import TrainingSnapshot
 
 SPARSITY = 0.9
 NONE, VALUES, MOMENTS = False, True, "moments"
@@ -85,7 +85,7 @@ def keeping(model, optimizer, rounds):
     for keep, tensors in zip(LABELS, (0, 1, 2), strict=True):  # of each weight that goes
         pruner, own, other = pruned(keep)
         gone = 4 * tensors * pruner.pruned
-        vault = held(pruner.vault)
+        vault = held(pruner.removed_weights)
         state = {"model": own.state_dict(), "optimizer": other.state_dict()}
         checkpoint[keep] = written(state | {"pruner": pruner.state_dict()})
         more = checkpoint[keep] - checkpoint[NONE]
@@ -120,10 +120,10 @@ def going_back(rounds):
             there.copy_(tensor)
 
     def remember():
-        return Memory(model, moments=[optimizer])
+        return TrainingSnapshot(model, moments=[optimizer])
 
     def take():
-        return Snapshot.take(trainer, model, access)
+        return FitSnapshot.take(trainer, model, access)
 
     memory, snapshot = remember(), take()
     variants = {

@@ -8,11 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import regrow.masks.topk
-from regrow.distributed.sharded_random import CHUNK, Stream
-from regrow.masks.granularity import make_granularity, mask_of, units_of
-from regrow.masks.lazy_scores import Computed, by_lot, elementwise, one_by_one
-from regrow.masks.topk import keep_highest
-from regrow.masks.topk_single import highest
+from regrow.distributed.sharded_random import CHUNK, RandomStream
+from regrow.masks.granularity import make_granularity, mask_from_units, units_of
+from regrow.masks.lazy_scores import (
+    LazyScores,
+    elementwise_scores,
+    materialized_scores,
+    random_scores,
+)
+from regrow.masks.topk import global_topk_masks
+from regrow.masks.topk_single import topk_mask
 
 SHAPES = [(7, 5), (6, 4, 3, 3), (11,)]
 
@@ -45,9 +50,10 @@ def chunk(request, monkeypatch):
 def test_masks_of_products_are_those_of_numpys(chunk, pruned, last):
     weights, grads = tensors(0, last), tensors(1)
     scores = [
-        elementwise(lambda w, g: (w * g).abs(), w, g) for w, g in zip(weights, grads, strict=True)
+        elementwise_scores(lambda w, g: (w * g).abs(), w, g)
+        for w, g in zip(weights, grads, strict=True)
     ]
-    masks = keep_highest(scores, pruned, least=0)
+    masks = global_topk_masks(scores, pruned, min_keep=0)
     flat = np.concatenate(
         [np.abs(w.numpy() * g.numpy()).ravel() for w, g in zip(weights, grads, strict=True)]
     )
@@ -58,16 +64,16 @@ def test_masks_of_products_are_those_of_numpys(chunk, pruned, last):
 
 
 def test_lots_are_those_of_one_draw(chunk):
-    lots = [by_lot(weight, None, seeded(3 + i)) for i, weight in enumerate(tensors(0, True))]
+    lots = [random_scores(weight, None, seeded(3 + i)) for i, weight in enumerate(tensors(0, True))]
     drawn = [torch.rand(s, generator=seeded(3 + i)()) for i, s in enumerate(SHAPES)]
-    assert same(keep_highest(lots, 100), keep_highest(drawn, 100))
+    assert same(global_topk_masks(lots, 100), global_topk_masks(drawn, 100))
 
 
 @given(st.lists(st.integers(0, 3 * CHUNK), min_size=1, max_size=4))
 def test_a_stream_gives_what_one_draw_gives(counts):
     size = sum(counts)
     wanted = torch.rand(size, generator=seeded(1)())
-    numbers = Stream(torch.rand, (size,), None, seeded(1)())
+    numbers = RandomStream(torch.rand, (size,), None, seeded(1)())
     assert torch.equal(torch.cat([numbers.take(count) for count in counts]), wanted)
 
 
@@ -78,9 +84,10 @@ def test_scores_made_for_a_pass_are_made_in_every_pass(chunk):
         made.append(len(values))
         return values
 
-    scores = [one_by_one(t, lambda t=t: make(t.clone())) for t in tensors(2)]
+    scores = [materialized_scores(t, lambda t=t: make(t.clone())) for t in tensors(2)]
     assert same(
-        keep_highest(scores, 100, magnitude=True), keep_highest(tensors(2), 100, magnitude=True)
+        global_topk_masks(scores, 100, magnitude=True),
+        global_topk_masks(tensors(2), 100, magnitude=True),
     )
     assert len(made) >= 2 * len(SHAPES)
 
@@ -97,18 +104,18 @@ def test_absent_places_compete_among_themselves(seed, count, density):
     count = min(count, len(free))
     wanted = np.zeros(len(flat), bool)
     wanted[free[np.argsort(flat[free], kind="stable")[len(free) - count :]]] = True
-    found = keep_highest(scores, len(flat) - count, kept, absent=True, least=0)
+    found = global_topk_masks(scores, len(flat) - count, kept, among_pruned=True, min_keep=0)
     assert np.array_equal(np.concatenate([mask.numpy().ravel() for mask in found]), wanted)
 
 
 def test_the_highest_of_computed_scores():
     weight, grad, _ = (torch.randn(40, 50, generator=seeded(i)()) for i in range(3))
     among = torch.rand(40, 50, generator=seeded(5)()) < 0.5
-    scores = elementwise(lambda w, g: (w * g).abs(), weight, grad)
+    scores = elementwise_scores(lambda w, g: (w * g).abs(), weight, grad)
     wanted = torch.zeros(2000, dtype=torch.bool)
     product = (weight * grad).abs().where(among, -1.0).flatten()
     wanted[product.argsort()[-70:]] = True
-    assert torch.equal(highest(scores, 70, among).flatten(), wanted)
+    assert torch.equal(topk_mask(scores, 70, among).flatten(), wanted)
 
 
 @pytest.mark.parametrize("kind", ["2:4", "1:2", "block:2x3", "block:4x1"])
@@ -117,26 +124,26 @@ def test_the_highest_of_computed_scores():
 def test_units_some_rows_at_a_time_are_those_of_the_whole(chunk, kind, shape, dim):
     shape = shape if dim else (shape[1], shape[0], *shape[2:])
     granularity, weight = make_granularity(kind), torch.randn(shape)
-    units = units_of(granularity, elementwise(torch.abs, weight), dim)
+    units = units_of(granularity, elementwise_scores(torch.abs, weight), dim)
     wanted = granularity.units(weight.abs(), dim)
     assert torch.equal(units, wanted)
     kept = torch.rand(units.shape) < 0.5
-    mask = mask_of(granularity, kept, elementwise(torch.abs, weight), dim)
+    mask = mask_from_units(granularity, kept, elementwise_scores(torch.abs, weight), dim)
     assert torch.equal(mask, granularity.mask(kept, weight.abs(), dim))
 
 
 def test_nan_is_named_where_nobody_holds_the_scores(chunk):
     weight = torch.tensor([1.0, float("nan"), 2.0])
     with pytest.raises(regrow.StateError, match="fc has 1 NaN scores"):
-        keep_highest([elementwise(torch.abs, weight)], 1, names=["fc"])
+        global_topk_masks([elementwise_scores(torch.abs, weight)], 1, names=["fc"])
     alive = torch.tensor([1.0, 0.0, 1.0])  # one that is pruned already ranks nowhere
-    found = keep_highest([elementwise(torch.abs, weight)], 2, [alive], names=["fc"])
+    found = global_topk_masks([elementwise_scores(torch.abs, weight)], 2, [alive], names=["fc"])
     assert found[0].tolist() == [False, False, True]
 
 
 def test_what_is_read_gives_strides_and_type():
     weight = torch.randn(2, 3, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-    scores = elementwise(lambda w, g: g.float() * w, weight, torch.randn(2, 3, 4, 4))
-    assert isinstance(scores, Computed)
+    scores = elementwise_scores(lambda w, g: g.float() * w, weight, torch.randn(2, 3, 4, 4))
+    assert isinstance(scores, LazyScores)
     assert scores.dtype == torch.float32
     assert scores.like is weight

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from regrow.masks.distributions import (
     DISTRIBUTIONS,
-    Layer,
+    LayerSize,
     Pool,
-    all_together,
     erk,
     erk_densities,
+    global_pool,
     lamp_scores,
+    largest_remainders,
     uniform,
-    whole_numbers,
 )
 from regrow.utils.errors import ConfigError, StateError
 
@@ -27,7 +27,7 @@ LENET_5 = [(20, 1, 5, 5), (50, 20, 5, 5), (500, 800), (10, 500)]
 
 
 def layers(*shapes, pruned=0, least=1):
-    return [Layer(f"l{i}", s, math.prod(s), pruned, least) for i, s in enumerate(shapes)]
+    return [LayerSize(f"l{i}", s, math.prod(s), pruned, least) for i, s in enumerate(shapes)]
 
 
 def resnet50():
@@ -96,7 +96,7 @@ def test_erk_densities_keep_the_budget(shapes, sparsity):
     assert sparse == pytest.approx([sparse[0]] * len(sparse) if sparse else [])
 
 
-def largest_remainders(ideal, total):
+def hamilton(ideal, total):
     """Hamilton's method, for shares that sum to about `total`."""
     found = [math.floor(x) for x in ideal]
     order = np.argsort([-(x - math.floor(x)) for x in ideal], kind="stable")
@@ -110,7 +110,7 @@ def test_uniform_is_hamiltons_method(sizes, sparsity):
     total = round(sparsity * sum(sizes))
     pools = uniform(layers(*((n,) for n in sizes)), sparsity)
     assert [pool.layers for pool in pools] == [(i,) for i in range(len(sizes))]
-    assert [p.pruned for p in pools] == largest_remainders([sparsity * n for n in sizes], total)
+    assert [p.pruned for p in pools] == hamilton([sparsity * n for n in sizes], total)
 
 
 @given(
@@ -140,11 +140,11 @@ def test_uniform_never_differs_by_more_than_one_weight_a_layer():
 
 
 def test_global_is_one_pool_of_rounded_count():
-    assert all_together(layers((3, 5), (2, 3)), 0.9) == [Pool((0, 1), 19)]
-    assert DISTRIBUTIONS["lamp"] is all_together
+    assert global_pool(layers((3, 5), (2, 3)), 0.9) == [Pool((0, 1), 19)]
+    assert DISTRIBUTIONS["lamp"] is global_pool
 
 
-@pytest.mark.parametrize("share", [all_together, uniform, erk])
+@pytest.mark.parametrize("share", [global_pool, uniform, erk])
 def test_a_minimum_that_makes_the_target_unreachable_is_an_error(share):
     with pytest.raises(ConfigError, match=r"each of 2 layers keeps at least 1.*sparsity 0.8 at"):
         share(layers((1, 5), (5, 1)), 0.95)
@@ -162,14 +162,14 @@ def test_whole_numbers_sum_within_bounds(rows, data):
     ideal, least = [r[0] for r in rows], [r[1] for r in rows]
     most = [low + extra for low, (_, _, extra) in zip(least, rows, strict=True)]
     total = data.draw(st.integers(sum(least), sum(most)))
-    found = whole_numbers(ideal, total, least, most)
+    found = largest_remainders(ideal, total, least, most)
     assert sum(found) == total
     assert all(lo <= n <= hi for lo, n, hi in zip(least, found, most, strict=True))
 
 
 def test_whole_numbers_refuses_what_bounds_forbid():
     with pytest.raises(ConfigError, match="9 cannot be shared among 2 layers"):
-        whole_numbers([4.5, 4.5], 9, [0, 0], [4, 4])
+        largest_remainders([4.5, 4.5], 9, [0, 0], [4, 4])
 
 
 def lamp_reference(scores):

@@ -12,8 +12,8 @@ from torch import nn
 
 from regrow.masks.distributions import erk_densities
 from regrow.profiling.metrics import MaskOverlap
-from regrow.pruning.config import Method
-from regrow.pruning.drop_and_grow import draw_masks, drop_and_grow, track_momenta
+from regrow.pruning.config import PruningConfig
+from regrow.pruning.drop_and_grow import draw_masks, drop_and_grow, update_gradient_momentum
 from regrow.pruning.initializers import INITIALIZERS
 from regrow.pruning.pruner import Pruner
 from regrow.schedules.drop_fraction import drop_fraction_at
@@ -27,11 +27,11 @@ def network(seed=0, make=None):
     """A sparse network with dense gradients, its pruner and an optimizer with moments."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 4))
-    pruner = Pruner(net, Method(distribution="uniform", seed=seed), keep_removed=True)
+    pruner = Pruner(net, PruningConfig(distribution="uniform", seed=seed), keep_removed=True)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     gradients(net)
     optimizer.step()
-    pruner.remember()
+    pruner.remember_original()
     draw_masks(pruner, 0.5, [optimizer])
     gradients(net)
     return net, pruner, optimizer
@@ -125,7 +125,7 @@ def test_counts_stand_still_and_only_what_moves_changes(grow, init):
         optimizer.step()  # dense: its moments at pruned places must go, too
         pruner.enforcer.weights()
         gradients(net)
-        track_momenta(pruner)
+        update_gradient_momentum(pruner)
         before = kept(pruner)
         values = {name: p.detach().clone() for name, p in net.named_parameters()}
         dense = {name: net.get_parameter(name).grad.clone() for name in NAMES}
@@ -191,7 +191,7 @@ def test_the_running_mean_of_gradients():
     expected = {name: np.zeros(shape) for name, shape in zip(NAMES, SHAPES, strict=True)}
     for _ in range(4):
         gradients(net)
-        track_momenta(pruner, optimizer)
+        update_gradient_momentum(pruner, optimizer)
         for name in NAMES:
             grad = net.get_parameter(name).grad.double().numpy()
             expected[name] = 0.9 * expected[name] + 0.1 * grad
@@ -208,7 +208,7 @@ def test_the_running_mean_of_gradients():
 
 def test_means_of_another_optimizers_parameters_stand_still():
     net, pruner, _ = network()
-    track_momenta(pruner, torch.optim.SGD(net[0].parameters(), lr=0.1))
+    update_gradient_momentum(pruner, torch.optim.SGD(net[0].parameters(), lr=0.1))
     assert [*pruner.momenta] == NAMES[:1]
 
 
@@ -225,7 +225,7 @@ def test_masks_are_drawn_to_the_layers_densities():
     net = nn.Sequential(nn.Linear(60, 50), nn.Linear(50, 10))
     shapes = [(50, 60), (10, 50)]
     for seed in (0, 1):
-        pruner = Pruner(net, Method(distribution="erk", seed=seed))
+        pruner = Pruner(net, PruningConfig(distribution="erk", seed=seed))
         entry = draw_masks(pruner, 0.8)
         assert pruner.pruned == 2800 == entry["pruned"]
         for density, expected in zip(

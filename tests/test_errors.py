@@ -16,8 +16,8 @@ from regrow.utils.errors import (
     check_patterns,
     check_rate,
     check_sparsity,
-    did_you_mean,
-    nearest,
+    closest_names,
+    suggest,
 )
 
 
@@ -80,8 +80,8 @@ def test_choices_name_the_nearest():
         check_choice("schedule", "cubik", ["linear", "cubic"])
     with pytest.raises(ConfigError, match="there are: cubic, linear"):
         check_choice("schedule", 7, ["linear", "cubic"])
-    assert nearest("fc1", ["fc", "conv", "fc2"])[0] in ("fc", "fc2")
-    assert did_you_mean("xyz", ["fc"]) == "there are: fc"
+    assert closest_names("fc1", ["fc", "conv", "fc2"])[0] in ("fc", "fc2")
+    assert suggest("xyz", ["fc"]) == "there are: fc"
 
 
 @pytest.mark.parametrize(

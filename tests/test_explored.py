@@ -3,7 +3,7 @@
 
 import torch
 
-from regrow.pruning.drop_and_grow import Explored
+from regrow.pruning.drop_and_grow import ExploredMask
 
 
 def masks(one, other):
@@ -11,7 +11,7 @@ def masks(one, other):
 
 
 def test_by_hand():
-    explored = Explored()
+    explored = ExploredMask()
     assert explored.add(masks([[1, 0], [0, 0]], [1, 1, 0, 0, 0, 0])) == 3 / 10
     assert explored.add(masks([[1, 0], [0, 0]], [1, 0, 1, 0, 0, 0])) == 4 / 10
     assert explored.add(masks([[0, 1], [0, 0]], [0, 0, 0, 0, 0, 1])) == 6 / 10
@@ -19,11 +19,11 @@ def test_by_hand():
 
 
 def test_given_masks_are_left_alone_and_state_goes_round():
-    explored, first = Explored(), masks([[1, 0], [0, 0]], [1, 0, 0])
+    explored, first = ExploredMask(), masks([[1, 0], [0, 0]], [1, 0, 0])
     explored.add(first)
     explored.add(masks([[1, 1], [0, 0]], [1, 0, 0]))
     assert first["a"].tolist() == [[True, False], [False, False]]
-    other = Explored()
+    other = ExploredMask()
     other.load_state_dict(explored.state_dict())
-    assert all(torch.equal(other.ever[name], mask) for name, mask in explored.ever.items())
+    assert all(torch.equal(other.seen[name], mask) for name, mask in explored.seen.items())
     assert other.add(masks([[0, 0], [1, 1]], [0, 0, 1])) == 6 / 7

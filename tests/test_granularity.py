@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from regrow.masks.granularity import Block, NofM, Weight, make_granularity
-from regrow.masks.targets import Target, select
+from regrow.masks.targets import Target, select_targets
 from regrow.utils.errors import ConfigError
 
 LAYERS = {
@@ -26,7 +26,7 @@ LAYERS = {
 
 
 def target(layer):
-    return select(layer).targets[0]
+    return select_targets(layer).targets[0]
 
 
 def n_of_m(scores, n, m, dim):

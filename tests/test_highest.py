@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import regrow.masks.sort_keys
 import regrow.masks.topk
 import regrow.masks.topk_single
-from regrow.masks.sort_keys import Keys, counted, nonzero, ordered
-from regrow.masks.topk_single import highest
+from regrow.masks.sort_keys import SortKeys, count_true, nonzero, sorted_keys
+from regrow.masks.topk_single import topk_mask
 from regrow.utils.errors import StateError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -32,7 +32,7 @@ def test_small_ones_with_many_ties(data, size, magnitude, dtype):
     scores = torch.tensor(data.draw(levels)).to(dtype)
     among = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
     count = data.draw(st.integers(0, int(among.sum())))
-    found = highest(scores, count, among, magnitude=magnitude)
+    found = topk_mask(scores, count, among, magnitude=magnitude)
     np.testing.assert_array_equal(found.numpy(), by_sorting(scores, count, among, magnitude))
 
 
@@ -49,7 +49,7 @@ def test_large_ones_in_any_order_of_memory(levels, magnitude, last):
         scores = scores.to(memory_format=torch.channels_last)
     for share in (0.0, 0.03, 0.7, 1.0):
         count = round(share * int(among.sum()))
-        found = highest(scores, count, among, magnitude=magnitude)
+        found = topk_mask(scores, count, among, magnitude=magnitude)
         assert found.stride() == scores.stride()
         np.testing.assert_array_equal(found.numpy(), by_sorting(scores, count, among, magnitude))
 
@@ -58,9 +58,9 @@ def test_large_ones_in_any_order_of_memory(levels, magnitude, last):
 def test_the_arithmetic_of_other_devices(count, monkeypatch):
     """There integers stay tensors."""
     for module in (regrow.masks.sort_keys, regrow.masks.topk_single, regrow.masks.topk):
-        monkeypatch.setattr(module, "array", lambda tensor: tensor)
+        monkeypatch.setattr(module, "as_numpy", lambda tensor: tensor)
     for scores in (torch.randn(9_000), torch.randn(30, 30, 10).mul(3).round().permute(2, 0, 1)):
-        found = highest(scores, count, torch.ones_like(scores, dtype=torch.bool), magnitude=True)
+        found = topk_mask(scores, count, torch.ones_like(scores, dtype=torch.bool), magnitude=True)
         wanted = by_sorting(scores, count, torch.ones_like(scores, dtype=torch.bool), True)
         np.testing.assert_array_equal(found.numpy(), wanted)
 
@@ -71,7 +71,7 @@ def test_a_sample_that_misleads_is_seen_through():
     scores[7::14] += 10
     among = torch.ones(100_000, dtype=torch.bool)
     for count in (50, 5_000, 60_000):
-        found = highest(scores, count, among)
+        found = topk_mask(scores, count, among)
         np.testing.assert_array_equal(found.numpy(), by_sorting(scores, count, among, False))
 
 
@@ -82,33 +82,33 @@ def test_nan_is_refused_among_the_places_alone(nan, magnitude, size):
     scores, among = torch.arange(float(size)), torch.ones(size, dtype=torch.bool)
     scores[3] = torch.tensor(nan)
     with pytest.raises(StateError, match="fc has 1 NaN"):
-        highest(scores, 5, among, magnitude=magnitude, name="fc")
+        topk_mask(scores, 5, among, magnitude=magnitude, name="fc")
     among[3] = False
-    assert highest(scores, 5, among, magnitude=magnitude).nonzero().flatten().tolist() == [
+    assert topk_mask(scores, 5, among, magnitude=magnitude).nonzero().flatten().tolist() == [
         *range(size - 5, size)
     ]
 
 
 def test_nothing_among_nothing():
-    assert highest(torch.zeros(0), 0, torch.zeros(0, dtype=torch.bool)).tolist() == []
-    assert not highest(torch.ones(3), 0, torch.zeros(3, dtype=torch.bool)).any()
+    assert topk_mask(torch.zeros(0), 0, torch.zeros(0, dtype=torch.bool)).tolist() == []
+    assert not topk_mask(torch.ones(3), 0, torch.zeros(3, dtype=torch.bool)).any()
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
 def test_keys_are_ordered_as_scores_are(dtype):
     scores = torch.tensor([-float("inf"), -2.0, -0.0, 0.0, 1e-4, 3.0, float("inf")]).to(dtype)
-    keys = Keys(dtype, magnitude=False)
+    keys = SortKeys(dtype, magnitude=False)
     signed = keys(scores)
     assert signed[2] == signed[3]
     assert (np.diff(signed)[[0, 1, 3, 4, 5]] > 0).all()
     assert signed[-1] == keys.infinity
-    assert not keys.nan(signed)
-    assert keys.nan(keys(torch.tensor([float("nan")]).to(dtype)))
-    assert Keys(dtype, magnitude=True)(scores)[0] == keys.infinity
+    assert not keys.any_nan(signed)
+    assert keys.any_nan(keys(torch.tensor([float("nan")]).to(dtype)))
+    assert SortKeys(dtype, magnitude=True)(scores)[0] == keys.infinity
 
 
 @pytest.mark.parametrize("make", [torch.tensor, np.array])
 def test_arrays_and_tensors_are_ranked_alike(make):
-    assert ordered(make([3, -1, 2])).tolist() == [-1, 2, 3]
+    assert sorted_keys(make([3, -1, 2])).tolist() == [-1, 2, 3]
     assert nonzero(make([False, True, True])).tolist() == [1, 2]
-    assert counted(make([False, True, True])) == 2
+    assert count_true(make([False, True, True])) == 2

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.masks.targets import select
-from regrow.pruning.initializers import INITIALIZERS, Return, fans, make_initializer
+from regrow.masks.targets import select_targets
+from regrow.pruning.initializers import INITIALIZERS, RegrownWeights, fans, make_initializer
 from regrow.utils.errors import ConfigError, StateError
 
 LAYERS = {
@@ -24,9 +24,9 @@ LAYERS = {
 
 def returns(layer, regrown=None, kept=None, seed=0, **more):
     """A `Return` of a layer's weight, with its values where kept."""
-    (target,) = select(layer).targets
+    (target,) = select_targets(layer).targets
     kept = torch.zeros_like(target.parameter, dtype=torch.bool) if kept is None else kept
-    return Return(
+    return RegrownWeights(
         "weight",
         target.parameter.detach() * kept,
         kept,
@@ -223,7 +223,9 @@ def test_draws_repeat_and_fit(init, dtype):
 def test_vectors(init):
     values = torch.ones(7)
     nothing = torch.zeros(7, dtype=torch.bool)
-    back = Return("b", values, nothing, ~nothing, torch.Generator(), None, 1, values, values)
+    back = RegrownWeights(
+        "b", values, nothing, ~nothing, torch.Generator(), None, 1, values, values
+    )
     assert INITIALIZERS[init](back).shape == (7,)
 
 

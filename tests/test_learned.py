@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrow.learned.mask_functions import (
-    chance_open,
     hard_concrete,
-    rising,
+    inverse_temperature,
+    prob_active,
     sigmoid_gate,
     soft_threshold,
     straight_through,
-    top_scores,
+    topk_straight_through,
 )
-from regrow.learned.methods import RULES, Given, Rule, make_rule
+from regrow.learned.methods import METHODS, MaskContext, MaskMethod, get_method
 
 WIDE = torch.float64
 
@@ -88,7 +88,7 @@ def test_one_threshold_a_layer_gathers_the_gradient_of_all_its_weights():
 def test_top_scores_are_exact_and_their_gradient_goes_to_all():
     weight, scores, _ = drawn()
     mask = scores.abs() >= scores.abs().flatten().sort().values[20]
-    value, back = torch.func.vjp(lambda w, s: top_scores(w, s, mask), weight, scores)
+    value, back = torch.func.vjp(lambda w, s: topk_straight_through(w, s, mask), weight, scores)
     assert torch.equal(value, torch.where(mask, weight, torch.zeros_like(weight)))
     upstream = torch.randn(weight.shape, dtype=WIDE)
     to_weight, to_scores = back(upstream)
@@ -110,21 +110,24 @@ def test_the_chance_to_be_open_is_the_share_of_open_gates():
     noise = torch.rand(log_alpha.shape, dtype=WIDE, generator=torch.Generator().manual_seed(1))
     gates = hard_concrete(torch.ones_like(log_alpha), log_alpha, noise.logit())
     share = (gates > 0).double().mean(1)
-    torch.testing.assert_close(share, chance_open(log_alpha[:, 0]), atol=0.005, rtol=0)
+    torch.testing.assert_close(share, prob_active(log_alpha[:, 0]), atol=0.005, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", METHODS)
 def test_closed_forms_are_the_products_of_f(name, seed):
     """Each rule's own against autograd through its f, noise or none."""
-    rule = make_rule(name)
+    rule = get_method(name)
     weight, scores, noise = drawn(seed)
     scores = scores[0, 0] if name == "str" else scores
     upstream = torch.randn(weight.shape, dtype=WIDE)
-    for moment in (Given(0.2, mask=noise > 0.5), Given(0.2, noise.logit(), noise > 0.5)):
+    for moment in (
+        MaskContext(0.2, mask=noise > 0.5),
+        MaskContext(0.2, noise.logit(), noise > 0.5),
+    ):
         w, s = weight.clone().requires_grad_(), scores.clone().requires_grad_()
         expected = torch.autograd.grad(rule.weights(w, s, moment), (w, s), upstream)
-        for closed in (rule.back, partial(Rule.back, rule)):
+        for closed in (rule.vjp, partial(MaskMethod.vjp, rule)):
             found = closed(weight, scores, moment, upstream)
             for one, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
@@ -133,6 +136,8 @@ def test_closed_forms_are_the_products_of_f(name, seed):
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(1, 1000))
 def test_beta_rises_exponentially(one, other, most):
     """Equal stretches of time multiply it by the same factor."""
-    middle = rising((one + other) / 2, most)
-    assert middle**2 == pytest.approx(rising(one, most) * rising(other, most), rel=1e-9)
+    middle = inverse_temperature((one + other) / 2, most)
+    assert middle**2 == pytest.approx(
+        inverse_temperature(one, most) * inverse_temperature(other, most), rel=1e-9
+    )
     assert 1 <= middle <= most * (1 + 1e-12)

@@ -7,8 +7,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.learned.controller import Controller, Course, quantile, restored, saved, wanted
-from regrow.learned.methods import L0, RULES, STR, ContinuousSparsification, Given, make_rule
+from regrow.learned.controller import (
+    LearningWindow,
+    SparsityController,
+    quantile,
+    restored,
+    saved,
+    target_at,
+)
+from regrow.learned.methods import (
+    L0,
+    METHODS,
+    STR,
+    ContinuousSparsification,
+    MaskContext,
+    get_method,
+)
 from regrow.utils.errors import ConfigError
 
 
@@ -27,14 +41,14 @@ def test_of_many_a_sample_is_asked():
 
 @given(st.floats(0, 1), st.floats(0.01, 0.99), st.floats(0.05, 1))
 def test_the_ramp_rises_to_the_target_and_stays(progress, target, ramp):
-    due = wanted(progress, target, ramp)
+    due = target_at(progress, target, ramp)
     assert 0 <= due <= target
     assert due == target or progress < ramp
-    assert wanted(min(1, progress + 0.01), target, ramp) >= due
+    assert target_at(min(1, progress + 0.01), target, ramp) >= due
 
 
 def test_without_a_ramp_the_target_is_due_at_once():
-    assert wanted(0.0, 0.7, ramp=0.0) == 0.7
+    assert target_at(0.0, 0.7, ramp=0.0) == 0.7
 
 
 @pytest.mark.parametrize("target", [0.5, 0.9, 0.98])
@@ -43,24 +57,27 @@ def test_holds_a_target_against_a_push_that_it_does_not_know(target, push):
     """Scores drift upwards, noisily; within half a point in the end."""
     rng = np.random.default_rng(0)
     scores = rng.normal(3.0, 1.0, 20_000)
-    course = Course(target, ramp=0.7, first=0, last=1000)
-    controller = Controller(limit=0.05)
+    course = LearningWindow(target, ramp=0.7, first=0, last=1000)
+    controller = SparsityController(limit=0.05)
     for now in range(course.length):
         if now % course.every == 0:
             margin = quantile([torch.tensor(scores)], course.due(now + course.every - 1))
-            speed = controller.steer(margin, course.every)
+            speed = controller.update(margin, course.every)
         scores += push * (1 + 0.5 * np.sin(now / 150)) + rng.normal(0, 0.002, scores.shape) - speed
     assert abs(float((scores <= 0).mean()) - target) < 0.005
 
 
 def test_never_faster_than_its_limit():
-    controller = Controller(limit=0.1)
-    assert controller.steer(100.0, 1) == 0.1
-    assert controller.steer(-100.0, 1) == -0.1
+    controller = SparsityController(limit=0.1)
+    assert controller.update(100.0, 1) == 0.1
+    assert controller.update(-100.0, 1) == -0.1
 
 
 def test_state_is_kept():
-    course, controller = Course(0.9, 0.7, 10, 110, 49, 0.42), Controller(0.1, 0.03, 0.01, True)
+    course, controller = (
+        LearningWindow(0.9, 0.7, 10, 110, 49, 0.42),
+        SparsityController(0.1, 0.03, 0.01, True),
+    )
     assert restored(saved(course, controller)) == (course, controller)
 
 
@@ -76,7 +93,7 @@ def regulariser(rule, scores, progress):
 def test_the_pull_is_the_regularisers_gradient(rule):
     scores = torch.linspace(-3, 3, 21, dtype=torch.float64, requires_grad=True)
     [expected] = torch.autograd.grad(regulariser(rule, scores, 0.3), scores)
-    found = rule.pull(scores.detach(), Given(progress=0.3))
+    found = rule.penalty_grad(scores.detach(), MaskContext(progress=0.3))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -85,27 +102,27 @@ def test_the_pull_is_the_regularisers_gradient(rule):
 def test_slope_is_how_fast_the_pull_lowers_that_margin(rule, margin):
     """By taking a small step of it."""
     weight = torch.full((1,), 0.01, dtype=torch.float64)
-    moment, step = Given(progress=0.3), 1e-7
+    moment, step = MaskContext(progress=0.3), 1e-7
     scores = torch.zeros((), dtype=torch.float64)
     for _ in range(60):  # the score that has this margin
         scores = scores + (margin - rule.margin(weight, scores)) * (
             -1 if isinstance(rule, STR) else 1
         )
-    after = rule.margin(weight, scores - step * rule.pull(scores, moment))
+    after = rule.margin(weight, scores - step * rule.penalty_grad(scores, moment))
     speed = float(rule.margin(weight, scores) - after) / step
-    assert rule.slope(margin, scores, moment) == pytest.approx(speed, rel=1e-4)
+    assert rule.penalty_slope(margin, scores, moment) == pytest.approx(speed, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_margin_above_zero_is_a_weight_that_f_keeps(name):
-    rule = make_rule(name)
+    rule = get_method(name)
     weight = torch.randn(200, generator=torch.Generator().manual_seed(0)) * 0.01
-    scores = rule.start(weight, torch.Generator().manual_seed(1))
+    scores = rule.init_scores(weight, torch.Generator().manual_seed(1))
     if scores.dim():
         scores = torch.randn(200, generator=torch.Generator().manual_seed(2)) * 4
     kept = rule.margin(weight, scores) > 0
-    mask = scores.abs() > 0 if rule.chooses else None
-    late = Given(progress=1.0, mask=mask)
+    mask = scores.abs() > 0 if rule.needs_topk else None
+    late = MaskContext(progress=1.0, mask=mask)
     effective = rule.weights(weight, scores, late)
     least = 0.5 if name == "cs" else 0.0  # its gates are hard at 1/2
     assert torch.equal(kept, effective.abs() > weight.abs() * least)
@@ -114,4 +131,4 @@ def test_a_margin_above_zero_is_a_weight_that_f_keeps(name):
 
 def test_unknown_methods_are_refused():
     with pytest.raises(ConfigError, match=r"method must be one of .*, got 0.9"):
-        make_rule(0.9)
+        get_method(0.9)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from regrow.learned.controller import Course
+from regrow.learned.controller import LearningWindow
 from regrow.learned.learner import Learner
 from regrow.learned.methods import L0, STR, ContinuousSparsification, EdgePopup
-from regrow.learned.reparametrize import EffectiveWeights
+from regrow.learned.reparametrize import Reparametrization
 from regrow.utils.errors import StateError
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01)
@@ -78,10 +78,10 @@ def train(kind, make, scores_by, monkeypatch):
     learner = Learner(rule, optimizer=scores_by, train_weights=True)
     names = ("0.weight", "2.weight")
     named = dict(net.named_parameters())
-    learner.bind({name: named[name] for name in names})
+    learner.attach({name: named[name] for name in names})
 
     def highest():
-        marks = [learner.marks[name].detach().abs() for name in names]
+        marks = [learner.scores[name].detach().abs() for name in names]
         tops = [m.flatten().topk(m.numel() - round(0.5 * m.numel())).indices for m in marks]
         masks = [torch.zeros(m.numel(), dtype=torch.bool) for m in marks]
         for mask, top in zip(masks, tops, strict=True):
@@ -89,20 +89,20 @@ def train(kind, make, scores_by, monkeypatch):
         return {n: m.view_as(mark) for n, m, mark in zip(names, masks, marks, strict=True)}
 
     learner.choose = highest if kind == "top" else dict
-    monkeypatch.setattr(Learner, "look", lambda self, now: None)
+    monkeypatch.setattr(Learner, "update_penalty", lambda self, now: None)
     optimizer = make(net.parameters())
-    learner.start(Course(0.5, 0.7, 0, LENGTH), 0.02)
+    learner.start(LearningWindow(0.5, 0.7, 0, LENGTH), 0.02)
     learner.penalty = 0.0 if kind == "top" else PENALTY
-    reference = Explicit(kind, network(), [learner.marks[n].detach() for n in names])
+    reference = Explicit(kind, network(), [learner.scores[n].detach() for n in names])
     theirs = make([*reference.weights, *reference.biases])
     of_scores = {"adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9)}
     movers = of_scores[scores_by](reference.scores, lr=0.02)
     for step, (inputs, labels) in enumerate(batches()):
-        if rule.draws:
-            learner.draw(step)
+        if rule.stochastic:
+            learner.sample_noise(step)
         optimizer.zero_grad()
         F.cross_entropy(net(inputs), labels).backward()
-        learner.carry(optimizer)
+        learner.backward_to_dense(optimizer)
         noises = [learner._noise.get(name) for name in names]
         optimizer.step()
         learner.step(optimizer, step)
@@ -129,7 +129,7 @@ def test_trains_as_the_network_with_f_in_its_forward_pass(kind, make, scores_by,
         steps += 1
         for name, weight, scores in zip(names, reference.weights, reference.scores, strict=True):
             close(learner.dense[name], weight.detach())
-            close(learner.marks[name].detach(), scores.detach())
+            close(learner.scores[name].detach(), scores.detach())
         close(net[0].bias.detach(), reference.biases[0].detach())
     assert steps == STEPS
     moved = [(learner.dense[n] - before).abs().max() for n, before in start(names)]
@@ -143,8 +143,8 @@ def start(names):
 
 def one(rule, values, **kw):
     weight = nn.Parameter(torch.tensor(values))
-    learner = EffectiveWeights(rule, **kw)
-    learner.bind({"w": weight})
+    learner = Reparametrization(rule, **kw)
+    learner.attach({"w": weight})
     learner.begin()
     return weight, learner
 
@@ -157,14 +157,14 @@ def test_zero_is_positive_zero():
 def test_noise_is_a_function_of_the_step():
     weight, learner = one(L0(), [1.0] * 50)
     rest = weight.detach().clone()
-    learner.draw(3)
+    learner.sample_noise(3)
     first = weight.detach().clone()
     learner.settle()
     assert torch.equal(weight, rest)
     assert not torch.equal(first, rest)
-    learner.draw(3)
+    learner.sample_noise(3)
     assert torch.equal(weight, first)
-    learner.draw(4)
+    learner.sample_noise(4)
     assert not torch.equal(weight, first)
 
 
@@ -172,22 +172,22 @@ def test_a_skipped_step_leaves_effective_weights():
     weight, learner = one(STR(first=0.0), [2.0, -3.0])
     sgd = torch.optim.SGD([weight], lr=1.0)
     weight.grad = torch.ones(2)
-    learner.carry(sgd)
+    learner.backward_to_dense(sgd)
     assert weight.tolist() == [2.0, -3.0]
     learner.settle()
     assert weight.tolist() == [1.5, -2.5]
-    assert learner.marks["w"].grad is None
+    assert learner.scores["w"].grad is None
 
 
 def test_weights_that_stand_still_are_touched_by_no_optimizer():
     weight, learner = one(ContinuousSparsification(), [2.0, -3.0], train_weights=False)
     decays = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.5)
     weight.grad = torch.ones(2)
-    learner.carry(decays)
+    learner.backward_to_dense(decays)
     decays.step()
-    assert learner.take(decays) == ["w"]
+    assert learner.collect_dense(decays) == ["w"]
     assert learner.dense["w"].tolist() == [2.0, -3.0]
-    assert learner.marks["w"].grad is not None
+    assert learner.scores["w"].grad is not None
 
 
 def test_a_step_past_the_hooks_is_refused():
@@ -196,13 +196,13 @@ def test_a_step_past_the_hooks_is_refused():
     weight.grad = torch.ones(1)
     sgd.step()
     with pytest.raises(StateError, match=r"step\(\) of self.optimizers"):
-        learner.take(sgd)
+        learner.collect_dense(sgd)
 
 
 def test_parameters_of_other_optimizers_are_left_alone():
     weight, learner = one(STR(first=0.0), [2.0])
     other = nn.Parameter(torch.ones(1))
     weight.grad = torch.ones(1)
-    learner.carry(torch.optim.SGD([other], lr=1.0))
+    learner.backward_to_dense(torch.optim.SGD([other], lr=1.0))
     assert weight.tolist() == [1.5]
     assert weight.grad.tolist() == [1.0]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from regrow.criteria.movement import Movement
-from regrow.masks.targets import select
+from regrow.masks.targets import select_targets
 from regrow.pruning.compute_masks import choose_masks
-from regrow.pruning.config import Method
+from regrow.pruning.config import PruningConfig
 from regrow.utils.errors import ConfigError, StateError
 
 
@@ -23,9 +23,9 @@ def network(seed=0):
 
 
 def choose(model, method, sparsity, kept=None, own=None, event=0):
-    targets = select(model, method.include, method.exclude).targets
+    targets = select_targets(model, method.include, method.exclude).targets
     kept = kept or [None] * len(targets)
-    return choose_masks(method.checked(), targets, kept, sparsity, own or {}, event)
+    return choose_masks(method.validated(), targets, kept, sparsity, own or {}, event)
 
 
 def weights(model):
@@ -44,7 +44,7 @@ def test_counts_are_exact_and_masks_only_shrink(distribution, criterion, one, tw
     for weight in model.parameters():
         weight.grad = torch.randn_like(weight)
     total = sum(w.numel() for w in weights(model))
-    method = Method(criterion, distribution)
+    method = PruningConfig(criterion, distribution)
     first = choose(model, method, few)
     assert sum(int((~m).sum()) for m in first) == round(few * total)
     second = choose(model, method, many, first, event=1)
@@ -56,7 +56,9 @@ def test_counts_are_exact_and_masks_only_shrink(distribution, criterion, one, tw
 
 @pytest.mark.parametrize("distribution", ["global", "uniform", "erk", "lamp"])
 def test_the_same_on_every_run(distribution):
-    masks = [choose(network(), Method("random", distribution, seed=3), 0.7) for _ in range(2)]
+    masks = [
+        choose(network(), PruningConfig("random", distribution, seed=3), 0.7) for _ in range(2)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
 
 
@@ -65,7 +67,7 @@ def test_global_magnitude_is_a_sort_of_all_weights():
     flat = np.concatenate([w.abs().numpy().reshape(-1) for w in weights(model)])
     wanted = np.ones(len(flat), bool)
     wanted[np.argsort(flat, kind="stable")[: round(0.7 * len(flat))]] = False
-    found = torch.cat([m.reshape(-1) for m in choose(model, Method(), 0.7)])
+    found = torch.cat([m.reshape(-1) for m in choose(model, PruningConfig(), 0.7)])
     np.testing.assert_array_equal(found.numpy(), wanted)
 
 
@@ -81,7 +83,9 @@ def test_lamp_is_a_sort_of_rescored_weights():
     flat = np.concatenate(rescored)
     wanted = np.ones(len(flat), bool)
     wanted[np.argsort(flat, kind="stable")[: round(0.9 * len(flat))]] = False
-    found = torch.cat([m.reshape(-1) for m in choose(model, Method(distribution="lamp"), 0.9)])
+    found = torch.cat(
+        [m.reshape(-1) for m in choose(model, PruningConfig(distribution="lamp"), 0.9)]
+    )
     np.testing.assert_array_equal(found.numpy(), wanted)
 
 
@@ -98,7 +102,7 @@ def test_criteria_read_gradients(criterion):
     flat = np.concatenate(scores)
     wanted = np.ones(len(flat), bool)
     wanted[np.argsort(flat, kind="stable")[: round(0.6 * len(flat))]] = False
-    found = torch.cat([m.reshape(-1) for m in choose(model, Method(criterion), 0.6)])
+    found = torch.cat([m.reshape(-1) for m in choose(model, PruningConfig(criterion), 0.6)])
     np.testing.assert_array_equal(found.numpy(), wanted)
 
 
@@ -107,7 +111,7 @@ def test_a_frozen_layer_without_gradient_is_named():
     for p in model[0].parameters():
         p.grad = torch.ones_like(p)
     with pytest.raises(StateError, match=r"needs the gradient of 1.weight"):
-        choose(model, Method("taylor"), 0.5)
+        choose(model, PruningConfig("taylor"), 0.5)
 
 
 @pytest.mark.parametrize("granularity", ["weight", "2:4", "block:2x2"])
@@ -118,14 +122,14 @@ def test_nan_is_named(granularity, distribution):
         model[1].weight[3, 2, 1, 0] = float("nan")
     sparsity = 0.5 if granularity == "2:4" else 0.7
     with pytest.raises(StateError, match=r"1.weight has \d+ NaN scores"):
-        choose(model, Method(granularity=granularity, distribution=distribution), sparsity)
+        choose(model, PruningConfig(granularity=granularity, distribution=distribution), sparsity)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (1, 2)])
 @pytest.mark.parametrize("distribution", ["global", "uniform", "erk", "lamp"])
 def test_n_of_m_ends_with_n_of_every_m(n, m, distribution):
     model, limit = network(), (m - n) / m
-    method = Method(granularity=f"{n}:{m}", distribution=distribution)
+    method = PruningConfig(granularity=f"{n}:{m}", distribution=distribution)
     kept, total = None, sum(w.numel() for w in weights(model))
     for sparsity in (0.3 * limit, 0.7 * limit, limit):
         masks = choose(model, method, sparsity, kept)
@@ -147,7 +151,7 @@ def test_gradual_n_of_m_finishes_the_groups_that_lose_least():
         model[0].weight.copy_(
             torch.tensor([[9.0, 9.0, 1.0, 2.0], [1.0, 1.0, 9.0, 9.0], [5.0, 5.0, 5.0, 5.0]])
         )
-    [mask] = choose(model, Method(granularity="2:4"), 1 / 3)
+    [mask] = choose(model, PruningConfig(granularity="2:4"), 1 / 3)
     assert mask.int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]
 
 
@@ -157,7 +161,7 @@ def test_blocks_are_exact_to_one_block(distribution):
     total = sum(w.numel() for w in weights(model))
     kept = None
     for sparsity in (0.3, 0.55, 0.9):
-        method = Method(granularity="block:2x2", distribution=distribution)
+        method = PruningConfig(granularity="block:2x2", distribution=distribution)
         masks = choose(model, method, sparsity, kept)
         pruned = sum(int((~mask).sum()) for mask in masks)
         assert pruned == 4 * round(sparsity * total / 4)
@@ -172,7 +176,7 @@ def test_blocks_are_exact_to_one_block(distribution):
 
 def test_own_targets_stand_beside_the_distribution():
     model = network()
-    masks = choose(model, Method(), 0.9, own={"0.weight": 0.25})
+    masks = choose(model, PruningConfig(), 0.9, own={"0.weight": 0.25})
     sizes = [mask.numel() for mask in masks]
     assert int((~masks[0]).sum()) == round(0.25 * sizes[0])
     assert sum(int((~m).sum()) for m in masks[1:]) == round(0.9 * sum(sizes[1:]))
@@ -180,7 +184,7 @@ def test_own_targets_stand_beside_the_distribution():
 
 def test_erk_shares_by_shape():
     model = nn.Sequential(nn.Linear(784, 300), nn.Linear(300, 100), nn.Linear(100, 10))
-    masks = choose(model, Method(distribution="erk"), 0.95)
+    masks = choose(model, PruningConfig(distribution="erk"), 0.95)
     densities = [float(mask.float().mean()) for mask in masks]
     assert densities == pytest.approx([0.0385, 0.1113, 0.9185], abs=1e-3)
 
@@ -190,7 +194,7 @@ def test_erk_shares_by_shape():
 @pytest.mark.parametrize("distribution", ["global", "lamp"])
 def test_precisions(dtype, granularity, distribution):
     model = network().to(dtype)
-    masks = choose(model, Method(distribution=distribution, granularity=granularity), 0.5)
+    masks = choose(model, PruningConfig(distribution=distribution, granularity=granularity), 0.5)
     total = sum(mask.numel() for mask in masks)
     assert sum(int((~mask).sum()) for mask in masks) == total // 2
 
@@ -200,8 +204,8 @@ def test_channels_last_changes_nothing(granularity):
     plain, last = network(), network().to(memory_format=torch.channels_last)
     for p in (*plain.parameters(), *last.parameters()):
         p.grad = torch.ones_like(p)
-    contiguous = Method(lambda w, g: (w * g).abs().contiguous(), granularity=granularity)
-    for method in (Method(granularity=granularity), contiguous):
+    contiguous = PruningConfig(lambda w, g: (w * g).abs().contiguous(), granularity=granularity)
+    for method in (PruningConfig(granularity=granularity), contiguous):
         found = choose(last, method, 0.25)
         wanted = choose(plain, method, 0.25)
         assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
@@ -230,18 +234,18 @@ def test_channels_last_changes_nothing(granularity):
 )
 def test_settings_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        Method(**settings).checked()
+        PruningConfig(**settings).validated()
 
 
 def test_targets_of_n_of_m():
-    one_three = Method(granularity="1:3")
+    one_three = PruningConfig(granularity="1:3")
     assert one_three.check_target(0.6667) == 2 / 3
     assert one_three.check_target(0) == 0
     with pytest.raises(
         ConfigError, match=r"'1:3' has sparsity 0.6667 and no other, got sparsity=0"
     ):
         one_three.check_target(0.5)
-    assert Method().check_target(0.5) == 0.5
+    assert PruningConfig().check_target(0.5) == 0.5
 
 
 def test_a_minimum_out_of_reach_is_an_error():
@@ -249,7 +253,7 @@ def test_a_minimum_out_of_reach_is_an_error():
     assert math.prod(model[0].weight.shape) == 2
     for distribution in ("global", "uniform", "erk", "lamp"):
         with pytest.raises(ConfigError, match="4 of 6 cannot be pruned"):
-            choose(model, Method(distribution=distribution), 0.67)
+            choose(model, PruningConfig(distribution=distribution), 0.67)
 
 
 def test_lamp_does_not_call_an_infinity_a_nan():
@@ -257,10 +261,10 @@ def test_lamp_does_not_call_an_infinity_a_nan():
     for value, words in ((float("inf"), "1.weight has 1 scores that are inf"), (math.nan, "NaN")):
         model[1].weight.data[0, 0] = value
         with pytest.raises(StateError, match=words):
-            choose(model, Method(distribution="lamp"), 0.5)
+            choose(model, PruningConfig(distribution="lamp"), 0.5)
 
 
 @pytest.mark.parametrize("criterion", ["movement", Movement()])
 def test_lamp_of_movement_is_refused_before_anything_trains(criterion):
     with pytest.raises(ConfigError, match="those of movement are negative"):
-        Method(criterion=criterion, distribution="lamp").checked()
+        PruningConfig(criterion=criterion, distribution="lamp").validated()

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from regrow.pruning.config import Method
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.drop_and_grow import drop_and_grow
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.removed_weights import Vault
+from regrow.pruning.removed_weights import RemovedWeights
 from regrow.utils.errors import StateError
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -47,7 +47,7 @@ def test_one_ranking_over_all_types(types, criterion):
     for weight in weights:
         weight.grad = torch.ones_like(weight)
     expected = lowest(weights, round(0.7 * 35 * len(types)))
-    pruner = Pruner(net, Method(criterion))
+    pruner = Pruner(net, PruningConfig(criterion))
     pruner.prune_to(0.7)
     for weight, mask, right in zip(weights, pruner.masks.values(), expected, strict=True):
         assert torch.equal(mask, right)
@@ -82,12 +82,12 @@ def test_the_vault_gives_every_bit_back(dtype):
     )
     wide = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     weight.view(wide)[6] = torch.tensor(float("nan"), dtype=dtype).view(wide) + 3
-    before, mask, vault = weight.view(wide).clone(), torch.rand(64) < 0.3, Vault()
+    before, mask, vault = weight.view(wide).clone(), torch.rand(64) < 0.3, RemovedWeights()
     mask[:7] = False
-    vault.keep("w", weight, mask)
+    vault.store("w", weight, mask)
     assert vault.values["w"].dtype == dtype
     weight[~mask] = 0
-    other = Vault()
+    other = RemovedWeights()
     other.load_state_dict(vault.state_dict(), {"w": mask})
     other.restore("w", weight, mask)
     assert torch.equal(weight.view(wide), before)
@@ -134,4 +134,4 @@ def test_types_of_a_byte_are_refused(dtype):
     layer.weight = nn.Parameter(torch.ones(4, 4).to(dtype), requires_grad=False)
     with pytest.raises(StateError, match=f"weight has dtype {dtype}: .*prune before quantising"):
         Pruner(layer)
-    Pruner(nn.Sequential(layer, nn.Linear(4, 4)), Method(exclude=["0"])).prune_to(0.5)
+    Pruner(nn.Sequential(layer, nn.Linear(4, 4)), PruningConfig(exclude=["0"])).prune_to(0.5)

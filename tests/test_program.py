@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from regrow.io.program import Broken, difference
+from regrow.io.program import ExportMismatch, difference
 
 NAN, INF = float("nan"), float("inf")
 
@@ -26,10 +26,10 @@ NAN, INF = float("nan"), float("inf")
 )
 def test_differences(found, right, error):
     if error is None:
-        with pytest.raises(Broken):
+        with pytest.raises(ExportMismatch):
             difference([torch.tensor(found)], [torch.tensor(right)])
     else:
         given = difference([torch.tensor(found)], [torch.tensor(right)])
         assert given == pytest.approx(error, rel=0.1)
-    with pytest.raises(Broken, match="it gives 0 tensors"):
+    with pytest.raises(ExportMismatch, match="it gives 0 tensors"):
         difference([], [torch.tensor(right)])

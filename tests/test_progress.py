@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from regrow.schedules.base import Milestone
 from regrow.schedules.gradual import Linear
-from regrow.schedules.progress import Progress, resumed
+from regrow.schedules.progress import Progress, resumed_plan
 from regrow.schedules.time import Timeline
 from regrow.utils.errors import ConfigError
 
@@ -26,7 +26,7 @@ def walk(progress, steps):
         due = progress.due(step)
         if due is not None:
             fired.append((step, due.sparsity))
-            progress.done(due)
+            progress.mark_done(due)
     return fired
 
 
@@ -68,12 +68,12 @@ def test_a_plan_with_equal_levels_and_zeros():
 
 
 def test_what_is_begun_and_reached():
-    assert not Progress().begun
+    assert not Progress().started
     assert Progress((), 0, 0.0, 0, 0).reached
     progress = Progress((Milestone(3, 0.5),), epoch=0)
-    assert progress.begun
+    assert progress.started
     assert not progress.reached
-    assert progress.ahead == progress.plan
+    assert progress.remaining == progress.plan
 
 
 STORED = (Milestone(5, 0.3), Milestone(10, 0.6), Milestone(15, 0.9))
@@ -83,42 +83,42 @@ EARLIER = (Milestone(2, 0.3), Milestone(4, 0.6), Milestone(6, 0.9))
 
 @pytest.mark.parametrize("on_change", ["refuse", "keep", "stretch"])
 def test_an_unchanged_plan_stays(on_change):
-    assert resumed(STORED, STORED, 1, 6, on_change) == STORED
+    assert resumed_plan(STORED, STORED, 1, 6, on_change) == STORED
 
 
 @pytest.mark.parametrize("on_change", ["refuse", "keep", "stretch"])
 def test_a_finished_plan_stays(on_change):
-    assert resumed(STORED, LATER, 3, 16, on_change) == STORED
+    assert resumed_plan(STORED, LATER, 3, 16, on_change) == STORED
 
 
 def test_keep():
-    assert resumed(STORED, LATER, 1, 6, "keep") == STORED
+    assert resumed_plan(STORED, LATER, 1, 6, "keep") == STORED
 
 
 def test_stretch_to_later_and_to_earlier():
-    assert resumed(STORED, LATER, 1, 6, "stretch") == (STORED[0], *LATER[1:])
-    assert resumed(STORED, LATER, 0, 3, "stretch") == LATER
-    assert resumed(STORED, EARLIER, 1, 5, "stretch") == (STORED[0], Milestone(6, 0.9))
-    assert resumed(STORED, EARLIER, 1, 9, "stretch") == (STORED[0], Milestone(9, 0.9))
+    assert resumed_plan(STORED, LATER, 1, 6, "stretch") == (STORED[0], *LATER[1:])
+    assert resumed_plan(STORED, LATER, 0, 3, "stretch") == LATER
+    assert resumed_plan(STORED, EARLIER, 1, 5, "stretch") == (STORED[0], Milestone(6, 0.9))
+    assert resumed_plan(STORED, EARLIER, 1, 9, "stretch") == (STORED[0], Milestone(9, 0.9))
 
 
 def test_refuse_says_both_plans():
     message = r"plans 2 from step 10 .*0\.6\) to step 15 .*0\.9\), while now 3 from step 10"
     with pytest.raises(ConfigError, match=message):
-        resumed(STORED, LATER, 1, 6, "refuse")
+        resumed_plan(STORED, LATER, 1, 6, "refuse")
 
 
 @given(plans(), plans(), st.integers(0, 40))
 def test_stretching_never_forgets_the_past_and_never_goes_back(stored, planned, now):
     progress = Progress(stored)
     walk(progress, range(now))
-    plan = resumed(stored, planned, progress.fired, now, "stretch")
-    assert plan[: progress.fired] == stored[: progress.fired]
-    ahead = plan[progress.fired :]
+    plan = resumed_plan(stored, planned, progress.n_done, now, "stretch")
+    assert plan[: progress.n_done] == stored[: progress.n_done]
+    ahead = plan[progress.n_done :]
     assert all(milestone.step >= now for milestone in ahead)
     levels = [milestone.sparsity for milestone in ahead]
     assert levels == sorted(levels)
-    if planned and progress.fired < len(stored) and planned != stored:
+    if planned and progress.n_done < len(stored) and planned != stored:
         assert plan[-1].sparsity == planned[-1].sparsity
 
 
@@ -134,7 +134,7 @@ def test_resume_by_the_timeline_of_now():
     with pytest.raises(ConfigError, match="events still to come"):
         progress.resume(planned, Timeline(80), 12, "refuse")
     progress.resume(planned, Timeline(80), 12, "stretch")
-    assert [m.step for m in progress.ahead] == [40]
+    assert [m.step for m in progress.remaining] == [40]
 
 
 def test_resume_in_a_fit_that_ends_before_the_last_event():
@@ -146,4 +146,4 @@ def test_resume_in_a_fit_that_ends_before_the_last_event():
 def test_resume_where_the_end_is_unknown():
     progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, 0, 0)
     progress.resume(planned, Timeline(None), 12, "keep")
-    assert len(progress.ahead) == 1
+    assert len(progress.remaining) == 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from regrow.masks.masks import Masks
-from regrow.pruning.config import Method
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import ConfigError, StateError
 
@@ -131,22 +131,22 @@ def test_optimizer_state_and_gradients_are_forgotten():
 
 
 def test_own_targets():
-    pruner = Pruner(network(), Method(layers={"2": 0.25}))
+    pruner = Pruner(network(), PruningConfig(layers={"2": 0.25}))
     pruner.prune_to(0.9)
     assert pruner.masks.density("2.weight") == 0.75
     assert pruner.masks.density("0.weight") == pytest.approx(0.1)
-    pruner = Pruner(network(), Method(layers={"2": 0.25, "*": 0.5}))
-    assert pruner.own == {"2.weight": 0.25, "0.weight": 0.5}, "the first pattern wins"
+    pruner = Pruner(network(), PruningConfig(layers={"2": 0.25, "*": 0.5}))
+    assert pruner.layer_targets == {"2.weight": 0.25, "0.weight": 0.5}, "the first pattern wins"
     with pytest.raises(ConfigError, match="layers pattern 'fc' matches no parameter"):
-        Pruner(network(), Method(layers={"fc": 0.25}))
+        Pruner(network(), PruningConfig(layers={"fc": 0.25}))
 
 
 def test_granularities_are_checked_when_made():
     with pytest.raises(ConfigError, match=r"2:4 does not divide 0.weight, which has 10 inputs"):
-        Pruner(network(), Method(granularity="2:4"))
+        Pruner(network(), PruningConfig(granularity="2:4"))
     with pytest.raises(ConfigError, match=r"blocks of 3x3 do not tile 0.weight"):
-        Pruner(network(), Method(granularity="block:3x3"))
-    pruner = Pruner(network(), Method(granularity="1:2"))
+        Pruner(network(), PruningConfig(granularity="block:3x3"))
+    pruner = Pruner(network(), PruningConfig(granularity="1:2"))
     with pytest.raises(
         ConfigError, match=r"granularity '1:2' reaches sparsity 0.5 at most, got 0.9"
     ):
@@ -168,12 +168,12 @@ def test_masks_made_elsewhere():
 
 def test_saved_and_restored():
     model = network()
-    pruner = Pruner(model, Method("movement"))
+    pruner = Pruner(model, PruningConfig("movement"))
     model(torch.randn(4, 10)).square().sum().backward()
     pruner.update()
     pruner.prune_to(0.5)
     state = pruner.state_dict()
-    other = Pruner(network(), Method("movement"))
+    other = Pruner(network(), PruningConfig("movement"))
     other.load_state_dict(state)
     agrees(other)
     assert other.masks.digest() == pruner.masks.digest()
@@ -193,7 +193,7 @@ def test_a_state_of_another_model_is_refused_by_name():
 
 def test_random_events_differ_and_repeat():
     def run():
-        pruner = Pruner(network(), Method("random"))
+        pruner = Pruner(network(), PruningConfig("random"))
         return [pruner.prune_to(s) and pruner.masks.digest() for s in (0.3, 0.6)]
 
     assert run() == run()
@@ -201,7 +201,7 @@ def test_random_events_differ_and_repeat():
 
 def test_movement_takes_gradients_as_they_come():
     model = network()
-    pruner = Pruner(model, Method("movement"))
+    pruner = Pruner(model, PruningConfig("movement"))
     with pytest.raises(StateError, match=r"movement has seen no gradient of 0.weight"):
         pruner.prune_to(0.5)
     for _ in range(2):
@@ -215,8 +215,8 @@ def test_movement_takes_gradients_as_they_come():
 
 
 def test_needs_gradients():
-    assert Pruner(network(), Method("taylor")).needs_gradients
-    assert not Pruner(network(), Method("movement")).needs_gradients
+    assert Pruner(network(), PruningConfig("taylor")).needs_gradients
+    assert not Pruner(network(), PruningConfig("movement")).needs_gradients
     assert not Pruner(network()).needs_gradients
 
 
@@ -253,7 +253,7 @@ def test_frozen_and_compiled_models():
 def test_members_of_a_parameter_list_by_name():
     model = nn.Module()
     model.own = nn.ParameterList([torch.randn(4, 4), torch.randn(6)])
-    pruner = Pruner(model, Method(include=["own.0", "own.1"]))
+    pruner = Pruner(model, PruningConfig(include=["own.0", "own.1"]))
     pruner.prune_to(0.5)
     assert pruner.pruned == 11
     agrees(pruner)

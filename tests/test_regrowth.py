@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from regrow.masks.targets import Target
-from regrow.pruning.config import Method
-from regrow.pruning.growth import GROWTHS, by_gradient, choose_regrown, make_growth
+from regrow.pruning.config import PruningConfig
+from regrow.pruning.growth import GROWTHS, get_growth_criterion, gradient_growth, select_regrown
 from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import ConfigError, StateError
 
@@ -45,7 +45,7 @@ def own_rule(target, momentum, removed, generator):
 def test_only_what_comes_back_changes(seed, sparsity, fraction, by, init, data):
     model = network(seed)
     pruner = Pruner(model, keep_removed=True)
-    pruner.remember()
+    pruner.remember_original()
     pruner.prune_to(sparsity)
     for target in pruner.targets:
         target.parameter.grad = torch.randn(target.parameter.shape)
@@ -98,12 +98,12 @@ def test_counts_by_layer():
     pruner = Pruner(network())
     pruner.prune_to(0.7)
     kept = [pruner.masks[t.name] for t in pruner.targets]
-    rule = make_growth("random")
-    found = choose_regrown(rule, pruner.targets, kept, [3, 7], momenta={}, removed={}, seed=(0, 1))
+    rule = get_growth_criterion("random")
+    found = select_regrown(rule, pruner.targets, kept, [3, 7], momenta={}, removed={}, seed=(0, 1))
     assert [int(places.sum()) for places in found] == [3, 7]
     assert not any((places & mask).any() for places, mask in zip(found, kept, strict=True))
     with pytest.raises(ConfigError, match=r"cannot come back.*pruned in 0\.weight"):
-        choose_regrown(rule, pruner.targets, kept, [999, 0], momenta={}, removed={}, seed=(0, 1))
+        select_regrown(rule, pruner.targets, kept, [999, 0], momenta={}, removed={}, seed=(0, 1))
 
 
 @pytest.mark.parametrize("init", ["he", "survivors", "xavier"])
@@ -112,7 +112,7 @@ def test_every_run_draws_the_same(init):
 
     def run(drawn, seed=0, events=0):
         model = network()
-        pruner = Pruner(model, Method(seed=seed), keep_removed=True)
+        pruner = Pruner(model, PruningConfig(seed=seed), keep_removed=True)
         pruner.prune_to(0.7)
         for _ in range(events):
             pruner.prune_to(0.7)
@@ -131,7 +131,7 @@ def test_a_dense_layer_needs_nothing():
     """Neither gradients nor removed values are asked of a layer that is not pruned."""
     for by in ("removed", "gradient"):
         model = network()
-        pruner = Pruner(model, Method(layers={"0": 0.0}), keep_removed=True)
+        pruner = Pruner(model, PruningConfig(layers={"0": 0.0}), keep_removed=True)
         pruner.prune_to(0.5)
         assert pruner.densities["0.weight"] == 1
         model[2].weight.grad = torch.ones(5, 24)
@@ -194,7 +194,7 @@ def test_what_is_asked_wrongly_changes_nothing():
 
 
 def test_names_of_rules():
-    assert make_growth("gradient") is GROWTHS["gradient"] is by_gradient
+    assert get_growth_criterion("gradient") is GROWTHS["gradient"] is gradient_growth
     weight = nn.Parameter(torch.zeros(3))
     target = Target("w", weight)
     for growth in GROWTHS.values():
@@ -211,5 +211,5 @@ def test_the_whole_way_back():
     pruner.prune_to(0.9)
     pruner.regrow(1, init="removed")
     assert pruner.sparsity == 0
-    assert pruner.vault.bytes == 0
+    assert pruner.removed_weights.bytes == 0
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.pruning.config import Method
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.drop_and_grow import drop_and_grow
 from regrow.pruning.initializers import INITIALIZERS, zero
 from regrow.pruning.pruner import Pruner
@@ -26,7 +26,7 @@ class Scaled(nn.Module):
 def pruned(model=None, **settings):
     model = model or nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
     pruner = Pruner(model, **settings)
-    pruner.remember()
+    pruner.remember_original()
     pruner.prune_to(0.5)
     return model, pruner
 
@@ -48,7 +48,7 @@ def test_values_of_another_shape_change_nothing(init, act):
     before, masks = copy.deepcopy(model.state_dict()), pruner.masks
     with pytest.raises(StateError, match=r"must give values of shape"):
         act(pruner, init)
-    assert pruner.enforcer.changes.broken is None
+    assert pruner.enforcer.changes.failed is None
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(torch.equal(masks[name], mask) for name, mask in pruner.masks.items())
     pruner.regrow(0.5, init="he")  # all is well
@@ -56,10 +56,10 @@ def test_values_of_another_shape_change_nothing(init, act):
 
 @pytest.mark.parametrize("init", sorted(set(INITIALIZERS) - {"orthogonal", "survivors"}))
 def test_a_single_number_comes_back(init):
-    method = Method(include=["scale"], distribution="uniform", layers={"scale": 0.0})
+    method = PruningConfig(include=["scale"], distribution="uniform", layers={"scale": 0.0})
     model = Scaled()
     pruner = Pruner(model, method, keep_removed=True)
-    pruner.remember()
+    pruner.remember_original()
     pruner.set_masks({"scale": torch.tensor(False)})
     assert model.scale.item() == 0
     pruner.regrow(1.0, init=init)

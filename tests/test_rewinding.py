@@ -9,7 +9,7 @@ import torch
 from torch import nn, optim
 
 from regrow.utils.errors import StateError
-from regrow.utils.snapshot import Memory
+from regrow.utils.snapshot import TrainingSnapshot
 
 OPTIMIZERS = {
     "sgd": lambda p: optim.SGD(p, lr=0.1, momentum=0.9),
@@ -92,7 +92,7 @@ PAIRS = [
 def test_every_return_is_as_right_as_the_first(make, schedule):
     training = Training(make, schedule)
     training.steps(range(3))
-    memory, then = Memory(training.net, **training.parts), training.state()
+    memory, then = TrainingSnapshot(training.net, **training.parts), training.state()
     objects = [id(p) for p in training.net.parameters()]
     ends = []
     for _ in range(3):
@@ -108,7 +108,7 @@ def test_every_return_is_as_right_as_the_first(make, schedule):
 
 def test_running_statistics_go_back():
     training = Training()
-    memory = Memory(training.net)
+    memory = TrainingSnapshot(training.net)
     training.steps(range(5))
     norm = training.net[1]
     assert norm.running_mean.any()
@@ -120,7 +120,7 @@ def test_running_statistics_go_back():
 
 def test_only_what_is_asked_for_goes_back():
     training = Training()
-    memory = Memory(training.net, **training.parts)
+    memory = TrainingSnapshot(training.net, **training.parts)
     training.steps(range(5))
     late = training.state()
     memory.restore(training.net)
@@ -134,11 +134,11 @@ def test_only_what_is_asked_for_goes_back():
 def test_survives_a_file_and_shares_nothing():
     training = Training("adam")
     training.steps(range(3))
-    memory, then = Memory(training.net, **training.parts), training.state()
+    memory, then = TrainingSnapshot(training.net, **training.parts), training.state()
     file = io.BytesIO()
     torch.save(memory.state_dict(), file)
     file.seek(0)
-    loaded, saved = Memory(), torch.load(file, weights_only=True)
+    loaded, saved = TrainingSnapshot(), torch.load(file, weights_only=True)
     loaded.load_state_dict(saved)
     for tensor in saved["parameters"].values():
         tensor.zero_()
@@ -149,28 +149,28 @@ def test_survives_a_file_and_shares_nothing():
 
 def test_shuffling_is_another_draw_of_the_same_values():
     training = Training()
-    memory, start = Memory(training.net), training.state()[0]
-    memory.shuffled(1).restore(training.net)
+    memory, start = TrainingSnapshot(training.net), training.state()[0]
+    memory.permuted(1).restore(training.net)
     other = training.state()[0]
     for name in start:
         assert torch.equal(start[name].flatten().sort()[0], other[name].flatten().sort()[0])
     assert (start["0.weight"] != other["0.weight"]).float().mean() > 0.8
-    memory.shuffled(1).restore(training.net)
+    memory.permuted(1).restore(training.net)
     assert equal(other, training.state()[0])
-    memory.shuffled(2).restore(training.net)
+    memory.permuted(2).restore(training.net)
     assert not equal(other, training.state()[0])
     memory.restore(training.net)
     assert equal(start, training.state()[0])
 
 
 def test_another_module_is_refused_by_name():
-    memory = Memory(nn.Linear(2, 2))
+    memory = TrainingSnapshot(nn.Linear(2, 2))
     with pytest.raises(StateError, match=r"parameters are not those .* weight"):
         memory.restore(nn.Linear(3, 2))
 
 
 def test_other_optimizers_are_refused():
     training = Training()
-    memory = Memory(**training.parts)
+    memory = TrainingSnapshot(**training.parts)
     with pytest.raises(StateError, match="1 rates were remembered, 2 are there"):
         memory.restore(rates=[training.optimizer, training.optimizer])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import regrow.masks.topk
-from regrow.masks.topk import keep_highest
+from regrow.masks.topk import global_topk_masks
 from regrow.utils.bits import integer_type
 from regrow.utils.errors import ConfigError, StateError
 
@@ -64,7 +64,7 @@ def cases(draw):
 @given(cases())
 def test_equals_a_stable_sort(case):
     scores, pruned, kept, magnitude, least = case
-    found = keep_highest(scores, pruned, kept, magnitude=magnitude, least=least)
+    found = global_topk_masks(scores, pruned, kept, magnitude=magnitude, min_keep=least)
     assert same(found, reference(scores, pruned, kept, magnitude=magnitude, least=least))
     assert sum(int((~mask).sum()) for mask in found) == pruned
 
@@ -74,9 +74,9 @@ def test_more_pruning_keeps_what_was_pruned(data):
     scores = [torch.randint(-3, 4, (7, 5)).float(), torch.randint(-3, 4, (11,)).float()]
     fewer = data.draw(st.integers(0, 44))
     more = data.draw(st.integers(fewer, 44))
-    before, after = keep_highest(scores, fewer), keep_highest(scores, more)
+    before, after = global_topk_masks(scores, fewer), global_topk_masks(scores, more)
     assert all(bool((b | ~a).all()) for b, a in zip(before, after, strict=True))
-    assert same(keep_highest(scores, more, before), after)  # in two steps as in one
+    assert same(global_topk_masks(scores, more, before), after)  # in two steps as in one
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,23 +87,23 @@ def test_random_scores_across_chunks(monkeypatch, dtype, magnitude):
     torch.manual_seed(0)
     scores = [torch.randn(40, 30).to(dtype), torch.randn(700).to(dtype), torch.randn(()).to(dtype)]
     for pruned in (0, 1, 950, 1898):
-        found = keep_highest(scores, pruned, magnitude=magnitude)
+        found = global_topk_masks(scores, pruned, magnitude=magnitude)
         assert same(found, reference(scores, pruned, magnitude=magnitude))
 
 
 def test_ties_go_by_tensor_order_then_flat_index():
     a, b = torch.ones(2, 2), torch.ones(3)
-    found = keep_highest([a, b], 5)
+    found = global_topk_masks([a, b], 5)
     assert found[0].tolist() == [[False, False], [False, True]]  # its last one is kept for it
     assert found[1].tolist() == [False, False, True]
-    assert keep_highest([a, b], 2)[0].tolist() == [[False, False], [True, True]]
+    assert global_topk_masks([a, b], 2)[0].tolist() == [[False, False], [True, True]]
 
 
 def test_half_precision_ties_are_exact():
     """bfloat16 has few values: a threshold alone would prune hundreds too many."""
     torch.manual_seed(0)
     scores = torch.randn(100_000).bfloat16()
-    mask = keep_highest([scores], 50_000, magnitude=True)[0]
+    mask = global_topk_masks([scores], 50_000, magnitude=True)[0]
     assert int((~mask).sum()) == 50_000
     assert same([mask], reference([scores], 50_000, magnitude=True))
 
@@ -111,12 +111,12 @@ def test_half_precision_ties_are_exact():
 def test_mixed_dtypes_are_compared_by_value():
     scores = [torch.tensor([1.0, 3.0]).half(), torch.tensor([2.0, 4.0]).bfloat16()]
     scores.append(torch.tensor([0.5, 2.5], dtype=torch.float64))
-    assert same(keep_highest(scores, 3), reference(scores, 3))
+    assert same(global_topk_masks(scores, 3), reference(scores, 3))
 
 
 def test_float8_scores():
     scores = torch.tensor([1.0, -2.0, 0.5, 4.0]).to(torch.float8_e4m3fn)
-    assert keep_highest([scores], 2, magnitude=True)[0].tolist() == [False, True, False, True]
+    assert global_topk_masks([scores], 2, magnitude=True)[0].tolist() == [False, True, False, True]
 
 
 LAYOUTS = {
@@ -137,23 +137,23 @@ def test_order_is_logical_whatever_the_strides(monkeypatch, layout):
     wanted = reference([plain], pruned, [kept])
     for scores in (plain, strided):
         for alive in (kept, LAYOUTS[layout](kept), LAYOUTS[layout](kept.int().neg())):
-            assert same(keep_highest([scores], pruned, [alive]), wanted)
+            assert same(global_topk_masks([scores], pruned, [alive]), wanted)
     if layout != "every other":
-        assert keep_highest([strided], pruned)[0].stride() == strided.stride()
+        assert global_topk_masks([strided], pruned)[0].stride() == strided.stride()
 
 
 def test_expanded_scores():
     """One score a row, as a criterion may give it."""
     rows = torch.tensor([3.0, 1.0, 2.0]).unsqueeze(1).expand(3, 4)
-    assert keep_highest([rows], 6)[0].int().tolist() == [[1] * 4, [0] * 4, [0, 0, 1, 1]]
+    assert global_topk_masks([rows], 6)[0].int().tolist() == [[1] * 4, [0] * 4, [0, 0, 1, 1]]
 
 
 def test_no_tensor_is_emptied_and_the_others_make_up_for_it():
     small, large = torch.full((4,), 0.01), torch.arange(1.0, 21.0)
-    masks = keep_highest([small, large], 10)
+    masks = global_topk_masks([small, large], 10)
     assert masks[0].tolist() == [False, False, False, True]
     assert int((~masks[1]).sum()) == 7
-    assert keep_highest([small], 4, least=0)[0].tolist() == [False] * 4
+    assert global_topk_masks([small], 4, min_keep=0)[0].tolist() == [False] * 4
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -161,41 +161,41 @@ def test_no_tensor_is_emptied_and_the_others_make_up_for_it():
 def test_nan_is_named(dtype, sign):
     scores = [torch.ones(3, dtype=dtype), torch.tensor([1.0, float("nan")], dtype=dtype) * sign]
     with pytest.raises(StateError, match=r"fc.weight has 1 NaN scores"):
-        keep_highest(scores, 2, names=["conv.weight", "fc.weight"])
+        global_topk_masks(scores, 2, names=["conv.weight", "fc.weight"])
 
 
 def test_nan_with_a_payload_in_the_low_bits_is_found():
     bits = torch.tensor([0x7F800001, 0x3F800000], dtype=torch.int32)
     with pytest.raises(StateError, match="NaN"):
-        keep_highest([bits.view(torch.float32)], 1)
+        global_topk_masks([bits.view(torch.float32)], 1)
 
 
 def test_nan_at_a_pruned_place_does_not_matter():
     scores = torch.tensor([float("nan"), float("inf"), 1.0])
     kept = torch.tensor([False, True, True])
-    assert keep_highest([scores], 2, [kept])[0].tolist() == [False, True, False]
+    assert global_topk_masks([scores], 2, [kept])[0].tolist() == [False, True, False]
 
 
 def test_infinity_is_the_highest_score():
     scores = torch.tensor([float("inf"), 1.0, -float("inf")])
-    assert keep_highest([scores], 2)[0].tolist() == [True, False, False]
-    assert keep_highest([scores], 2, magnitude=True)[0].tolist() == [False, False, True]
+    assert global_topk_masks([scores], 2)[0].tolist() == [True, False, False]
+    assert global_topk_masks([scores], 2, magnitude=True)[0].tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize("pruned", [-1, 6])
 def test_counts_out_of_reach_are_refused(pruned):
     with pytest.raises(ConfigError, match=f"{pruned} of 6 places cannot be pruned"):
-        keep_highest([torch.ones(6)], pruned)
+        global_topk_masks([torch.ones(6)], pruned)
 
 
 def test_fewer_than_are_pruned_already_is_refused():
     with pytest.raises(ConfigError, match="2 are pruned already"):
-        keep_highest([torch.ones(4)], 1, [torch.tensor([True, False, False, True])])
+        global_topk_masks([torch.ones(4)], 1, [torch.tensor([True, False, False, True])])
 
 
 def test_scores_that_need_gradients_are_only_read():
     scores = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
-    assert keep_highest([scores], 1, magnitude=True)[0].tolist() == [True, False]
+    assert global_topk_masks([scores], 1, magnitude=True)[0].tolist() == [True, False]
     assert scores.tolist() == [2.0, -1.0]
 
 

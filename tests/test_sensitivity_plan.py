@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from regrow import MagnitudePruning, Pruner
-from regrow.pruning.config import Method
-from regrow.sensitivity_analysis.recommend import Step, limit, next_step, ranked
+from regrow.pruning.config import PruningConfig
+from regrow.sensitivity_analysis.recommend import Recommendation, limit, next_step, ranked
 from regrow.sensitivity_analysis.scan import Sensitivities, Sensitivity
 
 
@@ -64,9 +64,9 @@ def test_the_next_step_is_one_that_pruners_take():
         row("2.weight", {0.5: 0.1, 0.7: 0.1}, 0.33333),
     )
     step = next_step(Sensitivities(0.9, rows, {}), 0.01)
-    assert step == Step({"0.weight": 0.5, "2.weight": 0.3334}, ["1.weight"])
+    assert step == Recommendation({"0.weight": 0.5, "2.weight": 0.3334}, ["1.weight"])
     MagnitudePruning(layers=step.layers, exclude=step.exclude)
-    pruner = Pruner(net, Method(layers=step.layers, exclude=step.exclude))
+    pruner = Pruner(net, PruningConfig(layers=step.layers, exclude=step.exclude))
     pruner.prune_to(0.9)
     zeros = [int((layer.weight == 0).sum()) for layer in net]
     assert zeros == [50, 0, 33]

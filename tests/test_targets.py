@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from regrow.masks.targets import select
-from regrow.pruning.config import Method
+from regrow.masks.targets import select_targets
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import ConfigError, StateError
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 
 
 class Block(nn.Module):
@@ -49,11 +49,11 @@ DEFAULT = [
 
 
 def chosen(model, **patterns):
-    return [target.name for target in select(model, **patterns).targets]
+    return [target.name for target in select_targets(model, **patterns).targets]
 
 
 def test_default_is_the_weights_of_convolutions_and_linear_layers():
-    selection = select(Net())
+    selection = select_targets(Net())
     assert [t.name for t in selection.targets] == DEFAULT
     assert "fc.bias" in selection.reasons
     assert "only when included by name" in selection.reasons["layer10.norm.weight"]
@@ -63,10 +63,10 @@ def test_default_is_the_weights_of_convolutions_and_linear_layers():
 
 
 def test_input_dimensions():
-    dims = {t.name: t.input_dim for t in select(Net()).targets}
+    dims = {t.name: t.input_dim for t in select_targets(Net()).targets}
     assert dims.pop("up.weight") == 0
     assert set(dims.values()) == {1}
-    named = select(Net(), include=["fc.bias", "emb.weight"]).targets
+    named = select_targets(Net(), include=["fc.bias", "emb.weight"]).targets
     assert {t.name: t.input_dim for t in named} == {"emb.weight": 1, "fc.bias": None}
 
 
@@ -101,11 +101,11 @@ def test_a_bias_needs_its_last_part_spelt_out():
     with pytest.raises(
         ConfigError, match=r"matches only emb.weight \(weight of Embedding\).*write"
     ):
-        select(Net(), include=["emb"])
+        select_targets(Net(), include=["emb"])
 
 
 def test_exclude():
-    selection = select(Net(), exclude=["@first", "@depthwise", "fc"])
+    selection = select_targets(Net(), exclude=["@first", "@depthwise", "fc"])
     assert [t.name for t in selection.targets] == [
         "layer1.0.conv.weight",
         "layer1.1.conv.weight",
@@ -114,7 +114,7 @@ def test_exclude():
     ]
     assert selection.reasons["stem.weight"] == "excluded by '@first'"
     assert selection.reasons["fc.weight"] == "excluded by 'fc'"
-    included = select(Net(), include=["layer1"], exclude=["*.depth"])
+    included = select_targets(Net(), include=["layer1"], exclude=["*.depth"])
     assert len(included.targets) == 2
     assert included.reasons["fc.weight"] == "not included"
 
@@ -122,27 +122,27 @@ def test_exclude():
 @pytest.mark.parametrize("what", ["include", "exclude"])
 def test_a_pattern_without_a_match_lists_the_nearest_names(what):
     with pytest.raises(ConfigError, match=rf"{what} pattern 'layer2.\*' matches no.*layer1"):
-        select(Net(), **{what: ["layer2.*"]})
+        select_targets(Net(), **{what: ["layer2.*"]})
     with pytest.raises(ConfigError, match="'@lst' is unknown: there are @first, @last, @depthwise"):
-        select(Net(), **{what: ["@lst"]})
+        select_targets(Net(), **{what: ["@lst"]})
     with pytest.raises(ConfigError, match=r"matches no parameter: nearest are stem.weight"):
-        select(Net(), **{what: ["qqqqqqqqqqqq"]})
+        select_targets(Net(), **{what: ["qqqqqqqqqqqq"]})
 
 
 def test_depthwise_without_any_is_an_error():
     with pytest.raises(ConfigError, match="matches no parameter"):
-        select(nn.Linear(2, 2), exclude=["@depthwise"])
+        select_targets(nn.Linear(2, 2), exclude=["@depthwise"])
 
 
 def test_nothing_left_is_an_error():
     with pytest.raises(ConfigError, match="nothing is left to prune"):
-        select(Net(), exclude=["*"])
+        select_targets(Net(), exclude=["*"])
     with pytest.raises(ConfigError, match="the model has 2 parameters"):
-        select(nn.LayerNorm(3))
+        select_targets(nn.LayerNorm(3))
 
 
 def test_own_targets_match_only_what_is_pruned():
-    selection = select(Net(), exclude=["stem"])
+    selection = select_targets(Net(), exclude=["stem"])
     assert selection.match("layer1.*.conv", "layers") == [DEFAULT[1], DEFAULT[3]]
     with pytest.raises(ConfigError, match="layers pattern 'stem' matches no parameter"):
         selection.match("stem", "layers")
@@ -151,7 +151,7 @@ def test_own_targets_match_only_what_is_pruned():
 def test_tied_weights_are_one_target_with_aliases():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
-    [target] = select(model).targets
+    [target] = select_targets(model).targets
     assert (target.name, target.aliases) == ("0.weight", ("2.weight",))
     assert chosen(model, include=["2"]) == ["0.weight"]
 
@@ -161,7 +161,7 @@ def test_a_head_tied_to_an_embedding_is_pruned_only_by_name():
     model["head"] = nn.Linear(4, 9, bias=False)
     model["head"].weight = model["emb"].weight
     assert chosen(model) == ["fc.weight"]
-    assert "Embedding and Linear" in select(model).reasons["emb.weight"]
+    assert "Embedding and Linear" in select_targets(model).reasons["emb.weight"]
     assert chosen(model, include=["head.weight"]) == ["emb.weight"]
 
 
@@ -174,7 +174,7 @@ def test_frozen_weights_are_pruned_like_others():
 def test_lazy_layers_are_refused_by_name_until_built():
     model = nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(4))
     with pytest.raises(StateError, match=r"1.weight is not built yet \(a lazy layer\)"):
-        select(model)
+        select_targets(model)
     assert chosen(model, exclude=["1"]) == ["0.weight"]
     model(torch.ones(1, 2))
     assert chosen(model) == ["0.weight", "1.weight"]
@@ -184,14 +184,14 @@ def test_layers_under_torch_prune_are_refused_by_name():
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3))
     prune.l1_unstructured(model[1], "weight", 0.5)
     with pytest.raises(StateError, match=r"1.weight is masked by torch.nn.utils.prune.*remove"):
-        select(model)
+        select_targets(model)
     prune.remove(model[1], "weight")
     assert chosen(model) == ["0.weight", "1.weight"]
 
 
 def test_parametrized_layers_are_left_out_with_a_reason():
     model = nn.Sequential(nn.Linear(2, 3), parametrizations.weight_norm(nn.Linear(3, 3)))
-    selection = select(model)
+    selection = select_targets(model)
     assert [t.name for t in selection.targets] == ["0.weight"]
     assert "computed by a parametrization" in selection.reasons["1.weight"]
     named = chosen(model, include=["1.parametrizations.weight.original1"])
@@ -201,13 +201,13 @@ def test_parametrized_layers_are_left_out_with_a_reason():
 def test_old_weight_norm_is_left_out_with_a_reason():
     with pytest.warns(FutureWarning):
         layer = nn.utils.weight_norm(nn.Linear(3, 3))
-    selection = select(nn.Sequential(nn.Linear(2, 3), layer))
+    selection = select_targets(nn.Sequential(nn.Linear(2, 3), layer))
     assert "computed by its module" in selection.reasons["1.weight"]
 
 
 def test_complex_weights_are_refused():
     with pytest.raises(StateError, match=r"weight has dtype torch.complex64"):
-        select(nn.Linear(2, 2, dtype=torch.complex64))
+        select_targets(nn.Linear(2, 2, dtype=torch.complex64))
 
 
 def test_compiled_models_are_seen_through():
@@ -222,24 +222,24 @@ def test_compiled_models_are_seen_through():
 
 def test_parametrized_layers_of_compiled_models_keep_their_plain_name():
     model = nn.Sequential(nn.Linear(2, 3), parametrizations.weight_norm(nn.Linear(3, 3)))
-    assert "1.weight" in select(torch.compile(model, backend="eager")).reasons
+    assert "1.weight" in select_targets(torch.compile(model, backend="eager")).reasons
 
 
 @pytest.mark.parametrize("name", ["fc.weight", "_orig_mod.fc.weight", "fc._orig_mod.weight"])
 def test_clean(name):
-    assert clean(name) == "fc.weight"
+    assert strip_compile_prefix(name) == "fc.weight"
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_parameters_without_elements_are_left_out():
     model = nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 2))
-    selection = select(model, include=["*"])
+    selection = select_targets(model, include=["*"])
     assert [target.name for target in selection.targets] == ["1.weight"]
     assert selection.reasons["0.weight"] == "it has no elements"
     with pytest.raises(ConfigError, match="nothing is left to prune"):
-        select(model[:1])
+        select_targets(model[:1])
     for distribution in ("global", "uniform", "erk", "lamp"):
-        pruner = Pruner(model, Method(distribution=distribution))
+        pruner = Pruner(model, PruningConfig(distribution=distribution))
         pruner.prune_to(0.5)
         assert pruner.pruned == 3
         assert pruner.densities == {"1.weight": 0.5}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.schedules.time import Time, Timeline, parse
+from regrow.schedules.time import Time, Timeline, parse_time
 from regrow.utils.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ from regrow.utils.errors import ConfigError
     ],
 )
 def test_times(given, time, text):
-    assert parse("at", given) == time
+    assert parse_time("at", given) == time
     assert str(time) == text
 
 
@@ -30,12 +30,12 @@ def test_times(given, time, text):
 def test_bare_numbers_have_no_unit(given):
     n = int(given)
     with pytest.raises(ConfigError, match=f"every={given} has no unit: write '{n}ep' or '{n}it'"):
-        parse("every", given)
+        parse_time("every", given)
 
 
 def test_one_may_mean_three_things():
     with pytest.raises(ConfigError, match=r"write '1ep', '1it' or 1.0"):
-        parse("every", 1)
+        parse_time("every", 1)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_one_may_mean_three_things():
 )
 def test_other_words_are_refused(given):
     with pytest.raises(ConfigError, match="must be a time such as '3ep'"):
-        parse("every", given)
+        parse_time("every", given)
 
 
 def test_steps():

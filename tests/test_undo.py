@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-from regrow.io.integrity import sealed
+from regrow.io.integrity import with_digest
 from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import StateError
 
@@ -85,7 +85,7 @@ def test_moments_come_back_with_the_values(kind):
     model, optimizer, pruner, expected = two_events(kind)
     pruner.unprune(optimizers=[optimizer])
     assert same(picture(model, optimizer), expected)
-    assert pruner.vault.bytes == 0
+    assert pruner.removed_weights.bytes == 0
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -209,7 +209,7 @@ def test_original_values():
         pruner.regrow(0.5, init="original")
     pruner.prune_to(0)
     model.load_state_dict(start)
-    pruner.remember()
+    pruner.remember_original()
     train(model, optimizer, pruner, range(3))
     pruner.prune_to(0.5)
     masks, state = pruner.masks, copy.deepcopy(pruner.state_dict())
@@ -222,7 +222,7 @@ def test_original_values():
 def test_a_state_that_does_not_fit_changes_nothing():
     _, _, pruner, _ = two_events("adam")
     state = copy.deepcopy(pruner.state_dict())
-    state = sealed(state | {"vault": state["vault"] | {"0.weight::exp_avg": torch.ones(3)}})
+    state = with_digest(state | {"vault": state["vault"] | {"0.weight::exp_avg": torch.ones(3)}})
     model = network()
     other = Pruner(model, keep_removed="moments")
     other.prune_to(0.3)

@@ -3,7 +3,7 @@
 
 import pytest
 
-from regrow.schedules.drop_fraction import Updates
+from regrow.schedules.drop_fraction import DropGrowSchedule
 from regrow.schedules.time import Timeline
 from regrow.utils.errors import ConfigError
 
@@ -25,12 +25,14 @@ def steps(updates, timeline, start=0.0):
     ],
 )
 def test_multiples_of_every_until_the_end(every, end, expected):
-    assert steps(Updates(every, end), Timeline(100, 20)) == expected
-    assert steps(Updates(every, end), Timeline(100, 20, 7)) == [7 + step for step in expected]
+    assert steps(DropGrowSchedule(every, end), Timeline(100, 20)) == expected
+    assert steps(DropGrowSchedule(every, end), Timeline(100, 20, 7)) == [
+        7 + step for step in expected
+    ]
 
 
 def test_masks_that_are_there_are_not_drawn_again():
-    assert steps(Updates("10it", "35it"), Timeline(100), start=0.9) == [10, 20, 30]
+    assert steps(DropGrowSchedule("10it", "35it"), Timeline(100), start=0.9) == [10, 20, 30]
 
 
 @pytest.mark.parametrize(
@@ -43,16 +45,16 @@ def test_masks_that_are_there_are_not_drawn_again():
 )
 def test_times_that_do_not_fit(every, end, words):
     with pytest.raises(ConfigError, match=words):
-        Updates(every, end).plan(0.9, Timeline(100))
+        DropGrowSchedule(every, end).plan(0.9, Timeline(100))
 
 
 @pytest.mark.parametrize("times", [(0, 0.75), ("0it", 0.75), ("10it", 0), (100, 0.75)])
 def test_times_that_cannot_be_meant(times):
     with pytest.raises(ConfigError, match=r"must be above 0|has no unit"):
-        Updates(*times)
+        DropGrowSchedule(*times)
 
 
 def test_the_length_of_the_fit_may_be_unknown():
-    assert steps(Updates("10it", "25it"), Timeline(None)) == [0, 10, 20]
+    assert steps(DropGrowSchedule("10it", "25it"), Timeline(None)) == [0, 10, 20]
     with pytest.raises(ConfigError, match="length is unknown"):
-        Updates("10it", 0.5).plan(0.9, Timeline(None))
+        DropGrowSchedule("10it", 0.5).plan(0.9, Timeline(None))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regrow.pruning.removed_weights import Vault
+from regrow.pruning.removed_weights import RemovedWeights
 from regrow.utils.errors import StateError
 
 DTYPES = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
@@ -35,12 +35,12 @@ chances = st.lists(st.floats(0, 1), min_size=1, max_size=5)
 def test_any_course_of_masks(seed, shape, densities, dtype, last_channels):
     """What came back in between is forgotten; all else has its value of the first removal."""
     generator = torch.Generator().manual_seed(seed)
-    weight, vault, removed, earlier = drawn(seed, shape, dtype), Vault(), {}, None
+    weight, vault, removed, earlier = drawn(seed, shape, dtype), RemovedWeights(), {}, None
     if last_channels and len(shape) == 4:
         weight = weight.to(memory_format=torch.channels_last)
     for number, density in enumerate(densities):
         mask = torch.rand(shape, generator=generator) < density
-        vault.keep("w", weight, mask, earlier)
+        vault.store("w", weight, mask, earlier)
         earlier = mask
         before, flat = weight.reshape(-1).clone(), mask.reshape(-1).tolist()
         removed = {i: removed.get(i, before[i].clone()) for i, kept in enumerate(flat) if not kept}
@@ -48,7 +48,7 @@ def test_any_course_of_masks(seed, shape, densities, dtype, last_channels):
         weight.copy_(torch.where(mask, moved, torch.zeros((), dtype=dtype)))
         assert vault.bytes == len(removed) * weight.element_size()
     stored = vault.state_dict()
-    again = Vault()
+    again = RemovedWeights()
     again.load_state_dict(stored, {"w": mask})
     for store in (vault, again):
         found = weight.clone()
@@ -63,8 +63,8 @@ def test_any_course_of_masks(seed, shape, densities, dtype, last_channels):
 
 
 def test_values_are_in_flat_order_and_compact():
-    vault = Vault()
-    vault.keep(
+    vault = RemovedWeights()
+    vault.store(
         "w", torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[False, True], [True, False]])
     )
     assert vault.values["w"].tolist() == [1.0, 4.0]
@@ -72,22 +72,22 @@ def test_values_are_in_flat_order_and_compact():
 
 
 def test_it_holds_the_values_and_nothing_else():
-    vault, weight = Vault(), torch.randn(1000)
-    vault.keep("w", weight, weight > 0.5)
+    vault, weight = RemovedWeights(), torch.randn(1000)
+    vault.store("w", weight, weight > 0.5)
     assert list(vars(vault)) == ["values"]
     assert vault.values["w"].untyped_storage().nbytes() == 4 * int((weight <= 0.5).sum())
 
 
 def test_a_mask_that_keeps_all_leaves_nothing():
-    vault = Vault()
-    vault.keep("w", torch.ones(3), torch.tensor([True, True, True]))
+    vault = RemovedWeights()
+    vault.store("w", torch.ones(3), torch.tensor([True, True, True]))
     assert vault.state_dict() == {}
     vault.load_state_dict({}, {"w": torch.ones(3, dtype=torch.bool)})
     assert vault.bytes == 0
 
 
 def test_what_does_not_fit_the_masks_is_refused_by_name():
-    vault = Vault()
+    vault = RemovedWeights()
     mask = {"fc.weight": torch.tensor([True, False, False])}
     for values, found in ((torch.ones(1), 1), (torch.ones(3), 3)):
         with pytest.raises(StateError, match=rf"{found} removed values of fc\.weight.*prunes 2"):
@@ -98,7 +98,7 @@ def test_what_does_not_fit_the_masks_is_refused_by_name():
 
 def test_a_loaded_vault_shares_nothing_with_its_source():
     values = torch.tensor([5.0])
-    vault = Vault()
+    vault = RemovedWeights()
     mask = torch.tensor([True, False])
     vault.load_state_dict({"w": values}, {"w": mask})
     values.zero_()

@@ -10,7 +10,7 @@ import pytest
 
 from regrow.app.config.recipes import recipe_files
 from regrow.app.config.run_dirs import LONGEST, short
-from regrow.app.launch.hydra_app import _message, plainly, quoted
+from regrow.app.launch.hydra_app import _message, plain_errors, quote_value
 from regrow.utils.errors import ConfigError
 
 HEAVY = ("torch", "lightning")
@@ -154,7 +154,7 @@ def test_an_error_inside_instantiate_says_where(monkeypatch):
     cfg = OmegaConf.create(
         {"schedule": {"_target_": "regrow.schedules.registry.make_schedule", "schedule": "x"}}
     )
-    job = plainly(instantiate)
+    job = plain_errors(instantiate)
     with pytest.raises(CompactHydraException, match=r"error: schedule must be .*\(in schedule\)"):
         job(cfg)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -167,7 +167,7 @@ def test_other_errors_are_left_alone():
         raise TypeError("a bug")
 
     with pytest.raises(TypeError, match="a bug"):
-        plainly(job)(None)
+        plain_errors(job)(None)
 
 
 def test_the_job_gets_its_command_line_back(python, checkout, tmp_path):
@@ -195,7 +195,7 @@ def test_folder_names_stay_short_and_apart():
 
 
 def test_start_of_a_run_folder_is_quoted_for_hydra():
-    assert quoted("start=outputs/digits/gmp/seed=0") == "start='outputs/digits/gmp/seed=0'"
-    assert quoted("start='a=b'") == "start='a=b'"
-    assert quoted("start=null") == "start=null"
-    assert quoted("seed=0,1") == "seed=0,1"
+    assert quote_value("start=outputs/digits/gmp/seed=0") == "start='outputs/digits/gmp/seed=0'"
+    assert quote_value("start='a=b'") == "start='a=b'"
+    assert quote_value("start=null") == "start=null"
+    assert quote_value("seed=0,1") == "seed=0,1"

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from regrow.io.files import read_json, write_json, write_whole
+from regrow.io.files import read_json, write_atomic, write_json
 from regrow.utils.errors import StateError
 
 
@@ -16,7 +16,7 @@ def test_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_whole(path, cut)
+        write_atomic(path, cut)
     assert read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 

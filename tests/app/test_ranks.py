@@ -14,7 +14,7 @@ import torch
 
 from regrow.app.experiment.run import train
 from regrow.app.training.build import build_data
-from regrow.app.training.distributed_fit import refuse_many, world_size
+from regrow.app.training.distributed_fit import check_single_node, world_size
 from regrow.app.training.preflight import on_one_device
 from regrow.utils.errors import ConfigError
 
@@ -65,9 +65,9 @@ def test_how_many_devices(job):
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])
 def test_one_of_many_processes_is_refused(name):
-    refuse_many({name: "1"})
+    check_single_node({name: "1"})
     with pytest.raises(ConfigError, match=f"{name}=4.*trainer.devices=N"):
-        refuse_many({name: "4"})
+        check_single_node({name: "4"})
 
 
 @pytest.mark.slow

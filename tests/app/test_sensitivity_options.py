@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from regrow.app.cli.sensitivity_options import Options, read_options
+from regrow.app.cli.sensitivity_options import ScanOptions, read_options
 from regrow.sensitivity_analysis.scan_table import in_points
 from regrow.utils.errors import ConfigError
 
@@ -21,7 +21,7 @@ HERE = "run/here.ckpt"
 
 
 def test_nothing_said_means_these():
-    assert read_options([HERE]) == Options(
+    assert read_options([HERE]) == ScanOptions(
         Path(HERE), Path("run"), (0.3, 0.5, 0.7, 0.9), "weights", None, None, 0.01, None, None
     )
 
@@ -29,7 +29,7 @@ def test_nothing_said_means_these():
 def test_all_can_be_said_in_both_ways():
     words = "--sparsities 0.9,.5,0.9 --by=channels --criterion l1 --samples=20 --max-drop 0.005 "
     words += f"{HERE} --include a.*,b --exclude=@last --out there"
-    assert read_options(words.split()) == Options(
+    assert read_options(words.split()) == ScanOptions(
         Path(HERE), Path("there"), (0.5, 0.9), "channels", "l1", 20, 0.005, ("a.*", "b"), ("@last",)
     )
 

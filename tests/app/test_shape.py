@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from regrow.app.cli.main import main
-from regrow.app.config.instantiate import made, made_later, refusal
+from regrow.app.config.instantiate import instantiate_node, instantiate_partial, wrap_error
 from regrow.app.config.overrides import check_groups
-from regrow.app.config.schema import refuse_misshapen
+from regrow.app.config.schema import check_schema
 from regrow.app.experiment.run import train
 from regrow.app.launch.objectives import check_objectives
 from regrow.app.training.build import build_pruning
@@ -83,10 +83,10 @@ def changed(cfg, path, value):
 
 def test_what_is_of_another_kind_is_named(job):
     cfg = job(*GMP)
-    refuse_misshapen(cfg)
+    check_schema(cfg)
     for path, value, message in KINDS:
         with pytest.raises(ConfigError, match=message):
-            refuse_misshapen(changed(cfg, path, value))
+            check_schema(changed(cfg, path, value))
 
 
 def test_objectives_that_are_no_names():
@@ -100,7 +100,7 @@ def test_what_may_be_empty_is_not_refused(job):
         cfg = job(*words, word)
         found = OmegaConf.select(cfg, word.partition("=")[0])
         assert not found or "_target_" not in found, "it is empty"
-        refuse_misshapen(cfg)
+        check_schema(cfg)
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_errors_of_ours_stay_what_they_are():
     except StateError as error:
         wrapped = InstantiationException("Error in call\nfull_key: model.head")
         wrapped.__cause__ = error
-    found = refusal("model cannot be made", wrapped)
+    found = wrap_error("model cannot be made", wrapped)
     assert (type(found), str(found)) == (StateError, "mine (in model.head)")
 
 
 def test_a_bug_of_ours_in_the_set_up_is_no_refusal(job, monkeypatch):
     monkeypatch.setattr(
-        "regrow.callbacks.core.pruning_callback.show_targets", None
+        "regrow.callbacks.core.pruning_callback.print_summary", None
     )  # called: a TypeError there
     cfg = job(*GMP)
     with pytest.raises(TypeError, match="not callable"):
@@ -162,10 +162,10 @@ def test_a_bug_of_ours_in_the_set_up_is_no_refusal(job, monkeypatch):
 
 def test_what_is_made_is_what_is_needed():
     node = OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1})
-    assert isinstance(made("model", node, nn.Module), nn.Linear)
+    assert isinstance(instantiate_node("model", node, nn.Module), nn.Linear)
     with pytest.raises(ConfigError, match=r"write optimizer\._partial_=true"):
-        made_later("optimizer", {"a": 1})
-    late = made_later(
+        instantiate_partial("optimizer", {"a": 1})
+    late = instantiate_partial(
         "optimizer", OmegaConf.create({"_target_": "torch.optim.SGD", "_partial_": True})
     )
     assert isinstance(late([torch.zeros(1, requires_grad=True)]), torch.optim.SGD)

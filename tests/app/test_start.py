@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.app.config.initial_weights import checkpoint_of, given_weights, network_weights
+from regrow.app.config.initial_weights import checkpoint_of, load_initial_weights, network_weights
 from regrow.utils.errors import ConfigError, StateError
 
 
@@ -16,7 +16,7 @@ def test_weights_of_a_plain_state_dict_and_of_a_checkpoint(tmp_path):
     wrapped = {f"network.{name}": tensor for name, tensor in layer.state_dict().items()}
     torch.save({"state_dict": wrapped | {"metric": torch.ones(1)}}, tmp_path / "lightning.ckpt")
     for name in ("plain.pt", "lightning.ckpt"):
-        weights = given_weights(str(tmp_path / name))
+        weights = load_initial_weights(str(tmp_path / name))
         assert {*weights} == {"weight", "bias"}
         assert torch.equal(weights["weight"], layer.weight)
 
@@ -39,9 +39,9 @@ def test_pretrained_by_name_asks_torchvision(monkeypatch):
     models.get_model = get_model
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "torchvision" or None)
-    assert torch.equal(given_weights("pretrained:tiny")["weight"], layer.weight)
+    assert torch.equal(load_initial_weights("pretrained:tiny")["weight"], layer.weight)
     with pytest.raises(ConfigError, match="Unknown model huge"):
-        given_weights("pretrained:huge")
+        load_initial_weights("pretrained:huge")
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def both(monkeypatch):
     ],
 )
 def test_the_library_may_be_named_and_the_weights_too(both, name, outputs):
-    assert given_weights(f"pretrained:{name}")["weight"].shape == (outputs, 1)
+    assert load_initial_weights(f"pretrained:{name}")["weight"].shape == (outputs, 1)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_library_may_be_named_and_the_weights_too(both, name, outputs):
 )
 def test_unknown_pretrained_names_are_refused(both, name, message):
     with pytest.raises(ConfigError, match=message):
-        given_weights(f"pretrained:{name}")
+        load_initial_weights(f"pretrained:{name}")
 
 
 def test_library_that_is_not_installed_is_named(monkeypatch):
@@ -103,7 +103,7 @@ def test_library_that_is_not_installed_is_named(monkeypatch):
     with pytest.raises(
         ConfigError, match=r"needs timm: pip install timm, write efficientnet_lite0"
     ):
-        given_weights("pretrained:timm/resnet50")
+        load_initial_weights("pretrained:timm/resnet50")
 
 
 def test_failed_download_says_what_else_to_do(both, monkeypatch):
@@ -114,7 +114,7 @@ def test_failed_download_says_what_else_to_do(both, monkeypatch):
     with pytest.raises(
         ConfigError, match=r"could not fetch its weights \(no route\): write start="
     ):
-        given_weights("pretrained:shared")
+        load_initial_weights("pretrained:shared")
 
 
 def test_folder_without_a_result_is_refused(tmp_path):
@@ -125,4 +125,4 @@ def test_folder_without_a_result_is_refused(tmp_path):
 def test_pickled_code_is_refused(tmp_path):
     torch.save({"state_dict": print}, tmp_path / "evil.ckpt")
     with pytest.raises(StateError, match="tensors and plain values"):
-        given_weights(str(tmp_path / "evil.ckpt"))
+        load_initial_weights(str(tmp_path / "evil.ckpt"))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from regrow.app.config.hashing import config_hash
-from regrow.app.experiment.dense_baseline import dense_network
+from regrow.app.experiment.dense_baseline import train_dense_baseline
 from regrow.app.experiment.run import train
 from regrow.app.models.digits_cnn import DigitsCNN
-from regrow.app.training.default_teacher import taught, untaught
+from regrow.app.training.default_teacher import with_teacher, without_teacher
 from regrow.callbacks.support.teacher import digest
 from regrow.utils.errors import ConfigError
 
@@ -20,9 +20,9 @@ TAUGHT = (*GMP, "callbacks=distill")
 
 def test_the_dense_control_teaches_and_is_the_one_of_untaught_runs(job, tmp_path):
     cfg = job(*TAUGHT)
-    control = dense_network(job(*GMP, folder="plain"))
+    control = train_dense_baseline(job(*GMP, folder="plain"))
     result = train(job(*TAUGHT))
-    assert dense_network(cfg).key == control.key
+    assert train_dense_baseline(cfg).key == control.key
     assert len([*(tmp_path / "outputs" / "controls").glob("*/result.json")]) == 1
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     dense = torch.load(control.checkpoint, weights_only=True)["state_dict"]
@@ -41,8 +41,8 @@ def test_a_taught_run_is_another_run(job):
 
 def test_a_named_teacher_stays(job):
     cfg = job(*TAUGHT, "callbacks.distill.teacher=mine.ckpt")
-    assert taught(cfg, "other.ckpt") is cfg
-    assert "distill" not in untaught(cfg).callbacks
+    assert with_teacher(cfg, "other.ckpt") is cfg
+    assert "distill" not in without_teacher(cfg).callbacks
     assert "distill" in cfg.callbacks
     with pytest.raises(ConfigError, match=r"teacher='mine.ckpt' does not exist"):
         train(cfg)
@@ -59,7 +59,7 @@ def test_a_plan_needs_no_control(job, tmp_path):
 
 def test_alternating_phases_have_the_same_control(job):
     keys = [
-        config_hash(untaught(job(*GMP, *w)))
+        config_hash(without_teacher(job(*GMP, *w)))
         for w in ((), ["callbacks=phases"], ["callbacks=distill"])
     ]
     assert len({*keys}) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from regrow.app.experiment.dense_baseline import dense_network
+from regrow.app.experiment.dense_baseline import train_dense_baseline
 from regrow.app.experiment.run import train
 from regrow.utils.errors import ConfigError, StateError
 
@@ -88,8 +88,8 @@ def test_folder_of_other_settings_is_refused(done, job):
 def test_dense_control_is_trained_once(done, job, monkeypatch):
     cfg, _, _ = done
     monkeypatch.setattr("regrow.app.experiment.dense_baseline.fit", None)  # calling it would fail
-    control = dense_network(cfg)
-    assert dense_network(job(*GMP, "pruning.sparsity=0.8", folder="other")) == control
+    control = train_dense_baseline(cfg)
+    assert train_dense_baseline(job(*GMP, "pruning.sparsity=0.8", folder="other")) == control
 
 
 def test_killed_run_goes_on_to_the_same_bits(done, job, tmp_path, monkeypatch):
@@ -212,7 +212,7 @@ def test_mistakes_are_named_before_training(job, words, message, monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Classifier, "training_step", never)
     # the control is trained first: here it is there already
-    monkeypatch.setattr("regrow.app.experiment.run.dense_network", lambda cfg: None)
+    monkeypatch.setattr("regrow.app.experiment.run.train_dense_baseline", lambda cfg: None)
     monkeypatch.setattr("regrow.app.experiment.run._dense", lambda *_: {})
     with pytest.raises(Exception, match=message) as caught:
         train(job("recipe=digits/gmp", *words))

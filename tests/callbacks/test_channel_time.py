@@ -6,7 +6,7 @@ import torch
 from channel_toys import Net, left, pruning, run, sizes
 
 from regrow import ChannelPruner, ChannelPruning
-from regrow.channels.config import ChannelMethod
+from regrow.channels.config import ChannelConfig
 from regrow.utils.errors import StateError
 
 TIMES = {"schedule": "linear", "begin": "3it", "end": "18it", "every": "5it", "round_to": 1}
@@ -55,7 +55,7 @@ def test_milliseconds_are_met_and_stored(tmp_path):
 def test_what_comes_back_is_not_saved_any_more():
     module = Net()
     pruner = ChannelPruner(
-        module, torch.zeros(2, 6), ChannelMethod(of="latency", timer=timer, round_to=1)
+        module, torch.zeros(2, 6), ChannelConfig(of="latency", timer=timer, round_to=1)
     )
     pruner.prune_to(0.3)
     gone = {name: len(channels) for name, channels in pruner.removed.items()}
@@ -81,7 +81,7 @@ def test_a_batch_is_timed_as_large_as_it_was(monkeypatch):
         return Taken()
 
     monkeypatch.setattr("regrow.channels.latency_budget.latency", latency)
-    method = ChannelMethod(of="latency")
+    method = ChannelConfig(of="latency")
     whole = ChannelPruner(Net(), torch.zeros(7, 6), method)
     again = ChannelPruner(Net(), whole.state_dict()["example"], method)
     again.load_state_dict(whole.state_dict())

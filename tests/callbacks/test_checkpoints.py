@@ -10,7 +10,7 @@ from torch import nn, optim
 from toys import ADAM, WEIGHTS, Events, Net, copied, equal, fit, loader, read, trainer, zeros
 
 from regrow import MagnitudePruning, Masks, OneShot, RandomState, StateError, Table
-from regrow.io.integrity import sealed
+from regrow.io.integrity import with_digest
 
 KEY = "MagnitudePruning{'include': None, 'exclude': None}"
 LEVELS = Table({"3it": 0.4, "11it": 0.8})
@@ -147,7 +147,7 @@ def test_masks_that_do_not_fit_are_refused_by_name(change, match, saved):
     def resealed(checkpoint):  # well made, of something else
         change(checkpoint)
         state = checkpoint["callbacks"][KEY]
-        state["pruner"] = sealed(state["pruner"])
+        state["pruner"] = with_digest(state["pruner"])
 
     refused(saved(change=resealed), match)
 

@@ -10,7 +10,7 @@ from toys import ADAM, Net, equal, fit, read
 
 import regrow.channels
 from regrow import ChannelPruning, MagnitudePruning, Table
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 
 
 class Wide(Net):
@@ -40,7 +40,9 @@ def pruning(compact="end", of="channels"):
 
 
 def bare(module):
-    return {clean(name): tensor.clone() for name, tensor in module.state_dict().items()}
+    return {
+        strip_compile_prefix(name): tensor.clone() for name, tensor in module.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(

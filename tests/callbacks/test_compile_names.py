@@ -19,7 +19,7 @@ from regrow import (
     StateError,
     Table,
 )
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 
 EVENTS = Table({"3it": 0.5, "11it": 0.8})
 
@@ -62,7 +62,9 @@ OFTEN = ("gradual", "soft", "regrow", "budget")
 
 
 def bare(module):
-    return {clean(name): tensor.clone() for name, tensor in module.state_dict().items()}
+    return {
+        strip_compile_prefix(name): tensor.clone() for name, tensor in module.state_dict().items()
+    }
 
 
 def words(value):

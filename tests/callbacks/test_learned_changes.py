@@ -33,7 +33,7 @@ def test_weights_above_every_threshold_end_at_the_target(scale):
 
     class Look(Callback):
         def on_train_batch_end(self, *_):
-            if learned.moving:
+            if learned.changes_between_events:
                 seen.extend(
                     float(s) for s in learned.pruner.learner.state_dict()["scores"].values()
                 )

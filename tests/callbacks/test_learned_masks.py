@@ -35,7 +35,7 @@ class Before(Events):
     def before_prune_event(self, trainer, pl_module, pruner):
         self.zeros = zeros(pl_module)
         learner = pruner.pruner.learner
-        learner.look(trainer.global_step - 1)
+        learner.update_penalty(trainer.global_step - 1)
         self.share, self.effective = learner.course.share, dict(weights(pl_module))
         self.effective = {name: weight.clone() for name, weight in self.effective.items()}
 
@@ -108,7 +108,7 @@ def test_validation_and_checkpoints_see_effective_weights_without_noise(method, 
             assert all(torch.equal(saved[name], weight) for name, weight in found.items())
             learner = learned.pruner.learner
             if learner.active:
-                learner.rest()
+                learner.deterministic()
                 assert all(torch.equal(weights(pl_module)[n], w) for n, w in found.items())
                 assert not any(torch.equal(learner.dense[n], w) for n, w in found.items())
                 looks.append(trainer.global_step)
@@ -228,7 +228,7 @@ def test_weights_stand_still_only_where_asked(trains):
 
     class Look(Events):
         def on_train_batch_end(self, trainer, pl_module, *_):
-            if learned.moving:
+            if learned.changes_between_events:
                 found = learned.pruner.learner.dense
                 self.seen += [torch.equal(found[n], w) != trains for n, w in start.items()]
                 assert zeros(pl_module) == round(0.5 * TOTAL)

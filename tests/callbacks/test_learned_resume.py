@@ -82,8 +82,8 @@ def test_bf16(method, precision):
         looks = 0
 
         def on_train_batch_end(self, trainer, pl_module, *_):
-            if learned.moving:
-                assert all(s.dtype == torch.float32 for s in learned.pruner.learner.marks.values())
+            if learned.changes_between_events:
+                assert all(s.dtype == torch.float32 for s in learned.pruner.learner.scores.values())
                 self.looks += 1
 
     look = Look()
@@ -114,7 +114,7 @@ def test_a_step_that_a_scaler_skips_moves_nothing(method):
 
     class Look(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if batch_idx in (4, 5) and learned.moving:
+            if batch_idx in (4, 5) and learned.changes_between_events:
                 learner = learned.pruner.learner
                 state = learner.state_dict()
                 now = [*weights(pl_module).values(), *state["dense"].values()]
@@ -152,7 +152,7 @@ def test_manual_optimisation_with_two_optimizers(method):
 
     class Look(Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
-            if learned.moving:
+            if learned.changes_between_events:
                 dense = learned.pruner.learner.dense
                 moved.append([not torch.equal(dense[name], starts[name]) for name in dense])
 

@@ -8,7 +8,7 @@ from test_learned_masks import TOTAL, Before, Wide
 from toys import copied, equal, fit, loader, samples, zeros
 
 from regrow import ConfigError, LearnedMasks, SoftMovement
-from regrow.learned.methods import Given
+from regrow.learned.methods import MaskContext
 
 
 class Step(torch.autograd.Function):
@@ -31,10 +31,10 @@ def test_gradients_equal_autograd_through_the_parametrisation(threshold):
     weight, scores = w.clone().requires_grad_(), s.clone().requires_grad_()
     gate = Step.apply(scores - torch.logit(torch.tensor(threshold, dtype=torch.float64)))
     (weight * gate).backward(g)
-    assert torch.equal(rule.weights(w, s, Given()), (weight * gate).detach())
-    assert torch.equal(rule.weights(w, s, Given()) != 0, s.sigmoid() > threshold)
-    for back in (rule.back, super(SoftMovement, rule).back):
-        to_weight, to_scores = back(w, s, Given(), g)
+    assert torch.equal(rule.weights(w, s, MaskContext()), (weight * gate).detach())
+    assert torch.equal(rule.weights(w, s, MaskContext()) != 0, s.sigmoid() > threshold)
+    for back in (rule.vjp, super(SoftMovement, rule).vjp):
+        to_weight, to_scores = back(w, s, MaskContext(), g)
         torch.testing.assert_close(to_weight, weight.grad, atol=1e-6, rtol=0)
         torch.testing.assert_close(to_scores, scores.grad, atol=1e-6, rtol=0)
 
@@ -43,11 +43,13 @@ def test_the_penalty_is_the_derivative_of_sigmoid():
     scores = torch.randn(50, dtype=torch.float64, requires_grad=True)
     scores.sigmoid().sum().backward()
     rule = SoftMovement(0.2)
-    torch.testing.assert_close(rule.pull(scores.detach(), Given()), scores.grad)
+    torch.testing.assert_close(rule.penalty_grad(scores.detach(), MaskContext()), scores.grad)
     for margin in (-1.0, 0.0, 2.0):
         score = torch.tensor(margin + torch.logit(torch.tensor(0.2)).item()).requires_grad_()
         score.sigmoid().backward()
-        assert rule.slope(margin, score, Given()) == pytest.approx(float(score.grad), rel=1e-5)
+        assert rule.penalty_slope(margin, score, MaskContext()) == pytest.approx(
+            float(score.grad), rel=1e-5
+        )
 
 
 SLOW = pytest.mark.slow

@@ -14,7 +14,7 @@ from toys import WEIGHTS, Net, Watch, fit, loader, read, weights, zeros
 
 from regrow import AccuracyBudget, DynamicSparseTraining, MagnitudePruning, Table
 from regrow.pruning.pruner import Pruner
-from regrow.utils.optimizers import load_moments, shared
+from regrow.utils.optimizers import load_moments, not_clearable
 
 EVENTS = Table({"3it": 0.5, "11it": 0.8})
 ADAFACTOR = partial(optim.Adafactor, lr=0.05)
@@ -95,7 +95,7 @@ def test_codes_are_no_moments_to_keep():
     layer.weight.grad = torch.randn(20, 20)
     optimizer.step()
     pruner.prune_to(0.5, [optimizer])
-    assert list(pruner.vault.values) == ["weight"]
+    assert list(pruner.removed_weights.values) == ["weight"]
 
 
 def test_scalars_and_tables_are_not_told_of():
@@ -107,8 +107,8 @@ def test_scalars_and_tables_are_not_told_of():
         "absmax1": torch.zeros(7),
     }
     shape = torch.Size([4, 5])
-    assert shared(state, shape) == []
-    assert shared(state | {"row": torch.zeros(4, 1), "codes": state["state1"]}, shape) == [
+    assert not_clearable(state, shape) == []
+    assert not_clearable(state | {"row": torch.zeros(4, 1), "codes": state["state1"]}, shape) == [
         "row",
         "codes",
     ]

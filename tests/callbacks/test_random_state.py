@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from regrow.app.data.loading.tensor_loader import BatchLoader
 from regrow.callbacks.random_state import RandomState
-from regrow.utils.random import capture, restore
+from regrow.utils.random import capture_random_state, restore_random_state
 
 
 def draw() -> tuple[float, ...]:
@@ -92,9 +92,9 @@ def test_resumed_run_is_the_uninterrupted_run(save: dict[str, Any], tmp_path: Pa
 
 def test_capture_and_restore_all_generators() -> None:
     np.random.normal()  # leaves a second normal number in store
-    state = capture()
+    state = capture_random_state()
     expected = [draw() for _ in range(3)]
-    restore(state)
+    restore_random_state(state)
     assert [draw() for _ in range(3)] == expected
 
 
@@ -103,13 +103,13 @@ def test_state_survives_a_weights_only_file(tmp_path: Path) -> None:
     assert state
     expected = draw()
     torch.save(state, tmp_path / "state.pt")
-    restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert draw() == expected
 
 
 def test_restored_at_the_start_of_training_and_once() -> None:
     callback, trainer = RandomState(), SimpleNamespace(global_rank=0)
-    state = capture()
+    state = capture_random_state()
     expected = draw()
     callback.setup(trainer, None, "fit")  # type: ignore[arg-type]
     callback.load_state_dict(copy.deepcopy(state))
@@ -127,7 +127,7 @@ def test_restored_at_the_start_of_training_and_once() -> None:
 def test_what_an_evaluation_loaded_is_not_restored_by_a_later_fit() -> None:
     callback, trainer = RandomState(), SimpleNamespace(global_rank=0)
     callback.setup(trainer, None, "validate")  # type: ignore[arg-type]
-    callback.load_state_dict(capture())
+    callback.load_state_dict(capture_random_state())
     expected = draw()
     callback.setup(trainer, None, "fit")  # type: ignore[arg-type]
     callback.on_train_start(trainer, None)  # type: ignore[arg-type]
@@ -135,10 +135,10 @@ def test_what_an_evaluation_loaded_is_not_restored_by_a_later_fit() -> None:
 
 
 def test_other_ranks_draw_other_numbers_the_same_every_time() -> None:
-    state = capture()
+    state = capture_random_state()
     drawn = []
     for rank in (0, 1, 2, 1):
-        restore(state, rank)
+        restore_random_state(state, rank)
         drawn.append(draw())
     assert drawn[1] == drawn[3]
     for i in range(3):
@@ -146,10 +146,10 @@ def test_other_ranks_draw_other_numbers_the_same_every_time() -> None:
 
 
 def test_a_machine_with_other_devices_is_warned_of() -> None:
-    state = capture()
+    state = capture_random_state()
     # one device more or fewer than here
     state["cuda"] = [] if state["cuda"] else [torch.zeros(16, dtype=torch.uint8)]
     expected = draw()
     with pytest.warns(UserWarning, match="random state of . CUDA devices"):
-        restore(state)
+        restore_random_state(state)
     assert draw() == expected

@@ -139,7 +139,7 @@ def test_models_that_cannot_be_pruned_as_they_are():
 @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
 def test_sharded_strategies(kind):
     strategy = object.__new__(kind)
-    from regrow.callbacks.core.checks import refuse_sharded
+    from regrow.callbacks.core.checks import check_sharding_supported
     from regrow.pruning.pruner import Pruner
 
     class Fake:
@@ -148,9 +148,9 @@ def test_sharded_strategies(kind):
     made = Fake()
     made.strategy = strategy
     with pytest.raises(ConfigError, match=rf"{kind.__name__} keeps .* write strategy='ddp'"):
-        refuse_sharded(made, Pruner(Net()))
+        check_sharding_supported(made, Pruner(Net()))
     made.strategy = object.__new__(DDPStrategy)
-    refuse_sharded(made, Pruner(Net()))
+    check_sharding_supported(made, Pruner(Net()))
 
 
 def test_nan_weights_name_the_layer_when_they_are_ranked():

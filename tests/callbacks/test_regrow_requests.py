@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import WEIGHTS, Events, Net, equal, fit, loader
 
 from regrow import ConfigError, Drop, MagnitudePruning, OneShot, Plateau, Regrow
-from regrow.schedules.triggers import Seen
+from regrow.schedules.triggers import TriggerState
 
 PRUNED = round(0.8 * WEIGHTS)
 
@@ -89,10 +89,10 @@ def test_a_condition_is_resumed(tmp_path):
 
 def test_not_a_number_is_a_drop_once_and_no_improvement():
     nan = float("nan")
-    seen, fell = Drop("m").judge(nan, Seen(0.5))
+    seen, fell = Drop("m").update(nan, TriggerState(0.5))
     assert fell
-    assert Drop("m").judge(0.1, seen) == (Seen(0.1), False)
-    assert Plateau("m", patience=1).judge(nan, Seen(0.5))[1]
+    assert Drop("m").update(0.1, seen) == (TriggerState(0.1), False)
+    assert Plateau("m", patience=1).update(nan, TriggerState(0.5))[1]
 
 
 def test_metrics_that_are_not_there():

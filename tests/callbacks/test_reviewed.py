@@ -157,8 +157,11 @@ def test_unknown_monitor_is_named_after_the_first_validation(tmp_path):
 
 
 def test_wildcard_weights_leave_norms_alone():
-    from regrow.masks.targets import select
+    from regrow.masks.targets import select_targets
 
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    assert [t.name for t in select(model, include=["*.weight"]).targets] == ["0.weight", "2.weight"]
-    assert [t.name for t in select(model, include=["1.weight"]).targets] == ["1.weight"]
+    assert [t.name for t in select_targets(model, include=["*.weight"]).targets] == [
+        "0.weight",
+        "2.weight",
+    ]
+    assert [t.name for t in select_targets(model, include=["1.weight"]).targets] == ["1.weight"]

@@ -8,7 +8,7 @@ from torch import optim
 from toys import BATCHES, SGD, Net, fit
 
 from regrow import ConfigError, Exponential, MagnitudePruning, Rewind
-from regrow.callbacks.rewind import round_steps
+from regrow.callbacks.rewind import lr_schedule_steps
 
 
 def test_a_schedule_of_the_whole_fit_is_refused():
@@ -73,14 +73,14 @@ def test_schedules_by_epoch_are_counted_in_epochs():
 def test_a_module_is_told_how_long_a_round_is():
     class Asking(Normed):
         def configure_optimizers(self):
-            self.steps = round_steps(self.trainer)
+            self.steps = lr_schedule_steps(self.trainer)
             return super().configure_optimizers()
 
     module = Asking()
     fit(module, pruning(), max_epochs=4)
     assert module.steps == BATCHES
     fit(module := Net(), MagnitudePruning(0.5))
-    assert round_steps(module.trainer) is None
+    assert lr_schedule_steps(module.trainer) is None
 
 
 def test_shorter_later_rounds_end_where_the_schedule_ends():

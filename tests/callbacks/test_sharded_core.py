@@ -282,7 +282,7 @@ def test_masks_values_and_moments_are_those_of_one_process(tmp_path):
             "lamp": "'lamp' sums over all weights",
             "rows": "cuts units",
             "block": "cuts units",
-            "rule": "a rule of your own",
+            "rule": "would see some of its rows alone",
             "init": "init='orthogonal' needs all of its rows",
             "own init": "needs all of its rows",
             "train": "write train='all'",

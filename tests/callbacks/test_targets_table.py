@@ -7,7 +7,7 @@ from torch import nn
 from toys import SGD, Net, fit
 
 from regrow import MagnitudePruning, OneShot
-from regrow.callbacks.core.summary import targets_table
+from regrow.callbacks.core.summary import summary_table
 
 
 class Mixed(Net):
@@ -19,7 +19,7 @@ class Mixed(Net):
 
 def text(callback):
     console = Console(width=200, record=True)
-    console.print(targets_table(callback))
+    console.print(summary_table(callback))
     return console.export_text()
 
 

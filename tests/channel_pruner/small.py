@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from regrow import ChannelPruner
-from regrow.channels.config import ChannelMethod
+from regrow.channels.config import ChannelConfig
 
 INPUT = torch.zeros(4, 6, dtype=torch.float64)
 # where the channels of a layer stand, written down by hand
@@ -30,7 +30,7 @@ def net(seed=0):
 
 def pruner(model, **kw):
     keep = kw.pop("keep_removed", True)
-    return ChannelPruner(model, INPUT, ChannelMethod(**kw), keep_removed=keep)
+    return ChannelPruner(model, INPUT, ChannelConfig(**kw), keep_removed=keep)
 
 
 def inputs(seed=1, count=16):

@@ -10,7 +10,7 @@ from small import INPUT, PLACES, inputs, net, output, pruner, taken, train
 from torch import nn, optim
 
 from regrow import ChannelPruner
-from regrow.channels.config import ChannelMethod
+from regrow.channels.config import ChannelConfig
 
 OPTIMIZERS = {
     "sgd": partial(optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1),
@@ -140,20 +140,20 @@ def test_what_is_held_follows_the_cut():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.1)
     made = pruner(model)
-    made.remember()
+    made.remember_original()
     made.enforcer.hook(optimizer)
     made.prune_to(0.6)
     made.regrow(count=3, train="regrown")
     regrown = {name: set(c.tolist()) for name, c in made.removed.items()}
     made.prune_to(0.7)
-    free = sum(int(places.sum()) for places in made.hold.free.values())
+    free = sum(int(places.sum()) for places in made.freezer.free.values())
     made.compact([optimizer])
-    assert 0 < sum(int(places.sum()) for places in made.hold.free.values()) <= free
+    assert 0 < sum(int(places.sum()) for places in made.freezer.free.values()) <= free
     start = copy.deepcopy(dict(model.named_parameters()))
     train(model, optimizer, made, 3)
     moved = 0
     for name, parameter in model.named_parameters():
-        places = made.hold.free[name]
+        places = made.freezer.free[name]
         assert torch.equal(parameter[~places], start[name][~places])
         moved += int((parameter != start[name]).sum())
     assert moved
@@ -161,7 +161,7 @@ def test_what_is_held_follows_the_cut():
     made.prune_to(0.8)
     made.regrow(count=1, init="original")
     made.expand()
-    assert made.hold.free is None
+    assert made.freezer.free is None
     train(model, optimizer, made)
 
 
@@ -200,7 +200,7 @@ def test_buffers_of_any_shape_come_back():
 
 def test_down_to_one_channel():
     model = net()
-    made = ChannelPruner(model, INPUT, ChannelMethod(distribution="uniform"))
+    made = ChannelPruner(model, INPUT, ChannelConfig(distribution="uniform"))
     for sparsity, left in ((0.5, 10), (0.85, 3), (0.9, 2)):
         made.prune_to(sparsity)
         made.compact()

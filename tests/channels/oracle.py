@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from regrow.channels.cut.verify import Bench
-from regrow.channels.graph.groups import found_groups
+from regrow.channels.cut.verify import TrialCut
+from regrow.channels.graph.groups import groups_from_trace
 from regrow.channels.graph.trace import trace
 
 TOLERANCE = 1e-9
@@ -108,7 +108,7 @@ def half(groups, seed=0):
     return {
         group.name: torch.randperm(group.size, generator=generator)[: group.size // 2].sort().values
         for group in groups
-        if not group.pinned and group.size > 1
+        if not group.fixed_reason and group.size > 1
     }
 
 
@@ -124,16 +124,16 @@ def check(model, x, sizes, inexact=(), refused=()):
     """
     model, x = distinct(copy.deepcopy(model)), noise(x)
     traced = trace(model, x)
-    groups = found_groups(traced, model)
-    free = [group for group in groups if not group.pinned and group.size > 1]
+    groups = groups_from_trace(traced, model)
+    free = [group for group in groups if not group.fixed_reason and group.size > 1]
     assert {group.name: group.size for group in free} == sizes
-    assert {group.name for group in free if group.inexact} == {*inexact}
+    assert {group.name for group in free if group.approximate_reasons} == {*inexact}
     before = outputs(model, x)
     for group in filter(alike, free):
         order = torch.arange(group.size).roll(1)
         assert_close(outputs(permuted(model, group, order), x), before)
     original, removed = copy.deepcopy(model), half(groups)
-    found = Bench(model, traced, groups, x).search(removed)
+    found = TrialCut(model, traced, groups, x).find_valid(removed)
     assert {*found.pinned} == {*refused}, found.pinned
     smaller = sum(p.numel() for p in model.parameters())
     assert {*sizes} == {*refused} or smaller < sum(p.numel() for p in original.parameters())

@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from regrow.channels.allocation import choose, rounding
+from regrow.channels.allocation import allocate, rounding
 from regrow.channels.graph.groups import Group
 from regrow.utils.errors import ConfigError
 
@@ -28,7 +28,7 @@ def made(sizes, seed):
 def chosen(groups, scores, fraction, **settings):
     size = counter(groups)
     try:
-        return choose(groups, scores, size, fraction * size({}), **settings)
+        return allocate(groups, scores, size, fraction * size({}), **settings)
     except ConfigError:
         assume(False)
 
@@ -36,7 +36,7 @@ def chosen(groups, scores, fraction, **settings):
 def test_the_least_important_go_by_hand():
     groups = [Group("a", 4, {}), Group("b", 3, {})]
     scores = {"a": torch.tensor([4.0, 1, 6, 2]), "b": torch.tensor([3.0, 9, 8])}
-    found = choose(groups, scores, counter(groups), 4, round_to=1)
+    found = allocate(groups, scores, counter(groups), 4, round_to=1)
     assert {name: c.tolist() for name, c in found.items()} == {"a": [1, 3], "b": [0]}
 
 
@@ -82,7 +82,7 @@ def test_prices_differ(sizes, seed, fraction):
     size = counter(groups, {g.name: 10.0**i for i, g in enumerate(groups)})
     budget = fraction * size({})
     try:
-        found = choose(groups, scores, size, budget, round_to=1)
+        found = allocate(groups, scores, size, budget, round_to=1)
     except ConfigError:
         assert size({g.name: torch.arange(g.size - 1) for g in groups}) > budget
     else:
@@ -93,7 +93,7 @@ def test_prices_differ(sizes, seed, fraction):
 def test_what_is_gone_stays_gone(size, seed, gone):
     groups, scores = made([size, size], seed)
     first = {"g0": torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:gone]}
-    found = choose(groups, scores, counter(groups), size, round_to=1, gone=first)
+    found = allocate(groups, scores, counter(groups), size, round_to=1, gone=first)
     assert {*first["g0"].tolist()} <= {*found["g0"].tolist()}
     assert counter(groups)(found) <= size
 
@@ -101,10 +101,10 @@ def test_what_is_gone_stays_gone(size, seed, gone):
 def test_what_cannot_be_reached():
     groups, scores = made([8, 8], 0)
     with pytest.raises(ConfigError, match=r"2 cannot be reached: with 3 channel\(s\) kept .* 6 of"):
-        choose(groups, scores, counter(groups), 2, min_channels=3, round_to=1)
+        allocate(groups, scores, counter(groups), 2, min_channels=3, round_to=1)
     for wrong in ({"distribution": "even"}, {"min_channels": 0}, {"round_to": 0}):
         with pytest.raises(ConfigError):
-            choose(groups, scores, counter(groups), 8, **wrong)
+            allocate(groups, scores, counter(groups), 8, **wrong)
 
 
 def test_rounding_by_itself():

@@ -210,7 +210,7 @@ def test_what_no_rule_covers_stays_with_a_reason(run, layer, reason):
     last = 2 if "index" in reason else width
     model = Net(run, a=nn.Linear(6, 8), d=layer, c=nn.Linear(last, 2))
     found, _ = check(model, ROW, {})
-    stuck = [g.pinned for g in found if ("a.weight", 0) in g.members]
+    stuck = [g.fixed_reason for g in found if ("a.weight", 0) in g.members]
     assert not stuck or reason in stuck[0]
 
 
@@ -226,5 +226,5 @@ def test_a_group_in_words():
         "  1.bias[0] 0-3 of 4",
         "  2.weight[1] 0-3 of 4",
     ]
-    assert last.pinned == "the network's output"
+    assert last.fixed_reason == "the network's output"
     assert (first.rows, last.rows) == ((("0.weight", 0),), (("2.weight", 0),))

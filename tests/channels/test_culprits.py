@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from regrow.channels import prune
-from regrow.channels.cut.verify import Bench
-from regrow.channels.graph.groups import found_groups
+from regrow.channels.cut.verify import TrialCut
+from regrow.channels.graph.groups import groups_from_trace
 from regrow.channels.graph.trace import trace
-from regrow.channels.prune_channels import Together
+from regrow.channels.prune_channels import LinkedGroups
 
 
 class Derived(nn.Module):
@@ -90,15 +90,15 @@ def test_what_cannot_go_in_step_is_held_back_and_the_rest_goes():
 
 
 def test_one_block_tells_of_all_that_are_alike(monkeypatch):
-    runs, run = {}, Bench._outputs
+    runs, run = {}, TrialCut._outputs
     for blocks in (4, 12):
         net, x = derived(blocks), torch.randn(2, 7, 5, dtype=torch.float64)
         traced = trace(net, x)
-        groups = found_groups(traced, net)
-        bench, tried = Bench(net, traced, groups, x), []
+        groups = groups_from_trace(traced, net)
+        bench, tried = TrialCut(net, traced, groups, x), []
         monkeypatch.setattr(bench, "_outputs", lambda b=bench, t=tried: t.append(1) or run(b))
-        removed = {g.name: torch.arange(g.size // 3) for g in groups if not g.pinned}
-        found = bench.search(removed)
+        removed = {g.name: torch.arange(g.size // 3) for g in groups if not g.fixed_reason}
+        found = bench.find_valid(removed)
         assert len(found.pinned) >= blocks
         runs[blocks] = len(tried)
         found.undo()
@@ -147,7 +147,7 @@ class Meeting:
 
 
 def test_where_cutting_in_step_fails_too_only_who_broke_it_alone_stays():
-    together, bench = Together(), Meeting(("width", "heads"))
+    together, bench = LinkedGroups(), Meeting(("width", "heads"))
     pins, linked = together.after(bench, {"width": "not divisible"}, [])
     assert (pins, linked) == ({}, [("width", "heads")])  # hopeful: not pinned yet
     pins, linked = together.after(bench, {"heads": "not divisible either"}, linked)
@@ -155,7 +155,7 @@ def test_where_cutting_in_step_fails_too_only_who_broke_it_alone_stays():
 
 
 def test_sets_that_hold_stay_and_who_meets_nobody_is_pinned():
-    together, bench = Together(), Meeting(("a", "b"))
+    together, bench = LinkedGroups(), Meeting(("a", "b"))
     _, linked = together.after(bench, {"a": "x"}, [("c", "d")])
     assert linked == [("c", "d"), ("a", "b")]
     pins, linked = together.after(bench, {"e": "y"}, linked)

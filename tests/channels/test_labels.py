@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.channels.graph.labels import FIXED, Labels, Value, at, varying
+from regrow.channels.graph.labels import FIXED, LabelledTensor, Labels, at, varying
 
 
 class Plain:
@@ -63,27 +63,31 @@ def test_a_value_names_the_dimensions_that_vary():
     labels = Labels()
     rows, columns = labels.new("a", 0, 3), labels.new("a", 1, 2)
     value = labels.value((3, 2), [at(rows, 0, 2), at(columns, 1, 2)])
-    assert [varying(slot) for slot in value.slots] == [[0], [1]]
+    assert [varying(slot) for slot in value.label_axes] == [[0], [1]]
     labels.unite(rows, rows[:1], "all rows are one")
-    assert [varying(slot) for slot in labels.again(value).slots] == [[1]]
-    assert not labels.again(value).varies(0)
+    assert [varying(slot) for slot in labels.relabel(value).label_axes] == [[1]]
+    assert not labels.relabel(value).varies(0)
     assert value.varies(1)
 
 
 def test_tied_labels_stay_along_one_dimension():
     labels = Labels()
     slot = labels.new("a", 0, 6).reshape(2, 3)
-    assert labels.tie(slot, 1, "heads").tolist() == [[1, 2, 3]]
+    assert labels.fix_multiple(slot, 1, "heads").tolist() == [[1, 2, 3]]
     assert labels.find(slot).tolist() == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_adding_a_fixed_length_pins():
     labels = Labels()
     value = labels.value((2, 3), [at(labels.new("a", 0, 3), 1, 2)])
-    for other, pinned in ((Value((2, 3)), True), (Value((2, 1)), False), (Value((3,)), True)):
+    for other, pinned in (
+        (LabelledTensor((2, 3)), True),
+        (LabelledTensor((2, 1)), False),
+        (LabelledTensor((3,)), True),
+    ):
         labels.pins.clear()
         labels.broadcast([value, other], (2, 3), "add")
         assert bool(labels.pins) is pinned
     labels.pins.clear()
-    labels.broadcast([value, Value((2, 3), free=True)], (2, 3), "add")
+    labels.broadcast([value, LabelledTensor((2, 3), free=True)], (2, 3), "add")
     assert not labels.pins, "zeros_like fits whatever is cut"

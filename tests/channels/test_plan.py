@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-from regrow.channels import ChannelCut, carry, load, prune
+from regrow.channels import ChannelCut, load, prune, slice_optimizer_state
 from regrow.io.checkpoints import KEY
 from regrow.utils.errors import StateError
 
@@ -72,7 +72,7 @@ def test_training_goes_on_as_if_the_model_had_been_built_small(kind):
     original = copy.deepcopy(model)
     plan = prune(model, X, 0.5)
     state = copy.deepcopy(optimizer.state_dict())
-    carry([optimizer], model, plan)
+    slice_optimizer_state([optimizer], model, plan)
     small = network(4)
     small.load_state_dict(model.state_dict())
     other = MAKERS[kind](small.parameters())
@@ -91,7 +91,7 @@ def test_training_goes_on_as_if_the_model_had_been_built_small(kind):
 def test_state_without_a_step_yet():
     model = network()
     optimizer = MAKERS["adam"](model.parameters())
-    carry([optimizer], model, prune(model, X, 0.5))
+    slice_optimizer_state([optimizer], model, prune(model, X, 0.5))
     small = network(4)
     small.load_state_dict(model.state_dict())
     other = MAKERS["adam"](small.parameters())
@@ -120,7 +120,7 @@ def test_two_cuts_in_a_row_are_one_plan():
     first = prune(model, X, 0.25)
     state = copy.deepcopy(first)
     second = prune(model, X, 0.5)
-    both = first.then(second)
+    both = first.compose(second)
     other = network()
     both.apply(other)
     assert equal(model, other)
@@ -181,11 +181,11 @@ def test_a_cut_model_grows_back_with_zeros_where_channels_were():
     model = network()
     original = copy.deepcopy(model)
     plan = prune(model, X, 0.5)
-    assert plan.made(model)
-    assert not plan.made(original)
+    assert plan.matches(model)
+    assert not plan.matches(original)
     small = {name: value.clone() for name, value in model.state_dict().items()}
-    plan.grow(model)
-    assert not plan.made(model)
+    plan.restore_shapes(model)
+    assert not plan.matches(model)
     assert model.width == original.width
     for name, value in model.state_dict().items():
         assert value.shape == original.state_dict()[name].shape
@@ -195,7 +195,7 @@ def test_a_cut_model_grows_back_with_zeros_where_channels_were():
                 places &= keep.view([-1 if d == dim else 1 for d in range(value.ndim)])
             assert torch.equal(value[places], small[name].flatten())
             assert not value[~places].any()
-            assert torch.equal(plan.spread(name, small[name]), value)
+            assert torch.equal(plan.scatter(name, small[name]), value)
 
 
 def test_nine_tenths_of_the_channels_are_nine_tenths():

@@ -10,8 +10,8 @@ from oracle import alike, assert_close, distinct, half, noise, outputs, permuted
 from torch import nn
 
 from regrow.channels import prune
-from regrow.channels.cut.verify import Bench
-from regrow.channels.graph.groups import found_groups
+from regrow.channels.cut.verify import TrialCut
+from regrow.channels.graph.groups import groups_from_trace
 from regrow.channels.graph.trace import trace
 from regrow.utils.errors import ConfigError
 
@@ -105,18 +105,18 @@ QUICK = {
 @given(networks(), st.integers(0, 9))
 def test_a_cut_computes_what_zeros_did(model, seed):
     traced = trace(model, X)
-    groups = found_groups(traced, model)
+    groups = groups_from_trace(traced, model)
     before = outputs(model, X)
     for group in groups:
-        if not group.pinned and alike(group):
+        if not group.fixed_reason and alike(group):
             order = torch.randperm(group.size, generator=torch.Generator().manual_seed(seed))
             assert_close(outputs(permuted(model, group, order), X), before)
     original, removed = copy.deepcopy(model), half(groups, seed)
-    found = Bench(model, traced, groups, X).search(removed)
+    found = TrialCut(model, traced, groups, X).find_valid(removed)
     assert not found.pinned, "every block is one that can be cut"
     after = outputs(model, X)
     assert [t.shape for t in after] == [t.shape for t in before]
-    if not any(group.inexact for group in groups if group.name in removed):
+    if not any(group.approximate_reasons for group in groups if group.name in removed):
         assert_close(after, outputs(zeroed(original, model), X))
     found.undo()
     assert_close(outputs(model, X), before)

@@ -9,8 +9,8 @@ from oracle import distinct, half
 from torch import nn
 
 from regrow.channels import groups, prune
-from regrow.channels.cut.verify import Bench
-from regrow.channels.graph.groups import found_groups
+from regrow.channels.cut.verify import TrialCut
+from regrow.channels.graph.groups import groups_from_trace
 from regrow.channels.graph.trace import trace
 from regrow.channels.size import Sizes
 from regrow.profiling.macs import count_macs
@@ -45,18 +45,18 @@ def counted(model, of):
 def test_sizes_are_those_of_the_cut_model(of, seed):
     model = network()
     traced = trace(model, X)
-    found = found_groups(traced, model)
+    found = groups_from_trace(traced, model)
     sizes = Sizes(model, found, X, of)
     assert sizes.dense == counted(model, of)
     removed = {name: c[: 1 + seed] for name, c in half(found, seed).items()}
     predicted = sizes.after(removed)
-    assert not Bench(model, traced, found, X).search(removed).pinned
+    assert not TrialCut(model, traced, found, X).find_valid(removed).pinned
     assert predicted == counted(model, of)
 
 
 def test_channels_are_counted_by_group():
     model = network()
-    free = [group for group in groups(model, X) if not group.pinned]
+    free = [group for group in groups(model, X) if not group.fixed_reason]
     sizes = Sizes(model, free, X, "channels")
     assert sizes.dense == sum(group.size for group in free) == 8 + 6 + 4 + 6
     assert sizes.after({"0": torch.arange(3)}) == 21
@@ -68,7 +68,7 @@ def test_channels_are_counted_by_group():
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.8])
 def test_no_more_than_the_budget_is_left(of, sparsity):
     model = network()
-    free = [group for group in groups(model, X) if not group.pinned]
+    free = [group for group in groups(model, X) if not group.fixed_reason]
     dense = copy.deepcopy(model)
     plan = prune(model, X, sparsity, of=of)
     if of == "channels":

@@ -12,10 +12,17 @@ from torch import nn
 from regrow.channels import prune
 from regrow.channels.cut import attributes as repair
 from regrow.channels.cut import surgery, verify
-from regrow.channels.cut.channel_cut import ChannelCut, made_plan
-from regrow.channels.cut.surgery import Undo, cut, keeps, masked, sliced, tell_modules
-from regrow.channels.cut.verify import Bench
-from regrow.channels.graph.groups import found_groups
+from regrow.channels.cut.channel_cut import ChannelCut, make_channel_cut
+from regrow.channels.cut.surgery import (
+    UndoLog,
+    cut,
+    kept_indices,
+    masked,
+    slice_tensor,
+    tell_modules,
+)
+from regrow.channels.cut.verify import TrialCut
+from regrow.channels.graph.groups import groups_from_trace
 from regrow.channels.graph.trace import trace
 
 X = torch.randn(2, 3, 6, 6, dtype=torch.float64)
@@ -65,7 +72,7 @@ def same(one, other):
 def analysed():
     model = distinct(Heads())
     traced = trace(model, X)
-    return model, traced, found_groups(traced, model)
+    return model, traced, groups_from_trace(traced, model)
 
 
 @pytest.fixture
@@ -75,7 +82,7 @@ def case(analysed):
     model = copy.deepcopy(origin)
     model(X).sum().backward()
     model.a.bias.requires_grad_(False)
-    return model, Bench(model, traced, groups, X), half(groups)
+    return model, TrialCut(model, traced, groups, X), half(groups)
 
 
 def counted(monkeypatch, owner, name, at, error):
@@ -93,17 +100,17 @@ def counted(monkeypatch, owner, name, at, error):
 
 
 STEPS = [
-    (surgery, "sliced"),
+    (surgery, "slice_tensor"),
     (surgery, "set_data"),
     (surgery, "own_sizes"),
-    (Undo, "set"),
+    (UndoLog, "set"),
     (verify, "cut"),
     (verify, "tell_modules"),
-    (verify, "patch"),
-    (verify, "keeps"),
-    (verify, "changes"),
+    (verify, "set_sizes"),
+    (verify, "kept_indices"),
+    (verify, "size_changes"),
     (repair, "new_shape"),
-    (Bench, "_run"),
+    (TrialCut, "_run"),
     (verify, "bound_forward"),
     (torch.nn.functional, "relu"),
     (torch.nn.Conv2d, "forward"),
@@ -120,7 +127,7 @@ def test_a_failure_anywhere_changes_nothing(case, monkeypatch, owner, name, erro
         with monkeypatch.context() as patched:
             calls = counted(patched, owner, name, at, error)
             try:
-                bench.search(removed).undo()
+                bench.find_valid(removed).undo()
             except kind:
                 assert len(calls) >= at
         same(picture(model), before)
@@ -129,12 +136,12 @@ def test_a_failure_anywhere_changes_nothing(case, monkeypatch, owner, name, erro
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(surgery, "sliced"), (surgery, "set_data"), (Undo, "set")]
+    ("owner", "name"), [(surgery, "slice_tensor"), (surgery, "set_data"), (UndoLog, "set")]
 )
 def test_a_plan_that_fails_half_way_changes_nothing(case, monkeypatch, owner, name):
     model, bench, removed = case
-    found = bench.search(removed)
-    plan = made_plan(model, keeps(bench.groups, removed), found.undo)
+    found = bench.find_valid(removed)
+    plan = make_channel_cut(model, kept_indices(bench.groups, removed), found.undo)
     found.undo()
     before = picture(model)
     for at in range(1, 99):
@@ -151,7 +158,7 @@ def test_a_plan_that_fails_half_way_changes_nothing(case, monkeypatch, owner, na
 def test_undo_restores_every_bit(case):
     model, bench, removed = case
     before = picture(model)
-    found = bench.search(removed)
+    found = bench.find_valid(removed)
     assert found.patched == ["sizes"]
     assert (model.sizes, model.a.out_channels, model.deep.groups) == ([2, 2], 4, 4)
     found.undo()
@@ -164,7 +171,7 @@ def test_what_a_cut_keeps(case):
     """The same parameters, frozen ones frozen, statistics beside their channels, no gradients."""
     model, bench, removed = case
     original, ids = copy.deepcopy(model), {n: id(p) for n, p in model.named_parameters()}
-    bench.search(removed)
+    bench.find_valid(removed)
     (channels,) = removed.values()
     left = [i for i in range(8) if i % 4 not in channels.tolist()]
     assert {n: id(p) for n, p in model.named_parameters()} == ids
@@ -182,7 +189,7 @@ def test_training_goes_on(case):
     """Also where a graph of before the cut is still held."""
     model, bench, removed = case
     old = model(X).sum()
-    bench.search(removed)
+    bench.find_valid(removed)
     model(X).sum().backward()
     assert model.a.weight.grad.shape == model.a.weight.shape == (4, 3, 3, 3)
     del old
@@ -210,18 +217,18 @@ def test_narrow_numbers(dtype):
 def test_slices_and_masks_by_hand():
     tensor = torch.arange(12.0).reshape(3, 4)
     dims = {0: torch.tensor([True, False, True]), 1: torch.tensor([True, True, False, False])}
-    assert sliced(tensor, dims).tolist() == [[0, 1], [8, 9]]
+    assert slice_tensor(tensor, dims).tolist() == [[0, 1], [8, 9]]
     assert masked(tensor, dims).tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [8, 9, 0, 0]]
 
 
 def test_steps_without_a_bench(analysed):
     origin, _, groups = analysed
-    model, undo = copy.deepcopy(origin), Undo()
+    model, undo = copy.deepcopy(origin), UndoLog()
     before = picture(model)
-    kept = keeps(groups, half(groups))
+    kept = kept_indices(groups, half(groups))
     cut(model, kept, undo)
     tell_modules(model, kept, undo)
-    assert isinstance(made_plan(model, kept, undo), ChannelCut)
+    assert isinstance(make_channel_cut(model, kept, undo), ChannelCut)
     assert (model.deep.in_channels, model.deep.out_channels, model.deep.groups) == (4, 4, 4)
     undo()
     same(picture(model), before)

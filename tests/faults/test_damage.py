@@ -11,8 +11,8 @@ from cut import Save, data, run
 from toys import ADAM, Net, equal, fit, read, trainer
 
 from regrow import MagnitudePruning, StateError, Table
-from regrow.io.checkpoints import read_checkpoint, refuse_damaged
-from regrow.io.integrity import opened, sealed
+from regrow.io.checkpoints import check_checksums, read_checkpoint
+from regrow.io.integrity import verify_digest, with_digest
 
 SEEDS = [3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 1, 2, 4, 5))]
 CASES = 100  # a seed
@@ -70,7 +70,7 @@ def test_the_seal_alone_finds_what_no_checksum_guards(seed, saved):
             continue
         wrong += not equal(state, right)
         try:
-            opened(state)
+            verify_digest(state)
         except StateError:
             pass
         else:
@@ -81,7 +81,7 @@ def test_the_seal_alone_finds_what_no_checksum_guards(seed, saved):
 def test_a_flipped_bit_of_each_kind_is_named(saved):
     _, right, _ = saved
     state = right["callbacks"][KEY]["pruner"]
-    opened(state)
+    verify_digest(state)
     first = "body.0.weight"
     kinds = {
         f"masks/bits/{first}": lambda s: s["masks"]["bits"][first].bitwise_xor_(1),
@@ -92,7 +92,7 @@ def test_a_flipped_bit_of_each_kind_is_named(saved):
         other = torch.load(io.BytesIO(as_bytes(state)), weights_only=True)
         change(other)
         with pytest.raises(StateError, match=name):
-            opened(other)
+            verify_digest(other)
 
 
 def as_bytes(state):
@@ -125,7 +125,7 @@ def test_cut_short(part, saved, tmp_path):
     with pytest.raises(StateError, match=r"cut\.ckpt"):
         read_checkpoint(path)
     with pytest.raises(StateError, match=r"cut\.ckpt is damaged \(it has no end\)"):
-        refuse_damaged(path, old=False)
+        check_checksums(path, old=False)
     with pytest.raises((RuntimeError, EOFError, OSError)):  # torch's own
         fit(Net(ADAM), pruning(), data=data(), ckpt_path=path)
 
@@ -170,9 +170,9 @@ def test_a_seal_holds_every_kind_of_value():
         "d": torch.tensor(3),
         "e": float("nan"),
     }
-    again = torch.load(io.BytesIO(as_bytes(sealed(state))), weights_only=True)
-    opened(again)
+    again = torch.load(io.BytesIO(as_bytes(with_digest(state))), weights_only=True)
+    verify_digest(again)
     for change in ({"d": torch.tensor(3.0)}, {"c": []}, {"e": 0.0}, {"a": state["a"][:-1]}, {}):
         other = {**again, **change} if change else {k: v for k, v in again.items() if k != "c"}
         with pytest.raises(StateError):
-            opened(other)
+            verify_digest(other)

@@ -11,7 +11,7 @@ from toys import copied, equal
 
 from regrow import Pruner, StateError
 from regrow.channels.pruner import ChannelPruner
-from regrow.pruning.config import Method
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.drop_and_grow import draw_masks, drop_and_grow
 
 
@@ -34,7 +34,7 @@ def trained(pruner, optimizer, steps=2):
 
 def made(sparsity=0.4, **kw):
     """A pruner in the middle of things, and its optimizer."""
-    pruner = Pruner(network(), Method(**kw.pop("method", {})), **kw)
+    pruner = Pruner(network(), PruningConfig(**kw.pop("method", {})), **kw)
     optimizer = optim.Adam(pruner.model.parameters(), lr=0.01)
     trained(pruner, optimizer)
     if sparsity:
@@ -122,7 +122,7 @@ def test_out_of_memory_at_every_operation(name, stride):
             with Full(left):
                 act(pruner, optimizer)
         except torch.OutOfMemoryError:
-            if pruner.enforcer.changes.broken is None:
+            if pruner.enforcer.changes.failed is None:
                 assert equal(everything(pruner, optimizer), before), left
                 as_before += 1
             else:
@@ -137,7 +137,7 @@ def test_a_whole_state_mends_what_failed():
     pruner, optimizer = made(keep_removed=True)
     state, weights = copy.deepcopy(pruner.state_dict()), copied(pruner.model)
     for left in range(1, 1000):
-        if pruner.enforcer.changes.broken:
+        if pruner.enforcer.changes.failed:
             break
         with pytest.raises(torch.OutOfMemoryError), Full(left):
             pruner.prune_to(0.7, [optimizer])

@@ -16,11 +16,11 @@ from regrow import SparseModelCheckpoint, StateError
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import PrunerAccess
 from regrow.callbacks.rewind import Rewind
-from regrow.callbacks.support.fit_snapshot import Snapshot
-from regrow.masks.masks import refuse_unmasked
+from regrow.callbacks.support.fit_snapshot import FitSnapshot
+from regrow.masks.masks import check_weights_masked
 
 # What changes masks, and the weights that go with them, within a fit.
-INSIDE = [(PruningCallback, "_fire"), (PrunerAccess, "_change"), (Snapshot, "restore"),
+INSIDE = [(PruningCallback, "_fire"), (PrunerAccess, "_change"), (FitSnapshot, "restore"),
           (Rewind, "_restore")]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def events(checkpoint):
         for k, s in checkpoint["callbacks"].items()
         if k.startswith(("Magnitude", "Dynamic", "Channel"))
     )
-    refuse_unmasked(state["pruner"]["masks"], checkpoint["state_dict"])
+    check_weights_masked(state["pruner"]["masks"], checkpoint["state_dict"])
     return [entry for entry in state["pruner"]["history"] if entry["kind"] != "rollback"]
 
 

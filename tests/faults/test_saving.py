@@ -22,10 +22,10 @@ from toys import Net, equal, read
 
 import regrow
 from regrow import SparseModelCheckpoint, StateError
-from regrow.callbacks.sparse_model_checkpoint import WholeCheckpoint
+from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint
 from regrow.callbacks.support.regrow_request import RequestFile
 from regrow.channels.latency_budget import LatencyTable
-from regrow.io.files import read_json, write_json, write_whole
+from regrow.io.files import read_json, write_atomic, write_json
 from regrow.report.write import replace
 
 
@@ -59,7 +59,7 @@ class Fills(Callback):
 KINDS = {
     "ours": (lambda d: SparseModelCheckpoint(d, monitor="train/loss", every_n_train_steps=1),
              StateError, r"last\.ckpt could not be written \(.*File too large.*is whole"),
-    "dense": (lambda d: WholeCheckpoint(d, "last", every_n_train_steps=1,
+    "dense": (lambda d: AtomicCheckpoint(d, "last", every_n_train_steps=1,
                                         enable_version_counter=False),
               StateError, r"last\.ckpt could not be written \(.*File too large.*is whole"),
     "lightning": (lambda d: ModelCheckpoint(d, "last", every_n_train_steps=1,
@@ -93,8 +93,8 @@ def a_table(path):
 
 WRITERS = {
     "json": ("a.json", lambda path: write_json(path, list(range(2000)))),
-    "bytes": ("a.bin", lambda path: write_whole(path, lambda file: file.write(b"x" * 9000))),
-    "weights": ("a.pt", lambda path: write_whole(path, lambda f: torch.save(net(), f))),
+    "bytes": ("a.bin", lambda path: write_atomic(path, lambda file: file.write(b"x" * 9000))),
+    "weights": ("a.pt", lambda path: write_atomic(path, lambda f: torch.save(net(), f))),
     "report": ("a.html", lambda path: replace(path, "x" * 9000)),
     "table": ("a.json", a_table),
     "export": ("a.safetensors", lambda path: regrow.export(net(), path)),
@@ -155,10 +155,10 @@ def test_a_request_that_cannot_be_answered_in_writing(tmp_path):
     path = tmp_path / "regrow.json"
     path.write_text(json.dumps({"fraction": 0.1}))
     with full_disk(30), pytest.raises(StateError, match="could not be written"):
-        RequestFile(path).refuse("no such layer " * 10)
+        RequestFile(path).mark_rejected("no such layer " * 10)
     assert read_json(path) == {"fraction": 0.1}
     assert [p.name for p in tmp_path.iterdir()] == ["regrow.json"]
-    RequestFile(path).refuse("no such layer")
+    RequestFile(path).mark_rejected("no such layer")
     assert "refused: no such layer" in (tmp_path / "regrow.json.refused").read_text()
     assert not path.exists()
 

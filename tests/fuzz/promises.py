@@ -196,7 +196,7 @@ def target_count(pruner, granularity, sparsity):
     """How many weights a sparsity is, layers with a target of their own included."""
     weights, limit = unit(granularity)
     sizes = {target.name: target.parameter.numel() for target in pruner.targets}
-    own = {name: own for name, own in pruner.own.items() if sparsity}
+    own = {name: own for name, own in pruner.layer_targets.items() if sparsity}
     free = sum(size for name, size in sizes.items() if name not in own)
     parts = [(sparsity, free), *((own[name], sizes[name]) for name in own)]
     return sum(round(s / limit * (size * limit / weights)) * weights for s, size in parts)

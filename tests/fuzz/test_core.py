@@ -16,7 +16,7 @@ from sizes import few, many
 from torch import nn, optim
 
 from regrow.masks.masks import Masks
-from regrow.pruning.config import Method
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.drop_and_grow import drop_and_grow
 from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import RegrowError
@@ -48,7 +48,7 @@ class Core(RuleBasedStateMachine):
         if ties:  # few values
             for parameter in self.model.parameters():
                 parameter.data = (parameter.data * 4).round() / 4
-        self.method = Method(distribution=distribution)
+        self.method = PruningConfig(distribution=distribution)
         self.keep = keep
         self.pruner = Pruner(self.model, self.method, keep_removed=keep)
         self.names = [target.name for target in self.pruner.targets]

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from regrow.app.config.recipes import register
 from regrow.app.training.build import build_callbacks, build_data, build_module, build_pruning
-from regrow.app.training.default_teacher import taught
+from regrow.app.training.default_teacher import with_teacher
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.utils.paths import config_dir
 
@@ -61,7 +61,7 @@ def short_fit(cfg: DictConfig, folder: Path, **given: Any) -> tuple[pl.Trainer, 
         folder: Of the trainer.
         **given: Settings of the trainer.
     """
-    cfg = taught(cfg, _teacher(cfg, folder))
+    cfg = with_teacher(cfg, _teacher(cfg, folder))
     pruning = build_pruning(cfg)
     callbacks = build_callbacks(cfg, pruning)
     return _fit(cfg, folder, callbacks, {"fast_dev_run": 2} | given), pruning
@@ -69,7 +69,7 @@ def short_fit(cfg: DictConfig, folder: Path, **given: Any) -> tuple[pl.Trainer, 
 
 def planned(cfg: DictConfig, folder: Path) -> pl.Trainer:
     """A trainer whose fit is set up at its full length, and ended before its first step."""
-    cfg = taught(cfg, _teacher(cfg, folder))
+    cfg = with_teacher(cfg, _teacher(cfg, folder))
     callbacks = [*build_callbacks(cfg, build_pruning(cfg)), Stop()]
     given = {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     with contextlib.suppress(Stopped):

@@ -42,7 +42,7 @@ def test_recipe_trains(name: str, small_data: Path, tmp_path: Path) -> None:
         # in whole channels, of which the smallest networks have few
         assert pruning.sparsity == pytest.approx(cfg.pruning.sparsity, abs=0.03)
     else:
-        masks, own = pruning.masks, pruning.pruner.own
+        masks, own = pruning.masks, pruning.pruner.layer_targets
         target = sum(own.get(name, pruning.final) * mask.numel() for name, mask in masks.items())
         assert masks.pruned == pytest.approx(target, abs=len(own) + 1)
 

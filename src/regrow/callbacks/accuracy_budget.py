@@ -12,16 +12,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback, PruneEvent
-from regrow.callbacks.core.checkpoint_files import save_whole
+from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.compatibility import refuse_constant, refuse_swa
-from regrow.callbacks.core.consistency import shared_value
+from regrow.callbacks.core.compatibility import check_no_swa, check_rising_sparsity
+from regrow.callbacks.core.consistency import reduce_metric
 from regrow.callbacks.core.queries import pruners
 from regrow.callbacks.core.session import PrunerAccess
-from regrow.callbacks.support.fit_snapshot import Snapshot
-from regrow.schedules.bisection import Search
+from regrow.callbacks.support.fit_snapshot import FitSnapshot
+from regrow.schedules.bisection import Bisection
 from regrow.schedules.progress import Progress
-from regrow.schedules.time import Time, TimeLike, parse
+from regrow.schedules.time import Time, TimeLike, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_positive, check_rate
 
 
@@ -59,7 +59,7 @@ class AccuracyBudget(Callback):
         regrow.ConfigError: max_drop must be a number above 0, got -1: write 0.01 for one ...
     """
 
-    needs_wholes = True
+    needs_whole_parameters = True
 
     def __init__(
         self,
@@ -75,13 +75,13 @@ class AccuracyBudget(Callback):
         self.monitor = monitor
         self.max_drop = check_positive("max_drop", max_drop, "0.01 for one point of accuracy")
         self.mode = check_choice("mode", mode, ("max", "min"))
-        self.recover: Time = parse("recover", recover)
+        self.recover: Time = parse_time("recover", recover)
         self.given = reference
         self.reference = reference
-        self.search = Search(check_rate("resolution", resolution))
+        self.search = Bisection(check_rate("resolution", resolution))
         self._open: dict[str, Any] | None = None  # the event that is being judged
         self._lost: float | None = None  # by the event that is to be taken back
-        self._snapshot: Snapshot | None = None
+        self._snapshot: FitSnapshot | None = None
         self._pruner: PrunerAccess | None = None
         self._clock: Clock | None = None
         self._length = 0
@@ -92,8 +92,8 @@ class AccuracyBudget(Callback):
         return self._open is None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        refuse_constant(trainer, self)
-        refuse_swa(trainer, self)
+        check_rising_sparsity(trainer, self)
+        check_no_swa(trainer, self)
         found = pruners(trainer)
         if len(found) != 1:
             raise ConfigError(
@@ -106,12 +106,12 @@ class AccuracyBudget(Callback):
         assert self._pruner is not None
         if self._clock is None:
             self._set_clock(trainer)
-            self._pruner.progress.led = True
-            self._refuse_too_many(trainer, self._pruner.progress)
+            self._pruner.progress.adaptive = True
+            self._check_alone(trainer, self._pruner.progress)
         if self._lost is not None:  # before the pruner looks at what is due in this batch
             self._roll_back(trainer, pl_module)
 
-    def take_turn(
+    def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._clock is None:  # resumed in the middle of an epoch
@@ -132,7 +132,7 @@ class AccuracyBudget(Callback):
                 f"no validation came before the first event, or none gave a number, so there is no "
                 f"dense {self.monitor!r} to compare with: begin later, or write reference=VALUE"
             )
-        self._snapshot = Snapshot.take(trainer, pl_module, pruner)
+        self._snapshot = FitSnapshot.take(trainer, pl_module, pruner)
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
@@ -142,7 +142,7 @@ class AccuracyBudget(Callback):
         if self._open is not None:  # changed by hand: what is there is what is judged
             self._open["sparsity"] = event.after
         elif event.after > event.before:
-            deadline = self._clock.now() + self._length
+            deadline = self._clock.current_step() + self._length
             number = event.entry["event"]
             self._open = {"sparsity": event.after, "deadline": deadline, "event": number}
 
@@ -161,15 +161,15 @@ class AccuracyBudget(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._pruner is not None
         open_still = self._open is not None
-        over = not open_still and not self._pruner.progress.ahead
+        over = not open_still and not self._pruner.progress.remaining
         if open_still:  # failed just now, or never judged
             self._roll_back(trainer, pl_module)
         self._conclude(cut=True)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.last_model_path and not over:
-                save_whole(trainer, callback.last_model_path, trainer.save_checkpoint)
+                save_atomic(trainer, callback.last_model_path, trainer.save_checkpoint)
         if open_still:  # what has been taken back may have been averaged into the module before
-            Averages(trainer).give(pl_module)
+            Averages(trainer).copy_to_model(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -185,20 +185,20 @@ class AccuracyBudget(Callback):
         self.search.load_state_dict(state_dict["search"])
         self._open, self._lost = state_dict["open"], state_dict["lost"]
         held = state_dict["snapshot"]
-        self._snapshot = None if held is None else Snapshot(held)
+        self._snapshot = None if held is None else FitSnapshot(held)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._clock = None
 
     def _set_clock(self, trainer: pl.Trainer) -> None:
         self._clock = Clock(trainer, [self.recover])
-        first, epoch = self._clock.origin()
+        first, epoch = self._clock.start_step()
         self._length = self._clock.timeline(first, epoch).length(self.recover)
 
     def _behind(self) -> int:
         """How many steps lie behind, asked after a batch."""
         assert self._clock is not None
-        return self._clock.origin()[0]
+        return self._clock.start_step()[0]
 
     def _value(self, trainer: pl.Trainer) -> float:
         if self.monitor not in trainer.callback_metrics:
@@ -206,7 +206,7 @@ class AccuracyBudget(Callback):
                 f"AccuracyBudget monitors {self.monitor!r}, which validation never logged: there "
                 f"are {', '.join(map(str, trainer.callback_metrics)) or 'no metrics'}"
             )
-        return shared_value(trainer, float(trainer.callback_metrics[self.monitor]))
+        return reduce_metric(trainer, float(trainer.callback_metrics[self.monitor]))
 
     def _judge(self, value: float) -> None:
         assert self._open is not None
@@ -216,13 +216,13 @@ class AccuracyBudget(Callback):
         sparsity = self._open["sparsity"]
         if not lost <= self.max_drop:  # NaN is no drop that can be tolerated
             self._lost = lost
-            self.search.fail(sparsity)
+            self.search.reject(sparsity)
             return
-        self.search.hold(sparsity)
+        self.search.accept(sparsity)
         self._pruner.history[self._open["event"]]["lost"] = lost
         self._open = self._snapshot = None
-        if self.search.failed is not None:
-            self._pruner.progress.lead(self._behind(), self.search.candidate())
+        if self.search.lowest_rejected is not None:
+            self._pruner.progress.set_next(self._behind(), self.search.next())
         self._conclude()
 
     def _roll_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -230,34 +230,34 @@ class AccuracyBudget(Callback):
         assert self._snapshot is not None
         assert self._pruner is not None
         sparsity, lost = self._open["sparsity"], self._lost
-        with self._pruner.changes.whole("a rollback"):
-            self._pruner.changes.touch()
+        with self._pruner.transaction.guard("a rollback"):
+            self._pruner.transaction.mark_started()
             self._snapshot.restore(trainer, pl_module, self._pruner)
             finite = lost is not None and math.isfinite(lost)  # a result in JSON knows no NaN
             self._pruner.note_rollback(sparsity, lost if finite else None)
             if lost is not None:  # else the event is still to come
-                self._pruner.progress.lead(self._behind(), self.search.candidate())
+                self._pruner.progress.set_next(self._behind(), self.search.next())
             self._open = self._lost = self._snapshot = None
             self._conclude()
 
     def _conclude(self, cut: bool = False) -> None:
         """Writes down why the search ended, once it has or the fit cuts it."""
         assert self._pruner is not None
-        ahead = self._pruner.progress.ahead
+        ahead = self._pruner.progress.remaining
         judged = [entry for entry in self._pruner.history if "lost" in entry]
         if judged and (cut or not ahead):
             judged[-1]["reason"] = self.search.reason(ahead[0].sparsity if ahead else None)
 
-    def _refuse_too_many(self, trainer: pl.Trainer, progress: Progress) -> None:
+    def _check_alone(self, trainer: pl.Trainer, progress: Progress) -> None:
         """Refuses a plan whose events and recoveries do not fit, one after the other."""
         assert self._clock is not None
-        timeline = self._clock.timeline(*self._clock.origin())
+        timeline = self._clock.timeline(*self._clock.start_step())
         step = timeline.start
-        for milestone in progress.ahead:
+        for milestone in progress.remaining:
             step = max(step, milestone.step) + self._length
-        if timeline.end is not None and progress.ahead and step > timeline.end:
+        if timeline.end is not None and progress.remaining and step > timeline.end:
             raise ConfigError(
-                f"{len(progress.ahead)} events, each with {self.recover} of recovery, end at step "
-                f"{step}, the fit before step {timeline.end}: write fewer events (a longer every), "
-                "a shorter recover, or train longer"
+                f"{len(progress.remaining)} events, each with {self.recover} of recovery, end at "
+                f"step {step}, the fit before step {timeline.end}: write fewer events (a longer "
+                "every), a shorter recover, or train longer"
             )

@@ -16,20 +16,20 @@ from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.dispatch import suite
 from regrow.callbacks.core.pruning_callback import PruningCallback
-from regrow.callbacks.core.queries import settled
+from regrow.callbacks.core.queries import no_event_pending
 from regrow.callbacks.dynamic_sparse_training import DynamicSparseTraining
 from regrow.callbacks.rewind import Rewind
 from regrow.callbacks.rewound_pruning import RewoundPruning
 from regrow.callbacks.support.checkpoint_shapes import (
     ShapeHooks,
-    example_for,
     find_example,
+    first_example,
     fit_shapes,
     training_inputs,
 )
 from regrow.channels.allocation import RoundTo
 from regrow.channels.batch_norm_recalibration import recalibrate
-from regrow.channels.config import ChannelMethod
+from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.importance import ChannelCriterion
 from regrow.channels.pruner import ChannelPruner
@@ -64,7 +64,7 @@ def check_settings(
         )
 
 
-def refuse_company(trainer: pl.Trainer, callback: ChannelPruning) -> None:
+def check_compatible(trainer: pl.Trainer, callback: ChannelPruning) -> None:
     """Refuses callbacks that hold tensors of shapes that a cut would change.
 
     Raises:
@@ -93,13 +93,13 @@ def refuse_company(trainer: pl.Trainer, callback: ChannelPruning) -> None:
                 )
 
 
-def refuse_ranks(trainer: pl.Trainer, callback: ChannelPruning) -> None:
+def check_single_process(trainer: pl.Trainer, callback: ChannelPruning) -> None:
     """What several ranks cannot do: time alike, and cut while DDP trains.
 
     Raises:
         ConfigError: For `of="latency"`.
     """
-    assert isinstance(callback.method, ChannelMethod)
+    assert isinstance(callback.method, ChannelConfig)
     if callback.method.of == "latency":
         raise ConfigError(
             "of='latency' is measured, and ranks would measure differently: write of='macs', "
@@ -110,7 +110,7 @@ def refuse_ranks(trainer: pl.Trainer, callback: ChannelPruning) -> None:
         callback.compact_at = "end"
 
 
-def refuse_live_cut(trainer: pl.Trainer) -> None:
+def check_can_cut(trainer: pl.Trainer) -> None:
     """What DDP has hooked and counted keeps its shapes until the fit ends.
 
     Raises:
@@ -242,7 +242,7 @@ there are: channels, latency, macs, params
         on_change: str = "refuse",
     ) -> None:
         check_settings(compact, keep_removed, latency_ms, sparsity is not DEFAULT_SPARSITY)
-        method = ChannelMethod(
+        method = ChannelConfig(
             criterion, distribution, of, round_to, min_channels, include, exclude, seed, timer,
             latency_ms,
         )  # fmt: skip
@@ -260,7 +260,7 @@ there are: channels, latency, macs, params
         self.recalibrate = check_count("recalibrate", recalibrate, least=0)
         self.example_input = example_input
         self._example: Any = None
-        self._stuck = -1  # the history's length when a cut within the fit failed
+        self._last_failed_event = -1  # the history's length when a cut within the fit failed
         self._hooks = ShapeHooks()
 
     @property
@@ -277,7 +277,7 @@ there are: channels, latency, macs, params
     def compact(self) -> ChannelCut | None:
         """Cuts masked channels out now, but not while DDP trains; see `ChannelPruner.compact`."""
         if self._clock is not None:
-            refuse_live_cut(self._clock.trainer)
+            check_can_cut(self._clock.trainer)
         return self._compact()
 
     def expand(self) -> dict[str, Any]:
@@ -289,7 +289,7 @@ there are: channels, latency, macs, params
         if self._clock is not None:
             raise StateError("a fit is going on in the small shapes: call expand() after it")
         entry = self.pruner.expand()
-        self._averages.renew(self.pruner.model)
+        self._averages.rebuild(self.pruner.model)
         return entry
 
     def resolve(self, timeline: Timeline, start: float = 0.0) -> SparsityPlan:
@@ -297,28 +297,28 @@ there are: channels, latency, macs, params
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._stuck = -1
+        self._last_failed_event = -1
         self._hooks.install(pl_module, self._fit_shapes, self._tell_shapes)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._pruner is None and self._example is None:
             self._example = find_example(trainer, pl_module, self.example_input)
         if trainer.world_size > 1:
-            refuse_ranks(trainer, self)
-        refuse_company(trainer, self)
+            check_single_process(trainer, self)
+        check_compatible(trainer, self)
         super().on_fit_start(trainer, pl_module)
         rewrap(trainer)
         for name, reason in self.pruner.pins.items():
             rank_zero_warn(f"{name} keeps its channels, a trial cut breaks the network: {reason}")
 
-    def take_turn(
+    def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # within a window of accumulated gradients a cut would lose some of them
         begins = batch_idx % trainer.accumulate_grad_batches == 0
         if begins:  # what a budget has accepted since
             self._compact_settled(trainer)
-        super().take_turn(trainer, pl_module, batch, batch_idx)
+        super().on_suite_batch_start(trainer, pl_module, batch, batch_idx)
         if begins:
             self._compact_settled(trainer)
 
@@ -329,7 +329,7 @@ there are: channels, latency, macs, params
         super().on_fit_end(trainer, pl_module)
         if self.compact_at is not None and self._try_to_compact() and self.recalibrate:
             recalibrate_on(trainer, pl_module, self.recalibrate)
-            self._averages.take(pl_module)  # it went into the module before
+            self._averages.copy_from_model(pl_module)  # it went into the module before
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -365,21 +365,21 @@ there are: channels, latency, macs, params
 
     @property
     def _budget(self) -> float | None:
-        assert isinstance(self.method, ChannelMethod)
+        assert isinstance(self.method, ChannelConfig)
         return self.method.latency_ms
 
     def _compact_settled(self, trainer: pl.Trainer) -> None:
         """Cuts within the fit what nothing can take back any more."""
         masked = any(len(channels) for channels in self.pruner.removed.values())
-        tried = self._stuck == len(self.history)
-        if self.compact_at == "event" and masked and not tried and settled(trainer):
+        tried = self._last_failed_event == len(self.history)
+        if self.compact_at == "event" and masked and not tried and no_event_pending(trainer):
             self._try_to_compact()
-            self._stuck = len(self.history)
+            self._last_failed_event = len(self.history)
 
     def _compact(self) -> ChannelCut | None:
         trainer = None if self._clock is None else self._clock.trainer
         plan = self.pruner.compact(trainer.optimizers if trainer is not None else ())
-        self._averages.cut(plan)
+        self._averages.slice(plan)
         if plan is not None and trainer is not None:
             self._where(self.history[-1])
             tell_cut(trainer, self, plan)
@@ -394,8 +394,8 @@ there are: channels, latency, macs, params
             return False
 
     def _new_pruner(self, model: nn.Module) -> ChannelPruner:
-        assert isinstance(self.method, ChannelMethod)
-        example = example_for(model, self._example, self.example_input)
+        assert isinstance(self.method, ChannelConfig)
+        example = first_example(model, self._example, self.example_input)
         return ChannelPruner(model, example, self.method, keep_removed=bool(self.keep_removed))
 
     def _own_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -415,7 +415,7 @@ there are: channels, latency, macs, params
         if (
             self._pruner is None
             and cuts
-            and not ChannelCut.from_state(cuts[-1]["plan"]).made(module)
+            and not ChannelCut.from_state(cuts[-1]["plan"]).matches(module)
         ):
             self._remember_example(state)  # while there are channels to be found
             self._pruner = self._new_pruner(module)
@@ -423,7 +423,7 @@ there are: channels, latency, macs, params
             fit_shapes(module, checkpoint)
         else:
             self.pruner.reshape(cuts)
-        Averages(module.trainer).fit(module)
+        Averages(module.trainer).resize(module)
 
     def _tell_shapes(self, checkpoint: dict[str, Any]) -> None:
         if isinstance(self._pruner, ChannelPruner) and self._pruner.plan.kept:

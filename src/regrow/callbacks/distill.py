@@ -14,17 +14,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from regrow.callbacks.core.base import Callback
-from regrow.callbacks.core.checkpoint_files import refuse_format
-from regrow.callbacks.support.forward_recorder import Call, Recorder
+from regrow.callbacks.core.checkpoint_files import check_format
+from regrow.callbacks.support.forward_recorder import Call, ForwardRecorder
 from regrow.callbacks.support.teacher import (
     START,
     check_teacher,
+    check_teachers_agree,
     digest,
     make_teacher,
-    refuse_unlike,
 )
 from regrow.distillation import soft_loss, taught_loss
-from regrow.utils.errors import ConfigError, StateError, check_positive, did_you_mean
+from regrow.utils.errors import ConfigError, StateError, check_positive, suggest
 
 FORMAT = 1
 
@@ -89,7 +89,7 @@ class Distill(Callback):
         self.teacher: nn.Module | None = None
         self._digest = ""
         self._loaded: Mapping[str, Any] | None = None
-        self._recorders: list[Recorder] = []
+        self._recorders: list[ForwardRecorder] = []
         self._restore: Callable[[], None] = _nothing
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -119,17 +119,17 @@ class Distill(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.teacher is not None
-        refuse_unlike(trainer, self._digest)
+        check_teachers_agree(trainer, self._digest)
         teacher = trainer.precision_plugin.convert_module(self.teacher.to(pl_module.device))
         self.teacher = teacher.eval()
-        self._recorders = [Recorder(pl_module, self.network or "")]
+        self._recorders = [ForwardRecorder(pl_module, self.network or "")]
         if self.logits in dict(pl_module.named_modules()):
-            self._recorders.append(Recorder(pl_module, str(self.logits)))
+            self._recorders.append(ForwardRecorder(pl_module, str(self.logits)))
         self._wrap(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._loaded is not None:
-            self._refuse_other(self._loaded)
+            self._check_same_settings(self._loaded)
             self._loaded = None
         if self.given == START:
             rank_zero_info(f"Distill: the teacher is the student at the fit's start {self._digest}")
@@ -145,7 +145,7 @@ class Distill(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        refuse_format(state_dict, FORMAT, self.state_key)
+        check_format(state_dict, FORMAT, self.state_key)
         self._loaded = state_dict
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -163,7 +163,7 @@ class Distill(Callback):
         named = dict(module.named_modules())
         if self.network not in named:
             raise ConfigError(
-                f"network={self.network!r} is no submodule: {did_you_mean(self.network, named)}"
+                f"network={self.network!r} is no submodule: {suggest(self.network, named)}"
             )
         found: nn.Module = named[self.network]
         return found
@@ -178,7 +178,7 @@ class Distill(Callback):
         inner = strategy.training_step
 
         def step(*args: Any, **kwargs: Any) -> Any:
-            with self._recorders[0].listening(), self._recorders[-1].listening():
+            with self._recorders[0].recording(), self._recorders[-1].recording():
                 given = inner(*args, **kwargs)
             return self._taught(trainer, module, given)
 
@@ -197,7 +197,7 @@ class Distill(Callback):
         if not isinstance(own, Tensor):
             return given  # the step is skipped, or Lightning says what is wrong
         wrapped = trainer.strategy.model is not module
-        calls = [r.only(wrapped and not r.name) for r in self._recorders]
+        calls = [r.single_call(wrapped and not r.name) for r in self._recorders]
         student = self._student_logits(given, calls)
         with trainer.precision_plugin.train_step_context(), torch.no_grad():
             teacher = self._teacher_logits(calls[0])
@@ -228,7 +228,7 @@ class Distill(Callback):
             )
         return _tensor(self.teacher(*call.args, **call.kwargs), "the teacher")
 
-    def _refuse_other(self, state: Mapping[str, Any]) -> None:
+    def _check_same_settings(self, state: Mapping[str, Any]) -> None:
         """Refuses to go on with another teacher, or other settings.
 
         Raises:

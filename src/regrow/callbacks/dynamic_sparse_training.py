@@ -11,20 +11,32 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow.callbacks.core.checks import waits_for_gradients
-from regrow.callbacks.core.gradients import drop_gradients, overflowed
+from regrow.callbacks.core.gradients import amp_step_skipped, drop_gradients
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.criteria.base import CRITERIA, TrackingCriterion
-from regrow.pruning.config import Method
-from regrow.pruning.drop_and_grow import GROW, Explored, draw_masks, drop_and_grow, track_momenta
-from regrow.pruning.growth import Growth, make_growth, refuse_whole
-from regrow.pruning.initializers import Initializer, make_initializer, original, orthogonal, removed
+from regrow.pruning.config import PruningConfig
+from regrow.pruning.drop_and_grow import (
+    GROW,
+    ExploredMask,
+    draw_masks,
+    drop_and_grow,
+    update_gradient_momentum,
+)
+from regrow.pruning.growth import GrowthCriterion, check_supports_sharding, get_growth_criterion
+from regrow.pruning.initializers import (
+    Initializer,
+    make_initializer,
+    original,
+    orthogonal,
+    removed_values,
+)
 from regrow.pruning.pruner import Pruner
 from regrow.schedules.base import Milestone, PruningPlan
-from regrow.schedules.drop_fraction import Updates, drop_fraction_at
+from regrow.schedules.drop_fraction import DropGrowSchedule, drop_fraction_at
 from regrow.schedules.one_shot import OneShot
 from regrow.schedules.time import TimeLike, Timeline
 from regrow.utils.errors import ConfigError, check_choice, check_rate
-from regrow.utils.modes import uncompiled
+from regrow.utils.modes import no_compile
 
 
 class DynamicSparseTraining(PruningCallback):
@@ -43,7 +55,7 @@ class DynamicSparseTraining(PruningCallback):
         sparsity: Fraction of the selected weights that is masked from the start, in [0, 1).
         drop: Which weights go: the name of a criterion, or a criterion (see `MagnitudePruning`).
         grow: Where as many come back: "gradient" (RigL), "random" (SET), "momentum" (SNFS), "none"
-            (static: no update at all) or a rule (see `regrow.pruning.growth.Growth`).
+            (static: no update at all) or a rule (see `regrow.pruning.growth.GrowthCriterion`).
         distribution: "erk" or "uniform".
         init: With what value they come back: see `regrow.pruning.initializers`.
         drop_fraction: Share of a layer's kept weights that the first update would drop, in (0, 1).
@@ -82,7 +94,7 @@ class DynamicSparseTraining(PruningCallback):
         sparsity: float = 0.9,
         *,
         drop: str | TrackingCriterion | Callable[..., Tensor] = "magnitude",
-        grow: str | Growth = "gradient",
+        grow: str | GrowthCriterion = "gradient",
         distribution: str = "erk",
         init: str | Initializer = "zero",
         drop_fraction: float = 0.3,
@@ -105,8 +117,8 @@ class DynamicSparseTraining(PruningCallback):
         self.drop_fraction = check_rate("drop_fraction", drop_fraction)
         self.initializer = make_initializer(init)
         self.skip_update = skip_update
-        self.updates = Updates(every, end)
-        self.explored = Explored()
+        self.updates = DropGrowSchedule(every, end)
+        self.explored = ExploredMask()
         self._end = 0
         self._skips = False
         if self.moves and granularity != "weight":
@@ -124,9 +136,9 @@ class DynamicSparseTraining(PruningCallback):
                 "init='orthogonal' makes whole filters, and single weights are grown here: write "
                 "init='zero' or 'he'"
             )
-        if self.initializer is removed and not keep_removed:
+        if self.initializer is removed_values and not keep_removed:
             raise ConfigError("init='removed' needs the removed values: write keep_removed=True")
-        method = Method(drop, distribution, granularity, None, include, exclude, seed)
+        method = PruningConfig(drop, distribution, granularity, None, include, exclude, seed)
         final = method.check_target(sparsity)
         schedule = self.updates if self.moves else OneShot(0)
         super().__init__(method, schedule, final, bool(keep_removed), on_change)
@@ -139,7 +151,7 @@ class DynamicSparseTraining(PruningCallback):
     @property
     def reached(self) -> bool:
         """Whether the network is as sparse as asked for: from the first step on."""
-        return self._pruner is not None and self.progress.begun and self._complete
+        return self._pruner is not None and self.progress.started and self._complete
 
     @property
     def at_target(self) -> bool:
@@ -149,7 +161,7 @@ class DynamicSparseTraining(PruningCallback):
         """The start and the updates of a fit with this timeline, without a Trainer."""
         return tuple(self.schedule.plan(self.final, timeline, start)) if self.final else ()
 
-    def take_turn(
+    def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         due = self._due()
@@ -159,11 +171,11 @@ class DynamicSparseTraining(PruningCallback):
 
     def on_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """Acts on dense, unscaled, unclipped gradients: the running mean, then a due update."""
-        if self.grow == "momentum" and not overflowed(trainer, optimizer):
-            track_momenta(self.pruner, optimizer)
+        if self.grow == "momentum" and not amp_step_skipped(trainer, optimizer):
+            update_gradient_momentum(self.pruner, optimizer)
         super().on_gradients(trainer, optimizer)
 
-    @uncompiled
+    @no_compile
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
@@ -176,7 +188,7 @@ class DynamicSparseTraining(PruningCallback):
         state = super().state_dict()
         if self._loaded is None:  # else it is all there
             pruner = self._pruner
-            means = {} if pruner is None else pruner.shards.whole(pruner.momenta)
+            means = {} if pruner is None else pruner.shards.gather(pruner.momenta)
             momenta = {name: mean.clone() for name, mean in means.items()}  # they go on in place
             state |= {"end": self._end, "momenta": momenta, "explored": self.explored.state_dict()}
         return state
@@ -187,7 +199,9 @@ class DynamicSparseTraining(PruningCallback):
 
     @property
     def _complete(self) -> bool:
-        return self.pruner.units(self.pruner.stand(self.final)) >= self.pruner.units(self.final)
+        return self.pruner.units(self.pruner.progress_towards(self.final)) >= self.pruner.units(
+            self.final
+        )
 
     @property
     def pruner(self) -> Pruner:
@@ -199,9 +213,11 @@ class DynamicSparseTraining(PruningCallback):
         pruner = super()._new_pruner(model)
         assert isinstance(pruner, Pruner)
         pruner.needs_gradients |= self._by_gradients
-        pruner.tracks_means = self.grow == "momentum"
+        pruner.averages_gradients = self.grow == "momentum"
         if self.moves and pruner.shards.ranks is not None:
-            refuse_whole(make_growth(self.grow), self.initializer, pruner.targets)
+            check_supports_sharding(
+                get_growth_criterion(self.grow), self.initializer, pruner.targets
+            )
         return pruner
 
     def _adopt(self, state: Mapping[str, Any]) -> None:
@@ -210,7 +226,7 @@ class DynamicSparseTraining(PruningCallback):
         parameters = self.pruner.enforcer.parameters
         self.pruner.momenta = {
             name: mean.to(parameters[name].device, copy=True)
-            for name, mean in self.pruner.shards.rows(state["momenta"]).items()
+            for name, mean in self.pruner.shards.local_rows(state["momenta"]).items()
         }
         self.explored.load_state_dict(state["explored"], parameters)
 
@@ -218,7 +234,7 @@ class DynamicSparseTraining(PruningCallback):
         super()._begin(trainer)
         assert self._clock is not None
         if self.initializer is original and not self.pruner.originals:
-            self.pruner.remember()  # masks may be there already, or be made by hand
+            self.pruner.remember_original()  # masks may be there already, or be made by hand
         progress = self.progress
         timeline = self._clock.timeline(progress.first, progress.epoch)
         if not self.moves or timeline.total == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -233,18 +249,18 @@ class DynamicSparseTraining(PruningCallback):
         if self.on_change != "stretch" or not self.moves or self.progress.reached:
             return
         assert self._clock is not None
-        progress, (now, _) = self.progress, self._clock.origin()
+        progress, (now, _) = self.progress, self._clock.start_step()
         timeline = self._clock.timeline(progress.first, progress.epoch)
         planned = self.resolve(timeline, progress.start)
         ahead = tuple(milestone for milestone in planned if milestone.step >= now)
-        progress.plan = progress.plan[: progress.fired] + ahead
+        progress.plan = progress.plan[: progress.n_done] + ahead
         self._end = self.updates.stop(timeline)
 
     def _act(self, due: Milestone) -> None:
         pruner, first = self.pruner, self.progress.first
         if not pruner.pruned:
             if self.initializer is original:
-                pruner.remember()
+                pruner.remember_original()
             self._change(lambda optimizers: draw_masks(pruner, self.final, optimizers))
         elif not self._complete:  # it was less sparse before the fit, or made so by hand
             self._change(lambda optimizers: pruner.prune_to(self.final, optimizers))

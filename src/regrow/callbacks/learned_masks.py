@@ -12,19 +12,19 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.callbacks.core.gradients import overflowed
+from regrow.callbacks.core.gradients import amp_step_skipped
 from regrow.callbacks.core.pruning_callback import PruningCallback
-from regrow.channels.config import ChannelMethod
-from regrow.learned.controller import Course
-from regrow.learned.learner import OPTIMIZERS, Learner, Margins
-from regrow.learned.methods import Rule, make_rule
+from regrow.channels.config import ChannelConfig
+from regrow.learned.controller import LearningWindow
+from regrow.learned.learner import OPTIMIZERS, Learner, MarginCriterion
+from regrow.learned.methods import MaskMethod, get_method
 from regrow.learned.pruner import LearnedPruner
-from regrow.masks.targets import select
-from regrow.pruning.config import Method
+from regrow.masks.targets import select_targets
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import Keep
-from regrow.schedules.base import Milestone, Proportional, PruningPlan, inside
-from regrow.schedules.time import Time, TimeLike, Timeline, parse
+from regrow.pruning.state import KeepRemoved
+from regrow.schedules.base import Milestone, ProportionalLayers, PruningPlan, step_within
+from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import (
     ConfigError,
     StateError,
@@ -32,21 +32,21 @@ from regrow.utils.errors import (
     check_positive,
     check_sparsity,
 )
-from regrow.utils.modes import uncompiled
+from regrow.utils.modes import no_compile
 
 
-def refuse_unlearnable(trainer: pl.Trainer, callback: PruningCallback, pruner: Pruner) -> None:
+def check_learnable(trainer: pl.Trainer, callback: PruningCallback, pruner: Pruner) -> None:
     """All that is refused when a fit that learns masks starts.
 
     Raises:
         ConfigError: For optimizers, parameters and callbacks that learned masks do not go with.
     """
-    _refuse_closures(trainer)
-    _refuse_untrained(trainer, pruner)
-    _refuse_company(trainer, callback, pruner)
+    _check_no_closures(trainer)
+    _check_trained(trainer, pruner)
+    _check_compatible(trainer, callback, pruner)
 
 
-def refuse_masked(pruner: Pruner) -> None:
+def check_not_masked(pruner: Pruner) -> None:
     """Refuses a model that is partly pruned.
 
     Raises:
@@ -78,7 +78,7 @@ def rate_factor(optimizer: Optimizer, parameter: nn.Parameter) -> float:
     return 1.0
 
 
-def _refuse_closures(trainer: pl.Trainer) -> None:
+def _check_no_closures(trainer: pl.Trainer) -> None:
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigError(
@@ -93,7 +93,7 @@ def _refuse_closures(trainer: pl.Trainer) -> None:
             )
 
 
-def _refuse_untrained(trainer: pl.Trainer, pruner: Pruner) -> None:
+def _check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     trained = {id(p) for group in groups for p in group["params"] if p.requires_grad}
     frozen = [t.name for t in pruner.targets if id(t.parameter) not in trained]
@@ -111,17 +111,19 @@ def _refuse_untrained(trainer: pl.Trainer, pruner: Pruner) -> None:
         )
 
 
-def _refuse_company(trainer: pl.Trainer, callback: PruningCallback, pruner: Pruner) -> None:
+def _check_compatible(trainer: pl.Trainer, callback: PruningCallback, pruner: Pruner) -> None:
     own = {target.name for target in pruner.targets}
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         if other is callback or not isinstance(other, PruningCallback):
             continue
         name = type(other).__name__
-        if isinstance(other.method, ChannelMethod):
+        if isinstance(other.method, ChannelConfig):
             raise ConfigError(
                 f"{name} cuts weights of which LearnedMasks keeps dense ones: write one of them"
             )
-        theirs = select(trainer.lightning_module, other.method.include, other.method.exclude)
+        theirs = select_targets(
+            trainer.lightning_module, other.method.include, other.method.exclude
+        )
         shared = sorted(own & {target.name for target in theirs.targets})
         if shared:
             raise ConfigError(
@@ -130,7 +132,7 @@ def _refuse_company(trainer: pl.Trainer, callback: PruningCallback, pruner: Prun
             )
 
 
-def refuse_other_learning(was: Mapping[str, str], now: Mapping[str, str]) -> None:
+def check_same_learning(was: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Refuses to go on from a checkpoint whose masks were learned in another way.
 
     Raises:
@@ -169,7 +171,7 @@ def resumed_first(planned: int, first: int, on_change: str) -> int:
 
 
 @dataclass(frozen=True)
-class Learning(Proportional):
+class Learning(ProportionalLayers):
     """From when to when masks are learned; the one event hardens them.
 
     Example:
@@ -186,14 +188,14 @@ class Learning(Proportional):
             raise ConfigError(f"begin={begin} must lie before end={end}")
 
     def times(self) -> tuple[Time, ...]:
-        return parse("begin", self.begin), parse("end", self.end)
+        return parse_time("begin", self.begin), parse_time("end", self.end)
 
     def first(self, timeline: Timeline) -> int:
         """The first step that learns."""
         return timeline.step(self.times()[0], "begin")
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
-        last = inside("end", self.times()[1], timeline)
+        last = step_within("end", self.times()[1], timeline)
         if self.first(timeline) >= last:
             raise ConfigError(
                 f"begin={self.begin} (step {self.first(timeline)}) must lie before "
@@ -261,7 +263,7 @@ did you mean 'l0'?
 
     def __init__(
         self,
-        method: str | Rule = "str",
+        method: str | MaskMethod = "str",
         sparsity: float = 0.9,
         *,
         begin: TimeLike = 0,
@@ -277,7 +279,7 @@ did you mean 'l0'?
         seed: int = 0,
         on_change: str = "refuse",
     ) -> None:
-        rule = make_rule(method)
+        rule = get_method(method)
         final = check_sparsity("sparsity", sparsity, zero=False)
         self.ramp = rule.ramp if ramp is None else _share("ramp", ramp)
         self.score_lr = score_lr
@@ -289,7 +291,7 @@ did you mean 'l0'?
             raise ConfigError(
                 f"keep_removed must be True (values), 'moments' or False, got {keep_removed!r}"
             )
-        keep: Keep = "moments" if keep_removed == "moments" else bool(keep_removed)
+        keep: KeepRemoved = "moments" if keep_removed == "moments" else bool(keep_removed)
         learner = Learner(
             rule,
             optimizer=check_choice("score_optimizer", score_optimizer, OPTIMIZERS),
@@ -297,7 +299,9 @@ did you mean 'l0'?
             train_weights=rule.trains_weights if train_weights is None else train_weights,
             seed=seed,
         )
-        parts = Method(Margins(learner), rule.distribution, "weight", None, include, exclude, seed)
+        parts = PruningConfig(
+            MarginCriterion(learner), rule.distribution, "weight", None, include, exclude, seed
+        )
         self._learning = Learning(begin, end)
         self._first = 0
         self._words = {
@@ -316,18 +320,18 @@ did you mean 'l0'?
         return pruner
 
     @property
-    def moving(self) -> bool:
+    def changes_between_events(self) -> bool:
         """Whether masks are being learned."""
         return self._pruner is not None and self.pruner.learner.active
 
     @property
     def sparsity(self) -> float:
         """The masked fraction of the prunable weights; while masks are learned, that of zeros."""
-        return self.pruner.zero_share if self.moving else super().sparsity
+        return self.pruner.zero_share if self.changes_between_events else super().sparsity
 
     @property
     def densities(self) -> dict[str, float]:
-        return self.pruner.nonzero if self.moving else super().densities
+        return self.pruner.nonzero if self.changes_between_events else super().densities
 
     def prune_to(self, sparsity: float) -> dict[str, Any]:
         """Refused: learned masks are hardened once, at `end`.
@@ -341,40 +345,42 @@ did you mean 'l0'?
         )
 
     @property
-    def swaps(self) -> bool:
+    def keeps_dense_copy(self) -> bool:
         """Whether dense values stand beside the weights: while masks are learned."""
-        return not self.progress.begun or not self.progress.reached
+        return not self.progress.started or not self.progress.reached
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        refuse_unlearnable(trainer, self, self.pruner)
+        check_learnable(trainer, self, self.pruner)
         for optimizer in trainer.optimizers:
-            self._handles.append(optimizer.register_step_post_hook(uncompiled(self._after)))
+            self._handles.append(optimizer.register_step_post_hook(no_compile(self._after)))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self.pruner.learner.rest()  # what was restored may be of another device
+        self.pruner.learner.deterministic()  # what was restored may be of another device
 
-    def take_turn(
+    def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        super().take_turn(trainer, pl_module, batch, batch_idx)
+        super().on_suite_batch_start(trainer, pl_module, batch, batch_idx)
         if self.progress.reached:
             return
         assert self._clock is not None
-        learner, now = self.pruner.learner, self._clock.now()
+        learner, now = self.pruner.learner, self._clock.current_step()
         if not learner.active and now >= self._first:
             self._start(now)
-        if learner.active and learner.rule.draws:
-            learner.draw(int(trainer.global_step))  # the same within an accumulation window
+        if learner.active and learner.method.stochastic:
+            learner.sample_noise(int(trainer.global_step))  # the same within an accumulation window
 
-    @uncompiled
+    @no_compile
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        if self.moving and not overflowed(trainer, optimizer):  # no hook follows a skipped step
-            self.pruner.learner.carry(optimizer)
+        if self.changes_between_events and not amp_step_skipped(
+            trainer, optimizer
+        ):  # no hook follows a skipped step
+            self.pruner.learner.backward_to_dense(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -383,18 +389,18 @@ did you mean 'l0'?
         return state | {"first": self._first, "learning": dict(self._words)}
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._clock is None or not self.moving:
+        if self._clock is None or not self.changes_between_events:
             return
         learner = self.pruner.learner
         factors = [rate_factor(optimizer, p) for p in learner.held(optimizer)[:1]]
-        learner.step(optimizer, self._clock.now(), *factors)
+        learner.step(optimizer, self._clock.current_step(), *factors)
 
     def _start(self, now: int) -> None:
         last = self.progress.plan[-1].step
-        self.pruner.learner.start(Course(self.final, self.ramp, now, last), self.score_lr)
+        self.pruner.learner.start(LearningWindow(self.final, self.ramp, now, last), self.score_lr)
 
     def _new_pruner(self, model: nn.Module) -> LearnedPruner:
-        assert isinstance(self.method, Method)
+        assert isinstance(self.method, PruningConfig)
         return LearnedPruner(model, self.method, self.keep_removed)
 
     def _begin(self, trainer: pl.Trainer) -> None:
@@ -403,20 +409,20 @@ did you mean 'l0'?
         assert self._clock is not None
         if not self.progress.plan:
             return
-        refuse_masked(self.pruner)
+        check_not_masked(self.pruner)
         timeline = self._clock.timeline(self.progress.first, self.progress.epoch)
         dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         self._first = self.progress.first if dry else self._learning.first(timeline)
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        refuse_other_learning(state["learning"], self._words)
+        check_same_learning(state["learning"], self._words)
         super()._resume(state)
         self._first = int(state["first"])
         if not (self.pruner.learner.active or self.progress.reached):
             assert self._clock is not None
             timeline = self._clock.timeline(self.progress.first, self.progress.epoch)
             self._first = resumed_first(self._first, self._learning.first(timeline), self.on_change)
-        if self.moving and self.progress.plan:
+        if self.changes_between_events and self.progress.plan:
             self.pruner.learner.course.last = self.progress.plan[-1].step
 
     def _act(self, due: Milestone) -> None:

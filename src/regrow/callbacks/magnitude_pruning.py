@@ -11,8 +11,8 @@ from torch import Tensor
 from regrow.callbacks.rewind import Rewind
 from regrow.callbacks.rewound_pruning import RewoundPruning
 from regrow.criteria.base import TrackingCriterion
-from regrow.pruning.config import Method
-from regrow.pruning.state import Keep
+from regrow.pruning.config import PruningConfig
+from regrow.pruning.state import KeepRemoved
 from regrow.schedules.base import Schedule
 from regrow.schedules.iterative import Exponential
 from regrow.schedules.one_shot import Table
@@ -100,8 +100,8 @@ class MagnitudePruning(RewoundPruning):
             raise ConfigError(
                 f"keep_removed must be True (values), 'moments' or False, got {keep_removed!r}"
             )
-        keep: Keep = "moments" if keep_removed == "moments" else bool(keep_removed)
-        method = Method(criterion, distribution, granularity, layers, include, exclude, seed)
+        keep: KeepRemoved = "moments" if keep_removed == "moments" else bool(keep_removed)
+        method = PruningConfig(criterion, distribution, granularity, layers, include, exclude, seed)
         chosen = make_schedule(schedule, begin, end, every)
         if sparsity is DEFAULT_SPARSITY and isinstance(chosen, (Exponential, Table)):
             sparsity = sparsity if chosen.final is None else chosen.final

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from regrow.callbacks.core.base import Callback, PruneEvent
 from regrow.utils.errors import check_choice
-from regrow.utils.snapshot import Memory
+from regrow.utils.snapshot import TrainingSnapshot
 
 _WHEN = ("never", "dense", "sparse", "both")
 
@@ -37,11 +37,11 @@ class Phases(Callback):
     def __init__(self, fresh: str = "never") -> None:
         super().__init__()
         self.fresh = check_choice("fresh", fresh, _WHEN)
-        self._new: Memory | None = None
+        self._new: TrainingSnapshot | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # now: a resumed optimizer's state comes later, and some hold state from the beginning
-        self._new = None if self.fresh == "never" else Memory(moments=trainer.optimizers)
+        self._new = None if self.fresh == "never" else TrainingSnapshot(moments=trainer.optimizers)
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.support.probe import (
-    batches_ahead,
-    divided,
     example_for,
+    peek_batches,
+    probe_copy,
+    scaled_logits,
     training_loss,
-    twin_of,
 )
 from regrow.criteria.precomputed import Scores
-from regrow.criteria.saliency import grasp, snip, whole_targets
+from regrow.criteria.saliency import grasp, snip, unsharded_targets
 from regrow.criteria.synflow import synflow
-from regrow.pruning.config import Method
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner, prune_by
-from regrow.pruning.state import Keep
+from regrow.pruning.state import KeepRemoved
 from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_count, check_positive
@@ -128,12 +128,12 @@ did you mean 'snip'?
             raise ConfigError(
                 f"keep_removed must be True (values), 'moments' or False, got {keep_removed!r}"
             )
-        keep: Keep = "moments" if keep_removed == "moments" else bool(keep_removed)
+        keep: KeepRemoved = "moments" if keep_removed == "moments" else bool(keep_removed)
         if distribution is None:
             distribution = "erk" if method == "random" else "global"
         check_choice("distribution", distribution, ("global", "uniform", "erk"))
         criterion = "random" if method == "random" else _named(method)
-        parts = Method(criterion, distribution, "weight", None, include, exclude, seed)
+        parts = PruningConfig(criterion, distribution, "weight", None, include, exclude, seed)
         self._seen: _Seen | None = None
         super().__init__(parts, OneShot(0), parts.check_target(sparsity), keep, "refuse")
 
@@ -147,7 +147,7 @@ did you mean 'snip'?
         super().on_fit_start(trainer, pl_module)
         if self.scoring == "random":
             return
-        whole_targets(pl_module, self.method.include, self.method.exclude)
+        unsharded_targets(pl_module, self.method.include, self.method.exclude)
         if self.scoring in GRADIENTS and not pl_module.automatic_optimization:
             raise ConfigError(
                 f"method={self.scoring!r} needs the loss that training_step returns, and under "
@@ -159,7 +159,7 @@ did you mean 'snip'?
                 "define it, or write method='snip'"
             )
 
-    def take_turn(
+    def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if (due := self._due()) is not None:
@@ -181,7 +181,7 @@ did you mean 'snip'?
     def _scores(self, sparsity: float) -> Mapping[str, Tensor]:
         assert self._seen is not None
         trainer, module, batch = self._seen
-        twin, strategy = twin_of(trainer, module), trainer.strategy
+        twin, strategy = probe_copy(trainer, module), trainer.strategy
         chosen = {"include": self.method.include, "exclude": self.method.exclude}
         if self.scoring == "synflow":
             example = example_for(module, batch)
@@ -190,7 +190,7 @@ did you mean 'snip'?
             # the first rank's: devices may add up in another order
             return {n: _broadcast(trainer, s) for n, s in scores.items()}
         count = 1 if trainer.fast_dev_run else self.batches  # type: ignore[attr-defined]
-        ahead = batches_ahead(trainer, batch, count)
+        ahead = peek_batches(trainer, batch, count)
 
         def mean(grad: Tensor) -> Tensor:
             reduced = strategy.reduce(grad, reduce_op="mean")
@@ -198,7 +198,7 @@ did you mean 'snip'?
             return reduced
 
         cold = self.temperature
-        looked = nullcontext() if cold is None else divided(twin, self.logits, cold)
+        looked = nullcontext() if cold is None else scaled_logits(twin, self.logits, cold)
         with looked, torch.compiler.set_stance("force_eager"):
             return GRADIENTS[self.scoring](twin, ahead, training_loss, mean=mean, **chosen)
 

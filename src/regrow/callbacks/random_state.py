@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from regrow.utils.random import capture, restore
+from regrow.utils.random import capture_random_state, restore_random_state
 
 
 class RandomState(Callback):
@@ -38,7 +38,7 @@ class RandomState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The generators' state, or the one that this run is still going to restore."""
-        return self._pending or capture()
+        return self._pending or capture_random_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a state until training starts."""
@@ -47,5 +47,5 @@ class RandomState(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores the state of a resumed fit."""
         if self._pending is not None:
-            restore(self._pending, trainer.global_rank)
+            restore_random_state(self._pending, trainer.global_rank)
             self._pending = None

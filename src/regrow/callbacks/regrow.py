@@ -13,20 +13,26 @@ from torch.optim import Optimizer
 
 from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.consistency import shared_value
-from regrow.callbacks.core.gradients import overflowed
-from regrow.callbacks.core.queries import require_pruner, settled
+from regrow.callbacks.core.consistency import reduce_metric
+from regrow.callbacks.core.gradients import amp_step_skipped
+from regrow.callbacks.core.queries import check_has_pruner, no_event_pending
 from regrow.callbacks.core.session import PrunerAccess
-from regrow.callbacks.support.event_times import Appointments
-from regrow.callbacks.support.regrow_request import Order, RequestFile, chosen, parse, refuse_unable
-from regrow.pruning.freezing import Train
-from regrow.pruning.growth import Growth, how_many
+from regrow.callbacks.support.event_times import EventTimes
+from regrow.callbacks.support.regrow_request import (
+    RegrowRequest,
+    RequestFile,
+    check_request,
+    parse_request,
+    resolve_pruners,
+)
+from regrow.pruning.freezing import TrainSpec
+from regrow.pruning.growth import GrowthCriterion, regrow_count
 from regrow.pruning.initializers import Initializer
 from regrow.pruning.initializers import original as original_values
 from regrow.schedules.time import TimeLike
-from regrow.schedules.time import parse as parse_time
-from regrow.schedules.triggers import Drop, Plateau, Seen
-from regrow.utils.errors import ConfigError, StateError, check_choice, did_you_mean
+from regrow.schedules.time import parse_time as parse_time
+from regrow.schedules.triggers import Drop, Plateau, TriggerState
+from regrow.utils.errors import ConfigError, StateError, check_choice, suggest
 
 
 class Regrow(Callback):
@@ -42,7 +48,7 @@ class Regrow(Callback):
         fraction: How much comes back each time, of what is pruned then; or
         count: how many weights.
         by: Which come back: "random", "gradient", "momentum", "removed", or a rule (see
-            `regrow.pruning.growth.Growth`), which always sees dense gradients.
+            `regrow.pruning.growth.GrowthCriterion`), which always sees dense gradients.
         init: With what value: see `regrow.pruning.initializers`. "original" is the value at this
             fit's start, unless the pruner remembered one before.
         names: Patterns of parameters; needed where the Trainer has several pruning callbacks.
@@ -64,7 +70,7 @@ class Regrow(Callback):
         True
     """
 
-    precedence = 1  # what is pruned at the same step comes after
+    priority = 1  # what is pruned at the same step comes after
 
     def __init__(
         self,
@@ -72,10 +78,10 @@ class Regrow(Callback):
         fraction: float | None = None,
         count: int | None = None,
         *,
-        by: str | Growth = "random",
+        by: str | GrowthCriterion = "random",
         init: str | Initializer = "he",
         names: str | list[str] | None = None,
-        train: Train = "all",
+        train: TrainSpec = "all",
         when: Drop | Plateau | None = None,
         request: str | Path | None = None,
         on_change: str = "refuse",
@@ -86,7 +92,7 @@ class Regrow(Callback):
         self.when = when
         self.request = request
         check_choice("on_change", on_change, ("refuse", "keep", "stretch"))
-        self.times = Appointments(times, on_change)
+        self.times = EventTimes(times, on_change)
         if when is not None and not isinstance(when, Drop | Plateau):
             raise ConfigError(
                 f"when must be a condition, got {when!r}: write when=Drop('val/accuracy')"
@@ -97,26 +103,26 @@ class Regrow(Callback):
                 "request='regrow.json'"
             )
         planned = times or when or fraction is not None or count is not None
-        self.order = Order(fraction, count, by, init, names, train) if planned else None
+        self.order = RegrowRequest(fraction, count, by, init, names, train) if planned else None
         self._key = self._generate_state_key(
             at=[str(time) for time in times], when=str(when), request=str(request), names=names
         )
         self._clock: Clock | None = None
         self._loaded: Mapping[str, Any] | None = None
-        self._pending, self._seen = False, Seen()
+        self._pending, self._seen = False, TriggerState()
         self._waits = False
         self._file: RequestFile | None = None
-        self._asked: Order | None = None
+        self._asked: RegrowRequest | None = None
 
     @property
     def state_key(self) -> str:
         return self._key
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        require_pruner(trainer, self, stage)
+        check_has_pruner(trainer, self, stage)
         if stage == "fit":
             self._loaded, self._asked = None, None
-            self._pending, self._seen, self._waits = False, Seen(), False
+            self._pending, self._seen, self._waits = False, TriggerState(), False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._clock = Clock(trainer, self.times.at)
@@ -126,7 +132,7 @@ class Regrow(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         state, self._loaded = self._loaded, None
         if self.order is not None:
-            refuse_unable(trainer, self.order)
+            check_request(trainer, self.order)
         if self.when is not None and not trainer.enable_validation:
             raise ConfigError(
                 f"{self.when} is judged after validation, and this fit has none: give fit a "
@@ -139,13 +145,13 @@ class Regrow(Callback):
         else:
             self.times.resume(self._clock, state["times"])
             self._pending, self._waits = bool(state["pending"]), bool(state["waits"])
-            self._seen = Seen(float(state["best"]), int(state["waited"]))
+            self._seen = TriggerState(float(state["best"]), int(state["waited"]))
 
-    def take_turn(
+    def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._ask(trainer)
-        self._answer(trainer, dense=False)
+        self._poll_request(trainer)
+        self._run_due(trainer, dense=False)
         # a request may have been taken away while the job was down
         self._waits &= self._pending or self._asked is not None or self._overdue is not None
 
@@ -157,9 +163,9 @@ class Regrow(Callback):
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             pruner = callback.pruner
             trained = all(id(target.parameter) in held for target in pruner.named(names))
-            return trained and not overflowed(trainer, optimizer)
+            return trained and not amp_step_skipped(trainer, optimizer)
 
-        self._answer(trainer, dense=True, ready=ready)
+        self._run_due(trainer, dense=True, ready=ready)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.when is None or trainer.sanity_checking or self._clock is None:
@@ -168,16 +174,16 @@ class Regrow(Callback):
         if self.when.monitor not in metrics:
             raise ConfigError(
                 f"monitor={self.when.monitor!r} is not logged: "
-                f"{did_you_mean(self.when.monitor, [*metrics]) if metrics else 'nothing is'}"
+                f"{suggest(self.when.monitor, [*metrics]) if metrics else 'nothing is'}"
             )
-        if not settled(trainer):  # what falls now may be taken back
+        if not no_event_pending(trainer):  # what falls now may be taken back
             return
-        value = shared_value(trainer, float(metrics[self.when.monitor]))
-        self._seen, holds = self.when.judge(value, self._seen)
+        value = reduce_metric(trainer, float(metrics[self.when.monitor]))
+        self._seen, holds = self.when.update(value, self._seen)
         self._pending |= holds
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        missed = self.times.steps[self.times.kept :]
+        missed = self.times.steps[self.times.n_done :]
         if missed and not trainer.should_stop:
             rank_zero_warn(
                 f"the fit ended before Regrow acted at step {', '.join(map(str, missed))}. Does an "
@@ -210,29 +216,29 @@ class Regrow(Callback):
     @property
     def _overdue(self) -> int | None:
         assert self._clock is not None
-        return self.times.due(self._clock.now())
+        return self.times.due(self._clock.current_step())
 
     def _remember(self, trainer: pl.Trainer) -> None:
         """Lets the pruners remember the values at the fit's start, where they are asked for."""
         if self.order is not None and self.order.init in ("original", original_values):
-            for callback, _ in chosen(trainer, self.order):
+            for callback, _ in resolve_pruners(trainer, self.order):
                 if not callback.pruner.originals:
-                    callback.pruner.remember()
+                    callback.pruner.remember_original()
 
-    def _ask(self, trainer: pl.Trainer) -> None:
+    def _poll_request(self, trainer: pl.Trainer) -> None:
         """Looks for a request, on rank 0; all ranks hear of it."""
         if self._file is None or self._asked is not None:
             return
         text = self._file.read() if trainer.is_global_zero else None
         text = trainer.strategy.broadcast(text) if trainer.world_size > 1 else text
         if text is not None:
-            self._attempt(trainer, lambda: self._take(trainer, parse(text)))
+            self._guard(trainer, lambda: self._accept(trainer, parse_request(text)))
 
-    def _take(self, trainer: pl.Trainer, order: Order) -> None:
-        refuse_unable(trainer, order)
+    def _accept(self, trainer: pl.Trainer, order: RegrowRequest) -> None:
+        check_request(trainer, order)
         self._asked = order
 
-    def _attempt(self, trainer: pl.Trainer, act: Callable[[], None]) -> None:
+    def _guard(self, trainer: pl.Trainer, act: Callable[[], None]) -> None:
         """Does something with a request; where that is refused, training goes on."""
         assert self._file is not None
         try:
@@ -241,31 +247,33 @@ class Regrow(Callback):
             self._asked = None
             rank_zero_warn(f"the request {self._file.path} is refused: {error}")
             if trainer.is_global_zero:
-                self._file.refuse(str(error))
+                self._file.mark_rejected(str(error))
 
-    def _answer(self, trainer: pl.Trainer, dense: bool, ready: _Ready | None = None) -> None:
+    def _run_due(self, trainer: pl.Trainer, dense: bool, ready: _Ready | None = None) -> None:
         """Acts on what is due: times, a condition that holds, a request."""
         order, due = self.order, self._overdue
         if order is not None and order.dense == dense and (due is not None or self._pending):
             cause = str(self.when) if due is None else f"step {due}"
-            if self._act(trainer, order, cause, ready):
+            if self._regrow(trainer, order, cause, ready):
                 self._pending = False
                 if due is not None:
-                    self.times.keep(due)
+                    self.times.mark_done(due)
         if self._asked is not None and self._asked.dense == dense:
-            self._attempt(trainer, lambda: self._fulfil(trainer, ready))
+            self._guard(trainer, lambda: self._run_request(trainer, ready))
 
-    def _fulfil(self, trainer: pl.Trainer, ready: _Ready | None) -> None:
+    def _run_request(self, trainer: pl.Trainer, ready: _Ready | None) -> None:
         assert self._asked is not None
         assert self._file is not None
-        if self._act(trainer, self._asked, "request", ready):
+        if self._regrow(trainer, self._asked, "request", ready):
             self._asked = None
             if trainer.is_global_zero:
-                self._file.done()
+                self._file.mark_done()
 
-    def _act(self, trainer: pl.Trainer, order: Order, cause: str, ready: _Ready | None) -> bool:
+    def _regrow(
+        self, trainer: pl.Trainer, order: RegrowRequest, cause: str, ready: _Ready | None
+    ) -> bool:
         """Regrows, unless an event is being judged, or by gradients that are not these."""
-        found, self._waits = chosen(trainer, order), not settled(trainer)
+        found, self._waits = resolve_pruners(trainer, order), not no_event_pending(trainer)
         if self._waits:
             return False
         if ready is not None and not all(ready(callback, names) for callback, names in found):
@@ -273,7 +281,7 @@ class Regrow(Callback):
         for callback, names in found:
             pruned = callback.pruner.pruned_in(names)
             alone = order.train == "regrown" and order.fraction is not None
-            if pruned and alone and not how_many(order.fraction, None, pruned):
+            if pruned and alone and not regrow_count(order.fraction, None, pruned):
                 rank_zero_warn(
                     f"less than a weight would come back when Regrow acts ({cause}), so nothing "
                     "came back, and everything goes on training"

@@ -13,15 +13,19 @@ from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback, PruneEvent
 from regrow.callbacks.core.checks import waits_for_gradients
 from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.compatibility import refuse_between, refuse_constant, refuse_swa
+from regrow.callbacks.core.compatibility import (
+    check_no_pending_event,
+    check_no_swa,
+    check_rising_sparsity,
+)
 from regrow.callbacks.core.pruning_callback import pruning_callbacks
-from regrow.callbacks.support.lr_rounds import planned_round, refuse_long_schedules
+from regrow.callbacks.support.lr_rounds import check_lr_schedules_fit, round_length
 from regrow.channels.cut.channel_cut import ChannelCut
-from regrow.schedules.base import inside
-from regrow.schedules.time import TimeLike, Timeline, parse
+from regrow.schedules.base import step_within
+from regrow.schedules.time import TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_count
-from regrow.utils.names import clean
-from regrow.utils.snapshot import Memory
+from regrow.utils.names import strip_compile_prefix
+from regrow.utils.snapshot import TrainingSnapshot
 
 # "fresh": the optimizer's state becomes that of a new optimizer
 _PRESETS = {"weights": ("weights", "lr", "fresh"), "lr": ("lr",), "finetune": ()}
@@ -40,9 +44,10 @@ class Rewind(Callback):
     statistics included; masks are enforced on them at once. The fit itself goes on: global step,
     epochs and the order of data do not go back. An average (EMA) begins anew with the weights.
 
-    A learning-rate schedule must span one round (`round_steps`); what is left of a round after its
-    end trains at its last rate. A round that goes back to step k has k steps less of the schedule
-    before it: `to="1ep"` with `Exponential(begin="10ep", every="9ep")` ends every round with it.
+    A learning-rate schedule must span one round (`lr_schedule_steps`); what is left of a round
+    after its end trains at its last rate. A round that goes back to step k has k steps less of the
+    schedule before it: `to="1ep"` with `Exponential(begin="10ep", every="9ep")` ends every round with
+    it.
 
     Args:
         to: "500it", "3ep", "0it" (the initialisation) or a fraction of the fit, counted from its
@@ -69,18 +74,18 @@ class Rewind(Callback):
 did you mean 'weights'?
     """
 
-    needs_wholes = True
+    needs_whole_parameters = True
     _timeline: Timeline | None  # of a fit whose plan is still to be checked
     _step: int | None
-    _memory: Memory | None
-    _fresh: Memory | None  # the state of new optimizers
-    _pending: Memory | None  # goes back at the batch's end
+    _memory: TrainingSnapshot | None
+    _fresh: TrainingSnapshot | None  # the state of new optimizers
+    _pending: TrainingSnapshot | None  # goes back at the batch's end
 
     def __init__(
         self, to: TimeLike, what: str | Sequence[str] = "weights", *, reinit: int | None = None
     ) -> None:
         super().__init__()
-        self.to = parse("to", to)
+        self.to = parse_time("to", to)
         if isinstance(what, str):
             self.parts: tuple[str, ...] = _PRESETS[check_choice("what", what, _PRESETS)]
         else:
@@ -95,11 +100,11 @@ did you mean 'weights'?
                 "what='weights'"
             )
         self._clock: Clock | None = None
-        self._forget()
+        self._reset()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._forget()
+            self._reset()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -112,21 +117,21 @@ did you mean 'weights'?
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._refuse_company(trainer)
+        self._check_compatible(trainer)
         times = [time for pruner in pruning_callbacks(trainer) for time in pruner.schedule.times()]
         self._clock = Clock(trainer, [self.to, *times])
-        first, epoch = self._clock.origin()
+        first, epoch = self._clock.start_step()
         if self._step is None:
             timeline = self._clock.timeline(first, epoch)
             dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-            self._step = first if dry else inside("to", self.to, timeline)
+            self._step = first if dry else step_within("to", self.to, timeline)
             self._timeline = None if dry else timeline
             if "fresh" in self.parts:  # some optimizers hold state from the beginning
-                self._fresh = Memory(moments=trainer.optimizers)
+                self._fresh = TrainingSnapshot(moments=trainer.optimizers)
         self._check(trainer)
-        self._look(trainer, pl_module)
+        self._maybe_snapshot(trainer, pl_module)
 
-    def take_turn(
+    def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._check(trainer)  # where a pruner stands behind this callback in the list
@@ -143,14 +148,14 @@ did you mean 'weights'?
                 f"({self._step}): prune later, or write to='0it'"
             )
         event.entry["rewound_to"] = self._step
-        now, memory = self._clock.now(), self._memory
+        now, memory = self._clock.current_step(), self._memory
         last = not any(
             milestone.step > now
             for pruner in pruning_callbacks(trainer)
-            for milestone in pruner.progress.ahead
+            for milestone in pruner.progress.remaining
         )
         if self.reinit is not None and last:
-            memory = memory.shuffled(self.reinit)
+            memory = memory.permuted(self.reinit)
         if waits_for_gradients(event.pruner.pruner):
             # within a step: what it still changes, the schedule included, goes back with the rest
             self._pending = memory
@@ -160,14 +165,17 @@ did you mean 'weights'?
     def on_compact(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: ChannelCut
     ) -> None:
-        held = {id(parameter): clean(name) for name, parameter in pl_module.named_parameters()}
+        held = {
+            id(parameter): strip_compile_prefix(name)
+            for name, parameter in pl_module.named_parameters()
+        }
         names = [
             [held.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
             for optimizer in trainer.optimizers
         ]
         for memory in (self._memory, self._fresh):
             if memory is not None:
-                memory.change(plan.sliced, names)
+                memory.resize(plan.slice, names)
 
     def on_train_batch_end(
         self,
@@ -180,10 +188,10 @@ did you mean 'weights'?
         if self._pending is not None:
             self._restore(self._pending, trainer, pl_module)
             self._pending = None  # one that failed half-way is not saved
-        self._look(trainer, pl_module)
+        self._maybe_snapshot(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        refuse_between(self._pending)
+        check_no_pending_event(self._pending)
         return {
             "format": FORMAT,
             "parts": list(self.parts),
@@ -200,8 +208,8 @@ did you mean 'weights'?
                 f"{list(self.parts)}: write the same what="
             )
         self._step, self._pending = state_dict["step"], None
-        self._memory = Memory.loaded(state_dict["memory"])
-        self._fresh = Memory.loaded(state_dict["fresh"])
+        self._memory = TrainingSnapshot.loaded(state_dict["memory"])
+        self._fresh = TrainingSnapshot.loaded(state_dict["fresh"])
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.release()
@@ -215,23 +223,25 @@ did you mean 'weights'?
         """Lets go of the Trainer."""
         self._clock = None
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._timeline = self._step = self._memory = self._fresh = self._pending = None
 
-    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _maybe_snapshot(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remembers, when the step is reached for the first time."""
         assert self._clock is not None and self._step is not None
-        if self._memory is not None or not self.parts or self._clock.origin()[0] < self._step:
+        if self._memory is not None or not self.parts or self._clock.start_step()[0] < self._step:
             return
         rates = "lr" in self.parts
-        self._memory = Memory(
+        self._memory = TrainingSnapshot(
             pl_module if "weights" in self.parts else None,
             moments=trainer.optimizers if "optimizer" in self.parts else (),
             rates=trainer.optimizers if rates else (),
             schedulers=[c.scheduler for c in trainer.lr_scheduler_configs] if rates else (),
         )
 
-    def _restore(self, memory: Memory, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _restore(
+        self, memory: TrainingSnapshot, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         rates = "lr" in self.parts
         if self._fresh is not None:
             for optimizer in trainer.optimizers:
@@ -251,11 +261,11 @@ did you mean 'weights'?
     def _check(self, trainer: pl.Trainer) -> None:
         """Refuses, before training, a plan or a schedule that rewinding does not fit."""
         pruners = pruning_callbacks(trainer)
-        if self._timeline is None or not all(pruner.progress.begun for pruner in pruners):
+        if self._timeline is None or not all(pruner.progress.started for pruner in pruners):
             return
         timeline, self._timeline = self._timeline, None
         assert self._step is not None
-        steps = sorted({m.step for pruner in pruners for m in pruner.progress.ahead})
+        steps = sorted({m.step for pruner in pruners for m in pruner.progress.remaining})
         if steps and steps[0] < self._step and self.parts:
             raise ConfigError(
                 f"to={self.to} is step {self._step}, but the first event comes at step "
@@ -263,12 +273,12 @@ did you mean 'weights'?
                 "to='0it'"
             )
         if self.scheduled:
-            refuse_long_schedules(trainer, timeline, steps, self._step - timeline.start)
+            check_lr_schedules_fit(trainer, timeline, steps, self._step - timeline.start)
 
-    def _refuse_company(self, trainer: pl.Trainer) -> None:
-        refuse_constant(trainer, self)
+    def _check_compatible(self, trainer: pl.Trainer) -> None:
+        check_rising_sparsity(trainer, self)
         if self.parts:
-            refuse_swa(trainer, self)
+            check_no_swa(trainer, self)
         if len(rewinders(trainer)) > 1:
             raise ConfigError(
                 "a fit goes back one way: rewind= of the pruning callback and Rewind beside it are "
@@ -291,7 +301,7 @@ def rewinders(trainer: pl.Trainer) -> list[Rewind]:
     return [callback for callback in own if isinstance(callback, Rewind)]
 
 
-def round_steps(trainer: pl.Trainer) -> int | None:
+def lr_schedule_steps(trainer: pl.Trainer) -> int | None:
     """For how many steps to build a learning-rate schedule, asked in `configure_optimizers`.
 
     Args:
@@ -304,4 +314,4 @@ def round_steps(trainer: pl.Trainer) -> int | None:
         >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
         >>> steps = round_steps(trainer) or trainer.max_steps
     """
-    return planned_round(trainer) if rewinders(trainer) else None
+    return round_length(trainer) if rewinders(trainer) else None

@@ -54,12 +54,12 @@ class RewoundPruning(PruningCallback):
         if self.rewinder is not None:
             self.rewinder.on_compact(trainer, pl_module, plan)
 
-    def take_turn(
+    def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self.rewinder is not None:
-            self.rewinder.take_turn(trainer, pl_module, batch, batch_idx)
-        super().take_turn(trainer, pl_module, batch, batch_idx)
+            self.rewinder.on_suite_batch_start(trainer, pl_module, batch, batch_idx)
+        super().on_suite_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_batch_end(
         self,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regrow.utils.errors import ConfigError, check_positive
-from regrow.utils.modes import uncompiled
+from regrow.utils.modes import no_compile
 
 
 class Slimming(pl.Callback):
@@ -43,7 +43,7 @@ class Slimming(pl.Callback):
                 "it out and rank by criterion='l2'"
             )
 
-    @uncompiled
+    @no_compile
     @torch.no_grad()
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer

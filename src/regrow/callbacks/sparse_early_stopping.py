@@ -6,7 +6,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 
-from regrow.callbacks.core.queries import all_reached, require_pruner
+from regrow.callbacks.core.queries import all_schedules_done, check_has_pruner
 
 
 class SparseEarlyStopping(EarlyStopping):
@@ -26,13 +26,13 @@ class SparseEarlyStopping(EarlyStopping):
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        require_pruner(trainer, self, stage)
+        check_has_pruner(trainer, self, stage)
         super().setup(trainer, pl_module, stage)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if all_reached(trainer):
+        if all_schedules_done(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if all_reached(trainer):
+        if all_schedules_done(trainer):
             super().on_validation_end(trainer, pl_module)

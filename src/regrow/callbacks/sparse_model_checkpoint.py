@@ -11,23 +11,23 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from regrow.callbacks.core.checkpoint_files import save_whole
-from regrow.callbacks.core.queries import all_at_target, require_pruner
+from regrow.callbacks.core.checkpoint_files import save_atomic
+from regrow.callbacks.core.queries import all_at_target, check_has_pruner
 from regrow.utils.errors import ConfigError
 
 
-class WholeCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, whose files are whole or not there; see `save_whole`."""
+class AtomicCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, whose files are whole or not there; see `save_atomic`."""
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        save_whole(trainer, filepath, lambda path: self._write(trainer, path))
+        save_atomic(trainer, filepath, lambda path: self._write(trainer, path))
         self._last_checkpoint_saved = filepath
 
     def _write(self, trainer: pl.Trainer, path: str) -> None:
         super()._save_checkpoint(trainer, path)
 
 
-class SparseModelCheckpoint(WholeCheckpoint):
+class SparseModelCheckpoint(AtomicCheckpoint):
     """Lightning's ModelCheckpoint, ranking models only while they have the target sparsity.
 
     No event that prunes is to come then; of `Cyclic(last="dense")` the last sparse phase is ranked.
@@ -84,18 +84,18 @@ class SparseModelCheckpoint(WholeCheckpoint):
             save_on_train_epoch_end=save_on_train_epoch_end,
             enable_version_counter=enable_version_counter,
         )
-        self._fresh = False  # whether this hook has written last.ckpt
+        self._last_is_current = False  # whether this hook has written last.ckpt
         self._within = True  # whether the epoch is still going on
-        self._waits = False  # whether last.ckpt is to be written at its end
+        self._save_at_epoch_end = False  # whether last.ckpt is to be written at its end
         self._validates = False  # whether validation comes next
-        self._owed = False  # whether last.ckpt is to be written after it
+        self._save_after_validation = False  # whether last.ckpt is to be written after it
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        require_pruner(trainer, self, stage)
+        check_has_pruner(trainer, self, stage)
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        self._fresh = False
+        self._last_is_current = False
         # Lightning 2.6, resumed from before a validation that is due, leaves that out
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
@@ -110,16 +110,16 @@ class SparseModelCheckpoint(WholeCheckpoint):
         self._defer_save_until_validation |= deferred
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._fresh = self._validates = False
-        owed, self._owed = self._owed, False
+        self._last_is_current = self._validates = False
+        owed, self._save_after_validation = self._save_after_validation, False
         super().on_validation_end(trainer, pl_module)
         if owed and not trainer.sanity_checking:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._fresh, self._within = False, False
+        self._last_is_current, self._within = False, False
         super().on_train_epoch_end(trainer, pl_module)
-        if self._waits:
+        if self._save_at_epoch_end:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         self._within = True
 
@@ -137,13 +137,13 @@ class SparseModelCheckpoint(WholeCheckpoint):
         self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
     ) -> None:
         # Lightning 2.6 miscounts the batches of a run resumed from within an epoch's last batch
-        self._waits = self._within and bool(trainer.is_last_batch)
-        self._owed |= self._validates
-        if self._fresh or self._waits or self._validates:
+        self._save_at_epoch_end = self._within and bool(trainer.is_last_batch)
+        self._save_after_validation |= self._validates
+        if self._last_is_current or self._save_at_epoch_end or self._validates:
             return
         weights_only, self.save_weights_only = self.save_weights_only, False
         try:
             super()._save_last_checkpoint(trainer, monitor_candidates)
         finally:
             self.save_weights_only = weights_only
-        self._fresh = True
+        self._last_is_current = True

@@ -8,10 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 
 from regrow.callbacks.core.base import Callback, PruneEvent
-from regrow.callbacks.core.queries import pruners, require_pruner
+from regrow.callbacks.core.queries import check_has_pruner, pruners
 from regrow.callbacks.core.session import PrunerAccess
 from regrow.distributed.shard import shard_of
-from regrow.distributed.sharded_counts import Everywhere
+from regrow.distributed.sharded_counts import ShardedCounts
 
 _WORDS = ("overlap", "explored")
 
@@ -44,7 +44,7 @@ class SparsityMonitor(Callback):
         self._shown = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        require_pruner(trainer, self, stage)
+        check_has_pruner(trainer, self, stage)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._values, self._shown = {}, False
@@ -73,7 +73,7 @@ class SparsityMonitor(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if any(callback.moving for callback in pruners(trainer)):
+        if any(callback.changes_between_events for callback in pruners(trainer)):
             self._values, self._shown = self._measure(trainer), False
         if not self._shown:  # Lightning shows a value until the epoch's end
             for name in ("pruning/sparsity", "pruning/target"):
@@ -117,5 +117,5 @@ def _both(found: list[PrunerAccess], name: str) -> float:
     for pruner in owners[1:]:
         kept = kept & pruner.enforcer.mask(name)
     parameter = owners[0].enforcer.parameters[name]
-    everywhere = Everywhere([shard_of(name, parameter)])
+    everywhere = ShardedCounts([shard_of(name, parameter)])
     return everywhere.sums([int(kept.count_nonzero())])[0] / max(1, parameter.numel())

@@ -2,7 +2,7 @@
 """Channels that really go: found, chosen, cut and verified on any traceable network."""
 
 from regrow.channels.batch_norm_recalibration import recalibrate
-from regrow.channels.cut.channel_cut import ChannelCut, carry, load
+from regrow.channels.cut.channel_cut import ChannelCut, load, slice_optimizer_state
 from regrow.channels.graph.groups import Group, groups
 from regrow.channels.importance import slimming
 from regrow.channels.latency_budget import LatencyTable
@@ -12,10 +12,10 @@ __all__ = [
     "ChannelCut",
     "Group",
     "LatencyTable",
-    "carry",
     "groups",
     "load",
     "prune",
     "recalibrate",
+    "slice_optimizer_state",
     "slimming",
 ]

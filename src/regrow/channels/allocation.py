@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from regrow.channels.cut.surgery import Removed
+from regrow.channels.cut.surgery import RemovedChannels
 from regrow.channels.graph.groups import Group
 from regrow.utils.errors import ConfigError, check_choice, check_count
 
@@ -21,10 +21,10 @@ RoundTo = int | Literal["auto"]
 DISTRIBUTIONS = ("global", "uniform")
 
 
-CLOSE = 0.01  # of the dense size: so much too little may remain
+TOLERANCE = 0.01  # of the dense size: so much too little may remain
 
 
-TRIES = 256  # steps looked at to come so close
+MAX_STEPS = 256  # steps looked at to come so close
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ def rounding(size: int, round_to: RoundTo) -> int:
     return check_count("round_to", round_to)
 
 
-def choose(
+def allocate(
     groups: Sequence[Group],
     scores: Mapping[str, Tensor],
-    size: Callable[[Removed], float],
+    size: Callable[[RemovedChannels], float],
     budget: float,
     *,
     distribution: str = "global",
     round_to: RoundTo = "auto",
     min_channels: int = 1,
-    gone: Removed | None = None,
+    gone: RemovedChannels | None = None,
     links: Sequence[Sequence[str]] = (),
 ) -> dict[str, Tensor]:
     """The channels to remove so that no more than a budget remains, and as little less as possible.
@@ -123,7 +123,7 @@ def choose(
             most = middle
         else:
             least = middle + 1
-    best = _nearest(steps, least, size, removed, budget)
+    best = _refine(steps, least, size, removed, budget)
     return {name: channels.sort().values for name, channels in removed(best).items()}
 
 
@@ -170,11 +170,11 @@ def _linked(
     return steps
 
 
-def _nearest(
+def _refine(
     steps: Sequence[_Step],
     count: int,
-    size: Callable[[Removed], float],
-    removed: Callable[[Sequence[_Step]], Removed],
+    size: Callable[[RemovedChannels], float],
+    removed: Callable[[Sequence[_Step]], RemovedChannels],
     budget: float,
 ) -> list[_Step]:
     """The first `count` steps, or, where the last of them takes far too much, others after it.
@@ -185,8 +185,8 @@ def _nearest(
         return []
     best, taken = list(steps[:count]), list(steps[: count - 1])
     left, skipped = size(removed(best)), {steps[count - 1].group}
-    for step in steps[count : count + TRIES]:
-        if budget - left <= CLOSE * size({}):
+    for step in steps[count : count + MAX_STEPS]:
+        if budget - left <= TOLERANCE * size({}):
             break
         if step.group in skipped:
             continue

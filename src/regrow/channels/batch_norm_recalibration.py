@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from regrow.utils.batches import bound_forward, device_of
 from regrow.utils.errors import ConfigError, StateError
-from regrow.utils.modes import evaluating
+from regrow.utils.modes import eval_mode
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
@@ -51,7 +51,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     undo = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms.values()]
     device, count = device_of(model), 0
     forked = [device] if device.type == "cuda" else []
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=forked):
+    with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=forked):
         try:
             for batch in batches:
                 for norm in norms.values():

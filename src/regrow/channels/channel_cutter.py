@@ -11,14 +11,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regrow.channels.channel_masker import ChannelUndo
-from regrow.channels.cut.channel_cut import ChannelCut, carry, grow_state, made_plan, restart, words
-from regrow.channels.cut.surgery import keeps
-from regrow.channels.cut.verify import Bench
+from regrow.channels.cut.channel_cut import (
+    ChannelCut,
+    comparable,
+    make_channel_cut,
+    reset_mismatched_state,
+    restore_optimizer_shapes,
+    slice_optimizer_state,
+)
+from regrow.channels.cut.surgery import kept_indices
+from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.trace import Trace
-from regrow.masks.targets import Selection
-from regrow.pruning.initializers import removed as removed_values
-from regrow.pruning.state import Keep
-from regrow.pruning.transaction import whole
+from regrow.masks.targets import TargetSelection
+from regrow.pruning.initializers import removed_values as removed_values
+from regrow.pruning.state import KeepRemoved
+from regrow.pruning.transaction import atomic
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.names import tensors
 
@@ -37,16 +44,16 @@ class ChannelCuts(ChannelUndo):
         plan: What was cut since the original shapes; empty while nothing was.
     """
 
-    bench: Bench
+    bench: TrialCut
 
     def __init__(
-        self, model: nn.Module, selection: Selection, keep_removed: Keep, seed: int
+        self, model: nn.Module, selection: TargetSelection, keep_removed: KeepRemoved, seed: int
     ) -> None:
         super().__init__(model, selection, keep_removed, seed)
         self.plan = ChannelCut()
         self._cuts: list[dict[str, Any]] = []  # each with what it took away
 
-    @whole
+    @atomic
     def compact(self, optimizers: Iterable[Optimizer] = ()) -> ChannelCut | None:
         """Cuts the masked channels out: tensors, optimizers' state and masks become smaller.
 
@@ -66,7 +73,7 @@ class ChannelCuts(ChannelUndo):
         if not removed:
             return None
         optimizers, before = list(optimizers), self.sparsity
-        found = self.bench.search(removed)
+        found = self.bench.find_valid(removed)
         if found.pinned:
             found.undo()
             name, reason = next(iter(found.pinned.items()))
@@ -82,18 +89,18 @@ class ChannelCuts(ChannelUndo):
         except BaseException:
             found.undo()
             raise
-        self.enforcer.changes.touch()
+        self.enforcer.changes.mark_started()
         counts = {name: len(channels) for name, channels in removed.items()}
-        kept = keeps(self.groups, removed)
-        plan = made_plan(self.model, kept, found.undo, removed=counts, error=found.error)
-        carry(optimizers, self.model, plan)
-        restart(optimizers, self.model, plan)
+        kept = kept_indices(self.groups, removed)
+        plan = make_channel_cut(self.model, kept, found.undo, removed=counts, error=found.error)
+        slice_optimizer_state(optimizers, self.model, plan)
+        reset_mismatched_state(optimizers, self.model, plan)
         self._put_away(plan)
         plan.undo = None  # the old tensors may go
-        self.hold.change(plan.sliced)
-        self.originals = {name: plan.sliced(name, v) for name, v in self.originals.items()}
+        self.freezer.resize(plan.slice)
+        self.originals = {name: plan.slice(name, v) for name, v in self.originals.items()}
         self._again(traced)
-        self.note("compact", before, channels=counts)
+        self.record_event("compact", before, channels=counts)
         return plan
 
     def unprune(
@@ -112,7 +119,7 @@ class ChannelCuts(ChannelUndo):
             )
         return super().unprune(names, optimizers)
 
-    @whole
+    @atomic
     @torch.no_grad()
     def expand(self, optimizers: Iterable[Optimizer] = ()) -> dict[str, Any]:
         """Gives the model its original shapes back, with the removed values to the bit.
@@ -129,28 +136,28 @@ class ChannelCuts(ChannelUndo):
         Raises:
             StateError: If nothing was kept.
         """
-        if self.vault is None:
+        if self.removed_weights is None:
             raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
         optimizers, before = list(optimizers), self.sparsity
-        self.enforcer.changes.touch()
+        self.enforcer.changes.mark_started()
         cuts, self._cuts = self._cuts, []
         self._bring(self._named_channels(None), removed_values, optimizers)
         for cut in reversed(cuts):
             plan = ChannelCut.from_state(cut["plan"])
-            plan.grow(self.model)
+            plan.restore_shapes(self.model)
             for name, tensor in tensors(self.model).items():
                 values = cut["vault"].get(name, cut["stats"].get(name))
                 if name in plan.kept and values is not None:
-                    gone = ~plan.left(name).to(tensor.device)
+                    gone = ~plan.kept_mask(name).to(tensor.device)
                     tensor.data[gone] = values.to(tensor.device, tensor.dtype)
-            grow_state(optimizers, self.model, plan)
-            restart(optimizers, self.model, plan)
+            restore_optimizer_shapes(optimizers, self.model, plan)
+            reset_mismatched_state(optimizers, self.model, plan)
         self.plan, self.target, self.originals = ChannelCut(), 0.0, {}
-        self.hold.set("all", {})
+        self.freezer.set("all", {})
         self._again(self._traced())
-        return self.note("expand", before)
+        return self.record_event("expand", before)
 
-    @whole
+    @atomic
     def reshape(self, cuts: Sequence[Mapping[str, Any]]) -> None:
         """Gives the model the shapes that it has after some cuts; their values are not set.
 
@@ -176,28 +183,28 @@ class ChannelCuts(ChannelUndo):
 
     def _put_away(self, plan: ChannelCut) -> None:
         """After a cut: what it took away is kept beside its plan."""
-        vault = {} if self.vault is None else self.vault.state_dict()
+        vault = {} if self.removed_weights is None else self.removed_weights.state_dict()
         stats = {
-            name: values[~plan.left(name)]
+            name: values[~plan.kept_mask(name)]
             for name, values in self._stats.items()
             if name in plan.kept
         }
         self._cuts.append({"plan": plan.state_dict(), "vault": vault, "stats": stats})
-        self.plan = self.plan.then(plan)
+        self.plan = self.plan.compose(plan)
 
     def _reshape(self, cuts: Sequence[Mapping[str, Any]]) -> bool:
         """Gives the model the shapes after some cuts; False where it has them already."""
-        if [words(cut) for cut in cuts] == [words(cut) for cut in self._cuts]:
+        if [comparable(cut) for cut in cuts] == [comparable(cut) for cut in self._cuts]:
             self._cuts = [dict(cut) for cut in cuts]
             return False
         plans = [ChannelCut.from_state(cut["plan"]) for cut in cuts]
-        self.enforcer.changes.touch()
-        there = not self._cuts and plans[-1].made(self.model)  # cut before it came here
+        self.enforcer.changes.mark_started()
+        there = not self._cuts and plans[-1].matches(self.model)  # cut before it came here
         for cut in reversed(self._cuts):
-            ChannelCut.from_state(cut["plan"]).grow(self.model)
+            ChannelCut.from_state(cut["plan"]).restore_shapes(self.model)
         self._cuts, self.plan = [dict(cut) for cut in cuts], ChannelCut()
         for plan in plans:
             if not there:
                 plan.apply(self.model)
-            self.plan = self.plan.then(plan)
+            self.plan = self.plan.compose(plan)
         return not there

@@ -11,25 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.channels.cut.surgery import Keeps, keeps
+from regrow.channels.cut.surgery import KeptIndices, kept_indices
 from regrow.channels.graph.groups import Group
-from regrow.masks.targets import Selection, Target
-from regrow.pruning.freezing import Train
-from regrow.pruning.growth import Growth, how_many
-from regrow.pruning.initializers import Initializer, Return, make_initializer, zero
-from regrow.pruning.initializers import removed as removed_values
+from regrow.masks.targets import Target, TargetSelection
+from regrow.pruning.freezing import TrainSpec
+from regrow.pruning.growth import GrowthCriterion, regrow_count
+from regrow.pruning.initializers import Initializer, RegrownWeights, make_initializer, zero
+from regrow.pruning.initializers import removed_values as removed_values
 from regrow.pruning.pruner import Undo
-from regrow.pruning.removed_weights import Vault
-from regrow.pruning.state import Keep
-from regrow.pruning.transaction import whole
+from regrow.pruning.removed_weights import RemovedWeights
+from regrow.pruning.state import KeepRemoved
+from regrow.pruning.transaction import atomic
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.names import buffers
-from regrow.utils.random import seeded
+from regrow.utils.random import make_generator
 
 STATISTICS = ("running_mean", "running_var")
 
 
-def mask_of(name: str, tensor: Tensor, kept: Keeps) -> Tensor | None:
+def channel_mask(name: str, tensor: Tensor, kept: KeptIndices) -> Tensor | None:
     """The mask of a tensor: what all its dimensions keep; None where all is kept."""
     dims = kept.get(name)
     if dims is None:
@@ -41,13 +41,15 @@ def mask_of(name: str, tensor: Tensor, kept: Keeps) -> Tensor | None:
     return mask
 
 
-def pruned_now(name: str, tensor: Tensor, kept: Keeps, before: Keeps) -> Tensor | None:
+def pruned_now(name: str, tensor: Tensor, kept: KeptIndices, before: KeptIndices) -> Tensor | None:
     """Where a tensor is pruned now and was not before; None where it has no channel that went."""
-    mask, old = mask_of(name, tensor, kept), mask_of(name, tensor, before)
+    mask, old = channel_mask(name, tensor, kept), channel_mask(name, tensor, before)
     return mask if mask is None else ~mask if old is None else old & ~mask
 
 
-def fresh(back: Return, initializer: Initializer, columns: Tensor | None) -> Tensor:
+def initial_channel(
+    back: RegrownWeights, initializer: Initializer, columns: Tensor | None
+) -> Tensor:
     """New rows, scale 1 and shift 0 for norms, zero for what reads a returning channel."""
     if back.weight.ndim < 2:
         return torch.full_like(back.weight, float(not back.name.endswith("bias")))
@@ -57,7 +59,7 @@ def fresh(back: Return, initializer: Initializer, columns: Tensor | None) -> Ten
     return values
 
 
-def norms(group: Group, held: Mapping[str, Tensor]) -> Tensor:
+def channel_norms(group: Group, held: Mapping[str, Tensor]) -> Tensor:
     """Euclidean norm of what the vault holds of each channel."""
     total = torch.zeros(group.size, dtype=torch.float64)
     for (name, dim), channels in group.members.items():
@@ -84,7 +86,7 @@ def read_columns(
     return found
 
 
-def return_buffer(name: str, buffer: Tensor, places: Tensor, held: Tensor | None) -> None:
+def restore_buffer(name: str, buffer: Tensor, places: Tensor, held: Tensor | None) -> None:
     """A buffer of returning channels: what is held of it, else mean 0 and variance 1 of a norm."""
     if held is not None:
         buffer[places] = held.to(buffer.device, buffer.dtype)[places]
@@ -103,9 +105,9 @@ def rank_channels(
     for group in groups:
         if group.name not in pool:
             continue
-        generator = seeded(*seed, group.name)
+        generator = make_generator(*seed, group.name)
         values = torch.rand(group.size, generator=generator, dtype=torch.float64)
-        values = values if held is None else norms(group, held)
+        values = values if held is None else channel_norms(group, held)
         ranks |= {(group.name, int(c)): float(values[c]) for c in pool[group.name]}
     return ranks
 
@@ -114,7 +116,7 @@ class ChannelUndo(Undo):
     """A model with masked channels that can come back.
 
     Args:
-        model: See `MaskedModel`, like the next two.
+        model: See `MaskState`, like the next two.
         selection: Every parameter that holds a part of a channel.
         keep_removed: What goes to the vault.
         seed: For random draws.
@@ -128,7 +130,7 @@ class ChannelUndo(Undo):
     removed: dict[str, Tensor]
 
     def __init__(
-        self, model: nn.Module, selection: Selection, keep_removed: Keep, seed: int
+        self, model: nn.Module, selection: TargetSelection, keep_removed: KeepRemoved, seed: int
     ) -> None:
         super().__init__(model, selection, keep_removed, False, seed)
         self._stats: dict[str, Tensor] = {}  # buffers of masked channels, as they were
@@ -149,23 +151,23 @@ class ChannelUndo(Undo):
             StateError: If nothing was kept.
             ConfigError: If a pattern matches nothing.
         """
-        if self.vault is None:
+        if self.removed_weights is None:
             raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
         before = self.sparsity
         self._bring(self._named_channels(names), removed_values, list(optimizers))
-        return self.note("unprune", before)
+        return self.record_event("unprune", before)
 
-    @whole
+    @atomic
     @torch.no_grad()
     def regrow(
         self,
         fraction: float | None = None,
         count: int | None = None,
         *,
-        by: str | Growth = "random",
+        by: str | GrowthCriterion = "random",
         init: str | Initializer = "he",
         names: Iterable[str] | str | None = None,
-        train: Train = "all",
+        train: TrainSpec = "all",
         optimizers: Iterable[Optimizer] = (),
     ) -> dict[str, Any]:
         """Brings masked channels back, whole ones.
@@ -191,10 +193,10 @@ class ChannelUndo(Undo):
                 both sides. For `init="zero"`: two zero sides would never learn.
         """
         initializer = self.check_regrowth(by, init)
-        train, before = self.hold.check(train), self.sparsity
+        train, before = self.freezer.check(train), self.sparsity
         pool = self._named_channels(names)
-        amount = how_many(fraction, count, sum(len(channels) for channels in pool.values()))
-        if by == "removed" and self.vault is None:
+        amount = regrow_count(fraction, count, sum(len(channels) for channels in pool.values()))
+        if by == "removed" and self.removed_weights is None:
             raise StateError("by='removed' needs removed values: write keep_removed=True")
         held = self._held() if by == "removed" else None
         ranks = rank_channels(self.groups, pool, (self.seed, len(self.history)), held)
@@ -204,12 +206,12 @@ class ChannelUndo(Undo):
             for name in pool
         }
         regrown = self._bring(back, initializer, list(optimizers))
-        self.hold.set(train, regrown)
+        self.freezer.set(train, regrown)
         trains = train if isinstance(train, str) else list(train)
         named = init if isinstance(init, str) else getattr(init, "__name__", type(init).__name__)
-        return self.note("regrow", before, by=by, init=named, count=amount, train=trains)
+        return self.record_event("regrow", before, by=by, init=named, count=amount, train=trains)
 
-    def check_regrowth(self, by: str | Growth, init: str | Initializer) -> Initializer:
+    def check_regrowth(self, by: str | GrowthCriterion, init: str | Initializer) -> Initializer:
         """The initialiser of channels that come back.
 
         Raises:
@@ -234,26 +236,26 @@ class ChannelUndo(Undo):
             "stats": dict(self._stats),
         }
 
-    @whole
+    @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.removed = {name: channels.clone() for name, channels in state["removed"].items()}
         self._stats = {name: values.clone() for name, values in state["stats"].items()}
 
-    def _take(self, selection: Selection) -> None:
+    def _take(self, selection: TargetSelection) -> None:
         """The same parameters in other shapes: nothing of them is masked."""
         self.selection = selection
         self.enforcer.reset({t.name: t.parameter for t in selection.targets})
         self._pruned = {target.name: 0 for target in selection.targets}
-        self.vault = None if self.vault is None else Vault()
+        self.removed_weights = None if self.removed_weights is None else RemovedWeights()
         self._stats = {}
 
-    @whole
+    @atomic
     def _mask(self, removed: dict[str, Tensor], optimizers: list[Optimizer]) -> None:
         """Masks channels; their values go to the vault."""
-        kept, before = keeps(self.groups, removed), keeps(self.groups, self.removed)
-        self.enforcer.changes.touch()
-        for name, buffer in buffers(self.model).items() if self.vault is not None else ():
+        kept, before = kept_indices(self.groups, removed), kept_indices(self.groups, self.removed)
+        self.enforcer.changes.mark_started()
+        for name, buffer in buffers(self.model).items() if self.removed_weights is not None else ():
             # statistics drift while nothing comes through
             places = pruned_now(name, buffer, kept, before)
             if places is not None:
@@ -261,12 +263,12 @@ class ChannelUndo(Undo):
                 held[places.cpu()] = buffer[places].detach().cpu()
         self.removed = removed
         for target in self.targets:
-            mask = mask_of(target.name, target.parameter, kept)
+            mask = channel_mask(target.name, target.parameter, kept)
             if mask is not None and not torch.equal(mask, self.enforcer.mask(target.name)):
                 self._set(target.name, mask, optimizers)
         self.enforce(optimizers)
 
-    @whole
+    @atomic
     @torch.no_grad()
     def _bring(
         self, back: Mapping[str, Tensor], initializer: Initializer, optimizers: list[Optimizer]
@@ -277,37 +279,39 @@ class ChannelUndo(Undo):
             name: channels[~torch.isin(channels, back[name])] if name in back else channels
             for name, channels in self.removed.items()
         }
-        before, after = keeps(self.groups, self.removed), keeps(self.groups, left)
+        before, after = kept_indices(self.groups, self.removed), kept_indices(self.groups, left)
         columns = read_columns(self.targets, self.groups, back)
         seed, regrown = (self.seed, len(self.history)), {}
-        self.enforcer.changes.touch()
+        self.enforcer.changes.mark_started()
         for target in self.targets:
-            old = mask_of(target.name, target.parameter, before)
+            old = channel_mask(target.name, target.parameter, before)
             places = pruned_now(target.name, target.parameter, before, after)
             if old is None or places is None or not bool(places.any()):
                 continue
             make = partial(
-                Return,
+                RegrownWeights,
                 target.name,
                 target.parameter.detach(),
                 old,
                 places,
-                seeded(*seed, f"{target.name} init"),
+                make_generator(*seed, f"{target.name} init"),
                 target.input_dim,
                 target.groups,
-                None if self.vault is None else self.vault.of(target, old),
+                None if self.removed_weights is None else self.removed_weights.dense(target, old),
                 self.originals.get(target.name),
             )
             value = initializer
             if not restore:
-                value = partial(fresh, initializer=initializer, columns=columns.get(target.name))
+                value = partial(
+                    initial_channel, initializer=initializer, columns=columns.get(target.name)
+                )
             self._bring_back(make, value, restore, optimizers)
             regrown[target.name] = places
         for name, buffer in buffers(self.model).items():
             places = pruned_now(name, buffer, before, after)
             if places is not None:
                 known = restore or not name.endswith(STATISTICS)
-                return_buffer(name, buffer, places, self._stats.get(name) if known else None)
+                restore_buffer(name, buffer, places, self._stats.get(name) if known else None)
         self.removed = left
         self.enforce(optimizers)
         return regrown

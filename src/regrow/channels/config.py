@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from regrow.channels.allocation import DISTRIBUTIONS, RoundTo, rounding
-from regrow.channels.importance import ChannelCriterion, make_channel_criterion, taylor
+from regrow.channels.importance import ChannelCriterion, get_channel_criterion, taylor
 from regrow.channels.size import UNITS
 from regrow.utils.errors import (
     ConfigError,
@@ -22,7 +22,7 @@ from regrow.utils.errors import (
 )
 
 
-class ChannelMethod(NamedTuple):
+class ChannelConfig(NamedTuple):
     """How channels are ranked and counted.
 
     Attributes:
@@ -53,13 +53,13 @@ class ChannelMethod(NamedTuple):
     # what a method of weights has and channels do not
     layers: Mapping[str, float] | None = None
 
-    def checked(self) -> ChannelMethod:
+    def validated(self) -> ChannelConfig:
         """The same, with every word and number checked, before any model is at hand.
 
         Raises:
             ConfigError: What was given, what is allowed, what to write.
         """
-        make_channel_criterion(self.criterion, self.seed)
+        get_channel_criterion(self.criterion, self.seed)
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
         check_choice("of", self.of, (*UNITS, "latency"))
         rounding(1, self.round_to)
@@ -82,7 +82,7 @@ class ChannelMethod(NamedTuple):
         """Whether scores read gradients."""
         return self.criterion == "taylor" or self.criterion is taylor
 
-    def words(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What must not change between a checkpoint and its resume, as builtin values."""
         name = self.criterion
         if not isinstance(name, str):
@@ -96,13 +96,13 @@ class ChannelMethod(NamedTuple):
             "latency_ms": self.latency_ms,
         }
 
-    def refuse_other(self, words: Mapping[str, Any]) -> None:
+    def check_matches(self, words: Mapping[str, Any]) -> None:
         """Refuses to go on from a checkpoint that was pruned in another way.
 
         Raises:
             StateError: Naming what it was and what it is now.
         """
-        now = self.words()
+        now = self.to_dict()
         changed = [
             f"{k}={was!r}, now {now.get(k)!r}" for k, was in words.items() if was != now.get(k)
         ]

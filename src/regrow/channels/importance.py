@@ -100,7 +100,7 @@ def random(seed: int) -> ChannelCriterion:
     return draw
 
 
-CRITERIA: dict[str, ChannelCriterion] = {
+CHANNEL_CRITERIA: dict[str, ChannelCriterion] = {
     "l1": l1,
     "l2": l2,
     "bn": bn_scale,
@@ -109,7 +109,7 @@ CRITERIA: dict[str, ChannelCriterion] = {
 }
 
 
-def make_channel_criterion(criterion: str | ChannelCriterion, seed: int) -> ChannelCriterion:
+def get_channel_criterion(criterion: str | ChannelCriterion, seed: int) -> ChannelCriterion:
     """A criterion by its name.
 
     Raises:
@@ -119,10 +119,12 @@ def make_channel_criterion(criterion: str | ChannelCriterion, seed: int) -> Chan
         return criterion
     if criterion == "random":
         return random(seed)
-    return CRITERIA[check_choice("criterion", criterion, (*CRITERIA, "random"))]
+    return CHANNEL_CRITERIA[check_choice("criterion", criterion, (*CHANNEL_CRITERIA, "random"))]
 
 
-def score(group: Group, tensors: Mapping[str, Tensor], criterion: ChannelCriterion) -> Tensor:
+def channel_scores(
+    group: Group, tensors: Mapping[str, Tensor], criterion: ChannelCriterion
+) -> Tensor:
     """Checked scores of a group.
 
     Raises:

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from regrow.channels.cut.surgery import Undo, cut, tell_modules
-from regrow.channels.cut.verify import Bench
+from regrow.channels.cut.surgery import UndoLog, cut, tell_modules
+from regrow.channels.cut.verify import TrialCut
 from regrow.profiling.latency import latency
 from regrow.utils.batches import batch_size, bound_forward, device_of
-from regrow.utils.errors import ConfigError, DataError, check_positive, unwritten
-from regrow.utils.modes import evaluating
+from regrow.utils.errors import ConfigError, DataError, check_positive, write_error
+from regrow.utils.modes import eval_mode
 from regrow.utils.names import modules
 
 
-class Stopwatch:
+class LatencyTimer:
     """Times networks on batches of one size, and remembers how long the original took.
 
     Args:
@@ -82,7 +82,7 @@ ROUNDS = 7  # halvings of the share of MACs: to less than a hundredth
 
 def latency_budget(
     chosen: Callable[[float], dict[str, Tensor]],
-    bench: Bench,
+    bench: TrialCut,
     model: nn.Module,
     example_input: Any,
     sparsity: float,
@@ -119,7 +119,7 @@ def latency_budget(
         except ConfigError:  # so few MACs cannot be reached
             low = share
             continue
-        undo = bench.search(removed).undo
+        undo = bench.find_valid(removed).undo
         try:
             found = timed(model)
         finally:
@@ -232,7 +232,7 @@ class LatencyTable:
             aside.write_text(json.dumps(text, indent=1) + "\n")
             aside.replace(path)
         except OSError as error:
-            raise unwritten(path, error) from error
+            raise write_error(path, error) from error
         finally:
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
@@ -268,7 +268,7 @@ def _inputs(model: nn.Module, example_input: Any) -> dict[str, Tensor]:
         if isinstance(module, kinds)
     ]
     try:
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             bound_forward(model, example_input)()
     finally:
         for hook in hooks:
@@ -283,7 +283,7 @@ def _timed(
     outputs, inputs = (max(1, round(fraction * size)) for size in _sizes(layer))
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    undo, dim = Undo(), -1 if isinstance(layer, nn.Linear) else 1
+    undo, dim = UndoLog(), -1 if isinstance(layer, nn.Linear) else 1
     kept = {
         "weight": {0: torch.arange(weight.shape[0]) < outputs},
         "bias": {0: torch.arange(weight.shape[0]) < outputs},

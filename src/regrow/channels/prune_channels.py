@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regrow.channels.allocation import CLOSE, RoundTo, choose
-from regrow.channels.cut.channel_cut import ChannelCut, made_plan
-from regrow.channels.cut.surgery import Removed, keeps
-from regrow.channels.cut.verify import Bench
-from regrow.channels.graph.groups import Group, found_groups
+from regrow.channels.allocation import TOLERANCE, RoundTo, allocate
+from regrow.channels.cut.channel_cut import ChannelCut, make_channel_cut
+from regrow.channels.cut.surgery import RemovedChannels, kept_indices
+from regrow.channels.cut.verify import TrialCut
+from regrow.channels.graph.groups import Group, groups_from_trace
 from regrow.channels.graph.trace import trace
-from regrow.channels.importance import ChannelCriterion, make_channel_criterion, score
+from regrow.channels.importance import ChannelCriterion, channel_scores, get_channel_criterion
 from regrow.channels.latency_budget import latency_budget
 from regrow.channels.size import Sizes
-from regrow.masks.targets import select
+from regrow.masks.targets import select_targets
 from regrow.profiling.macs import count_macs
 from regrow.utils.batches import two_examples
 from regrow.utils.errors import ConfigError, check_sparsity
@@ -82,23 +82,23 @@ def prune(
         (torch.Size([4, 4]), 4, {'0': 4})
     """
     sparsity = check_sparsity("sparsity", sparsity)
-    rule = make_channel_criterion(criterion, seed)
+    rule = get_channel_criterion(criterion, seed)
     two = two_examples(example_input, model)
     traced = trace(model, two)
-    groups = selected(found_groups(traced, model), model, include, exclude)
-    bench = Bench(model, traced, groups, two)
+    groups = selected(groups_from_trace(traced, model), model, include, exclude)
+    bench = TrialCut(model, traced, groups, two)
     tensors = parameters(model)
     linked: list[Link] = []
-    together = Together()
-    slack = Slack()
+    together = LinkedGroups()
+    slack = BudgetCorrection()
     while True:
-        free = [group for group in groups if not group.pinned]
+        free = [group for group in groups if not group.fixed_reason]
         if not free:
-            reasons = sorted({group.pinned or "" for group in groups})
+            reasons = sorted({group.fixed_reason or "" for group in groups})
             raise ConfigError(f"no channels can be cut: {'; '.join(reasons[:5])}")
-        scores = {group.name: score(group, tensors, rule) for group in free}
+        scores = {group.name: channel_scores(group, tensors, rule) for group in free}
         chosen = partial(
-            choose,
+            allocate,
             free,
             scores,
             distribution=distribution,
@@ -121,23 +121,27 @@ def prune(
             sizes = Sizes(model, free, two, of)
             budget = (1 - sparsity) * sizes.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
             removed = chosen(sizes.after, budget + slack.now)
-        found = bench.search(removed, linked)
+        found = bench.find_valid(removed, linked)
         if found.pinned:  # their share is taken elsewhere
             found.undo()
             pins, linked = together.after(bench, found.pinned, linked)
-            groups = tuple(replace(g, pinned=pins[g.name]) if g.name in pins else g for g in groups)
+            groups = tuple(
+                replace(g, fixed_reason=pins[g.name]) if g.name in pins else g for g in groups
+            )
             bench.groups = groups
         elif of != "macs" or slack.settled(sizes, removed, count_macs(model, two).macs, budget):
             break
         else:
             found.undo()
     counts = {name: len(channels) for name, channels in removed.items() if len(channels)}
-    pinned = {group.name: group.pinned for group in groups if group.pinned}
-    kept = keeps(groups, removed)
-    return made_plan(model, kept, found.undo, removed=counts, pinned=pinned, error=found.error)
+    pinned = {group.name: group.fixed_reason for group in groups if group.fixed_reason}
+    kept = kept_indices(groups, removed)
+    return make_channel_cut(
+        model, kept, found.undo, removed=counts, pinned=pinned, error=found.error
+    )
 
 
-class Together:
+class LinkedGroups:
     """Which groups are cut in step, after some of them broke the network."""
 
     def __init__(self) -> None:
@@ -145,7 +149,7 @@ class Together:
         self._alone = dict[str, str]()  # who broke it while not in step, and how
 
     def after(
-        self, bench: Bench, broke: Mapping[str, str], linked: Sequence[Link]
+        self, bench: TrialCut, broke: Mapping[str, str], linked: Sequence[Link]
     ) -> tuple[dict[str, str], list[Link]]:
         """Groups to pin with the reason, and the sets to cut in step from now on.
 
@@ -163,7 +167,7 @@ class Together:
         return pins, [each for each in held if not hopeful & {*each}] + new
 
 
-class Slack:
+class BudgetCorrection:
     """What more may remain by weights, as products without weights (attention) shrink too.
 
     Attributes:
@@ -173,24 +177,24 @@ class Slack:
     def __init__(self, tries: int = 4) -> None:
         self.now, self._held, self._tries = 0.0, 0.0, tries
 
-    def settled(self, sizes: Sizes, removed: Removed, left: float, budget: float) -> bool:
+    def settled(self, sizes: Sizes, removed: RemovedChannels, left: float, budget: float) -> bool:
         """Whether a cut is near its budget, or the nearest there is; else `now` has changed."""
         if left <= budget:
             self._held = self.now
-            if budget - left <= CLOSE * sizes.dense:
+            if budget - left <= TOLERANCE * sizes.dense:
                 return True
         if not self._tries:
             return True
         better = sizes.after(removed) - left
         self._tries -= 1
-        if not self._tries or abs(better - self.now) < CLOSE / 10 * sizes.dense:
+        if not self._tries or abs(better - self.now) < TOLERANCE / 10 * sizes.dense:
             self._tries, better = 0, self._held  # the last that met it
         settled, self.now = better == self.now, better
         return settled
 
 
 def _share(
-    chosen: Callable[[Callable[[Removed], float], float], dict[str, Tensor]],
+    chosen: Callable[[Callable[[RemovedChannels], float], float], dict[str, Tensor]],
     macs: Sizes,
     share: float,
 ) -> dict[str, Tensor]:
@@ -210,14 +214,14 @@ def selected(
     """
     if include is None and exclude is None:
         return tuple(groups)
-    wanted = {target.name for target in select(model, include, exclude).targets}
-    every = {target.name for target in select(model).targets}
+    wanted = {target.name for target in select_targets(model, include, exclude).targets}
+    every = {target.name for target in select_targets(model).targets}
     outside = every - wanted
     result = []
     for group in groups:
         rows = [name for name, _ in group.rows if name in every]
         left_out = [name for name in rows if name in outside]
-        if left_out and not group.pinned:
-            group = replace(group, pinned=f"{left_out[0]} is excluded or not included")
+        if left_out and not group.fixed_reason:
+            group = replace(group, fixed_reason=f"{left_out[0]} is excluded or not included")
         result.append(group)
     return tuple(result)

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.channels.allocation import choose
+from regrow.channels.allocation import allocate
 from regrow.channels.channel_cutter import ChannelCuts
-from regrow.channels.config import ChannelMethod
-from regrow.channels.cut.surgery import Removed
-from regrow.channels.cut.verify import Bench
-from regrow.channels.graph.groups import Group, found_groups
+from regrow.channels.config import ChannelConfig
+from regrow.channels.cut.surgery import RemovedChannels
+from regrow.channels.cut.verify import TrialCut
+from regrow.channels.graph.groups import Group, groups_from_trace
 from regrow.channels.graph.trace import Trace, trace
-from regrow.channels.importance import make_channel_criterion, score
-from regrow.channels.latency_budget import Stopwatch, latency_budget
+from regrow.channels.importance import channel_scores, get_channel_criterion
+from regrow.channels.latency_budget import LatencyTimer, latency_budget
 from regrow.channels.prune_channels import selected
 from regrow.channels.size import Sizes
-from regrow.io.integrity import opened, sealed
-from regrow.masks.targets import selection_of
+from regrow.io.integrity import verify_digest, with_digest
+from regrow.masks.targets import selection_by_name
 from regrow.pruning.initializers import Initializer
-from regrow.pruning.state import Keep
+from regrow.pruning.state import KeepRemoved
 from regrow.utils.batches import two_examples
 from regrow.utils.errors import ConfigError, check_sparsity
 from regrow.utils.names import parameters
@@ -67,27 +67,27 @@ class ChannelPruner(ChannelCuts):
         self,
         model: nn.Module,
         example_input: Any,
-        method: ChannelMethod | None = None,
+        method: ChannelConfig | None = None,
         *,
-        keep_removed: Keep = True,
+        keep_removed: KeepRemoved = True,
     ) -> None:
-        self.method = (method or ChannelMethod()).checked()
+        self.method = (method or ChannelConfig()).validated()
         self.example_input = two_examples(example_input, model)
         self.needs_gradients = self.method.needs_gradients
-        self.tracks = False
-        self.own: dict[str, float] = {}
+        self.collects_gradients = False
+        self.layer_targets: dict[str, float] = {}
         self.pins: dict[str, str] = {}
         self.dense = 0.0
-        self.watch = Stopwatch(self.method.timer, example_input)
+        self.watch = LatencyTimer(self.method.timer, example_input)
         self._saved = 0.0  # of the original latency
         self.model = model
         self._analyse(self._traced())
         names = {name for group in self.groups for name, _ in group.members}
-        super().__init__(model, selection_of(model, names), keep_removed, self.method.seed)
+        super().__init__(model, selection_by_name(model, names), keep_removed, self.method.seed)
         self._try(self._lowest())
         self.dense = self.sizes.dense  # of what can be cut
         if not self.free:
-            reasons = sorted({group.pinned or "" for group in self.groups})
+            reasons = sorted({group.fixed_reason or "" for group in self.groups})
             raise ConfigError(f"no channels can be cut: {'; '.join(reasons[:5])}")
 
     @property
@@ -100,9 +100,9 @@ class ChannelPruner(ChannelCuts):
     @property
     def free(self) -> list[Group]:
         """The groups that can be cut."""
-        return [group for group in self.groups if not group.pinned]
+        return [group for group in self.groups if not group.fixed_reason]
 
-    def stand(self, final: float) -> float:
+    def progress_towards(self, final: float) -> float:
         """How far the model is on its way: what was asked for, unless less of it is left."""
         return min(self.target, self.sparsity)
 
@@ -160,7 +160,7 @@ class ChannelPruner(ChannelCuts):
             entry = self.unprune(optimizers=optimizers)
             self.target = entry["target"] = 0.0
             return entry
-        if self.units(sparsity) < self.units(self.stand(sparsity)):
+        if self.units(sparsity) < self.units(self.progress_towards(sparsity)):
             raise ConfigError(
                 f"the model has sparsity {before:.6g} already, {sparsity:g} is less: what is "
                 "pruned stays pruned; unprune() brings masked channels back"
@@ -170,17 +170,17 @@ class ChannelPruner(ChannelCuts):
             self._saved = sparsity
         self.target = sparsity
         gone = {name: len(channels) for name, channels in self.removed.items() if len(channels)}
-        return self.note("prune", before, channels=gone)
+        return self.record_event("prune", before, channels=gone)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtin types only."""
         own: dict[str, Any] = {"example": self.example_input, "pins": dict(self.pins)}
         own |= {"dense": self.dense, "saved": self._saved, "watch": self.watch.state_dict()}
-        return sealed(super().state_dict() | own)
+        return with_digest(super().state_dict() | own)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes what `state_dict` gave; the model gets the shapes of that moment."""
-        pins, self.pins = self.pins, dict(opened(state)["pins"])
+        pins, self.pins = self.pins, dict(verify_digest(state)["pins"])
         self.dense, self._saved = float(state["dense"]), float(state["saved"])
         self.watch.load_state_dict(state["watch"])
         self.reshape(state["cuts"])
@@ -201,7 +201,7 @@ class ChannelPruner(ChannelCuts):
         """The fraction of the dense latency that is saved, with what is masked cut out."""
         if not self._cuts and not any(len(channels) for channels in self.removed.values()):
             return 0.0
-        undo = self.bench.search(self.removed).undo
+        undo = self.bench.find_valid(self.removed).undo
         try:
             return max(0.0, 1 - self._ms(self.model) / self._original_ms())
         finally:
@@ -210,8 +210,8 @@ class ChannelPruner(ChannelCuts):
     def _scores(self) -> dict[str, Tensor]:
         tensors = parameters(self.model)
         seed = self.method.seed * 1000 + len(self.history)
-        rule = make_channel_criterion(self.method.criterion, seed)
-        return {group.name: score(group, tensors, rule) for group in self.free}
+        rule = get_channel_criterion(self.method.criterion, seed)
+        return {group.name: channel_scores(group, tensors, rule) for group in self.free}
 
     def _chosen(self, sparsity: float, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The channels to be removed, those that are masked among them."""
@@ -232,7 +232,7 @@ class ChannelPruner(ChannelCuts):
         )
         return chosen or dict(self.removed)
 
-    def _left(self, removed: Removed) -> float:
+    def _left(self, removed: RemovedChannels) -> float:
         """What is left of the original model; of groups that are gone one channel stays."""
         if self.sizes.of != "channels":
             return self.sizes.after(removed)
@@ -246,10 +246,10 @@ class ChannelPruner(ChannelCuts):
         return self.watch(model, self.example_input)
 
     def _choose(
-        self, scores: Mapping[str, Tensor], size: Callable[[Removed], float], budget: float
+        self, scores: Mapping[str, Tensor], size: Callable[[RemovedChannels], float], budget: float
     ) -> dict[str, Tensor]:
         was = self.plan.removed  # counts are rounded as those of the original group
-        return choose(
+        return allocate(
             [replace(group, size=group.size + was.get(group.name, 0)) for group in self.free],
             scores,
             size,
@@ -267,11 +267,11 @@ class ChannelPruner(ChannelCuts):
     def _analyse(self, traced: Trace) -> None:
         """Finds the groups of the model as it is now."""
         model, method = self.model, self.method
-        found = selected(found_groups(traced, model), model, method.include, method.exclude)
+        found = selected(groups_from_trace(traced, model), model, method.include, method.exclude)
         self.groups = tuple(
-            replace(g, pinned=self.pins[g.name]) if g.name in self.pins else g for g in found
+            replace(g, fixed_reason=self.pins[g.name]) if g.name in self.pins else g for g in found
         )
-        self.bench = Bench(model, traced, self.groups, self.example_input)
+        self.bench = TrialCut(model, traced, self.groups, self.example_input)
         of = "channels" if method.of == "latency" else method.of
         self.sizes = Sizes(model, self.free, self.example_input, of)
         self.removed: dict[str, Tensor] = {}
@@ -279,7 +279,7 @@ class ChannelPruner(ChannelCuts):
     def _again(self, traced: Trace) -> None:
         self._analyse(traced)
         names = {name for group in self.groups for name, _ in group.members}
-        self._take(selection_of(self.model, names))
+        self._take(selection_by_name(self.model, names))
 
     def _lowest(self) -> dict[str, Tensor]:
         """A third of each group's channels: a cut to try."""
@@ -287,9 +287,9 @@ class ChannelPruner(ChannelCuts):
             group.name: torch.arange(-(-group.size // 3)) for group in self.free if group.size > 1
         }
 
-    def _try(self, removed: Removed) -> None:
+    def _try(self, removed: RemovedChannels) -> None:
         """Cuts once and takes it back: what cannot be cut is not masked either."""
-        found = self.bench.search(removed)
+        found = self.bench.find_valid(removed)
         found.undo()
         if found.pinned:
             self.pins |= found.pinned

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.channels.cut.surgery import Removed
+from regrow.channels.cut.surgery import RemovedChannels
 from regrow.channels.graph.groups import Group, Place
 from regrow.profiling.macs import count_macs
 from regrow.utils.batches import batch_size, bound_forward
 from regrow.utils.errors import check_choice
-from regrow.utils.modes import evaluating
+from regrow.utils.modes import eval_mode
 from regrow.utils.names import modules, parameters
 
 UNITS = ("channels", "macs", "params")
@@ -71,7 +71,7 @@ class Sizes:
         }
         self.dense = self.after({})
 
-    def after(self, removed: Removed) -> float:
+    def after(self, removed: RemovedChannels) -> float:
         """The size without some channels."""
         if self.of == "channels":
             return float(self._total - sum(len(channels) for channels in removed.values()))
@@ -117,7 +117,7 @@ def derived(model: nn.Module, example_input: Any, known: Mapping[str, float]) ->
             handles.append(module.register_forward_hook(hook(name, 1)))
     try:
         if handles:
-            with torch.no_grad(), evaluating(model):
+            with torch.no_grad(), eval_mode(model):
                 bound_forward(model, example_input)()
     finally:
         for handle in handles:

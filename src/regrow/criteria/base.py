@@ -16,10 +16,10 @@ from torch import Tensor
 
 from regrow.criteria.elementwise import gradient, magnitude, random, taylor
 from regrow.criteria.movement import Movement
-from regrow.distributed.shard import is_cut, local, shard_of
-from regrow.masks.lazy_scores import Scores, by_lot, elementwise
+from regrow.distributed.shard import is_dtensor, local_tensor, shard_of
+from regrow.masks.lazy_scores import ScoresLike, elementwise_scores, random_scores
 from regrow.utils.errors import ConfigError, StateError, check_choice
-from regrow.utils.random import seeded
+from regrow.utils.random import make_generator
 
 Criterion = Callable[..., Tensor]
 
@@ -54,7 +54,7 @@ CRITERIA: Mapping[str, Criterion | type[Movement]] = {
 }
 
 
-def make_criterion(criterion: str | Criterion | TrackingCriterion) -> Criterion | TrackingCriterion:
+def get_criterion(criterion: str | Criterion | TrackingCriterion) -> Criterion | TrackingCriterion:
     """A criterion from its name, or the callable or object itself.
 
     Raises:
@@ -101,7 +101,7 @@ def _parameters(criterion: Criterion) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def score(
+def compute_scores(
     criterion: Criterion | TrackingCriterion,
     name: str,
     weight: Tensor,
@@ -123,11 +123,11 @@ def score(
     """
     version = weight._version
     if isinstance(criterion, TrackingCriterion):
-        scores = criterion.scores(name, local(weight))
+        scores = criterion.scores(name, local_tensor(weight))
     else:
         keywords: dict[str, Any] = {}
         if "generator" in _parameters(criterion):
-            keywords["generator"] = seeded(*seed, name)
+            keywords["generator"] = make_generator(*seed, name)
         if not needs_gradients(criterion):
             scores = criterion(weight, **keywords)
         elif grad is None:
@@ -144,10 +144,10 @@ def score(
         )
     if not isinstance(scores, Tensor):
         raise StateError(f"the criterion gave no tensor for {name} but {type(scores).__name__}")
-    if is_cut(scores) and is_cut(weight):  # it saw the whole parameter, as a DTensor
+    if is_dtensor(scores) and is_dtensor(weight):  # it saw the whole parameter, as a DTensor
         cut: Any = scores
-        scores = local(cut.redistribute(placements=weight.placements))  # type: ignore[attr-defined]
-    weight = local(weight)
+        scores = local_tensor(cut.redistribute(placements=weight.placements))  # type: ignore[attr-defined]
+    weight = local_tensor(weight)
     if scores.shape != weight.shape or not scores.is_floating_point():
         raise StateError(
             f"scores of {name} must be floating point of shape {tuple(weight.shape)}, the "
@@ -156,23 +156,23 @@ def score(
     return scores
 
 
-def scores_of(
+def lazy_criterion_scores(
     criterion: Criterion | TrackingCriterion,
     name: str,
     weight: Tensor,
     grad: Tensor | None,
     seed: tuple[int, int],
-) -> Scores:
+) -> ScoresLike:
     """`score`, without its memory where the criterion is known to look at single places.
 
     "magnitude", "gradient", "taylor" and "random" are computed wherever they are read.
     """
     if criterion is magnitude:
-        return elementwise(magnitude, local(weight))
+        return elementwise_scores(magnitude, local_tensor(weight))
     if criterion is random:
-        part, shard = local(weight), shard_of(name, weight)
-        return by_lot(part, shard, lambda: seeded(*seed, name))
+        part, shard = local_tensor(weight), shard_of(name, weight)
+        return random_scores(part, shard, lambda: make_generator(*seed, name))
     if criterion not in (gradient, taylor) or grad is None or grad.shape != weight.shape:
-        return score(criterion, name, weight, grad, seed)
+        return compute_scores(criterion, name, weight, grad, seed)
     function: Any = criterion
-    return elementwise(function, local(weight), local(grad))
+    return elementwise_scores(function, local_tensor(weight), local_tensor(grad))

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regrow.distributed.shard import local, shard_of
-from regrow.distributed.sharded_random import drawn
+from regrow.distributed.shard import local_tensor, shard_of
+from regrow.distributed.sharded_random import sharded_random
 
 
 def magnitude(weight: Tensor, grad: Tensor | None = None) -> Tensor:
@@ -30,8 +30,8 @@ def random(weight: Tensor, grad: Tensor | None = None, *, generator: torch.Gener
         torch.Size([3])
     """
     # on the CPU: the same on every device
-    numbers = drawn(torch.rand, weight.shape, shard_of("weight", weight), generator)
-    return torch.empty_like(local(weight), dtype=torch.float32).copy_(numbers)
+    numbers = sharded_random(torch.rand, weight.shape, shard_of("weight", weight), generator)
+    return torch.empty_like(local_tensor(weight), dtype=torch.float32).copy_(numbers)
 
 
 def gradient(weight: Tensor, grad: Tensor) -> Tensor:

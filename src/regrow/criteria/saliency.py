@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regrow.criteria.elementwise import taylor
 from regrow.criteria.precomputed import Scores
-from regrow.distributed.shard import is_cut
-from regrow.masks.targets import Target, select
+from regrow.distributed.shard import is_dtensor
+from regrow.masks.targets import Target, select_targets
 from regrow.utils.errors import ConfigError, StateError
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -64,7 +64,7 @@ def snip(
         >>> snip(net, [torch.tensor([[1.0, 5.0]])], lambda net, x: net(x).sum())["weight"]
         tensor([[3., 5.]])
     """
-    targets = whole_targets(model, include, exclude)
+    targets = unsharded_targets(model, include, exclude)
     gradients = _mean_gradients(model, batches, loss, targets, mean)
     pairs = zip(targets, gradients, strict=True)
     return Scores({target.name: taylor(target.weight, grad) for target, grad in pairs})
@@ -105,7 +105,7 @@ def grasp(
         >>> grasp(net, [None], loss)["weight"]
         tensor([[9., 1.]])
     """
-    targets, batches = whole_targets(model, include, exclude), list(batches)
+    targets, batches = unsharded_targets(model, include, exclude), list(batches)
     weights = [target.parameter for target in targets]
     with sdpa_kernel(SDPBackend.MATH):
         flow = _mean_gradients(model, batches, loss, targets, mean)
@@ -130,7 +130,7 @@ def grasp(
     return Scores({target.name: target.weight * product for target, product in pairs})
 
 
-def whole_targets(
+def unsharded_targets(
     model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str] | None
 ) -> tuple[Target, ...]:
     """What is scored: whole parameters.
@@ -138,9 +138,9 @@ def whole_targets(
     Raises:
         ConfigError: For sharded ones, by name.
     """
-    targets = select(model, include, exclude).targets
+    targets = select_targets(model, include, exclude).targets
     for target in targets:
-        if is_cut(target.parameter):
+        if is_dtensor(target.parameter):
             raise ConfigError(
                 f"{target.name} is sharded among ranks, and is scored as a whole: write "
                 "strategy='ddp', or method='random'"

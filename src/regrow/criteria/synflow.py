@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.criteria.precomputed import Scores
-from regrow.criteria.saliency import whole_targets
-from regrow.distributed.shard import local
-from regrow.masks.targets import Target, select
-from regrow.masks.topk import keep_highest
+from regrow.criteria.saliency import unsharded_targets
+from regrow.distributed.shard import local_tensor
+from regrow.masks.targets import Target, select_targets
+from regrow.masks.topk import global_topk_masks
 from regrow.utils.errors import ConfigError, StateError, check_count, check_sparsity
 
 # Activations and norms, as functions, methods and in place: the linear network has none of them.
@@ -90,19 +90,19 @@ def synflow(
     """
     check_sparsity("sparsity", sparsity)
     check_count("rounds", rounds)
-    names = [target.name for target in whole_targets(model, include, exclude)]
+    names = [target.name for target in unsharded_targets(model, include, exclude)]
     linear = _linear(model)
-    targets = select(linear, include, exclude).targets
+    targets = select_targets(linear, include, exclude).targets
     masks = {target.name: torch.ones_like(target.weight, dtype=torch.bool) for target in targets}
     if kept is not None:
-        masks = {name: local(kept[name]).to(mask.device) for name, mask in masks.items()}
+        masks = {name: local_tensor(kept[name]).to(mask.device) for name, mask in masks.items()}
         _zero_pruned(targets, masks)
     total, start = sum(mask.numel() for mask in masks.values()), 1 - _sparsity(masks)
     for done in range(1, rounds):
         density = start * ((1 - sparsity) / start) ** (done / rounds)
         scores = _flow(linear, targets, example_input, pruned=done > 1)
         pruned = round(max(1 - density, _sparsity(masks)) * total)
-        chosen = keep_highest([*scores.values()], pruned, [*masks.values()], names=names)
+        chosen = global_topk_masks([*scores.values()], pruned, [*masks.values()], names=names)
         masks = dict(zip(names, chosen, strict=True))
         _zero_pruned(targets, masks)
     scores = _flow(linear, targets, example_input, pruned=rounds > 1)

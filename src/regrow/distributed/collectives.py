@@ -35,20 +35,20 @@ class Ranks:
         dist.all_reduce(sent, group=self.group)
         return sent.cpu().numpy()
 
-    def each(self, counts: Sequence[int]) -> Any:
+    def all_gather_ints(self, counts: Sequence[int]) -> Any:
         """Every rank's whole numbers, one row a rank."""
         sent = torch.tensor(counts, dtype=torch.int64, device=self.device)
         got = [torch.empty_like(sent) for _ in range(self.size)]
         dist.all_gather(got, sent, group=self.group)
         return torch.stack(got).cpu().numpy()
 
-    def objects(self, own: Any) -> list[Any]:
+    def all_gather_objects(self, own: Any) -> list[Any]:
         """Small things of every rank."""
         got: list[Any] = [None] * self.size
         dist.all_gather_object(got, own, group=self.group)
         return got
 
-    def parts(self, part: Tensor, everywhere: bool) -> list[Tensor]:
+    def gather_parts(self, part: Tensor, everywhere: bool) -> list[Tensor]:
         """The parts of all ranks, flat, in host memory.
 
         Args:
@@ -56,7 +56,7 @@ class Ranks:
             everywhere: Whether all ranks get it, or the first alone (the others nothing).
         """
         held = part.detach().reshape(-1).contiguous().view(torch.uint8).to(self.device)
-        lengths = self.each([len(held)])[:, 0].tolist()
+        lengths = self.all_gather_ints([len(held)])[:, 0].tolist()
         sent = held.new_zeros(max(*lengths, 1))
         sent[: len(held)] = held
         got = [torch.empty_like(sent) for _ in lengths] if everywhere or not self.rank else None

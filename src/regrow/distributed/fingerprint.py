@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from regrow.distributed.shard import is_cut, local
+from regrow.distributed.shard import is_dtensor, local_tensor
 from regrow.utils.bits import integer_type
 
 CHUNK = 1 << 20  # so many weights at once: 16 bytes each, for a moment
@@ -48,9 +48,9 @@ def fingerprint(
     found = 0
     for name, parameter in parameters.items():
         kept = masks[name]
-        if is_cut(parameter) != cut:
+        if is_dtensor(parameter) != cut:
             continue
-        flat = local(parameter.detach()).reshape(-1)
+        flat = local_tensor(parameter.detach()).reshape(-1)
         whole = None if kept is None else kept.reshape(-1)
         for start in range(0, flat.numel(), CHUNK):
             part = flat[start : start + CHUNK]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regrow.distributed.collectives import Ranks
 from regrow.distributed.shard import Shard, shard_of
-from regrow.distributed.sharded_counts import Everywhere
+from regrow.distributed.sharded_counts import ShardedCounts
 from regrow.utils.bits import pruned_before
 from regrow.utils.errors import ConfigError
 
@@ -62,10 +62,10 @@ class Shards(Mapping[str, Shard | None]):
 
     def sums(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Counts of whole parameters from those of this rank's parts; one all-reduce."""
-        found = Everywhere([self._shards[name] for name in counts]).sums(counts.values())
+        found = ShardedCounts([self._shards[name] for name in counts]).sums(counts.values())
         return dict(zip(counts, found, strict=True))
 
-    def whole(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gather(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of the parameters' shapes, gathered one at a time by the first rank alone.
 
         Flat ones are joined as they are; the other ranks get empty ones. A key may say more after
@@ -76,17 +76,19 @@ class Shards(Mapping[str, Shard | None]):
         found = {key: value for key, value in values.items() if self._of(key) is None}
         # a rank may have nothing of a parameter: it joins in all the same
         own = {key: (v.dtype, v.dim()) for key, v in values.items() if self._of(key) is not None}
-        kinds = {key: kind for each in self.ranks.objects(own) for key, kind in each.items()}
+        kinds = {
+            key: kind for each in self.ranks.all_gather_objects(own) for key, kind in each.items()
+        }
         for key, (dtype, dims) in sorted(kinds.items()):
             shard = self._of(key)
             assert shard is not None
             nothing = torch.empty(0, dtype=dtype)
-            parts = shard.ranks.parts(values.get(key, nothing), everywhere=False)
+            parts = shard.ranks.gather_parts(values.get(key, nothing), everywhere=False)
             flat = torch.cat(parts) if parts else nothing
             found[key] = flat.view(shard.shape) if parts and dims > 1 else flat
         return found
 
-    def rows(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def local_rows(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's rows of tensors of the parameters' shapes."""
         found = {}
         for name, value in values.items():
@@ -94,7 +96,9 @@ class Shards(Mapping[str, Shard | None]):
             found[name] = value if shard is None else value[shard.start : shard.stop]
         return found
 
-    def chosen(self, values: Mapping[str, Tensor], bits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def local_values(
+        self, values: Mapping[str, Tensor], bits: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """This rank's part of values that lie at the pruned places of parameters, and only there.
 
         Args:

@@ -18,7 +18,7 @@ from regrow.distributed.collectives import Ranks
 from regrow.utils.errors import ConfigError
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """The part of a tensor that this rank holds, without a copy: itself, where it is whole.
 
     Example:
@@ -27,11 +27,11 @@ def local(tensor: Tensor) -> Tensor:
         True
     """
     whole: Any = tensor
-    part: Tensor = whole.to_local() if is_cut(tensor) else tensor
+    part: Tensor = whole.to_local() if is_dtensor(tensor) else tensor
     return part
 
 
-def is_cut(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor; asked of its attributes, for the class is slow to import.
 
     Example:
@@ -68,7 +68,7 @@ def shard_of(name: str, parameter: Tensor) -> Shard | None:
     Raises:
         ConfigError: For a parameter that is cut along another dimension than its first, or twice.
     """
-    if not is_cut(parameter):
+    if not is_dtensor(parameter):
         return None
     tensor: Any = parameter
     mesh = tensor.device_mesh
@@ -83,7 +83,7 @@ def shard_of(name: str, parameter: Tensor) -> Shard | None:
     rank, step = mesh.get_local_rank(dim), -(-rows // size)  # the last ranks may have none
     start, stop = min(rank * step, rows), min((rank + 1) * step, rows)
     plain = type(placement).__name__ == "Shard" and placement.is_shard(0)
-    if more or not plain or len(local(parameter)) != stop - start:
+    if more or not plain or len(local_tensor(parameter)) != stop - start:
         raise ConfigError(
             f"{name} is cut as {tuple(tensor.placements)}: masks follow parameters that "
             "fully_shard cuts along their first dimension, once (no tensor parallelism, no "
@@ -93,14 +93,14 @@ def shard_of(name: str, parameter: Tensor) -> Shard | None:
     return Shard(tuple(parameter.shape), start, stop, ranks)
 
 
-def as_part_of(whole: Tensor, part: Tensor) -> Tensor:
+def to_dtensor_like(whole: Tensor, part: Tensor) -> Tensor:
     """This rank's rows as a tensor that is cut like `whole`; the part itself, where that is whole.
 
     Example:
         >>> as_part_of(torch.ones(2), torch.zeros(2))
         tensor([0., 0.])
     """
-    if not is_cut(whole):
+    if not is_dtensor(whole):
         return part
     from torch.distributed.tensor import DTensor
 
@@ -115,7 +115,7 @@ def as_part_of(whole: Tensor, part: Tensor) -> Tensor:
     )
 
 
-def forget_copies(model: nn.Module) -> None:
+def reshard_fsdp(model: nn.Module) -> None:
     """Frees the whole parameters that FSDP2 keeps after a forward pass without a backward one.
 
     The next pass would compute with them, and not with what was written into the shards since.

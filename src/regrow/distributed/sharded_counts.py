@@ -9,7 +9,7 @@ from typing import Any
 from regrow.distributed.shard import Shard
 
 
-class Everywhere:
+class ShardedCounts:
     """Counts over all ranks that hold parts of some tensors; of this one alone without parts.
 
     Args:
@@ -52,7 +52,7 @@ class Everywhere:
             indices: Which tensors.
         """
         assert self.ranks is not None
-        every, found = self.ranks.each(own), []
+        every, found = self.ranks.all_gather_ints(own), []
         for place, index in enumerate(indices):
             cut, column = self.shards[index] is not None, every[:, place]
             before = int(column[: self.ranks.rank].sum()) if cut else 0

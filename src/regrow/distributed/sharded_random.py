@@ -14,7 +14,7 @@ from regrow.distributed.shard import Shard
 CHUNK = 1 << 16  # numbers drawn at once; a multiple of 16
 
 
-def drawn(
+def sharded_random(
     draw: Callable[..., Tensor],
     shape: Sequence[int],
     shard: Shard | None,
@@ -35,13 +35,13 @@ def drawn(
     """
     if shard is None:
         return draw(tuple(shape), generator=generator)
-    numbers = Stream(draw, shape, shard, generator)
+    numbers = RandomStream(draw, shape, shard, generator)
     found = numbers.take((shard.stop - shard.start) * math.prod(shape[1:]))
     numbers.finish()
     return found.view(-1, *shape[1:])
 
 
-class Stream:
+class RandomStream:
     """The numbers of `drawn` in flat order, some at a time; there is room for no others.
 
     Example:

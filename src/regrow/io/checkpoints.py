@@ -18,7 +18,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         StateError: If it is damaged, or holds more than tensors and plain values.
     """
-    refuse_damaged(path)
+    check_checksums(path)
     try:
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -30,7 +30,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def refuse_damaged(path: object, old: bool = True) -> None:
+def check_checksums(path: object, old: bool = True) -> None:
     """Reads a checkpoint file once more and compares it with the checksums in it.
 
     `torch.load` does not: most flipped bits load as other numbers. What is no file (folders of

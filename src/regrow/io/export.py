@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from regrow.io.checkpoints import KEY
-from regrow.io.files import aside
-from regrow.io.program import Broken, write_program
+from regrow.io.files import temporary_beside
+from regrow.io.program import ExportMismatch, write_program
 from regrow.io.safetensors import read_tensors, write_tensors
 from regrow.utils.batches import batch_size
 from regrow.utils.errors import ConfigError, StateError, check_choice
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 
 SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors", "pt2": ".pt2"}
 
@@ -105,13 +105,13 @@ def export(
         batch_size(example)
     if plan is not None:
         plan.check_cut_model(model)
-    with aside(path, SUFFIXES[to]) as file:
+    with temporary_beside(path, SUFFIXES[to]) as file:
         if to == "safetensors":
             _write_weights(model, file, plan)
             return Exported(path, to, file.stat().st_size)
         try:
             written = write_program(model, file, to, example)
-        except Broken as broken:
+        except ExportMismatch as broken:
             raise StateError(
                 f"the exported file is not the model: {broken}; {path} was not written"
             ) from broken
@@ -163,7 +163,7 @@ def _write_weights(model: nn.Module, file: Path, plan: ModelCut | None) -> None:
     Raises:
         StateError: If another bit comes back.
     """
-    state = {clean(name): value for name, value in model.state_dict().items()}
+    state = {strip_compile_prefix(name): value for name, value in model.state_dict().items()}
     write_tensors(file, state, {} if plan is None else {KEY: plan.state_dict()})
     found = read_tensors(file)["state_dict"]
     for name, tensor in state.items():

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from regrow.utils.errors import ConfigError, StateError, disk_error, unwritten
+from regrow.utils.errors import ConfigError, StateError, disk_error, write_error
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes beside the file, then renames: a reader sees the old file or the new one.
 
     Args:
@@ -41,7 +41,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         refused = disk_error(error)  # torch.save speaks of something else
         if refused is None:
             raise
-        raise unwritten(path, refused) from error
+        raise write_error(path, refused) from error
 
 
 def _umask() -> int:
@@ -54,7 +54,7 @@ def _umask() -> int:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, whole or not at all; NaN and Inf are refused, as JSON has none."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path: Path) -> Any:
@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def aside(path: Path, suffix: str) -> Iterator[Path]:
+def temporary_beside(path: Path, suffix: str) -> Iterator[Path]:
     """A place to write beside the path, which takes its place if nothing is raised."""
     if path.is_dir():
         raise ConfigError(f"{path} is a folder: write the name of a file")
@@ -87,4 +87,4 @@ def aside(path: Path, suffix: str) -> Iterator[Path]:
                 os.fsync(written.fileno())
             os.replace(file, path)
         except OSError as error:
-            raise unwritten(path, error) from error
+            raise write_error(path, error) from error

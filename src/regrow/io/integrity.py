@@ -15,7 +15,7 @@ from regrow.utils.errors import StateError
 SEAL = "seal"
 
 
-def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+def with_digest(state: Mapping[str, Any]) -> dict[str, Any]:
     """The same state with a digest of each of its tensors, and one of all the rest.
 
     Needed because `torch.load` does not look at the checksums of the file it reads: a bit that
@@ -35,7 +35,7 @@ def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**state, SEAL: _digests(state)}
 
 
-def opened(state: Mapping[str, Any]) -> Mapping[str, Any]:
+def verify_digest(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the state if it is what `sealed` saw.
 
     Raises:

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.utils.batches import batch_size, bound_forward, device_of, resized
 from regrow.utils.errors import ConfigError
-from regrow.utils.imports import need
-from regrow.utils.modes import evaluating
+from regrow.utils.imports import import_optional
+from regrow.utils.modes import eval_mode
 
 # How far outputs may differ, relative to the largest one.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -33,11 +33,11 @@ _TALKATIVE = ("onnx", "fx.experimental.symbolic_shapes")
 Runner = Callable[[Any], list[Tensor]]
 
 
-class Broken(Exception):
+class ExportMismatch(Exception):
     """The file computes something else."""
 
 
-class Written(NamedTuple):
+class ExportCheck(NamedTuple):
     """What `write_program` found.
 
     Attributes:
@@ -53,7 +53,7 @@ class Written(NamedTuple):
 
 def write_program(
     model: nn.Module, file: Path, to: str, example_input: Any, *, checked: bool = True
-) -> Written:
+) -> ExportCheck:
     """Writes a model, for any batch size if that holds, and else for the example's.
 
     Args:
@@ -68,7 +68,7 @@ def write_program(
         Broken: If the file computes something else.
     """
     if to == "onnx":
-        need("ONNX", "export", "onnx", "onnxscript", "onnxruntime")
+        import_optional("ONNX", "export", "onnx", "onnxscript", "onnxruntime")
         if sum(t.nbytes for t in [*model.parameters(), *model.buffers()]) > _LARGEST:
             raise ConfigError(
                 "the model has more than 2 GiB, which one ONNX file cannot hold: write .pt2 or "
@@ -77,11 +77,13 @@ def write_program(
     device, size = device_of(model), batch_size(example_input)
     example = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example_input)
     others = [resized(example, size, 1), resized(example, size, max(3, size + 1))]
-    with evaluating(model), _portable():
-        _refuse_misfit(model, example)
+    with eval_mode(model), _portable():
+        _check_example_fits(model, example)
         try:
             _write(model, file, to, resized(example, size, 2), _batched(example, size))
-            return Written(_check(model, file, to, [example, *others]) if checked else 0, None, "")
+            return ExportCheck(
+                _check(model, file, to, [example, *others]) if checked else 0, None, ""
+            )
         except Exception as error:  # whatever torch.export, the converter or the runtime raises
             reason = _in_short(error)
         given = resized(example, size, size)
@@ -92,7 +94,9 @@ def write_program(
                 f"{type(model).__name__} cannot be written as {to}: {_in_short(error)}; make its "
                 "forward free of control flow that depends on data, or write .safetensors"
             ) from error
-        return Written(_check(model, file, to, [example, given]) if checked else 0, size, reason)
+        return ExportCheck(
+            _check(model, file, to, [example, given]) if checked else 0, size, reason
+        )
 
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -106,11 +110,11 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
         0.0
     """
     if len(found) != len(expected):
-        raise Broken(f"it gives {len(found)} tensors, the model {len(expected)}")
+        raise ExportMismatch(f"it gives {len(found)} tensors, the model {len(expected)}")
     worst = 0.0
     for mine, theirs in zip(found, expected, strict=True):
         if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
-            raise Broken(
+            raise ExportMismatch(
                 f"it gives {mine.dtype} of shape {tuple(mine.shape)}, the model {theirs.dtype} of "
                 f"shape {tuple(theirs.shape)}"
             )
@@ -121,7 +125,7 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
         gap = torch.where(equal, 0.0, (one - other).abs())
         error = float(gap.max()) / (scale or 1.0) if gap.numel() else 0.0
         if not error <= TOLERANCE.get(theirs.dtype, 0.0):
-            raise Broken(
+            raise ExportMismatch(
                 f"outputs differ by {error:.2g} of the largest one, {theirs.dtype} may by "
                 f"{TOLERANCE.get(theirs.dtype, 0.0):.0e}"
             )
@@ -161,7 +165,7 @@ def _write(
     onnx.save(str(file), external_data=False)
 
 
-def _refuse_misfit(model: nn.Module, example: Any) -> None:
+def _check_example_fits(model: nn.Module, example: Any) -> None:
     try:
         bound_forward(model, _copied(example))()
     except Exception as error:
@@ -175,13 +179,13 @@ def _check(model: nn.Module, file: Path, to: str, inputs: list[Any]) -> float:
         run = _onnx_runner(file) if to == "onnx" else _program_runner(file)
         found = [run(_copied(given)) for given in inputs]
     except Exception as error:
-        raise Broken(f"it does not run: {_in_short(error)}") from error
+        raise ExportMismatch(f"it does not run: {_in_short(error)}") from error
     expected = [_tensors(bound_forward(model, _copied(given))()) for given in inputs]
     return max(map(difference, found, expected))
 
 
 def _onnx_runner(file: Path) -> Runner:
-    runtime = need("ONNX", "export", "onnxruntime")
+    runtime = import_optional("ONNX", "export", "onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow.utils.errors import ConfigError, StateError, unwritten
-from regrow.utils.imports import need
+from regrow.utils.errors import ConfigError, StateError, write_error
+from regrow.utils.imports import import_optional
 
 SUFFIX = ".safetensors"
 
@@ -36,7 +36,7 @@ def write_tensors(path: Path, state: Mapping[str, Any], more: Mapping[str, Any])
         ConfigError: If safetensors is not installed, or the state holds more than tensors.
         StateError: If the file cannot be written.
     """
-    library = need(SUFFIX, "export", "safetensors", "safetensors.torch")
+    library = import_optional(SUFFIX, "export", "safetensors", "safetensors.torch")
     other = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if other:
         raise ConfigError(
@@ -58,7 +58,7 @@ def write_tensors(path: Path, state: Mapping[str, Any], more: Mapping[str, Any])
     try:
         library.save_file(held, str(path), metadata)
     except Exception as error:  # of its own kind, with what the disk said in words
-        raise unwritten(path, error) from error
+        raise write_error(path, error) from error
     path.chmod(mode)
 
 
@@ -69,7 +69,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         ConfigError: If safetensors is not installed.
         StateError: If the file is damaged.
     """
-    library = need(SUFFIX, "export", "safetensors")
+    library = import_optional(SUFFIX, "export", "safetensors")
     found: dict[str, Any] = {}
     try:
         with library.safe_open(str(path), framework="pt") as file:

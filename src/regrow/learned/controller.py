@@ -24,7 +24,7 @@ LOOKS = 100  # how often, within the learning
 _LEARNED = 0.5  # how much of a miss is taken for the loss's doing
 
 
-def wanted(progress: float, target: float, ramp: float) -> float:
+def target_at(progress: float, target: float, ramp: float) -> float:
     """The sparsity that is due: cubic up to the target within `ramp` of the learning, then held.
 
     Source: Zhu and Gupta 2017, eq. 1.
@@ -53,7 +53,7 @@ def quantile(margins: Iterable[Tensor], share: float) -> float:
 
 
 @dataclass
-class Controller:
+class SparsityController:
     """A proportional and integral controller in the unit of scores.
 
     Attributes:
@@ -74,7 +74,7 @@ class Controller:
     drift: float = 0.0
     begun: bool = False
 
-    def steer(self, margin: float, steps: int) -> float:
+    def update(self, margin: float, steps: int) -> float:
         """The speed until the next look.
 
         Args:
@@ -91,7 +91,7 @@ class Controller:
 
 
 @dataclass
-class Course:
+class LearningWindow:
     """From which step to which masks are learned, and where that stands.
 
     Attributes:
@@ -130,14 +130,14 @@ class Course:
 
     def due(self, now: int) -> float:
         """The sparsity that is wanted after step `now`."""
-        return wanted(self.progress(now), self.target, self.ramp)
+        return target_at(self.progress(now), self.target, self.ramp)
 
 
-def saved(course: Course, controller: Controller) -> dict[str, Any]:
+def saved(course: LearningWindow, controller: SparsityController) -> dict[str, Any]:
     """Both as builtin types."""
     return {"course": asdict(course), "controller": asdict(controller)}
 
 
-def restored(state: Mapping[str, Any]) -> tuple[Course, Controller]:
+def restored(state: Mapping[str, Any]) -> tuple[LearningWindow, SparsityController]:
     """What `saved` was given."""
-    return Course(**state["course"]), Controller(**state["controller"])
+    return LearningWindow(**state["course"]), SparsityController(**state["controller"])

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from regrow.learned.controller import Controller, Course, quantile, restored, saved
-from regrow.learned.methods import Given, Rule
-from regrow.learned.reparametrize import EffectiveWeights
+from regrow.learned.controller import LearningWindow, SparsityController, quantile, restored, saved
+from regrow.learned.methods import MaskContext, MaskMethod
+from regrow.learned.reparametrize import Reparametrization
 from regrow.utils.errors import StateError
 
 OPTIMIZERS = ("adam", "sgd")
 
 
-class Learner(EffectiveWeights):
+class Learner(Reparametrization):
     """Effective weights whose scores have an optimizer and a penalty.
 
     Args:
@@ -39,7 +39,7 @@ class Learner(EffectiveWeights):
 
     def __init__(
         self,
-        rule: Rule,
+        rule: MaskMethod,
         *,
         optimizer: str = "adam",
         momentum: float = 0.9,
@@ -52,9 +52,9 @@ class Learner(EffectiveWeights):
         self.penalty = 0.0
         self.zeros: dict[str, int] = {}
         self.optimizer: Optimizer | None = None
-        self.course, self.controller = Course(0.0, 0.0), Controller(0.0)
+        self.course, self.controller = LearningWindow(0.0, 0.0), SparsityController(0.0)
 
-    def start(self, course: Course, rate: float | None = None) -> None:
+    def start(self, course: LearningWindow, rate: float | None = None) -> None:
         """Begins to learn.
 
         Args:
@@ -63,12 +63,14 @@ class Learner(EffectiveWeights):
         """
         self.stop()
         self.course = course
-        self.rate = self.rule.travel / course.length if rate is None else rate
+        self.rate = self.method.lr_range / course.length if rate is None else rate
         # faster than Adam could take a score the other way
-        self.controller = Controller(max(self.rule.reach / course.length, 2 * self.rate))
+        self.controller = SparsityController(
+            max(self.method.penalty_range / course.length, 2 * self.rate)
+        )
         self.begin()
         self.optimizer = self._make_optimizer()
-        self.look(course.first - 1)
+        self.update_penalty(course.first - 1)
 
     def stop(self) -> None:
         """Forgets dense weights and scores; the parameters stay as they are."""
@@ -88,19 +90,19 @@ class Learner(EffectiveWeights):
             StateError: If the step was made past `carry`, on effective weights.
         """
         assert self.optimizer is not None
-        stepped = self.take(optimizer)
+        stepped = self.collect_dense(optimizer)
         self.progress = self.course.progress(now)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._decay(stepped)
-        self.put(optimizer)
+        self.write_effective(optimizer)
         if now >= self.course.seen + self.course.every:
-            self.look(now)
+            self.update_penalty(now)
 
     @torch.no_grad()
-    def look(self, now: int) -> None:
+    def update_penalty(self, now: int) -> None:
         """Counts, and gives the penalty the weight that leads to what is due at the next look.
 
         Args:
@@ -115,9 +117,9 @@ class Learner(EffectiveWeights):
             pruned += parameter.numel() - int(kept.count_nonzero())
             total += parameter.numel()
         course.seen, course.share = now, pruned / total
-        if not self.rule.chooses:
+        if not self.method.needs_topk:
             far = quantile(margins.values(), course.due(now + course.every))
-            speed = self.controller.steer(far, course.every)
+            speed = self.controller.update(far, course.every)
             self.penalty = speed / max(self._slope(far), 0.1 * self._slope(0.0))
 
     @torch.no_grad()
@@ -127,13 +129,13 @@ class Learner(EffectiveWeights):
         Raises:
             StateError: If nothing is being learned.
         """
-        if name not in self.marks:
+        if name not in self.scores:
             raise StateError(
                 f"no mask of {name} is being learned now: learned masks are chosen once, at the "
                 "end of the learning; leave prune_to out, or prune with MagnitudePruning"
             )
-        marks = self.marks[name].detach()
-        return self.rule.margin(self.dense[name].to(marks.dtype), marks)
+        marks = self.scores[name].detach()
+        return self.method.margin(self.dense[name].to(marks.dtype), marks)
 
     def state_dict(self) -> dict[str, Any]:
         if not self.active:
@@ -141,7 +143,7 @@ class Learner(EffectiveWeights):
         assert self.optimizer is not None
         return {
             "dense": dict(self.dense),
-            "scores": {name: scores.detach() for name, scores in self.marks.items()},
+            "scores": {name: scores.detach() for name, scores in self.scores.items()},
             "optimizer": self.optimizer.state_dict(),
             "zeros": dict(self.zeros),
             "rate": self.rate,
@@ -159,7 +161,7 @@ class Learner(EffectiveWeights):
         for name, dense in state["dense"].items():
             weight = self.parameters[name].detach()
             self.dense[name] = dense.to(weight, copy=True)
-            self.marks[name] = nn.Parameter(state["scores"][name].to(weight.device, copy=True))
+            self.scores[name] = nn.Parameter(state["scores"][name].to(weight.device, copy=True))
         self.zeros, self.rate = dict(state["zeros"]), float(state["rate"])
         self.penalty, self.progress = float(state["penalty"]), float(state["progress"])
         self.course, self.controller = restored(state)
@@ -169,26 +171,28 @@ class Learner(EffectiveWeights):
 
     def _slope(self, margin: float) -> float:
         """How fast the penalty lowers such a margin."""
-        scores = torch.stack([scores.detach().mean() for scores in self.marks.values()])
-        return self.rule.slope(margin, scores, Given(self.progress))
+        scores = torch.stack([scores.detach().mean() for scores in self.scores.values()])
+        return self.method.penalty_slope(margin, scores, MaskContext(self.progress))
 
     def _make_optimizer(self) -> Optimizer:
         if self.kind == "adam":
-            return Adam(self.marks.values(), lr=self.rate)
-        return SGD(self.marks.values(), lr=self.rate, momentum=self.momentum)
+            return Adam(self.scores.values(), lr=self.rate)
+        return SGD(self.scores.values(), lr=self.rate, momentum=self.momentum)
 
     def _decay(self, names: Iterable[str]) -> None:
         """Takes the regulariser's gradient off the scores."""
         if not self.penalty:
             return
         for name in names:
-            scores = self.marks[name].detach()
-            scores.sub_(self.rule.pull(scores, Given(self.progress)), alpha=self.penalty)
-            if self.rule.ceiling is not None:  # beyond it the regulariser would pull back
-                scores.clamp_max_(self.rule.ceiling)
+            scores = self.scores[name].detach()
+            scores.sub_(
+                self.method.penalty_grad(scores, MaskContext(self.progress)), alpha=self.penalty
+            )
+            if self.method.max_score is not None:  # beyond it the regulariser would pull back
+                scores.clamp_max_(self.method.max_score)
 
 
-class Margins:
+class MarginCriterion:
     """The criterion by which masks are chosen from what was learned.
 
     Args:
@@ -197,7 +201,7 @@ class Margins:
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
-        self.__name__ = type(learner.rule).__name__  # what a checkpoint calls it
+        self.__name__ = type(learner.method).__name__  # what a checkpoint calls it
 
     def update(self, name: str, weight: Tensor, grad: Tensor) -> None:
         """Nothing: the learner sees every gradient."""

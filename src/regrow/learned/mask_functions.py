@@ -50,7 +50,7 @@ def sigmoid_gate(weight: Tensor, scores: Tensor, beta: float) -> Tensor:
     return weight * (beta * scores).sigmoid()
 
 
-def rising(progress: float, most: float) -> float:
+def inverse_temperature(progress: float, most: float) -> float:
     """Beta = most^progress: from 1 to `most`, exponentially.
 
     Source: Savarese et al. 2020, section 4.
@@ -86,7 +86,7 @@ def hard_concrete(weight: Tensor, log_alpha: Tensor, noise: Tensor | None = None
     return weight * (concrete * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
-def chance_open(log_alpha: Tensor) -> Tensor:
+def prob_active(log_alpha: Tensor) -> Tensor:
     """P(gate > 0) = sigmoid(log_alpha - 2/3 log(0.1 / 1.1)): what the L0 penalty sums.
 
     Source: Louizos et al. 2018, eq. 12.
@@ -98,7 +98,7 @@ def chance_open(log_alpha: Tensor) -> Tensor:
     return (log_alpha - TEMPERATURE * math.log(-LOW / HIGH)).sigmoid()
 
 
-def top_scores(weight: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+def topk_straight_through(weight: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     """F = w h, with h = 1 where |s| is among the highest; its gradient goes straight to |s|.
 
     d/ds = g w sign(s), also where the mask prunes; d/dw = g h.
@@ -132,10 +132,10 @@ def straight_through(weight: Tensor, mask: Tensor) -> Tensor:
     return weight + (weight * mask - weight).detach()
 
 
-Back = tuple[Tensor, Tensor]
+VJP = tuple[Tensor, Tensor]
 
 
-def soft_threshold_back(weight: Tensor, score: Tensor, grad: Tensor) -> Back:
+def soft_threshold_vjp(weight: Tensor, score: Tensor, grad: Tensor) -> VJP:
     """d/dw = g [|w| > t]; d/ds = -t (1 - t) sum of g sign(w) [|w| > t], with t = sigmoid(s).
 
     Args:
@@ -158,7 +158,7 @@ def soft_threshold_back(weight: Tensor, score: Tensor, grad: Tensor) -> Back:
     return through.mul_(signs), to_score
 
 
-def sigmoid_gate_back(weight: Tensor, scores: Tensor, beta: float, grad: Tensor) -> Back:
+def sigmoid_gate_vjp(weight: Tensor, scores: Tensor, beta: float, grad: Tensor) -> VJP:
     """d/dw = g c; d/ds = g w beta c (1 - c), with c = sigmoid(beta s).
 
     Example:
@@ -171,9 +171,7 @@ def sigmoid_gate_back(weight: Tensor, scores: Tensor, beta: float, grad: Tensor)
     return to_weight, (1 - gate).mul_(to_weight).mul_(weight).mul_(beta)
 
 
-def hard_concrete_back(
-    weight: Tensor, log_alpha: Tensor, noise: Tensor | None, grad: Tensor
-) -> Back:
+def hard_concrete_vjp(weight: Tensor, log_alpha: Tensor, noise: Tensor | None, grad: Tensor) -> VJP:
     """d/dw = g gate; d/ds = g w 1.2 c (1 - c) / (2/3) where the gate is not cut off.
 
     Without noise there is no 2/3.
@@ -191,7 +189,7 @@ def hard_concrete_back(
     return gate.clamp_(0, 1).mul_(grad), slope.mul_(weight).mul_(grad)
 
 
-def top_scores_back(weight: Tensor, scores: Tensor, mask: Tensor, grad: Tensor) -> Back:
+def topk_straight_through_vjp(weight: Tensor, scores: Tensor, mask: Tensor, grad: Tensor) -> VJP:
     """d/dw = g h; d/ds = g w sign(s): straight through the choice of the highest.
 
     Example:

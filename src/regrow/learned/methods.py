@@ -15,22 +15,22 @@ from torch.nn import functional as F
 from regrow.learned.mask_functions import (
     HIGH,
     LOW,
-    Back,
-    chance_open,
+    VJP,
     hard_concrete,
-    hard_concrete_back,
-    rising,
+    hard_concrete_vjp,
+    inverse_temperature,
+    prob_active,
     sigmoid_gate,
-    sigmoid_gate_back,
+    sigmoid_gate_vjp,
     soft_threshold,
-    soft_threshold_back,
-    top_scores,
-    top_scores_back,
+    soft_threshold_vjp,
+    topk_straight_through,
+    topk_straight_through_vjp,
 )
 from regrow.utils.errors import check_choice, check_rate
 
 
-class Given(NamedTuple):
+class MaskContext(NamedTuple):
     """What f is given beside weights and scores; its gradient stops here.
 
     Attributes:
@@ -45,7 +45,7 @@ class Given(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rule:
+class MaskMethod:
     """One method. Scores are float32, of any shape that the rule chooses.
 
     Attributes:
@@ -58,34 +58,34 @@ class Rule:
         ramp: The part of the learning in which the target rises.
     """
 
-    draws: ClassVar[bool] = False
-    chooses: ClassVar[bool] = False
-    travel: ClassVar[float] = 1.0
-    reach: ClassVar[float] = 1.0
+    stochastic: ClassVar[bool] = False
+    needs_topk: ClassVar[bool] = False
+    lr_range: ClassVar[float] = 1.0
+    penalty_range: ClassVar[float] = 1.0
     trains_weights: ClassVar[bool] = True
     distribution: ClassVar[str] = "global"
     ramp: ClassVar[float] = 0.7
 
     @property
-    def ceiling(self) -> float | None:
+    def max_score(self) -> float | None:
         """Beyond which the penalty takes no score."""
         return None
 
-    def start(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+    def init_scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """The scores to begin with."""
         raise NotImplementedError
 
-    def weights(self, weight: Tensor, scores: Tensor, given: Given) -> Tensor:
+    def weights(self, weight: Tensor, scores: Tensor, given: MaskContext) -> Tensor:
         """The effective weights f(w, s)."""
         raise NotImplementedError
 
-    def back(self, weight: Tensor, scores: Tensor, given: Given, grad: Tensor) -> Back:
+    def vjp(self, weight: Tensor, scores: Tensor, given: MaskContext, grad: Tensor) -> VJP:
         """What a gradient at f is to weights and scores: a vector-Jacobian product."""
         product = torch.func.vjp(lambda w, s: self.weights(w, s, given), weight, scores)[1]
         to_weight, to_scores = product(grad)
         return to_weight, to_scores
 
-    def pull(self, scores: Tensor, given: Given) -> Tensor:
+    def penalty_grad(self, scores: Tensor, given: MaskContext) -> Tensor:
         """The gradient of the regulariser of one parameter's scores."""
         raise NotImplementedError
 
@@ -93,13 +93,13 @@ class Rule:
         """How far each weight is from being pruned, in the unit of scores; pruned at 0 and less."""
         raise NotImplementedError
 
-    def slope(self, margin: float, scores: Tensor, given: Given) -> float:
+    def penalty_slope(self, margin: float, scores: Tensor, given: MaskContext) -> float:
         """How fast a unit of the penalty's descent lowers the margin of a weight that has this."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class STR(Rule):
+class STR(MaskMethod):
     """Soft thresholds, one a layer, that weight decay of s raises.
 
     The regulariser is (s - top)^2 / 2. In the paper scores decay towards 0, a threshold of 1/2 that
@@ -110,38 +110,38 @@ class STR(Rule):
         top: They decay towards this.
     """
 
-    travel: ClassVar[float] = 1.0
-    reach: ClassVar[float] = 30.0
+    lr_range: ClassVar[float] = 1.0
+    penalty_range: ClassVar[float] = 30.0
 
     first: float = -8.0
     top: float = 5.0
 
     @property
-    def ceiling(self) -> float:
+    def max_score(self) -> float:
         return self.top - 0.01
 
-    def start(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+    def init_scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         return torch.full((), self.first, device=weight.device)
 
-    def weights(self, weight: Tensor, scores: Tensor, given: Given) -> Tensor:
+    def weights(self, weight: Tensor, scores: Tensor, given: MaskContext) -> Tensor:
         return soft_threshold(weight, scores)
 
-    def back(self, weight: Tensor, scores: Tensor, given: Given, grad: Tensor) -> Back:
-        return soft_threshold_back(weight, scores, grad)
+    def vjp(self, weight: Tensor, scores: Tensor, given: MaskContext, grad: Tensor) -> VJP:
+        return soft_threshold_vjp(weight, scores, grad)
 
-    def pull(self, scores: Tensor, given: Given) -> Tensor:
+    def penalty_grad(self, scores: Tensor, given: MaskContext) -> Tensor:
         return scores - self.top
 
     def margin(self, weight: Tensor, scores: Tensor) -> Tensor:
         least = torch.finfo(weight.dtype).tiny  # a weight of 0 is far below any threshold
         return weight.abs().clamp_min(least).log() - F.logsigmoid(scores)
 
-    def slope(self, margin: float, scores: Tensor, given: Given) -> float:
+    def penalty_slope(self, margin: float, scores: Tensor, given: MaskContext) -> float:
         return float(((self.top - scores) * (-scores).sigmoid()).mean())
 
 
 @dataclass(frozen=True)
-class ContinuousSparsification(Rule):
+class ContinuousSparsification(MaskMethod):
     """Sigmoid gates, one a weight, regularised by sum sigmoid(beta s); s > 0 is kept.
 
     Attributes:
@@ -149,95 +149,97 @@ class ContinuousSparsification(Rule):
         most: The last beta.
     """
 
-    travel: ClassVar[float] = 1.0
-    reach: ClassVar[float] = 2.0
+    lr_range: ClassVar[float] = 1.0
+    penalty_range: ClassVar[float] = 2.0
 
     first: float = 0.1
     most: float = 200.0
 
-    def start(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+    def init_scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         return torch.full_like(weight, self.first)
 
-    def weights(self, weight: Tensor, scores: Tensor, given: Given) -> Tensor:
-        return sigmoid_gate(weight, scores, rising(given.progress, self.most))
+    def weights(self, weight: Tensor, scores: Tensor, given: MaskContext) -> Tensor:
+        return sigmoid_gate(weight, scores, inverse_temperature(given.progress, self.most))
 
-    def back(self, weight: Tensor, scores: Tensor, given: Given, grad: Tensor) -> Back:
-        return sigmoid_gate_back(weight, scores, rising(given.progress, self.most), grad)
+    def vjp(self, weight: Tensor, scores: Tensor, given: MaskContext, grad: Tensor) -> VJP:
+        return sigmoid_gate_vjp(
+            weight, scores, inverse_temperature(given.progress, self.most), grad
+        )
 
-    def pull(self, scores: Tensor, given: Given) -> Tensor:
-        beta = rising(given.progress, self.most)
+    def penalty_grad(self, scores: Tensor, given: MaskContext) -> Tensor:
+        beta = inverse_temperature(given.progress, self.most)
         gate = (beta * scores).sigmoid_()
         return (1 - gate).mul_(gate).mul_(beta)
 
     def margin(self, weight: Tensor, scores: Tensor) -> Tensor:
         return scores
 
-    def slope(self, margin: float, scores: Tensor, given: Given) -> float:
-        return float(self.pull(torch.tensor(margin, dtype=torch.float64), given))
+    def penalty_slope(self, margin: float, scores: Tensor, given: MaskContext) -> float:
+        return float(self.penalty_grad(torch.tensor(margin, dtype=torch.float64), given))
 
 
 @dataclass(frozen=True)
-class L0(Rule):
+class L0(MaskMethod):
     """Hard-concrete gates, one a weight, regularised by sum P(gate > 0).
 
     Attributes:
         keep: The chance to be kept at the start, as dropout.
     """
 
-    draws: ClassVar[bool] = True
-    travel: ClassVar[float] = 60.0
-    reach: ClassVar[float] = 120.0
+    stochastic: ClassVar[bool] = True
+    lr_range: ClassVar[float] = 60.0
+    penalty_range: ClassVar[float] = 120.0
 
     keep: float = 0.8
 
-    def start(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+    def init_scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(weight.shape, generator=generator, device=weight.device)
         return math.log(self.keep / (1 - self.keep)) + 0.01 * noise.to(weight.dtype)
 
-    def weights(self, weight: Tensor, scores: Tensor, given: Given) -> Tensor:
+    def weights(self, weight: Tensor, scores: Tensor, given: MaskContext) -> Tensor:
         return hard_concrete(weight, scores, given.noise)
 
-    def back(self, weight: Tensor, scores: Tensor, given: Given, grad: Tensor) -> Back:
-        return hard_concrete_back(weight, scores, given.noise, grad)
+    def vjp(self, weight: Tensor, scores: Tensor, given: MaskContext, grad: Tensor) -> VJP:
+        return hard_concrete_vjp(weight, scores, given.noise, grad)
 
-    def pull(self, scores: Tensor, given: Given) -> Tensor:
-        chance = chance_open(scores)
+    def penalty_grad(self, scores: Tensor, given: MaskContext) -> Tensor:
+        chance = prob_active(scores)
         return (1 - chance).mul_(chance)
 
     def margin(self, weight: Tensor, scores: Tensor) -> Tensor:
         return scores - _SHUT
 
-    def slope(self, margin: float, scores: Tensor, given: Given) -> float:
-        return float(self.pull(torch.tensor(margin + _SHUT, dtype=torch.float64), given))
+    def penalty_slope(self, margin: float, scores: Tensor, given: MaskContext) -> float:
+        return float(self.penalty_grad(torch.tensor(margin + _SHUT, dtype=torch.float64), given))
 
 
 @dataclass(frozen=True)
-class EdgePopup(Rule):
+class EdgePopup(MaskMethod):
     """The highest |s| of each layer, exactly as many as asked for; weights stand still."""
 
-    chooses: ClassVar[bool] = True
-    travel: ClassVar[float] = 5.0
+    needs_topk: ClassVar[bool] = True
+    lr_range: ClassVar[float] = 5.0
     trains_weights: ClassVar[bool] = False
     distribution: ClassVar[str] = "uniform"
     ramp: ClassVar[float] = 0.0
 
-    def start(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+    def init_scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         drawn = torch.rand(weight.shape, generator=generator, device=weight.device)
         return drawn.to(weight.dtype)
 
-    def weights(self, weight: Tensor, scores: Tensor, given: Given) -> Tensor:
+    def weights(self, weight: Tensor, scores: Tensor, given: MaskContext) -> Tensor:
         assert given.mask is not None
-        return top_scores(weight, scores, given.mask)
+        return topk_straight_through(weight, scores, given.mask)
 
-    def back(self, weight: Tensor, scores: Tensor, given: Given, grad: Tensor) -> Back:
+    def vjp(self, weight: Tensor, scores: Tensor, given: MaskContext, grad: Tensor) -> VJP:
         assert given.mask is not None
-        return top_scores_back(weight, scores, given.mask, grad)
+        return topk_straight_through_vjp(weight, scores, given.mask, grad)
 
     def margin(self, weight: Tensor, scores: Tensor) -> Tensor:
         return scores.abs()
 
 
-RULES: Mapping[str, type[Rule]] = {
+METHODS: Mapping[str, type[MaskMethod]] = {
     "str": STR,
     "cs": ContinuousSparsification,
     "l0": L0,
@@ -245,7 +247,7 @@ RULES: Mapping[str, type[Rule]] = {
 }
 
 
-def make_rule(method: str | Rule) -> Rule:
+def get_method(method: str | MaskMethod) -> MaskMethod:
     """A rule from its name, or the rule itself.
 
     Raises:
@@ -255,9 +257,9 @@ def make_rule(method: str | Rule) -> Rule:
         >>> make_rule("l0")
         L0(keep=0.8)
     """
-    if isinstance(method, Rule):
+    if isinstance(method, MaskMethod):
         return method
-    return RULES[check_choice("method", method, RULES)]()
+    return METHODS[check_choice("method", method, METHODS)]()
 
 
 # The log_alpha at which the deterministic gate becomes 0.
@@ -265,7 +267,7 @@ _SHUT = math.log(-LOW / HIGH)
 
 
 @dataclass(frozen=True)
-class SoftMovement(Rule):
+class SoftMovement(MaskMethod):
     """Kept is what has sigmoid(s) above a threshold; the penalty is sum sigmoid(s).
 
     F = w h with h = 1 where sigmoid(s) > threshold; the gradient goes straight through h:
@@ -283,33 +285,35 @@ class SoftMovement(Rule):
         tensor([0., 3.])
     """
 
-    travel: ClassVar[float] = 60.0
-    reach: ClassVar[float] = 120.0
+    lr_range: ClassVar[float] = 60.0
+    penalty_range: ClassVar[float] = 120.0
 
     threshold: float = 0.1
 
     def __post_init__(self) -> None:
         check_rate("threshold", self.threshold)
 
-    def start(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+    def init_scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         return torch.zeros_like(weight)
 
-    def weights(self, weight: Tensor, scores: Tensor, given: Given) -> Tensor:
+    def weights(self, weight: Tensor, scores: Tensor, given: MaskContext) -> Tensor:
         open_ = self.margin(weight, scores) > 0
         return weight * (open_ + (scores - scores.detach()))
 
-    def back(self, weight: Tensor, scores: Tensor, given: Given, grad: Tensor) -> Back:
+    def vjp(self, weight: Tensor, scores: Tensor, given: MaskContext, grad: Tensor) -> VJP:
         return grad * (self.margin(weight, scores) > 0), grad * weight
 
-    def pull(self, scores: Tensor, given: Given) -> Tensor:
+    def penalty_grad(self, scores: Tensor, given: MaskContext) -> Tensor:
         gate = scores.sigmoid()
         return (1 - gate).mul_(gate)
 
     def margin(self, weight: Tensor, scores: Tensor) -> Tensor:
         return scores - self._shut
 
-    def slope(self, margin: float, scores: Tensor, given: Given) -> float:
-        return float(self.pull(torch.tensor(margin + self._shut, dtype=torch.float64), given))
+    def penalty_slope(self, margin: float, scores: Tensor, given: MaskContext) -> float:
+        return float(
+            self.penalty_grad(torch.tensor(margin + self._shut, dtype=torch.float64), given)
+        )
 
     @property
     def _shut(self) -> float:

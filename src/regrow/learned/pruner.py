@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.io.integrity import SEAL, sealed
-from regrow.learned.controller import wanted
-from regrow.learned.learner import Margins
+from regrow.io.integrity import SEAL, with_digest
+from regrow.learned.controller import target_at
+from regrow.learned.learner import MarginCriterion
 from regrow.pruning.compute_masks import choose_masks
-from regrow.pruning.config import Method
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import Keep
-from regrow.pruning.transaction import whole
+from regrow.pruning.state import KeepRemoved
+from regrow.pruning.transaction import atomic
 
 
 class LearnedPruner(Pruner):
@@ -32,13 +32,13 @@ class LearnedPruner(Pruner):
         learner: Dense weights and scores.
     """
 
-    def __init__(self, model: nn.Module, method: Method, keep_removed: Keep) -> None:
+    def __init__(self, model: nn.Module, method: PruningConfig, keep_removed: KeepRemoved) -> None:
         super().__init__(model, method, keep_removed=keep_removed)
-        assert isinstance(self.criterion, Margins)
+        assert isinstance(self.criterion, MarginCriterion)
         self.learner = self.criterion.learner
-        self.learner.bind(self.enforcer.parameters)
+        self.learner.attach(self.enforcer.parameters)
         self.learner.choose = self._highest
-        self.tracks = False  # gradients are carried back, not gathered
+        self.collects_gradients = False  # gradients are carried back, not gathered
 
     @property
     def zero_share(self) -> float:
@@ -61,16 +61,16 @@ class LearnedPruner(Pruner):
         self.learner.stop()
         return entry
 
-    def settle(self) -> None:
-        super().settle()
+    def flush_dense(self) -> None:
+        super().flush_dense()
         self.learner.settle()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is held, and what is being learned."""
         state = {key: value for key, value in super().state_dict().items() if key != SEAL}
-        return sealed(state | {"learner": self.learner.state_dict()})
+        return with_digest(state | {"learner": self.learner.state_dict()})
 
-    @whole
+    @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.learner.load_state_dict(state["learner"])
@@ -84,10 +84,10 @@ class LearnedPruner(Pruner):
 
     def _highest(self) -> dict[str, Tensor]:
         """The masks of the highest scores, as many as are due, for a rule that chooses."""
-        if not (self.learner.rule.chooses and self.learner.active):
+        if not (self.learner.method.needs_topk and self.learner.active):
             return {}
         course = self.learner.course
-        due = wanted(self.learner.progress, course.target, course.ramp)
+        due = target_at(self.learner.progress, course.target, course.ramp)
         kept = [None] * len(self.targets)
-        masks = choose_masks(self.method, self.targets, kept, due, self.own, 0)
+        masks = choose_masks(self.method, self.targets, kept, due, self.layer_targets, 0)
         return {target.name: mask for target, mask in zip(self.targets, masks, strict=True)}

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.learned.methods import Given, Rule
+from regrow.learned.methods import MaskContext, MaskMethod
 from regrow.utils.errors import StateError
-from regrow.utils.random import seeded
+from regrow.utils.random import make_generator
 
 
-class EffectiveWeights:
+class Reparametrization:
     """Dense weights and scores beside the parameters of which they make the values.
 
     Args:
@@ -47,15 +47,15 @@ class EffectiveWeights:
         ([2.0, -0.25], [1.0, 0.0])
     """
 
-    def __init__(self, rule: Rule, *, train_weights: bool = True, seed: int = 0) -> None:
-        self.rule = rule
+    def __init__(self, rule: MaskMethod, *, train_weights: bool = True, seed: int = 0) -> None:
+        self.method = rule
         self.train_weights = train_weights
         self.seed = seed
         self.progress = 0.0
         self.choose: Callable[[], Mapping[str, Tensor]] = dict
         self.parameters: dict[str, nn.Parameter] = {}
         self.dense: dict[str, Tensor] = {}
-        self.marks: dict[str, nn.Parameter] = {}
+        self.scores: dict[str, nn.Parameter] = {}
         self._masks: Mapping[str, Tensor] = {}
         self._noise: dict[str, Tensor] = {}
         self._inside: set[str] = set()  # whose gradient was carried back, for the step to come
@@ -63,9 +63,9 @@ class EffectiveWeights:
     @property
     def active(self) -> bool:
         """Whether masks are being learned."""
-        return bool(self.marks)
+        return bool(self.scores)
 
-    def bind(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def attach(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Takes the parameters of a model; what was learned of others is forgotten."""
         self.stop()
         self.parameters = dict(parameters)
@@ -76,35 +76,35 @@ class EffectiveWeights:
         for name, parameter in self.parameters.items():
             weight = parameter.detach()
             wide = torch.promote_types(weight.dtype, torch.float32)
-            generator = _on(weight.device, seeded(self.seed, 0, f"{name} scores"))
+            generator = _on(weight.device, make_generator(self.seed, 0, f"{name} scores"))
             self.dense[name] = weight.clone()
-            self.marks[name] = nn.Parameter(self.rule.start(weight.to(wide), generator))
-        self.rest()
+            self.scores[name] = nn.Parameter(self.method.init_scores(weight.to(wide), generator))
+        self.deterministic()
 
     def stop(self) -> None:
         """Forgets dense weights and scores; the parameters stay as they are."""
-        for kept in (self.dense, self.marks, self._noise, self._inside):
+        for kept in (self.dense, self.scores, self._noise, self._inside):
             kept.clear()
         self._masks, self.progress = {}, 0.0
 
     @torch.no_grad()
-    def rest(self) -> None:
+    def deterministic(self) -> None:
         """Puts in the effective weights that evaluation and checkpoints see; no noise."""
         self._noise.clear()
         self._inside.clear()
         self._masks = self.choose()
-        for name in self.marks:
+        for name in self.scores:
             self._write(name)
 
     @torch.no_grad()
-    def draw(self, step: int) -> None:
+    def sample_noise(self, step: int) -> None:
         """Puts in effective weights with this step's noise; the same for the same step."""
-        for name in self.marks:
+        for name in self.scores:
             weight = self.dense[name]
-            generator = _on(weight.device, seeded(self.seed, 1 + step, name))
+            generator = _on(weight.device, make_generator(self.seed, 1 + step, name))
             uniform = torch.rand(
                 weight.shape,
-                dtype=self.marks[name].dtype,
+                dtype=self.scores[name].dtype,
                 device=weight.device,
                 generator=generator,
             )
@@ -112,19 +112,19 @@ class EffectiveWeights:
             self._write(name)
 
     @torch.no_grad()
-    def carry(self, optimizer: Optimizer) -> None:
+    def backward_to_dense(self, optimizer: Optimizer) -> None:
         """Carries gradients back to dense weights and scores, and puts the dense weights in.
 
         Args:
             optimizer: Whose step follows; parameters of others are left alone.
         """
         for name in self._names(optimizer):
-            parameter, scores = self.parameters[name], self.marks[name].detach()
+            parameter, scores = self.parameters[name], self.scores[name].detach()
             if parameter.grad is None or name in self._inside:
                 continue
             weight, grad = self.dense[name].to(scores.dtype), parameter.grad.to(scores.dtype)
-            back = self.rule.back(weight, scores, self._given(name), grad)
-            to_weight, self.marks[name].grad = back
+            back = self.method.vjp(weight, scores, self._given(name), grad)
+            to_weight, self.scores[name].grad = back
             if self.train_weights:
                 parameter.grad.copy_(to_weight)
                 parameter.copy_(self.dense[name])
@@ -133,7 +133,7 @@ class EffectiveWeights:
             self._inside.add(name)
 
     @torch.no_grad()
-    def take(self, optimizer: Optimizer) -> list[str]:
+    def collect_dense(self, optimizer: Optimizer) -> list[str]:
         """Takes the dense weights out, updated, after an optimizer's step.
 
         Args:
@@ -160,7 +160,7 @@ class EffectiveWeights:
         return stepped
 
     @torch.no_grad()
-    def put(self, optimizer: Optimizer) -> None:
+    def write_effective(self, optimizer: Optimizer) -> None:
         """Puts effective weights in, after a step, without noise."""
         names = self._names(optimizer)
         self._masks = self.choose()
@@ -172,9 +172,9 @@ class EffectiveWeights:
     def settle(self) -> None:
         """Puts effective weights in where a step was skipped, or noise still stands."""
         if self._inside or self._noise:
-            for scores in self.marks.values():
+            for scores in self.scores.values():
                 scores.grad = None
-            self.rest()
+            self.deterministic()
 
     def held(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """The parameters that an optimizer trains."""
@@ -183,15 +183,15 @@ class EffectiveWeights:
     def _names(self, optimizer: Optimizer) -> list[str]:
         """The names of the parameters that an optimizer trains."""
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return [name for name in self.marks if id(self.parameters[name]) in held]
+        return [name for name in self.scores if id(self.parameters[name]) in held]
 
-    def _given(self, name: str) -> Given:
-        return Given(self.progress, self._noise.get(name), self._masks.get(name))
+    def _given(self, name: str) -> MaskContext:
+        return MaskContext(self.progress, self._noise.get(name), self._masks.get(name))
 
     def _write(self, name: str) -> None:
-        scores = self.marks[name].detach()
+        scores = self.scores[name].detach()
         weight = self.dense[name].to(scores.dtype)
-        effective = self.rule.weights(weight, scores, self._given(name))
+        effective = self.method.weights(weight, scores, self._given(name))
         self.parameters[name].copy_(effective.add_(0.0))  # -0.0 becomes +0.0
 
 

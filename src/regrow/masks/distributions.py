@@ -24,7 +24,7 @@ class Pool(NamedTuple):
     pruned: int
 
 
-class Layer(NamedTuple):
+class LayerSize(NamedTuple):
     """What a distribution knows of a layer.
 
     Attributes:
@@ -42,10 +42,10 @@ class Layer(NamedTuple):
     least: int = 1
 
 
-Distribution = Callable[[Sequence[Layer], float], list[Pool]]
+Distribution = Callable[[Sequence[LayerSize], float], list[Pool]]
 
 
-def all_together(layers: Sequence[Layer], sparsity: float) -> list[Pool]:
+def global_pool(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
     """Global ranking: one pool over all layers.
 
     Example:
@@ -56,7 +56,7 @@ def all_together(layers: Sequence[Layer], sparsity: float) -> list[Pool]:
     return [Pool(tuple(range(len(layers))), _count(layers, sparsity))]
 
 
-def uniform(layers: Sequence[Layer], sparsity: float) -> list[Pool]:
+def uniform(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
     """The same sparsity in every layer; largest remainders make the sum round(s n).
 
     Example:
@@ -66,7 +66,7 @@ def uniform(layers: Sequence[Layer], sparsity: float) -> list[Pool]:
     return _own_pools(layers, [sparsity * layer.units for layer in layers], sparsity)
 
 
-def erk(layers: Sequence[Layer], sparsity: float) -> list[Pool]:
+def erk(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
     """Erdos-Renyi-Kernel: density proportional to (in + out + kh + kw) / (in out kh kw).
 
     Layers whose share would exceed 1 stay dense and the others give the difference.
@@ -150,18 +150,18 @@ def lamp_scores(scores: Tensor, kept: Tensor | None = None, name: str = "a layer
 
 
 DISTRIBUTIONS: Mapping[str, Distribution] = {
-    "global": all_together,
+    "global": global_pool,
     "uniform": uniform,
     "erk": erk,
-    "lamp": all_together,
+    "lamp": global_pool,
 }
 
 
-def _count(layers: Sequence[Layer], sparsity: float) -> int:
+def _count(layers: Sequence[LayerSize], sparsity: float) -> int:
     return round(sparsity * sum(layer.units for layer in layers))
 
 
-def _reachable(layers: Sequence[Layer], count: int) -> None:
+def _reachable(layers: Sequence[LayerSize], count: int) -> None:
     most = sum(layer.units - min(layer.least, layer.units) for layer in layers)
     if count > most:
         total = sum(layer.units for layer in layers)
@@ -172,15 +172,15 @@ def _reachable(layers: Sequence[Layer], count: int) -> None:
         )
 
 
-def _own_pools(layers: Sequence[Layer], ideal: Sequence[float], sparsity: float) -> list[Pool]:
+def _own_pools(layers: Sequence[LayerSize], ideal: Sequence[float], sparsity: float) -> list[Pool]:
     count = _count(layers, sparsity)
     _reachable(layers, count)
     least = [layer.pruned for layer in layers]
     most = [layer.units - min(layer.least, layer.units) for layer in layers]
-    return [Pool((i,), n) for i, n in enumerate(whole_numbers(ideal, count, least, most))]
+    return [Pool((i,), n) for i, n in enumerate(largest_remainders(ideal, count, least, most))]
 
 
-def whole_numbers(
+def largest_remainders(
     ideal: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]
 ) -> list[int]:
     """Whole numbers near `ideal` that sum to `total`, by largest remainders within bounds.

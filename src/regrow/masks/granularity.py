@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regrow.distributed.shard import Shard
-from regrow.masks.lazy_scores import Computed, Scores, computed
+from regrow.masks.lazy_scores import LazyScores, ScoresLike, as_lazy
 from regrow.masks.targets import Target
 from regrow.masks.topk import CHUNK
 from regrow.utils.errors import ConfigError
@@ -137,7 +137,7 @@ class NofM:
             )
 
     def check_rows(self, target: Target, shard: Shard) -> None:
-        _refuse_cut(f"{self.n}:{self.m}", target, 1, shard)
+        _check_shard_boundaries(f"{self.n}:{self.m}", target, 1, shard)
 
     def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
         ranked = self._groups(scores, input_dim).sort(-1).values
@@ -196,7 +196,7 @@ class Block:
         )
 
     def check_rows(self, target: Target, shard: Shard) -> None:
-        _refuse_cut(f"block:{self.rows}x{self.columns}", target, self.rows, shard)
+        _check_shard_boundaries(f"block:{self.rows}x{self.columns}", target, self.rows, shard)
 
     def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
         return self._blocks(scores, input_dim).mean((1, 3), dtype=_wide(scores))
@@ -218,7 +218,7 @@ class Block:
         return matrix.reshape(out // self.rows, self.rows, rest // self.columns, self.columns)
 
 
-def _refuse_cut(granularity: str, target: Target, step: int, shard: Shard) -> None:
+def _check_shard_boundaries(granularity: str, target: Target, step: int, shard: Shard) -> None:
     if target.input_dim == 0:  # its rows are inputs: units lie across them
         raise ConfigError(
             f"{target.name} is a transposed convolution that is sharded along its inputs, which "
@@ -265,7 +265,7 @@ def make_granularity(granularity: str) -> Granularity:
     )
 
 
-def units_of(granularity: Granularity, scores: Scores, input_dim: int | None) -> Tensor:
+def units_of(granularity: Granularity, scores: ScoresLike, input_dim: int | None) -> Tensor:
     """Scores of the units of one parameter.
 
     Args:
@@ -278,12 +278,12 @@ def units_of(granularity: Granularity, scores: Scores, input_dim: int | None) ->
         >>> units_of(make_granularity("2:4"), torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 1)
         tensor([[3.]])
     """
-    parts = _parts(granularity, computed(scores), input_dim)
+    parts = _parts(granularity, as_lazy(scores), input_dim)
     return torch.cat([granularity.units(part, input_dim) for _, part in parts])
 
 
-def mask_of(
-    granularity: Granularity, kept: Tensor, scores: Scores, input_dim: int | None
+def mask_from_units(
+    granularity: Granularity, kept: Tensor, scores: ScoresLike, input_dim: int | None
 ) -> Tensor:
     """The mask of one parameter of which these units are kept.
 
@@ -302,7 +302,7 @@ def mask_of(
         >>> mask_of(make_granularity("2:4"), torch.tensor([[False]]), scores, 1)
         tensor([[ True, False,  True, False]])
     """
-    read = computed(scores)
+    read = as_lazy(scores)
     mask = torch.empty_like(read.like, dtype=torch.bool)
     outputs = granularity.outputs
     for rows, part in _parts(granularity, read, input_dim):
@@ -313,10 +313,10 @@ def mask_of(
 
 
 def _parts(
-    granularity: Granularity, scores: Computed, input_dim: int | None
+    granularity: Granularity, scores: LazyScores, input_dim: int | None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows, each with all of its units, and their scores; at once where rows are inputs."""
-    reads, compute = scores.reads, scores.begin()
+    reads, compute = scores.inputs, scores.new_pass()
     count, size, units = reads[0].shape[0], reads[0].numel(), granularity.outputs
     step = max(1, CHUNK * count // max(1, size) // units) * units
     step = max(1, count) if input_dim == 0 else step

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from regrow.distributed.shard import Shard
-from regrow.distributed.sharded_random import Stream
+from regrow.distributed.sharded_random import RandomStream
 
 Compute = Callable[..., Tensor]
 """Parts of tensors -> the scores of that part."""
 
 
 @dataclass(frozen=True)
-class Computed:
-    """Scores of one tensor, for `regrow.masks.topk.keep_highest`.
+class LazyScores:
+    """Scores of one tensor, for `regrow.masks.topk.global_topk_masks`.
 
     Attributes:
         reads: From what they are computed: tensors of one shape, the first with the scores'
@@ -28,20 +28,20 @@ class Computed:
             part after the other in logical order, and must give the same scores in every pass.
     """
 
-    reads: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
     dtype: torch.dtype
-    begin: Callable[[], Compute]
+    new_pass: Callable[[], Compute]
 
     @property
     def like(self) -> Tensor:
         """A tensor of the scores' shape, strides and device."""
-        return self.reads[0]
+        return self.inputs[0]
 
 
-Scores = Tensor | Computed
+ScoresLike = Tensor | LazyScores
 
 
-def computed(scores: Scores) -> Computed:
+def as_lazy(scores: ScoresLike) -> LazyScores:
     """Scores that stand are computed too: they are what is read.
 
     Example:
@@ -49,10 +49,10 @@ def computed(scores: Scores) -> Computed:
         >>> scores.begin()(*scores.reads)
         tensor([1., 1.])
     """
-    return scores if isinstance(scores, Computed) else elementwise(_itself, scores)
+    return scores if isinstance(scores, LazyScores) else elementwise_scores(_itself, scores)
 
 
-def elementwise(function: Compute, *reads: Tensor) -> Computed:
+def elementwise_scores(function: Compute, *reads: Tensor) -> LazyScores:
     """Scores that each depend on the values at their own place alone.
 
     Example:
@@ -61,10 +61,12 @@ def elementwise(function: Compute, *reads: Tensor) -> Computed:
         tensor([2., 3.])
     """
     dtype = function(*(tensor.new_empty(0) for tensor in reads)).dtype
-    return Computed(reads, dtype, lambda: function)
+    return LazyScores(reads, dtype, lambda: function)
 
 
-def by_lot(like: Tensor, shard: Shard | None, generator: Callable[[], torch.Generator]) -> Computed:
+def random_scores(
+    like: Tensor, shard: Shard | None, generator: Callable[[], torch.Generator]
+) -> LazyScores:
     """Uniform numbers in [0, 1), those that `regrow.distributed.sharded_random.drawn` gives.
 
     Args:
@@ -81,13 +83,13 @@ def by_lot(like: Tensor, shard: Shard | None, generator: Callable[[], torch.Gene
 
     def begin() -> Compute:
         shape = like.shape if shard is None else shard.shape
-        numbers = Stream(torch.rand, shape, shard, generator())
+        numbers = RandomStream(torch.rand, shape, shard, generator())
         return lambda part: numbers.take(part.numel()).view(part.shape).to(part.device)
 
-    return Computed((like,), torch.float32, begin)
+    return LazyScores((like,), torch.float32, begin)
 
 
-def one_by_one(like: Tensor, make: Callable[[], Tensor | None]) -> Computed:
+def materialized_scores(like: Tensor, make: Callable[[], Tensor | None]) -> LazyScores:
     """Scores that are made whole for each pass, and not held between two.
 
     Args:
@@ -112,7 +114,7 @@ def one_by_one(like: Tensor, make: Callable[[], Tensor | None]) -> Computed:
 
         return next_part
 
-    return Computed((like,), like.dtype, begin)
+    return LazyScores((like,), like.dtype, begin)
 
 
 def _itself(scores: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow.distributed.shard import Shard, is_cut, local, shard_of
-from regrow.distributed.sharded_counts import Everywhere
+from regrow.distributed.shard import Shard, is_dtensor, local_tensor, shard_of
+from regrow.distributed.sharded_counts import ShardedCounts
 from regrow.utils.bits import _fits, joined_bits, pack_bits, unpack_bits
 from regrow.utils.errors import ConfigError, StateError
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 
 
 class Masks(Mapping[str, Tensor]):
@@ -162,11 +162,11 @@ def check_shapes(shapes: Mapping[str, Sequence[int]], parameters: Mapping[str, T
 
 def _counted(masks: Mapping[str, Tensor]) -> dict[str, int]:
     """How many places each mask keeps, on all ranks together."""
-    own = {name: int(local(mask).count_nonzero()) for name, mask in masks.items()}
-    if not any(map(is_cut, masks.values())):
+    own = {name: int(local_tensor(mask).count_nonzero()) for name, mask in masks.items()}
+    if not any(map(is_dtensor, masks.values())):
         return own
     shards = [shard_of(name, mask) for name, mask in masks.items()]
-    return dict(zip(own, Everywhere(shards).sums(own.values()), strict=True))
+    return dict(zip(own, ShardedCounts(shards).sums(own.values()), strict=True))
 
 
 def _packed(name: str, mask: Tensor) -> Tensor:
@@ -176,11 +176,11 @@ def _packed(name: str, mask: Tensor) -> Tensor:
         return pack_bits(mask)
     row, step = math.prod(shard.shape[1:]), -(-shard.shape[0] // shard.ranks.size)
     starts = [min(rank * step, shard.shape[0]) for rank in range(shard.ranks.size + 1)]
-    parts = shard.ranks.parts(pack_bits(local(mask)), everywhere=True)
+    parts = shard.ranks.gather_parts(pack_bits(local_tensor(mask)), everywhere=True)
     return joined_bits(parts, [(stop - start) * row for start, stop in itertools.pairwise(starts)])
 
 
-def refuse_unmasked(packed: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+def check_weights_masked(packed: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Refuses weights beside masks that they do not obey.
 
     In every checkpoint a pruned weight is exactly +0.0; one that is not means that weights and
@@ -195,11 +195,11 @@ def refuse_unmasked(packed: Mapping[str, Any], tensors: Mapping[str, Any]) -> No
         StateError: Naming the parameters.
     """
     check_packed(packed)
-    named = {clean(str(name)): value for name, value in tensors.items()}
+    named = {strip_compile_prefix(str(name)): value for name, value in tensors.items()}
     wrong = []
     for name, shape in packed.get("shapes", {}).items():  # one mask at a time
         weight = named.get(name)
-        if isinstance(weight, Tensor) and not is_cut(weight) and list(weight.shape) == shape:
+        if isinstance(weight, Tensor) and not is_dtensor(weight) and list(weight.shape) == shape:
             pruned = ~unpack_bits(packed["bits"][name], shape).to(weight.device)
             if bool(_alive(weight.detach())[pruned].any()):
                 wrong.append(name)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regrow.utils.bits import array, integer_type
+from regrow.utils.bits import as_numpy, integer_type
 
 
-class Keys:
+class SortKeys:
     """Makes integers of scores.
 
     Args:
@@ -37,7 +37,7 @@ class Keys:
         self.dtype = torch.float32 if dtype.itemsize == 1 else dtype
         self.magnitude = magnitude
         self.bits = self.dtype.itemsize * 8
-        self.most = (1 << (self.bits - 1)) - 1
+        self.max_key = (1 << (self.bits - 1)) - 1
         infinity = torch.tensor(float("inf"), dtype=self.dtype)
         self.infinity = int(infinity.view(integer_type(self.dtype)))
 
@@ -46,17 +46,19 @@ class Keys:
         values = scores.detach().to(self.dtype).reshape(-1)
         if not self.magnitude:
             values = values + 0.0  # -0.0 and +0.0 are one value, so they must be one key
-        bits = array(values.view(integer_type(self.dtype)))
+        bits = as_numpy(values.view(integer_type(self.dtype)))
         return (
-            bits & self.most if self.magnitude else bits ^ ((bits >> (self.bits - 1)) & self.most)
+            bits & self.max_key
+            if self.magnitude
+            else bits ^ ((bits >> (self.bits - 1)) & self.max_key)
         )
 
-    def nans(self, keys: Any) -> Any:
+    def is_nan(self, keys: Any) -> Any:
         """Which keys are those of NaN: they lie beyond infinity, on either side."""
         beyond = keys > self.infinity
         return beyond if self.magnitude else beyond | (keys < ~self.infinity)
 
-    def nan(self, keys: Any) -> bool:
+    def any_nan(self, keys: Any) -> bool:
         """Whether a key is that of NaN."""
         if not len(keys):
             return False
@@ -70,13 +72,13 @@ def nonzero(places: Any) -> Any:
     return places.nonzero().reshape(-1) if isinstance(places, Tensor) else np.flatnonzero(places)
 
 
-def counted(places: Any) -> int:
+def count_true(places: Any) -> int:
     """How many are True."""
     if isinstance(places, Tensor):
         return int(places.count_nonzero())
     return int(np.count_nonzero(places))
 
 
-def ordered(keys: Any) -> Any:
+def sorted_keys(keys: Any) -> Any:
     """The keys, lowest first."""
     return keys.sort().values if isinstance(keys, Tensor) else np.sort(keys)

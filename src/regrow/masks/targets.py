@@ -14,9 +14,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from regrow.distributed.shard import Shard, forget_copies, local, shard_of
-from regrow.utils.errors import ConfigError, StateError, nearest
-from regrow.utils.names import clean
+from regrow.distributed.shard import Shard, local_tensor, reshard_fsdp, shard_of
+from regrow.utils.errors import ConfigError, StateError, closest_names
+from regrow.utils.names import strip_compile_prefix
 
 _EVERY_KIND = (_ConvNd, nn.Linear)
 
@@ -55,13 +55,13 @@ class Target:
     @property
     def weight(self) -> Tensor:
         """Its values here, to read and write: where it is cut, this rank's rows."""
-        return local(self.parameter.detach())
+        return local_tensor(self.parameter.detach())
 
     @property
     def grad(self) -> Tensor | None:
         """Its gradient here, cut likewise."""
         grad = self.parameter.grad
-        return None if grad is None else local(grad)
+        return None if grad is None else local_tensor(grad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class Selection:
+class TargetSelection:
     """The outcome of choosing: the targets in model order, and the rest with their reasons."""
 
     targets: tuple[Target, ...]
@@ -106,14 +106,16 @@ class Selection:
         Raises:
             ConfigError: If there is none, with the nearest names.
         """
-        return [entry.names[0] for entry in _hits(clean(pattern), self._entries, what)]
+        return [
+            entry.names[0] for entry in _hits(strip_compile_prefix(pattern), self._entries, what)
+        ]
 
 
-def select(
+def select_targets(
     model: nn.Module,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
-) -> Selection:
+) -> TargetSelection:
     """Chooses the parameters to prune.
 
     By default the weights of all Conv, ConvTranspose and Linear layers; never biases, norms or
@@ -138,7 +140,7 @@ def select(
         >>> [target.name for target in select(net, exclude=["@last"]).targets]
         ['0.weight']
     """
-    forget_copies(model)  # the parameters themselves, not what FSDP2 gathered for a pass
+    reshard_fsdp(model)  # the parameters themselves, not what FSDP2 gathered for a pass
     entries = _entries(model)
     reasons: dict[str, str] = dict(_computed(model))
     chosen: list[_Entry] = []
@@ -161,27 +163,27 @@ def select(
             f"{len(entries)} parameters, none of them selected by include={include!r}, "
             f"exclude={exclude!r}; default are the weights of Conv, ConvTranspose and Linear layers"
         )
-    return Selection(tuple(_target(entry) for entry in chosen), reasons, tuple(chosen))
+    return TargetSelection(tuple(_target(entry) for entry in chosen), reasons, tuple(chosen))
 
 
-def selection_of(model: nn.Module, names: Iterable[str]) -> Selection:
+def selection_by_name(model: nn.Module, names: Iterable[str]) -> TargetSelection:
     """The parameters of exactly these names, whatever their kind."""
-    wanted = {clean(name) for name in names}
+    wanted = {strip_compile_prefix(name) for name in names}
     entries = _entries(model)
     chosen = tuple(entry for entry in entries if wanted & {*entry.names})
     reasons = {e.names[0]: "holds no channel that can go" for e in entries if e not in chosen}
-    return Selection(tuple(_target(entry) for entry in chosen), reasons, chosen)
+    return TargetSelection(tuple(_target(entry) for entry in chosen), reasons, chosen)
 
 
 def _entries(model: nn.Module) -> list[_Entry]:
     """Every parameter once, in model order, with all its names."""
     # a compiled layer wraps the one that owns the weight; both have its name, the inner one last
     modules = model.named_modules(remove_duplicate=False)
-    owners = {clean(f"{name}.")[:-1]: module for name, module in modules}
+    owners = {strip_compile_prefix(f"{name}.")[:-1]: module for name, module in modules}
     names: dict[int, list[str]] = {}
     parameters: dict[int, nn.Parameter] = {}
     for raw, parameter in model.named_parameters(remove_duplicate=False):
-        name = clean(raw)
+        name = strip_compile_prefix(raw)
         if name not in names.setdefault(id(parameter), []):
             names[id(parameter)].append(name)
         parameters[id(parameter)] = parameter
@@ -194,7 +196,7 @@ def _entries(model: nn.Module) -> list[_Entry]:
 def _computed(model: nn.Module) -> Iterable[tuple[str, str]]:
     """Weights that are no parameters, because something computes them at each forward."""
     for raw, module in model.named_modules():
-        name = clean(f"{raw}.weight".lstrip("."))
+        name = strip_compile_prefix(f"{raw}.weight".lstrip("."))
         if not isinstance(module, _EVERY_KIND) or isinstance(
             module._parameters.get("weight"), nn.Parameter
         ):
@@ -231,8 +233,12 @@ def _matches(
     """The entries that some pattern matches, with the first pattern that does."""
     found: dict[_Entry, str] = {}
     for pattern in patterns:
-        hits = _hits(clean(pattern), entries, what)
-        allowed = [e for e in hits if not by_name or e.default or _names_it(clean(pattern), e)]
+        hits = _hits(strip_compile_prefix(pattern), entries, what)
+        allowed = [
+            e
+            for e in hits
+            if not by_name or e.default or _names_it(strip_compile_prefix(pattern), e)
+        ]
         if not allowed:
             kinds = ", ".join(f"{entry.names[0]} ({entry.kind})" for entry in hits[:3])
             raise ConfigError(
@@ -262,7 +268,9 @@ def _hits(pattern: str, entries: Sequence[_Entry], what: str) -> list[_Entry]:
         ]
     if not hits:
         names = [name for entry in entries for name in entry.names]
-        close = nearest(pattern, {path for name in names for path in _paths(name)}) or names[:5]
+        close = (
+            closest_names(pattern, {path for name in names for path in _paths(name)}) or names[:5]
+        )
         raise ConfigError(
             f"{what} pattern {pattern!r} matches no parameter: nearest are {', '.join(close)}"
         )

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from regrow.distributed.shard import Shard
-from regrow.distributed.sharded_counts import Everywhere
-from regrow.masks.lazy_scores import Computed, Scores, computed
-from regrow.masks.sort_keys import Keys, counted, nonzero, ordered
-from regrow.utils.bits import array
+from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.masks.lazy_scores import LazyScores, ScoresLike, as_lazy
+from regrow.masks.sort_keys import SortKeys, count_true, nonzero, sorted_keys
+from regrow.utils.bits import as_numpy
 from regrow.utils.errors import ConfigError, StateError
 
 CHUNK = 1 << 18  # scores at a time: large enough for the histogram, small enough for the cache
@@ -37,32 +37,32 @@ _HALF = 1 << (_DIGIT - 1)
 _FEW = 1 << 14
 
 
-def keep_highest(
-    scores: Sequence[Scores],
-    pruned: int,
+def global_topk_masks(
+    scores: Sequence[ScoresLike],
+    n_prune: int,
     kept: Sequence[Tensor | None] | None = None,
     *,
-    absent: bool = False,
+    among_pruned: bool = False,
     magnitude: bool = False,
-    least: int = 1,
+    min_keep: int = 1,
     names: Sequence[str] | None = None,
     shards: Sequence[Shard | None] | None = None,
 ) -> list[Tensor]:
-    """Masks that prune the `pruned` lowest scores of all tensors together.
+    """Masks that prune the `n_prune` lowest scores of all tensors together.
 
-    Exactly `pruned` places are False. Equal scores are pruned in the order of (tensor, flat
+    Exactly `n_prune` places are False. Equal scores are pruned in the order of (tensor, flat
     index), so the outcome is the same on every run. What `kept` marks as pruned stays pruned and
-    counts. No tensor is left with fewer than `least` places: one that would be keeps its highest,
-    and the others make up for it.
+    counts. No tensor is left with fewer than `min_keep` places: one that would be keeps its
+    highest, and the others make up for it.
 
     Args:
         scores: One tensor a layer, any shape and floating type, or what computes it; higher = keep.
-        pruned: How many places are pruned in the end, earlier ones included.
+        n_prune: How many places are pruned in the end, earlier ones included.
         kept: One tensor a layer, non-zero where still kept; None where nothing is pruned yet.
-        absent: What `kept` marks as pruned competes in the place of the others, as in regrowth;
-            these are False in the masks, and count.
+        among_pruned: What `kept` marks as pruned competes instead of the others, as in
+            regrowth; these are False in the masks, and count.
         magnitude: Rank by |score|, so that weights can be given as they are.
-        least: How many places each tensor keeps.
+        min_keep: How many places each tensor keeps.
         names: Names for messages.
         shards: Which rows of each layer the scores are, where ranks hold parts; None: all. Every
             rank must call, with the same `pruned`; each gets the masks of its rows. Sent are
@@ -80,8 +80,8 @@ def keep_highest(
         [tensor([ True, False]), tensor([False,  True])]
     """
     kept = kept or [None] * len(scores)
-    everywhere = Everywhere(shards or [None] * len(scores))
-    given = [computed(one) for one in scores]
+    everywhere = ShardedCounts(shards or [None] * len(scores))
+    given = [as_lazy(one) for one in scores]
     own = [one.like.numel() for one in given]
     sizes = everywhere.sums(own)
     present = [
@@ -89,15 +89,15 @@ def keep_highest(
         for size, mask in zip(own, kept, strict=True)
     ]
     pairs = zip(own, present, strict=True)
-    live = everywhere.sums(size - here if absent else here for size, here in pairs)
-    floors = [min(least, count) for count in live]
-    quota = pruned - (sum(sizes) - sum(live))
+    live = everywhere.sums(size - here if among_pruned else here for size, here in pairs)
+    floors = [min(min_keep, count) for count in live]
+    quota = n_prune - (sum(sizes) - sum(live))
     if not 0 <= quota <= sum(live) - sum(floors):
         raise ConfigError(
-            f"{pruned} of {sum(sizes)} places cannot be pruned: {sum(sizes) - sum(live)} are "
-            f"pruned already, and at least {least} must stay in each of {len(sizes)} layers"
+            f"{n_prune} of {sum(sizes)} places cannot be pruned: {sum(sizes) - sum(live)} are "
+            f"pruned already, and at least {min_keep} must stay in each of {len(sizes)} layers"
         )
-    pool = _Pool(given, kept, absent, magnitude, names, everywhere)
+    pool = _Pool(given, kept, among_pruned, magnitude, names, everywhere)
     masks: dict[int, Tensor] = {}
     open_ = list(range(len(scores)))
     while open_:
@@ -127,16 +127,16 @@ class _Pool:
 
     def __init__(
         self,
-        scores: Sequence[Computed],
+        scores: Sequence[LazyScores],
         kept: Sequence[Tensor | None],
         absent: bool,
         magnitude: bool,
         names: Sequence[str] | None,
-        everywhere: Everywhere,
+        everywhere: ShardedCounts,
     ) -> None:
         self.scores, self.kept, self.absent, self.everywhere = scores, kept, absent, everywhere
         self.names = names or [f"tensor {index}" for index in range(len(scores))]
-        self.keys = Keys(
+        self.keys = SortKeys(
             reduce(torch.promote_types, {tensor.dtype for tensor in scores}), magnitude
         )
 
@@ -155,7 +155,7 @@ class _Pool:
     def _ties(self, index: int, cut: _Cut) -> int:
         """How many live keys of one tensor are equal to the cut's."""
         return sum(
-            counted(keys == cut.key if live is None else (keys == cut.key) & live)
+            count_true(keys == cut.key if live is None else (keys == cut.key) & live)
             for _, keys, live in self._chunks(index)
         )
 
@@ -185,9 +185,9 @@ class _Pool:
             top = shift + _DIGIT == self.keys.bits
             counts = self._histogram(indices, key, shift)
             if top:
-                self._refuse_nan(indices, counts)
+                self._check_no_nan(indices, counts)
             if rank == 0:
-                return _Cut(-self.keys.most - 1, 0)
+                return _Cut(-self.keys.max_key - 1, 0)
             totals = np.cumsum(counts)
             digit = int(np.searchsorted(totals, rank))
             rank -= int(totals[digit - 1]) if digit else 0
@@ -199,14 +199,14 @@ class _Pool:
         chunks = [(keys, live) for index in indices for _, keys, live in self._chunks(index)]
         found = [torch.as_tensor(keys if live is None else keys[live]) for keys, live in chunks]
         if not found:
-            return _Cut(-self.keys.most - 1, 0)
-        keys = ordered(array(torch.cat(found)))
-        if self.keys.nan(keys):
+            return _Cut(-self.keys.max_key - 1, 0)
+        keys = sorted_keys(as_numpy(torch.cat(found)))
+        if self.keys.any_nan(keys):
             self._name_nan(indices)
         if count == 0:
-            return _Cut(-self.keys.most - 1, 0)
+            return _Cut(-self.keys.max_key - 1, 0)
         key = int(keys[count - 1])
-        return _Cut(key, count - counted(keys < key))
+        return _Cut(key, count - count_true(keys < key))
 
     def _histogram(self, indices: Sequence[int], prefix: int, shift: int) -> Any:
         """Counts of the 16-bit digit at `shift` of live keys whose higher bits are `prefix`."""
@@ -219,7 +219,7 @@ class _Pool:
                 counts += _bincount(self._digits(chosen, shift))
         return self.everywhere.sum(counts)
 
-    def _refuse_nan(self, indices: Sequence[int], counts: Any) -> None:
+    def _check_no_nan(self, indices: Sequence[int], counts: Any) -> None:
         top = (self.keys.infinity >> (self.keys.bits - _DIGIT)) + _HALF
         low = (~self.keys.infinity >> (self.keys.bits - _DIGIT)) + _HALF
         if counts[top:].any() or (counts[: low + 1].any() and not self.keys.magnitude):
@@ -228,8 +228,10 @@ class _Pool:
     def _name_nan(self, indices: Sequence[int]) -> None:
         found = []
         for index in indices:
-            chunks = ((self.keys.nans(keys), live) for _, keys, live in self._chunks(index))
-            found.append(sum(counted(nan if live is None else nan & live) for nan, live in chunks))
+            chunks = ((self.keys.is_nan(keys), live) for _, keys, live in self._chunks(index))
+            found.append(
+                sum(count_true(nan if live is None else nan & live) for nan, live in chunks)
+            )
         for index, bad in zip(indices, self.everywhere.sums(found, indices), strict=True):
             if bad:
                 raise StateError(
@@ -240,8 +242,8 @@ class _Pool:
     def _chunks(self, index: int) -> Iterator[tuple[slice, Any, Any]]:
         """Parts of one tensor in logical order: (rows, keys, which of them still count)."""
         scores, kept, flat = self.scores[index], self.kept[index], self._flat(index)
-        reads = tuple(_rows(tensor, flat) for tensor in scores.reads)
-        compute = scores.begin()
+        reads = tuple(_rows(tensor, flat) for tensor in scores.inputs)
+        compute = scores.new_pass()
         count, size = reads[0].shape[0], reads[0].numel()
         step = max(1, CHUNK * count // max(1, size))
         for start in range(0, count, step):
@@ -249,15 +251,15 @@ class _Pool:
             keys = self.keys(compute(*(tensor[part] for tensor in reads)))
             live = None
             if kept is not None:
-                present = array(_rows(kept, flat)[part].reshape(-1))
+                present = as_numpy(_rows(kept, flat)[part].reshape(-1))
                 live = present == 0 if self.absent else present != 0
             elif self.absent:
-                live = array(torch.zeros(len(keys), dtype=torch.bool, device=reads[0].device))
+                live = as_numpy(torch.zeros(len(keys), dtype=torch.bool, device=reads[0].device))
             yield part, keys, live
 
     def _flat(self, index: int) -> bool:
         """Whether all that is read of one tensor lies in logical order in memory."""
-        layouts = (*self.scores[index].reads, self.kept[index])
+        layouts = (*self.scores[index].inputs, self.kept[index])
         return all(tensor is None or tensor.is_contiguous() for tensor in layouts)
 
     def _digits(self, keys: Any, shift: int) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from regrow.masks.masks import Masks
 from regrow.profiling.macs import count_macs
-from regrow.utils.names import clean, named_parameters
+from regrow.utils.names import named_parameters, strip_compile_prefix
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def _pruned(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, i
     named = named_parameters(model)
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     masks.check({name: named[name] for name in masks if name in named})
-    first = {id(parameter): clean(name) for name, parameter in model.named_parameters()}
+    first = {
+        id(parameter): strip_compile_prefix(name) for name, parameter in model.named_parameters()
+    }
     return {
         first[id(named[name])]: mask.numel() - int(mask.count_nonzero())
         for name, mask in masks.items()

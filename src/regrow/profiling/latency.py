@@ -15,7 +15,7 @@ from torch import nn
 
 from regrow.utils.batches import batch_size, bound_forward, device_of
 from regrow.utils.errors import check_count
-from regrow.utils.modes import evaluating
+from regrow.utils.modes import eval_mode
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def latencies(
     found: list[list[float]] = [[] for _ in models]
     with ExitStack() as stack:
         for model in models:
-            stack.enter_context(evaluating(model))
+            stack.enter_context(eval_mode(model))
         stack.enter_context(torch.inference_mode())
         for index in range(warmup + repeats):
             turn = list(zip(runs, devices, found, strict=True))

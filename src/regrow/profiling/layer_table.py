@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from regrow.profiling.cost import _pruned
 from regrow.profiling.macs import positions
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 
 
-class Layer(NamedTuple):
+class LayerCost(NamedTuple):
     """One row of `layer_table`.
 
     Attributes:
@@ -35,7 +35,7 @@ class Layer(NamedTuple):
 
 def layer_table(
     model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | None = None
-) -> list[Layer]:
+) -> list[LayerCost]:
     """Every weight that takes part in a product or has a mask, in model order.
 
     Args:
@@ -52,14 +52,16 @@ def layer_table(
     """
     pruned, used = _pruned(model, masks), positions(model, example_input)
     modules = model.named_modules(remove_duplicate=False)
-    kinds = {clean(f"{name}.")[:-1]: type(module).__name__ for name, module in modules}
+    kinds = {
+        strip_compile_prefix(f"{name}.")[:-1]: type(module).__name__ for name, module in modules
+    }
     rows = []
     for raw, parameter in model.named_parameters():
-        name = clean(raw)
+        name = strip_compile_prefix(raw)
         kept = parameter.numel() - pruned.get(name, 0)
         if name in used or name in pruned:
             kind, shape = kinds[name.rpartition(".")[0]], tuple(parameter.shape)
             sparsity = 1 - kept / max(1, parameter.numel())
             macs = round(used.get(name, 0.0) * kept)
-            rows.append(Layer(name, kind, shape, kept, sparsity, macs))
+            rows.append(LayerCost(name, kind, shape, kept, sparsity, macs))
     return rows

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from regrow.utils.batches import batch_size, bound_forward
-from regrow.utils.modes import evaluating
+from regrow.utils.modes import eval_mode
 from regrow.utils.names import named_parameters
 
 _ATEN = torch.ops.aten
@@ -81,7 +81,7 @@ def count_macs(model: nn.Module, example_input: Any) -> Work:
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, seen by nobody
         with (
-            evaluating(model),
+            eval_mode(model),
             torch.compiler.set_stance("force_eager"),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),  # attention as products, which can be counted

@@ -8,20 +8,26 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from regrow.criteria.base import make_criterion, score, scores_of
+from regrow.criteria.base import compute_scores, get_criterion, lazy_criterion_scores
 from regrow.criteria.elementwise import magnitude
-from regrow.distributed.sharded_counts import Everywhere
-from regrow.masks.distributions import DISTRIBUTIONS, Layer, Pool, lamp_scores, uniform
-from regrow.masks.granularity import Granularity, Weight, make_granularity, mask_of, units_of
-from regrow.masks.lazy_scores import Scores, computed
+from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.masks.distributions import DISTRIBUTIONS, LayerSize, Pool, lamp_scores, uniform
+from regrow.masks.granularity import (
+    Granularity,
+    Weight,
+    make_granularity,
+    mask_from_units,
+    units_of,
+)
+from regrow.masks.lazy_scores import ScoresLike, as_lazy
 from regrow.masks.targets import Target
-from regrow.masks.topk import keep_highest
-from regrow.pruning.config import Method
+from regrow.masks.topk import global_topk_masks
+from regrow.pruning.config import PruningConfig
 
 
 @torch.no_grad()
 def choose_masks(
-    method: Method,
+    method: PruningConfig,
     targets: Sequence[Target],
     kept: Sequence[Tensor | None],
     sparsity: float,
@@ -65,12 +71,12 @@ def choose_masks(
     masks: dict[int, Tensor] = {}
     shards = [target.shard for target in targets]
     for pool in _pools(method, granularity, targets, units, alive, sparsity, own):
-        found = keep_highest(
+        found = global_topk_masks(
             [units[i] for i in pool.layers],
             pool.pruned,
             [alive[i] for i in pool.layers],
             magnitude=by_magnitude,
-            least=granularity.least,
+            min_keep=granularity.least,
             names=[targets[i].name for i in pool.layers],
             shards=[shards[i] for i in pool.layers],
         )
@@ -80,41 +86,43 @@ def choose_masks(
         for i, mask in masks.items():
             before, present = alive[i], kept[i]
             unchanged = mask if before is None else mask | ~before
-            masks[i] = mask_of(granularity, unchanged, scores[i], dims[i])
+            masks[i] = mask_from_units(granularity, unchanged, scores[i], dims[i])
             if present is not None:
                 masks[i] &= present != 0
     return [masks[i] for i in range(len(targets))]
 
 
-def _scores(method: Method, target: Target, by_magnitude: bool, event: int) -> Scores:
+def _scores(method: PruningConfig, target: Target, by_magnitude: bool, event: int) -> ScoresLike:
     """What ranks the weights of one target."""
     if by_magnitude:
         return target.weight
-    criterion = make_criterion(method.criterion)
-    take = score if method.distribution == "lamp" else scores_of  # LAMP sorts whole layers
+    criterion = get_criterion(method.criterion)
+    take = (
+        compute_scores if method.distribution == "lamp" else lazy_criterion_scores
+    )  # LAMP sorts whole layers
     weight, grad = target.parameter.detach(), target.parameter.grad
     return take(criterion, target.name, weight, grad, (method.seed, event))
 
 
 def _pools(
-    method: Method,
+    method: PruningConfig,
     granularity: Granularity,
     targets: Sequence[Target],
-    units: Sequence[Scores],
+    units: Sequence[ScoresLike],
     alive: Sequence[Tensor | None],
     sparsity: float,
     own: Mapping[str, float],
 ) -> list[Pool]:
     """Who is ranked with whom; a sparsity of weights becomes one of units."""
-    everywhere = Everywhere([target.shard for target in targets])
-    here = [computed(unit).like.numel() for unit in units]
+    everywhere = ShardedCounts([target.shard for target in targets])
+    here = [as_lazy(unit).like.numel() for unit in units]
     sizes = everywhere.sums(here)
     pruned = everywhere.sums(
         0 if live is None else size - int(live.count_nonzero())
         for size, live in zip(here, alive, strict=True)
     )
     layers = [
-        Layer(target.name, tuple(target.parameter.shape), size, gone, granularity.least)
+        LayerSize(target.name, tuple(target.parameter.shape), size, gone, granularity.least)
         for target, size, gone in zip(targets, sizes, pruned, strict=True)
     ]
     rest = [i for i, target in enumerate(targets) if target.name not in own]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from regrow.criteria.base import Criterion, TrackingCriterion, make_criterion
+from regrow.criteria.base import Criterion, TrackingCriterion, get_criterion
 from regrow.criteria.movement import Movement
 from regrow.masks.distributions import DISTRIBUTIONS
 from regrow.masks.granularity import make_granularity
@@ -19,7 +19,7 @@ from regrow.utils.errors import (
 )
 
 
-class Method(NamedTuple):
+class PruningConfig(NamedTuple):
     """How weights are ranked and grouped: what every pruner is configured with.
 
     Attributes:
@@ -41,7 +41,7 @@ class Method(NamedTuple):
     exclude: Iterable[str] | None = None
     seed: int = 0
 
-    def checked(self) -> Method:
+    def validated(self) -> PruningConfig:
         """The same, with every word and number checked, before any model is at hand.
 
         Raises:
@@ -55,7 +55,7 @@ class Method(NamedTuple):
             raise ConfigError(
                 f"layers must map patterns to sparsities, {{'fc': 0.5}}, got {self.layers!r}"
             )
-        criterion = make_criterion(self.criterion)
+        criterion = get_criterion(self.criterion)
         if self.distribution == "lamp" and isinstance(criterion, Movement):
             raise ConfigError(
                 "LAMP compares squared scores, and those of movement are negative where weights "
@@ -72,7 +72,7 @@ class Method(NamedTuple):
             exclude=check_patterns("exclude", self.exclude),
         )
 
-    def words(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What must not change between a checkpoint and its resume, as builtin values."""
         criterion = self.criterion
         name = criterion if isinstance(criterion, str) else None
@@ -85,13 +85,13 @@ class Method(NamedTuple):
             "seed": self.seed,
         }
 
-    def refuse_other(self, words: Mapping[str, Any]) -> None:
+    def check_matches(self, words: Mapping[str, Any]) -> None:
         """Refuses to go on from a checkpoint that was pruned in another way.
 
         Raises:
             StateError: Naming what it was and what it is now.
         """
-        now = self.words()
+        now = self.to_dict()
         changed = [f"{k}={was!r}, now {now[k]!r}" for k, was in words.items() if was != now[k]]
         if changed:
             raise StateError(

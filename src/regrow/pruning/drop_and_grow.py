@@ -16,26 +16,32 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from regrow.criteria.base import Criterion, TrackingCriterion, make_criterion, scores_of
+from regrow.criteria.base import Criterion, TrackingCriterion, get_criterion, lazy_criterion_scores
 from regrow.criteria.elementwise import magnitude, random
 from regrow.distributed.parameters import Shards
-from regrow.distributed.shard import as_part_of, is_cut, local
-from regrow.masks.lazy_scores import Scores
+from regrow.distributed.shard import is_dtensor, local_tensor, to_dtensor_like
+from regrow.masks.lazy_scores import ScoresLike
 from regrow.masks.masks import Masks
 from regrow.masks.targets import Target
-from regrow.masks.topk_single import highest
+from regrow.masks.topk_single import topk_mask
 from regrow.pruning.compute_masks import choose_masks
-from regrow.pruning.growth import MAGNITUDES, Growth, make_growth, ranked, refuse_whole
+from regrow.pruning.growth import (
+    MAGNITUDES,
+    GrowthCriterion,
+    check_supports_sharding,
+    get_growth_criterion,
+    growth_scores,
+)
 from regrow.pruning.initializers import (
     BY_ROWS,
     Initializer,
-    Return,
+    RegrownWeights,
+    initial_values,
     make_initializer,
-    values_of,
     zero,
 )
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.transaction import whole
+from regrow.pruning.transaction import atomic
 from regrow.utils.errors import check_choice
 
 GROW = ("gradient", "momentum", "random")
@@ -44,7 +50,7 @@ GROW = ("gradient", "momentum", "random")
 BETA = 0.9
 
 
-@whole
+@atomic
 @torch.no_grad()
 def draw_masks(
     pruner: Pruner, sparsity: float, optimizers: Iterable[Optimizer] = ()
@@ -66,22 +72,22 @@ def draw_masks(
     optimizers = list(optimizers)
     kept = [pruner.enforcer.kept(target.name) for target in pruner.targets]
     event = len(pruner.history)
-    masks = choose_masks(method, pruner.targets, kept, sparsity, pruner.own, event)
+    masks = choose_masks(method, pruner.targets, kept, sparsity, pruner.layer_targets, event)
     for target, mask in zip(pruner.targets, masks, strict=True):
         pruner._set(target.name, mask, optimizers)
     pruner.enforce(optimizers)
     pruner.target = sparsity
-    return pruner.note("prune", before)
+    return pruner.record_event("prune", before)
 
 
-@whole
+@atomic
 @torch.no_grad()
 def drop_and_grow(
     pruner: Pruner,
     share: float,
     *,
     drop: str | Criterion | TrackingCriterion = "magnitude",
-    grow: str | Growth = "gradient",
+    grow: str | GrowthCriterion = "gradient",
     init: str | Initializer = "zero",
     optimizers: Iterable[Optimizer] = (),
 ) -> dict[str, Any]:
@@ -95,7 +101,8 @@ def drop_and_grow(
         share: Of the kept weights, in [0, 1); see `drop_fraction_at`.
         drop: Which go: the name of a criterion, or a criterion.
         grow: Where they come back: "gradient" (RigL), "random" (SET), "momentum" (SNFS; needs
-            `track_momenta` at every step) or a rule (see `regrow.pruning.growth.Growth`).
+            `update_gradient_momentum` at every step) or a
+            `regrow.pruning.growth.GrowthCriterion`.
         init: With what value, where nothing was kept before: see `regrow.pruning.initializers`.
         optimizers: Their state is zero at places that were dropped, and at new ones.
 
@@ -120,17 +127,19 @@ def drop_and_grow(
         >>> pruner.masks["weight"].tolist()
         [[False, True, False, True]]
     """
-    criterion, initializer = make_criterion(drop), make_initializer(init)
-    growth = make_growth(check_choice("grow", grow, GROW) if isinstance(grow, str) else grow)
+    criterion, initializer = get_criterion(drop), make_initializer(init)
+    growth = get_growth_criterion(
+        check_choice("grow", grow, GROW) if isinstance(grow, str) else grow
+    )
     before, optimizers = pruner.sparsity, list(optimizers)
     seed = (pruner.seed, len(pruner.history))
     pruner.enforcer.state(optimizers)  # what comes back has moments of zero
     sparse = [t for t in pruner.targets if pruner._pruned[t.name]]
     if pruner.shards.ranks is not None:
-        refuse_whole(growth, initializer, sparse)
+        check_supports_sharding(growth, initializer, sparse)
     moves = [_move(pruner, target, share, criterion, growth, seed) for target in sparse]
     makes = [partial(_return, pruner, *move, initializer, seed) for move in moves]
-    values = [] if initializer is zero else values_of(initializer, makes)
+    values = [] if initializer is zero else initial_values(initializer, makes)
     new = {}
     for number, move in enumerate(moves):
         name, weight, grown = move.target.name, move.target.weight, _new(pruner, *move)
@@ -144,11 +153,11 @@ def drop_and_grow(
     moved = sum(pruner.shards.sums(new).values())
     kept = pruner.total - pruner.pruned
     overlap = (kept - moved) / (kept + moved) if kept else 1.0
-    return pruner.note("drop_and_grow", before, share=share, moved=moved, overlap=overlap)
+    return pruner.record_event("drop_and_grow", before, share=share, moved=moved, overlap=overlap)
 
 
 @torch.no_grad()
-def track_momenta(pruner: Pruner, optimizer: Optimizer | None = None) -> None:
+def update_gradient_momentum(pruner: Pruner, optimizer: Optimizer | None = None) -> None:
     """Takes the present dense gradients into the running means that growth by momentum ranks.
 
     m = 0.9 m + 0.1 g, from m = 0.
@@ -188,7 +197,7 @@ def _move(
     target: Target,
     share: float,
     criterion: Criterion | TrackingCriterion,
-    growth: Growth,
+    growth: GrowthCriterion,
     seed: tuple[int, int],
 ) -> _Move:
     """What one layer drops and grows."""
@@ -196,17 +205,17 @@ def _move(
     by = criterion is magnitude
     # another number of event, because what is dropped and grown by lot is drawn twice
     drawn = (seed[0], ~seed[1])
-    scores: Scores = target.weight
+    scores: ScoresLike = target.weight
     if not by:
-        scores = scores_of(criterion, name, parameter.detach(), parameter.grad, drawn)
+        scores = lazy_criterion_scores(criterion, name, parameter.detach(), parameter.grad, drawn)
     live = parameter.numel() - pruner._pruned[name]
     count = round(share * live)
     kept = pruner.enforcer.mask(name)
-    after = highest(scores, live - count, kept, magnitude=by, name=name, shard=shard)
+    after = topk_mask(scores, live - count, kept, magnitude=by, name=name, shard=shard)
     del scores, kept
-    growing = ranked(growth, target, pruner.momenta.get(name), lambda _: None, seed)
+    growing = growth_scores(growth, target, pruner.momenta.get(name), lambda _: None, seed)
     by = growth in MAGNITUDES
-    grown = highest(growing, count, ~after, magnitude=by, name=name, shard=shard)
+    grown = topk_mask(growing, count, ~after, magnitude=by, name=name, shard=shard)
     return _Move(target, after.logical_or_(grown))
 
 
@@ -217,7 +226,7 @@ def _new(pruner: Pruner, target: Target, after: Tensor) -> Tensor:
 
 def _return(
     pruner: Pruner, target: Target, after: Tensor, initializer: Initializer, seed: tuple[int, int]
-) -> Return:
+) -> RegrownWeights:
     """The places of one layer that come back, as initialisers see them: dropped weights are 0."""
     new = _new(pruner, target, after)
     back, stay = pruner._return(target, new, seed, initializer), after & ~new
@@ -226,7 +235,7 @@ def _return(
     return replace(back, weight=target.weight.where(stay, 0.0), kept=stay)
 
 
-class Explored:
+class ExploredMask:
     """Which places were ever kept since sparse training began: one bool a place.
 
     In host memory; those of sharded parameters are cut and lie as they do.
@@ -242,20 +251,24 @@ class Explored:
     """
 
     def __init__(self) -> None:
-        self.ever: dict[str, Tensor] = {}
+        self.seen: dict[str, Tensor] = {}
 
     def add(self, masks: Mapping[str, Tensor]) -> float:
         """Takes in the masks of now; returns the fraction of places that were ever kept."""
         for name, mask in masks.items():
-            here = mask if is_cut(mask) else mask.cpu()
-            ever = local(here) | local(self.ever[name]) if name in self.ever else local(here)
-            self.ever[name] = as_part_of(here, ever)
-        found = Masks(self.ever)
+            here = mask if is_dtensor(mask) else mask.cpu()
+            ever = (
+                local_tensor(here) | local_tensor(self.seen[name])
+                if name in self.seen
+                else local_tensor(here)
+            )
+            self.seen[name] = to_dtensor_like(here, ever)
+        found = Masks(self.seen)
         return (found.total - found.pruned) / max(1, found.total)
 
     def state_dict(self) -> dict[str, Any]:
         """Packed bits."""
-        return Masks(self.ever).pack()
+        return Masks(self.seen).pack()
 
     def load_state_dict(
         self, state: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None
@@ -263,7 +276,7 @@ class Explored:
         """Takes what `state_dict` gave; of `parameters` that are sharded, their rows here."""
         held = parameters or {}
         parts = Masks.unpack(state, Shards(held))
-        self.ever = {
-            name: as_part_of(held[name], part) if name in held else part
+        self.seen = {
+            name: to_dtensor_like(held[name], part) if name in held else part
             for name, part in parts.items()
         }

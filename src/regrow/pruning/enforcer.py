@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from regrow.distributed.shard import local
-from regrow.pruning.transaction import Changes
+from regrow.distributed.shard import local_tensor
+from regrow.pruning.transaction import Transaction
 from regrow.utils.bits import integer_type
 from regrow.utils.errors import StateError
-from regrow.utils.modes import uncompiled
-from regrow.utils.optimizers import clear_codes, placewise, warn_shared
+from regrow.utils.modes import no_compile
+from regrow.utils.optimizers import clear_quantized_state, is_per_weight, warn_not_clearable
 
 # From a zero gradient these make state that is not zero: eps, or the least step size.
 _REFILLING = (torch.optim.Adamax, torch.optim.Rprop)
@@ -44,7 +44,7 @@ class Enforcer:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
-        self.changes = Changes()
+        self.changes = Transaction()
         self._working: dict[str, Tensor] = {}
         # what else happens around an optimizer step
         self.before_step: list[Callable[[], None]] = []
@@ -54,7 +54,7 @@ class Enforcer:
 
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Takes a bool mask of the parameter's shape here; all True needs no working mask."""
-        self.changes.touch()
+        self.changes.mark_started()
         parameter, working = self.data(name), self._working.get(name)
         if int(mask.count_nonzero()) == mask.numel():
             self._working.pop(name, None)
@@ -71,7 +71,7 @@ class Enforcer:
 
     def data(self, name: str) -> Tensor:
         """A parameter's values here, to read and write: this rank's rows, where it is cut."""
-        return local(self.parameters[name].detach())
+        return local_tensor(self.parameters[name].detach())
 
     def kept(self, name: str) -> Tensor | None:
         """The working mask (non-zero = kept), or None where nothing is pruned."""
@@ -87,7 +87,7 @@ class Enforcer:
     def weights(self) -> None:
         """Makes every pruned weight exactly +0.0."""
         for name, mask in self._working.items():
-            view, parameter = self._views.get(name), local(self.parameters[name])
+            view, parameter = self._views.get(name), local_tensor(self.parameters[name])
             if view is None or view.data_ptr() != parameter.data_ptr():
                 mask = self._fitting(name)
                 view = self._views[name] = parameter.detach().view(mask.dtype)
@@ -98,14 +98,14 @@ class Enforcer:
         for name, mask in self._working.items():
             grad = self.parameters[name].grad
             if grad is not None:
-                grad = local(grad)
+                grad = local_tensor(grad)
                 if grad.get_device() != mask.get_device():
                     mask = self._fitting(name)
                 _mask_tensor(grad, mask)
 
     def prepare(self) -> None:
         """What comes before an optimizer step: masked gradients."""
-        self.changes.refuse()
+        self.changes.check()
         self.gradients()
         for act in self.before_step:
             act()
@@ -123,12 +123,14 @@ class Enforcer:
                 mask = working.get(id(parameter))
                 if mask is None:
                     continue
-                here = {k: local(v) if isinstance(v, Tensor) else v for k, v in state.items()}
+                here = {
+                    k: local_tensor(v) if isinstance(v, Tensor) else v for k, v in state.items()
+                }
                 for value in _tensors(here.values()):
-                    if placewise(value, mask.shape):
+                    if is_per_weight(value, mask.shape):
                         _mask_tensor(value, mask)
-                clear_codes(here, mask)
-                warn_shared(optimizer, here, mask.shape, self._told)
+                clear_quantized_state(here, mask)
+                warn_not_clearable(optimizer, here, mask.shape, self._told)
             for group in optimizer.param_groups:
                 _mask_flat_state(optimizer, group["params"], working)
 
@@ -139,7 +141,7 @@ class Enforcer:
         refills = foreign or isinstance(optimizer, _REFILLING)
 
         def after(*_: Any) -> None:
-            self.changes.refuse()
+            self.changes.check()
             for act in self.after_step:
                 act()
             self.weights()
@@ -147,7 +149,7 @@ class Enforcer:
                 self.state([optimizer])
 
         # a compiled step would be compiled anew whenever masks change
-        return optimizer.register_step_post_hook(uncompiled(after))
+        return optimizer.register_step_post_hook(no_compile(after))
 
     def gradient_hook(self, optimizer: Optimizer) -> RemovableHandle:
         """Masks the gradients before each step, and those that the step's closure computes."""
@@ -166,7 +168,7 @@ class Enforcer:
                 self.prepare()  # else the closure shows dense gradients to others first
             return (own, *map(masked, rest)), {key: masked(value) for key, value in kwargs.items()}
 
-        return optimizer.register_step_pre_hook(uncompiled(before))
+        return optimizer.register_step_pre_hook(no_compile(before))
 
     def _pairs(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         for name in self._working:

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.distributed.shard import is_cut
+from regrow.distributed.shard import is_dtensor
 from regrow.masks.masks import Masks
 from regrow.pruning.enforcer import Enforcer
-from regrow.utils.errors import ConfigError, check_patterns, nearest
-from regrow.utils.names import clean
+from regrow.utils.errors import ConfigError, check_patterns, closest_names
+from regrow.utils.names import strip_compile_prefix
 
-Train = str | Iterable[str]
+TrainSpec = str | Iterable[str]
 
 
 _WORDS = ("all", "regrown")
 
 
-class Hold:
+class Freezer:
     """Lets some places of a model's parameters train and holds the others.
 
     Before a step the gradients of held places are zeroed, so that clipping counts what trains
@@ -55,7 +55,7 @@ class Hold:
         self._parameters: dict[str, nn.Parameter] = {}
         self._before: dict[str, Tensor] = {}
 
-    def check(self, train: Train) -> str | tuple[str, ...]:
+    def check(self, train: TrainSpec) -> str | tuple[str, ...]:
         """What trains, in the words that `set` takes.
 
         Args:
@@ -66,7 +66,7 @@ class Hold:
         """
         if train == "all":
             return train
-        if any(map(is_cut, self._named().values())):
+        if any(map(is_dtensor, self._named().values())):
             raise ConfigError(
                 f"train={train!r} holds single places of whole parameters, and these are sharded "
                 "among ranks: write train='all'"
@@ -80,7 +80,7 @@ class Hold:
             raise ConfigError(f"train must be 'all', 'regrown' or layer patterns, got {train!r}")
         return patterns
 
-    def set(self, train: Train, regrown: Mapping[str, Tensor]) -> None:
+    def set(self, train: TrainSpec, regrown: Mapping[str, Tensor]) -> None:
         """Says what trains from now on.
 
         Args:
@@ -125,13 +125,13 @@ class Hold:
         for name, value in self._before.items():
             parameter, held = self._parameters[name], self._held[name]
             parameter.copy_(value if held is None else torch.where(held, value, parameter))
-        self.forget()
+        self.drop()
 
-    def forget(self) -> None:
+    def drop(self) -> None:
         """Drops the noted values: the step was skipped, or the masks have changed."""
         self._before = {}
 
-    def change(self, change: Callable[[str, Tensor], Tensor]) -> None:
+    def resize(self, change: Callable[[str, Tensor], Tensor]) -> None:
         """Changes what trains along with parameters that lost channels."""
         if self.free is not None:
             self._take(Masks({name: change(name, places) for name, places in self.free.items()}))
@@ -152,7 +152,7 @@ class Hold:
         self._take(free)
 
     def _take(self, free: Masks | None) -> None:
-        self.forget()
+        self.drop()
         self.free, self._held = free, {}
         self._parameters = {} if free is None else self._named()
         for name, places in (free or {}).items():
@@ -162,23 +162,26 @@ class Hold:
         self.enforcer.after_step = [] if free is None else [self.after]
 
     def _named(self) -> dict[str, nn.Parameter]:
-        return {clean(name): parameter for name, parameter in self.model.named_parameters()}
+        return {
+            strip_compile_prefix(name): parameter
+            for name, parameter in self.model.named_parameters()
+        }
 
     def _match(self, pattern: str) -> list[str]:
         """The parameters whose name, or a part of its dotted path, a pattern means."""
         names = {id(parameter): name for name, parameter in self._named().items()}
         shared = [
-            (_paths(clean(name)), names[id(parameter)])
+            (_paths(strip_compile_prefix(name)), names[id(parameter)])
             for name, parameter in self.model.named_parameters(remove_duplicate=False)
         ]
         hits = [
             name
             for paths, name in shared
-            if any(fnmatchcase(path, clean(pattern)) for path in paths)
+            if any(fnmatchcase(path, strip_compile_prefix(pattern)) for path in paths)
         ]
         if not hits:
             known = {*_WORDS}.union(*(paths for paths, _ in shared))
-            close = nearest(pattern, sorted(known)) or [*names.values()][:5]
+            close = closest_names(pattern, sorted(known)) or [*names.values()][:5]
             raise ConfigError(
                 f"train={pattern!r} is neither 'all' nor 'regrown' and matches no parameter: "
                 f"nearest are {', '.join(close)}"

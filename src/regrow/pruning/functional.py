@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow.criteria.base import Criterion, TrackingCriterion
-from regrow.distributed.shard import as_part_of, forget_copies, local
+from regrow.distributed.shard import local_tensor, reshard_fsdp, to_dtensor_like
 from regrow.masks.masks import Masks
 from regrow.pruning.compute_masks import choose_masks
-from regrow.pruning.config import Method
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.enforcer import Enforcer, Handle
 from regrow.pruning.pruner import Pruner
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 
 
 def enforce(
@@ -50,13 +50,13 @@ def enforce(
         >>> net.weight[~keep].tolist()
         [0.0, 0.0]
     """
-    forget_copies(model)
-    named = {clean(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    reshard_fsdp(model)
+    named = {strip_compile_prefix(n): p for n, p in model.named_parameters(remove_duplicate=False)}
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     masks.check({name: named[name] for name in masks if name in named})
     enforcer = Enforcer({name: named[name] for name in masks})
     for name, mask in masks.items():
-        enforcer.set_mask(name, local(mask))
+        enforcer.set_mask(name, local_tensor(mask))
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     enforcer.weights()
     enforcer.gradients()
@@ -102,13 +102,15 @@ def prune(
         >>> masks.sparsity, int((net[0].weight == 0).sum())
         (0.5, 32)
     """
-    method = Method(criterion, distribution, granularity, layers, include, exclude, seed)
+    method = PruningConfig(criterion, distribution, granularity, layers, include, exclude, seed)
     pruner = Pruner(model, method)
     sparsity, dense = method.check_target(sparsity), [None] * len(pruner.targets)
-    found = choose_masks(pruner.method, pruner.targets, dense, sparsity, pruner.own, event=0)
+    found = choose_masks(
+        pruner.method, pruner.targets, dense, sparsity, pruner.layer_targets, event=0
+    )
     for target, mask in zip(pruner.targets, found, strict=True):
         target.weight.masked_fill_(~mask, 0.0)
     if pruner.shards.ranks is not None:
-        forget_copies(model)
+        reshard_fsdp(model)
     pairs = zip(pruner.targets, found, strict=True)
-    return Masks({target.name: as_part_of(target.parameter, mask) for target, mask in pairs})
+    return Masks({target.name: to_dtensor_like(target.parameter, mask) for target, mask in pairs})

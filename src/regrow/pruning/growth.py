@@ -8,28 +8,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from regrow.distributed.sharded_counts import Everywhere
-from regrow.distributed.sharded_random import drawn
-from regrow.masks.lazy_scores import Scores, by_lot, one_by_one
+from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.distributed.sharded_random import sharded_random
+from regrow.masks.lazy_scores import ScoresLike, materialized_scores, random_scores
 from regrow.masks.targets import Target
-from regrow.masks.topk import keep_highest
-from regrow.pruning.initializers import BY_ROWS, Initializer, called, sparse_he
+from regrow.masks.topk import global_topk_masks
+from regrow.pruning.initializers import BY_ROWS, Initializer, callable_name, sparse_he
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_count, check_sparsity
-from regrow.utils.random import seeded
+from regrow.utils.random import make_generator
 
-Growth = Callable[[Target, Tensor | None, Tensor | None, torch.Generator], Tensor]
+GrowthCriterion = Callable[[Target, Tensor | None, Tensor | None, torch.Generator], Tensor]
 """(target, mean dense gradient, removed values, generator) -> scores, higher = comes back."""
 
 
-def by_random(
+def random_growth(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """By lot, as SET does. Source: Mocanu et al. 2018."""
-    numbers = drawn(torch.rand, target.parameter.shape, target.shard, generator)
+    numbers = sharded_random(torch.rand, target.parameter.shape, target.shard, generator)
     return numbers.to(target.weight.device)
 
 
-def by_gradient(
+def gradient_growth(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """Where the dense gradient is largest, as RigL does. Source: Evci et al. 2020, eq. 2."""
@@ -40,7 +40,7 @@ def by_gradient(
     return target.grad.detach().abs()
 
 
-def by_momentum(
+def momentum_growth(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """Where the running mean of dense gradients is largest, as SNFS does.
@@ -55,7 +55,7 @@ def by_momentum(
     return momentum.detach().abs()
 
 
-def by_removed(
+def removed_growth(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """Those first that were largest when they were pruned."""
@@ -67,18 +67,22 @@ def by_removed(
     return removed.abs()
 
 
-GROWTHS: Mapping[str, Growth] = {
-    "random": by_random,
-    "gradient": by_gradient,
-    "momentum": by_momentum,
-    "removed": by_removed,
+GROWTHS: Mapping[str, GrowthCriterion] = {
+    "random": random_growth,
+    "gradient": gradient_growth,
+    "momentum": momentum_growth,
+    "removed": removed_growth,
 }
 
 
-MAGNITUDES = (by_gradient, by_momentum, by_removed)  # what `ranked` gives may be negative
+MAGNITUDES = (
+    gradient_growth,
+    momentum_growth,
+    removed_growth,
+)  # what `ranked` gives may be negative
 
 
-def make_growth(by: str | Growth) -> Growth:
+def get_growth_criterion(by: str | GrowthCriterion) -> GrowthCriterion:
     """A growth rule from its name, or the callable itself.
 
     Example:
@@ -92,7 +96,7 @@ def make_growth(by: str | Growth) -> Growth:
     return by
 
 
-def how_many(fraction: float | None, count: int | None, pruned: int) -> int:
+def regrow_count(fraction: float | None, count: int | None, pruned: int) -> int:
     """How many of the pruned weights come back.
 
     Raises:
@@ -114,8 +118,8 @@ def how_many(fraction: float | None, count: int | None, pruned: int) -> int:
     return round(check_sparsity("fraction", fraction) * pruned)
 
 
-def choose_regrown(
-    growth: Growth,
+def select_regrown(
+    growth: GrowthCriterion,
     targets: Sequence[Target],
     kept: Sequence[Tensor | None],
     counts: int | Sequence[int],
@@ -151,12 +155,12 @@ def choose_regrown(
         [tensor([False,  True, False, False])]
     """
     names, shards = [target.name for target in targets], [target.shard for target in targets]
-    everywhere = Everywhere(shards)
+    everywhere = ShardedCounts(shards)
     free = everywhere.sums(
         0 if mask is None else mask.numel() - int(mask.count_nonzero()) for mask in kept
     )
-    found: list[Scores] = [
-        ranked(growth, t, momenta.get(t.name), removed, seed)
+    found: list[ScoresLike] = [
+        growth_scores(growth, t, momenta.get(t.name), removed, seed)
         if pruned  # a dense layer needs no gradient and nothing removed
         else t.weight
         for t, pruned in zip(targets, free, strict=True)
@@ -169,13 +173,13 @@ def choose_regrown(
                 f"{count} weights cannot come back, {sum(free[part])} are pruned in "
                 f"{', '.join(names[part][:3])}"
             )
-        return keep_highest(
+        return global_topk_masks(
             found[part],
             total - count,
             kept[part],
-            absent=True,
+            among_pruned=True,
             magnitude=growth in MAGNITUDES,
-            least=0,
+            min_keep=0,
             names=names[part],
             shards=shards[part],
         )
@@ -185,32 +189,32 @@ def choose_regrown(
     return [highest(slice(i, i + 1), count)[0] for i, count in enumerate(counts)]
 
 
-def ranked(
-    growth: Growth,
+def growth_scores(
+    growth: GrowthCriterion,
     target: Target,
     momentum: Tensor | None,
     removed: Callable[[Target], Tensor | None],
     seed: tuple[int, int],
-) -> Scores:
+) -> ScoresLike:
     """What ranks the places of one target, by magnitude for rules in `MAGNITUDES`.
 
-    Args and Raises: as `choose_regrown`; nothing is held for built-in rules.
+    Args and Raises: as `select_regrown`; nothing is held for built-in rules.
     """
     name, weight = target.name, target.weight
-    if growth is by_random:
-        return by_lot(weight, target.shard, lambda: seeded(*seed, name))
-    if growth is by_gradient and target.grad is not None:
+    if growth is random_growth:
+        return random_scores(weight, target.shard, lambda: make_generator(*seed, name))
+    if growth is gradient_growth and target.grad is not None:
         return target.grad.detach()
-    if growth is by_momentum and momentum is not None:
+    if growth is momentum_growth and momentum is not None:
         return momentum.detach()
     values = removed(target)
-    if growth is by_removed and values is not None:
-        return one_by_one(weight, lambda: removed(target))
-    return _scores(growth, target, momentum, values, seeded(*seed, name))
+    if growth is removed_growth and values is not None:
+        return materialized_scores(weight, lambda: removed(target))
+    return _scores(growth, target, momentum, values, make_generator(*seed, name))
 
 
 def _scores(
-    growth: Growth,
+    growth: GrowthCriterion,
     target: Target,
     momentum: Tensor | None,
     removed: Tensor | None,
@@ -226,7 +230,9 @@ def _scores(
     return scores
 
 
-def refuse_whole(growth: Growth, initializer: Initializer, targets: Iterable[Target]) -> None:
+def check_supports_sharding(
+    growth: GrowthCriterion, initializer: Initializer, targets: Iterable[Target]
+) -> None:
     """Refuses rules and initialisers that need more of a sharded parameter than a rank's rows.
 
     Raises:
@@ -237,12 +243,12 @@ def refuse_whole(growth: Growth, initializer: Initializer, targets: Iterable[Tar
             continue
         if growth not in GROWTHS.values():
             raise ConfigError(
-                f"{target.name} is sharded among ranks, and a rule of your own ({called(growth)}) "
+                f"{target.name} is sharded among ranks, and {callable_name(growth)} "
                 f"would see some of its rows alone: write by='random', one of {', '.join(GROWTHS)}"
             )
         turned = initializer is sparse_he and target.input_dim == 0
         if initializer not in BY_ROWS or turned:
             raise ConfigError(
-                f"{target.name} is sharded among ranks, and init={called(initializer)!r} needs all "
-                "of its rows at once: write init='he', 'zero' or 'removed'"
+                f"{target.name} is sharded among ranks, and init={callable_name(initializer)!r} "
+                "needs all of its rows at once: write init='he', 'zero' or 'removed'"
             )

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from regrow.distributed.shard import Shard
-from regrow.distributed.sharded_random import drawn
+from regrow.distributed.sharded_random import sharded_random
 from regrow.utils.errors import ConfigError, StateError, check_choice
 
 
 @dataclass(frozen=True)
-class Return:
+class RegrownWeights:
     """One parameter of which some places come back.
 
     Attributes:
@@ -55,15 +55,15 @@ class Return:
         return tuple(self.weight.shape) if self.shard is None else self.shard.shape
 
 
-Initializer = Callable[[Return], Tensor]
+Initializer = Callable[[RegrownWeights], Tensor]
 
 
-def zero(back: Return) -> Tensor:
+def zero(back: RegrownWeights) -> Tensor:
     """Starts at zero, as RigL's new connections do, so that the function does not jump."""
     return torch.zeros_like(back.weight)
 
 
-def removed(back: Return) -> Tensor:
+def removed_values(back: RegrownWeights) -> Tensor:
     """The value each weight had when it was pruned.
 
     Raises:
@@ -76,7 +76,7 @@ def removed(back: Return) -> Tensor:
     return back.removed
 
 
-def original(back: Return) -> Tensor:
+def original(back: RegrownWeights) -> Tensor:
     """The value at initialisation, or at the step that was remembered.
 
     Raises:
@@ -90,7 +90,7 @@ def original(back: Return) -> Tensor:
     return back.original
 
 
-def he(back: Return) -> Tensor:
+def he(back: RegrownWeights) -> Tensor:
     """He's initialisation: normal with fan_out for convolutions, uniform with fan_in for linear.
 
     std = sqrt(2 / fan_out), or bound = sqrt(6 / fan_in).
@@ -100,7 +100,7 @@ def he(back: Return) -> Tensor:
     return kaiming_normal(back, "fan_out") if back.weight.dim() > 2 else kaiming_uniform(back)
 
 
-def kaiming_normal(back: Return, mode: str = "fan_in") -> Tensor:
+def kaiming_normal(back: RegrownWeights, mode: str = "fan_in") -> Tensor:
     """Normal with std = sqrt(2 / fan).
 
     Args:
@@ -110,12 +110,12 @@ def kaiming_normal(back: Return, mode: str = "fan_in") -> Tensor:
     return _normal(back).mul_(math.sqrt(2 / fans(back)[_FANS.index(mode)]))
 
 
-def kaiming_uniform(back: Return, mode: str = "fan_in") -> Tensor:
+def kaiming_uniform(back: RegrownWeights, mode: str = "fan_in") -> Tensor:
     """Uniform in +-sqrt(6 / fan)."""
     return _uniform(back).mul_(math.sqrt(6 / fans(back)[_FANS.index(mode)]))
 
 
-def xavier(back: Return) -> Tensor:
+def xavier(back: RegrownWeights) -> Tensor:
     """Uniform in +-sqrt(6 / (fan_in + fan_out)).
 
     Source: Glorot and Bengio 2010, eq. 16.
@@ -123,7 +123,7 @@ def xavier(back: Return) -> Tensor:
     return _uniform(back).mul_(math.sqrt(6 / sum(fans(back))))
 
 
-def sparse_he(back: Return) -> Tensor:
+def sparse_he(back: RegrownWeights) -> Tensor:
     """Normal with std = sqrt(2 / n) where n is how many inputs each output has left.
 
     n counts what was kept and what comes back, output by output.
@@ -138,7 +138,7 @@ def sparse_he(back: Return) -> Tensor:
     return _turned(back, values * scale)
 
 
-def survivors(back: Return) -> Tensor:
+def survivors(back: RegrownWeights) -> Tensor:
     """Drawn from the layer's surviving weights, with replacement.
 
     Raises:
@@ -151,7 +151,7 @@ def survivors(back: Return) -> Tensor:
     return values[draws.to(values.device)]
 
 
-def orthogonal(back: Return) -> Tensor:
+def orthogonal(back: RegrownWeights) -> Tensor:
     """Whole filters that are orthogonal to the surviving ones and to each other.
 
     Rows of the matrix `(out, in kh kw)` are drawn, freed of their part in the span of the others,
@@ -197,7 +197,7 @@ def orthogonal(back: Return) -> Tensor:
 
 INITIALIZERS: Mapping[str, Initializer] = {
     "zero": zero,
-    "removed": removed,
+    "removed": removed_values,
     "original": original,
     "he": he,
     "sparse_he": sparse_he,
@@ -210,7 +210,7 @@ INITIALIZERS: Mapping[str, Initializer] = {
 
 
 # What needs only the rows that are asked for.
-BY_ROWS = (zero, removed, original, he, sparse_he, kaiming_normal, kaiming_uniform, xavier)
+BY_ROWS = (zero, removed_values, original, he, sparse_he, kaiming_normal, kaiming_uniform, xavier)
 
 
 _FANS = ("fan_in", "fan_out")
@@ -233,7 +233,7 @@ def make_initializer(init: str | Initializer) -> Initializer:
     return init
 
 
-def fans(back: Return) -> tuple[int, int]:
+def fans(back: RegrownWeights) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight, counted truly.
 
     fan_in is how many inputs one output sums, `in / groups * kh * kw`; fan_out how many outputs one
@@ -249,7 +249,7 @@ def fans(back: Return) -> tuple[int, int]:
     return second * window, first // back.groups * window
 
 
-def _turned(back: Return, tensor: Tensor) -> Tensor:
+def _turned(back: RegrownWeights, tensor: Tensor) -> Tensor:
     """A tensor of the weight's shape as (out, in / groups, ...), one row an output; and back."""
     if back.input_dim != 0:
         return tensor
@@ -264,16 +264,16 @@ def _span(rows: Tensor) -> Tensor:
     return basis[: int(torch.linalg.matrix_rank(rows))].T
 
 
-def _normal(back: Return) -> Tensor:
-    return drawn(torch.randn, back.shape, back.shard, back.generator).to(back.weight)
+def _normal(back: RegrownWeights) -> Tensor:
+    return sharded_random(torch.randn, back.shape, back.shard, back.generator).to(back.weight)
 
 
-def _uniform(back: Return) -> Tensor:
-    numbers = drawn(torch.rand, back.shape, back.shard, back.generator)
+def _uniform(back: RegrownWeights) -> Tensor:
+    numbers = sharded_random(torch.rand, back.shape, back.shard, back.generator)
     return numbers.mul_(2).sub_(1).to(back.weight)
 
 
-def called(given: object) -> str:
+def callable_name(given: object) -> str:
     """The name of a rule or an initialiser.
 
     Example:
@@ -283,11 +283,11 @@ def called(given: object) -> str:
     return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
 
 
-Make = Callable[[], Return]
+MakeRegrown = Callable[[], RegrownWeights]
 """Makes one parameter's `Return`: the same each time, until the parameter is written to."""
 
 
-def values_of(initializer: Initializer, makes: Sequence[Make]) -> list[Initializer]:
+def initial_values(initializer: Initializer, makes: Sequence[MakeRegrown]) -> list[Initializer]:
     """What gives the values of each parameter when it is written to.
 
     Rules that look at no weight are asked then, so that the values of one parameter are there at a
@@ -306,19 +306,19 @@ def values_of(initializer: Initializer, makes: Sequence[Make]) -> list[Initializ
     """
     if initializer not in BY_ROWS:
         return [_held(_checked(initializer, make()), make()) for make in makes]
-    if initializer in (removed, original):
+    if initializer in (removed_values, original):
         for make in makes:
             _checked(initializer, make())
     return [partial(_checked, initializer)] * len(makes)
 
 
-def _held(values: Tensor, back: Return) -> Initializer:
+def _held(values: Tensor, back: RegrownWeights) -> Initializer:
     """Gives these values, of which it holds those that come back."""
     held = values.to(back.weight.device, back.weight.dtype)[back.regrown]
     return lambda now: torch.zeros_like(now.weight).masked_scatter_(now.regrown, held)
 
 
-def _checked(initializer: Initializer, back: Return) -> Tensor:
+def _checked(initializer: Initializer, back: RegrownWeights) -> Tensor:
     values = initializer(back)
     if values.shape != back.weight.shape:
         raise StateError(

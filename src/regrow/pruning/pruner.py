@@ -11,48 +11,48 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.criteria.base import TrackingCriterion, make_criterion, needs_gradients
+from regrow.criteria.base import TrackingCriterion, get_criterion, needs_gradients
 from regrow.criteria.elementwise import magnitude
 from regrow.criteria.movement import Movement
 from regrow.criteria.precomputed import Scores
-from regrow.distributed.sharded_counts import Everywhere
-from regrow.io.integrity import opened, sealed
+from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.io.integrity import verify_digest, with_digest
 from regrow.masks.granularity import make_granularity
-from regrow.masks.targets import Selection, Target, select
+from regrow.masks.targets import Target, TargetSelection, select_targets
 from regrow.pruning.compute_masks import choose_masks
-from regrow.pruning.config import Method
+from regrow.pruning.config import PruningConfig
 from regrow.pruning.enforcer import Handle, SoftEnforcer
-from regrow.pruning.freezing import Hold, Train
+from regrow.pruning.freezing import Freezer, TrainSpec
 from regrow.pruning.growth import (
-    Growth,
-    by_gradient,
-    choose_regrown,
-    how_many,
-    make_growth,
-    refuse_whole,
+    GrowthCriterion,
+    check_supports_sharding,
+    get_growth_criterion,
+    gradient_growth,
+    regrow_count,
+    select_regrown,
 )
 from regrow.pruning.initializers import (
     BY_ROWS,
     Initializer,
-    Make,
-    Return,
-    called,
+    MakeRegrown,
+    RegrownWeights,
+    callable_name,
+    initial_values,
     make_initializer,
-    values_of,
 )
-from regrow.pruning.initializers import removed as removed_values
+from regrow.pruning.initializers import removed_values as removed_values
 from regrow.pruning.removed_weights import MOMENT
-from regrow.pruning.state import Keep, MaskedModel, moments
-from regrow.pruning.transaction import whole
+from regrow.pruning.state import KeepRemoved, MaskState, moments
+from regrow.pruning.transaction import atomic
 from regrow.utils.errors import ConfigError, StateError, check_patterns, check_sparsity
-from regrow.utils.random import seeded
+from regrow.utils.random import make_generator
 
 
-class Undo(MaskedModel):
+class Undo(MaskState):
     """A masked model whose weights can come back.
 
     Args:
-        model: See `MaskedModel`, like the next two.
+        model: See `MaskState`, like the next two.
         selection: What is pruned.
         keep_removed: What goes to the vault.
         soft: Whether dense values go on learning.
@@ -66,16 +66,21 @@ class Undo(MaskedModel):
     """
 
     def __init__(
-        self, model: nn.Module, selection: Selection, keep_removed: Keep, soft: bool, seed: int
+        self,
+        model: nn.Module,
+        selection: TargetSelection,
+        keep_removed: KeepRemoved,
+        soft: bool,
+        seed: int,
     ) -> None:
         super().__init__(model, selection, keep_removed, soft)
         self.seed = seed
-        self.hold = Hold(model, self.enforcer)
+        self.freezer = Freezer(model, self.enforcer)
         self.momenta: dict[str, Tensor] = {}
-        self.tracks_means = False
+        self.averages_gradients = False
         self.originals: dict[str, Tensor] = {}
 
-    @whole
+    @atomic
     def unprune(
         self, names: Iterable[str] | str | None = None, optimizers: Iterable[Optimizer] = ()
     ) -> dict[str, Any]:
@@ -101,35 +106,35 @@ class Undo(MaskedModel):
             >>> bool((layer.weight == before).all())
             True
         """
-        if self.vault is None and not self.soft:
+        if self.removed_weights is None and not self.soft:
             raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
         before, optimizers, named = self.sparsity, list(optimizers), self.named(names)
-        self.enforcer.changes.touch()
+        self.enforcer.changes.mark_started()
         for target in named:
             parameter = target.weight
-            if self.vault is None:  # the dense values come back by themselves
+            if self.removed_weights is None:  # the dense values come back by themselves
                 self._count(target.name, torch.ones_like(parameter, dtype=torch.bool))
                 continue
             mask = self.enforcer.mask(target.name)
-            self.vault.restore(target.name, parameter, mask)
+            self.removed_weights.restore(target.name, parameter, mask)
             for key, moment in moments(target.parameter, optimizers).items():
-                self.vault.restore(f"{target.name}{MOMENT}{key}", moment, mask)
-            self.vault.forget(target.name)  # moments whose optimizer is gone
+                self.removed_weights.restore(f"{target.name}{MOMENT}{key}", moment, mask)
+            self.removed_weights.drop(target.name)  # moments whose optimizer is gone
             self._count(target.name, torch.ones_like(parameter, dtype=torch.bool))
         self.enforce(optimizers)
-        return self.note("unprune", before)
+        return self.record_event("unprune", before)
 
-    @whole
+    @atomic
     @torch.no_grad()
     def regrow(
         self,
         fraction: float | None = None,
         count: int | None = None,
         *,
-        by: str | Growth = "random",
+        by: str | GrowthCriterion = "random",
         init: str | Initializer = "he",
         names: Iterable[str] | str | None = None,
-        train: Train = "all",
+        train: TrainSpec = "all",
         optimizers: Iterable[Optimizer] = (),
     ) -> dict[str, Any]:
         """Brings pruned weights back; no other weight changes a bit.
@@ -138,12 +143,12 @@ class Undo(MaskedModel):
             fraction: Of what is pruned in `names`; or
             count: how many weights.
             by: Which come back: "random", "gradient", "momentum", "removed", or a rule (see
-                `regrow.pruning.growth.Growth`).
+                `regrow.pruning.growth.GrowthCriterion`).
             init: With what value: see `regrow.pruning.initializers`.
             names: Patterns of parameters; None: all.
             train: What trains from now on: "all", "regrown" (all that does not come back with this
                 call is held), or patterns of parameters and modules: see
-                `regrow.pruning.freezing.Hold`.
+                `regrow.pruning.freezing.Freezer`.
             optimizers: Their state at the places that come back is zero (Rprop's step size: the
                 learning rate); with `keep_removed="moments"` and `init="removed"` it is restored.
 
@@ -168,67 +173,72 @@ class Undo(MaskedModel):
                 "call unprune()"
             )
         targets, optimizers, before = self.named(names), list(optimizers), self.sparsity
-        amount = how_many(fraction, count, sum(self._pruned[target.name] for target in targets))
-        growth, initializer = make_growth(by), make_initializer(init)
+        amount = regrow_count(fraction, count, sum(self._pruned[target.name] for target in targets))
+        growth, initializer = get_growth_criterion(by), make_initializer(init)
         if self.shards.ranks is not None:
-            refuse_whole(growth, initializer, targets)
-        train = self.hold.check(train)
+            check_supports_sharding(growth, initializer, targets)
+        train = self.freezer.check(train)
         if train == "regrown" and not amount:
             raise ConfigError("no weight comes back, so train='regrown' leaves nothing to train")
-        if growth is by_gradient and amount:
-            self._refuse_masked(targets)
+        if growth is gradient_growth and amount:
+            self._check_gradients_dense(targets)
         kept = [self.enforcer.kept(target.name) for target in targets]
         seed = (self.seed, len(self.history))
-        regrown = choose_regrown(
+        regrown = select_regrown(
             growth, targets, kept, amount, momenta=self.momenta, removed=self._removed, seed=seed
         )
         places = {t.name: back for t, back in zip(targets, regrown, strict=True)}
         if self.shards.ranks is None:  # else all ranks must do the same
             targets = [target for target in targets if places[target.name].any()]
         makes = [partial(self._return, t, places[t.name], seed, initializer) for t in targets]
-        values = values_of(initializer, makes)
-        self.enforcer.changes.touch()
+        values = initial_values(initializer, makes)
+        self.enforcer.changes.mark_started()
         for make, value in zip(makes, values, strict=True):
             self._bring_back(make, value, initializer is removed_values, optimizers)
-        self.hold.set(train, {target.name: places[target.name] for target in targets})
+        self.freezer.set(train, {target.name: places[target.name] for target in targets})
         self.enforce(optimizers)
         trains = train if isinstance(train, str) else list(train)
-        words = {"by": called(by), "init": called(init), "count": amount, "train": trains}
-        return self.note("regrow", before, **words)
+        words = {
+            "by": callable_name(by),
+            "init": callable_name(init),
+            "count": amount,
+            "train": trains,
+        }
+        return self.record_event("regrow", before, **words)
 
     def enforce(self, optimizers: Iterable[Optimizer] = ()) -> None:
         """Applies the masks; what was noted of held places is noted anew."""
         super().enforce(optimizers)
-        self.hold.forget()
+        self.freezer.drop()
 
-    def settle(self) -> None:
-        super().settle()
-        self.hold.forget()
+    def flush_dense(self) -> None:
+        super().flush_dense()
+        self.freezer.drop()
 
-    def remember(self) -> None:
+    def remember_original(self) -> None:
         """Keeps the present values of all targets, for `init="original"`."""
         self.originals = {t.name: t.weight.clone() for t in self.targets}
 
-    def change(self, change: Callable[[str, Tensor], Tensor]) -> None:
+    def resize(self, change: Callable[[str, Tensor], Tensor]) -> None:
         """Changes masks and all that is held along with parameters that lost channels."""
-        super().change(change)
-        self.hold.change(change)
+        super().resize(change)
+        self.freezer.resize(change)
         for held in (self.originals, self.momenta):
             held.update({name: change(name, values) for name, values in held.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is held, remembered values included."""
         return super().state_dict() | {
-            "originals": self.shards.whole(self.originals),
-            "train": self.hold.state_dict(),
+            "originals": self.shards.gather(self.originals),
+            "train": self.freezer.state_dict(),
         }
 
-    @whole
+    @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        originals = self.shards.rows(state["originals"])
+        originals = self.shards.local_rows(state["originals"])
         self.originals = {name: values.clone() for name, values in originals.items()}
-        self.hold.load_state_dict(state["train"])
+        self.freezer.load_state_dict(state["train"])
 
     def named(self, names: Iterable[str] | str | None) -> list[Target]:
         """The targets that patterns mean; None: all.
@@ -244,7 +254,7 @@ class Undo(MaskedModel):
         """How many weights of the targets that patterns mean are pruned."""
         return sum(self._pruned[target.name] for target in self.named(names))
 
-    def _refuse_masked(self, targets: Iterable[Target]) -> None:
+    def _check_gradients_dense(self, targets: Iterable[Target]) -> None:
         """Refuses to grow by gradients that a mask has been over: they are zero where it prunes."""
         found = []
         for target in targets:
@@ -253,7 +263,7 @@ class Undo(MaskedModel):
                 found.append(1)
             else:
                 found.append(0 if kept is None else int(((grad != 0) & (kept == 0)).any()))
-        if any(Everywhere([target.shard for target in targets]).sums(found)):
+        if any(ShardedCounts([target.shard for target in targets]).sums(found)):
             return
         raise StateError(
             "every gradient at a pruned place is zero, so they have been masked already: grow by "
@@ -263,21 +273,21 @@ class Undo(MaskedModel):
 
     def _removed(self, target: Target) -> Tensor | None:
         """The removed values of one target, made now; None where nothing was kept."""
-        if self.vault is None or not self.vault.holds(target):
+        if self.removed_weights is None or not self.removed_weights.has(target):
             return None
-        return self.vault.of(target, self.enforcer.mask(target.name))
+        return self.removed_weights.dense(target, self.enforcer.mask(target.name))
 
     def _return(
         self, target: Target, places: Tensor, seed: tuple[int, int], initializer: Initializer
-    ) -> Return:
+    ) -> RegrownWeights:
         """The places of one target that come back, as an initialiser sees them."""
         wanted = initializer is removed_values or initializer not in BY_ROWS
-        return Return(
+        return RegrownWeights(
             target.name,
             target.weight,
             self.enforcer.mask(target.name),
             places,
-            seeded(*seed, f"{target.name} init"),
+            make_generator(*seed, f"{target.name} init"),
             target.input_dim,
             target.groups,
             self._removed(target) if wanted else None,
@@ -286,7 +296,7 @@ class Undo(MaskedModel):
         )
 
     def _bring_back(
-        self, make: Make, value: Initializer, restore: bool, optimizers: list[Optimizer]
+        self, make: MakeRegrown, value: Initializer, restore: bool, optimizers: list[Optimizer]
     ) -> None:
         """Writes the values of the places that come back, and clears or restores their moments."""
         back = make()
@@ -294,8 +304,8 @@ class Undo(MaskedModel):
         torch.where(back.regrown, values, back.weight, out=back.weight)
         for key, moment in moments(self.enforcer.parameters[name], optimizers).items():
             held = (
-                self.vault.values_like(f"{name}{MOMENT}{key}", moment, back.kept)
-                if restore and self.vault is not None
+                self.removed_weights.scatter_like(f"{name}{MOMENT}{key}", moment, back.kept)
+                if restore and self.removed_weights is not None
                 else None
             )
             if held is None:
@@ -322,8 +332,8 @@ class Pruner(Undo):
         tracks: Whether the criterion looks at the gradients of every step.
 
     Raises:
-        ConfigError, StateError: See `regrow.masks.targets.select`; for a granularity that does
-            not fit.
+        ConfigError, StateError: See `regrow.masks.targets.select_targets`; also for a granularity
+            that does not fit.
 
     Example:
         >>> pruner = Pruner(nn.Linear(10, 10))
@@ -334,53 +344,53 @@ class Pruner(Undo):
     def __init__(
         self,
         model: nn.Module,
-        method: Method | None = None,
+        method: PruningConfig | None = None,
         *,
-        keep_removed: Keep = False,
+        keep_removed: KeepRemoved = False,
         soft: bool = False,
     ) -> None:
-        self.method = (method or Method()).checked()
-        selection = select(model, self.method.include, self.method.exclude)
+        self.method = (method or PruningConfig()).validated()
+        selection = select_targets(model, self.method.include, self.method.exclude)
         super().__init__(model, selection, keep_removed, soft, self.method.seed)
-        self.criterion = make_criterion(self.method.criterion)
+        self.criterion = get_criterion(self.method.criterion)
         # asked at every step, and slow to find out
         self.needs_gradients = needs_gradients(self.criterion)
-        self.tracks = isinstance(self.criterion, TrackingCriterion)
+        self.collects_gradients = isinstance(self.criterion, TrackingCriterion)
         self.granularity = make_granularity(self.method.granularity)
         for target in self.targets:
             self.granularity.check(target)
-        self._refuse_uncut()
-        self.own: dict[str, float] = {}
+        self._check_sharding()
+        self.layer_targets: dict[str, float] = {}
         for pattern, sparsity in (self.method.layers or {}).items():
             names = self.selection.match(pattern, "layers")
-            if all(self.own.get(name, sparsity) != sparsity for name in names):
+            if all(self.layer_targets.get(name, sparsity) != sparsity for name in names):
                 raise ConfigError(
                     f"layers {pattern!r} never counts: the first pattern that matches does, and "
                     f"all it means ({', '.join(names)}) have a target already: write it first"
                 )
             for name in names:
-                self.own.setdefault(name, sparsity)
+                self.layer_targets.setdefault(name, sparsity)
 
     @property
-    def free_sparsity(self) -> float:
+    def shared_sparsity(self) -> float:
         """The sparsity of the targets without one of their own (of all, if all have one)."""
-        free = self._free
+        free = self._shared_targets
         pruned = sum(self._pruned[target.name] for target in free)
         return pruned / sum(target.parameter.numel() for target in free)
 
-    def stand(self, final: float) -> float:
+    def progress_towards(self, final: float) -> float:
         """How far the layers without a target of their own are on their way to `final`.
 
         If all have one: what theirs together are in proportion to.
         """
-        if len(self.own) < len(self.targets):
-            return self.free_sparsity
-        most = sum(round(self.own[t.name] * t.parameter.numel()) for t in self.targets)
+        if len(self.layer_targets) < len(self.targets):
+            return self.shared_sparsity
+        most = sum(round(self.layer_targets[t.name] * t.parameter.numel()) for t in self.targets)
         return final * self.pruned / most if most else final
 
     def units(self, sparsity: float) -> int:
         """How many units (weights, groups, blocks) of the free targets a sparsity prunes."""
-        weights = sum(target.parameter.numel() for target in self._free)
+        weights = sum(target.parameter.numel() for target in self._shared_targets)
         return round(sparsity * weights / self.granularity.weights)
 
     def trained_by(self, optimizer: Optimizer) -> bool:
@@ -396,9 +406,9 @@ class Pruner(Undo):
         """
         kept = [self.enforcer.kept(target.name) for target in self.targets]
         method = self.method._replace(criterion=magnitude)
-        choose_masks(method, self.targets, kept, sparsity, self.own, 0)
+        choose_masks(method, self.targets, kept, sparsity, self.layer_targets, 0)
 
-    @whole
+    @atomic
     def prune_to(
         self,
         sparsity: float,
@@ -429,12 +439,12 @@ class Pruner(Undo):
                 f"{self.granularity.limit:.4g} at most, got {sparsity}"
             )
         if own is None:
-            own = self.own if sparsity else dict.fromkeys(self.own, 0.0)
+            own = self.layer_targets if sparsity else dict.fromkeys(self.layer_targets, 0.0)
         before = self.sparsity
         if sparsity == 0 and not any(own.values()):
             masks = [torch.ones_like(t.weight, dtype=torch.bool) for t in self.targets]
         else:
-            self._refuse_less(sparsity)
+            self._check_not_below(sparsity)
             masks = self._next_masks(sparsity, own)
         for target, mask in zip(self.targets, masks, strict=True):
             self._set(target.name, mask, optimizers)
@@ -442,7 +452,7 @@ class Pruner(Undo):
         free = self.total - sum(t.parameter.numel() for t in self.targets if t.name in own)
         owned = sum(t.parameter.numel() * own.get(t.name, 0.0) for t in self.targets)
         self.target = (sparsity * free + owned) / self.total
-        return self.note("prune" if self.sparsity >= before else "dense", before)
+        return self.record_event("prune" if self.sparsity >= before else "dense", before)
 
     def hook(self, optimizer: Optimizer | Iterable[Optimizer]) -> Handle:
         """Holds the masks through a training loop of your own, as they change.
@@ -488,20 +498,20 @@ class Pruner(Undo):
         """Everything that is held, and the criterion's evidence."""
         criterion = self.criterion
         tracked = criterion.state_dict() if isinstance(criterion, TrackingCriterion) else {}
-        tracked = self.shards.whole(tracked)
-        return sealed(super().state_dict() | {"criterion": tracked})
+        tracked = self.shards.gather(tracked)
+        return with_digest(super().state_dict() | {"criterion": tracked})
 
-    @whole
+    @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(opened(state))
+        super().load_state_dict(verify_digest(state))
         if isinstance(self.criterion, TrackingCriterion):
-            self.criterion.load_state_dict(self.shards.rows(state["criterion"]))
+            self.criterion.load_state_dict(self.shards.local_rows(state["criterion"]))
 
     @property
-    def _free(self) -> list[Target]:
-        return [t for t in self.targets if t.name not in self.own] or list(self.targets)
+    def _shared_targets(self) -> list[Target]:
+        return [t for t in self.targets if t.name not in self.layer_targets] or list(self.targets)
 
-    def _refuse_uncut(self) -> None:
+    def _check_sharding(self) -> None:
         """Refuses what needs whole layers where ranks hold parts of them."""
         for target in self.targets:
             shard = target.shard
@@ -512,7 +522,7 @@ class Pruner(Undo):
                     f"distribution='lamp' sums over all weights of a layer in order, and "
                     f"{target.name} is sharded among ranks: write 'global', 'uniform' or 'erk'"
                 )
-            if self.tracks and not isinstance(self.criterion, Movement):
+            if self.collects_gradients and not isinstance(self.criterion, Movement):
                 raise ConfigError(
                     f"{type(self.criterion).__name__} gathers evidence of its own, and "
                     f"{target.name} is sharded among ranks: nobody knows how to cut it; write "
@@ -534,11 +544,11 @@ class Pruner(Undo):
             self.enforcer.weights()  # soft pruning's dense values go out again
             raise
 
-    def _refuse_less(self, sparsity: float) -> None:
-        shared = len(self.own) < len(self.targets)  # else the sparsity is nobody's
-        if shared and self.units(sparsity) < self.units(self.free_sparsity):
+    def _check_not_below(self, sparsity: float) -> None:
+        shared = len(self.layer_targets) < len(self.targets)  # else the sparsity is nobody's
+        if shared and self.units(sparsity) < self.units(self.shared_sparsity):
             raise ConfigError(
-                f"the model has sparsity {self.free_sparsity:.6g} already, {sparsity:g} is less: "
+                f"the model has sparsity {self.shared_sparsity:.6g} already, {sparsity:g} is less: "
                 "what is pruned stays pruned; prune_to(0) brings everything back"
             )
 

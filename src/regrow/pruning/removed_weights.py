@@ -10,11 +10,11 @@ from torch import Tensor
 
 from regrow.distributed.parameters import MOMENT as MOMENT
 from regrow.masks.targets import Target
-from regrow.utils.bits import array, integer_type
+from regrow.utils.bits import as_numpy, integer_type
 from regrow.utils.errors import StateError
 
 
-class Vault:
+class RemovedWeights:
     """The value each pruned weight had when it was pruned, in host memory.
 
     One compact tensor a parameter, in flat-index order of its pruned places: the removed weights'
@@ -36,7 +36,7 @@ class Vault:
         return sum(values.numel() * values.element_size() for values in self.values.values())
 
     @torch.no_grad()
-    def keep(self, name: str, weight: Tensor, mask: Tensor, before: Tensor | None = None) -> None:
+    def store(self, name: str, weight: Tensor, mask: Tensor, before: Tensor | None = None) -> None:
         """Takes in what a new mask removes, before the weight is zeroed.
 
         What was removed earlier keeps the value it had then; what comes back is forgotten.
@@ -70,7 +70,7 @@ class Vault:
             weight: Where they go.
             mask: Its present mask.
         """
-        held = self.values_like(name, weight, mask)
+        held = self.scatter_like(name, weight, mask)
         if held is not None:
             del self.values[name]
             if MOMENT in name:  # one that is 0 was a moment
@@ -79,7 +79,7 @@ class Vault:
                 there = (held != 0).logical_or_(held.signbit())
             torch.where(there, held, weight, out=weight)
 
-    def forget(self, name: str) -> None:
+    def drop(self, name: str) -> None:
         """Drops what is held of one parameter, its moments too."""
         for key in [name, *self.moments(name)]:
             self.values.pop(key, None)
@@ -88,22 +88,22 @@ class Vault:
         """The keys under which moments of one parameter are held."""
         return [key for key in self.values if key.startswith(f"{name}{MOMENT}")]
 
-    def values_like(self, name: str, like: Tensor, mask: Tensor) -> Tensor | None:
+    def scatter_like(self, name: str, like: Tensor, mask: Tensor) -> Tensor | None:
         """The removed values, under the present mask, in a tensor of zeros; None without any."""
         if name not in self.values:
             return None
         values = self.values[name].to(like.device, like.dtype)
         return torch.zeros_like(like).masked_scatter_(~mask.to(like.device), values)
 
-    def holds(self, target: Target) -> bool:
+    def has(self, target: Target) -> bool:
         """Whether removed values of a parameter are held, here or by other ranks."""
         return target.name in self.values or target.shard is not None
 
-    def of(self, target: Target, mask: Tensor) -> Tensor | None:
+    def dense(self, target: Target, mask: Tensor) -> Tensor | None:
         """The removed values of a parameter with this mask, in a tensor of zeros of its shape."""
-        if not self.holds(target):
+        if not self.has(target):
             return None
-        values = self.values_like(target.name, target.weight, mask)
+        values = self.scatter_like(target.name, target.weight, mask)
         return torch.zeros_like(target.weight) if values is None else values
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -134,5 +134,5 @@ class Vault:
 
 def _chosen(values: Tensor, places: Tensor) -> Tensor:
     """`values[places]`, by their bits: NumPy, several times faster on the CPU, has no bfloat16."""
-    bits = array(values.view(integer_type(values.dtype)))
-    return torch.as_tensor(bits[array(places)]).view(values.dtype)
+    bits = as_numpy(values.view(integer_type(values.dtype)))
+    return torch.as_tensor(bits[as_numpy(places)]).view(values.dtype)

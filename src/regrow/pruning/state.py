@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, Rprop
 
 from regrow.distributed.parameters import Shards
-from regrow.distributed.shard import as_part_of, forget_copies, is_cut, local
+from regrow.distributed.shard import is_dtensor, local_tensor, reshard_fsdp, to_dtensor_like
 from regrow.masks.masks import Masks, check_shapes
-from regrow.masks.targets import Selection, Target
+from regrow.masks.targets import Target, TargetSelection
 from regrow.pruning.enforcer import Enforcer, SoftEnforcer, dense_state
-from regrow.pruning.removed_weights import MOMENT, Vault
-from regrow.pruning.transaction import whole
+from regrow.pruning.removed_weights import MOMENT, RemovedWeights
+from regrow.pruning.transaction import atomic
 from regrow.utils.errors import StateError
-from regrow.utils.optimizers import placewise
+from regrow.utils.optimizers import is_per_weight
 
-Keep = bool | Literal["moments"]
+KeepRemoved = bool | Literal["moments"]
 
 
-class MaskedModel:
+class MaskState:
     """Masks of the selected parameters of one model; what changes them is the pruner's.
 
     Args:
@@ -41,7 +41,11 @@ class MaskedModel:
     """
 
     def __init__(
-        self, model: nn.Module, selection: Selection, keep_removed: Keep, soft: bool = False
+        self,
+        model: nn.Module,
+        selection: TargetSelection,
+        keep_removed: KeepRemoved,
+        soft: bool = False,
     ) -> None:
         self.model = model
         self.selection = selection
@@ -51,10 +55,12 @@ class MaskedModel:
         self.shards = Shards(parameters)
         self.enforcer = SoftEnforcer(parameters) if soft else Enforcer(parameters)
         self.target = 0.0
-        self.held = 0.0  # a sparsity that was there when others cut channels out, and counts on
+        self.sparsity_before_cut = (
+            0.0  # a sparsity that was there when others cut channels out, and counts on
+        )
         self.history: list[dict[str, Any]] = []
         # dense values beside soft masks are more than a vault could keep
-        self.vault = Vault() if keep_removed and not soft else None
+        self.removed_weights = RemovedWeights() if keep_removed and not soft else None
         self._pruned = dict.fromkeys(self.enforcer.parameters, 0)
 
     @property
@@ -88,33 +94,36 @@ class MaskedModel:
         """The masks as bool tensors, made now; of sharded parameters DTensors, cut alike."""
         kept = {t.name: t.parameter.numel() - self._pruned[t.name] for t in self.targets}
         return Masks(
-            {t.name: as_part_of(t.parameter, self.enforcer.mask(t.name)) for t in self.targets},
+            {
+                t.name: to_dtensor_like(t.parameter, self.enforcer.mask(t.name))
+                for t in self.targets
+            },
             kept,
         )
 
     def enforce(self, optimizers: Iterable[Optimizer] = ()) -> None:
         """Applies the masks to weights, present gradients and the optimizers' state."""
         optimizers = list(optimizers)
-        self.enforcer.changes.refuse()
-        self.write()
+        self.enforcer.changes.check()
+        self.apply()
         self.enforcer.gradients()
         self.enforcer.state(optimizers)
         for optimizer in optimizers:
             if isinstance(optimizer, Rprop):
                 self._restart(optimizer)
 
-    def write(self) -> None:
+    def apply(self) -> None:
         """Applies the masks to the weights."""
         self.enforcer.weights()
         if self.shards.ranks is not None:
-            forget_copies(self.model)
+            reshard_fsdp(self.model)
 
-    def settle(self) -> None:
+    def flush_dense(self) -> None:
         """Takes dense values of soft pruning out of the parameters, if no step did."""
         if isinstance(self.enforcer, SoftEnforcer):
             self.enforcer.settle()
 
-    @whole
+    @atomic
     def set_masks(self, masks: Masks | Mapping[str, Tensor]) -> None:
         """Takes masks made elsewhere and zeroes the weights they prune.
 
@@ -125,13 +134,13 @@ class MaskedModel:
         masks.check(self.enforcer.parameters)
         for target in self.targets:
             mask, shard = masks[target.name], target.shard
-            if shard is not None and not is_cut(mask):
+            if shard is not None and not is_dtensor(mask):
                 mask = mask[shard.start : shard.stop]
-            self._set(target.name, local(mask))
-        self.write()
+            self._set(target.name, local_tensor(mask))
+        self.apply()
 
-    @whole
-    def change(self, change: Callable[[str, Tensor], Tensor]) -> None:
+    @atomic
+    def resize(self, change: Callable[[str, Tensor], Tensor]) -> None:
         """Changes masks and what is held along with parameters that lost channels.
 
         Args:
@@ -139,18 +148,18 @@ class MaskedModel:
         """
         masks = {t.name: self.enforcer.mask(t.name).cpu() for t in self.targets}
         wholes = {}
-        if self.vault is not None:
-            for key, values in self.vault.values.items():
+        if self.removed_weights is not None:
+            for key, values in self.removed_weights.values.items():
                 old = masks[key.partition(MOMENT)[0]]
-                wholes[key] = self.vault.values_like(key, old.to(values.dtype), old)
-            self.vault = Vault()
+                wholes[key] = self.removed_weights.scatter_like(key, old.to(values.dtype), old)
+            self.removed_weights = RemovedWeights()
         self.enforcer.reset(self.enforcer.parameters)
         for name, old in masks.items():
             mask = change(name, old)
             for key, held in wholes.items():
                 if key.partition(MOMENT)[0] == name and held is not None:
-                    assert self.vault is not None
-                    self.vault.keep(key, change(name, held), mask)
+                    assert self.removed_weights is not None
+                    self.removed_weights.store(key, change(name, held), mask)
             self._count(name, mask)
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,18 +170,20 @@ class MaskedModel:
         Raises:
             StateError: If the last change failed half-way.
         """
-        self.enforcer.changes.refuse()
+        self.enforcer.changes.check()
         dense = dense_state(self.enforcer)
         return {
             "masks": self.masks.pack(),
             "target": self.target,
-            "held": self.held,
+            "held": self.sparsity_before_cut,
             "history": [dict(entry) for entry in self.history],
-            "vault": None if self.vault is None else self.shards.whole(self.vault.state_dict()),
-            "dense": None if dense is None else self.shards.whole(dense),
+            "vault": None
+            if self.removed_weights is None
+            else self.shards.gather(self.removed_weights.state_dict()),
+            "dense": None if dense is None else self.shards.gather(dense),
         }
 
-    @whole
+    @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes what `state_dict` gave.
 
@@ -184,36 +195,45 @@ class MaskedModel:
         masks = Masks.unpack(packed, self.shards)
         if self.soft and state["dense"] is None:
             raise StateError("the masks were saved without soft=True: leave it out here too")
-        if self.vault is not None:
+        if self.removed_weights is not None:
             if state["vault"] is None and Masks.unpack(packed).pruned:
                 raise StateError(
                     "the masks were saved with keep_removed=False, so what they removed is gone: "
                     "write keep_removed=False here too"
                 )
-            held = self.shards.chosen(state["vault"] or {}, packed["bits"])
-            self.vault.load_state_dict(held, masks)
+            held = self.shards.local_values(state["vault"] or {}, packed["bits"])
+            self.removed_weights.load_state_dict(held, masks)
         for name, mask in masks.items():
             self._count(name, mask)
-        self.write()
+        self.apply()
         if isinstance(self.enforcer, SoftEnforcer):
-            self.enforcer.load_dense_values(self.shards.chosen(state["dense"], packed["bits"]))
-        self.target, self.held = float(state["target"]), float(state.get("held", 0.0))
+            self.enforcer.load_dense_values(
+                self.shards.local_values(state["dense"], packed["bits"])
+            )
+        self.target, self.sparsity_before_cut = (
+            float(state["target"]),
+            float(state.get("held", 0.0)),
+        )
         self.history = [dict(entry) for entry in state["history"]]
-        self.enforcer.changes.mend()
+        self.enforcer.changes.reset()
 
     def _set(self, name: str, mask: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
         """Takes a new mask; what it removes goes to the vault, before anything is zeroed."""
         parameter = self.enforcer.parameters[name]
-        self.enforcer.changes.touch()
-        if self.vault is not None:
-            before = self.enforcer.mask(name) if self.vault.values else None
-            self.vault.keep(name, local(parameter), mask, before)
+        self.enforcer.changes.mark_started()
+        if self.removed_weights is not None:
+            before = self.enforcer.mask(name) if self.removed_weights.values else None
+            self.removed_weights.store(name, local_tensor(parameter), mask, before)
             found = moments(parameter, optimizers) if self.keep_removed == "moments" else {}
             now = {f"{name}{MOMENT}{key}": moment for key, moment in found.items()}
-            for key in self.vault.moments(name):  # without an optimizer they follow the mask too
-                now.setdefault(key, torch.zeros(mask.shape, dtype=self.vault.values[key].dtype))
+            for key in self.removed_weights.moments(
+                name
+            ):  # without an optimizer they follow the mask too
+                now.setdefault(
+                    key, torch.zeros(mask.shape, dtype=self.removed_weights.values[key].dtype)
+                )
             for key, moment in now.items():
-                self.vault.keep(key, moment, mask, before)
+                self.removed_weights.store(key, moment, mask, before)
         self._count(name, mask)
 
     @torch.no_grad()
@@ -227,7 +247,7 @@ class MaskedModel:
             for parameter in group["params"]:
                 size = optimizer.state.get(parameter, {}).get("step_size")
                 if size is not None and id(parameter) in names:
-                    size = local(size)
+                    size = local_tensor(size)
                     kept = self.enforcer.mask(names[id(parameter)])
                     size.masked_fill_(kept.logical_and_(size == 0), float(group["lr"]))
 
@@ -236,10 +256,10 @@ class MaskedModel:
         pruned = mask.numel() - int(mask.count_nonzero())
         self._pruned[name] = self.shards.sums({name: pruned})[name]
 
-    def note(self, kind: str, before: float, **more: Any) -> dict[str, Any]:
+    def record_event(self, kind: str, before: float, **more: Any) -> dict[str, Any]:
         """Adds an entry to the history, and returns it."""
         if kind not in ("prune", "compact"):
-            self.held = 0.0
+            self.sparsity_before_cut = 0.0
         self.history.append(
             {
                 "event": len(self.history),
@@ -256,7 +276,7 @@ class MaskedModel:
 
 def moments(parameter: Tensor, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """The optimizers' state tensors with one number a weight, by their names; their rows here."""
-    shape = local(parameter).shape
+    shape = local_tensor(parameter).shape
     states = [
         optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state
     ]
@@ -264,5 +284,7 @@ def moments(parameter: Tensor, optimizers: Iterable[Optimizer]) -> dict[str, Ten
         f"{key}@{number}" if number else str(key): value
         for number, state in enumerate(states)
         for key, found in state.items()
-        if placewise(value := local(found) if isinstance(found, Tensor) else found, shape)
+        if is_per_weight(
+            value := local_tensor(found) if isinstance(found, Tensor) else found, shape
+        )
     }

@@ -19,7 +19,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class Changes:
+class Transaction:
     """Knows whether a change was left half done.
 
     A change is chosen first, which takes most of its memory, and then made. Fails the choice, all
@@ -38,47 +38,47 @@ class Changes:
     """
 
     def __init__(self) -> None:
-        self.made = 0
-        self.broken: str | None = None
+        self.started = 0
+        self.failed: str | None = None
 
-    def touch(self) -> None:
+    def mark_started(self) -> None:
         """Says that something is about to be changed."""
-        self.made += 1
+        self.started += 1
 
-    def mend(self) -> None:
+    def reset(self) -> None:
         """Says that everything is set anew."""
-        self.broken = None
+        self.failed = None
 
-    def refuse(self) -> None:
+    def check(self) -> None:
         """Refuses masks that were left half changed.
 
         Raises:
             StateError: Saying by what, and what to do.
         """
-        if self.broken is not None:
+        if self.failed is not None:
             raise StateError(
-                f"{self.broken} failed half-way, so masks and weights are of no one moment: they "
+                f"{self.failed} failed half-way, so masks and weights are of no one moment: they "
                 "are neither saved nor trained on: go on from the last checkpoint"
             )
 
     @contextmanager
-    def whole(self, what: str) -> Iterator[None]:
-        """Around a change: whatever stops it in its middle leaves `broken`."""
-        before = self.made
+    def guard(self, what: str) -> Iterator[None]:
+        """Around a change: whatever stops it in its middle leaves `failed`."""
+        before = self.started
         try:
             yield
         except BaseException:
-            if self.made != before and self.broken is None:
-                self.broken = what
+            if self.started != before and self.failed is None:
+                self.failed = what
             raise
 
 
-def whole(act: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+def atomic(act: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
     """Makes a method, or a function that takes a pruner first, one change."""
 
     @wraps(act)
     def done(pruner: Any, *args: P.args, **kwargs: P.kwargs) -> R:
-        with pruner.enforcer.changes.whole(act.__name__.strip("_")):
+        with pruner.enforcer.changes.guard(act.__name__.strip("_")):
             return act(pruner, *args, **kwargs)
 
     return cast("Callable[Concatenate[T, P], R]", done)

@@ -37,7 +37,7 @@ def listing(items: Iterable[str], most: int = 8) -> str:
     return ", ".join(every[:most]) + more
 
 
-def counted(number: int, word: str) -> str:
+def count_of(number: int, word: str) -> str:
     """A number with its word.
 
     Example:
@@ -57,7 +57,7 @@ def who_has_what(runs: Named, value: Callable[[Run], Hashable]) -> dict[Hashable
     return found
 
 
-def told(found: Mapping[Hashable, list[str]]) -> str:
+def format_groups(found: Mapping[Hashable, list[str]]) -> str:
     """Values and their methods as words.
 
     Example:

@@ -9,7 +9,7 @@ from itertools import combinations
 from numbers import Real
 from typing import Any, NamedTuple
 
-from regrow.report.advice import Advice, Named, listing, told, who_has_what
+from regrow.report.advice import Advice, Named, format_groups, listing, who_has_what
 from regrow.report.grouping import SERVING
 from regrow.report.hover_text import percent
 from regrow.report.load import Run
@@ -175,7 +175,7 @@ def _differing(runs: Named, check: Same) -> Iterator[Advice]:
     values = who_has_what(runs, check.value)
     values.pop(None, None)
     if len(values) > 1:
-        yield Advice(check.title, (f"{check.what}: {told(values)}.",), f"{check.todo}.")
+        yield Advice(check.title, (f"{check.what}: {format_groups(values)}.",), f"{check.todo}.")
 
 
 def _training(runs: Named) -> Iterator[Advice]:
@@ -189,7 +189,7 @@ def _training(runs: Named) -> Iterator[Advice]:
             if name not in names:
                 names.append(name)
         if len(values) > 1:
-            differing.append(f"{key} is {told(values)}.")
+            differing.append(f"{key} is {format_groups(values)}.")
     if differing:
         yield Advice(
             "Different training",

@@ -13,11 +13,11 @@ from datetime import datetime
 from html import escape
 from importlib.resources import files
 
-from regrow.report.advice import Advice, counted
+from regrow.report.advice import Advice, count_of
 from regrow.report.load import Lost
 from regrow.report.page_data import payload
 from regrow.report.tasks import Task, across
-from regrow.utils.imports import need
+from regrow.utils.imports import import_optional
 
 _SCRIPTS = ("base.js", "accuracy.js", "table.js", "run.js", "main.js")
 
@@ -65,7 +65,7 @@ def summary(tasks: Sequence[Task], lost: Sequence[tuple[str, Lost]]) -> str:
     """One line: how many jobs of what there are."""
     runs = {id(row.run) for task in tasks for row in task.rows}
     methods = sum(len({row.values["method"] for row in task.rows}) for task in tasks)
-    parts = [counted(len(runs), "finished job"), counted(methods, "method")]
+    parts = [count_of(len(runs), "finished job"), count_of(methods, "method")]
     for state in ("failed", "unfinished", "unreadable"):
         count = sum(job.state == state for _, job in lost)
         parts += [f"{count} {state}"] if count else []
@@ -99,7 +99,9 @@ def plotly_packed() -> str:
     Raises:
         ConfigError: If plotly is not installed.
     """
-    return packed(need("the page of the report", "report", "plotly.offline").get_plotlyjs())
+    return packed(
+        import_optional("the page of the report", "report", "plotly.offline").get_plotlyjs()
+    )
 
 
 def _asset(name: str) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from regrow.report.advice import Advice, counted
+from regrow.report.advice import Advice, count_of
 from regrow.report.fairness import uncertain, unfair
 from regrow.report.grouping import data_name, method_key, method_names, model_name, task_key
 from regrow.report.load import Run
@@ -53,7 +53,7 @@ def across(tasks: Sequence[Task]) -> list[Advice]:
         Advice(
             "Different data or models",
             tuple(
-                f"{task.name}: {counted(len({id(row.run) for row in task.rows}), 'job')}."
+                f"{task.name}: {count_of(len({id(row.run) for row in task.rows}), 'job')}."
                 for task in tasks
             ),
             "Compare accuracies within one of them only: the plot shows one at a time.",

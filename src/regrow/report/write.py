@@ -15,7 +15,7 @@ from regrow.report.load import below, find_jobs, read_jobs
 from regrow.report.page import page, summary
 from regrow.report.table import csv_text
 from regrow.report.tasks import across, make_tasks
-from regrow.utils.errors import ConfigError, DataError, unwritten
+from regrow.utils.errors import ConfigError, DataError, write_error
 
 TABLE = "results.csv"
 
@@ -23,7 +23,7 @@ TABLE = "results.csv"
 PAGE = "report.html"
 
 
-class Written(NamedTuple):
+class WrittenReport(NamedTuple):
     """What a report says in short.
 
     Attributes:
@@ -39,7 +39,7 @@ class Written(NamedTuple):
     warnings: int
 
 
-def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> Written:
+def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenReport:
     """Writes results.csv and report.html into a folder, from the results of its jobs.
 
     Only their files are read: result.json, failed.json, run.json and the logged metrics. What
@@ -86,7 +86,7 @@ def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> Written:
         raise ConfigError(f"{table} is written, {PAGE} is not: {error}") from error
     replace(target, text)
     warnings = len(across(tasks)) + sum(len(task.advice) for task in tasks)
-    return Written(table, target, summary(tasks, lost), warnings)
+    return WrittenReport(table, target, summary(tasks, lost), warnings)
 
 
 def replace(path: Path, text: str) -> None:
@@ -96,7 +96,7 @@ def replace(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8", newline="\n")
         os.replace(aside, path)
     except OSError as error:
-        raise unwritten(path, error) from error
+        raise write_error(path, error) from error
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ class Schedule(Protocol):
         ...
 
 
-def own_sparsities(
+def layer_sparsities(
     schedule: Schedule,
     sparsity: float,
     target: float,
@@ -71,14 +71,14 @@ def sparsity_at(plan: Sequence[Milestone], step: int, start: float = 0.0) -> flo
     return due[-1] if due else start
 
 
-class Proportional:
+class ProportionalLayers:
     """A layer with a target of its own moves in proportion to the others."""
 
     def layer_sparsity(self, sparsity: float, target: float, own: float) -> float:
         return own * sparsity / target if target else own
 
 
-def inside(what: str, time: Time, timeline: Timeline) -> int:
+def step_within(what: str, time: Time, timeline: Timeline) -> int:
     """The step of `time`, which must leave at least that step to run."""
     step = timeline.step(time, what)
     if timeline.end is not None and step >= timeline.end:
@@ -89,7 +89,7 @@ def inside(what: str, time: Time, timeline: Timeline) -> int:
     return step
 
 
-def refuse_long(every: Time, length: int, first: int, last: int) -> None:
+def check_interval(every: Time, length: int, first: int, last: int) -> None:
     """Refuses a time between events that is longer than the time for all of them."""
     slack = 1 if every.unit == "fit" else 0  # 0.4 + 0.3 may be rounded to a step past 0.7
     if first < last < first + length - slack:
@@ -99,7 +99,7 @@ def refuse_long(every: Time, length: int, first: int, last: int) -> None:
         )
 
 
-def changes(milestones: list[Milestone], start: float) -> PruningPlan:
+def drop_unchanged(milestones: list[Milestone], start: float) -> PruningPlan:
     """Leaves out the milestones at which nothing changes."""
     befores = [start, *(milestone.sparsity for milestone in milestones)]
     return tuple(m for m, before in zip(milestones, befores, strict=False) if m.sparsity != before)

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass
-class Search:
+class Bisection:
     """Follows a schedule until a sparsity fails, then halves the gap until it is narrow.
 
     Attributes:
@@ -28,22 +28,27 @@ class Search:
     """
 
     resolution: float
-    held: float = 0.0
-    failed: float | None = None
+    highest_accepted: float = 0.0
+    lowest_rejected: float | None = None
 
-    def hold(self, sparsity: float) -> None:
+    def accept(self, sparsity: float) -> None:
         """This sparsity stayed within the budget."""
-        self.held = max(self.held, sparsity)
+        self.highest_accepted = max(self.highest_accepted, sparsity)
 
-    def fail(self, sparsity: float) -> None:
+    def reject(self, sparsity: float) -> None:
         """This sparsity lost too much."""
-        self.failed = sparsity if self.failed is None else min(self.failed, sparsity)
+        self.lowest_rejected = (
+            sparsity if self.lowest_rejected is None else min(self.lowest_rejected, sparsity)
+        )
 
-    def candidate(self) -> float | None:
+    def next(self) -> float | None:
         """The sparsity to try next; None where the search has ended, or has not begun."""
-        if self.failed is None or self.failed - self.held <= self.resolution * (1 + 1e-9):
+        if (
+            self.lowest_rejected is None
+            or self.lowest_rejected - self.highest_accepted <= self.resolution * (1 + 1e-9)
+        ):
             return None
-        return round((self.held + self.failed) / 2, 12)
+        return round((self.highest_accepted + self.lowest_rejected) / 2, 12)
 
     def reason(self, waiting: float | None = None) -> str:
         """Why the search ended where it did, for people.
@@ -58,17 +63,21 @@ class Search:
             >>> search.reason(waiting=0.52)
             'the fit ended before sparsity 0.52 was judged: sparsity 0.5 held, 0.54 lost too much'
         """
-        found = f"sparsity {self.held:.4g} held" if self.held else "no event held"
-        if self.failed is not None:
-            found += f", {self.failed:.4g} lost too much"
+        found = (
+            f"sparsity {self.highest_accepted:.4g} held"
+            if self.highest_accepted
+            else "no event held"
+        )
+        if self.lowest_rejected is not None:
+            found += f", {self.lowest_rejected:.4g} lost too much"
         if waiting is not None:
             return f"the fit ended before sparsity {waiting:.4g} was judged: {found}"
-        if self.failed is None:
+        if self.lowest_rejected is None:
             return f"{found}, and so did every event before it"
         return f"{found}: no further apart than resolution={self.resolution:g}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"held": self.held, "failed": self.failed}
+        return {"held": self.highest_accepted, "failed": self.lowest_rejected}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.held, self.failed = state["held"], state["failed"]
+        self.highest_accepted, self.lowest_rejected = state["held"], state["failed"]

@@ -10,19 +10,19 @@ from regrow.schedules.base import (
     BEGIN,
     END,
     Milestone,
-    Proportional,
+    ProportionalLayers,
     PruningPlan,
-    changes,
-    inside,
-    refuse_long,
+    check_interval,
+    drop_unchanged,
+    step_within,
 )
 from regrow.schedules.gradual import Linear
-from regrow.schedules.time import Time, TimeLike, Timeline, parse
+from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, check_choice
 
 
 @dataclass(frozen=True)
-class Cyclic(Proportional):
+class Cyclic(ProportionalLayers):
     """Sparse and dense phases in turn; weights that come back start at zero.
 
     From `begin` on, a phase lasts `every`: sparse, dense, sparse, ... At `end` the last phase
@@ -46,12 +46,16 @@ class Cyclic(Proportional):
         Linear(self.begin, self.end, self.every)  # the same rules for its times
 
     def times(self) -> tuple[Time, ...]:
-        return parse("begin", self.begin), parse("end", self.end), parse("every", self.every)
+        return (
+            parse_time("begin", self.begin),
+            parse_time("end", self.end),
+            parse_time("every", self.every),
+        )
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
         begin, end, every = self.times()
-        final = inside("end", end, timeline)
-        refuse_long(every, timeline.length(every), timeline.step(begin, "begin"), final)
+        final = step_within("end", end, timeline)
+        check_interval(every, timeline.length(every), timeline.step(begin, "begin"), final)
         steps = timeline.repeat(begin, every, final)
         if not steps and self.last == "dense":
             raise ConfigError(
@@ -60,7 +64,7 @@ class Cyclic(Proportional):
             )
         phases = [Milestone(s, 0.0 if k % 2 else target) for k, s in enumerate(steps)]
         ending = Milestone(final, target if self.last == "sparse" else 0.0)
-        return changes([*phases, ending], start)
+        return drop_unchanged([*phases, ending], start)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class ACDC(Cyclic):
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
         begin, end, every = self.times()
-        final = inside("end", end, timeline)
+        final = step_within("end", end, timeline)
         steps = timeline.repeat(begin, every, final)
         if len(steps) < 2:
             raise ConfigError(
@@ -98,4 +102,4 @@ class ACDC(Cyclic):
             )
         steps = steps[: len(steps) // 2 * 2]
         phases = [Milestone(s, 0.0 if k % 2 else target) for k, s in enumerate(steps)]
-        return changes([*phases, Milestone(final, target)], start)
+        return drop_unchanged([*phases, Milestone(final, target)], start)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from regrow.schedules.base import Milestone, Proportional, PruningPlan
-from regrow.schedules.time import Time, TimeLike, Timeline, parse
+from regrow.schedules.base import Milestone, ProportionalLayers, PruningPlan
+from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError
 
 
@@ -26,7 +26,7 @@ def drop_fraction_at(step: int, end: int, fraction: float = 0.3) -> float:
 
 
 @dataclass(frozen=True)
-class Updates(Proportional):
+class DropGrowSchedule(ProportionalLayers):
     """Sparse from the first step on; an update every `every`, up to and without `end`.
 
     Example:
@@ -46,7 +46,7 @@ class Updates(Proportional):
                 )
 
     def times(self) -> tuple[Time, ...]:
-        return parse("every", self.every), parse("end", self.end)
+        return parse_time("every", self.every), parse_time("end", self.end)
 
     def stop(self, timeline: Timeline) -> int:
         """The step from which on masks stand still.
@@ -54,7 +54,7 @@ class Updates(Proportional):
         Raises:
             ConfigError: If the fit ends before it.
         """
-        step = timeline.step(parse("end", self.end), "end")
+        step = timeline.step(parse_time("end", self.end), "end")
         if timeline.end is not None and step > timeline.end:
             raise ConfigError(
                 f"end={self.end} is step {step}, but the fit ends before step {timeline.end}: "
@@ -64,7 +64,9 @@ class Updates(Proportional):
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
         stop = self.stop(timeline)
-        first, *later = timeline.repeat(Time(0, "it"), parse("every", self.every), stop) or [stop]
+        first, *later = timeline.repeat(Time(0, "it"), parse_time("every", self.every), stop) or [
+            stop
+        ]
         if not later:
             raise ConfigError(
                 f"every={self.every} leaves no update before end={self.end} (step {stop}): write "

@@ -15,18 +15,18 @@ from regrow.schedules.base import (
     END,
     EVERY,
     Milestone,
-    Proportional,
+    ProportionalLayers,
     PruningPlan,
-    changes,
-    inside,
-    refuse_long,
+    check_interval,
+    drop_unchanged,
+    step_within,
 )
-from regrow.schedules.time import Time, TimeLike, Timeline, parse
+from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class _Gradual(Proportional):
+class _Gradual(ProportionalLayers):
     begin: TimeLike = BEGIN
     end: TimeLike = END
     every: TimeLike = EVERY
@@ -39,7 +39,11 @@ class _Gradual(Proportional):
             raise ConfigError(f"begin={begin} lies after end={end}")
 
     def times(self) -> tuple[Time, ...]:
-        return parse("begin", self.begin), parse("end", self.end), parse("every", self.every)
+        return (
+            parse_time("begin", self.begin),
+            parse_time("end", self.end),
+            parse_time("every", self.every),
+        )
 
     def curve(self, progress: float) -> float:
         """How much of the way from start to target is done when `progress` of the time is."""
@@ -47,15 +51,15 @@ class _Gradual(Proportional):
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
         begin, end, every = self.times()
-        last = inside("end", end, timeline)
+        last = step_within("end", end, timeline)
         first = timeline.step(begin, "begin")
         if first > last:
             raise ConfigError(f"begin={begin} (step {first}) lies after end={end} (step {last})")
         length = timeline.length(every)
-        refuse_long(every, length, first, last)
+        check_interval(every, length, first, last)
         steps = [*timeline.repeat(begin, every, last), last]
         ratios = [(step - first) / (last - first) if last > first else 1.0 for step in steps]
-        return changes(
+        return drop_unchanged(
             [
                 Milestone(step, target if step == last else start + (target - start) * share)
                 for step, share in zip(steps, map(self.curve, ratios), strict=True)

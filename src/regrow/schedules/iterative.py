@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from regrow.schedules.base import Milestone, PruningPlan
-from regrow.schedules.time import Time, TimeLike, Timeline, parse
+from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, check_count, check_rate
 
 
@@ -44,8 +44,8 @@ class Exponential:
             raise ConfigError(f"every must be above 0, got {self.every}: write '10ep'")
 
     def times(self) -> tuple[Time, ...]:
-        every = parse("every", self.every)
-        return (every, every if self.begin is None else parse("begin", self.begin))
+        every = parse_time("every", self.every)
+        return (every, every if self.begin is None else parse_time("begin", self.begin))
 
     @property
     def final(self) -> float | None:

@@ -7,13 +7,20 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from regrow.schedules.base import BEGIN, Milestone, Proportional, PruningPlan, changes, inside
-from regrow.schedules.time import Time, TimeLike, Timeline, parse
+from regrow.schedules.base import (
+    BEGIN,
+    Milestone,
+    ProportionalLayers,
+    PruningPlan,
+    drop_unchanged,
+    step_within,
+)
+from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, check_sparsity
 
 
 @dataclass(frozen=True)
-class OneShot(Proportional):
+class OneShot(ProportionalLayers):
     """Prunes to the target at once.
 
     Example:
@@ -24,18 +31,18 @@ class OneShot(Proportional):
     at: TimeLike = BEGIN
 
     def __post_init__(self) -> None:
-        parse("at", self.at)
+        parse_time("at", self.at)
 
     def times(self) -> tuple[Time, ...]:
-        return (parse("at", self.at),)
+        return (parse_time("at", self.at),)
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
-        step = inside("at", parse("at", self.at), timeline)
-        return changes([Milestone(step, target)], start)
+        step = step_within("at", parse_time("at", self.at), timeline)
+        return drop_unchanged([Milestone(step, target)], start)
 
 
 @dataclass(frozen=True)
-class Table(Proportional):
+class Table(ProportionalLayers):
     """Sparsities by hand: {"3ep": 0.5, "6ep": 0.9}; the last one is the target.
 
     Sparsity rises from row to row, or falls to 0 (everything comes back, at zero).
@@ -52,7 +59,7 @@ class Table(Proportional):
             raise ConfigError(f"a table needs rows such as {{'3ep': 0.5}}, got {self.rows!r}")
         before = 0.0
         for time, sparsity in self.rows.items():
-            parse("a table's time", time)
+            parse_time("a table's time", time)
             level = check_sparsity(f"the table's sparsity at {time}", sparsity)
             if 0 < level < before:
                 raise ConfigError(
@@ -62,7 +69,7 @@ class Table(Proportional):
             before = level
 
     def times(self) -> tuple[Time, ...]:
-        return tuple(parse("a table's time", time) for time in self.rows)
+        return tuple(parse_time("a table's time", time) for time in self.rows)
 
     @property
     def final(self) -> float:
@@ -75,7 +82,7 @@ class Table(Proportional):
                 f"the table ends at sparsity {self.final}, but sparsity={target} was asked for: "
                 "make them the same"
             )
-        steps = [inside("a table's time", time, timeline) for time in self.times()]
+        steps = [step_within("a table's time", time, timeline) for time in self.times()]
         if any(a >= b for a, b in itertools.pairwise(steps)):
             raise ConfigError(f"the table's times must follow one another, got steps {steps}")
-        return changes(list(map(Milestone, steps, self.rows.values())), start)
+        return drop_unchanged(list(map(Milestone, steps, self.rows.values())), start)

@@ -33,26 +33,26 @@ class Progress:
     """
 
     plan: PruningPlan = ()
-    fired: int = 0
+    n_done: int = 0
     start: float = 0.0
     first: int = 0
     epoch: int = -1
-    led: bool = False
+    adaptive: bool = False
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Whether a fit was planned."""
         return self.epoch >= 0
 
     @property
     def reached(self) -> bool:
         """Whether all milestones have happened."""
-        return self.fired >= len(self.plan)
+        return self.n_done >= len(self.plan)
 
     @property
-    def ahead(self) -> PruningPlan:
+    def remaining(self) -> PruningPlan:
         """The milestones still to come."""
-        return self.plan[self.fired :]
+        return self.plan[self.n_done :]
 
     @property
     def sparse(self) -> PruningPlan:
@@ -62,39 +62,39 @@ class Progress:
     @property
     def pruned(self) -> bool:
         """Whether all of these have happened."""
-        return not any(milestone.sparsity for milestone in self.ahead)
+        return not any(milestone.sparsity for milestone in self.remaining)
 
     def due(self, now: int) -> Milestone | None:
         """The milestone that is due at step `now`, the last one where several are."""
-        if self.reached or self.plan[self.fired].step > now:
+        if self.reached or self.plan[self.n_done].step > now:
             return None
-        due = [milestone for milestone in self.ahead if milestone.step <= now]
-        return due[0] if self.led else due[-1]
+        due = [milestone for milestone in self.remaining if milestone.step <= now]
+        return due[0] if self.adaptive else due[-1]
 
-    def done(self, milestone: Milestone) -> None:
+    def mark_done(self, milestone: Milestone) -> None:
         """Marks a milestone, and those before it, as happened."""
-        self.fired = self.plan.index(milestone) + 1
+        self.n_done = self.plan.index(milestone) + 1
 
-    def lead(self, step: int, sparsity: float | None) -> None:
+    def set_next(self, step: int, sparsity: float | None) -> None:
         """Goes on with one milestone of the leader's, or with none: the plan ends here."""
         ahead = () if sparsity is None else (Milestone(step, sparsity),)
-        self.plan = self.plan[: self.fired] + ahead
+        self.plan = self.plan[: self.n_done] + ahead
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "plan": [[int(step), float(sparsity)] for step, sparsity in self.plan],
-            "fired": self.fired,
+            "fired": self.n_done,
             "start": self.start,
             "first": self.first,
             "epoch": self.epoch,
-            "led": self.led,
+            "led": self.adaptive,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.plan = tuple(Milestone(int(step), float(s)) for step, s in state["plan"])
-        self.fired, self.first = int(state["fired"]), int(state["first"])
+        self.n_done, self.first = int(state["fired"]), int(state["first"])
         self.start, self.epoch = float(state["start"]), int(state["epoch"])
-        self.led = bool(state["led"])
+        self.adaptive = bool(state["led"])
 
     def resume(
         self,
@@ -115,11 +115,11 @@ class Progress:
             ConfigError: If the remaining events would now lie elsewhere and `on_change` does not
                 say what to do, or if the fit ends before the last of them.
         """
-        if self.reached or self.led:
+        if self.reached or self.adaptive:
             return
         if on_change != "keep":
             planned = resolve(timeline, self.start)
-            self.plan = resumed(self.plan, planned, self.fired, now, on_change)
+            self.plan = resumed_plan(self.plan, planned, self.n_done, now, on_change)
         if timeline.end is not None and not self.reached and self.plan[-1].step >= timeline.end:
             raise ConfigError(
                 f"the checkpoint plans an event at step {self.plan[-1].step}, but the fit now ends "
@@ -127,7 +127,7 @@ class Progress:
             )
 
 
-def resumed(
+def resumed_plan(
     stored: PruningPlan, planned: PruningPlan, fired: int, now: int, on_change: str
 ) -> PruningPlan:
     """The plan with which an interrupted fit goes on.

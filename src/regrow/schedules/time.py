@@ -33,7 +33,7 @@ class Time:
         return f"{self.amount:g}" if self.unit == "fit" else f"{int(self.amount)}{self.unit}"
 
 
-def parse(what: str, given: object) -> Time:
+def parse_time(what: str, given: object) -> Time:
     """Reads a time as people write it.
 
     Args:

@@ -11,7 +11,7 @@ from regrow.utils.errors import ConfigError, check_choice, check_count
 
 
 @dataclass(frozen=True)
-class Seen:
+class TriggerState:
     """What a condition remembers between validations.
 
     Attributes:
@@ -50,12 +50,12 @@ class Drop:
         if isinstance(self.by, bool) or not isinstance(self.by, Real) or not self.by >= 0:
             raise ConfigError(f"by must be a number of at least 0, got {self.by!r}: write by=0.01")
 
-    def judge(self, value: float, seen: Seen) -> tuple[Seen, bool]:
+    def update(self, value: float, seen: TriggerState) -> tuple[TriggerState, bool]:
         """Takes in one value; NaN is a drop."""
         value = value if self.mode == "max" else -value
         if value >= seen.best - self.by:
-            return Seen(max(value, seen.best)), False
-        return Seen(-math.inf if math.isnan(value) else value), True
+            return TriggerState(max(value, seen.best)), False
+        return TriggerState(-math.inf if math.isnan(value) else value), True
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class Plateau:
         check_choice("mode", self.mode, ("max", "min"))
         check_count("patience", self.patience)
 
-    def judge(self, value: float, seen: Seen) -> tuple[Seen, bool]:
+    def update(self, value: float, seen: TriggerState) -> tuple[TriggerState, bool]:
         """Takes in one value; NaN is no improvement."""
         value = value if self.mode == "max" else -value
         if value > seen.best:
-            return Seen(value), False
+            return TriggerState(value), False
         waited = seen.waited + 1
         if waited < self.patience:
-            return Seen(seen.best, waited), False
-        return Seen(seen.best), True
+            return TriggerState(seen.best, waited), False
+        return TriggerState(seen.best), True

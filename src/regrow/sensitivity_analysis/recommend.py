@@ -12,7 +12,7 @@ _ROUNDING = 1e-9  # 0.97 - 0.96 is more than 0.01
 
 
 @dataclass(frozen=True)
-class Step:
+class Recommendation:
     """What to prune next, in the words of the pruning callbacks.
 
     Attributes:
@@ -57,7 +57,7 @@ def ranked(found: Sensitivities, max_drop: float) -> list[Sensitivity]:
     return sorted(found.rows, key=harm)
 
 
-def next_step(found: Sensitivities, max_drop: float) -> Step:
+def next_step(found: Sensitivities, max_drop: float) -> Recommendation:
     """Each layer's own limit as its target; what holds nothing is excluded.
 
     A heuristic: each layer was tried alone, and together they cost more than each of them. It is
@@ -77,7 +77,7 @@ def next_step(found: Sensitivities, max_drop: float) -> Step:
     layers = {name: _short(value) for name, value in limits.items() if value}
     # a group of channels may be one of several of its layer
     exclude = [name.partition("#")[0] for name, value in limits.items() if not value]
-    return Step(layers, list(dict.fromkeys(exclude)))
+    return Recommendation(layers, list(dict.fromkeys(exclude)))
 
 
 def _short(sparsity: float) -> float:

@@ -17,7 +17,7 @@ from regrow.criteria.base import Criterion
 from regrow.profiling.macs import count_macs
 from regrow.sensitivity_analysis.scan_units import Part, Zeros, channel_parts, weight_parts
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_sparsity
-from regrow.utils.modes import evaluating, forget
+from regrow.utils.modes import clear_compiled, eval_mode
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -25,7 +25,7 @@ Evaluate = Callable[[nn.Module], float]
 UNITS = ("weights", "channels")
 
 
-CRITERIA = {"weights": "magnitude", "channels": "l2"}  # where none is named
+DEFAULT_CRITERIA = {"weights": "magnitude", "channels": "l2"}  # where none is named
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,13 @@ def find_parts(
     """
     check_choice("by", by, UNITS)
     if by == "weights":
-        return weight_parts(model, criterion or CRITERIA[by], **options)
+        return weight_parts(model, criterion or DEFAULT_CRITERIA[by], **options)
     if options.get("example_input") is None:
         raise ConfigError(
             "channels are found by tracing the network: write example_input=torch.zeros(2, 3, 32, "
             "32), or set example_input_array in the module"
         )
-    return channel_parts(model, criterion or CRITERIA[by], **options)
+    return channel_parts(model, criterion or DEFAULT_CRITERIA[by], **options)
 
 
 def scan(
@@ -202,12 +202,12 @@ def zeroed(model: nn.Module, zeros: Zeros) -> Iterator[None]:
     try:
         for parameter, places in zeros:
             parameter.detach().masked_fill_(places.to(parameter.device), 0.0)
-        forget(model)
+        clear_compiled(model)
         yield
     finally:
         for parameter, values in saved:
             parameter.detach().copy_(values)
-        forget(model)
+        clear_compiled(model)
 
 
 def evaluated(model: nn.Module, evaluate: Evaluate) -> float:
@@ -216,7 +216,7 @@ def evaluated(model: nn.Module, evaluate: Evaluate) -> float:
     Raises:
         StateError: If it is not a finite number.
     """
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         found = evaluate(model)
     try:
         value = float(found)

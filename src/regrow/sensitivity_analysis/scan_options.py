@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Options:
+class ScanOptions:
     """What to try on which checkpoint.
 
     Attributes:

@@ -9,12 +9,12 @@ import io
 from pathlib import Path
 from typing import Any
 
-from regrow.io.files import write_whole
+from regrow.io.files import write_atomic
 from regrow.sensitivity_analysis.recommend import limit, ranked
 from regrow.sensitivity_analysis.scan import Sensitivities, Sensitivity
-from regrow.sensitivity_analysis.scan_options import Options
+from regrow.sensitivity_analysis.scan_options import ScanOptions
 from regrow.sensitivity_analysis.scan_table import in_points
-from regrow.utils.imports import need
+from regrow.utils.imports import import_optional
 
 _WHAT = "the plot of sensitivities"
 
@@ -26,7 +26,7 @@ _CONFIG = {"displaylogo": False, "showSendToCloud": False}
 _MANY = 12  # lines; more get thinner, and no legend in a picture
 
 
-def draw(found: Sensitivities, options: Options, table: Path) -> str:
+def draw(found: Sensitivities, options: ScanOptions, table: Path) -> str:
     """Draws one line a layer beside the table: a page, else a picture, else says what to install.
 
     Returns:
@@ -40,7 +40,7 @@ def draw(found: Sensitivities, options: Options, table: Path) -> str:
         text = _picture(found, options)
     else:
         return 'no plot, which needs plotly: pip install "regrow[report]"'
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_atomic(path, lambda file: file.write(text.encode()))
     return path.name
 
 
@@ -51,7 +51,7 @@ def _points(row: Sensitivity, found: Sensitivities) -> tuple[list[float], list[f
     return [100 * s for s in points], [100 * a for a in points.values()]
 
 
-def _title(found: Sensitivities, options: Options) -> str:
+def _title(found: Sensitivities, options: ScanOptions) -> str:
     what = "group of channels" if options.by == "channels" else "layer"
     return f"One {what} pruned at a time, not trained ({options.checkpoint.name})"
 
@@ -64,8 +64,8 @@ def _colours(found: Sensitivities) -> dict[str, str]:
     return {row.name: code for row, code in zip(found.rows, codes, strict=False)}
 
 
-def _page(found: Sensitivities, options: Options) -> str:
-    plotly: Any = need(_WHAT, "report", "plotly.graph_objects")
+def _page(found: Sensitivities, options: ScanOptions) -> str:
+    plotly: Any = import_optional(_WHAT, "report", "plotly.graph_objects")
     figure, colours = plotly.Figure(), _colours(found)
     for row in ranked(found, options.max_drop):
         x, y = _points(row, found)
@@ -95,10 +95,10 @@ def _page(found: Sensitivities, options: Options) -> str:
     return page
 
 
-def _picture(found: Sensitivities, options: Options) -> str:
-    matplotlib: Any = need(_WHAT, "plots", "matplotlib")
+def _picture(found: Sensitivities, options: ScanOptions) -> str:
+    matplotlib: Any = import_optional(_WHAT, "plots", "matplotlib")
     matplotlib.use("Agg")
-    pyplot: Any = need(_WHAT, "plots", "matplotlib.pyplot")
+    pyplot: Any = import_optional(_WHAT, "plots", "matplotlib.pyplot")
     colours, lines = _colours(found), io.StringIO()
     with pyplot.rc_context({"svg.hashsalt": "regrow"}):
         figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from regrow.io.files import write_whole
-from regrow.sensitivity_analysis.recommend import Step, limit, ranked
-from regrow.sensitivity_analysis.scan import CRITERIA, Sensitivities, Sensitivity
-from regrow.sensitivity_analysis.scan_options import Options
+from regrow.io.files import write_atomic
+from regrow.sensitivity_analysis.recommend import Recommendation, limit, ranked
+from regrow.sensitivity_analysis.scan import DEFAULT_CRITERIA, Sensitivities, Sensitivity
+from regrow.sensitivity_analysis.scan_options import ScanOptions
 
 
 def in_points(fraction: float) -> str:
@@ -28,7 +28,7 @@ def in_points(fraction: float) -> str:
 
 
 def sensitivity_table(
-    found: Sensitivities, options: Options, samples: int, remarks: Sequence[str] = ()
+    found: Sensitivities, options: ScanOptions, samples: int, remarks: Sequence[str] = ()
 ) -> Table:
     """One row a layer, those first that can be pruned hardest."""
     pruned = any(row.sparsity for row in found.rows)
@@ -55,7 +55,7 @@ def sensitivity_table(
         f"holds: the highest sparsity that loses {points} at most, and no lower one more",
         f"{samples:,} validation samples, of which one is {in_points(one)}; never the test "
         "set, on which nothing may be chosen",
-        f"ranked by {options.criterion or CRITERIA[options.by]} within each",
+        f"ranked by {options.criterion or DEFAULT_CRITERIA[options.by]} within each",
         *remarks,
     ]
     if one > options.max_drop:
@@ -66,7 +66,9 @@ def sensitivity_table(
     return table
 
 
-def next_words(found: Sensitivities, step: Step, options: Options, together: float | None) -> str:
+def next_words(
+    found: Sensitivities, step: Recommendation, options: ScanOptions, together: float | None
+) -> str:
     """What could be pruned next, in words that can be pasted."""
     points = in_points(options.max_drop)
     if not step.layers:
@@ -94,7 +96,7 @@ def next_words(found: Sensitivities, step: Step, options: Options, together: flo
     return "\n".join(lines)
 
 
-def write_csv(found: Sensitivities, options: Options) -> Path:
+def write_csv(found: Sensitivities, options: ScanOptions) -> Path:
     """The table as CSV, fractions unrounded, in the order of the model."""
     lines = io.StringIO(newline="")
     writer = csv.writer(lines, lineterminator="\n")
@@ -111,11 +113,11 @@ def write_csv(found: Sensitivities, options: Options) -> Path:
         writer.writerow([*head, *values, best])
     name = "sensitivity.csv" if options.by == "weights" else "sensitivity_channels.csv"
     path = options.out / name
-    write_whole(path, lambda file: file.write(lines.getvalue().encode()))
+    write_atomic(path, lambda file: file.write(lines.getvalue().encode()))
     return path
 
 
-def _cell(row: Sensitivity, sparsity: float, found: Sensitivities, options: Options) -> str:
+def _cell(row: Sensitivity, sparsity: float, found: Sensitivities, options: ScanOptions) -> str:
     accuracy = row.accuracy[sparsity]
     if row.sparsity >= sparsity:
         return "[dim]pruned"

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.channels.channel_masker import mask_of
-from regrow.channels.config import ChannelMethod
-from regrow.channels.cut.surgery import keeps
+from regrow.channels.channel_masker import channel_mask
+from regrow.channels.config import ChannelConfig
+from regrow.channels.cut.surgery import kept_indices
 from regrow.channels.graph.groups import Group
-from regrow.channels.importance import ChannelCriterion, make_channel_criterion
-from regrow.channels.importance import score as channel_score
+from regrow.channels.importance import ChannelCriterion, get_channel_criterion
+from regrow.channels.importance import channel_scores as channel_score
 from regrow.channels.pruner import ChannelPruner
-from regrow.criteria.base import Criterion, TrackingCriterion, make_criterion, score
+from regrow.criteria.base import Criterion, TrackingCriterion, compute_scores, get_criterion
 from regrow.criteria.elementwise import magnitude
 from regrow.masks.masks import Masks
-from regrow.masks.targets import Target, select
-from regrow.masks.topk import keep_highest
+from regrow.masks.targets import Target, select_targets
+from regrow.masks.topk import global_topk_masks
 from regrow.profiling.macs import positions
 from regrow.utils.errors import ConfigError, StateError
-from regrow.utils.names import clean, named_parameters
+from regrow.utils.names import named_parameters, strip_compile_prefix
 
 Zeros = list[tuple[nn.Parameter, Tensor]]  # parameters, and the places that become zero
 
@@ -69,13 +69,13 @@ def weight_parts(
         ConfigError: For a criterion that gathers its scores while training.
         StateError: For masks of another model; where gradients are needed and missing.
     """
-    rule = make_criterion(criterion)
+    rule = get_criterion(criterion)
     if isinstance(rule, TrackingCriterion):
         raise ConfigError(
             f"criterion {criterion!r} gathers its scores while training, and nothing is trained "
             "here: write 'magnitude', or 'taylor' with gradients"
         )
-    selection, masks = select(model, include, exclude), checked_masks(model, masks)
+    selection, masks = select_targets(model, include, exclude), checked_masks(model, masks)
     used = {} if example_input is None else positions(model, example_input)
     parts = []
     for target in selection.targets:
@@ -107,10 +107,10 @@ def channel_parts(
     Raises:
         ConfigError: If the model cannot be traced, or no channel can be cut.
     """
-    method = ChannelMethod(criterion, include=include, exclude=exclude, seed=seed)
+    method = ChannelConfig(criterion, include=include, exclude=exclude, seed=seed)
     pruner = ChannelPruner(model, example_input, method, keep_removed=False)
     tensors, masks = dict(model.named_parameters()), checked_masks(model, masks)
-    used, rule = positions(model, example_input), make_channel_criterion(criterion, seed)
+    used, rule = positions(model, example_input), get_channel_criterion(criterion, seed)
     parts = []
     for group in pruner.free:
         gone = _gone(group, tensors, masks)
@@ -118,10 +118,12 @@ def channel_parts(
         order = ranks.masked_fill(gone, -torch.inf).argsort(stable=True)
         zeros = _channels(group, tensors, order)
         held = {name: int(zero.count_nonzero()) for name, zero in _all(group, tensors).items()}
-        macs = sum(used.get(clean(name), 0.0) * count for name, count in held.items())
+        macs = sum(
+            used.get(strip_compile_prefix(name), 0.0) * count for name, count in held.items()
+        )
         count = int(gone.count_nonzero())
         parts.append(Part(group.name, group.size, count, sum(held.values()), macs, zeros))
-    return parts, {group.name: group.pinned for group in pruner.groups if group.pinned}
+    return parts, {group.name: group.fixed_reason for group in pruner.groups if group.fixed_reason}
 
 
 def checked_masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
@@ -152,10 +154,12 @@ def _weights(
     by_magnitude = rule is magnitude
     scores = weight.detach()
     if not by_magnitude:
-        scores = score(rule, target.name, scores, weight.grad, (seed, 0))
+        scores = compute_scores(rule, target.name, scores, weight.grad, (seed, 0))
 
     def zeros(count: int) -> Zeros:
-        [mask] = keep_highest([scores], count, [kept], magnitude=by_magnitude, names=[target.name])
+        [mask] = global_topk_masks(
+            [scores], count, [kept], magnitude=by_magnitude, names=[target.name]
+        )
         return [(weight, ~mask)]
 
     return zeros
@@ -179,9 +183,9 @@ def _zeros(
     group: Group, tensors: Mapping[str, nn.Parameter], channels: Tensor
 ) -> dict[str, Tensor]:
     """The places of some channels in all parameters that hold a part of them."""
-    kept, found = keeps([group], {group.name: channels}), {}
+    kept, found = kept_indices([group], {group.name: channels}), {}
     for name in dict.fromkeys(name for name, _ in group.members if name in tensors):
-        mask = mask_of(name, tensors[name], kept)
+        mask = channel_mask(name, tensors[name], kept)
         if mask is not None:
             found[name] = ~mask
     return found
@@ -193,7 +197,7 @@ def _gone(group: Group, tensors: Mapping[str, nn.Parameter], masks: Mapping[str,
     for (name, dim), channels in group.members.items():
         if name not in tensors:
             continue
-        mask = masks.get(clean(name))
+        mask = masks.get(strip_compile_prefix(name))
         rest = [d for d in range(tensors[name].ndim) if d != dim]
         if mask is None:
             alive[channels] = True

@@ -85,6 +85,6 @@ def integer_type(dtype: torch.dtype) -> torch.dtype:
     return _INTEGERS[dtype.itemsize]
 
 
-def array(tensor: Tensor) -> Any:
+def as_numpy(tensor: Tensor) -> Any:
     """A NumPy view on the CPU; else the tensor."""
     return tensor.numpy() if tensor.device.type == "cpu" else tensor

@@ -46,7 +46,7 @@ def disk_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def unwritten(path: object, error: BaseException) -> StateError:
+def write_error(path: object, error: BaseException) -> StateError:
     """What to raise where a file cannot be written: full disk, read-only folder.
 
     Example:
@@ -59,7 +59,7 @@ def unwritten(path: object, error: BaseException) -> StateError:
     )
 
 
-def nearest(given: str, names: Iterable[str], count: int = 3) -> list[str]:
+def closest_names(given: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The names most like `given`, best first.
 
     Example:
@@ -69,9 +69,9 @@ def nearest(given: str, names: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(given, list(names), n=count, cutoff=0.5)
 
 
-def did_you_mean(given: str, names: Collection[str]) -> str:
+def suggest(given: str, names: Collection[str]) -> str:
     """The end of a message about an unknown name: the nearest ones, else all of them."""
-    close = nearest(given, names)
+    close = closest_names(given, names)
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
     return "there are: " + ", ".join(sorted(names)[:20])
@@ -87,7 +87,7 @@ def check_choice(what: str, given: object, allowed: Collection[str]) -> str:
         return given
     raise ConfigError(
         f"{what} must be one of {', '.join(sorted(allowed))}, got {given!r}: "
-        f"{did_you_mean(str(given), allowed)}"
+        f"{suggest(str(given), allowed)}"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from regrow.utils.errors import ConfigError
 
 
-def need(what: str, extra: str, *names: str) -> Any:
+def import_optional(what: str, extra: str, *names: str) -> Any:
     """Imports the last name; the packages of all must be there.
 
     Args:

@@ -12,12 +12,12 @@ _log = logging.getLogger("regrow")
 
 
 @rank_zero_only
-def say(message: str) -> None:
+def info(message: str) -> None:
     """One line for the user, once for all ranks; Hydra writes it to the run's log too."""
     _log.info(message)
 
 
-def calm() -> None:
+def quiet_third_party() -> None:
     """Keeps Lightning to its warnings: a run sets up many Trainers, and each would greet."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -12,7 +12,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode; afterwards every module is as it was."""
     flags = {module: module.training for module in model.modules()}
     try:
@@ -23,7 +23,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def forget(model: nn.Module) -> None:
+def clear_compiled(model: nn.Module) -> None:
     """Makes modules drop what they derived from parameters and keep while they evaluate.
 
     Such as a table of attention biases: it is dropped on the way to training.
@@ -42,7 +42,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def uncompiled(hook: Callable[P, R]) -> Callable[P, R]:
+def no_compile(hook: Callable[P, R]) -> Callable[P, R]:
     """Runs a hook as plain Python, even where it is called within a compiled optimizer step.
 
     Lightning runs forward, backward and the hooks between them inside `optimizer.step`. What an
@@ -56,12 +56,12 @@ def uncompiled(hook: Callable[P, R]) -> Callable[P, R]:
 
 
 @contextmanager
-def running(model: nn.Module, training: bool) -> Iterator[None]:
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Without gradients, uncompiled; generators and buffers are put back."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     plainly = torch.compiler.set_stance("force_eager")  # each run would compile for itself
-    with plainly, torch.random.fork_rng(devices=devices), torch.no_grad(), evaluating(model):
+    with plainly, torch.random.fork_rng(devices=devices), torch.no_grad(), eval_mode(model):
         torch.manual_seed(0)
         if training:
             model.train()

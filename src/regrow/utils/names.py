@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 COMPILED = "_orig_mod"
 
 
-def clean(name: str) -> str:
+def strip_compile_prefix(name: str) -> str:
     """The name without the parts that `torch.compile` adds.
 
     Example:
@@ -29,12 +29,12 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by name, each once."""
-    return {clean(name): parameter for name, parameter in model.named_parameters()}
+    return {strip_compile_prefix(name): parameter for name, parameter in model.named_parameters()}
 
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
     """Buffers by name, each once."""
-    return {clean(name): buffer for name, buffer in model.named_buffers()}
+    return {strip_compile_prefix(name): buffer for name, buffer in model.named_buffers()}
 
 
 def modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -45,15 +45,15 @@ def modules(model: nn.Module) -> dict[str, nn.Module]:
         ['', '0']
     """
     # the wrapper comes first and has the same path
-    return {clean(f"{path}.")[:-1]: module for path, module in model.named_modules()}
+    return {strip_compile_prefix(f"{path}.")[:-1]: module for path, module in model.named_modules()}
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by name without `torch.compile`'s prefix, shared ones under all their names."""
-    return {clean(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    return {strip_compile_prefix(n): p for n, p in model.named_parameters(remove_duplicate=False)}
 
 
-def follow_names(module: nn.Module) -> RemovableHandle:
+def accept_compile_prefix(module: nn.Module) -> RemovableHandle:
     """Lets a module load weights whose names differ from its own by `torch.compile`'s prefix alone.
 
     Lightning loads a module's weights before it asks any callback, so this is a hook of the module.
@@ -79,8 +79,8 @@ def _rename(
     module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_: object
 ) -> None:
     names = {f"{prefix}{name}" for name in module.state_dict()}
-    known = {clean(name): name for name in names}
+    known = {strip_compile_prefix(name): name for name in names}
     for name in [*state_dict]:
-        own = known.get(clean(name), name)
+        own = known.get(strip_compile_prefix(name), name)
         if name not in names and own not in state_dict:
             state_dict[own] = state_dict.pop(name)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def placewise(value: object, shape: torch.Size) -> bool:
+def is_per_weight(value: object, shape: torch.Size) -> bool:
     """Whether a state tensor holds one number a weight: of that shape, floating point, no codes.
 
     Example:
@@ -34,7 +34,7 @@ def placewise(value: object, shape: torch.Size) -> bool:
 
 
 @torch.no_grad()
-def clear_codes(state: Mapping[Any, Any], kept: Tensor) -> None:
+def clear_quantized_state(state: Mapping[Any, Any], kept: Tensor) -> None:
     """Writes the code that means 0 wherever quantised state of a pruned weight stands.
 
     Args:
@@ -52,7 +52,7 @@ def clear_codes(state: Mapping[Any, Any], kept: Tensor) -> None:
             codes.masked_fill_(kept == 0, table.abs().argmin().to(codes.dtype))
 
 
-def warn_shared(
+def warn_not_clearable(
     optimizer: Optimizer, state: Mapping[Any, Any], shape: torch.Size, told: set[int]
 ) -> None:
     """Says once of an optimizer that what it gathered at a place cannot be cleared there.
@@ -67,7 +67,7 @@ def warn_shared(
     """
     if id(optimizer) in told or type(optimizer).__module__.startswith("torch.optim"):
         return
-    lost = shared(state, shape)
+    lost = not_clearable(state, shape)
     if lost:
         told.add(id(optimizer))
         warnings.warn(
@@ -79,7 +79,7 @@ def warn_shared(
         )
 
 
-def shared(state: Mapping[Any, Any], shape: torch.Size) -> list[str]:
+def not_clearable(state: Mapping[Any, Any], shape: torch.Size) -> list[str]:
     """The names of state tensors that cannot be cleared at single places; scalars do not count."""
     codes = {key for key, values, _ in _coded(state) if values.shape == shape}
     beside = {key for number in _numbers(codes) for key in (f"qmap{number}", f"absmax{number}")}
@@ -90,7 +90,7 @@ def shared(state: Mapping[Any, Any], shape: torch.Size) -> list[str]:
         if isinstance(value, Tensor)
         and value.numel() > 1
         and key not in codes | beside
-        and not placewise(value, shape)
+        and not is_per_weight(value, shape)
     ]
 
 

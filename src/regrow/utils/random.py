@@ -13,13 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 
-def seeded(seed: int, event: int, name: str) -> torch.Generator:
+def make_generator(seed: int, event: int, name: str) -> torch.Generator:
     """A generator that depends on (seed, event, name) alone, never on what was drawn before."""
     key = hashlib.blake2b(f"{seed}/{event}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 
 
-def capture() -> dict[str, Any]:
+def capture_random_state() -> dict[str, Any]:
     """The state of all global generators, as tensors and builtins only.
 
     Example:
@@ -44,7 +44,7 @@ def capture() -> dict[str, Any]:
     }
 
 
-def restore(state: dict[str, Any], rank: int = 0) -> None:
+def restore_random_state(state: dict[str, Any], rank: int = 0) -> None:
     """Sets all global generators.
 
     Args:

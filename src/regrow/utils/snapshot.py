@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from regrow.utils.errors import StateError
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 from regrow.utils.optimizers import load_moments
-from regrow.utils.random import seeded
+from regrow.utils.random import make_generator
 
 Scheduler = LRScheduler | ReduceLROnPlateau
 
 
-class Memory:
+class TrainingSnapshot:
     """A true copy, in host memory, of the parts of a training that are given.
 
     Nothing in it is shared with what it was copied from or is written back to, so the second
@@ -88,7 +88,7 @@ class Memory:
                     else:
                         group[key] = _copied(value)
 
-    def shuffled(self, seed: int) -> Memory:
+    def permuted(self, seed: int) -> TrainingSnapshot:
         """The same with the values of each parameter in random order.
 
         Where a tensor's values were drawn independently from one distribution, as initialisers do,
@@ -97,18 +97,20 @@ class Memory:
         Args:
             seed: The order depends on it and on the parameter's name alone.
         """
-        other = Memory()
+        other = TrainingSnapshot()
         other._state = self._state | {
             "parameters": {
                 name: value.flatten()[
-                    torch.randperm(value.numel(), generator=seeded(seed, 0, f"{name} again"))
+                    torch.randperm(
+                        value.numel(), generator=make_generator(seed, 0, f"{name} again")
+                    )
                 ].view_as(value)
                 for name, value in self._state["parameters"].items()
             }
         }
         return other
 
-    def change(self, change: Callable[[str, Tensor], Tensor], names: list[list[str]]) -> None:
+    def resize(self, change: Callable[[str, Tensor], Tensor], names: list[list[str]]) -> None:
         """Changes what is remembered along with the module, as when channels were cut out.
 
         Args:
@@ -129,7 +131,7 @@ class Memory:
         return dict(self._state)
 
     @classmethod
-    def loaded(cls, state: Mapping[str, Any] | None) -> Memory | None:
+    def loaded(cls, state: Mapping[str, Any] | None) -> TrainingSnapshot | None:
         """What `state_dict` gave, as a memory again; None of none."""
         if state is None:
             return None
@@ -152,11 +154,14 @@ class Memory:
 
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:
-    return {clean(name): parameter.detach() for name, parameter in module.named_parameters()}
+    return {
+        strip_compile_prefix(name): parameter.detach()
+        for name, parameter in module.named_parameters()
+    }
 
 
 def _buffers(module: nn.Module) -> dict[str, Tensor]:
-    return {clean(name): buffer for name, buffer in module.named_buffers()}
+    return {strip_compile_prefix(name): buffer for name, buffer in module.named_buffers()}
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:

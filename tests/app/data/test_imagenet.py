@@ -208,6 +208,6 @@ def test_what_must_be_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     def missing(what: str, extra: str, *names: str) -> None:
         raise ConfigError(f"{what} {extra} {names[0]}")
 
-    monkeypatch.setattr(photographs, "need", missing)
+    monkeypatch.setattr(photographs, "import_optional", missing)
     with pytest.raises(ConfigError, match="decoding images images PIL"):
         ImageNet()

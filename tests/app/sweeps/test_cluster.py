@@ -8,7 +8,7 @@ import pytest
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from regrow.app.launch.sweep import Sweep, is_sweep, sweep_jobs, told
+from regrow.app.launch.sweep import Sweep, is_sweep, summarize_failures, sweep_jobs
 from regrow.app.launch.threads import threads_of
 from regrow.app.training.cluster import cluster_callbacks, cluster_plugins
 from regrow.utils.errors import ConfigError
@@ -150,4 +150,4 @@ def test_a_sweep_finds_its_jobs_again(tmp_path):
 
 
 def test_a_sweep_that_went_well_needs_no_words():
-    assert told([{"job": "a", "state": "done", "message": ""}]) == []
+    assert summarize_failures([{"job": "a", "state": "done", "message": ""}]) == []

@@ -4,7 +4,7 @@
 import pytest
 
 from regrow.app.launch.objectives import DIRECTIONS, check_objectives, measured
-from regrow.app.launch.search import ask_again
+from regrow.app.launch.search import requeue_running
 from regrow.utils.errors import ConfigError
 
 optuna = pytest.importorskip("optuna")
@@ -102,7 +102,7 @@ def test_a_trial_that_was_cut_is_tried_again(sweep, reports, tmp_path, monkeypat
     assert runs[2] == runs[1] != runs[0]
     states = [trial.state.name for trial in study_in(tmp_path).trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert ask_again("sqlite:///" + str(tmp_path / "none.db"), "nothing") == 0
+    assert requeue_running("sqlite:///" + str(tmp_path / "none.db"), "nothing") == 0
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from regrow.app.training.classifier import Classifier
 from regrow.channels.cut.channel_cut import ChannelCut, load
 from regrow.io.checkpoints import read_checkpoint
 from regrow.io.export import SUFFIXES, Exported, export, written_size
-from regrow.io.files import aside
+from regrow.io.files import temporary_beside
 from regrow.masks.masks import Masks
 from regrow.profiling.cost import cost
 from regrow.profiling.latency import latencies
@@ -123,7 +123,7 @@ def _written(
     Raises:
         StateError: If it does not; the file does not appear.
     """
-    with aside(out, SUFFIXES[to]) as file, warnings.catch_warnings():
+    with temporary_beside(out, SUFFIXES[to]) as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*takes batches of")  # the summary says it
         done = export(network, file, images, to=to, plan=plan)
         if to == "safetensors":

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from regrow.utils.errors import ConfigError, RegrowError, did_you_mean
+from regrow.utils.errors import ConfigError, RegrowError, suggest
 
 USAGE = """\
 regrow: pruning that never loses a weight you may want back
@@ -55,7 +55,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
         return COMMANDS[name]
     if "=" in name:
         raise ConfigError(f"the command is missing: write `regrow train {name}`")
-    raise ConfigError(f"no command {name!r}: {did_you_mean(name, COMMANDS)} (see `regrow --help`)")
+    raise ConfigError(f"no command {name!r}: {suggest(name, COMMANDS)} (see `regrow --help`)")
 
 
 def _train(words: list[str]) -> None:
@@ -98,7 +98,7 @@ def _export(words: list[str]) -> None:
         raise ConfigError(f"which format? write `regrow export {found} --to {EXPORTS[0]}`")
     if to is not None and to not in EXPORTS:
         raise ConfigError(
-            f"--to must be one of {', '.join(EXPORTS)}, got {to!r}: {did_you_mean(to, EXPORTS)}"
+            f"--to must be one of {', '.join(EXPORTS)}, got {to!r}: {suggest(to, EXPORTS)}"
         )
     from regrow.app.cli.export_command import export_checkpoint
     from regrow.io.export import chosen_format

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from regrow.app.config.recipes import ABOUT, load, recipe_files
-from regrow.utils.errors import ConfigError, did_you_mean
+from regrow.utils.errors import ConfigError, suggest
 
 
 def show(words: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ def show(words: Sequence[str]) -> None:
         tables[title].add_row(name, about["method"], about["published"], about["source"])
     if not tables:
         given = " ".join(words)
-        raise ConfigError(f"no recipe speaks of {given!r}: {did_you_mean(given, recipe_files())}")
+        raise ConfigError(f"no recipe speaks of {given!r}: {suggest(given, recipe_files())}")
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a pipe has no width: keep a recipe on one line, for grep

@@ -14,13 +14,13 @@ from regrow.app.experiment.load_run import held_masks, load_small, run_config
 from regrow.app.training.build import build_data, build_module
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.validation import Validation, leave_gradients
-from regrow.channels.importance import CRITERIA as CHANNEL_CRITERIA
+from regrow.channels.importance import CHANNEL_CRITERIA as CHANNEL_CRITERIA
 from regrow.criteria.base import CRITERIA as WEIGHT_CRITERIA
 from regrow.criteria.base import Criterion, needs_gradients
 from regrow.io.checkpoints import read_checkpoint
-from regrow.sensitivity_analysis.recommend import Step, next_step
+from regrow.sensitivity_analysis.recommend import Recommendation, next_step
 from regrow.sensitivity_analysis.scan import (
-    CRITERIA,
+    DEFAULT_CRITERIA,
     Sensitivities,
     evaluated,
     find_parts,
@@ -28,7 +28,7 @@ from regrow.sensitivity_analysis.scan import (
     total_work,
     zeroed,
 )
-from regrow.sensitivity_analysis.scan_options import Options
+from regrow.sensitivity_analysis.scan_options import ScanOptions
 from regrow.sensitivity_analysis.scan_plot import draw
 from regrow.sensitivity_analysis.scan_table import next_words, sensitivity_table, write_csv
 from regrow.sensitivity_analysis.scan_units import Part
@@ -40,7 +40,7 @@ _ADVICE = "in Python, regrow.sensitivity(model, evaluate) takes any model"
 _GRADIENT_BATCHES = 16  # of training, for criteria that need gradients
 
 
-def show_sensitivity(options: Options) -> None:
+def show_sensitivity(options: ScanOptions) -> None:
     """Tries each layer of a run's checkpoint alone; prints a table, writes it and a plot.
 
     Raises:
@@ -113,7 +113,7 @@ def _scanned(
 
 
 def _at_once(
-    module: Classifier, evaluate: Validation, parts: Sequence[Part], step: Step
+    module: Classifier, evaluate: Validation, parts: Sequence[Part], step: Recommendation
 ) -> float | None:
     """The accuracy with every layer at its own limit, without training."""
     zeros = []
@@ -127,13 +127,13 @@ def _at_once(
         return evaluated(module, evaluate)
 
 
-def _check_criterion(options: Options) -> None:
+def _check_criterion(options: ScanOptions) -> None:
     known = WEIGHT_CRITERIA if options.by == "weights" else {**CHANNEL_CRITERIA, "random": None}
-    check_choice("--criterion", options.criterion or CRITERIA[options.by], known)
+    check_choice("--criterion", options.criterion or DEFAULT_CRITERIA[options.by], known)
 
 
-def _reads_gradients(options: Options) -> bool:
-    name = options.criterion or CRITERIA[options.by]
+def _reads_gradients(options: ScanOptions) -> bool:
+    name = options.criterion or DEFAULT_CRITERIA[options.by]
     if options.by == "channels":
         return name == "taylor"
     rule: Criterion | type = WEIGHT_CRITERIA[name]

@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from regrow.sensitivity_analysis.scan_options import Options
+from regrow.sensitivity_analysis.scan_options import ScanOptions
 from regrow.utils.errors import (
     ConfigError,
     check_choice,
     check_count,
     check_positive,
     check_sparsity,
-    did_you_mean,
+    suggest,
 )
 
 USAGE = (
@@ -26,7 +26,7 @@ USAGE = (
 _OPTIONS = ("sparsities", "by", "criterion", "samples", "max-drop", "include", "exclude", "out")
 
 
-def read_options(words: Sequence[str]) -> Options:
+def read_options(words: Sequence[str]) -> ScanOptions:
     """The options as they were written.
 
     Raises:
@@ -46,7 +46,7 @@ def read_options(words: Sequence[str]) -> Options:
         raise ConfigError(
             f"--max-drop is a fraction, got {max_drop:g}: write --max-drop 0.01 for one point"
         )
-    return Options(
+    return ScanOptions(
         checkpoint,
         Path(given["out"]) if "out" in given else checkpoint.parent,
         _sparsities(given.get("sparsities", "0.3,0.5,0.7,0.9")),
@@ -70,7 +70,7 @@ def _sorted(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             continue
         key, equals, value = word.removeprefix("--").partition("=")
         if key not in _OPTIONS:
-            raise ConfigError(f"no option {word!r}: {did_you_mean(key, _OPTIONS)} ({USAGE})")
+            raise ConfigError(f"no option {word!r}: {suggest(key, _OPTIONS)} ({USAGE})")
         if key in options:
             raise ConfigError(f"--{key} is given twice: write it once, values parted by commas")
         options[key] = value if equals else next(rest, "")

@@ -24,7 +24,7 @@ PACKAGED = "efficientnet_lite0"
 SCRATCH = "scratch"
 
 
-def given_weights(start: str) -> dict[str, Tensor]:
+def load_initial_weights(start: str) -> dict[str, Tensor]:
     """The network's weights that `start` names.
 
     Args:

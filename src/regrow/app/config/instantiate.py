@@ -18,7 +18,7 @@ from regrow.utils.errors import ConfigError, RegrowError
 _OURS = str(Path(regrow.__file__).parent)
 
 
-def made(what: str, node: Any, kind: type | None = None, **given: Any) -> Any:
+def instantiate_node(what: str, node: Any, kind: type | None = None, **given: Any) -> Any:
     """Instantiates a node.
 
     Args:
@@ -33,7 +33,7 @@ def made(what: str, node: Any, kind: type | None = None, **given: Any) -> Any:
     try:
         thing = instantiate(node, **given)
     except Exception as error:
-        raise refusal(f"{what} cannot be made of its settings", error) from error
+        raise wrap_error(f"{what} cannot be made of its settings", error) from error
     if kind is not None and not isinstance(thing, kind):
         target = node.get("_target_") if isinstance(node, Mapping) else None
         raise ConfigError(
@@ -43,13 +43,13 @@ def made(what: str, node: Any, kind: type | None = None, **given: Any) -> Any:
     return thing
 
 
-def made_later(what: str, node: Any, **given: Any) -> Callable[..., Any]:
+def instantiate_partial(what: str, node: Any, **given: Any) -> Callable[..., Any]:
     """Instantiates a node with `_partial_: true`, whose call is guarded in the same way.
 
     Raises:
         ConfigError: If it is none.
     """
-    call = made(what, node, **given)
+    call = instantiate_node(what, node, **given)
     if not callable(call):
         raise ConfigError(f"{what} is called when the fit starts: write {what}._partial_=true")
 
@@ -58,12 +58,12 @@ def made_later(what: str, node: Any, **given: Any) -> Callable[..., Any]:
         try:
             return call(*args, **kwargs)
         except Exception as error:
-            raise refusal(f"{what} cannot be made of its settings", error) from error
+            raise wrap_error(f"{what} cannot be made of its settings", error) from error
 
     return guarded
 
 
-def refusal(what: str, error: Exception) -> RegrowError:
+def wrap_error(what: str, error: Exception) -> RegrowError:
     """An error of ours that passes on what somebody else's says; ours as it is."""
     ours = _found(error)
     if ours is not None:

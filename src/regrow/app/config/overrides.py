@@ -28,7 +28,7 @@ _PARAMS = "hydra.sweeper.params"
 _SWEPT = re.compile(r"(choice|range|interval|tag|glob|shuffle|sort)\(")
 
 
-def deferred(words: Sequence[str]) -> list[str]:
+def defer_to_jobs(words: Sequence[str]) -> list[str]:
     """Writes plain values as a choice of one, where a sweep varies recipes or other groups.
 
     Hydra first composes what all jobs share, without what varies: there `pruning.sparsity=0.9` is a

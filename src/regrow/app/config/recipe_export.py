@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from regrow.app.config.hashing import UNIMPORTANT, config_hash
 from regrow.app.config.recipes import groups
-from regrow.io.files import write_whole
+from regrow.io.files import write_atomic
 from regrow.utils.paths import config_dir
 
 FILE = "recipe.yaml"
@@ -37,7 +37,7 @@ def write_recipe(cfg: DictConfig, folder: Path) -> Path:
     `regrow train recipe=FOLDER/recipe.yaml` then has the same settings, and the same hash of them.
     """
     text, path = recipe_text(cfg), folder / FILE
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_atomic(path, lambda file: file.write(text.encode()))
     return path
 
 

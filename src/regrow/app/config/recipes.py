@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from regrow.utils.errors import ConfigError, did_you_mean
+from regrow.utils.errors import ConfigError, suggest
 from regrow.utils.paths import config_dir
 
 _WORD = "recipe="
@@ -26,7 +26,7 @@ _SUFFIXES = (".yaml", ".yml")
 _FOREIGN = ("--config-dir", "-cd", "hydra.searchpath")  # where Hydra finds more
 
 
-def given_recipes(words: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
+def take_recipes(words: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
     """Gives the files among the recipes on a command line names that Hydra can look up.
 
     A name is the file's own with a short hash of its content: runs of an edited file get another
@@ -111,10 +111,10 @@ def read_recipe(path: Path) -> DictConfig:
     settings: Any = OmegaConf.to_container(
         OmegaConf.load(config_dir("conf") / "app" / "train.yaml"), resolve=False
     )
-    _refuse_unknown(path, "", given, {*settings, *groups(settings), "hydra"})
+    _check_keys(path, "", given, {*settings, *groups(settings), "hydra"})
     for key in given.keys() - {"defaults", "hydra"}:
         if isinstance(given[key], dict) and settings.get(key):
-            _refuse_unknown(path, f"{key}.", given[key], {*settings[key]})
+            _check_keys(path, f"{key}.", given[key], {*settings[key]})
     return recipe
 
 
@@ -130,11 +130,11 @@ def groups(settings: Mapping[Any, Any]) -> list[str]:
     return [name for name in names if " " not in name and name != "recipe"]
 
 
-def _refuse_unknown(path: Path, where: str, given: Iterable[Any], known: set[str]) -> None:
+def _check_keys(path: Path, where: str, given: Iterable[Any], known: set[str]) -> None:
     for key in map(str, given):
         if key not in known:
             raise ConfigError(
-                f"{path} sets {where}{key}, which nothing reads: {did_you_mean(key, known)} (words "
+                f"{path} sets {where}{key}, which nothing reads: {suggest(key, known)} (words "
                 "and values of your own go under about:)"
             )
 
@@ -207,6 +207,6 @@ def check_names(words: Sequence[str], given: Iterable[str] = ()) -> None:
                 here = Path(f"{name.strip()}.yaml")
                 near = f"did you mean the file {here}?" if here.is_file() else None
                 raise ConfigError(
-                    f"no recipe {name.strip()!r}: {near or did_you_mean(name.strip(), known)} "
+                    f"no recipe {name.strip()!r}: {near or suggest(name.strip(), known)} "
                     "(`regrow recipes` describes them)"
                 )

@@ -24,13 +24,13 @@ _WHOLE = {"accumulate_grad_batches": 1, "max_epochs": -1, "max_steps": -1}
 _MAY_BE_EMPTY = ("scheduler", "pruning", "logger")
 
 
-def refuse_misshapen(cfg: DictConfig) -> None:
+def check_schema(cfg: DictConfig) -> None:
     """Refuses a configuration that lacks a setting or has one of another kind, by name.
 
     Raises:
         ConfigError: Before anything is made of it.
     """
-    _refuse_unresolved(cfg)
+    _check_resolved(cfg)
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     own, chosen = _settings()
@@ -52,7 +52,7 @@ def refuse_misshapen(cfg: DictConfig) -> None:
         check(name, value)
 
 
-def _refuse_unresolved(cfg: DictConfig) -> None:
+def _check_resolved(cfg: DictConfig) -> None:
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:

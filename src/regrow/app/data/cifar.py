@@ -15,7 +15,7 @@ from regrow.app.data.base import ImageDataModule, Samples, check_channels
 from regrow.app.data.formats import download, read_pickle, sha256_of, unpack
 from regrow.app.data.transforms.augment import Augment
 from regrow.utils.errors import DataError
-from regrow.utils.logging import say
+from regrow.utils.logging import info
 
 ADDRESS = "https://www.cs.toronto.edu/~kriz/"
 
@@ -103,7 +103,7 @@ class CIFAR(ImageDataModule):
         if fetch:
             if not self.download:
                 raise DataError(self._missing("or let data.download=true fetch it"))
-            say(f"fetching {release.name} ({release.size}) into {self.root}")
+            info(f"fetching {release.name} ({release.size}) into {self.root}")
             try:
                 download(ADDRESS + release.archive, archive, release.sha256, packed=True)
             except OSError as error:

@@ -22,7 +22,7 @@ from regrow.app.data.transforms.decode import (
     torchvision_crop,
 )
 from regrow.utils.errors import ConfigError, DataError, check_choice, check_count
-from regrow.utils.imports import need
+from regrow.utils.imports import import_optional
 
 Transforms = str | Callable[[Any], Tensor]
 """Of training images: "pillow", "torchvision", or a PIL image -> uint8 (3, size, size)."""
@@ -79,7 +79,7 @@ class Photographs(DataModule):
         channels_last: bool,
     ) -> None:
         super().__init__(batch_size, seed)
-        need("decoding images", "images", "PIL", "PIL.Image")
+        import_optional("decoding images", "images", "PIL", "PIL.Image")
         self.num_classes = check_count("num_classes", num_classes, least=2)
         self.size = check_count("size", size)
         self.resize = check_count("resize", resize)
@@ -203,7 +203,7 @@ class ImageNet(Photographs):
         if self._splits:
             return
         train, test = scan(self._part("train")), scan(self._part("val"))
-        _refuse_other_classes(train, test, self.num_classes)
+        _check_same_classes(train, test, self.num_classes)
         held_out = check_held_out("val_size", self.val_size, len(train.labels))
         stay, held = stratified(train.labels, held_out, self.seed)
         every = torch.arange(len(test.labels))
@@ -224,7 +224,7 @@ class ImageNet(Photographs):
         return self.root / name
 
 
-def _refuse_other_classes(train: FolderImages, test: FolderImages, expected: int) -> None:
+def _check_same_classes(train: FolderImages, test: FolderImages, expected: int) -> None:
     different = sorted({*train.classes} ^ {*test.classes})
     if different:
         raise DataError(

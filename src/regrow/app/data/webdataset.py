@@ -169,7 +169,7 @@ class ImageNetShards(Photographs):
                 f"{self.val_shards}: write at most {len(train) - 1}"
             )
         val = scan_shards(train[-self.val_shards :], self.num_classes)
-        _refuse_sorted(val, self.num_classes)
+        _check_shuffled(val, self.num_classes)
         self._evaluated = {"val": val, "test": scan_shards(test, self.num_classes)}
         self._train = train[: -self.val_shards]
 
@@ -202,7 +202,7 @@ class ImageNetShards(Photographs):
         return shard_files(f"data.{part}", given)
 
 
-def _refuse_sorted(val: TarImages, classes: int) -> None:
+def _check_shuffled(val: TarImages, classes: int) -> None:
     """Refuses held-out shards of few classes: the others were not written in random order."""
     found, images = len(torch.unique(val.labels)), len(val.labels)
     if images >= 4 * classes and found <= classes // 2:

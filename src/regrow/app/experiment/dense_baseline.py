@@ -12,17 +12,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from regrow.app.config.hashing import config_hash, settings
-from regrow.app.config.initial_weights import given_weights, network_weights
+from regrow.app.config.initial_weights import load_initial_weights, network_weights
 from regrow.app.experiment.evaluate import measure
-from regrow.app.training.default_teacher import untaught
+from regrow.app.training.default_teacher import without_teacher
 from regrow.app.training.distributed_fit import fit
-from regrow.app.training.locks import in_turn
+from regrow.app.training.locks import wait_for
 from regrow.io.checkpoints import read_checkpoint
 from regrow.io.files import read_json, write_json
-from regrow.utils.logging import say
+from regrow.utils.logging import info
 
 
-class Dense(NamedTuple):
+class DenseBaseline(NamedTuple):
     """A trained dense network.
 
     Attributes:
@@ -38,7 +38,7 @@ class Dense(NamedTuple):
     epochs: int | None
 
 
-def dense_network(cfg: DictConfig) -> Dense:
+def train_dense_baseline(cfg: DictConfig) -> DenseBaseline:
     """The control of a run: its recipe, seed and epochs, with pruning none.
 
     Jobs that run side by side and need the same one wait for whoever trains it.
@@ -48,11 +48,11 @@ def dense_network(cfg: DictConfig) -> Dense:
     controls = Path(cfg.paths.controls)
     folder = controls / key
     controls.mkdir(parents=True, exist_ok=True)
-    with in_turn(controls / f"{key}.lock", "the dense network, which another job is training"):
+    with wait_for(controls / f"{key}.lock", "the dense network, which another job is training"):
         done = folder / "result.json"
         if not done.is_file() or not (folder / read_json(done)["checkpoint"]).is_file():
             weights = start_weights(cfg)
-            say(f"training the dense network into {folder}")
+            info(f"training the dense network into {folder}")
             fitted = fit(cfg, folder, weights, None)
             write_json(
                 done,
@@ -63,7 +63,7 @@ def dense_network(cfg: DictConfig) -> Dense:
                 },
             )
         result = read_json(done)
-    return Dense(key, folder / result["checkpoint"], result["block"], total_epochs(cfg))
+    return DenseBaseline(key, folder / result["checkpoint"], result["block"], total_epochs(cfg))
 
 
 def start_weights(cfg: DictConfig) -> dict[str, Tensor] | None:
@@ -71,9 +71,9 @@ def start_weights(cfg: DictConfig) -> dict[str, Tensor] | None:
     if cfg.start == "scratch":
         return None
     if cfg.start is None:
-        dense = dense_network(_training_first(cfg))
+        dense = train_dense_baseline(_training_first(cfg))
         return network_weights(read_checkpoint(dense.checkpoint))
-    return given_weights(cfg.start)
+    return load_initial_weights(cfg.start)
 
 
 def total_epochs(cfg: DictConfig) -> int | None:
@@ -89,7 +89,7 @@ def total_epochs(cfg: DictConfig) -> int | None:
 
 
 def _without_pruning(cfg: DictConfig) -> DictConfig:
-    return untaught(_changed(cfg, {"pruning": {}}))
+    return without_teacher(_changed(cfg, {"pruning": {}}))
 
 
 def _training_first(cfg: DictConfig) -> DictConfig:

@@ -14,7 +14,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from regrow.app.config.initial_weights import network_weights
 from regrow.app.training.classifier import Classifier
-from regrow.channels.cut.channel_cut import ChannelCut, made_plan
+from regrow.channels.cut.channel_cut import ChannelCut, make_channel_cut
 from regrow.io.checkpoints import KEY
 from regrow.masks.masks import Masks
 from regrow.utils.errors import ConfigError, StateError
@@ -66,7 +66,7 @@ def load_small(module: Classifier, checkpoint: dict[str, Any]) -> ChannelCut | N
     if KEY in checkpoint:
         given = ChannelCut.from_state(checkpoint[KEY])
         undo = given.apply(module)
-        plan = made_plan(
+        plan = make_channel_cut(
             module.network,
             {name.removeprefix(_INNER): dims for name, dims in given.kept.items()},
             undo,

@@ -20,12 +20,12 @@ from regrow.app.training.preflight import set_up
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.rewind import Rewind
-from regrow.masks.distributions import DISTRIBUTIONS, Layer
+from regrow.masks.distributions import DISTRIBUTIONS, LayerSize
 from regrow.profiling.cost import cost
 from regrow.profiling.macs import positions
 from regrow.schedules.base import Milestone
 from regrow.utils.errors import ConfigError
-from regrow.utils.logging import calm
+from regrow.utils.logging import quiet_third_party
 
 _SHOWN = 12
 
@@ -36,7 +36,7 @@ def plan(cfg: DictConfig) -> None:
     The Trainer sets up the fit as it would to train, and is stopped before its first step: what
     would be refused then is refused now.
     """
-    calm()
+    quiet_third_party()
     pruning = build_pruning(cfg)
     if pruning is None:
         raise ConfigError("pruning=none plans nothing: write pruning=gmp, or recipe=digits/gmp")
@@ -80,11 +80,11 @@ def _layers(pruning: PruningCallback, module: nn.Module) -> Table:
 
 def _own_targets(pruning: PruningCallback) -> dict[str, float]:
     """Final sparsities that do not depend on the weights."""
-    pruner, found = pruning.pruner, dict(pruning.pruner.own)
+    pruner, found = pruning.pruner, dict(pruning.pruner.layer_targets)
     if pruning.method.distribution not in ("uniform", "erk"):
         return found
     free = [target for target in pruner.targets if target.name not in found]
-    layers = [Layer(t.name, tuple(t.parameter.shape), t.parameter.numel()) for t in free]
+    layers = [LayerSize(t.name, tuple(t.parameter.shape), t.parameter.numel()) for t in free]
     for pool in DISTRIBUTIONS[pruning.method.distribution](layers, pruning.final):
         [index] = pool.layers
         found[layers[index].name] = pool.pruned / layers[index].units
@@ -96,7 +96,7 @@ def _sizes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> Tab
     pruner = pruning.pruner
     dense = cost(module, module.example_input_array)
     pruned = sum(
-        round(pruner.own.get(target.name, pruning.final) * target.parameter.numel())
+        round(pruner.layer_targets.get(target.name, pruning.final) * target.parameter.numel())
         for target in pruner.targets
     )
     width = max(target.parameter.element_size() for target in pruner.targets)

@@ -18,7 +18,7 @@ FORMAT = 1
 FILE = "result.json"
 
 
-def standing_result(folder: Path, config_hash: str) -> dict[str, Any] | None:
+def finished_result(folder: Path, config_hash: str) -> dict[str, Any] | None:
     """The result in a folder, if it is of the same settings."""
     path = folder / FILE
     if not path.is_file():

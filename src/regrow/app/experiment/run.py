@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from regrow.app.config.hashing import config_hash, settings
 from regrow.app.config.recipe_export import FILE as RECIPE
 from regrow.app.config.recipe_export import write_recipe
-from regrow.app.experiment.dense_baseline import Dense, dense_network, start_weights
+from regrow.app.experiment.dense_baseline import DenseBaseline, start_weights, train_dense_baseline
 from regrow.app.experiment.evaluate import Measured, evaluate, load_network, measure, time_networks
 from regrow.app.experiment.result import (
     FILE,
@@ -24,24 +24,24 @@ from regrow.app.experiment.result import (
     budget,
     compare,
     device_name,
-    standing_result,
+    finished_result,
     verdict,
     versions,
 )
 from regrow.app.experiment.result_table import show_result
 from regrow.app.experiment.small_checkpoint import described, small_checkpoint
 from regrow.app.training.build import build_pruning
-from regrow.app.training.default_teacher import taught
+from regrow.app.training.default_teacher import with_teacher
 from regrow.app.training.distributed_fit import fit
-from regrow.app.training.locks import alone
-from regrow.app.training.preflight import refuse_settings, set_up
+from regrow.app.training.locks import exclusive
+from regrow.app.training.preflight import check_settings, set_up
 from regrow.app.training.sparsity_levels import LevelRecorder, clear_levels
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.core.pruning_callback import PruningCallback
-from regrow.io.files import read_json, write_json, write_whole
+from regrow.io.files import read_json, write_atomic, write_json
 from regrow.profiling.latency import Latency
 from regrow.utils.errors import ConfigError
-from regrow.utils.logging import calm, say
+from regrow.utils.logging import info, quiet_third_party
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -53,11 +53,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         ConfigError, StateError: Before training starts, for whatever cannot be meant.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    calm()
+    quiet_third_party()
     if cfg.threads is not None:
         torch.set_num_threads(int(cfg.threads))
-    refuse_settings(cfg)
-    with alone(folder):
+    check_settings(cfg)
+    with exclusive(folder):
         result = _result(cfg, folder)
     show_result(result)
     return result
@@ -68,14 +68,14 @@ def _result(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     pruning, key = build_pruning(cfg), config_hash(cfg)
     if cfg.force:
         _clear(folder)
-    result = standing_result(folder, key)
+    result = finished_result(folder, key)
     if result is not None:
-        say(f"{folder / FILE} stands; force=true runs it again")
+        info(f"{folder / FILE} stands; force=true runs it again")
         return result
     set_up(cfg, build_pruning(cfg))
     _claim(folder, key)
     started = time.perf_counter()
-    control = dense_network(cfg)
+    control = train_dense_baseline(cfg)
     measured = _dense(cfg, folder, control)
     if pruning is not None:
         measured |= _pruned(cfg, folder, pruning, control)
@@ -88,11 +88,11 @@ def _result(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _dense(cfg: DictConfig, folder: Path, control: Dense) -> dict[str, Any]:
+def _dense(cfg: DictConfig, folder: Path, control: DenseBaseline) -> dict[str, Any]:
     """The control's part of the result, which is all of it without pruning."""
     checkpoint = folder / "checkpoints" / "best.ckpt"
     if not cfg.pruning:
-        write_whole(checkpoint, lambda file: file.write(control.checkpoint.read_bytes()))
+        write_atomic(checkpoint, lambda file: file.write(control.checkpoint.read_bytes()))
     return {
         "dense": dict(control.block),
         "pruned": None,
@@ -105,10 +105,10 @@ def _dense(cfg: DictConfig, folder: Path, control: Dense) -> dict[str, Any]:
 
 
 def _pruned(
-    cfg: DictConfig, folder: Path, pruning: PruningCallback, control: Dense
+    cfg: DictConfig, folder: Path, pruning: PruningCallback, control: DenseBaseline
 ) -> dict[str, Any]:
     """Prunes, then measures both networks as they lie on disk."""
-    fitted = fit(taught(cfg, control.checkpoint), folder, start_weights(cfg), pruning)
+    fitted = fit(with_teacher(cfg, control.checkpoint), folder, start_weights(cfg), pruning)
     checkpoint, cutter = fitted.checkpoint, build_pruning(cfg)
     if isinstance(cutter, ChannelPruning):
         checkpoint = small_checkpoint(cfg, checkpoint, cutter)

@@ -15,7 +15,7 @@ from regrow.app.experiment.evaluate import load_network
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.channels.graph.groups import Group
 from regrow.io.checkpoints import KEY, read_checkpoint
-from regrow.io.files import write_whole
+from regrow.io.files import write_atomic
 from regrow.utils.errors import StateError
 
 NAME = "small.ckpt"
@@ -51,7 +51,7 @@ def small_checkpoint(cfg: DictConfig, checkpoint: Path, pruning: ChannelPruning)
     saved["callbacks"] = saved["callbacks"] | {pruning.state_key: pruning.state_dict()}
     saved[KEY] = pruning.plan.state_dict()
     path = checkpoint.with_name(NAME)
-    write_whole(path, lambda file: torch.save(saved, file))
+    write_atomic(path, lambda file: torch.save(saved, file))
     return path
 
 
@@ -61,8 +61,8 @@ def groups_table(groups: Sequence[Group], removed: dict[str, int]) -> Table:
     for group in groups:
         members = [f"{name}[{dim}]" for name, dim in group.members]
         shown = ", ".join(members[:3]) + (f" and {len(members) - 3} more" * (len(members) > 3))
-        remarks = [f"pinned: {group.pinned}"] if group.pinned else []
-        remarks += [f"inexact: {reason}" for reason in group.inexact]
+        remarks = [f"pinned: {group.fixed_reason}"] if group.fixed_reason else []
+        remarks += [f"inexact: {reason}" for reason in group.approximate_reasons]
         gone = removed.get(group.name, 0)
         table.add_row(
             group.name, str(group.size + gone), str(gone), f"[dim]{shown}", "; ".join(remarks)
@@ -80,7 +80,7 @@ def described(pruning: ChannelPruning, dense_params: int) -> dict[str, Any]:
         for name, parameter in pruner.model.named_parameters()
         if parameter.ndim > 1
     }
-    pinned = {group.name: group.pinned for group in pruner.groups if group.pinned}
+    pinned = {group.name: group.fixed_reason for group in pruner.groups if group.fixed_reason}
     return {
         "of": pruner.method.of,
         "sparsity": pruner.sparsity,

@@ -42,7 +42,7 @@ class Failed:
     message: str
 
 
-def explained(error: BaseException) -> tuple[BaseException, str]:
+def root_cause(error: BaseException) -> tuple[BaseException, str]:
     """The error that tells most, and its message: ours, whatever Hydra wrapped it in.
 
     Example:
@@ -59,7 +59,7 @@ def explained(error: BaseException) -> tuple[BaseException, str]:
     return cause, f"{cause}{where}"
 
 
-def recorded(job: Job) -> Job:
+def record_failure(job: Job) -> Job:
     """Has a job that fails leave `failed.json`; in a sweep it then returns instead of raising.
 
     What stops a job from outside (KeyboardInterrupt, SystemExit) is no failure.
@@ -73,7 +73,7 @@ def recorded(job: Job) -> Job:
         try:
             return job(cfg)
         except Exception as error:
-            cause, message = explained(error)
+            cause, message = root_cause(error)
             failed = Failed(type(cause).__name__, message)
             if not isinstance(cause, BusyError):  # then the folder is another process's
                 _leave(path, _content(cfg, failed))

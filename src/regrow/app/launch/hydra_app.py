@@ -14,13 +14,13 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from regrow.app.config.overrides import check_groups, check_plugins, deferred
-from regrow.app.config.recipes import check_names, given_recipes, register
-from regrow.app.config.schema import refuse_misshapen
-from regrow.app.launch.failures import Job, explained, recorded
+from regrow.app.config.overrides import check_groups, check_plugins, defer_to_jobs
+from regrow.app.config.recipes import check_names, register, take_recipes
+from regrow.app.config.schema import check_schema
+from regrow.app.launch.failures import Job, record_failure, root_cause
 from regrow.app.launch.objectives import check_measured, check_objectives, measured
-from regrow.app.launch.search import searches
-from regrow.app.launch.signals import stoppable
+from regrow.app.launch.search import is_search
+from regrow.app.launch.signals import handle_sigterm
 from regrow.app.launch.sweep_callback import conclude
 from regrow.app.launch.threads import cores, threads_of
 from regrow.utils.errors import ConfigError, RegrowError
@@ -40,9 +40,9 @@ _command_line: list[str] = []
 def launch(command: str, words: list[str]) -> None:
     """Composes the configuration from `words` and runs the command on it, once or as a sweep."""
     if command == "plan":
-        _refuse_sweeps(words)
+        _check_no_sweep(words)
     check_plugins(words)
-    words, given = given_recipes(words)
+    words, given = take_recipes(words)
     check_names(words, given)
     check_groups(words)
     register(given)
@@ -52,9 +52,9 @@ def launch(command: str, words: list[str]) -> None:
     )
     # Hydra reads sys.argv and knows nothing of commands.
     _command_line[:] = sys.argv
-    sys.argv[1:] = [*extra, *map(quoted, deferred(words))]
+    sys.argv[1:] = [*extra, *map(quote_value, defer_to_jobs(words))]
     try:
-        with stoppable():
+        with handle_sigterm():
             run(JOBS[command])()
     except OmegaConfBaseException as error:  # in the folder's name, read before the job
         reason = " ".join(str(error).split())
@@ -69,19 +69,19 @@ def launch(command: str, words: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _refuse_sweeps(words: Sequence[str]) -> None:
+def _check_no_sweep(words: Sequence[str]) -> None:
     for word in words:
         if word in ("-m", "--multirun") or word.startswith("sweep="):
             raise ConfigError(f"plan shows one configuration: leave out {word}")
 
 
-def quoted(word: str) -> str:
+def quote_value(word: str) -> str:
     """A path of a run's folder holds `=`, which Hydra reads only in quotes."""
     key, _, value = word.partition("=")
     return f"{key}='{value}'" if key == "start" and "=" in value and value[0] not in "'\"" else word
 
 
-def plainly(job: Job) -> Job:
+def plain_errors(job: Job) -> Job:
     """Lets errors of ours leave the job as one message, whatever Hydra wrapped them in."""
 
     @wraps(job)
@@ -101,17 +101,17 @@ def plainly(job: Job) -> Job:
 
 
 def _message(error: BaseException) -> str | None:
-    cause, text = explained(error)
+    cause, text = root_cause(error)
     return f"error: {text}" if isinstance(cause, RegrowError) else None
 
 
-@plainly
-@recorded
+@plain_errors
+@record_failure
 def train(cfg: DictConfig) -> object:
     """The job of `regrow train`; to a search it returns the objectives."""
-    refuse_misshapen(cfg)
+    check_schema(cfg)
     hydra = HydraConfig.get()
-    names, search = check_objectives(cfg.objectives), searches(hydra.sweeper)
+    names, search = check_objectives(cfg.objectives), is_search(hydra.sweeper)
     if search:
         check_measured(cfg)
     cfg.threads = threads_of(cfg.threads, hydra.launcher, hydra.sweeper, cores())
@@ -121,10 +121,10 @@ def train(cfg: DictConfig) -> object:
     return measured(result, names) if search else result
 
 
-@plainly
+@plain_errors
 def plan(cfg: DictConfig) -> object:
     """The job of `regrow plan`."""
-    refuse_misshapen(cfg)
+    check_schema(cfg)
     from regrow.app.experiment.plan import plan
 
     plan(cfg)

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from regrow.utils.errors import ConfigError, StateError, did_you_mean
+from regrow.utils.errors import ConfigError, StateError, suggest
 
 # What is better, more or less of it.
 DIRECTIONS = {
@@ -46,7 +46,7 @@ def check_objectives(given: Any) -> list[str]:
         raise ConfigError(f"objectives must be names, each once, got {names}: {_allowed()}")
     for name in names:
         if name not in DIRECTIONS:
-            hint = did_you_mean(str(name), DIRECTIONS)
+            hint = suggest(str(name), DIRECTIONS)
             raise ConfigError(f"objectives has {name!r}: {hint} {_allowed()}")
     return [str(name) for name in names]
 

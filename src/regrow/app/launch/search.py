@@ -14,7 +14,7 @@ from regrow.app.launch.objectives import DIRECTIONS, check_objectives
 from regrow.utils.errors import ConfigError
 
 
-def searches(sweeper: Mapping[str, Any]) -> bool:
+def is_search(sweeper: Mapping[str, Any]) -> bool:
     """Whether a sweeper wants numbers of each job: every one but Hydra's own, which lists."""
     return not str(sweeper["_target_"]).endswith(".BasicSweeper")
 
@@ -38,10 +38,10 @@ def prepare(config: DictConfig, folder: Path) -> None:
     if sweeper.study_name is None:
         sweeper.study_name = folder.name
     sweeper.max_failure_rate = sweeper.max_failure_rate or 1.0
-    ask_again(str(sweeper.storage), str(sweeper.study_name))
+    requeue_running(str(sweeper.storage), str(sweeper.study_name))
 
 
-def ask_again(storage: str, study_name: str) -> int:
+def requeue_running(storage: str, study_name: str) -> int:
     """Queues the trials that a stopped search left running, with the values that they had.
 
     Returns:

@@ -15,7 +15,7 @@ _watching = threading.Event()
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def handle_sigterm() -> Iterator[None]:
     """Lets SIGTERM end the command as Ctrl-C does: through every `finally`.
 
     Without this the processes of a launcher would outlive it.
@@ -30,7 +30,7 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def die_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """Ends this process soon after the one that started it is gone, killed beyond any `finally`.
 
     Its job goes on from its last checkpoint when it is started again. Otherwise it would keep its

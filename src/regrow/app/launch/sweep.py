@@ -78,7 +78,7 @@ def rebuild(folder: Path) -> None:
         _log.warning("the report in %s was not built: %s", os.path.relpath(folder), reason)
 
 
-def told(notes: Iterable[Note]) -> list[str]:
+def summarize_failures(notes: Iterable[Note]) -> list[str]:
     """What there is to say of jobs that did not end well; nothing, where all did.
 
     Example:

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from regrow.app.config.run_dirs import sweep_folder
 from regrow.app.launch.failures import Failed
 from regrow.app.launch.search import prepare
-from regrow.app.launch.signals import die_with
-from regrow.app.launch.sweep import REPORT, Sweep, rebuild, told
+from regrow.app.launch.signals import exit_with_parent
+from regrow.app.launch.sweep import REPORT, Sweep, rebuild, summarize_failures
 from regrow.utils.errors import BusyError, RegrowError
 
 # The sweep that this process started, and its hold on the folder.
@@ -53,7 +53,7 @@ class SweepNotes(Callback):
         if self.sweep is not None:
             joblib = str(config.hydra.launcher._target_).endswith(".JoblibLauncher")
             if joblib and os.getpid() != self.starter:  # n_jobs=1 starts no other
-                die_with(self.starter)
+                exit_with_parent(self.starter)
             self.sweep.note(Path(config.hydra.runtime.output_dir), "started")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -75,7 +75,7 @@ def conclude() -> bool:
         sweep, hold = _started.pop()
         if notes := sweep.notes():
             rebuild(sweep.folder)
-        for line in (lost := told(notes)):
+        for line in (lost := summarize_failures(notes)):
             print(line, file=sys.stderr)
         well = well and not lost
         report = sweep.folder / REPORT

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regrow.app.models.init import he_normal
 from regrow.app.models.mobilenet import InvertedResidual, conv_norm, head
 from regrow.utils.errors import ConfigError, check_count
-from regrow.utils.imports import need
+from regrow.utils.imports import import_optional
 
 # expansion, channels, blocks, stride of the first one, kernel
 STAGES = (
@@ -87,7 +87,7 @@ def packaged_file() -> Path:
     Raises:
         ConfigError: If the package is not installed, or holds no such file.
     """
-    package = need("start=pretrained:efficientnet_lite0", "pretrained", PACKAGE)
+    package = import_optional("start=pretrained:efficientnet_lite0", "pretrained", PACKAGE)
     files = sorted(Path(str(package.__file__)).parent.glob("models/efficientnet-lite0-*.pth"))
     if len(files) != 1:
         raise ConfigError(

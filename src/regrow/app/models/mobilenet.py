@@ -14,7 +14,7 @@ from regrow.utils.errors import ConfigError, check_count
 Norm = type[nn.BatchNorm2d] | partial[nn.BatchNorm2d]
 
 
-class SameConv2d(nn.Conv2d):
+class Conv2dSame(nn.Conv2d):
     """A convolution that pads as TensorFlow's "SAME" does: what is odd goes right and below.
 
     Args:
@@ -73,7 +73,7 @@ def conv_norm(
     """
     conv: nn.Conv2d
     if same and stride > 1:
-        conv = SameConv2d(inputs, outputs, kernel, stride, groups)
+        conv = Conv2dSame(inputs, outputs, kernel, stride, groups)
     else:
         conv = nn.Conv2d(
             inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False

@@ -71,7 +71,7 @@ class ImageNetResNet(nn.Module):
         nn.init.normal_(self.fc.weight, std=0.01)
         if zero_residual:
             for module in self.modules():
-                if isinstance(module, Plain | Bottleneck):
+                if isinstance(module, BasicBlock | Bottleneck):
                     nn.init.zeros_(module.last.weight)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class ImageNetResNet(nn.Module):
         return logits
 
 
-class Plain(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut.
 
     Args:
@@ -157,7 +157,7 @@ class Bottleneck(nn.Module):
 
 def _block(inputs: int, width: int, outputs: int, stride: int) -> nn.Module:
     if outputs == width:
-        return Plain(inputs, outputs, stride)
+        return BasicBlock(inputs, outputs, stride)
     return Bottleneck(inputs, width, outputs, stride)
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from regrow.app.config.instantiate import made, made_later, refusal
+from regrow.app.config.instantiate import instantiate_node, instantiate_partial, wrap_error
 from regrow.app.data.base import DataModule
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.locks import on_rank_zero
@@ -25,7 +25,7 @@ from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.sparse_early_stopping import SparseEarlyStopping
 from regrow.callbacks.sparse_model_checkpoint import SparseModelCheckpoint
-from regrow.utils.errors import ConfigError, did_you_mean
+from regrow.utils.errors import ConfigError, suggest
 
 # What makes no sense beside a dense network.
 _BESIDE_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
@@ -43,7 +43,7 @@ def build_data(cfg: DictConfig) -> DataModule:
     node = cfg.data
     if fine_tunes(cfg) and cfg.finetune.batch_size is not None:
         node = OmegaConf.merge(node, {"batch_size": cfg.finetune.batch_size})
-    data: DataModule = made("data", node, DataModule)
+    data: DataModule = instantiate_node("data", node, DataModule)
     return data
 
 
@@ -57,25 +57,25 @@ def build_module(
             data.
     """
     seed_all(cfg.seed)
-    network = made("model", cfg.model, torch.nn.Module)
+    network = instantiate_node("model", cfg.model, torch.nn.Module)
     if weights is not None:
-        refuse_misfit(network.state_dict(), weights)
+        check_weights_fit(network.state_dict(), weights)
         network.load_state_dict(weights)
-    _refuse_mismatch(cfg, network, data)
+    _check_classes_match(cfg, network, data)
     if data.channels_last:
         network.to(memory_format=torch.channels_last)
     rate = {"lr": cfg.finetune.lr} if fine_tunes(cfg) and cfg.finetune.lr is not None else {}
     return Classifier(
         network,
-        made_later("optimizer", cfg.optimizer, **rate),
-        made_later("scheduler", cfg.scheduler) if cfg.scheduler else None,
+        instantiate_partial("optimizer", cfg.optimizer, **rate),
+        instantiate_partial("scheduler", cfg.scheduler) if cfg.scheduler else None,
         num_classes=data.num_classes,
         label_smoothing=float(cfg.get("label_smoothing", 0.0)),  # older runs have none
         input_shape=data.input_shape,
     )
 
 
-def _refuse_mismatch(cfg: DictConfig, network: torch.nn.Module, data: DataModule) -> None:
+def _check_classes_match(cfg: DictConfig, network: torch.nn.Module, data: DataModule) -> None:
     """Sees by one forward pass that the network takes the data's images and knows its classes."""
     pair = f"model {cfg.model['_target_']} does not fit data {cfg.data['_target_']}"
     try:
@@ -115,8 +115,8 @@ def build_pruning(cfg: DictConfig) -> PruningCallback | None:
         )
     if not node:
         return None
-    _refuse_unknown_keys(node)
-    callback = made("pruning", node, _convert_="all")
+    _check_known_keys(node)
+    callback = instantiate_node("pruning", node, _convert_="all")
     if not isinstance(callback, PruningCallback):
         raise ConfigError(
             f"pruning._target_ must be a pruning callback such as regrow.MagnitudePruning, "
@@ -125,7 +125,7 @@ def build_pruning(cfg: DictConfig) -> PruningCallback | None:
     return callback
 
 
-def _refuse_unknown_keys(node: DictConfig) -> None:
+def _check_known_keys(node: DictConfig) -> None:
     """Names a misspelt setting that was added with `+`, which Hydra lets through."""
     if "_target_" not in node:
         return
@@ -133,16 +133,16 @@ def _refuse_unknown_keys(node: DictConfig) -> None:
         target = get_object(node["_target_"])
         allowed = inspect.signature(target).parameters
     except Exception as error:
-        raise refusal("pruning cannot be made of its settings", error) from error
+        raise wrap_error("pruning cannot be made of its settings", error) from error
     for key in map(str, node):
         if key not in allowed and not key.startswith("_"):
-            raise ConfigError(f"pruning.{key} is unknown: {did_you_mean(key, list(allowed))}")
+            raise ConfigError(f"pruning.{key} is unknown: {suggest(key, list(allowed))}")
 
 
 def build_callbacks(cfg: DictConfig, pruning: PruningCallback | None) -> list[pl.Callback]:
     """The callbacks by name that are not switched off; the pruner first."""
     nodes = [(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node]
-    callbacks = [made(name, node, pl.Callback, _convert_="all") for name, node in nodes]
+    callbacks = [instantiate_node(name, node, pl.Callback, _convert_="all") for name, node in nodes]
     if pruning is None:
         return [callback for callback in callbacks if not isinstance(callback, _BESIDE_PRUNING)]
     return [pruning, *callbacks]
@@ -162,7 +162,7 @@ def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
         node.save_dir = str(folder)
     _keep_metrics(folder / "logs" / "metrics.csv")
     try:
-        logger: Logger = made("logger", node, Logger, _convert_="all")
+        logger: Logger = instantiate_node("logger", node, Logger, _convert_="all")
     except ConfigError as error:
         lacking = error.__cause__ and error.__cause__.__cause__
         if not isinstance(lacking, ImportError):
@@ -174,7 +174,7 @@ def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
     return logger
 
 
-def refuse_misfit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+def check_weights_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Refuses weights of another architecture.
 
     Raises:
@@ -210,7 +210,7 @@ def note_settings(logger: Any, values: dict[str, Any]) -> None:
     try:
         logger.log_hyperparams(plain(values))
     except Exception as error:
-        raise refusal("logger cannot be used with its settings", error) from error
+        raise wrap_error("logger cannot be used with its settings", error) from error
 
 
 def plain(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

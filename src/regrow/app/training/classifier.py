@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from regrow.callbacks.rewind import round_steps
+from regrow.callbacks.rewind import lr_schedule_steps
 from regrow.utils.errors import ConfigError, check_count
 
 Batch = tuple[Tensor, Tensor]
@@ -111,7 +111,7 @@ class Classifier(LightningModule):
                 f"a learning-rate schedule needs the length of the fit, got {steps} steps: "
                 "write trainer.max_epochs=N or trainer.max_steps=N, or leave the scheduler out"
             )
-        steps = round_steps(self.trainer) or steps
+        steps = lr_schedule_steps(self.trainer) or steps
         # a fit of no steps still configures its optimizer
         scheduler = self.scheduler(optimizer, total_steps=max(1, int(steps)))
         return {

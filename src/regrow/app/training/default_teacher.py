@@ -15,7 +15,7 @@ _TEACHES = ("regrow.Distill", "regrow.callbacks.distill.Distill")
 _BESIDE = (*_TEACHES, "regrow.Phases", "regrow.callbacks.phases.Phases")
 
 
-def taught(cfg: DictConfig, teacher: Path | str) -> DictConfig:
+def with_teacher(cfg: DictConfig, teacher: Path | str) -> DictConfig:
     """The configuration with `teacher` wherever a `Distill` has none."""
     lacking = [name for name in _named(cfg, _TEACHES) if cfg.callbacks[name].get("teacher") is None]
     if not lacking:
@@ -26,7 +26,7 @@ def taught(cfg: DictConfig, teacher: Path | str) -> DictConfig:
     return changed
 
 
-def untaught(cfg: DictConfig) -> DictConfig:
+def without_teacher(cfg: DictConfig) -> DictConfig:
     """The configuration without any `Distill` or `Phases`, for a dense network."""
     changed = _open(cfg)
     for name in _named(cfg, _BESIDE):

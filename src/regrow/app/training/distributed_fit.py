@@ -23,19 +23,19 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from regrow.app.config.instantiate import refusal
+from regrow.app.config.instantiate import wrap_error
 from regrow.app.config.recipe_export import named_recipe
 from regrow.app.training.build import build_pruning
 from regrow.app.training.cluster import under_submitit
 from regrow.app.training.fit import Fitted, fit_here
-from regrow.app.training.locks import alone, on_rank_zero
+from regrow.app.training.locks import exclusive, on_rank_zero
 from regrow.app.training.sparsity_levels import LevelRecorder
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.checkpoints import read_checkpoint
-from regrow.io.files import read_json, write_json, write_whole
+from regrow.io.files import read_json, write_atomic, write_json
 from regrow.utils import errors
 from regrow.utils.errors import ConfigError, RegrowError, StateError
-from regrow.utils.logging import calm
+from regrow.utils.logging import quiet_third_party
 
 CONFIG, NAMED, START = "config.yaml", "recipe.json", "start.pt"
 
@@ -52,7 +52,7 @@ def fit(
     """As `fit_here`, on as many devices as the trainer asks for."""
     if world_size(cfg) == 1:
         return fit_here(cfg, folder, weights, pruning, named_recipe(cfg))
-    _fit_apart(cfg, folder, weights)
+    _fit_in_subprocess(cfg, folder, weights)
     done = read_json(folder / "ranks" / DONE)
     levels = None
     if pruning is not None:
@@ -86,11 +86,11 @@ def world_size(cfg: DictConfig) -> int:
             enable_model_summary=False,
         )
     except Exception as error:
-        raise refusal(f"trainer.devices={devices} cannot be had", error) from error
+        raise wrap_error(f"trainer.devices={devices} cannot be had", error) from error
     return int(trainer.num_devices)
 
 
-def refuse_many(environ: Mapping[str, str] = os.environ) -> None:
+def check_single_node(environ: Mapping[str, str] = os.environ) -> None:
     """Refuses to be one of several processes that a launcher has started.
 
     Raises:
@@ -104,20 +104,20 @@ def refuse_many(environ: Mapping[str, str] = os.environ) -> None:
             )
 
 
-def _fit_apart(cfg: DictConfig, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
+def _fit_in_subprocess(cfg: DictConfig, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
     order = folder / "ranks"
     order.mkdir(parents=True, exist_ok=True)
     for name in (START, DONE, FAILED):
         (order / name).unlink(missing_ok=True)
     if weights is not None:
-        write_whole(order / START, lambda file: torch.save(dict(weights), file))
+        write_atomic(order / START, lambda file: torch.save(dict(weights), file))
     write_json(order / NAMED, named_recipe(cfg))
     text = OmegaConf.to_yaml(cfg, resolve=True)
-    write_whole(order / CONFIG, lambda file: file.write(text.encode()))
+    write_atomic(order / CONFIG, lambda file: file.write(text.encode()))
     command = [sys.executable, "-m", "regrow.app.training.distributed_fit", str(order.absolute())]
     environ = os.environ | {"REGROW_PARENT": str(os.getpid())}
     process = subprocess.Popen(command, env=environ, start_new_session=True)
-    with _passing_on(process):
+    with _forward_signals(process):
         status = process.wait()
     if (order / FAILED).is_file():
         failed = read_json(order / FAILED)
@@ -130,7 +130,7 @@ def _fit_apart(cfg: DictConfig, folder: Path, weights: Mapping[str, Tensor] | No
 
 
 @contextmanager
-def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """Hands a signal that asks to stop to all processes that train, and waits for them."""
     asked: list[int] = []
 
@@ -162,11 +162,11 @@ def main(order: Path) -> None:
     _end_with(int(os.environ["REGROW_PARENT"]))
     cfg = OmegaConf.load(order / CONFIG)
     assert isinstance(cfg, DictConfig)
-    calm()
+    quiet_third_party()
     if cfg.threads is not None:
         torch.set_num_threads(int(cfg.threads))
     weights = read_checkpoint(order / START) if (order / START).is_file() else None
-    folder, held = order.parent, alone(order) if on_rank_zero() else nullcontext()
+    folder, held = order.parent, exclusive(order) if on_rank_zero() else nullcontext()
     try:
         with held:
             given = (cfg, folder, weights, build_pruning(cfg), read_json(order / NAMED))

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from regrow.app.config.hashing import settings
-from regrow.app.config.instantiate import made
+from regrow.app.config.instantiate import instantiate_node
 from regrow.app.config.recipe_export import RecipeName
 from regrow.app.training.build import (
     build_callbacks,
@@ -27,10 +27,10 @@ from regrow.app.training.build import (
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.cluster import cluster_callbacks, cluster_plugins
 from regrow.app.training.sparsity_levels import LevelRecorder
-from regrow.callbacks.core.checkpoint_files import save_whole
+from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.pruning_callback import PruningCallback
-from regrow.callbacks.sparse_model_checkpoint import SparseModelCheckpoint, WholeCheckpoint
-from regrow.io.checkpoints import refuse_damaged
+from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint, SparseModelCheckpoint
+from regrow.io.checkpoints import check_checksums
 from regrow.utils.errors import ConfigError, StateError
 
 
@@ -85,7 +85,7 @@ def fit_here(
     logger = build_logger(cfg, folder)
     if logger:
         note_settings(logger, settings(cfg))
-    trainer = made(
+    trainer = instantiate_node(
         "trainer",
         cfg.trainer,
         pl.Trainer,
@@ -100,7 +100,7 @@ def fit_here(
         checkpoint = _prune_as_it_is(trainer, module, pruning, checkpoints / "best.ckpt")
     else:
         last = checkpoints / "last.ckpt"
-        refuse_damaged(last, old=False)
+        check_checksums(last, old=False)
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
         if trainer.interrupted:
             raise StateError(f"interrupted: the same command goes on from {last}")
@@ -109,7 +109,7 @@ def fit_here(
 
 
 def _chooser(cfg: DictConfig, folder: Path, pruning: PruningCallback | None) -> ModelCheckpoint:
-    kind = WholeCheckpoint if pruning is None else SparseModelCheckpoint
+    kind = AtomicCheckpoint if pruning is None else SparseModelCheckpoint
     return kind(
         dirpath=str(folder),
         filename="best",
@@ -125,12 +125,12 @@ def _prune_as_it_is(
 ) -> Path:
     if pruning is not None:
         pruning.attach(module)
-        if pruning.pruner.needs_gradients or pruning.pruner.tracks:
+        if pruning.pruner.needs_gradients or pruning.pruner.collects_gradients:
             raise ConfigError(
                 "this criterion needs gradients, and trainer.max_epochs=0 trains nothing: write "
                 "trainer.max_epochs=1, or prune by magnitude"
             )
         pruning.prune_to(pruning.final)
     trainer.strategy.connect(module)
-    save_whole(trainer, str(path), trainer.save_checkpoint)
+    save_atomic(trainer, str(path), trainer.save_checkpoint)
     return path

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from regrow.utils.errors import BusyError
-from regrow.utils.logging import say
+from regrow.utils.logging import info
 
 
 def on_rank_zero() -> bool:
@@ -20,7 +20,7 @@ def on_rank_zero() -> bool:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Keeps a run's folder to one process.
 
     Raises:
@@ -37,13 +37,13 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def in_turn(path: Path, waiting_for: str) -> Iterator[None]:
+def wait_for(path: Path, waiting_for: str) -> Iterator[None]:
     """Holds a lock, and says so when it has to wait."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        say(f"waiting for {waiting_for}")
+        info(f"waiting for {waiting_for}")
         lock.acquire()
     try:
         yield

@@ -12,30 +12,30 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import DictConfig, OmegaConf
 
-from regrow.app.config.initial_weights import SCRATCH, given_weights
-from regrow.app.config.instantiate import is_foreign, made, refusal
+from regrow.app.config.initial_weights import SCRATCH, load_initial_weights
+from regrow.app.config.instantiate import instantiate_node, is_foreign, wrap_error
 from regrow.app.data.base import DataModule
 from regrow.app.training.build import build_callbacks, build_data, build_module
 from regrow.app.training.classifier import Classifier
-from regrow.app.training.default_teacher import taught
-from regrow.app.training.distributed_fit import refuse_many, world_size
+from regrow.app.training.default_teacher import with_teacher
+from regrow.app.training.distributed_fit import check_single_node, world_size
 from regrow.callbacks.accuracy_budget import AccuracyBudget
 from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.support.teacher import START
 from regrow.schedules.base import Milestone
-from regrow.utils.errors import ConfigError, check_choice, did_you_mean
+from regrow.utils.errors import ConfigError, check_choice, suggest
 
 LOGGED = ("val/accuracy", "val/accuracy_top5", "val/loss")
 
 
-def refuse_settings(cfg: DictConfig) -> None:
+def check_settings(cfg: DictConfig) -> None:
     """Refuses settings of the command that would do nothing, or that it cannot follow.
 
     Raises:
         ConfigError: Naming the setting and what to write.
     """
-    refuse_many()
+    check_single_node()
     world_size(cfg)
     check_choice("monitor", cfg.monitor, LOGGED)
     check_choice("monitor_mode", cfg.monitor_mode, ("max", "min"))
@@ -71,18 +71,18 @@ def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier
     """
     data = build_data(cfg)
     named = cfg.start is not None and cfg.start != "scratch"
-    module = build_module(cfg, data, given_weights(cfg.start) if named else None)
+    module = build_module(cfg, data, load_initial_weights(cfg.start) if named else None)
     if cfg.trainer.get("max_epochs") == 0:
         if pruning is not None:
             pruning.attach(module)
             pruning.progress.plan = (Milestone(0, pruning.final),)
         return module, 1
-    callbacks = build_callbacks(taught(cfg, START), pruning)  # its control is trained later
-    _refuse_unlogged(callbacks)
+    callbacks = build_callbacks(with_teacher(cfg, START), pruning)  # its control is trained later
+    _check_monitors_logged(callbacks)
     _try_a_step(module)
     beside = [c for c in callbacks if isinstance(c, Callback)]
     with tempfile.TemporaryDirectory() as folder:
-        trainer = made(
+        trainer = instantiate_node(
             "trainer",
             on_one_device(cfg, data),
             pl.Trainer,
@@ -102,12 +102,12 @@ def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier
         except Exception as error:  # nothing has trained: what others refuse is a setting
             if not is_foreign(error):
                 raise
-            raise refusal("the fit cannot be set up", error) from error
+            raise wrap_error("the fit cannot be set up", error) from error
     batches = trainer.num_training_batches
     return module, max(1, -(-int(batches) // int(trainer.accumulate_grad_batches)))
 
 
-def _refuse_unlogged(callbacks: Sequence[pl.Callback]) -> None:
+def _check_monitors_logged(callbacks: Sequence[pl.Callback]) -> None:
     """Refuses to stop early, or to judge, by a metric that nobody logs."""
     if not all(type(c).__module__.startswith(("regrow.", "lightning.")) for c in callbacks):
         return  # somebody's own may log more
@@ -118,7 +118,7 @@ def _refuse_unlogged(callbacks: Sequence[pl.Callback]) -> None:
         if stops and isinstance(monitor, str) and monitor not in known:
             raise ConfigError(
                 f"{type(callback).__name__} monitors {monitor!r}, which is never logged: "
-                f"{did_you_mean(monitor, LOGGED)}"
+                f"{suggest(monitor, LOGGED)}"
             )
 
 
@@ -130,7 +130,7 @@ def _try_a_step(module: Classifier) -> None:
     try:
         optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type,return-value]
     except Exception as error:
-        raise refusal("the optimizer cannot step with its settings", error) from error
+        raise wrap_error("the optimizer cannot step with its settings", error) from error
 
 
 def on_one_device(cfg: DictConfig, data: DataModule) -> DictConfig:

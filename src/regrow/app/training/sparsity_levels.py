@@ -13,7 +13,7 @@ import torch
 
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.checkpoints import read_checkpoint
-from regrow.io.files import write_whole
+from regrow.io.files import write_atomic
 
 
 def clear_levels(run: Path) -> None:
@@ -58,7 +58,7 @@ class LevelRecorder(pl.Callback):
         if trainer.is_global_zero:
             state = {"state_dict": pl_module.state_dict()}
             self.pruning.on_save_checkpoint(trainer, pl_module, state)  # its shapes, if cut
-            write_whole(self._file(len(self.levels)), lambda file: torch.save(state, file))
+            write_atomic(self._file(len(self.levels)), lambda file: torch.save(state, file))
         self.levels.append(level)
 
     def weights(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from regrow.app.data.base import DataModule
 from regrow.app.training.classifier import Batch
 from regrow.utils.batches import device_of
-from regrow.utils.modes import evaluating
+from regrow.utils.modes import eval_mode
 
 
 class Validation:
@@ -66,7 +66,7 @@ def leave_gradients(module: nn.Module, data: DataModule, batches: int) -> int:
     """
     device, count = device_of(module), 0
     module.zero_grad()
-    with evaluating(module):
+    with eval_mode(module):
         for images, labels in islice(iter(data.train_dataloader()), batches):
             logits = module(images.to(device))
             loss = F.cross_entropy(logits, labels.to(device), reduction="sum")

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from regrow.channels.cut.channel_cut import ChannelCut
-from regrow.distributed.shard import is_cut
+from regrow.distributed.shard import is_dtensor
 from regrow.pruning.enforcer import Enforcer
 from regrow.utils.errors import ConfigError
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 
 Averaging = WeightAveraging | StochasticWeightAveraging
 
@@ -50,7 +50,7 @@ class Averages:
         return {name: enforcer.mask(name) for name in names}
 
     @torch.no_grad()
-    def follow(self, enforcer: Enforcer, before: Mapping[str, Tensor]) -> None:
+    def sync_changed(self, enforcer: Enforcer, before: Mapping[str, Tensor]) -> None:
         """Where masks changed, the average takes the model's value: +0.0, or what came back."""
         for average in self.copies:
             named = parameters(average)
@@ -67,18 +67,18 @@ class Averages:
                 if enforcer.kept(name) is not None:
                     held.masked_fill_(~enforcer.mask(name).to(held.device), 0)
 
-    def cut(self, plan: ChannelCut | None) -> None:
+    def slice(self, plan: ChannelCut | None) -> None:
         """Cuts the averages as the model was cut, if it was."""
         if plan is not None:
             for average in self.copies:
                 plan.apply(average)
 
-    def fit(self, module: nn.Module) -> None:
+    def resize(self, module: nn.Module) -> None:
         """Gives averages the shapes of the module, whose copies they become, if they differ."""
         if any(_shapes(average) != _shapes(module) for average in self.copies):
-            self.renew(module)
+            self.rebuild(module)
 
-    def renew(self, module: nn.Module) -> None:
+    def rebuild(self, module: nn.Module) -> None:
         """Makes the averages copies of the module."""
         for callback in self.callbacks:
             own, average = callback._average_model, _copy_of(callback)
@@ -93,20 +93,20 @@ class Averages:
     @torch.no_grad()
     def restart(self, module: nn.Module, step: int) -> None:
         """Lets the averages begin anew from the module as it is after so many steps."""
-        self.take(module)
+        self.copy_from_model(module)
         for callback, average in self._running:
             average.n_averaged.zero_()
             # one that stands behind us in the list would count the present weights twice
             callback.load_state_dict(callback.state_dict() | {"latest_update_step": step})
 
     @torch.no_grad()
-    def take(self, module: nn.Module) -> None:
+    def copy_from_model(self, module: nn.Module) -> None:
         """Writes parameters and buffers of the module into its averages."""
         for _, average in self._running:
             for held, value in zip(_tensors(average.module), _tensors(module), strict=True):
                 held.copy_(value)
 
-    def give(self, module: pl.LightningModule) -> None:
+    def copy_to_model(self, module: pl.LightningModule) -> None:
         """Writes the average into the module, as Lightning does when training ends."""
         for callback, _ in self._running:
             callback._copy_average_to_current(module)
@@ -117,18 +117,18 @@ class Averages:
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]], module: nn.Module) -> None:
         """Takes what `state_dict` gave; averages that were not there then take the module."""
-        self.take(module)
+        self.copy_from_model(module)
         for (_, average), state in zip(self._running, states, strict=False):
             average.load_state_dict(state)
 
     @property
     def _running(self) -> list[tuple[WeightAveraging, AveragedModel]]:
-        """Those that can go back to an earlier moment: `refuse_swa` keeps the others out."""
+        """Those that can go back to an earlier moment: `check_no_swa` keeps the others out."""
         found = [c for c in self.callbacks if isinstance(c, WeightAveraging)]
         return [(c, c._average_model) for c in found if c._average_model is not None]
 
 
-def refuse_incomplete(trainer: pl.Trainer, pruned: Mapping[str, nn.Parameter]) -> None:
+def check_averages_complete(trainer: pl.Trainer, pruned: Mapping[str, nn.Parameter]) -> None:
     """Refuses averages that lack some of what is pruned, or cannot hold it.
 
     Args:
@@ -148,7 +148,7 @@ def refuse_incomplete(trainer: pl.Trainer, pruned: Mapping[str, nn.Parameter]) -
                 "average nothing of it: make layers in __init__, not in configure_model or setup, "
                 "or write WeightAveraging(), which calls configure_model"
             )
-        if any(map(is_cut, pruned.values())):
+        if any(map(is_dtensor, pruned.values())):
             raise ConfigError(
                 f"{name} averages a whole copy of the module, and its parameters are sharded among "
                 f"ranks: leave {name} out, or write strategy='ddp'"
@@ -158,7 +158,7 @@ def refuse_incomplete(trainer: pl.Trainer, pruned: Mapping[str, nn.Parameter]) -
 def parameters(module: nn.Module) -> dict[str, Tensor]:
     """Parameters by clean name, shared ones under each of theirs."""
     named = module.named_parameters(remove_duplicate=False)
-    return {clean(name): parameter.detach() for name, parameter in named}
+    return {strip_compile_prefix(name): parameter.detach() for name, parameter in named}
 
 
 def trained_epochs(trainer: pl.Trainer) -> int | None:

@@ -44,17 +44,17 @@ class Callback(pl.Callback):
         constant_sparsity: Whether the sparsity is the same from the first step to the last.
     """
 
-    needs_wholes = False
+    needs_whole_parameters = False
     constant_sparsity = False
 
-    precedence = 0  # the lower, the earlier its turn
+    priority = 0  # the lower, the earlier its turn
 
     @property
     def settled(self) -> bool:
         """Whether nothing is pending that could take the last event back."""
         return True
 
-    def take_turn(
+    def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Called before each batch, in an order that the Trainer's list does not change."""

@@ -12,10 +12,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from regrow.utils.errors import StateError, unwritten
+from regrow.utils.errors import StateError, write_error
 
 
-def refuse_format(state: Mapping[str, Any], known: int, name: str) -> None:
+def check_format(state: Mapping[str, Any], known: int, name: str) -> None:
     """Refuses the state of a callback that another version wrote.
 
     Raises:
@@ -28,7 +28,7 @@ def refuse_format(state: Mapping[str, Any], known: int, name: str) -> None:
         )
 
 
-def save_whole(trainer: pl.Trainer, path: str, save: Callable[[str], None]) -> None:
+def save_atomic(trainer: pl.Trainer, path: str, save: Callable[[str], None]) -> None:
     """Saves beside a file of this machine and renames: who reads it sees the old or the new one.
 
     Lightning moves a checkpoint over from the system's temporary folder, which on another file
@@ -54,5 +54,5 @@ def save_whole(trainer: pl.Trainer, path: str, save: Callable[[str], None]) -> N
         with suppress(OSError):
             part.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise unwritten(path, error) from error
+            raise write_error(path, error) from error
         raise

@@ -14,14 +14,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.callbacks.core.averaging import refuse_incomplete
+from regrow.callbacks.core.averaging import check_averages_complete
 from regrow.callbacks.core.dispatch import suite
 from regrow.callbacks.core.pruner_types import AnyPruner
 from regrow.channels.pruner import ChannelPruner
-from regrow.distributed.shard import forget_copies, is_cut
+from regrow.distributed.shard import is_dtensor, reshard_fsdp
 from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import ConfigError, StateError
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 
 if TYPE_CHECKING:
     from regrow.callbacks.core.pruning_callback import PruningCallback
@@ -30,25 +30,27 @@ if TYPE_CHECKING:
 _SHARDED = (DeepSpeedStrategy, FSDPStrategy)
 
 
-def refuse_unfit(trainer: pl.Trainer, module: nn.Module, pruner: AnyPruner) -> None:
+def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: AnyPruner) -> None:
     """All that is refused when a fit starts.
 
     Raises:
         ConfigError: For a strategy, callback or optimizer that masks do not reach.
         StateError: For another model, or one whose parameters are no longer those masked.
     """
-    refuse_other(module, pruner)
-    forget_copies(module)  # else these stand in the parameters' place
-    refuse_replaced(module, pruner)
-    refuse_incomplete(trainer, {target.name: target.parameter for target in pruner.targets})
-    refuse_sharded(trainer, pruner)
+    check_same_model(module, pruner)
+    reshard_fsdp(module)  # else these stand in the parameters' place
+    check_parameters_not_replaced(module, pruner)
+    check_averages_complete(trainer, {target.name: target.parameter for target in pruner.targets})
+    check_sharding_supported(trainer, pruner)
     if not any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        refuse_split(trainer.optimizers, pruner)  # else layers may join before the first event
+        check_one_optimizer(
+            trainer.optimizers, pruner
+        )  # else layers may join before the first event
     if pruner.soft:
-        refuse_closures(trainer.optimizers)
+        check_no_closures(trainer.optimizers)
 
 
-def refuse_sharded(trainer: pl.Trainer, pruner: AnyPruner) -> None:
+def check_sharding_supported(trainer: pl.Trainer, pruner: AnyPruner) -> None:
     """Refuses what cannot be right where each rank keeps a part of the weights.
 
     Raises:
@@ -61,14 +63,14 @@ def refuse_sharded(trainer: pl.Trainer, pruner: AnyPruner) -> None:
             "strategy='ddp', or strategy=ModelParallelStrategy() and fully_shard the module in "
             "configure_model (FSDP2)"
         )
-    cut = [target.name for target in pruner.targets if is_cut(target.parameter)]
+    cut = [target.name for target in pruner.targets if is_dtensor(target.parameter)]
     if not cut or isinstance(pruner, ChannelPruner):  # that was refused when it looked at the model
         return
     names = f"parameters are sharded among ranks ({', '.join(cut[:3])}, ...)"
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         raise ConfigError(f"{names}, and LBFGS needs whole ones: write another optimizer")
     for callback in suite(trainer):
-        if callback.needs_wholes:
+        if callback.needs_whole_parameters:
             raise ConfigError(
                 f"{names}, and {type(callback).__name__} remembers whole ones: leave it out, or "
                 "write strategy='ddp'"
@@ -83,16 +85,16 @@ def refuse_sharded(trainer: pl.Trainer, pruner: AnyPruner) -> None:
 
 def _unsharded(pruner: Pruner) -> str:
     """What a pruner would have to put into a checkpoint besides masks; nothing: ''."""
-    if pruner.vault is not None:
+    if pruner.removed_weights is not None:
         return "removed values (keep_removed=True)"
     if pruner.soft:
         return "dense values beneath masks (soft=True)"
-    if pruner.tracks:
+    if pruner.collects_gradients:
         return "what the criterion has gathered"
-    return "running means of gradients (grow='momentum')" if pruner.tracks_means else ""
+    return "running means of gradients (grow='momentum')" if pruner.averages_gradients else ""
 
 
-def refuse_other(module: nn.Module, pruner: AnyPruner) -> None:
+def check_same_model(module: nn.Module, pruner: AnyPruner) -> None:
     """Refuses another model than the one that is masked.
 
     Raises:
@@ -107,16 +109,16 @@ def refuse_other(module: nn.Module, pruner: AnyPruner) -> None:
 
 def waits_for_gradients(pruner: AnyPruner) -> bool:
     """Whether events fire where gradients are: this step's count too."""
-    return pruner.needs_gradients or pruner.tracks
+    return pruner.needs_gradients or pruner.collects_gradients
 
 
-def refuse_replaced(module: nn.Module, pruner: AnyPruner) -> None:
+def check_parameters_not_replaced(module: nn.Module, pruner: AnyPruner) -> None:
     """Refuses a model whose parameters are no longer the ones that are masked.
 
     Raises:
         StateError: Naming those that were replaced since.
     """
-    named = {clean(n): p for n, p in module.named_parameters(remove_duplicate=False)}
+    named = {strip_compile_prefix(n): p for n, p in module.named_parameters(remove_duplicate=False)}
     lost = [t.name for t in pruner.targets if named.get(t.name) is not t.parameter]
     if lost:
         raise StateError(
@@ -125,7 +127,7 @@ def refuse_replaced(module: nn.Module, pruner: AnyPruner) -> None:
         )
 
 
-def refuse_split(optimizers: Sequence[Optimizer], pruner: AnyPruner) -> None:
+def check_one_optimizer(optimizers: Sequence[Optimizer], pruner: AnyPruner) -> None:
     """Refuses gradient criteria over parameters that no single optimizer holds together.
 
     Raises:
@@ -145,11 +147,11 @@ def ranks_now(trainer: pl.Trainer, pruner: AnyPruner, optimizer: Optimizer) -> b
     Raises:
         ConfigError: If they never are, as those of layers that are frozen still.
     """
-    refuse_split(trainer.optimizers, pruner)
+    check_one_optimizer(trainer.optimizers, pruner)
     return pruner.trained_by(optimizer)
 
 
-def refuse_closures(optimizers: Sequence[Optimizer]) -> None:
+def check_no_closures(optimizers: Sequence[Optimizer]) -> None:
     """Refuses soft pruning with optimizers that call their closure several times a step.
 
     Raises:
@@ -164,7 +166,7 @@ def refuse_closures(optimizers: Sequence[Optimizer]) -> None:
 
 def warn_unfinished(trainer: pl.Trainer, callback: PruningCallback) -> None:
     """Warns of a fit that ended before its events did."""
-    ahead = callback.progress.ahead
+    ahead = callback.progress.remaining
     if ahead and not trainer.should_stop:
         rank_zero_warn(
             f"the fit ended at sparsity {callback.sparsity:.4g}, before {len(ahead)} planned "

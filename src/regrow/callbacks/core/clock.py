@@ -40,15 +40,15 @@ class Clock:
                 "cannot be mixed with '3ep' or fractions: write all times in one of them"
             )
 
-    def now(self) -> int:
+    def current_step(self) -> int:
         """The present step (or batch), asked while a batch is trained: how many lie behind."""
         if self.batches:
             return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
         return int(self.trainer.global_step)
 
-    def origin(self) -> tuple[int, int]:
+    def start_step(self) -> tuple[int, int]:
         """The step (or batch) and the epoch from which training goes on, asked before it does."""
-        step = self.now() + 1 if self.batches else self.now()
+        step = self.current_step() + 1 if self.batches else self.current_step()
         return step, int(self.trainer.current_epoch)
 
     def timeline(self, first: int, epoch: int) -> Timeline:

@@ -15,7 +15,7 @@ from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import ConfigError, StateError
 
 
-def refuse_swa(trainer: pl.Trainer, callback: pl.Callback) -> None:
+def check_no_swa(trainer: pl.Trainer, callback: pl.Callback) -> None:
     """Refuses `StochasticWeightAveraging` beside a callback that takes weights back.
 
     Raises:
@@ -30,14 +30,14 @@ def refuse_swa(trainer: pl.Trainer, callback: pl.Callback) -> None:
         )
 
 
-def refuse_swapped(trainer: pl.Trainer) -> None:
+def check_weights_not_swapped(trainer: pl.Trainer) -> None:
     """Refuses to hold weights beside a callback that keeps other values for them.
 
     Raises:
         ConfigError: What is noted before a step and put back after it would be the wrong values.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if getattr(callback, "swaps", False):
+        if getattr(callback, "keeps_dense_copy", False):
             raise ConfigError(
                 f"{type(callback).__name__} keeps dense values beside the weights of the network "
                 "(soft=True, learned masks), and holding weights would write over them: write "
@@ -45,7 +45,7 @@ def refuse_swapped(trainer: pl.Trainer) -> None:
             )
 
 
-def refuse_carried(pruner: AnyPruner) -> None:
+def check_no_dense_copy(pruner: AnyPruner) -> None:
     """Refuses to carry masks of sharded parameters from one model to another in memory.
 
     Raises:
@@ -58,7 +58,7 @@ def refuse_carried(pruner: AnyPruner) -> None:
         )
 
 
-def refuse_between(pending: object) -> None:
+def check_no_pending_event(pending: object) -> None:
     """Refuses to save between an event and its rewinding, which comes at the batch's end.
 
     Raises:
@@ -71,18 +71,25 @@ def refuse_between(pending: object) -> None:
         )
 
 
-def refuse_target(trainer: pl.Trainer, pruner: AnyPruner, start: float, final: float) -> None:
+def check_target_reachable(
+    trainer: pl.Trainer, pruner: AnyPruner, start: float, final: float
+) -> None:
     """Refuses a target that cannot be gone to, or not beside the Trainer's other pruners.
 
     Raises:
         ConfigError: What is pruned stays pruned; less than a weight is nothing to move in
             proportion to; dense values beneath soft masks are none under hard ones.
     """
-    refuse_overlap(trainer, pruner)
-    if isinstance(pruner, Pruner) and pruner.own and final > 0 and not pruner.units(final):
+    check_no_overlap(trainer, pruner)
+    if (
+        isinstance(pruner, Pruner)
+        and pruner.layer_targets
+        and final > 0
+        and not pruner.units(final)
+    ):
         raise ConfigError(
-            f"sparsity={final:g} is less than one weight, and layers={pruner.own} move in "
-            "proportion to it: write include=[...] with these layers, and their sparsity as "
+            f"sparsity={final:g} is less than one weight, and layers={pruner.layer_targets} move "
+            "in proportion to it: write include=[...] with these layers, and their sparsity as "
             "sparsity"
         )
     if pruner.units(start) > pruner.units(final) > 0:
@@ -92,7 +99,7 @@ def refuse_target(trainer: pl.Trainer, pruner: AnyPruner, start: float, final: f
         )
 
 
-def refuse_overlap(trainer: pl.Trainer, pruner: AnyPruner) -> None:
+def check_no_overlap(trainer: pl.Trainer, pruner: AnyPruner) -> None:
     """Refuses soft pruning of weights that another callback prunes too.
 
     Raises:
@@ -114,7 +121,7 @@ def refuse_overlap(trainer: pl.Trainer, pruner: AnyPruner) -> None:
             )
 
 
-def refuse_constant(trainer: pl.Trainer, callback: Callback) -> None:
+def check_rising_sparsity(trainer: pl.Trainer, callback: Callback) -> None:
     """Refuses a callback that answers rising sparsity where it stands still.
 
     Raises:

@@ -12,7 +12,7 @@ from regrow.pruning.enforcer import Enforcer
 from regrow.utils.errors import StateError
 
 
-def agree(trainer: pl.Trainer, enforcer: Enforcer, when: str) -> None:
+def check_ranks_agree(trainer: pl.Trainer, enforcer: Enforcer, when: str) -> None:
     """Refuses to go on where ranks hold other masks or weights; three numbers a rank are sent.
 
     Rows of sharded parameters are compared among the ranks that hold the same ones.
@@ -50,7 +50,7 @@ def agree(trainer: pl.Trainer, enforcer: Enforcer, when: str) -> None:
         )
 
 
-def shared_value(trainer: pl.Trainer, value: float) -> float:
+def reduce_metric(trainer: pl.Trainer, value: float) -> float:
     """A logged number as all ranks see it: their mean, where it was logged without sync_dist."""
     if trainer.world_size == 1:
         return value

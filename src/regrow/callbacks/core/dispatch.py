@@ -13,12 +13,12 @@ def suite(trainer: pl.Trainer) -> list[Callback]:
     return [c for c in trainer.callbacks if isinstance(c, Callback)]  # type: ignore[attr-defined]
 
 
-def tell(trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent) -> None:
+def broadcast_event(trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent) -> None:
     """Tells every callback of the suite of an event."""
     for callback in suite(trainer):
         callback.on_prune_event(trainer, pl_module, event)
 
 
-def in_turn(trainer: pl.Trainer) -> list[Callback]:
+def ordered(trainer: pl.Trainer) -> list[Callback]:
     """The suite's callbacks by precedence, then by name."""
-    return sorted(suite(trainer), key=lambda callback: (callback.precedence, callback.state_key))
+    return sorted(suite(trainer), key=lambda callback: (callback.priority, callback.state_key))

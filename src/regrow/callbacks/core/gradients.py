@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.checks import waits_for_gradients
 from regrow.callbacks.core.pruner_types import AnyPruner
-from regrow.distributed.shard import is_cut, local
+from regrow.distributed.shard import is_dtensor, local_tensor
 
 if TYPE_CHECKING:
     from regrow.callbacks.core.pruning_callback import PruningCallback
@@ -45,25 +45,27 @@ def show_gradients(
             pruner.on_gradients(trainer, optimizer)
 
 
-def prepare(trainer: pl.Trainer, optimizer: Optimizer, pruner: AnyPruner) -> None:
+def before_step(trainer: pl.Trainer, optimizer: Optimizer, pruner: AnyPruner) -> None:
     """Masks gradients, or puts soft pruning's dense values in, before an optimizer's step.
 
     No hook follows a step that is skipped, so dense values would stay in for what comes next.
     """
-    if not (pruner.soft and overflowed(trainer, optimizer)):
+    if not (pruner.soft and amp_step_skipped(trainer, optimizer)):
         pruner.enforcer.prepare()
 
 
-def overflowed(trainer: pl.Trainer, optimizer: Optimizer) -> bool:
+def amp_step_skipped(trainer: pl.Trainer, optimizer: Optimizer) -> bool:
     """Whether a gradient scaler is about to skip this step: its gradients rank nothing.
 
     It does for any gradient of the optimizer that is not finite, masked or not.
     """
     if _scaler(trainer) is None:
         return False
-    gradients = [parameter.grad for parameter in _held(optimizer) if parameter.grad is not None]
-    bad = not all(bool(local(grad).isfinite().all()) for grad in gradients)
-    if any(map(is_cut, gradients)):  # other ranks see other rows
+    gradients = [
+        parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None
+    ]
+    bad = not all(bool(local_tensor(grad).isfinite().all()) for grad in gradients)
+    if any(map(is_dtensor, gradients)):  # other ranks see other rows
         bad = bool(trainer.strategy.reduce_boolean_decision(bad, all=False))
     return bad
 
@@ -73,7 +75,7 @@ def drop_gradients(trainer: pl.Trainer, optimizer: Optimizer) -> None:
     scaler = _scaler(trainer)
     if scaler is not None and _fused(optimizer):
         scaler.unscale_(optimizer)  # else it looks at them at the step, and none is an error
-    for parameter in _held(optimizer):
+    for parameter in _parameters(optimizer):
         parameter.grad = None
 
 
@@ -85,7 +87,7 @@ def _unscaled(trainer: pl.Trainer, optimizer: Optimizer) -> Iterator[None]:
         yield
         return
     scale = scaler.get_scale()
-    scaled = [(p, p.grad) for p in _held(optimizer) if p.grad is not None]
+    scaled = [(p, p.grad) for p in _parameters(optimizer) if p.grad is not None]
     for parameter, grad in scaled:
         parameter.grad = grad / scale
     try:
@@ -105,5 +107,5 @@ def _fused(optimizer: Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
-def _held(optimizer: Optimizer) -> list[nn.Parameter]:
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

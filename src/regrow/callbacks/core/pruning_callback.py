@@ -20,31 +20,31 @@ from torch.utils.hooks import RemovableHandle
 
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback, PruneEvent
-from regrow.callbacks.core.checkpoint_files import refuse_format
+from regrow.callbacks.core.checkpoint_files import check_format
 from regrow.callbacks.core.checks import (
+    check_pruner_fits,
     ranks_now,
-    refuse_unfit,
     waits_for_gradients,
     warn_unfinished,
 )
 from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.compatibility import refuse_target
-from regrow.callbacks.core.dispatch import in_turn, suite
-from regrow.callbacks.core.gradients import overflowed, prepare, show_gradients
+from regrow.callbacks.core.compatibility import check_target_reachable
+from regrow.callbacks.core.dispatch import ordered, suite
+from regrow.callbacks.core.gradients import amp_step_skipped, before_step, show_gradients
 from regrow.callbacks.core.pruner_types import as_sparse
 from regrow.callbacks.core.session import PrunerAccess
-from regrow.callbacks.core.summary import show_targets
-from regrow.channels.config import ChannelMethod
+from regrow.callbacks.core.summary import print_summary
+from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
-from regrow.pruning.config import Method
-from regrow.pruning.state import Keep
-from regrow.pruning.transaction import Changes
-from regrow.schedules.base import Milestone, PruningPlan, Schedule, own_sparsities
+from regrow.pruning.config import PruningConfig
+from regrow.pruning.state import KeepRemoved
+from regrow.pruning.transaction import Transaction
+from regrow.schedules.base import Milestone, PruningPlan, Schedule, layer_sparsities
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Timeline
 from regrow.utils.errors import StateError, check_choice
-from regrow.utils.modes import uncompiled
-from regrow.utils.names import follow_names
+from regrow.utils.modes import no_compile
+from regrow.utils.names import accept_compile_prefix
 
 
 class MaskedAverages(PrunerAccess):
@@ -97,7 +97,7 @@ def _looks(callback: Callback) -> bool:
 class TakesTurns(PrunerAccess):
     """The first pruning callback of the list lets all of the suite take their turns."""
 
-    precedence = 2  # after budgets and regrowth
+    priority = 2  # after budgets and regrowth
     _turns: Sequence[Callback] = ()
 
     def on_train_batch_start(
@@ -105,7 +105,7 @@ class TakesTurns(PrunerAccess):
     ) -> None:
         if leads(trainer, self):
             for callback in self._turns:
-                callback.take_turn(trainer, pl_module, batch, batch_idx)
+                callback.on_suite_batch_start(trainer, pl_module, batch, batch_idx)
 
 
 def leads(trainer: pl.Trainer, callback: Callback) -> bool:
@@ -131,10 +131,10 @@ class PruningCallback(TakesTurns, MaskedBackward, MaskedAverages):
 
     def __init__(
         self,
-        method: Method | ChannelMethod,
+        method: PruningConfig | ChannelConfig,
         schedule: Schedule,
         final: float,
-        keep_removed: Keep,
+        keep_removed: KeepRemoved,
         on_change: str,
         soft: bool = False,
     ) -> None:
@@ -163,12 +163,12 @@ class PruningCallback(TakesTurns, MaskedBackward, MaskedAverages):
     @property
     def at_target(self) -> bool:
         """Whether nothing is left to prune; a plan may end dense, after that."""
-        return self.progress.begun and self.progress.pruned and self._holds(self.progress.sparse)
+        return self.progress.started and self.progress.pruned and self._holds(self.progress.sparse)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         pruner = self._pruner = self._pruner or self._new_pruner(pl_module)
-        refuse_unfit(trainer, pl_module, pruner)
+        check_pruner_fits(trainer, pl_module, pruner)
         self._clock = Clock(trainer, self.schedule.times())
         for optimizer in trainer.optimizers:
             self._handles.append(pruner.enforcer.hook(optimizer))
@@ -187,28 +187,28 @@ class PruningCallback(TakesTurns, MaskedBackward, MaskedAverages):
             self._begin(trainer)
         self._loaded = None  # not before: what fails to resume must not be saved in its place
         self.pruner.enforce(trainer.optimizers)
-        self._turns, idle = in_turn(trainer), Callback.on_dense_gradients  # once: steps are many
+        self._turns, idle = ordered(trainer), Callback.on_dense_gradients  # once: steps are many
         self._pruners = [c for c in self._turns if isinstance(c, PruningCallback)]
         self._eager = [c for c in self._turns if type(c).on_dense_gradients is not idle]
-        show_targets(trainer, self)
+        print_summary(trainer, self)
 
-    def take_turn(
+    def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if (due := self._due()) is not None and not waits_for_gradients(self.pruner):
             self._fire(due)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        self.pruner.settle()  # a scaler that skips the step runs no hook after it
+        self.pruner.flush_dense()  # a scaler that skips the step runs no hook after it
 
-    @uncompiled
+    @no_compile
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         if leads(trainer, self):  # all see the gradients, once, before any masks them
             show_gradients(trainer, optimizer, self._eager, self._pruners)
-        self.changes.refuse()
-        prepare(trainer, optimizer, self.pruner)
+        self.transaction.check()
+        before_step(trainer, optimizer, self.pruner)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -234,21 +234,21 @@ class PruningCallback(TakesTurns, MaskedBackward, MaskedAverages):
         if self._pruner is not None:
             planned = [self.final, *(sparsity for _, sparsity in self.progress.plan)]
             held = [s for s in planned if as_sparse(self._pruner, s, self.final)]
-            self._pruner.change(plan.sliced)
-            self._pruner.held = max(held, default=0.0)
+            self._pruner.resize(plan.slice)
+            self._pruner.sparsity_before_cut = max(held, default=0.0)
 
     def on_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """Acts on dense, unscaled, unclipped gradients: a due event, or the criterion's update."""
         pruner = self.pruner
-        if not waits_for_gradients(pruner) or overflowed(trainer, optimizer):
+        if not waits_for_gradients(pruner) or amp_step_skipped(trainer, optimizer):
             return
         pruner.update(optimizer)
         if (due := self._due()) is not None and ranks_now(trainer, pruner, optimizer):
             self._fire(due)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._loaded, self._outside, self.changes = None, False, Changes()
-        self._handles.append(follow_names(pl_module))
+        self._loaded, self._outside, self.transaction = None, False, Transaction()
+        self._handles.append(accept_compile_prefix(pl_module))
         if stage == "fit":  # another fit, another plan
             self.progress = Progress()
 
@@ -274,17 +274,17 @@ class PruningCallback(TakesTurns, MaskedBackward, MaskedAverages):
     def state_dict(self) -> dict[str, Any]:
         if self._loaded is not None:  # not taken in yet, as when a learning rate is looked for
             return dict(self._loaded)
-        self.changes.refuse()
+        self.transaction.check()
         return {
             "format": FORMAT,
             "final": self.final,
-            "method": self.method.words(),
+            "method": self.method.to_dict(),
             "pruner": None if self._pruner is None else self._pruner.state_dict(),
-            "progress": self.progress.state_dict() if self.progress.begun else None,
+            "progress": self.progress.state_dict() if self.progress.started else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        refuse_format(state_dict, FORMAT, self.state_key)
+        check_format(state_dict, FORMAT, self.state_key)
         if not self._outside:  # else on_load_checkpoint took it in
             self._loaded = state_dict
 
@@ -295,16 +295,19 @@ class PruningCallback(TakesTurns, MaskedBackward, MaskedAverages):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         if self._pruner is not None:
-            self._pruner.settle()
+            self._pruner.flush_dense()
             self._pruner.enforcer.weights()  # a step that was stopped before its end
         self._release()
 
     def _begin(self, trainer: pl.Trainer) -> None:
         """Plans a fit that is not a resumed one; it goes on from the sparsity the model has."""
         assert self._clock is not None
-        pruner, (first, epoch) = self.pruner, self._clock.origin()
-        timeline, start = self._clock.timeline(first, epoch), self.pruner.stand(self.final)
-        refuse_target(trainer, pruner, start, self.final)
+        pruner, (first, epoch) = self.pruner, self._clock.start_step()
+        timeline, start = (
+            self._clock.timeline(first, epoch),
+            self.pruner.progress_towards(self.final),
+        )
+        check_target_reachable(trainer, pruner, start, self.final)
         there = self.final > 0 and pruner.units(start) == pruner.units(self.final)
         if there or timeline.total == 0:
             plan: PruningPlan = ()
@@ -324,16 +327,16 @@ class PruningCallback(TakesTurns, MaskedBackward, MaskedAverages):
                 f"the checkpoint was pruned towards sparsity {state['final']:g}, this callback "
                 f"towards {self.final:g}: to change the target, load the weights and start a fit"
             )
-        self.method.refuse_other(state["method"])
+        self.method.check_matches(state["method"])
         self._adopt(state)
-        now, _ = self._clock.origin()
+        now, _ = self._clock.start_step()
         timeline = self._clock.timeline(self.progress.first, self.progress.epoch)
         self.progress.resume(self.resolve, timeline, now, self.on_change)
 
     def _due(self) -> Milestone | None:
         if self._clock is None or self.progress.reached:
             return None
-        return self.progress.due(self._clock.now())
+        return self.progress.due(self._clock.current_step())
 
     def _fire(self, due: Milestone) -> None:
         """Acts on a due event, unless somebody lets it wait."""
@@ -344,16 +347,20 @@ class PruningCallback(TakesTurns, MaskedBackward, MaskedAverages):
             return
         for callback in listeners:
             callback.before_prune_event(trainer, trainer.lightning_module, self)
-        with self.changes.whole(f"the event at step {due.step}"):
+        with self.transaction.guard(f"the event at step {due.step}"):
             self._act(due)
-            self.progress.done(due)
+            self.progress.mark_done(due)
 
     def _act(self, due: Milestone) -> None:
         pruner = self.pruner
         # a prune_to by hand may have gone further than the plan
-        if due.sparsity and pruner.units(due.sparsity) < pruner.units(pruner.stand(self.final)):
+        if due.sparsity and pruner.units(due.sparsity) < pruner.units(
+            pruner.progress_towards(self.final)
+        ):
             return
-        own = own_sparsities(self.schedule, due.sparsity, self.final, pruner.own, pruner.densities)
+        own = layer_sparsities(
+            self.schedule, due.sparsity, self.final, pruner.layer_targets, pruner.densities
+        )
         self._change(lambda opt: pruner.prune_to(due.sparsity, opt, own))
 
     def _holds(self, planned: Sequence[Milestone]) -> bool:

@@ -16,14 +16,14 @@ def pruners(trainer: pl.Trainer) -> list[PrunerAccess]:
     return sorted(found, key=lambda callback: callback.state_key)
 
 
-def settled(trainer: pl.Trainer) -> bool:
+def no_event_pending(trainer: pl.Trainer) -> bool:
     """Whether nothing is pending that could take the last event back."""
     return all(callback.settled for callback in suite(trainer))
 
 
-def all_reached(trainer: pl.Trainer) -> bool:
+def all_schedules_done(trainer: pl.Trainer) -> bool:
     """Whether every pruning callback has had all its planned events, and they are settled."""
-    return settled(trainer) and all(callback.reached for callback in pruners(trainer))
+    return no_event_pending(trainer) and all(callback.reached for callback in pruners(trainer))
 
 
 def all_at_target(trainer: pl.Trainer) -> bool:
@@ -31,10 +31,10 @@ def all_at_target(trainer: pl.Trainer) -> bool:
 
     Of a cyclic plan this is the last sparse phase, whether or not a dense one follows.
     """
-    return settled(trainer) and all(callback.at_target for callback in pruners(trainer))
+    return no_event_pending(trainer) and all(callback.at_target for callback in pruners(trainer))
 
 
-def require_pruner(trainer: pl.Trainer, callback: pl.Callback, stage: str) -> None:
+def check_has_pruner(trainer: pl.Trainer, callback: pl.Callback, stage: str) -> None:
     """Refuses a fit in which `callback` would have nothing to do.
 
     Raises:

@@ -13,21 +13,21 @@ from torch.optim import Optimizer
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback, PruneEvent
 from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.compatibility import refuse_carried, refuse_swapped
-from regrow.callbacks.core.consistency import agree
-from regrow.callbacks.core.dispatch import tell
+from regrow.callbacks.core.compatibility import check_no_dense_copy, check_weights_not_swapped
+from regrow.callbacks.core.consistency import check_ranks_agree
+from regrow.callbacks.core.dispatch import broadcast_event
 from regrow.callbacks.core.pruner_types import AnyPruner
-from regrow.channels.config import ChannelMethod
-from regrow.io.checkpoints import read_checkpoint, refuse_damaged
-from regrow.io.integrity import opened
-from regrow.masks.masks import Masks, refuse_unmasked
-from regrow.pruning.config import Method
-from regrow.pruning.freezing import Train
-from regrow.pruning.growth import Growth
+from regrow.channels.config import ChannelConfig
+from regrow.io.checkpoints import check_checksums, read_checkpoint
+from regrow.io.integrity import verify_digest
+from regrow.masks.masks import Masks, check_weights_masked
+from regrow.pruning.config import PruningConfig
+from regrow.pruning.freezing import TrainSpec
+from regrow.pruning.growth import GrowthCriterion
 from regrow.pruning.initializers import Initializer
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import Keep
-from regrow.pruning.transaction import Changes
+from regrow.pruning.state import KeepRemoved
+from regrow.pruning.transaction import Transaction
 from regrow.schedules.progress import Progress
 from regrow.utils.errors import StateError
 
@@ -42,14 +42,14 @@ class PrunerAccess(Callback):
     """
 
     def __init__(
-        self, method: Method | ChannelMethod, keep_removed: Keep, soft: bool = False
+        self, method: PruningConfig | ChannelConfig, keep_removed: KeepRemoved, soft: bool = False
     ) -> None:
         super().__init__()
-        self.method = method.checked()
+        self.method = method.validated()
         self.keep_removed = keep_removed
         self.soft = soft
         self.progress = Progress()
-        self.changes = Changes()  # of the fit; the pruner has its own
+        self.transaction = Transaction()  # of the fit; the pruner has its own
         self._pruner: AnyPruner | None = None
         self._clock: Clock | None = None
         self._averages = Averages()
@@ -88,7 +88,7 @@ class PrunerAccess(Callback):
         return self.pruner.densities
 
     @property
-    def moving(self) -> bool:
+    def changes_between_events(self) -> bool:
         """Whether sparsity changes between events too."""
         return False
 
@@ -103,14 +103,14 @@ class PrunerAccess(Callback):
         return [] if self._pruner is None else self._pruner.history
 
     @property
-    def swaps(self) -> bool:
+    def keeps_dense_copy(self) -> bool:
         """Whether other values than those trained stand in the weights between two steps."""
         return self.soft
 
     @property
     def reached(self) -> bool:
         """Whether all planned events have happened."""
-        return self.progress.begun and self.progress.reached
+        return self.progress.started and self.progress.reached
 
     @property
     def at_target(self) -> bool:
@@ -133,14 +133,14 @@ class PrunerAccess(Callback):
         fraction: float | None = None,
         count: int | None = None,
         *,
-        by: str | Growth = "random",
+        by: str | GrowthCriterion = "random",
         init: str | Initializer = "he",
         names: Iterable[str] | str | None = None,
-        train: Train = "all",
+        train: TrainSpec = "all",
     ) -> dict[str, Any]:
         """Brings pruned weights back; see `Pruner.regrow`."""
         if self._clock is not None and train != "all":
-            refuse_swapped(self._clock.trainer)
+            check_weights_not_swapped(self._clock.trainer)
         return self._change(
             lambda optimizers: self.pruner.regrow(
                 fraction,
@@ -173,7 +173,7 @@ class PrunerAccess(Callback):
             if state["pruner"] is None:
                 raise StateError(f"{ckpt} was saved before {self.state_key} had seen a model")
         elif self._pruner is not None:
-            refuse_carried(self._pruner)
+            check_no_dense_copy(self._pruner)
             state = self.state_dict()
         before, self._pruner = self._pruner, self._new_pruner(model)
         self._averages = Averages()
@@ -186,13 +186,13 @@ class PrunerAccess(Callback):
 
     def note_rollback(self, failed: float, lost: float | None) -> None:
         """Writes into the history that an event was taken back, and how much it had lost."""
-        self.pruner.note("rollback", failed, lost=lost)
+        self.pruner.record_event("rollback", failed, lost=lost)
         self._where(self.history[-1])
         if self._clock is not None:
-            agree(self._clock.trainer, self.pruner.enforcer, "a rollback")
+            check_ranks_agree(self._clock.trainer, self.pruner.enforcer, "a rollback")
 
     def _new_pruner(self, model: nn.Module) -> AnyPruner:
-        assert isinstance(self.method, Method)
+        assert isinstance(self.method, PruningConfig)
         return Pruner(model, self.method, keep_removed=self.keep_removed, soft=self.soft)
 
     def _own_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -209,17 +209,17 @@ class PrunerAccess(Callback):
 
     def _whole_state(self, checkpoint: Mapping[str, Any], path: object) -> Mapping[str, Any] | None:
         """This callback's state, if there is one, in a checkpoint that is what was written."""
-        refuse_damaged(path)
+        check_checksums(path)
         state: Mapping[str, Any] | None = (checkpoint.get("callbacks") or {}).get(self.state_key)
         if state and state["pruner"] is not None:
-            masks = opened(state["pruner"])["masks"]
-            refuse_unmasked(masks, checkpoint.get("state_dict") or {})
+            masks = verify_digest(state["pruner"])["masks"]
+            check_weights_masked(masks, checkpoint.get("state_dict") or {})
         return state
 
     def _adopt(self, state: Mapping[str, Any]) -> None:
         self.pruner.load_state_dict(state["pruner"])
         if self._clock is not None:
-            agree(self._clock.trainer, self.pruner.enforcer, "resuming")
+            check_ranks_agree(self._clock.trainer, self.pruner.enforcer, "resuming")
         if state["progress"] is not None:
             self.progress.load_state_dict(state["progress"])
 
@@ -229,17 +229,17 @@ class PrunerAccess(Callback):
         masks = self._averages.masks(enforcer)
         if clock is None:
             entry = change([])
-            self._averages.follow(enforcer, masks)
+            self._averages.sync_changed(enforcer, masks)
             return entry
         trainer, before = clock.trainer, self.pruner.sparsity
-        with self.changes.whole(f"an event at step {int(trainer.global_step)}"):
+        with self.transaction.guard(f"an event at step {int(trainer.global_step)}"):
             entry = change(trainer.optimizers)
-            self.changes.touch()  # masks have changed, and who answers to that has not heard
-            self._averages.follow(enforcer, masks)
+            self.transaction.mark_started()  # masks changed, but listeners were not called yet
+            self._averages.sync_changed(enforcer, masks)
             self._where(entry)
-            agree(trainer, enforcer, f"the event at step {entry['step']}")
+            check_ranks_agree(trainer, enforcer, f"the event at step {entry['step']}")
             event = PruneEvent(self, entry["step"], entry["epoch"], before, self.sparsity, entry)
-            tell(trainer, trainer.lightning_module, event)
+            broadcast_event(trainer, trainer.lightning_module, event)
         return entry
 
     def _where(self, entry: dict[str, Any]) -> None:

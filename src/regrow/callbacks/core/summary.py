@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from regrow.callbacks.core.pruning_callback import PruningCallback
 
 
-def targets_table(callback: PruningCallback) -> Table:
+def summary_table(callback: PruningCallback) -> Table:
     """One row a pruned parameter, and one a reason for those that are not."""
     pruner = callback.pruner
     table = Table(title=f"{type(callback).__name__}: {pruner.total:,} prunable weights")
@@ -24,14 +24,18 @@ def targets_table(callback: PruningCallback) -> Table:
     shared = {"uniform": f"{callback.final:.4g}"}.get(callback.method.distribution, "shared")
     for target in pruner.targets:
         shape = "x".join(map(str, target.parameter.shape))
-        own = f"{pruner.own[target.name]:.4g}" if target.name in pruner.own else shared
+        own = (
+            f"{pruner.layer_targets[target.name]:.4g}"
+            if target.name in pruner.layer_targets
+            else shared
+        )
         own += "" if target.parameter.requires_grad else ", frozen"
         table.add_row(target.name, shape, f"{target.parameter.numel():,}", own)
     for reason, count in Counter(pruner.selection.reasons.values()).items():
         names = [name for name, why in pruner.selection.reasons.items() if why == reason]
         shown = ", ".join(names[:2]) + (f" and {count - 2} more" if count > 2 else "")
         table.add_row(f"[dim]{shown}", "", "", f"[dim]dense: {reason}")
-    plan = callback.progress.ahead
+    plan = callback.progress.remaining
     notes = ["no event to come"]
     if plan:
         notes = [
@@ -49,8 +53,8 @@ def targets_table(callback: PruningCallback) -> Table:
     return table
 
 
-def show_targets(trainer: pl.Trainer, callback: PruningCallback) -> None:
+def print_summary(trainer: pl.Trainer, callback: PruningCallback) -> None:
     """Prints the table on rank 0, where the Trainer shows anything at all."""
     talks = any(isinstance(c, (ModelSummary, ProgressBar)) for c in trainer.callbacks)  # type: ignore[attr-defined]
     if talks and trainer.is_global_zero:
-        Console().print(targets_table(callback))
+        Console().print(summary_table(callback))

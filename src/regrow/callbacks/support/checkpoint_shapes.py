@@ -122,7 +122,7 @@ def find_example(trainer: pl.Trainer | None, module: pl.LightningModule, given: 
     )
 
 
-def example_for(model: torch.nn.Module, known: Any, given: Any) -> Any:
+def first_example(model: torch.nn.Module, known: Any, given: Any) -> Any:
     """What a model is traced with: what is known, else given, else a LightningModule's own.
 
     Raises:

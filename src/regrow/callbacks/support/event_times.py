@@ -11,7 +11,7 @@ from regrow.schedules.time import Time
 from regrow.utils.errors import ConfigError
 
 
-class Appointments:
+class EventTimes:
     """Times of one fit, as steps.
 
     Args:
@@ -28,7 +28,7 @@ class Appointments:
         self.at = at
         self.on_change = on_change
         self.steps: list[int] = []
-        self.kept = 0
+        self.n_done = 0
         self._first, self._epoch = 0, 0
 
     def begin(self, clock: Clock) -> None:
@@ -37,9 +37,9 @@ class Appointments:
         Raises:
             ConfigError: If the fit ends before the last of them.
         """
-        self.kept, (self._first, self._epoch) = 0, clock.origin()
+        self.n_done, (self._first, self._epoch) = 0, clock.start_step()
         self.steps = self._plan(clock)
-        self._refuse_late(clock)
+        self._check_within_fit(clock)
 
     def resume(self, clock: Clock, state: Mapping[str, Any]) -> None:
         """Takes what `state_dict` gave; the resolved steps in it win.
@@ -49,8 +49,8 @@ class Appointments:
                 what to do, or if the fit ends before the last of them.
         """
         self._first, self._epoch = int(state["first"]), int(state["epoch"])
-        self.kept, self.steps = int(state["kept"]), [int(step) for step in state["steps"]]
-        stored, planned = self.steps[self.kept :], self._plan(clock)[self.kept :]
+        self.n_done, self.steps = int(state["kept"]), [int(step) for step in state["steps"]]
+        stored, planned = self.steps[self.n_done :], self._plan(clock)[self.n_done :]
         if stored and stored != planned and self.on_change == "refuse":
             raise ConfigError(
                 f"the checkpoint regrows at steps {stored}, while now {planned} would be planned "
@@ -58,23 +58,23 @@ class Appointments:
                 "on_change='keep' (steps as in the checkpoint) or on_change='stretch' (as now)"
             )
         if stored and self.on_change == "stretch":
-            self.steps[self.kept :] = planned
-        self._refuse_late(clock)
+            self.steps[self.n_done :] = planned
+        self._check_within_fit(clock)
 
     def due(self, now: int) -> int | None:
         """The last appointment that step `now` has reached, if it was not kept yet."""
         passed = [step for step in self.steps if step <= now]
-        return passed[-1] if len(passed) > self.kept else None
+        return passed[-1] if len(passed) > self.n_done else None
 
-    def keep(self, step: int) -> None:
+    def mark_done(self, step: int) -> None:
         """Marks an appointment, and those before it, as kept."""
-        self.kept = self.steps.index(step) + 1
+        self.n_done = self.steps.index(step) + 1
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and place among them: builtin types only."""
         return {
             "steps": list(self.steps),
-            "kept": self.kept,
+            "kept": self.n_done,
             "first": self._first,
             "epoch": self._epoch,
         }
@@ -85,9 +85,9 @@ class Appointments:
         timeline = clock.timeline(self._first, self._epoch)
         return sorted({timeline.step(time, "at") for time in self.at})
 
-    def _refuse_late(self, clock: Clock) -> None:
+    def _check_within_fit(self, clock: Clock) -> None:
         end = clock.timeline(self._first, self._epoch).end
-        ahead = self.steps[self.kept :]
+        ahead = self.steps[self.n_done :]
         if end is not None and ahead and ahead[-1] >= end > self._first:
             raise ConfigError(
                 f"at={', '.join(map(str, self.at))}: step {ahead[-1]} is never reached, the fit "

@@ -15,7 +15,7 @@ from regrow.callbacks.core.session import PrunerAccess
 from regrow.utils.optimizers import load_moments
 
 
-class Snapshot:
+class FitSnapshot:
     """True copies, in host memory, that can be written back in place.
 
     Args:
@@ -28,7 +28,7 @@ class Snapshot:
     @classmethod
     def take(
         cls, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerAccess
-    ) -> Snapshot:
+    ) -> FitSnapshot:
         """Copies everything that an event and the training after it can change."""
         return cls(
             {

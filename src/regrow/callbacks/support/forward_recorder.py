@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from regrow.utils.errors import ConfigError, StateError, did_you_mean
-from regrow.utils.modes import uncompiled
+from regrow.utils.errors import ConfigError, StateError, suggest
+from regrow.utils.modes import no_compile
 
 
 class Call(NamedTuple):
@@ -22,7 +22,7 @@ class Call(NamedTuple):
     output: Any
 
 
-class Recorder:
+class ForwardRecorder:
     """Notes the calls of one submodule, but only while it listens.
 
     Args:
@@ -46,7 +46,7 @@ class Recorder:
     def __init__(self, module: nn.Module, name: str) -> None:
         named = dict(module.named_modules())
         if name not in named:
-            raise ConfigError(f"the module has no submodule {name!r}: {did_you_mean(name, named)}")
+            raise ConfigError(f"the module has no submodule {name!r}: {suggest(name, named)}")
         self.name = name
         self._note = _Note()
         self._handle: RemovableHandle = named[name].register_forward_hook(
@@ -54,7 +54,7 @@ class Recorder:
         )
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Notes calls from here on; those of before are forgotten."""
         self._note.calls.clear()
         self._note.listens = True
@@ -63,7 +63,7 @@ class Recorder:
         finally:
             self._note.listens = False
 
-    def only(self, wrapped: bool = False) -> Call:
+    def single_call(self, wrapped: bool = False) -> Call:
         """The one call there was.
 
         Args:
@@ -101,7 +101,7 @@ class _Note:
         self.listens = False
         self.calls: list[Call] = []
 
-    @uncompiled
+    @no_compile
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:

@@ -41,7 +41,7 @@ def longest_round(steps: Sequence[int], first: int, back: int = 0) -> int:
     return max([steps[0] - first, *stretches]) if steps else 0
 
 
-def planned_round(trainer: pl.Trainer) -> int | None:
+def round_length(trainer: pl.Trainer) -> int | None:
     """The optimizer steps of a round, asked in `configure_optimizers`; None where it has no rounds.
 
     Raises:
@@ -51,13 +51,13 @@ def planned_round(trainer: pl.Trainer) -> int | None:
     steps, first = set[int](), 0
     for callback in pruning_callbacks(trainer):
         clock = Clock(trainer, callback.schedule.times())
-        first, epoch = clock.origin()
+        first, epoch = clock.start_step()
         if not clock.manual and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             steps |= {m.step for m in callback.resolve(clock.timeline(first, epoch))}
     return longest_round(sorted(steps), first) or None
 
 
-def refuse_long_schedules(
+def check_lr_schedules_fit(
     trainer: pl.Trainer, timeline: Timeline, steps: Sequence[int], back: int
 ) -> None:
     """Refuses learning-rate schedules that were not built for one round.

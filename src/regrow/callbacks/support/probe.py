@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import IterableDataset
 
-from regrow.utils.errors import ConfigError, StateError, did_you_mean
-from regrow.utils.names import clean
+from regrow.utils.errors import ConfigError, StateError, suggest
+from regrow.utils.names import strip_compile_prefix
 
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-def twin_of(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningModule:
+def probe_copy(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningModule:
     """A copy of a module in training, in single precision or better, that logs nothing.
 
     Raises:
@@ -69,7 +69,7 @@ def training_loss(module: nn.Module, numbered: tuple[int, Any]) -> Tensor:
 
 
 @contextmanager
-def divided(module: nn.Module, logits: str | None, temperature: float) -> Iterator[None]:
+def scaled_logits(module: nn.Module, logits: str | None, temperature: float) -> Iterator[None]:
     """Divides logits by a temperature, for as long as a module is looked at.
 
     Args:
@@ -83,9 +83,9 @@ def divided(module: nn.Module, logits: str | None, temperature: float) -> Iterat
     """
     named: dict[str, nn.Module] = {}
     for name, part in module.named_modules():
-        named.setdefault(clean(name), part)  # of a compiled one, what is called
+        named.setdefault(strip_compile_prefix(name), part)  # of a compiled one, what is called
     if (logits or "") not in named:
-        raise ConfigError(f"logits={logits!r} is no submodule: {did_you_mean(str(logits), named)}")
+        raise ConfigError(f"logits={logits!r} is no submodule: {suggest(str(logits), named)}")
     calls = 0
 
     def divide(_: nn.Module, __: Any, output: Any) -> Tensor:
@@ -111,7 +111,7 @@ def divided(module: nn.Module, logits: str | None, temperature: float) -> Iterat
         )
 
 
-def batches_ahead(trainer: pl.Trainer, batch: Any, count: int) -> list[tuple[int, Any]]:
+def peek_batches(trainer: pl.Trainer, batch: Any, count: int) -> list[tuple[int, Any]]:
     """The batch that is trained now and those after it, numbered, on their device.
 
     They come from a copy of the train loader, so that the loader itself, its samplers and their

@@ -10,26 +10,26 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from regrow.callbacks.core.compatibility import refuse_swapped
+from regrow.callbacks.core.compatibility import check_weights_not_swapped
 from regrow.callbacks.core.queries import pruners
 from regrow.callbacks.core.session import PrunerAccess
 from regrow.channels.pruner import ChannelPruner
-from regrow.pruning.freezing import Train
+from regrow.pruning.freezing import TrainSpec
 from regrow.pruning.growth import (
-    Growth,
-    by_momentum,
-    by_removed,
-    how_many,
-    make_growth,
-    refuse_whole,
+    GrowthCriterion,
+    check_supports_sharding,
+    get_growth_criterion,
+    momentum_growth,
+    regrow_count,
+    removed_growth,
 )
 from regrow.pruning.initializers import Initializer, make_initializer
-from regrow.pruning.initializers import removed as removed_values
-from regrow.utils.errors import ConfigError, check_patterns, did_you_mean, unwritten
+from regrow.pruning.initializers import removed_values as removed_values
+from regrow.utils.errors import ConfigError, check_patterns, suggest, write_error
 
 
 @dataclass(frozen=True)
-class Order:
+class RegrowRequest:
     """What `regrow` is to be called with.
 
     Attributes:
@@ -50,14 +50,14 @@ class Order:
 
     fraction: float | None = None
     count: int | None = None
-    by: str | Growth = "random"
+    by: str | GrowthCriterion = "random"
     init: str | Initializer = "he"
     names: str | list[str] | tuple[str, ...] | None = None
-    train: Train = "all"
+    train: TrainSpec = "all"
 
     def __post_init__(self) -> None:
-        how_many(self.fraction, self.count, 0)
-        make_growth(self.by)
+        regrow_count(self.fraction, self.count, 0)
+        get_growth_criterion(self.by)
         make_initializer(self.init)
         check_patterns("names", self.names)
         check_patterns("train", self.train)
@@ -68,7 +68,7 @@ class Order:
         return self.by == "gradient" or callable(self.by)
 
 
-def parse(text: str) -> Order:
+def parse_request(text: str) -> RegrowRequest:
     """Reads a request.
 
     Args:
@@ -82,7 +82,7 @@ def parse(text: str) -> Order:
         >>> parse('{"count": 100, "names": "fc"}').names
         'fc'
     """
-    known = [field.name for field in fields(Order)]
+    known = [field.name for field in fields(RegrowRequest)]
     try:
         given = json.loads(text)
     except ValueError as error:
@@ -91,8 +91,8 @@ def parse(text: str) -> Order:
         raise ConfigError(f"the request must be an object, got {given!r}: {_EXAMPLE}")
     for key in given:
         if key not in known:
-            raise ConfigError(f"the request has an unknown key {key!r}: {did_you_mean(key, known)}")
-    return Order(**given)
+            raise ConfigError(f"the request has an unknown key {key!r}: {suggest(key, known)}")
+    return RegrowRequest(**given)
 
 
 class RequestFile:
@@ -114,12 +114,12 @@ class RequestFile:
         except (OSError, UnicodeDecodeError) as error:
             return f"unreadable: {error}"  # which is no JSON, and refused as such
 
-    def done(self) -> None:
+    def mark_done(self) -> None:
         """Renames it to NAME.done."""
         with suppress(FileNotFoundError):  # taken away meanwhile
             self.path.replace(self.path.with_name(f"{self.path.name}.done"))
 
-    def refuse(self, why: str) -> None:
+    def mark_rejected(self, why: str) -> None:
         """Renames it to NAME.refused, the reason at its end.
 
         Raises:
@@ -136,13 +136,15 @@ class RequestFile:
         except OSError as error:
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
-            raise unwritten(refused, error) from error
+            raise write_error(refused, error) from error
 
 
 _EXAMPLE = 'write {"fraction": 0.1, "by": "random", "init": "he"}'
 
 
-def chosen(trainer: pl.Trainer, order: Order) -> list[tuple[PrunerAccess, list[str] | None]]:
+def resolve_pruners(
+    trainer: pl.Trainer, order: RegrowRequest
+) -> list[tuple[PrunerAccess, list[str] | None]]:
     """The pruning callbacks that an order means, with the patterns that are theirs.
 
     Raises:
@@ -172,20 +174,22 @@ def chosen(trainer: pl.Trainer, order: Order) -> list[tuple[PrunerAccess, list[s
     return [(found[number], names) for number, names in own.items()]
 
 
-def refuse_unable(trainer: pl.Trainer, order: Order) -> None:
+def check_request(trainer: pl.Trainer, order: RegrowRequest) -> None:
     """Refuses an order that no later moment could fulfil.
 
     Raises:
         ConfigError: Saying what is lacking.
     """
-    for callback, names in chosen(trainer, order):
+    for callback, names in resolve_pruners(trainer, order):
         pruner = callback.pruner
-        if pruner.hold.check(order.train) != "all":
-            refuse_swapped(trainer)
+        if pruner.freezer.check(order.train) != "all":
+            check_weights_not_swapped(trainer)
         if isinstance(pruner, ChannelPruner):
             pruner.check_regrowth(order.by, order.init)
         elif pruner.shards.ranks is not None:
-            refuse_whole(make_growth(order.by), make_initializer(order.init), pruner.targets)
+            check_supports_sharding(
+                get_growth_criterion(order.by), make_initializer(order.init), pruner.targets
+            )
         weights = sum(target.parameter.numel() for target in pruner.named(names))
         if order.count is not None and order.count > weights:
             raise ConfigError(f"count={order.count} is more than all {weights} weights there are")
@@ -194,15 +198,18 @@ def refuse_unable(trainer: pl.Trainer, order: Order) -> None:
                 "soft=True brings weights back by itself, at each event: leave Regrow out"
             )
         for what, given, wants in (
-            ("by", order.by, ("removed", by_removed)),
+            ("by", order.by, ("removed", removed_growth)),
             ("init", order.init, ("removed", removed_values)),
         ):
-            if given in wants and pruner.vault is None:
+            if given in wants and pruner.removed_weights is None:
                 raise ConfigError(
                     f"{what}='removed' needs the removed values: write keep_removed=True in "
                     f"{type(callback).__name__}"
                 )
-        if order.by in ("momentum", by_momentum) and getattr(callback, "grow", "") != "momentum":
+        if (
+            order.by in ("momentum", momentum_growth)
+            and getattr(callback, "grow", "") != "momentum"
+        ):
             raise ConfigError(
                 "by='momentum' needs the mean dense gradient, which DynamicSparseTraining("
                 "grow='momentum') tracks: write by='gradient'"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regrow.io.checkpoints import read_checkpoint
 from regrow.utils.errors import ConfigError, StateError
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 
 START = "start"
 
@@ -84,13 +84,13 @@ def digest(teacher: nn.Module) -> str:
     """
     found = hashlib.sha256()
     for name, tensor in sorted(teacher.state_dict().items()):
-        found.update(f"{clean(name)} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(f"{strip_compile_prefix(name)} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         found.update(flat.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 
-def refuse_unlike(trainer: pl.Trainer, own: str) -> None:
+def check_teachers_agree(trainer: pl.Trainer, own: str) -> None:
     """Refuses ranks with different teachers.
 
     Raises:
@@ -116,8 +116,8 @@ def _load(teacher: nn.Module, path: Path) -> None:
         )
     checkpoint = read_checkpoint(path)
     held = checkpoint.get("state_dict", checkpoint)
-    weights = {clean(str(n)): v for n, v in held.items() if isinstance(v, Tensor)}
-    own = {clean(name): tensor for name, tensor in teacher.state_dict().items()}
+    weights = {strip_compile_prefix(str(n)): v for n, v in held.items() if isinstance(v, Tensor)}
+    own = {strip_compile_prefix(name): tensor for name, tensor in teacher.state_dict().items()}
     weights = _within(weights, own)
     problems = [f"{n} is missing" for n in own if n not in weights]
     problems += [

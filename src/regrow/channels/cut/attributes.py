@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from regrow.channels.cut.surgery import Keeps, Undo, own_sizes
+from regrow.channels.cut.surgery import KeptIndices, UndoLog, own_sizes
 from regrow.channels.graph.interpreter import Site
 from regrow.channels.graph.labels import Labels, varying
 from regrow.channels.graph.trace import Trace
 from regrow.utils.names import modules
 
 
-def gone(traced: Trace, kept: Keeps) -> torch.Tensor:
+def gone(traced: Trace, kept: KeptIndices) -> torch.Tensor:
     """Which classes of labels a cut removes, as a bool vector over labels."""
     labels = traced.labels
     removed = torch.zeros(len(labels), dtype=torch.bool)
@@ -45,7 +45,7 @@ def new_shape(labels: Labels, site: Site, removed: torch.Tensor) -> tuple[int, .
     return tuple(shape)
 
 
-def changes(traced: Trace, kept: Keeps) -> dict[str, dict[int, int]]:
+def size_changes(traced: Trace, kept: KeptIndices) -> dict[str, dict[int, int]]:
     """By module: the sizes that its code has seen, and what they become, where that is one size."""
     removed, seen = gone(traced, kept), dict[str, dict[int, set[int]]]()
     for site in traced.sites:
@@ -59,10 +59,10 @@ def changes(traced: Trace, kept: Keeps) -> dict[str, dict[int, int]]:
     return {module: sizes for module, sizes in found.items() if sizes}
 
 
-def patch(
+def set_sizes(
     model: nn.Module,
     sizes: dict[str, dict[int, int]],
-    undo: Undo,
+    undo: UndoLog,
     only: Iterable[str] | None = None,
 ) -> list[str]:
     """Gives modules their new sizes; returns what was set."""

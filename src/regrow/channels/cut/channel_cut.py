@@ -12,11 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.channels.cut.surgery import Keeps, Undo, cut, set_data, sliced
+from regrow.channels.cut.surgery import KeptIndices, UndoLog, cut, set_data, slice_tensor
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.io.safetensors import SUFFIX, read_tensors
 from regrow.utils.errors import StateError
-from regrow.utils.names import clean, follow_names, modules, parameters, tensors
+from regrow.utils.names import (
+    accept_compile_prefix,
+    modules,
+    parameters,
+    strip_compile_prefix,
+    tensors,
+)
 
 FORMAT = 1
 
@@ -36,13 +42,13 @@ class ChannelCut:
         before: Values of the attributes before the cut.
     """
 
-    kept: Keeps = field(default_factory=dict)
+    kept: KeptIndices = field(default_factory=dict)
     attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     removed: dict[str, int] = field(default_factory=dict)
     pinned: dict[str, str] = field(default_factory=dict)
     error: float = 0.0
-    undo: Undo | None = field(default=None, repr=False)
+    undo: UndoLog | None = field(default=None, repr=False)
     before: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,7 +85,7 @@ class ChannelCut:
             before={(path, name): _hashed(value) for path, name, value in state["before"]},
         )
 
-    def apply(self, model: nn.Module) -> Undo:
+    def apply(self, model: nn.Module) -> UndoLog:
         """Cuts a model of the original shapes as this plan says, without tracing it.
 
         Raises:
@@ -93,7 +99,7 @@ class ChannelCut:
                 f"{found.get(other[0])}, the plan cuts {self.shapes[other[0]]} "
                 f"({len(other)} such); build the original, uncut model first"
             )
-        undo = Undo()
+        undo = UndoLog()
         try:
             cut(model, self.kept, undo)
             for (path, name), value in self.attributes.items():
@@ -109,7 +115,10 @@ class ChannelCut:
         Raises:
             StateError: Naming the first parameter whose shape differs.
         """
-        found = {clean(name): tuple(tensor.shape) for name, tensor in tensors(model).items()}
+        found = {
+            strip_compile_prefix(name): tuple(tensor.shape)
+            for name, tensor in tensors(model).items()
+        }
         for name, shape in self.shapes.items():
             cut = list(shape)
             for dim, keep in self.kept[name].items():
@@ -121,7 +130,7 @@ class ChannelCut:
                     "model"
                 )
 
-    def made(self, model: nn.Module) -> bool:
+    def matches(self, model: nn.Module) -> bool:
         """Whether a model has the shapes that this cut leaves, rather than those before it."""
         held = tensors(model)
         return all(
@@ -130,29 +139,29 @@ class ChannelCut:
             for name, dims in self.kept.items()
         )
 
-    def grow(self, model: nn.Module) -> None:
+    def restore_shapes(self, model: nn.Module) -> None:
         """Gives a cut model its original shapes back; what was cut is zero."""
         with torch.no_grad():
             for name, tensor in tensors(model).items():
                 if name in self.kept:
                     tensor.grad = None
-                    set_data(tensor, self.spread(name, tensor.data))
+                    set_data(tensor, self.scatter(name, tensor.data))
         for (path, name), value in self.before.items():
             setattr(modules(model)[path], name, value)
 
-    def sliced(self, name: str, tensor: Tensor) -> Tensor:
+    def slice(self, name: str, tensor: Tensor) -> Tensor:
         """What is left of a tensor of a member's original shape; others as they are."""
         if tuple(tensor.shape) != self.shapes.get(name):
             return tensor
-        return sliced(tensor, self.kept[name])
+        return slice_tensor(tensor, self.kept[name])
 
-    def spread(self, name: str, values: Tensor) -> Tensor:
+    def scatter(self, name: str, values: Tensor) -> Tensor:
         """Values of a cut tensor's shape at their original places, among zeros."""
         whole = values.new_zeros(self.shapes[name])
-        whole[self.left(name).to(values.device)] = values.reshape(-1)
+        whole[self.kept_mask(name).to(values.device)] = values.reshape(-1)
         return whole
 
-    def left(self, name: str) -> Tensor:
+    def kept_mask(self, name: str) -> Tensor:
         """Which places of a tensor's original shape are left, as a bool tensor of that shape."""
         shape = self.shapes[name]
         whole = torch.ones(shape, dtype=torch.bool)
@@ -160,7 +169,7 @@ class ChannelCut:
             whole &= keep.reshape([-1 if d == dim else 1 for d in range(len(shape))])
         return whole
 
-    def then(self, later: ChannelCut) -> ChannelCut:
+    def compose(self, later: ChannelCut) -> ChannelCut:
         """This cut followed by another, as one plan from the original shapes."""
         kept = {name: dict(dims) for name, dims in self.kept.items()}
         for name, dims in later.kept.items():
@@ -181,7 +190,7 @@ class ChannelCut:
         )
 
 
-def made_plan(model: nn.Module, kept: Keeps, undo: Undo, **more: Any) -> ChannelCut:
+def make_channel_cut(model: nn.Module, kept: KeptIndices, undo: UndoLog, **more: Any) -> ChannelCut:
     """The plan of a cut that has been made."""
     paths = {id(module): path for path, module in modules(model).items()}
     attributes = {
@@ -197,7 +206,9 @@ def made_plan(model: nn.Module, kept: Keeps, undo: Undo, **more: Any) -> Channel
     return ChannelCut(kept, attributes, shapes, undo=undo, before=before, **more)
 
 
-def carry(optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut) -> None:
+def slice_optimizer_state(
+    optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
+) -> None:
     """Slices optimizers' state along with a cut that has just been made, in place.
 
     State tensors of a parameter's original shape lose the same places; others (step counts) stay.
@@ -214,7 +225,7 @@ def carry(optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut) -
             state = optimizer.state.get(parameter, {})
             for key, value in state.items():
                 if isinstance(value, Tensor) and tuple(value.shape) == plan.shapes[name]:
-                    state[key] = sliced(value, plan.kept[name])
+                    state[key] = slice_tensor(value, plan.kept[name])
 
 
 def load(
@@ -245,8 +256,8 @@ def load(
     saved = checkpoint.get("hyper_parameters") or {}
     model = make if isinstance(make, nn.Module) else make(**{**saved, **given})
     state = checkpoint.get(KEY)
-    undo = ChannelCut.from_state(state).apply(model) if state is not None else Undo()
-    handle = follow_names(model)
+    undo = ChannelCut.from_state(state).apply(model) if state is not None else UndoLog()
+    handle = accept_compile_prefix(model)
     try:
         model.load_state_dict(checkpoint.get("state_dict", {}))
     except RuntimeError as error:
@@ -267,7 +278,9 @@ def _hashed(value: Any) -> Any:
     return tuple(value) if isinstance(value, torch.Size) else value
 
 
-def grow_state(optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut) -> None:
+def restore_optimizer_shapes(
+    optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
+) -> None:
     """Optimizers' state at the original places, zero where something was cut."""
     for name, parameter in parameters(model).items():
         if name not in plan.kept:
@@ -277,10 +290,12 @@ def grow_state(optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelC
             state = optimizer.state.get(parameter, {})
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == cut and value.ndim:
-                    state[key] = plan.spread(name, value)
+                    state[key] = plan.scatter(name, value)
 
 
-def restart(optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut) -> None:
+def reset_mismatched_state(
+    optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
+) -> None:
     """Drops state that has not the shape of its parameter, so that no cut can be carried over.
 
     Factors of moments (Adafactor) and the flat history of LBFGS begin anew.
@@ -303,7 +318,7 @@ def _sizes(plan: ChannelCut, name: str) -> list[Tensor]:
     return [dims.get(d, torch.ones(size)) for d, size in enumerate(plan.shapes[name])]
 
 
-def words(cut: Mapping[str, Any]) -> dict[str, Any]:
+def comparable(cut: Mapping[str, Any]) -> dict[str, Any]:
     """A cut as values that can be compared."""
     return {
         name: {dim: keep.tolist() for dim, keep in dims.items()}

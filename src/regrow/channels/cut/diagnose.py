@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 import torch
 from torch import nn
 
-from regrow.channels.cut.surgery import Removed
+from regrow.channels.cut.surgery import RemovedChannels
 from regrow.channels.graph.groups import Group
 from regrow.channels.graph.trace import Trace
 from regrow.utils.names import modules
@@ -52,8 +52,8 @@ def kind(group: Group) -> tuple[object, ...]:
     return group.size, *names
 
 
-def culprits(
-    paths: Sequence[str], traced: Trace, groups: Sequence[Group], removed: Removed
+def blame_groups(
+    paths: Sequence[str], traced: Trace, groups: Sequence[Group], removed: RemovedChannels
 ) -> list[str]:
     """Groups to blame for an error in some modules, with those of the same kind elsewhere.
 
@@ -124,7 +124,7 @@ def links(
     """
     given = set(names)
     kinds = {kind(group) for group in groups if group.name in given}
-    free = [group for group in groups if not group.pinned]
+    free = [group for group in groups if not group.fixed_reason]
     alike = {group.name for group in free if kind(group) in kinds}
     met = [seen for path, seen in seen_by(traced, free).items() if path in paths]
     narrow = _sets([seen & alike for seen in met], free)

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from regrow.channels.graph.groups import Group
-from regrow.utils.modes import forget
+from regrow.utils.modes import clear_compiled
 from regrow.utils.names import modules, tensors
 
-Removed = Mapping[str, Tensor]  # channels that go, by the group's name
+RemovedChannels = Mapping[str, Tensor]  # channels that go, by the group's name
 
 
-Keeps = dict[str, dict[int, Tensor]]  # places that stay, by tensor and dimension
+KeptIndices = dict[str, dict[int, Tensor]]  # places that stay, by tensor and dimension
 
 
 @dataclass
-class Undo:
+class UndoLog:
     """What a cut replaced.
 
     Attributes:
@@ -42,7 +42,7 @@ class Undo:
             self._restore()
             raise
         if self.model is not None:
-            forget(self.model)
+            clear_compiled(self.model)
 
     def _restore(self) -> None:
         while self.attributes:
@@ -76,9 +76,9 @@ def set_data(tensor: Tensor, values: Tensor) -> None:
     tensor.data = values
 
 
-def keeps(groups: Sequence[Group], removed: Removed) -> Keeps:
+def kept_indices(groups: Sequence[Group], removed: RemovedChannels) -> KeptIndices:
     """The places that stay, as bool vectors by tensor and dimension; untouched ones left out."""
-    found: Keeps = {}
+    found: KeptIndices = {}
     for group in groups:
         channels = removed.get(group.name)
         if channels is None or not len(channels):
@@ -90,7 +90,7 @@ def keeps(groups: Sequence[Group], removed: Removed) -> Keeps:
     return found
 
 
-def sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+def slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     """The kept places of a tensor, in new memory of the same format.
 
     Example:
@@ -116,9 +116,9 @@ def masked(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
 
 def cut(
     model: nn.Module,
-    kept: Keeps,
-    undo: Undo,
-    change: Callable[[Tensor, Mapping[int, Tensor]], Tensor] = sliced,
+    kept: KeptIndices,
+    undo: UndoLog,
+    change: Callable[[Tensor, Mapping[int, Tensor]], Tensor] = slice_tensor,
 ) -> None:
     """Slices parameters and buffers in place; same objects, gradients dropped.
 
@@ -137,10 +137,10 @@ def cut(
             undo.data.append((tensor, tensor.data, tensor.grad))
             tensor.grad = None
             set_data(tensor, made)
-    forget(model)
+    clear_compiled(model)
 
 
-def tell_modules(model: nn.Module, kept: Keeps, undo: Undo) -> None:
+def tell_modules(model: nn.Module, kept: KeptIndices, undo: UndoLog) -> None:
     """Layers of `torch.nn`, and those derived from them, learn the sizes of their tensors."""
     for path, module in modules(model).items():
         own = {name for name, _ in _own(module, path)}

@@ -16,13 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from regrow.channels.cut.attributes import changes, patch
-from regrow.channels.cut.diagnose import culprits, kind, links, raising
-from regrow.channels.cut.surgery import Removed, Undo, cut, keeps, masked, tell_modules
+from regrow.channels.cut.attributes import set_sizes, size_changes
+from regrow.channels.cut.diagnose import blame_groups, kind, links, raising
+from regrow.channels.cut.surgery import (
+    RemovedChannels,
+    UndoLog,
+    cut,
+    kept_indices,
+    masked,
+    tell_modules,
+)
 from regrow.channels.graph.groups import Group
 from regrow.channels.graph.trace import Trace
 from regrow.utils.batches import bound_forward, noise_like, repeated
-from regrow.utils.modes import running
+from regrow.utils.modes import in_mode
 from regrow.utils.names import modules
 
 
@@ -55,7 +62,7 @@ Sizes = dict[str, dict[int, int]]  # new sizes by module and old size
 ROUNDINGS = 1000  # how many units of rounding, at the outputs' scale, count as equal
 
 
-class Broken(Exception):
+class CutFailed(Exception):
     """A cut network does not run, or computes something else.
 
     Attributes:
@@ -78,13 +85,13 @@ class Verified:
         error: Largest difference from the masked network, relative to its largest output.
     """
 
-    undo: Undo
+    undo: UndoLog
     patched: list[str]
     pinned: dict[str, str]
     error: float
 
 
-class Bench:
+class TrialCut:
     """Runs a model before and after cuts, on batches of two sizes, in eval and training mode.
 
     Args:
@@ -110,7 +117,9 @@ class Bench:
         self._raised = set[type[nn.Module]]()
         self._known: dict[frozenset[str], tuple[Sizes, float]] = {}
 
-    def search(self, removed: Removed, linked: Sequence[Sequence[str]] = ()) -> Verified:
+    def find_valid(
+        self, removed: RemovedChannels, linked: Sequence[Sequence[str]] = ()
+    ) -> Verified:
         """Cuts as much of what is asked as holds; the model is left cut.
 
         Whatever is raised, the model is as it was before.
@@ -119,7 +128,7 @@ class Bench:
             removed: The channels that are to go.
             linked: Sets of groups that hold only together.
         """
-        exact = {g.name: not g.inexact for g in self.groups}
+        exact = {g.name: not g.approximate_reasons for g in self.groups}
         for names in linked:
             exact |= dict.fromkeys(names, all(exact[name] for name in names))
         asked = [name for name, channels in removed.items() if len(channels)]
@@ -130,7 +139,7 @@ class Bench:
         for wanted in (True, False):
             names = [name for name in asked if exact[name] is wanted]
             if names:
-                good = self._blamed(good, names, removed, pinned)
+                good = self._blame_modules(good, names, removed, pinned)
         undo, patched, error = self._cut({name: removed[name] for name in good})
         return Verified(undo, patched, pinned, error)
 
@@ -147,8 +156,8 @@ class Bench:
         kinds = (type(known[path]) for path in paths)
         return {*islice((k for k in kinds if not k.__module__.startswith("torch.nn.")), 1)}
 
-    def _blamed(
-        self, good: list[str], names: list[str], removed: Removed, pinned: dict[str, str]
+    def _blame_modules(
+        self, good: list[str], names: list[str], removed: RemovedChannels, pinned: dict[str, str]
     ) -> list[str]:
         """The groups that hold beside those that are known to; an error's module names others."""
         batches: list[list[str]] = []
@@ -157,12 +166,12 @@ class Bench:
             try:
                 self._cut(together)[0]()
                 break
-            except Broken as broken:
+            except CutFailed as broken:
                 self._raised |= self._code(broken.paths)
                 cut = {name: removed[name] for name in names}
-                found = culprits(broken.paths, self.traced, self.groups, cut)
+                found = blame_groups(broken.paths, self.traced, self.groups, cut)
                 if not found:
-                    good = self._halved(good, names, removed, pinned)
+                    good = self._bisect(good, names, removed, pinned)
                     names = []
                     break
                 pinned |= dict.fromkeys(found, str(broken))
@@ -172,15 +181,15 @@ class Bench:
         for batch in batches[:-1]:  # a later one may have been the only one to blame
             try:
                 self._cut({name: removed[name] for name in [*good, *batch]})[0]()
-            except Broken:
+            except CutFailed:
                 continue
             good = [*good, *batch]
             for name in batch:
                 del pinned[name]
         return good
 
-    def _halved(
-        self, good: list[str], names: list[str], removed: Removed, pinned: dict[str, str]
+    def _bisect(
+        self, good: list[str], names: list[str], removed: RemovedChannels, pinned: dict[str, str]
     ) -> list[str]:
         """The same where nothing says who is to blame; one stands for all of its kind."""
         kinds = {kind(g) for g in self.groups if g.name in pinned}
@@ -193,41 +202,41 @@ class Bench:
         together = {name: removed[name] for name in [*good, *names]}
         try:
             self._cut(together)[0]()
-        except Broken as broken:
+        except CutFailed as broken:
             if len(names) == 1:
                 pinned[names[0]] = str(broken)
                 return good
             half = len(names) // 2
-            good = self._halved(good, names[:half], removed, pinned)
-            return self._halved(good, names[half:], removed, pinned)
+            good = self._bisect(good, names[:half], removed, pinned)
+            return self._bisect(good, names[half:], removed, pinned)
         return [*good, *names]
 
-    def _cut(self, removed: Removed) -> tuple[Undo, list[str], float]:
+    def _cut(self, removed: RemovedChannels) -> tuple[UndoLog, list[str], float]:
         """Cuts and checks, with the model's own attributes as they are and with new ones.
 
         Raises:
             Broken: If neither holds; the model is as it was.
         """
-        kept = keeps(self.groups, removed)
+        kept = kept_indices(self.groups, removed)
         if frozenset(removed) in self._known:  # checked before
-            undo, (sizes, error) = Undo(), self._known[frozenset(removed)]
+            undo, (sizes, error) = UndoLog(), self._known[frozenset(removed)]
             return undo, self._make(kept, sizes, undo), error
-        exact = not any(g.inexact for g in self.groups if g.name in removed)
+        exact = not any(g.approximate_reasons for g in self.groups if g.name in removed)
         reference: list[Tensor] | None = None
-        sizes = changes(self.traced, kept)
+        sizes = size_changes(self.traced, kept)
         # what cannot be compared must not keep an old size by accident
         starts = ({}, sizes) if exact else (sizes, {})
-        reason: Broken | None = None
+        reason: CutFailed | None = None
         for start in starts if sizes else ({},):
-            undo = Undo()
+            undo = UndoLog()
             try:
-                found, told = self._guided(kept, sizes, start, undo)
+                found, told = self._run_with_patches(kept, sizes, start, undo)
                 if reference is None:  # only now: most that break do so before
                     undo()
                     reference = self._masked(kept)
                     self._make(kept, told, undo)
                 error = self._error(found, reference, exact)
-            except Broken as broken:
+            except CutFailed as broken:
                 undo()
                 reason = broken if reason is None or not start else reason
             except BaseException:
@@ -240,14 +249,16 @@ class Bench:
         assert reason is not None
         raise reason
 
-    def _guided(self, kept: Any, sizes: Sizes, start: Sizes, undo: Undo) -> tuple[Any, Sizes]:
+    def _run_with_patches(
+        self, kept: Any, sizes: Sizes, start: Sizes, undo: UndoLog
+    ) -> tuple[Any, Sizes]:
         """Runs the cut model; a module whose forward raises gets its new sizes, and its like."""
         told = dict(start)
         while True:
             try:
                 self._make(kept, told, undo)
                 return self._outputs(), told
-            except Broken as broken:
+            except CutFailed as broken:
                 undo()
                 paths = [path for path in broken.paths if path in sizes and path not in told]
                 if not paths:
@@ -256,17 +267,17 @@ class Bench:
                 like = kinds.get(paths[0])
                 told |= {path: new for path, new in sizes.items() if kinds.get(path) is like}
 
-    def _make(self, kept: Any, sizes: Sizes, undo: Undo) -> list[str]:
+    def _make(self, kept: Any, sizes: Sizes, undo: UndoLog) -> list[str]:
         try:
             cut(self.model, kept, undo)
             tell_modules(self.model, kept, undo)
-            return patch(self.model, sizes, undo) if sizes else []
+            return set_sizes(self.model, sizes, undo) if sizes else []
         except BaseException:
             undo()
             raise
 
     def _masked(self, kept: Any) -> list[Tensor]:
-        undo = Undo()
+        undo = UndoLog()
         try:
             cut(self.model, kept, undo, masked)
             return floats(self._run(self.inputs[0], training=False))
@@ -280,7 +291,7 @@ class Bench:
             found = output_tensors(self._run(self.inputs[number], training))
             shapes = [tuple(t.shape) for t in found]
             if shapes != expected:
-                raise Broken(f"its outputs would have other shapes: {shapes}")
+                raise CutFailed(f"its outputs would have other shapes: {shapes}")
             if number == 0 and not training:
                 kept = [t for t in found if t.is_floating_point()]
         return kept
@@ -289,22 +300,22 @@ class Bench:
         error = max((relative(a, b) for a, b in zip(found, reference, strict=True)), default=0.0)
         precision = min((torch.finfo(t.dtype).eps for t in reference), default=0.0)
         if exact and not error <= ROUNDINGS * max(precision, 1e-12):
-            raise Broken(f"it would compute something else: relative error {error:.2g}")
+            raise CutFailed(f"it would compute something else: relative error {error:.2g}")
         return error
 
     def _run(self, given: Any, training: bool) -> Any:
-        with running(self.model, training):
+        with in_mode(self.model, training):
             try:
                 return bound_forward(self.model, given)()
             except Exception as error:
                 words = str(error).splitlines() or [""]
                 reason = f"{type(error).__name__}: {words[0][:200]}"
-                raise Broken(reason, raising(error, self.model)) from None
+                raise CutFailed(reason, raising(error, self.model)) from None
 
     def _tried(self, given: Any, training: bool) -> list[tuple[int, ...]] | None:
         try:
             return self._shapes(given, training)
-        except Broken:
+        except CutFailed:
             return None
 
     def _shapes(self, given: Any, training: bool) -> list[tuple[int, ...]]:

@@ -12,74 +12,76 @@ from typing import Any
 
 from torch import Tensor
 
-from regrow.channels.graph.labels import Labels, Value, varying
+from regrow.channels.graph.labels import LabelledTensor, Labels, varying
 from regrow.channels.graph.product_rules import COUNTS, attention, einsum, matmul, with_slot
 from regrow.channels.graph.reduction_rules import layer_norm, ordered, reduction, softmax
 from regrow.channels.graph.view_rules import tie_pieces
 
-Rule = Callable[[Labels, dict[str, Any], Sequence[int]], Value]
+Rule = Callable[[Labels, dict[str, Any], Sequence[int]], LabelledTensor]
 
 
-def linear(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def linear(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Weight `(out, in)`."""
     x, weight, bias = a["input"], a["weight"], a["bias"]
-    shared = labels.meet(x, -1, weight, 1, "linear")
+    shared = labels.unite_dims(x, -1, weight, 1, "linear")
     if shared is not None and not weight.weight:
         labels.inexact(shared, COUNTS.format("a product without weights"))
-    rows = labels.along(weight, 0, "linear")
+    rows = labels.labels_along(weight, 0, "linear")
     if bias is not None:
-        labels.meet(weight, 0, bias, 0, "linear")
-    kept = [slot for slot in labels.again(x).slots if slot.shape[-1] == 1]
+        labels.unite_dims(weight, 0, bias, 0, "linear")
+    kept = [slot for slot in labels.relabel(x).label_axes if slot.shape[-1] == 1]
     return labels.value(shape, with_slot(kept, rows, -1, len(shape)), weight=False)
 
 
-def convolution(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def convolution(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Weight `(out, in / groups, *kernel)`."""
     return _convolution(labels, a, shape, out=0)
 
 
-def transposed(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def transposed(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Weight `(in, out / groups, *kernel)`."""
     return _convolution(labels, a, shape, out=1)
 
 
-def _convolution(labels: Labels, a: dict[str, Any], shape: Sequence[int], out: int) -> Value:
+def _convolution(
+    labels: Labels, a: dict[str, Any], shape: Sequence[int], out: int
+) -> LabelledTensor:
     x, weight, bias = a["input"], a["weight"], a["bias"]
     groups = a["groups"]
     channel = x.ndim - (weight.ndim - 1)
     reason = "convolution" if groups == 1 else f"convolution of {groups} groups"
-    for slot in labels.again(x).slots:  # along height and width nothing can go
+    for slot in labels.relabel(x).label_axes:  # along height and width nothing can go
         if all(dim > channel for dim in varying(slot)):
             labels.pin(slot, f"{reason}: a spatial dimension")
-    inputs = labels.along(x, channel, reason)
+    inputs = labels.labels_along(x, channel, reason)
     if groups == 1:
-        shared = labels.meet(x, channel, weight, 1 - out, reason)
+        shared = labels.unite_dims(x, channel, weight, 1 - out, reason)
         if shared is not None and not weight.weight:
             labels.inexact(shared, COUNTS.format("a product without weights"))
-        outputs = labels.along(weight, out, reason)
+        outputs = labels.labels_along(weight, out, reason)
     else:
         outputs = _grouped(labels, x, inputs, weight, groups, out, reason)
     if bias is not None:
-        own = labels.along(bias, 0, reason)
+        own = labels.labels_along(bias, 0, reason)
         if own is not None and outputs is not None:
             labels.unite(own, outputs, reason)
         elif own is not None:
             labels.pin(own, reason)
-    batch = [s for s in labels.again(x).slots if all(dim < channel for dim in varying(s))]
+    batch = [s for s in labels.relabel(x).label_axes if all(dim < channel for dim in varying(s))]
     return labels.value(shape, with_slot(batch, outputs, channel, len(shape)))
 
 
 def _grouped(
     labels: Labels,
-    x: Value,
+    x: LabelledTensor,
     inputs: Tensor | None,
-    weight: Value,
+    weight: LabelledTensor,
     groups: int,
     out: int,
     reason: str,
 ) -> Tensor | None:
     """Whole groups are cut where there are many, else the same channel of every group."""
-    rows, columns = (labels.along(weight, dim, reason) for dim in (0, 1))
+    rows, columns = (labels.labels_along(weight, dim, reason) for dim in (0, 1))
     total = weight.shape[0] if out == 0 else weight.shape[1] * groups
     if out == 0:
         outputs = rows
@@ -113,62 +115,62 @@ def _grouped(
     return None if inner is None else inner.repeat(groups)
 
 
-def batch_norm(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def batch_norm(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Also instance norm. Statistics run over all dimensions but the channels."""
     x, channel = a["input"], min(1, a["input"].ndim - 1)
     for name in ("weight", "bias", "running_mean", "running_var"):
         if a.get(name) is not None:
-            labels.meet(x, channel, a[name], 0, "batch norm")
-    for slot in labels.again(x).slots:
+            labels.unite_dims(x, channel, a[name], 0, "batch norm")
+    for slot in labels.relabel(x).label_axes:
         if slot.shape[channel] == 1:
             labels.inexact(slot, COUNTS.format("batch norm over it"))
-    return labels.value(shape, labels.again(x).slots, weight=x.weight)
+    return labels.value(shape, labels.relabel(x).label_axes, weight=x.weight)
 
 
-def group_norm(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def group_norm(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Groups stay; each loses the same of its channels."""
     x, groups = a["input"], a["num_groups"]
     for name in ("weight", "bias"):
         if a.get(name) is not None:
-            labels.meet(x, 1, a[name], 0, "group norm")
-    for slot in labels.again(x).slots:
+            labels.unite_dims(x, 1, a[name], 0, "group norm")
+    for slot in labels.relabel(x).label_axes:
         if slot.shape[1] == 1 and any(size > 1 for size in slot.shape[2:]):
             labels.inexact(slot, COUNTS.format("group norm"))
-    channels = labels.along(x, 1, "group norm")
+    channels = labels.labels_along(x, 1, "group norm")
     if channels is not None and groups < len(channels):
         per = channels.view(groups, -1)
         labels.unite(per, per[:1], f"group norm of {groups} groups")
         labels.inexact(channels, COUNTS.format("group norm"))
-    return labels.value(shape, labels.again(x).slots)
+    return labels.value(shape, labels.relabel(x).label_axes)
 
 
-def prelu(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def prelu(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Slopes `(channels,)`, or one for all."""
     x, weight = a["self"], a["weight"]
     if weight.shape != (1,) and weight.ndim == 1:
-        labels.meet(x, 1 if x.ndim > 1 else 0, weight, 0, "prelu")
-    return labels.value(shape, labels.again(x).slots)
+        labels.unite_dims(x, 1 if x.ndim > 1 else 0, weight, 0, "prelu")
+    return labels.value(shape, labels.relabel(x).label_axes)
 
 
-def glu(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def glu(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """One half of a dimension gates the other."""
     dim = a["dim"] % len(shape)
     tie_pieces(labels, a["self"], [shape[dim]] * 2, dim, "glu")
     halves = [
-        labels.value(shape, [_part(slot, dim, start, shape[dim]) for slot in a["self"].slots])
+        labels.value(shape, [_part(slot, dim, start, shape[dim]) for slot in a["self"].label_axes])
         for start in (0, shape[dim])
     ]
     return labels.broadcast(halves, shape, "glu")
 
 
-def channel_shuffle(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def channel_shuffle(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Every group loses the same of its channels."""
-    channels = labels.along(a["self"], 1, "channel shuffle")
+    channels = labels.labels_along(a["self"], 1, "channel shuffle")
     if channels is None:
-        return labels.value(shape, labels.again(a["self"]).slots)
+        return labels.value(shape, labels.relabel(a["self"]).label_axes)
     per = channels.view(a["groups"], -1)
     labels.unite(per, per[:1], "channel shuffle")
-    kept = [slot for slot in labels.again(a["self"]).slots if slot.shape[1] == 1]
+    kept = [slot for slot in labels.relabel(a["self"]).label_axes if slot.shape[1] == 1]
     return labels.value(shape, with_slot(kept, per.t().reshape(-1), 1, len(shape)))
 
 
@@ -176,11 +178,11 @@ def _part(slot: Tensor, dim: int, start: int, size: int) -> Tensor:
     return slot.narrow(dim, start, size) if slot.shape[dim] > 1 else slot
 
 
-def spatial(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def spatial(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Pooling and upsampling: channels go on, height and width cannot be cut."""
-    x = labels.again(a["input"] if "input" in a else a["self"])
+    x = labels.relabel(a["input"] if "input" in a else a["self"])
     slots = []
-    for slot in x.slots:
+    for slot in x.label_axes:
         changed = {d for d in varying(slot) if x.shape[d] != shape[d]}
         if changed:
             labels.pin(slot, "pooling or resizing over it")
@@ -189,18 +191,18 @@ def spatial(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
     return labels.value(shape, slots)
 
 
-def embedding(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def embedding(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Weight `(words, features)`: an index from data reads any word."""
-    rows = labels.along(a["weight"], 0, "embedding")
+    rows = labels.labels_along(a["weight"], 0, "embedding")
     if rows is not None:
         labels.pin(rows, "rows of an embedding")
-    columns = labels.along(a["weight"], 1, "embedding")
+    columns = labels.labels_along(a["weight"], 1, "embedding")
     return labels.value(shape, with_slot([], columns, -1, len(shape)))
 
 
-def im2col(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def im2col(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """`(n, c, h, w)` to `(n, c * kh * kw, places)`: every channel comes once a kernel place."""
-    channels = labels.along(a["self"], 1, "im2col")
+    channels = labels.labels_along(a["self"], 1, "im2col")
     if channels is not None:
         channels = channels.repeat_interleave(shape[1] // len(channels))
     return labels.value(shape, with_slot([], channels, 1, len(shape)))

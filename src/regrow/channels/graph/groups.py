@@ -38,15 +38,15 @@ class Group:
     name: str
     size: int
     members: Mapping[Place, Tensor]
-    pinned: str | None = None
-    inexact: tuple[str, ...] = ()
+    fixed_reason: str | None = None
+    approximate_reasons: tuple[str, ...] = ()
     rows: tuple[Place, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.size} channels"]
-        if self.pinned:
-            lines.append(f"  pinned: {self.pinned}")
-        lines += [f"  inexact: {reason}" for reason in self.inexact]
+        if self.fixed_reason:
+            lines.append(f"  pinned: {self.fixed_reason}")
+        lines += [f"  inexact: {reason}" for reason in self.approximate_reasons]
         for (name, dim), channels in self.members.items():
             places = (channels >= 0).nonzero().flatten()
             lines.append(f"  {name}[{dim}] {_ranges(places)} of {len(channels)}")
@@ -90,10 +90,10 @@ def groups(model: nn.Module, example_input: Any) -> tuple[Group, ...]:
           3.weight[0] 0-1 of 2
           3.bias[0] 0-1 of 2
     """
-    return found_groups(trace(model, two_examples(example_input, model)), model)
+    return groups_from_trace(trace(model, two_examples(example_input, model)), model)
 
 
-def found_groups(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
+def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
     """The groups of a traced model."""
     labels, held = traced.labels, tensors(model)
     trained = parameters(model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from regrow.channels.graph.compute_rules import RULES, spatial
-from regrow.channels.graph.labels import Labels, Value, varying
+from regrow.channels.graph.labels import LabelledTensor, Labels, varying
 from regrow.channels.graph.operations import (
     COUNTERS,
     CREATORS,
@@ -23,7 +23,7 @@ from regrow.channels.graph.operations import (
     SPLITS,
 )
 from regrow.channels.graph.view_rules import bind, join, move, pad, split_dims, tie_pieces
-from regrow.utils.names import clean
+from regrow.utils.names import strip_compile_prefix
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Interpreter:
         self.split: list[Tensor] = []
         self.slices: dict[tuple[fx.Node, int], set[tuple[int, int]]] = {}
 
-    def run(self, inputs: Mapping[str, Value]) -> Any:
+    def run(self, inputs: Mapping[str, LabelledTensor]) -> Any:
         result = None
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
                 blank = node.meta.get("val")
                 shape = tuple(blank.shape) if isinstance(blank, Tensor) else ()
-                self.values[node] = inputs.get(node.name, Value(shape))
+                self.values[node] = inputs.get(node.name, LabelledTensor(shape))
             elif node.op == "get_attr":
                 self.values[node] = self._attribute(node)
             elif node.op == "output":
@@ -88,7 +88,11 @@ class Interpreter:
         held: Any = self.module
         for part in str(node.target).split("."):
             held = getattr(held, part)
-        return Value(tuple(held.shape), real=held.clone()) if isinstance(held, Tensor) else held
+        return (
+            LabelledTensor(tuple(held.shape), real=held.clone())
+            if isinstance(held, Tensor)
+            else held
+        )
 
     def _read(self, argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda node: self.values[node])
@@ -115,14 +119,14 @@ class Interpreter:
             result = self._uncovered(node, f"{name}: another shape", [args, kwargs, result])
         result = self._shapes(node, result)
         for value in _values(result):
-            self.split.extend(slot for slot in value.slots if len(varying(slot)) > 1)
+            self.split.extend(slot for slot in value.label_axes if len(varying(slot)) > 1)
         self._site(node, name, args, result)
         return result
 
     def _uncovered(self, node: fx.Node, words: str, values: Any) -> Any:
         self.labels.pin_all(_values(values), f"no rule covers this use of {words}")
         blank = node.meta.get("val")
-        return Value(tuple(blank.shape)) if isinstance(blank, Tensor) else []
+        return LabelledTensor(tuple(blank.shape)) if isinstance(blank, Tensor) else []
 
     def _apply(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> Any:
         assert isinstance(node.target, torch._ops.OpOverload)
@@ -133,10 +137,10 @@ class Interpreter:
         if name in SAME:
             return args[0]
         if name in CREATORS or name in COUNTERS:
-            return Value(shape, free=name in CREATORS)
+            return LabelledTensor(shape, free=name in CREATORS)
         if name in MOVES:
-            if not isinstance(args[0], Value):  # repeat_interleave of counts
-                return Value(shape)
+            if not isinstance(args[0], LabelledTensor):  # repeat_interleave of counts
+                return LabelledTensor(shape)
             return self._moved(node, name, args, kwargs)
         if name in JOINS:
             return self._joined(name, *args, **kwargs)
@@ -153,11 +157,11 @@ class Interpreter:
                 self._written(tensors[0], made, name)
             return made
         labels.pin_all(tensors, f"no rule for {name}")
-        return Value(shape)
+        return LabelledTensor(shape)
 
-    def _written(self, into: Value, made: Value, name: str) -> None:
+    def _written(self, into: LabelledTensor, made: LabelledTensor, name: str) -> None:
         """What is written into a part of a tensor must have met the labels of the whole."""
-        for slot in made.slots:
+        for slot in made.label_axes:
             if any(not into.varies(dim) for dim in varying(slot)):
                 self.labels.pin(slot, f"{name} into a tensor of fixed length")
 
@@ -178,14 +182,14 @@ class Interpreter:
             self.slices.setdefault((source, dim), set()).add(piece)
         return result
 
-    def _joined(self, name: str, values: Any, dim: int = 0) -> Value:
+    def _joined(self, name: str, values: Any, dim: int = 0) -> LabelledTensor:
         values = [*values]
         if name == "stack":
             dim %= values[0].ndim + 1
             values = [_widened(value, dim) for value in values]
         return join(self.labels, values, dim, name)
 
-    def _known(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> Value | None:
+    def _known(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> LabelledTensor | None:
         """The numbers of an operation on known whole numbers: an index in the making."""
         blank = node.meta.get("val")
         values = [*_values(args), *_values(kwargs)]
@@ -201,13 +205,13 @@ class Interpreter:
         reals = [_reals(argument) for argument in args]
         named = {key: _reals(argument) for key, argument in kwargs.items() if key != "device"}
         made: Tensor = node.target(*reals, **named)
-        return Value(tuple(made.shape), free=not values and name in CREATORS, real=made)
+        return LabelledTensor(tuple(made.shape), free=not values and name in CREATORS, real=made)
 
     def _python(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         target = node.target
         assert callable(target)
-        if any(isinstance(value, Value) for value in args):
-            return Value(())
+        if any(isinstance(value, LabelledTensor) for value in args):
+            return LabelledTensor(())
         return target(*args, **kwargs)
 
     def _region(self, node: fx.Node, args: Any) -> Any:
@@ -216,7 +220,7 @@ class Interpreter:
         if graph is None or sum(isinstance(a, fx.GraphModule) for a in args) > 1:
             self.labels.pin_all(_values(args), f"no rule for {node.target}")
             blank = node.meta["val"]
-            return self._shapes(node, Value(()) if isinstance(blank, Tensor) else [])
+            return self._shapes(node, LabelledTensor(()) if isinstance(blank, Tensor) else [])
         given = args[list(args).index(graph) + 1 :]
         names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
         inner = _Region(self.labels, self.sites, graph)
@@ -235,8 +239,8 @@ class Interpreter:
         first = result[0] if isinstance(result, list) and result else result
         return [
             first
-            if isinstance(first, Value) and first.shape == tuple(each.shape)
-            else Value(tuple(each.shape))
+            if isinstance(first, LabelledTensor) and first.shape == tuple(each.shape)
+            else LabelledTensor(tuple(each.shape))
             for each in blank
         ]
 
@@ -245,16 +249,16 @@ class Interpreter:
         stack = node.meta.get("nn_module_stack") or {}
         if not stack or (name not in MOVES and "norm" not in name and "conv" not in name):
             return
-        module = clean(f"{[*stack.values()][-1][0]}.")[:-1]
+        module = strip_compile_prefix(f"{[*stack.values()][-1][0]}.")[:-1]
         for value in _values(result):
-            if value.slots:
-                self.sites.append(Site(module, name, value.shape, value.slots))
+            if value.label_axes:
+                self.sites.append(Site(module, name, value.shape, value.label_axes))
 
 
 class _Region(Interpreter):
     """A graph within a graph: its output is not the network's."""
 
-    def run(self, inputs: Mapping[str, Value]) -> Any:
+    def run(self, inputs: Mapping[str, LabelledTensor]) -> Any:
         result = None
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
@@ -268,9 +272,9 @@ class _Region(Interpreter):
         return result
 
 
-def _values(argument: Any) -> list[Value]:
+def _values(argument: Any) -> list[LabelledTensor]:
     """All values in a nest of arguments."""
-    if isinstance(argument, Value):
+    if isinstance(argument, LabelledTensor):
         return [argument]
     if isinstance(argument, list | tuple):
         return [value for item in argument for value in _values(item)]
@@ -280,13 +284,15 @@ def _values(argument: Any) -> list[Value]:
 
 
 def _reals(argument: Any) -> Any:
-    if isinstance(argument, Value):
+    if isinstance(argument, LabelledTensor):
         return argument.real
     if isinstance(argument, list | tuple):
         return [_reals(item) for item in argument]
     return argument
 
 
-def _widened(value: Value, dim: int) -> Value:
+def _widened(value: LabelledTensor, dim: int) -> LabelledTensor:
     shape = (*value.shape[:dim], 1, *value.shape[dim:])
-    return replace(value, shape=shape, slots=tuple(slot.unsqueeze(dim) for slot in value.slots))
+    return replace(
+        value, shape=shape, label_axes=tuple(slot.unsqueeze(dim) for slot in value.label_axes)
+    )

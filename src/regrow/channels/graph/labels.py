@@ -19,7 +19,7 @@ FIXED = 0  # the label of a place that cannot be cut, such as padding
 
 
 @dataclass(frozen=True)
-class Value:
+class LabelledTensor:
     """A tensor of the network, described by labels.
 
     Attributes:
@@ -32,7 +32,7 @@ class Value:
     """
 
     shape: tuple[int, ...]
-    slots: tuple[Tensor, ...] = ()
+    label_axes: tuple[Tensor, ...] = ()
     free: bool = False
     weight: bool = False
     real: Tensor | None = None
@@ -43,7 +43,7 @@ class Value:
 
     def varies(self, dim: int) -> bool:
         """Whether a slot varies along a dimension."""
-        return any(slot.shape[dim] > 1 for slot in self.slots)
+        return any(slot.shape[dim] > 1 for slot in self.label_axes)
 
 
 def varying(slot: Tensor) -> list[int]:
@@ -143,7 +143,7 @@ class Labels:
         """Classes, with length 1 in the dimensions along which they do not vary."""
         return _narrowed(self.find(labels))
 
-    def tie(self, slot: Tensor, keep: int | Iterable[int], reason: str) -> Tensor:
+    def fix_multiple(self, slot: Tensor, keep: int | Iterable[int], reason: str) -> Tensor:
         """Unites along all dimensions but `keep`: only there a cut leaves a rectangle."""
         kept = {keep} if isinstance(keep, int) else set(keep)
         for dim in varying(slot):
@@ -158,22 +158,24 @@ class Labels:
         *,
         weight: bool = False,
         known: bool = False,
-    ) -> Value:
+    ) -> LabelledTensor:
         """A value of these slots; slots that do not vary are left out; `known`: classes already."""
         found = (_narrowed(slot) if known else self.compact(slot) for slot in slots)
-        return Value(tuple(shape), tuple(s for s in found if varying(s)), weight=weight)
+        return LabelledTensor(tuple(shape), tuple(s for s in found if varying(s)), weight=weight)
 
-    def again(self, value: Value) -> Value:
+    def relabel(self, value: LabelledTensor) -> LabelledTensor:
         """The value after what was united since it was made."""
-        return replace(value, slots=self.value(value.shape, value.slots).slots)
+        return replace(value, label_axes=self.value(value.shape, value.label_axes).label_axes)
 
-    def along(self, value: Value, dim: int, reason: str) -> Tensor | None:
+    def labels_along(self, value: LabelledTensor, dim: int, reason: str) -> Tensor | None:
         """The labels of one dimension; a slot that varies along others too is tied there."""
         dim %= value.ndim
         if not value.varies(dim):  # nor will it
             return None
         found = [
-            self.tie(slot, dim, reason) for slot in self.again(value).slots if slot.shape[dim] > 1
+            self.fix_multiple(slot, dim, reason)
+            for slot in self.relabel(value).label_axes
+            if slot.shape[dim] > 1
         ]
         for slot in found[1:]:
             for each in (slot, found[0]):
@@ -182,9 +184,11 @@ class Labels:
             return None
         return found[0].reshape(-1)
 
-    def meet(self, one: Value, dim: int, other: Value, to: int, reason: str) -> Tensor | None:
+    def unite_dims(
+        self, one: LabelledTensor, dim: int, other: LabelledTensor, to: int, reason: str
+    ) -> Tensor | None:
         """Unites a dimension with another value's of the same length; returns its labels."""
-        first, second = self.along(one, dim, reason), self.along(other, to, reason)
+        first, second = self.labels_along(one, dim, reason), self.labels_along(other, to, reason)
         if first is not None and second is not None:
             self.unite(first, second, reason)
         elif first is not None and other.shape[to] > 1 and not other.free:
@@ -193,18 +197,20 @@ class Labels:
             self.pin(second, f"{reason}: the other side has a fixed length")
         return first if first is not None else second
 
-    def pin_all(self, values: Iterable[Value], reason: str) -> None:
+    def pin_all(self, values: Iterable[LabelledTensor], reason: str) -> None:
         """Pins all labels of some values."""
         for value in values:
-            for slot in value.slots:
+            for slot in value.label_axes:
                 self.pin(slot, reason)
 
-    def broadcast(self, values: Sequence[Value], shape: Sequence[int], reason: str) -> Value:
+    def broadcast(
+        self, values: Sequence[LabelledTensor], shape: Sequence[int], reason: str
+    ) -> LabelledTensor:
         """Elementwise: what stands at the same place is united."""
         ndim, slots = len(shape), list[Tensor]()
         lengths = [(1,) * (ndim - v.ndim) + v.shape for v in values]
         for index, value in enumerate(values):
-            for slot in value.slots:
+            for slot in value.label_axes:
                 wide = slot.reshape((1,) * (ndim - value.ndim) + slot.shape)
                 for dim in varying(wide):
                     for number, other in enumerate(values):

@@ -8,66 +8,66 @@ from typing import Any
 
 from torch import Tensor
 
-from regrow.channels.graph.labels import Labels, Value, at, varying
+from regrow.channels.graph.labels import LabelledTensor, Labels, at, varying
 
 COUNTS = "a zeroed channel still counts in {}"
 
 
-def matmul(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def matmul(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Also `mm`, `bmm`, `addmm` and `baddbmm`."""
     added = "mat1" in a or "batch1" in a
     left = a["mat1"] if "mat1" in a else a["batch1"] if "batch1" in a else a["self"]
     right = a["mat2"] if "mat2" in a else a["batch2"] if "batch2" in a else a["other"]
     if left.ndim < 2 or right.ndim < 2:
         labels.pin_all([left, right], "matmul with a vector")
-        return Value(tuple(shape))
+        return LabelledTensor(tuple(shape))
     left, right = _heads(labels, left), _heads(labels, right)
-    shared = labels.meet(left, -1, right, -2, "matmul")
+    shared = labels.unite_dims(left, -1, right, -2, "matmul")
     if shared is not None and not (left.weight or right.weight):
         labels.inexact(shared, COUNTS.format("a product without weights"))
     value = _product(labels, [left, right], left, right, shape, "matmul")
     return labels.broadcast([value, a["self"]], shape, "addmm") if added else value
 
 
-def attention(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def attention(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Query `(..., n, e)`, key `(..., m, e)`, value `(..., m, v)`."""
     query, key, value = (_heads(labels, a[name]) for name in ("query", "key", "value"))
     if a.get("enable_gqa"):
         key, value = (_repeated(labels, v, query.shape[-3]) for v in (key, value))
-    shared = labels.meet(query, -1, key, -1, "attention")
+    shared = labels.unite_dims(query, -1, key, -1, "attention")
     if shared is not None:
         labels.inexact(shared, COUNTS.format("attention's scale"))
-    length = labels.meet(key, -2, value, -2, "attention")
+    length = labels.unite_dims(key, -2, value, -2, "attention")
     if length is not None:
         labels.inexact(length, COUNTS.format("attention's softmax"))
     result = _product(labels, [query, key, value], query, value, shape, "attention")
     mask = a.get("attn_mask")
     if mask is not None:
-        scores = [slot for slot in result.slots if slot.shape[-1] == 1]
+        scores = [slot for slot in result.label_axes if slot.shape[-1] == 1]
         weights = labels.value((*shape[:-1], key.shape[-2]), scores)
         labels.broadcast([weights, mask], weights.shape, "attention's mask")
-    return labels.again(result)
+    return labels.relabel(result)
 
 
-def einsum(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
+def einsum(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
     """Each letter is one dimension; a letter that is summed counts, unless a weight has it."""
-    values: list[Value] = a["tensors"]
+    values: list[LabelledTensor] = a["tensors"]
     names, result = _letters(a["equation"], values)
     if any(len({*n}) < len(n) for n in names):
         labels.pin_all(values, f"einsum {a['equation']}")
-        return Value(tuple(shape))
+        return LabelledTensor(tuple(shape))
     outside = {letter for letter in result if all(letter in n for n in names)}  # batch: heads
     for name, value in zip(names, values, strict=True):
-        for slot in labels.again(value).slots:
+        for slot in labels.relabel(value).label_axes:
             dims = [d for d in varying(slot) if name[d] in outside]
             if dims and len(varying(slot)) > 1:
-                labels.tie(slot, dims, "einsum")
+                labels.fix_multiple(slot, dims, "einsum")
     slots = []
     for letter in dict.fromkeys("".join(names)):
         having = [(n.index(letter), v) for n, v in zip(names, values, strict=True) if letter in n]
-        shared: Tensor | None = labels.along(having[0][1], having[0][0], "einsum")
+        shared: Tensor | None = labels.labels_along(having[0][1], having[0][0], "einsum")
         for dim, value in having[1:]:
-            met = labels.meet(having[0][1], having[0][0], value, dim, "einsum")
+            met = labels.unite_dims(having[0][1], having[0][0], value, dim, "einsum")
             shared = met if shared is None else shared
         if shared is None:
             continue
@@ -78,7 +78,7 @@ def einsum(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> Value:
     return labels.value(shape, slots)
 
 
-def _letters(equation: str, values: Sequence[Value]) -> tuple[list[str], str]:
+def _letters(equation: str, values: Sequence[LabelledTensor]) -> tuple[list[str], str]:
     """A letter for each dimension: of each tensor, and of the result.
 
     Example:
@@ -98,40 +98,40 @@ def _letters(equation: str, values: Sequence[Value]) -> tuple[list[str], str]:
     return names, result.replace("...", every)
 
 
-def _repeated(labels: Labels, value: Value, heads: int) -> Value:
+def _repeated(labels: Labels, value: LabelledTensor, heads: int) -> LabelledTensor:
     """Each head of keys and values serves several of queries."""
     times = heads // value.shape[-3]
     shape = (*value.shape[:-3], heads, *value.shape[-2:])
-    slots = [s.repeat_interleave(times, -3) if s.shape[-3] > 1 else s for s in value.slots]
+    slots = [s.repeat_interleave(times, -3) if s.shape[-3] > 1 else s for s in value.label_axes]
     return labels.value(shape, slots)
 
 
-def _heads(labels: Labels, value: Value) -> Value:
+def _heads(labels: Labels, value: LabelledTensor) -> LabelledTensor:
     """Labels that vary over batch and matrix dimensions are tied in the matrix: heads remain."""
-    for slot in labels.again(value).slots:
+    for slot in labels.relabel(value).label_axes:
         outer = [dim for dim in varying(slot) if dim < value.ndim - 2]
         if outer and len(varying(slot)) > 1:
-            labels.tie(slot, outer, "attention heads")
-    return labels.again(value)
+            labels.fix_multiple(slot, outer, "attention heads")
+    return labels.relabel(value)
 
 
 def _product(
     labels: Labels,
-    sides: Sequence[Value],
-    left: Value,
-    right: Value,
+    sides: Sequence[LabelledTensor],
+    left: LabelledTensor,
+    right: LabelledTensor,
     shape: Sequence[int],
     name: str,
-) -> Value:
+) -> LabelledTensor:
     """Batches of all sides are united; rows are those of the left side, columns of the right."""
     batches = []
     for value in sides:
-        outer = [s for s in labels.again(value).slots if s.shape[-2:] == (1, 1)]
+        outer = [s for s in labels.relabel(value).label_axes if s.shape[-2:] == (1, 1)]
         batches.append(labels.value((*value.shape[:-2], 1, 1), outer))
     merged = labels.broadcast(batches, (*shape[:-2], 1, 1), name)
-    rows = labels.along(left, -2, name)
-    columns = labels.along(right, -1, name)
-    slots = with_slot(with_slot(merged.slots, rows, -2, len(shape)), columns, -1, len(shape))
+    rows = labels.labels_along(left, -2, name)
+    columns = labels.labels_along(right, -1, name)
+    slots = with_slot(with_slot(merged.label_axes, rows, -2, len(shape)), columns, -1, len(shape))
     return labels.value(shape, slots)
 
 

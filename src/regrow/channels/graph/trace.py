@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from regrow.channels.graph.interpreter import Interpreter, Site
-from regrow.channels.graph.labels import Labels, Value, at
-from regrow.distributed.shard import is_cut
+from regrow.channels.graph.labels import LabelledTensor, Labels, at
+from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import ConfigError
 from regrow.utils.names import parameters, tensors
 
@@ -30,7 +30,7 @@ class Trace:
     """
 
     labels: Labels = field(default_factory=Labels)
-    values: dict[str, Value] = field(default_factory=dict)
+    values: dict[str, LabelledTensor] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
 
@@ -48,7 +48,7 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
     Raises:
         ConfigError: If `torch.export` cannot trace it, or its parameters are sharded.
     """
-    cut = [name for name, tensor in tensors(model).items() if is_cut(tensor)]
+    cut = [name for name, tensor in tensors(model).items() if is_dtensor(tensor)]
     if cut:
         raise ConfigError(
             f"parameters are sharded among ranks ({cut[0]}, ...), and channels cannot be cut out "
@@ -64,16 +64,16 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
     return found
 
 
-def _own(labels: Labels, name: str, tensor: Tensor) -> Value:
+def _own(labels: Labels, name: str, tensor: Tensor) -> LabelledTensor:
     """A fresh label for every place along every dimension."""
     if not tensor.is_floating_point():
-        return Value(tuple(tensor.shape), real=tensor.detach().cpu().clone())
+        return LabelledTensor(tuple(tensor.shape), real=tensor.detach().cpu().clone())
     slots = [
         at(labels.new(name, dim, size), dim, tensor.ndim)
         for dim, size in enumerate(tensor.shape)
         if size > 1
     ]
-    return Value(tuple(tensor.shape), tuple(slots), weight=True)
+    return LabelledTensor(tuple(tensor.shape), tuple(slots), weight=True)
 
 
 def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> None:
@@ -85,7 +85,7 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
     signature = program.graph_signature
     targets = signature.inputs_to_parameters | signature.inputs_to_buffers
     read = {node.name for node in program.graph.nodes if node.users}
-    inputs: dict[str, Value] = {}
+    inputs: dict[str, LabelledTensor] = {}
     for placeholder, target in targets.items():
         if target in every:
             name = names[id(every[target])]
@@ -93,7 +93,9 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
             found.used |= {name} if placeholder in read else set()
     for placeholder, target in signature.inputs_to_lifted_tensor_constants.items():
         constant = program.constants[target]
-        inputs[placeholder] = Value(tuple(constant.shape), real=constant.detach().cpu().clone())
+        inputs[placeholder] = LabelledTensor(
+            tuple(constant.shape), real=constant.detach().cpu().clone()
+        )
     runner = Interpreter(found.labels, found.sites, program.graph_module)
     runner.run(inputs)
     runner.finish()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow.channels.graph.labels import FIXED, Labels, Value, at, varying
+from regrow.channels.graph.labels import FIXED, LabelledTensor, Labels, at, varying
 from regrow.channels.graph.operations import VIEWS
 
 
@@ -23,7 +23,7 @@ def move(labels: Labels, name: str, target: Any, args: Sequence[Any], kwargs: An
     Returns:
         A value, or a list of values where the operation returns several tensors.
     """
-    first: Value = args[0]
+    first: LabelledTensor = args[0]
     if name.endswith("_as"):  # the other tensor lends its shape
         args = [first, args[1].shape]
     rest = [_numbers(labels, first, arg, name) for arg in args[1:]]
@@ -36,7 +36,7 @@ def move(labels: Labels, name: str, target: Any, args: Sequence[Any], kwargs: An
 
     blank = run(torch.empty(first.shape, dtype=torch.int64, device="meta"))
     real = None if first.real is None else run(first.real)
-    moved = [run(slot.expand(first.shape)) for slot in labels.again(first).slots]
+    moved = [run(slot.expand(first.shape)) for slot in labels.relabel(first).label_axes]
     if isinstance(blank, Tensor):
         value = labels.value(blank.shape, moved, weight=first.weight, known=True)
         return replace(value, real=real, free=first.free)
@@ -52,16 +52,16 @@ def move(labels: Labels, name: str, target: Any, args: Sequence[Any], kwargs: An
     ]
 
 
-def _numbers(labels: Labels, first: Value, arg: Any, name: str) -> Any:
+def _numbers(labels: Labels, first: LabelledTensor, arg: Any, name: str) -> Any:
     """An argument as numbers; an unknown index reads place 0, and what varies there is pinned."""
-    if isinstance(arg, list | tuple) and any(isinstance(item, Value) for item in arg):
+    if isinstance(arg, list | tuple) and any(isinstance(item, LabelledTensor) for item in arg):
         for dim, item in enumerate(arg):
-            if isinstance(item, Value) and item.real is None and dim < first.ndim:
-                for slot in first.slots:
+            if isinstance(item, LabelledTensor) and item.real is None and dim < first.ndim:
+                for slot in first.label_axes:
                     if slot.shape[dim] > 1:
                         labels.pin(slot, f"{name} by an index that data decides")
         return [_numbers(labels, first, item, name) for item in arg]
-    if not isinstance(arg, Value):
+    if not isinstance(arg, LabelledTensor):
         return arg
     if arg.real is not None:
         return arg.real
@@ -69,7 +69,7 @@ def _numbers(labels: Labels, first: Value, arg: Any, name: str) -> Any:
     return torch.zeros(arg.shape, dtype=torch.int64)
 
 
-def join(labels: Labels, values: Sequence[Value], dim: int, name: str) -> Value:
+def join(labels: Labels, values: Sequence[LabelledTensor], dim: int, name: str) -> LabelledTensor:
     """`cat`: labels follow one another along `dim`, and are united along the other dimensions."""
     values = [value for value in values if value.shape != (0,)]  # an empty start is allowed
     ndim, dim = values[0].ndim, dim % values[0].ndim
@@ -79,7 +79,7 @@ def join(labels: Labels, values: Sequence[Value], dim: int, name: str) -> Value:
     for d in range(ndim):
         if d == dim or all(value.shape[d] == 1 for value in values):
             continue
-        vectors = [labels.along(value, d, name) for value in values]
+        vectors = [labels.labels_along(value, d, name) for value in values]
         known = [vector for vector in vectors if vector is not None]
         for vector, value in zip(vectors, values, strict=True):
             if known and vector is None and not value.free:
@@ -90,7 +90,7 @@ def join(labels: Labels, values: Sequence[Value], dim: int, name: str) -> Value:
             slots.append(at(known[0], d, ndim))
     pieces = []
     for value in values:
-        vector = labels.along(value, dim, name)
+        vector = labels.labels_along(value, dim, name)
         fixed = torch.full((value.shape[dim],), FIXED)
         pieces.append(fixed if vector is None else vector)
     slots.append(at(torch.cat(pieces), dim, ndim))
@@ -98,9 +98,9 @@ def join(labels: Labels, values: Sequence[Value], dim: int, name: str) -> Value:
     return replace(labels.value(shape, slots, weight=weight), free=all(v.free for v in values))
 
 
-def pad(labels: Labels, first: Value, amounts: Sequence[int], name: str) -> Value:
+def pad(labels: Labels, first: LabelledTensor, amounts: Sequence[int], name: str) -> LabelledTensor:
     """What is added along a dimension that varies is fixed; along others labels just go on."""
-    shape, slots = list(first.shape), list(labels.again(first).slots)
+    shape, slots = list(first.shape), list(labels.relabel(first).label_axes)
     for number in range(len(amounts) // 2):
         before, after = amounts[2 * number : 2 * number + 2]
         dim = first.ndim - 1 - number
@@ -120,11 +120,13 @@ def _padded(slot: Tensor, dim: int, before: int, after: int) -> Tensor:
     return torch.cat([block(max(0, before)), kept, block(max(0, after))], dim)
 
 
-def tie_pieces(labels: Labels, whole: Value, sizes: Sequence[int], dim: int, name: str) -> None:
+def tie_pieces(
+    labels: Labels, whole: LabelledTensor, sizes: Sequence[int], dim: int, name: str
+) -> None:
     """Equal pieces stay equal: their i-th places are united."""
     if len({*sizes}) != 1 or len(sizes) < 2:
         return
-    vector = labels.along(whole, dim, name)
+    vector = labels.labels_along(whole, dim, name)
     if vector is not None and not bool((vector == FIXED).any()):
         pieces = vector.view(len(sizes), -1)
         labels.unite(pieces, pieces[:1], f"equal pieces of {name}")
@@ -144,7 +146,7 @@ def split_dims(labels: Labels, slots: Sequence[Tensor]) -> None:
             dims = varying(slot)
             if len(dims) > 1:
                 longest = max(dims, key=lambda dim: (slot.shape[dim], dim))
-                tied = labels.tie(slot, longest, "a view into several dimensions")
+                tied = labels.fix_multiple(slot, longest, "a view into several dimensions")
                 if len(varying(tied)) > 1:  # places beside it are fixed, such as padding
                     labels.pin(tied, "a view of fixed places into several dimensions")
                 else:

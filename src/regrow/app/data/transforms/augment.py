@@ -13,13 +13,13 @@ from torch import Tensor
 from regrow.app.data.loading.tensor_loader import Transform
 from regrow.app.data.transforms.batch_ops import crop_flip, cutout
 from regrow.app.data.transforms.rand_augment import rand_augment
-from regrow.utils.errors import ConfigError, check_choice, check_count, did_you_mean
+from regrow.utils.errors import ConfigError, check_choice, check_count, suggest
 
 Augment = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
 """One step's name; several in a list, with their settings: `["crop_flip", {"cutout": 16}]`."""
 
 
-class Step(Protocol):
+class AugmentStep(Protocol):
     """Images (N, C, H, W), uint8, this batch's generator and the mean colour -> images."""
 
     def __call__(self, images: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor: ...
@@ -146,7 +146,7 @@ def _named(given: Augment) -> list[tuple[str, Any]]:
     )
 
 
-def _step(name: str, given: Any) -> Step:
+def _step(name: str, given: Any) -> AugmentStep:
     """One step; a bare value is its first setting."""
     step = STEPS[check_choice("augment", name, STEPS)]
     allowed = [field.name for field in dataclasses.fields(step)]
@@ -155,5 +155,5 @@ def _step(name: str, given: Any) -> Step:
         settings = {allowed[0]: settings}
     for key in settings:
         if key not in allowed:
-            raise ConfigError(f"augment: {name} has no {key!r}: {did_you_mean(str(key), allowed)}")
+            raise ConfigError(f"augment: {name} has no {key!r}: {suggest(str(key), allowed)}")
     return step(**{str(key): value for key, value in settings.items()})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regrow.utils.errors import DataError
-from regrow.utils.imports import need
+from regrow.utils.imports import import_optional
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,7 +120,9 @@ def torchvision_crop(size: int) -> Seeded:
     Raises:
         ConfigError: When torchvision is not installed.
     """
-    v2 = need("data.transforms=torchvision", "vision", "torchvision", "torchvision.transforms.v2")
+    v2 = import_optional(
+        "data.transforms=torchvision", "vision", "torchvision", "torchvision.transforms.v2"
+    )
     steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
     return Seeded(v2.Compose(steps), size)
 
