@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-TABLE = CHECKOUT / "docs" / "together.md"
+TABLE = CHECKOUT / "docs" / "compatibility.md"
 DOCUMENTS = sorted([*(CHECKOUT / "docs").glob("*.md"), *CHECKOUT.glob("*.md")])
 
 

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Makes `toys` importable for the tests of this folder."""
+"""Run each test in a folder of its own, since Lightning writes below the working folder."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 
 @pytest.fixture(autouse=True)
-def _quiet(monkeypatch, tmp_path):
-    """Lightning writes below the working folder."""
+def _working_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.parent == Path(__file__).parent:
+        if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.filterwarnings("ignore:.*:UserWarning"))
             item.add_marker(pytest.mark.filterwarnings("ignore:.*litlogger.*"))

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
+from tiny_fits import ADAM, Net, copied, equal, fit, loader, read, samples
 from torch.distributed.checkpoint import FileSystemWriter, format_utils
 from torch.distributed.checkpoint import save as save_shards
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from toys import ADAM, Net, copied, equal, fit, loader, read, samples
 
 from regrow import (
     AccuracyBudget,

@@ -6,8 +6,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
-from torch import optim
-from toys import (
+from tiny_fits import (
     ADAM,
     BATCHES,
     WEIGHTS,
@@ -21,6 +20,7 @@ from toys import (
     weights,
     zeros,
 )
+from torch import optim
 
 from regrow import AccuracyBudget, ConfigError, MagnitudePruning, OneShot, Rewind, StateError, Table
 from regrow.app.data.loading.tensor_loader import BatchLoader

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
-from toys import ADAM, WEIGHTS, Net, copied, equal, fit, loader, read, samples
+from tiny_fits import ADAM, WEIGHTS, Net, copied, equal, fit, loader, read, samples
 
 from regrow import DynamicSparseTraining, MagnitudePruning, SparseModelCheckpoint, Table
 from regrow.app.data.loading.tensor_loader import BatchLoader

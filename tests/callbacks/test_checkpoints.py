@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_fits import ADAM, WEIGHTS, Events, Net, copied, equal, fit, loader, read, trainer, zeros
 from torch import nn, optim
-from toys import ADAM, WEIGHTS, Events, Net, copied, equal, fit, loader, read, trainer, zeros
 
 from regrow import MagnitudePruning, Masks, OneShot, RandomState, StateError, Table
 from regrow.io.integrity import with_digest

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
-from toys import ADAM, BATCHES, WEIGHTS, Net, fit
+from tiny_fits import ADAM, BATCHES, WEIGHTS, Net, fit
 
 from regrow import MagnitudePruning, OneShot
 

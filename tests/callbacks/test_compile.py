@@ -6,10 +6,10 @@ from functools import cache
 
 import pytest
 import torch
+from tiny_fits import ADAM, SGD, WEIGHTS, Net, Watch, copied, equal, fit, loader, zeros
 from torch._dynamo.testing import CompileCounter
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
-from toys import ADAM, SGD, WEIGHTS, Net, Watch, copied, equal, fit, loader, zeros
 
 from regrow import AccuracyBudget, DynamicSparseTraining, MagnitudePruning, Regrow, Table
 

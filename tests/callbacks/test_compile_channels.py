@@ -4,9 +4,9 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_fits import ADAM, Net, equal, fit, read
 from torch import nn
 from torch._dynamo.testing import CompileCounter
-from toys import ADAM, Net, equal, fit, read
 
 import regrow.channels
 from regrow import ChannelPruning, MagnitudePruning, Table

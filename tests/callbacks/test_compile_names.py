@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toys import ADAM, WEIGHTS, Net, equal, fit, loader, read, trainer, zeros
+from tiny_fits import ADAM, WEIGHTS, Net, equal, fit, loader, read, trainer, zeros
 
 import regrow
 from regrow import (

@@ -4,8 +4,8 @@
 import pytest
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_fits import ADAM, BATCHES, WEIGHTS, Net, copied, equal, fit, loader, samples, zeros
 from torch import nn
-from toys import ADAM, BATCHES, WEIGHTS, Net, copied, equal, fit, loader, samples, zeros
 
 from regrow import ConfigError, DynamicSparseTraining, MagnitudePruning, OneShot, Table
 from regrow.app.data.loading.tensor_loader import BatchLoader

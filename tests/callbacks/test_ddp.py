@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Ranks prune, regrow and roll back alike; what one of them does alone is refused on all."""
 
+import gloo_ranks
 import pytest
-import ranks
 import torch
-from toys import Net, fit, loader
+from tiny_fits import Net, fit, loader
 
 from regrow import DynamicSparseTraining, MagnitudePruning
 
@@ -53,7 +53,7 @@ for name, make in CASES.items():
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_prune_alike(world, tmp_path):
-    first, *others = ranks.run(MANY, tmp_path, world)
+    first, *others = gloo_ranks.run(MANY, tmp_path, world)
     for name, mine in first.items():
         for other in others:
             theirs = other[name]
@@ -88,7 +88,7 @@ except StateError as error:
 
 
 def test_what_one_rank_does_alone_is_refused_on_all(tmp_path):
-    for said in ranks.run(ALONE, tmp_path):
+    for said in gloo_ranks.run(ALONE, tmp_path):
         assert "rank 1 differ from those of the first rank" in said["error"]
         assert "the event at step" in said["error"]
 
@@ -111,7 +111,7 @@ for name, pruner in {
 
 
 def test_two_ranks_are_one_process_with_batches_of_both(tmp_path):
-    found = ranks.run(SAME, tmp_path)[0]
+    found = gloo_ranks.run(SAME, tmp_path)[0]
     alone = {
         "weights": MagnitudePruning(0.75, every="1it"),
         "gradients": MagnitudePruning(0.75, criterion="gradient", every="1it"),
@@ -141,7 +141,7 @@ for name, ddp in WAYS.items():
 
 
 def test_ways_of_ddp_do_not_matter(tmp_path):
-    for said in ranks.run(WAYS, tmp_path):
+    for said in gloo_ranks.run(WAYS, tmp_path):
         plain = said.pop("plain")
         assert len(said) == 3
         for name, other in said.items():

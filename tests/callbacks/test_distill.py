@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from tiny_fits import ADAM, SGD, Net, copied, equal, fit, loader, read, trainer
 from torch import nn
-from toys import ADAM, SGD, Net, copied, equal, fit, loader, read, trainer
 
 from regrow import Distill, MagnitudePruning, Table
 

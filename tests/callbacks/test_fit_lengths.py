@@ -4,7 +4,7 @@
 import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from toys import Events, Net, fit, stream
+from tiny_fits import Events, Net, fit, stream
 
 from regrow import ConfigError, Linear, MagnitudePruning, OneShot, Table
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_fits import BATCHES, Events, copied, equal, fit, magnitude_masks, weights
 from torch import nn, optim
-from toys import BATCHES, Events, copied, equal, fit, magnitude_masks, weights
 
 from regrow import MagnitudePruning, OneShot, Table
 from regrow.app.data.loading.tensor_loader import BatchLoader

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from toys import Net, fit, read, zeros
+from tiny_fits import Net, fit, read, zeros
 
 from regrow import MagnitudePruning, StateError
 

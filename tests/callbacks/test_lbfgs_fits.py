@@ -6,8 +6,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn, optim
-from toys import (
+from tiny_fits import (
     BATCHES,
     WEIGHTS,
     Net,
@@ -20,7 +19,8 @@ from toys import (
     samples,
     zeros,
 )
-from toys import weights as prunable
+from tiny_fits import weights as prunable
+from torch import nn, optim
 
 from regrow import MagnitudePruning, OneShot, Table
 from regrow.app.data.loading.tensor_loader import BatchLoader

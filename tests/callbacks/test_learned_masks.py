@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from tiny_fits import ADAM, Events, Net, equal, fit, loader, read, samples, trainer, weights, zeros
 from torch import nn
 from torch.utils.data import DataLoader
-from toys import ADAM, Events, Net, equal, fit, loader, read, samples, trainer, weights, zeros
 
 from regrow import AccuracyBudget, LearnedMasks, Rewind, SparseModelCheckpoint, SparsityMonitor
 

@@ -3,7 +3,7 @@
 
 import pytest
 import yaml
-from toys import SGD, WEIGHTS, Net, loader, zeros
+from tiny_fits import SGD, WEIGHTS, Net, loader, zeros
 
 import regrow
 

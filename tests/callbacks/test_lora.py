@@ -4,9 +4,21 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_fits import (
+    ADAM,
+    BATCHES,
+    SGD,
+    Net,
+    copied,
+    equal,
+    fit,
+    loader,
+    magnitude_masks,
+    read,
+    samples,
+)
 from torch import nn
 from torch.nn.utils import parametrize
-from toys import ADAM, BATCHES, SGD, Net, copied, equal, fit, loader, magnitude_masks, read, samples
 
 from regrow import ConfigError, MagnitudePruning, OneShot, Table
 from regrow.app.data.loading.tensor_loader import BatchLoader

@@ -3,8 +3,8 @@
 
 import pytest
 import torch
+from tiny_fits import BATCHES, WEIGHTS, Events, Net, Watch, fit, loader, trainer, zeros
 from torch import optim
-from toys import BATCHES, WEIGHTS, Events, Net, Watch, fit, loader, trainer, zeros
 
 from regrow import ConfigError, DynamicSparseTraining, MagnitudePruning, OneShot, Regrow, Table
 

@@ -5,9 +5,21 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.tuner import Tuner
+from tiny_fits import (
+    ADAM,
+    BATCHES,
+    WEIGHTS,
+    Events,
+    Net,
+    Watch,
+    copied,
+    loader,
+    samples,
+    trainer,
+    zeros,
+)
 from torch import optim
 from torch.utils.data import DataLoader
-from toys import ADAM, BATCHES, WEIGHTS, Events, Net, Watch, copied, loader, samples, trainer, zeros
 
 from regrow import ConfigError, Exponential, Linear, MagnitudePruning, OneShot, StateError, Table
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.profilers import SimpleProfiler
-from toys import ADAM, WEIGHTS, Net, Watch, fit, loader, zeros
+from tiny_fits import ADAM, WEIGHTS, Net, Watch, fit, loader, zeros
 
 from regrow import MagnitudePruning, OneShot, Table
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toys import SGD, WEIGHTS, Net, copied, equal, fit, loader, weights, zeros
+from tiny_fits import SGD, WEIGHTS, Net, copied, equal, fit, loader, weights, zeros
 
 from regrow import MagnitudePruning, Table
 

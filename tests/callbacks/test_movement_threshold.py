@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_learned_masks import TOTAL, Before, Wide
-from toys import copied, equal, fit, loader, samples, zeros
+from tiny_fits import copied, equal, fit, loader, samples, zeros
 
 from regrow import ConfigError, LearnedMasks, SoftMovement
 from regrow.learned.methods import MaskContext

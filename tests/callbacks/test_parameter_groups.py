@@ -4,8 +4,8 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
+from tiny_fits import BATCHES, WEIGHTS, Net, Watch, copied, equal, fit, loader, weights, zeros
 from torch import optim
-from toys import BATCHES, WEIGHTS, Net, Watch, copied, equal, fit, loader, weights, zeros
 
 from regrow import MagnitudePruning, OneShot, Table
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from toys import ADAM, SGD, WEIGHTS, Net, copied, equal, fit, loader, magnitude_masks, zeros
+from tiny_fits import ADAM, SGD, WEIGHTS, Net, copied, equal, fit, loader, magnitude_masks, zeros
 
 from regrow import ACDC, ConfigError, Cyclic, MagnitudePruning, Phases
 

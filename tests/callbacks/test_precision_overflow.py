@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from overflow import BiasOverflows, Steps, overflowing, scaled
+from overflowing_fits import BiasOverflows, Steps, overflowing, scaled
+from tiny_fits import ADAM, SGD, WEIGHTS, Events, Net, Watch, fit, loader, weights, zeros
 from torch import optim
-from toys import ADAM, SGD, WEIGHTS, Events, Net, Watch, fit, loader, weights, zeros
 
 from regrow import Cubic, DynamicSparseTraining, MagnitudePruning, OneShot, Regrow, Table
 

@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 import torch
-from bits import AnyWatch, pruned
+from float_watch import AnyWatch, pruned
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_fits import ADAM, SGD, WEIGHTS, Events, Net, copied, equal, fit, loader, read, weights
 from torch import nn, optim
-from toys import ADAM, SGD, WEIGHTS, Events, Net, copied, equal, fit, loader, read, weights
 
 from regrow import AccuracyBudget, DynamicSparseTraining, MagnitudePruning, Regrow, Rewind, Table
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from overflow import Overflowing, Steps, overflowing, scaled
+from overflowing_fits import Overflowing, Steps, overflowing, scaled
+from tiny_fits import ADAM, SGD, WEIGHTS, copied, equal, fit, loader, read, zeros
 from torch import optim
-from toys import ADAM, SGD, WEIGHTS, copied, equal, fit, loader, read, zeros
 
 from regrow import AccuracyBudget, DynamicSparseTraining, MagnitudePruning, Rewind, Table
 

@@ -3,7 +3,7 @@
 
 import pytest
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
-from toys import ADAM, Net, copied, equal, fit, loader
+from tiny_fits import ADAM, Net, copied, equal, fit, loader
 
 from regrow import DynamicSparseTraining, MagnitudePruning, Table
 

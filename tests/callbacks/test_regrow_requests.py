@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toys import WEIGHTS, Events, Net, equal, fit, loader
+from tiny_fits import WEIGHTS, Events, Net, equal, fit, loader
 
 from regrow import ConfigError, Drop, MagnitudePruning, OneShot, Plateau, Regrow
 from regrow.schedules.triggers import TriggerState

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_fits import ADAM, BATCHES, SGD, Net, equal, fit, read, samples
 from torch import nn, optim
-from toys import ADAM, BATCHES, SGD, Net, equal, fit, read, samples
 
 from regrow import Cubic, Cyclic, MagnitudePruning, OneShot, RandomState, Table
 from regrow.app.data.loading.tensor_loader import BatchLoader

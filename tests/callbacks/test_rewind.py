@@ -8,9 +8,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from rewound import BACK, KEPT, ROUNDS, Looks, Normed, falling, pruning
-from torch import nn, optim
-from toys import (
+from rewinding_fits import BACK, KEPT, ROUNDS, Looks, Normed, falling, pruning
+from tiny_fits import (
     ADAM,
     BATCHES,
     SGD,
@@ -24,6 +23,7 @@ from toys import (
     samples,
     weights,
 )
+from torch import nn, optim
 
 from regrow import MagnitudePruning, RandomState, Rewind
 from regrow.app.data.loading.tensor_loader import BatchLoader

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The core on parameters that FSDP2 has cut among ranks: what one process does with whole ones."""
 
+import gloo_ranks
 import pytest
-import ranks
 
 pytestmark = pytest.mark.slow
 
@@ -273,7 +273,7 @@ said["dimension"] = refusal(lambda: Pruner(odd))
 
 def test_masks_values_and_moments_are_those_of_one_process(tmp_path):
     program = SETUP + SELECTION + EVENTS + RETURNS + REFUSED
-    heard = ranks.run(program, tmp_path, timeout=300)
+    heard = gloo_ranks.run(program, tmp_path, timeout=300)
     assert heard[0]["moments"] == 5 * 3  # a value and two moments a layer
     for said in heard:
         assert "fc has 1 NaN scores" in said["nan"]
@@ -294,6 +294,8 @@ def test_masks_values_and_moments_are_those_of_one_process(tmp_path):
 
 def test_three_ranks(tmp_path):
     """One of them holds no row of the small layers."""
-    for said in ranks.run(SETUP + SELECTION + RETURNS + REFUSED, tmp_path, ranks=3, timeout=300):
+    for said in gloo_ranks.run(
+        SETUP + SELECTION + RETURNS + REFUSED, tmp_path, ranks=3, timeout=300
+    ):
         assert "10 rows each, which cuts units" in said["block"]
         assert said["digest"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Fits whose parameters FSDP2 has cut among ranks: the masks are those of DDP's whole ones."""
 
+import gloo_ranks
 import pytest
-import ranks
 
 pytestmark = pytest.mark.slow
 
@@ -218,12 +218,12 @@ said["lbfgs"] = refusal(MagnitudePruning(0.5), module=Sharded(torch.optim.LBFGS)
 
 def test_masks_are_those_of_ddp(tmp_path):
     program = "from pytest import approx as pytest_approx\n" + SETUP + FITS
-    for said in ranks.run(program, tmp_path, timeout=500):
+    for said in gloo_ranks.run(program, tmp_path, timeout=500):
         assert len(said) == 10
 
 
 def test_resumed_fits_end_in_the_same_bits(tmp_path):
-    one, other = ranks.run(SETUP + RESUMED, tmp_path, timeout=500)
+    one, other = gloo_ranks.run(SETUP + RESUMED, tmp_path, timeout=500)
     for said in (one, other):
         assert said["back"] == said["gone"]
         assert "attach(model, ckpt)" in said["carried"]
@@ -234,7 +234,7 @@ def test_resumed_fits_end_in_the_same_bits(tmp_path):
 
 
 def test_what_shards_cannot_do_is_refused_before_training(tmp_path):
-    for said in ranks.run(SETUP + REFUSED, tmp_path, timeout=300):
+    for said in gloo_ranks.run(SETUP + REFUSED, tmp_path, timeout=300):
         assert "channels cannot be cut out of shards" in said["channels"]
         assert "keep_removed=True" in said["vault"]
         assert "save_distributed_checkpoint=False" in said["vault"]

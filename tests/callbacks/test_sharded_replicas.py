@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Replicas of a sharded model (HSDP): ranks that hold the same rows must hold the same values."""
 
+import gloo_ranks
 import pytest
-import ranks
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +56,6 @@ said["whole"] = refused()
 
 
 def test_every_rank_hears_who_differs(tmp_path):
-    for said in ranks.run(PROGRAM, tmp_path, ranks=4):
+    for said in gloo_ranks.run(PROGRAM, tmp_path, ranks=4):
         assert "weights of rank 3 differ" in said["rows"]
         assert "weights of rank 2 differ" in said["whole"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from toys import ADAM, SGD, Net, loader, magnitude_masks, trainer, weights, zeros
+from tiny_fits import ADAM, SGD, Net, loader, magnitude_masks, trainer, weights, zeros
 
 from regrow import MagnitudePruning, Pruner, Table
 from regrow.callbacks.core.base import Callback

@@ -6,9 +6,9 @@ import copy
 import pytest
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
+from tiny_fits import WEIGHTS, Net, copied, equal, read, samples, trainer, zeros
 from torch import optim
 from torch.utils.data import DataLoader
-from toys import WEIGHTS, Net, copied, equal, read, samples, trainer, zeros
 
 from regrow import DynamicSparseTraining, MagnitudePruning, Regrow, Rewind, Table
 from regrow.masks.masks import Masks

@@ -4,7 +4,7 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toys import ADAM, WEIGHTS, Net, copied, fit, loader, zeros
+from tiny_fits import ADAM, WEIGHTS, Net, copied, fit, loader, zeros
 
 from regrow import AccuracyBudget, ConfigError, MagnitudePruning, OneShot, SparsityMonitor, Table
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toys import ADAM, SGD, WEIGHTS, Events, Net, equal, fit, weights, zeros
+from tiny_fits import ADAM, SGD, WEIGHTS, Events, Net, equal, fit, weights, zeros
 
 from regrow import ConfigError, MagnitudePruning, OneShot, StateError, Table
 

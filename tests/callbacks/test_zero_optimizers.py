@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_fits import WEIGHTS, Net, Watch, fit, loader, zeros
 from torch import optim
-from toys import WEIGHTS, Net, Watch, fit, loader, zeros
 
 from regrow import MagnitudePruning, OneShot, Table
 

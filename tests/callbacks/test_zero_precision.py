@@ -4,7 +4,7 @@
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from toys import ADAM, SGD, WEIGHTS, Events, Net, Watch, fit, loader, zeros
+from tiny_fits import ADAM, SGD, WEIGHTS, Events, Net, Watch, fit, loader, zeros
 
 from regrow import MagnitudePruning, OneShot, Table
 

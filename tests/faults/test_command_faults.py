@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from toys import equal, read
+from tiny_fits import equal, read
 
 from regrow.io.checkpoints import read_checkpoint
 

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 import torch
-from cut import Save, data, run
-from toys import ADAM, Net, equal, fit, read, trainer
+from interrupted_fits import Save, data, run
+from tiny_fits import ADAM, Net, equal, fit, read, trainer
 
 from regrow import MagnitudePruning, StateError, Table
 from regrow.io.checkpoints import check_checksums, read_checkpoint

@@ -8,16 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from scenarios import SCENARIOS
+from fault_scenarios import SCENARIOS
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 def campaign(folder, checkout, seed, kills, names):
     words = [str(folder), str(seed), str(kills), *names]
-    paths = map(str, (HERE, HERE.parent / "callbacks", checkout / "src"))
+    paths = map(str, (HELPERS, checkout / "src"))
     done = subprocess.run(
-        [sys.executable, HERE / "killing.py", *words],
+        [sys.executable, HELPERS / "kill_fits.py", *words],
         env=os.environ
         | {
             "PYTHONPATH": os.pathsep.join(paths),

@@ -6,11 +6,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from cut import end_of, run
-from full import Full
+from failing_memory import Full
+from fault_scenarios import SCENARIOS
+from interrupted_fits import end_of, run
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
-from scenarios import SCENARIOS
-from toys import equal, read
+from tiny_fits import equal, read
 
 from regrow import SparseModelCheckpoint, StateError
 from regrow.callbacks.core.pruning_callback import PruningCallback

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from cut import Noisy, data, end_of, run
+from fault_scenarios import SCENARIOS
+from interrupted_fits import Noisy, data, end_of, run
 from lightning.pytorch import Callback
-from scenarios import SCENARIOS
-from toys import ADAM, equal, fit, loader, read, weights
+from tiny_fits import ADAM, equal, fit, loader, read, weights
 
 from regrow import (
     AccuracyBudget,

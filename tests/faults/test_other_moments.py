@@ -3,9 +3,9 @@
 
 import pytest
 import torch
-from cut import Save, run
+from interrupted_fits import Save, run
+from tiny_fits import Net, copied, equal, fit, loader, read, trainer, weights
 from torch import nn
-from toys import Net, copied, equal, fit, loader, read, trainer, weights
 
 from regrow import ChannelPruning, MagnitudePruning, Pruner, StateError, Table
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Ranks that die leave a checkpoint to go on from, with as many ranks or with others."""
 
+import gloo_ranks
 import pytest
-import ranks
 import torch
-from toys import read
+from tiny_fits import read
 
 FIT = """
 import os, signal
@@ -52,7 +52,7 @@ WHOLE = FIT + 'said |= train(PLAN, OUT / "whole")\n'
 def died(plan, folder, world):
     """Trains until the last rank is killed; the others are taken down with it."""
     with pytest.raises(AssertionError):
-        ranks.run(f"PLAN = {plan!r}\n{DIES}", folder, world, 120)
+        gloo_ranks.run(f"PLAN = {plan!r}\n{DIES}", folder, world, 120)
     last = folder / "ckpt" / "last.ckpt"
     found = read(last)
     assert found["global_step"] == 9
@@ -66,9 +66,9 @@ def same(one, other):
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", ["steps", "rigl"])
 def test_a_rank_that_is_killed(plan, tmp_path):
-    whole = ranks.run(f"PLAN = {plan!r}\n{WHOLE}", tmp_path)
+    whole = gloo_ranks.run(f"PLAN = {plan!r}\n{WHOLE}", tmp_path)
     died(plan, tmp_path, 2)
-    for mine, other in zip(ranks.run(f"PLAN = {plan!r}\n{ON}", tmp_path), whole, strict=True):
+    for mine, other in zip(gloo_ranks.run(f"PLAN = {plan!r}\n{ON}", tmp_path), whole, strict=True):
         assert same(mine["state"], other["state"])
         assert same(mine["masks"], other["masks"])
         assert mine["history"] == other["history"]
@@ -107,12 +107,12 @@ train(PLAN, OUT / "first", Save())
 def test_other_ranks_go_on(first, then, tmp_path):
     """Events in epochs move with the number of steps an epoch has, and that is refused or told."""
     (tmp_path / "ckpt").mkdir()
-    ranks.run(f"PLAN = 'epochs'\n{CUT}", tmp_path, first)
+    gloo_ranks.run(f"PLAN = 'epochs'\n{CUT}", tmp_path, first)
     before = 24 // first  # steps of the first epoch; the first event is still to come
     now = 24 // then
     cut = read(tmp_path / "ckpt" / "cut.ckpt")
     assert cut["global_step"] == before
-    for said in ranks.run(f"PLAN = 'epochs'\n{CHANGED}", tmp_path, then):
+    for said in gloo_ranks.run(f"PLAN = 'epochs'\n{CHANGED}", tmp_path, then):
         assert said["refused"].startswith("ConfigError: the events still to come are not those")
         assert "ranks" in said["refused"]
         kept, stretched = said["keep"], said["stretch"]
@@ -130,9 +130,9 @@ def test_other_ranks_go_on(first, then, tmp_path):
 def test_events_in_steps_stay_where_they_were(tmp_path):
     """Told in steps, nothing moves: masks, history and place in the plan go on."""
     (tmp_path / "ckpt").mkdir()
-    ranks.run("PLAN = 'steps'\n" + CUT, tmp_path, 2)
+    gloo_ranks.run("PLAN = 'steps'\n" + CUT, tmp_path, 2)
     cut = read(tmp_path / "ckpt" / "cut.ckpt")
-    for said in ranks.run("PLAN = 'steps'\n" + CHANGED, tmp_path, 1):
+    for said in gloo_ranks.run("PLAN = 'steps'\n" + CHANGED, tmp_path, 1):
         assert said["refused"] == ""
         assert [entry["step"] for entry in said["keep"]["history"]] == [3, 11, 13]
         assert cut["global_step"] == 12

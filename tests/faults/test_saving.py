@@ -13,12 +13,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from cut import run
+from fault_scenarios import SCENARIOS
+from interrupted_fits import run
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from scenarios import SCENARIOS
+from tiny_fits import Net, equal, read
 from torch import nn
-from toys import Net, equal, read
 
 import regrow
 from regrow import SparseModelCheckpoint, StateError

@@ -7,13 +7,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from fits import OPTIMIZERS, Fit, steady
+from fuzz_fits import OPTIMIZERS, Fit, steady
+from fuzz_networks import Dense, data, networks
+from fuzz_run import Run, Save, default_dtype, made, refusals
+from fuzz_sizes import few, many
 from hypothesis import event, given
 from hypothesis import strategies as st
-from networks import Dense, data, networks
-from running import Run, Save, default_dtype, made, refusals
-from sizes import few, many
-from toys import equal, read
+from tiny_fits import equal, read
 
 
 @st.composite

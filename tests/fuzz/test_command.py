@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from fuzz_overrides import QUICK, command_lines
+from fuzz_sizes import few, many
 from hypothesis import event, given
-from sizes import few, many
-from words import QUICK, command_lines
 
 from regrow.app.cli.main import main
 

@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from fuzz_promises import bits
+from fuzz_reference import lowest, numbers
+from fuzz_sizes import few, many
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from promises import bits
-from reference import lowest, numbers
-from sizes import few, many
 from torch import nn, optim
 
 from regrow.masks.masks import Masks

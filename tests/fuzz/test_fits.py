@@ -6,12 +6,12 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from fits import fits
+from fuzz_fits import fits
+from fuzz_promises import bits, target_count
+from fuzz_run import Run, Save, default_dtype, made, refusals
+from fuzz_sizes import few, many
 from hypothesis import event, given
-from promises import bits, target_count
-from running import Run, Save, default_dtype, made, refusals
-from sizes import few, many
-from toys import equal, read
+from tiny_fits import equal, read
 
 # what nobody can know before validation has run
 LATE = ("which validation never logged", "no validation came before the first event")

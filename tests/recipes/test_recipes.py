@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from short_fits import job, short_fit, tiny
+from short_recipe_fits import job, short_fit, tiny
 
 from regrow.app.config.recipes import load, recipe_files
 from regrow.callbacks.channel_pruning import ChannelPruning

@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import gloo_ranks
 import pytest
 
 from regrow.app.config.recipes import recipe_files
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "callbacks"))
-import ranks
 
 QUICK = {"imagenet/resnet50_rigl"}
 NAMES = [
@@ -40,8 +37,10 @@ said["steps"], said["loss"] = trainer.global_step, float(trainer.callback_metric
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ranks_agree(name: str, small_data: Path, tmp_path: Path) -> None:
-    program = PROGRAM.format(here=str(Path(__file__).parent), name=name, data=str(small_data))
-    first, second = ranks.run(program, tmp_path)
+    program = PROGRAM.format(
+        here=str(Path(__file__).parents[1] / "helpers"), name=name, data=str(small_data)
+    )
+    first, second = gloo_ranks.run(program, tmp_path)
     assert first == second
     assert first["steps"] >= 1
     if first["sparsity"] is not None:

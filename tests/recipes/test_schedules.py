@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from short_fits import job, planned, tiny
+from short_recipe_fits import job, planned, tiny
 
 from regrow.app.config.recipes import recipe_files
 from regrow.app.training.build import build_pruning

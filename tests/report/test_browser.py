@@ -5,7 +5,7 @@ import csv
 import itertools
 
 import pytest
-from made import result, write
+from fake_results import result, write
 from selenium.webdriver.support.ui import Select
 
 from regrow.report import write_report

@@ -2,7 +2,7 @@
 """Other pages in a browser: several tasks, many rows, nothing but failures."""
 
 import pytest
-from made import result, write
+from fake_results import result, write
 from selenium.webdriver.support.ui import Select
 
 from regrow.report import write_report

@@ -2,7 +2,7 @@
 """Each warning where it is due, and none where it is not."""
 
 import pytest
-from made import dense_result, result, task
+from fake_results import dense_result, result, task
 
 FILE = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64

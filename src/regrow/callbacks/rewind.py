@@ -46,8 +46,8 @@ class Rewind(Callback):
 
     A learning-rate schedule must span one round (`lr_schedule_steps`); what is left of a round
     after its end trains at its last rate. A round that goes back to step k has k steps less of the
-    schedule before it: `to="1ep"` with `Exponential(begin="10ep", every="9ep")` ends every round with
-    it.
+    schedule before it: `Exponential(begin="10ep", every="9ep")` with `to="1ep"` ends each round
+    at the end of the schedule.
 
     Args:
         to: "500it", "3ep", "0it" (the initialisation) or a fraction of the fit, counted from its

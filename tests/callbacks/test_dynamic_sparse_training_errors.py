@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""Settings of sparse training that cannot be meant."""
+
+from functools import partial
+
+import pytest
+from tiny_fits import Net, fit, loader
+from torch import optim
+
+from regrow import AccuracyBudget, ConfigError, DynamicSparseTraining, Rewind, StateError
+
+sparse = partial(DynamicSparseTraining, **{"sparsity": 0.8, "every": "3it", "end": "12it"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sparsity": 90}, "write 0.9"),
+        ({"grow": "gradeint"}, "did you mean 'gradient'"),
+        ({"grow": None}, "grow must be one of"),
+        ({"drop": "size"}, "drop must be one of"),
+        ({"distribution": "global"}, "distribution must be one of erk, uniform"),
+        ({"granularity": "2:4", "sparsity": 0.5}, "only single weights can"),
+        ({"init": "one"}, "init must be one of"),
+        ({"init": "orthogonal"}, "whole filters"),
+        ({"init": "removed"}, "keep_removed=True"),
+        ({"drop_fraction": 0}, "drop_fraction must be in"),
+        ({"drop_fraction": 1.5}, "drop_fraction must be in"),
+        ({"every": 100}, "write '100ep' or '100it'"),
+        ({"every": 0}, "every must be above 0"),
+        ({"skip_update": True, "grow": "random"}, "leave skip_update out"),
+        ({"on_change": "ignore"}, "on_change must be one of"),
+        ({"seed": 0.5}, "seed must be a whole number"),
+    ],
+)
+def test_refused_at_construction(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        sparse(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kw", "words"),
+    [
+        ({"end": "99it"}, {}, "the fit ends before step 16"),
+        ({"every": "12it"}, {}, "leaves no update"),
+        ({"sparsity": 0.999}, {}, "cannot be pruned"),
+        ({"include": "nothing"}, {}, "nothing"),
+    ],
+)
+def test_refused_before_the_first_step(settings, kw, words):
+    module = Net()
+    with pytest.raises((ConfigError, StateError), match=words):
+        fit(module, sparse(**settings), **kw)
+    assert module.trained == 0
+
+
+def test_growth_by_gradient_needs_one_optimizer_for_all():
+    def split(parameters):
+        parameters = list(parameters)
+        return [optim.SGD(parameters[:2], lr=0.1), optim.SGD(parameters[2:], lr=0.1)]
+
+    class Two(Net):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            return split(self.parameters())
+
+    with pytest.raises(ConfigError, match="no optimizer trains all"):
+        fit(Two(), sparse())
+
+
+@pytest.mark.parametrize("grow", ["gradient", "random", "none"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "beside", [partial(AccuracyBudget, "val/loss", 0.1, reference=1.0), partial(Rewind, "0it")]
+)
+def test_what_answers_rising_sparsity_is_refused_beside_a_constant_one(beside, first, grow):
+    callbacks, module = [sparse(grow=grow), beside()], Net()
+    name = type(callbacks[1]).__name__
+    words = rf"{name} answers events that prune further.*leave {name} out, or write MagnitudePrun"
+    with pytest.raises(ConfigError, match=words):
+        fit(module, *(reversed(callbacks) if first else callbacks), val=loader())
+    assert module.trained == 0

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Sparse training in other kinds of fits, and beside others."""
+
+from functools import partial
+
+import torch
+from tiny_fits import WEIGHTS, Events, Net, fit, weights
+
+from regrow import DynamicSparseTraining, MagnitudePruning, OneShot, SparsityMonitor
+from regrow.schedules.drop_fraction import drop_fraction_at
+
+UPDATES = [0, 3, 6, 9]
+TIMES = {"every": "3it", "end": "12it"}
+sparse = partial(DynamicSparseTraining, **{"sparsity": 0.8, "drop_fraction": 0.5}, **TIMES)
+
+
+def test_a_second_fit_goes_on():
+    pruning, module = sparse(), Net()
+    fit(module, pruning)
+    drawn = dict(pruning.masks)
+    fit(module, pruning)
+    assert [entry["step"] for entry in pruning.history] == [*UPDATES, 3, 6, 9]
+    assert not torch.equal(pruning.masks["body.0.weight"], drawn["body.0.weight"])
+    assert pruning.history[4]["share"] == drop_fraction_at(3, 12, 0.5)
+
+
+def test_what_was_brought_back_by_hand_goes_again():
+    pruning, events = sparse(), Events()
+
+    class ByHand(Events):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 4:
+                pruning.regrow(0.5)
+
+    fit(Net(), events, ByHand(), pruning)
+    assert events.steps == [0, 3, 4, 6, 9]
+    assert [entry["kind"] for entry in pruning.history] == [
+        "prune", "drop_and_grow", "regrow", "prune", "drop_and_grow",
+    ]  # fmt: skip
+    assert pruning.reached
+    assert pruning.masks.pruned == round(0.8 * WEIGHTS)
+
+
+def test_original_values_are_those_of_the_fits_start_whoever_pruned_first():
+    """By hand before the first draw, or before the fit: growth still knows what to write."""
+
+    class ByHand(Events):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 0 and not pruning.history:
+                pruning.prune_to(0.5)
+
+    module, pruning = Net(), sparse(init="original", grow="random")
+    start = {name: p.clone() for name, p in weights(module).items()}
+    fit(module, ByHand(), pruning)
+    assert [entry["kind"] for entry in pruning.history[:2]] == ["prune", "prune"]
+    assert all(torch.equal(start[name], p) for name, p in pruning.pruner.originals.items())
+    module, pruning = Net(), sparse(init="original", grow="random")
+    pruning.attach(module)
+    pruning.prune_to(0.5)
+    fit(module, pruning)
+    assert [entry["kind"] for entry in pruning.history[2:]] == ["drop_and_grow"] * 3
+
+
+def test_other_settings_of_the_trainer():
+    pruning = sparse()
+    fit(Net(), pruning, fast_dev_run=True)
+    assert [entry["kind"] for entry in pruning.history] == ["prune"]
+    nothing = sparse(sparsity=0)
+    fit(Net(), nothing)
+    assert nothing.reached
+    assert nothing.history == []
+    untrained = sparse()
+    fit(Net(), untrained, max_epochs=0)
+    assert untrained.history == []
+
+
+def test_manual_optimisation():
+    class Manual(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    pruning = sparse()
+    events = Events()
+    fit(Manual(), events, pruning)
+    assert events.steps == UPDATES
+
+
+def test_beside_another_pruner():
+    one, other = sparse(include="body.0"), MagnitudePruning(
+        0.5, schedule=OneShot("5it"), criterion="taylor", include="body.2"
+    )  # fmt: skip
+    fit(Net(), one, other, SparsityMonitor())
+    assert (one.masks.pruned, other.masks.pruned) == (77, 24)
+
+
+def test_static_masks_may_come_in_groups():
+    pruning, module = sparse(sparsity=0.5, grow="none", granularity="2:4", include="body.2"), Net()
+    fit(module, pruning)
+    assert ((module.body[2].weight != 0).view(3, 4, 4).sum(2) == 2).all()

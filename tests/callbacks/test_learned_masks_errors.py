@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""What `LearnedMasks` refuses: each message says what was given and what to write."""
+
+import pytest
+import torch
+from tiny_fits import Net, fit, loader, trainer
+
+from regrow import ChannelPruning, LearnedMasks, MagnitudePruning, StateError
+from regrow.utils.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "STR"}, "method must be one of cs, edge_popup, l0, str, got 'STR'"),
+        ({"method": 0.9}, "method must be one of cs, edge_popup, l0, str, got 0.9"),
+        ({"sparsity": 90}, "write 0.9 for 90 %"),
+        ({"sparsity": 0}, "sparsity must be above 0"),
+        ({"begin": 0.5, "end": 0.3}, "begin=0.5 must lie before end=0.3"),
+        ({"end": 3}, "end=3 has no unit: write '3ep' or '3it'"),
+        ({"ramp": 2}, "ramp must be in"),
+        ({"score_lr": 0}, "score_lr must be a number above 0, got 0"),
+        ({"score_optimizer": "adamw"}, "did you mean 'adam'"),
+        ({"score_momentum": 1.5}, "score_momentum must be in"),
+        ({"train_weights": "no"}, "train_weights must be True, False or null, got 'no'"),
+        ({"keep_removed": "all"}, "keep_removed must be True"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
+        ({"include": [1]}, "include must be layer patterns"),
+    ],
+)
+def test_settings_that_cannot_be_meant(given, message):
+    with pytest.raises(ConfigError, match=message):
+        LearnedMasks(**given)
+
+
+def refused(module, *callbacks, **kw):
+    with pytest.raises(ConfigError) as error:
+        trainer(*callbacks, **kw).fit(module, loader())
+    assert module.trained == 0
+    return str(error.value)
+
+
+def test_frozen_weights():
+    module = Net()
+    module.body[0].weight.requires_grad_(False)
+    assert "body.0.weight trains under no optimizer" in refused(module, LearnedMasks())
+    fit(module, LearnedMasks(exclude="body.0"))
+
+
+def test_another_callback_on_the_same_weights():
+    message = refused(Net(), LearnedMasks(), MagnitudePruning(0.5))
+    assert "MagnitudePruning prunes body.0.weight, body.2.weight too" in message
+
+
+def test_another_callback_on_other_weights_is_welcome():
+    module = Net()
+    one, other = LearnedMasks(include="body.0"), MagnitudePruning(0.5, include="body.2")
+    fit(module, other, one, max_epochs=4)
+    assert int((module.body[0].weight == 0).sum()) == round(0.9 * 96)
+    assert int((module.body[2].weight == 0).sum()) == 24
+
+
+def test_channels():
+    module = Net()
+    module.example_input_array = torch.zeros(1, 6)
+    message = refused(module, LearnedMasks(), ChannelPruning(0.5, compact=None))
+    assert "ChannelPruning" in message
+
+
+def test_a_model_that_is_partly_pruned():
+    module, learned = Net(), LearnedMasks("str", 0.9)
+    learned.attach(module)
+    learned.pruner.set_masks(
+        {n: m & (torch.arange(m.shape[1]) > 2) for n, m in learned.masks.items()}
+    )
+    assert "masks are learned from a dense one: call unprune()" in refused(module, learned)
+
+
+def test_pruning_by_hand():
+    learned = LearnedMasks("str", 0.5)
+    fit(Net(), learned)
+    with pytest.raises(StateError, match=r"hardened once, at end=0.75, to sparsity=0.5"):
+        learned.prune_to(0.9)
+
+
+def test_an_end_that_never_comes():
+    assert "the fit ends before step 16" in refused(Net(), LearnedMasks(end="16it"))
+
+
+def test_a_fused_optimizer_under_a_scaler():
+    class Fused(Net):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), fused=True)
+
+    from lightning.pytorch.plugins import MixedPrecision
+
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    assert "write fused=False" in refused(Fused(), LearnedMasks(), plugins=plugin)
+    fit(Fused(), LearnedMasks())

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""Rewinding that cannot be meant is refused before the first step."""
+
+import pytest
+from rewinding_fits import Normed, pruning
+from tiny_fits import Net, fit
+
+from regrow import ConfigError, Rewind, StateError
+
+
+def test_both_ways_at_once_are_refused():
+    with pytest.raises(ConfigError, match="write one of them"):
+        fit(Normed(), pruning(), Rewind("3it"), max_epochs=4)
+
+
+def test_soft_pruning_is_refused():
+    with pytest.raises(ConfigError, match="does not reach the dense weights of soft=True"):
+        fit(Normed(), pruning(soft=True), max_epochs=4)
+
+
+def test_nothing_that_prunes_is_refused():
+    with pytest.raises(ConfigError, match="nothing prunes"):
+        fit(Normed(), Rewind("3it"))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_step_after_the_first_event_is_refused(first):
+    callbacks = [pruning(None), Rewind("9it")]
+    module = Normed()
+    with pytest.raises(ConfigError, match="to=9it is step 9, but the first event comes at step 8"):
+        fit(module, *(reversed(callbacks) if first else callbacks), max_epochs=4)
+    assert module.trained == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"to": 500}, "to=500 has no unit"),
+        ({"to": "0it", "what": "all"}, "what must be one of finetune, lr, weights, got 'all'"),
+        ({"to": "0it", "what": ["momentum"]}, "one of lr, optimizer, weights, got 'momentum'"),
+        ({"to": "0it", "what": []}, "rewinds nothing"),
+        ({"to": "3it", "reinit": 1}, "write to='0it'"),
+        ({"to": 0, "what": "lr", "reinit": 1}, "what='weights'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        Rewind(**given)
+
+
+def test_an_unreachable_step_is_refused():
+    with pytest.raises(ConfigError, match="to=99it is step 99"):
+        fit(Normed(), pruning("99it"), max_epochs=4)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_checkpoint_without_the_memory_is_refused(own, tmp_path):
+    made = fit(Net(), pruning(None), max_epochs=4)
+    made.save_checkpoint(tmp_path / "plain.ckpt")
+    callbacks = [pruning()] if own else [pruning(None), Rewind("3it")]
+    with pytest.raises(StateError, match=r"without rewind=|without Rewind"):
+        fit(Net(), *callbacks, max_epochs=5, ckpt_path=tmp_path / "plain.ckpt")
+
+
+def test_other_parts_than_those_of_the_checkpoint_are_refused(tmp_path):
+    made = fit(Net(), pruning(), max_epochs=4)
+    made.save_checkpoint(tmp_path / "end.ckpt")
+    with pytest.raises(StateError, match="write the same what="):
+        fit(Net(), pruning(Rewind("3it", "lr")), max_epochs=4, ckpt_path=tmp_path / "end.ckpt")

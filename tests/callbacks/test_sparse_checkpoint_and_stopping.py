@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: MIT
+"""SparseModelCheckpoint and SparseEarlyStopping wait for the target sparsity."""
+
+import shutil
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from tiny_fits import ADAM, WEIGHTS, Net, fit, loader, read, trainer
+
+from regrow import (
+    ConfigError,
+    Cyclic,
+    MagnitudePruning,
+    OneShot,
+    SparseEarlyStopping,
+    SparseModelCheckpoint,
+    Table,
+)
+
+LEVELS = Table({"1ep": 0.4, "3ep": 0.8})
+
+
+class Scored(Net):
+    """Its validation score is given, epoch by epoch."""
+
+    scores = ()
+
+    def on_validation_epoch_end(self):
+        if not self.trainer.sanity_checking:
+            self.log("score", self.scores[self.trainer.current_epoch])
+
+
+def scored(*scores):
+    module = Scored(ADAM)
+    module.scores = [float(score) for score in scores]
+    return module
+
+
+def pruned(path):
+    weights = [w for w in read(path)["state_dict"].values() if w.dim() > 1]
+    return sum(int((w == 0).sum()) for w in weights)
+
+
+def test_the_best_is_never_the_dense_model(tmp_path):
+    """The dense model scores best by far; the best of the sparse ones is the second of them."""
+    saves = SparseModelCheckpoint(tmp_path, filename="{epoch}", monitor="score", mode="max")
+    module = scored(100, 90, 80, 5, 7, 6)
+    fit(module, MagnitudePruning(0.8, schedule=LEVELS), saves, val=loader(), max_epochs=6,
+        enable_checkpointing=True)  # fmt: skip
+    assert saves.best_model_path == str(tmp_path / "epoch=4.ckpt")
+    assert float(saves.best_model_score) == 7
+    assert {p.name for p in tmp_path.iterdir()} == {"epoch=4.ckpt", "last.ckpt"}
+    assert pruned(saves.best_model_path) == round(0.8 * WEIGHTS)
+
+
+@pytest.mark.parametrize("top", [2, -1, 0])
+def test_top_k_of_the_sparse_ones(top, tmp_path):
+    saves = SparseModelCheckpoint(
+        tmp_path, filename="{epoch}", monitor="score", mode="min", save_top_k=top
+    )
+    module = scored(0, 0, 0, 5, 7, 6)
+    fit(module, MagnitudePruning(0.8, schedule=LEVELS), saves, val=loader(), max_epochs=6,
+        enable_checkpointing=True)  # fmt: skip
+    expected = {2: {3, 5}, -1: {3, 4, 5}, 0: set()}[top]
+    names = {f"epoch={epoch}.ckpt" for epoch in expected} | {"last.ckpt"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+
+
+class Lasts(Callback):
+    """Reads last.ckpt at each epoch's beginning."""
+
+    def __init__(self, path):
+        self.path, self.seen = path, []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.path.exists():
+            self.seen.append((trainer.global_step, read(self.path)["global_step"]))
+
+
+@pytest.mark.parametrize(
+    ("when", "every"),
+    [({}, 8), ({"every_n_train_steps": 3}, 3), ({"every_n_epochs": 2}, 16)],
+)
+@pytest.mark.parametrize("monitor", ["score", None])
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_resumable_last_one_always_stands_beside(when, every, monitor, weights_only, tmp_path):
+    saves = SparseModelCheckpoint(
+        tmp_path, filename="{step}", monitor=monitor, mode="max", save_weights_only=weights_only,
+        **when,
+    )  # fmt: skip
+    lasts = Lasts(tmp_path / "last.ckpt")
+    pruning = MagnitudePruning(0.8, schedule=LEVELS)
+    fit(scored(*[1] * 6), pruning, saves, lasts, val=loader(), max_epochs=6,
+        enable_checkpointing=True)  # fmt: skip
+    assert [step for step, _ in lasts.seen] == list(range(every, 48))
+    for step, saved in lasts.seen:
+        assert saved == step // every * every
+    again = MagnitudePruning(0.8, schedule=LEVELS)
+    fit(scored(*[1] * 6), again, ckpt_path=tmp_path / "last.ckpt", max_epochs=6)
+    for path in tmp_path.glob("step*.ckpt"):
+        assert pruned(path) == round(0.8 * WEIGHTS)
+        assert ("optimizer_states" in read(path)) != weights_only
+
+
+def test_a_monitor_that_is_only_there_at_the_end_is_fine_and_a_typo_is_refused(tmp_path):
+    module = scored(*[1] * 6)
+    saves = SparseModelCheckpoint(tmp_path, monitor="scores")
+    with pytest.raises(Exception, match="scores"):
+        fit(module, MagnitudePruning(0.8, schedule=OneShot(0)), saves, val=loader(), max_epochs=6,
+            enable_checkpointing=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_a_cycle_that_ends_dense_the_last_sparse_phase_is_ranked(first, tmp_path):
+    """Sparse in epochs 1 and 3, dense in 2 and from 4 on, where it scores best."""
+    saves = SparseModelCheckpoint(
+        tmp_path, filename="{epoch}", monitor="score", mode="max", save_top_k=-1
+    )
+    stops = SparseEarlyStopping("score", mode="max", patience=1)
+    pruning = MagnitudePruning(0.8, schedule=Cyclic("1ep", "4ep", "1ep", last="dense"))
+    made = fit(scored(9, 1, 9, 2, 9, 8, 7), *((stops, pruning) if first else (pruning, stops)),
+        saves, val=loader(), max_epochs=7, enable_checkpointing=True)  # fmt: skip
+    assert {p.name for p in tmp_path.iterdir()} == {"epoch=3.ckpt", "last.ckpt"}
+    assert pruned(saves.best_model_path) == round(0.8 * WEIGHTS)
+    assert pruned(tmp_path / "last.ckpt") == 0
+    assert made.current_epoch == 6, "early stopping waits for the end of the plan: 9, then 8"
+
+
+def test_cyclic_ranks_nothing_before_its_last_phase(tmp_path):
+    saves = SparseModelCheckpoint(
+        tmp_path, filename="{epoch}", monitor="score", mode="max", save_top_k=-1
+    )
+    pruning = MagnitudePruning(0.8, schedule=Cyclic("1ep", "3ep", "1ep"))
+    fit(scored(*[1] * 5), pruning, saves, val=loader(), max_epochs=5, enable_checkpointing=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"epoch=3.ckpt", "epoch=4.ckpt", "last.ckpt"}
+
+
+def test_two_pruning_callbacks_must_both_be_there(tmp_path):
+    saves = SparseModelCheckpoint(
+        tmp_path, filename="{epoch}", monitor="score", mode="max", save_top_k=-1
+    )
+    both = [
+        MagnitudePruning(0.8, schedule=OneShot(at), include=layer)
+        for at, layer in [("1ep", "body.0"), ("3ep", "body.2")]
+    ]
+    fit(scored(*[1] * 4), *both, saves, val=loader(), max_epochs=4, enable_checkpointing=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"epoch=3.ckpt", "last.ckpt"}
+
+
+def test_ranking_goes_on_after_a_resume(tmp_path):
+    def run(epochs, **kw):
+        saves = SparseModelCheckpoint(tmp_path, filename="{epoch}", monitor="score", mode="max")
+        fit(scored(100, 90, 80, 7, 5, 6), MagnitudePruning(0.8, schedule=Table({"8it": 0.4,
+            "24it": 0.8})), saves, val=loader(), max_epochs=epochs, enable_checkpointing=True,
+            **kw)  # fmt: skip
+        return saves
+
+    run(5)
+    saves = run(6, ckpt_path=tmp_path / "last.ckpt")
+    assert saves.best_model_path == str(tmp_path / "epoch=3.ckpt")
+    assert {p.name for p in tmp_path.iterdir()} == {"epoch=3.ckpt", "last.ckpt"}
+
+
+class Keep(Callback):
+    """Copies last.ckpt as it stands at each batch's beginning."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer, *_):
+        if (last := self.folder / "last.ckpt").exists():
+            shutil.copy(last, self.folder / f"at{trainer.global_step}.ckpt")
+
+
+def test_a_run_cut_at_an_epochs_last_batch_and_then_again_loses_no_batch(tmp_path):
+    """Lightning's own checkpoints of that moment repeat batches when they are resumed twice."""
+
+    def run(folder, ckpt_path=None):
+        saves = SparseModelCheckpoint(folder, monitor="score", every_n_train_steps=2)
+        made = fit(scored(*[1] * 3), MagnitudePruning(0.8, schedule=OneShot("3it")), saves,
+                   Keep(folder), val=loader(), max_epochs=3, enable_checkpointing=True,
+                   ckpt_path=ckpt_path)  # fmt: skip
+        return made.global_step
+
+    assert run(tmp_path / "0") == 24
+    for cut in (8, 9, 15, 16):
+        assert run(tmp_path / f"1 {cut}", tmp_path / "0" / f"at{cut}.ckpt") == 24
+        for again in (19, 22):
+            resumed = tmp_path / f"1 {cut}" / f"at{again}.ckpt"
+            assert run(tmp_path / f"2 {cut} {again}", resumed) == 24
+
+
+def test_half_a_checkpoint_never_stands(tmp_path, monkeypatch):
+    """Killed while Lightning copies from the temporary folder of another file system."""
+    saves = SparseModelCheckpoint(tmp_path, monitor="score", mode="max", every_n_train_steps=2)
+    pruning = MagnitudePruning(0.8, schedule=LEVELS)
+    count = 0
+
+    def cut_short(source, target, **_):
+        nonlocal count
+        count += 1
+        if count < 3:
+            return shutil.copyfile(source, target)
+        with open(source, "rb") as file, open(target, "wb") as half:
+            half.write(file.read(1000))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "move", cut_short)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(scored(*[1] * 4), pruning, saves, val=loader(), max_epochs=4, enable_checkpointing=True)
+    monkeypatch.undo()
+    assert read(tmp_path / "last.ckpt")["global_step"] == 4
+
+
+def test_save_last_false_is_refused():
+    with pytest.raises(ConfigError, match="save_last=False"):
+        SparseModelCheckpoint(monitor="score", save_last=False)
+
+
+@pytest.mark.parametrize("callback", [SparseModelCheckpoint(), SparseEarlyStopping("score")])
+def test_alone_they_are_refused(callback):
+    module = scored(1, 1)
+    with pytest.raises(ConfigError, match="needs a pruning callback"):
+        fit(module, callback, val=loader(), enable_checkpointing=True)
+    assert module.trained == 0
+    made = trainer(callback, enable_checkpointing=True)
+    made.validate(module, loader(), verbose=False)
+
+
+def test_early_stopping_waits_for_the_target():
+    """The score falls all the time; patience begins to count when all is pruned."""
+    stop = SparseEarlyStopping("score", mode="max", patience=2)
+    module = scored(100, 90, 80, 7, 6, 5, 4, 3)
+    made = fit(module, MagnitudePruning(0.8, schedule=LEVELS), stop, val=loader(), max_epochs=8)
+    assert made.current_epoch == 6
+    assert stop.stopped_epoch == 5
+    assert float(stop.best_score) == 7
+
+
+def test_early_stopping_with_a_threshold_the_dense_model_meets():
+    stop = SparseEarlyStopping("score", mode="max", stopping_threshold=50)
+    module = scored(100, 90, 80, 7, 60, 5)
+    made = fit(module, MagnitudePruning(0.8, schedule=LEVELS), stop, val=loader(), max_epochs=6)
+    assert made.current_epoch == 5
+
+
+@pytest.mark.parametrize("at_train_end", [True, False])
+def test_early_stopping_at_either_end(at_train_end):
+    stop = SparseEarlyStopping(
+        "score", mode="max", patience=1, check_on_train_epoch_end=at_train_end
+    )
+    module = scored(9, 8, 7, 6, 5, 4)
+    made = fit(module, MagnitudePruning(0.8, schedule=LEVELS), stop, val=loader(), max_epochs=6)
+    assert made.current_epoch == 5
+
+
+def test_sparsity_zero_waits_for_nothing():
+    stop = SparseEarlyStopping("score", mode="max", patience=1)
+    made = fit(scored(9, 8, 7, 6), MagnitudePruning(0), stop, val=loader(), max_epochs=4)
+    assert made.current_epoch == 2
+    assert torch.count_nonzero(made.lightning_module.body[0].weight) == 96

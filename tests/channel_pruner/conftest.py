@@ -1,7 +1,0 @@
-# SPDX-License-Identifier: MIT
-"""Makes `small` importable for the tests of this folder."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""Which folders are jobs, and what becomes of those without a result."""
+
+import json
+import time
+
+import pytest
+from fake_results import result, write
+
+from regrow.report.load import find_jobs, read_jobs
+
+FAILURE = {
+    "recipe": "digits/gmp",
+    "overrides": ["recipe=digits/gmp", "seed=1"],
+    "seed": 1,
+    "error": "ConfigError",
+    "message": "sparsity must be in [0, 1), got 90",
+    "when": "2026-01-02T03:04:05",
+}
+
+
+def put(folder, name, content):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def test_jobs_are_found_and_controls_are_none(tmp_path):
+    one = write(tmp_path / "digits" / "gmp" / "seed=0", result())
+    failed = put(tmp_path / "digits" / "imp", "failed.json", FAILURE)
+    started = put(tmp_path / "digits" / "rigl", "run.json", {"config_hash": "a"})
+    put(tmp_path / "controls" / "a", "result.json", {"settings": {}, "block": {}})
+    put(one / "checkpoints", "result.json", result())  # what a job holds is no job
+    (tmp_path / "empty").mkdir()
+    assert find_jobs(tmp_path) == [one, failed, started]
+    assert find_jobs(one) == [one]
+
+
+def test_a_failed_job_tells_its_reason(tmp_path):
+    (lost,) = read_jobs([put(tmp_path, "failed.json", FAILURE)]).lost
+    assert lost.state == "failed"
+    assert lost.reason == "ConfigError: sparsity must be in [0, 1), got 90"
+    assert lost.words == "recipe=digits/gmp seed=1"
+    assert lost.when == "2026-01-02 03:04:05"
+
+
+@pytest.mark.parametrize(
+    ("when", "told"),
+    [("2026-01-02T03:04:05+00:00", "2026-01-02 05:04:05"), ("yesterday", "yesterday")],
+)
+def test_when_it_failed_is_told_in_local_time(tmp_path, monkeypatch, when, told):
+    monkeypatch.setenv("TZ", "UTC-2")  # two hours ahead of Greenwich
+    time.tzset()
+    (lost,) = read_jobs([put(tmp_path, "failed.json", FAILURE | {"when": when})]).lost
+    monkeypatch.undo()
+    time.tzset()
+    assert lost.when == told
+
+
+def test_a_damaged_failure_is_still_a_failure(tmp_path):
+    (tmp_path / "failed.json").write_text("{")
+    (lost,) = read_jobs([tmp_path]).lost
+    assert (lost.state, lost.reason) == ("failed", "it does not say why")
+
+
+def test_a_failure_beside_an_earlier_result_hides_neither(tmp_path):
+    write(tmp_path, result())
+    jobs = read_jobs([put(tmp_path, "failed.json", FAILURE)])
+    assert [run.folder for run in jobs.runs] == [tmp_path]
+    assert jobs.lost[0].reason.endswith("the result shown is an earlier one of this folder")
+
+
+def test_unfinished_jobs(tmp_path):
+    started = put(tmp_path / "a", "run.json", {"config_hash": "a"})
+    one, other = read_jobs([started, tmp_path / "b"]).lost
+    assert (one.state, other.state) == ("unfinished", "unfinished")
+    assert "the same command goes on" in one.reason
+    assert other.reason == "not started yet"
+
+
+def test_what_cannot_be_read_stops_no_other(tmp_path):
+    good = write(tmp_path / "good", result())
+    old = write(tmp_path / "old", result(seed=1) | {"format": 0})
+    jobs = read_jobs([old, good])
+    assert [run.folder for run in jobs.runs] == [good]
+    assert [(lost.folder, lost.state) for lost in jobs.lost] == [(old, "unreadable")]
+    assert "format 0" in jobs.lost[0].reason
+
+
+def test_the_same_run_counts_once(tmp_path):
+    folders = [write(tmp_path / name, result()) for name in "ab"]
+    jobs = read_jobs(folders)
+    assert [run.folder for run in jobs.runs] == folders[:1]
+    assert jobs.copies == folders[1:]

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""Reading a result: all of it or a reason."""
+
+import json
+
+import pytest
+from fake_results import dense_result, result, write
+
+from regrow.app.experiment import result as written
+from regrow.report.load import FILE, FORMAT, read_run
+from regrow.utils.errors import DataError
+
+
+def test_it_reads_what_the_command_writes():
+    assert (written.FORMAT, written.FILE) == (FORMAT, FILE)
+
+
+@pytest.mark.parametrize("content", [result(), dense_result()])
+def test_a_result_is_read(tmp_path, content):
+    assert read_run(write(tmp_path, content)).result == content
+
+
+def without(content, *path):
+    node = content = json.loads(json.dumps(content))
+    for key in path[:-1]:
+        node = node[key]
+    del node[path[-1]]
+    return content
+
+
+@pytest.mark.parametrize(
+    "path",
+    [("settings",), ("dense",), ("dense", "macs"), ("pruned", "accuracy"), ("sparsity_total",)],
+)
+def test_what_is_missing_is_named(tmp_path, path):
+    with pytest.raises(DataError, match=rf"lacks {'.'.join(path)}: remove it and run"):
+        read_run(write(tmp_path, without(result(), *path)))
+
+
+def test_another_kind_of_value_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"pruned.accuracy='high', which is no real"):
+        read_run(write(tmp_path, result(pruned={"accuracy": "high"})))
+
+
+def test_another_format_is_refused_with_what_wrote_it(tmp_path):
+    content = result(format=7, versions={"regrow": "9.9"})
+    with pytest.raises(DataError, match=r"format 7, this version .* reads 1.*\(regrow 9.9\)"):
+        read_run(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"format": NaN}'])
+def test_damage_is_said(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(DataError, match="remove it and run the job again"):
+        read_run(tmp_path)
+
+
+def test_rate_and_batch_size_are_those_of_the_fit(tmp_path):
+    tuned = {"finetune": {"lr": 0.01, "batch_size": 32}}
+    scratch = read_run(write(tmp_path / "a", result(setting=tuned)))
+    assert (scratch.rate, scratch.batch_size) == (0.05, 64)  # no fine-tuning: those do not count
+    later = read_run(write(tmp_path / "b", result(setting=tuned | {"start": None})))
+    assert (later.rate, later.batch_size) == (0.01, 32)

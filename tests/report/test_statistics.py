@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""Points: means over seeds, dense controls, fronts and levels."""
+
+import numpy as np
+import pytest
+from fake_results import dense_result, result, task
+
+from regrow.report.statistics import MOST_LINES
+
+
+def by_name(*contents):
+    plot = task(*contents).plot
+    return {series.name: series for series in plot.series}, plot.dense
+
+
+def test_seeds_make_one_point_as_numpy_does():
+    found = {0: 0.95, 1: 0.93, 2: 0.96}
+    series, _ = by_name(*(result(seed=s, accuracy=a) for s, a in found.items()))
+    (point,) = series["gmp"].points
+    values = list(found.values())
+    assert point.seeds == [0, 1, 2]
+    assert point.y["accuracy"].mean == pytest.approx(np.mean(values))
+    assert point.y["accuracy"].deviation == pytest.approx(np.std(values, ddof=1))
+    assert point.y["accuracy_drop"].mean == pytest.approx(np.mean(values) - 0.97)
+    assert point.x["compression"].mean == pytest.approx(1000 / 280)
+    assert "accuracy_top5" not in point.y
+
+
+def test_a_sparsity_that_differs_by_seed_is_one_point_with_a_spread():
+    """An accuracy budget ends elsewhere with each seed."""
+    found = [result(seed=0) | {"sparsity": 0.7}, result(seed=1) | {"sparsity": 0.5}]
+    series, _ = by_name(*found)
+    (point,) = series["gmp"].points
+    assert point.x["sparsity"].mean == pytest.approx(0.6)
+    assert point.x["sparsity"].deviation == pytest.approx(np.std([0.7, 0.5], ddof=1))
+
+
+def test_points_of_a_method_are_in_the_order_of_sparsity():
+    series, _ = by_name(*(result(sparsity=s) for s in (0.9, 0.5, 0.8)))
+    assert [point.x["sparsity"].mean for point in series["gmp"].points] == [0.5, 0.8, 0.9]
+
+
+def test_a_control_counts_once_however_many_share_it():
+    """Two methods and a dense run, two seeds: two controls."""
+    contents = [result(m, seed=s, control=0.97 + s / 100) for m in ("gmp", "imp") for s in (0, 1)]
+    series, (control,) = by_name(*contents, dense_result(0, 0.97), dense_result(1, 0.98))
+    assert set(series) == {"gmp", "imp"}
+    assert control.y["accuracy"].n == 2
+    assert control.y["accuracy"].mean == pytest.approx(0.975)
+    assert control.y["accuracy"].deviation == pytest.approx(np.std([0.97, 0.98], ddof=1))
+    assert control.x["latency"].mean == 2.0
+    assert "sparsity" not in control.x
+
+
+def test_controls_of_other_training_are_apart():
+    _, controls = by_name(result(), result("imp", setting={"optimizer": {"lr": 0.1}}))
+    assert len(controls) == 2
+
+
+def test_the_front_is_that_of_means_and_knows_the_dense_network():
+    series, (control,) = by_name(
+        result("a", 0.5, accuracy=0.96),
+        result("a", 0.9, accuracy=0.94),
+        result("b", 0.5, accuracy=0.95),  # as small as a, less accurate
+        result("b", 0.8, accuracy=0.93, pruned={"latency_ms": {"median": 9.0}}),
+    )
+    on = {
+        (name, point.x["sparsity"].mean)
+        for name, one in series.items()
+        for point in one.points
+        if ("macs", "accuracy") in point.fronts
+    }
+    assert on == {("a", 0.5), ("a", 0.9)}
+    assert ("macs", "accuracy") in control.fronts  # dearest, and the most accurate
+    slow = series["b"].points[1]
+    assert ("latency", "accuracy") not in slow.fronts  # the dense network is faster and better
+    assert ("sparsity", "accuracy") not in control.fronts
+
+
+def test_levels_belong_to_their_point():
+    levels = [{"sparsity": s, "test_accuracy": 0.9 + s / 100} for s in (0.5, 0.2, 0.9)]
+    series, _ = by_name(*(result(seed=s, levels=levels) for s in (0, 1)))
+    (point,) = series["gmp"].points
+    assert [level.x["sparsity"].mean for level in point.levels] == [0.2, 0.5]
+    assert point.levels[0].y["accuracy"].n == 2
+    assert set(point.levels[0].x) == {"sparsity", "compression"}
+
+
+def test_very_many_methods_are_shown_by_recipe_without_lines():
+    rates = [result(setting={"optimizer": {"lr": i + 1}}) for i in range(MOST_LINES + 1)]
+    series, _ = by_name(*rates)
+    (one,) = series.values()
+    assert (one.name, one.line, len(one.points)) == ("digits/gmp", False, MOST_LINES + 1)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""Rows: what a line of results.csv says, by hand."""
+
+import csv
+import io
+
+import pytest
+from fake_results import dense_result, result, runs, task
+
+from regrow.report.table import NAMES, csv_text, excluded, run_rows
+
+LEVELS = [
+    {"sparsity": 0.0, "epoch": 1, "val_accuracy": 0.96, "test_accuracy": 0.955, "test_loss": 0.2},
+    {"sparsity": 0.5, "epoch": 4, "val_accuracy": 0.95, "test_accuracy": 0.94, "test_loss": 0.2},
+    {"sparsity": 0.9, "epoch": 9, "val_accuracy": 0.93, "test_accuracy": 0.95, "test_loss": 0.1},
+]
+
+
+def rows(content):
+    return run_rows(runs(content)[0], "job0", "gmp")
+
+
+def test_the_chosen_network():
+    (row,) = rows(result(accuracy=0.95, control=0.97))
+    assert row.final
+    for name, value in {
+        "recipe": "digits/gmp",
+        "data": "Digits",
+        "model": "Net(width=16)",
+        "overrides": "pruning.sparsity=0.9 seed=0",
+        "sparsity": 0.9,
+        "sparsity_total": pytest.approx(0.72),
+        "params": 280,
+        "dense_params": 1000,
+        "macs": 1400,
+        "dense_macs": 5000,
+        "compression": pytest.approx(1000 / 280),
+        "theoretical_speedup": pytest.approx(1000 / 280),
+        "measured_speedup": 1.25,
+        "accuracy": 0.95,
+        "dense_accuracy": 0.97,
+        "accuracy_drop": pytest.approx(0.02),
+        "relative_drop": pytest.approx(0.02 / 0.97),
+        "latency_ms": 1.6,
+        "latency_p25_ms": 1.9,
+        "latency_p75_ms": 2.2,
+        "latency_device": "cpu",
+        "threads": 1,
+        "batch": 1,
+        "epochs": 20,
+        "start": "scratch",
+        "lr": 0.05,
+        "train_batch": 64,
+        "excluded": "fc.bias (bias of Linear: only when included by name)",
+        "torch": "2.13.0",
+        "final": "yes",
+        "folder": "job0",
+    }.items():
+        assert row.values[name] == value, name
+
+
+def test_top_5_is_there_where_it_was_measured():
+    top5 = {"dense": {"accuracy_top5": 0.999}, "pruned": {"accuracy_top5": 0.99}}
+    (row,) = rows(result(**top5))
+    assert (row.values["accuracy_top5"], row.values["dense_accuracy_top5"]) == (0.99, 0.999)
+    assert rows(result())[0].values["accuracy_top5"] is None
+
+
+def test_levels_come_first_and_the_last_one_is_the_chosen():
+    dense, half, final = rows(result(levels=LEVELS))
+    assert [row.final for row in (dense, half, final)] == [False, False, True]
+    assert half.values["accuracy"] == 0.94
+    assert half.values["params"] == 600  # 400 of the 800 that can be pruned are gone
+    assert half.values["compression"] == pytest.approx(1000 / 600)
+    assert half.values["sparsity_total"] == pytest.approx(0.4)
+    assert half.values["macs"] is None  # nobody measured where those zeros were
+    assert half.values["theoretical_speedup"] is None
+    assert dense.values["params"] == 1000
+    assert final.values["val_accuracy"] == 0.93
+
+
+def test_a_level_of_channels_has_no_parameters():
+    level = rows(result(levels=LEVELS[:2], of="macs"))[1]
+    assert level.values["params"] is None
+    assert level.values["compression"] is None
+
+
+def test_a_dense_run():
+    (row,) = rows(dense_result())
+    assert (row.values["sparsity"], row.values["compression"]) == (0, 1)
+    assert (row.values["accuracy"], row.values["accuracy_drop"]) == (0.97, 0)
+    assert row.values["latency_ms"] is None
+
+
+def test_many_excluded_layers_are_counted():
+    reasons = {f"bn{i}.weight": "weight of BatchNorm2d" for i in range(53)}
+    found = excluded(reasons | {"fc.weight": "excluded by 'fc'"})
+    assert found == "53 parameters (weight of BatchNorm2d); fc.weight (excluded by 'fc')"
+
+
+def test_csv_is_read_back():
+    """Quotes, commas and line ends within a value too."""
+    odd = 'x="a,b"\nc'
+    content = result(levels=LEVELS) | {"overrides": ["recipe=digits/gmp", odd]}
+    text = csv_text(task(content, result(seed=1)).rows)
+    back = list(csv.DictReader(io.StringIO(text)))
+    assert tuple(back[0]) == NAMES
+    assert [row["final"] for row in back] == ["no", "no", "yes", "yes"]
+    assert back[0]["overrides"] == odd
+    assert float(back[2]["compression"]) == 1000 / 280
+    assert back[0]["macs"] == ""

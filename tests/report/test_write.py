@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""The files of a report: whole, small, harmless, and quickly made."""
+
+import base64
+import csv
+import gzip
+import json
+import re
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fake_results import dense_result, result, write
+
+from regrow.report import page, write_report
+from regrow.utils.errors import ConfigError, DataError
+
+EVIL = '<script>alert(1)</script><img src=x onerror=alert(1)>"{{data}}'
+LIMIT = 3_000_000  # of 200 jobs; 6 MB are promised, of however many
+
+
+def lines(folder):
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def data_of(folder):
+    text = (folder / "report.html").read_text()
+    (found,) = re.findall(r'<script type="text/plain" id="data">(.*?)</script>', text)
+    return json.loads(gzip.decompress(base64.b64decode(found)))
+
+
+def test_both_files_say_what_was_run(tmp_path):
+    for seed in range(2):
+        write(tmp_path / "gmp" / f"seed={seed}", result(seed=seed, accuracy=0.9))
+    write(tmp_path / "dense", dense_result())
+    done = write_report(tmp_path)
+    assert done.summary == "3 finished jobs · 2 methods"
+    assert [row["folder"] for row in lines(tmp_path)] == ["dense", "gmp/seed=0", "gmp/seed=1"]
+    data = data_of(tmp_path)
+    assert [series["name"] for series in data["tasks"][0]["series"]] == ["gmp"]
+    assert len(data["rows"]) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("gmp", "dense", "results.csv", "report.html")
+    }
+
+
+def test_only_the_given_jobs_count(tmp_path):
+    jobs = [write(tmp_path / "jobs" / str(seed), result(seed=seed)) for seed in range(3)]
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    write_report(sweep, [*jobs[:2], tmp_path / "jobs" / "never"])
+    assert [row["folder"] for row in lines(sweep)] == ["../jobs/0", "../jobs/1"]
+    assert "../jobs/never" in (sweep / "report.html").read_text()
+    assert "not started yet" in (sweep / "report.html").read_text()
+
+
+def test_what_jobs_write_is_no_markup(tmp_path):
+    content = result(EVIL) | {"overrides": [f"recipe={EVIL}", f"+x={EVIL}"], "verdict": EVIL}
+    content["layers"] = {EVIL: 0.5}
+    write(tmp_path / "job", content, metrics=f"step,val/accuracy {EVIL}\n1,0.5\n")
+    (tmp_path / "lost").mkdir()
+    failure = {"recipe": EVIL, "overrides": [EVIL], "message": EVIL}
+    (tmp_path / "lost" / "failed.json").write_text(json.dumps(failure))
+    write_report(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in text
+    assert "<img" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert EVIL in data_of(tmp_path)["texts"]  # whole, as data
+
+
+def test_jobs_that_failed_are_shown_with_their_reason(tmp_path):
+    write(tmp_path / "old", result() | {"format": 99})
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "failed.json").write_text('{"error": "X", "message": "out of memory"}')
+    done = write_report(tmp_path)
+    assert done.summary == "0 finished jobs · 0 methods · 1 failed · 1 unreadable"
+    text = (tmp_path / "report.html").read_text()
+    assert "X: out of memory" in text
+    assert "has format 99" in text
+    assert lines(tmp_path) == []
+
+
+def test_warnings_are_counted_and_shown(tmp_path):
+    write(tmp_path / "a", result())
+    assert write_report(tmp_path).warnings == 1
+    assert "Fewer than three seeds" in (tmp_path / "report.html").read_text()
+    for seed in (1, 2):
+        write(tmp_path / str(seed), result(seed=seed))
+    assert write_report(tmp_path).warnings == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "Nothing was found that makes the comparison unfair" in text
+
+
+def test_no_folder_and_no_job(tmp_path):
+    with pytest.raises(DataError, match=r"no folder .*: write `regrow report outputs`"):
+        write_report(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"no job below .*`regrow train recipe=digits/gmp`"):
+        write_report(tmp_path)
+
+
+def test_without_plotly_the_table_is_written(tmp_path, monkeypatch):
+    write(tmp_path / "a", result())
+    page.plotly_packed.cache_clear()
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r'results.csv is written.*pip install "regrow\[report\]"'
+    ):
+        write_report(tmp_path)
+    assert len(lines(tmp_path)) == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_two_processes_at_once_leave_whole_files(tmp_path):
+    write(tmp_path / "a", result())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write_report, [tmp_path] * 8))
+    assert (tmp_path / "report.html").read_text().endswith("</html>\n")
+    assert len(lines(tmp_path)) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "report.html", "results.csv"]
+
+
+def many(folder, jobs, epochs):
+    """Jobs of ten methods, with 50 layers, 20 levels, 200 events and long curves."""
+    layers = {f"network.stage{i // 10}.block{i % 10}.conv.weight": 0.9 for i in range(50)}
+    levels = [{"sparsity": i / 50, "test_accuracy": 0.9, "epoch": i} for i in range(20)]
+    history = [{"kind": "prune", "step": 10 * i, "epoch": i, "after": i / 220} for i in range(200)]
+    steps = range(epochs)
+    curve = "".join(
+        f"{i},{391 * i},{0.123456789 + i / 1e4},,\n{i},,,{2 / (i + 1)},\n" for i in steps
+    )
+    for job in range(jobs):
+        content = result(f"m{job % 10}", 0.5 + job % 50 / 100, seed=job // 50, layers=layers)
+        content |= {"levels": levels, "history": history}
+        metrics = "epoch,step,val/accuracy,val/loss,train/loss\n" + curve
+        write(folder / f"job{job:03d}", content, metrics)
+
+
+def test_two_hundred_jobs_take_seconds_and_stay_small(tmp_path):
+    many(tmp_path, 200, epochs=200)
+    start = time.perf_counter()
+    write_report(tmp_path)
+    assert time.perf_counter() - start < 10
+    assert (tmp_path / "report.html").stat().st_size < LIMIT
+    assert len(lines(tmp_path)) == 200 * 21
+
+
+def test_nothing_heavy_is_imported(python):
+    program = (
+        "import sys, regrow.report; print({*sys.modules} & {'torch', 'numpy', 'hydra', 'plotly'})"
+    )
+    assert python("-c", program).stdout.strip() == "set()"
+
+
+def test_the_command(regrow, tmp_path):
+    write(tmp_path / "outputs" / "a", result())
+    done = regrow("report", "outputs")
+    assert done.returncode == 0, done.stderr
+    page, table = Path("outputs") / "report.html", "results.csv"
+    assert f"{page} and {table}: 1 finished job · 1 method" in done.stdout
+    assert "warnings about what can be compared: 1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "write `regrow report outputs`"),
+        (("a", "b"), "takes one folder"),
+        (("nothing",), "no folder 'nothing': write `regrow report outputs`"),
+        ((".",), "no job below '.'"),
+    ],
+)
+def test_the_command_says_what_to_write(regrow, words, said):
+    done = regrow("report", *words)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
