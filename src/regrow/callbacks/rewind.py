@@ -312,6 +312,6 @@ def lr_schedule_steps(trainer: pl.Trainer) -> int | None:
 
     Example:
         >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-        >>> steps = round_steps(trainer) or trainer.max_steps
+        >>> steps = lr_schedule_steps(trainer) or trainer.max_steps
     """
     return round_length(trainer) if rewinders(trainer) else None

@@ -81,7 +81,7 @@ def allocate(
 
     Example:
         >>> group = Group("fc", 4, {})
-        >>> choose([group], {"fc": torch.tensor([3.0, 1.0, 2.0, 4.0])}, lambda r: 4 - len(r["fc"])
+        >>> allocate([group], {"fc": torch.tensor([3.0, 1.0, 2.0, 4.0])}, lambda r: 4 - len(r["fc"])
         ...        if r else 4, 2)
         {'fc': tensor([1, 2])}
     """

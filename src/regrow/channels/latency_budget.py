@@ -32,7 +32,7 @@ class LatencyTimer:
         example_input: A batch; its size counts, not its values.
 
     Example:
-        >>> watch = Stopwatch(lambda model: 2.0, torch.zeros(8, 4))
+        >>> watch = LatencyTimer(lambda model: 2.0, torch.zeros(8, 4))
         >>> watch.size, watch(nn.Linear(4, 2), torch.zeros(2, 4))
         (8, 2.0)
     """

@@ -61,7 +61,7 @@ def get_criterion(criterion: str | Criterion | TrackingCriterion) -> Criterion |
         ConfigError: For an unknown name, or something that cannot be called.
 
     Example:
-        >>> make_criterion("snip") is taylor
+        >>> get_criterion("snip") is taylor
         True
     """
     if isinstance(criterion, str):

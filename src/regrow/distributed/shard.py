@@ -23,7 +23,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
     Example:
         >>> weight = torch.ones(2)
-        >>> local(weight) is weight
+        >>> local_tensor(weight) is weight
         True
     """
     whole: Any = tensor
@@ -35,7 +35,7 @@ def is_dtensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor; asked of its attributes, for the class is slow to import.
 
     Example:
-        >>> is_cut(torch.ones(2))
+        >>> is_dtensor(torch.ones(2))
         False
     """
     return hasattr(tensor, "to_local")
@@ -97,7 +97,7 @@ def to_dtensor_like(whole: Tensor, part: Tensor) -> Tensor:
     """This rank's rows as a tensor that is cut like `whole`; the part itself, where that is whole.
 
     Example:
-        >>> as_part_of(torch.ones(2), torch.zeros(2))
+        >>> to_dtensor_like(torch.ones(2), torch.zeros(2))
         tensor([0., 0.])
     """
     if not is_dtensor(whole):

@@ -19,7 +19,7 @@ class ShardedCounts:
         ranks: Who holds parts; None where nothing is cut.
 
     Example:
-        >>> Everywhere([None, None]).sums([1, 2])
+        >>> ShardedCounts([None, None]).sums([1, 2])
         [1, 2]
     """
 

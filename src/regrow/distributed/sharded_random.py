@@ -30,7 +30,7 @@ def sharded_random(
         generator: On the CPU; it goes on as if all had been drawn.
 
     Example:
-        >>> drawn(torch.rand, (2, 2), None, torch.Generator().manual_seed(0)).shape
+        >>> sharded_random(torch.rand, (2, 2), None, torch.Generator().manual_seed(0)).shape
         torch.Size([2, 2])
     """
     if shard is None:
@@ -45,7 +45,7 @@ class RandomStream:
     """The numbers of `drawn` in flat order, some at a time; there is room for no others.
 
     Example:
-        >>> numbers = Stream(torch.rand, (2, 2), None, torch.Generator().manual_seed(0))
+        >>> numbers = RandomStream(torch.rand, (2, 2), None, torch.Generator().manual_seed(0))
         >>> numbers.take(3).shape, numbers.take(1).shape
         (torch.Size([3]), torch.Size([1]))
     """

@@ -25,9 +25,9 @@ def with_digest(state: Mapping[str, Any]) -> dict[str, Any]:
         state: Nested builtin types and tensors; of sharded tensors the name alone counts.
 
     Example:
-        >>> state = sealed({"masks": {"fc": torch.tensor([255], dtype=torch.uint8)}})
+        >>> state = with_digest({"masks": {"fc": torch.tensor([255], dtype=torch.uint8)}})
         >>> state["masks"]["fc"][0] = 254
-        >>> opened(state)  # doctest: +ELLIPSIS
+        >>> verify_digest(state)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
         regrow.StateError: the saved state is damaged: masks/fc is not what was saved...

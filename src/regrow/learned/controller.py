@@ -30,7 +30,7 @@ def target_at(progress: float, target: float, ramp: float) -> float:
     Source: Zhu and Gupta 2017, eq. 1.
 
     Example:
-        >>> wanted(0.35, 0.8, ramp=0.7), wanted(0.9, 0.8, ramp=0.7)
+        >>> target_at(0.35, 0.8, ramp=0.7), target_at(0.9, 0.8, ramp=0.7)
         (0.7000000000000001, 0.8)
     """
     part = min(1.0, progress / ramp) if ramp else 1.0
@@ -62,10 +62,10 @@ class SparsityController:
         drift: How fast the loss raises them against it, as far as is known.
 
     Example:
-        >>> controller = Controller(limit=1.0)
-        >>> controller.steer(margin=0.5, steps=10), controller.drift
+        >>> controller = SparsityController(limit=1.0)
+        >>> controller.update(margin=0.5, steps=10), controller.drift
         (0.05, 0.0)
-        >>> controller.steer(margin=0.1, steps=10), controller.drift  # 0.1 was missed
+        >>> controller.update(margin=0.1, steps=10), controller.drift  # 0.1 was missed
         (0.015, 0.005)
     """
 
@@ -103,7 +103,7 @@ class LearningWindow:
         share: The fraction of weights that the scores would prune, at the last look.
 
     Example:
-        >>> course = Course(0.8, ramp=0.7, first=100, last=300)
+        >>> course = LearningWindow(0.8, ramp=0.7, first=100, last=300)
         >>> course.progress(199), course.every, course.due(239)
         (0.5, 2, 0.8)
     """

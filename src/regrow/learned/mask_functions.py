@@ -56,7 +56,7 @@ def inverse_temperature(progress: float, most: float) -> float:
     Source: Savarese et al. 2020, section 4.
 
     Example:
-        >>> rising(0.0, 200.0), rising(1.0, 200.0)
+        >>> inverse_temperature(0.0, 200.0), inverse_temperature(1.0, 200.0)
         (1.0, 200.0)
     """
     return float(most**progress)
@@ -92,7 +92,7 @@ def prob_active(log_alpha: Tensor) -> Tensor:
     Source: Louizos et al. 2018, eq. 12.
 
     Example:
-        >>> chance_open(torch.tensor([0.0]))
+        >>> prob_active(torch.tensor([0.0]))
         tensor([0.8318])
     """
     return (log_alpha - TEMPERATURE * math.log(-LOW / HIGH)).sigmoid()
@@ -111,7 +111,7 @@ def topk_straight_through(weight: Tensor, scores: Tensor, mask: Tensor) -> Tenso
     Source: Ramanujan et al. 2020 (edge-popup), arXiv:1911.13299, section 3.
 
     Example:
-        >>> top_scores(torch.tensor([2.0, 3.0]), torch.tensor([0.1, -0.2]),
+        >>> topk_straight_through(torch.tensor([2.0, 3.0]), torch.tensor([0.1, -0.2]),
         ...            torch.tensor([False, True]))
         tensor([0., 3.])
     """
@@ -148,7 +148,7 @@ def soft_threshold_vjp(weight: Tensor, score: Tensor, grad: Tensor) -> VJP:
 
     Example:
         >>> import torch
-        >>> soft_threshold_back(torch.tensor([2.0, -0.25]), torch.tensor(0.0), torch.ones(2))
+        >>> soft_threshold_vjp(torch.tensor([2.0, -0.25]), torch.tensor(0.0), torch.ones(2))
         (tensor([1., 0.]), tensor(-0.2500))
     """
     threshold = score.sigmoid()
@@ -163,7 +163,7 @@ def sigmoid_gate_vjp(weight: Tensor, scores: Tensor, beta: float, grad: Tensor) 
 
     Example:
         >>> import torch
-        >>> sigmoid_gate_back(torch.tensor([2.0]), torch.tensor([0.0]), 2.0, torch.ones(1))
+        >>> sigmoid_gate_vjp(torch.tensor([2.0]), torch.tensor([0.0]), 2.0, torch.ones(1))
         (tensor([0.5000]), tensor([1.]))
     """
     gate = (beta * scores).sigmoid_()
@@ -178,7 +178,7 @@ def hard_concrete_vjp(weight: Tensor, log_alpha: Tensor, noise: Tensor | None, g
 
     Example:
         >>> import torch
-        >>> hard_concrete_back(torch.tensor([2.0]), torch.tensor([0.0]), None, torch.ones(1))
+        >>> hard_concrete_vjp(torch.tensor([2.0]), torch.tensor([0.0]), None, torch.ones(1))
         (tensor([0.5000]), tensor([0.6000]))
     """
     heat = 1.0 if noise is None else TEMPERATURE
@@ -194,7 +194,7 @@ def topk_straight_through_vjp(weight: Tensor, scores: Tensor, mask: Tensor, grad
 
     Example:
         >>> import torch
-        >>> top_scores_back(torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([False]),
+        >>> topk_straight_through_vjp(torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([False]),
         ...                 torch.ones(1))
         (tensor([0.]), tensor([-2.]))
     """

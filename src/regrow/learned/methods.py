@@ -254,7 +254,7 @@ def get_method(method: str | MaskMethod) -> MaskMethod:
         ConfigError: For anything else.
 
     Example:
-        >>> make_rule("l0")
+        >>> get_method("l0")
         L0(keep=0.8)
     """
     if isinstance(method, MaskMethod):
@@ -281,7 +281,7 @@ class SoftMovement(MaskMethod):
 
     Example:
         >>> rule, scores = SoftMovement(0.5), torch.tensor([-1.0, 1.0])
-        >>> rule.weights(torch.tensor([2.0, 3.0]), scores, Given())
+        >>> rule.weights(torch.tensor([2.0, 3.0]), scores, MaskContext())
         tensor([0., 3.])
     """
 

@@ -38,12 +38,12 @@ class Reparametrization:
     Example:
         >>> from regrow.learned.methods import STR
         >>> weight = nn.Parameter(torch.tensor([2.0, -0.25]))
-        >>> effective = EffectiveWeights(STR(first=0.0))
-        >>> effective.bind({"w": weight}); effective.begin(); weight.tolist()
+        >>> effective = Reparametrization(STR(first=0.0))
+        >>> effective.attach({"w": weight}); effective.begin(); weight.tolist()
         [1.5, 0.0]
         >>> sgd = torch.optim.SGD([weight], lr=0.1)
         >>> weight.sum().backward()
-        >>> effective.carry(sgd); weight.tolist(), weight.grad.tolist()  # before a step
+        >>> effective.backward_to_dense(sgd); weight.tolist(), weight.grad.tolist()  # before a step
         ([2.0, -0.25], [1.0, 0.0])
     """
 

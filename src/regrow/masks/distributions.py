@@ -49,7 +49,7 @@ def global_pool(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
     """Global ranking: one pool over all layers.
 
     Example:
-        >>> all_together([Layer("a", (2, 5), 10), Layer("b", (3, 10), 30)], 0.5)
+        >>> global_pool([LayerSize("a", (2, 5), 10), LayerSize("b", (3, 10), 30)], 0.5)
         [Pool(layers=(0, 1), pruned=20)]
     """
     _reachable(layers, _count(layers, sparsity))
@@ -60,7 +60,7 @@ def uniform(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
     """The same sparsity in every layer; largest remainders make the sum round(s n).
 
     Example:
-        >>> uniform([Layer("a", (2, 5), 10), Layer("b", (3, 10), 30)], 0.5)
+        >>> uniform([LayerSize("a", (2, 5), 10), LayerSize("b", (3, 10), 30)], 0.5)
         [Pool(layers=(0,), pruned=5), Pool(layers=(1,), pruned=15)]
     """
     return _own_pools(layers, [sparsity * layer.units for layer in layers], sparsity)
@@ -74,7 +74,7 @@ def erk(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
     Source: Evci et al. 2020 (RigL), section 3; Mocanu et al. 2018 for linear layers.
 
     Example:
-        >>> pools = erk([Layer("a", (10, 10), 100), Layer("b", (2, 10), 20)], 0.5)
+        >>> pools = erk([LayerSize("a", (10, 10), 100), LayerSize("b", (2, 10), 20)], 0.5)
         >>> [pool.pruned for pool in pools]
         [60, 0]
     """
@@ -189,7 +189,7 @@ def largest_remainders(
         ConfigError: If the bounds leave no such numbers.
 
     Example:
-        >>> whole_numbers([1.5, 1.5, 7.0], 10, least=[0, 0, 0], most=[9, 9, 6])
+        >>> largest_remainders([1.5, 1.5, 7.0], 10, least=[0, 0, 0], most=[9, 9, 6])
         [2, 2, 6]
     """
     if not sum(least) <= total <= sum(most):

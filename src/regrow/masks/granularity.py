@@ -299,7 +299,7 @@ def mask_from_units(
     Example:
         >>> from regrow.masks.granularity import make_granularity
         >>> scores = torch.tensor([[4.0, 1.0, 3.0, 2.0]])
-        >>> mask_of(make_granularity("2:4"), torch.tensor([[False]]), scores, 1)
+        >>> mask_from_units(make_granularity("2:4"), torch.tensor([[False]]), scores, 1)
         tensor([[ True, False,  True, False]])
     """
     read = as_lazy(scores)

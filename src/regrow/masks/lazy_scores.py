@@ -45,8 +45,8 @@ def as_lazy(scores: ScoresLike) -> LazyScores:
     """Scores that stand are computed too: they are what is read.
 
     Example:
-        >>> scores = computed(torch.ones(2))
-        >>> scores.begin()(*scores.reads)
+        >>> scores = as_lazy(torch.ones(2))
+        >>> scores.new_pass()(*scores.inputs)
         tensor([1., 1.])
     """
     return scores if isinstance(scores, LazyScores) else elementwise_scores(_itself, scores)
@@ -56,8 +56,8 @@ def elementwise_scores(function: Compute, *reads: Tensor) -> LazyScores:
     """Scores that each depend on the values at their own place alone.
 
     Example:
-        >>> scores = elementwise(torch.mul, torch.ones(2), torch.tensor([2.0, 3.0]))
-        >>> scores.begin()(*scores.reads)
+        >>> scores = elementwise_scores(torch.mul, torch.ones(2), torch.tensor([2.0, 3.0]))
+        >>> scores.new_pass()(*scores.inputs)
         tensor([2., 3.])
     """
     dtype = function(*(tensor.new_empty(0) for tensor in reads)).dtype
@@ -75,9 +75,9 @@ def random_scores(
         generator: Makes a fresh one on the CPU, the same each time.
 
     Example:
-        >>> lot = by_lot(torch.empty(4), None, lambda: torch.Generator().manual_seed(0))
+        >>> lot = random_scores(torch.empty(4), None, lambda: torch.Generator().manual_seed(0))
         >>> wanted = torch.rand(4, generator=torch.Generator().manual_seed(0))
-        >>> bool((lot.begin()(lot.like) == wanted).all())
+        >>> bool((lot.new_pass()(lot.like) == wanted).all())
         True
     """
 
@@ -97,7 +97,7 @@ def materialized_scores(like: Tensor, make: Callable[[], Tensor | None]) -> Lazy
         make: Makes them.
 
     Example:
-        >>> scores = one_by_one(torch.empty(2), lambda: torch.tensor([1.0, 2.0])).begin()
+        >>> scores = materialized_scores(torch.empty(2), lambda: torch.tensor([1.0, 2.0])).new_pass()
         >>> scores(torch.empty(1)), scores(torch.empty(1))
         (tensor([1.]), tensor([2.]))
     """

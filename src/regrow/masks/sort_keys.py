@@ -29,7 +29,7 @@ class SortKeys:
         infinity: The key of infinity.
 
     Example:
-        >>> Keys(torch.float32, True)(torch.tensor([1.0, -2.0, 0.5])).argsort().tolist()
+        >>> SortKeys(torch.float32, True)(torch.tensor([1.0, -2.0, 0.5])).argsort().tolist()
         [2, 0, 1]
     """
 

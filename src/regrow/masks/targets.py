@@ -137,7 +137,7 @@ def select_targets(
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> [target.name for target in select(net, exclude=["@last"]).targets]
+        >>> [target.name for target in select_targets(net, exclude=["@last"]).targets]
         ['0.weight']
     """
     reshard_fsdp(model)  # the parameters themselves, not what FSDP2 gathered for a pass

@@ -46,6 +46,7 @@ def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | Non
         StateError: If a mask has no parameter, or another shape.
 
     Example:
+        >>> import torch
         >>> layer, keep = nn.Linear(10, 4), torch.zeros(4, 10, dtype=torch.bool)
         >>> keep[:, 0] = True
         >>> cost(layer, torch.zeros(2, 10)), cost(layer, torch.zeros(2, 10), {"weight": keep})

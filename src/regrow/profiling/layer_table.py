@@ -47,8 +47,9 @@ def layer_table(
         StateError: If a mask has no parameter, or another shape.
 
     Example:
+        >>> import torch
         >>> layer_table(nn.Linear(10, 4), torch.zeros(2, 10))
-        [Layer(name='weight', kind='Linear', shape=(4, 10), params=40, sparsity=0.0, macs=40)]
+        [LayerCost(name='weight', kind='Linear', shape=(4, 10), params=40, sparsity=0.0, macs=40)]
     """
     pruned, used = _pruned(model, masks), positions(model, example_input)
     modules = model.named_modules(remove_duplicate=False)

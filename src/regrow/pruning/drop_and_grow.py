@@ -171,7 +171,7 @@ def update_gradient_momentum(pruner: Pruner, optimizer: Optimizer | None = None)
     Example:
         >>> pruner = Pruner(torch.nn.Linear(2, 1))
         >>> pruner.targets[0].parameter.grad = torch.tensor([[1.0, 2.0]])
-        >>> track_momenta(pruner)
+        >>> update_gradient_momentum(pruner)
         >>> pruner.momenta["weight"]
         tensor([[0.1000, 0.2000]])
     """
@@ -243,7 +243,7 @@ class ExploredMask:
     Source: Liu et al. 2021 (in-time over-parameterisation), section 3.1.
 
     Example:
-        >>> explored = Explored()
+        >>> explored = ExploredMask()
         >>> explored.add({"w": Tensor([1, 0, 0, 0]) > 0})
         0.25
         >>> explored.add({"w": Tensor([0, 1, 0, 0]) > 0})

@@ -43,7 +43,7 @@ class Freezer:
         >>> pruner = Pruner(nn.Linear(10, 10))
         >>> _ = pruner.prune_to(0.9)
         >>> _ = pruner.regrow(count=5, train="regrown")
-        >>> pruner.hold.free.pruned, pruner.hold.free.total  # the bias is held too
+        >>> pruner.freezer.free.pruned, pruner.freezer.free.total  # the bias is held too
         (105, 110)
     """
 

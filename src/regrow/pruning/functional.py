@@ -41,6 +41,7 @@ def enforce(
         StateError: If a mask has no parameter, or another shape.
 
     Example:
+        >>> import torch
         >>> net = nn.Linear(2, 2)
         >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
         >>> keep = torch.tensor([[True, False], [False, True]])

@@ -86,7 +86,7 @@ def get_growth_criterion(by: str | GrowthCriterion) -> GrowthCriterion:
     """A growth rule from its name, or the callable itself.
 
     Example:
-        >>> make_growth("gradient") is by_gradient
+        >>> get_growth_criterion("gradient") is gradient_growth
         True
     """
     if isinstance(by, str):
@@ -103,7 +103,7 @@ def regrow_count(fraction: float | None, count: int | None, pruned: int) -> int:
         ConfigError: If not exactly one of fraction and count is given, or it is out of range.
 
     Example:
-        >>> how_many(0.1, None, 90)
+        >>> regrow_count(0.1, None, 90)
         9
     """
     if (fraction is None) == (count is None):
@@ -150,7 +150,7 @@ def select_regrown(
         >>> weight = torch.nn.Parameter(torch.zeros(4))
         >>> weight.grad = torch.tensor([0.0, 3.0, 2.0, 9.0])
         >>> kept = [torch.tensor([False, False, False, True])]
-        >>> choose_regrown(by_gradient, [Target("w", weight)], kept, 1, momenta={},
+        >>> select_regrown(gradient_growth, [Target("w", weight)], kept, 1, momenta={},
         ...                removed=lambda target: None, seed=(0, 0))
         [tensor([False,  True, False, False])]
     """

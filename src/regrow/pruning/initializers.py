@@ -277,7 +277,7 @@ def callable_name(given: object) -> str:
     """The name of a rule or an initialiser.
 
     Example:
-        >>> called("he"), called(sparse_he)
+        >>> callable_name("he"), callable_name(sparse_he)
         ('he', 'sparse_he')
     """
     return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
@@ -299,8 +299,8 @@ def initial_values(initializer: Initializer, makes: Sequence[MakeRegrown]) -> li
 
     Example:
         >>> from regrow.pruning.initializers import make_initializer
-        >>> back = Return("w", torch.zeros(2), *torch.eye(2, dtype=torch.bool), torch.Generator())
-        >>> [values] = values_of(make_initializer("zero"), [lambda: back])
+        >>> back = RegrownWeights("w", torch.zeros(2), *torch.eye(2, dtype=torch.bool), torch.Generator())
+        >>> [values] = initial_values(make_initializer("zero"), [lambda: back])
         >>> values(back)
         tensor([0., 0.])
     """

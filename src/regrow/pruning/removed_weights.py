@@ -21,8 +21,8 @@ class RemovedWeights:
     own bytes and no more, because which places these are is what the mask says that is held anyway.
 
     Example:
-        >>> vault, weight = Vault(), torch.tensor([1.0, 2.0, 3.0])
-        >>> vault.keep("w", weight, torch.tensor([True, False, True]))
+        >>> vault, weight = RemovedWeights(), torch.tensor([1.0, 2.0, 3.0])
+        >>> vault.store("w", weight, torch.tensor([True, False, True]))
         >>> vault.values["w"]
         tensor([2.])
     """

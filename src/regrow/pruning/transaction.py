@@ -27,13 +27,13 @@ class Transaction:
     because there is no memory for it: the masks are refused from then on.
 
     Example:
-        >>> changes = Changes()
-        >>> with changes.whole("a try"):
+        >>> changes = Transaction()
+        >>> with changes.guard("a try"):
         ...     raise MemoryError
         Traceback (most recent call last):
             ...
         MemoryError
-        >>> changes.broken is None  # nothing was touched
+        >>> changes.failed is None  # nothing was touched
         True
     """
 

@@ -41,7 +41,7 @@ def count_of(number: int, word: str) -> str:
     """A number with its word.
 
     Example:
-        >>> counted(1, "job"), counted(2, "job")
+        >>> count_of(1, "job"), count_of(2, "job")
         ('1 job', '2 jobs')
     """
     return f"{number} {word}{'s' * (number != 1)}"
@@ -61,7 +61,7 @@ def format_groups(found: Mapping[Hashable, list[str]]) -> str:
     """Values and their methods as words.
 
     Example:
-        >>> told({0.1: ["gmp", "imp"], 0.01: ["rigl"]})
+        >>> format_groups({0.1: ["gmp", "imp"], 0.01: ["rigl"]})
         '0.1 (gmp, imp); 0.01 (rigl)'
     """
     parts = [f"{value} ({listing(names)})" for value, names in found.items()]

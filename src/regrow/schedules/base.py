@@ -47,7 +47,7 @@ def layer_sparsities(
     """What layers with a target of their own have at a milestone; if it is not 0, no less than now.
 
     Example:
-        >>> own_sparsities(Proportional(), 0.4, 0.8, {"fc": 0.5}, {"fc": 1.0})
+        >>> layer_sparsities(ProportionalLayers(), 0.4, 0.8, {"fc": 0.5}, {"fc": 1.0})
         {'fc': 0.25}
     """
     return {

@@ -18,12 +18,12 @@ class Bisection:
         failed: The lowest that did not; None while none has.
 
     Example:
-        >>> search = Search(resolution=0.05)
-        >>> search.hold(0.5); search.fail(0.7); search.candidate()
+        >>> search = Bisection(resolution=0.05)
+        >>> search.accept(0.5); search.reject(0.7); search.next()
         0.6
-        >>> search.fail(0.6); search.candidate()
+        >>> search.reject(0.6); search.next()
         0.55
-        >>> search.hold(0.55); search.candidate() is None
+        >>> search.accept(0.55); search.next() is None
         True
     """
 
@@ -57,7 +57,7 @@ class Bisection:
             waiting: The sparsity that the fit's end left without a judgement.
 
         Example:
-            >>> search = Search(resolution=0.05, held=0.5, failed=0.54)
+            >>> search = Bisection(resolution=0.05, highest_accepted=0.5, lowest_rejected=0.54)
             >>> search.reason()
             'sparsity 0.5 held, 0.54 lost too much: no further apart than resolution=0.05'
             >>> search.reason(waiting=0.52)

@@ -30,7 +30,7 @@ class DropGrowSchedule(ProportionalLayers):
     """Sparse from the first step on; an update every `every`, up to and without `end`.
 
     Example:
-        >>> [milestone.step for milestone in Updates("4it", 0.5).plan(0.9, Timeline(total=20))]
+        >>> [milestone.step for milestone in DropGrowSchedule("4it", 0.5).plan(0.9, Timeline(total=20))]
         [0, 4, 8]
     """
 

@@ -145,7 +145,7 @@ def resumed_plan(
     Example:
         >>> old = (Milestone(5, 0.5), Milestone(10, 0.9))
         >>> new = (Milestone(10, 0.5), Milestone(20, 0.9))
-        >>> resumed(old, new, fired=1, now=6, on_change="stretch")
+        >>> resumed_plan(old, new, fired=1, now=6, on_change="stretch")
         (Milestone(step=5, sparsity=0.5), Milestone(step=20, sparsity=0.9))
     """
     if planned == stored or fired == len(stored) or on_change == "keep":

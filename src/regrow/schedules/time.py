@@ -45,9 +45,9 @@ def parse_time(what: str, given: object) -> Time:
         ConfigError: For anything else; a bare int other than 0 could mean epochs or steps.
 
     Example:
-        >>> parse("every", "3ep")
+        >>> parse_time("every", "3ep")
         Time(amount=3, unit='ep')
-        >>> parse("every", 500)
+        >>> parse_time("every", 500)
         Traceback (most recent call last):
             ...
         regrow.ConfigError: every=500 has no unit: write '500ep' or '500it'

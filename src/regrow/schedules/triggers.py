@@ -36,7 +36,7 @@ class Drop:
         ConfigError: For a setting that cannot be meant.
 
     Example:
-        >>> seen, fell = Drop("val/accuracy", by=0.02).judge(0.95, Seen(best=0.98))
+        >>> seen, fell = Drop("val/accuracy", by=0.02).update(0.95, TriggerState(best=0.98))
         >>> fell, seen.best
         (True, 0.95)
     """
@@ -71,8 +71,8 @@ class Plateau:
         ConfigError: For a setting that cannot be meant.
 
     Example:
-        >>> Plateau("val/loss", patience=1, mode="min").judge(0.5, Seen(best=-0.5))
-        (Seen(best=-0.5, waited=0), True)
+        >>> Plateau("val/loss", patience=1, mode="min").update(0.5, TriggerState(best=-0.5))
+        (TriggerState(best=-0.5, waited=0), True)
     """
 
     monitor: str

@@ -71,7 +71,7 @@ def next_step(found: Sensitivities, max_drop: float) -> Recommendation:
         >>> rows = [Sensitivity("a", 9, 0.0, 9, 0.5, None, {0.5: 0.9, 0.7: 0.8}),
         ...         Sensitivity("b#2", 9, 0.0, 9, 0.5, None, {0.5: 0.1, 0.7: 0.1})]
         >>> next_step(Sensitivities(0.9, tuple(rows), {}), 0.01)
-        Step(layers={'a': 0.5}, exclude=['b'])
+        Recommendation(layers={'a': 0.5}, exclude=['b'])
     """
     limits = {row.name: limit(row, found.accuracy, max_drop) for row in found.rows}
     layers = {name: _short(value) for name, value in limits.items() if value}

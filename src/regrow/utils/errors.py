@@ -50,7 +50,7 @@ def write_error(path: object, error: BaseException) -> StateError:
     """What to raise where a file cannot be written: full disk, read-only folder.
 
     Example:
-        >>> str(unwritten("a.json", OSError(28, "No space left on device")))[:45]
+        >>> str(write_error("a.json", OSError(28, "No space left on device")))[:45]
         'a.json could not be written ([Errno 28] No sp'
     """
     return StateError(
@@ -63,7 +63,7 @@ def closest_names(given: str, names: Iterable[str], count: int = 3) -> list[str]
     """The names most like `given`, best first.
 
     Example:
-        >>> nearest("cubik", ["linear", "cubic", "cosine"])
+        >>> closest_names("cubik", ["linear", "cubic", "cosine"])
         ['cubic']
     """
     return difflib.get_close_matches(given, list(names), n=count, cutoff=0.5)

@@ -21,9 +21,9 @@ def import_optional(what: str, extra: str, *names: str) -> Any:
         ConfigError: Naming what is missing and how to install it.
 
     Example:
-        >>> need("counting", "export", "json").dumps(1)
+        >>> import_optional("counting", "export", "json").dumps(1)
         '1'
-        >>> need("ONNX", "export", "no_such_package")
+        >>> import_optional("ONNX", "export", "no_such_package")
         Traceback (most recent call last):
             ...
         regrow.ConfigError: ONNX needs no_such_package: pip install "regrow[export]"

@@ -49,7 +49,7 @@ def no_compile(hook: Callable[P, R]) -> Callable[P, R]:
     event does differs from event to event, so a compiled step would be compiled anew for each.
 
     Example:
-        >>> uncompiled(len)("abc")
+        >>> no_compile(len)("abc")
         3
     """
     return cast(Callable[P, R], torch.compiler.disable(hook))  # type: ignore[no-untyped-call]

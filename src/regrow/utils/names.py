@@ -16,7 +16,7 @@ def strip_compile_prefix(name: str) -> str:
     """The name without the parts that `torch.compile` adds.
 
     Example:
-        >>> clean("_orig_mod.fc.weight")
+        >>> strip_compile_prefix("_orig_mod.fc.weight")
         'fc.weight'
     """
     return ".".join(part for part in name.split(".") if part != COMPILED)
@@ -66,7 +66,7 @@ def accept_compile_prefix(module: nn.Module) -> RemovableHandle:
 
     Example:
         >>> net = nn.Sequential(nn.Linear(1, 1, bias=False))
-        >>> handle = follow_names(net)
+        >>> handle = accept_compile_prefix(net)
         >>> net.load_state_dict({"0._orig_mod.weight": net[0].weight.data})
         <All keys matched successfully>
     """

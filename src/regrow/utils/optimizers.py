@@ -22,7 +22,7 @@ def is_per_weight(value: object, shape: torch.Size) -> bool:
 
     Example:
         >>> weight = torch.zeros(2, 3)
-        >>> placewise(torch.zeros(2, 3), weight.shape), placewise(weight.byte(), weight.shape)
+        >>> is_per_weight(torch.zeros(2, 3), weight.shape), is_per_weight(weight.byte(), weight.shape)
         (True, False)
     """
     return (
@@ -44,7 +44,7 @@ def clear_quantized_state(state: Mapping[Any, Any], kept: Tensor) -> None:
     Example:
         >>> state = {"state1": torch.tensor([7, 1], dtype=torch.uint8),
         ...          "qmap1": torch.tensor([-1.0, 0.0, 1.0])}
-        >>> clear_codes(state, torch.tensor([-1, 0])); state["state1"]
+        >>> clear_quantized_state(state, torch.tensor([-1, 0])); state["state1"]
         tensor([7, 1], dtype=torch.uint8)
     """
     for _, codes, table in _coded(state):

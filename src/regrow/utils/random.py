@@ -23,9 +23,9 @@ def capture_random_state() -> dict[str, Any]:
     """The state of all global generators, as tensors and builtins only.
 
     Example:
-        >>> state = capture()
+        >>> state = capture_random_state()
         >>> before = random.random(), torch.rand(1).item()
-        >>> restore(state)
+        >>> restore_random_state(state)
         >>> before == (random.random(), torch.rand(1).item())
         True
     """

@@ -35,7 +35,7 @@ class TrainingSnapshot:
 
     Example:
         >>> layer = nn.Linear(2, 2)
-        >>> start, memory = layer.weight.clone(), Memory(layer)
+        >>> start, memory = layer.weight.clone(), TrainingSnapshot(layer)
         >>> _ = layer.weight.detach().zero_()
         >>> memory.restore(layer)
         >>> bool((layer.weight == start).all())

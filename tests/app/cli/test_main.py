@@ -21,7 +21,7 @@ def modules_after(python, *words):
     program = (
         "import json, sys\n"
         f"sys.argv = ['regrow', *{list(words)!r}]\n"
-        "from regrow.app.cli.main.main import main\n"
+        "from regrow.app.cli.main import main\n"
         "try:\n"
         "    sys.exit(main())\n"
         "finally:\n"
@@ -175,9 +175,9 @@ def test_the_job_gets_its_command_line_back(python, checkout, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import sys\n"
-        "from regrow.app.launch.hydra_app import hydra_app as launch\n"
+        "from regrow.app.launch.hydra_app import launch\n"
         "launch.JOBS['train'] = launch.plainly(lambda cfg: print(sys.argv[1:], cfg.seed))\n"
-        "from regrow.app.cli.main.main import main\n"
+        "from regrow.app.cli.main import main\n"
         "main()\n"
     )
     done = python(str(program), "train", "-m", "seed=1,2")

@@ -72,7 +72,7 @@ def test_a_mistake_is_named(words, message):
 def test_a_mistake_is_one_line_before_torch_is_imported(python):
     program = (
         "import sys\n"
-        "from regrow.app.cli.main.main import main\n"
+        "from regrow.app.cli.main import main\n"
         "assert main(['sensitivity', 'nowhere.ckpt']) == 1\n"
         "assert 'torch' not in sys.modules\n"
     )

@@ -38,9 +38,9 @@ def defer_to_jobs(words: Sequence[str]) -> list[str]:
         words: The command line.
 
     Example:
-        >>> deferred(["-m", "recipe=digits/gmp,digits/imp", "pruning.sparsity=0.9"])
+        >>> defer_to_jobs(["-m", "recipe=digits/gmp,digits/imp", "pruning.sparsity=0.9"])
         ['-m', 'recipe=digits/gmp,digits/imp', 'pruning.sparsity=choice(0.9)']
-        >>> deferred(["-m", "recipe=digits/gmp", "pruning.sparsity=0.9"])
+        >>> defer_to_jobs(["-m", "recipe=digits/gmp", "pruning.sparsity=0.9"])
         ['-m', 'recipe=digits/gmp', 'pruning.sparsity=0.9']
     """
     if not any(_varies_a_group(word) for word in words):

@@ -46,7 +46,7 @@ def root_cause(error: BaseException) -> tuple[BaseException, str]:
     """The error that tells most, and its message: ours, whatever Hydra wrapped it in.
 
     Example:
-        >>> explained(ValueError("no"))
+        >>> root_cause(ValueError("no"))
         (ValueError('no'), 'no')
     """
     cause: BaseException | None = error

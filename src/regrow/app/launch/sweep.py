@@ -84,7 +84,7 @@ def summarize_failures(notes: Iterable[Note]) -> list[str]:
     Example:
         >>> ended = {"job": "a/seed=0", "state": "done", "message": ""}
         >>> lost = {"job": "a/seed=1", "state": "failed", "message": "sparsity must be in [0, 1)"}
-        >>> print(*told([ended, lost]), sep=chr(10))
+        >>> print(*summarize_failures([ended, lost]), sep=chr(10))
         1 of 2 jobs failed:
           a/seed=1: sparsity must be in [0, 1)
         the same command goes on with this sweep

@@ -26,7 +26,7 @@ class Conv2dSame(nn.Conv2d):
 
     Example:
         >>> import torch
-        >>> SameConv2d(1, 1, 3, stride=2)(torch.zeros(1, 1, 7, 8)).shape
+        >>> Conv2dSame(1, 1, 3, stride=2)(torch.zeros(1, 1, 7, 8)).shape
         torch.Size([1, 1, 4, 4])
     """
 

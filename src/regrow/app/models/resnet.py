@@ -92,7 +92,7 @@ class BasicBlock(nn.Module):
 
     Example:
         >>> import torch
-        >>> Plain(4, 8, stride=2)(torch.zeros(1, 4, 8, 8)).shape
+        >>> BasicBlock(4, 8, stride=2)(torch.zeros(1, 4, 8, 8)).shape
         torch.Size([1, 8, 4, 4])
     """
 

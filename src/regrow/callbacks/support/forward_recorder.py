@@ -36,10 +36,10 @@ class ForwardRecorder:
     Example:
         >>> net = nn.Sequential(nn.ReLU())
         >>> import torch
-        >>> recorder = Recorder(net, "0")
-        >>> with recorder.listening():
+        >>> recorder = ForwardRecorder(net, "0")
+        >>> with recorder.recording():
         ...     _ = net(torch.tensor([-1.0]))
-        >>> recorder.only().output
+        >>> recorder.single_call().output
         tensor([0.])
     """
 

@@ -44,7 +44,7 @@ class RegrowRequest:
         ConfigError: For a value that cannot be meant.
 
     Example:
-        >>> Order(fraction=0.1, by="gradient").dense
+        >>> RegrowRequest(fraction=0.1, by="gradient").dense
         True
     """
 
@@ -79,7 +79,7 @@ def parse_request(text: str) -> RegrowRequest:
         ConfigError: For anything else.
 
     Example:
-        >>> parse('{"count": 100, "names": "fc"}').names
+        >>> parse_request('{"count": 100, "names": "fc"}').names
         'fc'
     """
     known = [field.name for field in fields(RegrowRequest)]

@@ -94,7 +94,7 @@ def slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     """The kept places of a tensor, in new memory of the same format.
 
     Example:
-        >>> sliced(torch.arange(6).view(2, 3), {1: torch.tensor([True, False, True])})
+        >>> slice_tensor(torch.arange(6).view(2, 3), {1: torch.tensor([True, False, True])})
         tensor([[0, 2],
                 [3, 5]])
     """

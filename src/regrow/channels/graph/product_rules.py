@@ -82,7 +82,7 @@ def _letters(equation: str, values: Sequence[LabelledTensor]) -> tuple[list[str]
     """A letter for each dimension: of each tensor, and of the result.
 
     Example:
-        >>> _letters("...i,io", [Value((2, 3, 4)), Value((4, 5))])
+        >>> _letters("...i,io", [LabelledTensor((2, 3, 4)), LabelledTensor((4, 5))])
         (['YZi', 'io'], 'YZo')
     """
     terms, arrow, result = equation.replace(" ", "").partition("->")
