@@ -194,8 +194,8 @@ def topk_straight_through_vjp(weight: Tensor, scores: Tensor, mask: Tensor, grad
 
     Example:
         >>> import torch
-        >>> topk_straight_through_vjp(torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([False]),
-        ...                 torch.ones(1))
+        >>> weight, scores, mask = torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([False])
+        >>> topk_straight_through_vjp(weight, scores, mask, torch.ones(1))
         (tensor([0.]), tensor([-2.]))
     """
     return grad * mask, scores.sign().mul_(weight).mul_(grad)

@@ -97,7 +97,8 @@ def materialized_scores(like: Tensor, make: Callable[[], Tensor | None]) -> Lazy
         make: Makes them.
 
     Example:
-        >>> scores = materialized_scores(torch.empty(2), lambda: torch.tensor([1.0, 2.0])).new_pass()
+        >>> lazy = materialized_scores(torch.empty(2), lambda: torch.tensor([1.0, 2.0]))
+        >>> scores = lazy.new_pass()
         >>> scores(torch.empty(1)), scores(torch.empty(1))
         (tensor([1.]), tensor([2.]))
     """

@@ -76,7 +76,8 @@ def global_topk_masks(
         ConfigError: If `pruned` is below what is pruned already or above what `least` allows.
 
     Example:
-        >>> global_topk_masks([torch.tensor([3.0, -1.0]), torch.tensor([1.0, 2.0])], 2, magnitude=True)
+        >>> weights = [torch.tensor([3.0, -1.0]), torch.tensor([1.0, 2.0])]
+        >>> global_topk_masks(weights, 2, magnitude=True)
         [tensor([ True, False]), tensor([False,  True])]
     """
     kept = kept or [None] * len(scores)

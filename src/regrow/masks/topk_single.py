@@ -49,7 +49,8 @@ def topk_mask(
         StateError: If a score at one of the places is NaN.
 
     Example:
-        >>> topk_mask(torch.tensor([3.0, 9.0, 1.0, 3.0]), 1, torch.tensor([True, False, True, True]))
+        >>> candidates = torch.tensor([True, False, True, True])
+        >>> topk_mask(torch.tensor([3.0, 9.0, 1.0, 3.0]), 1, candidates)
         tensor([False, False, False,  True])
     """
     if shard is not None:  # bounds from a sample would have to be agreed on

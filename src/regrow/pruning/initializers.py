@@ -299,7 +299,8 @@ def initial_values(initializer: Initializer, makes: Sequence[MakeRegrown]) -> li
 
     Example:
         >>> from regrow.pruning.initializers import make_initializer
-        >>> back = RegrownWeights("w", torch.zeros(2), *torch.eye(2, dtype=torch.bool), torch.Generator())
+        >>> masks = torch.eye(2, dtype=torch.bool)
+        >>> back = RegrownWeights("w", torch.zeros(2), *masks, torch.Generator())
         >>> [values] = initial_values(make_initializer("zero"), [lambda: back])
         >>> values(back)
         tensor([0., 0.])

@@ -30,7 +30,8 @@ class DropGrowSchedule(ProportionalLayers):
     """Sparse from the first step on; an update every `every`, up to and without `end`.
 
     Example:
-        >>> [milestone.step for milestone in DropGrowSchedule("4it", 0.5).plan(0.9, Timeline(total=20))]
+        >>> plan = DropGrowSchedule("4it", 0.5).plan(0.9, Timeline(total=20))
+        >>> [milestone.step for milestone in plan]
         [0, 4, 8]
     """
 

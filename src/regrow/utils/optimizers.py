@@ -21,8 +21,8 @@ def is_per_weight(value: object, shape: torch.Size) -> bool:
     """Whether a state tensor holds one number a weight: of that shape, floating point, no codes.
 
     Example:
-        >>> weight = torch.zeros(2, 3)
-        >>> is_per_weight(torch.zeros(2, 3), weight.shape), is_per_weight(weight.byte(), weight.shape)
+        >>> state = torch.zeros(2, 3)
+        >>> is_per_weight(state, state.shape), is_per_weight(state.byte(), state.shape)
         (True, False)
     """
     return (

@@ -176,7 +176,7 @@ def test_the_job_gets_its_command_line_back(python, checkout, tmp_path):
     program.write_text(
         "import sys\n"
         "from regrow.app.launch.hydra_app import launch\n"
-        "launch.JOBS['train'] = launch.plainly(lambda cfg: print(sys.argv[1:], cfg.seed))\n"
+        "launch.JOBS['train'] = launch.plain_errors(lambda cfg: print(sys.argv[1:], cfg.seed))\n"
         "from regrow.app.cli.main import main\n"
         "main()\n"
     )
