@@ -175,8 +175,8 @@ def test_the_job_gets_its_command_line_back(python, checkout, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import sys\n"
-        "from regrow.app.launch.hydra_app import launch\n"
-        "launch.JOBS['train'] = launch.plain_errors(lambda cfg: print(sys.argv[1:], cfg.seed))\n"
+        "from regrow.app.launch import hydra_app\n"
+        "hydra_app.JOBS['train'] = hydra_app.plain_errors(lambda cfg: print(sys.argv[1:], cfg.seed))\n"
         "from regrow.app.cli.main import main\n"
         "main()\n"
     )
