@@ -10,15 +10,15 @@ import statistics
 import torch
 from _bench import arguments, interleaved, lenet, ratio, resnet18, show
 
-from regrow.pruning.enforcer import Enforcer
+from regrow.pruning.enforcer import MaskEnforcer
 
-OURS, COPY, NAIVE, FLOAT = "regrow Enforcer", "copy_", "bool mul_ loop", "float mul_ loop"
+OURS, COPY, NAIVE, FLOAT = "regrow MaskEnforcer", "copy_", "bool mul_ loop", "float mul_ loop"
 
 
 def variants(layers, passes):
     torch.manual_seed(0)
     parameters = dict(layers.named_parameters())
-    enforcer = Enforcer(parameters)
+    enforcer = MaskEnforcer(parameters)
     weights = [parameter.detach() for parameter in parameters.values()]
     masks = [torch.rand(weight.shape) > 0.9 for weight in weights]
     for name, mask in zip(parameters, masks, strict=True):

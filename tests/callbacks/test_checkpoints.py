@@ -79,12 +79,12 @@ def test_masks_are_packed_bits(sparsity, saved):
     weights = 4 * (6 * 251 + 251 * 253 + 253 * 3)
     assert size <= 0.032 * weights
     assert equal(dict(Masks.unpack(state["masks"])), dict(pruning.masks))
-    assert state["vault"] is None
+    assert state["removed_weights"] is None
 
 
 def test_the_vault_holds_no_more_than_what_was_removed(saved):
     state = read(saved())["callbacks"][KEY]["pruner"]
-    size = sum(v.numel() * v.element_size() for v in state["vault"].values())
+    size = sum(v.numel() * v.element_size() for v in state["removed_weights"].values())
     assert size == 4 * round(0.8 * WEIGHTS)
 
 

@@ -112,7 +112,7 @@ def test_a_compiled_checkpoint_is_tested_and_attached(first, second, tmp_path):
     third.attach(torch.compile(another, backend="eager"))
     assert list(third.masks) == ["body.0.weight", "body.2.weight"]
     third.unprune(["body._orig_mod.0"])
-    assert third.pruner.pruned_in(["body.0"]) == 0
+    assert third.pruner.state.pruned_in(["body.0"]) == 0
 
 
 def test_a_missing_weight_is_still_missing(tmp_path):

@@ -158,8 +158,8 @@ def test_growth_by_lot_looks_at_no_gradient_and_momentum_at_all():
     for pruning in rules.values():
         fit(Net(), pruning)
     assert len({pruning.masks.digest() for pruning in rules.values()}) == 3
-    assert not rules["gradient"].pruner.momenta
-    assert {*rules["momentum"].pruner.momenta} == {*weights(Net())}
+    assert not rules["gradient"].pruner.state.momenta
+    assert {*rules["momentum"].pruner.state.momenta} == {*weights(Net())}
     for seed in (0, 1):
         again = sparse(grow="random", seed=seed)
         fit(Net(), again)
@@ -177,7 +177,9 @@ def test_the_running_mean_sees_every_dense_gradient():
     mean = np.zeros((16, 6))
     for grad in seen:
         mean = 0.9 * mean + 0.1 * grad
-    np.testing.assert_allclose(pruning.pruner.momenta["body.0.weight"], mean, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        pruning.pruner.state.momenta["body.0.weight"], mean, rtol=1e-4, atol=1e-7
+    )
     kept = int(pruning.masks["body.0.weight"].sum())
     assert all(np.count_nonzero(grad) > kept for grad in seen)  # dense ones
 
@@ -213,7 +215,7 @@ def test_an_overflow_postpones_the_update():
     record = Record(pruning)
     fit(Overflowing(), record, pruning, plugins=MixedPrecision("16-mixed", "cpu", scaler))
     assert record.steps == [0, 5, 6, 9]
-    assert all(mean.isfinite().all() for mean in pruning.pruner.momenta.values())
+    assert all(mean.isfinite().all() for mean in pruning.pruner.state.momenta.values())
 
 
 def test_overlap_and_explored_are_logged(tmp_path):

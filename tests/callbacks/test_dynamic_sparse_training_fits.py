@@ -53,7 +53,7 @@ def test_original_values_are_those_of_the_fits_start_whoever_pruned_first():
     start = {name: p.clone() for name, p in weights(module).items()}
     fit(module, ByHand(), pruning)
     assert [entry["kind"] for entry in pruning.history[:2]] == ["prune", "prune"]
-    assert all(torch.equal(start[name], p) for name, p in pruning.pruner.originals.items())
+    assert all(torch.equal(start[name], p) for name, p in pruning.pruner.state.originals.items())
     module, pruning = Net(), sparse(init="original", grow="random")
     pruning.attach(module)
     pruning.prune_to(0.5)

@@ -102,7 +102,10 @@ def test_taken_up_by_a_checkpoint_and_by_another_model(tmp_path):
     twin.load_state_dict(module.state_dict())
     other.attach(twin, path)
     assert other.masks.digest() == pruning.masks.digest()
-    assert all(torch.equal(m, pruning.pruner.momenta[n]) for n, m in other.pruner.momenta.items())
-    assert {*other.pruner.momenta} == {*weights(twin)}
+    assert all(
+        torch.equal(m, pruning.pruner.state.momenta[n])
+        for n, m in other.pruner.state.momenta.items()
+    )
+    assert {*other.pruner.state.momenta} == {*weights(twin)}
     assert isinstance(twin.body[0], nn.Linear)
     assert other.history == pruning.history

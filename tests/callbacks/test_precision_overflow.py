@@ -99,7 +99,7 @@ def test_other_growth_goes_on_through_overflows(grow):
     training = DynamicSparseTraining(0.8, every="4it", end=1.0, grow=grow)
     fit(module, events, training, **scaled())
     assert events.steps == ([0, 5, 8, 12] if grow == "momentum" else [0, 4, 8, 12])
-    assert all(mean.isfinite().all() for mean in training.pruner.momenta.values())
+    assert all(mean.isfinite().all() for mean in training.pruner.state.momenta.values())
     assert training.pruner.pruned == round(0.8 * WEIGHTS)
 
 

@@ -182,7 +182,7 @@ for name, mask in pruner.masks.items():
     assert not local(weight)[gone].view(torch.int32).any()
     assert not local(adam.state[weight]["exp_avg"])[gone].any()
     assert local(weight)[~gone].all()
-said["moments"] = len(pruner.vault.values)
+said["moments"] = len(pruner.removed_weights.values)
 
 # functions without a pruner, and hooks
 model = cut(network())

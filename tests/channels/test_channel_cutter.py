@@ -152,7 +152,7 @@ def test_regrown_channels_change_nothing_at_once_and_learn(by):
     made.prune_to(0.6)
     made.enforcer.hook(optimizer)
     before, gone = output(model), copy.deepcopy(made.removed)
-    norms = made._held() if by == "removed" else None
+    norms = made.masker.removed_values() if by == "removed" else None
     entry = made.regrow(count=4, by=by, optimizers=[optimizer])
     assert (output(model) - before).abs().max() <= 1e-12
     assert entry["count"] == 4

@@ -10,7 +10,6 @@ from torch.func import functional_call
 import regrow
 from regrow.criteria.precomputed import Scores
 from regrow.criteria.saliency import grasp, snip
-from regrow.pruning.pruner import prune_by
 from regrow.utils.errors import ConfigError, StateError
 
 
@@ -193,6 +192,6 @@ def test_grasp_looks_through_attention():
 def test_missing_scores_are_named():
     pruner = regrow.Pruner(network())
     with pytest.raises(StateError, match=r"no scores of 2\.weight \(there are some of 0\.weight\)"):
-        prune_by(pruner, Scores({"0.weight": torch.rand(3, 4)}), 0.5)
+        pruner.prune_to(0.5, scores=Scores({"0.weight": torch.rand(3, 4)}))
     assert pruner.pruned == 0
     assert pruner.method.criterion is regrow.Pruner(network()).method.criterion

@@ -10,7 +10,7 @@ from torch import nn
 
 from regrow.distributed import fingerprint as module
 from regrow.distributed.fingerprint import fingerprint
-from regrow.pruning.enforcer import Enforcer
+from regrow.pruning.enforcer import MaskEnforcer
 
 
 def enforcer(dtype=torch.float32, sizes=((3, 5), (7,)), masked=True):
@@ -19,7 +19,7 @@ def enforcer(dtype=torch.float32, sizes=((3, 5), (7,)), masked=True):
         str(i): nn.Parameter(torch.randn(size, generator=generator).to(dtype))
         for i, size in enumerate(sizes)
     }
-    held = Enforcer(parameters)
+    held = MaskEnforcer(parameters)
     if masked:
         held.set_mask("0", torch.rand(sizes[0], generator=generator) > 0.5)
     return held
@@ -80,7 +80,7 @@ def test_memory_format_does_not_matter():
     masks = torch.rand(4, 3, 2, 2) > 0.5
     found = set()
     for memory in (torch.contiguous_format, torch.channels_last):
-        held = Enforcer({"w": nn.Parameter(weight.to(memory_format=memory))})
+        held = MaskEnforcer({"w": nn.Parameter(weight.to(memory_format=memory))})
         held.set_mask("w", masks)
         found.add(fingerprint(*parts(held)))
     assert len(found) == 1

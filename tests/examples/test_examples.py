@@ -44,7 +44,7 @@ def state(folder: Path):
     found = torch.load(folder / "sparse.pt", weights_only=True)
     net = found.get("net", found.get("model"))
     assert found["epoch"] == EPOCHS - 1
-    return net | found["pruner"]["vault"], net
+    return net | found["pruner"]["removed_weights"], net
 
 
 def same(one, other):

@@ -85,7 +85,7 @@ def test_a_flipped_bit_of_each_kind_is_named(saved):
     first = "body.0.weight"
     kinds = {
         f"masks/bits/{first}": lambda s: s["masks"]["bits"][first].bitwise_xor_(1),
-        f"vault/{first}": lambda s: s["vault"][first].neg_(),
+        f"removed_weights/{first}": lambda s: s["removed_weights"][first].neg_(),
         "what is no tensor": lambda s: s["history"][0].update(after=0.25),
     }
     for name, change in kinds.items():

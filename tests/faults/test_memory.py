@@ -122,7 +122,7 @@ def test_out_of_memory_at_every_operation(name, stride):
             with Full(left):
                 act(pruner, optimizer)
         except torch.OutOfMemoryError:
-            if pruner.enforcer.changes.failed is None:
+            if pruner.enforcer.transaction.failed is None:
                 assert equal(everything(pruner, optimizer), before), left
                 as_before += 1
             else:
@@ -137,7 +137,7 @@ def test_a_whole_state_mends_what_failed():
     pruner, optimizer = made(keep_removed=True)
     state, weights = copy.deepcopy(pruner.state_dict()), copied(pruner.model)
     for left in range(1, 1000):
-        if pruner.enforcer.changes.failed:
+        if pruner.enforcer.transaction.failed:
             break
         with pytest.raises(torch.OutOfMemoryError), Full(left):
             pruner.prune_to(0.7, [optimizer])

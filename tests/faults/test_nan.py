@@ -72,7 +72,7 @@ def test_a_nan_score_is_refused_by_name_and_nothing_has_changed(name):
     layer = "body.0.weight" if name in ("taylor", "rigl") else "body.2.weight"  # by gradients: all
     with pytest.raises(StateError, match=rf"^{layer} has \d+ NaN scores"):
         fit(module, Breaks(), pruning, data=data())
-    assert pruning.pruner.enforcer.changes.failed is None
+    assert pruning.pruner.enforcer.transaction.failed is None
     assert all(entry["step"] < 9 for entry in pruning.history)
     assert pruning.masks.pruned == pruning.history[-1]["pruned"]
     pruning.state_dict()

@@ -32,7 +32,7 @@ from regrow.io.checkpoints import read_checkpoint
 # Where a fit may be stopped to the line: before or after these calls.
 POINTS = [
     (torch, "save"), (local.LocalFileOpener, "write"), (os, "replace"), (local.shutil, "move"),
-    (regrow.pruning.enforcer.Enforcer, "set_mask"),
+    (regrow.pruning.enforcer.MaskEnforcer, "set_mask"),
     (regrow.pruning.removed_weights.RemovedWeights, "store"),
     (regrow.pruning.state.MaskState, "record_event"), (regrow.pruning.state.MaskState, "enforce"),
     (regrow.schedules.progress.Progress, "mark_done"),

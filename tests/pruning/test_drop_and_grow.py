@@ -90,12 +90,12 @@ def test_large_layers_too(grow, levels):
     layer.weight.grad = torch.randn(150, 200, generator=torch.Generator().manual_seed(levels))
     if levels:
         layer.weight.grad = (layer.weight.grad * levels).round() / levels
-    pruner.momenta["weight"] = layer.weight.grad.clone()
+    pruner.state.momenta["weight"] = layer.weight.grad.clone()
     weight, mask = layer.weight.detach().clone(), kept(pruner)["weight"]
     survivors, grown = by_hand(weight, mask, layer.weight.grad.abs(), 0.3)
     drop_and_grow(pruner, 0.3, grow=grow)
     assert pruner.masks["weight"].numpy().ravel().tolist() == (survivors | grown).tolist()
-    layer.weight.grad[7, 7] = pruner.momenta["weight"][7, 7] = float("nan")
+    layer.weight.grad[7, 7] = pruner.state.momenta["weight"][7, 7] = float("nan")
     pruner.set_masks({"weight": pruner.masks["weight"].index_fill(0, torch.tensor(7), False)})
     with pytest.raises(StateError, match="NaN"):
         drop_and_grow(pruner, 0.3, grow=grow)
@@ -148,7 +148,7 @@ def test_counts_stand_still_and_only_what_moves_changes(grow, init):
 
 def test_values_are_those_of_the_initialiser():
     net, pruner, _ = network()
-    first, before = pruner.originals[NAMES[0]], kept(pruner)[NAMES[0]]
+    first, before = pruner.state.originals[NAMES[0]], kept(pruner)[NAMES[0]]
     drop_and_grow(pruner, 0.5, init="original")
     new = pruner.masks[NAMES[0]] & ~before
     assert new.any()
@@ -170,7 +170,7 @@ def test_the_drop_fraction_is_a_cosine():
 def test_growth_and_drop_by_lot_depend_on_seed_event_and_name_alone():
     def masks(seed, events):
         _, pruner, _ = network()
-        pruner.seed = seed
+        pruner.state.seed = seed
         for _ in range(events):
             torch.rand(3)
             drop_and_grow(pruner, 0.5, drop="random", grow="random")
@@ -196,10 +196,10 @@ def test_the_running_mean_of_gradients():
             grad = net.get_parameter(name).grad.double().numpy()
             expected[name] = 0.9 * expected[name] + 0.1 * grad
     for name in NAMES:
-        np.testing.assert_allclose(pruner.momenta[name], expected[name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(pruner.state.momenta[name], expected[name], rtol=1e-4, atol=1e-6)
     before = kept(pruner)
     values = {name: net.get_parameter(name).detach().clone() for name in NAMES}
-    means = {name: mean.abs() for name, mean in pruner.momenta.items()}
+    means = {name: mean.abs() for name, mean in pruner.state.momenta.items()}
     drop_and_grow(pruner, 0.4, grow="momentum")
     for name in NAMES:
         survivors, grown = by_hand(values[name], before[name], means[name], 0.4)
@@ -209,7 +209,7 @@ def test_the_running_mean_of_gradients():
 def test_means_of_another_optimizers_parameters_stand_still():
     net, pruner, _ = network()
     update_gradient_momentum(pruner, torch.optim.SGD(net[0].parameters(), lr=0.1))
-    assert [*pruner.momenta] == NAMES[:1]
+    assert [*pruner.state.momenta] == NAMES[:1]
 
 
 def test_any_criterion_drops():

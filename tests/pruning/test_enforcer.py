@@ -8,7 +8,7 @@ import torch
 from torch import nn, optim
 
 import regrow
-from regrow.pruning.enforcer import Enforcer, working_mask
+from regrow.pruning.enforcer import MaskEnforcer, working_mask
 from regrow.pruning.functional import enforce
 from regrow.utils.errors import ConfigError, StateError
 
@@ -163,7 +163,7 @@ def test_a_tied_parameter_is_known_by_each_of_its_names():
 def test_whatever_stood_there_becomes_plus_zero():
     weight = nn.Parameter(torch.tensor([float("nan"), float("inf"), -0.0, -3.0, 2.0]))
     weight.grad = torch.tensor([float("nan"), -float("inf"), -0.0, 1.0, 2.0])
-    enforcer = Enforcer({"w": weight})
+    enforcer = MaskEnforcer({"w": weight})
     enforcer.set_mask("w", torch.tensor([False, False, False, False, True]))
     enforcer.weights()
     enforcer.gradients()
@@ -175,7 +175,7 @@ def test_whatever_stood_there_becomes_plus_zero():
 def test_the_working_mask_follows_the_parameter():
     """Casting swaps the data below the parameter; the mask is remade, not lost."""
     model = nn.Linear(4, 4)
-    enforcer = Enforcer({"weight": model.weight})
+    enforcer = MaskEnforcer({"weight": model.weight})
     mask = torch.eye(4, dtype=torch.bool)
     enforcer.set_mask("weight", mask)
     for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.float32):
@@ -190,7 +190,7 @@ def test_the_working_mask_follows_the_parameter():
 def test_gradients_of_gradients():
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
     [weight.grad] = torch.autograd.grad((weight**3).sum(), [weight], create_graph=True)
-    enforcer = Enforcer({"w": weight})
+    enforcer = MaskEnforcer({"w": weight})
     enforcer.set_mask("w", torch.tensor([False, True]))
     enforcer.gradients()
     assert weight.grad.tolist() == [0, 12]
@@ -198,7 +198,7 @@ def test_gradients_of_gradients():
 
 def test_the_weights_are_found_again_after_their_data_was_replaced():
     weight = nn.Parameter(torch.ones(4))
-    enforcer = Enforcer({"w": weight})
+    enforcer = MaskEnforcer({"w": weight})
     enforcer.set_mask("w", torch.tensor([True, False, True, False]))
     enforcer.weights()
     for data in (
@@ -216,7 +216,7 @@ def test_the_weights_are_found_again_after_their_data_was_replaced():
 
 
 def test_a_full_mask_costs_nothing():
-    enforcer = Enforcer({"w": nn.Parameter(torch.ones(3))})
+    enforcer = MaskEnforcer({"w": nn.Parameter(torch.ones(3))})
     enforcer.set_mask("w", torch.tensor([True, False, True]))
     enforcer.set_mask("w", torch.ones(3, dtype=torch.bool))
     assert enforcer.kept("w") is None
@@ -237,7 +237,7 @@ def test_state_of_another_width_is_masked_too():
     weight = nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
     optimizer = optim.SGD([weight], 0.1)
     optimizer.state[weight] = {"master": torch.full((2, 2), float("nan")), "step": torch.tensor(3)}
-    enforcer = Enforcer({"w": weight})
+    enforcer = MaskEnforcer({"w": weight})
     enforcer.set_mask("w", torch.zeros(2, 2, dtype=torch.bool))
     enforcer.state([optimizer])
     assert not optimizer.state[weight]["master"].any()
@@ -272,7 +272,7 @@ def test_a_later_mask_takes_the_place_of_the_first(last):
     weight = nn.Parameter(torch.ones(4, 3, 2, 2))
     if last:
         weight.data = weight.data.to(memory_format=torch.channels_last)
-    enforcer = Enforcer({"w": weight})
+    enforcer = MaskEnforcer({"w": weight})
     masks = [torch.rand(4, 3, 2, 2) < 0.5 for _ in range(3)]
     enforcer.set_mask("w", masks[0])
     there = enforcer.kept("w").data_ptr()

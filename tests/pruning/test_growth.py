@@ -49,7 +49,7 @@ def test_only_what_comes_back_changes(seed, sparsity, fraction, by, init, data):
     pruner.prune_to(sparsity)
     for target in pruner.targets:
         target.parameter.grad = torch.randn(target.parameter.shape)
-        pruner.momenta[target.name] = torch.randn(target.parameter.shape)
+        pruner.state.momenta[target.name] = torch.randn(target.parameter.shape)
     names = data.draw(st.sampled_from([None, "0", ["2.weight"]]))
     chosen = [t.name for t in pruner.targets if names is None or t.name[0] == names[0][0]]
     before, masks, pruned = state(model), pruner.masks, pruner.pruned

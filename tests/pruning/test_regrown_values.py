@@ -44,11 +44,11 @@ def move(pruner, init):
 def test_values_of_another_shape_change_nothing(init, act):
     """The first layer's would do: it must not be written before the second one's are known."""
     model, pruner = pruned()
-    pruner.originals["1.weight"] = torch.zeros(2, 2)
+    pruner.state.originals["1.weight"] = torch.zeros(2, 2)
     before, masks = copy.deepcopy(model.state_dict()), pruner.masks
     with pytest.raises(StateError, match=r"must give values of shape"):
         act(pruner, init)
-    assert pruner.enforcer.changes.failed is None
+    assert pruner.enforcer.transaction.failed is None
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(torch.equal(masks[name], mask) for name, mask in pruner.masks.items())
     pruner.regrow(0.5, init="he")  # all is well
@@ -82,7 +82,7 @@ def test_a_rule_of_ones_own_may_write_into_what_zero_gives():
 
 def test_weights_that_are_cast_between_events_keep_their_removed_values():
     model, pruner = pruned(keep_removed=True)
-    wanted = {name: value.clone() for name, value in pruner.originals.items()}
+    wanted = {name: value.clone() for name, value in pruner.state.originals.items()}
     model.double()
     pruner.prune_to(0.8)
     pruner.unprune()

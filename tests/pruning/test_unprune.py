@@ -222,7 +222,9 @@ def test_original_values():
 def test_a_state_that_does_not_fit_changes_nothing():
     _, _, pruner, _ = two_events("adam")
     state = copy.deepcopy(pruner.state_dict())
-    state = with_digest(state | {"vault": state["vault"] | {"0.weight::exp_avg": torch.ones(3)}})
+    state = with_digest(
+        state | {"removed_weights": state["removed_weights"] | {"0.weight::exp_avg": torch.ones(3)}}
+    )
     model = network()
     other = Pruner(model, keep_removed="moments")
     other.prune_to(0.3)

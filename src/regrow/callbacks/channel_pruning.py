@@ -35,6 +35,7 @@ from regrow.channels.importance import ChannelCriterion
 from regrow.channels.pruner import ChannelPruner
 from regrow.criteria.base import TrackingCriterion
 from regrow.io.checkpoints import KEY
+from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import PruningPlan as SparsityPlan
 from regrow.schedules.base import Schedule
 from regrow.schedules.cyclic import Cyclic
@@ -280,7 +281,7 @@ there are: channels, latency, macs, params
             check_can_cut(self._clock.trainer)
         return self._compact()
 
-    def expand(self) -> dict[str, Any]:
+    def expand(self) -> HistoryEntry:
         """Gives the module its original shapes back, outside a fit; see `ChannelPruner.expand`.
 
         Raises:

@@ -31,6 +31,7 @@ from regrow.pruning.initializers import (
     removed_values,
 )
 from regrow.pruning.pruner import Pruner
+from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import Milestone, PruningPlan
 from regrow.schedules.drop_fraction import DropGrowSchedule, drop_fraction_at
 from regrow.schedules.one_shot import OneShot
@@ -188,7 +189,7 @@ class DynamicSparseTraining(PruningCallback):
         state = super().state_dict()
         if self._loaded is None:  # else it is all there
             pruner = self._pruner
-            means = {} if pruner is None else pruner.shards.gather(pruner.momenta)
+            means = {} if pruner is None else pruner.shards.gather(pruner.state.momenta)
             momenta = {name: mean.clone() for name, mean in means.items()}  # they go on in place
             state |= {"end": self._end, "momenta": momenta, "explored": self.explored.state_dict()}
         return state
@@ -213,7 +214,7 @@ class DynamicSparseTraining(PruningCallback):
         pruner = super()._new_pruner(model)
         assert isinstance(pruner, Pruner)
         pruner.needs_gradients |= self._by_gradients
-        pruner.averages_gradients = self.grow == "momentum"
+        pruner.state.averages_gradients = self.grow == "momentum"
         if self.moves and pruner.shards.ranks is not None:
             check_supports_sharding(
                 get_growth_criterion(self.grow), self.initializer, pruner.targets
@@ -224,7 +225,7 @@ class DynamicSparseTraining(PruningCallback):
         super()._adopt(state)
         self._end = int(state["end"])
         parameters = self.pruner.enforcer.parameters
-        self.pruner.momenta = {
+        self.pruner.state.momenta = {
             name: mean.to(parameters[name].device, copy=True)
             for name, mean in self.pruner.shards.local_rows(state["momenta"]).items()
         }
@@ -233,7 +234,7 @@ class DynamicSparseTraining(PruningCallback):
     def _begin(self, trainer: pl.Trainer) -> None:
         super()._begin(trainer)
         assert self._clock is not None
-        if self.initializer is original and not self.pruner.originals:
+        if self.initializer is original and not self.pruner.state.originals:
             self.pruner.remember_original()  # masks may be there already, or be made by hand
         progress = self.progress
         timeline = self._clock.timeline(progress.first, progress.epoch)
@@ -278,8 +279,8 @@ class DynamicSparseTraining(PruningCallback):
             )
             self._skips = self.skip_update
 
-    def _change(self, change: Callable[[list[Optimizer]], dict[str, Any]]) -> dict[str, Any]:
-        def watched(optimizers: list[Optimizer]) -> dict[str, Any]:
+    def _change(self, change: Callable[[list[Optimizer]], HistoryEntry]) -> HistoryEntry:
+        def watched(optimizers: list[Optimizer]) -> HistoryEntry:
             entry = change(optimizers)
             entry["explored"] = self.explored.add(self.pruner.masks)
             return entry

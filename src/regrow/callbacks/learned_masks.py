@@ -22,7 +22,7 @@ from regrow.learned.pruner import LearnedPruner
 from regrow.masks.targets import select_targets
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import KeepRemoved
+from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.schedules.base import Milestone, ProportionalLayers, PruningPlan, step_within
 from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import (
@@ -333,7 +333,7 @@ did you mean 'l0'?
     def densities(self) -> dict[str, float]:
         return self.pruner.nonzero if self.changes_between_events else super().densities
 
-    def prune_to(self, sparsity: float) -> dict[str, Any]:
+    def prune_to(self, sparsity: float) -> HistoryEntry:
         """Refused: learned masks are hardened once, at `end`.
 
         Raises:

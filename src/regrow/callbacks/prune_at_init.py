@@ -24,7 +24,7 @@ from regrow.criteria.precomputed import Scores
 from regrow.criteria.saliency import grasp, snip, unsharded_targets
 from regrow.criteria.synflow import synflow
 from regrow.pruning.config import PruningConfig
-from regrow.pruning.pruner import Pruner, prune_by
+from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import KeepRemoved
 from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
@@ -176,7 +176,7 @@ did you mean 'snip'?
         pruner = self.pruner
         with isolate_rng(), torch.autocast(_device(pruner).type, enabled=False):
             scores = self._scores(due.sparsity)
-        self._change(lambda optimizers: prune_by(pruner, scores, due.sparsity, optimizers))
+        self._change(lambda opts: pruner.prune_to(due.sparsity, opts, scores=scores))
 
     def _scores(self, sparsity: float) -> Mapping[str, Tensor]:
         assert self._seen is not None

@@ -222,7 +222,7 @@ class Regrow(Callback):
         """Lets the pruners remember the values at the fit's start, where they are asked for."""
         if self.order is not None and self.order.init in ("original", original_values):
             for callback, _ in resolve_pruners(trainer, self.order):
-                if not callback.pruner.originals:
+                if not callback.pruner.state.originals:
                     callback.pruner.remember_original()
 
     def _poll_request(self, trainer: pl.Trainer) -> None:
@@ -279,7 +279,7 @@ class Regrow(Callback):
         if ready is not None and not all(ready(callback, names) for callback, names in found):
             return False
         for callback, names in found:
-            pruned = callback.pruner.pruned_in(names)
+            pruned = callback.pruner.state.pruned_in(names)
             alone = order.train == "regrown" and order.fraction is not None
             if pruned and alone and not regrow_count(order.fraction, None, pruned):
                 rank_zero_warn(

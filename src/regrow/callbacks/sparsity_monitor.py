@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -105,7 +106,7 @@ class SparsityMonitor(Callback):
         if self.layers:
             values |= {f"pruning/density/{name}": d for name, d in densities.items()}
         for callback in found:  # what sparse training says of its last event
-            last = callback.history[-1] if callback.history else {}
+            last: Mapping[str, Any] = callback.history[-1] if callback.history else {}
             values |= {f"pruning/{word}": last[word] for word in _WORDS if word in last}
         return values
 

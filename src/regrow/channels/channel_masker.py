@@ -1,28 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""ChannelMasker: channels as masks of parameters; back again."""
+"""ChannelMasker: masks channels in all parameters that hold a part of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from regrow.channels.cut.surgery import KeptIndices, kept_indices
 from regrow.channels.graph.groups import Group
 from regrow.masks.targets import Target, TargetSelection
-from regrow.pruning.freezing import TrainSpec
-from regrow.pruning.growth import GrowthCriterion, regrow_count
-from regrow.pruning.initializers import Initializer, RegrownWeights, make_initializer, zero
-from regrow.pruning.initializers import removed_values as removed_values
-from regrow.pruning.pruner import Undo
-from regrow.pruning.removed_weights import RemovedWeights
-from regrow.pruning.state import KeepRemoved
+from regrow.pruning.enforcer import MaskEnforcer
+from regrow.pruning.initializers import Initializer, RegrownWeights, removed_values
+from regrow.pruning.restore import write_regrown
+from regrow.pruning.state import MaskState
 from regrow.pruning.transaction import atomic
-from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.names import buffers
 from regrow.utils.random import make_generator
 
@@ -100,7 +95,7 @@ def rank_channels(
     seed: tuple[int, int],
     held: Mapping[str, Tensor] | None,
 ) -> dict[tuple[str, int], float]:
-    """A number for each masked channel: the norm of what is held of it, or by lot."""
+    """A number for each masked channel: the norm of what is held of it, or a random one."""
     ranks: dict[tuple[str, int], float] = {}
     for group in groups:
         if group.name not in pool:
@@ -112,182 +107,82 @@ def rank_channels(
     return ranks
 
 
-class ChannelUndo(Undo):
-    """A model with masked channels that can come back.
+class ChannelMasker:
+    """Masks channels in all their parameters, and restores them.
 
     Args:
-        model: See `MaskState`, like the next two.
-        selection: Every parameter that holds a part of a channel.
-        keep_removed: What goes to the vault.
-        seed: For random draws.
+        state: Masks of every parameter that holds a part of a channel.
+        groups: The model's groups of channels.
 
     Attributes:
-        groups: The model's groups, as it is now.
-        removed: The channels that are masked now, by group.
+        removed: Indices of the channels that are masked now, by group.
+        statistics: Buffers of masked channels, as they were.
     """
 
-    groups: Sequence[Group]
-    removed: dict[str, Tensor]
+    def __init__(self, state: MaskState, groups: Sequence[Group]) -> None:
+        self.state = state
+        self.groups = groups
+        self.removed: dict[str, Tensor] = {}
+        self.statistics: dict[str, Tensor] = {}
 
-    def __init__(
-        self, model: nn.Module, selection: TargetSelection, keep_removed: KeepRemoved, seed: int
-    ) -> None:
-        super().__init__(model, selection, keep_removed, False, seed)
-        self._stats: dict[str, Tensor] = {}  # buffers of masked channels, as they were
+    @property
+    def enforcer(self) -> MaskEnforcer:
+        return self.state.enforcer
 
-    def unprune(
-        self, names: Iterable[str] | str | None = None, optimizers: Iterable[Optimizer] = ()
-    ) -> dict[str, Any]:
-        """Puts masked channels back to the bit, in all their members.
-
-        Args:
-            names: Patterns of layers; channels that have a part in one come back; None: all.
-            optimizers: Whose state is masked where masked channels remain.
-
-        Returns:
-            The new entry of `history`.
-
-        Raises:
-            StateError: If nothing was kept.
-            ConfigError: If a pattern matches nothing.
-        """
-        if self.removed_weights is None:
-            raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
-        before = self.sparsity
-        self._bring(self._named_channels(names), removed_values, list(optimizers))
-        return self.record_event("unprune", before)
+    def replace_groups(self, groups: Sequence[Group], selection: TargetSelection) -> None:
+        """Continue with parameters of other shapes, in which nothing is masked."""
+        self.state.replace_targets(selection)
+        self.groups, self.removed, self.statistics = groups, {}, {}
 
     @atomic
-    @torch.no_grad()
-    def regrow(
-        self,
-        fraction: float | None = None,
-        count: int | None = None,
-        *,
-        by: str | GrowthCriterion = "random",
-        init: str | Initializer = "he",
-        names: Iterable[str] | str | None = None,
-        train: TrainSpec = "all",
-        optimizers: Iterable[Optimizer] = (),
-    ) -> dict[str, Any]:
-        """Brings masked channels back, whole ones.
-
-        With `init="removed"` everything is as it was. With any other, the layers that make a
-        channel get new rows, norms scale 1 and shift 0, and the columns that read it are zero:
-        what the network computes does not change, and both sides can learn.
-
-        Args:
-            fraction: Of the masked channels in `names`; or
-            count: how many channels.
-            by: "random" or "removed" (the largest norm in the vault first).
-            init: With what values, see `regrow.pruning.initializers`.
-            names: Patterns of layers; None: all.
-            train: What trains from now on, see `Undo.regrow`.
-            optimizers: Their state at the places that come back is zero.
-
-        Returns:
-            The new entry of `history`.
-
-        Raises:
-            ConfigError: For a rule that needs gradients: those of a masked channel are zero on
-                both sides. For `init="zero"`: two zero sides would never learn.
-        """
-        initializer = self.check_regrowth(by, init)
-        train, before = self.freezer.check(train), self.sparsity
-        pool = self._named_channels(names)
-        amount = regrow_count(fraction, count, sum(len(channels) for channels in pool.values()))
-        if by == "removed" and self.removed_weights is None:
-            raise StateError("by='removed' needs removed values: write keep_removed=True")
-        held = self._held() if by == "removed" else None
-        ranks = rank_channels(self.groups, pool, (self.seed, len(self.history)), held)
-        chosen = sorted(ranks, key=lambda key: (-ranks[key], key))[:amount]
-        back = {
-            name: torch.tensor(sorted(c for n, c in chosen if n == name), dtype=torch.int64)
-            for name in pool
-        }
-        regrown = self._bring(back, initializer, list(optimizers))
-        self.freezer.set(train, regrown)
-        trains = train if isinstance(train, str) else list(train)
-        named = init if isinstance(init, str) else getattr(init, "__name__", type(init).__name__)
-        return self.record_event("regrow", before, by=by, init=named, count=amount, train=trains)
-
-    def check_regrowth(self, by: str | GrowthCriterion, init: str | Initializer) -> Initializer:
-        """The initialiser of channels that come back.
-
-        Raises:
-            ConfigError: If such channels could not be ranked, or would never learn.
-        """
-        if by not in ("random", "removed"):
-            raise ConfigError(
-                f"channels come back by 'random' or 'removed', got {by!r}: a masked channel is "
-                "zero on both sides, and so are its gradients"
-            )
-        initializer = make_initializer(init)
-        if initializer is zero:
-            raise ConfigError(
-                "init='zero' leaves a channel with zeros on both sides, which never learns: write "
-                "init='he' (rows) or init='removed'"
-            )
-        return initializer
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {
-            "removed": {name: channels.clone() for name, channels in self.removed.items()},
-            "stats": dict(self._stats),
-        }
-
-    @atomic
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.removed = {name: channels.clone() for name, channels in state["removed"].items()}
-        self._stats = {name: values.clone() for name, values in state["stats"].items()}
-
-    def _take(self, selection: TargetSelection) -> None:
-        """The same parameters in other shapes: nothing of them is masked."""
-        self.selection = selection
-        self.enforcer.reset({t.name: t.parameter for t in selection.targets})
-        self._pruned = {target.name: 0 for target in selection.targets}
-        self.removed_weights = None if self.removed_weights is None else RemovedWeights()
-        self._stats = {}
-
-    @atomic
-    def _mask(self, removed: dict[str, Tensor], optimizers: list[Optimizer]) -> None:
-        """Masks channels; their values go to the vault."""
+    def mask(self, removed: dict[str, Tensor], optimizers: Sequence[Optimizer]) -> None:
+        """Mask channels, and store what they hold."""
+        state, statistics = self.state, self.statistics
         kept, before = kept_indices(self.groups, removed), kept_indices(self.groups, self.removed)
-        self.enforcer.changes.mark_started()
-        for name, buffer in buffers(self.model).items() if self.removed_weights is not None else ():
-            # statistics drift while nothing comes through
-            places = pruned_now(name, buffer, kept, before)
-            if places is not None:
-                held = self._stats.setdefault(name, torch.zeros_like(buffer, device="cpu"))
-                held[places.cpu()] = buffer[places].detach().cpu()
+        self.enforcer.transaction.mark_started()
+        if state.removed_weights is not None:
+            for name, buffer in buffers(state.model).items():
+                places = pruned_now(name, buffer, kept, before)
+                if places is not None:  # statistics drift while a channel is zero
+                    stored = statistics.setdefault(name, torch.zeros_like(buffer, device="cpu"))
+                    stored[places.cpu()] = buffer[places].detach().cpu()
         self.removed = removed
-        for target in self.targets:
+        for target in state.targets:
             mask = channel_mask(target.name, target.parameter, kept)
             if mask is not None and not torch.equal(mask, self.enforcer.mask(target.name)):
-                self._set(target.name, mask, optimizers)
-        self.enforce(optimizers)
+                state.set(target.name, mask, optimizers)
+        state.enforce(optimizers)
 
     @atomic
     @torch.no_grad()
-    def _bring(
-        self, back: Mapping[str, Tensor], initializer: Initializer, optimizers: list[Optimizer]
+    def bring_back(
+        self, back: Mapping[str, Tensor], initializer: Initializer, optimizers: Sequence[Optimizer]
     ) -> dict[str, Tensor]:
-        """Brings channels back; returns the places that are live again, by parameter."""
-        restore = initializer is removed_values
+        """Let channels return.
+
+        Args:
+            back: Indices of the channels, by group.
+            initializer: Values of their parameters; `removed_values` restores everything.
+            optimizers: Whose state of returning weights is zeroed or restored.
+
+        Returns:
+            The weights that are kept again, a bool tensor a parameter.
+        """
+        state, restore = self.state, initializer is removed_values
         left = {
             name: channels[~torch.isin(channels, back[name])] if name in back else channels
             for name, channels in self.removed.items()
         }
         before, after = kept_indices(self.groups, self.removed), kept_indices(self.groups, left)
-        columns = read_columns(self.targets, self.groups, back)
-        seed, regrown = (self.seed, len(self.history)), {}
-        self.enforcer.changes.mark_started()
-        for target in self.targets:
+        columns = read_columns(state.targets, self.groups, back)
+        seed, regrown = (state.seed, len(state.history)), {}
+        self.enforcer.transaction.mark_started()
+        for target in state.targets:
             old = channel_mask(target.name, target.parameter, before)
             places = pruned_now(target.name, target.parameter, before, after)
             if old is None or places is None or not bool(places.any()):
                 continue
+            removed = state.removed_weights
             make = partial(
                 RegrownWeights,
                 target.name,
@@ -297,37 +192,44 @@ class ChannelUndo(Undo):
                 make_generator(*seed, f"{target.name} init"),
                 target.input_dim,
                 target.groups,
-                None if self.removed_weights is None else self.removed_weights.dense(target, old),
-                self.originals.get(target.name),
+                None if removed is None else removed.dense(target, old),
+                state.originals.get(target.name),
             )
-            value = initializer
-            if not restore:
-                value = partial(
-                    initial_channel, initializer=initializer, columns=columns.get(target.name)
-                )
-            self._bring_back(make, value, restore, optimizers)
+            read = columns.get(target.name)
+            new = partial(initial_channel, initializer=initializer, columns=read)
+            write_regrown(state, make, initializer if restore else new, restore, optimizers)
             regrown[target.name] = places
-        for name, buffer in buffers(self.model).items():
+        for name, buffer in buffers(state.model).items():
             places = pruned_now(name, buffer, before, after)
             if places is not None:
                 known = restore or not name.endswith(STATISTICS)
-                restore_buffer(name, buffer, places, self._stats.get(name) if known else None)
+                restore_buffer(name, buffer, places, self.statistics.get(name) if known else None)
         self.removed = left
-        self.enforce(optimizers)
+        state.enforce(optimizers)
         return regrown
 
-    def _held(self) -> dict[str, Tensor]:
-        """What the vault holds, of the parameters' shapes."""
-        found = {target.name: self._removed(target) for target in self.targets}
+    def removed_values(self) -> dict[str, Tensor]:
+        """The stored values, in the parameters' shapes."""
+        found = {target.name: self.state.removed(target) for target in self.state.targets}
         return {name: values for name, values in found.items() if values is not None}
 
-    def _named_channels(self, names: Iterable[str] | str | None) -> dict[str, Tensor]:
-        """Masked channels of the groups with a member that patterns mean."""
+    def named(self, names: Iterable[str] | str | None) -> dict[str, Tensor]:
+        """Masked channels of the groups with a member that patterns match; None: of all."""
         if names is None:
             return dict(self.removed)
-        meant = {target.name for target in self.named(names)}
+        meant = {target.name for target in self.state.named(names)}
         return {
             group.name: self.removed[group.name]
             for group in self.groups
             if group.name in self.removed and meant & {name for name, _ in group.members}
         }
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Masked channels by group, and statistics of masked channels by buffer."""
+        removed = {name: channels.clone() for name, channels in self.removed.items()}
+        return {"removed": removed, "statistics": dict(self.statistics)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Restore what `state_dict` returned; the masks belong to the state."""
+        self.removed = {name: channels.clone() for name, channels in state["removed"].items()}
+        self.statistics = {name: values.clone() for name, values in state["statistics"].items()}

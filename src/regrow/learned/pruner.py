@@ -16,7 +16,7 @@ from regrow.learned.learner import MarginCriterion
 from regrow.pruning.compute_masks import choose_masks
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import KeepRemoved
+from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.pruning.transaction import atomic
 
 
@@ -38,6 +38,7 @@ class LearnedPruner(Pruner):
         self.learner = self.criterion.learner
         self.learner.attach(self.enforcer.parameters)
         self.learner.choose = self._highest
+        self.state.before_set = self._store_dense
         self.collects_gradients = False  # gradients are carried back, not gathered
 
     @property
@@ -51,7 +52,7 @@ class LearnedPruner(Pruner):
         zeros = self.learner.zeros
         return {t.name: 1 - zeros[t.name] / t.parameter.numel() for t in self.targets}
 
-    def harden(self, sparsity: float, optimizers: Iterable[Optimizer] = ()) -> dict[str, Any]:
+    def harden(self, sparsity: float, optimizers: Iterable[Optimizer] = ()) -> HistoryEntry:
         """Turns what was learned into ordinary masks: exactly `sparsity`, by the margins.
 
         Weights that are kept have their effective values; the vault takes dense ones of the rest.
@@ -76,11 +77,11 @@ class LearnedPruner(Pruner):
         self.learner.load_state_dict(state["learner"])
 
     @torch.no_grad()
-    def _set(self, name: str, mask: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
-        if self.learner.active:  # what goes to the vault is dense
+    def _store_dense(self, name: str, mask: Tensor) -> None:
+        """Before a mask is set: what it removes gets its dense value, which is then stored."""
+        if self.learner.active:
             parameter, dense = self.enforcer.parameters[name], self.learner.dense[name]
             parameter.copy_(torch.where(mask, parameter, dense))
-        super()._set(name, mask, optimizers)
 
     def _highest(self) -> dict[str, Tensor]:
         """The masks of the highest scores, as many as are due, for a rule that chooses."""

@@ -41,8 +41,11 @@ from regrow.pruning.initializers import (
     zero,
 )
 from regrow.pruning.pruner import Pruner
+from regrow.pruning.restore import make_regrown
+from regrow.pruning.state import HistoryEntry
 from regrow.pruning.transaction import atomic
 from regrow.utils.errors import check_choice
+from regrow.utils.optimizers import trained_parameters
 
 GROW = ("gradient", "momentum", "random")
 
@@ -54,7 +57,7 @@ BETA = 0.9
 @torch.no_grad()
 def draw_masks(
     pruner: Pruner, sparsity: float, optimizers: Iterable[Optimizer] = ()
-) -> dict[str, Any]:
+) -> HistoryEntry:
     """Prunes by lot, to the layer densities of the pruner's distribution: the masks to start from.
 
     Returns:
@@ -74,9 +77,9 @@ def draw_masks(
     event = len(pruner.history)
     masks = choose_masks(method, pruner.targets, kept, sparsity, pruner.layer_targets, event)
     for target, mask in zip(pruner.targets, masks, strict=True):
-        pruner._set(target.name, mask, optimizers)
+        pruner.state.set(target.name, mask, optimizers)
     pruner.enforce(optimizers)
-    pruner.target = sparsity
+    pruner.state.target = sparsity
     return pruner.record_event("prune", before)
 
 
@@ -90,7 +93,7 @@ def drop_and_grow(
     grow: str | GrowthCriterion = "gradient",
     init: str | Initializer = "zero",
     optimizers: Iterable[Optimizer] = (),
-) -> dict[str, Any]:
+) -> HistoryEntry:
     """One update of sparse training; no layer keeps a weight more or less than before.
 
     Of k kept weights of a layer, round(share k) go, lowest scores first; as many are grown among
@@ -132,9 +135,9 @@ def drop_and_grow(
         check_choice("grow", grow, GROW) if isinstance(grow, str) else grow
     )
     before, optimizers = pruner.sparsity, list(optimizers)
-    seed = (pruner.seed, len(pruner.history))
+    seed = (pruner.state.seed, len(pruner.history))
     pruner.enforcer.state(optimizers)  # what comes back has moments of zero
-    sparse = [t for t in pruner.targets if pruner._pruned[t.name]]
+    sparse = [t for t in pruner.targets if pruner.state.pruned_count(t.name)]
     if pruner.shards.ranks is not None:
         check_supports_sharding(growth, initializer, sparse)
     moves = [_move(pruner, target, share, criterion, growth, seed) for target in sparse]
@@ -146,7 +149,7 @@ def drop_and_grow(
         new[name] = int(grown.count_nonzero())
         # as its rule sees the layer before
         value = values[number](makes[number]()) if values else None
-        pruner._set(name, move.after, optimizers)
+        pruner.state.set(name, move.after, optimizers)
         if value is not None:
             torch.where(grown, value.to(weight), weight, out=weight)
     pruner.enforce(optimizers)
@@ -172,18 +175,18 @@ def update_gradient_momentum(pruner: Pruner, optimizer: Optimizer | None = None)
         >>> pruner = Pruner(torch.nn.Linear(2, 1))
         >>> pruner.targets[0].parameter.grad = torch.tensor([[1.0, 2.0]])
         >>> update_gradient_momentum(pruner)
-        >>> pruner.momenta["weight"]
+        >>> pruner.state.momenta["weight"]
         tensor([[0.1000, 0.2000]])
     """
-    groups = [] if optimizer is None else optimizer.param_groups
-    held = {id(parameter) for group in groups for parameter in group["params"]}
+    trained = set() if optimizer is None else trained_parameters(optimizer)
+    momenta = pruner.state.momenta
     for target in pruner.targets:
         grad = target.grad
-        if grad is None or (optimizer is not None and id(target.parameter) not in held):
+        if grad is None or (optimizer is not None and id(target.parameter) not in trained):
             continue
-        mean = pruner.momenta.get(target.name)
+        mean = momenta.get(target.name)
         mean = torch.zeros_like(grad, dtype=torch.float32) if mean is None else mean
-        pruner.momenta[target.name] = mean.to(grad.device).lerp_(grad.to(mean.dtype), 1 - BETA)
+        momenta[target.name] = mean.to(grad.device).lerp_(grad.to(mean.dtype), 1 - BETA)
 
 
 class _Move(NamedTuple):
@@ -208,12 +211,12 @@ def _move(
     scores: ScoresLike = target.weight
     if not by:
         scores = lazy_criterion_scores(criterion, name, parameter.detach(), parameter.grad, drawn)
-    live = parameter.numel() - pruner._pruned[name]
+    live = parameter.numel() - pruner.state.pruned_count(name)
     count = round(share * live)
     kept = pruner.enforcer.mask(name)
     after = topk_mask(scores, live - count, kept, magnitude=by, name=name, shard=shard)
     del scores, kept
-    growing = growth_scores(growth, target, pruner.momenta.get(name), lambda _: None, seed)
+    growing = growth_scores(growth, target, pruner.state.momenta.get(name), lambda _: None, seed)
     by = growth in MAGNITUDES
     grown = topk_mask(growing, count, ~after, magnitude=by, name=name, shard=shard)
     return _Move(target, after.logical_or_(grown))
@@ -229,7 +232,7 @@ def _return(
 ) -> RegrownWeights:
     """The places of one layer that come back, as initialisers see them: dropped weights are 0."""
     new = _new(pruner, target, after)
-    back, stay = pruner._return(target, new, seed, initializer), after & ~new
+    back, stay = make_regrown(pruner.state, target, new, seed, initializer), after & ~new
     if initializer in BY_ROWS:  # they look at no weight
         return replace(back, kept=stay)
     return replace(back, weight=target.weight.where(stay, 0.0), kept=stay)

@@ -33,7 +33,7 @@ from regrow.utils.optimizers import clear_quantized_state, is_per_weight, warn_n
 _REFILLING = (torch.optim.Adamax, torch.optim.Rprop)
 
 
-class Enforcer:
+class MaskEnforcer:
     """Holds the working masks of some parameters and applies them.
 
     Of a sharded parameter (a DTensor) it masks the rows that this rank holds.
@@ -44,7 +44,7 @@ class Enforcer:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
-        self.changes = Transaction()
+        self.transaction = Transaction()
         self._working: dict[str, Tensor] = {}
         # what else happens around an optimizer step
         self.before_step: list[Callable[[], None]] = []
@@ -54,7 +54,7 @@ class Enforcer:
 
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Takes a bool mask of the parameter's shape here; all True needs no working mask."""
-        self.changes.mark_started()
+        self.transaction.mark_started()
         parameter, working = self.data(name), self._working.get(name)
         if int(mask.count_nonzero()) == mask.numel():
             self._working.pop(name, None)
@@ -105,7 +105,7 @@ class Enforcer:
 
     def prepare(self) -> None:
         """What comes before an optimizer step: masked gradients."""
-        self.changes.check()
+        self.transaction.check()
         self.gradients()
         for act in self.before_step:
             act()
@@ -141,7 +141,7 @@ class Enforcer:
         refills = foreign or isinstance(optimizer, _REFILLING)
 
         def after(*_: Any) -> None:
-            self.changes.check()
+            self.transaction.check()
             for act in self.after_step:
                 act()
             self.weights()
@@ -260,7 +260,7 @@ def _mask_flat_state(
             start += parameter.numel()
 
 
-class SoftEnforcer(Enforcer):
+class SoftMaskEnforcer(MaskEnforcer):
     """Holds working masks and the dense values beneath them: one more copy of each masked weight.
 
     Args:
@@ -268,7 +268,7 @@ class SoftEnforcer(Enforcer):
 
     Example:
         >>> weight = nn.Parameter(torch.tensor([1.0, 2.0]))
-        >>> soft = SoftEnforcer({"w": weight})
+        >>> soft = SoftMaskEnforcer({"w": weight})
         >>> soft.set_mask("w", torch.tensor([True, False])); soft.weights(); weight.tolist()
         [1.0, 0.0]
         >>> soft.prepare(); weight.tolist()  # before a step
@@ -320,7 +320,7 @@ class SoftEnforcer(Enforcer):
         super().prepare()
         self.insert()
 
-    def settle(self) -> None:
+    def flush_dense(self) -> None:
         """Takes the dense values out where no step followed, as when a scaler skips it."""
         if self._inside:
             self.weights()
@@ -350,6 +350,6 @@ class SoftEnforcer(Enforcer):
         return torch.where(self.mask(name), parameter, dense)
 
 
-def dense_state(enforcer: Enforcer) -> dict[str, Any] | None:
+def dense_state(enforcer: MaskEnforcer) -> dict[str, Any] | None:
     """What a soft enforcer saves; None for any other."""
-    return enforcer.dense_values() if isinstance(enforcer, SoftEnforcer) else None
+    return enforcer.dense_values() if isinstance(enforcer, SoftMaskEnforcer) else None

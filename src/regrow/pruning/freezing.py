@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from regrow.distributed.shard import is_dtensor
 from regrow.masks.masks import Masks
-from regrow.pruning.enforcer import Enforcer
+from regrow.pruning.enforcer import MaskEnforcer
 from regrow.utils.errors import ConfigError, check_patterns, closest_names
 from regrow.utils.names import strip_compile_prefix
 
@@ -47,7 +47,7 @@ class Freezer:
         (105, 110)
     """
 
-    def __init__(self, model: nn.Module, enforcer: Enforcer) -> None:
+    def __init__(self, model: nn.Module, enforcer: MaskEnforcer) -> None:
         self.model = model
         self.enforcer = enforcer
         self.free: Masks | None = None

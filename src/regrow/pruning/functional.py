@@ -13,7 +13,7 @@ from regrow.distributed.shard import local_tensor, reshard_fsdp, to_dtensor_like
 from regrow.masks.masks import Masks
 from regrow.pruning.compute_masks import choose_masks
 from regrow.pruning.config import PruningConfig
-from regrow.pruning.enforcer import Enforcer, Handle
+from regrow.pruning.enforcer import Handle, MaskEnforcer
 from regrow.pruning.pruner import Pruner
 from regrow.utils.names import strip_compile_prefix
 
@@ -55,7 +55,7 @@ def enforce(
     named = {strip_compile_prefix(n): p for n, p in model.named_parameters(remove_duplicate=False)}
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     masks.check({name: named[name] for name in masks if name in named})
-    enforcer = Enforcer({name: named[name] for name in masks})
+    enforcer = MaskEnforcer({name: named[name] for name in masks})
     for name, mask in masks.items():
         enforcer.set_mask(name, local_tensor(mask))
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""MaskState: masks, counts, history, state dict (held, not inherited)."""
+"""Masks of one model, with their counts, history and removed weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,30 +14,118 @@ from regrow.distributed.parameters import Shards
 from regrow.distributed.shard import is_dtensor, local_tensor, reshard_fsdp, to_dtensor_like
 from regrow.masks.masks import Masks, check_shapes
 from regrow.masks.targets import Target, TargetSelection
-from regrow.pruning.enforcer import Enforcer, SoftEnforcer, dense_state
+from regrow.pruning.enforcer import MaskEnforcer, SoftMaskEnforcer, dense_state
+from regrow.pruning.freezing import Freezer
 from regrow.pruning.removed_weights import MOMENT, RemovedWeights
 from regrow.pruning.transaction import atomic
-from regrow.utils.errors import StateError
+from regrow.utils.errors import StateError, check_patterns
 from regrow.utils.optimizers import is_per_weight
 
 KeepRemoved = bool | Literal["moments"]
 
 
+class HistoryEntry(TypedDict, total=False):
+    """One change of masks; `event` to `pruned` are always there.
+
+    Attributes:
+        event: Its number, from 0.
+        kind: "prune", "dense", "unprune", "regrow", "drop_and_grow", "compact", "expand" or
+            "rollback".
+        before: Sparsity before.
+        after: Sparsity after.
+        target: The sparsity last asked for.
+        pruned: How many weights are pruned after it.
+        step: `trainer.global_step`, within a fit.
+        epoch: `trainer.current_epoch`, within a fit.
+        by: Growth criterion of a regrowth, like the next three.
+        init: Its initializer.
+        count: How many weights or channels returned.
+        train: What trains afterwards.
+        share: Drop fraction of an update of sparse training.
+        moved: How many kept weights are new after it.
+        overlap: Jaccard index of the kept weights before and after.
+        channels: How many channels of each group are masked, or were cut.
+        learned: Sparsity that learned masks had before they were fixed.
+        explored: Fraction of the weights that sparse training has kept at some time.
+        phase: "sparse" or "dense", of alternating phases.
+        cause: Why a callback let weights return.
+        rewound_to: The step to which weights or learning rate were rewound.
+        lost: What an event lost of the monitored accuracy; None where it was not finite.
+        reason: Why the search of an accuracy budget ended.
+    """
+
+    event: int
+    kind: str
+    before: float
+    after: float
+    target: float
+    pruned: int
+    step: int
+    epoch: int
+    by: str
+    init: str
+    count: int
+    train: str | list[str]
+    share: float
+    moved: int
+    overlap: float
+    channels: dict[str, int]
+    learned: float
+    explored: float
+    phase: str
+    cause: str
+    rewound_to: int | None
+    lost: float | None
+    reason: str
+
+
+class MaskStateDict(TypedDict):
+    """What `MaskState.state_dict` returns: tensors and builtin types only.
+
+    Attributes:
+        masks: What `Masks.pack` returns.
+        target: The sparsity last asked for.
+        sparsity_before_cut: See `MaskState`.
+        history: The entries.
+        removed_weights: Compact values by name, and moments by name and key; None if not kept.
+        dense: Dense values at pruned positions under `soft=True`, else None.
+        originals: Remembered values by name.
+        train: Packed masks of what trains; None: everything.
+    """
+
+    masks: dict[str, Any]
+    target: float
+    sparsity_before_cut: float
+    history: list[HistoryEntry]
+    removed_weights: dict[str, Tensor] | None
+    dense: dict[str, Tensor] | None
+    originals: dict[str, Tensor]
+    train: dict[str, Any] | None
+
+
 class MaskState:
-    """Masks of the selected parameters of one model; what changes them is the pruner's.
+    """Masks of the selected parameters of one model; a pruner decides when they change.
 
     Args:
         model: The model; parameters are changed in place, never replaced, and no module is touched.
         selection: What is pruned.
-        keep_removed: What goes to the vault: values (True), with optimizer moments ("moments"), or
-            nothing (False).
-        soft: Whether dense values go on learning beneath the masks.
+        keep_removed: What is stored of pruned weights: values (True), values and optimizer moments
+            ("moments"), or nothing (False).
+        soft: Whether dense values keep training under the masks.
+        seed: For random draws, with the number of the event and the parameter's name.
 
     Attributes:
-        vault: What was removed; None where nothing is kept.
-        history: One dict an event (event, kind, before, after, target, pruned); callers may add
-            to it.
+        enforcer: Applies the masks to weights, gradients and optimizer state.
+        freezer: What trains after a regrowth.
+        removed_weights: Values at pruned positions; None where nothing is stored.
+        history: One entry an event; callers may add to it.
         target: The sparsity last asked for.
+        sparsity_before_cut: The sparsity when channels were cut out by another pruner; it counts
+            as reached from then on.
+        originals: Remembered values by name, for `init="original"`.
+        momenta: Running means of dense gradients by name, where growth by momentum is used.
+        averages_gradients: Whether it is.
+        before_set: Called with name and new mask before `set` stores removed weights.
     """
 
     def __init__(
@@ -46,21 +134,26 @@ class MaskState:
         selection: TargetSelection,
         keep_removed: KeepRemoved,
         soft: bool = False,
+        seed: int = 0,
     ) -> None:
         self.model = model
         self.selection = selection
         self.keep_removed = keep_removed
         self.soft = soft
+        self.seed = seed
         parameters = {target.name: target.parameter for target in self.targets}
         self.shards = Shards(parameters)
-        self.enforcer = SoftEnforcer(parameters) if soft else Enforcer(parameters)
+        self.enforcer = SoftMaskEnforcer(parameters) if soft else MaskEnforcer(parameters)
+        self.freezer = Freezer(model, self.enforcer)
         self.target = 0.0
-        self.sparsity_before_cut = (
-            0.0  # a sparsity that was there when others cut channels out, and counts on
-        )
-        self.history: list[dict[str, Any]] = []
-        # dense values beside soft masks are more than a vault could keep
+        self.sparsity_before_cut = 0.0
+        self.history: list[HistoryEntry] = []
+        # under soft masks the dense values hold more than could be stored here
         self.removed_weights = RemovedWeights() if keep_removed and not soft else None
+        self.originals: dict[str, Tensor] = {}
+        self.momenta: dict[str, Tensor] = {}
+        self.averages_gradients = False
+        self.before_set: Callable[[str, Tensor], None] | None = None
         self._pruned = dict.fromkeys(self.enforcer.parameters, 0)
 
     @property
@@ -74,7 +167,7 @@ class MaskState:
 
     @property
     def pruned(self) -> int:
-        """How many of them are."""
+        """How many weights are pruned."""
         return sum(self._pruned.values())
 
     @property
@@ -84,48 +177,89 @@ class MaskState:
     @property
     def densities(self) -> dict[str, float]:
         """The kept fraction of each parameter."""
-        return {
-            target.name: 1 - self._pruned[target.name] / target.parameter.numel()
-            for target in self.targets
-        }
+        return {t.name: 1 - self._pruned[t.name] / t.parameter.numel() for t in self.targets}
 
     @property
     def masks(self) -> Masks:
-        """The masks as bool tensors, made now; of sharded parameters DTensors, cut alike."""
+        """Bool masks, made when asked; for sharded parameters DTensors, sharded alike."""
         kept = {t.name: t.parameter.numel() - self._pruned[t.name] for t in self.targets}
-        return Masks(
-            {
-                t.name: to_dtensor_like(t.parameter, self.enforcer.mask(t.name))
-                for t in self.targets
-            },
-            kept,
-        )
+        pairs = ((target, self.enforcer.mask(target.name)) for target in self.targets)
+        return Masks({t.name: to_dtensor_like(t.parameter, mask) for t, mask in pairs}, kept)
+
+    def pruned_count(self, name: str) -> int:
+        """How many weights of one parameter are pruned, over all ranks."""
+        return self._pruned[name]
+
+    def pruned_in(self, names: Iterable[str] | str | None) -> int:
+        """How many weights of the targets that patterns match are pruned."""
+        return sum(self._pruned[target.name] for target in self.named(names))
+
+    def named(self, names: Iterable[str] | str | None) -> list[Target]:
+        """The targets that patterns match; None: all.
+
+        Raises:
+            ConfigError: If a pattern matches none, with the nearest names.
+        """
+        patterns = ["*"] if names is None else check_patterns("names", names) or ()
+        found = {name for pattern in patterns for name in self.selection.match(pattern, "names")}
+        return [target for target in self.targets if target.name in found]
+
+    def removed(self, target: Target) -> Tensor | None:
+        """The removed values of one target in its shape; None where nothing was stored."""
+        if self.removed_weights is None or not self.removed_weights.has(target):
+            return None
+        return self.removed_weights.dense(target, self.enforcer.mask(target.name))
 
     def enforce(self, optimizers: Iterable[Optimizer] = ()) -> None:
-        """Applies the masks to weights, present gradients and the optimizers' state."""
+        """Apply the masks to weights, present gradients and the optimizers' state."""
         optimizers = list(optimizers)
-        self.enforcer.changes.check()
+        self.enforcer.transaction.check()
         self.apply()
         self.enforcer.gradients()
         self.enforcer.state(optimizers)
         for optimizer in optimizers:
             if isinstance(optimizer, Rprop):
-                self._restart(optimizer)
+                self._reset_step_sizes(optimizer)
+        self.freezer.drop()
 
     def apply(self) -> None:
-        """Applies the masks to the weights."""
+        """Apply the masks to the weights."""
         self.enforcer.weights()
         if self.shards.ranks is not None:
             reshard_fsdp(self.model)
 
     def flush_dense(self) -> None:
-        """Takes dense values of soft pruning out of the parameters, if no step did."""
-        if isinstance(self.enforcer, SoftEnforcer):
-            self.enforcer.settle()
+        """Take the dense values of soft pruning out of the parameters, if no step did."""
+        if isinstance(self.enforcer, SoftMaskEnforcer):
+            self.enforcer.flush_dense()
+        self.freezer.drop()
+
+    def set(self, name: str, mask: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
+        """Replace one mask; weights that it newly prunes are stored before they become zero."""
+        self.enforcer.transaction.mark_started()
+        if self.before_set is not None:
+            self.before_set(name, mask)
+        parameter, removed = self.enforcer.parameters[name], self.removed_weights
+        if removed is not None:
+            before = self.enforcer.mask(name) if removed.values else None
+            removed.store(name, local_tensor(parameter), mask, before)
+            found = moments(parameter, optimizers) if self.keep_removed == "moments" else {}
+            now = {f"{name}{MOMENT}{key}": moment for key, moment in found.items()}
+            for key in removed.moments(name):  # without an optimizer they follow the mask too
+                now.setdefault(key, torch.zeros(mask.shape, dtype=removed.values[key].dtype))
+            for key, moment in now.items():
+                removed.store(key, moment, mask, before)
+        self.count(name, mask)
+
+    def count(self, name: str, mask: Tensor) -> None:
+        """Replace one mask and its count; nothing is stored."""
+        self.enforcer.set_mask(name, mask)
+        pruned = mask.numel() - int(mask.count_nonzero())
+        self._pruned[name] = self.shards.sums({name: pruned})[name]
 
     @atomic
     def set_masks(self, masks: Masks | Mapping[str, Tensor]) -> None:
-        """Takes masks made elsewhere and zeroes the weights they prune.
+        """Replace all masks and zero the weights that they prune.
 
         Raises:
             StateError: If they do not fit, naming the parameters.
@@ -136,59 +270,86 @@ class MaskState:
             mask, shard = masks[target.name], target.shard
             if shard is not None and not is_dtensor(mask):
                 mask = mask[shard.start : shard.stop]
-            self._set(target.name, local_tensor(mask))
+            self.set(target.name, local_tensor(mask))
         self.apply()
+
+    def replace_targets(self, selection: TargetSelection) -> None:
+        """Continue with parameters of other shapes, of which nothing is masked or stored."""
+        self.selection = selection
+        self.enforcer.reset({t.name: t.parameter for t in selection.targets})
+        self._pruned = {target.name: 0 for target in selection.targets}
+        self.removed_weights = None if self.removed_weights is None else RemovedWeights()
 
     @atomic
     def resize(self, change: Callable[[str, Tensor], Tensor]) -> None:
-        """Changes masks and what is held along with parameters that lost channels.
+        """Change masks and stored tensors along with parameters that lost channels.
 
         Args:
-            change: `(name, tensor) -> tensor`, of the shapes before and after.
+            change: `(name, tensor) -> tensor`, from the shape before to the shape after.
         """
         masks = {t.name: self.enforcer.mask(t.name).cpu() for t in self.targets}
-        wholes = {}
-        if self.removed_weights is not None:
-            for key, values in self.removed_weights.values.items():
+        removed = self.removed_weights
+        dense: dict[str, Tensor | None] = {}
+        if removed is not None:
+            for key, values in removed.values.items():
                 old = masks[key.partition(MOMENT)[0]]
-                wholes[key] = self.removed_weights.scatter_like(key, old.to(values.dtype), old)
-            self.removed_weights = RemovedWeights()
+                dense[key] = removed.scatter_like(key, old.to(values.dtype), old)
+            removed = self.removed_weights = RemovedWeights()
         self.enforcer.reset(self.enforcer.parameters)
         for name, old in masks.items():
             mask = change(name, old)
-            for key, held in wholes.items():
-                if key.partition(MOMENT)[0] == name and held is not None:
-                    assert self.removed_weights is not None
-                    self.removed_weights.store(key, change(name, held), mask)
-            self._count(name, mask)
+            for key, whole in dense.items():
+                if key.partition(MOMENT)[0] == name and whole is not None and removed is not None:
+                    removed.store(key, change(name, whole), mask)
+            self.count(name, mask)
+        self.freezer.resize(change)
+        for tensors in (self.originals, self.momenta):
+            tensors.update({name: change(name, values) for name, values in tensors.items()})
 
-    def state_dict(self) -> dict[str, Any]:
-        """Packed masks, history, removed values: tensors and builtin types only.
+    def record_event(self, kind: str, before: float, after: float, **more: Any) -> HistoryEntry:
+        """Add an entry to the history, and return it."""
+        if kind not in ("prune", "compact"):
+            self.sparsity_before_cut = 0.0
+        entry = {
+            "event": len(self.history),
+            "kind": kind,
+            "before": before,
+            "after": after,
+            "target": self.target,
+            "pruned": self.pruned,
+            **more,
+        }
+        self.history.append(cast("HistoryEntry", entry))
+        return self.history[-1]
 
-        Where parameters are sharded every rank must ask; removed values go to the first alone.
+    def state_dict(self) -> MaskStateDict:
+        """Return all that is needed to continue; see `MaskStateDict`.
+
+        Where parameters are sharded every rank must call; gathered tensors go to the first alone.
 
         Raises:
             StateError: If the last change failed half-way.
         """
-        self.enforcer.changes.check()
+        self.enforcer.transaction.check()
         dense = dense_state(self.enforcer)
+        stored = None if self.removed_weights is None else self.removed_weights.state_dict()
         return {
             "masks": self.masks.pack(),
             "target": self.target,
-            "held": self.sparsity_before_cut,
-            "history": [dict(entry) for entry in self.history],
-            "vault": None
-            if self.removed_weights is None
-            else self.shards.gather(self.removed_weights.state_dict()),
+            "sparsity_before_cut": self.sparsity_before_cut,
+            "history": [entry.copy() for entry in self.history],
+            "removed_weights": None if stored is None else self.shards.gather(stored),
             "dense": None if dense is None else self.shards.gather(dense),
+            "originals": self.shards.gather(self.originals),
+            "train": self.freezer.state_dict(),
         }
 
     @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
         Raises:
-            StateError: If it is of other parameters, naming them.
+            StateError: If it belongs to other parameters, naming them.
         """
         packed = state["masks"]
         check_shapes(packed.get("shapes", {}), self.enforcer.parameters)
@@ -196,51 +357,33 @@ class MaskState:
         if self.soft and state["dense"] is None:
             raise StateError("the masks were saved without soft=True: leave it out here too")
         if self.removed_weights is not None:
-            if state["vault"] is None and Masks.unpack(packed).pruned:
+            if state["removed_weights"] is None and Masks.unpack(packed).pruned:
                 raise StateError(
                     "the masks were saved with keep_removed=False, so what they removed is gone: "
                     "write keep_removed=False here too"
                 )
-            held = self.shards.local_values(state["vault"] or {}, packed["bits"])
-            self.removed_weights.load_state_dict(held, masks)
+            values = self.shards.local_values(state["removed_weights"] or {}, packed["bits"])
+            self.removed_weights.load_state_dict(values, masks)
         for name, mask in masks.items():
-            self._count(name, mask)
+            self.count(name, mask)
         self.apply()
-        if isinstance(self.enforcer, SoftEnforcer):
-            self.enforcer.load_dense_values(
-                self.shards.local_values(state["dense"], packed["bits"])
-            )
-        self.target, self.sparsity_before_cut = (
-            float(state["target"]),
-            float(state.get("held", 0.0)),
-        )
-        self.history = [dict(entry) for entry in state["history"]]
-        self.enforcer.changes.reset()
-
-    def _set(self, name: str, mask: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
-        """Takes a new mask; what it removes goes to the vault, before anything is zeroed."""
-        parameter = self.enforcer.parameters[name]
-        self.enforcer.changes.mark_started()
-        if self.removed_weights is not None:
-            before = self.enforcer.mask(name) if self.removed_weights.values else None
-            self.removed_weights.store(name, local_tensor(parameter), mask, before)
-            found = moments(parameter, optimizers) if self.keep_removed == "moments" else {}
-            now = {f"{name}{MOMENT}{key}": moment for key, moment in found.items()}
-            for key in self.removed_weights.moments(
-                name
-            ):  # without an optimizer they follow the mask too
-                now.setdefault(
-                    key, torch.zeros(mask.shape, dtype=self.removed_weights.values[key].dtype)
-                )
-            for key, moment in now.items():
-                self.removed_weights.store(key, moment, mask, before)
-        self._count(name, mask)
+        if isinstance(self.enforcer, SoftMaskEnforcer):
+            dense = self.shards.local_values(state["dense"], packed["bits"])
+            self.enforcer.load_dense_values(dense)
+        self.target = float(state["target"])
+        self.sparsity_before_cut = float(state["sparsity_before_cut"])
+        self.history = [entry.copy() for entry in state["history"]]
+        self.enforcer.transaction.reset()
+        originals = self.shards.local_rows(state["originals"])
+        self.originals = {name: values.clone() for name, values in originals.items()}
+        self.freezer.load_state_dict(state["train"])
 
     @torch.no_grad()
-    def _restart(self, optimizer: Rprop) -> None:
-        """Lets weights that came back begin with the learning rate for a step, as all weights do.
+    def _reset_step_sizes(self, optimizer: Rprop) -> None:
+        """Give weights that returned the learning rate as step size, as every weight begins.
 
-        The zero of a pruned place would become the least step size, and fifty steps be lost.
+        The zero of a pruned position would become the smallest step size, which takes some fifty
+        steps to grow.
         """
         names = {id(target.parameter): target.name for target in self.targets}
         for group in optimizer.param_groups:
@@ -251,31 +394,9 @@ class MaskState:
                     kept = self.enforcer.mask(names[id(parameter)])
                     size.masked_fill_(kept.logical_and_(size == 0), float(group["lr"]))
 
-    def _count(self, name: str, mask: Tensor) -> None:
-        self.enforcer.set_mask(name, mask)
-        pruned = mask.numel() - int(mask.count_nonzero())
-        self._pruned[name] = self.shards.sums({name: pruned})[name]
-
-    def record_event(self, kind: str, before: float, **more: Any) -> dict[str, Any]:
-        """Adds an entry to the history, and returns it."""
-        if kind not in ("prune", "compact"):
-            self.sparsity_before_cut = 0.0
-        self.history.append(
-            {
-                "event": len(self.history),
-                "kind": kind,
-                "before": before,
-                "after": self.sparsity,
-                "target": self.target,
-                "pruned": self.pruned,
-                **more,
-            }
-        )
-        return self.history[-1]
-
 
 def moments(parameter: Tensor, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """The optimizers' state tensors with one number a weight, by their names; their rows here."""
+    """The optimizers' state tensors with one number a weight, by their names; local rows."""
     shape = local_tensor(parameter).shape
     states = [
         optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state

@@ -78,7 +78,7 @@ def atomic(act: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R
 
     @wraps(act)
     def done(pruner: Any, *args: P.args, **kwargs: P.kwargs) -> R:
-        with pruner.enforcer.changes.guard(act.__name__.strip("_")):
+        with pruner.enforcer.transaction.guard(act.__name__.strip("_")):
             return act(pruner, *args, **kwargs)
 
     return cast("Callable[Concatenate[T, P], R]", done)

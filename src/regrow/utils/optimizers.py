@@ -17,6 +17,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
+def trained_parameters(*optimizers: Optimizer) -> set[int]:
+    """Return the ids of the parameters that optimizers train.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> trained_parameters(torch.optim.SGD([weight])) == {id(weight)}
+        True
+    """
+    return {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
+
+
 def is_per_weight(value: object, shape: torch.Size) -> bool:
     """Whether a state tensor holds one number a weight: of that shape, floating point, no codes.
 

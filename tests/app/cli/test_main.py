@@ -176,7 +176,8 @@ def test_the_job_gets_its_command_line_back(python, checkout, tmp_path):
     program.write_text(
         "import sys\n"
         "from regrow.app.launch import hydra_app\n"
-        "hydra_app.JOBS['train'] = hydra_app.plain_errors(lambda cfg: print(sys.argv[1:], cfg.seed))\n"
+        "JOB = lambda cfg: print(sys.argv[1:], cfg.seed)\n"
+        "hydra_app.JOBS['train'] = hydra_app.plain_errors(JOB)\n"
         "from regrow.app.cli.main import main\n"
         "main()\n"
     )

@@ -99,7 +99,7 @@ def _layers(
 
 def _progress(held: Mapping[str, Any], masks: Masks) -> str:
     progress, packed = held["progress"], held["pruner"]["masks"]["bits"].values()
-    vault = held["pruner"]["vault"]
+    vault = held["pruner"]["removed_weights"]
     lines = [
         f"sparsity {masks.sparsity:.4f} of the prunable, target {held['pruner']['target']:.4f}"
     ]

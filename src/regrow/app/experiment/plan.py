@@ -73,7 +73,7 @@ def _layers(pruning: PruningCallback, module: nn.Module) -> Table:
         shown = f"{targets[target.name]:.4f}" if target.name in targets else "ranked with the rest"
         shape = "x".join(map(str, target.parameter.shape))
         table.add_row(target.name, shape, f"{weights:,}", f"{macs:,.0f}", shown)
-    for name, reason in pruner.selection.reasons.items():
+    for name, reason in pruner.state.selection.reasons.items():
         table.add_row(f"[dim]{name}", "", "", "", f"[dim]dense: {reason}")
     return table
 

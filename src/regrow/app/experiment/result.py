@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def budget(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+def budget(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """What an accuracy budget judged, in order, and why its search ended; None without one.
 
     Returns:

@@ -143,7 +143,7 @@ def _removed(pruning: PruningCallback, dense: torch.nn.Module) -> dict[str, Any]
         "sparsity": masks.sparsity,
         "sparsity_total": masks.pruned / weights,
         "layers": {name: 1 - masks.density(name) for name in masks},
-        "excluded": dict(pruning.pruner.selection.reasons),
+        "excluded": dict(pruning.pruner.state.selection.reasons),
     }
 
 

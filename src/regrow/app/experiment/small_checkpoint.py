@@ -86,6 +86,6 @@ def described(pruning: ChannelPruning, dense_params: int) -> dict[str, Any]:
         "sparsity": pruner.sparsity,
         "sparsity_total": 1 - params / dense_params,
         "layers": gone,
-        "excluded": pinned | dict(pruner.selection.reasons),
+        "excluded": pinned | dict(pruner.state.selection.reasons),
         "channels": {"removed": dict(pruner.plan.removed), "error": pruner.plan.error},
     }

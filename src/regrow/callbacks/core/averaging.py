@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.distributed.shard import is_dtensor
-from regrow.pruning.enforcer import Enforcer
+from regrow.pruning.enforcer import MaskEnforcer
 from regrow.utils.errors import ConfigError
 from regrow.utils.names import strip_compile_prefix
 
@@ -44,13 +44,13 @@ class Averages:
         held = (_copy_of(callback) for callback in self.callbacks)
         return [average for average in held if average is not None]
 
-    def masks(self, enforcer: Enforcer) -> dict[str, Tensor]:
+    def masks(self, enforcer: MaskEnforcer) -> dict[str, Tensor]:
         """The masks before they change, for `follow`; none where nothing is averaged."""
         names = enforcer.parameters if self.copies else ()
         return {name: enforcer.mask(name) for name in names}
 
     @torch.no_grad()
-    def sync_changed(self, enforcer: Enforcer, before: Mapping[str, Tensor]) -> None:
+    def sync_changed(self, enforcer: MaskEnforcer, before: Mapping[str, Tensor]) -> None:
         """Where masks changed, the average takes the model's value: +0.0, or what came back."""
         for average in self.copies:
             named = parameters(average)
@@ -60,7 +60,7 @@ class Averages:
                 held[changed.to(held.device)] = weight[changed].to(held)
 
     @torch.no_grad()
-    def mask(self, enforcer: Enforcer) -> None:
+    def mask(self, enforcer: MaskEnforcer) -> None:
         """Makes every pruned place of the averages exactly +0.0."""
         for average in self.copies:
             for name, held in parameters(average).items():

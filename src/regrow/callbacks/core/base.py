@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from torch.optim import Optimizer
 
 from regrow.channels.cut.channel_cut import ChannelCut
+from regrow.pruning.state import HistoryEntry
 
 if TYPE_CHECKING:
     from regrow.callbacks.core.session import PrunerAccess
@@ -33,7 +34,7 @@ class PruneEvent:
     epoch: int
     before: float
     after: float
-    entry: dict[str, Any]
+    entry: HistoryEntry
 
 
 class Callback(pl.Callback):

@@ -91,7 +91,7 @@ def _unsharded(pruner: Pruner) -> str:
         return "dense values beneath masks (soft=True)"
     if pruner.collects_gradients:
         return "what the criterion has gathered"
-    return "running means of gradients (grow='momentum')" if pruner.averages_gradients else ""
+    return "running means of gradients (grow='momentum')" if pruner.state.averages_gradients else ""
 
 
 def check_same_model(module: nn.Module, pruner: AnyPruner) -> None:

@@ -8,11 +8,11 @@ import torch
 
 from regrow.distributed.fingerprint import fingerprint
 from regrow.distributed.parameters import Shards
-from regrow.pruning.enforcer import Enforcer
+from regrow.pruning.enforcer import MaskEnforcer
 from regrow.utils.errors import StateError
 
 
-def check_ranks_agree(trainer: pl.Trainer, enforcer: Enforcer, when: str) -> None:
+def check_ranks_agree(trainer: pl.Trainer, enforcer: MaskEnforcer, when: str) -> None:
     """Refuses to go on where ranks hold other masks or weights; three numbers a rank are sent.
 
     Rows of sharded parameters are compared among the ranks that hold the same ones.

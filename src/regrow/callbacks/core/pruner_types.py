@@ -17,6 +17,6 @@ def as_sparse(pruner: AnyPruner, sparsity: float, final: float) -> bool:
         sparsity: To compare with.
         final: Where the schedule ends.
     """
-    if pruner.sparsity_before_cut >= sparsity > 0:
+    if pruner.state.sparsity_before_cut >= sparsity > 0:
         return True
     return pruner.units(pruner.progress_towards(final)) >= pruner.units(sparsity)

@@ -235,7 +235,7 @@ class PruningCallback(TakesTurns, MaskedBackward, MaskedAverages):
             planned = [self.final, *(sparsity for _, sparsity in self.progress.plan)]
             held = [s for s in planned if as_sparse(self._pruner, s, self.final)]
             self._pruner.resize(plan.slice)
-            self._pruner.sparsity_before_cut = max(held, default=0.0)
+            self._pruner.state.sparsity_before_cut = max(held, default=0.0)
 
     def on_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """Acts on dense, unscaled, unclipped gradients: a due event, or the criterion's update."""

@@ -26,7 +26,7 @@ from regrow.pruning.freezing import TrainSpec
 from regrow.pruning.growth import GrowthCriterion
 from regrow.pruning.initializers import Initializer
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import KeepRemoved
+from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.pruning.transaction import Transaction
 from regrow.schedules.progress import Progress
 from regrow.utils.errors import StateError
@@ -98,7 +98,7 @@ class PrunerAccess(Callback):
         return 0.0 if self._pruner is None else self._pruner.target
 
     @property
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[HistoryEntry]:
         """One dict an event."""
         return [] if self._pruner is None else self._pruner.history
 
@@ -117,11 +117,11 @@ class PrunerAccess(Callback):
         """Whether nothing is left to prune."""
         return self.reached
 
-    def prune_to(self, sparsity: float) -> dict[str, Any]:
+    def prune_to(self, sparsity: float) -> HistoryEntry:
         """Prunes now, beside the schedule; see `Pruner.prune_to`."""
         return self._change(lambda optimizers: self.pruner.prune_to(sparsity, optimizers))
 
-    def unprune(self, names: Iterable[str] | str | None = None) -> dict[str, Any]:
+    def unprune(self, names: Iterable[str] | str | None = None) -> HistoryEntry:
         """Puts removed values back to the bit; see `Pruner.unprune`.
 
         Within a fit the events still to come prune again.
@@ -137,7 +137,7 @@ class PrunerAccess(Callback):
         init: str | Initializer = "he",
         names: Iterable[str] | str | None = None,
         train: TrainSpec = "all",
-    ) -> dict[str, Any]:
+    ) -> HistoryEntry:
         """Brings pruned weights back; see `Pruner.regrow`."""
         if self._clock is not None and train != "all":
             check_weights_not_swapped(self._clock.trainer)
@@ -223,7 +223,7 @@ class PrunerAccess(Callback):
         if state["progress"] is not None:
             self.progress.load_state_dict(state["progress"])
 
-    def _change(self, change: Callable[[list[Optimizer]], dict[str, Any]]) -> dict[str, Any]:
+    def _change(self, change: Callable[[list[Optimizer]], HistoryEntry]) -> HistoryEntry:
         """Changes masks; within a fit with its optimizers, and the suite is told."""
         clock, enforcer = self._clock, self.pruner.enforcer
         masks = self._averages.masks(enforcer)
@@ -242,7 +242,7 @@ class PrunerAccess(Callback):
             broadcast_event(trainer, trainer.lightning_module, event)
         return entry
 
-    def _where(self, entry: dict[str, Any]) -> None:
+    def _where(self, entry: HistoryEntry) -> None:
         """Adds step and epoch to a history entry that was made within a fit."""
         if self._clock is not None:
             trainer = self._clock.trainer

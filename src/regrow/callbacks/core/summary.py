@@ -31,8 +31,9 @@ def summary_table(callback: PruningCallback) -> Table:
         )
         own += "" if target.parameter.requires_grad else ", frozen"
         table.add_row(target.name, shape, f"{target.parameter.numel():,}", own)
-    for reason, count in Counter(pruner.selection.reasons.values()).items():
-        names = [name for name, why in pruner.selection.reasons.items() if why == reason]
+    reasons = pruner.state.selection.reasons
+    for reason, count in Counter(reasons.values()).items():
+        names = [name for name, why in reasons.items() if why == reason]
         shown = ", ".join(names[:2]) + (f" and {count - 2} more" if count > 2 else "")
         table.add_row(f"[dim]{shown}", "", "", f"[dim]dense: {reason}")
     plan = callback.progress.remaining

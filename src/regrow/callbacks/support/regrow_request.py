@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from regrow.callbacks.core.compatibility import check_weights_not_swapped
 from regrow.callbacks.core.queries import pruners
 from regrow.callbacks.core.session import PrunerAccess
-from regrow.channels.pruner import ChannelPruner
+from regrow.channels.pruner import ChannelPruner, check_regrowth
 from regrow.pruning.freezing import TrainSpec
 from regrow.pruning.growth import (
     GrowthCriterion,
@@ -185,7 +185,7 @@ def check_request(trainer: pl.Trainer, order: RegrowRequest) -> None:
         if pruner.freezer.check(order.train) != "all":
             check_weights_not_swapped(trainer)
         if isinstance(pruner, ChannelPruner):
-            pruner.check_regrowth(order.by, order.init)
+            check_regrowth(order.by, order.init)
         elif pruner.shards.ranks is not None:
             check_supports_sharding(
                 get_growth_criterion(order.by), make_initializer(order.init), pruner.targets

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: MIT
+"""Write values of weights that return: removed ones (`unprune`) or new ones (`regrow`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.masks.targets import Target
+from regrow.pruning.growth import (
+    GrowthCriterion,
+    check_supports_sharding,
+    get_growth_criterion,
+    gradient_growth,
+    regrow_count,
+    select_regrown,
+)
+from regrow.pruning.initializers import (
+    BY_ROWS,
+    Initializer,
+    MakeRegrown,
+    RegrownWeights,
+    callable_name,
+    initial_values,
+    make_initializer,
+    removed_values,
+)
+from regrow.pruning.removed_weights import MOMENT
+from regrow.pruning.state import MaskState, moments
+from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.random import make_generator
+
+
+def restore_removed(
+    state: MaskState, targets: Iterable[Target], optimizers: Sequence[Optimizer]
+) -> None:
+    """Restore removed values and moments of some targets, which are dense afterwards."""
+    state.enforcer.transaction.mark_started()
+    for target in targets:
+        weight, removed = target.weight, state.removed_weights
+        if removed is not None:  # else soft: the dense values return with the mask
+            mask = state.enforcer.mask(target.name)
+            removed.restore(target.name, weight, mask)
+            for key, moment in moments(target.parameter, optimizers).items():
+                removed.restore(f"{target.name}{MOMENT}{key}", moment, mask)
+            removed.drop(target.name)  # moments whose optimizer is gone
+        state.count(target.name, torch.ones_like(weight, dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Weights that were selected to return.
+
+    Attributes:
+        amount: How many.
+        places: Bool tensors by parameter name, True = returns.
+        initializer: What sets their values.
+        makes: One a parameter; see `regrow.pruning.initializers.MakeRegrown`.
+        values: What computes the values of each, in the same order.
+    """
+
+    amount: int
+    places: dict[str, Tensor]
+    initializer: Initializer
+    makes: Sequence[MakeRegrown]
+    values: Sequence[Initializer]
+
+
+def select_returning(
+    state: MaskState,
+    targets: Sequence[Target],
+    fraction: float | None,
+    count: int | None,
+    by: str | GrowthCriterion,
+    init: str | Initializer,
+    train: str | tuple[str, ...],
+) -> Selected:
+    """Select pruned weights and compute what their values need; nothing is changed.
+
+    Raises:
+        ConfigError: If not exactly one of fraction and count is given, or more weights are asked
+            for than are pruned; if nothing would train.
+        StateError: If the rule or the initializer lacks what it needs, naming the parameter.
+    """
+    amount = regrow_count(fraction, count, sum(state.pruned_count(t.name) for t in targets))
+    growth, initializer = get_growth_criterion(by), make_initializer(init)
+    if state.shards.ranks is not None:
+        check_supports_sharding(growth, initializer, targets)
+    if train == "regrown" and not amount:
+        raise ConfigError("no weight comes back, so train='regrown' leaves nothing to train")
+    if growth is gradient_growth and amount:
+        _check_gradients_dense(state, targets)
+    kept = [state.enforcer.kept(target.name) for target in targets]
+    seed = (state.seed, len(state.history))
+    regrown = select_regrown(
+        growth, targets, kept, amount, momenta=state.momenta, removed=state.removed, seed=seed
+    )
+    places = {t.name: returns for t, returns in zip(targets, regrown, strict=True)}
+    if state.shards.ranks is None:  # else all ranks must do the same
+        targets = [target for target in targets if places[target.name].any()]
+    makes = [partial(make_regrown, state, t, places[t.name], seed, initializer) for t in targets]
+    return Selected(amount, places, initializer, makes, initial_values(initializer, makes))
+
+
+def write_selected(state: MaskState, chosen: Selected, optimizers: Sequence[Optimizer]) -> None:
+    """Write the values of selected weights, and add them to the masks."""
+    state.enforcer.transaction.mark_started()
+    restore = chosen.initializer is removed_values
+    for make, value in zip(chosen.makes, chosen.values, strict=True):
+        write_regrown(state, make, value, restore, optimizers)
+
+
+def make_regrown(
+    state: MaskState,
+    target: Target,
+    places: Tensor,
+    seed: tuple[int, int],
+    initializer: Initializer,
+) -> RegrownWeights:
+    """The returning weights of one target, as an initializer sees them."""
+    wanted = initializer is removed_values or initializer not in BY_ROWS
+    return RegrownWeights(
+        target.name,
+        target.weight,
+        state.enforcer.mask(target.name),
+        places,
+        make_generator(*seed, f"{target.name} init"),
+        target.input_dim,
+        target.groups,
+        state.removed(target) if wanted else None,
+        state.originals.get(target.name),
+        target.shard,
+    )
+
+
+def write_regrown(
+    state: MaskState,
+    make: MakeRegrown,
+    value: Initializer,
+    restore: bool,
+    optimizers: Sequence[Optimizer],
+) -> None:
+    """Write the values of one parameter's returning weights; clear or restore their moments."""
+    back = make()
+    name, values = back.name, value(back).to(back.weight.device, back.weight.dtype)
+    torch.where(back.regrown, values, back.weight, out=back.weight)
+    for key, moment in moments(state.enforcer.parameters[name], optimizers).items():
+        stored = None
+        if restore and state.removed_weights is not None:
+            key = f"{name}{MOMENT}{key}"
+            stored = state.removed_weights.scatter_like(key, moment, back.kept)
+        if stored is None:
+            moment.masked_fill_(back.regrown, 0)
+        else:
+            torch.where(back.regrown, stored, moment, out=moment)
+    mask = back.kept | back.regrown
+    del back, values  # storing what the new mask removes needs their memory
+    state.set(name, mask, optimizers)
+
+
+def describe_regrowth(
+    by: str | GrowthCriterion,
+    init: str | Initializer,
+    count: int,
+    train: str | tuple[str, ...],
+) -> dict[str, Any]:
+    """What a history entry says of a regrowth."""
+    trains = train if isinstance(train, str) else list(train)
+    named = {"by": callable_name(by), "init": callable_name(init)}
+    return {**named, "count": count, "train": trains}
+
+
+def check_not_soft(state: MaskState) -> None:
+    """Raise an error for soft pruning, whose weights return by themselves."""
+    if state.soft:
+        raise ConfigError(
+            "soft pruning brings weights back by itself, at each event: leave regrow out, or "
+            "call unprune()"
+        )
+
+
+def _check_gradients_dense(state: MaskState, targets: Iterable[Target]) -> None:
+    """Raise an error if all gradients at pruned positions are zero, as after masking them."""
+    found = []
+    for target in targets:
+        grad, kept = target.grad, state.enforcer.kept(target.name)
+        if grad is None:
+            found.append(1)
+        else:
+            found.append(0 if kept is None else int(((grad != 0) & (kept == 0)).any()))
+    if any(ShardedCounts([target.shard for target in targets]).sums(found)):
+        return
+    raise StateError(
+        "every gradient at a pruned place is zero, so they have been masked already: grow by "
+        "'gradient' after backward() and before masks are applied; within a fit write "
+        "Regrow(by='gradient', ...), which does"
+    )
