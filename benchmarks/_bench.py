@@ -142,7 +142,7 @@ def sweep(recipes: Sequence[str], seeds: Sequence[str], folder: Path) -> dict[st
         f"paths.controls={folder / 'controls'}",
         "hydra.job.config.override_dirname.exclude_keys=[recipe,seed,paths.controls]",
     ]
-    subprocess.run([sys.executable, "-m", "regrow.app.cli.main", "train", "-m", *words], check=True)
+    subprocess.run([sys.executable, "-m", "regrow", "train", "-m", *words], check=True)
     found: dict[str, list[Row]] = {}
     for recipe in recipes:
         files = (folder / (LENET + recipe)).rglob("result.json")

@@ -40,7 +40,7 @@ def sweep(folder: Path, preset: str) -> Path:
     """Runs what is missing; returns the folder of the report."""
     words = ("-m", *WORDS[preset], "hydra/launcher=joblib")
     quiet = ("hydra.launcher.n_jobs=2", "~callbacks.progress", "+trainer.enable_progress_bar=false")
-    command = [sys.executable, "-m", "regrow.app.cli.main", "train", *words, *quiet]
+    command = [sys.executable, "-m", "regrow", "train", *words, *quiet]
     subprocess.run(command, cwd=folder, check=True)
     [found] = (folder / "outputs" / "sweeps").iterdir()
     return found

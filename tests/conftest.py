@@ -51,6 +51,6 @@ def regrow(python: Run) -> Run:
     """Runs `regrow WORDS...`."""
 
     def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return python("-m", "regrow.app.cli.main", *words, **env)
+        return python("-m", "regrow", *words, **env)
 
     return run

@@ -23,7 +23,7 @@ TIMES = ("latency_ms", "seconds")
 
 def started(folder, checkout, limit=None):
     """The command, running in a folder; the disk may have room for small files alone."""
-    command = [sys.executable, "-m", "regrow.app.cli.main", "train", *WORDS]
+    command = [sys.executable, "-m", "regrow", "train", *WORDS]
     if limit is not None:  # in blocks of 1024 bytes; Python gets an error instead of a signal
         command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
     env = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}

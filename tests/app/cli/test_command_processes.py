@@ -24,7 +24,7 @@ def start(checkout, tmp_path):
 
     def begin(*words: str) -> subprocess.Popen[str]:
         env = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "regrow.app.cli.main", *words]
+        command = [sys.executable, "-m", "regrow", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command, cwd=tmp_path, env=env, **pipes)
 

@@ -2,18 +2,32 @@
 """The command as a user meets it: quick, and clear about mistakes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from regrow import __version__
+from regrow.app.cli.main import COMMANDS
 from regrow.app.config.recipes import recipe_files
 from regrow.app.config.run_dirs import LONGEST, short
 from regrow.app.launch.hydra_app import _message, plain_errors, quote_value
 from regrow.utils.errors import ConfigError
 
 HEAVY = ("torch", "lightning")
+HELP = """
+import json
+from regrow.app.cli.main import main
+try:
+    sys.exit(main())
+finally:
+    heavy = {'torch', 'lightning', 'hydra', 'omegaconf', 'rich'} & {*sys.modules}
+    print(json.dumps(sorted(heavy)), file=sys.stderr)
+"""
 
 
 def modules_after(python, *words):
@@ -38,6 +52,51 @@ def test_help_imports_next_to_nothing(python, words):
     modules, out = modules_after(python, *words)
     assert "regrow train recipe=digits/gmp" in out
     assert not {*HEAVY, "hydra", "omegaconf", "rich"} & {*modules}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_that_imports_next_to_nothing(python, name):
+    program = f"import sys; sys.argv = ['regrow', {name!r}, '--help']\n" + HELP
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: regrow {name} [-h]")
+    assert COMMANDS[name][1] in done.stdout
+    assert json.loads(done.stderr.splitlines()[-1]) == []
+
+
+def test_the_version(regrow, python):
+    assert regrow("--version").stdout == f"regrow {__version__}\n"
+    assert python("-m", "regrow", "-V").stdout == f"regrow {__version__}\n"
+
+
+COMPLETE = """
+eval "$(regrow train -sc install=bash)"
+complete_line() {
+    COMP_LINE="$1"; COMP_POINT=${#1}; COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+    hydra_bash_completion; echo "${COMPREPLY[@]}"
+}
+complete_line "regrow tr"
+complete_line "regrow train recipe=digits/gm"
+complete_line "regrow train optimizer=ada"
+complete_line "regrow train pruning=gmp pruning.spar"
+"""
+
+
+def test_the_shell_completes_commands_recipes_groups_and_settings(checkout, tmp_path):
+    """The line of `regrow --help`, in a real bash; `regrow` is a script on the PATH."""
+    script = tmp_path / "regrow"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m regrow "$@"\n')
+    script.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(checkout / "src")}
+    done = subprocess.run(
+        ["bash", "-c", COMPLETE], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    command, recipe, group, setting = done.stdout.splitlines()
+    assert command == "train"
+    assert recipe == "recipe=digits/gmp"
+    assert {*group.split()} == {"optimizer=adam", "optimizer=adamw"}
+    assert "pruning.sparsity=" in setting
 
 
 def test_help_is_quick(regrow):
@@ -90,7 +149,7 @@ def test_recipes_can_be_searched(regrow):
         (("train", "-m", "recipe=glob(*)"), "write their names, recipe=digits/gmp,"),
         (("plan", "-m", "seed=1,2"), "leave out -m"),
         (("recipes", "digits/gpm"), "did you mean 'digits/gmp'"),
-        (("inspect",), "inspect takes one checkpoint"),
+        (("inspect",), "required: checkpoint (see `regrow inspect --help`)"),
         (("inspect", "nowhere.ckpt"), "no file 'nowhere.ckpt'"),
     ],
 )

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from regrow.app.cli.sensitivity_options import ScanOptions, read_options
+from regrow.app.cli import sensitivity_options
+from regrow.app.cli.parser import Parser
+from regrow.app.cli.sensitivity_options import ScanOptions
 from regrow.sensitivity_analysis.scan_table import in_points
 from regrow.utils.errors import ConfigError
 
@@ -18,6 +20,10 @@ def here(tmp_path, monkeypatch):
 
 
 HERE = "run/here.ckpt"
+
+
+def read_options(words):
+    return sensitivity_options.read_options(Parser("regrow sensitivity"), words)
 
 
 def test_nothing_said_means_these():
@@ -40,14 +46,14 @@ def test_points_in_words(drop, words):
 
 
 MISTAKES = [
-    ((), "sensitivity takes one checkpoint"),
-    ((HERE, HERE), "sensitivity takes one checkpoint"),
+    ((), "required: checkpoint"),
+    ((HERE, HERE), "no option 'run/here.ckpt': leave it out"),
     (("nowhere.ckpt",), "no file 'nowhere.ckpt'"),
-    ((HERE, "--sparsity", "0.5"), "no option '--sparsity': did you mean 'sparsities'?"),
+    ((HERE, "--sparsity", "0.5"), "no option '--sparsity': did you mean '--sparsities'"),
     ((HERE, "-s"), "no option '-s'"),
-    ((HERE, "--sparsities"), "--sparsities needs a value: regrow sensitivity CKPT"),
+    ((HERE, "--sparsities"), "argument --sparsities: expected one argument"),
     ((HERE, "--by="), "--by needs a value"),
-    ((HERE, "--by", "--samples=3"), "--by needs a value"),
+    ((HERE, "--by", "--samples=3"), "argument --by: expected one argument"),
     ((HERE, "--samples", "1", "--samples", "2"), "--samples is given twice"),
     ((HERE, "--sparsities", "50,90"), "--sparsities must be in [0, 1), got 50.0: write 0.5"),
     ((HERE, "--sparsities", "0"), "--sparsities must be above 0"),

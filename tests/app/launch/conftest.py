@@ -76,7 +76,7 @@ def begin(checkout: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
         paths = f"{checkout / 'src'}{os.pathsep}{tmp_path}"
         environ = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | env
         environ.pop("HYDRA_FULL_ERROR", None)
-        command = [sys.executable, "-m", "regrow.app.cli.main", "train", "-m", *TINY, *words]
+        command = [sys.executable, "-m", "regrow", "train", "-m", *TINY, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         job = subprocess.Popen(command, cwd=tmp_path, env=environ, start_new_session=True, **pipes)
         started.append(job)

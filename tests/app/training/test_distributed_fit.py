@@ -74,7 +74,7 @@ def test_one_of_many_processes_is_refused(name):
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_command_takes_its_ranks_along_and_goes_on(kind, tmp_path):
     command = [
-        sys.executable, "-m", "regrow.app.cli.main", "train", *SMALL, "trainer.max_epochs=12",
+        sys.executable, "-m", "regrow", "train", *SMALL, "trainer.max_epochs=12",
         "latency.repeats=3", "~callbacks.progress", "+trainer.enable_progress_bar=false",
     ]  # fmt: skip
     given = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Regrow recipes."""
+"""`regrow recipes`: a table of the recipes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from regrow.utils.errors import ConfigError, suggest
 
 
 def show(words: Sequence[str]) -> None:
-    """Prints the recipes, or those that contain every word: one table for each data and model."""
+    """Print the recipes that contain every word: one table for each data and model."""
     tables: dict[str, Table] = {}
     for name, path in recipe_files().items():
         about = dict.fromkeys(ABOUT, "-") | {
@@ -28,7 +28,7 @@ def show(words: Sequence[str]) -> None:
         tables[title].add_row(name, about["method"], about["published"], about["source"])
     if not tables:
         given = " ".join(words)
-        raise ConfigError(f"no recipe speaks of {given!r}: {suggest(given, recipe_files())}")
+        raise ConfigError(f"No recipe matches {given!r}: {suggest(given, recipe_files())}")
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a pipe has no width: keep a recipe on one line, for grep
