@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -61,16 +62,14 @@ def allocate(
     gone: RemovedChannels | None = None,
     links: Sequence[Sequence[str]] = (),
 ) -> dict[str, Tensor]:
-    """The channels to remove so that no more than a budget remains, and as little less as possible.
-
-    Global: the least important first, whatever the group. Uniform: the same fraction of each.
+    """Choose the channels to remove, so that what remains is within a budget and close to it.
 
     Args:
         groups: The groups that may be cut.
         scores: Scores `(channels,)` by group.
-        size: What remains after a cut.
+        size: Returns what remains after a cut.
         budget: How much may remain.
-        distribution: "global" or "uniform".
+        distribution: "global" (least important first) or "uniform" (the same fraction of each).
         round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
         min_channels: How many of a group stay at least.
         gone: Channels that are removed already, and stay so.
@@ -80,29 +79,21 @@ def allocate(
         ConfigError: If the budget cannot be met, with the least that can.
 
     Example:
-        >>> group = Group("fc", 4, {})
-        >>> allocate([group], {"fc": torch.tensor([3.0, 1.0, 2.0, 4.0])}, lambda r: 4 - len(r["fc"])
-        ...        if r else 4, 2)
+        >>> group, scores = Group("fc", 4, {}), {"fc": torch.tensor([3.0, 1.0, 2.0, 4.0])}
+        >>> allocate([group], scores, lambda removed: 4 - len(removed.get("fc", ())), budget=2)
         {'fc': tensor([1, 2])}
     """
     check_choice("distribution", distribution, DISTRIBUTIONS)
     check_count("min_channels", min_channels)
     first = {name: len(channels) for name, channels in (gone or {}).items()}
-    orders, steps, ranks = {}, list[_Step](), dict[str, Tensor]()
-    together = {name for names in links for name in names}
-    for g in groups:
-        ranked = scores[g.name].double().clone()
-        if g.name in first:
-            assert gone is not None
-            ranked[gone[g.name]] = -torch.inf  # in front of all others
-        orders[g.name] = torch.argsort(ranked, stable=True)
-        ranked, multiple = ranked[orders[g.name]], rounding(g.size, round_to)
-        ranks[g.name], start = ranked, first.get(g.name, 0)
-        if g.name not in together:
-            steps += _steps(g.name, ranked, start, distribution, multiple, min_channels)
+    orders, ranks = _ordered(groups, scores, gone or {})
+    steps, linked = list[_Step](), {name for names in links for name in names}
+    for g in (group for group in groups if group.name not in linked):
+        start, multiple = first.get(g.name, 0), rounding(g.size, round_to)
+        steps += _steps(g.name, ranks[g.name], start, distribution, multiple, min_channels)
     for names in links:
-        ranked_here = {name: ranks[name] for name in names}
-        steps += _linked(ranked_here, first, distribution, round_to, min_channels)
+        here = {name: ranks[name] for name in names}
+        steps += _linked(here, first, distribution, round_to, min_channels)
     steps.sort(key=lambda step: step.rank)  # stable: within a group ranks never fall
 
     def removed(chosen: Sequence[_Step]) -> dict[str, Tensor]:
@@ -110,21 +101,31 @@ def allocate(
         stops |= {name: stop for step in chosen for name, stop in step.linked}
         return {name: orders[name][:stop] for name, stop in stops.items()}
 
-    least, most = 0, len(steps)
     if size(removed(steps)) > budget:
+        least, whole = size(removed(steps)), size({})
         raise ConfigError(
             f"{budget:.6g} cannot be reached: with {min_channels} channel(s) kept in every group "
-            f"and rounded counts, {size(removed(steps)):.6g} of {size({}):.6g} remain; ask for "
-            "less sparsity, lower round_to or min_channels, or exclude fewer layers"
+            f"and rounded counts, {least:.6g} of {whole:.6g} remain; ask for less sparsity, lower "
+            "round_to or min_channels, or exclude fewer layers"
         )
-    while least < most:
-        middle = (least + most) // 2
-        if size(removed(steps[:middle])) <= budget:
-            most = middle
-        else:
-            least = middle + 1
+    counts = range(len(steps) + 1)
+    least = bisect_left(counts, True, key=lambda n: size(removed(steps[:n])) <= budget)
     best = _refine(steps, least, size, removed, budget)
     return {name: channels.sort().values for name, channels in removed(best).items()}
+
+
+def _ordered(
+    groups: Sequence[Group], scores: Mapping[str, Tensor], gone: RemovedChannels
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Channels of each group in order of importance, and their scores; removed ones come first."""
+    orders, ranks = {}, {}
+    for group in groups:
+        ranked = scores[group.name].double().clone()
+        if group.name in gone:
+            ranked[gone[group.name]] = -torch.inf
+        orders[group.name] = torch.argsort(ranked, stable=True)
+        ranks[group.name] = ranked[orders[group.name]]
+    return orders, ranks
 
 
 def _steps(

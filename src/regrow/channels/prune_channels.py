@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from regrow.channels.allocation import TOLERANCE, RoundTo, allocate
+from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut, make_channel_cut
 from regrow.channels.cut.surgery import RemovedChannels, kept_indices
 from regrow.channels.cut.verify import TrialCut
@@ -47,32 +48,31 @@ def prune(
     timer: Timer | None = None,
     seed: int = 0,
 ) -> ChannelCut:
-    """Removes channels from a model, in place: it is smaller afterwards, or untouched.
+    """Remove channels from a model in place: it is smaller afterwards, or unchanged.
 
-    Parameters stay the same objects; optimizers made before need `carry`. What could not be cut
-    is in the plan with its reason, and its share was taken elsewhere.
+    Parameters stay the same objects; optimizers made before need `slice_optimizer_state`. What
+    could not be cut is named in the result.
 
     Args:
         model: The model.
         example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
         sparsity: Fraction of `of` to remove, in [0, 1).
         of: "channels", "macs", "params" or "latency" (measured here on the example's batch).
-        distribution: "global": least important first; "uniform": the same fraction everywhere.
-        criterion: "l1", "l2", "bn", "taylor", "fpgm", "random" or a callable
-            `(group, parameters) -> scores`.
-        round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
-        min_channels: How many of a group stay at least.
-        include: Patterns of layers; only groups with a weight that they match are cut.
+        distribution: See `regrow.channels.config.ChannelConfig`, like the next five.
+        criterion: How channels are ranked.
+        round_to: Kept counts are multiples of it.
+        min_channels: How many channels of a group stay at least.
+        include: Patterns of layers that may be cut.
         exclude: Patterns of layers that keep their channels.
-        latency_ms: With `of="latency"`, how long a pass may take, instead of `sparsity`.
-        timer: With `of="latency"`, what tells a model's milliseconds; None: measured here.
+        latency_ms: With `of="latency"`, milliseconds that a pass may take, instead of `sparsity`.
+        timer: With `of="latency"`, a function `model -> milliseconds`; None: measured here.
         seed: For `criterion="random"`.
 
     Returns:
-        The plan; its `undo()` restores the model to the bit.
+        The cut; its `undo()` restores the model bit-exactly.
 
     Raises:
-        ConfigError: For settings that cannot be met; the model is untouched.
+        ConfigError: For settings that cannot be met; the model is unchanged.
 
     Example:
         >>> import torch
@@ -81,54 +81,61 @@ def prune(
         >>> net[0].weight.shape, net[2].in_features, plan.removed
         (torch.Size([4, 4]), 4, {'0': 4})
     """
-    sparsity = check_sparsity("sparsity", sparsity)
-    rule = get_channel_criterion(criterion, seed)
+    config = ChannelConfig(
+        criterion,
+        distribution,
+        of,
+        round_to,
+        min_channels,
+        include,
+        exclude,
+        seed,
+        timer,
+        latency_ms,
+    )
+    return _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
+
+
+def _cut_until_valid(
+    model: nn.Module, example_input: Any, sparsity: float, config: ChannelConfig
+) -> ChannelCut:
+    """Choose channels and cut them, until the cut model runs and is within the budget."""
+    rule = get_channel_criterion(config.criterion, config.seed)
     two = two_examples(example_input, model)
     traced = trace(model, two)
-    groups = selected(groups_from_trace(traced, model), model, include, exclude)
-    bench = TrialCut(model, traced, groups, two)
-    tensors = parameters(model)
+    groups = selected(groups_from_trace(traced, model), model, config.include, config.exclude)
+    trial = TrialCut(model, traced, groups, two)
     linked: list[Link] = []
-    together = LinkedGroups()
-    slack = BudgetCorrection()
+    together, slack = LinkedGroups(), BudgetCorrection()
     while True:
         free = [group for group in groups if not group.fixed_reason]
         if not free:
             reasons = sorted({group.fixed_reason or "" for group in groups})
             raise ConfigError(f"no channels can be cut: {'; '.join(reasons[:5])}")
-        scores = {group.name: channel_scores(group, tensors, rule) for group in free}
+        scores = {g.name: channel_scores(g, parameters(model), rule) for g in free}
         chosen = partial(
             allocate,
             free,
             scores,
-            distribution=distribution,
-            round_to=round_to,
-            min_channels=min_channels,
+            distribution=config.distribution,
+            round_to=config.round_to,
+            min_channels=config.min_channels,
             links=linked,
         )
+        of = config.of
+        sizes = Sizes(model, free, two, "macs" if of == "latency" else of)
+        budget = (1 - sparsity) * sizes.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
         if of == "latency":
-            macs = Sizes(model, free, two, "macs")
-            removed = latency_budget(
-                partial(_share, chosen, macs),
-                bench,
-                model,
-                example_input,
-                sparsity,
-                latency_ms,
-                timer,
-            )
+            share, limit = partial(_share, chosen, sizes), (config.latency_ms, config.timer)
+            removed = latency_budget(share, trial, model, example_input, sparsity, *limit)
         else:
-            sizes = Sizes(model, free, two, of)
-            budget = (1 - sparsity) * sizes.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
             removed = chosen(sizes.after, budget + slack.now)
-        found = bench.find_valid(removed, linked)
+        found = trial.find_valid(removed, linked)
         if found.pinned:  # their share is taken elsewhere
             found.undo()
-            pins, linked = together.after(bench, found.pinned, linked)
-            groups = tuple(
-                replace(g, fixed_reason=pins[g.name]) if g.name in pins else g for g in groups
-            )
-            bench.groups = groups
+            pins, linked = together.after(trial, found.pinned, linked)
+            groups = fix_groups(groups, pins)
+            trial.groups = groups
         elif of != "macs" or slack.settled(sizes, removed, count_macs(model, two).macs, budget):
             break
         else:
@@ -138,6 +145,13 @@ def prune(
     kept = kept_indices(groups, removed)
     return make_channel_cut(
         model, kept, found.undo, removed=counts, pinned=pinned, error=found.error
+    )
+
+
+def fix_groups(groups: Sequence[Group], reasons: Mapping[str, str]) -> tuple[Group, ...]:
+    """The same groups; those with a reason, by name, cannot be cut."""
+    return tuple(
+        replace(g, fixed_reason=reasons[g.name]) if g.name in reasons else g for g in groups
     )
 
 

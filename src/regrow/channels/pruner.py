@@ -22,7 +22,7 @@ from regrow.channels.graph.groups import Group, groups_from_trace
 from regrow.channels.graph.trace import Trace, trace
 from regrow.channels.importance import channel_scores, get_channel_criterion
 from regrow.channels.latency_budget import LatencyTimer, latency_budget
-from regrow.channels.prune_channels import selected
+from regrow.channels.prune_channels import fix_groups, selected
 from regrow.channels.size import Sizes
 from regrow.io.integrity import verify_digest, with_digest
 from regrow.masks.targets import TargetSelection, selection_by_name
@@ -428,8 +428,7 @@ class ChannelPruner(BasePruner):
         """The groups of a traced model; those in `pins` are fixed."""
         found = groups_from_trace(traced, model)
         groups = selected(found, model, self.method.include, self.method.exclude)
-        pins = self.pins
-        return tuple(replace(g, fixed_reason=pins[g.name]) if g.name in pins else g for g in groups)
+        return fix_groups(groups, self.pins)
 
     def _analyse(self, traced: Trace) -> None:
         """Take the groups of the model as it is now; nothing is masked."""

@@ -52,7 +52,7 @@ def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | Non
         >>> cost(layer, torch.zeros(2, 10)), cost(layer, torch.zeros(2, 10), {"weight": keep})
         (Cost(params=44, macs=40, bytes=176), Cost(params=8, macs=4, bytes=37))
     """
-    pruned, parameters = _pruned(model, masks), named_parameters(model)
+    pruned, parameters = pruned_counts(model, masks), named_parameters(model)
     work = count_macs(model, example_input)
     held = [*model.parameters(), *model.buffers()]
     size = sum(tensor.numel() * tensor.itemsize for tensor in held)
@@ -66,7 +66,7 @@ def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | Non
     )
 
 
-def _pruned(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int]:
+def pruned_counts(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int]:
     """How many weights each mask prunes, by the first name of a shared parameter."""
     if masks is None:
         return {}

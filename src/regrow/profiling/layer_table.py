@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from regrow.profiling.cost import _pruned
+from regrow.profiling.cost import pruned_counts
 from regrow.profiling.macs import positions
 from regrow.utils.names import strip_compile_prefix
 
@@ -51,7 +51,7 @@ def layer_table(
         >>> layer_table(nn.Linear(10, 4), torch.zeros(2, 10))
         [LayerCost(name='weight', kind='Linear', shape=(4, 10), params=40, sparsity=0.0, macs=40)]
     """
-    pruned, used = _pruned(model, masks), positions(model, example_input)
+    pruned, used = pruned_counts(model, masks), positions(model, example_input)
     modules = model.named_modules(remove_duplicate=False)
     kinds = {
         strip_compile_prefix(f"{name}.")[:-1]: type(module).__name__ for name, module in modules

@@ -34,13 +34,13 @@ def choose_masks(
     own: Mapping[str, float],
     event: int,
 ) -> list[Tensor]:
-    """Weights -> scores -> units -> masks.
+    """Compute masks: weights -> scores -> units -> masks.
 
     Args:
-        method: A checked method.
+        method: Validated settings.
         targets: What is pruned.
         kept: Present working masks (non-zero = kept), None where nothing is pruned.
-        sparsity: For all targets without one of their own.
+        sparsity: For all targets without a target of their own.
         own: Sparsity of the others, by name.
         event: Number of the event, for random draws.
 
@@ -84,12 +84,22 @@ def choose_masks(
     del units  # the masks need their room
     if not whole:
         for i, mask in masks.items():
-            before, present = alive[i], kept[i]
-            unchanged = mask if before is None else mask | ~before
-            masks[i] = mask_from_units(granularity, unchanged, scores[i], dims[i])
-            if present is not None:
-                masks[i] &= present != 0
+            masks[i] = _weights_of(granularity, mask, alive[i], kept[i], scores[i], dims[i])
     return [masks[i] for i in range(len(targets))]
+
+
+def _weights_of(
+    granularity: Granularity,
+    units: Tensor,
+    before: Tensor | None,
+    kept: Tensor | None,
+    scores: ScoresLike,
+    dim: int | None,
+) -> Tensor:
+    """The mask of weights that a mask of units means; pruned weights stay pruned."""
+    unchanged = units if before is None else units | ~before
+    mask = mask_from_units(granularity, unchanged, scores, dim)
+    return mask if kept is None else mask.logical_and_(kept != 0)
 
 
 def _scores(method: PruningConfig, target: Target, by_magnitude: bool, event: int) -> ScoresLike:

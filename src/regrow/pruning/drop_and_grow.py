@@ -94,31 +94,27 @@ def drop_and_grow(
     init: str | Initializer = "zero",
     optimizers: Iterable[Optimizer] = (),
 ) -> HistoryEntry:
-    """One update of sparse training; no layer keeps a weight more or less than before.
+    """Move the masks once, as sparse training does; each layer keeps as many weights as before.
 
-    Of k kept weights of a layer, round(share k) go, lowest scores first; as many are grown among
-    all places that do not survive, those just dropped included. Dense layers stay dense.
+    Of k kept weights of a layer, round(share k) are dropped, lowest scores first; as many grow
+    among all others, those just dropped included. Dense layers stay dense.
 
     Args:
-        pruner: Its masks move; weights in single places, not in groups or blocks.
-        share: Of the kept weights, in [0, 1); see `drop_fraction_at`.
-        drop: Which go: the name of a criterion, or a criterion.
-        grow: Where they come back: "gradient" (RigL), "random" (SET), "momentum" (SNFS; needs
-            `update_gradient_momentum` at every step) or a
-            `regrow.pruning.growth.GrowthCriterion`.
-        init: With what value, where nothing was kept before: see `regrow.pruning.initializers`.
-        optimizers: Their state is zero at places that were dropped, and at new ones.
+        pruner: Whose masks move.
+        share: Fraction of the kept weights, in [0, 1).
+        drop: Criterion of the weights to drop.
+        grow: "gradient" (RigL), "random" (SET), "momentum" (SNFS) or a growth criterion.
+        init: Values of new weights: see `regrow.pruning.initializers`.
+        optimizers: Their state of dropped and of new weights becomes zero.
 
     Returns:
-        The new entry of `history`; `overlap` is the Jaccard index of kept places before and after,
-        `moved` how many places are new.
+        The new entry of `history`.
 
     Raises:
         ConfigError: For an unknown name.
-        StateError: If a rule lacks what it needs, naming the parameter; nothing has changed then.
+        StateError: If a rule lacks what it needs, naming the parameter; nothing changed then.
 
-    Source: Evci et al. 2020 (RigL), algorithm 1, and the same with other growth in Mocanu et al.
-    2018 (SET) and Dettmers and Zettlemoyer 2019 (SNFS).
+    Source: Evci et al. 2020 (RigL), Mocanu et al. 2018 (SET), Dettmers et al. 2019 (SNFS).
 
     Example:
         >>> layer = torch.nn.Linear(4, 1, bias=False)
@@ -131,12 +127,10 @@ def drop_and_grow(
         [[False, True, False, True]]
     """
     criterion, initializer = get_criterion(drop), make_initializer(init)
-    growth = get_growth_criterion(
-        check_choice("grow", grow, GROW) if isinstance(grow, str) else grow
-    )
-    before, optimizers = pruner.sparsity, list(optimizers)
+    named = check_choice("grow", grow, GROW) if isinstance(grow, str) else grow
+    growth, before, optimizers = get_growth_criterion(named), pruner.sparsity, list(optimizers)
     seed = (pruner.state.seed, len(pruner.history))
-    pruner.enforcer.state(optimizers)  # what comes back has moments of zero
+    pruner.enforcer.state(optimizers)  # what returns has moments of zero
     sparse = [t for t in pruner.targets if pruner.state.pruned_count(t.name)]
     if pruner.shards.ranks is not None:
         check_supports_sharding(growth, initializer, sparse)
@@ -145,13 +139,8 @@ def drop_and_grow(
     values = [] if initializer is zero else initial_values(initializer, makes)
     new = {}
     for number, move in enumerate(moves):
-        name, weight, grown = move.target.name, move.target.weight, _new(pruner, *move)
-        new[name] = int(grown.count_nonzero())
-        # as its rule sees the layer before
-        value = values[number](makes[number]()) if values else None
-        pruner.state.set(name, move.after, optimizers)
-        if value is not None:
-            torch.where(grown, value.to(weight), weight, out=weight)
+        value = values[number](makes[number]()) if values else None  # before the layer changes
+        new[move.target.name] = _apply_move(pruner, move, value, optimizers)
     pruner.enforce(optimizers)
     moved = sum(pruner.shards.sums(new).values())
     kept = pruner.total - pruner.pruned
@@ -187,6 +176,17 @@ def update_gradient_momentum(pruner: Pruner, optimizer: Optimizer | None = None)
         mean = momenta.get(target.name)
         mean = torch.zeros_like(grad, dtype=torch.float32) if mean is None else mean
         momenta[target.name] = mean.to(grad.device).lerp_(grad.to(mean.dtype), 1 - BETA)
+
+
+def _apply_move(
+    pruner: Pruner, move: _Move, value: Tensor | None, optimizers: list[Optimizer]
+) -> int:
+    """Set the new mask and values of one layer; return how many weights are new."""
+    weight, grown = move.target.weight, _new(pruner, *move)
+    pruner.state.set(move.target.name, move.after, optimizers)
+    if value is not None:
+        torch.where(grown, value.to(weight), weight, out=weight)
+    return int(grown.count_nonzero())
 
 
 class _Move(NamedTuple):

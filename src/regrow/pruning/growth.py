@@ -128,53 +128,44 @@ def select_regrown(
     removed: Callable[[Target], Tensor | None],
     seed: tuple[int, int],
 ) -> list[Tensor]:
-    """The pruned places that come back.
+    """Select the pruned weights that return.
 
     Args:
-        growth: Scores of places.
+        growth: Scores pruned weights; the highest return.
         targets: The parameters to choose among.
         kept: Their masks (non-zero = kept); None where nothing is pruned.
-        counts: How many places come back, over all targets together or for each.
-        momenta: Running means of the dense gradients by name, where somebody tracks them.
-        removed: Gives removed values, of the weight's shape, where they were kept.
-        seed: (seed, event), for draws.
+        counts: How many return, over all targets together or for each.
+        momenta: Running means of dense gradients by name, for growth by momentum.
+        removed: Returns removed values in the weight's shape, where they were stored.
+        seed: (seed, event), for random draws.
 
     Returns:
-        Bool masks of the places that come back; ties go to the later place.
+        Bool masks, True = returns; of equal scores the later position returns.
 
     Raises:
-        ConfigError: If there are fewer pruned places than asked for.
+        ConfigError: If fewer weights are pruned than asked for.
         StateError: If the rule lacks what it needs, or its scores do not fit, naming the layer.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.zeros(4))
-        >>> weight.grad = torch.tensor([0.0, 3.0, 2.0, 9.0])
-        >>> kept = [torch.tensor([False, False, False, True])]
-        >>> select_regrown(gradient_growth, [Target("w", weight)], kept, 1, momenta={},
-        ...                removed=lambda target: None, seed=(0, 0))
-        [tensor([False,  True, False, False])]
     """
     names, shards = [target.name for target in targets], [target.shard for target in targets]
     everywhere = ShardedCounts(shards)
     free = everywhere.sums(
         0 if mask is None else mask.numel() - int(mask.count_nonzero()) for mask in kept
     )
-    found: list[ScoresLike] = [
-        growth_scores(growth, t, momenta.get(t.name), removed, seed)
-        if pruned  # a dense layer needs no gradient and nothing removed
-        else t.weight
+    # a dense layer needs no gradient and nothing removed
+    scores: list[ScoresLike] = [
+        growth_scores(growth, t, momenta.get(t.name), removed, seed) if pruned else t.weight
         for t, pruned in zip(targets, free, strict=True)
     ]
 
     def highest(part: slice, count: int) -> list[Tensor]:
-        total = sum(target.parameter.numel() for target in targets[part])
-        if not 0 <= count <= sum(free[part]):
+        total, pruned = sum(t.parameter.numel() for t in targets[part]), sum(free[part])
+        if not 0 <= count <= pruned:
             raise ConfigError(
-                f"{count} weights cannot come back, {sum(free[part])} are pruned in "
+                f"{count} weights cannot come back, {pruned} are pruned in "
                 f"{', '.join(names[part][:3])}"
             )
         return global_topk_masks(
-            found[part],
+            scores[part],
             total - count,
             kept[part],
             among_pruned=True,

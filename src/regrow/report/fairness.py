@@ -10,9 +10,9 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from regrow.report.advice import Advice, Named, format_groups, listing, who_has_what
-from regrow.report.grouping import SERVING
 from regrow.report.hover_text import percent
 from regrow.report.load import Run
+from regrow.report.run_identity import SERVING
 from regrow.report.statistics import Point, Series
 from regrow.report.table import start_name
 

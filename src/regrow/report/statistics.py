@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from regrow.report.grouping import control_key, method_key, point_key
+from regrow.report.run_identity import control_key, method_key, point_key
 from regrow.report.table import Row
 
 

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from regrow.report.grouping import data_name, model_name
 from regrow.report.load import Run
+from regrow.report.run_identity import data_name, model_name
 
 
 class Column(NamedTuple):

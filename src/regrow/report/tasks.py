@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from regrow.report.advice import Advice, count_of
 from regrow.report.fairness import uncertain, unfair
-from regrow.report.grouping import data_name, method_key, method_names, model_name, task_key
 from regrow.report.load import Run
+from regrow.report.run_identity import data_name, method_key, method_names, model_name, task_key
 from regrow.report.statistics import Plot, make_plot
 from regrow.report.table import Row, run_rows
 

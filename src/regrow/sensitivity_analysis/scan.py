@@ -115,15 +115,9 @@ def sensitivity(
     values = check_sparsities(sparsities)
     if example_input is None:
         example_input = getattr(model, "example_input_array", None)
+    options = {"include": include, "exclude": exclude, "seed": seed}
     parts, excluded = find_parts(
-        model,
-        by,
-        criterion,
-        masks=masks,
-        example_input=example_input,
-        include=include,
-        exclude=exclude,
-        seed=seed,
+        model, by, criterion, masks=masks, example_input=example_input, **options
     )
     accuracy = evaluated(model, evaluate)
     totals = total_work(model, example_input)

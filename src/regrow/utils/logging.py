@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 _log = logging.getLogger("regrow")
 

@@ -4,7 +4,7 @@
 import pytest
 from fake_results import result, runs
 
-from regrow.report.grouping import (
+from regrow.report.run_identity import (
     control_key,
     method_key,
     method_names,
