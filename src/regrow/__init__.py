@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regrow.callbacks.accuracy_budget import AccuracyBudget as AccuracyBudget
+    from regrow.callbacks.alternating_phases import AlternatingPhases as AlternatingPhases
     from regrow.callbacks.channel_pruning import ChannelPruning as ChannelPruning
     from regrow.callbacks.distill import Distill as Distill
     from regrow.callbacks.dynamic_sparse_training import (
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     )
     from regrow.callbacks.learned_masks import LearnedMasks as LearnedMasks
     from regrow.callbacks.magnitude_pruning import MagnitudePruning as MagnitudePruning
-    from regrow.callbacks.phases import Phases as Phases
     from regrow.callbacks.prune_at_init import PruneAtInit as PruneAtInit
     from regrow.callbacks.random_state import RandomState as RandomState
     from regrow.callbacks.regrow import Regrow as Regrow
@@ -64,6 +64,7 @@ __version__ = "0.1.0"
 _HOME = {
     "ACDC": "schedules.cyclic",
     "AccuracyBudget": "callbacks.accuracy_budget",
+    "AlternatingPhases": "callbacks.alternating_phases",
     "ChannelPruner": "channels.pruner",
     "ChannelPruning": "callbacks.channel_pruning",
     "ChannelsMixin": "callbacks.support.checkpoint_shapes",
@@ -83,7 +84,6 @@ _HOME = {
     "Masks": "masks.masks",
     "Movement": "criteria.movement",
     "OneShot": "schedules.one_shot",
-    "Phases": "callbacks.phases",
     "Plateau": "schedules.triggers",
     "PruneAtInit": "callbacks.prune_at_init",
     "Pruner": "pruning.pruner",

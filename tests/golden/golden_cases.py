@@ -335,7 +335,7 @@ def company_cases() -> dict[str, Case]:
 
     def phases() -> list[Any]:
         acdc = regrow.ACDC("4it", "34it", "6it")
-        return [MagnitudePruning(0.7, schedule=acdc), regrow.Phases("both")]
+        return [MagnitudePruning(0.7, schedule=acdc), regrow.AlternatingPhases("both")]
 
     def ema_dynamic() -> list[Any]:
         return [DynamicSparseTraining(0.8, every="4it"), EMAWeightAveraging(decay=0.9)]

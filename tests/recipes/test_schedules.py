@@ -168,7 +168,7 @@ def test_phases_alternate_when_the_papers_do(name: str) -> None:
     plan = build_pruning(cfg).resolve(Timeline(cfg.trainer.max_epochs * each, each))
     assert [m.step / each for m in plan if m.sparsity == 0.9] == [*sparse]
     assert [m.step / each for m in plan if m.sparsity == 0] == [*dense]
-    assert cfg.callbacks.phases.fresh == "dense"  # momentum begins anew
+    assert cfg.callbacks.alternating_phases.reset_optimizer == "dense"  # momentum is reset
 
 
 ONCE = {  # the step of 1,000, and the sparsity

@@ -60,14 +60,19 @@ def test_a_plan_needs_no_control(job, tmp_path):
 def test_alternating_phases_have_the_same_control(job):
     keys = [
         config_hash(without_teacher(job(*GMP, *w)))
-        for w in ((), ["callbacks=phases"], ["callbacks=distill"])
+        for w in ((), ["callbacks=alternating_phases"], ["callbacks=distill"])
     ]
     assert len({*keys}) == 1
 
 
 @pytest.mark.slow
 def test_alternating_phases_by_name(job):
-    words = ("recipe=digits/gmp", "pruning=acdc", "callbacks=phases", "pruning.every=0.15")
+    words = (
+        "recipe=digits/gmp",
+        "pruning=acdc",
+        "callbacks=alternating_phases",
+        "pruning.every=0.15",
+    )
     result = train(job(*words))
     assert [e["phase"] for e in result["history"]][-2:] == ["dense", "sparse"]
     assert result["sparsity"] == pytest.approx(0.9, abs=1e-4)

@@ -12,7 +12,11 @@ _TEACHES = ("regrow.Distill", "regrow.callbacks.distill.Distill")
 
 
 # What a dense network knows nothing of: it is the same one with and without these.
-_BESIDE = (*_TEACHES, "regrow.Phases", "regrow.callbacks.phases.Phases")
+_BESIDE = (
+    *_TEACHES,
+    "regrow.AlternatingPhases",
+    "regrow.callbacks.alternating_phases.AlternatingPhases",
+)
 
 
 def with_teacher(cfg: DictConfig, teacher: Path | str) -> DictConfig:
@@ -27,7 +31,7 @@ def with_teacher(cfg: DictConfig, teacher: Path | str) -> DictConfig:
 
 
 def without_teacher(cfg: DictConfig) -> DictConfig:
-    """The configuration without any `Distill` or `Phases`, for a dense network."""
+    """The configuration without any `Distill` or `AlternatingPhases`, for a dense network."""
     changed = _open(cfg)
     for name in _named(cfg, _BESIDE):
         changed.callbacks.pop(name)

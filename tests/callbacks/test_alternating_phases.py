@@ -7,14 +7,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from tiny_fits import ADAM, SGD, WEIGHTS, Net, copied, equal, fit, loader, magnitude_masks, zeros
 
-from regrow import ACDC, ConfigError, Cyclic, MagnitudePruning, Phases
+from regrow import ACDC, AlternatingPhases, ConfigError, Cyclic, MagnitudePruning
 
 # of 40 steps: sparse, dense, sparse, dense to the end's event, sparse
 SCHEDULE = ACDC("4it", "34it", "6it")
 EVENTS = {4: "S", 10: "D", 16: "S", 22: "D", 34: "S"}
 
 
-def by_hand(make, fresh):
+def by_hand(make, reset_optimizer):
     """The weights after 40 steps, with nothing of regrow."""
     module = Net(make)
     named = {n: p for n, p in module.named_parameters() if p.dim() > 1}
@@ -27,7 +27,7 @@ def by_hand(make, fresh):
                 masks = magnitude_masks(tensors, round(0.8 * WEIGHTS))
             else:
                 masks = {}
-            if fresh in ("both", {"S": "sparse", "D": "dense"}[EVENTS[step]]):
+            if reset_optimizer in ("both", {"S": "sparse", "D": "dense"}[EVENTS[step]]):
                 optimizer = make(module.parameters())
         _mask(named, masks, optimizer)
         optimizer.zero_grad()
@@ -49,11 +49,11 @@ def _mask(named, masks, optimizer):
 
 
 @pytest.mark.parametrize("make", [SGD, ADAM])
-@pytest.mark.parametrize("fresh", ["never", "dense", "both"])
-def test_equals_the_loop_by_hand(make, fresh):
+@pytest.mark.parametrize("reset_optimizer", ["never", "dense", "both"])
+def test_equals_the_loop_by_hand(make, reset_optimizer):
     module, pruning = Net(make), MagnitudePruning(0.8, schedule=SCHEDULE)
-    fit(module, Phases(fresh), pruning, max_epochs=5)
-    expected = by_hand(make, fresh)
+    fit(module, AlternatingPhases(reset_optimizer), pruning, max_epochs=5)
+    expected = by_hand(make, reset_optimizer)
     assert zeros(module) == round(0.8 * WEIGHTS)
     for name, value in expected.items():
         torch.testing.assert_close(module.state_dict()[name], value, atol=1e-6, rtol=0)
@@ -70,7 +70,7 @@ def test_masks_move_from_one_compression_to_the_next():
     module, pruning = Net(SGD), MagnitudePruning(0.8, schedule=SCHEDULE)
     seen = []
 
-    class Masks(Phases):
+    class Masks(AlternatingPhases):
         def on_prune_event(self, trainer, pl_module, event):
             seen.append(torch.cat([m.flatten() for m in event.pruner.masks.values()]))
 
@@ -86,7 +86,7 @@ def test_resumed_fit_is_the_uninterrupted_one(tmp_path, step):
     def run(*callbacks, **kw):
         module = Net(ADAM)
         pruning = MagnitudePruning(0.8, schedule=SCHEDULE)
-        fit(module, pruning, Phases("dense"), *callbacks, max_epochs=5, **kw)
+        fit(module, pruning, AlternatingPhases("dense"), *callbacks, max_epochs=5, **kw)
         return copied(module), pruning.history
 
     saves = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
@@ -97,7 +97,7 @@ def test_resumed_fit_is_the_uninterrupted_one(tmp_path, step):
 def test_loggers_are_told_and_dense_sparse_dense_ends_whole(tmp_path):
     module = Net(SGD)
     pruning = MagnitudePruning(0.5, schedule=Cyclic("4it", "10it", "6it", last="dense"))
-    fit(module, pruning, Phases(), logger=CSVLogger(tmp_path, name="", version=""))
+    fit(module, pruning, AlternatingPhases(), logger=CSVLogger(tmp_path, name="", version=""))
     assert zeros(module) == 0
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     place = rows[0].split(",").index("pruning/dense")
@@ -109,5 +109,5 @@ def test_loggers_are_told_and_dense_sparse_dense_ends_whole(tmp_path):
 
 
 def test_another_word_is_refused():
-    with pytest.raises(ConfigError, match="fresh must be one of both, dense, never, sparse"):
-        Phases("dens")
+    with pytest.raises(ConfigError, match="reset_optimizer must be one of both, dense, never"):
+        AlternatingPhases("dens")
