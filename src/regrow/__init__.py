@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Pruning inside `Trainer.fit` that never loses a weight you may want back.
+"""Neural network pruning in PyTorch Lightning, with restorable weights.
 
-Public names are resolved when first used: importing regrow imports neither torch nor lightning.
+Public names are imported on first use: `import regrow` imports neither torch nor lightning.
 """
 
 from __future__ import annotations
@@ -108,11 +108,11 @@ _HOME = {
     "synflow": "criteria.synflow",
 }
 
-__all__ = [*_HOME]  # noqa: PLE0604  (the names above)
+__all__ = [*_HOME]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name == "channels":  # a part with functions of its own
+    if name == "channels":  # a public subpackage
         return importlib.import_module("regrow.channels")
     if name not in _HOME:
         raise AttributeError(f"module 'regrow' has no attribute {name!r}")

@@ -86,7 +86,7 @@ def test_a_flipped_bit_of_each_kind_is_named(saved):
     kinds = {
         f"masks/bits/{first}": lambda s: s["masks"]["bits"][first].bitwise_xor_(1),
         f"removed_weights/{first}": lambda s: s["removed_weights"][first].neg_(),
-        "what is no tensor": lambda s: s["history"][0].update(after=0.25),
+        "a value that is no tensor": lambda s: s["history"][0].update(after=0.25),
     }
     for name, change in kinds.items():
         other = torch.load(io.BytesIO(as_bytes(state)), weights_only=True)

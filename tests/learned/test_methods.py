@@ -15,7 +15,6 @@ from regrow.learned.mask_functions import (
     prob_active,
     sigmoid_gate,
     soft_threshold,
-    straight_through,
     topk_straight_through,
 )
 from regrow.learned.methods import METHODS, MaskContext, MaskMethod, get_method
@@ -94,15 +93,6 @@ def test_top_scores_are_exact_and_their_gradient_goes_to_all():
     to_weight, to_scores = back(upstream)
     torch.testing.assert_close(to_weight, upstream * mask)
     torch.testing.assert_close(to_scores, upstream * weight * scores.sign())
-
-
-def test_straight_through_passes_the_gradient_on():
-    weight, scores, _ = drawn()
-    mask = scores > 0
-    value, back = torch.func.vjp(lambda w: straight_through(w, mask), weight)
-    assert torch.equal(value, torch.where(mask, weight, torch.zeros_like(weight)))
-    upstream = torch.randn(weight.shape, dtype=WIDE)
-    assert torch.equal(back(upstream)[0], upstream)
 
 
 def test_the_chance_to_be_open_is_the_share_of_open_gates():

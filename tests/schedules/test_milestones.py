@@ -7,17 +7,10 @@ from regrow.schedules.base import (
     Milestone,
     ProportionalLayers,
     drop_unchanged,
-    sparsity_at,
     step_within,
 )
 from regrow.schedules.time import Time, Timeline
 from regrow.utils.errors import ConfigError
-
-
-def test_sparsity_between_milestones_stands_still():
-    plan = (Milestone(5, 0.5), Milestone(8, 0.9))
-    assert [sparsity_at(plan, step) for step in (0, 4, 5, 7, 8, 99)] == [0, 0, 0.5, 0.5, 0.9, 0.9]
-    assert sparsity_at(plan, 4, start=0.3) == 0.3
 
 
 def test_the_last_step_is_inside_and_the_end_is_not():

@@ -22,13 +22,14 @@ from regrow.learned.pruner import LearnedPruner
 from regrow.masks.targets import select_targets
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import HistoryEntry, KeepRemoved
+from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import Milestone, ProportionalLayers, PruningPlan, step_within
 from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import (
     ConfigError,
     StateError,
     check_choice,
+    check_keep_removed,
     check_positive,
     check_sparsity,
 )
@@ -287,11 +288,7 @@ did you mean 'l0'?
             self.score_lr = check_positive("score_lr", score_lr, "0.01")
         if train_weights not in (None, True, False):
             raise ConfigError(f"train_weights must be True, False or null, got {train_weights!r}")
-        if keep_removed not in (True, False, "moments"):
-            raise ConfigError(
-                f"keep_removed must be True (values), 'moments' or False, got {keep_removed!r}"
-            )
-        keep: KeepRemoved = "moments" if keep_removed == "moments" else bool(keep_removed)
+        keep = check_keep_removed(keep_removed)
         learner = Learner(
             rule,
             optimizer=check_choice("score_optimizer", score_optimizer, OPTIMIZERS),

@@ -12,13 +12,12 @@ from regrow.callbacks.rewind import Rewind
 from regrow.callbacks.rewound_pruning import RewoundPruning
 from regrow.criteria.base import TrackingCriterion
 from regrow.pruning.config import PruningConfig
-from regrow.pruning.state import KeepRemoved
 from regrow.schedules.base import Schedule
 from regrow.schedules.iterative import Exponential
 from regrow.schedules.one_shot import Table
 from regrow.schedules.registry import make_schedule
 from regrow.schedules.time import TimeLike
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, check_keep_removed
 
 # An object of its own, so that 0.9 written by a user is told from 0.9 left alone.
 DEFAULT_SPARSITY: Final = float("0.9")
@@ -96,11 +95,7 @@ class MagnitudePruning(RewoundPruning):
     ) -> None:
         if not isinstance(soft, bool):
             raise ConfigError(f"soft must be True or False, got {soft!r}")
-        if keep_removed not in (True, False, "moments"):
-            raise ConfigError(
-                f"keep_removed must be True (values), 'moments' or False, got {keep_removed!r}"
-            )
-        keep: KeepRemoved = "moments" if keep_removed == "moments" else bool(keep_removed)
+        keep = check_keep_removed(keep_removed)
         method = PruningConfig(criterion, distribution, granularity, layers, include, exclude, seed)
         chosen = make_schedule(schedule, begin, end, every)
         if sparsity is DEFAULT_SPARSITY and isinstance(chosen, (Exponential, Table)):

@@ -25,10 +25,16 @@ from regrow.criteria.saliency import grasp, snip, unsharded_targets
 from regrow.criteria.synflow import synflow
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import KeepRemoved
 from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
-from regrow.utils.errors import ConfigError, StateError, check_choice, check_count, check_positive
+from regrow.utils.errors import (
+    ConfigError,
+    StateError,
+    check_choice,
+    check_count,
+    check_keep_removed,
+    check_positive,
+)
 
 GRADIENTS: Mapping[str, Callable[..., Scores]] = {"snip": snip, "grasp": grasp}
 
@@ -124,11 +130,7 @@ did you mean 'snip'?
         if temperature is not None:
             self.temperature = check_positive("temperature", temperature, "200")
         self.logits = logits
-        if keep_removed not in (True, False, "moments"):
-            raise ConfigError(
-                f"keep_removed must be True (values), 'moments' or False, got {keep_removed!r}"
-            )
-        keep: KeepRemoved = "moments" if keep_removed == "moments" else bool(keep_removed)
+        keep = check_keep_removed(keep_removed)
         if distribution is None:
             distribution = "erk" if method == "random" else "global"
         check_choice("distribution", distribution, ("global", "uniform", "erk"))

@@ -33,6 +33,7 @@ from regrow.schedules.time import TimeLike
 from regrow.schedules.time import parse_time as parse_time
 from regrow.schedules.triggers import Drop, Plateau, TriggerState
 from regrow.utils.errors import ConfigError, StateError, check_choice, suggest
+from regrow.utils.optimizers import trained_parameters
 
 
 class Regrow(Callback):
@@ -160,10 +161,10 @@ class Regrow(Callback):
 
     def on_dense_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         def ready(callback: PrunerAccess, names: list[str] | None) -> bool:
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            pruner = callback.pruner
-            trained = all(id(target.parameter) in held for target in pruner.named(names))
-            return trained and not amp_step_skipped(trainer, optimizer)
+            trained = trained_parameters(optimizer)
+            targets = callback.pruner.named(names)
+            all_trained = all(id(target.parameter) in trained for target in targets)
+            return all_trained and not amp_step_skipped(trainer, optimizer)
 
         self._run_due(trainer, dense=True, ready=ready)
 

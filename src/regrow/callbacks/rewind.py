@@ -24,7 +24,7 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.schedules.base import step_within
 from regrow.schedules.time import TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_count
-from regrow.utils.names import strip_compile_prefix
+from regrow.utils.names import parameters
 from regrow.utils.snapshot import TrainingSnapshot
 
 # "fresh": the optimizer's state becomes that of a new optimizer
@@ -165,12 +165,9 @@ did you mean 'weights'?
     def on_compact(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: ChannelCut
     ) -> None:
-        held = {
-            id(parameter): strip_compile_prefix(name)
-            for name, parameter in pl_module.named_parameters()
-        }
+        by_id = {id(parameter): name for name, parameter in parameters(pl_module).items()}
         names = [
-            [held.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
+            [by_id.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
             for optimizer in trainer.optimizers
         ]
         for memory in (self._memory, self._fresh):

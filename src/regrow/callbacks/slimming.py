@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from regrow.utils.errors import ConfigError, check_positive
 from regrow.utils.modes import no_compile
+from regrow.utils.optimizers import trained_parameters
 
 
 class Slimming(pl.Callback):
@@ -48,9 +49,9 @@ class Slimming(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        trained = trained_parameters(optimizer)
         for scale in scales(pl_module):
-            if scale.grad is not None and id(scale) in held:
+            if scale.grad is not None and id(scale) in trained:
                 scale.grad.add_(scale.sign(), alpha=self.weight)
 
 

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from regrow.channels.cut.surgery import UndoLog, cut, tell_modules
 from regrow.channels.cut.verify import TrialCut
 from regrow.profiling.latency import latency
-from regrow.utils.batches import batch_size, bound_forward, device_of
+from regrow.utils.batches import batch_size, bound_forward, device_of, resize_batch
 from regrow.utils.errors import ConfigError, DataError, check_positive, write_error
 from regrow.utils.modes import eval_mode
 from regrow.utils.names import modules
@@ -51,7 +50,7 @@ class LatencyTimer:
         """
         if self.timer is not None:
             return self.timer(model)
-        return latency(model, _batch(example, self.size), repeats=20, warmup=3).median_ms
+        return latency(model, resize_batch(example, self.size), repeats=20, warmup=3).median_ms
 
     def original(self, model: nn.Module, example: Any) -> float:
         """How long the original model takes; measured once, before anything is cut."""
@@ -64,17 +63,6 @@ class LatencyTimer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.size, self._original = int(state["size"]), float(state["original"])
-
-
-def _batch(example: Any, size: int) -> Any:
-    few = batch_size(example)
-
-    def repeated(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.dim() and len(x) == few:
-            return x[torch.arange(size, device=x.device) % few]
-        return x
-
-    return tree_map(repeated, example)
 
 
 ROUNDS = 7  # halvings of the share of MACs: to less than a hundredth

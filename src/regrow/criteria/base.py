@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Criterion protocols, registry, checked scoring of one parameter.
 
-Any callable may be a criterion. What it asks for in its signature it gets: a second positional
-parameter without default means that it needs gradients, a keyword `generator` means that it draws
-random numbers (seeded by seed, event and name, so that every rank and every run draws the same).
+Any callable may be a criterion; its signature says what it needs. A second positional parameter
+without default means gradients, a keyword `generator` random numbers (seeded by seed, event and
+name, so that every rank and every run draws the same).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Criterion = Callable[..., Tensor]
 
 @runtime_checkable
 class TrackingCriterion(Protocol):
-    """A criterion that gathers evidence at every optimizer step.
+    """A criterion that accumulates scores at every optimizer step.
 
-    Of a parameter that is sharded among ranks it is given this rank's rows.
+    For a sharded parameter it receives this rank's rows.
     """
 
     def update(self, name: str, weight: Tensor, grad: Tensor) -> None:
-        """Takes in one step's weight and gradient."""
+        """Add one step's weight and gradient."""
         ...
 
     def scores(self, name: str, weight: Tensor) -> Tensor:
-        """The scores gathered so far."""
+        """Return the scores accumulated so far."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
@@ -55,20 +55,20 @@ CRITERIA: Mapping[str, Criterion | type[Movement]] = {
 
 
 def get_criterion(criterion: str | Criterion | TrackingCriterion) -> Criterion | TrackingCriterion:
-    """A criterion from its name, or the callable or object itself.
+    """Return a criterion by name, or check a given callable or object.
 
     Raises:
-        ConfigError: For an unknown name, or something that cannot be called.
+        ConfigError: For an unknown name, or an object that is not a criterion.
 
     Example:
         >>> get_criterion("snip") is taylor
         True
     """
     if isinstance(criterion, str):
-        found = CRITERIA[check_choice("criterion", criterion, CRITERIA)]
-        return found() if isinstance(found, type) else found
-    callable_ = callable(criterion) or isinstance(criterion, TrackingCriterion)
-    if isinstance(criterion, type) or not callable_:
+        named = CRITERIA[check_choice("criterion", criterion, CRITERIA)]
+        return named() if isinstance(named, type) else named
+    valid = callable(criterion) or isinstance(criterion, TrackingCriterion)
+    if isinstance(criterion, type) or not valid:
         raise ConfigError(
             f"criterion must be a name ({', '.join(CRITERIA)}), a callable (weight, grad) -> "
             f"scores, or an object such as Movement(), got {criterion!r}"
@@ -77,7 +77,7 @@ def get_criterion(criterion: str | Criterion | TrackingCriterion) -> Criterion |
 
 
 def needs_gradients(criterion: Criterion | TrackingCriterion) -> bool:
-    """Whether scores can only be computed with gradients at hand.
+    """Check whether a criterion computes its scores from gradients.
 
     Example:
         >>> needs_gradients(magnitude), needs_gradients(taylor)
@@ -94,7 +94,7 @@ def needs_gradients(criterion: Criterion | TrackingCriterion) -> bool:
 
 
 def _parameters(criterion: Criterion) -> Mapping[str, inspect.Parameter]:
-    """What a criterion can be given; builtins such as `torch.abs` do not tell: only the weight."""
+    """Parameters of a criterion; empty for builtins without signature, such as `torch.abs`."""
     try:
         return inspect.signature(criterion).parameters
     except ValueError:
@@ -108,13 +108,13 @@ def compute_scores(
     grad: Tensor | None,
     seed: tuple[int, int],
 ) -> Tensor:
-    """The scores of one parameter, checked.
+    """Compute and check the scores of one parameter.
 
     Args:
-        criterion: What ranks.
+        criterion: The criterion.
         name: The parameter's name; part of the random seed.
-        weight: The weight, any shape; a sharded one as the DTensor it is, so that a criterion
-            that looks at a whole layer still does.
+        weight: The weight, any shape; a sharded one as a DTensor, so that a criterion can compute
+            over the whole layer.
         grad: Its gradient, or None.
         seed: (seed, event number).
 
@@ -143,15 +143,15 @@ def compute_scores(
             "w.abs_()"
         )
     if not isinstance(scores, Tensor):
-        raise StateError(f"the criterion gave no tensor for {name} but {type(scores).__name__}")
-    if is_dtensor(scores) and is_dtensor(weight):  # it saw the whole parameter, as a DTensor
-        cut: Any = scores
-        scores = local_tensor(cut.redistribute(placements=weight.placements))  # type: ignore[attr-defined]
+        raise StateError(f"the criterion returned no tensor for {name} but {type(scores).__name__}")
+    if is_dtensor(scores) and is_dtensor(weight):
+        dtensor: Any = scores
+        scores = local_tensor(dtensor.redistribute(placements=weight.placements))  # type: ignore[attr-defined]
     weight = local_tensor(weight)
     if scores.shape != weight.shape or not scores.is_floating_point():
         raise StateError(
             f"scores of {name} must be floating point of shape {tuple(weight.shape)}, the "
-            f"criterion gave {scores.dtype} of shape {tuple(scores.shape)}"
+            f"criterion returned {scores.dtype} of shape {tuple(scores.shape)}"
         )
     return scores
 
@@ -163,9 +163,9 @@ def lazy_criterion_scores(
     grad: Tensor | None,
     seed: tuple[int, int],
 ) -> ScoresLike:
-    """`score`, without its memory where the criterion is known to look at single places.
+    """`compute_scores` without its memory for elementwise criteria.
 
-    "magnitude", "gradient", "taylor" and "random" are computed wherever they are read.
+    "magnitude", "gradient", "taylor" and "random" are computed chunk by chunk on every pass.
     """
     if criterion is magnitude:
         return elementwise_scores(magnitude, local_tensor(weight))

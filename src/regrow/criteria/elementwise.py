@@ -11,7 +11,7 @@ from regrow.distributed.sharded_random import sharded_random
 
 
 def magnitude(weight: Tensor, grad: Tensor | None = None) -> Tensor:
-    """|w|: small weights matter least.
+    """Compute |w|.
 
     Source: Han et al. 2015.
 
@@ -23,7 +23,7 @@ def magnitude(weight: Tensor, grad: Tensor | None = None) -> Tensor:
 
 
 def random(weight: Tensor, grad: Tensor | None = None, *, generator: torch.Generator) -> Tensor:
-    """Uniform in [0, 1): the control that every criterion must beat.
+    """Draw uniform numbers in [0, 1), the baseline that every criterion must beat.
 
     Example:
         >>> random(torch.zeros(3), generator=torch.Generator().manual_seed(0)).shape
@@ -35,7 +35,7 @@ def random(weight: Tensor, grad: Tensor | None = None, *, generator: torch.Gener
 
 
 def gradient(weight: Tensor, grad: Tensor) -> Tensor:
-    """|g|: the loss reacts to this weight.
+    """Compute |g|, the sensitivity of the loss to the weight.
 
     Example:
         >>> gradient(torch.tensor([1.0, 2.0]), torch.tensor([-3.0, 0.0]))
@@ -45,7 +45,7 @@ def gradient(weight: Tensor, grad: Tensor) -> Tensor:
 
 
 def taylor(weight: Tensor, grad: Tensor) -> Tensor:
-    """|g w|: the first-order change of the loss if the weight goes; at step 0 this is SNIP.
+    """Compute |g w|, the first-order change of the loss without the weight; SNIP at step 0.
 
     Source: Molchanov et al. 2017; Lee et al. 2019, eq. 3.
 
@@ -53,7 +53,6 @@ def taylor(weight: Tensor, grad: Tensor) -> Tensor:
         >>> taylor(torch.tensor([1.0, 2.0]), torch.tensor([-3.0, 0.5]))
         tensor([3., 1.])
     """
-    wide = torch.promote_types(
-        weight.dtype, torch.float32
-    )  # small products vanish in half precision
+    # small products vanish in half precision
+    wide = torch.promote_types(weight.dtype, torch.float32)
     return (grad.to(wide) * weight).abs()

@@ -12,13 +12,13 @@ from regrow.utils.errors import StateError
 
 
 class Movement:
-    """Movement pruning's scores S = -sum over steps of g w: weights that move to zero go first.
+    """Movement scores S = -sum over steps of g w: weights that move to zero are pruned first.
 
-    Starts empty; the first event needs at least one step before it. With `soft=True` the scores of
-    pruned weights go on by their dense values, as in the paper, so that masks may move; these
-    values go on learning too, where the paper's stand still while they are pruned.
+    The first event needs at least one optimizer step before it. With `soft=True` the scores of
+    pruned weights accumulate by their dense values, as in the paper, so that masks may move; these
+    values are trained too, while the paper's are frozen as long as they are pruned.
 
-    Source: Sanh et al. 2020, eq. 4 (up to the learning rate, which orders nothing while constant).
+    Source: Sanh et al. 2020, eq. 4 (without the learning rate).
 
     Example:
         >>> movement = Movement()
@@ -45,7 +45,7 @@ class Movement:
         return self._sums[name].to(weight.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        # copies: sums go on in place, and a file may be written by a thread of its own
+        # copies, because sums change in place while another thread may write the file
         return {name: total.clone() for name, total in self._sums.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

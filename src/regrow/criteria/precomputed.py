@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Scores: given by name."""
+"""Precomputed scores, by parameter name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Scores(Mapping[str, Tensor]):
     """Importance scores by parameter name, higher = keep; a criterion for `prune` and `Pruner`.
 
     Args:
-        values: One tensor a parameter, of its shape.
+        values: One tensor per parameter, of its shape.
 
     Example:
         >>> import torch, regrow
@@ -37,10 +37,10 @@ class Scores(Mapping[str, Tensor]):
         return len(self._values)
 
     def update(self, name: str, weight: Tensor, grad: Tensor) -> None:
-        """Nothing: the scores are there."""
+        """Do nothing: the scores are already computed."""
 
     def scores(self, name: str, weight: Tensor) -> Tensor:
-        """Those of one parameter, on its device.
+        """Return the scores of one parameter, on its device.
 
         Raises:
             StateError: If there are none.

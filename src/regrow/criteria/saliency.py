@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Snip, grasp."""
+"""SNIP and GraSP: scores from gradients over some batches."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from regrow.utils.errors import ConfigError, StateError
 Loss = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> the loss, a scalar."""
 
-
 Mean = Callable[[Tensor], Tensor]
 """A tensor -> its mean over all ranks, the same on each."""
 
-
-# How PyTorch says that an operator has no second derivative.
-_NO_SECOND = ("derivative for", "differentiate twice", "double backward")
+# Words of PyTorch's errors for operators without second derivative.
+_NO_SECOND_DERIVATIVE = ("derivative for", "differentiate twice", "double backward")
 
 
 def snip(
@@ -37,18 +35,18 @@ def snip(
     exclude: Iterable[str] | None = None,
     mean: Mean | None = None,
 ) -> Scores:
-    """SNIP: |g w|, with g the gradient of the loss, the mean over the batches.
+    """Compute SNIP scores |g w|, with g the gradient of the mean loss over the batches.
 
-    What the loss would lose, to first order, without the weight. Weights and their `grad` stay as
-    they are; what a forward pass changes by itself (batch-norm statistics) does change.
+    This is the change of the loss, to first order, without the weight. Weights and their `grad` do
+    not change, batch-norm statistics do.
 
     Args:
-        model: The model, in the mode in which it is to be looked at.
-        batches: What `loss` takes; each counts the same.
+        model: The model, in the mode in which it is scored.
+        batches: Second arguments of `loss`; all have the same weight.
         loss: `(model, batch) -> loss`, a scalar.
         include: Patterns of parameters or modules; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of those to leave out.
-        mean: Averages a gradient over ranks; None: there is one.
+        mean: Averages a gradient over ranks; None for one rank.
 
     Returns:
         Scores by parameter name, of the weights' shapes.
@@ -79,19 +77,19 @@ def grasp(
     exclude: Iterable[str] | None = None,
     mean: Mean | None = None,
 ) -> Scores:
-    """GraSP: w (H g), with g the gradient and H the Hessian of the mean loss over the batches.
+    """Compute GraSP scores w (H g), with g the gradient and H the Hessian of the mean loss.
 
     To first order, removing a weight changes the squared norm of the gradient by -2 w (H g). The
-    paper removes the weights with the highest -w (H g), whose going harms that norm least; scores
-    are its negative, so that the highest are kept. They may be negative.
+    paper removes the weights with the highest -w (H g), which reduce that norm least. Scores may be
+    negative.
 
     Second derivatives depend on the scale of the logits: the authors' code divides them by 200
-    within the loss while it scores, and so can `loss`.
+    within the loss while it scores, and `loss` can do the same.
 
     Each batch is passed twice, once with second derivatives: about four times the cost of `snip`.
-    Attention runs on PyTorch's plain kernel, the only one with second derivatives.
+    Attention uses PyTorch's math kernel, the only one with second derivatives.
 
-    Args and Returns: as `snip`; batches are held, so that they can be passed twice.
+    Args and Returns: as `snip`; the batches are stored.
 
     Raises:
         ConfigError: As `snip`, and for operators that have no second derivative.
@@ -116,10 +114,10 @@ def grasp(
                 inner = [(g * f).sum() for g, f in zip(gradients, flow, strict=True)]
                 total = torch.stack(inner).sum()
                 if total.requires_grad:  # else the loss is linear
-                    found = torch.autograd.grad(total, weights, materialize_grads=True)
-                    _add(products, found, len(batches))
+                    second = torch.autograd.grad(total, weights, materialize_grads=True)
+                    _add_mean(products, second, len(batches))
             except RuntimeError as error:
-                if not any(word in str(error) for word in _NO_SECOND):
+                if not any(word in str(error) for word in _NO_SECOND_DERIVATIVE):
                     raise
                 raise ConfigError(
                     f"GraSP needs second derivatives, and this network has none: {error}; write "
@@ -133,16 +131,16 @@ def grasp(
 def unsharded_targets(
     model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str] | None
 ) -> tuple[Target, ...]:
-    """What is scored: whole parameters.
+    """Select the parameters to score.
 
     Raises:
-        ConfigError: For sharded ones, by name.
+        ConfigError: For sharded parameters.
     """
     targets = select_targets(model, include, exclude).targets
     for target in targets:
         if is_dtensor(target.parameter):
             raise ConfigError(
-                f"{target.name} is sharded among ranks, and is scored as a whole: write "
+                f"{target.name} is sharded among ranks, but scores need whole parameters: write "
                 "strategy='ddp', or method='random'"
             )
     return targets
@@ -160,7 +158,7 @@ def _mean_gradients(
         raise ConfigError("there are no batches to score weights by: give at least one")
     total = [torch.zeros_like(target.parameter, requires_grad=False) for target in targets]
     for batch in batches:
-        _add(total, _gradients(model, batch, loss, targets), len(batches))
+        _add_mean(total, _gradients(model, batch, loss, targets), len(batches))
     return total if mean is None else [mean(grad) for grad in total]
 
 
@@ -171,7 +169,7 @@ def _gradients(
     targets: Sequence[Target],
     create_graph: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The gradients of one batch's loss; the parameters' own stay as they are."""
+    """Compute the gradients of one batch's loss, without changing the parameters' `grad`."""
     frozen = [target for target in targets if not target.parameter.requires_grad]
     if frozen:
         raise ConfigError(
@@ -183,18 +181,18 @@ def _gradients(
         value = loss(model, batch)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise StateError(f"the loss must be a scalar tensor with a gradient, got {value!r}")
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             value.reshape(()), weights, create_graph=create_graph, allow_unused=True
         )
-    for target, grad in zip(targets, found, strict=True):
+    for target, grad in zip(targets, gradients, strict=True):
         if grad is None:
             raise ConfigError(
                 f"the loss does not depend on {target.name}, so it has no gradient to be scored "
                 f"by: write exclude=[{target.name!r}]"
             )
-    return found
+    return gradients
 
 
-def _add(total: Sequence[Tensor], found: Sequence[Tensor], count: int) -> None:
-    for one, more in zip(total, found, strict=True):
-        one.add_(more.detach(), alpha=1 / count)
+def _add_mean(total: Sequence[Tensor], gradients: Sequence[Tensor], count: int) -> None:
+    for running, grad in zip(total, gradients, strict=True):
+        running.add_(grad.detach(), alpha=1 / count)

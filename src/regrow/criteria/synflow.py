@@ -21,22 +21,20 @@ from regrow.masks.targets import Target, select_targets
 from regrow.masks.topk import global_topk_masks
 from regrow.utils.errors import ConfigError, StateError, check_count, check_sparsity
 
-# Activations and norms, as functions, methods and in place: the linear network has none of them.
-_NAMES = (
+# Activations and norms, as functions, methods and in place: identities in the linear network.
+_IDENTITY_NAMES = (
     "relu relu6 leaky_relu rrelu prelu elu selu celu gelu silu mish tanh sigmoid logsigmoid "
     "hardtanh hardsigmoid hardswish hardshrink softshrink tanhshrink softplus softsign threshold "
     "softmax log_softmax clamp clip batch_norm layer_norm group_norm instance_norm rms_norm "
     "local_response_norm dropout dropout1d dropout2d dropout3d alpha_dropout "
     "feature_alpha_dropout"
 )
-
-
-_PASSED = {
-    found
+_IDENTITIES = {
+    function
     for place in (torch, functional, Tensor)
-    for word in _NAMES.split()
+    for word in _IDENTITY_NAMES.split()
     for name in (word, f"{word}_")
-    if (found := getattr(place, name, None)) is not None
+    if (function := getattr(place, name, None)) is not None
 }
 
 
@@ -50,34 +48,29 @@ def synflow(
     exclude: Iterable[str] | None = None,
     kept: Mapping[str, Tensor] | None = None,
 ) -> Scores:
-    """SynFlow: |w| dR/d|w|, with R the sum of what the linear network of |w| makes of ones.
+    """Compute SynFlow scores |w| dR/d|w|, with R the summed output of a linear network for ones.
 
-    In the linear network activations and norms pass values through, biases are zero, and what is
-    pruned is zero. Round k of n prunes to density (1 - sparsity)^(k / n) over all layers together
-    and scores again; the last scores are returned, and pruning to `sparsity` by them is the last
-    round. A layer's scores sum up to R, so one that loses weights has its others protected: no
-    layer is emptied while others could give.
-
-    No data is looked at and the model is not changed: rounds happen on a copy in double precision,
-    which reaches over 300 powers of ten.
+    The linear network has weights |w|, zero biases, and no activations and norms. Round k of n
+    prunes a copy, in double precision, to density (1 - sparsity)^(k / n) over all layers together
+    and scores again; pruning to `sparsity` by the returned scores is the last round. No data is
+    used.
 
     Args:
-        model: The model.
-        example_input: What it takes; only shapes count. A tuple holds positional arguments, a dict
+        model: The model; not changed.
+        example_input: An input; only its shapes matter. Tuples are positional arguments, dicts
             keyword arguments.
         sparsity: The target, in [0, 1).
-        rounds: How many forward and backward passes, and rankings of all weights.
+        rounds: Number of scoring rounds.
         include: Patterns of parameters or modules; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of those to leave out.
-        kept: Masks of what is left already, by name (True = kept); None: all.
+        kept: Bool masks of earlier pruning, by name; None: nothing is pruned.
 
     Returns:
-        Scores by parameter name, float64; -1 for what earlier rounds pruned.
+        Scores by parameter name, float64; -1 for weights pruned in earlier rounds.
 
     Raises:
-        ConfigError: For settings that cannot be meant, sharded weights, and layers through which
-            nothing flows.
-        StateError: If the flow leaves the range of double precision.
+        ConfigError: For invalid settings, sharded weights, and layers without flow.
+        StateError: If the flow exceeds double precision.
 
     Source: Tanaka et al. 2020, arXiv 2006.05467, algorithm 1.
 
@@ -91,25 +84,25 @@ def synflow(
     check_sparsity("sparsity", sparsity)
     check_count("rounds", rounds)
     names = [target.name for target in unsharded_targets(model, include, exclude)]
-    linear = _linear(model)
+    linear = _linear_copy(model)
     targets = select_targets(linear, include, exclude).targets
     masks = {target.name: torch.ones_like(target.weight, dtype=torch.bool) for target in targets}
     if kept is not None:
         masks = {name: local_tensor(kept[name]).to(mask.device) for name, mask in masks.items()}
         _zero_pruned(targets, masks)
-    total, start = sum(mask.numel() for mask in masks.values()), 1 - _sparsity(masks)
+    total, start = sum(mask.numel() for mask in masks.values()), 1 - _pruned_share(masks)
     for done in range(1, rounds):
         density = start * ((1 - sparsity) / start) ** (done / rounds)
-        scores = _flow(linear, targets, example_input, pruned=done > 1)
-        pruned = round(max(1 - density, _sparsity(masks)) * total)
+        scores = _flow_scores(linear, targets, example_input, pruned=done > 1)
+        pruned = round(max(1 - density, _pruned_share(masks)) * total)
         chosen = global_topk_masks([*scores.values()], pruned, [*masks.values()], names=names)
         masks = dict(zip(names, chosen, strict=True))
         _zero_pruned(targets, masks)
-    scores = _flow(linear, targets, example_input, pruned=rounds > 1)
+    scores = _flow_scores(linear, targets, example_input, pruned=rounds > 1)
     return Scores({name: scores[name].masked_fill(~masks[name], -1.0) for name in names})
 
 
-def _sparsity(masks: Mapping[str, Tensor]) -> float:
+def _pruned_share(masks: Mapping[str, Tensor]) -> float:
     total = sum(mask.numel() for mask in masks.values())
     return (total - sum(int(mask.count_nonzero()) for mask in masks.values())) / total
 
@@ -119,28 +112,28 @@ def _zero_pruned(targets: Iterable[Target], masks: Mapping[str, Tensor]) -> None
         target.weight.masked_fill_(~masks[target.name], 0.0)
 
 
-def _linear(model: nn.Module) -> nn.Module:
-    """A copy of a model with |w| for weights and no biases, in double precision."""
-    twin = copy.deepcopy(model).double().eval()
-    first = next(twin.parameters())
+def _linear_copy(model: nn.Module) -> nn.Module:
+    """Copy a model with weights |w| and zero biases, in double precision."""
+    linear = copy.deepcopy(model).double().eval()
+    first = next(linear.parameters())
     if first.device.type == "mps":  # it has no double precision
-        twin = twin.cpu()
-    for name, parameter in twin.named_parameters():
+        linear = linear.cpu()
+    for name, parameter in linear.named_parameters():
         parameter.data = parameter.data.zero_() if name.endswith("bias") else parameter.data.abs()
         parameter.requires_grad_(True)
-    return twin
+    return linear
 
 
-def _flow(
+def _flow_scores(
     model: nn.Module, targets: Sequence[Target], example_input: Any, *, pruned: bool
 ) -> dict[str, Tensor]:
-    """|w| dR/d|w| of every target; only before the first round a layer without flow is an error."""
+    """Compute |w| dR/d|w| of every target; before anything is pruned each layer must have flow."""
     weights = [target.parameter for target in targets]
-    with torch.enable_grad(), _passing(), torch.autocast(weights[0].device.type, enabled=False):
-        total = _run(model, example_input, weights[0].device)
-    found = torch.autograd.grad(total, weights, allow_unused=True)
+    with torch.enable_grad(), _linear_mode(), torch.autocast(weights[0].device.type, enabled=False):
+        total = _summed_output(model, example_input, weights[0].device)
+    gradients = torch.autograd.grad(total, weights, allow_unused=True)
     scores = {}
-    for target, grad in zip(targets, found, strict=True):
+    for target, grad in zip(targets, gradients, strict=True):
         score = torch.zeros_like(target.weight) if grad is None else grad * target.weight
         if not score.isfinite().all():
             raise StateError(
@@ -156,8 +149,8 @@ def _flow(
     return scores
 
 
-def _run(model: nn.Module, example_input: Any, device: torch.device) -> Tensor:
-    """The sum of a model's outputs for one example of ones."""
+def _summed_output(model: nn.Module, example_input: Any, device: torch.device) -> Tensor:
+    """Sum a model's outputs for one example of ones."""
 
     def ones(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -171,14 +164,14 @@ def _run(model: nn.Module, example_input: Any, device: torch.device) -> Tensor:
     else:
         output = model(*given) if isinstance(given, tuple) else model(given)
     leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    found = [leaf.sum() for leaf in leaves if leaf.is_floating_point() and leaf.requires_grad]
-    if not found:
+    sums = [leaf.sum() for leaf in leaves if leaf.is_floating_point() and leaf.requires_grad]
+    if not sums:
         raise ConfigError("the model's output has no tensor that depends on its weights")
-    return torch.stack(found).sum()
+    return torch.stack(sums).sum()
 
 
-class _Passing(TorchFunctionMode):
-    """Lets values pass through activations and norms as they are."""
+class _IdentityMode(TorchFunctionMode):
+    """Replaces activations and norms by the identity."""
 
     def __torch_function__(
         self,
@@ -188,13 +181,13 @@ class _Passing(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _PASSED:
+        if func in _IDENTITIES:
             return args[0] if args else kwargs["input"]
         return func(*args, **kwargs)
 
 
 @contextmanager
-def _passing() -> Iterator[None]:
-    """Within it every model is linear; compiled parts run as plain Python."""
-    with torch.compiler.set_stance("force_eager"), _Passing():
+def _linear_mode() -> Iterator[None]:
+    """Run models without activations, norms and compilation."""
+    with torch.compiler.set_stance("force_eager"), _IdentityMode():
         yield

@@ -15,13 +15,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that hold parts of the same parameters.
+    """The processes among which parameters are sharded.
 
     Attributes:
-        group: Theirs.
-        rank: The place of this one among them.
-        size: How many they are.
-        device: Where tensors that travel must lie.
+        group: Their process group.
+        rank: The rank of this process in the group.
+        size: The number of processes.
+        device: The device that tensors must be on to be communicated.
     """
 
     group: dist.ProcessGroup
@@ -30,35 +30,35 @@ class Ranks:
     device: torch.device
 
     def sum(self, counts: Any) -> Any:
-        """The sum over ranks of an array of whole numbers; one all-reduce."""
+        """Sum an integer array over ranks; one all-reduce."""
         sent = torch.as_tensor(np.ascontiguousarray(counts, np.int64)).to(self.device, copy=True)
         dist.all_reduce(sent, group=self.group)
         return sent.cpu().numpy()
 
     def all_gather_ints(self, counts: Sequence[int]) -> Any:
-        """Every rank's whole numbers, one row a rank."""
+        """Gather the integers of all ranks, one row a rank."""
         sent = torch.tensor(counts, dtype=torch.int64, device=self.device)
         got = [torch.empty_like(sent) for _ in range(self.size)]
         dist.all_gather(got, sent, group=self.group)
         return torch.stack(got).cpu().numpy()
 
-    def all_gather_objects(self, own: Any) -> list[Any]:
-        """Small things of every rank."""
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        """Gather one picklable object of every rank."""
         got: list[Any] = [None] * self.size
-        dist.all_gather_object(got, own, group=self.group)
+        dist.all_gather_object(got, value, group=self.group)
         return got
 
     def gather_parts(self, part: Tensor, everywhere: bool) -> list[Tensor]:
-        """The parts of all ranks, flat, in host memory.
+        """Gather tensors of any length, flat, in host memory.
 
         Args:
-            part: This rank's; of any length.
-            everywhere: Whether all ranks get it, or the first alone (the others nothing).
+            part: The tensor of this rank.
+            everywhere: Whether all ranks receive the parts, or the first alone.
         """
-        held = part.detach().reshape(-1).contiguous().view(torch.uint8).to(self.device)
-        lengths = self.all_gather_ints([len(held)])[:, 0].tolist()
-        sent = held.new_zeros(max(*lengths, 1))
-        sent[: len(held)] = held
+        data = part.detach().reshape(-1).contiguous().view(torch.uint8).to(self.device)
+        lengths = self.all_gather_ints([len(data)])[:, 0].tolist()
+        sent = data.new_zeros(max(*lengths, 1))
+        sent[: len(data)] = data
         got = [torch.empty_like(sent) for _ in lengths] if everywhere or not self.rank else None
         if everywhere:
             dist.all_gather(got, sent, group=self.group)

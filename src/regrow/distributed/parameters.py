@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sharding of all parameters of a model: gather, scatter."""
+"""Sharding of a model's parameters: gather, and select this rank's part."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from regrow.distributed.sharded_counts import ShardedCounts
 from regrow.utils.bits import pruned_before
 from regrow.utils.errors import ConfigError
 
-MOMENT = "::"  # between a parameter's name and its moment's
+MOMENT = "::"  # separates a parameter's name from the name of its moment
 
 
 class Shards(Mapping[str, Shard | None]):
-    """How each of some parameters is cut; all that are must be held by the same ranks.
+    """The shard of each parameter by name; None for parameters that are not sharded.
 
     Args:
-        parameters: By name.
+        parameters: Parameters by name.
 
     Attributes:
-        ranks: Those ranks; None where every parameter is whole here.
+        ranks: The ranks that hold the shards; None where no parameter is sharded.
 
     Raises:
-        ConfigError: See `shard_of`, and for parameters cut among different ranks.
+        ConfigError: See `shard_of`, and for parameters sharded over different ranks.
 
     Example:
         >>> shards = Shards({"w": torch.ones(3)})
@@ -44,8 +44,8 @@ class Shards(Mapping[str, Shard | None]):
             self.ranks = self.ranks or shard.ranks
             if shard.ranks.group != self.ranks.group:
                 raise ConfigError(
-                    f"{name} is cut among other ranks than the parameters before it: shard all "
-                    f"that is pruned over one mesh, or write exclude=[{name!r}]"
+                    f"{name} is sharded over other ranks than the parameters before it: shard all "
+                    f"pruned parameters over one mesh, or write exclude=[{name!r}]"
                 )
 
     def __getitem__(self, name: str) -> Shard | None:
@@ -57,64 +57,60 @@ class Shards(Mapping[str, Shard | None]):
     def __len__(self) -> int:
         return len(self._shards)
 
-    def _of(self, key: str) -> Shard | None:
+    def _shard(self, key: str) -> Shard | None:
         return self._shards[key.partition(MOMENT)[0]]
 
     def sums(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Counts of whole parameters from those of this rank's parts; one all-reduce."""
-        found = ShardedCounts([self._shards[name] for name in counts]).sums(counts.values())
-        return dict(zip(counts, found, strict=True))
+        """Sum counts per parameter over the shards; one all-reduce."""
+        totals = ShardedCounts([self._shards[name] for name in counts]).sums(counts.values())
+        return dict(zip(counts, totals, strict=True))
 
     def gather(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of the parameters' shapes, gathered one at a time by the first rank alone.
+        """Gather tensors of the parameters' shapes on the first rank, one at a time.
 
-        Flat ones are joined as they are; the other ranks get empty ones. A key may say more after
-        the parameter's name (`MOMENT`).
+        Flat tensors are concatenated; the other ranks receive empty tensors. A key is a parameter's
+        name, or the name of one of its moments (`MOMENT`).
         """
         if self.ranks is None:
             return dict(values)
-        found = {key: value for key, value in values.items() if self._of(key) is None}
-        # a rank may have nothing of a parameter: it joins in all the same
-        own = {key: (v.dtype, v.dim()) for key, v in values.items() if self._of(key) is not None}
+        gathered = {key: value for key, value in values.items() if self._shard(key) is None}
+        # a rank without rows of a parameter takes part in the collective too
+        own = {key: (v.dtype, v.dim()) for key, v in values.items() if self._shard(key) is not None}
         kinds = {
             key: kind for each in self.ranks.all_gather_objects(own) for key, kind in each.items()
         }
         for key, (dtype, dims) in sorted(kinds.items()):
-            shard = self._of(key)
+            shard = self._shard(key)
             assert shard is not None
             nothing = torch.empty(0, dtype=dtype)
             parts = shard.ranks.gather_parts(values.get(key, nothing), everywhere=False)
             flat = torch.cat(parts) if parts else nothing
-            found[key] = flat.view(shard.shape) if parts and dims > 1 else flat
-        return found
+            gathered[key] = flat.view(shard.shape) if parts and dims > 1 else flat
+        return gathered
 
     def local_rows(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's rows of tensors of the parameters' shapes."""
-        found = {}
-        for name, value in values.items():
-            shard = self._shards[name]
-            found[name] = value if shard is None else value[shard.start : shard.stop]
-        return found
+        """Select this rank's rows of tensors of the parameters' shapes."""
+        shards = self._shards
+        return {
+            name: value if (shard := shards[name]) is None else value[shard.start : shard.stop]
+            for name, value in values.items()
+        }
 
     def local_values(
         self, values: Mapping[str, Tensor], bits: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """This rank's part of values that lie at the pruned places of parameters, and only there.
+        """Select this rank's part of the values of pruned weights.
 
         Args:
-            values: In flat-index order; a key may say more after the parameter's name (`MOMENT`).
+            values: In flat-index order; keys as in `gather`.
             bits: Packed masks of whole parameters, by name.
         """
-        found = {}
+        selected = {}
         for key, value in values.items():
             name = key.partition(MOMENT)[0]
             shard = self._shards.get(name)
             if shard is not None and name in bits:
-                first, last = (pruned_before(bits[name], p) for p in _ends(shard.places))
-                value = value[first:last]
-            found[key] = value
-        return found
-
-
-def _ends(places: slice) -> tuple[int, int]:
-    return places.start, places.stop
+                first = pruned_before(bits[name], shard.places.start)
+                value = value[first : pruned_before(bits[name], shard.places.stop)]
+            selected[key] = value
+        return selected

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Rows of a DTensor held by this rank.
+"""Rows of a DTensor on this rank.
 
-FSDP2 keeps a parameter as a DTensor, cut along its first dimension. Masks, scores and removed
-values are cut alike: each rank works on its own rows, and only counts and histograms travel.
+FSDP2 keeps a parameter as a DTensor, sharded along its first dimension. Masks, scores and removed
+values are sharded alike: each rank works on its rows; only counts and histograms are communicated.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from regrow.utils.errors import ConfigError
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds, without a copy: itself, where it is whole.
+    """Return the local part of a DTensor without a copy, and any other tensor unchanged.
 
     Example:
         >>> weight = torch.ones(2)
         >>> local_tensor(weight) is weight
         True
     """
-    whole: Any = tensor
-    part: Tensor = whole.to_local() if is_dtensor(tensor) else tensor
-    return part
+    dtensor: Any = tensor
+    local: Tensor = dtensor.to_local() if is_dtensor(tensor) else tensor
+    return local
 
 
 def is_dtensor(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor; asked of its attributes, for the class is slow to import.
+    """Check for a DTensor by attribute, because its class is slow to import.
 
     Example:
         >>> is_dtensor(torch.ones(2))
@@ -43,11 +43,11 @@ def is_dtensor(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows `[start, stop)` of one parameter, which this rank holds.
+    """The rows `[start, stop)` of a parameter, those of this rank.
 
     Attributes:
-        shape: Of the whole parameter.
-        ranks: Who holds the other rows, in their order.
+        shape: The shape of the whole parameter.
+        ranks: The ranks that hold its rows, in order.
     """
 
     shape: tuple[int, ...]
@@ -63,38 +63,38 @@ class Shard:
 
 
 def shard_of(name: str, parameter: Tensor) -> Shard | None:
-    """The part of a parameter that this rank holds; None where it is whole.
+    """Return the shard of a parameter on this rank; None for one that is not sharded.
 
     Raises:
-        ConfigError: For a parameter that is cut along another dimension than its first, or twice.
+        ConfigError: For a parameter sharded along another dimension than its first, or twice.
     """
     if not is_dtensor(parameter):
         return None
     tensor: Any = parameter
     mesh = tensor.device_mesh
-    cuts = [(dim, cut) for dim, cut in enumerate(tensor.placements) if not cut.is_replicate()]
-    if not cuts:
+    sharded = [(dim, p) for dim, p in enumerate(tensor.placements) if not p.is_replicate()]
+    if not sharded:
         raise ConfigError(
             f"{name} is a DTensor that every rank holds as a whole: leave it a plain parameter, or "
             f"write exclude=[{name!r}]"
         )
-    [(dim, placement), *more] = cuts
+    [(dim, placement), *more] = sharded
     rows, size = parameter.shape[0] if parameter.dim() else 0, mesh.size(dim)
     rank, step = mesh.get_local_rank(dim), -(-rows // size)  # the last ranks may have none
     start, stop = min(rank * step, rows), min((rank + 1) * step, rows)
     plain = type(placement).__name__ == "Shard" and placement.is_shard(0)
     if more or not plain or len(local_tensor(parameter)) != stop - start:
         raise ConfigError(
-            f"{name} is cut as {tuple(tensor.placements)}: masks follow parameters that "
-            "fully_shard cuts along their first dimension, once (no tensor parallelism, no "
-            f"shard_placement_fn); write exclude=[{name!r}], or shard it so"
+            f"{name} is sharded as {tuple(tensor.placements)}: parameters must be sharded by "
+            "fully_shard along their first dimension, once (no tensor parallelism, no "
+            f"shard_placement_fn); write exclude=[{name!r}], or shard it this way"
         )
     ranks = Ranks(mesh.get_group(dim), rank, size, torch.device(mesh.device_type))
     return Shard(tuple(parameter.shape), start, stop, ranks)
 
 
 def to_dtensor_like(whole: Tensor, part: Tensor) -> Tensor:
-    """This rank's rows as a tensor that is cut like `whole`; the part itself, where that is whole.
+    """Make a DTensor, sharded like `whole`, of this rank's rows; `part` itself for a plain `whole`.
 
     Example:
         >>> to_dtensor_like(torch.ones(2), torch.zeros(2))
@@ -116,11 +116,11 @@ def to_dtensor_like(whole: Tensor, part: Tensor) -> Tensor:
 
 
 def reshard_fsdp(model: nn.Module) -> None:
-    """Frees the whole parameters that FSDP2 keeps after a forward pass without a backward one.
+    """Free the unsharded parameters that FSDP2 keeps after a forward pass without a backward one.
 
-    The next pass would compute with them, and not with what was written into the shards since.
+    The next pass would use them instead of what was written into the shards since.
     """
     for module in model.modules():
-        part: Any = module
-        if hasattr(part, "reshard") and hasattr(part, "unshard"):  # torch's FSDPModule
-            part.reshard()
+        fsdp: Any = module
+        if hasattr(fsdp, "reshard") and hasattr(fsdp, "unshard"):  # torch's FSDPModule
+            fsdp.reshard()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Counts over tensors whose rows are spread over ranks."""
+"""Counts over tensors whose rows are sharded over ranks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from regrow.distributed.shard import Shard
 
 
 class ShardedCounts:
-    """Counts over all ranks that hold parts of some tensors; of this one alone without parts.
+    """Counts summed over the ranks that hold shards of some tensors.
 
     Args:
-        shards: The rows of each tensor that this rank holds; None: all, as every rank does.
+        shards: The shard of each tensor; None for tensors that every rank has whole.
 
     Attributes:
-        ranks: Who holds parts; None where nothing is cut.
+        ranks: The ranks with shards; None where nothing is sharded.
 
     Example:
         >>> ShardedCounts([None, None]).sums([1, 2])
@@ -28,34 +28,34 @@ class ShardedCounts:
         self.ranks = next((shard.ranks for shard in shards if shard is not None), None)
 
     def counts(self, index: int) -> bool:
-        """Whether a tensor enters this rank's sums: one that all hold is counted once."""
+        """Whether this rank counts a tensor: one that all ranks have is counted once."""
         return self.ranks is None or self.shards[index] is not None or self.ranks.rank == 0
 
     def sum(self, counts: Any) -> Any:
-        """An array of counts, summed over the ranks."""
+        """Sum an array of counts over the ranks."""
         return counts if self.ranks is None else self.ranks.sum(counts)
 
     def sums(self, counts: Iterable[int], indices: Sequence[int] | None = None) -> list[int]:
-        """One count a tensor, of the tensors at `indices` (None: all), summed over the ranks."""
+        """Sum one count per tensor at `indices` (None: all) over the ranks."""
         places = range(len(self.shards)) if indices is None else indices
         own = [count if self.counts(i) else 0 for i, count in zip(places, counts, strict=True)]
         return [int(count) for count in self.sum(own)]
 
     def shares(self, total: int, own: Sequence[int], indices: Sequence[int]) -> list[int]:
-        """How many of this rank's places are among the first `total` of all.
+        """Count this rank's elements among the first `total` of all ranks, per tensor.
 
-        The order is that of the tensors, and within one that of its rows, so of the ranks.
+        Elements are ordered by tensor, then by row, so by rank.
 
         Args:
-            total: How many.
-            own: This rank's places, tensor by tensor.
-            indices: Which tensors.
+            total: The number of elements over all tensors and ranks.
+            own: The number of elements on this rank, per tensor.
+            indices: The tensors.
         """
         assert self.ranks is not None
-        every, found = self.ranks.all_gather_ints(own), []
+        by_rank, shares = self.ranks.all_gather_ints(own), []
         for place, index in enumerate(indices):
-            cut, column = self.shards[index] is not None, every[:, place]
-            before = int(column[: self.ranks.rank].sum()) if cut else 0
-            found.append(min(max(0, total - before), own[place]))
-            total = max(0, total - (int(column.sum()) if cut else own[place]))
-        return found
+            sharded, column = self.shards[index] is not None, by_rank[:, place]
+            before = int(column[: self.ranks.rank].sum()) if sharded else 0
+            shares.append(min(max(0, total - before), own[place]))
+            total = max(0, total - (int(column.sum()) if sharded else own[place]))
+        return shares

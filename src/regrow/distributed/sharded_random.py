@@ -20,14 +20,14 @@ def sharded_random(
     shard: Shard | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """What `draw(shape, generator=generator)` gives, or the rows of it that this rank holds.
+    """Compute this rank's rows of `draw(shape, generator=generator)`.
 
     Args:
         draw: `torch.rand` or `torch.randn`, whose numbers do not depend on how many are drawn at
-            once, but for the last sixteen.
-        shape: Of the whole.
-        shard: The rows; None: all. There is never room for the others.
-        generator: On the CPU; it goes on as if all had been drawn.
+            once, except for the last sixteen.
+        shape: The shape of the whole tensor.
+        shard: The rows of this rank; None: all. No memory is used for the others.
+        generator: On the CPU; it advances as if the whole tensor were drawn.
 
     Example:
         >>> sharded_random(torch.rand, (2, 2), None, torch.Generator().manual_seed(0)).shape
@@ -36,13 +36,13 @@ def sharded_random(
     if shard is None:
         return draw(tuple(shape), generator=generator)
     numbers = RandomStream(draw, shape, shard, generator)
-    found = numbers.take((shard.stop - shard.start) * math.prod(shape[1:]))
+    rows = numbers.take((shard.stop - shard.start) * math.prod(shape[1:]))
     numbers.finish()
-    return found.view(-1, *shape[1:])
+    return rows.view(-1, *shape[1:])
 
 
 class RandomStream:
-    """The numbers of `drawn` in flat order, some at a time; there is room for no others.
+    """The numbers of `sharded_random` in flat order, some at a time, without storing the rest.
 
     Example:
         >>> numbers = RandomStream(torch.rand, (2, 2), None, torch.Generator().manual_seed(0))
@@ -59,39 +59,39 @@ class RandomStream:
     ) -> None:
         self._draw, self._generator = draw, generator
         self._size, self._drawn = math.prod(shape), 0
-        self._held = torch.empty(0)
-        self._pass_over(0 if shard is None else shard.places.start)
+        self._buffer = torch.empty(0)
+        self._skip(0 if shard is None else shard.places.start)
 
     def take(self, count: int) -> Tensor:
-        """The next ones, flat."""
-        found = torch.empty(count)
+        """Return the next `count` numbers, flat."""
+        numbers = torch.empty(count)
         filled = 0
         while filled < count:
             self._fill()
-            part = self._held[: count - filled]
-            found[filled : filled + len(part)] = part
-            self._held = self._held[len(part) :]
+            part = self._buffer[: count - filled]
+            numbers[filled : filled + len(part)] = part
+            self._buffer = self._buffer[len(part) :]
             filled += len(part)
-        return found
+        return numbers
 
     def finish(self) -> None:
-        """Draws what is left, so that the generator goes on as if all had been drawn."""
-        self._held = self._held[:0]
+        """Draw the remaining numbers, so that the generator advances as if all were drawn."""
+        self._buffer = self._buffer[:0]
         while self._drawn < self._size:
             self._fill()
-            self._held = self._held[:0]
+            self._buffer = self._buffer[:0]
 
-    def _pass_over(self, count: int) -> None:
+    def _skip(self, count: int) -> None:
         while count:
             self._fill()
-            passed = min(count, len(self._held))
-            self._held = self._held[passed:]
-            count -= passed
+            skipped = min(count, len(self._buffer))
+            self._buffer = self._buffer[skipped:]
+            count -= skipped
 
     def _fill(self) -> None:
-        """Draws the next ones where none are held."""
+        """Draw the next numbers if the buffer is empty."""
         left = self._size - self._drawn
-        if len(self._held) == 0 and left:
+        if len(self._buffer) == 0 and left:
             count = left if left < CHUNK + 16 else CHUNK
-            self._held = self._draw(count, generator=self._generator)
+            self._buffer = self._draw(count, generator=self._generator)
             self._drawn += count

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Read a checkpoint, verify its checksums."""
+"""Read a checkpoint and verify its checksums."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from regrow.utils.errors import StateError
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint file, read with `weights_only=True` and compared with its checksums.
+    """Read a checkpoint file with `weights_only=True`, and verify its checksums.
 
     Raises:
-        StateError: If it is damaged, or holds more than tensors and plain values.
+        StateError: If it is damaged, or has more than tensors and plain values.
     """
     check_checksums(path)
     try:
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever damaged bytes lead torch and pickle into
+    except Exception as error:  # damaged bytes cause any error in torch and pickle
         raise StateError(
             f"{path} cannot be read as a checkpoint of tensors and plain values: {error}"
         ) from error
@@ -31,17 +31,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def check_checksums(path: object, old: bool = True) -> None:
-    """Reads a checkpoint file once more and compares it with the checksums in it.
+    """Check a checkpoint file against the checksums in it, which `torch.load` ignores.
 
-    `torch.load` does not: most flipped bits load as other numbers. What is no file (folders of
-    sharded checkpoints, addresses) is left alone.
+    Paths that are not files (folders of sharded checkpoints, URLs) are not checked.
 
     Args:
         path: The file.
-        old: Whether it may be of PyTorch's format before 1.6, which has no checksums.
+        old: Accept PyTorch's format before 1.6, which has no checksums.
 
     Raises:
-        StateError: Naming the file and the first part of it that is damaged.
+        StateError: Naming the file and its first damaged part.
     """
     if path is None or not Path(str(path)).is_file():
         return
@@ -52,12 +51,12 @@ def check_checksums(path: object, old: bool = True) -> None:
             with zipfile.ZipFile(str(path)) as archive:
                 bad = archive.testzip()
             reason = None if bad is None else f"the checksum of {bad} is wrong"
-    except Exception as error:  # whatever a damaged directory leads zipfile into
+    except Exception as error:  # a damaged directory causes any error in zipfile
         reason = str(error)
     if reason is not None:
         raise StateError(
-            f"{path} is damaged ({reason}): go on from an earlier checkpoint, or remove it"
+            f"{path} is damaged ({reason}): resume from an earlier checkpoint, or remove it"
         )
 
 
-KEY = "regrow_channels"  # where a checkpoint holds its plan
+KEY = "regrow_channels"  # key of the channel cut in a checkpoint

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""`export(model, path)`.
+"""Export a model to a file: `export(model, path)`.
 
-A file is written aside, read back and compared to the model; only then does it take its place.
+A temporary file is written, read back and compared to the model; only then does it replace `path`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Exported:
     """A file that was written and checked.
 
     Attributes:
-        path: Where it is.
+        path: The file.
         to: Its format.
         bytes: Its size.
         error: Largest difference from the model's output, relative to the largest output; 0 for
-            safetensors, whose weights are the same bits.
-        batch: The only batch size that it takes; None: any.
-        reason: Why it takes no other.
+            safetensors, whose weights are bit-identical.
+        batch: The only batch size that it accepts; None: any.
+        reason: Why it accepts no other.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class Exported:
 
 
 class ModelCut(Protocol):
-    """What `export` needs of a `regrow.channels` cut."""
+    """The methods of a `regrow.channels` cut that `export` uses."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -64,27 +64,25 @@ def export(
     to: str | None = None,
     plan: ModelCut | None = None,
 ) -> Exported:
-    """Writes a model to a file that runs, or loads, without this package's training code.
+    """Write a model to an ONNX, pt2 or safetensors file, and check the file.
 
-    Pruned weights are the zeros that they are. ONNX and pt2 files take any batch size where the
-    model can be traced so, and are compared to it, by onnxruntime and by PyTorch, on the example
-    and on random numbers at two batch sizes: within 1e-4 of the largest output for float32 (1e-9
-    float64, 1e-2 float16, 5e-2 bfloat16). A safetensors file holds weights and plan, to the bit;
-    `regrow.channels.load(make, path)` makes the model of it, cut and tied as it was.
+    ONNX and pt2 files accept any batch size where the model can be traced so. Their outputs are
+    compared to the model's on the example and on noise at two batch sizes: within 1e-4 of the
+    largest output for float32 (1e-9 float64, 1e-2 float16, 5e-2 bfloat16). A safetensors file has
+    weights, bit-exact, and plan; `regrow.channels.load(make, path)` restores the model.
 
     Args:
-        model: The model, on any device; it is exported in eval mode and left as it was.
-        path: The file; what stands there is replaced once the new file is checked.
-        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments. None:
-            the model's `example_input_array`. Safetensors needs none.
+        model: The model, on any device; exported in eval mode and not changed.
+        path: The file; an existing one is replaced once the new file is checked.
+        example_input: A batch; tuples are positional arguments, dicts keyword arguments. None: the
+            model's `example_input_array`. Not needed for safetensors.
         to: "onnx", "safetensors" or "pt2"; None: by the path's suffix.
-        plan: What was cut from the model, for safetensors; the others need none.
+        plan: What was cut from the model, for safetensors.
 
     Raises:
-        ConfigError: For a format that there is not, a missing package, or a model that cannot be
-            exported so.
-        StateError: If the file does not compute what the model does, or the plan is of another
-            model; nothing is written.
+        ConfigError: For an unknown format, a missing package, or a model that cannot be exported.
+        StateError: If file and model compute different things, or the plan is of another model;
+            nothing is written.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -111,10 +109,10 @@ def export(
             return Exported(path, to, file.stat().st_size)
         try:
             written = write_program(model, file, to, example)
-        except ExportMismatch as broken:
+        except ExportMismatch as mismatch:
             raise StateError(
-                f"the exported file is not the model: {broken}; {path} was not written"
-            ) from broken
+                f"the exported file is not the model: {mismatch}; {path} was not written"
+            ) from mismatch
         if written.batch is not None:
             warnings.warn(
                 f"{path.name} takes batches of {written.batch} only: {written.reason}", stacklevel=2
@@ -123,31 +121,33 @@ def export(
 
 
 def chosen_format(path: Path, to: str | None = None) -> str:
-    """The format that a path and `to` mean.
+    """Return the format that a path's suffix or `to` names.
 
     Raises:
-        ConfigError: If they mean none, or two.
+        ConfigError: If they name no format, or two.
 
     Example:
         >>> chosen_format(Path("a/model.onnx")), chosen_format(Path("model"), "pt2")
         ('onnx', 'pt2')
     """
-    meant = next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix), None)
-    if to is None and meant is None:
+    by_suffix = next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix), None)
+    if to is None and by_suffix is None:
         raise ConfigError(
             f"{path.name!r} says no format by its suffix: write one of "
             f"{', '.join(SUFFIXES.values())}, or to= one of {', '.join(SUFFIXES)}"
         )
     if to is None:
-        return str(meant)
+        return str(by_suffix)
     check_choice("to", to, SUFFIXES)
-    if meant not in (None, to):
-        raise ConfigError(f"{path.name!r} is {meant} by its suffix, to={to!r}: change one of them")
+    if by_suffix not in (None, to):
+        raise ConfigError(
+            f"{path.name!r} is {by_suffix} by its suffix, to={to!r}: change one of them"
+        )
     return to
 
 
 def written_size(model: nn.Module, to: str, example_input: Any) -> int:
-    """The bytes that a model takes in a format; no file stays and nothing is checked."""
+    """Return the size in bytes of a model in a format; nothing is kept or checked."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"model{SUFFIXES[to]}"
         if to == "safetensors":
@@ -158,21 +158,21 @@ def written_size(model: nn.Module, to: str, example_input: Any) -> int:
 
 
 def _write_weights(model: nn.Module, file: Path, plan: ModelCut | None) -> None:
-    """Writes and reads back.
+    """Write the weights, and read them back.
 
     Raises:
-        StateError: If another bit comes back.
+        StateError: If a bit differs.
     """
     state = {strip_compile_prefix(name): value for name, value in model.state_dict().items()}
     write_tensors(file, state, {} if plan is None else {KEY: plan.state_dict()})
-    found = read_tensors(file)["state_dict"]
+    read = read_tensors(file)["state_dict"]
     for name, tensor in state.items():
-        if name not in found or not _same(tensor.detach().cpu(), found[name]):
+        if name not in read or not _bits_equal(tensor.detach().cpu(), read[name]):
             raise StateError(f"{name} does not come back as it was written; nothing was written")
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal to the bit, NaNs included."""
+def _bits_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Check bit-exact equality, NaNs included."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     flat = [tensor.contiguous().flatten().view(torch.uint8) for tensor in (one, other)]

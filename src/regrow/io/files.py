@@ -15,53 +15,53 @@ from regrow.utils.errors import ConfigError, StateError, disk_error, write_error
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes beside the file, then renames: a reader sees the old file or the new one.
+    """Write a temporary file, then rename it: readers see the old file or the new one.
 
     Args:
-        path: Where it goes; its folder is made.
+        path: The file; its folder is created.
         write: Called with a binary file.
 
     Raises:
-        StateError: If it cannot be written; what was there before is whole.
+        StateError: If it cannot be written; an earlier file is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(aside, 0o666 & ~_umask())  # mkstemp's are the owner's alone
-            os.replace(aside, path)
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private
+            os.replace(temporary, path)
         except BaseException:
-            os.unlink(aside)
+            os.unlink(temporary)
             raise
     except Exception as error:
-        refused = disk_error(error)  # torch.save speaks of something else
-        if refused is None:
+        cause = disk_error(error)  # torch.save raises another error
+        if cause is None:
             raise
-        raise write_error(path, refused) from error
+        raise write_error(path, cause) from error
 
 
 def _umask() -> int:
-    """The process's mask, which can only be read by setting it."""
+    """Return the process's file mode mask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, whole or not at all; NaN and Inf are refused, as JSON has none."""
+    """Write JSON atomically; raise for NaN and Inf, which JSON does not have."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote.
+    """Read a JSON file.
 
     Raises:
-        StateError: If the file is no JSON, naming it.
+        StateError: If the file is not JSON.
     """
     try:
         return json.loads(path.read_text())
@@ -71,7 +71,7 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def temporary_beside(path: Path, suffix: str) -> Iterator[Path]:
-    """A place to write beside the path, which takes its place if nothing is raised."""
+    """Yield a temporary file beside the path, which replaces it if nothing is raised."""
     if path.is_dir():
         raise ConfigError(f"{path} is a folder: write the name of a file")
     try:

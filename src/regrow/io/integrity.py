@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Digest of saved state (candidate for deletion: duplicates the zip CRC)."""
+"""Digests of saved state."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SEAL = "seal"
 
 
 def with_digest(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The same state with a digest of each of its tensors, and one of all the rest.
+    """Add a digest of each tensor of a state, and one of all other values.
 
-    Needed because `torch.load` does not look at the checksums of the file it reads: a bit that
-    flipped in packed masks would be a weight more or less, and nobody would hear of it.
+    `torch.load` does not verify the checksums of a file, so a flipped bit of a packed mask would
+    prune or restore a weight unnoticed.
 
     Args:
-        state: Nested builtin types and tensors; of sharded tensors the name alone counts.
+        state: Nested builtin types and tensors; values of DTensors are not covered.
 
     Example:
         >>> state = with_digest({"masks": {"fc": torch.tensor([255], dtype=torch.uint8)}})
@@ -36,10 +36,10 @@ def with_digest(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verify_digest(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the state if it is what `sealed` saw.
+    """Return the state if it matches its digests.
 
     Raises:
-        StateError: Naming what has changed since.
+        StateError: Naming the values that changed.
     """
     if not isinstance(state, Mapping) or not isinstance(state.get(SEAL), Mapping):
         raise StateError(
@@ -49,27 +49,27 @@ def verify_digest(state: Mapping[str, Any]) -> Mapping[str, Any]:
     then, now = state[SEAL], _digests(state)
     wrong = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if wrong:
-        named = ", ".join(name or "what is no tensor" for name in wrong[:5])
+        named = ", ".join(name or "a value that is no tensor" for name in wrong[:5])
         raise StateError(
-            f"the saved state is damaged: {named} is not what was saved: go on from an earlier "
+            f"the saved state is damaged: {named} is not what was saved: resume from an earlier "
             "checkpoint"
         )
     return state
 
 
 def _digests(state: Mapping[str, Any]) -> dict[str, str]:
-    rest, found = hashlib.blake2b(digest_size=8), {}
+    rest, digests = hashlib.blake2b(digest_size=8), {}
     for path, value in _leaves("", {k: v for k, v in state.items() if k != SEAL}):
         if isinstance(value, Tensor) and not hasattr(value, "to_local"):
-            found[path] = _digest(value)
+            digests[path] = _digest(value)
         else:
             words = type(value).__name__ if isinstance(value, Tensor) else repr(value)
             rest.update(f"{path}={words}\n".encode())
-    return found | {"": rest.hexdigest()}
+    return digests | {"": rest.hexdigest()}
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Everything in a nest by its path; of a container its kind and size too."""
+    """Yield all values of nested containers by path; of containers their type and length."""
     if isinstance(value, Mapping | list | tuple):
         yield path, f"{'dict' if isinstance(value, Mapping) else type(value).__name__}{len(value)}"
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
@@ -80,7 +80,7 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _digest(tensor: Tensor) -> str:
-    found = hashlib.blake2b(f"{tensor.dtype}{list(tensor.shape)}".encode(), digest_size=8)
+    digest = hashlib.blake2b(f"{tensor.dtype}{list(tensor.shape)}".encode(), digest_size=8)
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    found.update(flat.view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

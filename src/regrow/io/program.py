@@ -15,35 +15,29 @@ from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
 from torch.utils._pytree import tree_leaves, tree_map
 
-from regrow.utils.batches import batch_size, bound_forward, device_of, resized
+from regrow.utils.batches import batch_size, bound_forward, device_of, noise_like, resize_batch
 from regrow.utils.errors import ConfigError
 from regrow.utils.imports import import_optional
-from regrow.utils.modes import eval_mode
+from regrow.utils.modes import eval_mode, no_attention_fastpath
 
-# How far outputs may differ, relative to the largest one.
+# Allowed difference of outputs, relative to the largest output.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-
-_LARGEST = 2**31 - 2**20  # bytes of weights in one ONNX file, a little left for the graph
-
-
-_TALKATIVE = ("onnx", "fx.experimental.symbolic_shapes")
-
-
+_ONNX_LIMIT = 2**31 - 2**20  # bytes of weights in one ONNX file, the rest for the graph
+_NOISY_LOGGERS = ("onnx", "fx.experimental.symbolic_shapes")
 Runner = Callable[[Any], list[Tensor]]
 
 
 class ExportMismatch(Exception):
-    """The file computes something else."""
+    """An exported file and the model compute different things."""
 
 
 class ExportCheck(NamedTuple):
-    """What `write_program` found.
+    """The result of `write_program`.
 
     Attributes:
         error: Largest difference, relative to the largest output.
-        batch: The only batch size that the file takes; None: any.
-        reason: Why it takes no other.
+        batch: The only batch size that the file accepts; None: any.
+        reason: Why it accepts no other.
     """
 
     error: float
@@ -54,87 +48,91 @@ class ExportCheck(NamedTuple):
 def write_program(
     model: nn.Module, file: Path, to: str, example_input: Any, *, checked: bool = True
 ) -> ExportCheck:
-    """Writes a model, for any batch size if that holds, and else for the example's.
+    """Write a model for any batch size, or for the example's if it cannot be traced so.
 
     Args:
         model: The model; run in eval mode.
         file: The file.
         to: "onnx" or "pt2".
-        example_input: A batch; floats of it are replaced by noise in what the file keeps.
-        checked: Whether the file is run beside the model.
+        example_input: A batch; in the file, noise replaces its floating point values.
+        checked: Whether to compare the file's outputs with the model's.
 
     Raises:
         ConfigError: If the model cannot be exported.
-        Broken: If the file computes something else.
+        ExportMismatch: If the file computes something else.
     """
     if to == "onnx":
         import_optional("ONNX", "export", "onnx", "onnxscript", "onnxruntime")
-        if sum(t.nbytes for t in [*model.parameters(), *model.buffers()]) > _LARGEST:
+        if sum(t.nbytes for t in [*model.parameters(), *model.buffers()]) > _ONNX_LIMIT:
             raise ConfigError(
                 "the model has more than 2 GiB, which one ONNX file cannot hold: write .pt2 or "
                 ".safetensors, or model.half()"
             )
     device, size = device_of(model), batch_size(example_input)
     example = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example_input)
-    others = [resized(example, size, 1), resized(example, size, max(3, size + 1))]
-    with eval_mode(model), _portable():
-        _check_example_fits(model, example)
+    others = [_noise(example, 1), _noise(example, max(3, size + 1))]
+    with eval_mode(model), _export_mode():
+        _check_runs(model, example)
         try:
-            _write(model, file, to, resized(example, size, 2), _batched(example, size))
-            return ExportCheck(
-                _check(model, file, to, [example, *others]) if checked else 0, None, ""
-            )
-        except Exception as error:  # whatever torch.export, the converter or the runtime raises
-            reason = _in_short(error)
-        given = resized(example, size, size)
+            _write(model, file, to, _noise(example, 2), _batched(example, size))
+            error = _check(model, file, to, [example, *others]) if checked else 0
+            return ExportCheck(error, None, "")
+        except Exception as failure:  # of torch.export, the converter or the runtime
+            reason = _shorten(failure)
+        given = _noise(example, size)
         try:
             _write(model, file, to, given)
-        except Exception as error:
+        except Exception as failure:
             raise ConfigError(
-                f"{type(model).__name__} cannot be written as {to}: {_in_short(error)}; make its "
+                f"{type(model).__name__} cannot be written as {to}: {_shorten(failure)}; make its "
                 "forward free of control flow that depends on data, or write .safetensors"
-            ) from error
-        return ExportCheck(
-            _check(model, file, to, [example, given]) if checked else 0, size, reason
-        )
+            ) from failure
+        error = _check(model, file, to, [example, given]) if checked else 0
+        return ExportCheck(error, size, reason)
 
 
-def difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference of outputs, relative to the largest of each.
+def difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
+    """Compute the largest difference of outputs, relative to the largest output of each.
 
     Raises:
-        Broken: If shapes or types differ, or a difference is above `TOLERANCE`.
+        ExportMismatch: If shapes or types differ, or a difference is above `TOLERANCE`.
 
     Example:
         >>> difference([torch.tensor([1.0, 8.0])], [torch.tensor([1.0, 8.0])])
         0.0
     """
-    if len(found) != len(expected):
-        raise ExportMismatch(f"it gives {len(found)} tensors, the model {len(expected)}")
+    if len(outputs) != len(expected):
+        raise ExportMismatch(f"it gives {len(outputs)} tensors, the model {len(expected)}")
     worst = 0.0
-    for mine, theirs in zip(found, expected, strict=True):
-        if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
+    for output, reference in zip(outputs, expected, strict=True):
+        if (output.shape, output.dtype) != (reference.shape, reference.dtype):
             raise ExportMismatch(
-                f"it gives {mine.dtype} of shape {tuple(mine.shape)}, the model {theirs.dtype} of "
-                f"shape {tuple(theirs.shape)}"
+                f"it gives {output.dtype} of shape {tuple(output.shape)}, the model "
+                f"{reference.dtype} of shape {tuple(reference.shape)}"
             )
-        one, other = mine.double(), theirs.double()
+        one, other = output.double(), reference.double()
         equal = (one == other) | (one.isnan() & other.isnan())
         finite = other[other.isfinite()]
         scale = float(finite.abs().max()) if len(finite) else 0.0
         gap = torch.where(equal, 0.0, (one - other).abs())
         error = float(gap.max()) / (scale or 1.0) if gap.numel() else 0.0
-        if not error <= TOLERANCE.get(theirs.dtype, 0.0):
+        tolerance = TOLERANCE.get(reference.dtype, 0.0)
+        if not error <= tolerance:
             raise ExportMismatch(
-                f"outputs differ by {error:.2g} of the largest one, {theirs.dtype} may by "
-                f"{TOLERANCE.get(theirs.dtype, 0.0):.0e}"
+                f"outputs differ by {error:.2g} of the largest one; the tolerance of "
+                f"{reference.dtype} is {tolerance:.0e}"
             )
         worst = max(worst, error)
     return worst
 
 
+def _noise(example: Any, count: int) -> Any:
+    """Noise of the example's shapes, for a batch of `count`; integers are repeated."""
+    return noise_like(resize_batch(example, count), seed=count)
+
+
 def _batched(example: Any, size: int) -> Callable[[Any], ShapesCollection]:
-    """Marks the first dimension of every tensor that counts examples."""
+    """Mark the first dimension of every tensor that counts examples as dynamic."""
     counts = [isinstance(x, Tensor) and x.dim() > 0 and len(x) == size for x in _leaves(example)]
 
     def dims(given: Any) -> ShapesCollection:
@@ -165,23 +163,23 @@ def _write(
     onnx.save(str(file), external_data=False)
 
 
-def _check_example_fits(model: nn.Module, example: Any) -> None:
+def _check_runs(model: nn.Module, example: Any) -> None:
     try:
-        bound_forward(model, _copied(example))()
+        bound_forward(model, _cloned(example))()
     except Exception as error:
         raise ConfigError(
-            f"{type(model).__name__} does not run on the example input: {_in_short(error)}"
+            f"{type(model).__name__} does not run on the example input: {_shorten(error)}"
         ) from error
 
 
 def _check(model: nn.Module, file: Path, to: str, inputs: list[Any]) -> float:
     try:
         run = _onnx_runner(file) if to == "onnx" else _program_runner(file)
-        found = [run(_copied(given)) for given in inputs]
+        outputs = [run(_cloned(given)) for given in inputs]
     except Exception as error:
-        raise ExportMismatch(f"it does not run: {_in_short(error)}") from error
-    expected = [_tensors(bound_forward(model, _copied(given))()) for given in inputs]
-    return max(map(difference, found, expected))
+        raise ExportMismatch(f"it does not run: {_shorten(error)}") from error
+    expected = [_tensors(bound_forward(model, _cloned(given))()) for given in inputs]
+    return max(map(difference, outputs, expected))
 
 
 def _onnx_runner(file: Path) -> Runner:
@@ -217,8 +215,8 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example if isinstance(example, tuple) else (example,)), {}
 
 
-def _copied(example: Any) -> Any:
-    """For one run: a layer may work in place, on its input too."""
+def _cloned(example: Any) -> Any:
+    """Clone inputs, which a layer may modify in place."""
     return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, example)
 
 
@@ -230,21 +228,20 @@ def _tensors(values: Any) -> list[Tensor]:
     return [leaf.detach().cpu() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-def _in_short(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:200]}"
 
 
 @contextmanager
-def _portable() -> Iterator[None]:
-    """Attention as plain products, without gradients, and without words that help nobody."""
-    logs = [logging.getLogger(f"torch.{name}") for name in _TALKATIVE]
-    fast, levels = torch.backends.mha.get_fastpath_enabled(), [log.level for log in logs]
+def _export_mode() -> Iterator[None]:
+    """Attention as separate operations, no gradients, no irrelevant log lines and warnings."""
+    logs = [logging.getLogger(f"torch.{name}") for name in _NOISY_LOGGERS]
+    levels = [log.level for log in logs]
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
         for log in logs:
             log.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), no_attention_fastpath():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.filterwarnings("ignore", module=r"torch\.onnx")
@@ -252,4 +249,3 @@ def _portable() -> Iterator[None]:
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
-        torch.backends.mha.set_fastpath_enabled(fast)

@@ -119,19 +119,6 @@ def topk_straight_through(weight: Tensor, scores: Tensor, mask: Tensor) -> Tenso
     return weight * (mask + (size - size.detach()))
 
 
-def straight_through(weight: Tensor, mask: Tensor) -> Tensor:
-    """F = w m, whose gradient goes to all of w as if m were 1: what `soft=True` trains with.
-
-    Source: Guo et al. 2016 (dynamic network surgery); Lin et al. 2020 (dynamic pruning with
-    feedback).
-
-    Example:
-        >>> straight_through(torch.tensor([2.0, 3.0]), torch.tensor([False, True]))
-        tensor([0., 3.])
-    """
-    return weight + (weight * mask - weight).detach()
-
-
 VJP = tuple[Tensor, Tensor]
 
 

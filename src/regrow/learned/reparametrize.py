@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from regrow.learned.methods import MaskContext, MaskMethod
 from regrow.utils.errors import StateError
+from regrow.utils.optimizers import trained_parameters
 from regrow.utils.random import make_generator
 
 
@@ -182,8 +183,8 @@ class Reparametrization:
 
     def _names(self, optimizer: Optimizer) -> list[str]:
         """The names of the parameters that an optimizer trains."""
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return [name for name in self.scores if id(self.parameters[name]) in held]
+        trained = trained_parameters(optimizer)
+        return [name for name in self.scores if id(self.parameters[name]) in trained]
 
     def _given(self, name: str) -> MaskContext:
         return MaskContext(self.progress, self._noise.get(name), self._masks.get(name))

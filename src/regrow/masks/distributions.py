@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Global, uniform, ERK, LAMP.
+"""Distributions of a target over layers: global, uniform, ERK, LAMP.
 
-A distribution turns layer sizes and a number of units to prune into pools. Layers of one pool are
-ranked together; a pool of one layer has a target of its own.
+A distribution turns layer sizes and a sparsity into pools. Layers of one pool are ranked together;
+a pool of one layer has a separate target.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from regrow.utils.errors import ConfigError, StateError
 
 
 class Pool(NamedTuple):
-    """Layers (by index) that are ranked together, and how many of their units are pruned."""
+    """Indices of layers that are ranked together, and how many of their units are pruned."""
 
     layers: tuple[int, ...]
     pruned: int
 
 
 class LayerSize(NamedTuple):
-    """What a distribution knows of a layer.
+    """The sizes of a layer.
 
     Attributes:
         name: For messages.
         shape: Shape of the weight, `(out, in, kh, kw)` or `(out, in)`.
-        units: How many prunable units it has.
-        pruned: How many of them are pruned already.
-        least: How many must stay.
+        units: Number of prunable units.
+        pruned: Number of units that are pruned already.
+        least: Number of units that must be kept.
     """
 
     name: str
@@ -46,30 +46,29 @@ Distribution = Callable[[Sequence[LayerSize], float], list[Pool]]
 
 
 def global_pool(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
-    """Global ranking: one pool over all layers.
+    """Put all layers into one pool (global ranking).
 
     Example:
         >>> global_pool([LayerSize("a", (2, 5), 10), LayerSize("b", (3, 10), 30)], 0.5)
         [Pool(layers=(0, 1), pruned=20)]
     """
-    _reachable(layers, _count(layers, sparsity))
-    return [Pool(tuple(range(len(layers))), _count(layers, sparsity))]
+    return [Pool(tuple(range(len(layers))), _pruned_count(layers, sparsity))]
 
 
 def uniform(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
-    """The same sparsity in every layer; largest remainders make the sum round(s n).
+    """Prune the same fraction of every layer; by largest remainders the sum is round(s n).
 
     Example:
         >>> uniform([LayerSize("a", (2, 5), 10), LayerSize("b", (3, 10), 30)], 0.5)
         [Pool(layers=(0,), pruned=5), Pool(layers=(1,), pruned=15)]
     """
-    return _own_pools(layers, [sparsity * layer.units for layer in layers], sparsity)
+    return _separate_pools(layers, [sparsity * layer.units for layer in layers], sparsity)
 
 
 def erk(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
     """Erdos-Renyi-Kernel: density proportional to (in + out + kh + kw) / (in out kh kw).
 
-    Layers whose share would exceed 1 stay dense and the others give the difference.
+    Layers whose density would exceed 1 stay dense; the others are pruned more.
 
     Source: Evci et al. 2020 (RigL), section 3; Mocanu et al. 2018 for linear layers.
 
@@ -80,11 +79,11 @@ def erk(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
     """
     densities = erk_densities([layer.shape for layer in layers], sparsity)
     ideal = [(1 - density) * layer.units for density, layer in zip(densities, layers, strict=True)]
-    return _own_pools(layers, ideal, sparsity)
+    return _separate_pools(layers, ideal, sparsity)
 
 
 def erk_densities(shapes: Sequence[Sequence[int]], sparsity: float) -> list[float]:
-    """The densities of `erk`, before rounding to whole weights.
+    """Compute the densities of `erk`, before rounding to whole weights.
 
     Example:
         >>> [round(d, 4) for d in erk_densities([(300, 784), (100, 300), (10, 100)], 0.9)]
@@ -104,20 +103,20 @@ def erk_densities(shapes: Sequence[Sequence[int]], sparsity: float) -> list[floa
 
 
 def lamp_scores(scores: Tensor, kept: Tensor | None = None, name: str = "a layer") -> Tensor:
-    """Scores that can be compared across layers: s^2 / sum of all u^2 with u >= s in the layer.
+    """Make scores comparable across layers: s^2 / sum of all u^2 with u >= s in the layer.
 
     The largest score of each layer becomes 1. Ties are summed in flat order.
 
     Args:
         scores: Non-negative scores of one layer, any shape.
-        kept: Non-zero where the place still counts; others get 0.
-        name: Of the layer, for messages.
+        kept: Non-zero for kept weights; the scores of the others are 0.
+        name: The layer, for messages.
 
     Returns:
-        float64, because sums over a layer need the digits (8 bytes a score while an event lasts).
+        float64 scores (8 bytes each), for the precision of sums over a layer.
 
     Raises:
-        StateError: For negative scores, and for those whose square is infinite.
+        StateError: For negative scores and scores whose square is infinite.
 
     Source: Lee et al. 2021, eq. 1.
 
@@ -128,17 +127,17 @@ def lamp_scores(scores: Tensor, kept: Tensor | None = None, name: str = "a layer
     flat = scores.detach().reshape(-1).double()
     if bool((flat < 0).any()):
         raise StateError(
-            "LAMP compares squared scores, and this criterion gives negative ones: write "
+            "LAMP compares squared scores, and this criterion has negative ones: write "
             "distribution='global', 'uniform' or 'erk'"
         )
     squares = flat.square()
     if kept is not None:
         squares = squares.where(kept.reshape(-1) != 0, 0.0)
-    endless = int(squares.isinf().count_nonzero())
-    if endless:
+    infinite = int(squares.isinf().count_nonzero())
+    if infinite:
         raise StateError(
-            f"{name} has {endless} scores that are infinite once squared, and LAMP divides by sums "
-            "of squares: look at its weights (has the loss diverged?), or write "
+            f"{name} has {infinite} scores that are infinite once squared, and LAMP divides by "
+            "sums of squares: check its weights (has the loss diverged?), or write "
             "distribution='global', 'uniform' or 'erk'"
         )
     order = squares.argsort(stable=True)
@@ -157,24 +156,24 @@ DISTRIBUTIONS: Mapping[str, Distribution] = {
 }
 
 
-def _count(layers: Sequence[LayerSize], sparsity: float) -> int:
-    return round(sparsity * sum(layer.units for layer in layers))
-
-
-def _reachable(layers: Sequence[LayerSize], count: int) -> None:
+def _pruned_count(layers: Sequence[LayerSize], sparsity: float) -> int:
+    """Return how many units of all layers a sparsity prunes, and check that it is possible."""
+    total = sum(layer.units for layer in layers)
+    count = round(sparsity * total)
     most = sum(layer.units - min(layer.least, layer.units) for layer in layers)
     if count > most:
-        total = sum(layer.units for layer in layers)
         raise ConfigError(
             f"{count} of {total} cannot be pruned: each of {len(layers)} layers keeps at least "
             f"{max(layer.least for layer in layers)}, which allows sparsity {most / total:.6g} at "
-            "most: ask for less, or exclude small layers"
+            "most: write a lower sparsity, or exclude small layers"
         )
+    return count
 
 
-def _own_pools(layers: Sequence[LayerSize], ideal: Sequence[float], sparsity: float) -> list[Pool]:
-    count = _count(layers, sparsity)
-    _reachable(layers, count)
+def _separate_pools(
+    layers: Sequence[LayerSize], ideal: Sequence[float], sparsity: float
+) -> list[Pool]:
+    count = _pruned_count(layers, sparsity)
     least = [layer.pruned for layer in layers]
     most = [layer.units - min(layer.least, layer.units) for layer in layers]
     return [Pool((i,), n) for i, n in enumerate(largest_remainders(ideal, count, least, most))]
@@ -183,10 +182,10 @@ def _own_pools(layers: Sequence[LayerSize], ideal: Sequence[float], sparsity: fl
 def largest_remainders(
     ideal: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]
 ) -> list[int]:
-    """Whole numbers near `ideal` that sum to `total`, by largest remainders within bounds.
+    """Round `ideal` to integers that sum to `total`, by largest remainders within bounds.
 
     Raises:
-        ConfigError: If the bounds leave no such numbers.
+        ConfigError: If the bounds allow no such integers.
 
     Example:
         >>> largest_remainders([1.5, 1.5, 7.0], 10, least=[0, 0, 0], most=[9, 9, 6])
@@ -197,19 +196,19 @@ def largest_remainders(
             f"{total} cannot be shared among {len(ideal)} layers that take between {sum(least)} "
             f"and {sum(most)} together"
         )
-    found = [
+    counts = [
         min(max(math.floor(x), low), high) for x, low, high in zip(ideal, least, most, strict=True)
     ]
     remainder = [x - math.floor(x) for x in ideal]
-    while (gap := total - sum(found)) != 0:
+    while (gap := total - sum(counts)) != 0:
         sign = 1 if gap > 0 else -1
         room = [
             high - n if sign > 0 else n - low
-            for n, low, high in zip(found, least, most, strict=True)
+            for n, low, high in zip(counts, least, most, strict=True)
         ]
-        open_ = [i for i in range(len(found)) if room[i] > 0]
-        open_.sort(key=lambda i: -sign * remainder[i])
-        share = abs(gap) // len(open_)
-        for i in open_ if share else open_[: abs(gap)]:
-            found[i] += sign * min(room[i], max(1, share))
-    return found
+        adjustable = [i for i in range(len(counts)) if room[i] > 0]
+        adjustable.sort(key=lambda i: -sign * remainder[i])
+        share = abs(gap) // len(adjustable)
+        for i in adjustable if share else adjustable[: abs(gap)]:
+            counts[i] += sign * min(room[i], max(1, share))
+    return counts

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Weight, n:m, block; chunked grouping.
+"""Granularities: single weights, n:m groups and blocks.
 
 A granularity turns scores of one parameter into scores of units (a weight, a group of m, a block),
 and kept units back into kept weights. Every unit prunes the same number of weights.
 
-Sorting and summing within units takes several times the memory of what it is done to.
+Units are computed in chunks: sorting and summing take several times the memory of their input.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ from regrow.masks.topk import CHUNK
 from regrow.utils.errors import ConfigError
 
 _N_M = re.compile(r"(\d+):(\d+)")
-
-
 _BLOCK = re.compile(r"block:(\d+)x(\d+)")
 
 
 class Granularity(Protocol):
-    """How scores are grouped.
+    """Groups the weights of a parameter into units.
 
     Attributes:
-        weights: How many weights a pruned unit takes away.
-        outputs: Over how many outputs a unit lies.
-        limit: The largest sparsity it can reach: (m - n) / m for n:m, else 1.
-        least: How many units each layer keeps: one, or none where a pruned unit keeps weights.
+        weights: Number of weights that a pruned unit loses.
+        outputs: Number of outputs that a unit spans.
+        limit: The largest possible sparsity: (m - n) / m for n:m, else 1.
+        least: Number of units each layer keeps: one, or none where a pruned unit keeps weights.
     """
 
     @property
@@ -51,28 +49,28 @@ class Granularity(Protocol):
     def least(self) -> int: ...
 
     def check(self, target: Target) -> None:
-        """Raises ConfigError, naming the parameter, where its shape cannot be grouped."""
+        """Check that a parameter's shape can be grouped; else raise ConfigError."""
         ...
 
     def check_rows(self, target: Target, shard: Shard) -> None:
-        """Raises ConfigError, on all ranks alike, where units reach beyond a rank's rows."""
+        """Check, equally on all ranks, that no unit spans several ranks; else raise ConfigError."""
         ...
 
     def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
-        """Scores of units: what is lost when the unit is pruned."""
+        """Compute the scores of units: the scores lost when the unit is pruned."""
         ...
 
     def mask(self, kept: Tensor, scores: Tensor, input_dim: int | None) -> Tensor:
-        """Kept units as kept weights, of the shape of `scores`."""
+        """Turn kept units into a mask of weights, of the shape of `scores`."""
         ...
 
     def kept_units(self, kept: Tensor, input_dim: int | None) -> Tensor:
-        """Which units are still whole under a mask of weights."""
+        """Return the units that are complete under a mask of weights."""
         ...
 
 
 class Weight:
-    """Every weight for itself."""
+    """Every weight is a unit."""
 
     weights = 1
     outputs = 1
@@ -96,14 +94,14 @@ class Weight:
 
 
 class NofM:
-    """n of every m consecutive inputs are kept, per output (and kernel position).
+    """Keep n of every m consecutive inputs, per output (and kernel position).
 
     A unit is one group; pruning it drops its m - n lowest weights, ties in input order. Gradual
-    pruning finishes groups, those that lose least first.
+    pruning prunes whole groups, the lowest scores first.
 
     Args:
-        n: Kept weights a group.
-        m: Weights a group.
+        n: Kept weights per group.
+        m: Weights per group.
 
     Source: Mishra et al. 2021 (2:4).
 
@@ -141,8 +139,8 @@ class NofM:
 
     def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
         ranked = self._groups(scores, input_dim).sort(-1).values
-        lost = ranked[..., : self.weights].sum(-1, dtype=_wide(scores))
-        return lost.where(~ranked[..., -1].isnan(), torch.nan)  # NaN is ranked last
+        scores_lost = ranked[..., : self.weights].sum(-1, dtype=_wide(scores))
+        return scores_lost.where(~ranked[..., -1].isnan(), torch.nan)  # NaN sorts last
 
     def mask(self, kept: Tensor, scores: Tensor, input_dim: int | None) -> Tensor:
         groups = self._groups(scores, input_dim)
@@ -167,7 +165,7 @@ class NofM:
 class Block:
     """Blocks of `rows` outputs by `columns` inputs of the matrix `(out, in * kh * kw)`.
 
-    A unit is one block, its score the mean of its weights' scores.
+    A unit is one block; its score is the mean score of its weights.
 
     Example:
         >>> Block(1, 2).units(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), 1)
@@ -219,22 +217,22 @@ class Block:
 
 
 def _check_shard_boundaries(granularity: str, target: Target, step: int, shard: Shard) -> None:
-    if target.input_dim == 0:  # its rows are inputs: units lie across them
+    if target.input_dim == 0:  # rows are inputs, and units span them
         raise ConfigError(
             f"{target.name} is a transposed convolution that is sharded along its inputs, which "
-            f"cuts units of granularity {granularity!r} apart: write exclude=[{target.name!r}]"
+            f"splits units of granularity {granularity!r} apart: write exclude=[{target.name!r}]"
         )
     rows = -(-shard.shape[0] // shard.ranks.size)
     if rows < shard.shape[0] and rows % step:
         raise ConfigError(
-            f"{target.name} is sharded among ranks, {rows} rows each, which cuts units of "
-            f"granularity {granularity!r} apart: shard it in multiples of {step} rows, or write "
+            f"{target.name} is sharded among ranks, {rows} rows each, which splits units of "
+            f"granularity {granularity!r}: shard it in multiples of {step} rows, or write "
             f"exclude=[{target.name!r}]"
         )
 
 
 def _wide(scores: Tensor) -> torch.dtype:
-    """At least float32, so that sums of half precision scores do not round."""
+    """Return at least float32, so that sums of half precision scores are not rounded."""
     return torch.promote_types(scores.dtype, torch.float32)
 
 
@@ -243,10 +241,10 @@ def _matrix(tensor: Tensor, input_dim: int | None) -> Tensor:
 
 
 def make_granularity(granularity: str) -> Granularity:
-    """A granularity from its name: "weight", "2:4" (any "n:m") or "block:4x4".
+    """Make a granularity from its name: "weight", "2:4" (any "n:m") or "block:4x4".
 
     Raises:
-        ConfigError: For anything else.
+        ConfigError: For any other name.
 
     Example:
         >>> make_granularity("1:4").limit
@@ -266,60 +264,58 @@ def make_granularity(granularity: str) -> Granularity:
 
 
 def units_of(granularity: Granularity, scores: ScoresLike, input_dim: int | None) -> Tensor:
-    """Scores of the units of one parameter.
+    """Compute the scores of the units of one parameter.
 
     Args:
         granularity: n:m or blocks.
-        scores: Of its weights.
+        scores: The scores of its weights.
         input_dim: The dimension of inputs.
 
     Example:
-        >>> from regrow.masks.granularity import make_granularity
         >>> units_of(make_granularity("2:4"), torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 1)
         tensor([[3.]])
     """
-    parts = _parts(granularity, as_lazy(scores), input_dim)
+    parts = _chunks(granularity, as_lazy(scores), input_dim)
     return torch.cat([granularity.units(part, input_dim) for _, part in parts])
 
 
 def mask_from_units(
     granularity: Granularity, kept: Tensor, scores: ScoresLike, input_dim: int | None
 ) -> Tensor:
-    """The mask of one parameter of which these units are kept.
+    """Compute the mask of one parameter from its kept units.
 
     Args:
         granularity: n:m or blocks.
         kept: Bool, of the units' shape.
-        scores: As given to `units_of`.
-        input_dim: Likewise.
+        scores: As for `units_of`.
+        input_dim: As for `units_of`.
 
     Returns:
         A bool mask with the scores' shape and strides.
 
     Example:
-        >>> from regrow.masks.granularity import make_granularity
         >>> scores = torch.tensor([[4.0, 1.0, 3.0, 2.0]])
         >>> mask_from_units(make_granularity("2:4"), torch.tensor([[False]]), scores, 1)
         tensor([[ True, False,  True, False]])
     """
-    read = as_lazy(scores)
-    mask = torch.empty_like(read.like, dtype=torch.bool)
+    lazy = as_lazy(scores)
+    mask = torch.empty_like(lazy.like, dtype=torch.bool)
     outputs = granularity.outputs
-    for rows, part in _parts(granularity, read, input_dim):
-        few = slice(rows.start // outputs, rows.stop // outputs)
-        some = kept if input_dim == 0 else kept[few]
-        mask[rows] = granularity.mask(some, part, input_dim)
+    for rows, part in _chunks(granularity, lazy, input_dim):
+        units = slice(rows.start // outputs, rows.stop // outputs)
+        here = kept if input_dim == 0 else kept[units]
+        mask[rows] = granularity.mask(here, part, input_dim)
     return mask
 
 
-def _parts(
+def _chunks(
     granularity: Granularity, scores: LazyScores, input_dim: int | None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Rows, each with all of its units, and their scores; at once where rows are inputs."""
-    reads, compute = scores.inputs, scores.new_pass()
-    count, size, units = reads[0].shape[0], reads[0].numel(), granularity.outputs
+    """Yield rows with whole units and their scores; a single chunk where rows are inputs."""
+    inputs, compute = scores.inputs, scores.new_pass()
+    count, size, units = inputs[0].shape[0], inputs[0].numel(), granularity.outputs
     step = max(1, CHUNK * count // max(1, size) // units) * units
     step = max(1, count) if input_dim == 0 else step
     for start in range(0, max(1, count), step):
         rows = slice(start, min(start + step, count))
-        yield rows, compute(*(tensor[rows] for tensor in reads))
+        yield rows, compute(*(tensor[rows] for tensor in inputs))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Scores computed chunk by chunk."""
+"""Lazy scores, computed chunk by chunk on every pass."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from regrow.distributed.shard import Shard
 from regrow.distributed.sharded_random import RandomStream
 
 Compute = Callable[..., Tensor]
-"""Parts of tensors -> the scores of that part."""
+"""Chunks of the input tensors -> the scores of that chunk."""
 
 
 @dataclass(frozen=True)
 class LazyScores:
-    """Scores of one tensor, for `regrow.masks.topk.global_topk_masks`.
+    """Scores of one tensor, computed chunk by chunk on every pass.
 
     Attributes:
-        reads: From what they are computed: tensors of one shape, the first with the scores'
+        inputs: Tensors of one shape that scores are computed from, the first with the scores'
             strides and device.
-        dtype: The scores' type.
-        begin: Starts a pass. What it gives is called with the same part of each of `reads`, one
-            part after the other in logical order, and must give the same scores in every pass.
+        dtype: The scores' dtype.
+        new_pass: Starts a pass: returns a function that is called with the same chunk of each
+            input, in logical order, and must return the same scores in every pass.
     """
 
     inputs: tuple[Tensor, ...]
@@ -42,81 +42,81 @@ ScoresLike = Tensor | LazyScores
 
 
 def as_lazy(scores: ScoresLike) -> LazyScores:
-    """Scores that stand are computed too: they are what is read.
+    """Wrap a tensor of scores as lazy scores; lazy scores are returned unchanged.
 
     Example:
         >>> scores = as_lazy(torch.ones(2))
         >>> scores.new_pass()(*scores.inputs)
         tensor([1., 1.])
     """
-    return scores if isinstance(scores, LazyScores) else elementwise_scores(_itself, scores)
+    return scores if isinstance(scores, LazyScores) else elementwise_scores(_identity, scores)
 
 
-def elementwise_scores(function: Compute, *reads: Tensor) -> LazyScores:
-    """Scores that each depend on the values at their own place alone.
+def elementwise_scores(function: Compute, *inputs: Tensor) -> LazyScores:
+    """Lazy scores of an elementwise function.
 
     Example:
         >>> scores = elementwise_scores(torch.mul, torch.ones(2), torch.tensor([2.0, 3.0]))
         >>> scores.new_pass()(*scores.inputs)
         tensor([2., 3.])
     """
-    dtype = function(*(tensor.new_empty(0) for tensor in reads)).dtype
-    return LazyScores(reads, dtype, lambda: function)
+    dtype = function(*(tensor.new_empty(0) for tensor in inputs)).dtype
+    return LazyScores(inputs, dtype, lambda: function)
 
 
 def random_scores(
     like: Tensor, shard: Shard | None, generator: Callable[[], torch.Generator]
 ) -> LazyScores:
-    """Uniform numbers in [0, 1), those that `regrow.distributed.sharded_random.drawn` gives.
+    """Lazy uniform numbers in [0, 1), equal to those of `sharded_random`.
 
     Args:
-        like: This rank's rows.
-        shard: Which these are; None: all.
-        generator: Makes a fresh one on the CPU, the same each time.
+        like: A tensor of the shape of this rank's rows.
+        shard: The rows of this rank; None: all.
+        generator: Makes the same new CPU generator on each call.
 
     Example:
-        >>> lot = random_scores(torch.empty(4), None, lambda: torch.Generator().manual_seed(0))
-        >>> wanted = torch.rand(4, generator=torch.Generator().manual_seed(0))
-        >>> bool((lot.new_pass()(lot.like) == wanted).all())
+        >>> scores = random_scores(torch.empty(4), None, lambda: torch.Generator().manual_seed(0))
+        >>> expected = torch.rand(4, generator=torch.Generator().manual_seed(0))
+        >>> bool((scores.new_pass()(scores.like) == expected).all())
         True
     """
 
-    def begin() -> Compute:
+    def new_pass() -> Compute:
         shape = like.shape if shard is None else shard.shape
         numbers = RandomStream(torch.rand, shape, shard, generator())
         return lambda part: numbers.take(part.numel()).view(part.shape).to(part.device)
 
-    return LazyScores((like,), torch.float32, begin)
+    return LazyScores((like,), torch.float32, new_pass)
 
 
 def materialized_scores(like: Tensor, make: Callable[[], Tensor | None]) -> LazyScores:
-    """Scores that are made whole for each pass, and not held between two.
+    """Lazy scores that are computed whole for each pass, and not stored between passes.
 
     Args:
         like: A tensor of their shape.
-        make: Makes them.
+        make: Computes them.
 
     Example:
         >>> lazy = materialized_scores(torch.empty(2), lambda: torch.tensor([1.0, 2.0]))
-        >>> scores = lazy.new_pass()
-        >>> scores(torch.empty(1)), scores(torch.empty(1))
+        >>> compute = lazy.new_pass()
+        >>> compute(torch.empty(1)), compute(torch.empty(1))
         (tensor([1.]), tensor([2.]))
     """
 
-    def begin() -> Compute:
-        made = make()
-        assert made is not None
-        left = made.reshape(-1)
+    def new_pass() -> Compute:
+        scores = make()
+        assert scores is not None
+        left = scores.reshape(-1)
 
         def next_part(part: Tensor) -> Tensor:
             nonlocal left
-            found, left = left[: part.numel()], left[part.numel() :]
-            return found.view(part.shape)
+            chunk, left = left[: part.numel()], left[part.numel() :]
+            return chunk.view(part.shape)
 
         return next_part
 
-    return LazyScores((like,), like.dtype, begin)
+    return LazyScores((like,), like.dtype, new_pass)
 
 
-def _itself(scores: Tensor) -> Tensor:
+def _identity(scores: Tensor) -> Tensor:
     return scores

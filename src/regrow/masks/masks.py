@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Masks: name -> bool tensor; pack, unpack, check."""
+"""Bool masks by parameter name: count, pack, unpack, check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regrow.distributed.shard import Shard, is_dtensor, local_tensor, shard_of
 from regrow.distributed.sharded_counts import ShardedCounts
-from regrow.utils.bits import _fits, joined_bits, pack_bits, unpack_bits
+from regrow.utils.bits import is_packed_mask, joined_bits, pack_bits, unpack_bits
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.names import strip_compile_prefix
 
@@ -22,16 +22,16 @@ from regrow.utils.names import strip_compile_prefix
 class Masks(Mapping[str, Tensor]):
     """An immutable mapping from parameter name to bool mask of the parameter's shape.
 
-    Masks of sharded parameters are DTensors that are cut alike. Making and packing such masks sends
-    counts and bits, so every rank must do it.
+    Masks of sharded parameters are DTensors, sharded alike. Making and packing such masks is a
+    collective operation, so every rank must do it.
 
     Args:
         masks: Bool tensors by name, True = kept.
-        kept: How many places each keeps, where that is known; None: they are counted.
+        kept: Number of kept weights by name; None: they are counted.
 
     Attributes:
-        total: How many weights the masks cover.
-        pruned: How many of them are masked.
+        total: Number of weights.
+        pruned: Number of masked weights.
         sparsity: pruned / total.
 
     Raises:
@@ -49,10 +49,10 @@ class Masks(Mapping[str, Tensor]):
                 kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
                 raise ConfigError(
                     f"the mask of {name} must be a bool tensor (True = kept), got {kind}: "
-                    "write `weights != 0` if zeros are what you mean"
+                    "write `weights != 0` to mask the zeros"
                 )
         self._masks = dict(masks)
-        self._kept = _counted(self._masks) if kept is None else dict(kept)
+        self._kept = _count_kept(self._masks) if kept is None else dict(kept)
         self.total = sum(mask.numel() for mask in self._masks.values())
         self.pruned = self.total - sum(self._kept.values())
 
@@ -75,74 +75,74 @@ class Masks(Mapping[str, Tensor]):
         return self.pruned / self.total if self.total else 0.0
 
     def density(self, name: str) -> float:
-        """The kept fraction of one parameter."""
+        """Return the kept fraction of one parameter."""
         return self._kept[name] / max(1, self._masks[name].numel())
 
     def pack(self) -> dict[str, Any]:
-        """Bits in flat-index order, eight a byte: tensors and builtin types only.
+        """Pack the masks as bits in flat-index order, into tensors and builtin types only.
 
         Returns:
             `{"shapes": {name: [..]}, "bits": {name: uint8 tensor}}`, 1/32 of float32 weights.
         """
         return {
             "shapes": {name: list(mask.shape) for name, mask in self.items()},
-            "bits": {name: _packed(name, mask) for name, mask in self.items()},
+            "bits": {name: _pack(name, mask) for name, mask in self.items()},
         }
 
     @classmethod
     def unpack(
         cls, packed: Mapping[str, Any], shards: Mapping[str, Shard | None] | None = None
     ) -> Masks:
-        """The masks that `pack` wrote.
+        """Restore the masks that `pack` packed.
 
         Args:
-            packed: By name.
-            shards: Where a parameter is cut, this rank's rows of its mask are all that is made.
+            packed: The result of `pack`.
+            shards: Shards by name; of a sharded parameter only this rank's rows are restored.
 
         Raises:
-            StateError: If bits are missing or do not fit their shapes, naming the parameters.
+            StateError: If bits are missing or do not match their shapes.
         """
         rows = {n: (s.start, s.stop) for n, s in (shards or {}).items() if s is not None}
-        check_packed(packed)
+        check_pack(packed)
         shapes, bits = packed.get("shapes", {}), packed.get("bits", {})
         return cls({n: unpack_bits(bits[n], shape, rows.get(n)) for n, shape in shapes.items()})
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
-        """Sees that the masks are those of `parameters`.
+        """Check that the masks match `parameters`.
 
         Raises:
-            StateError: Naming the parameters without mask, the masks without parameter, and
-                those whose shapes differ.
+            StateError: Naming parameters without mask, masks without parameter, and different
+                shapes.
         """
         check_shapes({name: mask.shape for name, mask in self.items()}, parameters)
 
     def digest(self) -> str:
-        """A short hash of names, shapes and bits, equal for equal masks."""
-        found = hashlib.blake2b(digest_size=8)
+        """Return a short hash of names, shapes and bits, equal for equal masks."""
+        result = hashlib.blake2b(digest_size=8)
         for name, mask in self.items():
-            found.update(f"{name}{list(mask.shape)}".encode())
-            found.update(_packed(name, mask).numpy().tobytes())
-        return found.hexdigest()
+            result.update(f"{name}{list(mask.shape)}".encode())
+            result.update(_pack(name, mask).numpy().tobytes())
+        return result.hexdigest()
 
 
-def check_packed(packed: Mapping[str, Any]) -> None:
-    """Sees that packed masks have the bits that their shapes need.
+def check_pack(packed: Mapping[str, Any]) -> None:
+    """Check that packed masks have the bits that their shapes need.
 
     Raises:
-        StateError: Naming the parameters whose bits are missing or too many.
+        StateError: Naming the parameters with missing or too many bits.
     """
     shapes, bits = packed.get("shapes", {}), packed.get("bits", {})
     lost = [
         name
         for name in {**shapes, **bits}
-        if name not in shapes or not _fits(bits.get(name), shapes[name])
+        if name not in shapes or not is_packed_mask(bits.get(name), shapes[name])
     ]
     if lost:
         raise StateError(f"the packed masks of {', '.join(lost)} are missing or damaged")
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]], parameters: Mapping[str, Tensor]) -> None:
-    """Sees that masks of these shapes are those of `parameters`.
+    """Check that masks of these shapes match `parameters`.
 
     Raises:
         StateError: See `Masks.check`.
@@ -160,8 +160,8 @@ def check_shapes(shapes: Mapping[str, Sequence[int]], parameters: Mapping[str, T
         raise StateError("the masks do not fit the model: " + "; ".join(problems))
 
 
-def _counted(masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many places each mask keeps, on all ranks together."""
+def _count_kept(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Count the kept weights of each mask, over all ranks."""
     own = {name: int(local_tensor(mask).count_nonzero()) for name, mask in masks.items()}
     if not any(map(is_dtensor, masks.values())):
         return own
@@ -169,8 +169,8 @@ def _counted(masks: Mapping[str, Tensor]) -> dict[str, int]:
     return dict(zip(own, ShardedCounts(shards).sums(own.values()), strict=True))
 
 
-def _packed(name: str, mask: Tensor) -> Tensor:
-    """The bits of a mask, of all its rows on every rank; no rank unpacks those of others."""
+def _pack(name: str, mask: Tensor) -> Tensor:
+    """Pack a mask, on every rank the rows of all ranks."""
     shard = shard_of(name, mask)
     if shard is None:
         return pack_bits(mask)
@@ -181,35 +181,34 @@ def _packed(name: str, mask: Tensor) -> Tensor:
 
 
 def check_weights_masked(packed: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Refuses weights beside masks that they do not obey.
+    """Check that pruned weights are exactly +0.0, as in every checkpoint.
 
-    In every checkpoint a pruned weight is exactly +0.0; one that is not means that weights and
-    masks were saved at different moments, or changed since. Weights that are not there, have
-    another shape or are sharded are left alone.
+    Other values mean that weights and masks were saved at different times, or changed since.
+    Weights that are missing, sharded or of another shape are ignored.
 
     Args:
-        packed: What `Masks.pack` gave.
+        packed: The result of `Masks.pack`.
         tensors: Weights by name, as in a model's `state_dict`.
 
     Raises:
         StateError: Naming the parameters.
     """
-    check_packed(packed)
+    check_pack(packed)
     named = {strip_compile_prefix(str(name)): value for name, value in tensors.items()}
     wrong = []
     for name, shape in packed.get("shapes", {}).items():  # one mask at a time
         weight = named.get(name)
         if isinstance(weight, Tensor) and not is_dtensor(weight) and list(weight.shape) == shape:
             pruned = ~unpack_bits(packed["bits"][name], shape).to(weight.device)
-            if bool(_alive(weight.detach())[pruned].any()):
+            if bool(_not_positive_zero(weight.detach())[pruned].any()):
                 wrong.append(name)
     if wrong:
         raise StateError(
             f"the checkpoint's weights of {', '.join(wrong[:5])} are not zero where its masks "
-            "prune: they are of different moments, or something else wrote these weights: load "
+            "prune: they were saved at different times, or the weights were changed since: load "
             "them into the model and start a fit without ckpt_path"
         )
 
 
-def _alive(weight: Tensor) -> Tensor:
+def _not_positive_zero(weight: Tensor) -> Tensor:
     return (weight != 0) | weight.signbit()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Floats as ordered integers.
 
-Floats of one width order like integers once the sign is dealt with. On the CPU the integers are
-NumPy's, whose operations are faster there; elsewhere tensors.
+The bits of floats order like integers, except for the sign. On the CPU keys are NumPy arrays, whose
+operations are faster there; elsewhere tensors.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from regrow.utils.bits import as_numpy, integer_type
 
 
 class SortKeys:
-    """Makes integers of scores.
+    """Converts scores to integer keys of the same order.
 
     Args:
-        dtype: To which scores are converted first; one of a byte becomes float32.
-        magnitude: Whether |score| is what is ordered, else the signed value.
+        dtype: The dtype that scores are converted to first; float32 for dtypes of one byte.
+        magnitude: Order by |score|, else by the signed value.
 
     Attributes:
         bits: The width of a key.
-        most: The largest key.
+        max_key: The largest key.
         infinity: The key of infinity.
 
     Example:
@@ -42,10 +42,10 @@ class SortKeys:
         self.infinity = int(infinity.view(integer_type(self.dtype)))
 
     def __call__(self, scores: Tensor) -> Any:
-        """The keys in flat-index order."""
+        """Compute the keys in flat-index order."""
         values = scores.detach().to(self.dtype).reshape(-1)
         if not self.magnitude:
-            values = values + 0.0  # -0.0 and +0.0 are one value, so they must be one key
+            values = values + 0.0  # -0.0 and +0.0 are one value, so they need one key
         bits = as_numpy(values.view(integer_type(self.dtype)))
         return (
             bits & self.max_key
@@ -54,12 +54,12 @@ class SortKeys:
         )
 
     def is_nan(self, keys: Any) -> Any:
-        """Which keys are those of NaN: they lie beyond infinity, on either side."""
+        """Return where keys are those of NaN: beyond infinity, on either side."""
         beyond = keys > self.infinity
         return beyond if self.magnitude else beyond | (keys < ~self.infinity)
 
     def any_nan(self, keys: Any) -> bool:
-        """Whether a key is that of NaN."""
+        """Check whether any key is that of NaN."""
         if not len(keys):
             return False
         return bool(keys.max() > self.infinity) or (
@@ -67,18 +67,16 @@ class SortKeys:
         )
 
 
-def nonzero(places: Any) -> Any:
-    """The flat places that are True."""
-    return places.nonzero().reshape(-1) if isinstance(places, Tensor) else np.flatnonzero(places)
+def nonzero(mask: Any) -> Any:
+    """Return the flat indices of the True elements."""
+    return mask.nonzero().reshape(-1) if isinstance(mask, Tensor) else np.flatnonzero(mask)
 
 
-def count_true(places: Any) -> int:
-    """How many are True."""
-    if isinstance(places, Tensor):
-        return int(places.count_nonzero())
-    return int(np.count_nonzero(places))
+def count_true(mask: Any) -> int:
+    """Count the True elements."""
+    return int(mask.count_nonzero() if isinstance(mask, Tensor) else np.count_nonzero(mask))
 
 
 def sorted_keys(keys: Any) -> Any:
-    """The keys, lowest first."""
+    """Return the keys, lowest first."""
     return keys.sort().values if isinstance(keys, Tensor) else np.sort(keys)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which parameters may be pruned; the one pattern matcher."""
+"""Selection of the parameters to prune, by patterns."""
 
 from __future__ import annotations
 
@@ -16,21 +16,17 @@ from torch.nn.utils import parametrize
 
 from regrow.distributed.shard import Shard, local_tensor, reshard_fsdp, shard_of
 from regrow.utils.errors import ConfigError, StateError, closest_names
-from regrow.utils.names import strip_compile_prefix
+from regrow.utils.names import matches_pattern, name_parts, strip_compile_prefix
 
-_EVERY_KIND = (_ConvNd, nn.Linear)
-
-
-# in those of a byte, bits of zero need not mean 0 (float8_e8m0fnu), or hold two numbers (float4)
+_LAYER_TYPES = (_ConvNd, nn.Linear)
+# not those of a byte: zero bits need not mean 0 (float8_e8m0fnu), or encode two numbers (float4)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
 _SELECTORS = ("@first", "@last", "@depthwise")
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One parameter that is pruned.
+    """A parameter to prune.
 
     Attributes:
         name: Its full name, without `torch.compile`'s prefix.
@@ -49,24 +45,24 @@ class Target:
 
     @cached_property
     def shard(self) -> Shard | None:
-        """The rows of it that this rank holds; None: all."""
+        """The shard of this rank; None if the parameter is not sharded."""
         return shard_of(self.name, self.parameter)
 
     @property
     def weight(self) -> Tensor:
-        """Its values here, to read and write: where it is cut, this rank's rows."""
+        """Its values, to read and write; this rank's rows if it is sharded."""
         return local_tensor(self.parameter.detach())
 
     @property
     def grad(self) -> Tensor | None:
-        """Its gradient here, cut likewise."""
+        """Its gradient; this rank's rows if it is sharded."""
         grad = self.parameter.grad
         return None if grad is None else local_tensor(grad)
 
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    """What is known of one parameter before choosing."""
+    """A parameter of the model, with its names and the modules that own it."""
 
     names: tuple[str, ...]
     parameter: Tensor
@@ -75,7 +71,7 @@ class _Entry:
     @property
     def default(self) -> bool:
         return all(
-            isinstance(owner, _EVERY_KIND) and name.rpartition(".")[2] == "weight"
+            isinstance(owner, _LAYER_TYPES) and name.rpartition(".")[2] == "weight"
             for owner, name in zip(self.owners, self.names, strict=True)
         )
 
@@ -94,21 +90,19 @@ class _Entry:
 
 @dataclass(frozen=True)
 class TargetSelection:
-    """The outcome of choosing: the targets in model order, and the rest with their reasons."""
+    """The targets in model order, and the reasons why other parameters are not pruned."""
 
     targets: tuple[Target, ...]
     reasons: Mapping[str, str]
     _entries: tuple[_Entry, ...]
 
     def match(self, pattern: str, what: str) -> list[str]:
-        """The names of the targets that a pattern means.
+        """Return the names of the targets that a pattern matches.
 
         Raises:
             ConfigError: If there is none, with the nearest names.
         """
-        return [
-            entry.names[0] for entry in _hits(strip_compile_prefix(pattern), self._entries, what)
-        ]
+        return [entry.names[0] for entry in _match(pattern, self._entries, what)]
 
 
 def select_targets(
@@ -116,33 +110,32 @@ def select_targets(
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
 ) -> TargetSelection:
-    """Chooses the parameters to prune.
+    """Select the parameters to prune.
 
-    By default the weights of all Conv, ConvTranspose and Linear layers; never biases, norms or
-    embeddings, unless a pattern names them by their last part ("emb.weight", "*.bias").
+    By default the weights of all Conv, ConvTranspose and Linear layers; biases, norms and
+    embeddings only if a pattern names them by their last part ("emb.weight", "*.bias").
 
     A pattern is a glob that matches a parameter's full name, its tail from any dot, or a module's
     name likewise ("layer4.*", "fc"); "@first", "@last" and "@depthwise" name those layers.
 
     Args:
-        model: The model; a compiled one is seen through.
-        include: Patterns; only what they match is pruned.
-        exclude: Patterns of what is left dense.
+        model: The model, compiled or not.
+        include: Patterns of parameters to prune.
+        exclude: Patterns of parameters not to prune.
 
     Raises:
-        ConfigError: For a pattern that matches nothing (with the nearest names), or a selection
-            that leaves nothing to prune.
-        StateError: For layers that cannot be pruned as they are: not built yet (lazy), already
-            reparametrised by `torch.nn.utils.prune`, or of a type without a sign bit.
+        ConfigError: For a pattern without match (with the nearest names), or nothing to prune.
+        StateError: For layers that are not built yet (lazy), reparametrised by
+            `torch.nn.utils.prune`, or of an unsupported dtype.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> [target.name for target in select_targets(net, exclude=["@last"]).targets]
         ['0.weight']
     """
-    reshard_fsdp(model)  # the parameters themselves, not what FSDP2 gathered for a pass
+    reshard_fsdp(model)  # back to the sharded parameters
     entries = _entries(model)
-    reasons: dict[str, str] = dict(_computed(model))
+    reasons: dict[str, str] = dict(_computed_weights(model))
     chosen: list[_Entry] = []
     included = None if include is None else _matches(include, entries, "include", by_name=True)
     excluded = {} if exclude is None else _matches(exclude, entries, "exclude")
@@ -167,17 +160,17 @@ def select_targets(
 
 
 def selection_by_name(model: nn.Module, names: Iterable[str]) -> TargetSelection:
-    """The parameters of exactly these names, whatever their kind."""
+    """Select the parameters of exactly these names."""
     wanted = {strip_compile_prefix(name) for name in names}
     entries = _entries(model)
     chosen = tuple(entry for entry in entries if wanted & {*entry.names})
-    reasons = {e.names[0]: "holds no channel that can go" for e in entries if e not in chosen}
+    reasons = {e.names[0]: "has no channel that can be removed" for e in entries if e not in chosen}
     return TargetSelection(tuple(_target(entry) for entry in chosen), reasons, chosen)
 
 
 def _entries(model: nn.Module) -> list[_Entry]:
-    """Every parameter once, in model order, with all its names."""
-    # a compiled layer wraps the one that owns the weight; both have its name, the inner one last
+    """List every parameter once, in model order, with all its names."""
+    # a compiled layer and the layer it wraps have the same name; the wrapped one comes last
     modules = model.named_modules(remove_duplicate=False)
     owners = {strip_compile_prefix(f"{name}.")[:-1]: module for name, module in modules}
     names: dict[int, list[str]] = {}
@@ -193,11 +186,11 @@ def _entries(model: nn.Module) -> list[_Entry]:
     ]
 
 
-def _computed(model: nn.Module) -> Iterable[tuple[str, str]]:
-    """Weights that are no parameters, because something computes them at each forward."""
+def _computed_weights(model: nn.Module) -> Iterable[tuple[str, str]]:
+    """Yield the weights that are no parameters but computed at each forward, with reasons."""
     for raw, module in model.named_modules():
         name = strip_compile_prefix(f"{raw}.weight".lstrip("."))
-        if not isinstance(module, _EVERY_KIND) or isinstance(
+        if not isinstance(module, _LAYER_TYPES) or isinstance(
             module._parameters.get("weight"), nn.Parameter
         ):
             continue
@@ -210,17 +203,12 @@ def _computed(model: nn.Module) -> Iterable[tuple[str, str]]:
         yield name, f"computed by {how} at each forward, not a parameter"
 
 
-def _paths(name: str) -> set[str]:
-    """Every name by which a pattern may mean a parameter: parts of its dotted path."""
-    parts = name.split(".")
-    return {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
-
-
-def _names_it(pattern: str, entry: _Entry) -> bool:
+def _names_last_part(pattern: str, entry: _Entry) -> bool:
     """Whether the pattern spells out the parameter's last part ("*.bias", "emb.weight")."""
+    pattern = strip_compile_prefix(pattern)
     rest, _, last = pattern.rpartition(".")
     if last == "weight" and set("*?[") & set(rest):
-        return False  # "*.weight" means weights of layers, not those of norms
+        return False  # "*.weight" does not include the weights of norms
     return any(
         name.rpartition(".")[2] == last and fnmatchcase(f".{name}", f"*.{pattern}")
         for name in entry.names
@@ -230,51 +218,49 @@ def _names_it(pattern: str, entry: _Entry) -> bool:
 def _matches(
     patterns: Iterable[str], entries: Sequence[_Entry], what: str, *, by_name: bool = False
 ) -> dict[_Entry, str]:
-    """The entries that some pattern matches, with the first pattern that does."""
-    found: dict[_Entry, str] = {}
+    """Return the matched entries, each with the first pattern that matches it."""
+    matched: dict[_Entry, str] = {}
     for pattern in patterns:
-        hits = _hits(strip_compile_prefix(pattern), entries, what)
+        candidates = _match(pattern, entries, what)
         allowed = [
-            e
-            for e in hits
-            if not by_name or e.default or _names_it(strip_compile_prefix(pattern), e)
+            e for e in candidates if not by_name or e.default or _names_last_part(pattern, e)
         ]
         if not allowed:
-            kinds = ", ".join(f"{entry.names[0]} ({entry.kind})" for entry in hits[:3])
+            kinds = ", ".join(f"{entry.names[0]} ({entry.kind})" for entry in candidates[:3])
             raise ConfigError(
                 f"{what} pattern {pattern!r} matches only {kinds}, which is pruned only when its "
-                f"last part is spelt out: write {hits[0].names[0]!r}"
+                f"last part is spelt out: write {candidates[0].names[0]!r}"
             )
         for entry in allowed:
-            found.setdefault(entry, pattern)
-    return found
+            matched.setdefault(entry, pattern)
+    return matched
 
 
-def _hits(pattern: str, entries: Sequence[_Entry], what: str) -> list[_Entry]:
+def _match(pattern: str, entries: Sequence[_Entry], what: str) -> list[_Entry]:
     layers = [entry for entry in entries if entry.default]
+    pattern = strip_compile_prefix(pattern)
     if pattern.startswith("@"):
         if pattern not in _SELECTORS:
             raise ConfigError(f"{what} {pattern!r} is unknown: there are {', '.join(_SELECTORS)}")
-        hits = {
+        matched = {
             "@first": layers[:1],
             "@last": layers[-1:],
-            "@depthwise": [entry for entry in entries if entry.default and entry.depthwise],
+            "@depthwise": [entry for entry in layers if entry.depthwise],
         }[pattern]
     else:
-        hits = [
+        matched = [
             entry
             for entry in entries
-            if any(fnmatchcase(path, pattern) for name in entry.names for path in _paths(name))
+            if any(matches_pattern(name, pattern) for name in entry.names)
         ]
-    if not hits:
+    if not matched:
         names = [name for entry in entries for name in entry.names]
-        close = (
-            closest_names(pattern, {path for name in names for path in _paths(name)}) or names[:5]
-        )
+        parts: set[str] = set().union(*map(name_parts, names))
+        close = closest_names(pattern, parts) or names[:5]
         raise ConfigError(
             f"{what} pattern {pattern!r} matches no parameter: nearest are {', '.join(close)}"
         )
-    return hits
+    return matched
 
 
 def _target(entry: _Entry) -> Target:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Exact global top-k over many tensors without concatenation.
 
-Floats of one width order like integers once the sign is dealt with. A histogram of the upper 16
-bits finds the bin that holds the k-th score, further histograms refine that bin, and one last pass
-writes the masks. Peak memory is the masks (1 byte a score) and one chunk, and the scores themselves
-where they are not computed part by part.
+Scores are ordered as integer keys. A histogram of the upper 16 bits finds the bin of the k-th
+score, further histograms refine that bin, and a last pass writes the masks. Peak memory is the
+masks (1 byte per score), one chunk, and the scores themselves unless they are lazy.
 """
 
 from __future__ import annotations
@@ -26,15 +25,9 @@ from regrow.utils.bits import as_numpy
 from regrow.utils.errors import ConfigError, StateError
 
 CHUNK = 1 << 18  # scores at a time: large enough for the histogram, small enough for the cache
-
-
 _DIGIT = 16
-
-
 _HALF = 1 << (_DIGIT - 1)
-
-
-_FEW = 1 << 14
+_SMALL = 1 << 14  # up to so many scores are sorted instead
 
 
 def global_topk_masks(
@@ -48,76 +41,80 @@ def global_topk_masks(
     names: Sequence[str] | None = None,
     shards: Sequence[Shard | None] | None = None,
 ) -> list[Tensor]:
-    """Masks that prune the `n_prune` lowest scores of all tensors together.
+    """Compute masks that prune the `n_prune` lowest scores of all tensors together.
 
-    Exactly `n_prune` places are False. Equal scores are pruned in the order of (tensor, flat
-    index), so the outcome is the same on every run. What `kept` marks as pruned stays pruned and
-    counts. No tensor is left with fewer than `min_keep` places: one that would be keeps its
-    highest, and the others make up for it.
+    Exactly `n_prune` elements are False, earlier pruned ones included. Equal scores are pruned in
+    the order of (tensor, flat index).
 
     Args:
-        scores: One tensor a layer, any shape and floating type, or what computes it; higher = keep.
-        n_prune: How many places are pruned in the end, earlier ones included.
-        kept: One tensor a layer, non-zero where still kept; None where nothing is pruned yet.
-        among_pruned: What `kept` marks as pruned competes instead of the others, as in
-            regrowth; these are False in the masks, and count.
-        magnitude: Rank by |score|, so that weights can be given as they are.
-        min_keep: How many places each tensor keeps.
+        scores: One tensor per layer, any shape and floating type, or lazy scores; higher = keep.
+        n_prune: Number of elements that are False in the result.
+        kept: One tensor per layer, 0 where pruned already; None where nothing is.
+        among_pruned: Rank the elements that `kept` marks as pruned (regrowth); others are False.
+        magnitude: Rank by |score|.
+        min_keep: Minimum number of kept elements of each tensor; the others are pruned more.
         names: Names for messages.
-        shards: Which rows of each layer the scores are, where ranks hold parts; None: all. Every
-            rank must call, with the same `pruned`; each gets the masks of its rows. Sent are
-            histograms and counts, however many scores there are.
+        shards: Shards of the layers; every rank must call with the same `n_prune` and receives the
+            masks of its rows. Only histograms and counts are communicated.
 
     Returns:
         Bool masks with the scores' shapes and strides, True = kept.
 
     Raises:
         StateError: If a score is NaN, naming the layer.
-        ConfigError: If `pruned` is below what is pruned already or above what `least` allows.
+        ConfigError: If `n_prune` is below the pruned number or above what `min_keep` allows.
 
     Example:
-        >>> weights = [torch.tensor([3.0, -1.0]), torch.tensor([1.0, 2.0])]
-        >>> global_topk_masks(weights, 2, magnitude=True)
+        >>> scores = [torch.tensor([3.0, -1.0]), torch.tensor([1.0, 2.0])]
+        >>> global_topk_masks(scores, 2, magnitude=True)
         [tensor([ True, False]), tensor([False,  True])]
     """
     kept = kept or [None] * len(scores)
-    everywhere = ShardedCounts(shards or [None] * len(scores))
-    given = [as_lazy(one) for one in scores]
-    own = [one.like.numel() for one in given]
-    sizes = everywhere.sums(own)
-    present = [
+    totals = ShardedCounts(shards or [None] * len(scores))
+    lazy = [as_lazy(one) for one in scores]
+    local_sizes = [one.like.numel() for one in lazy]
+    sizes = totals.sums(local_sizes)
+    local_kept = [
         size if mask is None else int(mask.count_nonzero())
-        for size, mask in zip(own, kept, strict=True)
+        for size, mask in zip(local_sizes, kept, strict=True)
     ]
-    pairs = zip(own, present, strict=True)
-    live = everywhere.sums(size - here if among_pruned else here for size, here in pairs)
-    floors = [min(min_keep, count) for count in live]
-    quota = n_prune - (sum(sizes) - sum(live))
-    if not 0 <= quota <= sum(live) - sum(floors):
+    pairs = zip(local_sizes, local_kept, strict=True)
+    ranked = totals.sums(size - count if among_pruned else count for size, count in pairs)
+    quota = n_prune - (sum(sizes) - sum(ranked))
+    if not 0 <= quota <= sum(ranked) - sum(min(min_keep, count) for count in ranked):
         raise ConfigError(
-            f"{n_prune} of {sum(sizes)} places cannot be pruned: {sum(sizes) - sum(live)} are "
+            f"{n_prune} of {sum(sizes)} places cannot be pruned: {sum(sizes) - sum(ranked)} are "
             f"pruned already, and at least {min_keep} must stay in each of {len(sizes)} layers"
         )
-    pool = _Pool(given, kept, among_pruned, magnitude, names, everywhere)
-    masks: dict[int, Tensor] = {}
-    open_ = list(range(len(scores)))
-    while open_:
-        masks |= pool.masks(open_, quota)
-        empty = []
-        if any(floors):
-            left = everywhere.sums((int(masks[i].count_nonzero()) for i in open_), open_)
-            empty = [i for i, count in zip(open_, left, strict=True) if count < floors[i]]
-        if not empty:
-            break
-        for i in empty:
-            masks |= pool.masks([i], live[i] - floors[i])
-            quota -= live[i] - floors[i]
-        open_ = [i for i in open_ if i not in empty]
+    pool = _Pool(lazy, kept, among_pruned, magnitude, names, totals)
+    masks = _masks_with_floors(pool, ranked, quota, min_keep)
     return [masks[index] for index in range(len(scores))]
 
 
+def _masks_with_floors(
+    pool: _Pool, ranked: Sequence[int], quota: int, min_keep: int
+) -> dict[int, Tensor]:
+    """Prune `quota` elements together, layer by layer where `min_keep` would be violated."""
+    floors = [min(min_keep, count) for count in ranked]
+    masks: dict[int, Tensor] = {}
+    together = list(range(len(ranked)))
+    while together:
+        masks |= pool.masks(together, quota)
+        below = []
+        if any(floors):
+            left = pool.totals.sums((int(masks[i].count_nonzero()) for i in together), together)
+            below = [i for i, count in zip(together, left, strict=True) if count < floors[i]]
+        if not below:
+            break
+        for i in below:
+            masks |= pool.masks([i], ranked[i] - floors[i])
+            quota -= ranked[i] - floors[i]
+        together = [i for i in together if i not in below]
+    return masks
+
+
 class _Cut(NamedTuple):
-    """Prune every key below `key`, and the first `ties` of those equal to it."""
+    """Prune every key below `key`, and the first `ties` of the keys equal to it."""
 
     key: int
     ties: int
@@ -130,57 +127,59 @@ class _Pool:
         self,
         scores: Sequence[LazyScores],
         kept: Sequence[Tensor | None],
-        absent: bool,
+        among_pruned: bool,
         magnitude: bool,
         names: Sequence[str] | None,
-        everywhere: ShardedCounts,
+        totals: ShardedCounts,
     ) -> None:
-        self.scores, self.kept, self.absent, self.everywhere = scores, kept, absent, everywhere
+        self.scores, self.kept, self.among_pruned, self.totals = scores, kept, among_pruned, totals
         self.names = names or [f"tensor {index}" for index in range(len(scores))]
         self.keys = SortKeys(
             reduce(torch.promote_types, {tensor.dtype for tensor in scores}), magnitude
         )
 
     def masks(self, indices: Sequence[int], count: int) -> dict[int, Tensor]:
-        """The masks of some tensors with their `count` lowest live scores pruned together."""
+        """Compute masks of some tensors, with their `count` lowest candidates pruned together."""
         cut = self._cut(indices, count)
-        ties, masks, own = cut.ties, {}, None
-        if self.everywhere.ranks is not None:  # others may hold ties that come before these
-            own = self.everywhere.shares(cut.ties, [self._ties(i, cut) for i in indices], indices)
+        ties, masks, shares = cut.ties, {}, None
+        if self.totals.ranks is not None:  # ties of other ranks may come first
+            shares = self.totals.shares(cut.ties, [self._ties(i, cut) for i in indices], indices)
         for place, index in enumerate(indices):
             masks[index] = torch.empty_like(self.scores[index].like, dtype=torch.bool)
-            share = ties if own is None else own[place]
+            share = ties if shares is None else shares[place]
             ties -= self._write(masks[index], index, _Cut(cut.key, share))
         return masks
 
     def _ties(self, index: int, cut: _Cut) -> int:
-        """How many live keys of one tensor are equal to the cut's."""
+        """Count the candidates of one tensor equal to the cut's key."""
         return sum(
-            count_true(keys == cut.key if live is None else (keys == cut.key) & live)
-            for _, keys, live in self._chunks(index)
+            count_true(keys == cut.key if valid is None else (keys == cut.key) & valid)
+            for _, keys, valid in self._chunks(index)
         )
 
     def _write(self, mask: Tensor, index: int, cut: _Cut) -> int:
-        """Fills one mask; returns how many ties it pruned."""
+        """Fill one mask; return the number of ties pruned."""
         used = 0
-        for part, keys, live in self._chunks(index):
+        for part, keys, valid in self._chunks(index):
             keep = keys > cut.key
-            equal = keys == cut.key if live is None else (keys == cut.key) & live
+            equal = keys == cut.key if valid is None else (keys == cut.key) & valid
             if equal.any():
                 places = nonzero(equal)
                 keep[places[cut.ties - used :]] = True
                 used += min(cut.ties - used, len(places))
-            if live is not None:
-                keep &= live
+            if valid is not None:
+                keep &= valid
             target = _rows(mask, self._flat(index))[part]
             target.copy_(torch.as_tensor(keep).view(target.shape))
         return used
 
     def _cut(self, indices: Sequence[int], count: int) -> _Cut:
-        """The key of the `count`-th smallest live score, and how many of its equals to prune."""
-        alone = self.everywhere.ranks is None
-        if alone and sum(self.scores[index].like.numel() for index in indices) <= _FEW:
-            return self._cut_few(indices, count)
+        """Find the key of the `count`-th lowest candidate, and how many equal keys to prune."""
+        if (
+            self.totals.ranks is None
+            and sum(self.scores[index].like.numel() for index in indices) <= _SMALL
+        ):
+            return self._cut_by_sorting(indices, count)
         key, rank = 0, count
         for shift in range(self.keys.bits - _DIGIT, -1, -_DIGIT):
             top = shift + _DIGIT == self.keys.bits
@@ -195,76 +194,76 @@ class _Pool:
             key = digit - _HALF if top else (key << _DIGIT) | digit
         return _Cut(key, rank)
 
-    def _cut_few(self, indices: Sequence[int], count: int) -> _Cut:
-        """The same by sorting, which takes less time than an empty histogram."""
-        chunks = [(keys, live) for index in indices for _, keys, live in self._chunks(index)]
-        found = [torch.as_tensor(keys if live is None else keys[live]) for keys, live in chunks]
-        if not found:
+    def _cut_by_sorting(self, indices: Sequence[int], count: int) -> _Cut:
+        """`_cut` by sorting, faster than an empty histogram."""
+        chunks = [(keys, valid) for index in indices for _, keys, valid in self._chunks(index)]
+        parts = [torch.as_tensor(keys if valid is None else keys[valid]) for keys, valid in chunks]
+        if not parts:
             return _Cut(-self.keys.max_key - 1, 0)
-        keys = sorted_keys(as_numpy(torch.cat(found)))
+        keys = sorted_keys(as_numpy(torch.cat(parts)))
         if self.keys.any_nan(keys):
-            self._name_nan(indices)
+            self._raise_nan(indices)
         if count == 0:
             return _Cut(-self.keys.max_key - 1, 0)
         key = int(keys[count - 1])
         return _Cut(key, count - count_true(keys < key))
 
     def _histogram(self, indices: Sequence[int], prefix: int, shift: int) -> Any:
-        """Counts of the 16-bit digit at `shift` of live keys whose higher bits are `prefix`."""
+        """Count the 16-bit digits at `shift` of candidates whose higher bits are `prefix`."""
         counts = np.zeros(1 << _DIGIT, dtype=np.int64)
-        for index in filter(self.everywhere.counts, indices):
-            for _, keys, live in self._chunks(index):
-                chosen = keys if live is None else keys[live]
+        for index in filter(self.totals.counts, indices):
+            for _, keys, valid in self._chunks(index):
+                chosen = keys if valid is None else keys[valid]
                 if shift + _DIGIT < self.keys.bits:
                     chosen = chosen[(chosen >> (shift + _DIGIT)) == prefix]
                 counts += _bincount(self._digits(chosen, shift))
-        return self.everywhere.sum(counts)
+        return self.totals.sum(counts)
 
     def _check_no_nan(self, indices: Sequence[int], counts: Any) -> None:
         top = (self.keys.infinity >> (self.keys.bits - _DIGIT)) + _HALF
         low = (~self.keys.infinity >> (self.keys.bits - _DIGIT)) + _HALF
         if counts[top:].any() or (counts[: low + 1].any() and not self.keys.magnitude):
-            self._name_nan(indices)
+            self._raise_nan(indices)
 
-    def _name_nan(self, indices: Sequence[int]) -> None:
-        found = []
+    def _raise_nan(self, indices: Sequence[int]) -> None:
+        counts = []
         for index in indices:
-            chunks = ((self.keys.is_nan(keys), live) for _, keys, live in self._chunks(index))
-            found.append(
-                sum(count_true(nan if live is None else nan & live) for nan, live in chunks)
+            chunks = ((self.keys.is_nan(keys), valid) for _, keys, valid in self._chunks(index))
+            counts.append(
+                sum(count_true(nan if valid is None else nan & valid) for nan, valid in chunks)
             )
-        for index, bad in zip(indices, self.everywhere.sums(found, indices), strict=True):
+        for index, bad in zip(indices, self.totals.sums(counts, indices), strict=True):
             if bad:
                 raise StateError(
-                    f"{self.names[index]} has {bad} NaN scores: nothing can be ranked; look at its "
+                    f"{self.names[index]} has {bad} NaN scores, which cannot be ranked; check its "
                     "weights and gradients (has the loss diverged?)"
                 )
 
     def _chunks(self, index: int) -> Iterator[tuple[slice, Any, Any]]:
-        """Parts of one tensor in logical order: (rows, keys, which of them still count)."""
+        """Yield chunks of one tensor in logical order: (rows, keys, candidates or None for all)."""
         scores, kept, flat = self.scores[index], self.kept[index], self._flat(index)
-        reads = tuple(_rows(tensor, flat) for tensor in scores.inputs)
+        inputs = tuple(_rows(tensor, flat) for tensor in scores.inputs)
         compute = scores.new_pass()
-        count, size = reads[0].shape[0], reads[0].numel()
+        count, size = inputs[0].shape[0], inputs[0].numel()
         step = max(1, CHUNK * count // max(1, size))
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
-            keys = self.keys(compute(*(tensor[part] for tensor in reads)))
-            live = None
+            keys = self.keys(compute(*(tensor[part] for tensor in inputs)))
+            valid = None
             if kept is not None:
                 present = as_numpy(_rows(kept, flat)[part].reshape(-1))
-                live = present == 0 if self.absent else present != 0
-            elif self.absent:
-                live = as_numpy(torch.zeros(len(keys), dtype=torch.bool, device=reads[0].device))
-            yield part, keys, live
+                valid = present == 0 if self.among_pruned else present != 0
+            elif self.among_pruned:
+                valid = as_numpy(torch.zeros(len(keys), dtype=torch.bool, device=inputs[0].device))
+            yield part, keys, valid
 
     def _flat(self, index: int) -> bool:
-        """Whether all that is read of one tensor lies in logical order in memory."""
+        """Whether the inputs and mask of one tensor are contiguous."""
         layouts = (*self.scores[index].inputs, self.kept[index])
         return all(tensor is None or tensor.is_contiguous() for tensor in layouts)
 
     def _digits(self, keys: Any, shift: int) -> Any:
-        """The 16 bits at `shift`; the top ones offset, so that they count from the lowest key."""
+        """Extract the 16 bits at `shift`; the top ones offset, so that the lowest key is 0."""
         if isinstance(keys, Tensor):
             digits = (keys >> shift) & ((1 << _DIGIT) - 1)
         else:
@@ -274,7 +273,7 @@ class _Pool:
 
 
 def _rows(tensor: Tensor, flat: bool) -> Tensor:
-    """A view whose first dimension can be cut into parts in logical order."""
+    """Return a view whose first dimension can be chunked in logical order."""
     return tensor.view(-1) if flat else tensor
 
 

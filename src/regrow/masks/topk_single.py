@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Top-k of one tensor from sampled bounds.
 
-A sample tells two bounds: what exceeds the upper one is taken as it is passed over, what lies below
-the lower one is not, and only the few between are ranked. Where the sample was wrong all are.
+A sample estimates two bounds: scores above the upper one are kept, scores below the lower one are
+not, and only the few between are ranked. If the sample was misleading, all are ranked.
 """
 
 from __future__ import annotations
@@ -30,39 +30,42 @@ def topk_mask(
     name: str = "scores",
     shard: Shard | None = None,
 ) -> Tensor:
-    """The mask of the `count` highest scores among some places.
+    """Compute the mask of the `count` highest scores among candidates.
 
-    Of equal scores those of the higher flat index are taken, as `global_topk_masks` does.
+    Of equal scores those of the higher flat index are kept, as in `global_topk_masks`.
 
     Args:
-        scores: Any shape and floating type, or what computes them.
-        count: How many, at most the number of places.
-        candidates: The places, a bool mask of the same shape.
+        scores: Any shape and floating type, or lazy scores.
+        count: At most the number of candidates; with `shard`, over the whole layer.
+        candidates: A bool mask of the scores' shape.
         magnitude: Rank by |score|.
         name: For messages.
-        shard: Which rows of a layer these are; the count is then that of the whole layer.
+        shard: The rows of a layer that the scores are.
 
     Returns:
         A bool mask of the scores' shape and strides.
 
     Raises:
-        StateError: If a score at one of the places is NaN.
+        StateError: If the score of a candidate is NaN.
 
     Example:
         >>> candidates = torch.tensor([True, False, True, True])
         >>> topk_mask(torch.tensor([3.0, 9.0, 1.0, 3.0]), 1, candidates)
         tensor([False, False, False,  True])
     """
-    if shard is not None:  # bounds from a sample would have to be agreed on
-        without = math.prod(shard.shape) - count
-        ranked, alive, shards = [scores], [candidates], [shard]
-        [mask] = global_topk_masks(
-            ranked, without, alive, magnitude=magnitude, min_keep=0, names=[name], shards=shards
-        )
-        return mask
+    if shard is not None:  # ranks would have to agree on sampled bounds
+        return global_topk_masks(
+            [scores],
+            math.prod(shard.shape) - count,
+            [candidates],
+            magnitude=magnitude,
+            min_keep=0,
+            names=[name],
+            shards=[shard],
+        )[0]
     if isinstance(scores, LazyScores):
         scores = scores.new_pass()(*scores.inputs)
-    # in the order of memory, where a pass is fast: only ties care for the flat index
+    # in memory order, which is fast; only ties depend on the flat index
     steps: tuple[int, ...] = scores.stride()
     order = sorted(range(scores.dim()), key=lambda place: -steps[place])
     shape = [scores.shape[place] for place in order]
@@ -72,23 +75,28 @@ def topk_mask(
     low, high = _bounds(keys, values, allowed, count / max(1, total))
     mask = torch.empty(len(values), dtype=torch.bool, device=values.device)
     between, above = _split(mask, keys, values, allowed, low, high)
-    if not 0 <= count - above <= len(between):  # the sample was wrong, or there is NaN
+    if not 0 <= count - above <= len(between):  # a misleading sample, or NaN
         between, above = torch.as_tensor(nonzero(as_numpy(allowed))), 0
         mask.zero_()
     if order != sorted(order):
-        places = torch.unravel_index(between, shape)
-        strides = [math.prod(scores.shape[place + 1 :]) for place in order]
-        index = sum(i * stride for i, stride in zip(places, strides, strict=True))
-        between = between[torch.as_tensor(index).argsort()]
-    ranked, without = [values[between]], len(between) - (count - above)
-    [taken] = global_topk_masks(ranked, without, magnitude=magnitude, min_keep=0, names=[name])
+        between = _sort_by_flat_index(between, scores.shape, order)
+    ranked, n_prune = [values[between]], len(between) - (count - above)
+    [taken] = global_topk_masks(ranked, n_prune, magnitude=magnitude, min_keep=0, names=[name])
     mask[between[taken]] = True
     return mask.view(shape).permute([order.index(place) for place in range(len(order))])
 
 
+def _sort_by_flat_index(indices: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
+    """Sort indices into the permuted shape by their index into the original one."""
+    places = torch.unravel_index(indices, [shape[dim] for dim in order])
+    strides = [math.prod(shape[dim + 1 :]) for dim in order]
+    flat = sum(i * stride for i, stride in zip(places, strides, strict=True))
+    return indices[torch.as_tensor(flat).argsort()]
+
+
 def _bounds(keys: SortKeys, values: Tensor, allowed: Tensor, share: float) -> tuple[int, int]:
-    """Between these the key lies, most probably, that a share of the allowed ones exceeds."""
-    step = max(1, len(values) // _SAMPLE) | 1  # odd: widths of layers are even
+    """Estimate bounds of the key that a share of the allowed keys exceeds."""
+    step = max(1, len(values) // _SAMPLE) | 1  # odd, because widths of layers are even
     sample = sorted_keys(keys(values[::step][allowed[::step]]))
     rank = (1 - share) * len(sample)
     slack = 4 * math.sqrt(rank * share) + 1
@@ -100,18 +108,18 @@ def _bounds(keys: SortKeys, values: Tensor, allowed: Tensor, share: float) -> tu
 def _split(
     mask: Tensor, keys: SortKeys, values: Tensor, allowed: Tensor, low: int, high: int
 ) -> tuple[Tensor, int]:
-    """Marks what exceeds both bounds; returns the places between, and how many it marked."""
+    """Mark the keys above both bounds; return the indices between, and the number marked."""
     step = CHUNK if values.device.type == "cpu" else max(1, len(values))
-    marked, found = 0, [torch.zeros(0, dtype=torch.int64, device=values.device)]
+    marked, indices = 0, [torch.zeros(0, dtype=torch.int64, device=values.device)]
     for start in range(0, len(values), step):
         part = slice(start, start + step)
         here, ranks = as_numpy(allowed[part]), keys(values[part])
         if keys.any_nan(ranks):
-            return found[0], -1
+            return indices[0], -1
         above = (ranks > high) & here
         between = (ranks >= low) & here
         between ^= above
         as_numpy(mask)[part] = above
         marked += count_true(above)
-        found.append(torch.as_tensor(nonzero(between)).add_(start))
-    return torch.cat(found), marked
+        indices.append(torch.as_tensor(nonzero(between)).add_(start))
+    return torch.cat(indices), marked

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from regrow.masks.masks import Masks
 from regrow.profiling.macs import count_macs
-from regrow.utils.names import named_parameters, strip_compile_prefix
+from regrow.utils.names import named_parameters, parameters
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ def pruned_counts(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[
     named = named_parameters(model)
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     masks.check({name: named[name] for name in masks if name in named})
-    first = {
-        id(parameter): strip_compile_prefix(name) for name, parameter in model.named_parameters()
-    }
+    first = {id(parameter): name for name, parameter in parameters(model).items()}
     return {
         first[id(named[name])]: mask.numel() - int(mask.count_nonzero())
         for name, mask in masks.items()

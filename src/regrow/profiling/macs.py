@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from regrow.utils.batches import batch_size, bound_forward
-from regrow.utils.modes import eval_mode
+from regrow.utils.modes import eval_mode, no_attention_fastpath
 from regrow.utils.names import named_parameters
 
 _ATEN = torch.ops.aten
@@ -77,19 +77,15 @@ def count_macs(model: nn.Module, example_input: Any) -> Work:
     """
     counter = _Counter(model.parameters())
     run, batch = bound_forward(model, example_input), batch_size(example_input)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, seen by nobody
-        with (
-            eval_mode(model),
-            torch.compiler.set_stance("force_eager"),
-            torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),  # attention as products, which can be counted
-            counter,
-        ):
-            run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with (
+        eval_mode(model),
+        no_attention_fastpath(),
+        torch.compiler.set_stance("force_eager"),
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),  # attention as products, which can be counted
+        counter,
+    ):
+        run()
     used = {
         name: counter.of[parameter.untyped_storage()] / parameter.numel() / batch
         for name, parameter in named_parameters(model).items()

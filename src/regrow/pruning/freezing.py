@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from regrow.distributed.shard import is_dtensor
 from regrow.masks.masks import Masks
 from regrow.pruning.enforcer import MaskEnforcer
 from regrow.utils.errors import ConfigError, check_patterns, closest_names
-from regrow.utils.names import strip_compile_prefix
+from regrow.utils.names import matches_pattern, name_parts, named_parameters, parameters
 
 TrainSpec = str | Iterable[str]
 
@@ -162,33 +161,18 @@ class Freezer:
         self.enforcer.after_step = [] if free is None else [self.after]
 
     def _named(self) -> dict[str, nn.Parameter]:
-        return {
-            strip_compile_prefix(name): parameter
-            for name, parameter in self.model.named_parameters()
-        }
+        return parameters(self.model)
 
     def _match(self, pattern: str) -> list[str]:
         """The parameters whose name, or a part of its dotted path, a pattern means."""
         names = {id(parameter): name for name, parameter in self._named().items()}
-        shared = [
-            (_paths(strip_compile_prefix(name)), names[id(parameter)])
-            for name, parameter in self.model.named_parameters(remove_duplicate=False)
-        ]
-        hits = [
-            name
-            for paths, name in shared
-            if any(fnmatchcase(path, strip_compile_prefix(pattern)) for path in paths)
-        ]
+        aliases = named_parameters(self.model)
+        hits = [names[id(p)] for alias, p in aliases.items() if matches_pattern(alias, pattern)]
         if not hits:
-            known = {*_WORDS}.union(*(paths for paths, _ in shared))
+            known = {*_WORDS}.union(*map(name_parts, aliases))
             close = closest_names(pattern, sorted(known)) or [*names.values()][:5]
             raise ConfigError(
                 f"train={pattern!r} is neither 'all' nor 'regrown' and matches no parameter: "
                 f"nearest are {', '.join(close)}"
             )
         return hits
-
-
-def _paths(name: str) -> set[str]:
-    parts = name.split(".")
-    return {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}

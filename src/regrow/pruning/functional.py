@@ -15,7 +15,7 @@ from regrow.pruning.compute_masks import choose_masks
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.enforcer import Handle, MaskEnforcer
 from regrow.pruning.pruner import Pruner
-from regrow.utils.names import strip_compile_prefix
+from regrow.utils.names import named_parameters
 
 
 def enforce(
@@ -52,7 +52,7 @@ def enforce(
         [0.0, 0.0]
     """
     reshard_fsdp(model)
-    named = {strip_compile_prefix(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    named = named_parameters(model)
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     masks.check({name: named[name] for name in masks if name in named})
     enforcer = MaskEnforcer({name: named[name] for name in masks})

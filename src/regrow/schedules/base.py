@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from regrow.schedules.time import Time, Timeline
@@ -11,7 +11,7 @@ from regrow.utils.errors import ConfigError
 
 
 class Milestone(NamedTuple):
-    """One planned change of masks."""
+    """A planned change of masks: the optimizer step and the sparsity from there on."""
 
     step: int
     sparsity: float
@@ -22,18 +22,18 @@ PruningPlan = tuple[Milestone, ...]
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Anything that plans milestones."""
+    """Turns a target sparsity into milestones."""
 
     def times(self) -> tuple[Time, ...]:
-        """The times it was given, so that a caller can see in which unit it counts."""
+        """Return its time settings, so that callers can check their units."""
         ...
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
-        """The milestones from sparsity `start` to `target`."""
+        """Compute the milestones from sparsity `start` to `target`."""
         ...
 
     def layer_sparsity(self, sparsity: float, target: float, own: float) -> float:
-        """What a layer bound for `own` has when the others, bound for `target`, have `sparsity`."""
+        """Sparsity of a layer with target `own` when the others, of `target`, are at `sparsity`."""
         ...
 
 
@@ -44,7 +44,7 @@ def layer_sparsities(
     own: Mapping[str, float],
     densities: Mapping[str, float],
 ) -> dict[str, float]:
-    """What layers with a target of their own have at a milestone; if it is not 0, no less than now.
+    """Sparsities of layers with separate targets at a milestone, not below the present ones.
 
     Example:
         >>> layer_sparsities(ProportionalLayers(), 0.4, 0.8, {"fc": 0.5}, {"fc": 1.0})
@@ -53,33 +53,21 @@ def layer_sparsities(
     return {
         name: max(
             schedule.layer_sparsity(sparsity, target, final),
-            1 - densities[name] if sparsity else 0.0,  # changed by hand, maybe
+            1 - densities[name] if sparsity else 0.0,  # it may have been pruned by hand
         )
         for name, final in own.items()
     }
 
 
-def sparsity_at(plan: Sequence[Milestone], step: int, start: float = 0.0) -> float:
-    """The sparsity a plan asks for at `step`.
-
-    Example:
-        >>> plan = (Milestone(5, 0.9),)
-        >>> [sparsity_at(plan, step) for step in (4, 5, 9)]
-        [0.0, 0.9, 0.9]
-    """
-    due = [milestone.sparsity for milestone in plan if milestone.step <= step]
-    return due[-1] if due else start
-
-
 class ProportionalLayers:
-    """A layer with a target of its own moves in proportion to the others."""
+    """A layer with a separate target is pruned in proportion to the others."""
 
     def layer_sparsity(self, sparsity: float, target: float, own: float) -> float:
         return own * sparsity / target if target else own
 
 
 def step_within(what: str, time: Time, timeline: Timeline) -> int:
-    """The step of `time`, which must leave at least that step to run."""
+    """Return the step of `time`, which must lie before the end of the fit."""
     step = timeline.step(time, what)
     if timeline.end is not None and step >= timeline.end:
         raise ConfigError(
@@ -90,7 +78,7 @@ def step_within(what: str, time: Time, timeline: Timeline) -> int:
 
 
 def check_interval(every: Time, length: int, first: int, last: int) -> None:
-    """Refuses a time between events that is longer than the time for all of them."""
+    """Check that the time between events is not longer than begin to end."""
     slack = 1 if every.unit == "fit" else 0  # 0.4 + 0.3 may be rounded to a step past 0.7
     if first < last < first + length - slack:
         raise ConfigError(
@@ -100,9 +88,9 @@ def check_interval(every: Time, length: int, first: int, last: int) -> None:
 
 
 def drop_unchanged(milestones: list[Milestone], start: float) -> PruningPlan:
-    """Leaves out the milestones at which nothing changes."""
-    befores = [start, *(milestone.sparsity for milestone in milestones)]
-    return tuple(m for m, before in zip(milestones, befores, strict=False) if m.sparsity != before)
+    """Remove the milestones at which the sparsity does not change."""
+    earlier = [start, *(milestone.sparsity for milestone in milestones)]
+    return tuple(m for m, before in zip(milestones, earlier, strict=False) if m.sparsity != before)
 
 
 BEGIN, END, EVERY = 0.2, 0.75, 0.01

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cyclic (DSD), ACDC."""
+"""Alternating sparse and dense phases: Cyclic (DSD) and ACDC."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from regrow.utils.errors import ConfigError, check_choice
 
 @dataclass(frozen=True)
 class Cyclic(ProportionalLayers):
-    """Sparse and dense phases in turn; weights that come back start at zero.
+    """Alternate sparse and dense phases; weights that come back start at zero.
 
-    From `begin` on, a phase lasts `every`: sparse, dense, sparse, ... At `end` the last phase
-    begins: sparse at the target, or dense with `last="dense"` (dense-sparse-dense training).
+    From `begin` on, phases of length `every` are sparse, dense, sparse, ... The last phase starts
+    at `end`: sparse at the target, or dense with `last="dense"` (dense-sparse-dense training).
 
     Source: Han et al. 2017 (DSD).
 
@@ -43,7 +43,7 @@ class Cyclic(ProportionalLayers):
 
     def __post_init__(self) -> None:
         check_choice("last", self.last, ("sparse", "dense"))
-        Linear(self.begin, self.end, self.every)  # the same rules for its times
+        Linear(self.begin, self.end, self.every)  # checks the times
 
     def times(self) -> tuple[Time, ...]:
         return (
@@ -69,11 +69,11 @@ class Cyclic(ProportionalLayers):
 
 @dataclass(frozen=True)
 class ACDC(Cyclic):
-    """Compressed and decompressed phases in turn, ending in a long sparse one.
+    """Alternate compressed and decompressed phases, ending in a long sparse one.
 
-    As `Cyclic`, but the phase before `end` is dense, in place of a sparse one that would stand
-    there, so that masks are chosen anew at `end`. By default 10 % of the fit are dense, phases are
-    5 %, the last dense one goes from 75 to 85 %: the paper's for 100 epochs of ImageNet.
+    As `Cyclic`, but the phase before `end` is always dense, so that new masks are chosen at `end`.
+    By default the first 10 % of the fit are dense, phases last 5 %, the last dense one from 75 to
+    85 %, as in the paper for 100 epochs of ImageNet.
 
     Source: Peste et al. 2021 (AC/DC), arXiv:2106.12379.
 

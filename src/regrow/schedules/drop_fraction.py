@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Update steps and cosine drop fraction of dynamic sparse training."""
+"""Update steps and drop fraction of dynamic sparse training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from regrow.utils.errors import ConfigError
 
 
 def drop_fraction_at(step: int, end: int, fraction: float = 0.3) -> float:
-    """The share of the kept weights that an update drops: fraction / 2 (1 + cos(pi step / end)).
+    """Compute the fraction of the kept weights that an update drops.
 
-    0 from `end` on.
+    fraction / 2 (1 + cos(pi step / end)) before `end`, 0 from `end` on.
 
     Source: Evci et al. 2020 (RigL), section 3.
 
@@ -27,11 +27,10 @@ def drop_fraction_at(step: int, end: int, fraction: float = 0.3) -> float:
 
 @dataclass(frozen=True)
 class DropGrowSchedule(ProportionalLayers):
-    """Sparse from the first step on; an update every `every`, up to and without `end`.
+    """Sparse from the first step on, with an update every `every` before `end`.
 
     Example:
-        >>> plan = DropGrowSchedule("4it", 0.5).plan(0.9, Timeline(total=20))
-        >>> [milestone.step for milestone in plan]
+        >>> [milestone.step for milestone in DropGrowSchedule("4it", 0.5).plan(0.9, Timeline(20))]
         [0, 4, 8]
     """
 
@@ -42,15 +41,15 @@ class DropGrowSchedule(ProportionalLayers):
         for what, time in zip(("every", "end"), self.times(), strict=True):
             if time.amount == 0:
                 raise ConfigError(
-                    f"{what} must be above 0, got {time}: write '100it', or grow='none' for masks "
-                    "that stand still"
+                    f"{what} must be above 0, got {time}: write '100it', or grow='none' for "
+                    "constant masks"
                 )
 
     def times(self) -> tuple[Time, ...]:
         return parse_time("every", self.every), parse_time("end", self.end)
 
     def stop(self, timeline: Timeline) -> int:
-        """The step from which on masks stand still.
+        """Return the step after which masks do not change.
 
         Raises:
             ConfigError: If the fit ends before it.
@@ -71,7 +70,7 @@ class DropGrowSchedule(ProportionalLayers):
         if not later:
             raise ConfigError(
                 f"every={self.every} leaves no update before end={self.end} (step {stop}): write "
-                "a smaller every, or grow='none' for masks that stand still"
+                "a smaller every, or grow='none' for constant masks"
             )
         steps = [first, *later] if start < target else later
         return tuple(Milestone(step, target) for step in steps)

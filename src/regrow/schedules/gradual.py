@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Linear, Cubic, Cosine.
+"""Linear, cubic and cosine increase of the sparsity.
 
-A schedule is a frozen dataclass that turns a target and a timeline into a plan, the list of
-milestones (step, sparsity) at which masks change. Between milestones masks stand still.
+A schedule is a frozen dataclass that turns a target and a timeline into a plan: the milestones
+(step, sparsity) at which masks change.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Gradual(ProportionalLayers):
         )
 
     def curve(self, progress: float) -> float:
-        """How much of the way from start to target is done when `progress` of the time is."""
+        """Return the fraction of the way from start to target after `progress` of the time."""
         raise TypeError("a gradual schedule is Linear, Cubic or Cosine")
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
@@ -69,7 +69,7 @@ class _Gradual(ProportionalLayers):
 
 
 class Linear(_Gradual):
-    """Equal steps of sparsity from `begin` to `end`: s = s_i + (s_f - s_i) p.
+    """Linear increase of sparsity from `begin` to `end`: s = s_i + (s_f - s_i) p.
 
     Example:
         >>> Linear(0, "20it", "10it").plan(0.5, Timeline(total=30))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Exponential: fixed fraction of the remaining weights per round."""
+"""Iterative pruning: a fixed fraction of the remaining weights per round."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from regrow.utils.errors import ConfigError, check_count, check_rate
 
 @dataclass(frozen=True)
 class Exponential:
-    """A fixed fraction of what remains, round after round, as iterative pruning does.
+    """Prune a fixed fraction of the remaining weights in each round (iterative pruning).
 
-    After k rounds s_k = 1 - (1 - rate)^k; the last round lands on the target.
+    After k rounds s_k = 1 - (1 - rate)^k; the last round reaches the target exactly.
 
     Attributes:
         rate: Fraction of the remaining weights that a round removes, in (0, 1).
-        every: How long a round trains.
-        rounds: How many rounds; None goes on until the target.
-        begin: When the first round prunes; None: after training for one `every`.
+        every: Training time of a round.
+        rounds: Number of rounds; None: until the target.
+        begin: Time of the first event; None: after one `every`.
 
     Source: Frankle and Carbin 2019, section 2 (20 % a round).
 
@@ -49,7 +49,7 @@ class Exponential:
 
     @property
     def final(self) -> float | None:
-        """The sparsity after `rounds` rounds; None where rounds is None."""
+        """The sparsity after `rounds` rounds; None if rounds is None."""
         return None if self.rounds is None else 1 - (1 - self.rate) ** self.rounds
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
@@ -58,14 +58,14 @@ class Exponential:
                 f"{self.rounds} rounds at rate {self.rate} end at sparsity {self.final:.6g}, but "
                 f"sparsity={target} was asked for: leave out rounds, or leave out sparsity"
             )
-        # a hair of slack, so that 1 - 0.8^10 asked for is ten rounds and not eleven
+        # tolerance, so that a target of 1 - 0.8^10 is ten rounds and not eleven
         rounds = math.log((1 - target) / (1 - start)) / math.log(1 - self.rate) if target else 0
         count = math.ceil(rounds - 1e-9)
         if count <= 0:
             return ()
         every, begin = self.times()
-        endless = timeline.step(begin) + timeline.step(every) * (count + 1) + 1
-        steps = timeline.repeat(begin, every, timeline.end or endless)
+        enough = timeline.step(begin) + timeline.step(every) * (count + 1) + 1
+        steps = timeline.repeat(begin, every, timeline.end or enough)
         if len(steps) < count:
             raise ConfigError(
                 f"sparsity {target:g} takes {count} rounds of {every} at rate {self.rate}, "
@@ -76,6 +76,6 @@ class Exponential:
         return tuple(map(Milestone, steps[:count], [*levels, target]))
 
     def layer_sparsity(self, sparsity: float, target: float, own: float) -> float:
-        """The layer's own rate a round: 1 - (1 - own)^(log(1 - s) / log(1 - s_f))."""
+        """The layer has a separate rate per round: 1 - (1 - own)^(log(1 - s) / log(1 - s_f))."""
         rounds = math.log(1 - sparsity) / math.log(1 - target) if target else 1.0
         return 1 - math.pow(1 - own, rounds)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""OneShot, Table."""
+"""All pruning at once (OneShot), or at listed times (Table)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from regrow.utils.errors import ConfigError, check_sparsity
 
 @dataclass(frozen=True)
 class OneShot(ProportionalLayers):
-    """Prunes to the target at once.
+    """Prune to the target at once.
 
     Example:
         >>> OneShot("5it").plan(0.9, Timeline(total=10))
@@ -43,9 +43,9 @@ class OneShot(ProportionalLayers):
 
 @dataclass(frozen=True)
 class Table(ProportionalLayers):
-    """Sparsities by hand: {"3ep": 0.5, "6ep": 0.9}; the last one is the target.
+    """Sparsities at listed times: {"3ep": 0.5, "6ep": 0.9}; the last one is the target.
 
-    Sparsity rises from row to row, or falls to 0 (everything comes back, at zero).
+    Sparsity may rise from row to row, or fall to 0 (all weights come back, at zero).
 
     Example:
         >>> Table({"3ep": 0.5, "6ep": 0.9}).plan(0.9, Timeline(100, steps_per_epoch=10))

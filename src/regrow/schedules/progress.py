@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which milestones have fired; resume."""
+"""The milestones that have happened, and how a fit resumes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from regrow.utils.errors import ConfigError
 
 @dataclass
 class Progress:
-    """A plan and how much of it has happened.
+    """A plan and the number of its milestones that have happened.
 
     Attributes:
         plan: The milestones.
-        fired: How many of them have happened.
-        start: The sparsity at which the plan began.
-        first: The step at which it began.
-        epoch: The epoch in which it began; -1 before any fit.
-        led: Whether an accuracy budget leads: it lets events wait, one after the other, and
-            changes the plan on the way.
+        n_done: The number of milestones that have happened.
+        start: The sparsity at the start of the plan.
+        first: The step at its start.
+        epoch: The epoch at its start; -1 before any fit.
+        adaptive: Whether an accuracy budget controls the plan: it delays events, which then happen
+            one by one, and changes later milestones.
 
     Example:
         >>> progress = Progress((Milestone(5, 0.5), Milestone(9, 0.9)))
@@ -41,7 +41,7 @@ class Progress:
 
     @property
     def started(self) -> bool:
-        """Whether a fit was planned."""
+        """Whether a fit has been planned."""
         return self.epoch >= 0
 
     @property
@@ -56,29 +56,29 @@ class Progress:
 
     @property
     def sparse(self) -> PruningPlan:
-        """The milestones that prune; at the others everything comes back."""
+        """The milestones that prune; at the others all weights come back."""
         return tuple(milestone for milestone in self.plan if milestone.sparsity)
 
     @property
     def pruned(self) -> bool:
-        """Whether all of these have happened."""
+        """Whether all milestones that prune have happened."""
         return not any(milestone.sparsity for milestone in self.remaining)
 
     def due(self, now: int) -> Milestone | None:
-        """The milestone that is due at step `now`, the last one where several are."""
+        """Return the milestone due at step `now`; the last of several, the first if adaptive."""
         if self.reached or self.plan[self.n_done].step > now:
             return None
         due = [milestone for milestone in self.remaining if milestone.step <= now]
         return due[0] if self.adaptive else due[-1]
 
     def mark_done(self, milestone: Milestone) -> None:
-        """Marks a milestone, and those before it, as happened."""
+        """Mark a milestone, and those before it, as happened."""
         self.n_done = self.plan.index(milestone) + 1
 
     def set_next(self, step: int, sparsity: float | None) -> None:
-        """Goes on with one milestone of the leader's, or with none: the plan ends here."""
-        ahead = () if sparsity is None else (Milestone(step, sparsity),)
-        self.plan = self.plan[: self.n_done] + ahead
+        """Replace the remaining milestones by one, or by none if `sparsity` is None."""
+        remaining = () if sparsity is None else (Milestone(step, sparsity),)
+        self.plan = self.plan[: self.n_done] + remaining
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -103,17 +103,17 @@ class Progress:
         now: int,
         on_change: str,
     ) -> None:
-        """Goes on from a checkpoint: the resolved steps in it win, where they still can.
+        """Resume from a checkpoint, whose resolved steps take precedence where possible.
 
         Args:
-            resolve: Plans a fit from a timeline and a starting sparsity.
-            timeline: The fit as the settings of now make it.
-            now: The step at which the fit goes on.
-            on_change: See `resumed`.
+            resolve: Makes a plan from a timeline and a starting sparsity.
+            timeline: The fit by the present settings.
+            now: The step at which the fit resumes.
+            on_change: See `resumed_plan`.
 
         Raises:
-            ConfigError: If the remaining events would now lie elsewhere and `on_change` does not
-                say what to do, or if the fit ends before the last of them.
+            ConfigError: If the present settings plan other remaining events and `on_change` is
+                "refuse", or if the fit ends before the last event.
         """
         if self.reached or self.adaptive:
             return
@@ -130,17 +130,17 @@ class Progress:
 def resumed_plan(
     stored: PruningPlan, planned: PruningPlan, fired: int, now: int, on_change: str
 ) -> PruningPlan:
-    """The plan with which an interrupted fit goes on.
+    """Combine the plan of a checkpoint with that of the present settings.
 
     Args:
         stored: The plan in the checkpoint.
-        planned: What the settings of now would plan.
-        fired: How many of the stored milestones have happened.
-        now: The step at which the fit goes on.
+        planned: The plan of the present settings.
+        fired: The number of stored milestones that have happened.
+        now: The step at which the fit resumes.
         on_change: "refuse", "keep" (the stored steps) or "stretch" (the planned ones).
 
     Raises:
-        ConfigError: If the two differ in what is still to come, unless told what to do.
+        ConfigError: If the remaining milestones differ and `on_change` is "refuse".
 
     Example:
         >>> old = (Milestone(5, 0.5), Milestone(10, 0.9))
@@ -153,20 +153,20 @@ def resumed_plan(
     if on_change == "refuse":
         raise ConfigError(
             f"the events still to come are not those of the checkpoint, which plans "
-            f"{_words(stored[fired:])}, while now {_words(planned)} would be planned (other "
+            f"{_describe(stored[fired:])}, while now {_describe(planned)} would be planned (other "
             "max_epochs, batch size, ranks or settings?): restore them, or write on_change='keep' "
             "(steps as in the checkpoint) or on_change='stretch' (steps as now)"
         )
     if len(planned) == len(stored) or any(a.sparsity > b.sparsity for a, b in pairwise(planned)):
         same = fired if len(planned) == len(stored) else 0
-        ahead = tuple(milestone for milestone in planned[same:] if milestone.step >= now)
+        remaining = tuple(milestone for milestone in planned[same:] if milestone.step >= now)
     else:
         reached = stored[fired - 1].sparsity if fired else 0.0
-        ahead = tuple(m for m in planned if m.step >= now and m.sparsity > reached)
-    return stored[:fired] + (ahead or tuple(Milestone(now, m.sparsity) for m in planned[-1:]))
+        remaining = tuple(m for m in planned if m.step >= now and m.sparsity > reached)
+    return stored[:fired] + (remaining or tuple(Milestone(now, m.sparsity) for m in planned[-1:]))
 
 
-def _words(plan: PruningPlan) -> str:
+def _describe(plan: PruningPlan) -> str:
     if not plan:
         return "no event"
     first, last = plan[0], plan[-1]

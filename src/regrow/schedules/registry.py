@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Names -> schedules."""
+"""Schedules by name."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def make_schedule(
     end: TimeLike | None = None,
     every: TimeLike | None = None,
 ) -> Schedule:
-    """A schedule from its name and times, or the object itself.
+    """Make a schedule from a name and times, or check a given schedule object.
 
     Raises:
-        ConfigError: For an unknown name; for times beside an object, which carries its own; for
-            times that the named schedule does not have.
+        ConfigError: For an unknown name, for times beside a schedule object, and for times that the
+            named schedule does not have.
 
     Example:
         >>> make_schedule("linear", begin="1ep", end="5ep", every="1ep")
@@ -59,8 +59,8 @@ def make_schedule(
     if name == "one_shot":
         given = {"at" if key == "begin" else key: value for key, value in given.items()}
     allowed = SCHEDULES[name].__dataclass_fields__
-    foreign = [key for key in given if key not in allowed]
-    if foreign:
+    unknown = [key for key in given if key not in allowed]
+    if unknown:
         has = ", ".join("begin" if key == "at" else key for key in allowed)
-        raise ConfigError(f"schedule={name!r} has no {' and no '.join(foreign)}: it has {has}")
+        raise ConfigError(f"schedule={name!r} has no {' and no '.join(unknown)}: it has {has}")
     return SCHEDULES[name](**given)

@@ -14,10 +14,7 @@ from typing import Literal
 from regrow.utils.errors import ConfigError
 
 Unit = Literal["ep", "it", "fit"]
-
-
-TimeLike = float | str  # in this order, for command lines that try one after the other
-
+TimeLike = float | str  # in this order, because command lines try one after the other
 
 _PATTERN = re.compile(r"\s*(\d+)\s*(ep|it)\s*")
 
@@ -34,10 +31,10 @@ class Time:
 
 
 def parse_time(what: str, given: object) -> Time:
-    """Reads a time as people write it.
+    """Parse a time setting.
 
     Args:
-        what: The setting's name, for the message.
+        what: The setting's name, for messages.
         given: "3ep" (epochs), "500it" (optimizer steps), a float in [0, 1] (fraction of the fit),
             or 0.
 
@@ -76,13 +73,13 @@ def parse_time(what: str, given: object) -> Time:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Where epochs and the end of a fit lie, counted in steps.
+    """The steps of a fit and of its epochs.
 
     Attributes:
-        total: Steps of the whole fit; None if it has no known end.
-        steps_per_epoch: Steps of an epoch; None if unknown. Where it changes during the fit
-            (a schedule of gradient accumulation), pairs (first epoch, steps from there on).
-        start: The step at which the fit begins; epochs and fractions count from there.
+        total: Steps of the whole fit; None if unknown.
+        steps_per_epoch: Steps of an epoch; None if unknown. Pairs (first epoch, steps per epoch
+            from there on) where gradient accumulation changes during the fit.
+        start: The first step of the fit; epochs and fractions count from there.
     """
 
     total: int | None
@@ -91,14 +88,14 @@ class Timeline:
 
     @property
     def end(self) -> int | None:
-        """The step after the fit's last one; None if it has no known end."""
+        """The step after the last one; None if unknown."""
         return None if self.total is None else self.start + self.total
 
     def step(self, time: Time, what: str = "time") -> int:
-        """The step at which `time` lies.
+        """Convert a time to a step.
 
         Raises:
-            ConfigError: If the fit's length or the epochs' length is needed and unknown.
+            ConfigError: If the length of the fit or of an epoch is needed and unknown.
 
         Example:
             >>> Timeline(total=1000, steps_per_epoch=100).step(Time(3, "ep"))
@@ -133,9 +130,9 @@ class Timeline:
         )
 
     def repeat(self, begin: Time, every: Time, end: int) -> list[int]:
-        """The steps begin, begin + every, begin + 2 every, ... up to and without `end`.
+        """Return the steps begin, begin + every, begin + 2 every, ... below `end`.
 
-        Epochs added to epochs stay on epoch boundaries, where these are not equally long too.
+        Times in epochs fall on epoch boundaries, even if epochs differ in length.
 
         Example:
             >>> Timeline(total=100, steps_per_epoch=10).repeat(Time(1, "ep"), Time(2, "ep"), 60)
@@ -155,5 +152,5 @@ class Timeline:
             steps.append(step)
 
     def length(self, every: Time) -> int:
-        """How many steps `every` lasts from the fit's start on, at least one."""
+        """Return the number of steps of `every` at the start of the fit, at least one."""
         return max(1, self.step(every, "every") - self.start)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Drop, Plateau on a monitored metric."""
+"""Conditions on a monitored metric: Drop and Plateau."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from regrow.utils.errors import ConfigError, check_choice, check_count
 
 @dataclass(frozen=True)
 class TriggerState:
-    """What a condition remembers between validations.
+    """State of a condition between validations.
 
     Attributes:
-        best: The best value since the condition last held, higher = better.
-        waited: Validations without a better one.
+        best: The best value since the condition was last met, higher = better.
+        waited: Validations without a better value.
     """
 
     best: float = -math.inf
@@ -25,18 +25,18 @@ class TriggerState:
 
 @dataclass(frozen=True)
 class Drop:
-    """Holds when the metric falls more than `by` below its best; then counts from there on.
+    """Met when the metric falls more than `by` below its best value, which is then reset.
 
     Args:
         monitor: The metric's name, as logged in validation.
-        by: How much it may lose.
+        by: The tolerated loss.
         mode: "max" if higher is better, else "min".
 
     Raises:
-        ConfigError: For a setting that cannot be meant.
+        ConfigError: For an invalid setting.
 
     Example:
-        >>> seen, fell = Drop("val/accuracy", by=0.02).update(0.95, TriggerState(best=0.98))
+        >>> seen, fell = Drop("val/accuracy", by=0.02).update(0.95, TriggerState(0.98))
         >>> fell, seen.best
         (True, 0.95)
     """
@@ -51,7 +51,7 @@ class Drop:
             raise ConfigError(f"by must be a number of at least 0, got {self.by!r}: write by=0.01")
 
     def update(self, value: float, seen: TriggerState) -> tuple[TriggerState, bool]:
-        """Takes in one value; NaN is a drop."""
+        """Add one value; return the new state and whether the condition is met. NaN is a drop."""
         value = value if self.mode == "max" else -value
         if value >= seen.best - self.by:
             return TriggerState(max(value, seen.best)), False
@@ -60,18 +60,18 @@ class Drop:
 
 @dataclass(frozen=True)
 class Plateau:
-    """Holds when the metric has not improved for `patience` validations; then counts anew.
+    """Met when the metric has not improved for `patience` validations; then restarts the count.
 
     Args:
         monitor: The metric's name, as logged in validation.
-        patience: How many validations in a row.
+        patience: The number of validations in a row.
         mode: "max" if higher is better, else "min".
 
     Raises:
-        ConfigError: For a setting that cannot be meant.
+        ConfigError: For an invalid setting.
 
     Example:
-        >>> Plateau("val/loss", patience=1, mode="min").update(0.5, TriggerState(best=-0.5))
+        >>> Plateau("val/loss", patience=1, mode="min").update(0.5, TriggerState(-0.5))
         (TriggerState(best=-0.5, waited=0), True)
     """
 
@@ -84,7 +84,7 @@ class Plateau:
         check_count("patience", self.patience)
 
     def update(self, value: float, seen: TriggerState) -> tuple[TriggerState, bool]:
-        """Takes in one value; NaN is no improvement."""
+        """Add one value, as `Drop.update`; NaN is no improvement."""
         value = value if self.mode == "max" else -value
         if value > seen.best:
             return TriggerState(value), False

@@ -14,7 +14,7 @@ from regrow.utils.errors import ConfigError
 
 
 def bound_forward(model: nn.Module, example_input: Any) -> Callable[[], Any]:
-    """A function that runs the model on the example, moved to where the model is."""
+    """Return a function that runs the model on the example, moved to the model's device."""
     device = device_of(model)
     moved = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example_input)
     if isinstance(moved, Mapping):
@@ -25,7 +25,7 @@ def bound_forward(model: nn.Module, example_input: Any) -> Callable[[], Any]:
 
 
 def batch_size(example_input: Any) -> int:
-    """The length of the first tensor: its first dimension counts examples."""
+    """Return the length of the first tensor, whose first dimension counts examples."""
     for leaf in tree_leaves(example_input):
         if isinstance(leaf, Tensor) and leaf.dim() and len(leaf):
             return len(leaf)
@@ -36,72 +36,55 @@ def batch_size(example_input: Any) -> int:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter is."""
+    """Return the device of the first parameter; the CPU for a model without parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def resize_batch(example_input: Any, count: int) -> Any:
+    """Repeat or drop examples until the batch has `count` of them.
+
+    Example:
+        >>> resize_batch(torch.tensor([[1, 2], [3, 4]]), 3).tolist()
+        [[1, 2], [3, 4], [1, 2]]
+    """
+    size = batch_size(example_input)
+
+    def resize(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.dim() and len(x) == size:
+            return x[torch.arange(count, device=x.device) % size]
+        return x
+
+    return tree_map(resize, example_input)
+
+
 def two_examples(example_input: Any, model: nn.Module) -> Any:
-    """A batch of two, of the model's type and on its device; more are not needed.
+    """Resize a batch to two examples, with the model's dtype and device.
 
     Example:
         >>> two_examples(torch.zeros(1, 4), nn.Linear(4, 2)).shape
         torch.Size([2, 4])
     """
-    size, parameter = batch_size(example_input), next(model.parameters())
+    parameter = next(model.parameters())
 
-    def two(x: Any) -> Any:
+    def convert(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        if x.dim() and len(x) == size:
-            x = x[:2] if size > 1 else torch.cat([x, x])
         dtype = parameter.dtype if x.is_floating_point() else x.dtype
         return x.detach().to(parameter.device, dtype)
 
-    return tree_map(two, example_input)
+    return tree_map(convert, resize_batch(example_input, 2))
 
 
-def noise_like(example_input: Any) -> Any:
-    """Random numbers of the example's shapes: zeros would hide what a channel does."""
-    generator = torch.Generator().manual_seed(0)
+def noise_like(example_input: Any, seed: int = 0) -> Any:
+    """Replace floating point tensors by normal noise; zeros would hide what a channel does.
 
-    def noise(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.is_floating_point():
-            return torch.randn(x.shape, generator=generator).to(x.dtype)
-        return x
-
-    return tree_map(noise, example_input)
-
-
-def repeated(example_input: Any) -> Any:
-    """A batch one example longer."""
-    size = batch_size(example_input)
-
-    def longer(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.dim() and len(x) == size:
-            return torch.cat([x, x[:1]])
-        return x
-
-    return tree_map(longer, example_input)
-
-
-def resized(example: Any, size: int, wanted: int) -> Any:
-    """Random numbers like the example, another number of them.
-
-    Whole numbers are the example's own, repeated: what they may be is not known.
-
-    Example:
-        >>> resized(torch.tensor([[1, 2]]), 1, 3).tolist()
-        [[1, 2], [1, 2], [1, 2]]
+    Integers stay as they are: which values are valid is not known.
     """
-    generator = torch.Generator().manual_seed(wanted)
+    generator = torch.Generator().manual_seed(seed)
 
-    def made(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        if x.dim() and len(x) == size:
-            x = x[torch.arange(wanted, device=x.device) % size]
-        if x.is_floating_point():
+    def replace(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.is_floating_point():
             return torch.randn(x.shape, generator=generator).to(x)
-        return x.clone()
+        return x
 
-    return tree_map(made, example)
+    return tree_map(replace, example_input)

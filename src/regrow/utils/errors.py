@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 from numbers import Integral, Real
+from typing import Literal
 
 
 class RegrowError(Exception):
-    """Base of every error that regrow raises on purpose."""
+    """Base class of all errors that regrow raises."""
 
 
 class ConfigError(RegrowError, ValueError):
@@ -22,21 +23,21 @@ class ConfigError(RegrowError, ValueError):
 
 
 class StateError(RegrowError, RuntimeError):
-    """A call, checkpoint or model that does not fit what came before it."""
+    """A call, checkpoint or model that does not match earlier state."""
 
     __module__ = "regrow"
 
 
 class BusyError(StateError):
-    """Something that another process is at work on."""
+    """A file or folder that another process is using."""
 
 
 class DataError(RegrowError, OSError):
-    """Data that is not there, or not what it should be."""
+    """Data that is missing or malformed."""
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
-    """What the disk said, where a library has wrapped it in an error of its own.
+    """Find the OSError that a library has wrapped in an error of its own.
 
     Example:
         >>> disk_error(ValueError("no"))
@@ -47,20 +48,20 @@ def disk_error(error: BaseException | None) -> OSError | None:
 
 
 def write_error(path: object, error: BaseException) -> StateError:
-    """What to raise where a file cannot be written: full disk, read-only folder.
+    """Make the error for a file that cannot be written: full disk, read-only folder.
 
     Example:
         >>> str(write_error("a.json", OSError(28, "No space left on device")))[:45]
         'a.json could not be written ([Errno 28] No sp'
     """
     return StateError(
-        f"{path} could not be written ({error}): what was there before is whole; make room, or "
-        "choose another folder, and run the same again"
+        f"{path} could not be written ({error}): an earlier file is unchanged; free disk space or "
+        "choose another folder, and run again"
     )
 
 
 def closest_names(given: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """The names most like `given`, best first.
+    """Return the names most similar to `given`, best first.
 
     Example:
         >>> closest_names("cubik", ["linear", "cubic", "cosine"])
@@ -70,7 +71,7 @@ def closest_names(given: str, names: Iterable[str], count: int = 3) -> list[str]
 
 
 def suggest(given: str, names: Collection[str]) -> str:
-    """The end of a message about an unknown name: the nearest ones, else all of them."""
+    """End a message about an unknown name: list the nearest names, else all."""
     close = closest_names(given, names)
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
@@ -78,10 +79,10 @@ def suggest(given: str, names: Collection[str]) -> str:
 
 
 def check_choice(what: str, given: object, allowed: Collection[str]) -> str:
-    """Returns `given` if it is one of `allowed`.
+    """Return `given` if it is one of `allowed`.
 
     Raises:
-        ConfigError: naming the nearest allowed word.
+        ConfigError: Naming the nearest allowed name.
     """
     if isinstance(given, str) and given in allowed:
         return given
@@ -92,7 +93,7 @@ def check_choice(what: str, given: object, allowed: Collection[str]) -> str:
 
 
 def check_sparsity(what: str, given: object, *, zero: bool = True) -> float:
-    """Returns `given` as a float in [0, 1): the fraction of weights to prune.
+    """Return `given` as a float in [0, 1): the fraction of weights to prune.
 
     Example:
         >>> check_sparsity("sparsity", 90)
@@ -112,7 +113,7 @@ def check_sparsity(what: str, given: object, *, zero: bool = True) -> float:
 
 
 def check_rate(what: str, given: object) -> float:
-    """Returns `given` as a float in (0, 1): the fraction of what remains."""
+    """Return `given` as a float in (0, 1): the fraction of the remaining weights."""
     value = check_sparsity(what, given)
     if value == 0:
         raise ConfigError(f"{what} must be in (0, 1), got {given}: write 0.2 for 20 %")
@@ -120,21 +121,30 @@ def check_rate(what: str, given: object) -> float:
 
 
 def check_positive(what: str, given: object, example: str) -> float:
-    """Returns `given` as a float above 0."""
+    """Return `given` as a float above 0."""
     if isinstance(given, bool) or not isinstance(given, Real) or not float(given) > 0:
         raise ConfigError(f"{what} must be a number above 0, got {given!r}: write {example}")
     return float(given)
 
 
 def check_count(what: str, given: object, *, least: int = 1) -> int:
-    """Returns `given` as an int of at least `least`."""
+    """Return `given` as an int of at least `least`."""
     if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:
         raise ConfigError(f"{what} must be a whole number of at least {least}, got {given!r}")
     return int(given)
 
 
+def check_keep_removed(given: object) -> bool | Literal["moments"]:
+    """Return `given` if it says which removed values are kept: True, False or "moments"."""
+    if given in (True, False):
+        return bool(given)
+    if given == "moments":
+        return "moments"
+    raise ConfigError(f"keep_removed must be True (values), 'moments' or False, got {given!r}")
+
+
 def check_patterns(what: str, given: object) -> tuple[str, ...] | None:
-    """Returns layer patterns as a tuple; one string counts as one pattern."""
+    """Return layer patterns as a tuple; one string counts as one pattern."""
     if given is None:
         return None
     if isinstance(given, str):

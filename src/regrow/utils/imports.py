@@ -10,15 +10,15 @@ from regrow.utils.errors import ConfigError
 
 
 def import_optional(what: str, extra: str, *names: str) -> Any:
-    """Imports the last name; the packages of all must be there.
+    """Import the last of several modules, whose packages must all be installed.
 
     Args:
-        what: What needs them, as the error's first words.
+        what: The feature that needs them, for the message.
         extra: The extra of regrow that installs them.
         names: Packages, or modules of them.
 
     Raises:
-        ConfigError: Naming what is missing and how to install it.
+        ConfigError: Naming the missing packages and how to install them.
 
     Example:
         >>> import_optional("counting", "export", "json").dumps(1)

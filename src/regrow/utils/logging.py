@@ -13,12 +13,12 @@ _log = logging.getLogger("regrow")
 
 @rank_zero_only
 def info(message: str) -> None:
-    """One line for the user, once for all ranks; Hydra writes it to the run's log too."""
+    """Log one line for the user, on rank 0 only; Hydra writes it to the run's log too."""
     _log.info(message)
 
 
 def quiet_third_party() -> None:
-    """Keeps Lightning to its warnings: a run sets up many Trainers, and each would greet."""
+    """Silence Lightning below warnings: a run sets up many Trainers, each with a banner."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)

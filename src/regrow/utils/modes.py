@@ -1,52 +1,61 @@
 # SPDX-License-Identifier: MIT
-"""Context managers: eval mode, math attention, no torch.compile."""
+"""Context managers: train and eval mode, math attention, no torch.compile."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import nn
 
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards every module is as it was."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags.items():
-            module.training = training
-
-
-def clear_compiled(model: nn.Module) -> None:
-    """Makes modules drop what they derived from parameters and keep while they evaluate.
-
-    Such as a table of attention biases: it is dropped on the way to training.
-    """
-    flags = {module: module.training for module in model.modules()}
-    try:
-        model.train()
-    finally:
-        for module, training in flags.items():
-            module.training = training
-
-
 P = ParamSpec("P")
-
-
 R = TypeVar("R")
 
 
-def no_compile(hook: Callable[P, R]) -> Callable[P, R]:
-    """Runs a hook as plain Python, even where it is called within a compiled optimizer step.
+@contextmanager
+def module_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Switch to train or eval mode, and restore the mode of every module afterwards."""
+    flags = {module: module.training for module in model.modules()}
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
 
-    Lightning runs forward, backward and the hooks between them inside `optimizer.step`. What an
-    event does differs from event to event, so a compiled step would be compiled anew for each.
+
+def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
+    """Switch to eval mode, and restore the mode of every module afterwards."""
+    return module_mode(model, training=False)
+
+
+def clear_compiled(model: nn.Module) -> None:
+    """Drop what modules derived from their parameters and cache in eval mode.
+
+    Such a cache, a table of attention biases for one, is dropped on the switch to train mode.
+    """
+    with module_mode(model, training=True):
+        pass
+
+
+@contextmanager
+def no_attention_fastpath() -> Iterator[None]:
+    """Run `nn.MultiheadAttention` as separate operations instead of one fused operation."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def no_compile(hook: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a hook to run as plain Python, even inside a compiled optimizer step.
+
+    Lightning runs forward, backward and the hooks between them inside `optimizer.step`. Events
+    differ, so a compiled step would be recompiled for each.
 
     Example:
         >>> no_compile(len)("abc")
@@ -57,14 +66,16 @@ def no_compile(hook: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Without gradients, uncompiled; generators and buffers are put back."""
+    """Run without gradients and compilation; restore modes, buffers and random generators."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    plainly = torch.compiler.set_stance("force_eager")  # each run would compile for itself
-    with plainly, torch.random.fork_rng(devices=devices), torch.no_grad(), eval_mode(model):
+    with (
+        torch.compiler.set_stance("force_eager"),
+        torch.random.fork_rng(devices=devices),
+        torch.no_grad(),
+        module_mode(model, training),
+    ):
         torch.manual_seed(0)
-        if training:
-            model.train()
         try:
             yield
         finally:

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""Names of parameters, buffers and modules, seen through torch.compile."""
+"""Names of parameters, buffers and modules, without the prefix of torch.compile."""
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-COMPILED = "_orig_mod"
-
 
 def strip_compile_prefix(name: str) -> str:
-    """The name without the parts that `torch.compile` adds.
+    """Remove the parts that `torch.compile` adds to a name.
 
     Example:
         >>> strip_compile_prefix("_orig_mod.fc.weight")
         'fc.weight'
     """
-    return ".".join(part for part in name.split(".") if part != COMPILED)
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -32,13 +31,18 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {strip_compile_prefix(name): parameter for name, parameter in model.named_parameters()}
 
 
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by name, shared ones under each of their names."""
+    return {strip_compile_prefix(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+
+
 def buffers(model: nn.Module) -> dict[str, Tensor]:
     """Buffers by name, each once."""
     return {strip_compile_prefix(name): buffer for name, buffer in model.named_buffers()}
 
 
 def modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by path; of a compiled one that which it wraps.
+    """Modules by path; of a compiled module the wrapped one.
 
     Example:
         >>> [*modules(nn.Sequential(nn.ReLU()))]
@@ -48,21 +52,35 @@ def modules(model: nn.Module) -> dict[str, nn.Module]:
     return {strip_compile_prefix(f"{path}.")[:-1]: module for path, module in model.named_modules()}
 
 
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by name without `torch.compile`'s prefix, shared ones under all their names."""
-    return {strip_compile_prefix(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+def name_parts(name: str) -> set[str]:
+    """Every run of consecutive parts of a dotted name.
+
+    Example:
+        >>> sorted(name_parts("a.b.c"))
+        ['a', 'a.b', 'a.b.c', 'b', 'b.c', 'c']
+    """
+    parts = name.split(".")
+    return {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
+
+
+def matches_pattern(name: str, pattern: str) -> bool:
+    """Check whether a glob pattern matches a dotted name or a run of its parts.
+
+    Example:
+        >>> matches_pattern("net.layer1.0.weight", "layer?"), matches_pattern("fc.bias", "b")
+        (True, False)
+    """
+    pattern = strip_compile_prefix(pattern)
+    return any(fnmatchcase(part, pattern) for part in name_parts(name))
 
 
 def accept_compile_prefix(module: nn.Module) -> RemovableHandle:
-    """Lets a module load weights whose names differ from its own by `torch.compile`'s prefix alone.
+    """Let a module load weights whose names differ by `torch.compile`'s prefix alone.
 
-    Lightning loads a module's weights before it asks any callback, so this is a hook of the module.
-
-    Args:
-        module: The whole one.
+    Lightning loads a module's weights before it calls any callback, hence a hook of the module.
 
     Returns:
-        What removes the hook.
+        The handle that removes the hook.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(1, 1, bias=False))
@@ -78,9 +96,9 @@ def accept_compile_prefix(module: nn.Module) -> RemovableHandle:
 def _rename(
     module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_: object
 ) -> None:
-    names = {f"{prefix}{name}" for name in module.state_dict()}
-    known = {strip_compile_prefix(name): name for name in names}
+    expected = {f"{prefix}{name}" for name in module.state_dict()}
+    by_stripped_name = {strip_compile_prefix(name): name for name in expected}
     for name in [*state_dict]:
-        own = known.get(strip_compile_prefix(name), name)
-        if name not in names and own not in state_dict:
-            state_dict[own] = state_dict.pop(name)
+        renamed = by_stripped_name.get(strip_compile_prefix(name), name)
+        if name not in expected and renamed not in state_dict:
+            state_dict[renamed] = state_dict.pop(name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where conf/ and recipes/ are."""
+"""Paths of conf/ and recipes/."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def config_dir(name: str) -> Path:
-    """The folder `conf` or `recipes`.
+    """Return the folder `conf` or `recipes`.
 
-    An installed wheel carries both inside the package; a checkout has them at its top.
+    An installed wheel has both inside the package, a checkout at its top level.
 
     Raises:
-        StateError: If there is none.
+        StateError: If it is missing.
 
     Example:
         >>> config_dir("recipes").name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Generators keyed by (seed, event, name); capture/restore of global generators."""
+"""Generators keyed by (seed, event, name); capture and restore of the global generators."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 def make_generator(seed: int, event: int, name: str) -> torch.Generator:
-    """A generator that depends on (seed, event, name) alone, never on what was drawn before."""
+    """Make a generator that depends on (seed, event, name) alone, not on earlier draws."""
     key = hashlib.blake2b(f"{seed}/{event}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 
 
 def capture_random_state() -> dict[str, Any]:
-    """The state of all global generators, as tensors and builtins only.
+    """Return the state of all global generators, as tensors and builtin types.
 
     Example:
         >>> state = capture_random_state()
@@ -45,11 +45,11 @@ def capture_random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], rank: int = 0) -> None:
-    """Sets all global generators.
+    """Set all global generators.
 
     Args:
-        state: What `capture` gave on rank 0.
-        rank: Of this process; from 1 on, generators are seeded from `state` and the rank.
+        state: The result of `capture_random_state` on rank 0.
+        rank: The rank of this process; above 0, generators are seeded from `state` and the rank.
     """
     if rank > 0:
         _seed(state["torch"], rank)

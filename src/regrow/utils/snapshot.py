@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""CPU copy of parameters, buffers, optimizer state, schedulers; restore."""
+"""CPU copy of parameters, buffers, optimizer state and schedulers, and its restoration."""
 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from regrow.utils.errors import StateError
-from regrow.utils.names import strip_compile_prefix
+from regrow.utils.names import buffers, parameters
 from regrow.utils.optimizers import load_moments
 from regrow.utils.random import make_generator
 
@@ -21,23 +22,22 @@ Scheduler = LRScheduler | ReduceLROnPlateau
 
 
 class TrainingSnapshot:
-    """A true copy, in host memory, of the parts of a training that are given.
+    """A copy, in host memory, of the given parts of a training.
 
-    Nothing in it is shared with what it was copied from or is written back to, so the second
-    return is as right as the first.
+    It shares no tensor with its source or with what it is restored to, so it can be restored
+    repeatedly.
 
     Args:
-        module: Its parameters and buffers are remembered, running statistics included.
-        moments: The optimizers whose state is remembered.
-        rates: The optimizers whose settings are remembered: learning rate, and whatever else a
-            schedule may move.
-        schedulers: Those that stand at this step of their schedules.
+        module: Its parameters and buffers are copied, running statistics included.
+        moments: The optimizers whose state is copied.
+        rates: The optimizers whose settings are copied: learning rate and all other settings.
+        schedulers: Learning-rate schedulers.
 
     Example:
         >>> layer = nn.Linear(2, 2)
-        >>> start, memory = layer.weight.clone(), TrainingSnapshot(layer)
+        >>> start, snapshot = layer.weight.clone(), TrainingSnapshot(layer)
         >>> _ = layer.weight.detach().zero_()
-        >>> memory.restore(layer)
+        >>> snapshot.restore(layer)
         >>> bool((layer.weight == start).all())
         True
     """
@@ -51,11 +51,11 @@ class TrainingSnapshot:
         schedulers: Iterable[Scheduler] = (),
     ) -> None:
         self._state: dict[str, Any] = {
-            "parameters": {} if module is None else _copied(_parameters(module)),
-            "buffers": {} if module is None else _copied(_buffers(module)),
-            "moments": [_copied(optimizer.state_dict()["state"]) for optimizer in moments],
-            "rates": [[_copied(_settings(g)) for g in o.param_groups] for o in rates],
-            "schedulers": [_copied(scheduler.state_dict()) for scheduler in schedulers],
+            "parameters": {} if module is None else copy_to_cpu(parameters(module)),
+            "buffers": {} if module is None else copy_to_cpu(buffers(module)),
+            "moments": [copy_to_cpu(optimizer.state_dict()["state"]) for optimizer in moments],
+            "rates": [[copy_to_cpu(_settings(g)) for g in o.param_groups] for o in rates],
+            "schedulers": [copy_to_cpu(scheduler.state_dict()) for scheduler in schedulers],
         }
 
     def restore(
@@ -66,33 +66,33 @@ class TrainingSnapshot:
         rates: Iterable[Optimizer] = (),
         schedulers: Iterable[Scheduler] = (),
     ) -> None:
-        """Writes back in place what it is given; Parameter objects stay what they are.
+        """Write the copies back in place; Parameter objects stay the same.
 
         Raises:
-            StateError: If that is not of the shape, or not of the number, that was remembered.
+            StateError: If shapes or numbers differ from those that were copied.
         """
         if module is not None:
-            _write(self._state["parameters"], _parameters(module), "parameters")
-            _write(self._state["buffers"], _buffers(module), "buffers")
+            _write(self._state["parameters"], parameters(module), "parameters")
+            _write(self._state["buffers"], buffers(module), "buffers")
         for optimizer, state in self._pairs("moments", moments):
-            # a copy: the optimizer would go on writing into the remembered tensors
-            load_moments(optimizer, _copied(state))
+            # a copy, because the optimizer updates these tensors in place
+            load_moments(optimizer, copy_to_cpu(state))
         for scheduler, state in self._pairs("schedulers", schedulers):
-            scheduler.load_state_dict(_copied(state))
+            scheduler.load_state_dict(copy_to_cpu(state))
         for optimizer, groups in self._pairs("rates", rates):
-            # not strict: groups that came since, as of layers unfrozen later, keep what they have
+            # not strict: groups added since (layers unfrozen later) keep their settings
             for group, settings in zip(optimizer.param_groups, groups, strict=False):
                 for key, value in settings.items():
                     if isinstance(group.get(key), Tensor):
                         group[key].copy_(value)
                     else:
-                        group[key] = _copied(value)
+                        group[key] = copy_to_cpu(value)
 
     def permuted(self, seed: int) -> TrainingSnapshot:
-        """The same with the values of each parameter in random order.
+        """Return a snapshot with the values of each parameter in random order.
 
-        Where a tensor's values were drawn independently from one distribution, as initialisers do,
-        this is another draw from it, whichever it was; constant ones stay as they are.
+        If the values of a tensor are independent draws from one distribution, as those of
+        initializers are, this is another draw from it; constant tensors do not change.
 
         Args:
             seed: The order depends on it and on the parameter's name alone.
@@ -111,57 +111,62 @@ class TrainingSnapshot:
         return other
 
     def resize(self, change: Callable[[str, Tensor], Tensor], names: list[list[str]]) -> None:
-        """Changes what is remembered along with the module, as when channels were cut out.
+        """Change the copies along with the module, as when channels are cut out.
 
         Args:
             change: `(name, tensor) -> tensor`.
-            names: Of the parameters of each optimizer, in its order.
+            names: The parameter names of each optimizer, in its order.
         """
         for kind in ("parameters", "buffers"):
-            held = self._state[kind]
-            self._state[kind] = {name: change(name, value) for name, value in held.items()}
-        for own, state in zip(names, self._state["moments"], strict=False):
+            self._state[kind] = {n: change(n, value) for n, value in self._state[kind].items()}
+        for parameter_names, state in zip(names, self._state["moments"], strict=False):
             for index, entries in state.items():
                 for key, value in entries.items():
                     if isinstance(value, Tensor):
-                        entries[key] = change(own[index], value)
+                        entries[key] = change(parameter_names[index], value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and builtin types only."""
+        """Return tensors and builtin types only."""
         return dict(self._state)
 
     @classmethod
     def loaded(cls, state: Mapping[str, Any] | None) -> TrainingSnapshot | None:
-        """What `state_dict` gave, as a memory again; None of none."""
+        """Make a snapshot from the result of `state_dict`; None from None."""
         if state is None:
             return None
-        memory = cls()
-        memory.load_state_dict(state)
-        return memory
+        snapshot = cls()
+        snapshot.load_state_dict(state)
+        return snapshot
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes a copy of what `state_dict` gave."""
-        self._state = {key: _copied(state[key]) for key in self._state}
+        """Load a copy of the result of `state_dict`."""
+        self._state = {key: copy_to_cpu(state[key]) for key in self._state}
 
     def _pairs(self, what: str, given: Iterable[Any]) -> list[tuple[Any, Any]]:
-        found, held = list(given), self._state[what]
-        if found and len(found) != len(held):
+        objects, states = list(given), self._state[what]
+        if objects and len(objects) != len(states):
             raise StateError(
-                f"{len(held)} {what} were remembered, {len(found)} are there: give back the "
-                "optimizers and schedulers of the moment that is remembered"
+                f"{len(states)} {what} were remembered, {len(objects)} are there: pass the "
+                "optimizers and schedulers that the snapshot was made of"
             )
-        return list(zip(found, held, strict=True)) if found else []
+        return list(zip(objects, states, strict=True)) if objects else []
 
 
-def _parameters(module: nn.Module) -> dict[str, Tensor]:
-    return {
-        strip_compile_prefix(name): parameter.detach()
-        for name, parameter in module.named_parameters()
-    }
+def copy_to_cpu(value: Any) -> Any:
+    """Copy nested containers, with their tensors copied to host memory.
 
-
-def _buffers(module: nn.Module) -> dict[str, Tensor]:
-    return {strip_compile_prefix(name): buffer for name, buffer in module.named_buffers()}
+    Example:
+        >>> state = {"step": [torch.ones(2)]}
+        >>> copy_to_cpu(state)["step"][0] is state["step"][0]
+        False
+    """
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if type(value) in (dict, OrderedDict):
+        return {key: copy_to_cpu(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(copy_to_cpu, value))
+    return copy.deepcopy(value)  # other mappings keep their type: the Counter of MultiStepLR
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,27 +174,14 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _write(held: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
-    changed = [
-        name
-        for name in sorted({*held, *tensors})
-        if name not in held or name not in tensors or held[name].shape != tensors[name].shape
-    ]
+def _write(copies: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    copied = {name: tensor.shape for name, tensor in copies.items()}
+    changed = [n for n in sorted({*shapes, *copied}) if shapes.get(n) != copied.get(n)]
     if changed:
         raise StateError(
             f"the module's {what} are not those that were remembered: {', '.join(changed[:5])} "
-            "came, went or changed shape since"
+            "were added, removed or reshaped since"
         )
     for name, tensor in tensors.items():
-        tensor.copy_(held[name])
-
-
-def _copied(value: Any) -> Any:
-    """Containers rebuilt, tensors copied to host memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if type(value) is dict:
-        return {key: _copied(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_copied, value))
-    return copy.deepcopy(value)  # a Counter of milestones stays one
+        tensor.copy_(copies[name])

@@ -22,7 +22,7 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.distributed.shard import is_dtensor
 from regrow.pruning.enforcer import MaskEnforcer
 from regrow.utils.errors import ConfigError
-from regrow.utils.names import strip_compile_prefix
+from regrow.utils.names import named_parameters
 
 Averaging = WeightAveraging | StochasticWeightAveraging
 
@@ -157,8 +157,7 @@ def check_averages_complete(trainer: pl.Trainer, pruned: Mapping[str, nn.Paramet
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
     """Parameters by clean name, shared ones under each of theirs."""
-    named = module.named_parameters(remove_duplicate=False)
-    return {strip_compile_prefix(name): parameter.detach() for name, parameter in named}
+    return {name: parameter.detach() for name, parameter in named_parameters(module).items()}
 
 
 def trained_epochs(trainer: pl.Trainer) -> int | None:

@@ -21,7 +21,7 @@ from regrow.channels.pruner import ChannelPruner
 from regrow.distributed.shard import is_dtensor, reshard_fsdp
 from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import ConfigError, StateError
-from regrow.utils.names import strip_compile_prefix
+from regrow.utils.names import named_parameters
 
 if TYPE_CHECKING:
     from regrow.callbacks.core.pruning_callback import PruningCallback
@@ -118,7 +118,7 @@ def check_parameters_not_replaced(module: nn.Module, pruner: AnyPruner) -> None:
     Raises:
         StateError: Naming those that were replaced since.
     """
-    named = {strip_compile_prefix(n): p for n, p in module.named_parameters(remove_duplicate=False)}
+    named = named_parameters(module)
     lost = [t.name for t in pruner.targets if named.get(t.name) is not t.parameter]
     if lost:
         raise StateError(

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.session import PrunerAccess
 from regrow.utils.optimizers import load_moments
+from regrow.utils.snapshot import copy_to_cpu
 
 
 class FitSnapshot:
@@ -32,11 +31,11 @@ class FitSnapshot:
         """Copies everything that an event and the training after it can change."""
         return cls(
             {
-                "module": _copied(pl_module.state_dict()),
-                "optimizers": [_copied(o.state_dict()["state"]) for o in trainer.optimizers],
-                "pruner": _copied(pruner.pruner.state_dict()),
+                "module": copy_to_cpu(pl_module.state_dict()),
+                "optimizers": [copy_to_cpu(o.state_dict()["state"]) for o in trainer.optimizers],
+                "pruner": copy_to_cpu(pruner.pruner.state_dict()),
                 "progress": pruner.progress.state_dict(),
-                "averages": _copied(Averages(trainer).state_dict()),
+                "averages": copy_to_cpu(Averages(trainer).state_dict()),
             }
         )
 
@@ -48,21 +47,10 @@ class FitSnapshot:
         pruner.progress.load_state_dict(self._state["progress"])
         pl_module.load_state_dict(self._state["module"])
         for optimizer, state in zip(trainer.optimizers, self._state["optimizers"], strict=True):
-            load_moments(optimizer, _copied(state))
+            load_moments(optimizer, copy_to_cpu(state))
         pruner.pruner.enforce(trainer.optimizers)
         Averages(trainer).load_state_dict(self._state.get("averages", []), pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtin types only."""
         return dict(self._state)
-
-
-def _copied(value: Any) -> Any:
-    """Containers rebuilt, tensors copied to host memory."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().clone()
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) for item in value]
-    return copy.deepcopy(value)

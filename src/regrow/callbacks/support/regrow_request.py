@@ -26,6 +26,7 @@ from regrow.pruning.growth import (
 from regrow.pruning.initializers import Initializer, make_initializer
 from regrow.pruning.initializers import removed_values as removed_values
 from regrow.utils.errors import ConfigError, check_patterns, suggest, write_error
+from regrow.utils.optimizers import trained_parameters
 
 
 @dataclass(frozen=True)
@@ -215,11 +216,8 @@ def check_request(trainer: pl.Trainer, order: RegrowRequest) -> None:
                 "grow='momentum') tracks: write by='gradient'"
             )
         parameters = {id(target.parameter) for target in pruner.named(names)}
-        held = [
-            {id(p) for group in optimizer.param_groups for p in group["params"]}
-            for optimizer in trainer.optimizers
-        ]
-        if order.dense and not any(parameters <= one for one in held):
+        trained = map(trained_parameters, trainer.optimizers)
+        if order.dense and not any(parameters <= ids for ids in trained):
             raise ConfigError(
                 "growth that looks at gradients needs one optimizer that trains all the parameters "
                 "that may come back (frozen layers, or one optimizer a part?): write names=[...]"

@@ -28,7 +28,7 @@ from regrow.channels.cut.surgery import (
 )
 from regrow.channels.graph.groups import Group
 from regrow.channels.graph.trace import Trace
-from regrow.utils.batches import bound_forward, noise_like, repeated
+from regrow.utils.batches import batch_size, bound_forward, noise_like, resize_batch
 from regrow.utils.modes import in_mode
 from regrow.utils.names import modules
 
@@ -105,7 +105,8 @@ class TrialCut:
         self, model: nn.Module, traced: Trace, groups: Sequence[Group], example_input: Any
     ) -> None:
         self.model, self.traced, self.groups = model, traced, groups
-        inputs = [noise_like(example_input), noise_like(repeated(example_input))]
+        longer = resize_batch(example_input, batch_size(example_input) + 1)
+        inputs = [noise_like(example_input), noise_like(longer)]
         # what the model cannot do before a cut, it need not do afterwards
         self.shapes = {
             (number, training): shapes

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ from regrow.channels.graph.interpreter import Interpreter, Site
 from regrow.channels.graph.labels import LabelledTensor, Labels, at
 from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import ConfigError
+from regrow.utils.modes import module_mode, no_attention_fastpath
 from regrow.utils.names import parameters, tensors
 
 
@@ -77,7 +77,7 @@ def _own(labels: Labels, name: str, tensor: Tensor) -> LabelledTensor:
 
 
 def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> None:
-    with _mode(model, training), _plain_attention():
+    with module_mode(model, training), no_attention_fastpath():
         program = _export(model, example_input)
     names = {id(tensor): name for name, tensor in tensors(model).items()}
     every: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
@@ -99,28 +99,6 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
     runner = Interpreter(found.labels, found.sites, program.graph_module)
     runner.run(inputs)
     runner.finish()
-
-
-@contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    before = {module: module.training for module in model.modules()}
-    try:
-        model.train(training)
-        yield
-    finally:
-        for module, was in before.items():
-            module.training = was
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """`nn.MultiheadAttention` as products, not as one operation that nobody can look into."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _export(model: nn.Module, example_input: Any) -> torch.export.ExportedProgram:
