@@ -134,11 +134,11 @@ def refused(path, tmp_path, error, message):
 def test_a_checkpoint_that_is_not_of_a_run(tmp_path):
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": {}}, path)
-    refused(path, tmp_path, ConfigError, "is not of a run of `regrow train`")
+    refused(path, tmp_path, ConfigError, "is not from a run of `regrow train`")
     folder = configured(OmegaConf.create({"lr": 0.1}), tmp_path)
     path = folder / "model.ckpt"
     torch.save({"state_dict": {}}, path)
-    refused(path, tmp_path, ConfigError, r"config\.yaml is not of `regrow train`")
+    refused(path, tmp_path, ConfigError, r"config\.yaml is not from `regrow train`")
     (folder.parent / ".hydra" / "config.yaml").write_text("a: [")
     refused(path, tmp_path, StateError, r"config\.yaml is damaged")
 

@@ -59,7 +59,7 @@ REFUSED = [
     ("trainer.accumulate_grad_batches", "2it", "the fit cannot be set up: TypeError"),
     ("trainer.limit_train_batches", -3, "trainer cannot be made of its settings: Misconf"),
     ("trainer.precision", "nothing", "trainer cannot be made of its settings: .*nothing"),
-    ("trainer.devices", 0, r"trainer\.devices=0 cannot be had: Misconfiguration"),
+    ("trainer.devices", 0, r"trainer\.devices=0 is not available: Misconfiguration"),
     ("logger.name", True, "logger cannot be used with its settings: TypeError"),
     (
         "callbacks.stop",

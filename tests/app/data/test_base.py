@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from regrow.app.data.base import ImageDataModule, Samples
-from regrow.app.data.transforms.batch_ops import normaliser
+from regrow.app.data.transforms.batch_ops import make_normalizer
 from regrow.utils.errors import ConfigError
 
 
@@ -72,7 +72,7 @@ def test_images_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Stripes(batch_size=12, val_size=8)
     images, labels = next(iter(data.test_dataloader()))
     (_, _), (raw, targets) = data.read()
-    assert torch.equal(images, normaliser(1.0, (0.5,), (2.0,))(raw))
+    assert torch.equal(images, make_normalizer(1.0, (0.5,), (2.0,))(raw))
     assert torch.equal(labels, targets)
     assert labels.dtype == torch.int64
 

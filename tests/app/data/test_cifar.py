@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from regrow.app.data import cifar as module
-from regrow.app.data.cifar import CIFAR, CIFAR10, CIFAR100
+from regrow.app.data.cifar import CIFAR10, CIFAR100
 from regrow.utils.errors import ConfigError, DataError
 
 KINDS = pytest.mark.parametrize("kind", [CIFAR10, CIFAR100])
@@ -39,7 +39,7 @@ def published(
 
 @KINDS
 def test_batches_are_read_as_they_were_written(
-    kind: type[CIFAR], cifar: Write, tmp_path: Path
+    kind: type[CIFAR10 | CIFAR100], cifar: Write, tmp_path: Path
 ) -> None:
     rows, labels = cifar(tmp_path, kind.num_classes)
     (images, targets), (test_images, test_targets) = kind(root=str(tmp_path)).read()
@@ -56,7 +56,7 @@ def test_batches_are_read_as_they_were_written(
 @KINDS
 @pytest.mark.parametrize("given", [True, False])
 def test_the_archive_is_fetched_once(
-    kind: type[CIFAR], given: bool, published: Path, tmp_path: Path
+    kind: type[CIFAR10 | CIFAR100], given: bool, published: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / ("mine" if given else "cache")
     data = kind(root=str(folder) if given else None, val_size=3, augment=None)
@@ -93,7 +93,7 @@ def test_another_archive_is_refused(published: Path, tmp_path: Path) -> None:
 
 @KINDS
 def test_what_is_missing_is_named_with_its_place_and_size(
-    kind: type[CIFAR], published: Path, tmp_path: Path
+    kind: type[CIFAR10 | CIFAR100], published: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as error:
         kind(download=False).prepare_data()
@@ -135,7 +135,7 @@ def test_channels_last_is_a_layout_and_changes_no_value(cifar: Write, tmp_path: 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"mean": (0.5, 0.5)}, "mean must be 3 numbers, one a channel"),
+        ({"mean": (0.5, 0.5)}, "mean must be 3 numbers, one per channel"),
         ({"std": (0.5, 0.5, 0.0)}, "std must be 3 numbers above 0"),
         ({"mean": "0.5"}, "mean must be 3 numbers"),
         ({"augment": ["crop_flop"]}, "did you mean 'crop_flip'"),

@@ -86,7 +86,7 @@ def test_ranks_augment_their_own_share(
     cifar(tmp_path, 10)
     seen = []
     for rank in range(2):
-        monkeypatch.setattr(loader_module, "_rank_and_world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(loader_module, "rank_and_world", lambda rank=rank: (rank, 2))
         data = CIFAR10(root=str(tmp_path), batch_size=4, val_size=10, augment=STEPS)
         seen.append([images for images, _ in data.train_dataloader()])
     assert len(seen[0]) == len(seen[1]) == 7  # 25 each, of 50

@@ -83,7 +83,7 @@ def test_a_corrupt_file_is_refused(public: Path, tmp_path: Path) -> None:
     name = "t10k-labels-idx1-ubyte.gz"
     (public / name).write_bytes(gzip.compress(b"corrupt"))
     data = FashionMNIST(root=str(tmp_path / "mine"))
-    with pytest.raises(DataError, match=f"{name} gave another file"):
+    with pytest.raises(DataError, match=f"{name} returned another file"):
         data.prepare_data()
     assert not (tmp_path / "mine" / name).exists()
     with pytest.raises(DataError, match="call prepare_data"):

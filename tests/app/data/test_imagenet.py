@@ -13,7 +13,7 @@ from PIL import Image
 from regrow.app.data import imagenet as photographs
 from regrow.app.data.imagenet import ImageNet
 from regrow.app.data.loading import worker_loader as image_loader
-from regrow.app.data.transforms.decode import CentreCrop
+from regrow.app.data.transforms.decode import CenterCrop
 from regrow.utils.errors import ConfigError, DataError, StateError
 
 
@@ -54,7 +54,7 @@ def test_evaluated_images_are_the_files_in_order(photographs: Path, workers: int
     data = make(photographs, num_workers=workers, channels_last=False)
     batches = list(data.test_dataloader())
     paths = sorted(photographs.glob("val/*/*"))
-    raw = [CentreCrop(16, 20)(Image.open(path), torch.Generator()).numpy() for path in paths]
+    raw = [CenterCrop(16, 20)(Image.open(path), torch.Generator()).numpy() for path in paths]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     wanted = (np.stack(raw) / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
     images = torch.cat([images for images, _ in batches])
@@ -113,7 +113,7 @@ def test_a_position_of_other_batches_is_refused(photographs: Path) -> None:
     next(iter(first.train_dataloader()))
     other = make(photographs, batch_size=5)
     other.load_state_dict(first.state_dict())
-    with pytest.raises(StateError, match="cut at batch 1 of an epoch of 5 batches with seed 0"):
+    with pytest.raises(StateError, match="saved at batch 1 of an epoch of 5 batches with seed 0"):
         other.train_dataloader()
 
 
@@ -165,7 +165,7 @@ def test_folders_of_another_kind_are_refused(photographs: Path, tmp_path: Path) 
     for folder in flat.glob("val/n*"):
         if folder.is_dir():
             folder.rmdir()
-    with pytest.raises(DataError, match=r"no folder a class \(9 images lie in it directly\)"):
+    with pytest.raises(DataError, match=r"no class folders \(9 images directly in it\)"):
         make(flat).setup()
 
     other = copy("other")
@@ -176,12 +176,12 @@ def test_folders_of_another_kind_are_refused(photographs: Path, tmp_path: Path) 
     empty = copy("empty")
     for path in empty.glob("train/n01/*"):
         path.rename(path.with_suffix(".txt"))
-    with pytest.raises(DataError, match=r"n01 holds no \.jpeg, \.jpg, \.png file"):
+    with pytest.raises(DataError, match=r"n01 has no \.jpeg, \.jpg, \.png file"):
         make(empty).setup()
 
     broken = copy("broken")
     (broken / "val" / "n01" / "n01_1.JPEG").write_bytes(b"\xff\xd8")
-    with pytest.raises(DataError, match=r"n01_1\.JPEG is no whole image"):
+    with pytest.raises(DataError, match=r"n01_1\.JPEG is not a complete image"):
         list(make(broken).test_dataloader())
 
 

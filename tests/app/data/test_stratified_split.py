@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.app.data.base import check_held_out, stratified
+from regrow.app.data.base import check_val_size, split_stratified
 from regrow.utils.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ def test_classes_give_their_share_and_the_sum_is_exact(
     labels: list[int], seed: int, data: st.DataObject
 ) -> None:
     held_out = data.draw(st.integers(1, len(labels) - 1))
-    stay, held = stratified(torch.tensor(labels), held_out, seed)
+    stay, held = split_stratified(torch.tensor(labels), held_out, seed)
     assert sorted([*stay.tolist(), *held.tolist()]) == list(range(len(labels)))
     assert len(held) == held_out
     assert stay.tolist() == sorted(stay.tolist())
@@ -29,17 +29,17 @@ def test_classes_give_their_share_and_the_sum_is_exact(
 
 def test_the_seed_decides_which() -> None:
     labels = torch.arange(100) % 5
-    first = stratified(labels, 20, 0)[1]
-    assert torch.equal(stratified(labels, 20, 0)[1], first)
-    assert not torch.equal(stratified(labels, 20, 1)[1], first)
+    first = split_stratified(labels, 20, 0)[1]
+    assert torch.equal(split_stratified(labels, 20, 0)[1], first)
+    assert not torch.equal(split_stratified(labels, 20, 1)[1], first)
 
 
 @pytest.mark.parametrize(("given_", "count"), [(0.25, 25), (1, 1), (99, 99)])
 def test_held_out_counts(given_: float, count: int) -> None:
-    assert check_held_out("val_size", given_, 100) == count
+    assert check_val_size("val_size", given_, 100) == count
 
 
 @pytest.mark.parametrize("wrong", [0, 0.0, 0.999, 1.0, 100, -1, 0.001, "0.1", None, True])
 def test_what_cannot_be_held_out(wrong: Any) -> None:
     with pytest.raises(ConfigError, match=r"val_size must be .* from 1 to 99, got .*write 0\.1"):
-        check_held_out("val_size", wrong, 100)
+        check_val_size("val_size", wrong, 100)

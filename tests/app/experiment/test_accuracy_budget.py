@@ -42,11 +42,11 @@ def test_judgements_are_in_the_result_and_on_the_screen(job, tmp_path, capsys):
         assert event["lost"] == pytest.approx(logged[0] - logged[epoch], abs=1e-6)
         assert (event["lost"] <= 0.01) == event["held"]
         assert f"{100 * event['sparsity']:.2f} %" in shown
-    taken = f"({len(gone)} of {len(found['judged'])} events taken back)"
+    taken = f"({len(gone)} of {len(found['judged'])} events rolled back)"
     assert result["verdict"].endswith(f"budget: {found['reason']} {taken}")
     assert f"sparsity {found['held']:.4g} held" in found["reason"]
     assert found["reason"] in shown
-    assert "taken back" in shown
+    assert "rolled back" in shown
     assert result["history"][-1]["reason"] == found["reason"]
 
 

@@ -47,5 +47,5 @@ def test_budget_is_read_from_the_history():
     dense, pruned = block(0.9, 1000, 500, 4.0), block(0.92, 100, 125, 2.0)
     result = {"dense": dense, "pruned": pruned, "sparsity": 0.6, "budget": budget(history)}
     assert verdict(result | compare(dense, pruned)).endswith(
-        "2.00x as fast; budget: why (1 of 3 events taken back)"
+        "2.00x as fast; budget: why (1 of 3 events rolled back)"
     )

@@ -81,7 +81,7 @@ def test_force_runs_it_again_to_the_same_numbers(done, job):
 
 
 def test_folder_of_other_settings_is_refused(done, job):
-    with pytest.raises(ConfigError, match=r"holds a run of other settings.*force=true"):
+    with pytest.raises(ConfigError, match=r"has a run with other settings.*force=true"):
         train(job(*GMP, "pruning.sparsity=0.8"))
 
 
@@ -199,8 +199,8 @@ def test_finetune_settings_are_those_of_the_second_fit(job, tmp_path):
         (("model.num_classes=7",), "write model.num_classes=10"),
         (("+pruning.sparsty=0.5",), r"pruning\.sparsty is unknown: did you mean 'sparsity'"),
         (("monitor=val/acc",), "did you mean 'val/accuracy'"),
-        (("trainer.fast_dev_run=true",), "saves nothing that could be measured"),
-        (("finetune.lr=0.001",), "does nothing with start=scratch"),
+        (("trainer.fast_dev_run=true",), "saves no checkpoint to measure"),
+        (("finetune.lr=0.001",), "has no effect with start=scratch"),
     ],
 )
 def test_mistakes_are_named_before_training(job, words, message, monkeypatch, tmp_path):
@@ -213,7 +213,7 @@ def test_mistakes_are_named_before_training(job, words, message, monkeypatch, tm
     monkeypatch.setattr(Classifier, "training_step", never)
     # the control is trained first: here it is there already
     monkeypatch.setattr("regrow.app.experiment.run.train_dense_baseline", lambda cfg: None)
-    monkeypatch.setattr("regrow.app.experiment.run._dense", lambda *_: {})
+    monkeypatch.setattr("regrow.app.experiment.run._dense_fields", lambda *_: {})
     with pytest.raises(Exception, match=message) as caught:
         train(job("recipe=digits/gmp", *words))
     assert "a step was taken" not in str(caught.value)
@@ -239,7 +239,7 @@ def test_a_start_that_was_trained_anew_is_another_start(job, tmp_path):
     words = ("recipe=digits/oneshot", f"start={tmp_path / 'first'}", "trainer.max_epochs=0")
     before = train(job(*words, folder="shot"))
     train(job("recipe=digits/dense", "trainer.max_epochs=1", "force=true", folder="first"))
-    with pytest.raises(ConfigError, match="holds a run of other settings"):
+    with pytest.raises(ConfigError, match="has a run with other settings"):
         train(job(*words, folder="shot"))
     after = train(job(*words, "force=true", folder="shot"))
     assert after["dense"]["accuracy"] != before["dense"]["accuracy"]

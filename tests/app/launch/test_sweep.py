@@ -89,7 +89,7 @@ def test_a_stopped_sweep_goes_on(sweep, found, reports, monkeypatch, capfd):
     assert failed in results
     assert not found("failed.json")
     out, err = capfd.readouterr()
-    assert "stands; force=true runs it again" in out
+    assert "already finished; use force=true to rerun" in out
     assert "jobs failed" not in err
     assert len({folder for folder, _ in reports}) == 1, "it has the folder it had"
     assert len(reports[-1][1]) == 4
@@ -115,7 +115,7 @@ def test_a_single_run_finds_the_job_of_a_sweep(sweep, found, reports, capfd, tin
     assert sweep(GMP, "optimizer.lr=1e-2") == 0
     launch("train", [*tiny, GMP, "optimizer.lr=0.01"])
     assert len(found("result.json")) == 1
-    assert "stands; force=true" in capfd.readouterr().out
+    assert "already finished; use force=true" in capfd.readouterr().out
     assert len(reports) == 2, "a single run belongs to no sweep"
 
 

@@ -93,7 +93,7 @@ def test_names_are_torchvisions() -> None:
 
 @pytest.mark.parametrize("block", [BasicBlock(4, 4, stride=1), Bottleneck(8, 4, 8, stride=1)])
 def test_a_block_that_starts_at_zero_is_the_identity(block: BasicBlock | Bottleneck) -> None:
-    nn.init.zeros_(block.last.weight)
+    nn.init.zeros_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)
     x = torch.randn(2, block.conv1.in_channels, 8, 8)
     torch.testing.assert_close(block(x), x.clamp(min=0))
 

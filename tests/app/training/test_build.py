@@ -4,7 +4,7 @@ import importlib.util
 import pytest
 import torch
 
-from regrow.app.training.build import build_data, build_logger, build_module, plain
+from regrow.app.training.build import build_data, build_logger, build_module, flatten_settings
 from regrow.utils.errors import ConfigError
 
 
@@ -50,4 +50,4 @@ def test_misfit_of_weights_names_what_is_wrong(job):
 
 
 def test_plain_is_flat():
-    assert plain({"a": {"b": 1}, "c": [2]}) == {"a/b": 1, "c": [2]}
+    assert flatten_settings({"a": {"b": 1}, "c": [2]}) == {"a/b": 1, "c": [2]}

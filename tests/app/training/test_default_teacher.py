@@ -22,7 +22,7 @@ def test_the_dense_control_teaches_and_is_the_one_of_untaught_runs(job, tmp_path
     cfg = job(*TAUGHT)
     control = train_dense_baseline(job(*GMP, folder="plain"))
     result = train(job(*TAUGHT))
-    assert train_dense_baseline(cfg).key == control.key
+    assert train_dense_baseline(cfg).checkpoint == control.checkpoint
     assert len([*(tmp_path / "outputs" / "controls").glob("*/result.json")]) == 1
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     dense = torch.load(control.checkpoint, weights_only=True)["state_dict"]

@@ -59,7 +59,7 @@ def test_a_plan_counts_each_ranks_batches(job):
 def test_how_many_devices(job):
     assert world_size(job(*SMALL)) == 2
     assert world_size(job("recipe=digits/gmp", "trainer.accelerator=cpu")) == 1
-    with pytest.raises(ConfigError, match=r"num_nodes=2.*one machine"):
+    with pytest.raises(ConfigError, match=r"num_nodes=2.*one node"):
         world_size(job("recipe=digits/gmp", "+trainer.num_nodes=2"))
 
 

@@ -104,11 +104,11 @@ def test_rates_go_on_after_a_resume_bit_for_bit(schedule: Any) -> None:
     [
         ({"warmup": 1.0}, "warmup must be a fraction"),
         ({"warmup": 500}, "warmup must be a fraction"),
-        ({"milestones": (0.75, 0.5)}, "rising"),
+        ({"milestones": (0.75, 0.5)}, "increasing"),
         ({"milestones": (30, 60)}, "milestones must be a fraction.*of=90"),
         ({"milestones": (30, 90), "of": 90}, r"milestones must be a part of 90 in \[0, 90\)"),
         ({"warmup": 0.05, "of": 0}, "of must be a number above 0"),
-        ({"milestones": (60, 30), "of": 90}, "rising"),
+        ({"milestones": (60, 30), "of": 90}, "increasing"),
         ({"gamma": -1}, "gamma must be a factor"),
         ({"gamma": float("nan")}, "gamma must be a factor"),
         ({"total_steps": 0}, "total_steps must be"),

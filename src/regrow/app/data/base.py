@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""DataModule, in-memory datasets, stratified split."""
+"""Base classes of the data modules, and the stratified train/validation split."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from torch import Tensor
 from regrow.app.data.loading.epoch_order import generator
 from regrow.app.data.loading.resumable import ResumableLoader
 from regrow.app.data.loading.tensor_loader import BatchLoader
-from regrow.app.data.transforms.augment import Augment, augmentation
-from regrow.app.data.transforms.batch_ops import normaliser
+from regrow.app.data.transforms.augment import Augment, make_augmentation
+from regrow.app.data.transforms.batch_ops import make_normalizer
 from regrow.utils.errors import ConfigError, check_count
 
 Split = Literal["train", "val", "test"]
 
 
 class DataModule(LightningDataModule, ABC):
-    """A labelled image set: training, validation held out from it, and test.
+    """A labelled image dataset with training, validation and test splits.
 
-    Checkpoints are chosen on validation; the test set is for one measurement at the end. Loaders
-    give normalised float32 batches on the training device.
+    The validation split is taken from the training set and selects the checkpoint; the test split
+    is measured once at the end. Loaders yield normalized float32 batches on the training device.
 
     Attributes:
-        num_classes: How many labels there are.
-        input_shape: (channels, height, width) of one image as the model gets it.
-        channels_last: Whether batches lie in memory with the channels last; the model should too.
+        num_classes: Number of labels.
+        input_shape: (channels, height, width) of one image as the model receives it.
+        channels_last: Whether batches use the channels-last memory format.
 
     Args:
-        batch_size: Samples a batch and rank.
-        seed: Of the split, of each epoch's order and of the augmentation.
+        batch_size: Samples per batch and rank.
+        seed: Seed of the split, the order of each epoch and the augmentation.
 
     Raises:
-        ConfigError: For a value that cannot be meant.
+        ConfigError: For an invalid value.
     """
 
     num_classes: int
@@ -54,20 +54,20 @@ class DataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> None:
-        """Makes the splits ready; quick when asked again."""
+        """Prepare the splits; repeated calls do nothing."""
 
     @abstractmethod
     def loader(self, split: Split) -> ResumableLoader:
-        """A new loader: shuffled and augmented for "train", else in order and whole."""
+        """Return a new loader, shuffled and augmented for "train" only."""
 
     def setup(self, stage: str = "fit") -> None:
-        """Reads and splits the data."""
-        if stage == "fit":  # Lightning loads a checkpoint's position after this
+        """Read and split the data."""
+        if stage == "fit":  # Lightning restores the saved position afterwards
             self._loader, self._position = None, {}
         self.load()
 
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled, augmented; at the position of the checkpoint that is being resumed."""
+        """Return the training loader, at the restored position when resuming."""
         self.load()
         self._loader = self.loader("train")
         if self._position:
@@ -75,17 +75,17 @@ class DataModule(LightningDataModule, ABC):
         return self._loader
 
     def val_dataloader(self) -> ResumableLoader:
-        """The held-out part of the training set, in order."""
+        """Return the validation loader, in fixed order."""
         self.load()
         return self.loader("val")
 
     def test_dataloader(self) -> ResumableLoader:
-        """The test set, in order."""
+        """Return the test loader, in fixed order."""
         self.load()
         return self.loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the training epoch.
+        """Return the position in the training epoch.
 
         Lightning 2.6 drops a loader's own state when anything asks for
         `trainer.estimated_stepping_batches` before the state is restored, as learning-rate
@@ -94,30 +94,30 @@ class DataModule(LightningDataModule, ABC):
         return {} if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the position for the training loader, whether or not it was made already."""
+        """Restore the position, also for a training loader created later."""
         self._position = state_dict
         if self._loader is not None:
             self._loader.load_state_dict(state_dict)
 
     @property
     def device(self) -> torch.device:
-        """Where the batches go: the trainer's device, or the CPU without one."""
+        """The trainer's device, or the CPU without a trainer."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
 
 def check_channels(
     what: str, given: Sequence[float] | None, usual: Sequence[float], *, positive: bool = False
 ) -> tuple[float, ...]:
-    """One number a channel; the usual ones for None.
+    """Check and return one number per channel; None selects the defaults.
 
     Args:
-        what: The setting's name, for the message.
-        given: From the user.
-        usual: The data set's own.
-        positive: Whether each must be above 0.
+        what: Name of the setting, for the error message.
+        given: Value of the setting.
+        usual: Defaults of the dataset.
+        positive: Whether each number must be above 0.
 
     Raises:
-        ConfigError: For other things than numbers, too many or too few.
+        ConfigError: If `given` is not one valid number per channel.
 
     Example:
         >>> check_channels("mean", None, (0.5, 0.4, 0.3))
@@ -132,27 +132,22 @@ def check_channels(
     if len(values) != len(usual) or (positive and min(values) <= 0):
         kind = "numbers above 0" if positive else "numbers"
         raise ConfigError(
-            f"{what} must be {len(usual)} {kind}, one a channel, for pixels in [0, 1], "
-            f"got {given!r}: write {what}={list(usual)}, or null for the data set's own"
+            f"{what} must be {len(usual)} {kind}, one per channel, for pixels in [0, 1], "
+            f"got {given!r}: write {what}={list(usual)}, or null for the dataset's own"
         )
     return values
 
 
-def check_held_out(what: str, given: object, samples: int) -> int:
-    """How many of `samples` to hold out.
-
-    Args:
-        what: The setting's name, for the message.
-        given: A fraction in (0, 1), or a whole number of samples.
-        samples: How many there are.
+def check_val_size(what: str, given: object, samples: int) -> int:
+    """Convert a validation size, a fraction in (0, 1) or a count, to a count.
 
     Raises:
-        ConfigError: When none or all would be held out.
+        ConfigError: If no sample or every sample would be used for validation.
 
     Example:
-        >>> check_held_out("val_size", 0.1, 1437)
+        >>> check_val_size("val_size", 0.1, 1437)
         144
-        >>> check_held_out("val_size", 10.0, 1437)
+        >>> check_val_size("val_size", 10.0, 1437)
         Traceback (most recent call last):
             ...
         regrow.ConfigError: val_size must be a fraction in (0, 1) or a whole number \
@@ -171,37 +166,37 @@ from 1 to 1436, got 10.0: write 0.1 for 10 %
     return count
 
 
-def stratified(labels: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits samples in two, so that every class gives its share to both.
+def split_stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Split samples in two parts with the same class proportions.
 
-    Classes give `held_out * class size / samples`, rounded by largest remainders, so that the sum
-    is exact.
+    Each class contributes `count * class size / samples` samples to the second part, rounded by
+    largest remainders so that the total is exact.
 
     Args:
-        labels: Whole numbers, shape (samples,).
-        held_out: How many to hold out.
-        seed: Which of each class.
+        labels: int64, shape (samples,).
+        count: Size of the second part.
+        seed: Seed of the choice within each class.
 
     Returns:
-        Indices of the samples that stay and of those held out, each in rising order.
+        Ascending indices of the first and of the second part.
 
     Example:
-        >>> stay, held = stratified(torch.tensor([0, 0, 1, 1, 1, 1]), 3, seed=0)
-        >>> len(stay), sorted([0, 0, 1, 1, 1, 1][i] for i in held)
+        >>> train, val = split_stratified(torch.tensor([0, 0, 1, 1, 1, 1]), 3, seed=0)
+        >>> len(train), sorted([0, 0, 1, 1, 1, 1][i] for i in val)
         (3, [0, 1, 1])
     """
     samples = len(labels)
     classes, sizes = torch.unique(labels, return_counts=True)
-    shares = [divmod(held_out * size, samples) for size in sizes.tolist()]
+    shares = [divmod(count * size, samples) for size in sizes.tolist()]
     counts = [whole for whole, _ in shares]
     by_remainder = sorted(range(len(shares)), key=lambda i: -shares[i][1])
-    for i in by_remainder[: held_out - sum(counts)]:
+    for i in by_remainder[: count - sum(counts)]:
         counts[i] += 1
     mask = torch.zeros(samples, dtype=torch.bool)
-    for label, count in zip(classes.tolist(), counts, strict=True):
+    for label, size in zip(classes.tolist(), counts, strict=True):
         members = (labels == label).nonzero().flatten()
         order = torch.randperm(len(members), generator=generator(seed, "split", label))
-        mask[members[order[:count]]] = True
+        mask[members[order[:size]]] = True
     return (~mask).nonzero().flatten(), mask.nonzero().flatten()
 
 
@@ -210,29 +205,30 @@ Samples = tuple[Tensor, Tensor]
 
 
 class ImageDataModule(DataModule):
-    """A labelled image set in memory: training, validation held out from it, and test.
+    """An image dataset held in memory, on the training device.
 
-    A data set says what it is in class attributes and gives its tensors in `read`. Tensors lie on
-    the training device; batches are augmented and normalised there.
+    Subclasses set the class attributes and return their tensors from `read`. Batches are augmented
+    and normalized on the training device.
 
     Attributes:
-        num_classes: How many labels there are.
-        input_shape: (channels, height, width) of one image.
         samples: Size of the training set, validation included.
-        scale: The value of a full pixel.
-        mean: Of each channel over the training set, with pixels in [0, 1].
-        std: Likewise.
+        scale: Largest pixel value.
+        mean: Per channel over the training set, for pixels in [0, 1].
+        std: Per channel, likewise.
 
     Args:
-        batch_size: Samples a batch and rank.
-        val_size: What is held out from the training set for validation, stratified: a fraction in
-            (0, 1), or a number of samples.
-        seed: Of the split, of each epoch's order and of the augmentation.
-        augment: None, or the steps that training images go through, such as "crop_flip", or
+        batch_size: Samples per batch and rank.
+        val_size: Stratified part of the training set used for validation: a fraction in (0, 1) or
+            a number of samples.
+        seed: Seed of the split, the order of each epoch and the augmentation.
+        augment: None or the steps applied to training images, such as "crop_flip" or
             `["crop_flip", {"cutout": 16}]`: see `regrow.app.data.transforms.augment`.
+        mean: Replaces the class's `mean`.
+        std: Replaces the class's `std`.
+        channels_last: Whether batches use the channels-last memory format.
 
     Raises:
-        ConfigError: For a value that cannot be meant.
+        ConfigError: For an invalid value.
     """
 
     samples: int
@@ -246,24 +242,33 @@ class ImageDataModule(DataModule):
         val_size: float | int = 0.1,
         seed: int = 0,
         augment: Augment = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__(batch_size, seed)
-        check_held_out("val_size", val_size, self.samples)
+        if mean is not None:
+            self.mean = check_channels("mean", mean, self.mean)
+        if std is not None:
+            self.std = check_channels("std", std, self.std, positive=True)
+        self.channels_last = channels_last
+        check_val_size("val_size", val_size, self.samples)
         self.val_size = val_size
         self.augment = augment
-        augmentation(augment, self.input_shape, self.mean, self.scale)  # refuses mistakes now
+        make_augmentation(augment, self.input_shape, self.mean, self.scale)  # checks
         self._splits: dict[str, Samples] = {}
 
     @abstractmethod
     def read(self) -> tuple[Samples, Samples]:
-        """The training and the test set, on the CPU; quick when asked again."""
+        """Return the training and the test set on the CPU, cached."""
 
     def load(self) -> None:
-        """Reads and splits the data, once."""
+        """Read and split the data once."""
         if not self._splits:
             (images, labels), test = self.read()
-            held_out = check_held_out("val_size", self.val_size, len(labels))
-            train, val = stratified(labels, held_out, self.seed)
+            count = check_val_size("val_size", self.val_size, len(labels))
+            train, val = split_stratified(labels, count, self.seed)
             self._splits = {
                 "train": (images[train], labels[train]),
                 "val": (images[val], labels[val]),
@@ -271,16 +276,16 @@ class ImageDataModule(DataModule):
             }
 
     def loader(self, split: Split) -> BatchLoader:
-        """A new loader of one split, with its tensors on the training device."""
+        """Return a new loader of one split, with its tensors on the training device."""
         device = self.device
         images, labels = self._splits[split]
-        given = self.augment if split == "train" else None
-        augment = augmentation(given, self.input_shape, self.mean, self.scale)
-        normalise = normaliser(self.scale, self.mean, self.std, device)
+        steps = self.augment if split == "train" else None
+        augment = make_augmentation(steps, self.input_shape, self.mean, self.scale)
+        normalize = make_normalizer(self.scale, self.mean, self.std, device)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
 
         def transform(images: Tensor, generator: torch.Generator) -> Tensor:
-            return normalise(augment(images, generator)).contiguous(memory_format=layout)
+            return normalize(augment(images, generator)).contiguous(memory_format=layout)
 
         return BatchLoader(
             images.to(device),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Scikit-learn digits."""
+"""The digits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import functools
 
 import torch
 
-from regrow.app.data.base import ImageDataModule, Samples, stratified
+from regrow.app.data.base import ImageDataModule, Samples, split_stratified
 
 TEST_SAMPLES = 360
-
-
-TEST_SEED = 0  # fixed: the test set is the same one whatever the run's seed is
+TEST_SEED = 0  # the test set does not depend on the seed of the run
 
 
 class Digits(ImageDataModule):
-    """scikit-learn's copy of the test set of the UCI optical digits: 1,797 grey images, 10 classes.
+    """scikit-learn's 1,797 gray 8 x 8 digits in 10 classes (the UCI test set).
 
-    360 of them, a fifth of each class, are the test set, the same for every seed.
+    A stratified fifth, 360 images, is the test set, the same for every seed.
 
-    Args: as `ImageDataModule`; batches of 64.
+    Args: as `ImageDataModule`.
 
     Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI.
 
@@ -49,10 +47,10 @@ class Digits(ImageDataModule):
         super().__init__(batch_size, val_size, seed, augment)
 
     def read(self) -> tuple[Samples, Samples]:
-        """Training and test set.
+        """Return the training and the test set.
 
         Raises:
-            ImportError: When scikit-learn, which brings the images, is missing.
+            ImportError: If scikit-learn is not installed.
         """
         return _read()
 
@@ -64,11 +62,11 @@ def _read() -> tuple[Samples, Samples]:
     except ImportError as error:
         raise ImportError(
             "the digits come with scikit-learn, which cannot be imported: "
-            "write `pip install scikit-learn`, or take data=fashion_mnist"
+            "write `pip install scikit-learn`, or use data=fashion_mnist"
         ) from error
     images, labels = load_digits(return_X_y=True)
-    # pixels are whole numbers from 0 to 16
+    # pixels are integers from 0 to 16
     pixels = torch.from_numpy(images).to(torch.uint8).view(-1, 1, 8, 8)
     targets = torch.from_numpy(labels).long()
-    train, test = stratified(targets, TEST_SAMPLES, TEST_SEED)
+    train, test = split_stratified(targets, TEST_SAMPLES, TEST_SEED)
     return (pixels[train], targets[train]), (pixels[test], targets[test])

@@ -13,14 +13,8 @@ from regrow.app.data.formats import download, read_idx
 from regrow.utils.errors import DataError
 
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-
-
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-
-
 CACHE = Path("~/.cache/regrow/fashion-mnist")
-
-
 # sha256 of the unpacked files
 FILES = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -31,17 +25,13 @@ FILES = {
 
 
 class FashionMNIST(ImageDataModule):
-    """60,000 + 10,000 grey images of clothes, 28 x 28 pixels, 10 classes.
+    """60,000 training and 10,000 test gray images of clothes, 28 x 28 pixels, 10 classes.
 
     Args:
-        root: Folder of the four IDX files, packed (.gz) or not. None looks in Debian's package
-            dataset-fashion-mnist, then in ~/.cache/regrow/fashion-mnist.
-        download: Whether `prepare_data` may fetch missing files into `root` or that cache. Files
-            are verified before they are kept.
-        batch_size: As in `ImageDataModule`, like the rest.
-        val_size: Likewise.
-        seed: Likewise.
-        augment: Likewise.
+        root: Folder of the four IDX files, plain or .gz; None: Debian's package
+            dataset-fashion-mnist, then ~/.cache/regrow/fashion-mnist.
+        download: Whether `prepare_data` may download missing files; they are verified.
+        batch_size: As in `ImageDataModule`, like `val_size`, `seed` and `augment`.
 
     Source: Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747.
 
@@ -72,10 +62,10 @@ class FashionMNIST(ImageDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Fetches what is missing; Lightning calls this in one process a machine.
+        """Download what is missing; Lightning calls this in one process per node.
 
         Raises:
-            DataError: When files are missing and may not, or cannot, be fetched whole.
+            DataError: If files are missing and cannot be downloaded.
         """
         if self._folder() is not None:
             return
@@ -91,10 +81,10 @@ class FashionMNIST(ImageDataModule):
                     raise DataError(self._missing(hint)) from error
 
     def read(self) -> tuple[Samples, Samples]:
-        """Training and test set, decoded once a process.
+        """Return the training and the test set, decoded once per process.
 
         Raises:
-            DataError: When `prepare_data` did not run and the files are missing.
+            DataError: If files are missing.
         """
         folder = self._folder()
         if folder is None:
@@ -102,11 +92,8 @@ class FashionMNIST(ImageDataModule):
         return _read(folder, "train"), _read(folder, "t10k")
 
     def _folder(self) -> Path | None:
-        """The first folder that holds all four files."""
-        for folder in self._folders():
-            if all(_find(folder, name) for name in FILES):
-                return folder
-        return None
+        complete = (f for f in self._folders() if all(_find(f, name) for name in FILES))
+        return next(complete, None)
 
     def _folders(self) -> list[Path]:
         return [DEBIAN, CACHE.expanduser()] if self.root is None else [self.root]
@@ -120,14 +107,11 @@ class FashionMNIST(ImageDataModule):
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    return None
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
 
 
 @functools.cache
 def _read(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    found = (_find(folder, name) for name in FILES if name.startswith(part))
-    images, labels = (read_idx(path) for path in found if path is not None)
+    paths = (_find(folder, name) for name in FILES if name.startswith(part))
+    images, labels = (read_idx(path) for path in paths if path is not None)
     return images.unsqueeze(1), labels.long()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""IDX, pickle, archives, downloads."""
+"""Downloads, archives, IDX files and pickles."""
 
 from __future__ import annotations
 
@@ -24,24 +24,19 @@ from torch import Tensor
 from regrow.utils.errors import DataError
 
 
-def sha256_of(path: Path) -> str:
-    """The file's sha256 in hexadecimal, read piece by piece."""
+def compute_sha256(path: Path) -> str:
+    """Return the sha256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unpack(archive: Path, name: str, folder: Path) -> None:
-    """Unpacks the archive's folder `name` to `folder / name`.
+    """Unpack the folder `name` of a tar archive to `folder / name`, atomically.
 
-    It is unpacked aside and renamed. Where another process was faster, its folder stays.
-
-    Args:
-        archive: A tar file, packed or not.
-        name: The folder in it.
-        folder: Where it goes.
+    A folder that another process has unpacked meanwhile is kept.
 
     Raises:
-        DataError: When the archive is damaged, reaches outside its folder, or holds no `name`.
+        DataError: If the archive is damaged, contains unsafe paths or has no folder `name`.
     """
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         try:
@@ -52,7 +47,7 @@ def unpack(archive: Path, name: str, folder: Path) -> None:
                 f"{archive} cannot be unpacked ({error}): delete it and fetch it again"
             ) from error
         if not (Path(aside) / name).is_dir():
-            raise DataError(f"{archive} holds no folder {name}: delete it and fetch it again")
+            raise DataError(f"{archive} has no folder {name}: delete it and fetch it again")
         try:
             (Path(aside) / name).rename(folder / name)
         except OSError as error:
@@ -60,66 +55,53 @@ def unpack(archive: Path, name: str, folder: Path) -> None:
                 raise
 
 
-_UNSIGNED_BYTE = 8
-
-
-_TIMEOUT = 60.0  # seconds without a byte
+_UNSIGNED_BYTE = 8  # type code of IDX
+_TIMEOUT = 60.0  # seconds without data
 
 
 def content(path: Path) -> bytes:
-    """What a file holds, unpacked when its name ends in .gz."""
-    if path.suffix == ".gz":
-        with gzip.open(path) as stream:
-            return stream.read()
-    return path.read_bytes()
+    """Return the bytes of a file, decompressed if its name ends in .gz."""
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix == ".gz" else data
 
 
 def read_idx(path: Path) -> Tensor:
-    """An IDX file of unsigned bytes as a tensor.
+    """Read an IDX file of unsigned bytes, plain or gzipped, as a uint8 tensor.
 
-    Four bytes (0, 0, type, number of dimensions), each dimension as a big-endian 32-bit number,
-    then the values.
-
-    Args:
-        path: Plain, or packed with gzip.
-
-    Returns:
-        uint8, of the shape that the file states.
+    Format: four bytes (0, 0, type, number of dimensions), each dimension as a big-endian 32-bit
+    number, then the values.
 
     Raises:
-        ValueError: When the bytes are no such file, or are fewer or more than it states.
+        ValueError: If the file has another format or size.
     """
     data = content(path)
     if len(data) < 4 or data[:3] != bytes((0, 0, _UNSIGNED_BYTE)):
         raise ValueError(
-            f"{path} is no IDX file of unsigned bytes (it starts with {data[:4].hex(' ')}): "
-            "delete it, or write data.root=DIR for a folder with whole files"
+            f"{path} is not an IDX file of unsigned bytes (it starts with {data[:4].hex(' ')}): "
+            "delete it, or write data.root=DIR for a folder with complete files"
         )
     start = 4 + 4 * data[3]
     shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4)]
     if len(data) != start + math.prod(shape):
         raise ValueError(
-            f"{path} states shape {shape}, {math.prod(shape)} bytes, but holds "
-            f"{len(data) - start}: delete it, or write data.root=DIR for a folder with whole files"
+            f"{path} states shape {shape}, {math.prod(shape)} bytes, but has "
+            f"{len(data) - start}: delete it, or write data.root=DIR for a complete folder"
         )
     values = np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
-    return torch.from_numpy(values.copy())  # bytes are read-only, tensors are not
+    return torch.from_numpy(values.copy())  # a writable copy
 
 
 def download(address: str, path: Path, sha256: str, *, packed: bool = False) -> None:
-    """Fetches a file, and keeps it only when it holds what is expected.
-
-    The check is of the unpacked content, since the same content can be packed in many ways. The
-    file is written aside and renamed: `path` never holds half a file.
+    """Download a file, verify it, and move it to `path` atomically.
 
     Args:
         address: http(s) address.
-        path: Where to keep it; its folder is made.
-        sha256: Of the unpacked content, in hexadecimal.
-        packed: The sum is of the file as it is fetched, instead.
+        path: Destination; its folder is created.
+        sha256: Checksum of the decompressed content, in hexadecimal.
+        packed: The checksum is of the downloaded file instead.
 
     Raises:
-        OSError: When the address cannot be reached, or the content is another.
+        OSError: If the download fails or the checksum differs.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
@@ -131,12 +113,12 @@ def download(address: str, path: Path, sha256: str, *, packed: bool = False) -> 
         ):
             shutil.copyfileobj(source, target)
         try:
-            found = sha256_of(aside) if packed else hashlib.sha256(content(aside)).hexdigest()
-        except (OSError, EOFError, ValueError) as error:  # what a broken .gz raises
-            found = f"nothing readable ({error})"
-        if found != sha256:
+            digest = compute_sha256(aside) if packed else hashlib.sha256(content(aside)).hexdigest()
+        except (OSError, EOFError, ValueError) as error:  # raised by a broken .gz
+            digest = f"nothing readable ({error})"
+        if digest != sha256:
             raise OSError(
-                f"{address} gave another file than expected (sha256 {found}, not {sha256}); "
+                f"{address} returned another file than expected (sha256 {digest}, not {sha256}); "
                 "nothing was kept: try again, or fetch the file by other means into a folder "
                 "and write data.root=DIR"
             )
@@ -145,14 +127,14 @@ def download(address: str, path: Path, sha256: str, *, packed: bool = False) -> 
         aside.unlink(missing_ok=True)
 
 
-# How NumPy's arrays say they are made again: without importing a private module by name.
+# NumPy's reconstruction function, without importing a private module by name
 _REMAKE_ARRAY = np.empty(0).__reduce__()[0]
 
 
 def _to_bytes(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into the protocols of Python 2."""
+    """Decode the way Python 3 writes bytes in the pickle protocols of Python 2."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
+        raise pickle.UnpicklingError(f"it requests the encoding {encoding!r}")
     return text.encode("latin1")
 
 
@@ -165,28 +147,27 @@ _ALLOWED = {
 }
 
 
-class _Numbers(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it requests {module}.{name}")
         return _ALLOWED[module, name]
 
 
 def read_pickle(path: Path) -> Any:
-    """What a pickle of arrays and plain values holds; strings of Python 2 come as bytes.
+    """Read a pickle of NumPy arrays and builtin values; strings of Python 2 become bytes.
 
-    A pickle is a program, and an untrusted one can do anything. Here it can make numbers, strings,
-    containers of them and NumPy arrays, and call nothing else.
+    Anything else in the pickle, which could run arbitrary code, raises.
 
     Raises:
-        DataError: When the file is no whole pickle, or asks for anything else.
+        DataError: If the file is damaged or contains other objects.
     """
     with path.open("rb") as file:
         try:
-            return _Numbers(file, encoding="bytes").load()
+            return _SafeUnpickler(file, encoding="bytes").load()
         except OSError:
             raise
-        except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        except Exception as error:  # a damaged pickle can raise anything
             raise DataError(
-                f"{path} is no whole pickle of arrays ({error}): delete it and fetch it again"
+                f"{path} is not a complete pickle of arrays ({error}): delete it and fetch it again"
             ) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One folder per class."""
+"""Images in one folder per class."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 class FolderImages:
-    """The images of `folder/CLASS/NAME.JPEG`; labels count the classes by name.
+    """The images `folder/CLASS/NAME.JPEG`, labelled by the position of the sorted class names.
 
     Attributes:
-        folder: Where they lie.
-        classes: The names of the class folders, sorted.
-        names: CLASS/NAME of each image, sorted; one array, since forked workers would soon hold a
-            copy each of a million strings.
+        folder: Root folder.
+        classes: Sorted names of the class folders.
+        names: Sorted CLASS/NAME of each image; one array, which forked workers share (a list of
+            strings would be copied to each).
         labels: int64, shape (images,).
     """
 
@@ -34,8 +34,8 @@ class FolderImages:
             images = _images(folder / name)
             if not images:
                 raise DataError(
-                    f"{folder / name} holds no {', '.join(SUFFIXES)} file: remove the folder, or "
-                    "fill it"
+                    f"{folder / name} has no {', '.join(SUFFIXES)} file: remove the folder, or "
+                    "add images"
                 )
             names += [os.fsencode(f"{name}/{image}") for image in images]
             labels += [label] * len(images)
@@ -43,36 +43,36 @@ class FolderImages:
         self.labels = torch.tensor(labels)
 
     def read(self, index: int) -> bytes:
-        """The bytes of one image file."""
+        """Return the bytes of one image file."""
         return Path(self.name(index)).read_bytes()
 
     def name(self, index: int) -> str:
-        """Its path."""
+        """Return the path of one image file."""
         return str(self.folder / os.fsdecode(bytes(self.names[index])))
 
 
 @functools.cache
-def scan(folder: Path) -> FolderImages:
-    """The images of a folder, listed once a process.
+def list_images(folder: Path) -> FolderImages:
+    """List the images of a folder, once per process.
 
     Raises:
-        DataError: When it has no class folders, or an empty one.
+        DataError: If there is no class folder, or an empty one.
     """
     return FolderImages(folder)
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the class folders, sorted.
+    """Return the sorted names of the class folders.
 
     Raises:
-        DataError: When there are none, naming what lies there instead.
+        DataError: If there is none.
     """
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
     if not names:
         loose = len(_images(folder))
         raise DataError(
-            f"{folder} holds no folder a class ({loose} images lie in it directly): write "
+            f"{folder} has no class folders ({loose} images directly in it): write "
             f"{folder}/CLASS/NAME.JPEG, with the same class names in train and val"
         )
     return names

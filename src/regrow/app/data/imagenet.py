@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ImageNet as a folder."""
+"""ImageNet as folders of image files."""
 
 from __future__ import annotations
 
@@ -10,59 +10,57 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow.app.data.base import DataModule, Split, check_channels, check_held_out, stratified
-from regrow.app.data.image_folder import FolderImages, class_folders, scan
-from regrow.app.data.loading.worker_loader import Finish, ImageLoader, Source
-from regrow.app.data.transforms.batch_ops import normaliser
+from regrow.app.data.base import DataModule, Split, check_channels, check_val_size, split_stratified
+from regrow.app.data.image_folder import FolderImages, class_folders, list_images
+from regrow.app.data.loading.worker_loader import (
+    Finish,
+    ImageLoader,
+    Source,
+    WorkerConfig,
+)
+from regrow.app.data.transforms.batch_ops import make_normalizer
 from regrow.app.data.transforms.decode import (
-    CentreCrop,
+    CenterCrop,
     Pixels,
     RandomCrop,
     Seeded,
-    torchvision_crop,
+    make_torchvision_crop,
 )
 from regrow.utils.errors import ConfigError, DataError, check_choice, check_count
 from regrow.utils.imports import import_optional
 
 Transforms = str | Callable[[Any], Tensor]
-"""Of training images: "pillow", "torchvision", or a PIL image -> uint8 (3, size, size)."""
-
+"""For training images: "pillow", "torchvision", or a PIL image -> uint8 (3, size, size)."""
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, for pixels in [0, 1]
-
-
 STD = (0.229, 0.224, 0.225)
-
-
 IMAGES = 1_281_167  # of ImageNet's training set
-
-
 SIZES = "ImageNet (ILSVRC 2012, from https://image-net.org: 138 GB train, 6.3 GB val)"
 
 
-class Photographs(DataModule):
-    """Images that worker processes read, decode and crop while the network trains.
+class ImageFileDataModule(DataModule):
+    """Images that worker processes read, decode and crop.
 
-    Training images: a random part scaled to `size`, mirrored or not. Others: the shorter side
-    scaled to `resize`, the middle taken. Batches cross to the training device as bytes and are
-    normalised there.
+    Training images are random crops scaled to `size` and flipped at random. Other images are
+    scaled to a shorter side of `resize` and center-cropped. Batches are transferred to the training
+    device as uint8 and normalized there.
 
     Args:
-        num_classes: How many labels there are.
-        size: Side of the images that the network gets.
-        resize: Shorter side of evaluated images before the middle is taken.
-        batch_size: Samples a batch and rank.
-        seed: Of the split, of each epoch's order and of the augmentation.
-        transforms: Of training images. "pillow" needs nothing more; "torchvision" is its transforms
-            v2; any other callable that makes a PIL image a uint8 tensor (3, size, size) and draws
-            from torch's global generator, which is seeded for each image.
-        mean: Of each channel, for pixels in [0, 1]; None: ImageNet's.
-        std: Likewise.
-        num_workers: Processes a rank that read ahead; 0 reads in the training process.
-        channels_last: Whether batches lie in memory with the channels last.
+        num_classes: Number of labels.
+        size: Side of the images that the network receives.
+        resize: Shorter side of evaluated images before the center crop.
+        batch_size: Samples per batch and rank.
+        seed: Seed of the split, the order of each epoch and the augmentation.
+        transforms: For training images: "pillow"; "torchvision" (its transforms v2); or a callable
+            from a PIL image to a uint8 tensor (3, size, size) that may draw from torch's global
+            generator, which is seeded for each image.
+        mean: Per channel, for pixels in [0, 1]; None: ImageNet's.
+        std: Per channel, likewise.
+        num_workers: Worker processes per rank; 0 reads in the training process.
+        channels_last: Whether batches use the channels-last memory format.
 
     Raises:
-        ConfigError: For values that cannot be meant, and when Pillow is not installed.
+        ConfigError: For invalid values, or if Pillow is not installed.
     """
 
     def __init__(
@@ -85,79 +83,72 @@ class Photographs(DataModule):
         self.resize = check_count("resize", resize)
         if self.resize < self.size:
             raise ConfigError(
-                f"resize must be at least size={size}, got {resize}: the middle of that size is "
-                f"taken out of it, write resize={round(size * 8 / 7)}"
+                f"resize must be at least size={size}, got {resize}: images are "
+                f"center-cropped after it, write resize={round(size * 8 / 7)}"
             )
         self.input_shape = (3, self.size, self.size)
         self.mean = check_channels("mean", mean, MEAN)
         self.std = check_channels("std", std, STD, positive=True)
         self.num_workers = check_count("num_workers", num_workers, least=0)
         self.channels_last = channels_last
-        self._cropped: Pixels
+        self._train_transform: Pixels
         if callable(transforms):
-            self._cropped = Seeded(transforms, self.size)
+            self._train_transform = Seeded(transforms, self.size)
         elif check_choice("transforms", transforms, ["pillow", "torchvision"]) == "torchvision":
-            self._cropped = torchvision_crop(self.size)
+            self._train_transform = make_torchvision_crop(self.size)
         else:
-            self._cropped = RandomCrop(self.size)
+            self._train_transform = RandomCrop(self.size)
 
     def pixels(self, split: Split) -> Pixels:
-        """From a decoded image to uint8 (3, size, size)."""
-        return self._cropped if split == "train" else CentreCrop(self.size, self.resize)
+        """Return the transform from a decoded image to uint8 (3, size, size)."""
+        return self._train_transform if split == "train" else CenterCrop(self.size, self.resize)
+
+    def worker_config(self, split: Split) -> WorkerConfig:
+        """Return how worker processes decode the images of a split."""
+        pin = self.device.type == "cuda"
+        return WorkerConfig(self.pixels(split), self.finish(), self.num_workers, pin)
 
     def finish(self) -> Finish:
-        """From a batch as it was read to one as the network gets it."""
+        """Return the function that moves and normalizes a batch."""
         device = self.device
-        normalise = normaliser(255, self.mean, self.std, device)
+        normalize = make_normalizer(255, self.mean, self.std, device)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
 
         def finish(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             images = images.to(device, non_blocking=True).contiguous(memory_format=layout)
-            return normalise(images), labels.to(device, non_blocking=True)
+            return normalize(images), labels.to(device, non_blocking=True)
 
         return finish
 
     def loader_of(self, source: Source, indices: Tensor, split: Split) -> ImageLoader:
-        """A new loader of some images of a source."""
+        """Return a new loader of some images of a source."""
         return ImageLoader(
             source,
             indices,
-            pixels=self.pixels(split),
-            finish=self.finish(),
+            self.worker_config(split),
             batch_size=self.batch_size,
             shuffle=split == "train",
             seed=self.seed,
-            workers=self.num_workers,
-            pin=self.device.type == "cuda",
         )
 
 
-class ImageNet(Photographs):
-    """Photographs in `root/train/CLASS/*.JPEG` and `root/val/CLASS/*.JPEG`.
+class ImageNet(ImageFileDataModule):
+    """ImageNet as `root/train/CLASS/*.JPEG` and `root/val/CLASS/*.JPEG`.
 
-    What ImageNet calls its validation set is the TEST set here, since its own test labels are not
-    public: it is measured once, at the end. Checkpoints are chosen on images that are held out from
-    the training folder. Reported accuracies are therefore comparable with published ones, which
-    are on those 50,000 images, and training sees 1 % fewer images.
+    ImageNet's validation set is the TEST set here, since its test labels are not public; it is
+    measured once, at the end. Checkpoints are selected on images taken from the training folder.
+    Reported accuracies are therefore comparable with published ones, and training sees 1 % fewer
+    images.
 
     Args:
-        root: The folder of `train` and `val`; there is no download.
-        num_classes: Class folders in each; None counts them.
-        val_size: What is held out from `train` for validation, stratified: a fraction in (0, 1), or
-            a number of images.
-        size: As in `Photographs`, like the rest.
-        resize: Likewise.
-        batch_size: Likewise.
-        seed: Likewise.
-        transforms: Likewise.
-        mean: Likewise.
-        std: Likewise.
-        num_workers: Likewise.
-        channels_last: Likewise.
+        root: Folder of `train` and `val`; there is no download.
+        num_classes: Number of class folders; None counts them.
+        val_size: Stratified part of `train` used for validation: a fraction in (0, 1) or a number
+            of images.
+        size: As in `ImageFileDataModule`, like all other arguments.
 
     Raises:
-        DataError: In `prepare_data` and `setup`, when the folders are missing or hold something
-            else.
+        DataError: In `prepare_data` and `setup`, if the folders are missing or invalid.
 
     Source: Russakovsky et al. 2015, arXiv 1409.0575.
 
@@ -189,36 +180,37 @@ class ImageNet(Photographs):
             num_classes, size, resize, batch_size, seed, transforms, mean, std, num_workers,
             channels_last,
         )  # fmt: skip
-        check_held_out("val_size", val_size, IMAGES)
+        check_val_size("val_size", val_size, IMAGES)
         self.val_size = val_size
         self._splits: dict[str, tuple[FolderImages, Tensor]] = {}
 
     def prepare_data(self) -> None:
-        """Sees that the folders are there; Lightning calls this in one process a machine."""
+        """Check that the folders exist; Lightning calls this in one process per node."""
         for part in ("train", "val"):
             self._part(part)
 
     def load(self) -> None:
-        """Lists and splits the images, once."""
+        """List and split the images once."""
         if self._splits:
             return
-        train, test = scan(self._part("train")), scan(self._part("val"))
+        train, test = list_images(self._part("train")), list_images(self._part("val"))
         _check_same_classes(train, test, self.num_classes)
-        held_out = check_held_out("val_size", self.val_size, len(train.labels))
-        stay, held = stratified(train.labels, held_out, self.seed)
+        count = check_val_size("val_size", self.val_size, len(train.labels))
+        first, second = split_stratified(train.labels, count, self.seed)
         every = torch.arange(len(test.labels))
-        self._splits = {"train": (train, stay), "val": (train, held), "test": (test, every)}
+        self._splits = {"train": (train, first), "val": (train, second), "test": (test, every)}
 
     def loader(self, split: Split) -> ImageLoader:
-        """A new loader of one split."""
+        """Return a new loader of one split."""
         return self.loader_of(*self._splits[split], split)
 
     def _part(self, name: str) -> Path:
-        """The folder `root/train` or `root/val`."""
         if self.root is None or not (self.root / name).is_dir():
-            found = "no data.root was given" if self.root is None else f"{self.root} has no {name}/"
+            problem = (
+                "no data.root was given" if self.root is None else f"{self.root} has no {name}/"
+            )
             raise DataError(
-                f"{found}: put {SIZES} where there is room, as train/CLASS/*.JPEG and "
+                f"{problem}: put {SIZES} on a disk with enough space, as train/CLASS/*.JPEG and "
                 "val/CLASS/*.JPEG, and write data.root=DIR for the folder of both"
             )
         return self.root / name
@@ -230,7 +222,7 @@ def _check_same_classes(train: FolderImages, test: FolderImages, expected: int) 
         raise DataError(
             f"{train.folder} and {test.folder} must have the same class folders, only one of them "
             f"has {', '.join(different[:5])}{' ...' if len(different) > 5 else ''}: labels are "
-            "counted by these names"
+            "positions in the sorted class names"
         )
     if len(train.classes) != expected:
         raise DataError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ImageNet as tar shards."""
+"""ImageNet as tar shards in WebDataset format."""
 
 from __future__ import annotations
 
@@ -10,62 +10,53 @@ from pathlib import Path
 import torch
 
 from regrow.app.data.base import Split
-from regrow.app.data.imagenet import IMAGES, SIZES, Photographs, Transforms
+from regrow.app.data.imagenet import IMAGES, SIZES, ImageFileDataModule, Transforms
 from regrow.app.data.loading.resumable import ResumableLoader
 from regrow.app.data.loading.stream_loader import StreamLoader
-from regrow.app.data.loading.tar_reader import TarImages, scan_shards
+from regrow.app.data.loading.tar_reader import ShardImages, list_shard_images
 from regrow.utils.errors import ConfigError, DataError, check_count
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
-
-
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def expand(pattern: str) -> list[str]:
-    """What a pattern with braces stands for, as in a shell.
-
-    Args:
-        pattern: May hold ranges, whose numbers are as wide as the first, and lists.
+def expand_braces(pattern: str) -> list[str]:
+    """Expand ranges and lists in braces, as a shell does.
 
     Raises:
-        ConfigError: For braces that are neither.
+        ConfigError: For braces that contain neither.
 
     Example:
-        >>> expand("{a,b}-{08..10}.tar")
+        >>> expand_braces("{a,b}-{08..10}.tar")
         ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']
     """
-    found = _BRACES.search(pattern)
-    if found is None:
+    match = _BRACES.search(pattern)
+    if match is None:
         if "{" in pattern or "}" in pattern:
             raise ConfigError(f"a brace is missing in {pattern!r}: write {{000000..000146}}")
         return [pattern]
-    inner = found.group(1)
+    inner = match.group(1)
     numbers = _RANGE.fullmatch(inner)
     if numbers is not None:
         first, last = numbers.groups()
-        words = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+        parts = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
     else:
-        words = inner.split(",")
-    if len(words) < 2 and not (numbers and words):
+        parts = inner.split(",")
+    if len(parts) < 2 and not (numbers and parts):
         raise ConfigError(
-            f"{{{inner}}} in {pattern!r} is no range and no list: write {{000000..000146}} or "
-            "{a,b}"
+            f"{{{inner}}} in {pattern!r} is neither a range nor a list: write "
+            "{000000..000146} or {a,b}"
         )
-    head, tail = pattern[: found.start()], expand(pattern[found.end() :])
-    return [head + word + rest for word in words for rest in tail]
+    head, tail = pattern[: match.start()], expand_braces(pattern[match.end() :])
+    return [head + part + rest for part in parts for rest in tail]
 
 
-def shard_files(what: str, given: str | Sequence[str]) -> tuple[Path, ...]:
-    """The shards that are meant, all of which are there.
-
-    Args:
-        what: The setting's name, for the message.
-        given: A folder of .tar files, a file, a pattern, or a list of these.
+def find_shards(what: str, given: str | Sequence[str]) -> tuple[Path, ...]:
+    """Return the existing tar files of a folder, a file, a pattern, or a list of these.
 
     Raises:
-        ConfigError: For addresses, which are not read.
-        DataError: When one is missing, or a folder holds none.
+        ConfigError: For URLs, which are not supported, and for repeated files.
+        DataError: If a file is missing, or a folder has no tar file.
     """
     files: list[Path] = []
     for pattern in [given] if isinstance(given, str) else given:
@@ -73,14 +64,14 @@ def shard_files(what: str, given: str | Sequence[str]) -> tuple[Path, ...]:
             raise ConfigError(
                 f"{what} must be files or folders, got {pattern!r}: fetch or mount the shards first"
             )
-        for name in expand(pattern):
+        for name in expand_braces(pattern):
             path = Path(name).expanduser().absolute()
             files += sorted(path.glob("*.tar")) if path.is_dir() else [path]
     missing = [str(path) for path in files if not path.is_file()]
     if missing or not files:
         which = f"{len(missing)} of {len(files)} shards are missing: {', '.join(missing[:3])}"
         raise DataError(
-            f"{what}={given!r}: {which if missing else 'no .tar file lies there'}"
+            f"{what}={given!r}: {which if missing else 'there is no .tar file'}"
             f"{' ...' if len(missing) > 3 else ''}"
         )
     if len({*files}) < len(files):
@@ -88,35 +79,26 @@ def shard_files(what: str, given: str | Sequence[str]) -> tuple[Path, ...]:
     return tuple(files)
 
 
-class ImageNetShards(Photographs):
-    """Photographs in tar files of NAME.jpg and NAME.cls, read from beginning to end.
+class ImageNetShards(ImageFileDataModule):
+    """ImageNet as tar files of NAME.jpg and NAME.cls, read sequentially.
 
-    What ImageNet calls its validation set is the TEST set, as in `ImageNet`. Checkpoints are chosen
-    on whole training shards that are held out, which is fair where shards were written in random
-    order, as WebDataset asks for. `StreamLoader` says what an epoch is, and what a resume needs.
-    Evaluation visits every image once, whatever the workers are.
+    ImageNet's validation set is the TEST set, as in `ImageNet`. The last training shards are used
+    for validation, so shards must be written in random order, as WebDataset requires.
+    `StreamLoader` documents what an epoch is and how it resumes. Evaluation visits every image once
+    for any number of workers.
 
     Args:
         train: Training shards: a pattern such as "/data/imagenet-train-{000000..000146}.tar", a
             folder, or a list of these.
-        test: Likewise, of ImageNet's validation set.
-        num_classes: How many labels there are.
-        val_shards: The last training shards that are held out for validation.
-        epoch_samples: Images an epoch; the default is all of ImageNet's, so that an epoch has as
-            many steps as a published one.
-        shuffle_buffer: Images that wait in each worker to be drawn from, about 110 kB each.
-        size: As in `Photographs`, like the rest.
-        resize: Likewise.
-        batch_size: Likewise.
-        seed: Likewise.
-        transforms: Likewise.
-        mean: Likewise.
-        std: Likewise.
-        num_workers: Likewise.
-        channels_last: Likewise.
+        test: Shards of ImageNet's validation set, likewise.
+        num_classes: Number of labels.
+        val_shards: Number of training shards used for validation.
+        epoch_samples: Images per epoch; the default is the size of ImageNet.
+        shuffle_buffer: Images in the shuffle buffer of each worker, about 110 kB each.
+        size: As in `ImageFileDataModule`, like all other arguments.
 
     Raises:
-        DataError: In `prepare_data` and `setup`, when shards are missing or hold something else.
+        DataError: In `prepare_data` and `setup`, if shards are missing or invalid.
 
     Example:
         >>> data = ImageNetShards("/data/train-{000000..000146}.tar", "/data/val-{00..06}.tar")
@@ -146,20 +128,20 @@ class ImageNetShards(Photographs):
             num_classes, size, resize, batch_size, seed, transforms, mean, std, num_workers,
             channels_last,
         )  # fmt: skip
-        self.given = {"train": train, "test": test}
+        self.patterns = {"train": train, "test": test}
         self.val_shards = check_count("val_shards", val_shards)
         self.epoch_samples = check_count("epoch_samples", epoch_samples)
         self.shuffle_buffer = check_count("shuffle_buffer", shuffle_buffer)
         self._train: tuple[Path, ...] = ()
-        self._evaluated: dict[str, TarImages] = {}
+        self._evaluated: dict[str, ShardImages] = {}
 
     def prepare_data(self) -> None:
-        """Sees that all shards are there; Lightning calls this in one process a machine."""
+        """Check that all shards exist; Lightning calls this in one process per node."""
         self._shards("train")
         self._shards("test")
 
     def load(self) -> None:
-        """Finds the training shards, and lists the images of the others, once."""
+        """Find the training shards and list the images of the others, once."""
         if self._train:
             return
         train, test = self._shards("train"), self._shards("test")
@@ -168,46 +150,43 @@ class ImageNetShards(Photographs):
                 f"val_shards must leave some of the {len(train)} training shards, got "
                 f"{self.val_shards}: write at most {len(train) - 1}"
             )
-        val = scan_shards(train[-self.val_shards :], self.num_classes)
+        val = list_shard_images(train[-self.val_shards :], self.num_classes)
         _check_shuffled(val, self.num_classes)
-        self._evaluated = {"val": val, "test": scan_shards(test, self.num_classes)}
+        self._evaluated = {"val": val, "test": list_shard_images(test, self.num_classes)}
         self._train = train[: -self.val_shards]
 
     def loader(self, split: Split) -> ResumableLoader:
-        """A new loader of one split."""
+        """Return a new loader of one split."""
         if split != "train":
             images = self._evaluated[split]
             return self.loader_of(images, torch.arange(len(images.labels)), split)
         return StreamLoader(
             self._train,
+            self.worker_config("train"),
             samples=self.epoch_samples,
             classes=self.num_classes,
-            pixels=self.pixels("train"),
-            finish=self.finish(),
             batch_size=self.batch_size,
             seed=self.seed,
             buffer=self.shuffle_buffer,
-            workers=self.num_workers,
-            pin=self.device.type == "cuda",
         )
 
     def _shards(self, part: str) -> tuple[Path, ...]:
-        given = self.given[part]
-        if given is None:
+        pattern = self.patterns[part]
+        if pattern is None:
             raise DataError(
-                f"no data.{part} was given: put {SIZES} where there is room, as tar files of "
-                f"NAME.jpg and NAME.cls, and write data.{part}=DIR, or in a shell "
+                f"no data.{part} was given: put {SIZES} on a disk with enough space, as tar files "
+                f"of NAME.jpg and NAME.cls, and write data.{part}=DIR, or in a shell "
                 f"'data.{part}=\"DIR/{part}-{{000000..000146}}.tar\"'"
             )
-        return shard_files(f"data.{part}", given)
+        return find_shards(f"data.{part}", pattern)
 
 
-def _check_shuffled(val: TarImages, classes: int) -> None:
-    """Refuses held-out shards of few classes: the others were not written in random order."""
-    found, images = len(torch.unique(val.labels)), len(val.labels)
-    if images >= 4 * classes and found <= classes // 2:
+def _check_shuffled(val: ShardImages, classes: int) -> None:
+    """Raise if the validation shards have few classes: the shards are not in random order."""
+    present, images = len(torch.unique(val.labels)), len(val.labels)
+    if images >= 4 * classes and present <= classes // 2:
         raise DataError(
-            f"the held-out shards {', '.join(shard.name for shard in val.shards)} hold {images} "
-            f"images of only {found} of {classes} classes: the shards are sorted by class, and "
+            f"the validation shards {', '.join(shard.name for shard in val.shards)} have {images} "
+            f"images of only {present} of {classes} classes: the shards are sorted by class, and "
             "must be written again in random order"
         )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Whole experiments: train, prune, measure, write result.json."""
+"""Experiments: train, prune, measure, write result.json."""

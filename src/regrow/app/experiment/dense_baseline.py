@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The dense network of a run, trained once."""
+"""Train the dense baseline of a run, once for all runs that share it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from regrow.app.config.hashing import config_hash, settings
 from regrow.app.config.initial_weights import load_initial_weights, network_weights
 from regrow.app.experiment.evaluate import measure
+from regrow.app.experiment.result import Measurements
 from regrow.app.training.default_teacher import without_teacher
 from regrow.app.training.distributed_fit import fit
 from regrow.app.training.locks import wait_for
@@ -26,33 +27,31 @@ class DenseBaseline(NamedTuple):
     """A trained dense network.
 
     Attributes:
-        key: The hash of its settings.
-        checkpoint: Its file.
-        block: Its measured accuracy, loss and size, without latency.
-        epochs: How long it was trained in all.
+        checkpoint: Its checkpoint file.
+        block: Its accuracy, loss and size, without latency.
+        epochs: Training epochs in total.
     """
 
-    key: str
     checkpoint: Path
-    block: dict[str, Any]
+    block: Measurements
     epochs: int | None
 
 
 def train_dense_baseline(cfg: DictConfig) -> DenseBaseline:
-    """The control of a run: its recipe, seed and epochs, with pruning none.
+    """Train a run's recipe without pruning, with the same seed and epochs, or load the result.
 
-    Jobs that run side by side and need the same one wait for whoever trains it.
+    Jobs that need the same baseline wait for the one that trains it.
     """
-    cfg = _without_pruning(cfg)
+    cfg = without_teacher(_with_values(cfg, {"pruning": {}}))
     key = config_hash(cfg)
-    controls = Path(cfg.paths.controls)
-    folder = controls / key
-    controls.mkdir(parents=True, exist_ok=True)
-    with wait_for(controls / f"{key}.lock", "the dense network, which another job is training"):
+    parent = Path(cfg.paths.controls)
+    folder = parent / key
+    parent.mkdir(parents=True, exist_ok=True)
+    with wait_for(parent / f"{key}.lock", "another job to train the dense baseline"):
         done = folder / "result.json"
         if not done.is_file() or not (folder / read_json(done)["checkpoint"]).is_file():
             weights = start_weights(cfg)
-            info(f"training the dense network into {folder}")
+            info(f"training the dense baseline in {folder}")
             fitted = fit(cfg, folder, weights, None)
             write_json(
                 done,
@@ -63,21 +62,21 @@ def train_dense_baseline(cfg: DictConfig) -> DenseBaseline:
                 },
             )
         result = read_json(done)
-    return DenseBaseline(key, folder / result["checkpoint"], result["block"], total_epochs(cfg))
+    return DenseBaseline(folder / result["checkpoint"], result["block"], total_epochs(cfg))
 
 
 def start_weights(cfg: DictConfig) -> dict[str, Tensor] | None:
-    """The network's weights before the fit; None: as initialised."""
+    """Return the weights before the fit; None: as initialized."""
     if cfg.start == "scratch":
         return None
     if cfg.start is None:
-        dense = train_dense_baseline(_training_first(cfg))
+        dense = train_dense_baseline(_dense_training(cfg))
         return network_weights(read_checkpoint(dense.checkpoint))
     return load_initial_weights(cfg.start)
 
 
 def total_epochs(cfg: DictConfig) -> int | None:
-    """Epochs of the fit and of the dense training before it; None where that is unknown."""
+    """Return the epochs of the fit and the dense training before it; None if unknown."""
     epochs = cfg.trainer.get("max_epochs")
     if epochs is None or cfg.start not in (None, "scratch"):
         return None
@@ -85,16 +84,12 @@ def total_epochs(cfg: DictConfig) -> int | None:
         return None  # it may end earlier
     if cfg.start == "scratch":
         return int(epochs)
-    return int(epochs) + int(_training_first(cfg).trainer.max_epochs)
+    return int(epochs) + int(_dense_training(cfg).trainer.max_epochs)
 
 
-def _without_pruning(cfg: DictConfig) -> DictConfig:
-    return without_teacher(_changed(cfg, {"pruning": {}}))
-
-
-def _training_first(cfg: DictConfig) -> DictConfig:
-    """The training of the network that is pruned later: from scratch, with its own epochs."""
-    changed = _changed(
+def _dense_training(cfg: DictConfig) -> DictConfig:
+    """Return the configuration that trains the network to prune, from scratch."""
+    changed = _with_values(
         cfg,
         {
             "pruning": {},
@@ -108,7 +103,7 @@ def _training_first(cfg: DictConfig) -> DictConfig:
     return changed
 
 
-def _changed(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
+def _with_values(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
     changed = copy.deepcopy(cfg)
     OmegaConf.set_struct(changed, False)
     for key, value in values.items():

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Accuracy, size and speed of a checkpoint."""
+"""Measure accuracy, size and speed of a checkpoint."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
@@ -13,47 +13,43 @@ from omegaconf import DictConfig
 
 from regrow.app.config.initial_weights import network_weights
 from regrow.app.data.base import DataModule
+from regrow.app.experiment.result import Measurements
 from regrow.app.training.build import build_data, build_module
 from regrow.app.training.classifier import Classifier
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.support.checkpoint_shapes import fit_shapes
 from regrow.io.checkpoints import KEY, read_checkpoint
-from regrow.masks.masks import Masks
 from regrow.profiling.cost import cost
 from regrow.profiling.latency import Latency, latency
 from regrow.utils.errors import StateError
 
-_ROUNDS = 5  # of timing; the median round counts
+_ROUNDS = 5  # of timing; the median round is reported
 
 
-class Measured(NamedTuple):
-    """A network from disk, and what was measured.
+class MeasuredNetwork(NamedTuple):
+    """A network loaded from a checkpoint, and its measurements.
 
     Attributes:
-        block: accuracy, loss, params, macs, bytes; plain values.
-        module: The network in its module.
-        data: Its data.
-        masks: Its masks; None for a dense network.
-        sparsity: What the pruner says it is.
+        block: Accuracy, loss, parameters, MACs and bytes.
+        module: The module of the network.
+        sparsity: Sparsity according to the pruner.
     """
 
-    block: dict[str, Any]
+    block: Measurements
     module: Classifier
-    data: DataModule
-    masks: Masks | None
     sparsity: float = 0.0
 
 
-def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) -> Measured:
-    """Reloads a checkpoint and measures it once.
+def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) -> MeasuredNetwork:
+    """Load a checkpoint and measure it.
 
     Args:
-        cfg: The configuration that made it.
-        checkpoint: The file.
-        pruning: Takes its masks from the file; None for a dense network.
+        cfg: Configuration of the run.
+        checkpoint: Checkpoint file.
+        pruning: Loads its masks from the file; None for a dense network.
 
     Raises:
-        StateError: If its outputs are not finite.
+        StateError: If accuracy or loss is not finite.
     """
     module, data = load_network(cfg, checkpoint)
     masks, sparsity = None, 0.0
@@ -61,20 +57,20 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
         pruning.attach(module, checkpoint)
         masks, sparsity = pruning.masks, pruning.sparsity
     size = cost(module, module.example_input_array, masks)
-    block = evaluate(cfg, module, data)
-    if not all(math.isfinite(value) for value in block.values()):
+    scores = evaluate(cfg, module, data)
+    if not all(math.isfinite(value) for value in scores.values()):
         raise StateError(
-            f"{checkpoint} gives {block} on the test set: training has diverged, write a lower "
+            f"{checkpoint} has {scores} on the test set: training has diverged, write a lower "
             "optimizer.lr (or finetune.lr)"
         )
-    block |= {"params": size.params, "macs": size.macs, "bytes": size.bytes}
-    return Measured(block, module, data, masks, sparsity)
+    block: dict[str, Any] = {"params": size.params, "macs": size.macs, "bytes": size.bytes}
+    return MeasuredNetwork(cast(Measurements, scores | block), module, sparsity)
 
 
 def load_network(
     cfg: DictConfig, checkpoint: Path | dict[str, Any]
 ) -> tuple[Classifier, DataModule]:
-    """The network of a checkpoint, or of its weights, in its module, with its data."""
+    """Load the network of a checkpoint (a file or its content), and its data."""
     state = read_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     data = build_data(cfg)
     if KEY not in state:
@@ -85,8 +81,8 @@ def load_network(
     return module, data
 
 
-def evaluate(cfg: DictConfig, module: Classifier, data: DataModule) -> dict[str, Any]:
-    """Accuracy (fraction) and loss on the test set."""
+def evaluate(cfg: DictConfig, module: Classifier, data: DataModule) -> dict[str, float]:
+    """Compute accuracy (a fraction) and loss on the test set."""
     trainer = pl.Trainer(
         accelerator=cfg.trainer.get("accelerator", "auto"),
         devices=1,
@@ -101,12 +97,12 @@ def evaluate(cfg: DictConfig, module: Classifier, data: DataModule) -> dict[str,
 
 
 def time_networks(cfg: DictConfig, *modules: Classifier) -> list[Latency]:
-    """Latency of networks of one input shape, taken in turns, so that a busy moment hits all."""
+    """Measure latencies in alternation, so that load on the machine affects all networks."""
     shape = modules[0].example_input_array
     assert isinstance(shape, torch.Tensor)
-    kind = next(modules[-1].parameters()).dtype  # trainer.precision may have changed it
-    images = shape.new_zeros(int(cfg.latency.batch), *shape.shape[1:], dtype=kind)
-    modules = tuple(module.to(kind) for module in modules)
+    dtype = next(modules[-1].parameters()).dtype  # trainer.precision may have changed it
+    images = shape.new_zeros(int(cfg.latency.batch), *shape.shape[1:], dtype=dtype)
+    modules = tuple(module.to(dtype) for module in modules)
     repeats = max(2, int(cfg.latency.repeats) // _ROUNDS)
     rounds = [[latency(m, images, repeats=repeats) for m in modules] for _ in range(_ROUNDS)]
     return [

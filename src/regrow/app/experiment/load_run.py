@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Config, network and masks of a finished run."""
+"""Load the configuration, network and masks of a finished run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,17 @@ from regrow.io.checkpoints import KEY
 from regrow.masks.masks import Masks
 from regrow.utils.errors import ConfigError, StateError
 
-_INNER = "network."  # of the names in a Classifier
-
-
-_ADVICE = "in Python, regrow.export(model, path, example_input) takes any model"
-
-
+_INNER = "network."  # prefix of the names in a Classifier
+_ADVICE = "in Python, regrow.export(model, path, example_input) exports any model"
 _NEEDED = {"model", "data", "optimizer", "scheduler", "finetune", "seed", "start"}
 
 
 def run_config(path: Path, advice: str = _ADVICE) -> DictConfig:
-    """The configuration of the run that a checkpoint lies in.
+    """Load the configuration of the run that a checkpoint belongs to.
 
     Args:
-        path: The checkpoint.
-        advice: What to do with any other, for messages.
+        path: Checkpoint file.
+        advice: Alternative for other checkpoints, for error messages.
 
     Raises:
         ConfigError: If there is none, or it is of another program.
@@ -41,38 +37,38 @@ def run_config(path: Path, advice: str = _ADVICE) -> DictConfig:
     file = path.resolve().parent.parent / ".hydra" / "config.yaml"
     if not file.is_file():
         raise ConfigError(
-            f"{path} is not of a run of `regrow train`: that has its configuration in "
-            f".hydra/config.yaml beside its folder checkpoints; {advice}"
+            f"{path} is not from a run of `regrow train`, which has its configuration in "
+            f".hydra/config.yaml beside the folder checkpoints; {advice}"
         )
     try:
         cfg = OmegaConf.load(file)
     except (YAMLError, OmegaConfBaseException, OSError) as error:
         raise StateError(f"{file} is damaged: {error}") from error
     if not isinstance(cfg, DictConfig) or not {*cfg} >= _NEEDED:
-        raise ConfigError(f"{file} is not of `regrow train`; {advice}")
+        raise ConfigError(f"{file} is not from `regrow train`; {advice}")
     return cfg
 
 
 def load_small(module: Classifier, checkpoint: dict[str, Any]) -> ChannelCut | None:
-    """Cuts a fresh module as the checkpoint says, and loads the weights.
+    """Cut a new module to the shapes of the checkpoint and load the weights.
 
     Returns:
-        The plan in the names of the module's network; None where nothing was cut.
+        The cut, with names of the module's network; None if nothing was cut.
 
     Raises:
-        StateError: If plan or weights are of another network.
+        StateError: If cut or weights are of another network.
     """
     plan = None
     if KEY in checkpoint:
-        given = ChannelCut.from_state(checkpoint[KEY])
-        undo = given.apply(module)
+        saved = ChannelCut.from_state(checkpoint[KEY])
+        undo = saved.apply(module)
         plan = make_channel_cut(
             module.network,
-            {name.removeprefix(_INNER): dims for name, dims in given.kept.items()},
+            {name.removeprefix(_INNER): dims for name, dims in saved.kept.items()},
             undo,
-            removed=given.removed,
-            pinned=given.pinned,
-            error=given.error,
+            removed=saved.removed,
+            pinned=saved.pinned,
+            error=saved.error,
         )
     try:
         module.network.load_state_dict(network_weights(checkpoint))
@@ -82,21 +78,21 @@ def load_small(module: Classifier, checkpoint: dict[str, Any]) -> ChannelCut | N
 
 
 def masks_of(checkpoint: Mapping[str, Any]) -> Masks | None:
-    """The masks that a pruner left in a checkpoint."""
-    for held in (checkpoint.get("callbacks") or {}).values():
-        pruner = held.get("pruner") if isinstance(held, dict) else None
-        if isinstance(pruner, dict) and "masks" in pruner:
-            return Masks.unpack(pruner["masks"])
-    return None
+    """Return the masks of the first pruner in a checkpoint."""
+    return next(_all_masks(checkpoint), None)
 
 
 def held_masks(checkpoint: Mapping[str, Any]) -> Masks | None:
-    """What all pruners of a checkpoint leave together."""
+    """Return the combined masks of all pruners in a checkpoint."""
     masks: dict[str, Tensor] = {}
-    for held in (checkpoint.get("callbacks") or {}).values():
-        pruner = held.get("pruner") if isinstance(held, dict) else None
-        if not isinstance(pruner, dict) or "masks" not in pruner:
-            continue
-        for name, mask in Masks.unpack(pruner["masks"]).items():
+    for part in _all_masks(checkpoint):
+        for name, mask in part.items():
             masks[name] = mask & masks[name] if name in masks else mask
     return Masks(masks) if masks else None
+
+
+def _all_masks(checkpoint: Mapping[str, Any]) -> Iterator[Masks]:
+    for state in (checkpoint.get("callbacks") or {}).values():
+        pruner = state.get("pruner") if isinstance(state, dict) else None
+        if isinstance(pruner, dict) and "masks" in pruner:
+            yield Masks.unpack(pruner["masks"])

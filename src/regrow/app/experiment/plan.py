@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run would do."""
+"""Print what a run would do."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ _SHOWN = 12
 
 
 def plan(cfg: DictConfig) -> None:
-    """Prints the resolved events, per-layer targets, cost and size of checkpoints.
+    """Print the resolved events, sparsity per layer, cost and size of checkpoints.
 
-    The Trainer sets up the fit as it would to train, and is stopped before its first step: what
-    would be refused then is refused now.
+    The fit is set up and stopped before its first step, so that its errors appear here.
     """
     quiet_third_party()
     pruning = build_pruning(cfg)
@@ -65,7 +64,7 @@ def _events(milestones: tuple[Milestone, ...], steps: int, pruning: PruningCallb
 def _layers(pruning: PruningCallback, module: nn.Module) -> Table:
     pruner = pruning.pruner
     places = positions(module, module.example_input_array)
-    targets = _own_targets(pruning)
+    targets = _layer_sparsities(pruning)
     table = Table("parameter", "shape", "weights", "MACs an image", "target", title="layers")
     for target in pruner.targets:
         weights = target.parameter.numel()
@@ -78,21 +77,21 @@ def _layers(pruning: PruningCallback, module: nn.Module) -> Table:
     return table
 
 
-def _own_targets(pruning: PruningCallback) -> dict[str, float]:
-    """Final sparsities that do not depend on the weights."""
-    pruner, found = pruning.pruner, dict(pruning.pruner.layer_targets)
+def _layer_sparsities(pruning: PruningCallback) -> dict[str, float]:
+    """Return the final sparsities that do not depend on the weights."""
+    pruner, sparsities = pruning.pruner, dict(pruning.pruner.layer_targets)
     if pruning.method.distribution not in ("uniform", "erk"):
-        return found
-    free = [target for target in pruner.targets if target.name not in found]
+        return sparsities
+    free = [target for target in pruner.targets if target.name not in sparsities]
     layers = [LayerSize(t.name, tuple(t.parameter.shape), t.parameter.numel()) for t in free]
     for pool in DISTRIBUTIONS[pruning.method.distribution](layers, pruning.final):
         [index] = pool.layers
-        found[layers[index].name] = pool.pruned / layers[index].units
-    return found
+        sparsities[layers[index].name] = pool.pruned / layers[index].units
+    return sparsities
 
 
 def _sizes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> Table:
-    """Cost of the dense network, and what a full checkpoint at the target will hold."""
+    """Table of the cost of the dense network and the parts of a checkpoint at the target."""
     pruner = pruning.pruner
     dense = cost(module, module.example_input_array)
     pruned = sum(
@@ -106,11 +105,11 @@ def _sizes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> Tab
         "masks": sum(-(-target.parameter.numel() // 8) for target in pruner.targets),
         "removed values": pruned * width if pruning.keep_removed else 0,
     }
-    if copied := _remembered_bytes(cfg, pruning, module):
-        parts["rewind's copy"] = copied
+    if copied := _rewind_bytes(cfg, pruning, module):
+        parts["rewind snapshot"] = copied
     table = Table("", "dense", "at the target", title="cost")
     table.add_row("parameters", f"{dense.params:,}", f"{dense.params - pruned:,}")
-    table.add_row("MACs an image", f"{dense.macs:,}", "by the layers' densities")
+    table.add_row("MACs an image", f"{dense.macs:,}", "by layer density")
     for name, size in (parts | {"checkpoint": sum(parts.values())}).items():
         alike = name in ("weights", "optimizer state")
         before = f"{size / 2**20:.2f} MiB" if alike else ""
@@ -118,13 +117,13 @@ def _sizes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> Tab
     return table
 
 
-def _remembered_bytes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> int:
-    """The size of what a rewind goes back to, as far as it is tensors."""
+def _rewind_bytes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> int:
+    """Return the bytes of the tensors that a rewind restores."""
     rewinds = [getattr(pruning, "rewinder", None), *build_callbacks(cfg, pruning)]
     parts = [part for rewind in rewinds if isinstance(rewind, Rewind) for part in rewind.parts]
-    held = [*module.parameters(), *module.buffers()]
+    tensors = [*module.parameters(), *module.buffers()]
     sizes = {
-        "weights": sum(tensor.numel() * tensor.element_size() for tensor in held),
+        "weights": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         "optimizer": _optimizer_bytes(cfg, module),
         "fresh": _optimizer_bytes(cfg, module, steps=0),
     }
@@ -132,7 +131,7 @@ def _remembered_bytes(cfg: DictConfig, pruning: PruningCallback, module: Classif
 
 
 def _optimizer_bytes(cfg: DictConfig, module: Classifier, steps: int = 1) -> int:
-    """The size of the optimizer's state, found by steps of a copy without gradients."""
+    """Return the bytes of the optimizer state, from steps of a copy with zero gradients."""
     twin = copy.deepcopy(module.network)
     optimizer = module.optimizer(twin.parameters())
     for parameter in twin.parameters():

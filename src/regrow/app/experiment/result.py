@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Result.json."""
+"""The content of result.json, its verdict, and finished results on disk."""
 
 from __future__ import annotations
 
@@ -7,40 +7,120 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
+from regrow.app.training.sparsity_levels import LevelRecord
 from regrow.io.files import read_json
 
 FORMAT = 1
-
-
 FILE = "result.json"
 
 
-def finished_result(folder: Path, config_hash: str) -> dict[str, Any] | None:
-    """The result in a folder, if it is of the same settings."""
+class LatencyRecord(TypedDict):
+    """Latency in milliseconds, and how it was measured."""
+
+    median: float
+    p25: float
+    p75: float
+    device: str
+    threads: int
+    batch: int
+
+
+class Measurements(TypedDict):
+    """Measurements of one network on the test set.
+
+    `accuracy` and `accuracy_top5` (more than 10 classes) are fractions; `params` and `macs` count
+    unpruned weights and the multiply-accumulates of one image.
+    """
+
+    accuracy: float
+    accuracy_top5: NotRequired[float]
+    loss: float
+    params: int
+    macs: int
+    bytes: int
+    latency_ms: NotRequired[LatencyRecord]
+
+
+class BudgetEvent(TypedDict):
+    """One judgement of an accuracy budget; `lost` is None if the metric was not a number."""
+
+    sparsity: float
+    held: bool
+    lost: float | None
+    step: int | None
+    epoch: int | None
+
+
+class BudgetRecord(TypedDict):
+    """Events of an accuracy budget, the highest sparsity kept, and why the search ended."""
+
+    held: float
+    rollbacks: int
+    reason: str | None
+    judged: list[BudgetEvent]
+
+
+class Result(TypedDict):
+    """Content of result.json; `pruned` is None without pruning, as are the optional fields.
+
+    `of` is what was pruned (weights or channels); `sparsity` counts prunable units, and
+    `sparsity_total` all weights; `layers` has the sparsity of each layer and `excluded` the reason
+    for each layer that was not pruned. `compression`, `theoretical_speedup` (MACs) and
+    `measured_speedup` (median latency) are dense / pruned; `accuracy_drop` is a fraction.
+    """
+
+    format: int
+    recipe: str
+    overrides: list[str]
+    config_hash: str
+    settings: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    device: str
+    threads: int
+    batch: int
+    seconds: float
+    verdict: str
+    dense: Measurements
+    pruned: Measurements | None
+    epochs: int | None
+    levels: list[LevelRecord]
+    history: list[dict[str, Any]]
+    budget: BudgetRecord | None
+    checkpoint: str
+    of: NotRequired[str]
+    sparsity: NotRequired[float]
+    sparsity_total: NotRequired[float]
+    layers: NotRequired[dict[str, float]]
+    excluded: NotRequired[dict[str, str]]
+    channels: NotRequired[dict[str, Any]]
+    accuracy_drop: NotRequired[float]
+    compression: NotRequired[float]
+    theoretical_speedup: NotRequired[float]
+    measured_speedup: NotRequired[float]
+
+
+def finished_result(folder: Path, config_hash: str) -> Result | None:
+    """Return the result in a folder if it has the same settings."""
     path = folder / FILE
     if not path.is_file():
         return None
-    result: dict[str, Any] = read_json(path)
+    result: Result = read_json(path)
     return result if result.get("config_hash") == config_hash else None
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were made with."""
+    """Return the versions of Python and the main packages."""
     packages = ("regrow", "torch", "lightning", "torchmetrics", "hydra-core", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, float]:
-    """How the pruned network stands to the dense one.
-
-    Returns:
-        accuracy_drop (fraction), compression (parameters of all kinds), theoretical_speedup (MACs)
-        and measured_speedup (median latency), the ratios dense / pruned.
-    """
+def compare(dense: Measurements, pruned: Measurements) -> dict[str, float]:
+    """Compare the pruned network with the dense one; see `Result`."""
     return {
         "accuracy_drop": dense["accuracy"] - pruned["accuracy"],
         "compression": dense["params"] / max(1, pruned["params"]),
@@ -49,20 +129,15 @@ def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def budget(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What an accuracy budget judged, in order, and why its search ended; None without one.
-
-    Returns:
-        judged (each with sparsity, step, epoch, whether it held, and what it had lost of the
-        metric: None where it never was a number), held (the sparsest that did), rollbacks (how many
-        did not) and reason.
+def budget(history: Sequence[Mapping[str, Any]]) -> BudgetRecord | None:
+    """Collect the events of an accuracy budget from a history; None without one.
 
     Example:
-        >>> found = budget([{"kind": "prune", "after": 0.5, "lost": 0.01, "reason": "it held"}])
-        >>> found["held"], found["rollbacks"], found["reason"]
+        >>> record = budget([{"kind": "prune", "after": 0.5, "lost": 0.01, "reason": "it held"}])
+        >>> record["held"], record["rollbacks"], record["reason"]
         (0.5, 0, 'it held')
     """
-    judged = [
+    judged: list[BudgetEvent] = [
         {
             "sparsity": entry["before" if entry["kind"] == "rollback" else "after"],
             "held": entry["kind"] != "rollback",
@@ -83,10 +158,8 @@ def budget(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def verdict(result: dict[str, Any]) -> str:
-    """One line: what was gained, what was lost, and why it is or is not faster.
-
-    After an accuracy budget also why it ended where it did.
+def verdict(result: Result) -> str:
+    """Summarize a result in one line: accuracy, size, speed, and the accuracy budget.
 
     Example:
         >>> verdict({"pruned": None, "dense": {"accuracy": 0.9}})
@@ -114,12 +187,12 @@ def verdict(result: dict[str, Any]) -> str:
     judged = result.get("budget")
     if judged is None:
         return line
-    taken = f"{judged['rollbacks']} of {len(judged['judged'])} events taken back"
+    taken = f"{judged['rollbacks']} of {len(judged['judged'])} events rolled back"
     return f"{line}; budget: {judged['reason']} ({taken})"
 
 
 def device_name() -> str:
-    """The device that latencies were measured on."""
+    """Return the name of the device of latency measurements."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return platform.processor() or platform.machine()

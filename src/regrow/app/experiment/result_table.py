@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Terminal tables."""
+"""Terminal tables of a result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def result_table(result: dict[str, Any]) -> Table:
-    """The final table of a run."""
+    """Return the table of a run."""
     dense, pruned = result["dense"], result["pruned"]
     table = Table(title=f"{result['recipe']} (seed {result['seed']})")
     table.add_column("")
@@ -25,7 +25,7 @@ def result_table(result: dict[str, Any]) -> Table:
         ("parameters", "params", lambda x: f"{x:,}"),
         ("MACs an image", "macs", lambda x: f"{x:,}"),
         ("bytes", "bytes", lambda x: f"{x:,}"),
-        ("latency, ms", "latency_ms", _spread),
+        ("latency, ms", "latency_ms", _format_latency),
     ):
         if key not in dense:
             continue
@@ -44,7 +44,7 @@ def result_table(result: dict[str, Any]) -> Table:
 
 
 def levels_table(result: dict[str, Any]) -> Table:
-    """Accuracy at each sparsity that was trained."""
+    """Return the table of accuracy at each trained sparsity."""
     table = Table("sparsity", "epoch", "validation", "test", title="levels")
     for level in result["levels"]:
         cells = (level.get("val_accuracy"), level.get("test_accuracy"))
@@ -54,19 +54,19 @@ def levels_table(result: dict[str, Any]) -> Table:
 
 
 def budget_table(result: dict[str, Any]) -> Table:
-    """What an accuracy budget judged, and why its search ended."""
-    found = result["budget"]
+    """Return the table of the events of an accuracy budget."""
+    budget = result["budget"]
     table = Table("epoch", "sparsity", "lost", "outcome", title="accuracy budget")
-    for event in found["judged"]:
+    for event in budget["judged"]:
         lost = "-" if event["lost"] is None else f"{event['lost']:.4f}"
-        outcome = "held" if event["held"] else "taken back"
+        outcome = "kept" if event["held"] else "rolled back"
         table.add_row(str(event["epoch"]), f"{100 * event['sparsity']:.2f} %", lost, outcome)
-    table.caption = found["reason"]
+    table.caption = budget["reason"]
     return table
 
 
 def show_result(result: dict[str, Any]) -> None:
-    """Prints them all."""
+    """Print all tables of a result."""
     console = Console()
     if result.get("budget"):
         console.print(budget_table(result))
@@ -75,7 +75,7 @@ def show_result(result: dict[str, Any]) -> None:
     console.print(result_table(result))
 
 
-def _spread(latency: dict[str, Any]) -> str:
+def _format_latency(latency: dict[str, Any]) -> str:
     return f"{latency['median']:.3f} ({latency['p25']:.3f} to {latency['p75']:.3f})"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Train, prune, measure, write result.json."""
+"""Run one job: train, prune, measure, write result.json."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -17,10 +17,19 @@ from regrow.app.config.hashing import config_hash, settings
 from regrow.app.config.recipe_export import FILE as RECIPE
 from regrow.app.config.recipe_export import write_recipe
 from regrow.app.experiment.dense_baseline import DenseBaseline, start_weights, train_dense_baseline
-from regrow.app.experiment.evaluate import Measured, evaluate, load_network, measure, time_networks
+from regrow.app.experiment.evaluate import (
+    MeasuredNetwork,
+    evaluate,
+    load_network,
+    measure,
+    time_networks,
+)
 from regrow.app.experiment.result import (
     FILE,
     FORMAT,
+    LatencyRecord,
+    Measurements,
+    Result,
     budget,
     compare,
     device_name,
@@ -29,13 +38,13 @@ from regrow.app.experiment.result import (
     versions,
 )
 from regrow.app.experiment.result_table import show_result
-from regrow.app.experiment.small_checkpoint import described, small_checkpoint
+from regrow.app.experiment.small_checkpoint import small_checkpoint, summarize_channels
 from regrow.app.training.build import build_pruning
 from regrow.app.training.default_teacher import with_teacher
 from regrow.app.training.distributed_fit import fit
 from regrow.app.training.locks import exclusive
 from regrow.app.training.preflight import check_settings, set_up
-from regrow.app.training.sparsity_levels import LevelRecorder, clear_levels
+from regrow.app.training.sparsity_levels import LevelRecord, LevelRecorder, clear_levels
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.files import read_json, write_atomic, write_json
@@ -44,13 +53,13 @@ from regrow.utils.errors import ConfigError
 from regrow.utils.logging import info, quiet_third_party
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
-    """Runs one job in its folder and returns its result.
+def train(cfg: DictConfig) -> Result:
+    """Run one job in its folder and return its result.
 
-    A finished job of the same settings is not run again; an interrupted one goes on.
+    A finished job with the same settings is not repeated; an interrupted one resumes.
 
     Raises:
-        ConfigError, StateError: Before training starts, for whatever cannot be meant.
+        ConfigError, StateError: For invalid settings, before training starts.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     quiet_third_party()
@@ -58,29 +67,29 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         torch.set_num_threads(int(cfg.threads))
     check_settings(cfg)
     with exclusive(folder):
-        result = _result(cfg, folder)
-    show_result(result)
+        result = _load_or_run(cfg, folder)
+    show_result(dict(result))
     return result
 
 
-def _result(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """The result that stands, or that of running the job now."""
+def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
+    """Return the result on disk, or run the job."""
     pruning, key = build_pruning(cfg), config_hash(cfg)
     if cfg.force:
-        _clear(folder)
+        _clear_folder(folder)
     result = finished_result(folder, key)
     if result is not None:
-        info(f"{folder / FILE} stands; force=true runs it again")
+        info(f"{folder / FILE}: already finished; use force=true to rerun")
         return result
     set_up(cfg, build_pruning(cfg))
-    _claim(folder, key)
+    _claim_folder(folder, key)
     started = time.perf_counter()
-    control = train_dense_baseline(cfg)
-    measured = _dense(cfg, folder, control)
+    baseline = train_dense_baseline(cfg)
+    measured = _dense_fields(cfg, folder, baseline)
     if pruning is not None:
-        measured |= _pruned(cfg, folder, pruning, control)
-    result = _identity(cfg, key) | measured
-    result["seconds"] = round(time.perf_counter() - started, 1)
+        measured |= _prune_and_measure(cfg, folder, pruning, baseline)
+    seconds = round(time.perf_counter() - started, 1)
+    result = cast(Result, _run_fields(cfg, key) | measured | {"seconds": seconds})
     result["verdict"] = verdict(result)
     write_recipe(cfg, folder)
     write_json(folder / FILE, result)
@@ -88,15 +97,15 @@ def _result(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _dense(cfg: DictConfig, folder: Path, control: DenseBaseline) -> dict[str, Any]:
-    """The control's part of the result, which is all of it without pruning."""
+def _dense_fields(cfg: DictConfig, folder: Path, baseline: DenseBaseline) -> dict[str, Any]:
+    """Return the fields of the dense baseline."""
     checkpoint = folder / "checkpoints" / "best.ckpt"
     if not cfg.pruning:
-        write_atomic(checkpoint, lambda file: file.write(control.checkpoint.read_bytes()))
+        write_atomic(checkpoint, lambda file: file.write(baseline.checkpoint.read_bytes()))
     return {
-        "dense": dict(control.block),
+        "dense": dict(baseline.block),
         "pruned": None,
-        "epochs": control.epochs,
+        "epochs": baseline.epochs,
         "levels": [],
         "history": [],
         "budget": None,
@@ -104,26 +113,26 @@ def _dense(cfg: DictConfig, folder: Path, control: DenseBaseline) -> dict[str, A
     }
 
 
-def _pruned(
-    cfg: DictConfig, folder: Path, pruning: PruningCallback, control: DenseBaseline
+def _prune_and_measure(
+    cfg: DictConfig, folder: Path, pruning: PruningCallback, baseline: DenseBaseline
 ) -> dict[str, Any]:
-    """Prunes, then measures both networks as they lie on disk."""
-    fitted = fit(with_teacher(cfg, control.checkpoint), folder, start_weights(cfg), pruning)
+    """Prune, then measure both networks from their checkpoints."""
+    fitted = fit(with_teacher(cfg, baseline.checkpoint), folder, start_weights(cfg), pruning)
     checkpoint, cutter = fitted.checkpoint, build_pruning(cfg)
     if isinstance(cutter, ChannelPruning):
         checkpoint = small_checkpoint(cfg, checkpoint, cutter)
     reloaded = build_pruning(cfg)
     assert reloaded is not None and fitted.levels is not None
     pruned = measure(cfg, checkpoint, reloaded)
-    levels = _levels(cfg, fitted.levels, pruned)
-    network, _ = load_network(cfg, control.checkpoint)
+    levels = _test_levels(cfg, fitted.levels, pruned)
+    network, _ = load_network(cfg, baseline.checkpoint)
     slow, fast = time_networks(cfg, network, pruned.module)
-    dense_block = control.block | {"latency_ms": _latency(slow)}
-    pruned_block = pruned.block | {"latency_ms": _latency(fast)}
+    dense_block: Measurements = {**baseline.block, "latency_ms": _latency_fields(slow)}
+    pruned_block: Measurements = {**pruned.block, "latency_ms": _latency_fields(fast)}
     return {
         "dense": dense_block,
         "pruned": pruned_block,
-        **_removed(reloaded, network),
+        **_sparsity_fields(reloaded, network),
         **compare(dense_block, pruned_block),
         "levels": levels,
         "history": reloaded.history,
@@ -132,11 +141,11 @@ def _pruned(
     }
 
 
-def _removed(pruning: PruningCallback, dense: torch.nn.Module) -> dict[str, Any]:
-    """How much went, layer by layer, and what could not."""
+def _sparsity_fields(pruning: PruningCallback, dense: torch.nn.Module) -> dict[str, Any]:
+    """Return the sparsity in total and per layer, and the excluded parameters."""
     weights = sum(parameter.numel() for parameter in dense.parameters())
     if isinstance(pruning, ChannelPruning):
-        return described(pruning, weights)
+        return summarize_channels(pruning, weights)
     masks = pruning.masks
     return {
         "of": "weights",
@@ -147,21 +156,23 @@ def _removed(pruning: PruningCallback, dense: torch.nn.Module) -> dict[str, Any]
     }
 
 
-def _levels(cfg: DictConfig, recorder: LevelRecorder, pruned: Measured) -> list[dict[str, Any]]:
-    """Each level with its test accuracy; the chosen network is not tested twice."""
-    levels = []
+def _test_levels(
+    cfg: DictConfig, recorder: LevelRecorder, pruned: MeasuredNetwork
+) -> list[LevelRecord]:
+    """Return each level with its test accuracy; the final network is not tested twice."""
+    levels: list[LevelRecord] = []
     for index, (level, weights) in enumerate(recorder.weights()):
         last = index == len(recorder.levels) - 1
         if last and level["sparsity"] == pruned.sparsity:
-            scores = pruned.block
+            accuracy, loss = pruned.block["accuracy"], pruned.block["loss"]
         else:
-            module, data = load_network(cfg, weights)
-            scores = evaluate(cfg, module, data)
-        levels.append(level | {"test_accuracy": scores["accuracy"], "test_loss": scores["loss"]})
+            scores = evaluate(cfg, *load_network(cfg, weights))
+            accuracy, loss = scores["accuracy"], scores["loss"]
+        levels.append({**level, "test_accuracy": accuracy, "test_loss": loss})
     return levels
 
 
-def _identity(cfg: DictConfig, key: str) -> dict[str, Any]:
+def _run_fields(cfg: DictConfig, key: str) -> dict[str, Any]:
     hydra = HydraConfig.get()
     return {
         "format": FORMAT,
@@ -177,7 +188,7 @@ def _identity(cfg: DictConfig, key: str) -> dict[str, Any]:
     }
 
 
-def _latency(measured: Latency) -> dict[str, Any]:
+def _latency_fields(measured: Latency) -> LatencyRecord:
     return {
         "median": measured.median_ms,
         "p25": measured.p25_ms,
@@ -188,19 +199,19 @@ def _latency(measured: Latency) -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, key: str) -> None:
-    """Marks the folder as this run's, or refuses one that holds another run."""
+def _claim_folder(folder: Path, key: str) -> None:
+    """Mark the folder as used by this run, or raise if it has another run."""
     mark = folder / "run.json"
     if mark.is_file() and read_json(mark)["config_hash"] != key:
         raise ConfigError(
-            f"{folder} holds a run of other settings (a recipe or regrow changed since): write "
+            f"{folder} has a run with other settings (a recipe or regrow has changed): write "
             "force=true to replace it, or hydra.run.dir=... for another folder"
         )
     write_json(mark, {"config_hash": key})
 
 
-def _clear(folder: Path) -> None:
-    """Removes what an earlier run of this folder wrote, and nothing else."""
+def _clear_folder(folder: Path) -> None:
+    """Delete the files of an earlier run in this folder."""
     for name in ("checkpoints", "levels", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (FILE, RECIPE, "run.json"):

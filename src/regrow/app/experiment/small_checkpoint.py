@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoint of the cut network."""
+"""Save the compacted network of a run with pruned channels."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ from regrow.io.files import write_atomic
 from regrow.utils.errors import StateError
 
 NAME = "small.ckpt"
-
-
-_OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops")
+_TRAINING_KEYS = ("optimizer_states", "lr_schedulers", "loops")
 
 
 def small_checkpoint(cfg: DictConfig, checkpoint: Path, pruning: ChannelPruning) -> Path:
-    """Cuts the masked channels of a checkpoint's network out, and saves it beside that file.
+    """Remove the masked channels of a checkpoint's network and save it beside the checkpoint.
 
     Args:
-        cfg: The run's configuration.
-        checkpoint: The chosen checkpoint, of the shapes it was trained with.
-        pruning: A callback without a model yet; it is left with this one.
+        cfg: Configuration of the run.
+        checkpoint: Checkpoint with the shapes of training.
+        pruning: A callback that is not attached yet; it is attached to the loaded model.
 
     Returns:
-        The small network's checkpoint; the given one where nothing is to be cut, or cannot be.
+        The compacted checkpoint, or `checkpoint` if nothing can be removed.
     """
     module, _ = load_network(cfg, checkpoint)
     pruning.attach(module, checkpoint)
@@ -42,11 +40,11 @@ def small_checkpoint(cfg: DictConfig, checkpoint: Path, pruning: ChannelPruning)
     try:
         plan = pruning.compact()
     except StateError as error:
-        print(f"not cut: {error}")
+        print(f"not compacted: {error}")
         return checkpoint
-    if plan is None:  # cut while it trained
+    if plan is None:  # compacted during training
         return checkpoint
-    saved = {k: v for k, v in read_checkpoint(checkpoint).items() if k not in _OF_TRAINING}
+    saved = {k: v for k, v in read_checkpoint(checkpoint).items() if k not in _TRAINING_KEYS}
     saved["state_dict"] = module.state_dict()
     saved["callbacks"] = saved["callbacks"] | {pruning.state_key: pruning.state_dict()}
     saved[KEY] = pruning.plan.state_dict()
@@ -56,7 +54,7 @@ def small_checkpoint(cfg: DictConfig, checkpoint: Path, pruning: ChannelPruning)
 
 
 def groups_table(groups: Sequence[Group], removed: dict[str, int]) -> Table:
-    """One row a group: what belongs together, how much of it is gone, why it cannot go."""
+    """Return a table of channel groups: members, removed channels, and why some are pinned."""
     table = Table("group", "channels", "gone", "members", "remarks", title="channels")
     for group in groups:
         members = [f"{name}[{dim}]" for name, dim in group.members]
@@ -70,8 +68,8 @@ def groups_table(groups: Sequence[Group], removed: dict[str, int]) -> Table:
     return table
 
 
-def described(pruning: ChannelPruning, dense_params: int) -> dict[str, Any]:
-    """What a result says of a network that lost channels."""
+def summarize_channels(pruning: ChannelPruning, dense_params: int) -> dict[str, Any]:
+    """Return the fields of a result for a network with removed channels."""
     pruner = pruning.pruner
     params = sum(parameter.numel() for parameter in pruner.model.parameters())
     shapes = pruner.plan.shapes

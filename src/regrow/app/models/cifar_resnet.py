@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: MIT
-"""ResNet and WRN for CIFAR."""
+"""ResNet and wide ResNet for CIFAR."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from regrow.app.models.init import he_normal
-from regrow.utils.errors import ConfigError, check_count
+from regrow.app.models.init import check_counts, he_normal
+from regrow.utils.errors import ConfigError
 
 
 class CifarResNet(nn.Module):
-    """The ResNet of the CIFAR experiments: three stages of n blocks, depth 6 n + 2.
+    """ResNet for CIFAR: three stages of n blocks, depth 6 n + 2.
 
     Stages have `width`, 2 and 4 times `width` channels; the second and third halve the image.
     Where the shape changes, the shortcut is a 1 x 1 convolution with batch norm ("option B" of the
-    paper, whose CIFAR networks have option A, a shortcut without weights). ResNet-20 has 270,896
-    weights, 272,474 parameters in all. He initialisation.
+    paper, which uses the weightless option A). ResNet-20 has 270,896
+    weights, 272,474 parameters in all. He initialization.
 
     Args:
         depth: 8, 14, 20, 26, 32, 44, 56, 110, ...: 6 n + 2.
         width: Channels of the first stage.
-        num_classes: Outputs.
-        in_channels: Of the images, of any size from 4 x 4 on.
+        num_classes: Number of outputs.
+        in_channels: Channels of the images, which have any size from 4 x 4 on.
 
     Raises:
         ConfigError: For a depth that is not 6 n + 2.
@@ -38,27 +38,19 @@ class CifarResNet(nn.Module):
         self, depth: int = 20, width: int = 16, num_classes: int = 10, in_channels: int = 3
     ) -> None:
         super().__init__()
-        check_count("num_classes", num_classes)
-        check_count("in_channels", in_channels)
-        check_count("width", width)
-        check_count("depth", depth)
-        if depth < 8 or depth % 6 != 2:
-            near = max(8, round((depth - 2) / 6) * 6 + 2)
-            raise ConfigError(
-                f"depth must be 6 n + 2 (8, 14, 20, 32, 56, 110), got {depth}: write {near}"
-            )
+        check_counts(num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
+        blocks = _check_depth(depth, 2, "8, 14, 20, 32, 56, 110")
         self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(width)
-        blocks = (depth - 2) // 6
-        self.layer1 = _stage(width, width, blocks, stride=1)
-        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
+        self.layer1 = _make_stage(BasicBlock, width, width, blocks, stride=1)
+        self.layer2 = _make_stage(BasicBlock, width, 2 * width, blocks, stride=2)
+        self.layer3 = _make_stage(BasicBlock, 2 * width, 4 * width, blocks, stride=2)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * width, num_classes)
         he_normal(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        """Return logits (N, num_classes) for images (N, in_channels, H, W)."""
         maps = self.bn(self.conv(images)).relu()
         maps = self.layer3(self.layer2(self.layer1(maps)))
         logits: Tensor = self.fc(self.pool(maps).flatten(1))
@@ -66,12 +58,12 @@ class CifarResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut.
+    """Two 3 x 3 convolutions and a shortcut.
 
     Args:
-        inputs: Channels coming in.
-        outputs: Channels going out.
-        stride: Of the first convolution.
+        inputs: Input channels.
+        outputs: Output channels.
+        stride: Stride of the first convolution.
 
     Example:
         >>> import torch
@@ -92,15 +84,10 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
+        """Return maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
         residual = self.bn2(self.conv2(self.bn1(self.conv1(maps)).relu()))
         out: Tensor = (residual + self.shortcut(maps)).relu()
         return out
-
-
-def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(inputs, outputs, stride)
-    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
 class WideResNet(nn.Module):
@@ -108,13 +95,13 @@ class WideResNet(nn.Module):
 
     Stages have `width` times 16, 32 and 64 channels behind a convolution of 16; the second and
     third halve the image. WRN-28-10 has 36,479,194 parameters for 10 classes, WRN-22-2 1,079,642.
-    He initialisation.
+    He initialization.
 
     Args:
         depth: 10, 16, 22, 28, 40, ...: 6 n + 4.
         width: The widening factor k.
-        num_classes: Outputs.
-        in_channels: Of the images, of any size from 4 x 4 on.
+        num_classes: Number of outputs.
+        in_channels: Channels of the images, which have any size from 4 x 4 on.
 
     Raises:
         ConfigError: For a depth that is not 6 n + 4.
@@ -131,42 +118,34 @@ class WideResNet(nn.Module):
         self, depth: int = 28, width: int = 10, num_classes: int = 10, in_channels: int = 3
     ) -> None:
         super().__init__()
-        check_count("num_classes", num_classes)
-        check_count("in_channels", in_channels)
-        check_count("width", width)
-        check_count("depth", depth)
-        if depth < 10 or depth % 6 != 4:
-            near = max(10, round((depth - 4) / 6) * 6 + 4)
-            raise ConfigError(
-                f"depth must be 6 n + 4 (10, 16, 22, 28, 40), got {depth}: write {near}"
-            )
-        blocks = (depth - 4) // 6
+        check_counts(num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
+        blocks = _check_depth(depth, 4, "10, 16, 22, 28, 40")
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.layer1 = _wide_stage(16, 16 * width, blocks, stride=1)
-        self.layer2 = _wide_stage(16 * width, 32 * width, blocks, stride=2)
-        self.layer3 = _wide_stage(32 * width, 64 * width, blocks, stride=2)
+        self.layer1 = _make_stage(WideBlock, 16, 16 * width, blocks, stride=1)
+        self.layer2 = _make_stage(WideBlock, 16 * width, 32 * width, blocks, stride=2)
+        self.layer3 = _make_stage(WideBlock, 32 * width, 64 * width, blocks, stride=2)
         self.bn = nn.BatchNorm2d(64 * width)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64 * width, num_classes)
         he_normal(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        """Return logits (N, num_classes) for images (N, in_channels, H, W)."""
         maps = self.layer3(self.layer2(self.layer1(self.conv(images))))
         logits: Tensor = self.fc(self.pool(self.bn(maps).relu()).flatten(1))
         return logits
 
 
 class WideBlock(nn.Module):
-    """Norm, ReLU and a 3 x 3 convolution, twice, beside a shortcut.
+    """Norm, ReLU and a 3 x 3 convolution, twice, and a shortcut.
 
     Where the shape changes the shortcut is a 1 x 1 convolution of the activated maps, else the
-    maps themselves.
+    identity.
 
     Args:
-        inputs: Channels coming in.
-        outputs: Channels going out.
-        stride: Of the first convolution.
+        inputs: Input channels.
+        outputs: Output channels.
+        stride: Stride of the first convolution.
 
     Example:
         >>> import torch
@@ -185,14 +164,24 @@ class WideBlock(nn.Module):
             self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
+        """Return maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
         active = self.bn1(maps).relu()
         residual = self.conv2(self.bn2(self.conv1(active)).relu())
-        beside: Tensor = maps if self.shortcut is None else self.shortcut(active)
-        out: Tensor = residual + beside
+        shortcut: Tensor = maps if self.shortcut is None else self.shortcut(active)
+        out: Tensor = residual + shortcut
         return out
 
 
-def _wide_stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    first = WideBlock(inputs, outputs, stride)
-    return nn.Sequential(first, *(WideBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+def _make_stage(
+    block: type[BasicBlock | WideBlock], inputs: int, outputs: int, blocks: int, stride: int
+) -> nn.Sequential:
+    first = block(inputs, outputs, stride)
+    return nn.Sequential(first, *(block(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+def _check_depth(depth: int, rest: int, examples: str) -> int:
+    """Return the blocks per stage of a network of depth `6 n + rest`."""
+    if depth < 6 + rest or depth % 6 != rest:
+        near = max(6 + rest, round((depth - rest) / 6) * 6 + rest)
+        raise ConfigError(f"depth must be 6 n + {rest} ({examples}), got {depth}: write {near}")
+    return (depth - rest) // 6

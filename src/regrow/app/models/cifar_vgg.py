@@ -5,13 +5,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from regrow.app.models.init import he_normal
+from regrow.app.models.init import check_counts, conv_bn_relu, he_normal
 from regrow.utils.errors import ConfigError, check_count
 
 # convolutions in each of the five stages
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-
-
 _WIDTHS = (1, 2, 4, 8, 8)
 
 
@@ -20,16 +18,16 @@ class VGG(nn.Module):
 
     Stages have `width`, 2, 4, 8 and 8 times `width` channels, with max pooling between them and
     global average pooling at the end (no hidden linear layers, as usual for small images). VGG-16
-    has 14,710,464 weights of convolutions. He initialisation.
+    has 14,710,464 weights of convolutions. He initialization.
 
     Args:
         depth: 11, 13, 16 or 19, counted as in the paper.
         width: Channels of the first stage.
-        num_classes: Outputs.
-        in_channels: Of the images, of any size from 16 x 16 on.
+        num_classes: Number of outputs.
+        in_channels: Channels of the images, which have any size from 16 x 16 on.
 
     Raises:
-        ConfigError: For a depth that the paper has not.
+        ConfigError: For another depth.
 
     Source: Simonyan and Zisserman 2015, arXiv 1409.1556, table 1.
 
@@ -43,9 +41,8 @@ class VGG(nn.Module):
         self, depth: int = 16, width: int = 64, num_classes: int = 10, in_channels: int = 3
     ) -> None:
         super().__init__()
-        check_count("num_classes", num_classes)
-        check_count("width", width)
-        inputs = check_count("in_channels", in_channels)
+        check_counts(num_classes=num_classes, in_channels=in_channels, width=width)
+        inputs = in_channels
         if depth not in _STAGES:
             near = min(_STAGES, key=lambda known: abs(known - check_count("depth", depth)))
             raise ConfigError(f"depth must be 11, 13, 16 or 19, got {depth}: write {near}")
@@ -54,11 +51,7 @@ class VGG(nn.Module):
             if layers:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(convolutions):
-                layers += [
-                    nn.Conv2d(inputs, times * width, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(times * width),
-                    nn.ReLU(inplace=True),
-                ]
+                layers += conv_bn_relu(inputs, times * width)
                 inputs = times * width
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -66,6 +59,6 @@ class VGG(nn.Module):
         he_normal(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        """Return logits (N, num_classes) for images (N, in_channels, H, W)."""
         logits: Tensor = self.fc(self.pool(self.features(images)).flatten(1))
         return logits

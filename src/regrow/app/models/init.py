@@ -1,15 +1,32 @@
 # SPDX-License-Identifier: MIT
-"""Weight initialisation of these models."""
+"""Argument checks, layers and weight initialization shared by the models."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from regrow.utils.errors import check_count
+
+
+def check_counts(**counts: int) -> None:
+    """Check that each argument is a positive integer."""
+    for name, value in counts.items():
+        check_count(name, value)
+
+
+def conv_bn_relu(inputs: int, outputs: int) -> list[nn.Module]:
+    """Return a 3 x 3 convolution, batch norm and ReLU."""
+    return [
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
+
 
 def he_normal(network: nn.Module) -> None:
-    """Draws weights from N(0, 2 / fan); in place.
+    """Draw weights from N(0, 2 / fan) in place; reset batch norms and biases.
 
-    Convolutions take fan_out, linear layers fan_in; batch norms become the identity and biases 0.
+    Convolutions use fan_out, linear layers fan_in.
 
     Source: He et al. 2015, "Delving deep into rectifiers", section 2.2.
 
@@ -33,7 +50,7 @@ def he_normal(network: nn.Module) -> None:
 
 
 def xavier_normal(network: nn.Module) -> None:
-    """Draws weights from N(0, 2 / (fan_in + fan_out)) and sets biases to 0; in place.
+    """Draw weights from N(0, 2 / (fan_in + fan_out)) and set biases to 0, in place.
 
     Source: Glorot and Bengio 2010, in the Gaussian form of the lottery ticket papers.
 

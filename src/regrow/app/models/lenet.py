@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""LeNet-300-100, LeNet-5."""
+"""LeNet-300-100 and LeNet-5."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from regrow.utils.errors import ConfigError, check_count
 
 
 class LeNet300100(nn.Module):
-    """A perceptron with hidden layers of 300 and 100: 266,200 weights for 28 x 28 grey images.
+    """A perceptron with hidden layers of 300 and 100; 266,200 weights for 28 x 28 gray images.
 
-    Glorot initialisation (Gaussian), as in the lottery ticket experiments.
+    Glorot initialization (Gaussian), as in the lottery ticket experiments.
 
     Args:
-        num_classes: Outputs.
+        num_classes: Number of outputs.
         input_shape: (channels, height, width) of one image.
 
     Source: LeCun et al. 1998; Frankle and Carbin 2019, arXiv 1803.03635.
@@ -32,26 +32,26 @@ class LeNet300100(nn.Module):
     def __init__(self, num_classes: int = 10, input_shape: Sequence[int] = (1, 28, 28)) -> None:
         super().__init__()
         check_count("num_classes", num_classes)
-        self.fc1 = nn.Linear(math.prod(_image(input_shape)), 300)
+        self.fc1 = nn.Linear(math.prod(_check_input_shape(input_shape)), 300)
         self.fc2 = nn.Linear(300, 100)
         self.fc3 = nn.Linear(100, num_classes)
         xavier_normal(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, C, H, W)."""
+        """Return logits (N, num_classes) for images (N, C, H, W)."""
         hidden = self.fc2(self.fc1(images.flatten(1)).relu()).relu()
         logits: Tensor = self.fc3(hidden)
         return logits
 
 
 class LeNet5(nn.Module):
-    """Caffe's LeNet: 5 x 5 convolutions of 20 and 50, linear layers of 500 and the classes.
+    """Caffe's LeNet: 5 x 5 convolutions of 20 and 50, linear layers of 500 and `num_classes`.
 
-    430,500 weights for 28 x 28 grey images. ReLU follows the convolutions too (Caffe's own file
-    has it after the first linear layer only). He initialisation.
+    430,500 weights for 28 x 28 gray images. ReLU also follows the convolutions (in Caffe only the
+    first linear layer). He initialization.
 
     Args:
-        num_classes: Outputs.
+        num_classes: Number of outputs.
         input_shape: (channels, height, width) of one image, from 16 x 16 on.
 
     Raises:
@@ -68,7 +68,7 @@ class LeNet5(nn.Module):
     def __init__(self, num_classes: int = 10, input_shape: Sequence[int] = (1, 28, 28)) -> None:
         super().__init__()
         check_count("num_classes", num_classes)
-        channels, height, width = _image(input_shape)
+        channels, height, width = _check_input_shape(input_shape)
         rows, columns = ((size - 4) // 2 for size in (height, width))
         rows, columns = ((size - 4) // 2 for size in (rows, columns))
         if rows < 1 or columns < 1:
@@ -84,14 +84,14 @@ class LeNet5(nn.Module):
         he_normal(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, C, H, W)."""
+        """Return logits (N, num_classes) for images (N, C, H, W)."""
         maps = self.pool(self.conv1(images).relu())
         maps = self.pool(self.conv2(maps).relu())
         logits: Tensor = self.fc2(self.fc1(maps.flatten(1)).relu())
         return logits
 
 
-def _image(shape: Sequence[int]) -> tuple[int, int, int]:
+def _check_input_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     sizes = tuple(check_count("input_shape", size) for size in shape)
     if len(sizes) != 3:
         raise ConfigError(

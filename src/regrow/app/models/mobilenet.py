@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""MobileNetV2 and its block (delete: torchvision)."""
+"""MobileNetV2 and inverted residual blocks."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.app.models.init import he_normal
-from regrow.utils.errors import ConfigError, check_count
+from regrow.app.models.init import check_counts, he_normal
+from regrow.utils.errors import ConfigError
 
 Norm = type[nn.BatchNorm2d] | partial[nn.BatchNorm2d]
 
 
 class Conv2dSame(nn.Conv2d):
-    """A convolution that pads as TensorFlow's "SAME" does: what is odd goes right and below.
+    """A convolution padded as TensorFlow's "SAME": an odd pixel is added right and below.
 
     Args:
-        inputs: Channels coming in.
-        outputs: Channels going out.
-        kernel: Its side.
-        stride: Of the convolution.
-        groups: Of channels.
+        inputs: Input channels.
+        outputs: Output channels.
+        kernel: Kernel size.
+        stride: Stride of the convolution.
+        groups: Channel groups.
 
     Example:
         >>> import torch
@@ -36,7 +36,7 @@ class Conv2dSame(nn.Conv2d):
         super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (N, outputs, ceil(H / stride), ceil(W / stride)) of maps (N, inputs, H, W)."""
+        """Return maps (N, outputs, ceil(H / stride), ceil(W / stride))."""
         rows, columns = (self._padding(size) for size in maps.shape[2:])
         return super().forward(F.pad(maps, (*columns, *rows)))
 
@@ -59,13 +59,13 @@ def conv_norm(
     """Convolution, norm and ReLU6.
 
     Args:
-        inputs: Channels coming in.
-        outputs: Channels going out.
-        kernel: Its side, odd.
-        stride: Of the convolution.
-        groups: Of channels.
-        norm: Makes a norm for so many channels.
-        same: Whether to pad as TensorFlow does; with stride 1 that is no difference.
+        inputs: Input channels.
+        outputs: Output channels.
+        kernel: Kernel size, odd.
+        stride: Stride of the convolution.
+        groups: Channel groups.
+        norm: Factory of the norm, called with the number of channels.
+        same: Whether to pad as TensorFlow does (differs with stride > 1).
 
     Example:
         >>> len(conv_norm(3, 8, kernel=3, stride=2))
@@ -82,17 +82,17 @@ def conv_norm(
 
 
 class InvertedResidual(nn.Module):
-    """1 x 1 to more channels, a depthwise convolution, 1 x 1 to few; added to what came in.
+    """Inverted residual: 1 x 1 expansion, depthwise convolution, 1 x 1 projection.
 
-    The sum is left out where the shape changes.
+    The input is added unless the shape changes.
 
     Args:
-        inputs: Channels coming in.
-        outputs: Channels going out.
-        expansion: How many times more channels there are within; 1 leaves the first part out.
-        stride: Of the depthwise convolution.
-        kernel: Its side.
-        norm: Makes a norm for so many channels.
+        inputs: Input channels.
+        outputs: Output channels.
+        expansion: Factor of the inner channels; 1 omits the expansion.
+        stride: Stride of the depthwise convolution.
+        kernel: Kernel size.
+        norm: Factory of the norm, called with the number of channels.
         same: Whether to pad as TensorFlow does.
 
     Source: Sandler et al. 2018, arXiv 1801.04381, table 1.
@@ -114,20 +114,20 @@ class InvertedResidual(nn.Module):
         same: bool = False,
     ) -> None:
         super().__init__()
-        within = inputs * expansion
+        inner = inputs * expansion
         layers: list[nn.Module] = []
         if expansion != 1:
-            layers.append(conv_norm(inputs, within, 1, norm=norm))
+            layers.append(conv_norm(inputs, inner, 1, norm=norm))
         layers += [
-            conv_norm(within, within, kernel, stride, groups=within, norm=norm, same=same),
-            nn.Conv2d(within, outputs, 1, bias=False),
+            conv_norm(inner, inner, kernel, stride, groups=inner, norm=norm, same=same),
+            nn.Conv2d(inner, outputs, 1, bias=False),
             norm(outputs),
         ]
         self.conv = nn.Sequential(*layers)
         self.adds = inputs == outputs and stride == 1
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
+        """Return maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
         out: Tensor = self.conv(maps)
         return maps + out if self.adds else out
 
@@ -145,20 +145,20 @@ STAGES = (
 
 
 class MobileNetV2(nn.Module):
-    """Inverted residuals behind one ordinary convolution; torchvision's weights fit it.
+    """MobileNetV2; the weights of torchvision fit it.
 
     3,504,872 parameters for 1000 classes and, at 224 x 224, 301 million multiply-adds. For small
-    images (CIFAR) the first convolution and the first stage that would halve the image do not,
-    which leaves 4 x 4 of 32 x 32. He initialisation; the linear layer is drawn from N(0, 0.01).
+    images (CIFAR) the first convolution and the second stage have stride 1, so that 32 x 32 pixels
+    end as 4 x 4. He initialization; the linear layer is initialized from N(0, 0.01).
 
     Args:
-        num_classes: Outputs.
-        in_channels: Of the images.
-        small: Whether images are as small as 32 x 32.
+        num_classes: Number of outputs.
+        in_channels: Channels of the images.
+        small: Whether images are about 32 x 32 pixels.
         dropout: In [0, 1), before the linear layer.
 
     Raises:
-        ConfigError: For a value that cannot be meant.
+        ConfigError: For an invalid value.
 
     Source: Sandler et al. 2018, arXiv 1801.04381, table 2.
 
@@ -176,8 +176,7 @@ class MobileNetV2(nn.Module):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        check_count("num_classes", num_classes)
-        check_count("in_channels", in_channels)
+        check_counts(num_classes=num_classes, in_channels=in_channels)
         self.features = nn.Sequential(conv_norm(in_channels, 32, 3, stride=1 if small else 2))
         inputs = 32
         for expansion, outputs, blocks, stride in STAGES:
@@ -191,16 +190,16 @@ class MobileNetV2(nn.Module):
         he_normal(self.features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        """Return logits (N, num_classes) for images (N, in_channels, H, W)."""
         logits: Tensor = self.classifier(self.pool(self.features(images)).flatten(1))
         return logits
 
 
 def head(inputs: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """Dropout and a linear layer, drawn from N(0, 0.01).
+    """Return dropout and a linear layer, initialized from N(0, 0.01).
 
     Raises:
-        ConfigError: For a dropout that is no fraction.
+        ConfigError: For a dropout outside [0, 1).
 
     Example:
         >>> head(8, 2, 0.2)[1].bias.tolist()

@@ -1,33 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""ImageNet ResNet (delete once torchvision is a dependency of that recipe)."""
+"""ResNet for ImageNet, without torchvision."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from regrow.app.models.init import he_normal
+from regrow.app.models.init import check_counts, he_normal
 from regrow.utils.errors import ConfigError, check_count
 
 # blocks in each of the four stages
 _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-
-
 _WIDTHS = (64, 128, 256, 512)
 
 
 class ImageNetResNet(nn.Module):
-    """The ResNet of the ImageNet experiments, plain torch, and torchvision's weights fit it.
+    """ResNet for ImageNet; the weights of torchvision fit it.
 
-    Blocks halve the image in their 3 x 3 convolution ("v1.5": the paper does in the 1 x 1 before
-    it). ResNet-50 has 25,557,032 parameters and, at 224 x 224, 4.09 billion multiply-adds.
-    He initialisation; the linear layer is drawn from N(0, 0.01).
+    Blocks halve the image in their 3 x 3 convolution ("v1.5"; the paper: in the first 1 x 1).
+    ResNet-50 has 25,557,032 parameters and, at 224 x 224, 4.09 billion multiply-adds.
+    He initialization; the linear layer is initialized from N(0, 0.01).
 
     Args:
         depth: 18, 34, 50 or 101.
-        num_classes: Outputs.
-        in_channels: Of the images, of any size from 32 x 32 on.
-        zero_residual: Whether the last norm of each block starts at 0, and the block at the
-            identity (Goyal et al. 2017, section 5.1).
+        num_classes: Number of outputs.
+        in_channels: Channels of the images, which have any size from 32 x 32 on.
+        zero_residual: Whether the weight of the last norm of each block starts at 0 (Goyal et al.
+            2017, section 5.1).
 
     Raises:
         ConfigError: For another depth.
@@ -48,8 +46,7 @@ class ImageNetResNet(nn.Module):
         zero_residual: bool = False,
     ) -> None:
         super().__init__()
-        check_count("num_classes", num_classes)
-        check_count("in_channels", in_channels)
+        check_counts(num_classes=num_classes, in_channels=in_channels)
         if depth not in _STAGES:
             near = min(_STAGES, key=lambda known: abs(known - check_count("depth", depth)))
             raise ConfigError(f"depth must be 18, 34, 50 or 101, got {depth}: write {near}")
@@ -71,11 +68,13 @@ class ImageNetResNet(nn.Module):
         nn.init.normal_(self.fc.weight, std=0.01)
         if zero_residual:
             for module in self.modules():
-                if isinstance(module, BasicBlock | Bottleneck):
-                    nn.init.zeros_(module.last.weight)
+                if isinstance(module, Bottleneck):
+                    nn.init.zeros_(module.bn3.weight)
+                elif isinstance(module, BasicBlock):
+                    nn.init.zeros_(module.bn2.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        """Return logits (N, num_classes) for images (N, in_channels, H, W)."""
         maps = self.maxpool(self.bn1(self.conv1(images)).relu())
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         logits: Tensor = self.fc(self.avgpool(maps).flatten(1))
@@ -83,12 +82,12 @@ class ImageNetResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut.
+    """Two 3 x 3 convolutions and a shortcut.
 
     Args:
-        inputs: Channels coming in.
-        outputs: Channels going out.
-        stride: Of the first convolution.
+        inputs: Input channels.
+        outputs: Output channels.
+        stride: Stride of the first convolution.
 
     Example:
         >>> import torch
@@ -104,27 +103,22 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample = _downsample(inputs, outputs, stride)
 
-    @property
-    def last(self) -> nn.BatchNorm2d:
-        """The norm before the sum."""
-        return self.bn2
-
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
+        """Return maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
         residual = self.bn2(self.conv2(self.bn1(self.conv1(maps)).relu()))
-        beside = maps if self.downsample is None else self.downsample(maps)
-        out: Tensor = (residual + beside).relu()
+        shortcut = maps if self.downsample is None else self.downsample(maps)
+        out: Tensor = (residual + shortcut).relu()
         return out
 
 
 class Bottleneck(nn.Module):
-    """Convolutions 1 x 1, 3 x 3 and 1 x 1 beside a shortcut.
+    """Convolutions 1 x 1, 3 x 3 and 1 x 1 and a shortcut.
 
     Args:
         inputs: Channels coming in.
         width: Channels within.
         outputs: Channels going out.
-        stride: Of the 3 x 3 convolution.
+        stride: Stride of the 3 x 3 convolution.
 
     Example:
         >>> import torch
@@ -142,16 +136,11 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample = _downsample(inputs, outputs, stride)
 
-    @property
-    def last(self) -> nn.BatchNorm2d:
-        """The norm before the sum."""
-        return self.bn3
-
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
+        """Return maps (N, outputs, H / stride, W / stride) of maps (N, inputs, H, W)."""
         inner = self.bn2(self.conv2(self.bn1(self.conv1(maps)).relu())).relu()
-        beside = maps if self.downsample is None else self.downsample(maps)
-        out: Tensor = (self.bn3(self.conv3(inner)) + beside).relu()
+        shortcut = maps if self.downsample is None else self.downsample(maps)
+        out: Tensor = (self.bn3(self.conv3(inner)) + shortcut).relu()
         return out
 
 

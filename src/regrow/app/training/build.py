@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Data, module, callbacks, logger from the config."""
+"""Build the data, module, callbacks and logger of a fit from its configuration."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ from regrow.callbacks.sparse_early_stopping import SparseEarlyStopping
 from regrow.callbacks.sparse_model_checkpoint import SparseModelCheckpoint
 from regrow.utils.errors import ConfigError, suggest
 
-# What makes no sense beside a dense network.
-_BESIDE_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
+_ONLY_WITH_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
 
 
 def seed_all(seed: int) -> None:
-    """Seeds torch, NumPy and Python; what follows depends on the seed alone."""
+    """Seed torch, NumPy and Python."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
 
 
 def build_data(cfg: DictConfig) -> DataModule:
-    """The data module, with the batch size of fine-tuning where one is set."""
+    """Return the data module, with the batch size of fine-tuning if set."""
     node = cfg.data
     if fine_tunes(cfg) and cfg.finetune.batch_size is not None:
         node = OmegaConf.merge(node, {"batch_size": cfg.finetune.batch_size})
@@ -50,11 +49,10 @@ def build_data(cfg: DictConfig) -> DataModule:
 def build_module(
     cfg: DictConfig, data: DataModule, weights: Mapping[str, Tensor] | None = None
 ) -> Classifier:
-    """The module to train, its network initialised by the seed or with `weights`.
+    """Return the module to train, initialized by the seed or with `weights`.
 
     Raises:
-        ConfigError: If the weights do not fit the network, naming them, or the network not the
-            data.
+        ConfigError: If the weights do not fit the network, or the network does not fit the data.
     """
     seed_all(cfg.seed)
     network = instantiate_node("model", cfg.model, torch.nn.Module)
@@ -64,10 +62,10 @@ def build_module(
     _check_classes_match(cfg, network, data)
     if data.channels_last:
         network.to(memory_format=torch.channels_last)
-    rate = {"lr": cfg.finetune.lr} if fine_tunes(cfg) and cfg.finetune.lr is not None else {}
+    overrides = {"lr": cfg.finetune.lr} if fine_tunes(cfg) and cfg.finetune.lr is not None else {}
     return Classifier(
         network,
-        instantiate_partial("optimizer", cfg.optimizer, **rate),
+        instantiate_partial("optimizer", cfg.optimizer, **overrides),
         instantiate_partial("scheduler", cfg.scheduler) if cfg.scheduler else None,
         num_classes=data.num_classes,
         label_smoothing=float(cfg.get("label_smoothing", 0.0)),  # older runs have none
@@ -76,7 +74,7 @@ def build_module(
 
 
 def _check_classes_match(cfg: DictConfig, network: torch.nn.Module, data: DataModule) -> None:
-    """Sees by one forward pass that the network takes the data's images and knows its classes."""
+    """Check by a forward pass that the network fits the images and classes of the data."""
     pair = f"model {cfg.model['_target_']} does not fit data {cfg.data['_target_']}"
     try:
         with torch.no_grad():
@@ -90,8 +88,8 @@ def _check_classes_match(cfg: DictConfig, network: torch.nn.Module, data: DataMo
         network.train()
     if logits.shape != (1, data.num_classes):
         raise ConfigError(
-            f"{pair}: it gives {tuple(logits.shape)} for one image, {data.num_classes} classes are "
-            f"needed: write model.num_classes={data.num_classes}"
+            f"{pair}: its output for one image has shape {tuple(logits.shape)}, the data has "
+            f"{data.num_classes} classes: write model.num_classes={data.num_classes}"
         )
 
 
@@ -101,17 +99,16 @@ def fine_tunes(cfg: DictConfig) -> bool:
 
 
 def build_pruning(cfg: DictConfig) -> PruningCallback | None:
-    """The pruning callback; None for `pruning=none`.
+    """Return the pruning callback; None for `pruning=none`.
 
     Raises:
-        ConfigError: For the plain string that Hydra makes of a group it cannot find, and for
-            settings that the callback does not have.
+        ConfigError: If the config group was not found, or for unknown settings.
     """
     node = cfg.pruning
     if isinstance(node, str):
         raise ConfigError(
-            f"the config group 'pruning' was not found, Hydra took pruning={node!r} for a plain "
-            "word: is regrow installed in this environment?"
+            f"the config group 'pruning' was not found, Hydra read pruning={node!r} as a plain "
+            "string: is regrow installed in this environment?"
         )
     if not node:
         return None
@@ -120,13 +117,13 @@ def build_pruning(cfg: DictConfig) -> PruningCallback | None:
     if not isinstance(callback, PruningCallback):
         raise ConfigError(
             f"pruning._target_ must be a pruning callback such as regrow.MagnitudePruning, "
-            f"{node.get('_target_')!r} gave {type(callback).__name__}"
+            f"{node.get('_target_')!r} returned {type(callback).__name__}"
         )
     return callback
 
 
 def _check_known_keys(node: DictConfig) -> None:
-    """Names a misspelt setting that was added with `+`, which Hydra lets through."""
+    """Raise on a misspelt setting added with `+`, which Hydra accepts."""
     if "_target_" not in node:
         return
     try:
@@ -140,16 +137,16 @@ def _check_known_keys(node: DictConfig) -> None:
 
 
 def build_callbacks(cfg: DictConfig, pruning: PruningCallback | None) -> list[pl.Callback]:
-    """The callbacks by name that are not switched off; the pruner first."""
+    """Return the enabled callbacks, the pruning callback first."""
     nodes = [(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node]
     callbacks = [instantiate_node(name, node, pl.Callback, _convert_="all") for name, node in nodes]
     if pruning is None:
-        return [callback for callback in callbacks if not isinstance(callback, _BESIDE_PRUNING)]
+        return [callback for callback in callbacks if not isinstance(callback, _ONLY_WITH_PRUNING)]
     return [pruning, *callbacks]
 
 
 def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
-    """The logger, writing into `folder`; False for `logger=none`.
+    """Return the logger, writing into `folder`; False for `logger=none`.
 
     Raises:
         ConfigError: If its package is not installed.
@@ -160,25 +157,25 @@ def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
     OmegaConf.set_struct(node, False)
     if "save_dir" in node:
         node.save_dir = str(folder)
-    _keep_metrics(folder / "logs" / "metrics.csv")
+    _keep_earlier_metrics(folder / "logs" / "metrics.csv")
     try:
         logger: Logger = instantiate_node("logger", node, Logger, _convert_="all")
     except ConfigError as error:
-        lacking = error.__cause__ and error.__cause__.__cause__
-        if not isinstance(lacking, ImportError):
+        cause = error.__cause__ and error.__cause__.__cause__
+        if not isinstance(cause, ImportError):
             raise
         raise ConfigError(
-            f"{node['_target_']} needs a package that is not installed ({lacking}): "
+            f"{node['_target_']} needs a package that is not installed ({cause}): "
             "install it, or write logger=csv"
         ) from error
     return logger
 
 
 def check_weights_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Refuses weights of another architecture.
+    """Check that weights have the expected names and shapes.
 
     Raises:
-        ConfigError: Naming what is missing, what is too much and what has another shape.
+        ConfigError: Naming missing and unknown weights and different shapes.
     """
     problems = [f"{name} is missing" for name in expected if name not in weights]
     problems += [f"{name} is unknown" for name in weights if name not in expected]
@@ -194,29 +191,29 @@ def check_weights_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tens
         )
 
 
-def _keep_metrics(path: Path) -> None:
-    """Moves the curve of an interrupted run aside: Lightning's CSV logger would delete it."""
+def _keep_earlier_metrics(path: Path) -> None:
+    """Rename the metrics of an interrupted run, which Lightning's CSV logger would delete."""
     if on_rank_zero() and path.is_file():
         parts = len(list(path.parent.glob("metrics.*.csv")))
         path.rename(path.with_name(f"metrics.{parts}.csv"))
 
 
-def note_settings(logger: Any, values: dict[str, Any]) -> None:
-    """Has a logger write the settings down, which is when it first opens its files.
+def log_settings(logger: Any, values: dict[str, Any]) -> None:
+    """Log the settings, which also opens the logger's files before training.
 
     Raises:
-        ConfigError: If it cannot, before anything trains.
+        ConfigError: If the logger fails.
     """
     try:
-        logger.log_hyperparams(plain(values))
+        logger.log_hyperparams(flatten_settings(values))
     except Exception as error:
         raise wrap_error("logger cannot be used with its settings", error) from error
 
 
-def plain(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one flat dict of builtin values, for loggers."""
+def flatten_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to one dict with keys such as "a/b"."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        flat |= plain(value, f"{name}/") if isinstance(value, dict) else {name: value}
+        flat |= flatten_settings(value, f"{name}/") if isinstance(value, dict) else {name: value}
     return flat

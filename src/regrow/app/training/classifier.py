@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""LightningModule of the recipes."""
+"""The LightningModule of the recipes."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Classifier(LightningModule):
-    """Trains a network to tell classes apart.
+    """Image classification with cross-entropy.
 
     Logs `train/loss`, `val/loss`, `val/accuracy`, `test/loss`, `test/accuracy`, and with more than
     10 classes `val/accuracy_top5` and `test/accuracy_top5`. Accuracies are fractions of all
-    samples. Keeps no hyper-parameters, so that its checkpoints load with `weights_only=True`.
+    samples. Saves no hyper-parameters, so that checkpoints load with `weights_only=True`.
 
     Args:
         network: Images (N, C, H, W) -> logits (N, num_classes).
         optimizer: Called with the parameters, such as `functools.partial(SGD, lr=0.1)`.
         scheduler: Called with `(optimizer, total_steps=...)`, stepped after every optimizer step.
-            None keeps the rate.
-        num_classes: Of the labels.
-        label_smoothing: In [0, 1), in the training loss alone.
-        input_shape: (channels, height, width) of one image, for tools that need an example.
+            None: constant learning rate.
+        num_classes: Number of classes.
+        label_smoothing: In [0, 1), in the training loss only.
+        input_shape: (channels, height, width) of one image, for `example_input_array`.
 
     Raises:
-        ConfigError: For a value that cannot be meant.
+        ConfigError: For an invalid value.
 
     Example:
         >>> from functools import partial
@@ -77,30 +77,30 @@ class Classifier(LightningModule):
             self.example_input_array = torch.zeros(1, *input_shape)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, C, H, W)."""
+        """Return logits (N, num_classes) for images (N, C, H, W)."""
         logits: Tensor = self.network(images)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         images, labels = batch
         loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one batch to the validation loss and accuracy."""
+        """Log the validation loss and accuracy."""
         self._evaluate(batch, "val/loss", self.val_accuracy)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one batch to the test loss and accuracy."""
+        """Log the test loss and accuracy."""
         self._evaluate(batch, "test/loss", self.test_accuracy)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, and the schedule over the whole fit; over one round where it rewinds.
+        """Return the optimizer, and the schedule over the fit or over one rewinding round.
 
         Raises:
-            ConfigError: When there is a schedule and the fit has no known length.
+            ConfigError: If there is a schedule but the length of the fit is unknown.
         """
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
@@ -109,10 +109,10 @@ class Classifier(LightningModule):
         if not math.isfinite(steps) or steps < 0:
             raise ConfigError(
                 f"a learning-rate schedule needs the length of the fit, got {steps} steps: "
-                "write trainer.max_epochs=N or trainer.max_steps=N, or leave the scheduler out"
+                "write trainer.max_epochs=N or trainer.max_steps=N, or remove the scheduler"
             )
         steps = lr_schedule_steps(self.trainer) or steps
-        # a fit of no steps still configures its optimizer
+        # a fit without steps still configures its optimizer
         scheduler = self.scheduler(optimizer, total_steps=max(1, int(steps)))
         return {
             "optimizer": optimizer,
@@ -125,7 +125,8 @@ class Classifier(LightningModule):
         loss = F.cross_entropy(logits, labels)
         metrics.update(logits, labels)
         self.log(name, loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
-        self.log_dict(_loggable(metrics), prog_bar=True, batch_size=len(labels))
+        named = {str(key): metric for key, metric in metrics.items()}
+        self.log_dict(named, prog_bar=True, batch_size=len(labels))
 
 
 def _accuracies(num_classes: int) -> MetricCollection:
@@ -135,9 +136,5 @@ def _accuracies(num_classes: int) -> MetricCollection:
     metrics: dict[str, Any] = {"accuracy": accuracy(1)}
     if num_classes > 10:
         metrics["accuracy_top5"] = accuracy(5)
-    # each keeps its own counts: grouping would treat top 1 and top 5 alike
+    # compute groups would merge the counts of top 1 and top 5
     return MetricCollection(metrics, compute_groups=False)
-
-
-def _loggable(metrics: MetricCollection) -> dict[str, Any]:
-    return {str(name): metric for name, metric in metrics.items()}

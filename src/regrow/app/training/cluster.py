@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SLURM and submitit plugins."""
+"""Trainer plugins and callbacks for SLURM and submitit."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _log = logging.getLogger("regrow")
 
 
 def under_submitit(env: Mapping[str, str]) -> bool:
-    """Whether submitit started this process: it then answers time-outs and preemption."""
+    """Whether submitit started this process and handles time-outs and preemption."""
     return "SUBMITIT_EXECUTOR" in env
 
 
 def cluster_plugins(env: Mapping[str, str], ranks: int = 1) -> list[Any]:
-    """The plugins of a Trainer on a cluster; none where Lightning's own choice is right.
+    """Return the Trainer plugins for a cluster; empty where Lightning's default is right.
 
-    Under SLURM Lightning requeues a job that is running out of time, and waits for ranks that srun
-    has started. It must not where submitit requeues, nor where one task starts its own ranks.
+    Under SLURM Lightning requeues a job before its time limit and waits for ranks started by srun.
+    Both must be off if submitit requeues, or if one task starts all ranks.
 
     Args:
-        env: The environment's variables.
+        env: Environment variables.
         ranks: Processes that train together.
     """
     on_slurm = any(name.startswith("SLURM_") for name in env)
@@ -37,20 +37,20 @@ def cluster_plugins(env: Mapping[str, str], ranks: int = 1) -> list[Any]:
 
 
 def cluster_callbacks(env: Mapping[str, str]) -> list[pl.Callback]:
-    """The callbacks of a Trainer that let a job live until submitit has put it into the queue."""
-    return [_OutliveSigterm()] if under_submitit(env) else []
+    """Return the callbacks that keep a job alive until submitit has requeued it."""
+    return [_IgnoreSigterm()] if under_submitit(env) else []
 
 
-class _OutliveSigterm(pl.Callback):
-    """Passes SIGTERM over, as submitit does; Lightning would end the fit.
+class _IgnoreSigterm(pl.Callback):
+    """Ignore SIGTERM during a fit, as submitit does.
 
-    A scheduler announces preemption by SIGTERM, and the signal at which submitit requeues may come
-    after it. Lightning puts the former handler back when the fit is over.
+    A scheduler announces preemption by SIGTERM, possibly before the signal at which submitit
+    requeues. Lightning restores the former handler after the fit.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        signal.signal(signal.SIGTERM, _pass_over)
+        signal.signal(signal.SIGTERM, _log_sigterm)
 
 
-def _pass_over(signum: int, frame: FrameType | None) -> None:
-    _log.warning("SIGTERM: going on until the job is requeued or ended")
+def _log_sigterm(signum: int, frame: FrameType | None) -> None:
+    _log.warning("SIGTERM ignored: training continues until the job is requeued or killed")

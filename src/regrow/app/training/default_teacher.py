@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Default teacher of a run."""
+"""The default teacher of a run: its dense baseline."""
 
 from __future__ import annotations
 
@@ -8,42 +8,46 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-_TEACHES = ("regrow.Distill", "regrow.callbacks.distill.Distill")
+_DISTILL = ("regrow.Distill", "regrow.callbacks.distill.Distill")
 
 
-# What a dense network knows nothing of: it is the same one with and without these.
-_BESIDE = (
-    *_TEACHES,
+# Callbacks without effect on a dense network.
+_PRUNED_ONLY = (
+    *_DISTILL,
     "regrow.AlternatingPhases",
     "regrow.callbacks.alternating_phases.AlternatingPhases",
 )
 
 
 def with_teacher(cfg: DictConfig, teacher: Path | str) -> DictConfig:
-    """The configuration with `teacher` wherever a `Distill` has none."""
-    lacking = [name for name in _named(cfg, _TEACHES) if cfg.callbacks[name].get("teacher") is None]
-    if not lacking:
+    """Return the configuration with `teacher` for each `Distill` without one."""
+    missing = [
+        name
+        for name in _matching_callbacks(cfg, _DISTILL)
+        if cfg.callbacks[name].get("teacher") is None
+    ]
+    if not missing:
         return cfg
-    changed = _open(cfg)
-    for name in lacking:
+    changed = _editable_copy(cfg)
+    for name in missing:
         changed.callbacks[name].teacher = str(teacher)
     return changed
 
 
 def without_teacher(cfg: DictConfig) -> DictConfig:
-    """The configuration without any `Distill` or `AlternatingPhases`, for a dense network."""
-    changed = _open(cfg)
-    for name in _named(cfg, _BESIDE):
+    """Return the configuration without `Distill` and `AlternatingPhases`, for a dense network."""
+    changed = _editable_copy(cfg)
+    for name in _matching_callbacks(cfg, _PRUNED_ONLY):
         changed.callbacks.pop(name)
     return changed
 
 
-def _named(cfg: DictConfig, targets: tuple[str, ...]) -> list[str]:
+def _matching_callbacks(cfg: DictConfig, targets: tuple[str, ...]) -> list[str]:
     nodes = cfg.get("callbacks") or {}
     return [str(n) for n, node in nodes.items() if node and node.get("_target_") in targets]
 
 
-def _open(cfg: DictConfig) -> DictConfig:
+def _editable_copy(cfg: DictConfig) -> DictConfig:
     changed = copy.deepcopy(cfg)
     OmegaConf.set_struct(changed, False)
     return changed

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The same in processes of its own.
+"""Run a fit on one or more devices.
 
-The command starts one process that trains, which Lightning multiplies to one a device; when they
-have ended, the command goes on with what they left in the folder.
+On several devices the fit runs in a subprocess, which Lightning multiplies to one per device; the
+command reads the results from the folder afterwards.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from regrow.app.config.instantiate import wrap_error
 from regrow.app.config.recipe_export import named_recipe
 from regrow.app.training.build import build_pruning
 from regrow.app.training.cluster import under_submitit
-from regrow.app.training.fit import Fitted, fit_here
+from regrow.app.training.fit import FitResult, fit_in_process
 from regrow.app.training.locks import exclusive, on_rank_zero
 from regrow.app.training.sparsity_levels import LevelRecorder
 from regrow.callbacks.core.pruning_callback import PruningCallback
@@ -48,29 +48,29 @@ def fit(
     folder: Path,
     weights: Mapping[str, Tensor] | None,
     pruning: PruningCallback | None,
-) -> Fitted:
-    """As `fit_here`, on as many devices as the trainer asks for."""
+) -> FitResult:
+    """Run `fit_in_process` on the devices that the trainer settings request."""
     if world_size(cfg) == 1:
-        return fit_here(cfg, folder, weights, pruning, named_recipe(cfg))
+        return fit_in_process(cfg, folder, weights, pruning, named_recipe(cfg))
     _fit_in_subprocess(cfg, folder, weights)
     done = read_json(folder / "ranks" / DONE)
     levels = None
     if pruning is not None:
         levels = LevelRecorder(pruning, folder / "levels", cfg.monitor, cfg.monitor_mode)
         levels.load_state_dict(done)
-    return Fitted(folder / done["checkpoint"], levels, float(done["seconds"]))
+    return FitResult(folder / done["checkpoint"], levels, float(done["seconds"]))
 
 
 def world_size(cfg: DictConfig) -> int:
-    """How many processes the fit has, one a device.
+    """Return the number of processes of the fit, one per device.
 
     Raises:
-        ConfigError: For several nodes.
+        ConfigError: For several nodes or unavailable devices.
     """
     if cfg.trainer.get("num_nodes") not in (None, 1, "1"):
         raise ConfigError(
-            f"trainer.num_nodes={cfg.trainer.num_nodes}: the command trains on one machine; for "
-            "several add the callback to a Lightning program"
+            f"trainer.num_nodes={cfg.trainer.num_nodes}: the command trains on one node; for "
+            "several, use the callback in a Lightning program"
         )
     devices = cfg.trainer.get("devices")
     if devices in (1, "1"):
@@ -86,15 +86,15 @@ def world_size(cfg: DictConfig) -> int:
             enable_model_summary=False,
         )
     except Exception as error:
-        raise wrap_error(f"trainer.devices={devices} cannot be had", error) from error
+        raise wrap_error(f"trainer.devices={devices} is not available", error) from error
     return int(trainer.num_devices)
 
 
 def check_single_node(environ: Mapping[str, str] = os.environ) -> None:
-    """Refuses to be one of several processes that a launcher has started.
+    """Check that no launcher has started several processes of this command.
 
     Raises:
-        ConfigError: Saying how to start one.
+        ConfigError: If it has.
     """
     for name in ("WORLD_SIZE", "SLURM_NTASKS"):
         if environ.get(name, "1") not in ("", "1"):
@@ -124,27 +124,27 @@ def _fit_in_subprocess(cfg: DictConfig, folder: Path, weights: Mapping[str, Tens
         raise getattr(errors, failed["type"])(failed["message"])
     if status or not (order / DONE).is_file():
         raise StateError(
-            f"the processes that train ended with status {status}, see above: the same command "
-            f"goes on from {folder / 'checkpoints'}"
+            f"the training processes ended with status {status}, see above: the same command "
+            f"resumes from {folder / 'checkpoints'}"
         )
 
 
 @contextmanager
 def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hands a signal that asks to stop to all processes that train, and waits for them."""
-    asked: list[int] = []
+    """Forward termination signals to all training processes and wait for them."""
+    received: list[int] = []
 
-    def hand(number: int, frame: object) -> None:
-        os.killpg(process.pid, signal.SIGKILL if number in asked else number)
-        asked.append(number)
+    def forward(number: int, frame: object) -> None:
+        os.killpg(process.pid, signal.SIGKILL if number in received else number)
+        received.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are for the main thread
+        yield  # handlers can be set in the main thread only
         return
     numbers = {signal.SIGINT}
-    if not under_submitit(os.environ):  # which outlives SIGTERM until it has requeued the job
+    if not under_submitit(os.environ):  # it ignores SIGTERM until the job is requeued
         numbers.add(signal.SIGTERM)
-    before = {number: signal.signal(number, hand) for number in numbers}
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield
     finally:
@@ -153,41 +153,41 @@ def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    if signal.SIGTERM in asked:
+    if signal.SIGTERM in received:
         raise SystemExit(128 + signal.SIGTERM)
 
 
 def main(order: Path) -> None:
-    """What each rank does: the fit, and on rank 0 a note of what it left."""
-    _end_with(int(os.environ["REGROW_PARENT"]))
+    """Run the fit of one rank; rank 0 records the result."""
+    _exit_with_parent(int(os.environ["REGROW_PARENT"]))
     cfg = OmegaConf.load(order / CONFIG)
     assert isinstance(cfg, DictConfig)
     quiet_third_party()
     if cfg.threads is not None:
         torch.set_num_threads(int(cfg.threads))
     weights = read_checkpoint(order / START) if (order / START).is_file() else None
-    folder, held = order.parent, exclusive(order) if on_rank_zero() else nullcontext()
+    folder, lock = order.parent, exclusive(order) if on_rank_zero() else nullcontext()
     try:
-        with held:
-            given = (cfg, folder, weights, build_pruning(cfg), read_json(order / NAMED))
-            fitted = fit_here(*given, world_size(cfg))
+        with lock:
+            arguments = (cfg, folder, weights, build_pruning(cfg), read_json(order / NAMED))
+            fitted = fit_in_process(*arguments, world_size(cfg))
             if on_rank_zero():
-                write_json(order / DONE, _note(fitted, folder))
+                write_json(order / DONE, _fit_record(fitted, folder))
     except RegrowError as error:
         if on_rank_zero():
-            note = {"type": type(error).__name__, "message": str(error)}
-            write_json(order / FAILED, note)
+            failure = {"type": type(error).__name__, "message": str(error)}
+            write_json(order / FAILED, failure)
         raise SystemExit(1) from error
 
 
-def _note(fitted: Fitted, folder: Path) -> dict[str, Any]:
+def _fit_record(fitted: FitResult, folder: Path) -> dict[str, Any]:
     levels = fitted.levels.levels if fitted.levels is not None else []
     checkpoint = os.path.relpath(fitted.checkpoint, folder)
     return {"checkpoint": checkpoint, "levels": levels, "seconds": fitted.seconds}
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process soon after the one that started the fit: nobody would read its result."""
+def _exit_with_parent(parent: int) -> None:
+    """Exit soon after the process that started the fit has ended."""
 
     def watch() -> None:
         while True:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One resumable fit."""
+"""A resumable fit in this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from regrow.app.training.build import (
     build_data,
     build_logger,
     build_module,
-    note_settings,
+    log_settings,
 )
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.cluster import cluster_callbacks, cluster_plugins
@@ -35,13 +35,13 @@ from regrow.utils.errors import ConfigError, StateError
 
 
 @dataclass
-class Fitted:
-    """What a fit leaves behind.
+class FitResult:
+    """Result of a fit.
 
     Attributes:
-        checkpoint: The chosen checkpoint: best on validation, of the target sparsity.
-        levels: The best network of each sparsity; None without pruning.
-        seconds: How long this process trained.
+        checkpoint: The checkpoint at the target sparsity with the best validation metric.
+        levels: The best weights of each sparsity; None without pruning.
+        seconds: Training time of this process.
     """
 
     checkpoint: Path
@@ -49,26 +49,26 @@ class Fitted:
     seconds: float
 
 
-def fit_here(
+def fit_in_process(
     cfg: DictConfig,
     folder: Path,
     weights: Mapping[str, Tensor] | None,
     pruning: PruningCallback | None,
     named: Mapping[str, str],
     ranks: int = 1,
-) -> Fitted:
-    """Trains in this process, and prunes with `pruning`, into `folder/checkpoints`.
+) -> FitResult:
+    """Train and prune in this process, saving into `folder/checkpoints`.
 
-    An interrupted fit goes on from its last checkpoint. With `trainer.max_epochs=0` nothing is
-    trained: the network is pruned as it is.
+    An interrupted fit resumes from its last checkpoint. With `trainer.max_epochs=0` the network is
+    pruned without training.
 
     Args:
-        cfg: The configuration of this fit.
-        folder: Where checkpoints and logs go.
-        weights: The network's first weights; None: initialised by the seed.
+        cfg: Configuration of the fit.
+        folder: Folder of checkpoints and logs.
+        weights: Initial weights; None: initialized by the seed.
         pruning: None trains the dense network.
-        named: The recipe, for checkpoints to tell.
-        ranks: Processes that train together, this one among them.
+        named: Name of the recipe, saved in checkpoints.
+        ranks: Processes that train together.
 
     Raises:
         StateError: If the fit was interrupted.
@@ -76,15 +76,15 @@ def fit_here(
     data = build_data(cfg)
     module = build_module(cfg, data, weights)
     checkpoints = folder / "checkpoints"
-    chooser = _chooser(cfg, checkpoints, pruning)
-    callbacks = [*build_callbacks(cfg, pruning), chooser]
+    best = _make_checkpoint_callback(cfg, checkpoints, pruning)
+    callbacks = [*build_callbacks(cfg, pruning), best]
     levels = None
     if pruning is not None:
         levels = LevelRecorder(pruning, folder / "levels", cfg.monitor, cfg.monitor_mode)
         callbacks.insert(-1, levels)
     logger = build_logger(cfg, folder)
     if logger:
-        note_settings(logger, settings(cfg))
+        log_settings(logger, settings(cfg))
     trainer = instantiate_node(
         "trainer",
         cfg.trainer,
@@ -97,18 +97,20 @@ def fit_here(
     )
     started = time.perf_counter()
     if trainer.max_epochs == 0:
-        checkpoint = _prune_as_it_is(trainer, module, pruning, checkpoints / "best.ckpt")
+        checkpoint = _prune_without_training(trainer, module, pruning, checkpoints / "best.ckpt")
     else:
         last = checkpoints / "last.ckpt"
         check_checksums(last, old=False)
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
         if trainer.interrupted:
-            raise StateError(f"interrupted: the same command goes on from {last}")
-        checkpoint = Path(chooser.best_model_path or chooser.last_model_path)
-    return Fitted(checkpoint, levels, time.perf_counter() - started)
+            raise StateError(f"interrupted: the same command resumes from {last}")
+        checkpoint = Path(best.best_model_path or best.last_model_path)
+    return FitResult(checkpoint, levels, time.perf_counter() - started)
 
 
-def _chooser(cfg: DictConfig, folder: Path, pruning: PruningCallback | None) -> ModelCheckpoint:
+def _make_checkpoint_callback(
+    cfg: DictConfig, folder: Path, pruning: PruningCallback | None
+) -> ModelCheckpoint:
     kind = AtomicCheckpoint if pruning is None else SparseModelCheckpoint
     return kind(
         dirpath=str(folder),
@@ -120,14 +122,14 @@ def _chooser(cfg: DictConfig, folder: Path, pruning: PruningCallback | None) -> 
     )
 
 
-def _prune_as_it_is(
+def _prune_without_training(
     trainer: pl.Trainer, module: Classifier, pruning: PruningCallback | None, path: Path
 ) -> Path:
     if pruning is not None:
         pruning.attach(module)
         if pruning.pruner.needs_gradients or pruning.pruner.collects_gradients:
             raise ConfigError(
-                "this criterion needs gradients, and trainer.max_epochs=0 trains nothing: write "
+                "this criterion needs gradients, but trainer.max_epochs=0 does not train: write "
                 "trainer.max_epochs=1, or prune by magnitude"
             )
         pruning.prune_to(pruning.final)

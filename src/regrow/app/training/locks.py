@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""File locks between jobs."""
+"""File locks between jobs, and the rank of this process."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from regrow.utils.logging import info
 
 
 def on_rank_zero() -> bool:
-    """Whether this process is the first of those that train together, or the only one."""
+    """Whether this process has local rank 0 or is the only one."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keeps a run's folder to one process.
+    """Lock the folder of a run.
 
     Raises:
-        BusyError: If another one is running the same job.
+        BusyError: If another process has locked it.
     """
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout as error:
         raise BusyError(
-            f"another process is running this job in {folder}: wait for it, or give "
-            "hydra.run.dir=... for another folder"
+            f"another process is running this job in {folder}: wait for it, or choose "
+            "another folder with hydra.run.dir=..."
         ) from error
 
 
 @contextmanager
 def wait_for(path: Path, waiting_for: str) -> Iterator[None]:
-    """Holds a lock, and says so when it has to wait."""
+    """Acquire a lock, and log if it has to wait."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=1)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Constant, linear, cosine, multistep with warm-up.
+"""Constant, linear, cosine and multistep learning-rate schedules with warm-up.
 
-Each is a `LambdaLR` of a function of the step alone, so that going on from any step, after a resume
-or a rewind, gives the same rates. Steps are optimizer steps; rates are stated as factors of the
-optimizer's own.
+Each is a `LambdaLR` whose factor depends on the optimizer step only, so that a resume or a rewind
+gives the same learning rates.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from regrow.utils.errors import ConfigError, check_count
 
 
 def constant(optimizer: Optimizer, total_steps: int, warmup: float = 0.0) -> LambdaLR:
-    """The optimizer's own rate, after a linear warm-up.
+    """Keep the learning rate of the optimizer after a linear warm-up.
 
     Args:
-        optimizer: Whose rates to set.
-        total_steps: Of the fit.
-        warmup: Fraction of the fit in which the rate rises from near 0.
+        optimizer: Optimizer whose learning rates are set.
+        total_steps: Optimizer steps of the fit.
+        warmup: Fraction of the fit with a linear warm-up.
 
     Example:
         >>> import torch
@@ -32,18 +31,18 @@ def constant(optimizer: Optimizer, total_steps: int, warmup: float = 0.0) -> Lam
         >>> constant(sgd, 100, warmup=0.1).get_last_lr()
         [0.010000000000000002]
     """
-    return _schedule(optimizer, total_steps, warmup, lambda step, done: 1.0)
+    return _make_schedule(optimizer, total_steps, warmup, lambda step, done: 1.0)
 
 
 def linear(
     optimizer: Optimizer, total_steps: int, warmup: float = 0.0, final: float = 0.0
 ) -> LambdaLR:
-    """Falls in a straight line to `final` times the optimizer's rate.
+    """Decay linearly to `final` times the learning rate.
 
     Args:
-        optimizer: Whose rates to set.
-        total_steps: Of the fit.
-        warmup: Fraction of the fit in which the rate rises from near 0.
+        optimizer: Optimizer whose learning rates are set.
+        total_steps: Optimizer steps of the fit.
+        warmup: Fraction of the fit with a linear warm-up.
         final: Factor reached after `total_steps`, at least 0.
 
     Example:
@@ -53,18 +52,18 @@ def linear(
         0.5
     """
     final = _check_factor("final", final)
-    return _schedule(optimizer, total_steps, warmup, lambda step, done: 1 + (final - 1) * done)
+    return _make_schedule(optimizer, total_steps, warmup, lambda step, done: 1 + (final - 1) * done)
 
 
 def cosine(
     optimizer: Optimizer, total_steps: int, warmup: float = 0.0, final: float = 0.0
 ) -> LambdaLR:
-    """Falls along half a cosine to `final` times the optimizer's rate.
+    """Decay along half a cosine to `final` times the learning rate.
 
     Args:
-        optimizer: Whose rates to set.
-        total_steps: Of the fit.
-        warmup: Fraction of the fit in which the rate rises from near 0.
+        optimizer: Optimizer whose learning rates are set.
+        total_steps: Optimizer steps of the fit.
+        warmup: Fraction of the fit with a linear warm-up.
         final: Factor reached after `total_steps`, at least 0.
 
     Source: Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts.
@@ -76,7 +75,7 @@ def cosine(
         0.0
     """
     final = _check_factor("final", final)
-    return _schedule(
+    return _make_schedule(
         optimizer,
         total_steps,
         warmup,
@@ -92,16 +91,16 @@ def multistep(
     warmup: float = 0.0,
     of: float = 1.0,
 ) -> LambdaLR:
-    """Multiplies the rate by `gamma` at each milestone.
+    """Multiply the learning rate by `gamma` at each milestone.
 
     Args:
-        optimizer: Whose rates to set.
-        total_steps: Of the fit, or of one round of a fit that rewinds.
-        milestones: Rising fractions of the fit, warm-up included.
+        optimizer: Optimizer whose learning rates are set.
+        total_steps: Optimizer steps of the fit, or of one rewinding round.
+        milestones: Increasing fractions of the fit, warm-up included.
         gamma: Factor, at least 0.
-        warmup: Fraction of the fit in which the rate rises from near 0.
-        of: What milestones and warm-up are parts of: with 90 they are written as epochs of a
-            training of 90. A shorter fit still has them at the same fractions.
+        warmup: Fraction of the fit with a linear warm-up.
+        of: Divisor of milestones and warm-up: with 90 they are epochs of a fit of 90 epochs. A
+            shorter fit uses the same fractions.
 
     Example:
         >>> import torch
@@ -115,21 +114,21 @@ def multistep(
     places = [_check_fraction("milestones", place, of) for place in milestones]
     if places != sorted(set(places)):
         raise ConfigError(
-            f"milestones must be rising fractions of the fit, got {list(milestones)}: write "
+            f"milestones must be increasing fractions of the fit, got {list(milestones)}: write "
             "[0.5, 0.75], or [30, 60] with of=90"
         )
     gamma = _check_factor("gamma", gamma)
     drops = [round(place * total_steps) for place in places]
     rise = _check_fraction("warmup", warmup, of)
-    return _schedule(
+    return _make_schedule(
         optimizer, total_steps, rise, lambda step, done: gamma ** sum(step >= at for at in drops)
     )
 
 
-def _schedule(
+def _make_schedule(
     optimizer: Optimizer, total_steps: int, warmup: float, factor: Callable[[int, float], float]
 ) -> LambdaLR:
-    """A warm-up, then `factor` of the step and of how much of the rest is done, in [0, 1]."""
+    """Return a warm-up followed by `factor(step, fraction of the rest done)`."""
     check_count("total_steps", total_steps)
     rise = round(_check_fraction("warmup", warmup) * total_steps)
     rest = max(1, total_steps - rise)
@@ -147,7 +146,7 @@ def _check_fraction(what: str, given: object, of: float = 1.0) -> float:
         kind = "a fraction of the fit" if of == 1 else f"a part of {of:g}"
         raise ConfigError(
             f"{what} must be {kind} in [0, {of:g}), got {given!r}: write 0.05 for 5 %"
-            + (", or name the whole, as of=90 for epochs of 90" if of == 1 else " with of=1")
+            + (", or of=90 for epochs of 90" if of == 1 else " with of=1")
         )
     return float(given) / of
 

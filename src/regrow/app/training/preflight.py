@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Set up a fit and stop before its first step."""
+"""Check the settings of a fit without training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOGGED = ("val/accuracy", "val/accuracy_top5", "val/loss")
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Refuses settings of the command that would do nothing, or that it cannot follow.
+    """Check the settings of the command for values without effect or support.
 
     Raises:
         ConfigError: Naming the setting and what to write.
@@ -41,30 +41,30 @@ def check_settings(cfg: DictConfig) -> None:
     check_choice("monitor_mode", cfg.monitor_mode, ("max", "min"))
     if cfg.trainer.get("fast_dev_run"):
         raise ConfigError(
-            "trainer.fast_dev_run saves nothing that could be measured: write `regrow plan` to see "
+            "trainer.fast_dev_run saves no checkpoint to measure: use `regrow plan` to see "
             "what would happen, or trainer.max_epochs=1"
         )
     if cfg.start == SCRATCH:
-        idle = {"dense_epochs": cfg.dense_epochs} | {
+        unused = {"dense_epochs": cfg.dense_epochs} | {
             f"finetune.{key}": value for key, value in cfg.finetune.items()
         }
-        for name, value in idle.items():
+        for name, value in unused.items():
             if value is not None:
                 raise ConfigError(
-                    f"{name}={value} does nothing with start=scratch, which trains once: write "
+                    f"{name}={value} has no effect with start=scratch, which trains once: write "
                     "start=null, or set optimizer.lr, data.batch_size or trainer.max_epochs"
                 )
 
 
 def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier, int]:
-    """Sets a fit up and stops it before its first step: what must be refused is refused here.
+    """Set up a fit and stop it before its first step.
 
     Args:
-        cfg: The configuration of the fit.
-        pruning: Is left with its pruner and its resolved plan; None trains a dense network.
+        cfg: Configuration of the fit.
+        pruning: Pruning callback, which keeps its pruner and resolved plan; None for a dense fit.
 
     Returns:
-        The module, and the optimizer steps of an epoch.
+        The module and the optimizer steps per epoch.
 
     Raises:
         ConfigError, StateError: What the fit itself would raise.
@@ -77,16 +77,16 @@ def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier
             pruning.attach(module)
             pruning.progress.plan = (Milestone(0, pruning.final),)
         return module, 1
-    callbacks = build_callbacks(with_teacher(cfg, START), pruning)  # its control is trained later
+    callbacks = build_callbacks(with_teacher(cfg, START), pruning)  # the baseline is trained later
     _check_monitors_logged(callbacks)
-    _try_a_step(module)
-    beside = [c for c in callbacks if isinstance(c, Callback)]
+    _try_optimizer_step(module)
+    suite = [c for c in callbacks if isinstance(c, Callback)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = instantiate_node(
             "trainer",
             on_one_device(cfg, data),
             pl.Trainer,
-            callbacks=[*beside, _Stop()],
+            callbacks=[*suite, _StopBeforeFirstStep()],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -97,9 +97,9 @@ def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier
         )
         try:
             trainer.fit(module, datamodule=data)
-        except _Planned:
+        except _SetupDone:
             pass
-        except Exception as error:  # nothing has trained: what others refuse is a setting
+        except Exception as error:  # nothing has trained: foreign errors are about settings
             if not is_foreign(error):
                 raise
             raise wrap_error("the fit cannot be set up", error) from error
@@ -108,9 +108,9 @@ def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier
 
 
 def _check_monitors_logged(callbacks: Sequence[pl.Callback]) -> None:
-    """Refuses to stop early, or to judge, by a metric that nobody logs."""
+    """Raise if early stopping or an accuracy budget monitors a metric that is never logged."""
     if not all(type(c).__module__.startswith(("regrow.", "lightning.")) for c in callbacks):
-        return  # somebody's own may log more
+        return  # others may log more metrics
     known = (*LOGGED, "train/loss", "pruning/sparsity", "pruning/target")
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
@@ -122,8 +122,8 @@ def _check_monitors_logged(callbacks: Sequence[pl.Callback]) -> None:
             )
 
 
-def _try_a_step(module: Classifier) -> None:
-    """Lets the optimizer step over one weight: some values it stumbles over only then."""
+def _try_optimizer_step(module: Classifier) -> None:
+    """Run one optimizer step on one weight: some invalid values raise only then."""
     weight = torch.nn.Parameter(torch.zeros(1, 1))
     weight.grad = torch.zeros(1, 1)
     optimizer = module.optimizer(iter([weight]))
@@ -134,7 +134,7 @@ def _try_a_step(module: Classifier) -> None:
 
 
 def on_one_device(cfg: DictConfig, data: DataModule) -> DictConfig:
-    """The trainer's settings with one rank's share of the batches, for a fit that is not run."""
+    """Return trainer settings for one device with the batches of one rank."""
     world, node = world_size(cfg), cfg.trainer.copy()
     if world > 1:
         data.prepare_data()
@@ -151,10 +151,10 @@ def on_one_device(cfg: DictConfig, data: DataModule) -> DictConfig:
     return cast(DictConfig, node)
 
 
-class _Planned(Exception):
-    """The fit is set up."""
+class _SetupDone(Exception):
+    """Raised when the fit is set up."""
 
 
-class _Stop(pl.Callback):
+class _StopBeforeFirstStep(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        raise _Planned
+        raise _SetupDone

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Best weights at each sparsity."""
+"""Record the best weights at each sparsity."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import lightning.pytorch as pl
 import torch
@@ -16,20 +16,32 @@ from regrow.io.checkpoints import read_checkpoint
 from regrow.io.files import write_atomic
 
 
+class LevelRecord(TypedDict):
+    """Best network at one sparsity; accuracies are fractions."""
+
+    sparsity: float
+    monitored: float
+    epoch: int
+    val_accuracy: NotRequired[float]
+    val_loss: NotRequired[float]
+    test_accuracy: NotRequired[float]
+    test_loss: NotRequired[float]
+
+
 def clear_levels(run: Path) -> None:
-    """Removes the weights of all levels of a run, once its result is written."""
+    """Delete the weights of all levels of a run."""
     shutil.rmtree(run / "levels", ignore_errors=True)
 
 
 class LevelRecorder(pl.Callback):
-    """Keeps the weights with the best monitored value at each sparsity, in one file a level.
+    """Save the weights with the best monitored value at each sparsity, one file per level.
 
-    They are tested once, after training, and removed then.
+    They are tested once, after training, and deleted.
 
     Args:
-        pruning: Whose sparsity counts.
-        folder: Where the weights go.
-        monitor: The metric that chooses.
+        pruning: The pruning callback.
+        folder: Folder of the weights.
+        monitor: Metric to compare.
         mode: "max" or "min".
     """
 
@@ -39,7 +51,7 @@ class LevelRecorder(pl.Callback):
         self.folder = folder
         self.monitor = monitor
         self.mode = mode
-        self.levels: list[dict[str, Any]] = []
+        self.levels: list[LevelRecord] = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
@@ -51,26 +63,30 @@ class LevelRecorder(pl.Callback):
             if value <= best if self.mode == "max" else value >= best:
                 return
             self.levels.pop()
-        level = {"sparsity": sparsity, "monitored": value, "epoch": int(trainer.current_epoch)}
-        for name in ("val/accuracy", "val/loss"):
-            if name in trainer.callback_metrics:
-                level[name.replace("/", "_")] = float(trainer.callback_metrics[name])
+        epoch = int(trainer.current_epoch)
+        level: LevelRecord = {"sparsity": sparsity, "monitored": value, "epoch": epoch}
+        if "val/accuracy" in trainer.callback_metrics:
+            level["val_accuracy"] = float(trainer.callback_metrics["val/accuracy"])
+        if "val/loss" in trainer.callback_metrics:
+            level["val_loss"] = float(trainer.callback_metrics["val/loss"])
         if trainer.is_global_zero:
             state = {"state_dict": pl_module.state_dict()}
-            self.pruning.on_save_checkpoint(trainer, pl_module, state)  # its shapes, if cut
+            self.pruning.on_save_checkpoint(
+                trainer, pl_module, state
+            )  # shapes of a compacted module
             write_atomic(self._file(len(self.levels)), lambda file: torch.save(state, file))
         self.levels.append(level)
 
-    def weights(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Each level with a checkpoint of its weights, on the CPU."""
+    def weights(self) -> Iterator[tuple[LevelRecord, dict[str, Any]]]:
+        """Yield each level with a checkpoint of its weights, on the CPU."""
         for index, level in enumerate(self.levels):
             yield level, read_checkpoint(self._file(index))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"levels": [dict(level) for level in self.levels]}
+        return {"levels": [level.copy() for level in self.levels]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.levels = [dict(level) for level in state_dict["levels"]]
+        self.levels = [level.copy() for level in state_dict["levels"]]
 
     def _file(self, index: int) -> Path:
         return self.folder / f"level{index:03d}.pt"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 
 import torch
@@ -17,29 +17,27 @@ from regrow.utils.modes import eval_mode
 
 
 class Validation:
-    """Tells a network's accuracy on the validation set, never on the test set.
+    """Compute the accuracy of a network on the validation set.
 
-    What chooses where to prune has seen the samples that it chose by; a test set must not be among
-    them.
+    The test set is never used, since the result selects where to prune.
 
     Args:
-        data: Where the samples come from.
-        samples: How many, drawn from the whole set by lot, the same ones each time, and kept in
-            memory; None: all, read anew each time.
+        data: Data module.
+        samples: Size of a random subset, kept in memory and equal in each call; None: all samples.
 
     Attributes:
-        count: How many samples there are; known after the first call.
+        count: Number of samples; known after the first call.
     """
 
     def __init__(self, data: DataModule, samples: int | None = None) -> None:
         data.prepare_data()
         data.setup("validate")
         self._data = data
-        self._drawn = None if samples is None else _drawn(data.val_dataloader(), samples)
+        self._subset = None if samples is None else _draw_samples(data.val_dataloader(), samples)
         self.count = 0
 
     def __call__(self, module: nn.Module) -> float:
-        """The fraction of samples whose class gets the largest logit."""
+        """Return the accuracy as a fraction."""
         device = device_of(module)
         right, self.count = 0, 0
         for images, labels in self._batches():
@@ -49,20 +47,18 @@ class Validation:
         return right / max(1, self.count)
 
     def _batches(self) -> Iterable[Batch]:
-        if self._drawn is None:
+        if self._subset is None:
             return self._data.val_dataloader()
-        size, (images, labels) = self._data.batch_size, self._drawn
+        size, (images, labels) = self._data.batch_size, self._subset
         starts = range(0, len(labels), size)
         return ((images[i : i + size], labels[i : i + size]) for i in starts)
 
 
 def leave_gradients(module: nn.Module, data: DataModule, batches: int) -> int:
-    """Leaves each parameter the gradient of the mean loss over some training batches.
-
-    In eval mode, so that statistics of norms stay.
+    """Set the gradients to those of the mean loss over some training batches, in eval mode.
 
     Returns:
-        How many samples these were.
+        The number of samples.
     """
     device, count = device_of(module), 0
     module.zero_grad()
@@ -78,20 +74,15 @@ def leave_gradients(module: nn.Module, data: DataModule, batches: int) -> int:
     return count
 
 
-def _drawn(batches: Iterable[Batch], count: int) -> tuple[Tensor, Tensor]:
-    """Samples by lot, in one pass: those with the smallest of random numbers."""
+def _draw_samples(batches: Iterable[Batch], count: int) -> tuple[Tensor, Tensor]:
+    """Draw a random subset in one pass: the samples with the smallest random numbers."""
     generator = torch.Generator().manual_seed(0)
     kept: list[Tensor] = []
-    for images, labels in _on_cpu(batches):
-        lots = torch.rand(len(labels), generator=generator)
-        new = [lots, images, labels]
+    for images, labels in batches:
+        keys = torch.rand(len(labels), generator=generator)
+        new = [keys, images.cpu(), labels.cpu()]
         kept = [torch.cat(pair) for pair in zip(kept, new, strict=True)] if kept else new
         if len(kept[0]) > count:
             lowest = kept[0].argsort()[:count].sort().values
             kept = [tensor[lowest] for tensor in kept]
     return kept[1], kept[2]
-
-
-def _on_cpu(batches: Iterable[Batch]) -> Iterator[Batch]:
-    for images, labels in batches:
-        yield images.cpu(), labels.cpu()

@@ -163,7 +163,7 @@ def test_held_out_shards_must_be_mixed(write_shard: Any, tmp_path: Path) -> None
     write_shard(tmp_path / "val-0.tar", range(6))
     given = {"num_classes": 3, "val_shards": 1, "num_workers": 0}
     data = ImageNetShards(f"{tmp_path}/train-{{0..2}}.tar", f"{tmp_path}/val-0.tar", **given)
-    with pytest.raises(DataError, match=r"hold 16 images of only 1 of 3 classes: .*sorted by cla"):
+    with pytest.raises(DataError, match=r"have 16 images of only 1 of 3 classes: .*sorted by cla"):
         data.setup()
 
 

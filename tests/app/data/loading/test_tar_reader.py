@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from regrow.app.data.loading.tar_reader import TarImages, members
-from regrow.app.data.webdataset import expand, shard_files
+from regrow.app.data.loading.tar_reader import ShardImages, read_members
+from regrow.app.data.webdataset import expand_braces, find_shards
 from regrow.utils.errors import ConfigError, DataError
 
 
@@ -27,33 +27,33 @@ from regrow.utils.errors import ConfigError, DataError
     ],
 )
 def test_patterns_are_a_shells(pattern: str, names: list[str]) -> None:
-    assert expand(pattern) == names
+    assert expand_braces(pattern) == names
 
 
 @pytest.mark.parametrize("pattern", ["x-{000.002}", "x-{}", "x-{3..1}", "x-{000..002", "x-}"])
 def test_other_braces_are_refused(pattern: str) -> None:
     with pytest.raises(ConfigError, match=r"write \{000000\.\.000146\}"):
-        expand(pattern)
+        expand_braces(pattern)
 
 
 def test_folders_patterns_and_lists_name_the_same_shards(shards: Path) -> None:
     wanted = tuple(shards / f"train-{number:02d}.tar" for number in range(7))
     both = [f"{shards}/train-{{00..03}}.tar", str(shards / "train-{04,05,06}.tar")]
-    assert shard_files("data.train", f"{shards}/train-{{00..06}}.tar") == wanted
-    assert shard_files("data.train", both) == wanted
-    assert shard_files("data.train", str(shards))[:7] == wanted  # and those of val
+    assert find_shards("data.train", f"{shards}/train-{{00..06}}.tar") == wanted
+    assert find_shards("data.train", both) == wanted
+    assert find_shards("data.train", str(shards))[:7] == wanted  # and those of val
 
 
 def test_what_is_not_there_is_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"3 of 10 shards are missing: .*train-07\.tar"):
-        shard_files("data.train", f"{shards}/train-{{00..09}}.tar")
-    with pytest.raises(DataError, match=r"no \.tar file lies there"):
-        shard_files("data.train", str(tmp_path))
+        find_shards("data.train", f"{shards}/train-{{00..09}}.tar")
+    with pytest.raises(DataError, match=r"there is no \.tar file"):
+        find_shards("data.train", str(tmp_path))
     with pytest.raises(ConfigError, match="names a shard twice"):
-        shard_files("data.train", [str(shards), f"{shards}/val-0.tar"])
+        find_shards("data.train", [str(shards), f"{shards}/val-0.tar"])
     for address in ("pipe:touch x", "https://example.org/{0..1}.tar"):
         with pytest.raises(ConfigError, match="must be files or folders"):
-            shard_files("data.train", address)
+            find_shards("data.train", address)
 
 
 def write(path: Path, *files: tuple[str, bytes], kind: str = "w") -> None:
@@ -66,7 +66,7 @@ def write(path: Path, *files: tuple[str, bytes], kind: str = "w") -> None:
 
 def read(path: Path, classes: int = 10) -> list[tuple[str, bytes, int]]:
     found = []
-    for member, file in members(path, classes):
+    for member, file in read_members(path, classes):
         file.seek(member.start)
         found.append((member.key, file.read(member.size), member.label))
     return found
@@ -84,7 +84,7 @@ def test_samples_are_files_of_one_name_that_follow_each_other(tmp_path: Path) ->
 
 def test_images_are_read_in_any_order(shards: Path) -> None:
     paths = (shards / "val-0.tar", shards / "val-1.tar")
-    images = TarImages(paths, 3)
+    images = ShardImages(paths, 3)
     one_by_one = [data for path in paths for _, data, _ in read(path, 3)]
     assert [images.read(index) for index in reversed(range(10))] == one_by_one[::-1]
     assert images.labels.tolist() == [number % 3 for number in range(1000, 1010)]
@@ -96,10 +96,10 @@ def test_images_are_read_in_any_order(shards: Path) -> None:
     [
         ([("x.jpg", b"1"), ("y.cls", b"1")], "sample 'x' has jpg, it needs an image"),
         ([("x.cls", b"1"), ("x.txt", b"1")], "sample 'x' has cls, txt"),
-        ([("x.jpg", b"1"), ("x.cls", b"10")], r"x\.cls holds b'10', no class below .*=10"),
-        ([("x.jpg", b"1"), ("x.cls", b"-1")], "holds b'-1'"),
-        ([("x.jpg", b"1"), ("x.cls", b"cat")], "holds b'cat'"),
-        ([("x.jpg", b"1"), ("x.cls", b"")], "holds b''"),
+        ([("x.jpg", b"1"), ("x.cls", b"10")], r"x\.cls has b'10', not a class below .*=10"),
+        ([("x.jpg", b"1"), ("x.cls", b"-1")], "has b'-1'"),
+        ([("x.jpg", b"1"), ("x.cls", b"cat")], "has b'cat'"),
+        ([("x.jpg", b"1"), ("x.cls", b"")], "has b''"),
     ],
 )
 def test_samples_must_be_whole(
@@ -129,11 +129,11 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
 
 def test_packed_and_empty_shards_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", ("x.jpg", b"1"), ("x.cls", b"1"), kind="w:gz")
-    with pytest.raises(DataError, match="must be unpacked"):
+    with pytest.raises(DataError, match="decompress"):
         read(tmp_path / "a.tar")
     write(tmp_path / "b.tar")
     with pytest.raises(DataError, match="no images in these shards"):
-        TarImages((tmp_path / "b.tar",), 3)
+        ShardImages((tmp_path / "b.tar",), 3)
 
 
 def test_formats_of_tar_do_not_matter(tmp_path: Path) -> None:

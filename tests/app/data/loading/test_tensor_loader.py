@@ -113,7 +113,7 @@ def test_augmentation_differs_by_batch_epoch_and_seed() -> None:
 def test_ranks_take_shares_of_equal_length(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = []
     for rank in range(3):
-        monkeypatch.setattr(module, "_rank_and_world", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(module, "rank_and_world", lambda rank=rank: (rank, 3))
         loader = make(10, 2)
         assert len(loader) == 2
         parts.append([label for _, labels in epoch(loader, 1) for label in labels])
@@ -134,7 +134,7 @@ def test_state_of_another_epoch_is_refused_in_its_middle_only(other: dict[str, i
     loader = make()
     batches = iter(loader)
     next(batches)
-    with pytest.raises(StateError, match="cut at batch 1 of an epoch of 4 batches with seed 0"):
+    with pytest.raises(StateError, match="saved at batch 1 of an epoch of 4 batches with seed 0"):
         make(**other).load_state_dict(loader.state_dict())
     list(batches)
     make(**other).load_state_dict(loader.state_dict())

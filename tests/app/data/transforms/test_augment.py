@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from regrow.app.data.transforms.augment import augmentation
+from regrow.app.data.transforms.augment import make_augmentation
 from regrow.app.data.transforms.batch_ops import crop_flip, cutout
 from regrow.utils.errors import ConfigError
 
@@ -26,7 +26,7 @@ def noise(count: int = 20, size: int = 32) -> Tensor:
 
 
 def augment(given: Any, images: Tensor) -> Tensor:
-    step = augmentation(given, (3, *images.shape[2:]), MEAN, 255)
+    step = make_augmentation(given, (3, *images.shape[2:]), MEAN, 255)
     return step(images, generator())
 
 
@@ -104,9 +104,9 @@ def test_covered_pixels_are_zero_after_normalisation() -> None:
 )
 def test_what_cannot_be_meant_is_refused(given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        augmentation(given, (3, 32, 32), MEAN, 255)
+        make_augmentation(given, (3, 32, 32), MEAN, 255)
 
 
 def test_operations_on_colours_need_8_bits() -> None:
     with pytest.raises(ConfigError, match=r"8-bit images .* from 0 to 16"):
-        augmentation("rand_augment", (1, 8, 8), (0.3,), 16)
+        make_augmentation("rand_augment", (1, 8, 8), (0.3,), 16)

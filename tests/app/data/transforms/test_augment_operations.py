@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from regrow.app.data.transforms import affine_ops as warps
-from regrow.app.data.transforms import color_ops as colours
+from regrow.app.data.transforms import color_ops
 from regrow.app.data.transforms.rand_augment import OPERATIONS, rand_augment
 
 FILL = (10, 20, 30)
@@ -20,7 +20,7 @@ Picture = Callable[[Image.Image], Image.Image]
 
 
 def batch() -> Tensor:
-    """Smooth pictures, noise, one colour, two colours."""
+    """Smooth pictures, noise, one colour, two color_ops."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:32, :32] / 31
     smooth = [
@@ -51,28 +51,28 @@ def turned(degrees: float) -> Picture:
 @pytest.mark.parametrize("bits", [8, 7, 4, 1])
 def test_posterize(bits: int) -> None:
     wanted = pillow(batch(), lambda image: ImageOps.posterize(image, bits))
-    assert np.array_equal(colours.posterize(batch(), bits).numpy(), wanted)
+    assert np.array_equal(color_ops.posterize(batch(), bits).numpy(), wanted)
 
 
 @pytest.mark.parametrize("threshold", [0, 100, 178.5, 255])
 def test_solarize(threshold: float) -> None:
     wanted = pillow(batch(), lambda image: ImageOps.solarize(image, threshold))
-    assert np.array_equal(colours.solarize(batch(), threshold).numpy(), wanted)
+    assert np.array_equal(color_ops.solarize(batch(), threshold).numpy(), wanted)
 
 
 def test_autocontrast_and_equalize() -> None:
     wanted = pillow(batch(), ImageOps.autocontrast)
-    assert np.array_equal(colours.autocontrast(batch()).numpy(), wanted)
-    assert np.array_equal(colours.equalize(batch()).numpy(), pillow(batch(), ImageOps.equalize))
+    assert np.array_equal(color_ops.autocontrast(batch()).numpy(), wanted)
+    assert np.array_equal(color_ops.equalize(batch()).numpy(), pillow(batch(), ImageOps.equalize))
 
 
 @pytest.mark.parametrize(
     ("mine", "theirs"),
     [
-        (colours.brightness, ImageEnhance.Brightness),
-        (colours.colour, ImageEnhance.Color),
-        (colours.contrast, ImageEnhance.Contrast),
-        (colours.sharpness, ImageEnhance.Sharpness),
+        (color_ops.brightness, ImageEnhance.Brightness),
+        (color_ops.color, ImageEnhance.Color),
+        (color_ops.contrast, ImageEnhance.Contrast),
+        (color_ops.sharpness, ImageEnhance.Sharpness),
     ],
 )
 def test_mixtures_have_a_factor_an_image(
@@ -88,7 +88,7 @@ def test_mixtures_have_a_factor_an_image(
 
 def test_grey_images_keep_one_channel() -> None:
     grey = batch()[:, :1]
-    assert torch.equal(colours.colour(grey, torch.full((len(grey),), 0.3)), grey)
+    assert torch.equal(color_ops.color(grey, torch.full((len(grey),), 0.3)), grey)
     for operation in OPERATIONS.values():
         out = operation(grey, 0.3, torch.ones(len(grey), dtype=torch.long), torch.tensor([9]))
         assert out.shape == grey.shape

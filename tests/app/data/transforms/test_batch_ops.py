@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from regrow.app.data.transforms.batch_ops import crop_flip, normaliser
+from regrow.app.data.transforms.batch_ops import crop_flip, make_normalizer
 
 
 @pytest.mark.parametrize(("channels", "height", "width", "padding"), [(1, 8, 8, 2), (3, 5, 7, 1)])
@@ -36,6 +36,6 @@ def test_normaliser_matches_numpy() -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 5), dtype=np.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.2)
     expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
-    out = normaliser(255, mean, std)(torch.from_numpy(images))
+    out = make_normalizer(255, mean, std)(torch.from_numpy(images))
     assert out.dtype == torch.float32
     np.testing.assert_allclose(out.numpy(), expected, rtol=1e-5, atol=1e-5)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from regrow.app.data.transforms.decode import (
-    CentreCrop,
+    CenterCrop,
     RandomCrop,
     Seeded,
     decode,
@@ -78,7 +78,7 @@ def test_scaling_averages_the_pixels_that_fall_on_one() -> None:
     """A picture of two pixels' stripes, made half as wide, is grey: without averaging it is not."""
     stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
     image = Image.fromarray(stripes.repeat(3).reshape(64, 64, 3))
-    out = CentreCrop(8, 8)(image, generator())
+    out = CenterCrop(8, 8)(image, generator())
     assert (out.float() - 127.5).abs().max() < 8
 
 
@@ -90,7 +90,7 @@ def test_evaluation_takes_the_middle(width: int, height: int, scaled: tuple[int,
     image = picture(width, height)
     whole = np.asarray(image.resize(scaled, Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     left, top = (scaled[0] - 28) // 2, (scaled[1] - 28) // 2
-    out = CentreCrop(28, 32)(image, generator())
+    out = CenterCrop(28, 32)(image, generator())
     assert np.array_equal(out.numpy(), whole[:, top : top + 28, left : left + 28])
 
 
@@ -107,7 +107,7 @@ def test_broken_images_are_named() -> None:
     file = io.BytesIO()
     picture(60, 60).save(file, "JPEG")
     for data in (b"", b"<html>", file.getvalue()[:-500], file.getvalue()[:30]):
-        with pytest.raises(DataError, match=r"train/n0/a\.JPEG is no whole image"):
+        with pytest.raises(DataError, match=r"train/n0/a\.JPEG is not a complete image"):
             decode(data, "train/n0/a.JPEG")
 
 
@@ -129,5 +129,5 @@ def test_foreign_transforms_are_seeded_for_each_image() -> None:
     [lambda image: image, lambda image: torch.zeros(3, 8, 8), lambda image: pixels(image)],
 )
 def test_foreign_transforms_must_give_bytes_of_the_size(transform: Callable[[Any], Any]) -> None:
-    with pytest.raises(DataError, match=r"must give uint8 \(3, 8, 8\)"):
+    with pytest.raises(DataError, match=r"must return uint8 \(3, 8, 8\)"):
         Seeded(transform, 8)(picture(9, 9), generator())

@@ -22,7 +22,7 @@ if HERE and not torch.cuda.is_available() and "torchvision" not in sys.modules:
 from PIL import Image  # noqa: E402
 
 from regrow.app.data.imagenet import ImageNet  # noqa: E402
-from regrow.app.data.transforms.decode import CentreCrop, RandomCrop, pixels, random_box  # noqa: E402
+from regrow.app.data.transforms.decode import CenterCrop, RandomCrop, pixels, random_box  # noqa: E402
 from regrow.utils.errors import ConfigError  # noqa: E402
 
 needs_it = pytest.mark.skipif(not HERE, reason='needs torchvision: pip install "regrow[vision]"')
@@ -48,7 +48,7 @@ def test_our_crops_are_torchvisions_to_the_bit(size: tuple[int, int]) -> None:
     noise = torch.randint(0, 256, (*reversed(size), 3), dtype=torch.uint8, generator=random)
     image = Image.fromarray(noise.numpy())
     evaluated = v2.Compose([v2.Resize(48), v2.CenterCrop(40), v2.PILToTensor()])
-    assert torch.equal(CentreCrop(40, 48)(image, random), evaluated(image))
+    assert torch.equal(CenterCrop(40, 48)(image, random), evaluated(image))
     for seed in range(20):
         left, top, right, bottom = random_box(*size, torch.Generator().manual_seed(seed))
         crop = v2.functional.resized_crop(image, top, left, bottom - top, right - left, [40, 40])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Order of an epoch as a function of (seed, epoch)."""
+"""The order of an epoch as a function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import torch
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator whose numbers depend on `key` alone: the same in every process and version.
-
-    Args:
-        key: What the numbers are for, such as (seed, epoch, batch).
+    """Return a CPU generator seeded by `key`, such as (seed, epoch, batch), alone.
 
     Example:
         >>> a, b = generator(0, "crop", 7), generator(0, "crop", 7)
@@ -24,27 +21,19 @@ def generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def share(samples: int, world: int) -> int:
-    """How many samples each of `world` ranks sees in an epoch: the same for all."""
+def samples_per_rank(samples: int, world: int) -> int:
+    """Return how many samples each of `world` ranks visits per epoch."""
     return -(-samples // world)
 
 
 def epoch_order(
     samples: int, *, shuffle: bool, seed: int, epoch: int, rank: int = 0, world: int = 1
 ) -> torch.Tensor:
-    """The sample indices that one rank visits in one epoch.
+    """Return the sample indices that one rank visits in one epoch.
 
-    Rank r takes every `world`-th index from the r-th on. Where the samples do not divide evenly,
-    the first ones of the order are visited once more, so that every rank does the same number of
-    batches (else collectives would wait for ever).
-
-    Args:
-        samples: Size of the data set.
-        shuffle: False visits the samples as they lie.
-        seed: The run's seed.
-        epoch: Counted from 0.
-        rank: Of this process.
-        world: Number of processes.
+    Rank r visits every `world`-th index from the r-th. If the samples do not divide evenly, the
+    order wraps around, so that every rank has the same number of batches (collectives would
+    deadlock otherwise).
 
     Returns:
         Indices in [0, samples), shape (ceil(samples / world),), int64, on the CPU.
@@ -57,4 +46,4 @@ def epoch_order(
         order = torch.randperm(samples, generator=generator(seed, "order", epoch))
     else:
         order = torch.arange(samples)
-    return order[torch.arange(rank, share(samples, world) * world, world) % samples]
+    return order[torch.arange(rank, samples_per_rank(samples, world) * world, world) % samples]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loaders with a saved position."""
+"""Base class of loaders whose position is saved and restored."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ResumableLoader(ABC):
-    """Iterates over the batches of an epoch, and can say and restore where it stands.
+    """Iterate over the batches of an epoch, with a position that can be saved and restored.
 
-    A subclass gives the batches of an epoch from any position on, in `batches`, and their number,
-    in `__len__`; what they hold must depend on the settings, the epoch and the position alone.
+    Subclasses implement `batches` and `__len__`. A batch may depend on the settings, the epoch and
+    the position only.
 
-    Lightning leaves loaders that are no `DataLoader` alone, so no other sampler gets in between. It
-    tells a loader's `sampler` the epoch; a plain loop calls `set_epoch` itself. After
-    `load_state_dict` the next iteration goes on with the batch after the last one handed out,
-    unless `set_epoch` names another epoch first. To be resumed in mid-epoch beside a learning-rate
-    schedule it must come from a data module (`DataModule.state_dict` says why).
+    Lightning does not wrap loaders that are no `DataLoader` and calls `set_epoch` on their
+    `sampler`; a plain loop calls `set_epoch` itself. After `load_state_dict` the next iteration
+    continues with the batch after the last one yielded, unless `set_epoch` selects another epoch.
+    Mid-epoch resume beside a learning-rate schedule needs a data module (see
+    `DataModule.state_dict`).
 
     Args:
-        batch_size: Samples a batch and rank.
-        seed: The run's seed.
+        batch_size: Samples per batch and rank.
+        seed: Seed of the run.
 
     Raises:
-        ConfigError: For a value that cannot be meant.
+        ConfigError: For an invalid value.
     """
 
     batch_sampler = None  # Lightning expects one beside `sampler`
@@ -41,22 +41,22 @@ class ResumableLoader(ABC):
         self.batch_size = check_count("batch_size", batch_size)
         self.seed = check_count("seed", seed, least=0)
         self._epoch = 0
-        self._batch = 0  # batches of this epoch that were handed out
+        self._batch = 0  # batches of this epoch yielded so far
         self._resume = False
-        self._loaded: int | None = None  # epoch of the loaded state, until a batch is handed out
-        self._skipped = 0  # epochs that were told but never happened
+        self._loaded: int | None = None  # epoch of the restored state, until a batch is yielded
+        self._skipped = 0  # epochs that Lightning counted without reading a batch
 
     @abstractmethod
     def __len__(self) -> int:
-        """Batches in a whole epoch, also where a resumed one has fewer left."""
+        """Batches of a whole epoch, also after a mid-epoch resume."""
 
     @abstractmethod
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch, from number `start` on."""
+        """Yield the batches of an epoch from number `start`."""
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing below runs before the first batch is asked for, because Lightning
-        # makes iterators before it tells the epoch or loads a state, and throws some away.
+        # A generator, so that nothing runs before the first batch is requested: Lightning creates
+        # iterators before it sets the epoch or restores a state, and discards some.
         start = self._batch if self._resume else 0
         self._resume = False
         for batch, pair in enumerate(self.batches(self._epoch, start), start):
@@ -64,11 +64,11 @@ class ResumableLoader(ABC):
             yield pair
 
     def set_epoch(self, epoch: int) -> None:
-        """Says which epoch comes next; naming the present one changes nothing.
+        """Select the next epoch; the current one changes nothing.
 
-        Lightning 2.6, resumed at an epoch's end with `max_steps`, counts one epoch in which it
-        asks for no batch. Such an epoch is left out here, or all later ones would have another
-        order than in the uninterrupted run.
+        Lightning 2.6, resumed at the end of an epoch with `max_steps`, counts one epoch without
+        batches. That epoch is skipped here, so that later ones have the same order as without the
+        interruption.
         """
         epoch -= self._skipped
         if self._loaded is not None and epoch > self._epoch > self._loaded:
@@ -78,44 +78,45 @@ class ResumableLoader(ABC):
 
     @property
     def sampler(self) -> ResumableLoader:
-        """Itself: Lightning looks for `set_epoch` on a loader's sampler."""
+        """The loader itself: Lightning calls `set_epoch` on a loader's sampler."""
         return self
 
     def identity(self) -> dict[str, int]:
-        """What must be the same in the run that goes on in the middle of an epoch."""
+        """Return the settings that must be equal to resume in the middle of an epoch."""
         return {"batches": len(self), "seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the epoch stands: builtin numbers only."""
+        """Return the position in the epoch and `identity()`, as builtin numbers."""
         position = {"epoch": self._epoch, "batch": self._batch, "skipped": self._skipped}
         return position | self.identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` stood.
+        """Continue after the saved position.
 
         Raises:
-            StateError: When the epoch was cut in its middle and was not made as this one is.
+            StateError: For a mid-epoch position of a loader with another identity.
         """
         mine = self.identity()
         other = {name: value for name, value in mine.items() if state.get(name) != value}
         if state["batch"] < state["batches"] and other:
             raise StateError(
-                f"the checkpoint was cut at batch {state['batch']} of an epoch of "
-                f"{_described(state, mine)}; this run has {_described(mine, mine)}: resume with "
-                "the same data, batch size, ranks and seed, or from a checkpoint of an epoch's end"
+                f"the checkpoint was saved at batch {state['batch']} of an epoch of "
+                f"{_format_identity(state, mine)}; this run has {_format_identity(mine, mine)}: "
+                "resume with the same data, batch size, ranks and seed, or from a checkpoint at "
+                "the end of an epoch"
             )
         self._epoch, self._batch, self._resume = state["epoch"], state["batch"], True
         self._loaded, self._skipped = state["epoch"], state["skipped"]
 
 
-def _described(state: dict[str, Any], names: dict[str, int]) -> str:
-    """The identity in words: "4 batches with seed 0, workers 2"."""
+def _format_identity(state: dict[str, Any], names: dict[str, int]) -> str:
+    """Format an identity, such as "4 batches with seed 0, workers 2"."""
     rest = ", ".join(f"{name} {state.get(name)}" for name in names if name != "batches")
     return f"{state['batches']} batches with {rest}"
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number, and how many there are."""
+    """Return the rank of this process and the number of processes."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1

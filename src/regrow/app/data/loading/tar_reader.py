@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Samples of a tar shard."""
+"""Read the samples of tar shards in WebDataset format."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Member(NamedTuple):
     """One image in a shard.
 
     Attributes:
-        key: Its name without the ending.
-        start: Where its bytes begin in the shard.
-        size: How many they are.
-        label: Its class.
+        key: Name without the extension.
+        start: Offset in the shard, in bytes.
+        size: Size in bytes.
+        label: Class.
     """
 
     key: str
@@ -34,16 +34,12 @@ class Member(NamedTuple):
     label: int
 
 
-def members(shard: Path, classes: int) -> Iterator[tuple[Member, IO[bytes]]]:
-    """The images of a shard, in order, with the open file; what is not read is passed over.
-
-    Args:
-        shard: A tar file that is not packed.
-        classes: Labels must be below.
+def read_members(shard: Path, classes: int) -> Iterator[tuple[Member, IO[bytes]]]:
+    """Yield the images of an uncompressed tar file in order, with the open file.
 
     Raises:
-        DataError: When the shard is cut short or is no plain tar file, or when a sample lacks its
-            image or its class.
+        DataError: If the file is truncated or no plain tar file, if a sample lacks its image or
+            label, or if a label is not below `classes`.
     """
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -54,23 +50,23 @@ def members(shard: Path, classes: int) -> Iterator[tuple[Member, IO[bytes]]]:
                 if image is None or "cls" not in parts:
                     raise DataError(
                         f"{shard}: sample {key!r} has {', '.join(sorted(parts))}, it needs an "
-                        f"image ({', '.join(IMAGES)}) and cls, one after the other; if it is the "
-                        "last one, the shard was cut short: fetch it again"
+                        f"image ({', '.join(IMAGES)}) and cls next to each other; if it is the "
+                        "last one, the shard is truncated: fetch it again"
                     )
                 label = _label(file, parts["cls"], shard, classes)
                 yield Member(key, image.offset_data, image.size, label), file
             file.seek(tar.offset)
-            if file.read(512) != bytes(512):  # tarfile takes half a header for the end
+            if file.read(512) != bytes(512):  # tarfile accepts half a header as the end
                 raise tarfile.ReadError("it ends without the empty blocks of a tar file")
     except tarfile.TarError as error:
         raise DataError(
-            f"{shard} is no whole tar file ({error}): fetch it again; packed ones (.tar.gz) must "
-            "be unpacked"
+            f"{shard} is not a complete tar file ({error}): fetch it again; decompress .tar.gz "
+            "files"
         ) from error
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A file's key, up to the first dot of its last part, and its kind, in small letters."""
+    """Return the key, up to the first dot of the file name, and the extension in lower case."""
     path = PurePosixPath(name)
     stem, _, kind = path.name.partition(".")
     return str(path.parent / stem), kind.lower()
@@ -81,13 +77,13 @@ def _label(file: IO[bytes], entry: tarfile.TarInfo, shard: Path, classes: int) -
     text = file.read(min(entry.size, 20))
     if not text.strip().isdigit() or int(text) >= classes:
         raise DataError(
-            f"{shard}: {entry.name} holds {text!r}, no class below data.num_classes={classes}"
+            f"{shard}: {entry.name} has {text!r}, not a class below data.num_classes={classes}"
         )
     return int(text)
 
 
-class TarImages:
-    """The images of a few shards, to be read in any order: for evaluation.
+class ShardImages:
+    """The images of some shards, with random access for evaluation.
 
     Attributes:
         shards: The tar files.
@@ -97,26 +93,26 @@ class TarImages:
 
     def __init__(self, shards: tuple[Path, ...], classes: int) -> None:
         self.shards = shards
-        found = [(n, m) for n, shard in enumerate(shards) for m, _ in members(shard, classes)]
-        self.places = np.array([(n, m.start, m.size) for n, m in found]).reshape(-1, 3)
-        self.labels = torch.tensor([m.label for _, m in found])
-        if not found:
+        images = [(n, m) for n, shard in enumerate(shards) for m, _ in read_members(shard, classes)]
+        self.places = np.array([(n, m.start, m.size) for n, m in images]).reshape(-1, 3)
+        self.labels = torch.tensor([m.label for _, m in images])
+        if not images:
             raise DataError(f"{', '.join(map(str, shards))}: no images in these shards")
 
     def read(self, index: int) -> bytes:
-        """The bytes of one image file."""
+        """Return the bytes of one image file."""
         number, start, size = self.places[index].tolist()
         with self.shards[number].open("rb") as file:
             file.seek(start)
             return bytes(file.read(size))
 
     def name(self, index: int) -> str:
-        """Its shard and where it begins."""
+        """Return the shard and the offset of one image."""
         number, start, _ = self.places[index].tolist()
         return f"{self.shards[number]}, the image at byte {start},"
 
 
 @functools.cache
-def scan_shards(shards: tuple[Path, ...], classes: int) -> TarImages:
-    """The images of shards, listed once a process by one pass over their headers."""
-    return TarImages(shards, classes)
+def list_shard_images(shards: tuple[Path, ...], classes: int) -> ShardImages:
+    """List the images of shards, once per process, by one pass over their headers."""
+    return ShardImages(shards, classes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Batches of in-memory tensors."""
+"""Loader of in-memory tensors."""
 
 from __future__ import annotations
 
@@ -8,34 +8,32 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from regrow.app.data.loading.epoch_order import epoch_order, generator, share
-from regrow.app.data.loading.resumable import Batch, ResumableLoader
-from regrow.app.data.loading.resumable import rank_and_world as _rank_and_world
+from regrow.app.data.loading.epoch_order import epoch_order, generator, samples_per_rank
+from regrow.app.data.loading.resumable import Batch, ResumableLoader, rank_and_world
 from regrow.utils.errors import ConfigError
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
-"""Images (N, C, H, W) and this batch's own generator -> images (N, C, H, W) for the model."""
+"""Images (N, C, H, W) and the generator of this batch -> images (N, C, H, W)."""
 
 
 class BatchLoader(ResumableLoader):
-    """Iterates over `(images, labels)` batches without worker processes or global generators.
+    """Iterate over `(images, labels)` batches without worker processes or global generators.
 
-    Which samples a batch holds depends on (seed, epoch, batch), and so does its augmentation.
-    Batches are picked on the device where the tensors lie. In distributed training each rank takes
-    its share of the same order. The share wraps around to be equal on all ranks: an evaluation on
-    several ranks counts up to `world - 1` samples twice.
+    The samples of a batch and their augmentation depend on (seed, epoch, batch). Batches are
+    gathered on the device of the tensors. Ranks visit equal parts of the same order, which wraps
+    around: evaluation on several ranks counts up to `world - 1` samples twice.
 
     Args:
         images: Shape (samples, ...), any dtype.
         labels: Shape (samples,).
-        batch_size: Samples a batch and rank; the last batch may be smaller.
-        shuffle: Whether each epoch has an order of its own.
-        drop_last: Leaves a smaller last batch out.
-        seed: The run's seed.
+        batch_size: Samples per batch and rank; the last batch may be smaller.
+        shuffle: Whether to shuffle each epoch.
+        drop_last: Whether to drop a smaller last batch.
+        seed: Seed of the run.
         transform: Applied to the images of each batch.
 
     Raises:
-        ConfigError: For sizes that do not fit each other, or that leave no batch.
+        ConfigError: For sizes that differ, or that leave no batch.
 
     Example:
         >>> loader = BatchLoader(torch.arange(5), torch.arange(5), batch_size=2, shuffle=True)
@@ -77,19 +75,15 @@ class BatchLoader(ResumableLoader):
             )
 
     def __len__(self) -> int:
-        count = share(len(self.images), _rank_and_world()[1])
+        count = samples_per_rank(len(self.images), rank_and_world()[1])
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        rank, world = _rank_and_world()
+        rank, world = rank_and_world()
+        samples, device = len(self.images), self.images.device
         order = epoch_order(
-            len(self.images),
-            shuffle=self.shuffle,
-            seed=self.seed,
-            epoch=epoch,
-            rank=rank,
-            world=world,
-        ).to(self.images.device)
+            samples, shuffle=self.shuffle, seed=self.seed, epoch=epoch, rank=rank, world=world
+        ).to(device)
         for batch in range(start, len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             images = self.images.index_select(0, index)

@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""Images decoded by workers."""
+"""Loader of image files that worker processes decode."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from regrow.app.data.loading.epoch_order import epoch_order, generator, share
+from regrow.app.data.loading.epoch_order import epoch_order, generator, samples_per_rank
 from regrow.app.data.loading.resumable import Batch, ResumableLoader, rank_and_world
 from regrow.app.data.transforms.decode import Pixels, decode
 from regrow.utils.errors import check_count
 
 Finish = Callable[[Tensor, Tensor], Batch]
-"""A batch of uint8 images and labels -> normalised, on the training device."""
+"""A batch of uint8 images and labels -> normalized, on the training device."""
 
 
 class Source(Protocol):
-    """Image files that can be read in any order, by any process.
+    """Image files with random access, picklable for worker processes.
 
     Attributes:
         labels: int64, shape (images,).
@@ -30,66 +31,89 @@ class Source(Protocol):
     labels: Tensor
 
     def read(self, index: int) -> bytes:
-        """The bytes of one image file."""
+        """Return the bytes of one image file."""
 
     def name(self, index: int) -> str:
-        """Where it lies, for messages."""
+        """Return the location of one image, for messages."""
 
 
-class _Decoded(Dataset[Batch]):
-    """One epoch's images by their number in the source: what a worker process gets."""
+@dataclass(frozen=True)
+class WorkerConfig:
+    """How worker processes decode images.
+
+    Attributes:
+        pixels: From a decoded image to its pixels.
+        finish: Applied to each batch in the training process.
+        workers: Processes per rank; 0 reads in the training process.
+        pin: Whether batches are copied to pinned memory.
+    """
+
+    pixels: Pixels
+    finish: Finish
+    workers: int = 0
+    pin: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("num_workers", self.workers, least=0)
+
+    def load(self, dataset: Dataset[Batch], **batching: Any) -> Iterator[Batch]:
+        """Yield the batches of a `DataLoader`, without drawing from global generators."""
+        loader = DataLoader(
+            dataset,
+            num_workers=self.workers,
+            pin_memory=self.pin,
+            generator=torch.Generator(),  # seeds the workers
+            **batching,
+        )
+        for images, labels in loader:
+            yield self.finish(images, labels)
+
+
+class _DecodedImages(Dataset[Batch]):
+    """The images of one epoch by their index in the source."""
 
     def __init__(self, source: Source, pixels: Pixels, seed: int, epoch: int) -> None:
         self.source, self.pixels, self.seed, self.epoch = source, pixels, seed, epoch
 
     def __getitem__(self, index: int) -> Batch:
         image = decode(self.source.read(index), self.source.name(index))
-        drawn = generator(self.seed, "image", self.epoch, index)
-        return self.pixels(image, drawn), self.source.labels[index]
+        random = generator(self.seed, "image", self.epoch, index)
+        return self.pixels(image, random), self.source.labels[index]
 
 
 class ImageLoader(ResumableLoader):
-    """Iterates over batches of image files; order, ranks and resuming are as in `BatchLoader`.
+    """Iterate over batches of image files; order, ranks and resume are as in `BatchLoader`.
 
-    An image's augmentation depends on (seed, epoch, its number) alone: neither the number of worker
-    processes nor a resume changes a pixel. Workers live for one epoch. No global generator is used.
+    The augmentation of an image depends on (seed, epoch, index) only, not on the number of workers
+    or on a resume. Workers live for one epoch.
 
     Args:
-        source: The files.
-        indices: Which of them, shape (samples,).
-        pixels: From a decoded image to its pixels.
-        finish: Applied to each batch, in the training process.
-        batch_size: Images a batch and rank; the last batch may be smaller.
-        shuffle: Whether each epoch has an order of its own.
-        seed: The run's seed.
-        workers: Processes that read ahead; 0 reads in the training process.
-        pin: Whether batches are put where an accelerator can fetch them by itself.
+        source: The image files.
+        indices: The images to load, shape (samples,).
+        config: Decoding by worker processes.
+        batch_size: Images per batch and rank; the last batch may be smaller.
+        shuffle: Whether to shuffle each epoch.
+        seed: Seed of the run.
     """
 
     def __init__(
         self,
         source: Source,
         indices: Tensor,
+        config: WorkerConfig,
         *,
-        pixels: Pixels,
-        finish: Finish,
         batch_size: int,
         shuffle: bool,
         seed: int,
-        workers: int = 0,
-        pin: bool = False,
     ) -> None:
         super().__init__(batch_size, seed)
         self.source = source
         self.indices = indices
-        self.pixels = pixels
-        self.finish = finish
+        self.config = config
         self.shuffle = shuffle
-        self.workers = check_count("num_workers", workers, least=0)
-        self.pin = pin
 
     def __len__(self) -> int:
-        return math.ceil(share(len(self.indices), rank_and_world()[1]) / self.batch_size)
+        return math.ceil(samples_per_rank(len(self.indices), rank_and_world()[1]) / self.batch_size)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         rank, world = rank_and_world()
@@ -98,12 +122,5 @@ class ImageLoader(ResumableLoader):
             samples, shuffle=self.shuffle, seed=self.seed, epoch=epoch, rank=rank, world=world
         )
         parts = torch.split(self.indices[order], self.batch_size)[start:]
-        loader = DataLoader(
-            _Decoded(self.source, self.pixels, self.seed, epoch),
-            batch_sampler=[part.tolist() for part in parts],
-            num_workers=self.workers,
-            pin_memory=self.pin,
-            generator=torch.Generator(),  # it draws its workers' seeds, from no one else's numbers
-        )
-        for images, labels in loader:
-            yield self.finish(images, labels)
+        dataset = _DecodedImages(self.source, self.config.pixels, self.seed, epoch)
+        yield from self.config.load(dataset, batch_sampler=[part.tolist() for part in parts])

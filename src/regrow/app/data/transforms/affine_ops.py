@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Shear, translate, rotate."""
+"""Shear, translate and rotate batches of images."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ Matrix = tuple[float, float, float, float, float, float]
 
 
 def shear_x(amount: float) -> Matrix:
-    """Rows move sideways, in proportion to their distance from the top."""
+    """Shift rows in proportion to their distance from the top."""
     return (1, amount, 0, 0, 1, 0)
 
 
 def shear_y(amount: float) -> Matrix:
-    """Columns move up or down, in proportion to their distance from the left."""
+    """Shift columns in proportion to their distance from the left."""
     return (1, 0, 0, amount, 1, 0)
 
 
 def translate_x(pixels: float) -> Matrix:
-    """Moves to the left."""
+    """Shift to the left."""
     return (1, 0, pixels, 0, 1, 0)
 
 
 def translate_y(pixels: float) -> Matrix:
-    """Moves up."""
+    """Shift up."""
     return (1, 0, 0, 0, 1, pixels)
 
 
 def rotate(degrees: float, height: int, width: int) -> Matrix:
-    """Turns counter-clockwise about the centre."""
+    """Rotate counter-clockwise about the center."""
     sine, cosine = math.sin(-math.radians(degrees)), math.cos(math.radians(degrees))
     x, y = width / 2, height / 2
     return (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y)
 
 
 def warp(images: Tensor, matrices: tuple[Matrix, ...], which: Tensor, fill: Tensor) -> Tensor:
-    """Draws each image anew through one of a few matrices.
+    """Warp each image by one of several matrices, with nearest-neighbor sampling.
 
-    Centres of pixels lie at half numbers, as in Pillow; a place outside the image is filled.
+    Pixel centers lie at half-integers, as in Pillow.
 
     Args:
         images: Shape (N, C, H, W), any dtype.
-        matrices: From places of the result to places of the image.
-        which: The number of each image's matrix, shape (N,), on the CPU.
-        fill: The colour of what lies outside, shape (C,).
+        matrices: From positions in the result to positions in the image.
+        which: Index of the matrix of each image, shape (N,), on the CPU.
+        fill: Color outside the image, shape (C,).
 
     Returns:
         Images of the same shape and dtype.
@@ -62,14 +62,14 @@ def warp(images: Tensor, matrices: tuple[Matrix, ...], which: Tensor, fill: Tens
     _, channels, height, width = images.shape
     tables = torch.stack([_places(matrix, height, width) for matrix in matrices])
     places = tables[which].to(images.device)[:, None]  # (N, 1, H * W), -1 is outside
-    found = images.flatten(2).gather(2, places.clamp(min=0).expand(-1, channels, -1))
-    colour = fill.to(images.device, images.dtype).view(1, -1, 1)
-    return torch.where(places < 0, colour, found).view(images.shape)
+    moved = images.flatten(2).gather(2, places.clamp(min=0).expand(-1, channels, -1))
+    color = fill.to(images.device, images.dtype).view(1, -1, 1)
+    return torch.where(places < 0, color, moved).view(images.shape)
 
 
 @functools.lru_cache(maxsize=256)
 def _places(matrix: Matrix, height: int, width: int) -> Tensor:
-    """For each pixel of the result, the flat place of its source, or -1."""
+    """Return the flat index of the source of each pixel of the result, or -1."""
     a, b, c, d, e, f = matrix
     x = torch.arange(width, dtype=torch.float64) + 0.5
     y = (torch.arange(height, dtype=torch.float64) + 0.5)[:, None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Augmentation from a name or a list."""
+"""Augmentation of training batches, from names and settings."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from regrow.app.data.transforms.rand_augment import rand_augment
 from regrow.utils.errors import ConfigError, check_choice, check_count, suggest
 
 Augment = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
-"""One step's name; several in a list, with their settings: `["crop_flip", {"cutout": 16}]`."""
+"""The name of a step, or several with settings: `["crop_flip", {"cutout": 16}]`."""
 
 
 class AugmentStep(Protocol):
-    """Images (N, C, H, W), uint8, this batch's generator and the mean colour -> images."""
+    """Images (N, C, H, W), uint8, the generator of the batch and the mean color -> images."""
 
     def __call__(self, images: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class CropFlip:
-    """Pads with black, crops at random, mirrors: `regrow.app.data.transforms.batch_ops.crop_flip`.
+    """Random crop and flip: `regrow.app.data.transforms.batch_ops.crop_flip`.
 
     Attributes:
-        padding: Pixels; None: 4, or 2 for images of at most 16 pixels.
+        padding: In pixels; None: 4, or 2 for images of at most 16 pixels.
     """
 
     padding: int | None = None
@@ -46,10 +46,10 @@ class CropFlip:
 
 @dataclasses.dataclass(frozen=True)
 class Cutout:
-    """Covers a square with the mean colour: `regrow.app.data.transforms.batch_ops.cutout`.
+    """Cover a square with the mean color: `regrow.app.data.transforms.batch_ops.cutout`.
 
     Attributes:
-        size: Its side in pixels; the paper takes 16 for CIFAR-10 and 8 for CIFAR-100.
+        size: Side in pixels; the paper uses 16 for CIFAR-10 and 8 for CIFAR-100.
     """
 
     size: int = 16
@@ -63,11 +63,11 @@ class Cutout:
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """Random operations one after another: `regrow.app.data.transforms.rand_augment`.
+    """Random operations: `regrow.app.data.transforms.rand_augment`.
 
     Attributes:
-        ops: How many an image goes through.
-        magnitude: How strong, from 0 to 30.
+        ops: Operations per image.
+        magnitude: Strength, from 0 to 30.
     """
 
     ops: int = 2
@@ -91,30 +91,30 @@ STEPS: dict[str, type[CropFlip | Cutout | RandAugment]] = {
 }
 
 
-def augmentation(
+def make_augmentation(
     given: Augment, shape: tuple[int, int, int], mean: Sequence[float], scale: float
 ) -> Transform:
-    """The steps as one function, applied in the order in which they are written.
+    """Return one function that applies the steps in order.
 
     Args:
-        given: None for no step, a name, a mapping from names to settings, or a list of both.
+        given: None, a name, a mapping from names to settings, or a list of both.
         shape: (channels, height, width) of an image.
-        mean: Of each channel, for pixels in [0, 1]: the colour of what is covered.
-        scale: The value of a full pixel; operations on colours need 255.
+        mean: Per channel, for pixels in [0, 1]: the fill color.
+        scale: Largest pixel value; color operations need 255.
 
     Returns:
         Images (N, C, H, W) and a generator -> images of the same shape and dtype.
 
     Raises:
-        ConfigError: For steps and settings that there are not.
+        ConfigError: For unknown steps and settings.
 
     Example:
-        >>> cover = augmentation({"cutout": 4}, (1, 8, 8), mean=(0.5,), scale=255)
+        >>> cover = make_augmentation({"cutout": 4}, (1, 8, 8), mean=(0.5,), scale=255)
         >>> x = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
         >>> cover(x, torch.Generator().manual_seed(0)).unique().tolist()
         [0, 128]
     """
-    steps = [_step(name, settings) for name, settings in _named(given)]
+    steps = [_make_step(name, settings) for name, settings in _list_steps(given)]
     for step in steps:
         if isinstance(step, RandAugment) and (scale != 255 or min(shape[1:]) < 3):
             raise ConfigError(
@@ -131,7 +131,7 @@ def augmentation(
     return augment
 
 
-def _named(given: Augment) -> list[tuple[str, Any]]:
+def _list_steps(given: Augment) -> list[tuple[str, Any]]:
     if given is None:
         return []
     if isinstance(given, str):
@@ -139,15 +139,15 @@ def _named(given: Augment) -> list[tuple[str, Any]]:
     if isinstance(given, Mapping):
         return [(str(name), settings) for name, settings in given.items()]
     if isinstance(given, Sequence):
-        return [pair for part in given for pair in _named(part)]
+        return [pair for part in given for pair in _list_steps(part)]
     raise ConfigError(
         f"augment must be null, a name, or a list such as [crop_flip, {{cutout: 16}}], "
         f"got {given!r}"
     )
 
 
-def _step(name: str, given: Any) -> AugmentStep:
-    """One step; a bare value is its first setting."""
+def _make_step(name: str, given: Any) -> AugmentStep:
+    """Create one step; a bare value is its first setting."""
     step = STEPS[check_choice("augment", name, STEPS)]
     allowed = [field.name for field in dataclasses.fields(step)]
     settings = {} if given is None else given

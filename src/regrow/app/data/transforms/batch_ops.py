@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Crop, flip, cutout, normalise."""
+"""Crop, flip, cut out and normalize batches."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 
 def crop_flip(images: Tensor, generator: torch.Generator, padding: int) -> Tensor:
-    """Pads with zeros, cuts a window of the old size at random, mirrors every second image or so.
+    """Pad with zeros, crop at random to the old size, and flip half of the images.
 
     Args:
-        images: Shape (N, C, H, W), any dtype; 0 should be the background.
-        generator: On the CPU, so that every device draws the same.
+        images: Shape (N, C, H, W), any dtype.
+        generator: On the CPU, so that results do not depend on the device.
         padding: Pixels added on each side.
 
     Returns:
@@ -34,7 +34,7 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int) -> Tenso
     rows = top + torch.arange(height)
     columns = left + torch.arange(width)
     columns = torch.where(mirrored, columns.flip(1), columns)
-    # one gather of flat pixel places serves crop and flip at once
+    # one gather of flat indices crops and flips at once
     places = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
     index = places.view(count, 1, height * width).to(images.device)
     padded = F.pad(images, (padding,) * 4).flatten(2)
@@ -42,15 +42,13 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int) -> Tenso
 
 
 def cutout(images: Tensor, generator: torch.Generator, size: int, fill: Tensor) -> Tensor:
-    """Covers one square of each image, which may reach over the border.
-
-    Its centre is any pixel with equal chance.
+    """Cover one square of each image; its center is a uniformly random pixel.
 
     Args:
         images: Shape (N, C, H, W), any dtype.
-        generator: On the CPU, so that every device draws the same.
+        generator: On the CPU, so that results do not depend on the device.
         size: Side of the square in pixels.
-        fill: The colour that covers, of shape (C,); the mean one is 0 after normalisation.
+        fill: Color of the square, shape (C,); the mean color is 0 after normalization.
 
     Returns:
         Images of the same shape and dtype.
@@ -74,23 +72,23 @@ def cutout(images: Tensor, generator: torch.Generator, size: int, fill: Tensor) 
     return torch.where(square, fill.to(images.device, images.dtype).view(-1, 1, 1), images)
 
 
-def normaliser(
+def make_normalizer(
     scale: float, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
 ) -> Callable[[Tensor], Tensor]:
-    """A function that gives `(images / scale - mean) / std`, channel by channel.
+    """Return a function that computes `(images / scale - mean) / std` per channel.
 
     Args:
-        scale: The value of a full pixel, such as 255.
-        mean: Of each channel, with pixels in [0, 1].
-        std: Likewise.
-        device: Where the images will lie.
+        scale: Largest pixel value, such as 255.
+        mean: Per channel, for pixels in [0, 1].
+        std: Per channel, likewise.
+        device: Device of the images.
 
     Returns:
         Images (N, C, H, W) of any dtype -> float32 images of the same shape.
 
     Example:
-        >>> normalise = normaliser(255, mean=(0.5,), std=(0.25,))
-        >>> normalise(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)).item()
+        >>> normalize = make_normalizer(255, mean=(0.5,), std=(0.25,))
+        >>> normalize(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)).item()
         2.0
     """
     gain = torch.tensor([1 / (scale * s) for s in std], device=device).view(-1, 1, 1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Colour operations.
+"""Color operations on batches.
 
-Images are uint8 (N, C, H, W) with one grey or three (red, green, blue) channels, and so is what
-comes back. Source: the definitions in Pillow's ImageOps and ImageEnhance.
+Images are uint8 (N, C, H, W) with one gray or three (red, green, blue) channels, and so are the
+results. Source: the definitions in Pillow's ImageOps and ImageEnhance.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ _SMOOTH = torch.tensor([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]]) / 13
 
 
 def posterize(images: Tensor, bits: int) -> Tensor:
-    """Keeps the `bits` highest bits of each pixel."""
+    """Keep the `bits` highest bits of each pixel."""
     return images & (0xFF << (8 - bits) & 0xFF)
 
 
 def solarize(images: Tensor, threshold: float) -> Tensor:
-    """Inverts the pixels that are at or above the threshold."""
+    """Invert the pixels that are at or above the threshold."""
     return torch.where(images >= threshold, 255 - images, images)
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Stretches each channel of each image, so that it reaches from 0 to 255."""
+    """Stretch each channel of each image to the range from 0 to 255."""
     low, high = (extreme.double() for extreme in torch.aminmax(images.flatten(2), dim=2))
     span = (high - low)[..., None, None]
     # a true division: 255 / tensor multiplies by a rounded reciprocal, and 255 would become 254
@@ -35,7 +35,7 @@ def autocontrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Spreads each channel of each image, so that its values are about equally frequent."""
+    """Equalize the histogram of each channel of each image."""
     count, channels = images.shape[:2]
     pixels = images.flatten(2).long()
     ones = torch.ones_like(pixels)
@@ -50,33 +50,33 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Mixes with black: factor (N,), 0 is black, 1 the image."""
+    """Blend with black: factor (N,), 0 is black, 1 the image."""
     return _blend(torch.zeros_like(images), images, factor)
 
 
-def colour(images: Tensor, factor: Tensor) -> Tensor:
-    """Mixes with the grey image: factor (N,), 0 is grey, 1 the image."""
-    return _blend(_grey(images).expand_as(images), images, factor)
+def color(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the gray image: factor (N,), 0 is gray, 1 the image."""
+    return _blend(_to_gray(images).expand_as(images), images, factor)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Mixes with the mean grey: factor (N,), 0 is one grey, 1 the image."""
-    mean = _grey(images).double().mean((1, 2, 3), keepdim=True).add(0.5).floor()
+    """Blend with the mean gray: factor (N,), 0 is uniform gray, 1 the image."""
+    mean = _to_gray(images).double().mean((1, 2, 3), keepdim=True).add(0.5).floor()
     return _blend(mean.expand_as(images), images, factor)
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Mixes with the smoothed image: factor (N,), 0 is smooth, 1 the image, 2 is sharp."""
+    """Blend with the smoothed image: factor (N,), 0 is smooth, 1 the image, 2 is sharp."""
     channels = images.shape[1]
     kernel = _SMOOTH.to(images.device).expand(channels, 1, 3, 3)
     inner = F.conv2d(images.float(), kernel, groups=channels).add(0.5).floor()
-    smooth = images.float()  # its border stays as it was
+    smooth = images.float()  # the border is not smoothed
     smooth[..., 1:-1, 1:-1] = inner
     return _blend(smooth, images, factor)
 
 
-def _grey(images: Tensor) -> Tensor:
-    """Luma of ITU-R 601-2, as whole numbers, (N, 1, H, W)."""
+def _to_gray(images: Tensor) -> Tensor:
+    """Compute the luma of ITU-R 601-2 as integers, (N, 1, H, W)."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.int().unbind(1)
@@ -84,7 +84,7 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _blend(plain: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """`plain + factor * (images - plain)`, cut off to a whole number in [0, 255]."""
+    """Compute `plain + factor * (images - plain)`, truncated to uint8."""
     plain = plain.float()
     mixed = plain + factor.float().view(-1, 1, 1, 1) * (images.float() - plain)
     return mixed.clamp_(0, 255).to(torch.uint8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""JPEG -> cropped tensor."""
+"""Decode image files and crop them to tensors."""
 
 from __future__ import annotations
 
@@ -21,40 +21,36 @@ if TYPE_CHECKING:
 
 
 Pixels = Callable[["Image", torch.Generator], Tensor]
-"""An RGB image and its own generator -> uint8 (3, size, size)."""
-
+"""An RGB image and its generator -> uint8 (3, size, size)."""
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom."""
 
-
-SMALLEST, TRIES = 0.08, 10  # of the image's area; until the middle is taken
-
-
-FLATTEST, TALLEST = 4 / 3, 3 / 4  # width to height
+SMALLEST, TRIES = 0.08, 10  # fraction of the area; attempts before the center is used
+FLATTEST, TALLEST = 4 / 3, 3 / 4  # width / height
 
 
 def decode(data: bytes, name: str) -> Image:
-    """An image file as RGB.
+    """Decode an image file to RGB.
 
     Raises:
-        DataError: When the bytes are no whole image, naming it.
+        DataError: If the image is damaged.
     """
     from PIL import Image
 
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:  # what broken files raise in Pillow
-        raise DataError(f"{name} is no whole image ({error}): fetch it again") from error
+    except (OSError, ValueError, SyntaxError) as error:  # raised by Pillow for damaged files
+        raise DataError(f"{name} is not a complete image ({error}): fetch it again") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """A random part of the image, scaled to `size`, mirrored every second time or so.
+    """A random crop scaled to `size` and flipped with probability 1/2.
 
-    The part has 8 to 100 % of the area and a width of 3/4 to 4/3 of its height.
+    The crop has 8 to 100 % of the area and an aspect ratio from 3/4 to 4/3.
 
-    Source: Szegedy et al. 2015, arXiv 1409.4842; in numbers as torchvision's RandomResizedCrop.
+    Source: Szegedy et al. 2015, arXiv 1409.4842; as torchvision's RandomResizedCrop.
     """
 
     size: int
@@ -67,8 +63,8 @@ class RandomCrop:
 
 
 @dataclasses.dataclass(frozen=True)
-class CentreCrop:
-    """Scales the shorter side to `resize` and takes `size` x `size` from the middle."""
+class CenterCrop:
+    """The center `size` x `size` of an image whose shorter side is scaled to `resize`."""
 
     size: int
     resize: int
@@ -85,12 +81,11 @@ class CentreCrop:
 class Seeded:
     """A transform that draws from torch's global generator, such as torchvision's.
 
-    The generator is seeded for each image and then put back, so that an image's pixels depend on
-    its own key and nothing else notices.
+    The global generator is seeded for each image and restored afterwards.
 
     Attributes:
         transform: A PIL image -> uint8 (3, size, size).
-        size: What it must give.
+        size: Required side of the result.
     """
 
     transform: Callable[[Any], Any]
@@ -108,17 +103,17 @@ class Seeded:
         if not isinstance(out, Tensor) or out.dtype != torch.uint8 or out.shape != wanted:
             got = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, Tensor) else type(out)
             raise DataError(
-                f"data.transforms must give uint8 {wanted}, as PILToTensor does at its end, got "
-                f"{got}: normalisation comes later, on the training device"
+                f"data.transforms must return uint8 {wanted}, as PILToTensor does, got "
+                f"{got}: images are normalized later, on the training device"
             )
         return out
 
 
-def torchvision_crop(size: int) -> Seeded:
-    """RandomResizedCrop and RandomHorizontalFlip of torchvision's transforms v2.
+def make_torchvision_crop(size: int) -> Seeded:
+    """Return RandomResizedCrop and RandomHorizontalFlip of torchvision's transforms v2.
 
     Raises:
-        ConfigError: When torchvision is not installed.
+        ConfigError: If torchvision is not installed.
     """
     v2 = import_optional(
         "data.transforms=torchvision", "vision", "torchvision", "torchvision.transforms.v2"
@@ -128,7 +123,7 @@ def torchvision_crop(size: int) -> Seeded:
 
 
 def random_box(width: int, height: int, generator: torch.Generator) -> Box:
-    """A part of an image: random area and shape where they fit, else as much of the middle.
+    """Draw a box of random area and aspect ratio; if none fits, use the center of the image.
 
     Example:
         >>> random_box(500, 5, torch.Generator().manual_seed(0))  # nothing of that shape fits
@@ -149,12 +144,12 @@ def random_box(width: int, height: int, generator: torch.Generator) -> Box:
 
 
 def scale(image: Image, width: int, height: int) -> Image:
-    """Bilinear, with as many pixels averaged as fall on one."""
+    """Resize with an antialiased bilinear filter."""
     from PIL import Image
 
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def pixels(image: Image) -> Tensor:
-    """An RGB image as uint8 (3, height, width)."""
+    """Convert an RGB image to uint8 (3, height, width)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

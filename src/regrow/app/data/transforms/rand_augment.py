@@ -8,27 +8,34 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from regrow.app.data.transforms import affine_ops as warps
-from regrow.app.data.transforms import color_ops as colours
+from regrow.app.data.transforms import color_ops
+from regrow.app.data.transforms.affine_ops import (
+    Matrix,
+    rotate,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+    warp,
+)
 
 STRONGEST = 30
 
-
 Operation = Callable[[Tensor, float, Tensor, Tensor], Tensor]
-"""Images, strength in [0, 1], signs (N,) of -1 or 1 on the CPU, mean colour (C,) -> images."""
+"""Images, strength in [0, 1], signs (N,) of -1 or 1 on the CPU, mean color (C,) -> images."""
 
 
-def _mixed(operation: Callable[[Tensor, Tensor], Tensor]) -> Operation:
-    """An operation with a factor around 1, from 0.1 to 1.9."""
+def _blend(operation: Callable[[Tensor, Tensor], Tensor]) -> Operation:
+    """Return an operation with a factor from 0.1 to 1.9."""
     return lambda x, s, sign, fill: operation(x, (1 + 0.9 * s * sign).to(x.device))
 
 
-def _warped(matrix: Callable[[float, int, int], warps.Matrix], most: float) -> Operation:
-    """A warp by up to `most`, one way or the other."""
+def _warp(matrix: Callable[[float, int, int], Matrix], most: float) -> Operation:
+    """Return a warp by up to `most` in either direction."""
 
     def operation(images: Tensor, strength: float, sign: Tensor, fill: Tensor) -> Tensor:
         both = tuple(matrix(way * most * strength, *images.shape[2:]) for way in (-1, 1))
-        return warps.warp(images, both, (sign > 0).long(), fill)
+        return warp(images, both, (sign > 0).long(), fill)
 
     return operation
 
@@ -36,33 +43,33 @@ def _warped(matrix: Callable[[float, int, int], warps.Matrix], most: float) -> O
 # As torchvision scales them: https://docs.pytorch.org/vision/stable/transforms.html, RandAugment.
 OPERATIONS: dict[str, Operation] = {
     "identity": lambda x, s, sign, fill: x,
-    "shear_x": _warped(lambda v, height, width: warps.shear_x(v), 0.3),
-    "shear_y": _warped(lambda v, height, width: warps.shear_y(v), 0.3),
-    "translate_x": _warped(lambda v, height, width: warps.translate_x(int(v * width)), 150 / 331),
-    "translate_y": _warped(lambda v, height, width: warps.translate_y(int(v * height)), 150 / 331),
-    "rotate": _warped(warps.rotate, 30),
-    "brightness": _mixed(colours.brightness),
-    "color": _mixed(colours.colour),
-    "contrast": _mixed(colours.contrast),
-    "sharpness": _mixed(colours.sharpness),
-    "posterize": lambda x, s, sign, fill: colours.posterize(x, 8 - round(4 * s)),
-    "solarize": lambda x, s, sign, fill: colours.solarize(x, 255 * (1 - s)),
-    "autocontrast": lambda x, s, sign, fill: colours.autocontrast(x),
-    "equalize": lambda x, s, sign, fill: colours.equalize(x),
+    "shear_x": _warp(lambda v, height, width: shear_x(v), 0.3),
+    "shear_y": _warp(lambda v, height, width: shear_y(v), 0.3),
+    "translate_x": _warp(lambda v, height, width: translate_x(int(v * width)), 150 / 331),
+    "translate_y": _warp(lambda v, height, width: translate_y(int(v * height)), 150 / 331),
+    "rotate": _warp(rotate, 30),
+    "brightness": _blend(color_ops.brightness),
+    "color": _blend(color_ops.color),
+    "contrast": _blend(color_ops.contrast),
+    "sharpness": _blend(color_ops.sharpness),
+    "posterize": lambda x, s, sign, fill: color_ops.posterize(x, 8 - round(4 * s)),
+    "solarize": lambda x, s, sign, fill: color_ops.solarize(x, 255 * (1 - s)),
+    "autocontrast": lambda x, s, sign, fill: color_ops.autocontrast(x),
+    "equalize": lambda x, s, sign, fill: color_ops.equalize(x),
 }
 
 
 def rand_augment(
     images: Tensor, generator: torch.Generator, ops: int, magnitude: int, fill: Tensor
 ) -> Tensor:
-    """Sends each image through `ops` operations, drawn with equal chance, of one strength.
+    """Apply `ops` random operations of one strength to each image.
 
     Args:
         images: uint8, shape (N, C, H, W), with 1 or 3 channels.
-        generator: On the CPU, so that every device draws the same.
-        ops: How many operations an image goes through.
-        magnitude: Their strength, from 0 to 30; the sign is drawn.
-        fill: The colour of what warps uncover, shape (C,).
+        generator: On the CPU, so that results do not depend on the device.
+        ops: Operations per image.
+        magnitude: Strength, from 0 to 30; the sign is random.
+        fill: Color of uncovered pixels, shape (C,).
 
     Returns:
         Images of the same shape and dtype.
