@@ -52,13 +52,11 @@ def synflow(
 
     The linear network has weights |w|, zero biases, and no activations and norms. Round k of n
     prunes a copy, in double precision, to density (1 - sparsity)^(k / n) over all layers together
-    and scores again; pruning to `sparsity` by the returned scores is the last round. No data is
-    used.
+    and scores again; pruning by the returned scores is the last round. No data is used.
 
     Args:
         model: The model; not changed.
-        example_input: An input; only its shapes matter. Tuples are positional arguments, dicts
-            keyword arguments.
+        example_input: An input, a tuple or a dict of arguments; only shapes matter.
         sparsity: The target, in [0, 1).
         rounds: Number of scoring rounds.
         include: Patterns of parameters or modules; None: Conv, ConvTranspose and Linear weights.

@@ -74,8 +74,7 @@ def export(
     Args:
         model: The model, on any device; exported in eval mode and not changed.
         path: The file; an existing one is replaced once the new file is checked.
-        example_input: A batch; tuples are positional arguments, dicts keyword arguments. None: the
-            model's `example_input_array`. Not needed for safetensors.
+        example_input: A batch, a tuple or a dict of arguments; None: `model.example_input_array`.
         to: "onnx", "safetensors" or "pt2"; None: by the path's suffix.
         plan: What was cut from the model, for safetensors.
 
@@ -90,8 +89,7 @@ def export(
         >>> done.to, done.batch
         ('pt2', None)
     """
-    path = Path(path)
-    to = chosen_format(path, to)
+    path, to = Path(path), chosen_format(Path(path), to)
     model = getattr(model, "_orig_mod", model)
     example = getattr(model, "example_input_array", None)
     example = example if example_input is None else example_input

@@ -8,6 +8,7 @@ not, and only the few between are ranked. If the sample was misleading, all are 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,15 +55,9 @@ def topk_mask(
         tensor([False, False, False,  True])
     """
     if shard is not None:  # ranks would have to agree on sampled bounds
-        return global_topk_masks(
-            [scores],
-            math.prod(shard.shape) - count,
-            [candidates],
-            magnitude=magnitude,
-            min_keep=0,
-            names=[name],
-            shards=[shard],
-        )[0]
+        rank = partial(global_topk_masks, magnitude=magnitude, min_keep=0, names=[name])
+        n_prune = math.prod(shard.shape) - count
+        return rank([scores], n_prune, [candidates], shards=[shard])[0]
     if isinstance(scores, LazyScores):
         scores = scores.new_pass()(*scores.inputs)
     # in memory order, which is fast; only ties depend on the flat index

@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from regrow.app.data.loading.epoch_order import epoch_order, generator, samples_per_rank
 from regrow.app.data.loading.resumable import Batch, ResumableLoader, rank_and_world
+from regrow.app.data.transforms.augment import Transform
 from regrow.utils.errors import ConfigError
-
-Transform = Callable[[Tensor, torch.Generator], Tensor]
-"""Images (N, C, H, W) and the generator of this batch -> images (N, C, H, W)."""
 
 
 class BatchLoader(ResumableLoader):

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from regrow.app.data.loading.tensor_loader import Transform
 from regrow.app.data.transforms.batch_ops import crop_flip, cutout
 from regrow.app.data.transforms.rand_augment import rand_augment
 from regrow.utils.errors import ConfigError, check_choice, check_count, suggest
+
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+"""Images (N, C, H, W) and the generator of this batch -> images (N, C, H, W)."""
 
 Augment = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
 """The name of a step, or several with settings: `["crop_flip", {"cutout": 16}]`."""
