@@ -19,7 +19,7 @@ def test_soft_pruning_is_refused():
 
 
 def test_nothing_that_prunes_is_refused():
-    with pytest.raises(ConfigError, match="nothing prunes"):
+    with pytest.raises(ConfigError, match="needs a pruning callback"):
         fit(Normed(), Rewind("3it"))
 
 

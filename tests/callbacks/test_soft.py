@@ -93,7 +93,7 @@ def test_weights_come_back_between_events():
             seen.append(torch.cat([m.flatten() for m in event.pruner.masks.values()]))
 
     pruning = MagnitudePruning(0.6, schedule=Table({"1it": 0.6}), soft=True)
-    pruning.schedule = Table({"1it": 0.5, "30it": 0.6})
+    pruning.session.schedule = Table({"1it": 0.5, "30it": 0.6})
     fast = partial(torch.optim.SGD, lr=1.0)
     trainer(pruning, Masks(), max_epochs=5).fit(Net(fast), loader())
     first, second = seen

@@ -13,14 +13,13 @@ from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from tiny_fits import equal, read
 
 from regrow import SparseModelCheckpoint, StateError
-from regrow.callbacks.core.pruning_callback import PruningCallback
-from regrow.callbacks.core.session import PrunerAccess
+from regrow.callbacks.core.session import PruningSession
 from regrow.callbacks.rewind import Rewind
 from regrow.callbacks.support.fit_snapshot import FitSnapshot
 from regrow.masks.masks import check_weights_masked
 
 # What changes masks, and the weights that go with them, within a fit.
-INSIDE = [(PruningCallback, "_fire"), (PrunerAccess, "_change"), (FitSnapshot, "restore"),
+INSIDE = [(PruningSession, "fire"), (PruningSession, "change"), (FitSnapshot, "restore"),
           (Rewind, "_restore")]  # fmt: skip
 
 

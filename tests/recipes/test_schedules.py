@@ -133,7 +133,7 @@ def test_rounds_take_a_fifth_and_fill_the_fit(name: str) -> None:
     for k, milestone in enumerate(plan):
         assert 1 - milestone.sparsity == pytest.approx(0.8 ** (k + 1), abs=2e-4)
     assert 1 - pruning.final == pytest.approx(left, abs=2e-4)
-    back = {"0it": 0, "3ep": 3}[str(pruning.rewinder.to)]
+    back = {"0it": 0, "3ep": 3}[str(pruning.children[0].to)]
     assert first - back == later, "every round ends with the schedule"
 
 

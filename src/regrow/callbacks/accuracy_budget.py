@@ -11,13 +11,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from regrow.callbacks.core.averaging import Averages
-from regrow.callbacks.core.base import Callback, PruneEvent
+from regrow.callbacks.core.base import Callback, PruneEvent, PrunerOwner
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.compatibility import check_no_swa, check_rising_sparsity
+from regrow.callbacks.core.compatibility import check_combination
 from regrow.callbacks.core.consistency import reduce_metric
+from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import pruners
-from regrow.callbacks.core.session import PrunerAccess
 from regrow.callbacks.support.fit_snapshot import FitSnapshot
 from regrow.schedules.bisection import Bisection
 from regrow.schedules.progress import Progress
@@ -59,7 +59,7 @@ class AccuracyBudget(Callback):
         regrow.ConfigError: max_drop must be a number above 0, got -1: write 0.01 for one ...
     """
 
-    needs_whole_parameters = True
+    needs_whole_parameters = needs_rising_sparsity = restores_weights = True
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class AccuracyBudget(Callback):
         self._open: dict[str, Any] | None = None  # the event that is being judged
         self._lost: float | None = None  # by the event that is to be taken back
         self._snapshot: FitSnapshot | None = None
-        self._pruner: PrunerAccess | None = None
+        self._pruner: PruningCallback | None = None
         self._clock: Clock | None = None
         self._length = 0
 
@@ -92,8 +92,7 @@ class AccuracyBudget(Callback):
         return self._open is None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        check_rising_sparsity(trainer, self)
-        check_no_swa(trainer, self)
+        check_combination(trainer)
         found = pruners(trainer)
         if len(found) != 1:
             raise ConfigError(
@@ -121,11 +120,11 @@ class AccuracyBudget(Callback):
         elif self.settled:
             self._snapshot = None  # of an event that changed nothing
 
-    def allows_event(self, trainer: pl.Trainer, pruner: PrunerAccess) -> bool:
+    def allows_event(self, trainer: pl.Trainer, pruner: PrunerOwner) -> bool:
         return self.settled
 
     def before_prune_event(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerAccess
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
     ) -> None:
         if self.reference is None:
             raise StateError(
@@ -230,11 +229,11 @@ class AccuracyBudget(Callback):
         assert self._snapshot is not None
         assert self._pruner is not None
         sparsity, lost = self._open["sparsity"], self._lost
-        with self._pruner.transaction.guard("a rollback"):
-            self._pruner.transaction.mark_started()
+        with self._pruner.session.transaction.guard("a rollback"):
+            self._pruner.session.transaction.mark_started()
             self._snapshot.restore(trainer, pl_module, self._pruner)
             finite = lost is not None and math.isfinite(lost)  # a result in JSON knows no NaN
-            self._pruner.note_rollback(sparsity, lost if finite else None)
+            self._pruner.session.record_rollback(sparsity, lost if finite else None)
             if lost is not None:  # else the event is still to come
                 self._pruner.progress.set_next(self._behind(), self.search.next())
             self._open = self._lost = self._snapshot = None

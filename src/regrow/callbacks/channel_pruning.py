@@ -13,13 +13,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from regrow.callbacks.core.averaging import Averages
-from regrow.callbacks.core.base import Callback
-from regrow.callbacks.core.dispatch import suite
+from regrow.callbacks.core.clock import Clock
+from regrow.callbacks.core.dispatch import Dispatcher
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import no_event_pending
-from regrow.callbacks.dynamic_sparse_training import DynamicSparseTraining
-from regrow.callbacks.rewind import Rewind
-from regrow.callbacks.rewound_pruning import RewoundPruning
+from regrow.callbacks.core.session import PruningSession, PruningStrategy
+from regrow.callbacks.rewind import Rewind, make_rewind
 from regrow.callbacks.support.checkpoint_shapes import (
     ShapeHooks,
     find_example,
@@ -33,7 +32,6 @@ from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.importance import ChannelCriterion
 from regrow.channels.pruner import ChannelPruner
-from regrow.criteria.base import TrackingCriterion
 from regrow.io.checkpoints import KEY
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import PruningPlan as SparsityPlan
@@ -65,37 +63,8 @@ def check_settings(
         )
 
 
-def check_compatible(trainer: pl.Trainer, callback: ChannelPruning) -> None:
-    """Refuses callbacks that hold tensors of shapes that a cut would change.
-
-    Raises:
-        ConfigError: Naming the callback and what to write.
-    """
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        if other is callback or not isinstance(other, PruningCallback):
-            continue
-        name = type(other).__name__
-        if isinstance(other, type(callback)):
-            raise ConfigError(
-                f"two {name} would cut the same module: write one, with include= of both"
-            )
-        if callback.compact_at is None:
-            continue
-        criterion = getattr(other.method, "criterion", None)
-        for what, is_so in (
-            ("constant sparsity", isinstance(other, DynamicSparseTraining)),
-            ("soft=True", other.soft),
-            ("a criterion that tracks gradients", tracks(criterion)),
-        ):
-            if is_so:
-                raise ConfigError(
-                    f"{name} with {what} holds tensors that do not follow a cut: write "
-                    "compact=None in ChannelPruning, or another pruning of weights"
-                )
-
-
 def check_single_process(trainer: pl.Trainer, callback: ChannelPruning) -> None:
-    """What several ranks cannot do: time alike, and cut while DDP trains.
+    """Check what several ranks cannot do: time alike, and cut while DDP trains.
 
     Raises:
         ConfigError: For `of="latency"`.
@@ -124,26 +93,12 @@ def check_can_cut(trainer: pl.Trainer) -> None:
         )
 
 
-def tell_cut(trainer: pl.Trainer, callback: ChannelPruning, plan: ChannelCut) -> None:
-    """Lets the other callbacks of the suite, and its own rewinder, follow a cut."""
-    others: list[Callback] = [other for other in suite(trainer) if other is not callback]
-    if callback.rewinder is not None:
-        others.append(callback.rewinder)
-    for other in others:
-        other.on_compact(trainer, trainer.lightning_module, plan)
-
-
 def rewrap(trainer: pl.Trainer) -> None:
     """Makes DDP anew, which hooks gradient accumulators; the trial cut has replaced them."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and strategy.model is not strategy.lightning_module:
         strategy.model = strategy.lightning_module
         strategy.configure_ddp()
-
-
-def tracks(criterion: object) -> bool:
-    """Whether a criterion keeps something of each weight from step to step."""
-    return criterion == "movement" or isinstance(criterion, TrackingCriterion)
 
 
 def recalibrate_on(trainer: pl.Trainer, module: pl.LightningModule, count: int) -> None:
@@ -169,7 +124,7 @@ def recalibrate_on(trainer: pl.Trainer, module: pl.LightningModule, count: int) 
 DEFAULT_SPARSITY: Final = float("0.5")
 
 
-class ChannelPruning(RewoundPruning):
+class ChannelPruning(PruningCallback[ChannelPruner]):
     """Prunes whole channels, on any network that can be traced, and makes it really smaller.
 
     At each event the least important channels are masked in every layer that holds a part of them,
@@ -217,6 +172,8 @@ class ChannelPruning(RewoundPruning):
 there are: channels, latency, macs, params
     """
 
+    cuts_channels = True
+
     def __init__(
         self,
         sparsity: float = DEFAULT_SPARSITY,
@@ -256,19 +213,14 @@ there are: channels, latency, macs, params
                 "sides never learns: write another schedule"
             )
         final = method.check_target(sparsity)
-        super().__init__(method, chosen, final, keep_removed, on_change, False, rewind=rewind)
+        strategy = Channels(method, keep_removed, example_input)
+        super().__init__(strategy, chosen, final, on_change, make_rewind(rewind))
+        self.strategy = strategy
         self.compact_at = compact
+        self.changes_shapes = compact is not None
         self.recalibrate = check_count("recalibrate", recalibrate, least=0)
-        self.example_input = example_input
-        self._example: Any = None
         self._last_failed_event = -1  # the history's length when a cut within the fit failed
         self._hooks = ShapeHooks()
-
-    @property
-    def pruner(self) -> ChannelPruner:
-        pruner = super().pruner
-        assert isinstance(pruner, ChannelPruner)
-        return pruner
 
     @property
     def plan(self) -> ChannelCut:
@@ -277,8 +229,8 @@ there are: channels, latency, macs, params
 
     def compact(self) -> ChannelCut | None:
         """Cuts masked channels out now, but not while DDP trains; see `ChannelPruner.compact`."""
-        if self._clock is not None:
-            check_can_cut(self._clock.trainer)
+        if isinstance(self.session.clock, Clock):
+            check_can_cut(self.session.clock.trainer)
         return self._compact()
 
     def expand(self) -> HistoryEntry:
@@ -287,14 +239,11 @@ there are: channels, latency, macs, params
         Raises:
             StateError: Within a fit, whose other callbacks hold masks and copies of the shapes.
         """
-        if self._clock is not None:
+        if self.session.clock is not None:
             raise StateError("a fit is going on in the small shapes: call expand() after it")
         entry = self.pruner.expand()
-        self._averages.rebuild(self.pruner.model)
+        self.session.averages.rebuild(self.pruner.model)
         return entry
-
-    def resolve(self, timeline: Timeline, start: float = 0.0) -> SparsityPlan:
-        return super().resolve(timeline, start) if self.final else ()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -302,11 +251,11 @@ there are: channels, latency, macs, params
         self._hooks.install(pl_module, self._fit_shapes, self._tell_shapes)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._pruner is None and self._example is None:
-            self._example = find_example(trainer, pl_module, self.example_input)
+        strategy = self.strategy
+        if self.session.current is None and strategy.example is None:
+            strategy.example = find_example(trainer, pl_module, strategy.given)
         if trainer.world_size > 1:
             check_single_process(trainer, self)
-        check_compatible(trainer, self)
         super().on_fit_start(trainer, pl_module)
         rewrap(trainer)
         for name, reason in self.pruner.pins.items():
@@ -325,17 +274,17 @@ there are: channels, latency, macs, params
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # here, because a budget still takes events back when training ends
-        if self._pruner is None:
+        if self.session.current is None:
             return
         super().on_fit_end(trainer, pl_module)
         if self.compact_at is not None and self._try_to_compact() and self.recalibrate:
             recalibrate_on(trainer, pl_module, self.recalibrate)
-            self._averages.copy_from_model(pl_module)  # it went into the module before
+            self.session.averages.copy_from_model(pl_module)  # it went into the module before
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._remember_example((checkpoint.get("callbacks") or {}).get(self.state_key))
+        self.strategy.remember((checkpoint.get("callbacks") or {}).get(self.state_key))
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def on_save_checkpoint(
@@ -354,21 +303,6 @@ there are: channels, latency, macs, params
         super().on_exception(trainer, pl_module, exception)
         self._hooks.remove()
 
-    def _begin(self, trainer: pl.Trainer) -> None:
-        if self._budget is not None:
-            self.final = self.pruner.affordable()
-        super()._begin(trainer)
-
-    def _resume(self, state: Mapping[str, Any]) -> None:
-        if self._budget is not None:
-            self.final = state["final"]  # measured when the fit started
-        super()._resume(state)
-
-    @property
-    def _budget(self) -> float | None:
-        assert isinstance(self.method, ChannelConfig)
-        return self.method.latency_ms
-
     def _compact_settled(self, trainer: pl.Trainer) -> None:
         """Cuts within the fit what nothing can take back any more."""
         masked = any(len(channels) for channels in self.pruner.removed.values())
@@ -378,12 +312,12 @@ there are: channels, latency, macs, params
             self._last_failed_event = len(self.history)
 
     def _compact(self) -> ChannelCut | None:
-        trainer = None if self._clock is None else self._clock.trainer
-        plan = self.pruner.compact(trainer.optimizers if trainer is not None else ())
-        self._averages.slice(plan)
-        if plan is not None and trainer is not None:
-            self._where(self.history[-1])
-            tell_cut(trainer, self, plan)
+        session = self.session
+        plan = self.pruner.compact(session.optimizers)
+        session.averages.slice(plan)
+        if plan is not None and isinstance(session.clock, Clock):
+            session.add_position(self.history[-1])
+            Dispatcher.of(session.clock.trainer).broadcast_cut(self, plan)
         return plan
 
     def _try_to_compact(self) -> bool:
@@ -394,38 +328,71 @@ there are: channels, latency, macs, params
             rank_zero_warn(str(error))
             return False
 
-    def _new_pruner(self, model: nn.Module) -> ChannelPruner:
-        assert isinstance(self.method, ChannelConfig)
-        example = first_example(model, self._example, self.example_input)
-        return ChannelPruner(model, example, self.method, keep_removed=bool(self.keep_removed))
-
-    def _own_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-        state = super()._own_state(checkpoint)
-        self._remember_example(state)
+    def _require_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        state = super()._require_state(checkpoint)
+        self.strategy.remember(state)
         return state
 
-    def _remember_example(self, state: Mapping[str, Any] | None) -> None:
-        """A checkpoint knows what the network was traced with."""
-        if state is not None and state["pruner"] is not None:
-            self._example = state["pruner"]["example"]
-
     def _fit_shapes(self, module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
-        """Gives a module the shapes of the checkpoint that is about to be loaded."""
+        """Give a module the shapes of the checkpoint that is about to be loaded."""
+        session = self.session
         state = (checkpoint.get("callbacks") or {}).get(self.state_key) or {}
         cuts = (state.get("pruner") or {}).get("cuts") or []
         if (
-            self._pruner is None
+            session.current is None
             and cuts
             and not ChannelCut.from_state(cuts[-1]["plan"]).matches(module)
         ):
-            self._remember_example(state)  # while there are channels to be found
-            self._pruner = self._new_pruner(module)
-        if self._pruner is None or self._pruner.model is not module:
+            self.strategy.remember(state)  # while there are channels to be found
+            session.current = self.strategy.make_pruner(module)
+        if session.current is None or session.current.model is not module:
             fit_shapes(module, checkpoint)
         else:
-            self.pruner.reshape(cuts)
+            session.current.reshape(cuts)
         Averages(module.trainer).resize(module)
 
     def _tell_shapes(self, checkpoint: dict[str, Any]) -> None:
-        if isinstance(self._pruner, ChannelPruner) and self._pruner.plan.kept:
-            checkpoint[KEY] = self._pruner.plan.state_dict()
+        pruner = self.session.current
+        if pruner is not None and pruner.plan.kept:
+            checkpoint[KEY] = pruner.plan.state_dict()
+
+
+class Channels(PruningStrategy[ChannelPruner]):
+    """Masks channels to the sparsity of each milestone.
+
+    Args:
+        config: How channels are ranked and counted.
+        keep_removed: Whether removed values are kept.
+        given: What the network is traced with; None: looked up when a fit starts.
+    """
+
+    config: ChannelConfig
+
+    def __init__(self, config: ChannelConfig, keep_removed: bool, given: Any) -> None:
+        super().__init__(config, keep_removed)
+        self.given = given
+        self.example: Any = None  # what it is traced with, once that is known
+
+    def make_pruner(self, model: nn.Module) -> ChannelPruner:
+        example = first_example(model, self.example, self.given)
+        return ChannelPruner(model, example, self.config, keep_removed=bool(self.keep_removed))
+
+    def remember(self, state: Mapping[str, Any] | None) -> None:
+        """Read from a checkpoint what the network was traced with."""
+        if state is not None and state["pruner"] is not None:
+            self.example = state["pruner"]["example"]
+
+    def plan(
+        self, schedule: Schedule, final: float, timeline: Timeline, start: float
+    ) -> SparsityPlan:
+        return super().plan(schedule, final, timeline, start) if final else ()
+
+    def before_fit(self, session: PruningSession[ChannelPruner]) -> None:
+        if self.config.latency_ms is not None:
+            session.final = session.pruner.affordable()
+
+    def before_resume(
+        self, session: PruningSession[ChannelPruner], state: Mapping[str, Any]
+    ) -> None:
+        if self.config.latency_ms is not None:
+            session.final = state["final"]  # measured when the fit started

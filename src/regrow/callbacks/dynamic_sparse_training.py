@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.callbacks.core.checks import waits_for_gradients
-from regrow.callbacks.core.gradients import amp_step_skipped, drop_gradients
+from regrow.callbacks.core.gradients import drop_gradients
 from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.core.session import GradualMagnitude, PruningSession
 from regrow.criteria.base import CRITERIA, TrackingCriterion
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.drop_and_grow import (
@@ -32,7 +32,7 @@ from regrow.pruning.initializers import (
 )
 from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry
-from regrow.schedules.base import Milestone, PruningPlan
+from regrow.schedules.base import Milestone, PruningPlan, Schedule
 from regrow.schedules.drop_fraction import DropGrowSchedule, drop_fraction_at
 from regrow.schedules.one_shot import OneShot
 from regrow.schedules.time import TimeLike, Timeline
@@ -40,7 +40,7 @@ from regrow.utils.errors import ConfigError, check_choice, check_rate
 from regrow.utils.modes import no_compile
 
 
-class DynamicSparseTraining(PruningCallback):
+class DynamicSparseTraining(PruningCallback[Pruner]):
     """Trains a sparse network whose masks move: RigL, SET, SNFS, or static masks.
 
     Masks are drawn by lot at the fit's first step. Then, every `every` until `end`, each layer
@@ -88,8 +88,6 @@ class DynamicSparseTraining(PruningCallback):
 'gradients': did you mean 'gradient'?
     """
 
-    constant_sparsity = True
-
     def __init__(
         self,
         sparsity: float = 0.9,
@@ -114,106 +112,80 @@ class DynamicSparseTraining(PruningCallback):
         if isinstance(grow, str) or not callable(grow):
             check_choice("grow", grow, (*GROW, "none"))
         check_choice("distribution", distribution, ("erk", "uniform"))
-        self.grow = grow
-        self.drop_fraction = check_rate("drop_fraction", drop_fraction)
-        self.initializer = make_initializer(init)
-        self.skip_update = skip_update
-        self.updates = DropGrowSchedule(every, end)
-        self.explored = ExploredMask()
-        self._end = 0
-        self._skips = False
-        if self.moves and granularity != "weight":
+        initializer, moves = make_initializer(init), grow != "none"
+        check_rate("drop_fraction", drop_fraction)
+        if moves and granularity != "weight":
             raise ConfigError(
                 f"granularity={granularity!r} cannot be grown, only single weights can: write "
-                "granularity='weight', or grow='none' for masks that stand still"
+                "granularity='weight', or grow='none' for masks that do not change"
             )
-        if skip_update and not self._by_gradients:
+        if skip_update and grow in ("random", "none"):
             raise ConfigError(
                 f"skip_update=True skips the step whose gradients grow weights, grow={grow!r} "
                 "looks at none: leave skip_update out, or write grow='gradient'"
             )
-        if self.initializer is orthogonal:
+        if initializer is orthogonal:
             raise ConfigError(
                 "init='orthogonal' makes whole filters, and single weights are grown here: write "
                 "init='zero' or 'he'"
             )
-        if self.initializer is removed_values and not keep_removed:
+        if initializer is removed_values and not keep_removed:
             raise ConfigError("init='removed' needs the removed values: write keep_removed=True")
-        method = PruningConfig(drop, distribution, granularity, None, include, exclude, seed)
-        final = method.check_target(sparsity)
-        schedule = self.updates if self.moves else OneShot(0)
-        super().__init__(method, schedule, final, bool(keep_removed), on_change)
-
-    @property
-    def moves(self) -> bool:
-        """Whether masks change after they were drawn."""
-        return self.grow != "none"
-
-    @property
-    def reached(self) -> bool:
-        """Whether the network is as sparse as asked for: from the first step on."""
-        return self._pruner is not None and self.progress.started and self._complete
-
-    @property
-    def at_target(self) -> bool:
-        return self.reached
-
-    def resolve(self, timeline: Timeline, start: float = 0.0) -> PruningPlan:
-        """The start and the updates of a fit with this timeline, without a Trainer."""
-        return tuple(self.schedule.plan(self.final, timeline, start)) if self.final else ()
-
-    def on_suite_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        due = self._due()
-        # the masks to start from wait for nothing: no step is dense
-        if due is not None and (not self.pruner.pruned or not waits_for_gradients(self.pruner)):
-            self._fire(due)
-
-    def on_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
-        """Acts on dense, unscaled, unclipped gradients: the running mean, then a due update."""
-        if self.grow == "momentum" and not amp_step_skipped(trainer, optimizer):
-            update_gradient_momentum(self.pruner, optimizer)
-        super().on_gradients(trainer, optimizer)
+        config = PruningConfig(drop, distribution, granularity, None, include, exclude, seed)
+        final = config.check_target(sparsity)
+        updates = DropGrowSchedule(every, end)
+        strategy = DropGrow(
+            config, bool(keep_removed), updates, grow, initializer, drop_fraction, skip_update
+        )
+        super().__init__(strategy, updates if moves else OneShot(0), final, on_change)
+        self.strategy = strategy
 
     @no_compile
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        if self._skips:  # only now, when every pruner has seen the gradients
+        if self.strategy.skips:  # only now, when every pruner has seen the gradients
             drop_gradients(trainer, optimizer)
-        self._skips = False
+        self.strategy.skips = False
 
-    def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        if self._loaded is None:  # else it is all there
-            pruner = self._pruner
-            means = {} if pruner is None else pruner.shards.gather(pruner.state.momenta)
-            momenta = {name: mean.clone() for name, mean in means.items()}  # they go on in place
-            state |= {"end": self._end, "momenta": momenta, "explored": self.explored.state_dict()}
-        return state
 
-    @property
-    def _by_gradients(self) -> bool:
-        return self.grow not in ("random", "none")
+class DropGrow(GradualMagnitude):
+    """Draws masks at the first step, then moves them: drops weights and grows as many.
 
-    @property
-    def _complete(self) -> bool:
-        return self.pruner.units(self.pruner.progress_towards(self.final)) >= self.pruner.units(
-            self.final
-        )
+    Args:
+        config: How weights are dropped.
+        keep_removed: Whether removed values are kept.
+        updates: When masks move.
+        grow: Which weights come back; "none": masks do not move.
+        initializer: The values with which they come back.
+        drop_fraction: Share of the kept weights that the first update would drop.
+        skip_update: Whether the step whose gradients grew weights trains nothing.
+    """
 
-    @property
-    def pruner(self) -> Pruner:
-        pruner = super().pruner
-        assert isinstance(pruner, Pruner)
-        return pruner
+    constant_sparsity = True
 
-    def _new_pruner(self, model: nn.Module) -> Pruner:
-        pruner = super()._new_pruner(model)
-        assert isinstance(pruner, Pruner)
-        pruner.needs_gradients |= self._by_gradients
+    def __init__(
+        self,
+        config: PruningConfig,
+        keep_removed: bool,
+        updates: DropGrowSchedule,
+        grow: str | GrowthCriterion,
+        initializer: Initializer,
+        drop_fraction: float,
+        skip_update: bool,
+    ) -> None:
+        super().__init__(config, keep_removed)
+        self.updates, self.grow, self.initializer = updates, grow, initializer
+        self.drop_fraction, self.skip_update = drop_fraction, skip_update
+        self.moves = grow != "none"
+        self.explored = ExploredMask()
+        self.end = 0  # the step of the last update
+        self.skips = False  # whether the present step trains nothing
+
+    def make_pruner(self, model: nn.Module) -> Pruner:
+        pruner = super().make_pruner(model)
+        pruner.needs_gradients |= self.grow not in ("random", "none")
         pruner.state.averages_gradients = self.grow == "momentum"
         if self.moves and pruner.shards.ranks is not None:
             check_supports_sharding(
@@ -221,68 +193,84 @@ class DynamicSparseTraining(PruningCallback):
             )
         return pruner
 
-    def _adopt(self, state: Mapping[str, Any]) -> None:
-        super()._adopt(state)
-        self._end = int(state["end"])
-        parameters = self.pruner.enforcer.parameters
-        self.pruner.state.momenta = {
-            name: mean.to(parameters[name].device, copy=True)
-            for name, mean in self.pruner.shards.local_rows(state["momenta"]).items()
-        }
-        self.explored.load_state_dict(state["explored"], parameters)
+    def plan(
+        self, schedule: Schedule, final: float, timeline: Timeline, start: float
+    ) -> PruningPlan:
+        return tuple(schedule.plan(final, timeline, start)) if final else ()
 
-    def _begin(self, trainer: pl.Trainer) -> None:
-        super()._begin(trainer)
-        assert self._clock is not None
-        if self.initializer is original and not self.pruner.state.originals:
-            self.pruner.remember_original()  # masks may be there already, or be made by hand
-        progress = self.progress
-        timeline = self._clock.timeline(progress.first, progress.epoch)
-        if not self.moves or timeline.total == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        if self._complete:  # masks of an earlier fit go on moving, where others would rest
-            progress.start = self.final
-        progress.plan = self.resolve(timeline, progress.start)
-        self._end = self.updates.stop(timeline)
-
-    def _resume(self, state: Mapping[str, Any]) -> None:
-        super()._resume(state)
-        if self.on_change != "stretch" or not self.moves or self.progress.reached:
-            return
-        assert self._clock is not None
-        progress, (now, _) = self.progress, self._clock.start_step()
-        timeline = self._clock.timeline(progress.first, progress.epoch)
-        planned = self.resolve(timeline, progress.start)
-        ahead = tuple(milestone for milestone in planned if milestone.step >= now)
-        progress.plan = progress.plan[: progress.n_done] + ahead
-        self._end = self.updates.stop(timeline)
-
-    def _act(self, due: Milestone) -> None:
-        pruner, first = self.pruner, self.progress.first
+    def apply(
+        self, session: PruningSession[Pruner], due: Milestone, optimizers: list[Optimizer]
+    ) -> HistoryEntry:
+        pruner, first = session.pruner, session.progress.first
         if not pruner.pruned:
             if self.initializer is original:
                 pruner.remember_original()
-            self._change(lambda optimizers: draw_masks(pruner, self.final, optimizers))
-        elif not self._complete:  # it was less sparse before the fit, or made so by hand
-            self._change(lambda optimizers: pruner.prune_to(self.final, optimizers))
-        else:
-            share = drop_fraction_at(due.step - first, self._end - first, self.drop_fraction)
-            self._change(
-                lambda optimizers: drop_and_grow(
-                    pruner,
-                    share,
-                    drop=pruner.criterion,
-                    grow=self.grow,
-                    init=self.initializer,
-                    optimizers=optimizers,
-                )
-            )
-            self._skips = self.skip_update
+            return draw_masks(pruner, session.final, optimizers)
+        if not session.is_as_sparse(()):  # less sparse before the fit, or made so by hand
+            return pruner.prune_to(session.final, optimizers)
+        share = drop_fraction_at(due.step - first, self.end - first, self.drop_fraction)
+        entry = drop_and_grow(
+            pruner,
+            share,
+            drop=pruner.criterion,
+            grow=self.grow,
+            init=self.initializer,
+            optimizers=optimizers,
+        )
+        self.skips = self.skip_update
+        return entry
 
-    def _change(self, change: Callable[[list[Optimizer]], HistoryEntry]) -> HistoryEntry:
-        def watched(optimizers: list[Optimizer]) -> HistoryEntry:
-            entry = change(optimizers)
-            entry["explored"] = self.explored.add(self.pruner.masks)
-            return entry
+    def after_change(self, pruner: Pruner, entry: HistoryEntry) -> None:
+        entry["explored"] = self.explored.add(pruner.masks)
 
-        return super()._change(watched)
+    def acts_on_gradients(self, pruner: Pruner) -> bool:
+        # the masks to start from wait for nothing: no step is dense
+        return bool(pruner.pruned) and super().acts_on_gradients(pruner)
+
+    def on_gradients(self, pruner: Pruner, optimizer: Optimizer) -> None:
+        if self.grow == "momentum":
+            update_gradient_momentum(pruner, optimizer)
+        super().on_gradients(pruner, optimizer)
+
+    def after_plan(self, session: PruningSession[Pruner], timeline: Timeline) -> None:
+        pruner, progress = session.pruner, session.progress
+        if self.initializer is original and not pruner.state.originals:
+            pruner.remember_original()  # masks may be there already, or be made by hand
+        if not self.moves or timeline.total == 0 or session.time.dry_run:
+            return
+        if session.is_as_sparse(()):  # masks of an earlier fit go on moving
+            progress.start = session.final
+        progress.plan = session.resolve(timeline, progress.start)
+        self.end = self.updates.stop(timeline)
+
+    def after_resume(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
+        progress = session.progress
+        if session.on_change != "stretch" or not self.moves or progress.reached:
+            return
+        (now, _), timeline = session.time.start_step(), session.timeline
+        planned = session.resolve(timeline, progress.start)
+        ahead = tuple(milestone for milestone in planned if milestone.step >= now)
+        progress.plan = progress.plan[: progress.n_done] + ahead
+        self.end = self.updates.stop(timeline)
+
+    def after_load(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
+        pruner, self.end = session.pruner, int(state["end"])
+        parameters = pruner.enforcer.parameters
+        pruner.state.momenta = {
+            name: mean.to(parameters[name].device, copy=True)
+            for name, mean in pruner.shards.local_rows(state["momenta"]).items()
+        }
+        self.explored.load_state_dict(state["explored"], parameters)
+
+    def state_dict(self, session: PruningSession[Pruner]) -> dict[str, Any]:
+        pruner = session.current
+        means = {} if pruner is None else pruner.shards.gather(pruner.state.momenta)
+        momenta = {name: mean.clone() for name, mean in means.items()}  # updated in place
+        return {"end": self.end, "momenta": momenta, "explored": self.explored.state_dict()}
+
+    def reached(self, session: PruningSession[Pruner]) -> bool:
+        """Whether the network is as sparse as asked for: from the first step on."""
+        return session.progress.started and session.is_as_sparse(())
+
+    def at_target(self, session: PruningSession[Pruner]) -> bool:
+        return self.reached(session)

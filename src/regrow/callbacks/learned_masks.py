@@ -14,15 +14,14 @@ from torch.optim import Optimizer
 
 from regrow.callbacks.core.gradients import amp_step_skipped
 from regrow.callbacks.core.pruning_callback import PruningCallback
-from regrow.channels.config import ChannelConfig
+from regrow.callbacks.core.session import PruningSession, PruningStrategy
 from regrow.learned.controller import LearningWindow
 from regrow.learned.learner import OPTIMIZERS, Learner, MarginCriterion
 from regrow.learned.methods import MaskMethod, get_method
 from regrow.learned.pruner import LearnedPruner
-from regrow.masks.targets import select_targets
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import HistoryEntry
+from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.schedules.base import Milestone, ProportionalLayers, PruningPlan, step_within
 from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import (
@@ -34,17 +33,6 @@ from regrow.utils.errors import (
     check_sparsity,
 )
 from regrow.utils.modes import no_compile
-
-
-def check_learnable(trainer: pl.Trainer, callback: PruningCallback, pruner: Pruner) -> None:
-    """All that is refused when a fit that learns masks starts.
-
-    Raises:
-        ConfigError: For optimizers, parameters and callbacks that learned masks do not go with.
-    """
-    _check_no_closures(trainer)
-    _check_trained(trainer, pruner)
-    _check_compatible(trainer, callback, pruner)
 
 
 def check_not_masked(pruner: Pruner) -> None:
@@ -79,7 +67,12 @@ def rate_factor(optimizer: Optimizer, parameter: nn.Parameter) -> float:
     return 1.0
 
 
-def _check_no_closures(trainer: pl.Trainer) -> None:
+def check_optimizers_learn(trainer: pl.Trainer) -> None:
+    """Check that the optimizers show gradients of effective weights.
+
+    Raises:
+        ConfigError: For LBFGS, and for fused optimizers under a gradient scaler.
+    """
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigError(
@@ -94,7 +87,12 @@ def _check_no_closures(trainer: pl.Trainer) -> None:
             )
 
 
-def _check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
+def check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
+    """Check that an optimizer trains every weight whose mask is learned.
+
+    Raises:
+        ConfigError: For frozen or sharded parameters.
+    """
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     trained = {id(p) for group in groups for p in group["params"] if p.requires_grad}
     frozen = [t.name for t in pruner.targets if id(t.parameter) not in trained]
@@ -110,27 +108,6 @@ def _check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
             f"{sharded[0]} is sharded, and masks of sharded parameters are not learned yet: write "
             "strategy='ddp', or MagnitudePruning"
         )
-
-
-def _check_compatible(trainer: pl.Trainer, callback: PruningCallback, pruner: Pruner) -> None:
-    own = {target.name for target in pruner.targets}
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        if other is callback or not isinstance(other, PruningCallback):
-            continue
-        name = type(other).__name__
-        if isinstance(other.method, ChannelConfig):
-            raise ConfigError(
-                f"{name} cuts weights of which LearnedMasks keeps dense ones: write one of them"
-            )
-        theirs = select_targets(
-            trainer.lightning_module, other.method.include, other.method.exclude
-        )
-        shared = sorted(own & {target.name for target in theirs.targets})
-        if shared:
-            raise ConfigError(
-                f"{name} prunes {', '.join(shared[:3])} too, whose masks are learned: tell them "
-                "apart with include= and exclude="
-            )
 
 
 def check_same_learning(was: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -205,7 +182,7 @@ class Learning(ProportionalLayers):
         return (Milestone(last, target),)
 
 
-class LearnedMasks(PruningCallback):
+class LearnedMasks(PruningCallback[LearnedPruner]):
     """Learns which weights to keep, holds a target sparsity, and hardens what it has learned.
 
     From `begin` to `end` the module computes with effective weights f(w, s), at validation and in
@@ -282,10 +259,9 @@ did you mean 'l0'?
     ) -> None:
         rule = get_method(method)
         final = check_sparsity("sparsity", sparsity, zero=False)
-        self.ramp = rule.ramp if ramp is None else _share("ramp", ramp)
-        self.score_lr = score_lr
+        ramp = rule.ramp if ramp is None else _share("ramp", ramp)
         if score_lr is not None:
-            self.score_lr = check_positive("score_lr", score_lr, "0.01")
+            score_lr = check_positive("score_lr", score_lr, "0.01")
         if train_weights not in (None, True, False):
             raise ConfigError(f"train_weights must be True, False or null, got {train_weights!r}")
         keep = check_keep_removed(keep_removed)
@@ -296,61 +272,43 @@ did you mean 'l0'?
             train_weights=rule.trains_weights if train_weights is None else train_weights,
             seed=seed,
         )
-        parts = PruningConfig(
+        config = PruningConfig(
             MarginCriterion(learner), rule.distribution, "weight", None, include, exclude, seed
         )
-        self._learning = Learning(begin, end)
-        self._first = 0
-        self._words = {
+        learning = Learning(begin, end)
+        settings = {
             "method": repr(rule) if is_dataclass(rule) else type(rule).__name__,
-            "ramp": str(self.ramp),
-            "score_lr": str(self.score_lr),
+            "ramp": str(ramp),
+            "score_lr": str(score_lr),
             "score_optimizer": f"{score_optimizer}, {score_momentum}",
             "train_weights": str(train_weights),
         }
-        super().__init__(parts, self._learning, final, keep, on_change)
-
-    @property
-    def pruner(self) -> LearnedPruner:
-        pruner = super().pruner
-        assert isinstance(pruner, LearnedPruner)
-        return pruner
-
-    @property
-    def changes_between_events(self) -> bool:
-        """Whether masks are being learned."""
-        return self._pruner is not None and self.pruner.learner.active
-
-    @property
-    def sparsity(self) -> float:
-        """The masked fraction of the prunable weights; while masks are learned, that of zeros."""
-        return self.pruner.zero_share if self.changes_between_events else super().sparsity
-
-    @property
-    def densities(self) -> dict[str, float]:
-        return self.pruner.nonzero if self.changes_between_events else super().densities
+        strategy = LearnedMask(config, keep, learning, ramp, score_lr, settings)
+        super().__init__(strategy, learning, final, on_change)
+        self.strategy = strategy
 
     def prune_to(self, sparsity: float) -> HistoryEntry:
-        """Refused: learned masks are hardened once, at `end`.
+        """Raise: learned masks are hardened once, at `end`.
 
         Raises:
             StateError: Saying what to do.
         """
         raise StateError(
-            f"learned masks are hardened once, at end={self._learning.end}, to sparsity="
+            f"learned masks are hardened once, at end={self.strategy.learning.end}, to sparsity="
             f"{self.final:g}: ask for another sparsity there, or prune with MagnitudePruning"
         )
 
     @property
     def keeps_dense_copy(self) -> bool:
-        """Whether dense values stand beside the weights: while masks are learned."""
+        """Whether dense values lie beside the weights: while masks are learned."""
         return not self.progress.started or not self.progress.reached
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        check_learnable(trainer, self, self.pruner)
+        check_optimizers_learn(trainer)
+        check_trained(trainer, self.pruner)
         for optimizer in trainer.optimizers:
-            self._handles.append(optimizer.register_step_post_hook(no_compile(self._after)))
+            self.session.add_step_hook(optimizer, no_compile(self._after_step))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -362,10 +320,9 @@ did you mean 'l0'?
         super().on_suite_batch_start(trainer, pl_module, batch, batch_idx)
         if self.progress.reached:
             return
-        assert self._clock is not None
-        learner, now = self.pruner.learner, self._clock.current_step()
-        if not learner.active and now >= self._first:
-            self._start(now)
+        learner, now = self.pruner.learner, self.session.time.current_step()
+        if not learner.active and now >= self.strategy.first:
+            self.strategy.start(self.session, now)
         if learner.active and learner.method.stochastic:
             learner.sample_noise(int(trainer.global_step))  # the same within an accumulation window
 
@@ -374,58 +331,100 @@ did you mean 'l0'?
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        if self.changes_between_events and not amp_step_skipped(
-            trainer, optimizer
-        ):  # no hook follows a skipped step
+        # no hook follows a skipped step
+        if self.changes_between_events and not amp_step_skipped(trainer, optimizer):
             self.pruner.learner.backward_to_dense(optimizer)
 
-    def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        if self._loaded is not None:
-            return state
-        return state | {"first": self._first, "learning": dict(self._words)}
-
-    def _after(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._clock is None or not self.changes_between_events:
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        clock = self.session.clock
+        if clock is None or not self.changes_between_events:
             return
         learner = self.pruner.learner
         factors = [rate_factor(optimizer, p) for p in learner.held(optimizer)[:1]]
-        learner.step(optimizer, self._clock.current_step(), *factors)
+        learner.step(optimizer, clock.current_step(), *factors)
 
-    def _start(self, now: int) -> None:
-        last = self.progress.plan[-1].step
-        self.pruner.learner.start(LearningWindow(self.final, self.ramp, now, last), self.score_lr)
 
-    def _new_pruner(self, model: nn.Module) -> LearnedPruner:
-        assert isinstance(self.method, PruningConfig)
-        return LearnedPruner(model, self.method, self.keep_removed)
+class LearnedMask(PruningStrategy[LearnedPruner]):
+    """Learns masks from the first step of `learning` to its last, where they are hardened.
 
-    def _begin(self, trainer: pl.Trainer) -> None:
-        self.pruner.learner.stop()  # another fit learns anew, from the weights that there are
-        super()._begin(trainer)
-        assert self._clock is not None
-        if not self.progress.plan:
-            return
-        check_not_masked(self.pruner)
-        timeline = self._clock.timeline(self.progress.first, self.progress.epoch)
-        dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        self._first = self.progress.first if dry else self._learning.first(timeline)
+    Args:
+        config: Its criterion is the margin of the learned scores.
+        keep_removed: Which dense values are kept.
+        learning: When masks are learned.
+        ramp: The part of it in which the target rises.
+        score_lr: Learning rate of the scores; None: computed.
+        settings: As text, compared when a fit resumes.
+    """
 
-    def _resume(self, state: Mapping[str, Any]) -> None:
-        check_same_learning(state["learning"], self._words)
-        super()._resume(state)
-        self._first = int(state["first"])
-        if not (self.pruner.learner.active or self.progress.reached):
-            assert self._clock is not None
-            timeline = self._clock.timeline(self.progress.first, self.progress.epoch)
-            self._first = resumed_first(self._first, self._learning.first(timeline), self.on_change)
-        if self.changes_between_events and self.progress.plan:
-            self.pruner.learner.course.last = self.progress.plan[-1].step
+    learns_masks = True
+    config: PruningConfig
 
-    def _act(self, due: Milestone) -> None:
-        if not self.pruner.learner.active:
-            self._start(due.step)
-        self._change(lambda optimizers: self.pruner.harden(due.sparsity, optimizers))
+    def __init__(
+        self,
+        config: PruningConfig,
+        keep_removed: KeepRemoved,
+        learning: Learning,
+        ramp: float,
+        score_lr: float | None,
+        settings: Mapping[str, str],
+    ) -> None:
+        super().__init__(config, keep_removed)
+        self.learning, self.ramp, self.score_lr = learning, ramp, score_lr
+        self.settings = settings
+        self.first = 0  # the step at which learning begins
+
+    def make_pruner(self, model: nn.Module) -> LearnedPruner:
+        return LearnedPruner(model, self.config, self.keep_removed)
+
+    def start(self, session: PruningSession[LearnedPruner], now: int) -> None:
+        """Begin to learn at a step."""
+        last = session.progress.plan[-1].step
+        window = LearningWindow(session.final, self.ramp, now, last)
+        session.pruner.learner.start(window, self.score_lr)
+
+    def apply(
+        self, session: PruningSession[LearnedPruner], due: Milestone, optimizers: list[Optimizer]
+    ) -> HistoryEntry:
+        if not session.pruner.learner.active:
+            self.start(session, due.step)
+        return session.pruner.harden(due.sparsity, optimizers)
+
+    def is_changing(self, pruner: LearnedPruner) -> bool:
+        return pruner.learner.active
+
+    def sparsity(self, pruner: LearnedPruner) -> float:
+        """While masks are learned, the share of effective weights that are zero."""
+        return pruner.zero_share if pruner.learner.active else pruner.sparsity
+
+    def densities(self, pruner: LearnedPruner) -> dict[str, float]:
+        return pruner.nonzero if pruner.learner.active else pruner.densities
+
+    def before_fit(self, session: PruningSession[LearnedPruner]) -> None:
+        session.pruner.learner.stop()  # another fit learns anew, from the present weights
+
+    def after_plan(self, session: PruningSession[LearnedPruner], timeline: Timeline) -> None:
+        if session.progress.plan:
+            check_not_masked(session.pruner)
+            dry, begun = session.time.dry_run, session.progress.first
+            self.first = begun if dry else self.learning.first(timeline)
+
+    def before_resume(
+        self, session: PruningSession[LearnedPruner], state: Mapping[str, Any]
+    ) -> None:
+        check_same_learning(state["learning"], self.settings)
+
+    def after_resume(
+        self, session: PruningSession[LearnedPruner], state: Mapping[str, Any]
+    ) -> None:
+        self.first, learner = int(state["first"]), session.pruner.learner
+        if not (learner.active or session.progress.reached):
+            first = self.learning.first(session.timeline)
+            self.first = resumed_first(self.first, first, session.on_change)
+        if learner.active and session.progress.plan:
+            learner.course.last = session.progress.plan[-1].step
+
+    def state_dict(self, session: PruningSession[LearnedPruner]) -> dict[str, Any]:
+        return {"first": self.first, "learning": dict(self.settings)}
 
 
 def _share(what: str, given: object) -> float:

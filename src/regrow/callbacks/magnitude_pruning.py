@@ -8,10 +8,12 @@ from typing import Final
 
 from torch import Tensor
 
-from regrow.callbacks.rewind import Rewind
-from regrow.callbacks.rewound_pruning import RewoundPruning
+from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.core.session import GradualMagnitude
+from regrow.callbacks.rewind import Rewind, make_rewind
 from regrow.criteria.base import TrackingCriterion
 from regrow.pruning.config import PruningConfig
+from regrow.pruning.pruner import Pruner
 from regrow.schedules.base import Schedule
 from regrow.schedules.iterative import Exponential
 from regrow.schedules.one_shot import Table
@@ -23,7 +25,7 @@ from regrow.utils.errors import ConfigError, check_keep_removed
 DEFAULT_SPARSITY: Final = float("0.9")
 
 
-class MagnitudePruning(RewoundPruning):
+class MagnitudePruning(PruningCallback[Pruner]):
     """Prunes to a target sparsity by a schedule, and holds it.
 
     One-shot, gradual and iterative pruning are schedules; by default a cubic one from 20 % to 75 %
@@ -106,4 +108,5 @@ class MagnitudePruning(RewoundPruning):
                 f"sparsity=0 leaves layers={dict(layers)} nothing to move in proportion to: write "
                 "include=[...] with these layers, and their sparsity as sparsity"
             )
-        super().__init__(method, chosen, final, keep, on_change, soft, rewind=rewind)
+        strategy = GradualMagnitude(method, keep, soft)
+        super().__init__(strategy, chosen, final, on_change, make_rewind(rewind))

@@ -11,8 +11,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.optim import Optimizer
 
 from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.core.session import GradualMagnitude, PruningSession
 from regrow.callbacks.support.probe import (
     example_for,
     peek_batches,
@@ -25,6 +27,7 @@ from regrow.criteria.saliency import grasp, snip, unsharded_targets
 from regrow.criteria.synflow import synflow
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner
+from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
 from regrow.utils.errors import (
@@ -42,7 +45,7 @@ GRADIENTS: Mapping[str, Callable[..., Scores]] = {"snip": snip, "grasp": grasp}
 METHODS = (*GRADIENTS, "synflow", "random")
 
 
-class PruneAtInit(PruningCallback):
+class PruneAtInit(PruningCallback[Pruner]):
     """Prunes an untrained network once, before the fit's first optimizer step, and holds it.
 
     Weights are scored on a copy of the module: no optimizer step is taken or left out, nothing is
@@ -107,7 +110,7 @@ did you mean 'snip'?
         keep_removed: bool | str = True,
         seed: int = 0,
     ) -> None:
-        self.scoring = check_choice("method", method, METHODS)
+        check_choice("method", method, METHODS)
         if batches is not None and method not in GRADIENTS:
             raise ConfigError(f"method={method!r} looks at no data: leave batches={batches} out")
         if rounds is not None and method != "synflow":
@@ -115,8 +118,6 @@ did you mean 'snip'?
                 f"method={method!r} scores once: leave rounds={rounds} out, or write "
                 "method='synflow'"
             )
-        self.batches = 1 if batches is None else check_count("batches", batches)
-        self.rounds = 100 if rounds is None else check_count("rounds", rounds)
         if temperature is not None and method != "grasp":
             raise ConfigError(
                 f"temperature={temperature} is of method='grasp': leave it out with {method!r}"
@@ -126,36 +127,38 @@ did you mean 'snip'?
                 f"logits={logits!r} is what temperature divides: write temperature=200, or leave "
                 "it out"
             )
-        self.temperature = None
         if temperature is not None:
-            self.temperature = check_positive("temperature", temperature, "200")
-        self.logits = logits
+            temperature = check_positive("temperature", temperature, "200")
         keep = check_keep_removed(keep_removed)
         if distribution is None:
             distribution = "erk" if method == "random" else "global"
         check_choice("distribution", distribution, ("global", "uniform", "erk"))
         criterion = "random" if method == "random" else _named(method)
         parts = PruningConfig(criterion, distribution, "weight", None, include, exclude, seed)
-        self._seen: _Seen | None = None
-        super().__init__(parts, OneShot(0), parts.check_target(sparsity), keep, "refuse")
-
-    @property
-    def pruner(self) -> Pruner:
-        pruner = super().pruner
-        assert isinstance(pruner, Pruner)
-        return pruner
+        strategy = AtInit(
+            parts,
+            keep,
+            scoring=method,
+            batches=1 if batches is None else check_count("batches", batches),
+            rounds=100 if rounds is None else check_count("rounds", rounds),
+            temperature=temperature,
+            logits=logits,
+        )
+        super().__init__(strategy, OneShot(0), parts.check_target(sparsity))
+        self.strategy = strategy
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        if self.scoring == "random":
+        scoring = self.strategy.scoring
+        if scoring == "random":
             return
         unsharded_targets(pl_module, self.method.include, self.method.exclude)
-        if self.scoring in GRADIENTS and not pl_module.automatic_optimization:
+        if scoring in GRADIENTS and not pl_module.automatic_optimization:
             raise ConfigError(
-                f"method={self.scoring!r} needs the loss that training_step returns, and under "
+                f"method={scoring!r} needs the loss that training_step returns, and under "
                 "manual optimisation that steps by itself: write method='synflow' or 'random'"
             )
-        if self.scoring == "synflow" and type(pl_module).forward is pl.LightningModule.forward:
+        if scoring == "synflow" and type(pl_module).forward is pl.LightningModule.forward:
             raise ConfigError(
                 f"method='synflow' runs forward(), which {type(pl_module).__name__} does not have: "
                 "define it, or write method='snip'"
@@ -164,30 +167,64 @@ did you mean 'snip'?
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if (due := self._due()) is not None:
-            self._seen = _Seen(trainer, pl_module, batch)
+        if self.session.due() is not None:
+            self.strategy.seen = _Seen(trainer, pl_module, batch)
             try:
-                self._fire(due)
+                self.session.step()
             finally:
-                self._seen = None
+                self.strategy.seen = None
 
-    def _act(self, due: Milestone) -> None:
+
+class AtInit(GradualMagnitude):
+    """Prunes once, by scores of a copy of the module on the fit's first batches.
+
+    Args:
+        config: Its criterion is a name alone, except for "random".
+        keep_removed: Which removed values are kept.
+        scoring: "snip", "grasp", "synflow" or "random".
+        batches: Training batches to score with.
+        rounds: Of "synflow".
+        temperature: By which "grasp" divides the logits.
+        logits: The submodule that computes the logits; None: the module itself.
+    """
+
+    def __init__(
+        self,
+        config: PruningConfig,
+        keep_removed: KeepRemoved,
+        *,
+        scoring: str,
+        batches: int,
+        rounds: int,
+        temperature: float | None,
+        logits: str | None,
+    ) -> None:
+        super().__init__(config, keep_removed)
+        self.scoring, self.batches, self.rounds = scoring, batches, rounds
+        self.temperature, self.logits = temperature, logits
+        self.seen: _Seen | None = None  # during the first step
+
+    def acts_on_gradients(self, pruner: Pruner) -> bool:
+        return False
+
+    def apply(
+        self, session: PruningSession[Pruner], due: Milestone, optimizers: list[Optimizer]
+    ) -> HistoryEntry | None:
         if self.scoring == "random":
-            super()._act(due)
-            return
-        pruner = self.pruner
+            return super().apply(session, due, optimizers)
+        pruner = session.pruner
         with isolate_rng(), torch.autocast(_device(pruner).type, enabled=False):
-            scores = self._scores(due.sparsity)
-        self._change(lambda opts: pruner.prune_to(due.sparsity, opts, scores=scores))
+            scores = self._scores(pruner, due.sparsity)
+        return pruner.prune_to(due.sparsity, optimizers, scores=scores)
 
-    def _scores(self, sparsity: float) -> Mapping[str, Tensor]:
-        assert self._seen is not None
-        trainer, module, batch = self._seen
+    def _scores(self, pruner: Pruner, sparsity: float) -> Mapping[str, Tensor]:
+        assert self.seen is not None
+        trainer, module, batch = self.seen
         twin, strategy = probe_copy(trainer, module), trainer.strategy
-        chosen = {"include": self.method.include, "exclude": self.method.exclude}
+        chosen = {"include": self.config.include, "exclude": self.config.exclude}
         if self.scoring == "synflow":
             example = example_for(module, batch)
-            kept = self.pruner.masks
+            kept = pruner.masks
             scores = synflow(twin, example, sparsity, rounds=self.rounds, kept=kept, **chosen)
             # the first rank's: devices may add up in another order
             return {n: _broadcast(trainer, s) for n, s in scores.items()}

@@ -11,12 +11,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from regrow.callbacks.core.base import Callback
+from regrow.callbacks.core.base import Callback, PrunerOwner
 from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.consistency import reduce_metric
 from regrow.callbacks.core.gradients import amp_step_skipped
+from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import check_has_pruner, no_event_pending
-from regrow.callbacks.core.session import PrunerAccess
 from regrow.callbacks.support.event_times import EventTimes
 from regrow.callbacks.support.regrow_request import (
     RegrowRequest,
@@ -33,7 +33,6 @@ from regrow.schedules.time import TimeLike
 from regrow.schedules.time import parse_time as parse_time
 from regrow.schedules.triggers import Drop, Plateau, TriggerState
 from regrow.utils.errors import ConfigError, StateError, check_choice, suggest
-from regrow.utils.optimizers import trained_parameters
 
 
 class Regrow(Callback):
@@ -156,15 +155,15 @@ class Regrow(Callback):
         # a request may have been taken away while the job was down
         self._waits &= self._pending or self._asked is not None or self._overdue is not None
 
-    def allows_event(self, trainer: pl.Trainer, pruner: PrunerAccess) -> bool:
+    def allows_event(self, trainer: pl.Trainer, pruner: PrunerOwner) -> bool:
         return not self._waits  # for an event to be judged: this one's turn comes before the next
 
     def on_dense_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
-        def ready(callback: PrunerAccess, names: list[str] | None) -> bool:
-            trained = trained_parameters(optimizer)
-            targets = callback.pruner.named(names)
-            all_trained = all(id(target.parameter) in trained for target in targets)
-            return all_trained and not amp_step_skipped(trainer, optimizer)
+        def ready(callback: PruningCallback, names: list[str] | None) -> bool:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            pruner = callback.pruner
+            trained = all(id(target.parameter) in held for target in pruner.named(names))
+            return trained and not amp_step_skipped(trainer, optimizer)
 
         self._run_due(trainer, dense=True, ready=ready)
 
@@ -304,4 +303,4 @@ class Regrow(Callback):
         return True
 
 
-_Ready = Callable[[PrunerAccess, "list[str] | None"], bool]
+_Ready = Callable[[PruningCallback, "list[str] | None"], bool]

@@ -10,14 +10,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
 from regrow.callbacks.core.averaging import Averages
-from regrow.callbacks.core.base import Callback, PruneEvent
-from regrow.callbacks.core.checks import waits_for_gradients
+from regrow.callbacks.core.base import Callback, PruneEvent, waits_for_gradients
 from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.compatibility import (
-    check_no_pending_event,
-    check_no_swa,
-    check_rising_sparsity,
-)
+from regrow.callbacks.core.compatibility import check_combination
+from regrow.callbacks.core.dispatch import Dispatcher
 from regrow.callbacks.core.pruning_callback import pruning_callbacks
 from regrow.callbacks.support.lr_rounds import check_lr_schedules_fit, round_length
 from regrow.channels.cut.channel_cut import ChannelCut
@@ -74,7 +70,7 @@ class Rewind(Callback):
 did you mean 'weights'?
     """
 
-    needs_whole_parameters = True
+    needs_whole_parameters = needs_rising_sparsity = rewinds = True
     _timeline: Timeline | None  # of a fit whose plan is still to be checked
     _step: int | None
     _memory: TrainingSnapshot | None
@@ -99,6 +95,7 @@ did you mean 'weights'?
                 f"reinit is another initialisation, got to={to!r}, what={what!r}: write to='0it', "
                 "what='weights'"
             )
+        self.restores_weights = bool(self.parts)
         self._clock: Clock | None = None
         self._reset()
 
@@ -117,7 +114,7 @@ did you mean 'weights'?
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._check_compatible(trainer)
+        check_combination(trainer)
         times = [time for pruner in pruning_callbacks(trainer) for time in pruner.schedule.times()]
         self._clock = Clock(trainer, [self.to, *times])
         first, epoch = self._clock.start_step()
@@ -188,7 +185,11 @@ did you mean 'weights'?
         self._maybe_snapshot(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        check_no_pending_event(self._pending)
+        if self._pending is not None:
+            raise StateError(
+                "an event waits for its rewinding, which comes at this batch's end: save then; if "
+                "the step failed, go on from the last checkpoint"
+            )
         return {
             "format": FORMAT,
             "parts": list(self.parts),
@@ -209,15 +210,11 @@ did you mean 'weights'?
         self._fresh = TrainingSnapshot.loaded(state_dict["fresh"])
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.release()
+        self._clock = None
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Lets go of the Trainer."""
         self._clock = None
 
     def _reset(self) -> None:
@@ -272,30 +269,17 @@ did you mean 'weights'?
         if self.scheduled:
             check_lr_schedules_fit(trainer, timeline, steps, self._step - timeline.start)
 
-    def _check_compatible(self, trainer: pl.Trainer) -> None:
-        check_rising_sparsity(trainer, self)
-        if self.parts:
-            check_no_swa(trainer, self)
-        if len(rewinders(trainer)) > 1:
-            raise ConfigError(
-                "a fit goes back one way: rewind= of the pruning callback and Rewind beside it are "
-                "the same, write one of them"
-            )
-        if any(pruner.soft for pruner in pruning_callbacks(trainer)):
-            raise ConfigError(
-                "rewinding does not reach the dense weights of soft=True: leave one of them out"
-            )
-        if not pruning_callbacks(trainer):
-            raise ConfigError(
-                "Rewind answers prune events, and nothing prunes: add "
-                "MagnitudePruning(0.9, schedule=Exponential(0.2, every='10ep'))"
-            )
+
+def make_rewind(rewind: TimeLike | Rewind | None) -> tuple[Rewind, ...]:
+    """The child callbacks that `rewind=` of a pruning callback asks for."""
+    if rewind is None:
+        return ()
+    return (rewind if isinstance(rewind, Rewind) else Rewind(rewind),)
 
 
 def rewinders(trainer: pl.Trainer) -> list[Rewind]:
-    """The callbacks that rewind, those that a pruning callback owns included."""
-    own = [getattr(callback, "rewinder", callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-    return [callback for callback in own if isinstance(callback, Rewind)]
+    """The callbacks that rewind, children of pruning callbacks included."""
+    return [c for c in Dispatcher.of(trainer).callbacks if isinstance(c, Rewind)]
 
 
 def lr_schedule_steps(trainer: pl.Trainer) -> int | None:

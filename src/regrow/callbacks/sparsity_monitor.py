@@ -9,8 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from regrow.callbacks.core.base import Callback, PruneEvent
+from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import check_has_pruner, pruners
-from regrow.callbacks.core.session import PrunerAccess
 from regrow.distributed.shard import shard_of
 from regrow.distributed.sharded_counts import ShardedCounts
 
@@ -111,7 +111,7 @@ class SparsityMonitor(Callback):
         return values
 
 
-def _both(found: list[PrunerAccess], name: str) -> float:
+def _both(found: list[PruningCallback], name: str) -> float:
     """The density of a parameter that several callbacks mask."""
     owners = [c.pruner for c in found if name in c.pruner.enforcer.parameters]
     kept = owners[0].enforcer.mask(name)
@@ -119,4 +119,4 @@ def _both(found: list[PrunerAccess], name: str) -> float:
         kept = kept & pruner.enforcer.mask(name)
     parameter = owners[0].enforcer.parameters[name]
     everywhere = ShardedCounts([shard_of(name, parameter)])
-    return everywhere.sums([int(kept.count_nonzero())])[0] / max(1, parameter.numel())
+    return float(everywhere.sums([int(kept.count_nonzero())])[0] / max(1, parameter.numel()))

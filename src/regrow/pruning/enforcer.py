@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from regrow.distributed.shard import local_tensor
+from regrow.distributed.shard import is_dtensor, local_tensor
 from regrow.pruning.transaction import Transaction
 from regrow.utils.bits import integer_type
 from regrow.utils.errors import StateError
@@ -44,6 +44,7 @@ class MaskEnforcer:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.parameters = dict(parameters)
+        self._sharded = any(map(is_dtensor, self.parameters.values()))
         self.transaction = Transaction()
         self._working: dict[str, Tensor] = {}
         # what else happens around an optimizer step
@@ -87,7 +88,9 @@ class MaskEnforcer:
     def weights(self) -> None:
         """Makes every pruned weight exactly +0.0."""
         for name, mask in self._working.items():
-            view, parameter = self._views.get(name), local_tensor(self.parameters[name])
+            view, parameter = self._views.get(name), self.parameters[name].data
+            if self._sharded:
+                parameter = local_tensor(parameter)
             if view is None or view.data_ptr() != parameter.data_ptr():
                 mask = self._fitting(name)
                 view = self._views[name] = parameter.detach().view(mask.dtype)
@@ -98,14 +101,19 @@ class MaskEnforcer:
         for name, mask in self._working.items():
             grad = self.parameters[name].grad
             if grad is not None:
-                grad = local_tensor(grad)
+                if self._sharded:
+                    grad = local_tensor(grad)
                 if grad.get_device() != mask.get_device():
                     mask = self._fitting(name)
-                _mask_tensor(grad, mask)
+                if grad.layout is torch.strided and grad.itemsize == mask.itemsize:
+                    grad.view(mask.dtype).bitwise_and_(mask)
+                else:
+                    _mask_tensor(grad, mask)
 
     def prepare(self) -> None:
         """What comes before an optimizer step: masked gradients."""
-        self.transaction.check()
+        if self.transaction.failed is not None:
+            self.transaction.check()
         self.gradients()
         for act in self.before_step:
             act()
@@ -141,7 +149,8 @@ class MaskEnforcer:
         refills = foreign or isinstance(optimizer, _REFILLING)
 
         def after(*_: Any) -> None:
-            self.transaction.check()
+            if self.transaction.failed is not None:
+                self.transaction.check()
             for act in self.after_step:
                 act()
             self.weights()

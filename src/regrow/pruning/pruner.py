@@ -336,7 +336,7 @@ class Pruner(BasePruner):
         scores: Mapping[str, Tensor] | None,
     ) -> list[Tensor]:
         """The masks of the next event; if they cannot be had, all is as it was."""
-        kept = [self.enforcer.kept(target.name) for target in self.targets]
+        kept = list(map(self.enforcer.kept, self.enforcer.parameters))
         if isinstance(self.enforcer, SoftMaskEnforcer):  # all compete, by their dense values
             kept = [None] * len(kept)
         try:

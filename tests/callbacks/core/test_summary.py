@@ -19,7 +19,7 @@ class Mixed(Net):
 
 def text(callback):
     console = Console(width=200, record=True)
-    console.print(summary_table(callback))
+    console.print(summary_table(callback.session, type(callback).__name__))
     return console.export_text()
 
 

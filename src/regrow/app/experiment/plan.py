@@ -119,7 +119,7 @@ def _sizes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> Tab
 
 def _rewind_bytes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> int:
     """Return the bytes of the tensors that a rewind restores."""
-    rewinds = [getattr(pruning, "rewinder", None), *build_callbacks(cfg, pruning)]
+    rewinds = [*pruning.children, *build_callbacks(cfg, pruning)]
     parts = [part for rewind in rewinds if isinstance(rewind, Rewind) for part in rewind.parts]
     tensors = [*module.parameters(), *module.buffers()]
     sizes = {

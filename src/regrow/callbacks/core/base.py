@@ -1,19 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""Callback, PruneEvent, capability flags."""
+"""Callback with the hooks and capability flags of this suite, and PruneEvent."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
 from regrow.channels.cut.channel_cut import ChannelCut
+from regrow.pruning.base import BasePruner
 from regrow.pruning.state import HistoryEntry
+from regrow.schedules.progress import Progress
 
-if TYPE_CHECKING:
-    from regrow.callbacks.core.session import PrunerAccess
+
+class PrunerOwner(Protocol):
+    """What other callbacks use of the callback whose masks change."""
+
+    @property
+    def pruner(self) -> BasePruner: ...
+    @property
+    def progress(self) -> Progress: ...
+    @property
+    def sparsity(self) -> float: ...
+    @property
+    def history(self) -> list[HistoryEntry]: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class PruneEvent:
         entry: The pruner's history entry.
     """
 
-    pruner: PrunerAccess
+    pruner: PrunerOwner
     step: int
     epoch: int
     before: float
@@ -38,17 +50,41 @@ class PruneEvent:
 
 
 class Callback(pl.Callback):
-    """A Lightning callback that also hears of prune events.
+    """A Lightning callback with further hooks around prune events.
 
     Attributes:
-        needs_wholes: Whether it works with whole parameters alone, not with shards of them.
+        priority: Callbacks with a lower number run first in `on_suite_batch_start`.
+        children: Callbacks that come and go with this one: they are put right behind it into the
+            Trainer's list, so that Lightning calls and saves them too.
+        needs_whole_parameters: Whether it cannot work with sharded parameters.
         constant_sparsity: Whether the sparsity is the same from the first step to the last.
+        needs_rising_sparsity: Whether it acts on events that prune further.
+        restores_weights: Whether it sets weights back to an earlier step.
+        rewinds: Whether it is a `Rewind`.
+        cuts_channels: Whether it prunes channels.
+        changes_shapes: Whether it cuts channels out of parameters.
+        learns_masks: Whether its masks are trained.
+        tracks_gradients: Whether it keeps a statistic of each weight from step to step.
+        soft: Whether pruned weights go on learning beneath the masks.
     """
 
+    priority = 0
+    children: tuple[Callback, ...] = ()
     needs_whole_parameters = False
     constant_sparsity = False
+    needs_rising_sparsity = False
+    restores_weights = False
+    rewinds = False
+    cuts_channels = False
+    changes_shapes = False
+    learns_masks = False
+    tracks_gradients = False
+    soft = False
 
-    priority = 0  # the lower, the earlier its turn
+    @property
+    def keeps_dense_copy(self) -> bool:
+        """Whether weights have other values within an optimizer step than outside of it."""
+        return False
 
     @property
     def settled(self) -> bool:
@@ -58,19 +94,19 @@ class Callback(pl.Callback):
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Called before each batch, in an order that the Trainer's list does not change."""
+        """Called before each batch, by priority whatever the order of the Trainer's list."""
 
-    def allows_event(self, trainer: pl.Trainer, pruner: PrunerAccess) -> bool:
-        """Whether a planned event may happen now; it is asked again at the next step if not."""
+    def allows_event(self, trainer: pl.Trainer, pruner: PrunerOwner) -> bool:
+        """Whether a planned event may happen now; if not, it is asked again at the next step."""
         return True
 
     def before_prune_event(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerAccess
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
     ) -> None:
-        """Called before a planned event that all allow."""
+        """Called before a planned event that all callbacks allow."""
 
     def on_dense_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
-        """Called on dense, unscaled, unclipped gradients, before pruning callbacks act on them."""
+        """Called on dense, unscaled, unclipped gradients, before pruning callbacks mask them."""
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
@@ -81,3 +117,15 @@ class Callback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: ChannelCut
     ) -> None:
         """Called after channels were cut out of the module within a fit: shapes have changed."""
+
+
+def waits_for_gradients(pruner: BasePruner) -> bool:
+    """Whether events happen within the optimizer step, because they rank by its gradients."""
+    return pruner.needs_gradients or pruner.collects_gradients
+
+
+def as_sparse(pruner: BasePruner, sparsity: float, final: float) -> bool:
+    """Whether a model has that sparsity, or had it before channels were cut out of it."""
+    if pruner.state.sparsity_before_cut >= sparsity > 0:
+        return True
+    return pruner.units(pruner.progress_towards(final)) >= pruner.units(sparsity)

@@ -12,6 +12,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from regrow.io.checkpoints import check_checksums
+from regrow.io.integrity import verify_digest
+from regrow.masks.masks import check_weights_masked
 from regrow.utils.errors import StateError, write_error
 
 
@@ -26,6 +29,39 @@ def check_format(state: Mapping[str, Any], known: int, name: str) -> None:
             f"the checkpoint's {name} has format {state.get('format')}, this version reads format "
             f"{known}: load the weights into the model and start a fit without ckpt_path"
         )
+
+
+def require_state(checkpoint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The state of a pruning callback in a checkpoint.
+
+    Raises:
+        StateError: If there is none, naming the states that are there.
+    """
+    states: Mapping[str, Any] = checkpoint.get("callbacks") or {}
+    if key not in states:
+        raise StateError(
+            f"the checkpoint has no masks of {key} (it has state of "
+            f"{', '.join(map(repr, states)) or 'no callback'}): to prune a network that was "
+            "trained without it, load the weights into the model and call fit without ckpt_path"
+        )
+    state: Mapping[str, Any] = states[key]
+    return state
+
+
+def check_masked_state(
+    checkpoint: Mapping[str, Any], key: str, path: object
+) -> Mapping[str, Any] | None:
+    """The state of a pruning callback, if there is one, compared with checksums and weights.
+
+    Raises:
+        StateError: If the checkpoint is damaged, or a pruned weight in it is not zero.
+    """
+    check_checksums(path)
+    state: Mapping[str, Any] | None = (checkpoint.get("callbacks") or {}).get(key)
+    if state and state["pruner"] is not None:
+        masks = verify_digest(state["pruner"])["masks"]
+        check_weights_masked(masks, checkpoint.get("state_dict") or {})
+    return state
 
 
 def save_atomic(trainer: pl.Trainer, path: str, save: Callable[[str], None]) -> None:

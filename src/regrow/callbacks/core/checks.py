@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import torch
@@ -15,22 +14,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regrow.callbacks.core.averaging import check_averages_complete
-from regrow.callbacks.core.dispatch import suite
-from regrow.callbacks.core.pruner_types import AnyPruner
-from regrow.channels.pruner import ChannelPruner
+from regrow.callbacks.core.base import waits_for_gradients
 from regrow.distributed.shard import is_dtensor, reshard_fsdp
+from regrow.pruning.base import BasePruner
 from regrow.pruning.pruner import Pruner
+from regrow.schedules.base import Milestone
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.names import named_parameters
-
-if TYPE_CHECKING:
-    from regrow.callbacks.core.pruning_callback import PruningCallback
-
 
 _SHARDED = (DeepSpeedStrategy, FSDPStrategy)
 
 
-def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: AnyPruner) -> None:
+def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner) -> None:
     """All that is refused when a fit starts.
 
     Raises:
@@ -43,14 +38,14 @@ def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: AnyPruner)
     check_averages_complete(trainer, {target.name: target.parameter for target in pruner.targets})
     check_sharding_supported(trainer, pruner)
     if not any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        check_one_optimizer(
+        check_gradients_together(
             trainer.optimizers, pruner
         )  # else layers may join before the first event
     if pruner.soft:
         check_no_closures(trainer.optimizers)
 
 
-def check_sharding_supported(trainer: pl.Trainer, pruner: AnyPruner) -> None:
+def check_sharding_supported(trainer: pl.Trainer, pruner: BasePruner) -> None:
     """Refuses what cannot be right where each rank keeps a part of the weights.
 
     Raises:
@@ -64,17 +59,11 @@ def check_sharding_supported(trainer: pl.Trainer, pruner: AnyPruner) -> None:
             "configure_model (FSDP2)"
         )
     cut = [target.name for target in pruner.targets if is_dtensor(target.parameter)]
-    if not cut or isinstance(pruner, ChannelPruner):  # that was refused when it looked at the model
+    if not cut or not isinstance(pruner, Pruner):  # channels were checked before
         return
     names = f"parameters are sharded among ranks ({', '.join(cut[:3])}, ...)"
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         raise ConfigError(f"{names}, and LBFGS needs whole ones: write another optimizer")
-    for callback in suite(trainer):
-        if callback.needs_whole_parameters:
-            raise ConfigError(
-                f"{names}, and {type(callback).__name__} remembers whole ones: leave it out, or "
-                "write strategy='ddp'"
-            )
     if getattr(strategy, "_save_distributed_checkpoint", False) and (what := _unsharded(pruner)):
         raise ConfigError(
             f"{name} saves every rank's shards of weights and optimizer state, and has no place "
@@ -94,7 +83,7 @@ def _unsharded(pruner: Pruner) -> str:
     return "running means of gradients (grow='momentum')" if pruner.state.averages_gradients else ""
 
 
-def check_same_model(module: nn.Module, pruner: AnyPruner) -> None:
+def check_same_model(module: nn.Module, pruner: BasePruner) -> None:
     """Refuses another model than the one that is masked.
 
     Raises:
@@ -107,12 +96,7 @@ def check_same_model(module: nn.Module, pruner: AnyPruner) -> None:
         )
 
 
-def waits_for_gradients(pruner: AnyPruner) -> bool:
-    """Whether events fire where gradients are: this step's count too."""
-    return pruner.needs_gradients or pruner.collects_gradients
-
-
-def check_parameters_not_replaced(module: nn.Module, pruner: AnyPruner) -> None:
+def check_parameters_not_replaced(module: nn.Module, pruner: BasePruner) -> None:
     """Refuses a model whose parameters are no longer the ones that are masked.
 
     Raises:
@@ -127,7 +111,7 @@ def check_parameters_not_replaced(module: nn.Module, pruner: AnyPruner) -> None:
         )
 
 
-def check_one_optimizer(optimizers: Sequence[Optimizer], pruner: AnyPruner) -> None:
+def check_gradients_together(optimizers: Sequence[Optimizer], pruner: BasePruner) -> None:
     """Refuses gradient criteria over parameters that no single optimizer holds together.
 
     Raises:
@@ -139,16 +123,6 @@ def check_one_optimizer(optimizers: Sequence[Optimizer], pruner: AnyPruner) -> N
             "trains all of them (frozen layers, or one optimizer a part?): exclude what is not "
             "trained, or use one pruning callback an optimizer with include="
         )
-
-
-def ranks_now(trainer: pl.Trainer, pruner: AnyPruner, optimizer: Optimizer) -> bool:
-    """Whether the gradients that an event ranks are there at this optimizer's step.
-
-    Raises:
-        ConfigError: If they never are, as those of layers that are frozen still.
-    """
-    check_one_optimizer(trainer.optimizers, pruner)
-    return pruner.trained_by(optimizer)
 
 
 def check_no_closures(optimizers: Sequence[Optimizer]) -> None:
@@ -164,13 +138,50 @@ def check_no_closures(optimizers: Sequence[Optimizer]) -> None:
         )
 
 
-def warn_unfinished(trainer: pl.Trainer, callback: PruningCallback) -> None:
-    """Warns of a fit that ended before its events did."""
-    ahead = callback.progress.remaining
-    if ahead and not trainer.should_stop:
+def check_target_reachable(pruner: BasePruner, start: float, final: float) -> None:
+    """Check that a fit can get from one sparsity to another.
+
+    Raises:
+        ConfigError: If the model is sparser already, or targets of single layers are in proportion
+            to less than one weight.
+    """
+    if (
+        isinstance(pruner, Pruner)
+        and pruner.layer_targets
+        and final > 0
+        and not pruner.units(final)
+    ):
+        raise ConfigError(
+            f"sparsity={final:g} is less than one weight, and layers={pruner.layer_targets} move "
+            "in proportion to it: write include=[...] with these layers, and their sparsity as "
+            "sparsity"
+        )
+    if pruner.units(start) > pruner.units(final) > 0:
+        raise ConfigError(
+            f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: ask for "
+            "more, or bring weights back first (unprune, prune_to(0))"
+        )
+
+
+def check_not_sharded(pruner: BasePruner) -> None:
+    """Check that masks can be carried to another model in memory.
+
+    Raises:
+        StateError: For sharded parameters: the first rank alone gathers what was removed.
+    """
+    if isinstance(pruner, Pruner) and pruner.shards.ranks is not None:
+        raise StateError(
+            "masks of sharded parameters are carried over by a checkpoint: save one, and call "
+            "attach(model, ckpt)"
+        )
+
+
+def warn_unfinished(trainer: pl.Trainer, remaining: Sequence[Milestone], sparsity: float) -> None:
+    """Warn of a fit that ended before its events did."""
+    if remaining and not trainer.should_stop:
         rank_zero_warn(
-            f"the fit ended at sparsity {callback.sparsity:.4g}, before {len(ahead)} planned "
-            f"events, the last of them to sparsity {ahead[-1].sparsity:.4g}. Does the module call "
-            "step() of a raw optimizer? Lightning neither counts such steps nor shows their "
+            f"the fit ended at sparsity {sparsity:.4g}, before {len(remaining)} planned "
+            f"events, the last of them to sparsity {remaining[-1].sparsity:.4g}. Does the module "
+            "call step() of a raw optimizer? Lightning neither counts such steps nor shows their "
             "gradients: use self.optimizers()"
         )

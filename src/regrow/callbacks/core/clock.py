@@ -46,6 +46,15 @@ class Clock:
             return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
         return int(self.trainer.global_step)
 
+    def position(self) -> tuple[int, int]:
+        """`global_step` and `current_epoch` of the Trainer, for the history."""
+        return int(self.trainer.global_step), int(self.trainer.current_epoch)
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether the fit has a single step, as with `fast_dev_run`."""
+        return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+
     def start_step(self) -> tuple[int, int]:
         """The step (or batch) and the epoch from which training goes on, asked before it does."""
         step = self.current_step() + 1 if self.batches else self.current_step()

@@ -1,137 +1,254 @@
 # SPDX-License-Identifier: MIT
-"""Which callbacks cannot be combined: one table over capability flags."""
+"""Which callbacks cannot be combined: one table over their capability flags."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
-from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback
-from regrow.callbacks.core.dispatch import suite
-from regrow.callbacks.core.pruner_types import AnyPruner
+from regrow.callbacks.core.dispatch import Dispatcher
+from regrow.callbacks.core.session import PruningSession
 from regrow.channels.pruner import ChannelPruner
-from regrow.pruning.pruner import Pruner
-from regrow.utils.errors import ConfigError, StateError
+from regrow.distributed.shard import is_dtensor
+from regrow.pruning.base import BasePruner
+from regrow.utils.errors import ConfigError
+
+# What a condition returns: the names that a row's message is formatted with, or None.
+Found = dict[str, object] | None
 
 
-def check_no_swa(trainer: pl.Trainer, callback: pl.Callback) -> None:
-    """Refuses `StochasticWeightAveraging` beside a callback that takes weights back.
+@dataclass(frozen=True)
+class Combination:
+    """The callbacks of a fit.
 
-    Raises:
-        ConfigError: Saying what to write.
+    Attributes:
+        suite: Those of this suite, children included.
+        others: All of the Trainer's callbacks.
     """
-    if any(isinstance(c, StochasticWeightAveraging) for c in Averages(trainer).callbacks):
-        name = type(callback).__name__
-        raise ConfigError(
-            f"{name} takes weights back to an earlier moment, where StochasticWeightAveraging "
-            "cannot follow, which replaces the learning-rate schedule: write WeightAveraging(), "
-            f"which averages all steps alike, or leave {name} out"
-        )
+
+    suite: tuple[Callback, ...]
+    others: tuple[pl.Callback, ...]
+
+    def first(self, flag: str) -> Callback | None:
+        """The first callback that has a capability."""
+        return next((c for c in self.suite if getattr(c, flag)), None)
+
+    @property
+    def pruning(self) -> list[tuple[Callback, BasePruner | None]]:
+        """The pruning callbacks, each with its pruner where there is one."""
+        sessions = [(c, getattr(c, "session", None)) for c in self.suite]
+        return [(c, s.current) for c, s in sessions if isinstance(s, PruningSession)]
+
+    @property
+    def pairs(self) -> Iterator[tuple[Callback, BasePruner, Callback, BasePruner]]:
+        """All ordered pairs of pruning callbacks whose pruners exist."""
+        made = [(c, p) for c, p in self.pruning if p is not None]
+        return ((a, p, b, q) for a, p in made for b, q in made if a is not b)
 
 
-def check_weights_not_swapped(trainer: pl.Trainer) -> None:
-    """Refuses to hold weights beside a callback that keeps other values for them.
+@dataclass(frozen=True)
+class Row:
+    """A combination that raises.
 
-    Raises:
-        ConfigError: What is noted before a step and put back after it would be the wrong values.
+    Attributes:
+        name: What is combined.
+        condition: The names for the message where the combination is there; None where not.
+        message: A format string: what is wrong, and what to write instead.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if getattr(callback, "keeps_dense_copy", False):
-            raise ConfigError(
-                f"{type(callback).__name__} keeps dense values beside the weights of the network "
-                "(soft=True, learned masks), and holding weights would write over them: write "
-                "train='all'"
-            )
+
+    name: str
+    condition: Callable[[Combination], Found]
+    message: str
 
 
-def check_no_dense_copy(pruner: AnyPruner) -> None:
-    """Refuses to carry masks of sharded parameters from one model to another in memory.
+def _both(one: str, other: str) -> Callable[[Combination], Found]:
+    """Whether two different callbacks have one capability each."""
 
-    Raises:
-        StateError: What was removed is gathered by the first rank alone.
-    """
-    if isinstance(pruner, Pruner) and pruner.shards.ranks is not None:
-        raise StateError(
-            "masks of sharded parameters are carried over by a checkpoint: save one, and call "
-            "attach(model, ckpt)"
-        )
+    def condition(given: Combination) -> Found:
+        for first in given.suite:
+            for second in given.suite:
+                if first is not second and getattr(first, one) and getattr(second, other):
+                    return {"one": type(first).__name__, "other": type(second).__name__}
+        return None
 
-
-def check_no_pending_event(pending: object) -> None:
-    """Refuses to save between an event and its rewinding, which comes at the batch's end.
-
-    Raises:
-        StateError: As where the step between the two fails.
-    """
-    if pending is not None:
-        raise StateError(
-            "an event waits for its rewinding, which comes at this batch's end: save then; if the "
-            "step failed, go on from the last checkpoint"
-        )
+    return condition
 
 
-def check_target_reachable(
-    trainer: pl.Trainer, pruner: AnyPruner, start: float, final: float
-) -> None:
-    """Refuses a target that cannot be gone to, or not beside the Trainer's other pruners.
-
-    Raises:
-        ConfigError: What is pruned stays pruned; less than a weight is nothing to move in
-            proportion to; dense values beneath soft masks are none under hard ones.
-    """
-    check_no_overlap(trainer, pruner)
-    if (
-        isinstance(pruner, Pruner)
-        and pruner.layer_targets
-        and final > 0
-        and not pruner.units(final)
-    ):
-        raise ConfigError(
-            f"sparsity={final:g} is less than one weight, and layers={pruner.layer_targets} move "
-            "in proportion to it: write include=[...] with these layers, and their sparsity as "
-            "sparsity"
-        )
-    if pruner.units(start) > pruner.units(final) > 0:
-        raise ConfigError(
-            f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: ask for "
-            "more, or bring weights back first (unprune, prune_to(0))"
-        )
+def _shared(given: BasePruner, other: BasePruner) -> str:
+    """The parameters that two pruners mask, by name; '' if there are none."""
+    theirs = {id(target.parameter) for target in other.targets}
+    return ", ".join([t.name for t in given.targets if id(t.parameter) in theirs][:3])
 
 
-def check_no_overlap(trainer: pl.Trainer, pruner: AnyPruner) -> None:
-    """Refuses soft pruning of weights that another callback prunes too.
-
-    Raises:
-        ConfigError: Within a step dense values stand where the other's masks say zero, and weight
-            decay turns them into moments.
-    """
-    own = {id(target.parameter): target.name for target in pruner.targets}
-    for callback in suite(trainer):
-        other = getattr(callback, "_pruner", None)
-        if not isinstance(other, Pruner | ChannelPruner) or other is pruner:
+def _whole_beside_sharded(given: Combination) -> Found:
+    callback = given.first("needs_whole_parameters")
+    for _, pruner in given.pruning:
+        if callback is None or pruner is None or isinstance(pruner, ChannelPruner):
             continue
-        if not (pruner.soft or other.soft):
-            continue
-        shared = [own[id(t.parameter)] for t in other.targets if id(t.parameter) in own]
-        if shared:
-            raise ConfigError(
-                f"soft=True lets {', '.join(shared[:3])} go on learning beneath masks, and another "
-                "pruning callback masks them too: write exclude=[...] in one of the two"
-            )
+        sharded = [t.name for t in pruner.targets if is_dtensor(t.parameter)]
+        if sharded:
+            return {"one": type(callback).__name__, "names": ", ".join(sharded[:3])}
+    return None
 
 
-def check_rising_sparsity(trainer: pl.Trainer, callback: Callback) -> None:
-    """Refuses a callback that answers rising sparsity where it stands still.
+def _restores_beside_swa(given: Combination) -> Found:
+    swa = any(isinstance(c, StochasticWeightAveraging) for c in given.others)
+    callback = given.first("restores_weights")
+    return {"one": type(callback).__name__} if swa and callback is not None else None
+
+
+def _two_rewinds(given: Combination) -> Found:
+    return {} if sum(callback.rewinds for callback in given.suite) > 1 else None
+
+
+def _rewind_alone(given: Combination) -> Found:
+    return {} if given.first("rewinds") and not given.pruning else None
+
+
+def _two_cut(given: Combination) -> Found:
+    cutting = [c for c, _ in given.pruning if c.cuts_channels]
+    return {"one": type(cutting[0]).__name__} if len(cutting) > 1 else None
+
+
+def _cut_beside(given: Combination) -> Found:
+    if given.first("changes_shapes") is None:
+        return None
+    for callback, _ in given.pruning:
+        for flag, what in (
+            ("constant_sparsity", "constant sparsity"),
+            ("soft", "soft=True"),
+            ("tracks_gradients", "a criterion that tracks gradients"),
+        ):
+            if getattr(callback, flag):
+                return {"one": type(callback).__name__, "what": what}
+    return None
+
+
+def _soft_shared(given: Combination) -> Found:
+    for one, pruner, _, other in given.pairs:
+        if one.soft and (names := _shared(pruner, other)):
+            return {"names": names}
+    return None
+
+
+def _learned_shared(given: Combination) -> Found:
+    for one, pruner, other, theirs in given.pairs:
+        if one.learns_masks and (names := _shared(pruner, theirs)):
+            return {"other": type(other).__name__, "names": names}
+    return None
+
+
+TABLE = (
+    Row(
+        "rising sparsity beside constant sparsity",
+        _both("needs_rising_sparsity", "constant_sparsity"),
+        "{one} answers events that prune further, and {other} has its sparsity from the first "
+        "step on: leave {one} out, or write MagnitudePruning(0.9) instead",
+    ),
+    Row(
+        "restoring weights beside StochasticWeightAveraging",
+        _restores_beside_swa,
+        "{one} takes weights back to an earlier moment, where StochasticWeightAveraging cannot "
+        "follow, which replaces the learning-rate schedule: write WeightAveraging(), which "
+        "averages all steps alike, or leave {one} out",
+    ),
+    Row(
+        "two Rewind",
+        _two_rewinds,
+        "a fit goes back one way: rewind= of the pruning callback and Rewind beside it are the "
+        "same, write one of them",
+    ),
+    Row(
+        "Rewind beside soft=True",
+        _both("rewinds", "soft"),
+        "rewinding does not reach the dense weights of soft=True: leave one of them out",
+    ),
+    Row(
+        "Rewind without a pruning callback",
+        _rewind_alone,
+        "Rewind needs a pruning callback: add MagnitudePruning(0.9, "
+        "schedule=Exponential(0.2, every='10ep'))",
+    ),
+    Row(
+        "whole parameters beside sharded ones",
+        _whole_beside_sharded,
+        "parameters are sharded among ranks ({names}, ...), and {one} remembers whole ones: leave "
+        "it out, or write strategy='ddp'",
+    ),
+    Row(
+        "two ChannelPruning",
+        _two_cut,
+        "two {one} would cut the same module: write one, with include= of both",
+    ),
+    Row(
+        "learned masks beside channels",
+        _both("cuts_channels", "learns_masks"),
+        "{one} cuts weights of which {other} keeps dense ones: write one of them",
+    ),
+    Row(
+        "cutting channels beside statistics of single weights",
+        _cut_beside,
+        "{one} with {what} holds tensors that do not follow a cut: write compact=None in "
+        "ChannelPruning, or another pruning of weights",
+    ),
+    Row(
+        "learned masks of parameters that another callback prunes",
+        _learned_shared,
+        "{other} prunes {names} too, whose masks are learned: tell them apart with include= and "
+        "exclude=",
+    ),
+    Row(
+        "soft=True of parameters that another callback prunes",
+        _soft_shared,
+        "soft=True lets {names} go on learning beneath masks, and another pruning callback masks "
+        "them too: write exclude=[...] in one of the two",
+    ),
+)
+
+
+# Asked only when weights are to be frozen within a fit: `regrow(train=...)`.
+FREEZING = Row(
+    "partial training beside dense copies",
+    lambda given: (
+        None
+        if (callback := given.first("keeps_dense_copy")) is None
+        else {"one": type(callback).__name__}
+    ),
+    "{one} keeps dense values beside the weights of the network (soft=True, learned masks), and "
+    "holding weights would write over them: write train='all'",
+)
+
+
+def describe_table() -> Iterator[tuple[str, str]]:
+    """Name and message of each row, for the documentation."""
+    return ((row.name, row.message) for row in (*TABLE, FREEZING))
+
+
+def check_combination(trainer: pl.Trainer, rows: tuple[Row, ...] = TABLE) -> None:
+    """Check the callbacks of a Trainer against the table.
+
+    Asked when a fit starts and again when training starts: some rows need the pruners, which are
+    made in between.
 
     Raises:
-        ConfigError: It would never act, or take the first masks back.
+        ConfigError: For the first row whose condition is met.
     """
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(other, Callback) and other.constant_sparsity:
-            name = type(callback).__name__
-            raise ConfigError(
-                f"{name} answers events that prune further, and {type(other).__name__} has its "
-                f"sparsity from the first step on: leave {name} out, or write "
-                "MagnitudePruning(0.9) instead"
-            )
+    callbacks = tuple(trainer.callbacks)  # type: ignore[attr-defined]
+    given = Combination(tuple(Dispatcher.of(trainer).callbacks), callbacks)
+    for row in rows:
+        found = row.condition(given)
+        if found is not None:
+            raise ConfigError(row.message.format(**found))
+
+
+def check_can_freeze(trainer: pl.Trainer) -> None:
+    """Check that some weights may be frozen within a fit.
+
+    Raises:
+        ConfigError: If a callback keeps dense values beside those of the network.
+    """
+    check_combination(trainer, (FREEZING,))

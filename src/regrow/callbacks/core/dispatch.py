@@ -1,24 +1,115 @@
 # SPDX-License-Identifier: MIT
-"""Order and broadcast of suite hooks."""
+"""Order and broadcast of the suite's hooks."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+from weakref import WeakKeyDictionary, ref
+
 import lightning.pytorch as pl
 
-from regrow.callbacks.core.base import Callback, PruneEvent
+from regrow.callbacks.core.base import Callback, PruneEvent, PrunerOwner
+from regrow.callbacks.core.consistency import check_ranks_agree
+from regrow.channels.cut.channel_cut import ChannelCut
+from regrow.pruning.state import HistoryEntry
 
 
-def suite(trainer: pl.Trainer) -> list[Callback]:
-    """The callbacks that hear of prune events."""
-    return [c for c in trainer.callbacks if isinstance(c, Callback)]  # type: ignore[attr-defined]
+class Dispatcher:
+    """Calls the suite's hooks on the callbacks of one Trainer; there is one each: see `of`.
+
+    Args:
+        trainer: Its callbacks are looked up whenever they are needed: other callbacks, such as
+            those that search a learning rate, take them out of the list and put them back.
+    """
+
+    _all: ClassVar[WeakKeyDictionary[pl.Trainer, Dispatcher]] = WeakKeyDictionary()
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer = ref(trainer)
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer) -> Dispatcher:
+        """The dispatcher of a Trainer."""
+        found = cls._all.get(trainer)
+        if found is None:
+            found = cls._all[trainer] = cls(trainer)
+        return found
+
+    @property
+    def trainer(self) -> pl.Trainer:
+        trainer = self._trainer()
+        assert trainer is not None
+        return trainer
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        """The callbacks of the suite in the Trainer's order, each followed by its children."""
+        found: list[Callback] = []
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Callback):
+                found += [c for c in (callback, *callback.children) if c not in found]
+        return found
+
+    def add_children(self, parent: Callback) -> None:
+        """Put a callback's children behind it into the Trainer's list: Lightning calls them.
+
+        In `setup` Lightning walks over this very list, so that the children's `setup` comes next.
+        """
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if parent in callbacks:
+            at = callbacks.index(parent) + 1
+            callbacks[at:at] = [child for child in parent.children if child not in callbacks]
+
+    def overriding(self, hook: str) -> list[Callback]:
+        """The callbacks that implement a hook, by priority, then by name."""
+        idle = getattr(Callback, hook)
+        found = [c for c in self.callbacks if getattr(type(c), hook) is not idle]
+        return sorted(found, key=lambda callback: (callback.priority, callback.state_key))
+
+    def broadcast(self, event: PruneEvent) -> None:
+        """Call `on_prune_event` of all."""
+        trainer = self.trainer
+        for callback in self.callbacks:
+            callback.on_prune_event(trainer, trainer.lightning_module, event)
+
+    def broadcast_cut(self, source: Callback, plan: ChannelCut) -> None:
+        """Call `on_compact` of all but the callback that has cut."""
+        trainer = self.trainer
+        for callback in self.callbacks:
+            if callback is not source:
+                callback.on_compact(trainer, trainer.lightning_module, plan)
 
 
-def broadcast_event(trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent) -> None:
-    """Tells every callback of the suite of an event."""
-    for callback in suite(trainer):
-        callback.on_prune_event(trainer, pl_module, event)
+class SuiteEvents:
+    """Connects a session to the other callbacks and ranks of its fit.
 
+    Args:
+        trainer: In a fit.
+        owner: The callback whose session it is.
+    """
 
-def ordered(trainer: pl.Trainer) -> list[Callback]:
-    """The suite's callbacks by precedence, then by name."""
-    return sorted(suite(trainer), key=lambda callback: (callback.priority, callback.state_key))
+    def __init__(self, trainer: pl.Trainer, owner: PrunerOwner) -> None:
+        self._trainer, self._owner = trainer, owner
+        self._dispatcher = Dispatcher.of(trainer)
+
+    def allows(self) -> bool:
+        """Whether all callbacks let a due event happen now."""
+        asked = self._dispatcher.callbacks
+        return all(callback.allows_event(self._trainer, self._owner) for callback in asked)
+
+    def before(self) -> None:
+        """Call `before_prune_event` of all."""
+        for callback in self._dispatcher.callbacks:
+            callback.before_prune_event(self._trainer, self._trainer.lightning_module, self._owner)
+
+    def after(self, entry: HistoryEntry, before: float) -> None:
+        """Compare the masks of all ranks, then call `on_prune_event` of all."""
+        self.check_ranks(f"the event at step {entry['step']}")
+        event = PruneEvent(
+            self._owner, entry["step"], entry["epoch"], before, self._owner.sparsity, entry
+        )
+        self._dispatcher.broadcast(event)
+
+    def check_ranks(self, when: str) -> None:
+        """Check that all ranks hold the same masks."""
+        check_ranks_agree(self._trainer, self._owner.pruner.enforcer, when)

@@ -3,55 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from regrow.callbacks.core.base import Callback
-from regrow.callbacks.core.checks import waits_for_gradients
-from regrow.callbacks.core.pruner_types import AnyPruner
 from regrow.distributed.shard import is_dtensor, local_tensor
-
-if TYPE_CHECKING:
-    from regrow.callbacks.core.pruning_callback import PruningCallback
-
-
-def show_gradients(
-    trainer: pl.Trainer,
-    optimizer: Optimizer,
-    listeners: Sequence[Callback],
-    pruners: Sequence[PruningCallback],
-) -> None:
-    """Shows dense, unscaled gradients to all that look at them, before anyone masks them.
-
-    Args:
-        trainer: In a step.
-        optimizer: Whose step it is.
-        listeners: Who hears of dense gradients.
-        pruners: All pruning callbacks.
-    """
-    looking = [pruner for pruner in pruners if waits_for_gradients(pruner.pruner)]
-    if not (listeners or looking):
-        return
-    with _unscaled(trainer, optimizer):
-        for listener in listeners:
-            listener.on_dense_gradients(trainer, optimizer)
-        for pruner in looking:
-            pruner.on_gradients(trainer, optimizer)
-
-
-def before_step(trainer: pl.Trainer, optimizer: Optimizer, pruner: AnyPruner) -> None:
-    """Masks gradients, or puts soft pruning's dense values in, before an optimizer's step.
-
-    No hook follows a step that is skipped, so dense values would stay in for what comes next.
-    """
-    if not (pruner.soft and amp_step_skipped(trainer, optimizer)):
-        pruner.enforcer.prepare()
 
 
 def amp_step_skipped(trainer: pl.Trainer, optimizer: Optimizer) -> bool:
@@ -80,7 +40,7 @@ def drop_gradients(trainer: pl.Trainer, optimizer: Optimizer) -> None:
 
 
 @contextmanager
-def _unscaled(trainer: pl.Trainer, optimizer: Optimizer) -> Iterator[None]:
+def unscaled_gradients(trainer: pl.Trainer, optimizer: Optimizer) -> Iterator[None]:
     """Puts unscaled copies in place of gradients that a fused step would unscale by itself."""
     scaler = _scaler(trainer)
     if scaler is None or not _fused(optimizer):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""PruningCallback: Lightning hooks only.
+"""PruningCallback: calls a session from Lightning's hooks.
 
-Events fire in `on_train_batch_start`, so that an epoch's validation and its checkpoint see the
+Events happen in `on_train_batch_start`, so that an epoch's validation and its checkpoint see the
 same weights; those that need gradients in `on_before_optimizer_step`. Weights are masked in a hook
 after each optimizer step: Lightning runs forward and backward inside `optimizer.step`, so a hook
 before it would see no gradients.
@@ -9,372 +9,396 @@ before it would see no gradients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.callbacks.core.averaging import Averages
-from regrow.callbacks.core.base import Callback, PruneEvent
-from regrow.callbacks.core.checkpoint_files import check_format
-from regrow.callbacks.core.checks import (
-    check_pruner_fits,
-    ranks_now,
-    waits_for_gradients,
-    warn_unfinished,
+from regrow.callbacks.core.base import Callback, PruneEvent, waits_for_gradients
+from regrow.callbacks.core.checkpoint_files import (
+    check_format,
+    check_masked_state,
+    require_state,
 )
+from regrow.callbacks.core.checks import check_not_sharded, check_pruner_fits, warn_unfinished
 from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.compatibility import check_target_reachable
-from regrow.callbacks.core.dispatch import ordered, suite
-from regrow.callbacks.core.gradients import amp_step_skipped, before_step, show_gradients
-from regrow.callbacks.core.pruner_types import as_sparse
-from regrow.callbacks.core.session import PrunerAccess
+from regrow.callbacks.core.compatibility import check_can_freeze, check_combination
+from regrow.callbacks.core.dispatch import Dispatcher, SuiteEvents
+from regrow.callbacks.core.gradients import amp_step_skipped, unscaled_gradients
+from regrow.callbacks.core.session import FORMAT, P, PruningSession, PruningStrategy
 from regrow.callbacks.core.summary import print_summary
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
+from regrow.criteria.base import TrackingCriterion
+from regrow.io.checkpoints import read_checkpoint
+from regrow.masks.masks import Masks
 from regrow.pruning.config import PruningConfig
-from regrow.pruning.state import KeepRemoved
+from regrow.pruning.freezing import TrainSpec
+from regrow.pruning.growth import GrowthCriterion
+from regrow.pruning.initializers import Initializer
+from regrow.pruning.state import HistoryEntry
 from regrow.pruning.transaction import Transaction
-from regrow.schedules.base import Milestone, PruningPlan, Schedule, layer_sparsities
+from regrow.schedules.base import PruningPlan, Schedule
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Timeline
-from regrow.utils.errors import StateError, check_choice
+from regrow.utils.errors import StateError
 from regrow.utils.modes import no_compile
 from regrow.utils.names import accept_compile_prefix
 
 
-class MaskedAverages(PrunerAccess):
-    """Masks what EMA and SWA average: at validation, in checkpoints, in the final model.
-
-    Masks change at events, and averages follow there; here only what an averaging rule of a user's
-    own made of two zeros is made zero again.
-    """
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._averages = Averages(trainer)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._mask_averages()  # it takes the module's place when the epoch starts
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._mask_averages()  # in place: the checkpoint may hold its tensors already
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._mask_averages()
-        self.pruner.enforcer.weights()  # the average may have gone into the module already
-
-    def _mask_averages(self) -> None:
-        if self._pruner is not None:
-            self._averages.mask(self._pruner.enforcer)
-
-
-class MaskedBackward(PrunerAccess):
-    """Masks gradients as soon as `manual_backward` has made them.
-
-    Under manual optimisation a module clips by itself, before any hook of the step: a norm would
-    count pruned weights too. Where a callback looks at gradients (a criterion, growth) they stay
-    dense until the step, and that norm counts all of them.
-    """
-
-    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not pl_module.automatic_optimization and not any(map(_looks, suite(trainer))):
-            self.pruner.enforcer.gradients()
-
-
-def _looks(callback: Callback) -> bool:
-    """Whether a callback of the suite asks for dense gradients."""
-    if isinstance(callback, PrunerAccess) and waits_for_gradients(callback.pruner):
-        return True
-    return type(callback).on_dense_gradients is not Callback.on_dense_gradients
-
-
-class TakesTurns(PrunerAccess):
-    """The first pruning callback of the list lets all of the suite take their turns."""
-
-    priority = 2  # after budgets and regrowth
-    _turns: Sequence[Callback] = ()
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if leads(trainer, self):
-            for callback in self._turns:
-                callback.on_suite_batch_start(trainer, pl_module, batch, batch_idx)
-
-
-def leads(trainer: pl.Trainer, callback: Callback) -> bool:
-    """Whether a callback is the first pruning callback of the Trainer's list."""
-    first = next(c for c in trainer.callbacks if isinstance(c, TakesTurns))  # type: ignore[attr-defined]
-    return first is callback
-
-
-FORMAT = 2
-
-
-class PruningCallback(TakesTurns, MaskedBackward, MaskedAverages):
-    """Owns masks of one model, changes them by a plan and enforces them.
+class PruningCallback(Callback, Generic[P]):
+    """Prunes one model by a schedule and keeps its masks enforced.
 
     Args:
-        method: How to rank and group.
+        strategy: What an event does.
         schedule: When to prune.
         final: The sparsity at which the schedule ends.
-        keep_removed: Whether removed values go to the vault.
-        on_change: What a resume does where the remaining events would now lie elsewhere.
-        soft: Whether dense values go on learning beneath the masks.
+        on_change: What a resume does where the remaining events would now be at other steps.
+        children: Callbacks that come with this one.
     """
+
+    priority = 2  # after budgets and regrowth
 
     def __init__(
         self,
-        method: PruningConfig | ChannelConfig,
+        strategy: PruningStrategy[P],
         schedule: Schedule,
         final: float,
-        keep_removed: KeepRemoved,
-        on_change: str,
-        soft: bool = False,
+        on_change: str = "refuse",
+        children: tuple[Callback, ...] = (),
     ) -> None:
-        super().__init__(method, keep_removed, soft)
-        self.schedule = schedule
-        self.final = final
-        self.on_change = check_choice("on_change", on_change, ("refuse", "keep", "stretch"))
-        self._loaded: Mapping[str, Any] | None = None
-        self._outside = False
-        self._handles: list[RemovableHandle] = []
-        self._pruners: list[PruningCallback] = []
-        self._eager: list[Callback] = []
+        super().__init__()
+        self.method: PruningConfig | ChannelConfig = strategy.config
+        self.keep_removed, self.soft = strategy.keep_removed, strategy.soft
+        self.constant_sparsity, self.learns_masks = (
+            strategy.constant_sparsity,
+            strategy.learns_masks,
+        )
+        criterion = self.method.criterion
+        self.tracks_gradients = criterion == "movement" or isinstance(criterion, TrackingCriterion)
+        self.children = children
+        self.session = PruningSession(strategy, schedule, final, on_change, self.state_key)
+        self._loaded: Mapping[str, Any] | None = None  # a state that training has not resumed yet
+        self._evaluates = False  # whether checkpoints are loaded to validate, test or predict
+        self._names: list[RemovableHandle] = []
+        self._batch_start: Sequence[Callback] = ()
+        self._gradients: Sequence[Callback] = ()
+        self._masks_early = False
 
-    def resolve(self, timeline: Timeline, start: float = 0.0) -> PruningPlan:
-        """The milestones of a fit with this timeline, without a Trainer."""
-        if start >= self.final > 0:
-            return ()
-        plan = self.schedule.plan(self.final, timeline, start)
-        return tuple(Milestone(int(step), float(sparsity)) for step, sparsity in plan)
+    @cached_property
+    def state_key(self) -> str:  # asked around every hook, so computed once
+        return self._generate_state_key(include=self.method.include, exclude=self.method.exclude)
+
+    @property
+    def pruner(self) -> P:
+        """The pruner; there is one once a fit has begun or a model was attached."""
+        return self.session.pruner
+
+    @property
+    def progress(self) -> Progress:
+        """The plan of the present fit and how much of it has happened."""
+        return self.session.progress
+
+    @property
+    def schedule(self) -> Schedule:
+        """When events happen."""
+        return self.session.schedule
+
+    @property
+    def final(self) -> float:
+        """The sparsity at which the schedule ends."""
+        return self.session.final
+
+    @property
+    def masks(self) -> Masks:
+        """The masks by parameter name, computed now."""
+        return self.pruner.masks
+
+    @property
+    def sparsity(self) -> float:
+        """The masked fraction of the prunable weights now."""
+        session = self.session
+        return 0.0 if session.current is None else session.strategy.sparsity(session.current)
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """The kept fraction of each parameter now."""
+        return self.session.strategy.densities(self.pruner)
+
+    @property
+    def target(self) -> float:
+        """The sparsity that was last asked for."""
+        return 0.0 if self.session.current is None else self.session.current.target
+
+    @property
+    def history(self) -> list[HistoryEntry]:
+        """One dict an event."""
+        return [] if self.session.current is None else self.session.current.history
+
+    @property
+    def changes_between_events(self) -> bool:
+        """Whether the sparsity changes between events too."""
+        session = self.session
+        return session.current is not None and session.strategy.is_changing(session.current)
+
+    @property
+    def keeps_dense_copy(self) -> bool:
+        return self.soft
 
     @property
     def reached(self) -> bool:
         """Whether all planned events have happened, and nothing was brought back since."""
-        return super().reached and self._holds(self.progress.plan)
+        return self.session.strategy.reached(self.session)
 
     @property
     def at_target(self) -> bool:
         """Whether nothing is left to prune; a plan may end dense, after that."""
-        return self.progress.started and self.progress.pruned and self._holds(self.progress.sparse)
+        return self.session.strategy.at_target(self.session)
+
+    def resolve(self, timeline: Timeline, start: float = 0.0) -> PruningPlan:
+        """The milestones of a fit with this timeline, without a Trainer."""
+        return self.session.resolve(timeline, start)
+
+    def prune_to(self, sparsity: float) -> HistoryEntry:
+        """Prune now, beside the schedule; see `Pruner.prune_to`."""
+        return self.session.change(lambda optimizers: self.pruner.prune_to(sparsity, optimizers))
+
+    def unprune(self, names: Iterable[str] | str | None = None) -> HistoryEntry:
+        """Restore removed values bit-exactly; see `Pruner.unprune`.
+
+        Within a fit the events still to come prune again.
+        """
+        return self.session.change(lambda optimizers: self.pruner.unprune(names, optimizers))
+
+    def regrow(
+        self,
+        fraction: float | None = None,
+        count: int | None = None,
+        *,
+        by: str | GrowthCriterion = "random",
+        init: str | Initializer = "he",
+        names: Iterable[str] | str | None = None,
+        train: TrainSpec = "all",
+    ) -> HistoryEntry:
+        """Bring pruned weights back; see `Pruner.regrow`."""
+        clock = self.session.clock
+        if isinstance(clock, Clock) and train != "all":
+            check_can_freeze(clock.trainer)
+        given: dict[str, Any] = {"by": by, "init": init, "names": names, "train": train}
+        return self.session.change(
+            lambda optimizers: self.pruner.regrow(fraction, count, **given, optimizers=optimizers)
+        )
+
+    def attach(self, model: nn.Module, ckpt: str | Path | None = None) -> None:
+        """Use a model outside a fit.
+
+        Args:
+            model: The module.
+            ckpt: A Lightning checkpoint whose masks are loaded; None carries over the present
+                ones, if there are any.
+
+        Raises:
+            StateError: If the checkpoint has no masks of this callback, or they do not fit, naming
+                the parameters.
+        """
+        state: Mapping[str, Any] | None = None
+        if ckpt is not None:
+            checkpoint = read_checkpoint(ckpt)
+            state = self._require_state(checkpoint)
+            check_masked_state(checkpoint, self.state_key, None)
+            if state["pruner"] is None:
+                raise StateError(f"{ckpt} was saved before {self.state_key} had seen a model")
+        elif self.session.current is not None:
+            check_not_sharded(self.session.current)
+            state = self.state_dict()
+        self.session.attach(model, state)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        Dispatcher.of(trainer).add_children(self)
+        self._loaded, self._evaluates, self.session.transaction = None, False, Transaction()
+        self._names.append(accept_compile_prefix(pl_module))
+        if stage == "fit":  # another fit, another plan
+            self.session.progress = Progress()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        session, self._evaluates = self.session, trainer.state.fn != TrainerFn.FITTING
+        state = check_masked_state(checkpoint, self.state_key, trainer.ckpt_path)
+        if not self._evaluates:
+            then = self._require_state(checkpoint)["children"]
+            now = [type(child).__name__ for child in self.children]
+            if then != now:
+                raise StateError(
+                    f"the checkpoint was trained {'with' if then else 'without'} rewind=, this "
+                    f"callback goes on {'with' if now else 'without'} it: write the same rewind="
+                )
+            return
+        current = session.current
+        if state and state["pruner"] is not None:  # weights of another moment, to be tested
+            if current is None or current.model is not pl_module:
+                session.current = session.strategy.make_pruner(pl_module)
+            self.pruner.load_state_dict(state["pruner"])
+        elif current is not None and current.model is pl_module:
+            rank_zero_warn(
+                f"the checkpoint has no masks of {self.state_key}, so the model is dense now and "
+                "the masks it had are given up"
+            )
+            session.current = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
-        pruner = self._pruner = self._pruner or self._new_pruner(pl_module)
-        check_pruner_fits(trainer, pl_module, pruner)
-        self._clock = Clock(trainer, self.schedule.times())
-        for optimizer in trainer.optimizers:
-            self._handles.append(pruner.enforcer.hook(optimizer))
-            if not pl_module.automatic_optimization:  # a raw optimizer.step() calls no other hook
-                self._handles.append(pruner.enforcer.gradient_hook(optimizer))
+        check_combination(trainer)
+        session = self.session
+        session.current = session.current or session.strategy.make_pruner(pl_module)
+        check_pruner_fits(trainer, pl_module, session.current)
+        session.start(
+            Clock(trainer, session.schedule.times()),
+            trainer.optimizers,
+            averages=Averages(trainer),
+            events=SuiteEvents(trainer, self),
+            manual=not pl_module.automatic_optimization,  # a raw step() calls no hook of ours
+        )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Only now the optimizers' state is back, and asking for the fit's length any earlier would
         # make Lightning forget where a stateful loader stood.
-        state = self._loaded
+        state, session = self._loaded, self.session
+        check_combination(trainer)
         if state is not None and state["progress"] is not None:
-            self._resume(state)
+            session.resume(state)
         else:
             if state is not None and state["pruner"] is not None:
-                self._adopt(state)
-            self._begin(trainer)
+                session.load(state)
+            session.begin()
         self._loaded = None  # not before: what fails to resume must not be saved in its place
         self.pruner.enforce(trainer.optimizers)
-        self._turns, idle = ordered(trainer), Callback.on_dense_gradients  # once: steps are many
-        self._pruners = [c for c in self._turns if isinstance(c, PruningCallback)]
-        self._eager = [c for c in self._turns if type(c).on_dense_gradients is not idle]
-        print_summary(trainer, self)
+        self._find_listeners(trainer, pl_module)
+        print_summary(trainer, session, type(self).__name__)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        for callback in self._batch_start:
+            callback.on_suite_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if (due := self._due()) is not None and not waits_for_gradients(self.pruner):
-            self._fire(due)
+        if (due := self.session.due_before_batch()) is not None:  # as session.step() does
+            self.session.fire(due)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        self.pruner.flush_dense()  # a scaler that skips the step runs no hook after it
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._masks_early:
+            self.pruner.enforcer.gradients()
+
+    def on_dense_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+        if not amp_step_skipped(trainer, optimizer):
+            self.session.on_gradients(optimizer)
 
     @no_compile
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        if leads(trainer, self):  # all see the gradients, once, before any masks them
-            show_gradients(trainer, optimizer, self._eager, self._pruners)
-        self.transaction.check()
-        before_step(trainer, optimizer, self.pruner)
+        if self._gradients:  # all see dense gradients, once, before any callback masks them
+            with unscaled_gradients(trainer, optimizer):
+                for callback in self._gradients:
+                    callback.on_dense_gradients(trainer, optimizer)
+        session = self.session
+        if session.transaction.failed is not None:
+            session.transaction.check()
+        # no hook follows a skipped step, so soft pruning's dense values would stay in
+        if session.current and not (self.soft and amp_step_skipped(trainer, optimizer)):
+            session.current.enforcer.prepare()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        warn_unfinished(trainer, self)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        state, self._loaded = self._loaded, None
-        if state is not None and state["pruner"] is not None:  # nothing was left to train
-            self._adopt(state)
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        pruner = self.session.current
+        if pruner and (self.soft or self.learns_masks or pruner.freezer.free is not None):
+            pruner.flush_dense()  # a scaler that skips the step runs no hook after it
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
     ) -> None:
-        if event.pruner is not self and self._pruner is not None:
-            # it may have brought back what is masked here; gradients stay dense until all saw them
-            self._pruner.enforcer.weights()
-            self._pruner.enforcer.state(trainer.optimizers)
-            self._averages.mask(self._pruner.enforcer)
+        if event.pruner is not self:
+            self.session.on_other_event()
 
     def on_compact(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: ChannelCut
     ) -> None:
-        if self._pruner is not None:
-            planned = [self.final, *(sparsity for _, sparsity in self.progress.plan)]
-            held = [s for s in planned if as_sparse(self._pruner, s, self.final)]
-            self._pruner.resize(plan.slice)
-            self._pruner.state.sparsity_before_cut = max(held, default=0.0)
+        self.session.resize(plan)
 
-    def on_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
-        """Acts on dense, unscaled, unclipped gradients: a due event, or the criterion's update."""
-        pruner = self.pruner
-        if not waits_for_gradients(pruner) or amp_step_skipped(trainer, optimizer):
-            return
-        pruner.update(optimizer)
-        if (due := self._due()) is not None and ranks_now(trainer, pruner, optimizer):
-            self._fire(due)
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.session.mask_averages()  # an average replaces the module's weights as the epoch starts
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._loaded, self._outside, self.transaction = None, False, Transaction()
-        self._handles.append(accept_compile_prefix(pl_module))
-        if stage == "fit":  # another fit, another plan
-            self.progress = Progress()
-
-    def on_load_checkpoint(
+    def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._outside = trainer.state.fn != TrainerFn.FITTING
-        state = self._whole_state(checkpoint, trainer.ckpt_path)
-        if not self._outside:
-            self._own_state(checkpoint)
-            return
-        if state and state["pruner"] is not None:  # weights of another moment, to be tested
-            if self._pruner is None or self._pruner.model is not pl_module:
-                self._pruner = self._new_pruner(pl_module)
-            self._pruner.load_state_dict(state["pruner"])
-        elif self._pruner is not None and self._pruner.model is pl_module:
-            rank_zero_warn(
-                f"the checkpoint has no masks of {self.state_key}, so the model is dense now and "
-                "the masks it had are given up"
-            )
-            self._pruner = None
+        self.session.mask_averages()  # in place: the checkpoint may hold its tensors already
 
-    def state_dict(self) -> dict[str, Any]:
-        if self._loaded is not None:  # not taken in yet, as when a learning rate is looked for
-            return dict(self._loaded)
-        self.transaction.check()
-        return {
-            "format": FORMAT,
-            "final": self.final,
-            "method": self.method.to_dict(),
-            "pruner": None if self._pruner is None else self._pruner.state_dict(),
-            "progress": self.progress.state_dict() if self.progress.started else None,
-        }
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.session.mask_averages()
+        self.pruner.enforcer.weights()  # the average may have gone into the module already
+        warn_unfinished(trainer, self.progress.remaining, self.sparsity)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        check_format(state_dict, FORMAT, self.state_key)
-        if not self._outside:  # else on_load_checkpoint took it in
-            self._loaded = state_dict
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        state, self._loaded = self._loaded, None
+        if state is not None and state["pruner"] is not None:  # nothing was left to train
+            self.session.load(state)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._release()
+        self._stop()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        if self._pruner is not None:
-            self._pruner.flush_dense()
-            self._pruner.enforcer.weights()  # a step that was stopped before its end
-        self._release()
+        if self.session.current is not None:
+            self.session.current.flush_dense()
+            self.session.current.enforcer.weights()  # a step that was stopped before its end
+        self._stop()
 
-    def _begin(self, trainer: pl.Trainer) -> None:
-        """Plans a fit that is not a resumed one; it goes on from the sparsity the model has."""
-        assert self._clock is not None
-        pruner, (first, epoch) = self.pruner, self._clock.start_step()
-        timeline, start = (
-            self._clock.timeline(first, epoch),
-            self.pruner.progress_towards(self.final),
-        )
-        check_target_reachable(trainer, pruner, start, self.final)
-        there = self.final > 0 and pruner.units(start) == pruner.units(self.final)
-        if there or timeline.total == 0:
-            plan: PruningPlan = ()
-        elif trainer.fast_dev_run:  # type: ignore[attr-defined]
-            plan = (Milestone(first, self.final),)
-        else:
-            plan = self.resolve(timeline, start)
-        if plan:
-            pruner.check_reachable(max(milestone.sparsity for milestone in plan))
-        self.progress = Progress(plan, 0, start, first, epoch)
+    def state_dict(self) -> dict[str, Any]:
+        if self._loaded is not None:  # not resumed yet, as when a learning rate is looked for
+            return dict(self._loaded)
+        children = [type(child).__name__ for child in self.children]
+        return {**self.session.state_dict(), "children": children}
 
-    def _resume(self, state: Mapping[str, Any]) -> None:
-        """Takes masks, plan and place in the plan from a checkpoint."""
-        assert self._clock is not None
-        if state["final"] != self.final:
-            raise StateError(
-                f"the checkpoint was pruned towards sparsity {state['final']:g}, this callback "
-                f"towards {self.final:g}: to change the target, load the weights and start a fit"
-            )
-        self.method.check_matches(state["method"])
-        self._adopt(state)
-        now, _ = self._clock.start_step()
-        timeline = self._clock.timeline(self.progress.first, self.progress.epoch)
-        self.progress.resume(self.resolve, timeline, now, self.on_change)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_format(state_dict, FORMAT, self.state_key)
+        if not self._evaluates:  # else on_load_checkpoint has loaded it
+            self._loaded = state_dict
 
-    def _due(self) -> Milestone | None:
-        if self._clock is None or self.progress.reached:
-            return None
-        return self.progress.due(self._clock.current_step())
+    def _require_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        return require_state(checkpoint, self.state_key)
 
-    def _fire(self, due: Milestone) -> None:
-        """Acts on a due event, unless somebody lets it wait."""
-        assert self._clock is not None
-        trainer = self._clock.trainer
-        listeners = suite(trainer)
-        if not all(callback.allows_event(trainer, self) for callback in listeners):
-            return
-        for callback in listeners:
-            callback.before_prune_event(trainer, trainer.lightning_module, self)
-        with self.transaction.guard(f"the event at step {due.step}"):
-            self._act(due)
-            self.progress.mark_done(due)
+    def _find_listeners(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look up once whose hooks run at every step: the first pruning callback calls them."""
+        dispatcher = Dispatcher.of(trainer)
+        gradients = [
+            callback
+            for callback in dispatcher.overriding("on_dense_gradients")
+            if not isinstance(callback, PruningCallback) or waits_for_gradients(callback.pruner)
+        ]
+        leads = next(c for c in dispatcher.callbacks if isinstance(c, PruningCallback)) is self
+        self._batch_start = dispatcher.overriding("on_suite_batch_start") if leads else ()
+        self._gradients = gradients if leads else ()
+        # Under manual optimisation a module clips by itself, before any hook of the step. Where
+        # callbacks read gradients these stay dense until then, and the norm counts all of them.
+        self._masks_early = not (pl_module.automatic_optimization or gradients)
 
-    def _act(self, due: Milestone) -> None:
-        pruner = self.pruner
-        # a prune_to by hand may have gone further than the plan
-        if due.sparsity and pruner.units(due.sparsity) < pruner.units(
-            pruner.progress_towards(self.final)
-        ):
-            return
-        own = layer_sparsities(
-            self.schedule, due.sparsity, self.final, pruner.layer_targets, pruner.densities
-        )
-        self._change(lambda opt: pruner.prune_to(due.sparsity, opt, own))
-
-    def _holds(self, planned: Sequence[Milestone]) -> bool:
-        """Whether the model is as sparse as the last of these milestones, or as the target."""
-        last = planned[-1].sparsity if planned else self.final
-        return self._pruner is not None and as_sparse(self._pruner, last, self.final)
-
-    def _release(self) -> None:
-        for handle in self._handles:
+    def _stop(self) -> None:
+        self.session.stop()
+        for handle in self._names:
             handle.remove()
-        self._handles.clear()
-        self._clock = None
+        self._names.clear()
 
 
 def pruning_callbacks(trainer: pl.Trainer) -> list[PruningCallback]:
-    """The callbacks with a plan."""
+    """The pruning callbacks of a Trainer, in the order of its list."""
     return [c for c in trainer.callbacks if isinstance(c, PruningCallback)]  # type: ignore[attr-defined]

@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 
-from regrow.callbacks.core.dispatch import suite
-from regrow.callbacks.core.session import PrunerAccess
+from regrow.callbacks.core.dispatch import Dispatcher
+from regrow.callbacks.core.pruning_callback import PruningCallback, pruning_callbacks
 from regrow.utils.errors import ConfigError
 
 
-def pruners(trainer: pl.Trainer) -> list[PrunerAccess]:
-    """The pruning callbacks of a Trainer, in the order of their turns."""
-    found = [c for c in suite(trainer) if isinstance(c, PrunerAccess)]
-    return sorted(found, key=lambda callback: callback.state_key)
+def pruners(trainer: pl.Trainer) -> list[PruningCallback]:
+    """The pruning callbacks of a Trainer, ordered by name."""
+    return sorted(pruning_callbacks(trainer), key=lambda callback: callback.state_key)
 
 
 def no_event_pending(trainer: pl.Trainer) -> bool:
     """Whether nothing is pending that could take the last event back."""
-    return all(callback.settled for callback in suite(trainer))
+    return all(callback.settled for callback in Dispatcher.of(trainer).callbacks)
 
 
 def all_schedules_done(trainer: pl.Trainer) -> bool:

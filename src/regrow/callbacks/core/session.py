@@ -1,249 +1,458 @@
 # SPDX-License-Identifier: MIT
-"""PruningSession: pruner + progress + clock of one fit, no Lightning hooks."""
+"""PruningSession: pruner, schedule and progress of a callback; PruningStrategy: what it does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypedDict
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import TypeVar
 
 from regrow.callbacks.core.averaging import Averages
-from regrow.callbacks.core.base import Callback, PruneEvent
-from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.compatibility import check_no_dense_copy, check_weights_not_swapped
-from regrow.callbacks.core.consistency import check_ranks_agree
-from regrow.callbacks.core.dispatch import broadcast_event
-from regrow.callbacks.core.pruner_types import AnyPruner
+from regrow.callbacks.core.base import as_sparse, waits_for_gradients
+from regrow.callbacks.core.checks import check_gradients_together, check_target_reachable
 from regrow.channels.config import ChannelConfig
-from regrow.io.checkpoints import check_checksums, read_checkpoint
-from regrow.io.integrity import verify_digest
-from regrow.masks.masks import Masks, check_weights_masked
+from regrow.channels.cut.channel_cut import ChannelCut
+from regrow.pruning.base import BasePruner
 from regrow.pruning.config import PruningConfig
-from regrow.pruning.freezing import TrainSpec
-from regrow.pruning.growth import GrowthCriterion
-from regrow.pruning.initializers import Initializer
 from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.pruning.transaction import Transaction
+from regrow.schedules.base import Milestone, PruningPlan, Schedule, layer_sparsities
 from regrow.schedules.progress import Progress
-from regrow.utils.errors import StateError
+from regrow.schedules.time import Timeline
+from regrow.utils.errors import StateError, check_choice
+
+FORMAT = 3
 
 
-class PrunerAccess(Callback):
-    """A callback with a pruner: masks, sparsity, history, and changes on demand.
+class FitClock(Protocol):
+    """What a session asks of a fit; see `regrow.callbacks.core.clock.Clock`."""
+
+    @property
+    def dry_run(self) -> bool: ...
+    def current_step(self) -> int: ...
+    def start_step(self) -> tuple[int, int]: ...
+    def timeline(self, first: int, epoch: int) -> Timeline: ...
+    def position(self) -> tuple[int, int]: ...
+
+
+class Events(Protocol):
+    """What a session asks of others around its events; see `SuiteEvents`."""
+
+    def allows(self) -> bool: ...
+    def before(self) -> None: ...
+    def after(self, entry: HistoryEntry, before: float) -> None: ...
+    def check_ranks(self, when: str) -> None: ...
+
+
+class SessionState(TypedDict, total=False):
+    """The saved state of a pruning callback; strategies add keys of their own.
+
+    Attributes:
+        format: Version of this layout.
+        final: Sparsity at which the schedule ends.
+        method: The settings of `PruningConfig` or `ChannelConfig`, as text.
+        pruner: State of the pruner: masks, history, removed values; None before the first fit.
+        progress: Plan and number of past events; None before the first fit.
+        children: Names of the child callbacks, whose own states lie beside this one.
+    """
+
+    format: int
+    final: float
+    method: dict[str, str]
+    pruner: dict[str, Any] | None
+    progress: dict[str, Any] | None
+    children: list[str]
+
+
+P = TypeVar("P", bound=BasePruner, default=Any)
+
+
+class PruningStrategy(Generic[P]):
+    """What a method of pruning does at its events; subclasses change what differs.
 
     Args:
-        method: How to rank and group.
-        keep_removed: Whether removed values go to the vault.
+        config: How weights or channels are ranked and grouped.
+        keep_removed: Which removed values the pruner keeps, for `unprune`.
         soft: Whether dense values go on learning beneath the masks.
     """
 
+    constant_sparsity = False
+    learns_masks = False
+
     def __init__(
-        self, method: PruningConfig | ChannelConfig, keep_removed: KeepRemoved, soft: bool = False
+        self, config: PruningConfig | ChannelConfig, keep_removed: KeepRemoved, soft: bool = False
     ) -> None:
-        super().__init__()
-        self.method = method.validated()
+        self.config = config.validated()
         self.keep_removed = keep_removed
         self.soft = soft
-        self.progress = Progress()
-        self.transaction = Transaction()  # of the fit; the pruner has its own
-        self._pruner: AnyPruner | None = None
-        self._clock: Clock | None = None
-        self._averages = Averages()
-        # Lightning asks for it around every hook
-        self._key = self._generate_state_key(
-            include=self.method.include, exclude=self.method.exclude
+
+    def make_pruner(self, model: nn.Module) -> P:
+        """The pruner of a model."""
+        raise NotImplementedError
+
+    def plan(
+        self, schedule: Schedule, final: float, timeline: Timeline, start: float
+    ) -> PruningPlan:
+        """The milestones of a fit that begins at sparsity `start`."""
+        if start >= final > 0:
+            return ()
+        plan = schedule.plan(final, timeline, start)
+        return tuple(Milestone(int(step), float(sparsity)) for step, sparsity in plan)
+
+    def apply(
+        self, session: PruningSession[P], due: Milestone, optimizers: list[Optimizer]
+    ) -> HistoryEntry | None:
+        """Change the masks at a due milestone; the new history entry, None if none was needed."""
+        pruner, schedule, final = session.pruner, session.schedule, session.final
+        # a prune_to by hand may have gone further than the plan
+        there = pruner.units(pruner.progress_towards(final))
+        if due.sparsity and pruner.units(due.sparsity) < there:
+            return None
+        own = layer_sparsities(
+            schedule, due.sparsity, final, pruner.layer_targets, pruner.densities
         )
+        return pruner.prune_to(due.sparsity, optimizers, own)
 
-    @property
-    def state_key(self) -> str:
-        return self._key
+    def after_change(self, pruner: P, entry: HistoryEntry) -> None:
+        """Add to the history entry of any change of masks."""
 
-    @property
-    def pruner(self) -> AnyPruner:
-        """The pruner; there is one once a fit has begun or a model was attached."""
-        if self._pruner is None:
-            raise StateError(
-                f"{type(self).__name__} has seen no model yet: call trainer.fit, or "
-                "attach(model, ckpt) for a model loaded outside a fit"
-            )
-        return self._pruner
+    def acts_on_gradients(self, pruner: P) -> bool:
+        """Whether the next event happens within an optimizer step, on its gradients."""
+        return waits_for_gradients(pruner)
 
-    @property
-    def masks(self) -> Masks:
-        """The masks by parameter name, made when asked."""
-        return self.pruner.masks
+    def on_gradients(self, pruner: P, optimizer: Optimizer) -> None:
+        """Read the dense gradients of a step."""
+        pruner.update(optimizer)
 
-    @property
-    def sparsity(self) -> float:
-        """The masked fraction of the prunable weights now."""
-        return 0.0 if self._pruner is None else self._pruner.sparsity
+    def before_fit(self, session: PruningSession[P]) -> None:
+        """Prepare a fit that does not resume; its events are planned next."""
 
-    @property
-    def densities(self) -> dict[str, float]:
-        """The kept fraction of each parameter now."""
-        return self.pruner.densities
+    def after_plan(self, session: PruningSession[P], timeline: Timeline) -> None:
+        """Change the plan of a fit that does not resume."""
 
-    @property
-    def changes_between_events(self) -> bool:
-        """Whether sparsity changes between events too."""
+    def before_resume(self, session: PruningSession[P], state: Mapping[str, Any]) -> None:
+        """Check or read settings of a checkpoint; masks and plan are loaded next."""
+
+    def after_resume(self, session: PruningSession[P], state: Mapping[str, Any]) -> None:
+        """Change what was loaded, where the fit now has another length."""
+
+    def after_load(self, session: PruningSession[P], state: Mapping[str, Any]) -> None:
+        """Load the strategy's own state; the pruner has loaded its."""
+
+    def state_dict(self, session: PruningSession[P]) -> dict[str, Any]:
+        """The strategy's own state, saved beside the session's."""
+        return {}
+
+    def is_changing(self, pruner: P) -> bool:
+        """Whether the sparsity changes between events too."""
         return False
 
-    @property
-    def target(self) -> float:
-        """The sparsity that was last asked for."""
-        return 0.0 if self._pruner is None else self._pruner.target
+    def sparsity(self, pruner: P) -> float:
+        """The masked fraction of the prunable weights now."""
+        return pruner.sparsity
 
-    @property
-    def history(self) -> list[HistoryEntry]:
-        """One dict an event."""
-        return [] if self._pruner is None else self._pruner.history
+    def densities(self, pruner: P) -> dict[str, float]:
+        """The kept fraction of each parameter now."""
+        return pruner.densities
 
-    @property
-    def keeps_dense_copy(self) -> bool:
-        """Whether other values than those trained stand in the weights between two steps."""
-        return self.soft
+    def reached(self, session: PruningSession[P]) -> bool:
+        """Whether all planned events have happened, and nothing was brought back since."""
+        progress = session.progress
+        return progress.started and progress.reached and session.is_as_sparse(progress.plan)
 
-    @property
-    def reached(self) -> bool:
-        """Whether all planned events have happened."""
-        return self.progress.started and self.progress.reached
+    def at_target(self, session: PruningSession[P]) -> bool:
+        """Whether nothing is left to prune; a plan may end dense, after that."""
+        progress = session.progress
+        return progress.started and progress.pruned and session.is_as_sparse(progress.sparse)
 
-    @property
-    def at_target(self) -> bool:
-        """Whether nothing is left to prune."""
-        return self.reached
 
-    def prune_to(self, sparsity: float) -> HistoryEntry:
-        """Prunes now, beside the schedule; see `Pruner.prune_to`."""
-        return self._change(lambda optimizers: self.pruner.prune_to(sparsity, optimizers))
+class GradualMagnitude(PruningStrategy[Pruner]):
+    """Prunes weights to the sparsity of each milestone."""
 
-    def unprune(self, names: Iterable[str] | str | None = None) -> HistoryEntry:
-        """Puts removed values back to the bit; see `Pruner.unprune`.
+    config: PruningConfig
 
-        Within a fit the events still to come prune again.
-        """
-        return self._change(lambda optimizers: self.pruner.unprune(names, optimizers))
+    def make_pruner(self, model: nn.Module) -> Pruner:
+        return Pruner(model, self.config, keep_removed=self.keep_removed, soft=self.soft)
 
-    def regrow(
+
+class PruningSession(Generic[P]):
+    """A pruner with its schedule, in and out of fits; it knows no Trainer.
+
+    Between `start` and `stop` it has a clock, the optimizers, and others that are called around
+    its events; `begin` or `resume` plans the events, then `step` is called once a batch and
+    `on_gradients` on the dense gradients of each optimizer step.
+
+    Args:
+        strategy: What happens at an event.
+        schedule: When events happen.
+        final: The sparsity at which the schedule ends.
+        on_change: What a resume does if the remaining events would now be at other steps:
+            "refuse", "keep" or "stretch".
+        name: The key under which the callback is saved, for messages.
+    """
+
+    def __init__(
         self,
-        fraction: float | None = None,
-        count: int | None = None,
-        *,
-        by: str | GrowthCriterion = "random",
-        init: str | Initializer = "he",
-        names: Iterable[str] | str | None = None,
-        train: TrainSpec = "all",
-    ) -> HistoryEntry:
-        """Brings pruned weights back; see `Pruner.regrow`."""
-        if self._clock is not None and train != "all":
-            check_weights_not_swapped(self._clock.trainer)
-        return self._change(
-            lambda optimizers: self.pruner.regrow(
-                fraction,
-                count,
-                by=by,
-                init=init,
-                names=names,
-                train=train,
-                optimizers=optimizers,
+        strategy: PruningStrategy[P],
+        schedule: Schedule,
+        final: float,
+        on_change: str,
+        name: str = "session",
+    ) -> None:
+        self.strategy = strategy
+        self.schedule = schedule
+        self.final = final
+        self.on_change = check_choice("on_change", on_change, ("refuse", "keep", "stretch"))
+        self.name = name
+        self.progress = Progress()
+        self.transaction = Transaction()  # of the fit; the pruner has its own
+        self.clock: FitClock | None = None
+        self.events: Events | None = None
+        self.optimizers: list[Optimizer] = []
+        self.averages = Averages()
+        self.current: P | None = None
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def pruner(self) -> P:
+        """The pruner; there is one once a fit has begun or a model was attached."""
+        if self.current is None:
+            raise StateError(
+                f"{self.name.partition('{')[0]} has seen no model yet: call trainer.fit, or "
+                "attach(model, ckpt) for a model loaded outside a fit"
             )
-        )
+        return self.current
 
-    def attach(self, model: nn.Module, ckpt: str | Path | None = None) -> None:
-        """Takes a model outside a fit.
+    @property
+    def time(self) -> FitClock:
+        """The clock, within a fit."""
+        assert self.clock is not None
+        return self.clock
 
-        Args:
-            model: The module.
-            ckpt: A Lightning checkpoint whose masks are taken; None carries over the present ones,
-                if there are any.
+    @property
+    def timeline(self) -> Timeline:
+        """Where epochs and end lie in the fit whose events are planned."""
+        return self.time.timeline(self.progress.first, self.progress.epoch)
 
-        Raises:
-            StateError: If the checkpoint has no masks of this callback, or they do not fit, naming
-                the parameters.
-        """
-        state: Mapping[str, Any] | None = None
-        if ckpt is not None:
-            checkpoint = read_checkpoint(ckpt)
-            state = self._own_state(checkpoint)
-            self._whole_state(checkpoint, None)
-            if state["pruner"] is None:
-                raise StateError(f"{ckpt} was saved before {self.state_key} had seen a model")
-        elif self._pruner is not None:
-            check_no_dense_copy(self._pruner)
-            state = self.state_dict()
-        before, self._pruner = self._pruner, self._new_pruner(model)
-        self._averages = Averages()
+    def resolve(self, timeline: Timeline, start: float = 0.0) -> PruningPlan:
+        """The milestones of a fit with this timeline."""
+        return self.strategy.plan(self.schedule, self.final, timeline, start)
+
+    def is_as_sparse(self, planned: Sequence[Milestone]) -> bool:
+        """Whether the model is as sparse as the last of these milestones, or as the target."""
+        last = planned[-1].sparsity if planned else self.final
+        return self.current is not None and as_sparse(self.current, last, self.final)
+
+    def attach(self, model: nn.Module, state: Mapping[str, Any] | None = None) -> None:
+        """Make a pruner of a model, outside a fit; an error leaves the present one."""
+        before, self.current = self.current, self.strategy.make_pruner(model)
+        self.averages = Averages()
         try:
             if state is not None:
-                self._adopt(state)
+                self.load(state)
         except StateError:
-            self._pruner = before
+            self.current = before
             raise
 
-    def note_rollback(self, failed: float, lost: float | None) -> None:
-        """Writes into the history that an event was taken back, and how much it had lost."""
-        self.pruner.record_event("rollback", failed, lost=lost)
-        self._where(self.history[-1])
-        if self._clock is not None:
-            check_ranks_agree(self._clock.trainer, self.pruner.enforcer, "a rollback")
+    def start(
+        self,
+        clock: FitClock,
+        optimizers: list[Optimizer],
+        *,
+        averages: Averages | None = None,
+        events: Events | None = None,
+        manual: bool = False,
+    ) -> None:
+        """Enter a fit: mask weights after each step of its optimizers.
 
-    def _new_pruner(self, model: nn.Module) -> AnyPruner:
-        assert isinstance(self.method, PruningConfig)
-        return Pruner(model, self.method, keep_removed=self.keep_removed, soft=self.soft)
+        Args:
+            clock: Of the fit.
+            optimizers: That train the pruner's model.
+            averages: Averaged copies of the model, which are masked too.
+            events: Called around events.
+            manual: Whether `step()` of an optimizer may be called without `on_gradients` and
+                `before_step`; gradients are then masked in a hook of the optimizer.
+        """
+        self.clock, self.events, self.optimizers = clock, events, optimizers
+        self.averages = averages or Averages()
+        enforcer = self.pruner.enforcer
+        for optimizer in optimizers:
+            self._handles.append(enforcer.hook(optimizer))
+            if manual:
+                self._handles.append(enforcer.gradient_hook(optimizer))
 
-    def _own_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-        """This callback's state in a checkpoint, or an error that says what is there."""
-        states: Mapping[str, Any] = checkpoint.get("callbacks") or {}
-        if self.state_key not in states:
+    def add_step_hook(self, optimizer: Optimizer, hook: Callable[..., None]) -> None:
+        """Call a hook after each step of an optimizer until the fit ends."""
+        self._handles.append(optimizer.register_step_post_hook(hook))
+
+    def stop(self) -> None:
+        """Leave the fit: remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.clock, self.events, self.optimizers = None, None, []
+
+    def begin(self) -> None:
+        """Plan the events of a fit that does not resume, from the sparsity that the model has."""
+        self.strategy.before_fit(self)
+        pruner, clock, final = self.pruner, self.time, self.final
+        first, epoch = clock.start_step()
+        timeline, start = clock.timeline(first, epoch), pruner.progress_towards(final)
+        check_target_reachable(pruner, start, final)
+        plan: PruningPlan = ()
+        there = final > 0 and pruner.units(start) == pruner.units(final)
+        if not there and timeline.total != 0:
+            plan = (Milestone(first, final),) if clock.dry_run else self.resolve(timeline, start)
+        if plan:
+            pruner.check_reachable(max(milestone.sparsity for milestone in plan))
+        self.progress = Progress(plan, 0, start, first, epoch)
+        self.strategy.after_plan(self, timeline)
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Load masks, plan and number of past events, to go on with an interrupted fit."""
+        self.strategy.before_resume(self, state)
+        if state["final"] != self.final:
             raise StateError(
-                f"the checkpoint has no masks of {self.state_key} (it has state of "
-                f"{', '.join(map(repr, states)) or 'no callback'}): to prune a network that was "
-                "trained without it, load the weights into the model and call fit without ckpt_path"
+                f"the checkpoint was pruned towards sparsity {state['final']:g}, this callback "
+                f"towards {self.final:g}: to change the target, load the weights and start a fit"
             )
-        state: Mapping[str, Any] = states[self.state_key]
-        return state
+        self.strategy.config.check_matches(state["method"])
+        self.load(state)
+        now, _ = self.time.start_step()
+        self.progress.resume(self.resolve, self.timeline, now, self.on_change)
+        self.strategy.after_resume(self, state)
 
-    def _whole_state(self, checkpoint: Mapping[str, Any], path: object) -> Mapping[str, Any] | None:
-        """This callback's state, if there is one, in a checkpoint that is what was written."""
-        check_checksums(path)
-        state: Mapping[str, Any] | None = (checkpoint.get("callbacks") or {}).get(self.state_key)
-        if state and state["pruner"] is not None:
-            masks = verify_digest(state["pruner"])["masks"]
-            check_weights_masked(masks, checkpoint.get("state_dict") or {})
-        return state
+    def due(self) -> Milestone | None:
+        """The milestone that is due now, if any; cheap where none is."""
+        progress, clock = self.progress, self.clock
+        plan, done = progress.plan, progress.n_done
+        if done >= len(plan) or clock is None:
+            return None
+        now = clock.current_step()
+        return progress.due(now) if plan[done].step <= now else None
 
-    def _adopt(self, state: Mapping[str, Any]) -> None:
-        self.pruner.load_state_dict(state["pruner"])
-        if self._clock is not None:
-            check_ranks_agree(self._clock.trainer, self.pruner.enforcer, "resuming")
-        if state["progress"] is not None:
-            self.progress.load_state_dict(state["progress"])
+    def due_before_batch(self) -> Milestone | None:
+        """The milestone that is due, if its event needs no gradients of the coming step."""
+        due = self.due()
+        if due is None or self.strategy.acts_on_gradients(self.pruner):
+            return None
+        return due
 
-    def _change(self, change: Callable[[list[Optimizer]], HistoryEntry]) -> HistoryEntry:
-        """Changes masks; within a fit with its optimizers, and the suite is told."""
-        clock, enforcer = self._clock, self.pruner.enforcer
-        masks = self._averages.masks(enforcer)
-        if clock is None:
-            entry = change([])
-            self._averages.sync_changed(enforcer, masks)
+    def step(self) -> None:
+        """Let a due event happen, unless it needs gradients: called before each batch."""
+        if (due := self.due_before_batch()) is not None:
+            self.fire(due)
+
+    def on_gradients(self, optimizer: Optimizer) -> None:
+        """Read a step's dense, unscaled, unclipped gradients, and let a due event happen."""
+        pruner = self.pruner
+        if not waits_for_gradients(pruner):
+            return
+        self.strategy.on_gradients(pruner, optimizer)
+        if (due := self.due()) is not None:
+            check_gradients_together(self.optimizers, pruner)
+            if pruner.trained_by(optimizer):
+                self.fire(due)
+
+    def fire(self, due: Milestone) -> None:
+        """Let a due event happen, unless others have it wait."""
+        if self.events is not None:
+            if not self.events.allows():
+                return
+            self.events.before()
+        with self.transaction.guard(f"the event at step {due.step}"):
+            masks, before = self.averages.masks(self.pruner.enforcer), self.pruner.sparsity
+            entry = self.strategy.apply(self, due, self.optimizers)
+            if entry is not None:
+                self._finish(entry, masks, before)
+            self.progress.mark_done(due)
+
+    def change(self, act: Callable[[list[Optimizer]], HistoryEntry]) -> HistoryEntry:
+        """Change masks beside the schedule.
+
+        Args:
+            act: Changes them, given the optimizers of the fit (none outside of one), and returns
+                the new history entry.
+        """
+        masks, before = self.averages.masks(self.pruner.enforcer), self.pruner.sparsity
+        if self.clock is None:
+            entry = act([])
+            self._finish(entry, masks, before)
             return entry
-        trainer, before = clock.trainer, self.pruner.sparsity
-        with self.transaction.guard(f"an event at step {int(trainer.global_step)}"):
-            entry = change(trainer.optimizers)
-            self.transaction.mark_started()  # masks changed, but listeners were not called yet
-            self._averages.sync_changed(enforcer, masks)
-            self._where(entry)
-            check_ranks_agree(trainer, enforcer, f"the event at step {entry['step']}")
-            event = PruneEvent(self, entry["step"], entry["epoch"], before, self.sparsity, entry)
-            broadcast_event(trainer, trainer.lightning_module, event)
+        with self.transaction.guard(f"an event at step {self.clock.position()[0]}"):
+            entry = act(self.optimizers)
+            self._finish(entry, masks, before)
         return entry
 
-    def _where(self, entry: HistoryEntry) -> None:
-        """Adds step and epoch to a history entry that was made within a fit."""
-        if self._clock is not None:
-            trainer = self._clock.trainer
-            entry |= {"step": int(trainer.global_step), "epoch": int(trainer.current_epoch)}
+    def on_other_event(self) -> None:
+        """Mask again what another pruner of the same model may have brought back.
+
+        Gradients stay as they are: others may still have to see the dense ones.
+        """
+        if self.current is not None:
+            self.current.enforcer.weights()
+            self.current.enforcer.state(self.optimizers)
+            self.averages.mask(self.current.enforcer)
+
+    def resize(self, plan: ChannelCut) -> None:
+        """Follow a cut of channels: the sparsity that the plan has reached counts on."""
+        if self.current is not None:
+            planned = [self.final, *(sparsity for _, sparsity in self.progress.plan)]
+            before = [s for s in planned if as_sparse(self.current, s, self.final)]
+            self.current.resize(plan.slice)
+            self.current.state.sparsity_before_cut = max(before, default=0.0)
+
+    def mask_averages(self) -> None:
+        """Zero the pruned weights of averaged copies."""
+        if self.current is not None:
+            self.averages.mask(self.current.enforcer)
+
+    def add_position(self, entry: HistoryEntry) -> None:
+        """Add step and epoch to a history entry that was made within a fit."""
+        if self.clock is not None:
+            entry["step"], entry["epoch"] = self.clock.position()
+
+    def record_rollback(self, failed: float, lost: float | None) -> None:
+        """Add to the history that an event was taken back, and how much it had lost."""
+        entry = self.pruner.record_event("rollback", failed, lost=lost)
+        self.add_position(entry)
+        self._check_ranks("a rollback")
+
+    def state_dict(self) -> SessionState:
+        """Everything that `resume` needs."""
+        self.transaction.check()
+        state: dict[str, Any] = {
+            "format": FORMAT,
+            "final": self.final,
+            "method": self.strategy.config.to_dict(),
+            "pruner": None if self.current is None else self.current.state_dict(),
+            "progress": self.progress.state_dict() if self.progress.started else None,
+            **self.strategy.state_dict(self),
+        }
+        return state  # type: ignore[return-value]
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Load the masks and the progress of a checkpoint."""
+        self.pruner.load_state_dict(state["pruner"])
+        self._check_ranks("resuming")
+        if state["progress"] is not None:
+            self.progress.load_state_dict(state["progress"])
+        self.strategy.after_load(self, state)
+
+    def _finish(self, entry: HistoryEntry, masks: Any, before: float) -> None:
+        """What follows every change of masks."""
+        self.transaction.mark_started()  # masks changed, but others were not called yet
+        self.strategy.after_change(self.pruner, entry)
+        self.averages.sync_changed(self.pruner.enforcer, masks)
+        self.add_position(entry)
+        if self.events is not None:
+            self.events.after(entry, before)
+
+    def _check_ranks(self, when: str) -> None:
+        if self.events is not None:
+            self.events.check_ranks(when)

@@ -4,24 +4,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.core.session import PruningSession
 
 
-def summary_table(callback: PruningCallback) -> Table:
+def summary_table(session: PruningSession, name: str) -> Table:
     """One row a pruned parameter, and one a reason for those that are not."""
-    pruner = callback.pruner
-    table = Table(title=f"{type(callback).__name__}: {pruner.total:,} prunable weights")
+    pruner, config = session.pruner, session.strategy.config
+    table = Table(title=f"{name}: {pruner.total:,} prunable weights")
     for column in ("parameter", "shape", "weights", "target"):
         table.add_column(column, justify="left" if column == "parameter" else "right")
-    shared = {"uniform": f"{callback.final:.4g}"}.get(callback.method.distribution, "shared")
+    shared = {"uniform": f"{session.final:.4g}"}.get(config.distribution, "shared")
     for target in pruner.targets:
         shape = "x".join(map(str, target.parameter.shape))
         own = (
@@ -36,16 +34,16 @@ def summary_table(callback: PruningCallback) -> Table:
         names = [name for name, why in reasons.items() if why == reason]
         shown = ", ".join(names[:2]) + (f" and {count - 2} more" if count > 2 else "")
         table.add_row(f"[dim]{shown}", "", "", f"[dim]dense: {reason}")
-    plan = callback.progress.remaining
+    plan = session.progress.remaining
     notes = ["no event to come"]
     if plan:
         notes = [
             f"{len(plan)} event{'s' if len(plan) > 1 else ''}, from step {plan[0].step} to step "
-            f"{plan[-1].step}, to sparsity {plan[-1].sparsity:.4g} ({callback.method.distribution})"
+            f"{plan[-1].step}, to sparsity {plan[-1].sparsity:.4g} ({config.distribution})"
         ]
-    if callback.keep_removed:
+    if session.strategy.keep_removed:
         size = sum(t.parameter.numel() * t.parameter.element_size() for t in pruner.targets)
-        most = size * max(callback.final, callback.sparsity) / 2**20
+        most = size * max(session.final, pruner.sparsity) / 2**20
         notes.append(
             f"removed values are kept for un-prune: at most {most:.1f} MiB of host memory and of "
             "each checkpoint (keep_removed=False keeps none)"
@@ -54,8 +52,8 @@ def summary_table(callback: PruningCallback) -> Table:
     return table
 
 
-def print_summary(trainer: pl.Trainer, callback: PruningCallback) -> None:
+def print_summary(trainer: pl.Trainer, session: PruningSession, name: str) -> None:
     """Prints the table on rank 0, where the Trainer shows anything at all."""
     talks = any(isinstance(c, (ModelSummary, ProgressBar)) for c in trainer.callbacks)  # type: ignore[attr-defined]
     if talks and trainer.is_global_zero:
-        Console().print(summary_table(callback))
+        Console().print(summary_table(session, name))

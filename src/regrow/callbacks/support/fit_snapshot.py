@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from regrow.callbacks.core.averaging import Averages
-from regrow.callbacks.core.session import PrunerAccess
+from regrow.callbacks.core.base import PrunerOwner
 from regrow.utils.optimizers import load_moments
 from regrow.utils.snapshot import copy_to_cpu
 
@@ -26,7 +26,7 @@ class FitSnapshot:
 
     @classmethod
     def take(
-        cls, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerAccess
+        cls, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
     ) -> FitSnapshot:
         """Copies everything that an event and the training after it can change."""
         return cls(
@@ -40,7 +40,7 @@ class FitSnapshot:
         )
 
     def restore(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerAccess
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
     ) -> None:
         """Writes it back. Learning rates and the global step stay as they are."""
         pruner.pruner.load_state_dict(self._state["pruner"])

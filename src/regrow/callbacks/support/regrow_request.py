@@ -10,9 +10,9 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from regrow.callbacks.core.compatibility import check_weights_not_swapped
+from regrow.callbacks.core.compatibility import check_can_freeze
+from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import pruners
-from regrow.callbacks.core.session import PrunerAccess
 from regrow.channels.pruner import ChannelPruner, check_regrowth
 from regrow.pruning.freezing import TrainSpec
 from regrow.pruning.growth import (
@@ -145,7 +145,7 @@ _EXAMPLE = 'write {"fraction": 0.1, "by": "random", "init": "he"}'
 
 def resolve_pruners(
     trainer: pl.Trainer, order: RegrowRequest
-) -> list[tuple[PrunerAccess, list[str] | None]]:
+) -> list[tuple[PruningCallback, list[str] | None]]:
     """The pruning callbacks that an order means, with the patterns that are theirs.
 
     Raises:
@@ -184,7 +184,7 @@ def check_request(trainer: pl.Trainer, order: RegrowRequest) -> None:
     for callback, names in resolve_pruners(trainer, order):
         pruner = callback.pruner
         if pruner.freezer.check(order.train) != "all":
-            check_weights_not_swapped(trainer)
+            check_can_freeze(trainer)
         if isinstance(pruner, ChannelPruner):
             check_regrowth(order.by, order.init)
         elif pruner.shards.ranks is not None:
@@ -207,10 +207,7 @@ def check_request(trainer: pl.Trainer, order: RegrowRequest) -> None:
                     f"{what}='removed' needs the removed values: write keep_removed=True in "
                     f"{type(callback).__name__}"
                 )
-        if (
-            order.by in ("momentum", momentum_growth)
-            and getattr(callback, "grow", "") != "momentum"
-        ):
+        if order.by in ("momentum", momentum_growth) and not pruner.state.averages_gradients:
             raise ConfigError(
                 "by='momentum' needs the mean dense gradient, which DynamicSparseTraining("
                 "grow='momentum') tracks: write by='gradient'"
@@ -224,7 +221,7 @@ def check_request(trainer: pl.Trainer, order: RegrowRequest) -> None:
             )
 
 
-def _means(callback: PrunerAccess, pattern: str) -> bool:
+def _means(callback: PruningCallback, pattern: str) -> bool:
     try:
         return bool(callback.pruner.named(pattern))
     except ConfigError:
