@@ -92,7 +92,7 @@ def called(node: Mapping[str, Any]) -> str:
     """A node with `_target_` as the call that it means, without its package.
 
     Example:
-        >>> called({"_target_": "regrow.app.models.cifar_vgg.VGG", "depth": 16})
+        >>> called({"_target_": "regrow.app.models.VGG", "depth": 16})
         'VGG(depth=16)'
     """
     name = str(node.get("_target_", "?")).rpartition(".")[2]

@@ -14,7 +14,7 @@ import pytest
 from regrow import __version__
 from regrow.app.cli.main import COMMANDS
 from regrow.app.config.recipes import recipe_files
-from regrow.app.config.run_dirs import LONGEST, short
+from regrow.app.config.run_dirs import LONGEST, folder_name
 from regrow.app.launch.hydra_app import _message, plain_errors, quote_value
 from regrow.utils.errors import ConfigError
 
@@ -143,8 +143,8 @@ def test_recipes_can_be_searched(regrow):
     [
         (("trian",), "no command 'trian': did you mean 'train'?"),
         (("recipe=digits/gmp",), "write `regrow train recipe=digits/gmp`"),
-        (("train", "recipe=digits/gpm"), "no recipe 'digits/gpm': did you mean 'digits/gmp'"),
-        (("plan", "recipe=digits/gpm"), "no recipe 'digits/gpm': did you mean 'digits/gmp'"),
+        (("train", "recipe=digits/gpm"), "No recipe 'digits/gpm': did you mean 'digits/gmp'"),
+        (("plan", "recipe=digits/gpm"), "No recipe 'digits/gpm': did you mean 'digits/gmp'"),
         (("train", "-m", "recipe=digits/gmp,digits/dens"), "did you mean 'digits/dense'"),
         (("train", "-m", "recipe=glob(*)"), "write their names, recipe=digits/gmp,"),
         (("plan", "-m", "seed=1,2"), "leave out -m"),
@@ -248,10 +248,10 @@ def test_the_job_gets_its_command_line_back(python, checkout, tmp_path):
 
 def test_folder_names_stay_short_and_apart():
     long = ",".join(f"some.setting.{k}={k}" for k in range(40))
-    assert short("a=1") == "a=1"
-    assert len(short(long)) < 255
-    assert short(long) != short(long + "0")
-    assert short(long).startswith(long[:LONGEST])
+    assert folder_name("a=1") == "a=1"
+    assert len(folder_name(long)) < 255
+    assert folder_name(long) != folder_name(long + "0")
+    assert folder_name(long).startswith(long[:LONGEST])
 
 
 def test_start_of_a_run_folder_is_quoted_for_hydra():

@@ -87,8 +87,8 @@ def test_the_library_may_be_named_and_the_weights_too(both, name, outputs):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", r"known to nobody: torchvision: Unknown model nothing; timm: Unknown model"),
-        ("torchvision/own.tag", "known to nobody: torchvision: Unknown model own$"),
+        ("nothing", r"was not found: torchvision: Unknown model nothing; timm: Unknown model"),
+        ("torchvision/own.tag", "was not found: torchvision: Unknown model own$"),
         ("torchvision/shared.V9", "shared has no weights V9"),
         ("tim/shared", "must be one of timm, torchvision, got 'tim': did you mean 'timm'"),
     ],

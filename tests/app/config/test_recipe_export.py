@@ -21,7 +21,7 @@ from regrow.app.config.recipe_export import (
     recipe_text,
     write_recipe,
 )
-from regrow.app.config.recipes import read_recipe, recipe_files, register, take_recipes
+from regrow.app.config.recipes import read_recipe, recipe_files, register, replace_recipe_files
 from regrow.app.experiment.run import train
 from regrow.app.training.build import build_data, build_module
 from regrow.utils.paths import config_dir
@@ -37,7 +37,7 @@ def recipes():
 
 def named(*words: str) -> list[str]:
     """The words with files registered; those of the package are."""
-    names, files = take_recipes(words)
+    names, files = replace_recipe_files(words)
     for name, path in files.items():
         node = read_recipe(path)
         ConfigStore.instance().store(group="recipe", name=name, node=node, package="_global_")

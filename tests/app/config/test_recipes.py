@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regrow.app.config.recipes import check_names, read_recipe, register, take_recipes, values_of
+from regrow.app.config.recipes import (
+    check_names,
+    read_recipe,
+    register,
+    replace_recipe_files,
+    split_recipes,
+)
 from regrow.utils.errors import ConfigError
 
 TEXT = """\
@@ -39,19 +45,19 @@ def short(text: str) -> str:
 def test_a_path_becomes_a_name_of_stem_and_content(tmp_path):
     path, name = write("sub/mine.yaml"), f"mine-{short(TEXT)}"
     for word in (f"recipe={path}", f"recipe={tmp_path / path}", f"recipe='{path}'"):
-        words, files = take_recipes(["seed=1", word, "-m"])
+        words, files = replace_recipe_files(["seed=1", word, "-m"])
         assert words == ["seed=1", f"recipe={name}", "-m"]
         assert [file.read_text() for file in files.values()] == [TEXT]
         assert [*files] == [name]
     edited = TEXT.replace("0.6", "0.7")
     write("sub/mine.yaml", edited)
-    assert take_recipes([f"recipe={path}"])[0] == [f"recipe=mine-{short(edited)}"]
+    assert replace_recipe_files([f"recipe={path}"])[0] == [f"recipe=mine-{short(edited)}"]
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write("mine.yaml")
-    assert take_recipes(["recipe=~/mine.yaml"])[0] == [f"recipe=mine-{short(TEXT)}"]
+    assert replace_recipe_files(["recipe=~/mine.yaml"])[0] == [f"recipe=mine-{short(TEXT)}"]
 
 
 def test_paths_and_names_mix_in_a_sweep():
@@ -59,7 +65,7 @@ def test_paths_and_names_mix_in_a_sweep():
     inside = "outputs/digits/gmp/pruning.sparsity=0.5,threads=2/seed=0/recipe.yaml"
     for name in ("a.yml", inside):
         write(name)
-    words, files = take_recipes([f"recipe=digits/gmp,{inside},a.yml,digits/imp"])
+    words, files = replace_recipe_files([f"recipe=digits/gmp,{inside},a.yml,digits/imp"])
     key = short(TEXT)
     assert words == [f"recipe=digits/gmp,recipe-{key},a-{key},digits/imp"]
     assert {*files} == {f"recipe-{key}", f"a-{key}"}
@@ -69,15 +75,15 @@ def test_paths_and_names_mix_in_a_sweep():
 @settings(max_examples=50)
 @given(st.lists(st.text("ab/._-=", min_size=1), min_size=1))
 def test_without_files_values_are_what_commas_part(parts):
-    assert values_of(",".join(parts)) == parts
+    assert split_recipes(",".join(parts)) == parts
 
 
 def test_names_are_folders_anywhere():
     write("my own, second try (b).yaml")
-    (name,) = take_recipes(["recipe=my own, second try (b).yaml"])[1]
+    (name,) = replace_recipe_files(["recipe=my own, second try (b).yaml"])[1]
     assert name == f"my_own_second_try_b-{short(TEXT)}"
     write("....yaml")
-    assert [*take_recipes(["recipe=....yaml"])[1]] == [f"recipe-{short(TEXT)}"]
+    assert [*replace_recipe_files(["recipe=....yaml"])[1]] == [f"recipe-{short(TEXT)}"]
 
 
 @pytest.mark.parametrize(
@@ -90,12 +96,12 @@ def test_names_are_folders_anywhere():
 )
 def test_a_missing_file_is_named(word, message):
     with pytest.raises(ConfigError, match=message):
-        take_recipes([word])
+        replace_recipe_files([word])
 
 
 def test_what_hydra_is_told_to_find_is_left_to_it():
     words = ["--config-dir=mine", "recipe=small.yaml"]
-    assert take_recipes(words) == (words, {})
+    assert replace_recipe_files(words) == (words, {})
 
 
 def test_a_file_without_its_suffix_is_suggested():
@@ -136,7 +142,7 @@ def test_an_empty_file_and_words_of_ones_own_are_fine():
 
 
 def test_it_composes_like_a_recipe_of_the_package(job):
-    words, files = take_recipes([f"recipe={write('mine.yaml')}"])
+    words, files = replace_recipe_files([f"recipe={write('mine.yaml')}"])
     register(files)
     cfg = job(*words, "pruning.every=0.2")
     assert (cfg.model.depth, cfg.pruning.sparsity, cfg.pruning.every) == (8, 0.6, 0.2)
@@ -167,9 +173,9 @@ def test_jobs_of_other_processes_know_the_files(python, tmp_path):
         "import pickle, subprocess, sys\n"
         "from pathlib import Path\n"
         "from hydra.core.singleton import Singleton\n"
-        "from regrow.app.config.recipes import take_recipes\n"
+        "from regrow.app.config.recipes import replace_recipe_files\n"
         "from regrow.app.config.recipes import register\n"
-        "words, files = take_recipes(['recipe=mine.yaml'])\n"
+        "words, files = replace_recipe_files(['recipe=mine.yaml'])\n"
         "register(files)\n"
         "state = {k: v for k, v in Singleton.get_state().items() if k == 'instances'}\n"
         "Path('state').write_bytes(pickle.dumps(state['instances']))\n"

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from regrow.app.config.run_dirs import LONGEST, as_words, job_folder, short, sweep_folder
+from regrow.app.config.run_dirs import (
+    LONGEST,
+    folder_name,
+    job_folder,
+    override_strings,
+    sweep_folder,
+)
 
 LONG = [f"some.setting.{k}={k}" for k in range(40)]
 
@@ -75,7 +81,7 @@ def test_names_are_told_apart_and_are_one_folder(first, second):
 
 def test_long_names_keep_their_beginning():
     text = ",".join(LONG)
-    assert short(text).startswith(text[:LONGEST])
+    assert folder_name(text).startswith(text[:LONGEST])
 
 
 def test_a_sweep_has_one_name_however_it_is_started_again():
@@ -91,6 +97,6 @@ def test_a_sweep_has_one_name_however_it_is_started_again():
 def test_a_setting_that_cannot_be_read_still_has_a_folder():
     """So that the job starts, and says which one it is."""
     words = OmegaConf.create({"seed": 3, "task": ["a.b=${seed}", "a.c=${nowhere}"]}).task
-    assert as_words(words[:1]) == ["a.b=3"]
-    assert as_words(words) == ["a.b=${seed}", "a.c=${nowhere}"]
+    assert override_strings(words[:1]) == ["a.b=3"]
+    assert override_strings(words) == ["a.b=${seed}", "a.c=${nowhere}"]
     assert "$" + "{" not in job_folder(["a.c='${nowhere}'"])

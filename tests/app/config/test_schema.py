@@ -27,38 +27,46 @@ KINDS = [
     ("finetune", 90, "finetune must hold finetune.lr, finetune.batch_size, got 90"),
     ("latency", "foo", "latency must hold latency.batch, latency.repeats, got 'foo'"),
     ("latency.repeats", [1, 2], r"latency\.repeats must be a whole number of at least 1"),
-    ("latency.batch", GONE, r"latency\.batch was taken away, and is needed"),
+    ("latency.batch", GONE, r"latency\.batch was removed, but is needed"),
     ("seed", -1, "seed must be a whole number of at least 0, got -1"),
     ("dense_epochs", 0.5, "dense_epochs must be a whole number"),
     ("threads", "foo", "threads must be a whole number"),
     ("force", "3ep", "force must be true or false, got '3ep'"),
-    ("start", 2, "start must be words, got 2"),
+    ("start", 2, "start must be a string, got 2"),
     ("label_smoothing", [0.5], r"label_smoothing must be a number in \[0, 1\)"),
     ("finetune.lr", -1, r"finetune\.lr must be a number above 0"),
     ("trainer.accumulate_grad_batches", float("inf"), "must be a whole number of at least 1"),
     ("trainer.max_epochs", "2ep", r"trainer\.max_epochs must be a whole number"),
     ("optimizer.nesterov", "???", r"optimizer\.nesterov must be given"),
     ("optimizer.lr", "${nowhere}", "a setting cannot be read: .*nowhere"),
-    ("model", GONE, "model was taken away, and every run needs it: leave out ~model"),
+    ("model", GONE, "model was removed, but every run needs it: leave out ~model"),
     ("optimizer._target_", GONE, "optimizer has no _target_"),
     ("callbacks.x", 1, r"callbacks\.x must be a mapping with a _target_, got 1"),
     ("callbacks.x", {"a": 1}, r"callbacks\.x must be a mapping with a _target_"),
 ]
 REFUSED = [
-    ("optimizer.lr", "foo", "optimizer cannot be made of its settings: TypeError: '<'"),
-    ("optimizer.lr", -1, "optimizer cannot be made of its settings: ValueError: Invalid learn"),
+    ("optimizer.lr", "foo", "optimizer could not be created from its settings: TypeError: '<'"),
+    (
+        "optimizer.lr",
+        -1,
+        "optimizer could not be created from its settings: ValueError: Inv",
+    ),
     ("optimizer._target_", "torch.optim.LBFGS", "LBFGS.*unexpected keyword argument"),
     ("optimizer.weight_decay", 10**40, "the optimizer cannot step with its settings: Overflow"),
-    ("optimizer._partial_", False, "optimizer cannot be made of its settings"),
-    ("scheduler._partial_", False, "scheduler cannot be made of its settings"),
-    ("scheduler._partial_", "3ep", "scheduler cannot be made of its settings: .*bool"),
+    ("optimizer._partial_", False, "optimizer could not be created from its settings"),
+    ("scheduler._partial_", False, "scheduler could not be created from its settings"),
+    ("scheduler._partial_", "3ep", "scheduler could not be created from its settings: .*bool"),
     ("model.width", -1, r"width must be a whole number of at least 1, got -1 \(in model\)"),
-    ("model._target_", "torch.nn.Linear", "model cannot be made of its settings: TypeError"),
-    ("pruning._target_", "nowhere", "pruning cannot be made of its settings: .*nowhere"),
+    (
+        "model._target_",
+        "torch.nn.Linear",
+        "model could not be created from its settings: Type",
+    ),
+    ("pruning._target_", "nowhere", "pruning could not be created from its settings: .*nowhere"),
     ("callbacks.x", {"_target_": "builtins.dict"}, "makes a dict, Callback is needed"),
     ("trainer.accumulate_grad_batches", "2it", "the fit cannot be set up: TypeError"),
-    ("trainer.limit_train_batches", -3, "trainer cannot be made of its settings: Misconf"),
-    ("trainer.precision", "nothing", "trainer cannot be made of its settings: .*nothing"),
+    ("trainer.limit_train_batches", -3, "trainer could not be created from its settings: Misconf"),
+    ("trainer.precision", "nothing", "trainer could not be created from its settings: .*nothing"),
     ("trainer.devices", 0, r"trainer\.devices=0 is not available: Misconfiguration"),
     ("logger.name", True, "logger cannot be used with its settings: TypeError"),
     (
@@ -133,7 +141,7 @@ def test_what_others_refuse_is_passed_on_before_training(job):
 
 
 def test_a_dense_run_is_tried_too(job, tmp_path):
-    with pytest.raises(ConfigError, match="optimizer cannot be made"):
+    with pytest.raises(ConfigError, match="optimizer could not be created"):
         train(job("recipe=digits/dense", "optimizer.lr=foo"))
     assert not (tmp_path / "run" / "run.json").exists()
 

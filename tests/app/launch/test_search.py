@@ -110,7 +110,7 @@ def test_a_trial_that_was_cut_is_tried_again(sweep, reports, tmp_path, monkeypat
     [
         (("objectives=[val_accuracy,sparsty]",), "error: objectives has 'sparsty': did you mean"),
         (("hydra.sweeper.direction=[minimize,maximize]",), "does not fit objectives"),
-        (("pruning=none",), "this recipe prunes nothing: choose one with pruning"),
+        (("pruning=none",), "this recipe does not prune: choose one with pruning"),
         (("trainer.max_epochs=0", "start=null"), "validates nothing: write trainer.max_epochs=1"),
     ],
 )

@@ -82,7 +82,7 @@ def test_sigterm_stops_a_sweep_and_is_no_failure(begin, found, tmp_path):
     assert not found("failed.json")
     assert len(list(tmp_path.glob("outputs/digits/gmp/*/seed=*"))) == 1, "the second never began"
     assert "1 of 1 jobs did not end:" in output
-    assert "the same command goes on with this sweep" in output
+    assert "the same command resumes this sweep" in output
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_a_failed_job_stops_no_other(sweep, found, reports, capfd, tmp_path):
     assert err.splitlines()[-3:] == [
         "1 of 3 jobs failed:",
         f"  outputs/digits/{folder}: {message}",
-        "the same command goes on with this sweep",
+        "the same command resumes this sweep",
     ]
     [name] = {folder for folder, _ in reports}
     assert name.parent == tmp_path / "outputs" / "sweeps"
@@ -76,7 +76,7 @@ def test_a_stopped_sweep_goes_on(sweep, found, reports, monkeypatch, capfd):
     assert "ValueError: the disk" in out, "an error that is none of ours is shown in full"
     assert "1 of 3 jobs failed:" in err
     assert "1 of 3 jobs did not end:" in err
-    assert err.count("the same command goes on") >= 1
+    assert err.count("the same command resumes") >= 1
     [before] = found("result.json").values()
     written = trained()
 

@@ -11,8 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from regrow.app.config.initial_weights import PRETRAINED, SCRATCH, checkpoint_of
+from regrow.app.config.instantiate import public_path
 
-# What may differ between two runs of one result: where things lie and what is shown.
+# Settings that do not change a result: paths and what is displayed.
 UNIMPORTANT = {
     "trainer": {
         "default_root_dir",
@@ -45,7 +46,7 @@ _PARTS = (
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that a result depends on, as plain containers."""
+    """Return the settings that a result depends on, as plain containers."""
     found: dict[str, Any] = {}
     for part in _PARTS:
         node = cfg[part]
@@ -56,19 +57,30 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
             for key in UNIMPORTANT.get(part, set()):
                 node.pop(key, None)
             node = OmegaConf.to_container(node, resolve=True)
-        found[part] = node
+        found[part] = _with_public_paths(node)
     found["start"] = _start(cfg.start)
     return found
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """A short hash of `settings`: equal settings, equal results."""
+    """Compute a short hash of `settings`: runs with equal hashes have equal results."""
     text = json.dumps(settings(cfg), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _with_public_paths(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {
+            key: public_path(value)
+            if key == "_target_" and isinstance(value, str)
+            else _with_public_paths(value)
+            for key, value in node.items()
+        }
+    return [_with_public_paths(value) for value in node] if isinstance(node, list) else node
+
+
 def _start(start: str | None) -> str | None:
-    """A file, or the chosen one of a run's folder, counts by what is in it."""
+    """Replace the path of a checkpoint by a hash of its content."""
     if start is None or start == SCRATCH or start.startswith(PRETRAINED):
         return start
     content = checkpoint_of(Path(start)).read_bytes()

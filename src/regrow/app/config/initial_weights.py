@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `start=` means."""
+"""Initial weights: checkpoints, runs and pretrained networks that `start=` names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCRATCH = "scratch"
 
 
 def load_initial_weights(start: str) -> dict[str, Tensor]:
-    """The network's weights that `start` names.
+    """Load the weights of the network that `start` names.
 
     Args:
         start: A checkpoint of Lightning or a plain state dict, the folder of a run, or
@@ -34,7 +34,7 @@ def load_initial_weights(start: str) -> dict[str, Tensor]:
             for "efficientnet_lite0", whose weights a small package ships.
 
     Raises:
-        ConfigError: If there is no such thing, saying what may stand there.
+        ConfigError: If it does not exist.
         StateError: If the file cannot be read.
     """
     if start.startswith(PRETRAINED):
@@ -43,7 +43,7 @@ def load_initial_weights(start: str) -> dict[str, Tensor]:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the chosen one of a run's folder."""
+    """Return the path of a checkpoint, or of the chosen checkpoint in a run's folder."""
     if path.is_file():
         return path
     result = path / "result.json"
@@ -58,7 +58,7 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights in a checkpoint, without the names of what wraps the network."""
+    """Return the weights in a checkpoint, without the prefixes of modules around the network."""
     state = checkpoint.get("state_dict", checkpoint)
     weights = {str(name).replace("_orig_mod.", ""): value for name, value in state.items()}
     inner = {
@@ -92,7 +92,7 @@ def _pretrained(given: str) -> dict[str, Tensor]:
                 f"start={PRETRAINED}{given}: {one} could not fetch its weights ({error}): write "
                 "start=FILE for weights that were fetched by other means"
             ) from error
-    raise ConfigError(f"start={PRETRAINED}{given} is known to nobody: {'; '.join(problems)}")
+    raise ConfigError(f"start={PRETRAINED}{given} was not found: {'; '.join(problems)}")
 
 
 def _from_torchvision(name: str) -> dict[str, Tensor]:

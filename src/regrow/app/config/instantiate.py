@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Config node -> object, with the node's name in errors."""
+"""Instantiate config nodes; errors name the node. Public paths of `_target_`s."""
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 
 import regrow
 from regrow.utils.errors import ConfigError, RegrowError
@@ -18,22 +19,48 @@ from regrow.utils.errors import ConfigError, RegrowError
 _OURS = str(Path(regrow.__file__).parent)
 
 
+def public_path(target: str) -> str:
+    """Find the public path of a class or function of regrow, given any path of it.
+
+    Paths of other packages, and those that do not exist, are returned unchanged.
+
+    Example:
+        >>> public_path("regrow.callbacks.distill.Distill")
+        'regrow.Distill'
+        >>> public_path("torch.optim.SGD")
+        'torch.optim.SGD'
+    """
+    module, _, name = target.rpartition(".")
+    if not module.startswith("regrow."):
+        return target
+    try:
+        found = get_object(target)
+    except Exception:  # whatever the import raises
+        return target
+    parts = module.split(".")
+    for count in range(1, len(parts)):
+        package = ".".join(parts[:count])
+        if getattr(importlib.import_module(package), name, None) is found:
+            return f"{package}.{name}"
+    return target
+
+
 def instantiate_node(what: str, node: Any, kind: type | None = None, **given: Any) -> Any:
-    """Instantiates a node.
+    """Instantiate a config node.
 
     Args:
-        what: Where it stands in the configuration: "model", "callbacks.progress".
+        what: Its key in the configuration, such as "model" or "callbacks.progress".
         node: A mapping with `_target_`.
-        kind: What must come out of it; None: anything.
-        given: Arguments beside the node's own.
+        kind: The class that the result must have; None: any.
+        given: Further arguments.
 
     Raises:
-        ConfigError: Naming the setting and what its target says to it.
+        ConfigError: With the setting and the message of its target.
     """
     try:
         thing = instantiate(node, **given)
     except Exception as error:
-        raise wrap_error(f"{what} cannot be made of its settings", error) from error
+        raise wrap_error(f"{what} could not be created from its settings", error) from error
     if kind is not None and not isinstance(thing, kind):
         target = node.get("_target_") if isinstance(node, Mapping) else None
         raise ConfigError(
@@ -44,11 +71,7 @@ def instantiate_node(what: str, node: Any, kind: type | None = None, **given: An
 
 
 def instantiate_partial(what: str, node: Any, **given: Any) -> Callable[..., Any]:
-    """Instantiates a node with `_partial_: true`, whose call is guarded in the same way.
-
-    Raises:
-        ConfigError: If it is none.
-    """
+    """Instantiate a node with `_partial_: true`; errors of the later call name the node too."""
     call = instantiate_node(what, node, **given)
     if not callable(call):
         raise ConfigError(f"{what} is called when the fit starts: write {what}._partial_=true")
@@ -58,13 +81,13 @@ def instantiate_partial(what: str, node: Any, **given: Any) -> Callable[..., Any
         try:
             return call(*args, **kwargs)
         except Exception as error:
-            raise wrap_error(f"{what} cannot be made of its settings", error) from error
+            raise wrap_error(f"{what} could not be created from its settings", error) from error
 
     return guarded
 
 
 def wrap_error(what: str, error: Exception) -> RegrowError:
-    """An error of ours that passes on what somebody else's says; ours as it is."""
+    """Convert an error to one of regrow, with its message; a cause of regrow keeps its class."""
     ours = _found(error)
     if ours is not None:
         where = f" (in {key})" if (key := _key(error)) else ""
@@ -76,7 +99,7 @@ def wrap_error(what: str, error: Exception) -> RegrowError:
 
 
 def is_foreign(error: Exception) -> bool:
-    """Whether an error was raised in somebody else's code, not in ours."""
+    """Whether an error was raised outside of regrow's code."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and not frames[-1].filename.startswith(_OURS)
 

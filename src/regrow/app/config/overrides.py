@@ -29,13 +29,11 @@ _SWEPT = re.compile(r"(choice|range|interval|tag|glob|shuffle|sort)\(")
 
 
 def defer_to_jobs(words: Sequence[str]) -> list[str]:
-    """Writes plain values as a choice of one, where a sweep varies recipes or other groups.
+    """Leave settings to the jobs of a sweep over recipes or other groups.
 
-    Hydra first composes what all jobs share, without what varies: there `pruning.sparsity=0.9` is a
-    mistake unless a pruning is chosen. What is swept over it leaves to the jobs.
-
-    Args:
-        words: The command line.
+    Hydra first composes the configuration without the swept overrides, where
+    `pruning.sparsity=0.9` is an error unless a pruning is chosen. Written as a choice of one value,
+    a setting is swept too.
 
     Example:
         >>> defer_to_jobs(["-m", "recipe=digits/gmp,digits/imp", "pruning.sparsity=0.9"])
@@ -56,7 +54,7 @@ def _varies_a_group(word: str) -> bool:
 
 
 def _params(preset: str) -> set[str]:
-    """What a preset varies; nothing, where it is somebody's own."""
+    """The parameters that a preset of regrow sweeps over."""
     path = config_dir("conf") / "app" / "sweep" / f"{preset}.yaml"
     node = OmegaConf.select(OmegaConf.load(path), _PARAMS) if path.is_file() else None
     return {str(key) for key in node or ()}
@@ -72,14 +70,14 @@ def _is_swept(value: str) -> bool:
     return "," in _ENCLOSED.sub("", value) or _SWEPT.match(value) is not None
 
 
-_NOTHING = {"pruning": "none", "logger": "none"}  # the option that stands for nothing
+_NOTHING = {"pruning": "none", "logger": "none"}  # the empty option of a group
 
 
 def check_groups(words: Sequence[str]) -> None:
-    """Refuses `model=0.5` and `logger=null`, over which Hydra stumbles; the rest is Hydra's.
+    """Check that groups are set to names: Hydra fails without a clear error on `logger=null`.
 
     Raises:
-        ConfigError: Naming the group and its options.
+        ConfigError: With the group and its options.
     """
     conf = config_dir("conf")
     settings: Any = OmegaConf.to_container(
@@ -92,7 +90,7 @@ def check_groups(words: Sequence[str]) -> None:
         try:
             [override] = OverridesParser.create().parse_overrides([word])
         except HydraException:
-            continue  # it says what is wrong with the word
+            continue  # Hydra raises a clear error later
         if override.is_sweep_override():
             continue
         value = override.value()
@@ -109,7 +107,7 @@ def check_groups(words: Sequence[str]) -> None:
             )
 
 
-# word of the command line -> Hydra's plugin, and the extra of regrow that installs it
+# override -> Hydra plugin, and the extra of regrow that installs it
 _NEEDED = {
     "hydra/launcher=joblib": ("hydra_joblib_launcher", "sweep"),
     "hydra/launcher=submitit_local": ("hydra_submitit_launcher", "slurm"),
@@ -120,10 +118,10 @@ _NEEDED = {
 
 
 def check_plugins(words: Sequence[str]) -> None:
-    """Refuses a launcher or sweeper that is not installed.
+    """Check that the plugins of the launcher and sweeper are installed.
 
     Raises:
-        ConfigError: Saying what to install.
+        ConfigError: With what to install.
     """
     for word in words:
         key, _, value = word.partition("=")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Recipe.yaml that repeats a run."""
+"""Write recipe.yaml, the recipe that repeats a run."""
 
 from __future__ import annotations
 
@@ -32,20 +32,17 @@ _NONE = "none"  # the option of a group that sets nothing
 
 
 def write_recipe(cfg: DictConfig, folder: Path) -> Path:
-    """Writes the recipe that repeats a run into its folder.
-
-    `regrow train recipe=FOLDER/recipe.yaml` then has the same settings, and the same hash of them.
-    """
+    """Write the recipe that repeats a run; its `config_hash` is the same."""
     text, path = recipe_text(cfg), folder / FILE
     write_atomic(path, lambda file: file.write(text.encode()))
     return path
 
 
 class RecipeName(pl.Callback):
-    """Writes into every checkpoint which recipe made it, and what that says.
+    """Store the recipe of the run in every checkpoint.
 
     Args:
-        held: As `named_recipe` says it.
+        held: From `named_recipe`.
     """
 
     def __init__(self, held: Mapping[str, str]) -> None:
@@ -59,7 +56,7 @@ class RecipeName(pl.Callback):
 
 
 def named_recipe(cfg: DictConfig) -> dict[str, str]:
-    """What a checkpoint says of its recipe, in strings.
+    """Describe the recipe of a run in strings, for its checkpoints.
 
     Returns:
         name; config_hash, as in `result.json`; text, which saved as a .yaml file is the recipe.
@@ -69,7 +66,7 @@ def named_recipe(cfg: DictConfig) -> dict[str, str]:
 
 
 def recipe_text(cfg: DictConfig) -> str:
-    """The recipe of a run as YAML, with a header that says how to run it."""
+    """Return the recipe of a run as YAML, with a header that says how to run it."""
     choices = HydraConfig.get().runtime.choices
     head = [
         f"# The run of {choices['recipe']}, regrow {version('regrow')}, "
@@ -83,10 +80,9 @@ def recipe_text(cfg: DictConfig) -> str:
 
 
 def recipe_of(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of a configuration: choices, and how it differs from what they bring.
+    """Return a configuration as choices of options and the differences from them.
 
-    Where a choice is not one of regrow's, or settings of it were taken away, the group is written
-    out in full.
+    A group is written in full if its option is not part of regrow, or lacks some of its settings.
 
     Args:
         cfg: The configuration; interpolations are kept as they are written.
@@ -110,7 +106,7 @@ def recipe_of(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _group(group: str, choice: Any, value: Any) -> tuple[str | None, Any]:
-    """An option and the difference to it; None and everything, where no option will do."""
+    """Return an option and the difference from it; None and all settings, if no option fits."""
     option = str(choice if value else _NONE)
     node = _packaged(group, option)
     if node is None or not isinstance(value, dict):
@@ -123,7 +119,7 @@ def _group(group: str, choice: Any, value: Any) -> tuple[str | None, Any]:
 
 
 def _difference(base: dict[str, Any], value: dict[str, Any]) -> dict[str, Any] | None:
-    """What merged over `base` gives `value`; None where nothing does."""
+    """Return what gives `value` when merged over `base`; None if keys were removed."""
     if base.keys() - value.keys():
         return None  # merging takes nothing away
     found = {}
@@ -140,7 +136,7 @@ def _difference(base: dict[str, Any], value: dict[str, Any]) -> dict[str, Any] |
 
 
 def _packaged(group: str, option: str) -> dict[str, Any] | None:
-    """A group's option as regrow brings it; None where it does not."""
+    """Load an option of regrow; None if there is no such file."""
     for root in ("app", "shared"):
         path = config_dir("conf") / root / group / f"{option}.yaml"
         if path.is_file():
@@ -149,7 +145,7 @@ def _packaged(group: str, option: str) -> dict[str, Any] | None:
 
 
 def _merged(path: Path) -> dict[str, Any] | None:
-    """A file merged over those beside it that its defaults name; None for other defaults."""
+    """Merge a file over the files in its defaults; None if these are not in its folder."""
     node = dict(_file(path))
     parts: list[dict[str, Any]] = []
     for entry in [name for name in node.pop("defaults", []) if name != "_self_"]:

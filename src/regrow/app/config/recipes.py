@@ -26,20 +26,16 @@ _SUFFIXES = (".yaml", ".yml")
 _FOREIGN = ("--config-dir", "-cd", "hydra.searchpath")  # where Hydra finds more
 
 
-def take_recipes(words: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
-    """Gives the files among the recipes on a command line names that Hydra can look up.
+def replace_recipe_files(words: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
+    """Replace the paths in `recipe=a.yaml,digits/gmp` by names that Hydra can look up.
 
-    A name is the file's own with a short hash of its content: runs of an edited file get another
-    folder than those before it.
-
-    Args:
-        words: The command line; `recipe=a.yaml,digits/gmp` may mix paths and names.
+    A name has a short hash of the file's content, so that an edited file gets new run folders.
 
     Returns:
-        The command line with names in the place of paths, and the files by name.
+        The command line with names instead of paths, and the files by name.
 
     Raises:
-        ConfigError: If there is no such file, or it is no recipe.
+        ConfigError: If a file does not exist or is no recipe.
     """
     files: dict[str, Path] = {}
     foreign = any(word.startswith(_FOREIGN) for word in words)
@@ -49,10 +45,10 @@ def take_recipes(words: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
             changed.append(word)
             continue
         values = []
-        for value in values_of(word.removeprefix(_WORD)):
+        for value in split_recipes(word.removeprefix(_WORD)):
             path = Path(value).expanduser()
             if path.suffix in _SUFFIXES and (path.is_file() or not foreign):
-                name = named(path)
+                name = recipe_name(path)
                 files[name] = path
                 value = name
             values.append(value)
@@ -60,11 +56,11 @@ def take_recipes(words: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
     return changed, files
 
 
-def values_of(text: str) -> list[str]:
-    """The recipes in `a,b,c`; a comma may be part of the path of a file that is there.
+def split_recipes(text: str) -> list[str]:
+    """Split `a,b,c`; a comma may be part of the path of an existing file.
 
     Example:
-        >>> values_of("digits/gmp,'my.yaml'")
+        >>> split_recipes("digits/gmp,'my.yaml'")
         ['digits/gmp', 'my.yaml']
     """
     parts, found = text.split(","), []
@@ -77,7 +73,7 @@ def values_of(text: str) -> list[str]:
     return found
 
 
-def named(path: Path) -> str:
+def recipe_name(path: Path) -> str:
     """The name of a file's recipe: its own, and a short hash of what is in it.
 
     Raises:
@@ -119,7 +115,7 @@ def read_recipe(path: Path) -> DictConfig:
 
 
 def groups(settings: Mapping[Any, Any]) -> list[str]:
-    """The groups of which `defaults` choose one option each.
+    """Return the groups in a defaults list.
 
     Example:
         >>> groups({"defaults": ["_self_", {"model": "lenet5"}, {"optional local": "default"}]})
@@ -153,7 +149,7 @@ ABOUT = ("data", "model", "method", "published", "source")
 
 
 def recipe_files() -> dict[str, Path]:
-    """Recipe name -> file, in the order of their names."""
+    """Find the recipes of regrow: name -> file, sorted by name."""
     root = config_dir("recipes")
     return {
         path.relative_to(root).with_suffix("").as_posix(): path
@@ -162,18 +158,18 @@ def recipe_files() -> dict[str, Path]:
 
 
 def load(path: Path) -> DictConfig:
-    """One recipe as it is written, without what it stands on."""
+    """Load one recipe, without its defaults."""
     return cast(DictConfig, OmegaConf.load(path))
 
 
 def register(given: Mapping[str, Path] | None = None) -> None:
-    """Makes every recipe an option of the Hydra group `recipe`.
+    """Add every recipe to the Hydra group `recipe`, in the config store.
 
-    They are stored rather than found on a search path because the folder is `recipes` and the
-    word on the command line is `recipe`. A launcher hands what is stored to other processes.
+    A search path would not do, because the folder is `recipes`. Launchers pass the store to the
+    processes of their jobs.
 
     Args:
-        given: Files outside the package, by the names that they get.
+        given: Files outside the package, by name.
 
     Raises:
         ConfigError: If one of these is no recipe.
@@ -187,11 +183,14 @@ def register(given: Mapping[str, Path] | None = None) -> None:
 
 
 def check_names(words: Sequence[str], given: Iterable[str] = ()) -> None:
-    """Refuses an unknown recipe by naming the nearest, which Hydra does not do for nested groups.
+    """Check that recipes exist: Hydra's error does not list the options of nested groups.
 
     Args:
-        words: The command line; `recipe=a,b` is checked, choice(...) and the like are Hydra's.
+        words: The command line; functions such as `recipe=choice(a,b)` are left to Hydra.
         given: Names of recipes outside the package.
+
+    Raises:
+        ConfigError: With the nearest names.
     """
     if any(word.startswith(("--config-dir", "-cd", "hydra.searchpath")) for word in words):
         return  # the recipe may come from there
@@ -207,6 +206,6 @@ def check_names(words: Sequence[str], given: Iterable[str] = ()) -> None:
                 here = Path(f"{name.strip()}.yaml")
                 near = f"did you mean the file {here}?" if here.is_file() else None
                 raise ConfigError(
-                    f"no recipe {name.strip()!r}: {near or suggest(name.strip(), known)} "
+                    f"No recipe {name.strip()!r}: {near or suggest(name.strip(), known)} "
                     "(`regrow recipes` describes them)"
                 )

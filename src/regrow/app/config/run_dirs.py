@@ -15,23 +15,24 @@ from omegaconf.errors import OmegaConfBaseException
 LONGEST = 180  # bytes; a folder's name may have 255
 
 
-# In a job's folder or no part of its result: recipe and seed have folders of their own.
+# Not in the name of a job's folder: recipe and seed have separate folders, the others do not
+# change the result.
 APART = ("recipe", "seed", "force", "paths.controls", "sweep", "objectives")
 
 
-# A sweep is the same one however often it runs again.
+# Not in the name of a sweep's folder.
 AGAIN = ("force", "paths.controls")
 
 
-def short(text: str) -> str:
-    """Text as the name of one folder.
+def folder_name(text: str) -> str:
+    """Make a text the name of one folder.
 
-    A hash of all of it stands for the end of what is too long, and for what no name may hold.
+    If it is too long or has characters that a name may not have, a hash of the text is appended.
 
     Example:
-        >>> short("pruning.sparsity=0.9")
+        >>> folder_name("pruning.sparsity=0.9")
         'pruning.sparsity=0.9'
-        >>> short("start=../a.ckpt")
+        >>> folder_name("start=../a.ckpt")
         'start=...a.ckpt...1730abf5'
     """
     name = re.sub(r"[/\\\x00-\x1f]", ".", text)
@@ -42,10 +43,9 @@ def short(text: str) -> str:
 
 
 def job_folder(overrides: Iterable[str], apart: Sequence[str] = APART) -> str:
-    """The name of a job's folder, below its recipe.
+    """Make the name of a job's folder, below its recipe, from its overrides.
 
-    Values are written as Hydra reads them, since a sweep writes them so: `1e-3` and `0.001` are
-    one setting, and a run finds the job of a sweep.
+    Values are written as Hydra parses them, as in a sweep: `1e-3` and `0.001` are one setting.
 
     Args:
         overrides: Words of the command line, in any order.
@@ -55,24 +55,25 @@ def job_folder(overrides: Iterable[str], apart: Sequence[str] = APART) -> str:
         >>> job_folder(["recipe=digits/gmp", "pruning.sparsity=5e-1", "optimizer.nesterov=true"])
         'optimizer.nesterov=True,pruning.sparsity=0.5'
     """
-    words = [word.replace("${", "$(") for word in as_words(overrides)]  # a name reads nothing
+    # In a name nothing is interpolated.
+    words = [word.replace("${", "$(") for word in override_strings(overrides)]
     parsed = OverridesParser.create().parse_overrides(words)
     kept = [override for override in parsed if override.key_or_group not in apart]
     lines = [f"{one.get_key_element()}={one.get_value_element_as_str()}" for one in kept]
-    return short(",".join(sorted(lines)))
+    return folder_name(",".join(sorted(lines)))
 
 
-def as_words(overrides: Iterable[Any]) -> list[str]:
-    """Words of the command line as Hydra keeps them: interpolations are read, where they can be."""
+def override_strings(overrides: Iterable[Any]) -> list[str]:
+    """Return overrides as strings, with interpolations resolved if all of them can be."""
     try:
         return [str(word) for word in overrides]
-    except OmegaConfBaseException:  # the job says which setting cannot be read
+    except OmegaConfBaseException:  # the job names the setting
         plain: Any = OmegaConf.to_container(overrides, resolve=False)
         return [str(word) for word in plain]
 
 
 def sweep_folder(words: Iterable[str]) -> str:
-    """The name of a sweep's folder; the same words in any order give the same one.
+    """Make the name of a sweep's folder from its overrides, in any order.
 
     Example:
         >>> sweep_folder(["pruning.sparsity=0.8,0.9", "sweep=seeds", "force=true"])
@@ -81,9 +82,9 @@ def sweep_folder(words: Iterable[str]) -> str:
     plain = [re.sub(r"=choice\(([^,()]*)\)$", r"=\1", str(word)) for word in words]
     kept = [word for word in plain if word.partition("=")[0] not in AGAIN]
     first = ("recipe=", "sweep=")  # in a name that is cut, too
-    return short(",".join(sorted(kept, key=lambda w: (not w.startswith(first), w)))) or "defaults"
+    kept.sort(key=lambda word: (not word.startswith(first), word))
+    return folder_name(",".join(kept)) or "defaults"
 
 
-# Where this module is imported and not in a function that runs once: a job that a sweep runs in
-# another process names its folder there.
+# At import: jobs in other processes of a sweep need the resolver too.
 OmegaConf.register_new_resolver("regrow.folder", job_folder, replace=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Types and ranges of settings (becomes a structured config)."""
+"""Check the types and ranges of settings."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _MAY_BE_EMPTY = ("scheduler", "pruning", "logger")
 
 
 def check_schema(cfg: DictConfig) -> None:
-    """Refuses a configuration that lacks a setting or has one of another kind, by name.
+    """Check that a configuration has all settings, of the right types.
 
     Raises:
-        ConfigError: Before anything is made of it.
+        ConfigError: With the name of the first setting that is missing or wrong.
     """
     _check_resolved(cfg)
     plain = OmegaConf.to_container(cfg, resolve=True)
@@ -36,13 +36,13 @@ def check_schema(cfg: DictConfig) -> None:
     own, chosen = _settings()
     for key in (*own, *chosen):
         if key not in plain:
-            raise ConfigError(f"{key} was taken away, and every run needs it: leave out ~{key}")
+            raise ConfigError(f"{key} was removed, but every run needs it: leave out ~{key}")
     for group in chosen:
         _check_group(group, plain[group])
     for key, inner in own.items():
         if isinstance(inner, dict) and inner:
             _check_part(key, plain[key], inner)
-    for name, least in _WHOLE.items():  # Lightning stumbles over others, or we do
+    for name, least in _WHOLE.items():  # others fail late, without a clear error
         if (value := plain["trainer"].get(name)) is not None:
             check_count(f"trainer.{name}", value, least=least)
     for name, check in _VALUES.items():
@@ -64,7 +64,7 @@ def _check_resolved(cfg: DictConfig) -> None:
 
 @functools.cache
 def _settings() -> tuple[dict[str, Any], list[str]]:
-    """The command's own settings with their defaults, and the groups."""
+    """The settings of train.yaml with their defaults, and the groups."""
     path = config_dir("conf") / "app" / "train.yaml"
     found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     names = [name for name in groups(found) if name != "sweep"]
@@ -73,7 +73,7 @@ def _settings() -> tuple[dict[str, Any], list[str]]:
 
 def _check_group(group: str, node: Any) -> None:
     if group == "pruning" and isinstance(node, str):
-        return  # Hydra's plain word for a group that it has not found is refused where it is built
+        return  # a group that Hydra has not found: build_pruning raises
     if not node and group in _MAY_BE_EMPTY:
         return
     if not isinstance(node, dict):
@@ -83,7 +83,7 @@ def _check_group(group: str, node: Any) -> None:
         )
     if group in _MADE and "_target_" not in node:
         raise ConfigError(
-            f"{group} has no _target_, so nothing can be made of it: choose one of its options "
+            f"{group} has no _target_, so it cannot be instantiated: choose one of its options "
             f"({group}=...), or write {group}._target_=..."
         )
     for name, inner in node.items() if group == "callbacks" else ():
@@ -100,9 +100,7 @@ def _check_part(key: str, node: Any, inner: Mapping[str, Any]) -> None:
         raise ConfigError(f"{key} must hold {names}, got {node!r}: write them one by one")
     for name in inner:
         if name not in node:
-            raise ConfigError(
-                f"{key}.{name} was taken away, and is needed: leave out ~{key}.{name}"
-            )
+            raise ConfigError(f"{key}.{name} was removed, but is needed: leave out ~{key}.{name}")
 
 
 def _optional(check: Callable[[str, Any], object]) -> Callable[[str, Any], object]:
@@ -113,14 +111,14 @@ def _threads(name: str, value: Any) -> object:
     return value if value == "auto" else check_count(name, value)
 
 
-def _truth(name: str, value: Any) -> None:
+def _boolean(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be true or false, got {value!r}")
 
 
-def _words(name: str, value: Any) -> None:
+def _string(name: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise ConfigError(f"{name} must be words, got {value!r}")
+        raise ConfigError(f"{name} must be a string, got {value!r}")
 
 
 def _below_one(name: str, value: Any) -> None:
@@ -131,14 +129,14 @@ def _below_one(name: str, value: Any) -> None:
 
 _VALUES: Mapping[str, Callable[[str, Any], object]] = {
     "seed": lambda name, value: check_count(name, value, least=0),
-    "start": _optional(_words),
+    "start": _optional(_string),
     "dense_epochs": _optional(lambda name, value: check_count(name, value, least=0)),
     "finetune.lr": _optional(lambda name, value: check_positive(name, value, "0.01")),
     "finetune.batch_size": _optional(check_count),
     "label_smoothing": _below_one,
     "threads": _optional(_threads),
-    "force": _truth,
+    "force": _boolean,
     "latency.batch": check_count,
     "latency.repeats": check_count,
-    "paths.controls": _words,
+    "paths.controls": _string,
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Failed.json."""
+"""Record failed jobs in failed.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from regrow.app.config.run_dirs import as_words
+from regrow.app.config.run_dirs import override_strings
 from regrow.io.files import write_json
 from regrow.utils.errors import BusyError, RegrowError, StateError
 
@@ -31,11 +31,11 @@ _log = logging.getLogger("regrow")
 
 @dataclass(frozen=True)
 class Failed:
-    """What a job of a sweep returns when it failed, so that the others go on.
+    """The error of a failed job, which the job returns so that the sweep continues.
 
     Attributes:
         error: The type of the error.
-        message: What it says.
+        message: Its message.
     """
 
     error: str
@@ -43,7 +43,7 @@ class Failed:
 
 
 def root_cause(error: BaseException) -> tuple[BaseException, str]:
-    """The error that tells most, and its message: ours, whatever Hydra wrapped it in.
+    """Find the error of regrow among the causes of an error, and its message.
 
     Example:
         >>> root_cause(ValueError("no"))
@@ -60,9 +60,9 @@ def root_cause(error: BaseException) -> tuple[BaseException, str]:
 
 
 def record_failure(job: Job) -> Job:
-    """Has a job that fails leave `failed.json`; in a sweep it then returns instead of raising.
+    """Write `failed.json` when a job fails; in a sweep, return `Failed` instead of raising.
 
-    What stops a job from outside (KeyboardInterrupt, SystemExit) is no failure.
+    KeyboardInterrupt and SystemExit are not failures.
     """
 
     @wraps(job)
@@ -76,7 +76,7 @@ def record_failure(job: Job) -> Job:
             cause, message = root_cause(error)
             failed = Failed(type(cause).__name__, message)
             if not isinstance(cause, BusyError):  # then the folder is another process's
-                _leave(path, _content(cfg, failed))
+                _write(path, _content(cfg, failed))
             if hydra.mode != RunMode.MULTIRUN:
                 raise
             ours = isinstance(cause, RegrowError) and os.environ.get("HYDRA_FULL_ERROR") != "1"
@@ -86,19 +86,19 @@ def record_failure(job: Job) -> Job:
     return run
 
 
-def _leave(path: Path, content: dict[str, object]) -> None:
-    """Writes the note; a disk that takes none hides no error and stops no other job."""
+def _write(path: Path, content: dict[str, object]) -> None:
+    """Write the file; if that fails, only log it, so that the first error stays visible."""
     try:
         write_json(path, content)
     except StateError as error:
-        _log.error("the reason is not kept: %s", error)
+        _log.error("failed.json was not written: %s", error)
 
 
 def _content(cfg: DictConfig, failed: Failed) -> dict[str, object]:
     hydra, seed = HydraConfig.get(), OmegaConf.select(cfg, "seed")
     return {
         "recipe": str(hydra.runtime.choices["recipe"]),
-        "overrides": as_words(hydra.overrides.task),
+        "overrides": override_strings(hydra.overrides.task),
         "seed": seed if isinstance(seed, int) else str(seed),
         "error": failed.error,
         "message": failed.message,

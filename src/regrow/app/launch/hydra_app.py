@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Hydra entry."""
+"""Run `train` and `plan` as Hydra apps."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from regrow.app.config.overrides import check_groups, check_plugins, defer_to_jobs
-from regrow.app.config.recipes import check_names, register, take_recipes
+from regrow.app.config.recipes import check_names, register, replace_recipe_files
 from regrow.app.config.schema import check_schema
 from regrow.app.launch.failures import Job, record_failure, root_cause
 from regrow.app.launch.objectives import check_measured, check_objectives, measured
 from regrow.app.launch.search import is_search
 from regrow.app.launch.signals import handle_sigterm
-from regrow.app.launch.sweep_callback import conclude
+from regrow.app.launch.sweep_callback import finish_sweep
 from regrow.app.launch.threads import cores, threads_of
 from regrow.utils.errors import ConfigError, RegrowError
 from regrow.utils.paths import config_dir
 
-# Looking at a plan writes nothing: no folder, no copy of the configuration, no log file.
-LOOK_ONLY = (
+# A plan writes no files.
+NO_FILES = (
     "hydra.run.dir=.",
     "hydra.output_subdir=null",
     "hydra/job_logging=stdout",
@@ -38,19 +38,19 @@ _command_line: list[str] = []
 
 
 def launch(command: str, words: list[str]) -> None:
-    """Composes the configuration from `words` and runs the command on it, once or as a sweep."""
+    """Compose the configuration from overrides and run the command, once or as a sweep."""
     if command == "plan":
         _check_no_sweep(words)
     check_plugins(words)
-    words, given = take_recipes(words)
+    words, given = replace_recipe_files(words)
     check_names(words, given)
     check_groups(words)
     register(given)
-    extra = LOOK_ONLY if command == "plan" else ()
+    extra = NO_FILES if command == "plan" else ()
     run = hydra.main(
         version_base="1.3", config_path=str(config_dir("conf") / "app"), config_name="train"
     )
-    # Hydra reads sys.argv and knows nothing of commands.
+    # Hydra reads sys.argv, without the sub-command.
     _command_line[:] = sys.argv
     sys.argv[1:] = [*extra, *map(quote_value, defer_to_jobs(words))]
     try:
@@ -60,34 +60,34 @@ def launch(command: str, words: list[str]) -> None:
         reason = " ".join(str(error).split())
         raise ConfigError(f"a setting cannot be read: {reason}") from error
     except KeyboardInterrupt:
-        print("stopped: the same command goes on where it was", file=sys.stderr)
+        print("stopped: the same command resumes the run", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         sys.argv[:] = _command_line
-        well = conclude()
-    if not well:
+        succeeded = finish_sweep()
+    if not succeeded:
         raise SystemExit(1)
 
 
 def _check_no_sweep(words: Sequence[str]) -> None:
     for word in words:
         if word in ("-m", "--multirun") or word.startswith("sweep="):
-            raise ConfigError(f"plan shows one configuration: leave out {word}")
+            raise ConfigError(f"plan shows a single configuration: leave out {word}")
 
 
 def quote_value(word: str) -> str:
-    """A path of a run's folder holds `=`, which Hydra reads only in quotes."""
+    """Quote the path in `start=`: the folder of a run contains `=`, which Hydra needs quoted."""
     key, _, value = word.partition("=")
     return f"{key}='{value}'" if key == "start" and "=" in value and value[0] not in "'\"" else word
 
 
 def plain_errors(job: Job) -> Job:
-    """Lets errors of ours leave the job as one message, whatever Hydra wrapped them in."""
+    """Reduce errors of regrow that a job raises to their message."""
 
     @wraps(job)
     def run(cfg: DictConfig) -> object:
         if _command_line:
-            # Lightning starts the other ranks from sys.argv: they need the command back.
+            # Lightning starts the other ranks from sys.argv, which needs the sub-command.
             sys.argv[:] = _command_line
         try:
             return job(cfg)
@@ -108,7 +108,7 @@ def _message(error: BaseException) -> str | None:
 @plain_errors
 @record_failure
 def train(cfg: DictConfig) -> object:
-    """The job of `regrow train`; to a search it returns the objectives."""
+    """Run the job of `regrow train`; return the objectives in a search, else the result."""
     check_schema(cfg)
     hydra = HydraConfig.get()
     names, search = check_objectives(cfg.objectives), is_search(hydra.sweeper)
@@ -123,7 +123,7 @@ def train(cfg: DictConfig) -> object:
 
 @plain_errors
 def plan(cfg: DictConfig) -> object:
-    """The job of `regrow plan`."""
+    """Run the job of `regrow plan`."""
     check_schema(cfg)
     from regrow.app.experiment.plan import plan
 

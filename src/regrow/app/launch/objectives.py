@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Objectives of a search."""
+"""Objectives of a hyperparameter search."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from regrow.utils.errors import ConfigError, StateError, suggest
 
-# What is better, more or less of it.
 DIRECTIONS = {
     "val_accuracy": "maximize",
     "val_loss": "minimize",
@@ -30,10 +29,10 @@ _VALIDATED = ("val_accuracy", "val_loss")
 
 
 def check_objectives(given: Any) -> list[str]:
-    """The names of objectives.
+    """Check the names of objectives and return them as a list.
 
     Raises:
-        ConfigError: Naming what is allowed.
+        ConfigError: With the allowed names.
 
     Example:
         >>> check_objectives(["val_accuracy", "sparsity"])
@@ -52,15 +51,15 @@ def check_objectives(given: Any) -> list[str]:
 
 
 def check_measured(cfg: DictConfig) -> None:
-    """Refuses a job that would not know its objectives, before it trains.
+    """Check before training that the job will measure its objectives.
 
     Raises:
-        ConfigError: Saying why, and what to write.
+        ConfigError: With the reason, and what to write.
     """
     names = check_objectives(cfg.objectives)
     if not cfg.pruning:
         raise ConfigError(
-            f"objectives={names} are those of a pruned network, and this recipe prunes nothing: "
+            f"objectives={names} need a pruned network, and this recipe does not prune: "
             "choose one with pruning, or write pruning=gmp"
         )
     if cfg.trainer.get("max_epochs") == 0 and {*names} & {*_VALIDATED}:
@@ -71,11 +70,11 @@ def check_measured(cfg: DictConfig) -> None:
 
 
 def measured(result: Mapping[str, Any], names: Sequence[str]) -> float | tuple[float, ...]:
-    """The objectives of a finished job; one alone is a plain number.
+    """Return the objectives of a finished job: a number, or a tuple for several.
 
     Args:
-        result: As `result.json` holds it. Accuracy and loss are those of validation, of the last
-            level: the network that was chosen.
+        result: The content of `result.json`. Validation accuracy and loss are those of its last
+            level.
         names: Objectives.
 
     Example:

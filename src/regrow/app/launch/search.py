@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Optuna study."""
+"""Set up Optuna studies."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from regrow.utils.errors import ConfigError
 
 
 def is_search(sweeper: Mapping[str, Any]) -> bool:
-    """Whether a sweeper wants numbers of each job: every one but Hydra's own, which lists."""
+    """Whether a sweeper optimizes objectives: all but Hydra's BasicSweeper."""
     return not str(sweeper["_target_"]).endswith(".BasicSweeper")
 
 
 def prepare(config: DictConfig, folder: Path) -> None:
-    """Completes the settings of Optuna's sweeper, in place; other sweepers are left alone.
+    """Complete the settings of Optuna's sweeper in place; other sweepers are not changed.
 
-    The study lies in the sweep's folder, so that the same command goes on with it; its directions
-    are those of the objectives; a failed trial stops no other.
+    The study is stored in the sweep's folder, so that the same command resumes it. A failed trial
+    does not stop the others.
 
     Raises:
-        ConfigError: If directions were given that are not those of the objectives.
+        ConfigError: If given directions do not fit the objectives.
     """
     names = check_objectives(config.objectives)
     sweeper = config.hydra.sweeper
@@ -42,11 +42,7 @@ def prepare(config: DictConfig, folder: Path) -> None:
 
 
 def requeue_running(storage: str, study_name: str) -> int:
-    """Queues the trials that a stopped search left running, with the values that they had.
-
-    Returns:
-        How many these are.
-    """
+    """Queue again the trials that a stopped search left running; return their number."""
     import optuna
 
     if study_name not in {s.study_name for s in optuna.get_all_study_summaries(storage)}:
@@ -63,7 +59,7 @@ def requeue_running(storage: str, study_name: str) -> int:
 
 
 def _directions(given: Any, names: list[str]) -> list[str]:
-    """Those of the objectives; Hydra's default, one "minimize", counts as not given."""
+    """Directions of the objectives; Hydra's default, one "minimize", counts as not given."""
     wanted = [DIRECTIONS[name] for name in names]
     listed = list(given) if OmegaConf.is_list(given) else [given]
     written = [str(getattr(one, "name", one)) for one in listed]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SIGTERM, orphaned workers."""
+"""Handle SIGTERM and the death of the parent process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ _watching = threading.Event()
 
 @contextmanager
 def handle_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end the command as Ctrl-C does: through every `finally`.
-
-    Without this the processes of a launcher would outlive it.
-    """
+    """Raise SystemExit on SIGTERM, so that `finally` blocks stop the processes of a launcher."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
@@ -31,13 +28,12 @@ def handle_sigterm() -> Iterator[None]:
 
 
 def exit_with_parent(parent: int) -> None:
-    """Ends this process soon after the one that started it is gone, killed beyond any `finally`.
+    """Kill this process soon after its parent was killed.
 
-    Its job goes on from its last checkpoint when it is started again. Otherwise it would keep its
-    folder from that start, and take the next job from the queue.
+    Otherwise it would lock its folder against a restart, and take the next job from the queue.
 
     Args:
-        parent: The number of the process that started this one.
+        parent: Process id of the parent.
     """
     if not _watching.is_set():
         _watching.set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Folder, job notes and report of a sweep."""
+"""The folder of a sweep: notes of its jobs, and its report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from regrow.app.config.run_dirs import short
+from regrow.app.config.run_dirs import folder_name
 from regrow.io.files import read_json, write_json
 
 NOTES = "jobs"
@@ -30,24 +30,24 @@ Note = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """One start of a sweep; a later one has the same folder.
+    """One start of a sweep; the next start of the same sweep has the same folder.
 
     Attributes:
-        folder: For the report and the notes. The jobs themselves lie where a single run would.
-        start: What tells this start from those before it.
+        folder: Of the report and the notes; jobs have the folders of single runs.
+        start: Identifies this start.
     """
 
     folder: Path
     start: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def note(self, job: Path, state: str, message: str = "") -> None:
-        """Writes how far a job came: "started", "done" or "failed". No two jobs share a file."""
+        """Write the state of a job, "started", "done" or "failed", to a file of its own."""
         where = Path(os.path.relpath(job, self.folder)).as_posix()
         content = {"job": where, "state": state, "message": message, "start": self.start}
-        write_json(self.folder / NOTES / f"{short(where).lstrip('.')}.json", content)
+        write_json(self.folder / NOTES / f"{folder_name(where).lstrip('.')}.json", content)
 
     def notes(self) -> list[Note]:
-        """Those of this start; jobs as seen from where the command runs."""
+        """Read the notes of this start, with job folders relative to the working directory."""
         notes = [note for note in _notes(self.folder) if note["start"] == self.start]
         return [{**note, "job": os.path.relpath(self.folder / note["job"])} for note in notes]
 
@@ -58,20 +58,17 @@ def is_sweep(folder: Path) -> bool:
 
 
 def sweep_jobs(folder: Path) -> list[Path]:
-    """The folders of a sweep's jobs, of all its starts, as far as they still exist."""
+    """Find the existing folders of a sweep's jobs, of all its starts."""
     jobs = [Path(os.path.normpath(folder / str(note["job"]))) for note in _notes(folder)]
     return [job for job in jobs if job.is_dir()]
 
 
 def rebuild(folder: Path) -> None:
-    """Builds the report of a sweep; jobs that end together do so in turn.
-
-    A report that cannot be built is said, and stops nothing.
-    """
+    """Build the report of a sweep, one process at a time; an error is only logged."""
     try:
         from regrow.report.write import write_report
 
-        with FileLock(folder / ".report.lock"):  # whoever comes last has seen all others
+        with FileLock(folder / ".report.lock"):
             write_report(folder, sweep_jobs(folder))
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -79,7 +76,7 @@ def rebuild(folder: Path) -> None:
 
 
 def summarize_failures(notes: Iterable[Note]) -> list[str]:
-    """What there is to say of jobs that did not end well; nothing, where all did.
+    """Describe failed and unfinished jobs, one line each; empty if there are none.
 
     Example:
         >>> ended = {"job": "a/seed=0", "state": "done", "message": ""}
@@ -87,7 +84,7 @@ def summarize_failures(notes: Iterable[Note]) -> list[str]:
         >>> print(*summarize_failures([ended, lost]), sep=chr(10))
         1 of 2 jobs failed:
           a/seed=1: sparsity must be in [0, 1)
-        the same command goes on with this sweep
+        the same command resumes this sweep
     """
     notes = list(notes)
     lines = []
@@ -98,7 +95,7 @@ def summarize_failures(notes: Iterable[Note]) -> list[str]:
         for note in lost:
             text = " ".join(str(note["message"]).split())
             lines.append(f"  {note['job']}: {text}" if text else f"  {note['job']}")
-    return [*lines, "the same command goes on with this sweep"] if lines else []
+    return [*lines, "the same command resumes this sweep"] if lines else []
 
 
 def _notes(folder: Path) -> list[Note]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Hydra callback."""
+"""Hydra callback that records the jobs of a sweep and builds its report."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from regrow.app.launch.signals import exit_with_parent
 from regrow.app.launch.sweep import REPORT, Sweep, rebuild, summarize_failures
 from regrow.utils.errors import BusyError, RegrowError
 
-# The sweep that this process started, and its hold on the folder.
+# The sweep that this process started, and the lock of its folder.
 _started: list[tuple[Sweep, FileLock]] = []
 
 
 class SweepNotes(Callback):
-    """Notes each job in the folder of its sweep, and builds the report there after each.
+    """Record each job in the folder of its sweep, and build the report there after each.
 
-    Launchers copy it to the processes of their jobs. Single runs pass it by.
+    Launchers copy this callback to the processes of their jobs. Single runs are not recorded.
 
     Args:
-        folder: The folder that has one for each sweep.
+        folder: The parent of the folders of sweeps.
     """
 
     def __init__(self, folder: str) -> None:
@@ -42,10 +42,10 @@ class SweepNotes(Callback):
         name = sweep_folder(config.hydra.overrides.task)
         self.sweep = Sweep(Path(config.hydra.runtime.cwd, self.folder, name))
         try:
-            _started.append((self.sweep, _hold(self.sweep.folder)))
+            _started.append((self.sweep, _lock(self.sweep.folder)))
             prepare(config, self.sweep.folder)
         except RegrowError as error:
-            # Hydra makes a warning of any other exception here
+            # Hydra turns any other exception here into a warning
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from error
 
@@ -65,27 +65,27 @@ class SweepNotes(Callback):
             rebuild(self.sweep.folder)
 
 
-def conclude() -> bool:
-    """Says how the sweep of this process ended, if it ran one; whether all its jobs did well.
+def finish_sweep() -> bool:
+    """Print how the sweep of this process ended, if any; return whether all jobs succeeded.
 
-    Not a hook: Hydra skips the one at a sweep's end when the sweep ended with an error.
+    Not `on_multirun_end`: Hydra skips that hook after an error.
     """
-    well = True
+    succeeded = True
     while _started:
         sweep, hold = _started.pop()
         if notes := sweep.notes():
             rebuild(sweep.folder)
         for line in (lost := summarize_failures(notes)):
             print(line, file=sys.stderr)
-        well = well and not lost
+        succeeded = succeeded and not lost
         report = sweep.folder / REPORT
         if notes and report.is_file():
             print(f"report: {os.path.relpath(report)}")
         hold.release()
-    return well
+    return succeeded
 
 
-def _hold(folder: Path) -> FileLock:
+def _lock(folder: Path) -> FileLock:
     folder.mkdir(parents=True, exist_ok=True)
     hold = FileLock(folder / ".lock")
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""CPU threads per job."""
+"""CPU threads of each job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AUTO = "auto"
 
 
 def cores() -> int:
-    """How many cores this process may use: a cluster gives a job fewer than the machine has."""
+    """Count the cores that this process may use; a cluster may allow fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -22,16 +22,16 @@ def cores() -> int:
 def threads_of(
     given: Any, launcher: Mapping[str, Any], sweeper: Mapping[str, Any], available: int
 ) -> int | None:
-    """CPU threads of one job.
+    """Compute the CPU threads of one job.
 
     Args:
-        given: A number, "auto", or None, which leaves torch's own choice alone.
-        launcher: Hydra's settings of it: how many jobs run side by side.
-        sweeper: Likewise: Optuna starts only so many at once.
+        given: A number, "auto", or None for torch's default.
+        launcher: Hydra's launcher settings.
+        sweeper: Hydra's sweeper settings.
         available: Cores that this process may use.
 
     Raises:
-        ConfigError: For what is neither, or where nothing says how many jobs there are.
+        ConfigError: For other values, or if the number of simultaneous jobs is unknown.
 
     Example:
         >>> threads_of("auto", {"_target_": "x.JoblibLauncher", "n_jobs": 2}, {}, 8)

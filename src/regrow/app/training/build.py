@@ -130,7 +130,7 @@ def _check_known_keys(node: DictConfig) -> None:
         target = get_object(node["_target_"])
         allowed = inspect.signature(target).parameters
     except Exception as error:
-        raise wrap_error("pruning cannot be made of its settings", error) from error
+        raise wrap_error("pruning could not be created from its settings", error) from error
     for key in map(str, node):
         if key not in allowed and not key.startswith("_"):
             raise ConfigError(f"pruning.{key} is unknown: {suggest(key, list(allowed))}")

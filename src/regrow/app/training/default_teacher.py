@@ -8,15 +8,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-_DISTILL = ("regrow.Distill", "regrow.callbacks.distill.Distill")
+from regrow.app.config.instantiate import public_path
 
-
+_DISTILL = ("regrow.Distill",)
 # Callbacks without effect on a dense network.
-_PRUNED_ONLY = (
-    *_DISTILL,
-    "regrow.AlternatingPhases",
-    "regrow.callbacks.alternating_phases.AlternatingPhases",
-)
+_PRUNED_ONLY = (*_DISTILL, "regrow.AlternatingPhases")
 
 
 def with_teacher(cfg: DictConfig, teacher: Path | str) -> DictConfig:
@@ -44,7 +40,11 @@ def without_teacher(cfg: DictConfig) -> DictConfig:
 
 def _matching_callbacks(cfg: DictConfig, targets: tuple[str, ...]) -> list[str]:
     nodes = cfg.get("callbacks") or {}
-    return [str(n) for n, node in nodes.items() if node and node.get("_target_") in targets]
+    return [
+        str(name)
+        for name, node in nodes.items()
+        if node and public_path(str(node.get("_target_"))) in targets
+    ]
 
 
 def _editable_copy(cfg: DictConfig) -> DictConfig:
