@@ -6,7 +6,7 @@ TORCH  ?= torch==2.13.0
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test slow lint types bench zoo clean
+.PHONY: setup demo test slow guard lint types bench zoo clean
 .DEFAULT_GOAL := test
 
 # The stamp makes a second run instant. Torch comes first, so that your build of it stays.
@@ -25,7 +25,10 @@ test: setup
 	$(BIN)/pytest -q -n 2
 
 slow: setup
-	$(BIN)/pytest -q -n 2 -m slow
+	$(BIN)/pytest -q -n 2 -m "slow or hypothesis" --hypothesis-profile=full
+
+guard: setup
+	$(BIN)/pytest -q -n 2 -m guard
 
 lint: setup
 	$(BIN)/ruff check .

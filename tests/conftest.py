@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What all tests share: one thread, property tests without a clock, a way to run commands."""
+"""Set one thread and the profiles of Hypothesis, and provide fixtures that run commands."""
 
 import os
 import subprocess
@@ -14,8 +14,9 @@ from hypothesis import settings
 # Several test processes share few cores: more threads each would only wait for one another.
 torch.set_num_threads(1)
 
-settings.register_profile("default", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("default", deadline=None, max_examples=25)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.register_profile("full", deadline=None, max_examples=100)  # `make slow`
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

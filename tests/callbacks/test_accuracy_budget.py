@@ -1,30 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""An accuracy budget: what fails is taken back to the bit, and the search ends at its limit."""
+"""AccuracyBudget: rollback of failed steps is bit-exact, and the search ends at its limit."""
 
 import json
 
 import pytest
 import torch
+from accuracy_budget_fits import Judge, table
 from tiny_fits import ADAM, SGD, Net, loader, trainer
 
 from regrow import AccuracyBudget, MagnitudePruning, SparseModelCheckpoint, Table
 from regrow.callbacks.core.base import Callback
 from regrow.utils.errors import ConfigError, StateError
-
-
-class Judge(Net):
-    """Logs an accuracy that is a function of the sparsity alone: 1, or 0.5 above `limit`."""
-
-    def __init__(self, pruning, limit, make=SGD):
-        super().__init__(make)
-        self.pruning, self.limit = pruning, limit
-
-    def validation_step(self, batch, batch_idx):
-        self.log("acc", 1.0 if self.pruning.sparsity <= self.limit else 0.5)
-
-
-def table(*levels, every=2):
-    return Table({f"{every * (k + 1)}ep": s for k, s in enumerate(levels)})
 
 
 def run(limit, levels, epochs, make=SGD, more=(), **kw):

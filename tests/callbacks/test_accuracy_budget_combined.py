@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from test_accuracy_budget import Judge, table
+from accuracy_budget_fits import Judge, table
 from tiny_fits import Events, loader, trainer
 
 from regrow import AccuracyBudget, Drop, MagnitudePruning, Plateau, Regrow, SparseModelCheckpoint

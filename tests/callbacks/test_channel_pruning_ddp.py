@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 PROGRAM = """
@@ -48,6 +49,8 @@ torch.save({"state": state, "kinds": kinds, "left": left(module), "refused": ref
 """
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_both_ranks_cut_the_same(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -5,8 +5,7 @@ import warnings
 
 import pytest
 import torch
-from test_channel_pruning_latency import timer
-from tiny_channel_fits import Net, left, pruning, run, sizes
+from tiny_channel_fits import Net, left, pruning, run, sizes, timer
 from torch import nn
 
 from regrow import ChannelPruning, Cyclic, Regrow, Table

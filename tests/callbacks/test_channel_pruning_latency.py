@@ -3,19 +3,13 @@
 
 import pytest
 import torch
-from tiny_channel_fits import Net, left, pruning, run, sizes
+from tiny_channel_fits import Net, left, pruning, run, sizes, timer
 
 from regrow import ChannelPruner, ChannelPruning
 from regrow.channels.config import ChannelConfig
 from regrow.utils.errors import StateError
 
 TIMES = {"schedule": "linear", "begin": "3it", "end": "18it", "every": "5it", "round_to": 1}
-
-
-def timer(model):
-    """Milliseconds."""
-    a, b = sizes(model)
-    return 1.0 + (6 * a + a * b + b * 3) / 100
 
 
 DENSE = 1.0 + (6 * 12 + 12 * 8 + 8 * 3) / 100

@@ -6,10 +6,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_fits import ADAM, WEIGHTS, Events, Net, copied, equal, fit, loader, read, trainer, zeros
+from tiny_fits import (
+    ADAM,
+    WEIGHTS,
+    Events,
+    Net,
+    copied,
+    equal,
+    fit,
+    loader,
+    prune_at_start,
+    read,
+    trainer,
+    zeros,
+)
 from torch import nn, optim
 
-from regrow import MagnitudePruning, Masks, OneShot, RandomState, StateError, Table
+from regrow import Exponential, MagnitudePruning, Masks, OneShot, RandomState, StateError, Table
 from regrow.io.integrity import with_digest
 
 KEY = "MagnitudePruning{'include': None, 'exclude': None}"
@@ -258,3 +271,61 @@ def test_optimizer_state_at_pruned_places_is_zero_in_the_file(saved):
             assert not state["state"][number]["momentum_buffer"][~masks[name]].any()
             seen.count += 1
     assert seen.count == 2
+
+
+def test_state_after_a_test_of_another_moment_is_that_of_the_weights(tmp_path):
+    pruning, module = prune_at_start(0.5), Net()
+    job = trainer(pruning)
+    job.fit(module, loader())
+    job.save_checkpoint(tmp_path / "a.ckpt")
+    job.test(module, loader(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
+    pruning.prune_to(0.9)
+    job.save_checkpoint(tmp_path / "b.ckpt")
+    other = prune_at_start(0.5)
+    other.attach(Net(), tmp_path / "b.ckpt")
+    assert other.sparsity == round(0.9 * 144) / 144
+
+
+def test_masks_are_given_up_with_a_dense_checkpoint(tmp_path):
+    dense = Net()
+    job = trainer(max_epochs=1)
+    job.fit(dense, loader())
+    job.save_checkpoint(tmp_path / "dense.ckpt")
+    pruning, module = prune_at_start(), Net()
+    job = trainer(pruning)
+    job.fit(module, loader())
+    with pytest.warns(UserWarning, match="the masks it had are given up"):
+        job.test(module, loader(), ckpt_path=str(tmp_path / "dense.ckpt"), weights_only=True)
+    assert zeros(module) == 0
+    assert pruning.sparsity == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "word"),
+    [
+        ({"granularity": "2:4"}, {}, "granularity"),
+        ({}, {"criterion": "random"}, "criterion"),
+        ({"distribution": "erk"}, {}, "distribution"),
+        ({}, {"layers": {"body.0": 0.1}}, "layers"),
+    ],
+)
+def test_another_method_is_no_resume(tmp_path, first, then, word):
+    where = {"include": ["body.2"], "schedule": Table({"1it": 0.5})} if first else {}
+    where = where or {"schedule": Table({"1it": 0.5})}
+    module = Net()
+    job = trainer(MagnitudePruning(**where, **first), max_epochs=1)
+    job.fit(module, loader())
+    job.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(StateError, match=f"the checkpoint was pruned with.*{word}="):
+        trainer(MagnitudePruning(**where, **then)).fit(
+            Net(), loader(), ckpt_path=str(tmp_path / "a.ckpt")
+        )
+
+
+def test_numpy_numbers_in_a_schedule_leave_the_checkpoint_loadable(tmp_path):
+    np = pytest.importorskip("numpy")
+    pruning = MagnitudePruning(0.75, schedule=Exponential(np.float64(0.5), "3it"))
+    job = trainer(pruning)
+    job.fit(Net(), loader())
+    job.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"]

@@ -6,7 +6,8 @@ from functools import cache
 
 import pytest
 import torch
-from tiny_fits import ADAM, SGD, WEIGHTS, Net, Watch, copied, equal, fit, loader, zeros
+from compiled_modules import WAYS, Inner, Whole, none
+from tiny_fits import ADAM, SGD, WEIGHTS, Watch, copied, equal, fit, loader, zeros
 from torch._dynamo.testing import CompileCounter
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
@@ -16,51 +17,6 @@ from regrow import AccuracyBudget, DynamicSparseTraining, MagnitudePruning, Regr
 EVENTS = Table({"2it": 0.2, "4it": 0.4, "6it": 0.5, "9it": 0.6, "11it": 0.7, "13it": 0.8})
 
 
-class Inner(Net):
-    """The network is compiled inside the module, before the fit."""
-
-    def __init__(self, compiler, make=ADAM):
-        super().__init__(make)
-        self.body = torch.compile(self.body, backend=compiler)
-
-
-class Late(Net):
-    """Compiled where Lightning asks for it."""
-
-    def __init__(self, compiler, make=ADAM):
-        super().__init__(make)
-        self.compiler = [compiler]
-
-    def configure_model(self):
-        if self.compiler:
-            self.body = torch.compile(self.body, backend=self.compiler.pop())
-
-
-class Whole(Net):
-    """No counter of its own, on which the compiler would specialise."""
-
-    def training_step(self, batch, batch_idx):
-        return self.loss(batch)
-
-
-def inner(compiler):
-    return Inner(compiler), None
-
-
-def late(compiler):
-    return Late(compiler), None
-
-
-def whole(compiler):
-    module = Whole(ADAM)
-    return module, torch.compile(module, backend=compiler)
-
-
-def none(compiler):
-    return Whole(ADAM), None
-
-
-WAYS = {"inner": inner, "late": late, "whole": whole}
 PRUNERS = {
     "gradual": lambda: [MagnitudePruning(0.8, schedule=EVENTS)],
     "taylor": lambda: [MagnitudePruning(0.8, schedule=EVENTS, criterion="taylor")],

@@ -51,7 +51,7 @@ for name, make in CASES.items():
 """
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=[pytest.mark.slow, pytest.mark.guard])])
 def test_ranks_prune_alike(world, tmp_path):
     first, *others = gloo_ranks.run(MANY, tmp_path, world)
     for name, mine in first.items():
@@ -87,6 +87,8 @@ except StateError as error:
 """
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_what_one_rank_does_alone_is_refused_on_all(tmp_path):
     for said in gloo_ranks.run(ALONE, tmp_path):
         assert "rank 1 differ from those of the first rank" in said["error"]
@@ -140,6 +142,8 @@ for name, ddp in WAYS.items():
 """
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_ways_of_ddp_do_not_matter(tmp_path):
     for said in gloo_ranks.run(WAYS, tmp_path):
         plain = said.pop("plain")

@@ -8,31 +8,12 @@ from functools import partial
 import lightning.pytorch as pl
 import pytest
 import torch
+from distillation_fits import TEMPERATURE, WEIGHT, Called, Says, close, distill, teacher
 from lightning.pytorch.plugins import MixedPrecision
 from tiny_fits import ADAM, SGD, Net, copied, equal, fit, loader, read, trainer
 from torch import nn
 
 from regrow import Distill, MagnitudePruning, Table
-
-TEMPERATURE, WEIGHT = 3.0, 0.7
-
-
-class Called(Net):
-    """Calls itself, as most modules do."""
-
-    def forward(self, inputs):
-        return self.body(inputs)
-
-    def loss(self, batch):
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-
-class Says(Net):
-    """Returns its logits beside the loss."""
-
-    def training_step(self, batch, batch_idx):
-        logits = self.body(batch[0])
-        return {"loss": nn.functional.cross_entropy(logits, batch[1]), "out": logits, "n": 1}
 
 
 class Headed(Called):
@@ -44,16 +25,6 @@ class Headed(Called):
 
     def loss(self, batch):
         return nn.functional.cross_entropy(self(batch[0])["logits"], batch[1])
-
-
-def teacher():
-    return Net(seed=5).body
-
-
-def distill(given=None, **kw):
-    return Distill(
-        teacher() if given is None else given, temperature=TEMPERATURE, weight=WEIGHT, **kw
-    )
 
 
 def by_hand(make=SGD, epochs=2, every=1, context=None):
@@ -74,11 +45,6 @@ def by_hand(make=SGD, epochs=2, every=1, context=None):
                 optimizer.step()
                 optimizer.zero_grad()
     return student.state_dict()
-
-
-def close(module, expected, tolerance=1e-6):
-    for name, value in expected.items():
-        torch.testing.assert_close(module.state_dict()[name], value, atol=tolerance, rtol=0)
 
 
 def moved(module, make=SGD):

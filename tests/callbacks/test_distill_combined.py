@@ -7,9 +7,9 @@ import gloo_ranks
 import pytest
 import tiny_channel_fits
 import torch
+from compiled_modules import inner, late, whole
+from distillation_fits import Called, close, distill
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from test_compile import inner, late, whole
-from test_distill import Called, close, distill
 from tiny_fits import ADAM, Net, Watch, copied, equal, fit, loader, zeros
 from torch import nn
 
@@ -150,6 +150,7 @@ except StateError as error:
 """
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_ranks_have_one_teacher_and_learn_alike(tmp_path):
     first, second = gloo_ranks.run(SHARED, tmp_path)

@@ -3,8 +3,8 @@
 
 import pytest
 import torch
+from distillation_fits import Called, Says, distill, teacher
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_distill import Called, Says, distill, teacher
 from tiny_fits import ADAM, Net, copied, equal, fit, loader, trainer
 from torch import nn
 

@@ -37,6 +37,7 @@ def killed_at(folder, checkout, step, delay):
     return read(last)["global_step"]
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_twice_and_resumed(seed, tmp_path, checkout):

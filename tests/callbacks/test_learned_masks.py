@@ -5,39 +5,15 @@ from functools import partial
 
 import pytest
 import torch
+from learned_mask_fits import TOTAL, Before, Wide
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from tiny_fits import ADAM, Events, Net, equal, fit, loader, read, samples, trainer, weights, zeros
-from torch import nn
+from tiny_fits import Events, Net, equal, fit, loader, read, samples, trainer, weights, zeros
 from torch.utils.data import DataLoader
 
 from regrow import AccuracyBudget, LearnedMasks, Rewind, SparseModelCheckpoint, SparsityMonitor
 
 METHODS = ("str", "cs", "l0", "edge_popup")
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.01)
-
-
-class Wide(Net):
-    """6 x 300 + 300 x 20 + 20 x 3 weights: half a point of them is 39."""
-
-    def __init__(self, make=ADAM):
-        super().__init__(make)
-        torch.manual_seed(0)
-        sizes = nn.Linear(6, 300), nn.Tanh(), nn.Linear(300, 20), nn.Tanh(), nn.Linear(20, 3)
-        self.body = nn.Sequential(*sizes)
-
-
-TOTAL = 6 * 300 + 300 * 20 + 20 * 3
-
-
-class Before(Events):
-    """What was learned when the masks are about to be hardened."""
-
-    def before_prune_event(self, trainer, pl_module, pruner):
-        self.zeros = zeros(pl_module)
-        learner = pruner.pruner.learner
-        learner.update_penalty(trainer.global_step - 1)
-        self.share, self.effective = learner.course.share, dict(weights(pl_module))
-        self.effective = {name: weight.clone() for name, weight in self.effective.items()}
 
 
 SLOW = pytest.mark.slow

@@ -198,6 +198,7 @@ for method in ("str", "cs", "l0", "edge_popup"):
 """
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_ranks_learn_alike(tmp_path):
     one, other = gloo_ranks.run(RANKS, tmp_path)

@@ -14,11 +14,12 @@ from tiny_fits import (
     Watch,
     copied,
     loader,
+    prune_at_start,
     samples,
     trainer,
     zeros,
 )
-from torch import optim
+from torch import nn, optim
 from torch.utils.data import DataLoader
 
 from regrow import ConfigError, Exponential, Linear, MagnitudePruning, OneShot, StateError, Table
@@ -233,3 +234,11 @@ def test_targets_in_proportion_to_less_than_a_weight_are_refused(layers):
     with pytest.raises(ConfigError, match=r"sparsity=0\.001 is less than one weight"):
         trainer(MagnitudePruning(0.001, schedule=OneShot(0), layers=layers)).fit(module, loader())
     assert module.trained == 0
+
+
+def test_parameters_replaced_between_fits_are_named():
+    pruning, module = prune_at_start(), Net()
+    trainer(pruning).fit(module, loader())
+    module.body[2] = nn.Linear(16, 3)
+    with pytest.raises(StateError, match=r"body\.2\.weight of the model were replaced"):
+        trainer(pruning).fit(module, loader())

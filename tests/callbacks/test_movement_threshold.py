@@ -3,8 +3,8 @@
 
 import pytest
 import torch
+from learned_mask_fits import TOTAL, Before, Wide
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_learned_masks import TOTAL, Before, Wide
 from tiny_fits import copied, equal, fit, loader, samples, zeros
 
 from regrow import ConfigError, LearnedMasks, SoftMovement

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_fits import WEIGHTS, equal
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.guard]
 
 CASES = {
     "snip": {"method": "snip"},

@@ -7,8 +7,8 @@ from typing import ClassVar
 import pytest
 import torch
 import torchmetrics
+from compiled_modules import WAYS, Whole
 from overflowing_fits import scaled
-from test_compile import WAYS, Whole
 from tiny_fits import ADAM, WEIGHTS, Net, copied, equal, fit, loader, zeros
 from torch import optim
 

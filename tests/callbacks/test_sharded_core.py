@@ -4,8 +4,6 @@
 import gloo_ranks
 import pytest
 
-pytestmark = pytest.mark.slow
-
 SETUP = """
 import os, copy, itertools
 import numpy as np
@@ -292,6 +290,8 @@ def test_masks_values_and_moments_are_those_of_one_process(tmp_path):
             assert words in said[key], key
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_three_ranks(tmp_path):
     """One of them holds no row of the small layers."""
     for said in gloo_ranks.run(

@@ -4,7 +4,7 @@
 import gloo_ranks
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.guard]
 
 PROGRAM = """
 from types import SimpleNamespace

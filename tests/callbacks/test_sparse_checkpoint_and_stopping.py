@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from lightning.pytorch import Callback
-from tiny_fits import ADAM, WEIGHTS, Net, fit, loader, read, trainer
+from tiny_fits import ADAM, BATCHES, WEIGHTS, Net, fit, loader, read, trainer
 
 from regrow import (
     ConfigError,
@@ -260,3 +260,12 @@ def test_sparsity_zero_waits_for_nothing():
     made = fit(scored(9, 8, 7, 6), MagnitudePruning(0), stop, val=loader(), max_epochs=4)
     assert made.current_epoch == 2
     assert torch.count_nonzero(made.lightning_module.body[0].weight) == 96
+
+
+def test_unknown_monitor_is_named_after_the_first_validation(tmp_path):
+    keep = SparseModelCheckpoint(dirpath=tmp_path, monitor="val/los")
+    pruning = MagnitudePruning(0.5, schedule=Table({f"{4 * BATCHES}it": 0.5}))
+    job = trainer(pruning, keep, max_epochs=6, enable_checkpointing=True)
+    with pytest.raises(Exception, match="val/los"):
+        job.fit(Net(), loader(), loader(2))
+    assert job.current_epoch < 3

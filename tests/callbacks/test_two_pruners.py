@@ -3,8 +3,20 @@
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_fits import ADAM, WEIGHTS, Net, copied, fit, loader, zeros
+from tiny_fits import (
+    ADAM,
+    WEIGHTS,
+    Net,
+    copied,
+    fit,
+    loader,
+    prune_at_start,
+    trainer,
+    weights,
+    zeros,
+)
 
 from regrow import AccuracyBudget, ConfigError, MagnitudePruning, OneShot, SparsityMonitor, Table
 
@@ -72,3 +84,29 @@ def test_soft_masks_over_another_pruners_weights_are_refused(first):
     apart = MagnitudePruning(0.5, schedule=OneShot("2it"), include="body.2")
     fit(Net(ADAM), soft := MagnitudePruning(0.5, soft=True, include="body.0"), apart)
     assert (soft.masks.pruned, apart.masks.pruned) == (48, 24)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_pruners_give_back_what_both_removed(order):
+    module = Net(lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    before = {name: tensor.clone() for name, tensor in weights(module).items()}
+    both = [prune_at_start(0.5, include=["body.0"]), prune_at_start(0.5)]
+    trainer(*both, max_epochs=1).fit(module, loader())
+    for index in order:
+        both[index].unprune()
+    for name, tensor in weights(module).items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_unprune_of_one_keeps_the_zeros_of_the_other():
+    seen = []
+
+    class At(Callback):
+        def on_validation_start(self, trainer, module):
+            one.unprune()
+            mask = other.masks["body.0.weight"]
+            seen.append(int(module.body[0].weight[~mask].count_nonzero()))
+
+    one, other = prune_at_start(0.5, include=["body.0"]), prune_at_start(0.5)
+    trainer(one, other, At(), max_epochs=1).fit(Net(), loader(), loader(2))
+    assert seen == [0]

@@ -5,7 +5,20 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_fits import ADAM, SGD, WEIGHTS, Events, Net, equal, fit, weights, zeros
+from tiny_fits import (
+    ADAM,
+    SGD,
+    WEIGHTS,
+    Events,
+    Net,
+    equal,
+    fit,
+    loader,
+    prune_at_start,
+    trainer,
+    weights,
+    zeros,
+)
 
 from regrow import ConfigError, MagnitudePruning, OneShot, StateError, Table
 
@@ -238,3 +251,23 @@ def test_the_vault_goes_with_the_masks_of_the_moment(tmp_path):
         pruning.unprune()
         found.append({name: p.clone() for name, p in weights(module).items()})
     assert equal(*found)
+
+
+def test_layers_go_on_after_a_change_by_hand():
+    class Hand(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 5:
+                pruning.prune_to(0.3)
+
+    pruning = MagnitudePruning(0.8, schedule="linear", every="1it", layers={"body.2": 0.5})
+    trainer(pruning, Hand(), max_epochs=4).fit(Net(), loader())
+    densities = pruning.pruner.densities
+    assert densities["body.2.weight"] == 0.5
+    assert densities["body.0.weight"] == pytest.approx(0.2, abs=0.01)
+
+
+def test_everything_comes_back_with_layers_too():
+    pruning = prune_at_start(0.5, layers={"body.2": 0.25})
+    trainer(pruning).fit(Net(), loader())
+    pruning.prune_to(0)
+    assert pruning.sparsity == 0

@@ -13,6 +13,7 @@ import torch
 
 WEIGHTS = 64 * 128 + 128 * 10
 EPOCHS = 4
+GUARD = [pytest.mark.slow, pytest.mark.guard]
 
 
 def run(checkout, name, folder, *words, kill=None):
@@ -91,7 +92,7 @@ def test_fabric_on_one_device_is_plain_pytorch_to_the_bit(plain, checkout, tmp_p
     check(said, net)
 
 
-@pytest.mark.parametrize("name", ["plain.py", pytest.param("fabric.py", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["plain.py", pytest.param("fabric.py", marks=GUARD)])
 def test_killed_it_goes_on_to_the_same_bits(name, plain, checkout, tmp_path):
     folder = tmp_path / "run"
     said = run(checkout, name, folder, kill=r"epoch 1: sparsity 0\.[1-8]")
@@ -103,6 +104,7 @@ def test_killed_it_goes_on_to_the_same_bits(name, plain, checkout, tmp_path):
     check(said, net)
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_devices(strategy, plain, checkout, tmp_path):

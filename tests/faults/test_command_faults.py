@@ -66,6 +66,7 @@ def whole(tmp_path_factory, checkout):
     return outcome(folder), time.monotonic() - start
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_killed_at_any_time_it_ends_in_the_same(whole, tmp_path, checkout):
     (end, seconds), draw, kills = whole, random.Random(0), 0
@@ -86,6 +87,7 @@ def test_killed_at_any_time_it_ends_in_the_same(whole, tmp_path, checkout):
     assert equal(outcome(tmp_path), end)
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [8, 40])
 def test_a_full_disk_is_one_line_and_then_it_goes_on(limit, whole, tmp_path, checkout):
@@ -103,6 +105,7 @@ def test_a_full_disk_is_one_line_and_then_it_goes_on(limit, whole, tmp_path, che
     assert equal(outcome(tmp_path), whole[0])
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(whole, tmp_path, checkout):
     process, last = started(tmp_path, checkout), tmp_path / "run" / "checkpoints" / "last.ckpt"

@@ -63,6 +63,7 @@ def same(one, other):
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", ["steps", "rigl"])
 def test_a_rank_that_is_killed(plan, tmp_path):
@@ -102,6 +103,7 @@ train(PLAN, OUT / "first", Save())
 )
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 3)])
 def test_other_ranks_go_on(first, then, tmp_path):
@@ -126,6 +128,7 @@ def test_other_ranks_go_on(first, then, tmp_path):
                 assert not end["state"][name][~mask].any()
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_events_in_steps_stay_where_they_were(tmp_path):
     """Told in steps, nothing moves: masks, history and place in the plan go on."""

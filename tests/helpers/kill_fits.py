@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Kills short fits again and again: python killing.py FOLDER SEED KILLS NAMES...; prints JSON.
+"""Kill short fits at random moments and resume them; print the counts as JSON.
+
+Usage: python kill_fits.py FOLDER SEED KILLS NAMES...
 
 One process imports torch and Lightning, once; each fit runs in a fork of it.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A run that `test_kill.py` kills: python killed.py FOLDER; goes on from its last.ckpt."""
+"""Train a short fit, resumed from its last.ckpt if there is one: python killed_fit.py FOLDER."""
 
 import sys
 from pathlib import Path

@@ -117,3 +117,9 @@ def output(module):
     module.eval()
     with torch.no_grad():
         return module(samples(16).tensors[0].to(module.body[0].weight.dtype))
+
+
+def timer(model):
+    """Milliseconds."""
+    a, b = sizes(model)
+    return 1.0 + (6 * a + a * b + b * 3) / 100

@@ -11,6 +11,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import regrow.callbacks.core.base
+from regrow import MagnitudePruning
 
 torch.set_num_threads(1)
 
@@ -210,3 +211,8 @@ def equal(one, other):
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(equal, one, other))
     return one == other
+
+
+def prune_at_start(sparsity=0.5, **kw):
+    """Prune once, before the first step."""
+    return MagnitudePruning(sparsity, schedule="one_shot", begin=0, **kw)

@@ -243,3 +243,12 @@ def test_parameters_without_elements_are_left_out():
         pruner.prune_to(0.5)
         assert pruner.pruned == 3
         assert pruner.densities == {"1.weight": 0.5}
+
+
+def test_wildcard_weights_leave_norms_alone():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    assert [t.name for t in select_targets(model, include=["*.weight"]).targets] == [
+        "0.weight",
+        "2.weight",
+    ]
+    assert [t.name for t in select_targets(model, include=["1.weight"]).targets] == ["1.weight"]

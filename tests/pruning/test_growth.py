@@ -6,7 +6,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -40,7 +40,6 @@ def own_rule(target, momentum, removed, generator):
     return torch.arange(target.parameter.numel()).view(target.parameter.shape).float()
 
 
-@settings(max_examples=60)
 @given(st.integers(0, 99), st.floats(0.05, 0.9), st.floats(0, 1), growths, inits, st.data())
 def test_only_what_comes_back_changes(seed, sparsity, fraction, by, init, data):
     model = network(seed)

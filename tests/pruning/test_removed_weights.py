@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from regrow.pruning.removed_weights import RemovedWeights
@@ -30,7 +30,6 @@ shapes = st.sampled_from([(24,), (4, 6), (2, 3, 2, 2)])
 chances = st.lists(st.floats(0, 1), min_size=1, max_size=5)
 
 
-@settings(max_examples=60)
 @given(st.integers(0, 10**6), shapes, chances, st.sampled_from(list(DTYPES)), st.booleans())
 def test_any_course_of_masks(seed, shape, densities, dtype, last_channels):
     """What came back in between is forgotten; all else has its value of the first removal."""

@@ -10,20 +10,21 @@ import pytest
 
 from regrow.app.config.recipes import recipe_files
 
-QUICK = {"imagenet/resnet50_rigl"}
+GUARD = {"imagenet/resnet50_rigl"}
 NAMES = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    pytest.param(name, marks=[pytest.mark.slow, *([pytest.mark.guard] if name in GUARD else [])])
     for name in recipe_files()
     if name.startswith("imagenet/")
 ]
 PROGRAM = """
 sys.path.insert(0, {here!r})
-import hashlib, short_fits
+import hashlib
+from short_recipe_fits import job as compose, short_fit, tiny
 
 torch.set_num_threads(1)
-cfg = short_fits.job("recipe={name}", *short_fits.tiny({name!r}, Path({data!r})))
+cfg = compose("recipe={name}", *tiny({name!r}, Path({data!r})))
 strategy = DDPStrategy(process_group_backend="gloo")
-trainer, pruning = short_fits.short_fit(cfg, OUT, devices=1, num_nodes=WORLD, strategy=strategy)
+trainer, pruning = short_fit(cfg, OUT, devices=1, num_nodes=WORLD, strategy=strategy)
 state = trainer.lightning_module.network.state_dict()
 weights = {{name for name, _ in trainer.lightning_module.network.named_parameters()}}
 bytes_ = b"".join(state[name].numpy().tobytes() for name in sorted(weights))

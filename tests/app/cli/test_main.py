@@ -108,7 +108,14 @@ def test_help_is_quick(regrow):
     assert min(seconds) < 1
 
 
-@pytest.mark.parametrize("name", recipe_files())
+# a process each: one recipe a folder, the rest in `make slow`
+OFTEN = {name.partition("/")[0]: name for name in recipe_files()}.values()
+EACH = [
+    name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in recipe_files()
+]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_configuration_of_a_recipe_needs_no_torch(python, name):
     modules, out = modules_after(python, "train", f"recipe={name}", "--cfg", "job")
     assert "sparsity_monitor" in out

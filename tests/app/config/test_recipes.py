@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from regrow.app.config.recipes import (
@@ -72,7 +72,6 @@ def test_paths_and_names_mix_in_a_sweep():
     check_names(words, files)
 
 
-@settings(max_examples=50)
 @given(st.lists(st.text("ab/._-=", min_size=1), min_size=1))
 def test_without_files_values_are_what_commas_part(parts):
     assert split_recipes(",".join(parts)) == parts

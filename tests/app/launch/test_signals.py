@@ -85,6 +85,7 @@ def test_sigterm_stops_a_sweep_and_is_no_failure(begin, found, tmp_path):
     assert "the same command resumes this sweep" in output
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_joblib_takes_its_processes_with_it(begin, found, sweep, whole, tmp_path, number):
@@ -103,6 +104,7 @@ def test_joblib_takes_its_processes_with_it(begin, found, sweep, whole, tmp_path
     same(tmp_path, found, whole)
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_submitit_puts_a_preempted_job_back(begin, found, whole, tmp_path):
     """First SIGTERM, as a scheduler announces it, then the signal at which submitit requeues."""
@@ -122,6 +124,7 @@ def test_submitit_puts_a_preempted_job_back(begin, found, whole, tmp_path):
     same(tmp_path, found, whole)
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_a_job_of_submitit_that_is_killed_goes_on_with_the_same_command(
     begin, found, sweep, whole, tmp_path

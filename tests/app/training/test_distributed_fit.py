@@ -70,6 +70,7 @@ def test_one_of_many_processes_is_refused(name):
         check_single_node({name: "4"})
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_command_takes_its_ranks_along_and_goes_on(kind, tmp_path):

@@ -156,6 +156,7 @@ def test_an_average_that_is_new_at_a_resume_begins_sparse(tmp_path):
     assert zeros_of(module) == zeros_of(copy_of(averaging)) == round(0.8 * WEIGHTS)
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_ranks_average_alike(tmp_path):
     """Under DDP each rank has an average of its own: they are the same, and sparse."""
@@ -176,6 +177,7 @@ said = {"state": state(module), "zeros": zeros_of(module)}
     assert all(torch.isfinite(tensor).all() for tensor in one["state"].values())
 
 
+@pytest.mark.guard
 @pytest.mark.slow
 def test_sharded_parameters_are_refused(tmp_path):
     program = """

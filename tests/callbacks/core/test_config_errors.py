@@ -4,13 +4,14 @@
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
-from tiny_fits import SGD, Net, fit
+from tiny_fits import SGD, Net, fit, loader, prune_at_start, trainer
 from torch import nn, optim
 from torch.nn.utils import prune
 
 from regrow import (
     ConfigError,
     Cubic,
+    Cyclic,
     Exponential,
     Linear,
     MagnitudePruning,
@@ -176,3 +177,23 @@ def test_a_parameter_that_no_optimizer_trains_is_pruned_all_the_same():
     module.body[0].requires_grad_(False)
     fit(module, MagnitudePruning(0.5, schedule=OneShot("1it")))
     assert int((module.body[0].weight == 0).sum() + (module.body[2].weight == 0).sum()) == 72
+
+
+def test_cyclic_whose_phases_do_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="is longer than begin to end"):
+        trainer(MagnitudePruning(0.5, schedule=Cyclic("1ep", "2ep", "5ep")), max_epochs=6).fit(
+            Net(), loader()
+        )
+
+
+def test_overlapping_layers_with_two_targets_are_refused():
+    with pytest.raises(ConfigError, match=r"layers 'body\.2' never counts"):
+        trainer(prune_at_start(0.5, layers={"*": 0.2, "body.2": 0.9})).fit(Net(), loader())
+
+
+def test_a_criterion_that_works_in_place_is_refused():
+    module = Net()
+    before = [p.clone() for p in module.parameters()]
+    with pytest.raises(StateError, match=r"changed body\.0\.weight in place"):
+        trainer(prune_at_start(criterion=lambda w: w.abs_())).fit(module, loader())
+    assert len(before) == 4
