@@ -67,8 +67,8 @@ def test_where_learning_begins_is_stretched_kept_or_refused(tmp_path):
         fit(Net(), learned, ckpt_path=path, max_epochs=6)
         return learned
 
-    first = resumed("stretch")._first
-    assert (first, resumed("keep")._first) == (24, 8)  # half of 48 steps, of 16
+    first = resumed("stretch").strategy.first
+    assert (first, resumed("keep").strategy.first) == (24, 8)  # half of 48 steps, of 16
     with pytest.raises(ConfigError, match="events still to come"):
         resumed("refuse")
     learned = LearnedMasks("str", 0.5, begin="2it", end=0.75)

@@ -58,10 +58,10 @@ class Fills(Callback):
 
 KINDS = {
     "ours": (lambda d: SparseModelCheckpoint(d, monitor="train/loss", every_n_train_steps=1),
-             StateError, r"last\.ckpt could not be written \(.*File too large.*is whole"),
+             StateError, r"last\.ckpt could not be written \(.*File too large.*file is unchanged"),
     "dense": (lambda d: AtomicCheckpoint(d, "last", every_n_train_steps=1,
                                         enable_version_counter=False),
-              StateError, r"last\.ckpt could not be written \(.*File too large.*is whole"),
+              StateError, r"last\.ckpt could not be written \(.*File too large.*file is unchanged"),
     "lightning": (lambda d: ModelCheckpoint(d, "last", every_n_train_steps=1,
                                             enable_version_counter=False),
                   OSError, "File too large"),

@@ -20,17 +20,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*litlogger.*"),
 ]
+METHODS = (
+    "acdc cs distill edge_popup grasp imp_init l0 lr_rewind random random_ticket reinit_control "
+    "set snip static str synflow weights_only"
+)
 # All of digits, and of the others one recipe a method and a kind of data; the rest, deeper
 # networks and variants of these, train in `make slow`.
 OFTEN = {
     *("cifar10/resnet20_gmp", "cifar100/vgg16_synflow", "imagenet/mobilenet_v2_gmp"),
     *("fashion_mnist/lenet5_channel", "fashion_mnist/resnet8_channel"),
-    *(
-        f"fashion_mnist/lenet300_{method}"
-        for method in ("acdc", "cs", "distill", "edge_popup", "grasp", "imp_init", "l0")
-        + ("lr_rewind", "random", "random_ticket", "reinit_control", "set", "snip", "static")
-        + ("str", "synflow", "weights_only")
-    ),
+    *(f"fashion_mnist/lenet300_{method}" for method in METHODS.split()),
     *(name for name in recipe_files() if name.startswith("digits/")),
 }
 RECIPES = [

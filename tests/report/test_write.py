@@ -168,8 +168,8 @@ def test_the_command(regrow, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "write `regrow report outputs`"),
-        (("a", "b"), "takes one folder"),
+        ((), "required: folder (see `regrow report --help`)"),
+        (("a", "b"), "no option 'b': leave it out"),
         (("nothing",), "no folder 'nothing': write `regrow report outputs`"),
         ((".",), "no job below '.'"),
     ],

@@ -72,15 +72,15 @@ def allocate(
         distribution: "global" (least important first) or "uniform" (the same fraction of each).
         round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
         min_channels: How many of a group stay at least.
-        gone: Channels that are removed already, and stay so.
+        gone: Channels that are removed already.
         links: Sets of groups that keep the same fraction; rounded where all can be.
 
     Raises:
-        ConfigError: If the budget cannot be met, with the least that can.
+        ConfigError: If the budget cannot be met.
 
     Example:
-        >>> group, scores = Group("fc", 4, {}), {"fc": torch.tensor([3.0, 1.0, 2.0, 4.0])}
-        >>> allocate([group], scores, lambda removed: 4 - len(removed.get("fc", ())), budget=2)
+        >>> scores = {"fc": torch.tensor([3.0, 1.0, 2.0, 4.0])}
+        >>> allocate([Group("fc", 4, {})], scores, lambda r: 4 - len(r.get("fc", ())), budget=2)
         {'fc': tensor([1, 2])}
     """
     check_choice("distribution", distribution, DISTRIBUTIONS)
@@ -97,15 +97,14 @@ def allocate(
     steps.sort(key=lambda step: step.rank)  # stable: within a group ranks never fall
 
     def removed(chosen: Sequence[_Step]) -> dict[str, Tensor]:
-        stops = first | {step.group: step.stop for step in chosen}
-        stops |= {name: stop for step in chosen for name, stop in step.linked}
+        linked = {name: stop for step in chosen for name, stop in step.linked}
+        stops = first | {step.group: step.stop for step in chosen} | linked
         return {name: orders[name][:stop] for name, stop in stops.items()}
 
     if size(removed(steps)) > budget:
-        least, whole = size(removed(steps)), size({})
         raise ConfigError(
-            f"{budget:.6g} cannot be reached: with {min_channels} channel(s) kept in every group "
-            f"and rounded counts, {least:.6g} of {whole:.6g} remain; ask for less sparsity, lower "
+            f"{budget:.6g} cannot be reached: with {min_channels} channel(s) kept in every group, "
+            f"{size(removed(steps)):.6g} of {size({}):.6g} remain; ask for less sparsity, lower "
             "round_to or min_channels, or exclude fewer layers"
         )
     counts = range(len(steps) + 1)

@@ -81,18 +81,8 @@ def prune(
         >>> net[0].weight.shape, net[2].in_features, plan.removed
         (torch.Size([4, 4]), 4, {'0': 4})
     """
-    config = ChannelConfig(
-        criterion,
-        distribution,
-        of,
-        round_to,
-        min_channels,
-        include,
-        exclude,
-        seed,
-        timer,
-        latency_ms,
-    )
+    limits = (round_to, min_channels, include, exclude, seed, timer, latency_ms)
+    config = ChannelConfig(criterion, distribution, of, *limits)
     return _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
 
 

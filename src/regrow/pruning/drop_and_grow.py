@@ -97,7 +97,7 @@ def drop_and_grow(
     """Move the masks once, as sparse training does; each layer keeps as many weights as before.
 
     Of k kept weights of a layer, round(share k) are dropped, lowest scores first; as many grow
-    among all others, those just dropped included. Dense layers stay dense.
+    among all others, those just dropped included.
 
     Args:
         pruner: Whose masks move.
@@ -112,14 +112,13 @@ def drop_and_grow(
 
     Raises:
         ConfigError: For an unknown name.
-        StateError: If a rule lacks what it needs, naming the parameter; nothing changed then.
+        StateError: If a rule lacks what it needs, naming the parameter.
 
     Source: Evci et al. 2020 (RigL), Mocanu et al. 2018 (SET), Dettmers et al. 2019 (SNFS).
 
     Example:
-        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> pruner = Pruner(layer := torch.nn.Linear(4, 1, bias=False))
         >>> layer.weight.data = torch.tensor([[1.0, 2.0, 0.0, 0.0]])
-        >>> pruner = Pruner(layer)
         >>> pruner.set_masks({"weight": layer.weight != 0})
         >>> layer.weight.grad = torch.tensor([[0.0, 9.0, 1.0, 5.0]])
         >>> _ = drop_and_grow(pruner, 0.5)

@@ -124,7 +124,7 @@ class RemovedWeights:
             found = len(state.get(name, ()))
             if found != pruned:
                 raise StateError(
-                    f"the vault holds {found} removed values of {name}, its mask prunes "
+                    f"the checkpoint holds {found} removed values of {name}, its mask prunes "
                     f"{pruned}: the checkpoint is damaged or of another run"
                 )
             if found:

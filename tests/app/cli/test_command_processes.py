@@ -68,7 +68,7 @@ def test_jobs_side_by_side_train_their_control_once(start, tmp_path):
     jobs = [start(*words, f"pruning.sparsity={s}") for s in (0.8, 0.9)]
     outputs = [job.communicate(timeout=300)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], outputs
-    assert sum(text.count("training the dense network") for text in outputs) == 1
+    assert sum(text.count("training the dense baseline") for text in outputs) == 1
     assert len(list((tmp_path / "outputs" / "controls").glob("*/result.json"))) == 1
 
 

@@ -161,14 +161,14 @@ def test_a_checkpoint_of_another_network(cut, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "export takes one checkpoint"),
-        (("a.ckpt", "b.ckpt", "--to", "onnx"), "export takes one checkpoint"),
+        ((), "required: checkpoint"),
+        (("a.ckpt", "b.ckpt", "--to", "onnx"), "no option 'b.ckpt': leave it out"),
         (("nowhere.ckpt", "--to", "onnx"), "no file 'nowhere.ckpt'"),
         (("here.ckpt",), "which format? write `regrow export here.ckpt --to onnx`"),
-        (("here.ckpt", "--to", "onx"), "--to must be one of onnx, safetensors, pt2, got 'onx'"),
-        (("here.ckpt", "--to"), "--to needs a value"),
+        (("here.ckpt", "--to", "onx"), "--to must be one of onnx, pt2, safetensors, got 'onx'"),
+        (("here.ckpt", "--to"), "argument --to: expected one argument"),
         (("here.ckpt", "--out="), "--out needs a value"),
-        (("here.ckpt", "--format=onnx"), "no option '--format=onnx'"),
+        (("here.ckpt", "--format=onnx"), "no option '--format'"),
     ],
 )
 def test_a_mistake_is_one_clear_line_at_once(regrow, tmp_path, words, message):

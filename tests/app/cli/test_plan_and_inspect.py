@@ -72,7 +72,7 @@ def tensor_bytes(state):
 def test_plan_counts_what_a_rewind_remembers(job, words, capsys, tmp_path):
     """Against the tensors in the checkpoint that the run writes."""
     plan(job(*IMP, *words))
-    rows = [line for line in capsys.readouterr().out.splitlines() if "rewind's copy" in line]
+    rows = [line for line in capsys.readouterr().out.splitlines() if "rewind snapshot" in line]
     train(job(*IMP, *words))
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     states = [state.get("rewind", state) for state in last["callbacks"].values()]

@@ -267,4 +267,4 @@ def test_the_device_of_the_run_is_used():
 
 def test_help_names_it(capsys):
     main(["--help"])
-    assert "regrow sensitivity CKPT" in capsys.readouterr().out
+    assert "sensitivity  prune one layer at a time" in capsys.readouterr().out

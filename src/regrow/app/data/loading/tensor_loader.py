@@ -33,6 +33,7 @@ class BatchLoader(ResumableLoader):
         ConfigError: For sizes that differ, or that leave no batch.
 
     Example:
+        >>> import torch
         >>> loader = BatchLoader(torch.arange(5), torch.arange(5), batch_size=2, shuffle=True)
         >>> loader.set_epoch(1)
         >>> batches = [images.tolist() for images, _ in loader]
