@@ -107,9 +107,8 @@ def allocate(
             f"{size(removed(steps)):.6g} of {size({}):.6g} remain; ask for less sparsity, lower "
             "round_to or min_channels, or exclude fewer layers"
         )
-    counts = range(len(steps) + 1)
-    least = bisect_left(counts, True, key=lambda n: size(removed(steps[:n])) <= budget)
-    best = _refine(steps, least, size, removed, budget)
+    enough = bisect_left(range(len(steps)), True, key=lambda n: size(removed(steps[:n])) <= budget)
+    best = _refine(steps, enough, size, removed, budget)
     return {name: channels.sort().values for name, channels in removed(best).items()}
 
 
