@@ -17,7 +17,7 @@ from regrow.channels.cut.surgery import (
     UndoLog,
     cut,
     kept_indices,
-    masked,
+    mask_tensor,
     slice_tensor,
     tell_modules,
 )
@@ -102,14 +102,14 @@ def counted(monkeypatch, owner, name, at, error):
 STEPS = [
     (surgery, "slice_tensor"),
     (surgery, "set_data"),
-    (surgery, "own_sizes"),
+    (surgery, "sizes_from_tensors"),
     (UndoLog, "set"),
     (verify, "cut"),
     (verify, "tell_modules"),
     (verify, "set_sizes"),
     (verify, "kept_indices"),
     (verify, "size_changes"),
-    (repair, "new_shape"),
+    (repair, "shape_after_cut"),
     (TrialCut, "_run"),
     (verify, "bound_forward"),
     (torch.nn.functional, "relu"),
@@ -218,7 +218,7 @@ def test_slices_and_masks_by_hand():
     tensor = torch.arange(12.0).reshape(3, 4)
     dims = {0: torch.tensor([True, False, True]), 1: torch.tensor([True, True, False, False])}
     assert slice_tensor(tensor, dims).tolist() == [[0, 1], [8, 9]]
-    assert masked(tensor, dims).tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [8, 9, 0, 0]]
+    assert mask_tensor(tensor, dims).tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [8, 9, 0, 0]]
 
 
 def test_steps_without_a_bench(analysed):

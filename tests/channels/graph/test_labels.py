@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.channels.graph.labels import FIXED, LabelledTensor, Labels, at, varying
+from regrow.channels.graph.labels import FIXED, LabelledTensor, Labels, make_axis, varying_dims
 
 
 class Plain:
@@ -54,7 +54,7 @@ def test_what_meets_a_fixed_place_is_pinned():
     labels = Labels()
     made = labels.new("a", 0, 4)
     labels.unite(made, torch.tensor([FIXED, FIXED, int(made[3]), int(made[3])]), "padding")
-    ((pinned, reason),) = labels.pins
+    ((pinned, reason),) = labels.fixed
     assert (pinned.tolist(), reason) == ([1, 2], "padding")
     assert labels.find(made).tolist() == [1, 2, 3, 3]
 
@@ -62,32 +62,32 @@ def test_what_meets_a_fixed_place_is_pinned():
 def test_a_value_names_the_dimensions_that_vary():
     labels = Labels()
     rows, columns = labels.new("a", 0, 3), labels.new("a", 1, 2)
-    value = labels.value((3, 2), [at(rows, 0, 2), at(columns, 1, 2)])
-    assert [varying(slot) for slot in value.label_axes] == [[0], [1]]
+    value = labels.value((3, 2), [make_axis(rows, 0, 2), make_axis(columns, 1, 2)])
+    assert [varying_dims(axis) for axis in value.label_axes] == [[0], [1]]
     labels.unite(rows, rows[:1], "all rows are one")
-    assert [varying(slot) for slot in labels.relabel(value).label_axes] == [[1]]
+    assert [varying_dims(axis) for axis in labels.relabel(value).label_axes] == [[1]]
     assert not labels.relabel(value).varies(0)
     assert value.varies(1)
 
 
 def test_tied_labels_stay_along_one_dimension():
     labels = Labels()
-    slot = labels.new("a", 0, 6).reshape(2, 3)
-    assert labels.fix_multiple(slot, 1, "heads").tolist() == [[1, 2, 3]]
-    assert labels.find(slot).tolist() == [[1, 2, 3], [1, 2, 3]]
+    axis = labels.new("a", 0, 6).reshape(2, 3)
+    assert labels.unite_except(axis, 1, "heads").tolist() == [[1, 2, 3]]
+    assert labels.find(axis).tolist() == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_adding_a_fixed_length_pins():
     labels = Labels()
-    value = labels.value((2, 3), [at(labels.new("a", 0, 3), 1, 2)])
+    value = labels.value((2, 3), [make_axis(labels.new("a", 0, 3), 1, 2)])
     for other, pinned in (
         (LabelledTensor((2, 3)), True),
         (LabelledTensor((2, 1)), False),
         (LabelledTensor((3,)), True),
     ):
-        labels.pins.clear()
+        labels.fixed.clear()
         labels.broadcast([value, other], (2, 3), "add")
-        assert bool(labels.pins) is pinned
-    labels.pins.clear()
-    labels.broadcast([value, LabelledTensor((2, 3), free=True)], (2, 3), "add")
-    assert not labels.pins, "zeros_like fits whatever is cut"
+        assert bool(labels.fixed) is pinned
+    labels.fixed.clear()
+    labels.broadcast([value, LabelledTensor((2, 3), resizable=True)], (2, 3), "add")
+    assert not labels.fixed, "zeros_like fits whatever is cut"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""ChannelCut: what was cut; apply, grow back, state dict, load."""
+"""ChannelCut: a record of removed channels that can be applied, reversed, saved and loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,16 @@ FORMAT = 1
 
 @dataclass
 class ChannelCut:
-    """Which places of a model's tensors remain, and what its modules say of themselves.
+    """A record of removed channels: what remains of each tensor, and sizes in module attributes.
 
     Attributes:
-        kept: Bool vectors over the original places, by tensor and dimension; whole ones left out.
+        kept: Bool vectors over original positions, by tensor and dimension; whole ones left out.
         attributes: New values by (module, attribute).
         shapes: Original shapes of the tensors that were cut.
-        removed: How many channels went, by group.
-        pinned: Groups that had to stay, with the reason.
+        removed: Number of removed channels, by group.
+        pinned: Groups that could not be cut, with the reason.
         error: Largest difference from the masked model's output, relative to its largest.
-        undo: Takes the cut back while this object lives; None for a plan from a checkpoint.
+        undo: Undoes the cut; None if loaded from a checkpoint.
         before: Values of the attributes before the cut.
     """
 
@@ -52,7 +52,7 @@ class ChannelCut:
     before: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and builtin types only."""
+        """Return the record as tensors and builtin types, for `from_state`."""
         return {
             "format": FORMAT,
             "kept": {n: {str(d): k.clone() for d, k in ds.items()} for n, ds in self.kept.items()},
@@ -66,10 +66,10 @@ class ChannelCut:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> ChannelCut:
-        """The plan that `state_dict` wrote.
+        """Restore a record from its `state_dict`.
 
         Raises:
-            StateError: If it is of another format.
+            StateError: If it has another format.
         """
         if state.get("format") != FORMAT:
             raise StateError(
@@ -77,27 +77,27 @@ class ChannelCut:
             )
         return cls(
             {n: {int(d): keep.bool() for d, keep in ds.items()} for n, ds in state["kept"].items()},
-            {(path, name): _hashed(value) for path, name, value in state["attributes"]},
+            {(path, name): _plain(value) for path, name, value in state["attributes"]},
             {name: tuple(shape) for name, shape in state["shapes"].items()},
             dict(state["removed"]),
             dict(state["pinned"]),
             float(state["error"]),
-            before={(path, name): _hashed(value) for path, name, value in state["before"]},
+            before={(path, name): _plain(value) for path, name, value in state["before"]},
         )
 
     def apply(self, model: nn.Module) -> UndoLog:
-        """Cuts a model of the original shapes as this plan says, without tracing it.
+        """Cut a model of the original shapes, without tracing it.
 
         Raises:
-            StateError: If the model is not of those shapes; it is left as it was.
+            StateError: If the model has other shapes; it is not changed.
         """
-        found = {name: tuple(tensor.shape) for name, tensor in tensors(model).items()}
-        other = [n for n, shape in self.shapes.items() if found.get(n) != shape]
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors(model).items()}
+        other = [name for name, shape in self.shapes.items() if shapes.get(name) != shape]
         if other:
             raise StateError(
                 f"the channel plan is of another model: {other[0]} has shape "
-                f"{found.get(other[0])}, the plan cuts {self.shapes[other[0]]} "
-                f"({len(other)} such); build the original, uncut model first"
+                f"{shapes.get(other[0])}, the plan cuts {self.shapes[other[0]]} "
+                f"({len(other)} such tensors); build the original, uncut model first"
             )
         undo = UndoLog()
         try:
@@ -115,32 +115,33 @@ class ChannelCut:
         Raises:
             StateError: Naming the first parameter whose shape differs.
         """
-        found = {
-            strip_compile_prefix(name): tuple(tensor.shape)
-            for name, tensor in tensors(model).items()
-        }
-        for name, shape in self.shapes.items():
-            cut = list(shape)
-            for dim, keep in self.kept[name].items():
-                cut[dim] = int(keep.count_nonzero())
-            if found.get(name) != tuple(cut):
+        shapes = {strip_compile_prefix(n): t.shape for n, t in tensors(model).items()}
+        for name in self.shapes:
+            cut = self.cut_shape(name)
+            if shapes.get(name) != cut:
                 raise StateError(
                     f"plan= is of another model: it leaves {name} the shape {tuple(cut)}, the "
-                    f"model's is {found.get(name)}; pass the plan of the last cut, and the cut "
-                    "model"
+                    f"model's is {tuple(shapes.get(name, ()))}; pass the plan of the last cut, "
+                    "and the cut model"
                 )
 
     def matches(self, model: nn.Module) -> bool:
-        """Whether a model has the shapes that this cut leaves, rather than those before it."""
-        held = tensors(model)
+        """Return whether a model has the shapes that this cut leaves, not those before it."""
+        by_name = tensors(model)
         return all(
-            name in held
-            and all(held[name].shape[dim] == int(keep.sum()) for dim, keep in dims.items())
+            name in by_name
+            and all(by_name[name].shape[dim] == int(keep.sum()) for dim, keep in dims.items())
             for name, dims in self.kept.items()
         )
 
+    def cut_shape(self, name: str) -> torch.Size:
+        """Return the shape of a tensor after the cut."""
+        kept = self.kept[name]
+        sizes = enumerate(self.shapes[name])
+        return torch.Size([int(kept[dim].sum()) if dim in kept else size for dim, size in sizes])
+
     def restore_shapes(self, model: nn.Module) -> None:
-        """Gives a cut model its original shapes back; what was cut is zero."""
+        """Restore the original shapes of a cut model; cut positions are zero."""
         with torch.no_grad():
             for name, tensor in tensors(model).items():
                 if name in self.kept:
@@ -150,19 +151,19 @@ class ChannelCut:
             setattr(modules(model)[path], name, value)
 
     def slice(self, name: str, tensor: Tensor) -> Tensor:
-        """What is left of a tensor of a member's original shape; others as they are."""
+        """Slice a tensor of the original shape; return tensors of other shapes as they are."""
         if tuple(tensor.shape) != self.shapes.get(name):
             return tensor
         return slice_tensor(tensor, self.kept[name])
 
     def scatter(self, name: str, values: Tensor) -> Tensor:
-        """Values of a cut tensor's shape at their original places, among zeros."""
+        """Put values of a cut tensor at their original positions; all others are zero."""
         whole = values.new_zeros(self.shapes[name])
         whole[self.kept_mask(name).to(values.device)] = values.reshape(-1)
         return whole
 
     def kept_mask(self, name: str) -> Tensor:
-        """Which places of a tensor's original shape are left, as a bool tensor of that shape."""
+        """Return a bool mask, of a tensor's original shape, of what remains."""
         shape = self.shapes[name]
         whole = torch.ones(shape, dtype=torch.bool)
         for dim, keep in self.kept[name].items():
@@ -170,12 +171,12 @@ class ChannelCut:
         return whole
 
     def compose(self, later: ChannelCut) -> ChannelCut:
-        """This cut followed by another, as one plan from the original shapes."""
+        """Return one record for this cut followed by another."""
         kept = {name: dict(dims) for name, dims in self.kept.items()}
         for name, dims in later.kept.items():
-            mine = kept.setdefault(name, {})
+            both = kept.setdefault(name, {})
             for dim, keep in dims.items():
-                mine[dim] = _after(mine[dim], keep) if dim in mine else keep
+                both[dim] = both[dim].masked_scatter(both[dim], keep) if dim in both else keep
         removed = dict(self.removed)
         for name, count in later.removed.items():
             removed[name] = removed.get(name, 0) + count
@@ -191,16 +192,16 @@ class ChannelCut:
 
 
 def make_channel_cut(model: nn.Module, kept: KeptIndices, undo: UndoLog, **more: Any) -> ChannelCut:
-    """The plan of a cut that has been made."""
+    """Make the record of a cut from its undo log."""
     paths = {id(module): path for path, module in modules(model).items()}
     attributes = {
-        (paths[id(module)], name): _hashed(getattr(module, name))
+        (paths[id(module)], name): _plain(getattr(module, name))
         for module, name, _ in undo.attributes
     }
     names = {id(tensor): name for name, tensor in tensors(model).items()}
     shapes = {names[id(tensor)]: tuple(before.shape) for tensor, before, _ in undo.data}
     before = {
-        (paths[id(module)], name): _hashed(value)
+        (paths[id(module)], name): _plain(value)
         for module, name, value in reversed(undo.attributes)
     }
     return ChannelCut(kept, attributes, shapes, undo=undo, before=before, **more)
@@ -209,23 +210,19 @@ def make_channel_cut(model: nn.Module, kept: KeptIndices, undo: UndoLog, **more:
 def slice_optimizer_state(
     optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
 ) -> None:
-    """Slices optimizers' state along with a cut that has just been made, in place.
+    """Slice the state of optimizers in place, after the model was cut.
 
-    State tensors of a parameter's original shape lose the same places; others (step counts) stay.
+    State tensors of a parameter's original shape are sliced; others, such as step counts, stay.
 
     Args:
         optimizers: Optimizers of the model.
         model: The cut model.
         plan: The last cut.
     """
-    for name, parameter in parameters(model).items():
-        if name not in plan.kept:
-            continue
-        for optimizer in optimizers:
-            state = optimizer.state.get(parameter, {})
-            for key, value in state.items():
-                if isinstance(value, Tensor) and tuple(value.shape) == plan.shapes[name]:
-                    state[key] = slice_tensor(value, plan.kept[name])
+    for name, state in _states(optimizers, model, plan):
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                state[key] = plan.slice(name, value)
 
 
 def load(
@@ -233,19 +230,19 @@ def load(
     checkpoint: str | Path | Mapping[str, Any],
     **given: Any,
 ) -> nn.Module:
-    """The small model of a checkpoint, without a pickled module.
+    """Load the cut model of a checkpoint, without a pickled module.
 
     Args:
         make: The original model's class or a function that builds it, or such a model itself.
-        checkpoint: A file (`.ckpt`, `.pt`, or `.safetensors` from `regrow.export`), or what it
-            holds: `state_dict` and the plan.
-        given: Arguments for `make`; hyper-parameters of the checkpoint are used beside them.
+        checkpoint: A file (`.ckpt`, `.pt`, or `.safetensors` from `regrow.export`), or its
+            content: `state_dict` and the record of the cut.
+        given: Arguments for `make`, in addition to hyper-parameters of the checkpoint.
 
     Returns:
         The cut model with the checkpoint's weights, in the mode in which it was built.
 
     Raises:
-        StateError: If plan or weights do not fit the model.
+        StateError: If the record or the weights do not fit the model.
     """
     if not isinstance(checkpoint, Mapping):
         if Path(checkpoint).suffix == SUFFIX:
@@ -268,58 +265,48 @@ def load(
     return model
 
 
-def _after(first: Tensor, second: Tensor) -> Tensor:
-    kept = first.clone()
-    kept[first] = second
-    return kept
-
-
-def _hashed(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, torch.Size) else value
+
+
+def _states(
+    optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
+) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Yield the optimizer states of the parameters that were cut, with their names."""
+    for name, parameter in parameters(model).items():
+        if name in plan.kept:
+            for optimizer in optimizers:
+                yield name, optimizer.state.get(parameter, {})
 
 
 def restore_optimizer_shapes(
     optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
 ) -> None:
-    """Optimizers' state at the original places, zero where something was cut."""
-    for name, parameter in parameters(model).items():
-        if name not in plan.kept:
-            continue
-        cut = torch.Size([int(k.sum()) for k in _sizes(plan, name)])
-        for optimizer in optimizers:
-            state = optimizer.state.get(parameter, {})
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == cut and value.ndim:
-                    state[key] = plan.scatter(name, value)
+    """Restore the original shapes of optimizer state; cut positions are zero."""
+    for name, state in _states(optimizers, model, plan):
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape == plan.cut_shape(name):
+                state[key] = plan.scatter(name, value)
 
 
 def reset_mismatched_state(
     optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
 ) -> None:
-    """Drops state that has not the shape of its parameter, so that no cut can be carried over.
-
-    Factors of moments (Adafactor) and the flat history of LBFGS begin anew.
-    """
+    """Drop state that cannot be sliced: factored moments (Adafactor), the history of LBFGS."""
     cut = [parameter for name, parameter in parameters(model).items() if name in plan.kept]
     for optimizer in optimizers:
         if hasattr(optimizer, "_numel_cache"):  # LBFGS counts its parameters once
             optimizer._numel_cache = None
             optimizer.state.clear()
         for parameter in cut:
-            held = optimizer.state.get(parameter, {}).values()
-            if any(
-                isinstance(v, Tensor) and v.numel() > 1 and v.shape != parameter.shape for v in held
-            ):
+            values = optimizer.state.get(parameter, {}).values()
+            arrays = [v for v in values if isinstance(v, Tensor) and v.numel() > 1]
+            if any(value.shape != parameter.shape for value in arrays):
                 del optimizer.state[parameter]
 
 
-def _sizes(plan: ChannelCut, name: str) -> list[Tensor]:
-    dims = plan.kept[name]
-    return [dims.get(d, torch.ones(size)) for d, size in enumerate(plan.shapes[name])]
-
-
 def comparable(cut: Mapping[str, Any]) -> dict[str, Any]:
-    """A cut as values that can be compared."""
+    """Return the kept positions of a saved cut as lists, which can be compared."""
     return {
         name: {dim: keep.tolist() for dim, keep in dims.items()}
         for name, dims in cut["plan"]["kept"].items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which groups broke a cut."""
+"""Find the groups that made a cut network fail."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from regrow.channels.graph.trace import Trace
 from regrow.utils.names import modules
 
 
-def raising(error: BaseException, model: nn.Module) -> list[str]:
-    """The modules in whose forward an error was raised, innermost first, without the model.
+def raising_modules(error: BaseException, model: nn.Module) -> list[str]:
+    """Return the modules in whose forward an error was raised, innermost first, but not the model.
 
     Example:
         >>> import torch
@@ -29,7 +29,7 @@ def raising(error: BaseException, model: nn.Module) -> list[str]:
         >>> try:
         ...     _ = net(torch.zeros(4))
         ... except RuntimeError as error:
-        ...     raising(error, net)
+        ...     raising_modules(error, net)
         ['1']
     """
     paths = {id(module): path for path, module in modules(model).items()}
@@ -41,11 +41,11 @@ def raising(error: BaseException, model: nn.Module) -> list[str]:
     return found[::-1]
 
 
-def kind(group: Group) -> tuple[object, ...]:
-    """What repeated blocks have alike: the size, and the members' names without numbers.
+def structure_key(group: Group) -> tuple[object, ...]:
+    """Return a key that groups of repeated blocks share: size, and members without numbers.
 
     Example:
-        >>> kind(Group("block.1", 4, {("block.1.weight", 0): None}))
+        >>> structure_key(Group("block.1", 4, {("block.1.weight", 0): None}))
         (4, ('block.#.weight', 0))
     """
     names = sorted({(re.sub(r"\d+", "#", name), dim) for name, dim in group.members})
@@ -55,45 +55,45 @@ def kind(group: Group) -> tuple[object, ...]:
 def blame_groups(
     paths: Sequence[str], traced: Trace, groups: Sequence[Group], removed: RemovedChannels
 ) -> list[str]:
-    """Groups to blame for an error in some modules, with those of the same kind elsewhere.
+    """Return the groups that explain an error in some modules, and equal groups elsewhere.
 
-    A module's own whose sizes its code reads come first, then its own; those that only pass
-    through it are blamed when none is left.
+    Groups of the module's own parameters whose sizes its code reads are preferred, then others of
+    its own parameters, then groups that only pass through it.
 
     Args:
-        paths: Modules, innermost first; the first that has seen any of the groups decides.
-        traced: The labels.
+        paths: Modules, innermost first; the first that uses any of the groups decides.
+        traced: Labels of the network.
         groups: All groups.
-        removed: What was cut.
+        removed: The channels that were cut.
     """
     cut = [group for group in groups if len(removed.get(group.name, ()))]
-    seen = seen_by(traced, cut)
+    used_by = groups_by_module(traced, cut)
     for path in paths:
         own = [g.name for g in cut if all(name.startswith(f"{path}.") for name, _ in g.members)]
-        met = seen.get(path, set())
-        # a layer that raises has got what it cannot take; what it gives is not to blame
-        given = {g.name for g in cut if any(n == f"{path}.weight" and d for n, d in g.members)}
-        blamed = met.intersection(own) or own or met & given or met
+        used = used_by.get(path, set())
+        # a layer that raises has a wrong input; its outputs did not cause it
+        inputs = {g.name for g in cut if any(n == f"{path}.weight" and d for n, d in g.members)}
+        blamed = used.intersection(own) or own or used & inputs or used
         if blamed:
-            kinds = {kind(group) for group in cut if group.name in blamed}
-            return [group.name for group in cut if kind(group) in kinds]
+            keys = {structure_key(group) for group in cut if group.name in blamed}
+            return [group.name for group in cut if structure_key(group) in keys]
     return []
 
 
-def seen_by(traced: Trace, groups: Sequence[Group]) -> dict[str, set[str]]:
-    """By module: the groups that a view or split of its own code meets, or its own layers have."""
+def groups_by_module(traced: Trace, groups: Sequence[Group]) -> dict[str, set[str]]:
+    """Map module paths to the groups in its views and splits, or in its own layers."""
     labels = traced.labels
     starts = dict(zip(labels.owners, labels.starts, strict=True))
     number = torch.full((len(labels),), -1)
     for index, group in enumerate(groups):
         for place, channels in group.members.items():
-            held = (channels >= 0).nonzero().flatten() + starts[place]
-            number[labels.find(held)] = index
+            member_labels = (channels >= 0).nonzero().flatten() + starts[place]
+            number[labels.find(member_labels)] = index
     found: dict[str, set[str]] = {}
     for site in traced.sites:
-        for slot in site.slots:
-            met = torch.unique(number[labels.find(slot)]).tolist()
-            found.setdefault(site.module, set()).update(groups[i].name for i in met if i >= 0)
+        for axis in site.label_axes:
+            indices = torch.unique(number[labels.find(axis)]).tolist()
+            found.setdefault(site.module, set()).update(groups[i].name for i in indices if i >= 0)
     for group in groups:
         for name, _ in group.members:
             owner = name.rpartition(".")[0]
@@ -103,47 +103,47 @@ def seen_by(traced: Trace, groups: Sequence[Group]) -> dict[str, set[str]]:
     return found
 
 
-def links(
+def find_linkable(
     traced: Trace,
     groups: Sequence[Group],
     names: Iterable[str],
     paths: Collection[str],
     tried: Collection[tuple[str, ...]] = (),
 ) -> list[tuple[str, ...]]:
-    """Sets of such groups that the same code meets, and which may keep the same fraction.
+    """Return sets of groups that the same code uses, and that may keep the same fraction.
 
-    Code that computes one size from two others, as `width // heads`, bears cuts that leave it; and
-    sizes that are equal, as those of a split, stay so.
+    Code that computes one size from two others, such as `width // heads`, works if the quotient
+    stays; pieces of a split that are equal stay equal.
 
     Args:
-        traced: The labels.
+        traced: Labels of the network.
         groups: All groups.
-        names: Those that broke the network; their like are taken too.
-        paths: The modules with that code.
-        tried: Sets that did not hold; with all that the code meets they may.
+        names: Groups that made the network fail; equal groups elsewhere are included.
+        paths: Modules with that code.
+        tried: Sets that failed; larger sets, with all that the code uses, may work.
     """
-    given = set(names)
-    kinds = {kind(group) for group in groups if group.name in given}
+    failed = set(names)
+    keys = {structure_key(group) for group in groups if group.name in failed}
     free = [group for group in groups if not group.fixed_reason]
-    alike = {group.name for group in free if kind(group) in kinds}
-    met = [seen for path, seen in seen_by(traced, free).items() if path in paths]
-    narrow = _sets([seen & alike for seen in met], free)
-    found = [each for each in narrow if each not in tried]
-    # whom nothing met yet among those that broke: with all that the code meets
+    alike = {group.name for group in free if structure_key(group) in keys}
+    used = [names for path, names in groups_by_module(traced, free).items() if path in paths]
+    narrow = _merge_sets([names & alike for names in used], free)
+    found = [names for names in narrow if names not in tried]
+    # failed groups that are in no such set yet: try them with all that the code uses
     alone = alike.difference(*found)
-    wide = _sets([seen for seen in met if seen & alike], free)
-    taken = {name for each in found for name in each}
-    new = [each for each in wide if each not in tried and alone & {*each} and not taken & {*each}]
+    taken = {name for names in found for name in names}
+    wide = _merge_sets([names for names in used if names & alike], free)
+    new = [s for s in wide if s not in tried and alone & {*s} and not taken & {*s}]
     return found + new
 
 
-def _sets(met: Iterable[set[str]], groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """Merges what overlaps; only sets that can keep a fraction other than all."""
-    sets: list[set[str]] = []
-    for seen in met:
-        touching = [other for other in sets if other & seen]
-        sets = [other for other in sets if not other & seen]
-        sets.append(seen.union(*touching))
-    made = [tuple(group.name for group in groups if group.name in each) for each in sets]
+def _merge_sets(sets: Iterable[set[str]], groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    """Merge sets that overlap; return those that can keep a fraction other than all."""
+    merged: list[set[str]] = []
+    for names in sets:
+        overlapping = [other for other in merged if other & names]
+        merged = [other for other in merged if not other & names]
+        merged.append(names.union(*overlapping))
+    ordered = [tuple(group.name for group in groups if group.name in names) for names in merged]
     sizes = {group.name: group.size for group in groups}
-    return [names for names in made if len(names) > 1 and math.gcd(*(sizes[n] for n in names)) > 1]
+    return [s for s in ordered if len(s) > 1 and math.gcd(*(sizes[name] for name in s)) > 1]

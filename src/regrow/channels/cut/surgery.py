@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Slices parameters and buffers in place, undoable."""
+"""Slice parameters and buffers in place, and undo it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from regrow.channels.graph.groups import Group
 from regrow.utils.modes import clear_compiled
 from regrow.utils.names import modules, tensors
 
-RemovedChannels = Mapping[str, Tensor]  # channels that go, by the group's name
-
-
-KeptIndices = dict[str, dict[int, Tensor]]  # places that stay, by tensor and dimension
+RemovedChannels = Mapping[str, Tensor]  # channels to remove, by name of the group
+KeptIndices = dict[str, dict[int, Tensor]]  # bool vectors of what stays, by tensor and dimension
 
 
 @dataclass
 class UndoLog:
-    """What a cut replaced.
+    """What a cut replaced; calling it restores the model.
 
     Attributes:
-        data: (tensor, its values before, its gradient before).
+        data: (tensor, values before, gradient before).
         attributes: (module, attribute, value before).
-        model: What was cut; told to forget what it derived from its parameters.
+        model: The cut model.
     """
 
     data: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)
@@ -35,10 +33,10 @@ class UndoLog:
     model: nn.Module | None = None
 
     def __call__(self) -> None:
-        """Puts everything back, last change first."""
+        """Restore everything, last change first."""
         try:
             self._restore()
-        except BaseException:  # interrupted: the rest, before anybody sees the model
+        except BaseException:  # interrupted: restore the rest before raising
             self._restore()
             raise
         if self.model is not None:
@@ -57,7 +55,7 @@ class UndoLog:
             self.data.pop()
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:
-        """Sets an attribute that the undo puts back."""
+        """Set an attribute; the old value is restored by the undo."""
         before = getattr(module, name)
         if before != value:
             self.attributes.append((module, name, before))
@@ -65,10 +63,10 @@ class UndoLog:
 
 
 def set_data(tensor: Tensor, values: Tensor) -> None:
-    """Gives a tensor other values, of another shape too.
+    """Replace the values of a tensor, also by values of another shape.
 
-    A parameter's gradient accumulator remembers the shape and may be held by an old graph; it is
-    made anew only where the type changes, so for a moment it does.
+    The gradient accumulator of a parameter stores the shape, and an old graph may keep it alive;
+    it is recreated only when the type changes, so the type changes for a moment.
     """
     if tensor.shape != values.shape:
         other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
@@ -77,41 +75,41 @@ def set_data(tensor: Tensor, values: Tensor) -> None:
 
 
 def kept_indices(groups: Sequence[Group], removed: RemovedChannels) -> KeptIndices:
-    """The places that stay, as bool vectors by tensor and dimension; untouched ones left out."""
+    """Return which positions stay, for each tensor and dimension that is cut."""
     found: KeptIndices = {}
     for group in groups:
         channels = removed.get(group.name)
         if channels is None or not len(channels):
             continue
         for name, dim in group.members:
-            gone = group.places(name, dim, channels)
+            keep = ~group.places(name, dim, channels)
             dims = found.setdefault(name, {})
-            dims[dim] = dims[dim] & ~gone if dim in dims else ~gone
+            dims[dim] = dims[dim] & keep if dim in dims else keep
     return found
 
 
 def slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """The kept places of a tensor, in new memory of the same format.
+    """Copy the kept positions of a tensor, in the same memory format.
 
     Example:
         >>> slice_tensor(torch.arange(6).view(2, 3), {1: torch.tensor([True, False, True])})
         tensor([[0, 2],
                 [3, 5]])
     """
-    made = tensor
+    result = tensor
     for dim, keep in dims.items():
-        made = made.index_select(dim, keep.nonzero().flatten().to(tensor.device))
+        result = result.index_select(dim, keep.nonzero().flatten().to(tensor.device))
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return made.contiguous(memory_format=torch.channels_last)
-    return made.contiguous()
+        return result.contiguous(memory_format=torch.channels_last)
+    return result.contiguous()
 
 
-def masked(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """A copy with zeros at the places that a cut would remove."""
-    made = tensor.clone()
+def mask_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """Copy a tensor with zeros at the positions that a cut would remove."""
+    result = tensor.clone()
     for dim, keep in dims.items():
-        made.index_fill_(dim, (~keep).nonzero().flatten().to(tensor.device), 0)
-    return made
+        result.index_fill_(dim, (~keep).nonzero().flatten().to(tensor.device), 0)
+    return result
 
 
 def cut(
@@ -120,44 +118,38 @@ def cut(
     undo: UndoLog,
     change: Callable[[Tensor, Mapping[int, Tensor]], Tensor] = slice_tensor,
 ) -> None:
-    """Slices parameters and buffers in place; same objects, gradients dropped.
+    """Slice parameters and buffers in place; gradients are dropped.
 
     Args:
         model: The model.
-        kept: The places that stay.
-        undo: Takes what is replaced; calling it restores the model, also after a failure here.
-        change: `sliced`, or `masked` for zeros of the old shape.
+        kept: Positions that stay.
+        undo: Records what is replaced; calling it restores the model, also after a failure here.
+        change: `slice_tensor`, or `mask_tensor` to set zeros instead.
     """
     undo.model = model
     with torch.no_grad():
         for name, tensor in tensors(model).items():
             if name not in kept:
                 continue
-            made = change(tensor.data, kept[name])
+            values = change(tensor.data, kept[name])
             undo.data.append((tensor, tensor.data, tensor.grad))
             tensor.grad = None
-            set_data(tensor, made)
+            set_data(tensor, values)
     clear_compiled(model)
 
 
 def tell_modules(model: nn.Module, kept: KeptIndices, undo: UndoLog) -> None:
-    """Layers of `torch.nn`, and those derived from them, learn the sizes of their tensors."""
+    """Set the size attributes of `torch.nn` layers, such as `in_features`, after a cut."""
     for path, module in modules(model).items():
-        own = {name for name, _ in _own(module, path)}
-        if not own & set(kept):
-            continue
-        for attribute, value in own_sizes(module).items():
-            undo.set(module, attribute, value)
+        prefix = f"{path}." if path else ""
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if any(prefix + name in kept for name, _ in own):
+            for attribute, value in sizes_from_tensors(module).items():
+                undo.set(module, attribute, value)
 
 
-def _own(module: nn.Module, path: str) -> list[tuple[str, Tensor]]:
-    prefix = f"{path}." if path else ""
-    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return [(prefix + name, tensor) for name, tensor in held]
-
-
-def own_sizes(module: nn.Module) -> dict[str, Any]:
-    """What a layer should say of itself, by the shapes of its tensors."""
+def sizes_from_tensors(module: nn.Module) -> dict[str, Any]:
+    """Return the size attributes that the tensors of a `torch.nn` layer imply."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd):
         return _convolution(module)
@@ -185,19 +177,13 @@ def own_sizes(module: nn.Module) -> dict[str, Any]:
 def _convolution(module: nn.modules.conv._ConvNd) -> dict[str, int]:
     weight, groups = module.weight, module.groups
     before = module.in_channels // groups
-    if groups > 1 and groups >= before:  # whole groups went
+    if groups > 1 and groups >= before:  # whole groups were cut
         if module.transposed:
             groups = weight.shape[0] // before
         else:
             groups = weight.shape[0] // (module.out_channels // groups)
     if module.transposed:
-        return {
-            "groups": groups,
-            "in_channels": weight.shape[0],
-            "out_channels": weight.shape[1] * groups,
-        }
-    return {
-        "groups": groups,
-        "in_channels": weight.shape[1] * groups,
-        "out_channels": weight.shape[0],
-    }
+        inputs, outputs = weight.shape[0], weight.shape[1] * groups
+    else:
+        inputs, outputs = weight.shape[1] * groups, weight.shape[0]
+    return {"groups": groups, "in_channels": inputs, "out_channels": outputs}

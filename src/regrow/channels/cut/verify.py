@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""TrialCut: run the cut model, compare with the masked one.
+"""Cut a model on trial: run it, and compare its outputs with those of the masked model.
 
-It runs, its outputs have their shapes, and it computes what the masked network computed. Groups
-that break it are pinned: those that the raising module has seen, else those that halving finds.
+Groups that make it fail stay whole. They are found by the module that raises, else by bisection.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from regrow.channels.cut.attributes import set_sizes, size_changes
-from regrow.channels.cut.diagnose import blame_groups, kind, links, raising
+from regrow.channels.cut.diagnose import blame_groups, find_linkable, raising_modules, structure_key
 from regrow.channels.cut.surgery import (
     RemovedChannels,
     UndoLog,
     cut,
     kept_indices,
-    masked,
+    mask_tensor,
     tell_modules,
 )
 from regrow.channels.graph.groups import Group
@@ -32,41 +31,38 @@ from regrow.utils.batches import batch_size, bound_forward, noise_like, resize_b
 from regrow.utils.modes import in_mode
 from regrow.utils.names import modules
 
+Sizes = dict[str, dict[int, int]]  # new sizes by module and old size
+
+ROUNDINGS = 1000  # tolerance, in units of rounding at the scale of the outputs
+
 
 def output_tensors(output: Any) -> list[Tensor]:
-    """All tensors of an output, those of plain objects included."""
-    values = output if isinstance(output, tuple | list | Mapping) else [output]
-    leaves = tree_leaves(values)
+    """Return all tensors of an output, including attributes of plain objects."""
+    leaves = tree_leaves(output if isinstance(output, tuple | list | Mapping) else [output])
     if any(not isinstance(leaf, Tensor) for leaf in leaves):
-        held = [vars(leaf) for leaf in leaves if hasattr(leaf, "__dict__")]
-        leaves = [*leaves, *tree_leaves(held)]
+        attributes = [vars(leaf) for leaf in leaves if hasattr(leaf, "__dict__")]
+        leaves = [*leaves, *tree_leaves(attributes)]
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def floats(output: Any) -> list[Tensor]:
-    """Those of them that hold real numbers."""
+def float_tensors(output: Any) -> list[Tensor]:
+    """Return the floating-point tensors of an output."""
     return [tensor for tensor in output_tensors(output) if tensor.is_floating_point()]
 
 
-def relative(found: Tensor, reference: Tensor) -> float:
-    """The largest difference, over the largest number."""
+def relative_error(found: Tensor, reference: Tensor) -> float:
+    """Compute max |found - reference| / max |reference|."""
     if not reference.numel():
         return 0.0
     scale = float(reference.abs().max())
     return float((found - reference).abs().max()) / (scale or 1.0)
 
 
-Sizes = dict[str, dict[int, int]]  # new sizes by module and old size
-
-
-ROUNDINGS = 1000  # how many units of rounding, at the outputs' scale, count as equal
-
-
 class CutFailed(Exception):
-    """A cut network does not run, or computes something else.
+    """The cut network does not run, or its outputs differ.
 
     Attributes:
-        paths: The modules in whose forward it was raised, innermost first.
+        paths: Modules in whose forward it was raised, innermost first.
     """
 
     def __init__(self, reason: str, paths: Sequence[str] = ()) -> None:
@@ -76,12 +72,12 @@ class CutFailed(Exception):
 
 @dataclass(frozen=True)
 class Verified:
-    """A cut that holds.
+    """A cut whose network runs and computes what the masked one did.
 
     Attributes:
-        undo: Takes it back.
+        undo: Undoes the cut.
         patched: Attributes of the model's own modules that were changed.
-        pinned: Groups that had to stay, with what broke.
+        pinned: Groups that could not be cut, with the error.
         error: Largest difference from the masked network, relative to its largest output.
     """
 
@@ -98,7 +94,7 @@ class TrialCut:
         model: The model.
         traced: Its labels.
         groups: Its groups.
-        example_input: A batch; only its shapes and its whole numbers are used.
+        example_input: A batch; only its shapes and its integers are used.
     """
 
     def __init__(
@@ -107,12 +103,12 @@ class TrialCut:
         self.model, self.traced, self.groups = model, traced, groups
         longer = resize_batch(example_input, batch_size(example_input) + 1)
         inputs = [noise_like(example_input), noise_like(longer)]
-        # what the model cannot do before a cut, it need not do afterwards
+        # modes in which the uncut model fails are not tested
         self.shapes = {
             (number, training): shapes
             for number in (0, 1)
             for training in (False, True)
-            if (shapes := self._tried(inputs[number], training)) is not None
+            if (shapes := self._shapes(inputs[number], training)) is not None
         }
         self.inputs = inputs
         self._raised = set[type[nn.Module]]()
@@ -121,19 +117,17 @@ class TrialCut:
     def find_valid(
         self, removed: RemovedChannels, linked: Sequence[Sequence[str]] = ()
     ) -> Verified:
-        """Cuts as much of what is asked as holds; the model is left cut.
-
-        Whatever is raised, the model is as it was before.
+        """Cut as many of the given groups as can be; if anything is raised, nothing is cut.
 
         Args:
-            removed: The channels that are to go.
-            linked: Sets of groups that hold only together.
+            removed: Channels to remove.
+            linked: Sets of groups that can be cut only together.
         """
         exact = {g.name: not g.approximate_reasons for g in self.groups}
         for names in linked:
             exact |= dict.fromkeys(names, all(exact[name] for name in names))
         asked = [name for name, channels in removed.items() if len(channels)]
-        # first what can be compared to the masked network, then what can only be run
+        # first groups whose outputs can be compared to the masked network, then the others
         good: list[str] = []
         pinned: dict[str, str] = {}
         self._known.clear()
@@ -147,20 +141,20 @@ class TrialCut:
     def links(
         self, names: Iterable[str], tried: Collection[tuple[str, ...]] = ()
     ) -> list[tuple[str, ...]]:
-        """Sets of groups that broke the network, which may hold if they keep the same fraction."""
+        """Return sets of failed groups that may be cut if they keep the same fraction."""
         code = [p for p, m in modules(self.model).items() if type(m) in self._raised]
-        return links(self.traced, self.groups, names, code, tried)
+        return find_linkable(self.traced, self.groups, names, code, tried)
 
-    def _code(self, paths: Iterable[str]) -> set[type[nn.Module]]:
-        """The kind of the innermost module that has code of its own."""
-        known = modules(self.model)
-        kinds = (type(known[path]) for path in paths)
-        return {*islice((k for k in kinds if not k.__module__.startswith("torch.nn.")), 1)}
+    def _innermost_own_type(self, paths: Iterable[str]) -> set[type[nn.Module]]:
+        """Return the type of the innermost module that is not of `torch.nn`, if any."""
+        by_path = modules(self.model)
+        types = (type(by_path[path]) for path in paths)
+        return {*islice((t for t in types if not t.__module__.startswith("torch.nn.")), 1)}
 
     def _blame_modules(
         self, good: list[str], names: list[str], removed: RemovedChannels, pinned: dict[str, str]
     ) -> list[str]:
-        """The groups that hold beside those that are known to; an error's module names others."""
+        """Return `good` and those of `names` that can be cut too, by the modules that raise."""
         batches: list[list[str]] = []
         while names:
             together = {name: removed[name] for name in [*good, *names]}
@@ -168,7 +162,7 @@ class TrialCut:
                 self._cut(together)[0]()
                 break
             except CutFailed as broken:
-                self._raised |= self._code(broken.paths)
+                self._raised |= self._innermost_own_type(broken.paths)
                 cut = {name: removed[name] for name in names}
                 found = blame_groups(broken.paths, self.traced, self.groups, cut)
                 if not found:
@@ -179,7 +173,7 @@ class TrialCut:
                 batches.append(found)
                 names = [name for name in names if name not in found]
         good = [*good, *names]
-        for batch in batches[:-1]:  # a later one may have been the only one to blame
+        for batch in batches[:-1]:  # a later batch may have been the only cause
             try:
                 self._cut({name: removed[name] for name in [*good, *batch]})[0]()
             except CutFailed:
@@ -192,11 +186,11 @@ class TrialCut:
     def _bisect(
         self, good: list[str], names: list[str], removed: RemovedChannels, pinned: dict[str, str]
     ) -> list[str]:
-        """The same where nothing says who is to blame; one stands for all of its kind."""
-        kinds = {kind(g) for g in self.groups if g.name in pinned}
-        alike = {g.name for g in self.groups if kind(g) in kinds}
+        """Return the same by bisection; a group that failed decides for all equal ones."""
+        keys = {structure_key(g) for g in self.groups if g.name in pinned}
+        alike = {g.name for g in self.groups if structure_key(g) in keys}
         for name in [name for name in names if name in alike]:
-            pinned[name] = "one of its kind breaks the network"
+            pinned[name] = "an equal group in another block made the cut network fail"
         names = [name for name in names if name not in alike]
         if not names:
             return good
@@ -213,10 +207,10 @@ class TrialCut:
         return [*good, *names]
 
     def _cut(self, removed: RemovedChannels) -> tuple[UndoLog, list[str], float]:
-        """Cuts and checks, with the model's own attributes as they are and with new ones.
+        """Cut and verify, first with old attributes and then with new ones, or in reverse.
 
         Raises:
-            Broken: If neither holds; the model is as it was.
+            CutFailed: If both fail; the model is restored.
         """
         kept = kept_indices(self.groups, removed)
         if frozenset(removed) in self._known:  # checked before
@@ -225,17 +219,17 @@ class TrialCut:
         exact = not any(g.approximate_reasons for g in self.groups if g.name in removed)
         reference: list[Tensor] | None = None
         sizes = size_changes(self.traced, kept)
-        # what cannot be compared must not keep an old size by accident
+        # without comparison, a wrong old size may go unnoticed: try the new ones first
         starts = ({}, sizes) if exact else (sizes, {})
         reason: CutFailed | None = None
         for start in starts if sizes else ({},):
             undo = UndoLog()
             try:
-                found, told = self._run_with_patches(kept, sizes, start, undo)
-                if reference is None:  # only now: most that break do so before
+                found, patches = self._run_with_patches(kept, sizes, start, undo)
+                if reference is None:  # computed late: most failures come before
                     undo()
                     reference = self._masked(kept)
-                    self._make(kept, told, undo)
+                    self._make(kept, patches, undo)
                 error = self._error(found, reference, exact)
             except CutFailed as broken:
                 undo()
@@ -244,29 +238,29 @@ class TrialCut:
                 undo()
                 raise
             else:
-                self._known[frozenset(removed)] = (told, error)
+                self._known[frozenset(removed)] = (patches, error)
                 undo()
-                return undo, self._make(kept, told, undo), error
+                return undo, self._make(kept, patches, undo), error
         assert reason is not None
         raise reason
 
     def _run_with_patches(
         self, kept: Any, sizes: Sizes, start: Sizes, undo: UndoLog
     ) -> tuple[Any, Sizes]:
-        """Runs the cut model; a module whose forward raises gets its new sizes, and its like."""
-        told = dict(start)
+        """Run the cut model; set the sizes of modules that raise, and of others of their type."""
+        patches = dict(start)
         while True:
             try:
-                self._make(kept, told, undo)
-                return self._outputs(), told
+                self._make(kept, patches, undo)
+                return self._outputs(), patches
             except CutFailed as broken:
                 undo()
-                paths = [path for path in broken.paths if path in sizes and path not in told]
+                paths = [path for path in broken.paths if path in sizes and path not in patches]
                 if not paths:
                     raise
-                kinds = {path: type(module) for path, module in modules(self.model).items()}
-                like = kinds.get(paths[0])
-                told |= {path: new for path, new in sizes.items() if kinds.get(path) is like}
+                types = {path: type(module) for path, module in modules(self.model).items()}
+                same = types.get(paths[0])
+                patches |= {path: new for path, new in sizes.items() if types.get(path) is same}
 
     def _make(self, kept: Any, sizes: Sizes, undo: UndoLog) -> list[str]:
         try:
@@ -280,44 +274,43 @@ class TrialCut:
     def _masked(self, kept: Any) -> list[Tensor]:
         undo = UndoLog()
         try:
-            cut(self.model, kept, undo, masked)
-            return floats(self._run(self.inputs[0], training=False))
+            cut(self.model, kept, undo, mask_tensor)
+            return float_tensors(self._run(self.inputs[0], training=False))
         finally:
             undo()
 
     def _outputs(self) -> list[Tensor]:
-        """What comes out in eval mode, once all shapes are right."""
-        kept: list[Tensor] = []
+        """Return the outputs in eval mode, after a check of all shapes."""
+        outputs: list[Tensor] = []
         for (number, training), expected in self.shapes.items():
             found = output_tensors(self._run(self.inputs[number], training))
             shapes = [tuple(t.shape) for t in found]
             if shapes != expected:
-                raise CutFailed(f"its outputs would have other shapes: {shapes}")
+                raise CutFailed(f"the shapes of its outputs would change: {shapes}")
             if number == 0 and not training:
-                kept = [t for t in found if t.is_floating_point()]
-        return kept
+                outputs = [t for t in found if t.is_floating_point()]
+        return outputs
 
     def _error(self, found: list[Tensor], reference: list[Tensor], exact: bool) -> float:
-        error = max((relative(a, b) for a, b in zip(found, reference, strict=True)), default=0.0)
+        error = max(
+            (relative_error(a, b) for a, b in zip(found, reference, strict=True)), default=0.0
+        )
         precision = min((torch.finfo(t.dtype).eps for t in reference), default=0.0)
         if exact and not error <= ROUNDINGS * max(precision, 1e-12):
-            raise CutFailed(f"it would compute something else: relative error {error:.2g}")
+            raise CutFailed(f"its outputs would change: relative error {error:.2g}")
         return error
 
-    def _run(self, given: Any, training: bool) -> Any:
+    def _run(self, inputs: Any, training: bool) -> Any:
         with in_mode(self.model, training):
             try:
-                return bound_forward(self.model, given)()
+                return bound_forward(self.model, inputs)()
             except Exception as error:
-                words = str(error).splitlines() or [""]
-                reason = f"{type(error).__name__}: {words[0][:200]}"
-                raise CutFailed(reason, raising(error, self.model)) from None
+                lines = str(error).splitlines() or [""]
+                reason = f"{type(error).__name__}: {lines[0][:200]}"
+                raise CutFailed(reason, raising_modules(error, self.model)) from None
 
-    def _tried(self, given: Any, training: bool) -> list[tuple[int, ...]] | None:
+    def _shapes(self, inputs: Any, training: bool) -> list[tuple[int, ...]] | None:
         try:
-            return self._shapes(given, training)
+            return [tuple(t.shape) for t in output_tensors(self._run(inputs, training))]
         except CutFailed:
             return None
-
-    def _shapes(self, given: Any, training: bool) -> list[tuple[int, ...]]:
-        return [tuple(t.shape) for t in output_tensors(self._run(given, training))]

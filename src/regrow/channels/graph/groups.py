@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Group: channels that must be cut together."""
+"""Channel groups: channels that must be cut together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from regrow.channels.graph.trace import Trace, trace
 from regrow.utils.batches import two_examples
 from regrow.utils.names import parameters, tensors
 
-Place = tuple[str, int]  # a tensor's name and one of its dimensions
+Place = tuple[str, int]  # name of a tensor, and one of its dimensions
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +25,13 @@ class Group:
     """Channels that appear in the same dimensions of the same tensors.
 
     Attributes:
-        name: The layer that makes them.
-        size: How many channels there are; each is cut from all members or from none.
-        members: For each (tensor, dimension) the channel that stands at each place, -1 where none
-            of this group does.
-        pinned: Why the group cannot be cut; None: it can.
-        inexact: Why zeroed channels would still count; empty: a cut network computes what the
-            masked one did.
-        rows: Those members that are the outputs of a weight.
+        name: The layer whose outputs they are.
+        size: Number of channels; each is cut from all members or from none.
+        members: For each (tensor, dimension) the channel at each position, -1 for none.
+        fixed_reason: Why the group cannot be cut; None: it can.
+        approximate_reasons: Why zeroed channels still affect the output; empty: the cut network
+            computes what the masked one did.
+        rows: The members that are outputs of a weight.
     """
 
     name: str
@@ -53,26 +52,24 @@ class Group:
         return "\n".join(lines)
 
     def places(self, name: str, dim: int, channels: Tensor) -> Tensor:
-        """Where in a member's dimension some channels stand, as a bool vector."""
+        """Return which positions of a member's dimension some channels have, as a bool vector."""
         chosen = torch.zeros(self.size + 1, dtype=torch.bool)
         chosen[channels] = True
-        chosen[-1] = False  # what -1 reads
+        chosen[-1] = False  # index -1 stands for no channel
         return chosen[self.members[name, dim]]
 
 
 def groups(model: nn.Module, example_input: Any) -> tuple[Group, ...]:
-    """Finds the channels of a model that must be cut together.
+    """Find the channels of a model that must be cut together.
 
-    The model is traced once (`torch.export`), so any composition of known operations will do;
-    nothing is listed by architecture.
+    The model is traced once (`torch.export`); there is no list of architectures.
 
     Args:
         model: The model; it is not changed.
-        example_input: A batch; a tuple holds positional arguments, a
-            dict keyword arguments.
+        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
 
     Returns:
-        All groups in the order of the model's parameters, pinned ones with their reason.
+        All groups in the order of the model's parameters.
 
     Raises:
         ConfigError: If the model cannot be traced.
@@ -94,47 +91,48 @@ def groups(model: nn.Module, example_input: Any) -> tuple[Group, ...]:
 
 
 def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
-    """The groups of a traced model."""
-    labels, held = traced.labels, tensors(model)
-    trained = parameters(model)
+    """Return the groups of a traced model."""
+    labels, by_name, trained = traced.labels, tensors(model), parameters(model)
     roots = labels.find(torch.arange(len(labels)))
-    pinned, inexact = _reasons(labels, labels.pins), _reasons(labels, labels.counted)
+    fixed, approximate = _reasons(labels, labels.fixed), _reasons(labels, labels.approximate)
     bounds = [*labels.starts, len(labels)]
-    found = [torch.unique(roots[a:b]) for a, b in pairwise(bounds)]
-    shared = torch.bincount(torch.cat([*found, roots[:0]]), minlength=len(labels)) > 1
-    owners: dict[int, list[int]] = {}
-    for number, classes in enumerate(found):
-        for root in classes[shared[classes]].tolist():
-            owners.setdefault(root, []).append(number)
-    turned = _transposed(model)
-    kinds: dict[tuple[Any, ...], list[int]] = {}
-    for root, numbers in owners.items():
-        names = {labels.owners[number][0] for number in numbers}
-        if any(n in trained and held[n].ndim > 1 for n in names):
-            kinds.setdefault((tuple(numbers), root in pinned), []).append(root)
-    made: list[Group] = []
+    classes = [torch.unique(roots[a:b]) for a, b in pairwise(bounds)]
+    shared = torch.bincount(torch.cat([*classes, roots[:0]]), minlength=len(labels)) > 1
+    blocks_of: dict[int, list[int]] = {}  # blocks of labels in which a class occurs
+    for block, block_classes in enumerate(classes):
+        for root in block_classes[shared[block_classes]].tolist():
+            blocks_of.setdefault(root, []).append(block)
+    transposed = _transposed(model)
+    channels_of: dict[tuple[tuple[int, ...], bool], list[int]] = {}
+    for root, blocks in blocks_of.items():
+        names = {labels.owners[block][0] for block in blocks}
+        if any(n in trained and by_name[n].ndim > 1 for n in names):
+            channels_of.setdefault((tuple(blocks), root in fixed), []).append(root)
+    groups: list[Group] = []
     taken: Counter[str] = Counter()
-    for (numbers, stuck), members_of in kinds.items():
-        channel = torch.full((len(labels),), -1)
-        channel[torch.tensor(members_of)] = torch.arange(len(members_of))
+    for (places, is_fixed), channels in channels_of.items():
+        index = torch.full((len(labels),), -1)
+        index[torch.tensor(channels)] = torch.arange(len(channels))
         members = {
-            labels.owners[number]: channel[roots[bounds[number] : bounds[number + 1]]]
-            for number in numbers
+            labels.owners[block]: index[roots[bounds[block] : bounds[block + 1]]]
+            for block in places
         }
         rows = [
             (name, dim)
             for name, dim in members
-            if held[name].ndim > 1 and dim == (name in turned)  # False == 0
+            if by_name[name].ndim > 1 and dim == (name in transposed)  # False == 0
         ]
-        # a scale `(channels, 1, 1)` makes nothing
-        rows = [(n, d) for n, d in rows if held[n].numel() > held[n].shape[d]] or rows
+        # a scale `(channels, 1, 1)` has no rows of its own
+        rows = [(n, d) for n, d in rows if by_name[n].numel() > by_name[n].shape[d]] or rows
         name = _name([*rows, *members])
         taken[name] += 1
         name += f"#{taken[name]}" if taken[name] > 1 else ""
-        why = dict.fromkeys(reason for root in members_of for reason in inexact.get(root, ()))
-        stuck_why = pinned[members_of[0]][0] if stuck else None
-        made.append(Group(name, len(members_of), members, stuck_why, tuple(why), tuple(rows)))
-    return tuple(made)
+        reasons = dict.fromkeys(r for root in channels for r in approximate.get(root, ()))
+        fixed_reason = fixed[channels[0]][0] if is_fixed else None
+        groups.append(
+            Group(name, len(channels), members, fixed_reason, tuple(reasons), tuple(rows))
+        )
+    return tuple(groups)
 
 
 def _reasons(labels: Labels, marks: Iterable[tuple[Tensor, str]]) -> dict[int, list[str]]:
@@ -148,20 +146,25 @@ def _reasons(labels: Labels, marks: Iterable[tuple[Tensor, str]]) -> dict[int, l
 
 
 def _transposed(model: nn.Module) -> set[str]:
-    """Weights `(in, out, *kernel)`; all others have their outputs first."""
+    """Names of weights `(in, out, *kernel)`; all others have their outputs first."""
     kind = nn.modules.conv._ConvTransposeNd
     weights = {id(m.weight) for m in model.modules() if isinstance(m, kind)}
     return {name for name, tensor in tensors(model).items() if id(tensor) in weights}
 
 
 def _name(places: Sequence[Place]) -> str:
-    """The layer of the first weight whose rows they are, else of the first member."""
+    """Return the layer of the first place."""
     name = places[0][0]
     return name.rpartition(".")[0] or name
 
 
 def _ranges(places: Tensor) -> str:
-    """Whole numbers as ranges, the first few."""
+    """Format integers as ranges, at most four.
+
+    Example:
+        >>> _ranges(torch.tensor([0, 1, 2, 7]))
+        '0-2,7'
+    """
     numbers = places.tolist()
     breaks = [0, *(i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1)]
     ends = [*breaks[1:], len(numbers)]

@@ -1,59 +1,63 @@
 # SPDX-License-Identifier: MIT
-"""Runs labels through the graph."""
+"""Run channel labels through the exported graph of a network."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regrow.channels.graph.compute_rules import RULES, spatial
-from regrow.channels.graph.labels import LabelledTensor, Labels, varying
+from regrow.channels.graph.labels import LabelledTensor, Labels, varying_dims
 from regrow.channels.graph.operations import (
     COUNTERS,
     CREATORS,
     ELEMENTWISE,
+    IDENTITY,
     JOINS,
     MOVES,
     PADS,
-    SAME,
     SPLITS,
 )
-from regrow.channels.graph.view_rules import bind, join, move, pad, split_dims, tie_pieces
+from regrow.channels.graph.view_rules import bind, join, move, pad, split_dims, unite_pieces
 from regrow.utils.names import strip_compile_prefix
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in the code that names sizes: a view, a split, a slice.
+    """A call whose arguments may be sizes: a view, a split, a slice, a layer.
 
     Attributes:
-        module: The module whose forward holds it.
-        operation: Its name.
-        shape: The shape that comes out, or the sizes of its pieces.
-        slots: The labels that come out.
+        module: Path of the module whose forward contains it.
+        shape: Shape of the result.
+        label_axes: Labels of the result.
     """
 
     module: str
-    operation: str
     shape: tuple[int, ...]
-    slots: tuple[Tensor, ...]
+    label_axes: tuple[Tensor, ...]
 
 
 class Interpreter:
-    """Interprets one graph on values.
+    """Interprets one graph on labelled tensors.
 
     Args:
-        labels: The labels that are united on the way.
-        sites: Takes the places that name sizes.
+        labels: Labels, united while the graph is interpreted.
+        sites: Receives the calls whose arguments may be sizes.
         module: The graph.
+        fix_output: Whether the graph's output is the network's, whose channels stay.
     """
 
-    def __init__(self, labels: Labels, sites: list[Site], module: fx.GraphModule) -> None:
+    def __init__(
+        self, labels: Labels, sites: list[Site], module: fx.GraphModule, fix_output: bool = True
+    ) -> None:
         self.labels, self.sites, self.module = labels, sites, module
+        self.fix_output = fix_output
         self.values: dict[fx.Node, Any] = {}
         self.split: list[Tensor] = []
         self.slices: dict[tuple[fx.Node, int], set[tuple[int, int]]] = {}
@@ -69,30 +73,25 @@ class Interpreter:
                 self.values[node] = self._attribute(node)
             elif node.op == "output":
                 result = self._read(node.args)
-                self.labels.pin_all(_values(result), "the network's output")
+                if self.fix_output:
+                    self.labels.fix_all(_values(result), "the network's output")
             else:
                 self.values[node] = self._call(node)
         return result
 
     def finish(self) -> None:
-        """What can be said only of the whole graph."""
+        """Unite labels where the decision needs the whole graph: slices, views."""
         for (node, dim), found in self.slices.items():
             pieces, whole = sorted(found), self.values[node]
             edges = [0, *(end for _, end in pieces)]
             if edges[-1] == whole.shape[dim] and [start for start, _ in pieces] == edges[:-1]:
                 sizes = [end - start for start, end in pieces]
-                tie_pieces(self.labels, whole, sizes, dim, "slice")
+                unite_pieces(self.labels, whole, sizes, dim, "slice")
         split_dims(self.labels, self.split)
 
     def _attribute(self, node: fx.Node) -> Any:
-        held: Any = self.module
-        for part in str(node.target).split("."):
-            held = getattr(held, part)
-        return (
-            LabelledTensor(tuple(held.shape), real=held.clone())
-            if isinstance(held, Tensor)
-            else held
-        )
+        value = attrgetter(str(node.target))(self.module)
+        return _constant(value) if isinstance(value, Tensor) else value
 
     def _read(self, argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda node: self.values[node])
@@ -111,33 +110,33 @@ class Interpreter:
         try:
             result = self._apply(node, name, args, kwargs)
         except (ValueError, IndexError, TypeError, KeyError, RuntimeError) as error:
-            # no rule foresees every use of an operation: what it touches stays as it is
-            words = str(error).splitlines() or [""]
-            result = self._uncovered(node, f"{name}: {words[0][:100]}", [args, kwargs])
+            # rules do not cover every use of an operation: its arguments are not cut
+            lines = str(error).splitlines() or [""]
+            result = self._uncovered(node, f"{name}: {lines[0][:100]}", [args, kwargs])
         blank = node.meta.get("val")
         if isinstance(blank, Tensor) and result.shape != tuple(blank.shape):
             result = self._uncovered(node, f"{name}: another shape", [args, kwargs, result])
-        result = self._shapes(node, result)
+        result = self._match_outputs(node, result)
         for value in _values(result):
-            self.split.extend(slot for slot in value.label_axes if len(varying(slot)) > 1)
-        self._site(node, name, args, result)
+            self.split.extend(axis for axis in value.label_axes if len(varying_dims(axis)) > 1)
+        self._add_site(node, name, result)
         return result
 
-    def _uncovered(self, node: fx.Node, words: str, values: Any) -> Any:
-        self.labels.pin_all(_values(values), f"no rule covers this use of {words}")
+    def _uncovered(self, node: fx.Node, use: str, values: Any) -> Any:
+        self.labels.fix_all(_values(values), f"no rule covers this use of {use}")
         blank = node.meta.get("val")
         return LabelledTensor(tuple(blank.shape)) if isinstance(blank, Tensor) else []
 
     def _apply(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> Any:
         assert isinstance(node.target, torch._ops.OpOverload)
         labels, blank = self.labels, node.meta.get("val")
-        if blank is None:  # an assertion: nothing comes out
+        if blank is None:  # an assertion has no result
             return None
         shape = tuple((blank[0] if isinstance(blank, tuple | list) else blank).shape)
-        if name in SAME:
+        if name in IDENTITY:
             return args[0]
         if name in CREATORS or name in COUNTERS:
-            return LabelledTensor(shape, free=name in CREATORS)
+            return LabelledTensor(shape, resizable=name in CREATORS)
         if name in MOVES:
             if not isinstance(args[0], LabelledTensor):  # repeat_interleave of counts
                 return LabelledTensor(shape)
@@ -152,18 +151,14 @@ class Interpreter:
             return RULES[name](labels, bind(node.target, args, kwargs), shape)
         tensors = [*_values(args), *_values(kwargs)]
         if torch.Tag.pointwise in node.target.tags or name in ELEMENTWISE:
-            made = labels.broadcast(tensors, shape, name)
-            if node.target._schema.is_mutable:
-                self._written(tensors[0], made, name)
-            return made
-        labels.pin_all(tensors, f"no rule for {name}")
+            result = labels.broadcast(tensors, shape, name)
+            if node.target._schema.is_mutable:  # labels written into a tensor must be its own
+                for axis in result.label_axes:
+                    if any(not tensors[0].varies(dim) for dim in varying_dims(axis)):
+                        labels.fix(axis, f"{name} into a tensor of fixed length")
+            return result
+        labels.fix_all(tensors, f"no rule for {name}")
         return LabelledTensor(shape)
-
-    def _written(self, into: LabelledTensor, made: LabelledTensor, name: str) -> None:
-        """What is written into a part of a tensor must have met the labels of the whole."""
-        for slot in made.label_axes:
-            if any(not into.varies(dim) for dim in varying(slot)):
-                self.labels.pin(slot, f"{name} into a tensor of fixed length")
 
     def _moved(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> Any:
         bound = bind(node.target, args, kwargs)
@@ -171,7 +166,7 @@ class Interpreter:
         dim = bound.get("dim", bound.get("axis", 0))
         if name in SPLITS:
             dim %= args[0].ndim
-            tie_pieces(self.labels, args[0], [p.shape[dim] for p in result], dim, name)
+            unite_pieces(self.labels, args[0], [p.shape[dim] for p in result], dim, name)
         if name in ("slice", "narrow") and args[0].varies(dim % args[0].ndim):
             dim %= args[0].ndim
             start = bound["start"] or 0
@@ -186,26 +181,27 @@ class Interpreter:
         values = [*values]
         if name == "stack":
             dim %= values[0].ndim + 1
-            values = [_widened(value, dim) for value in values]
+            values = [_unsqueeze(value, dim) for value in values]
         return join(self.labels, values, dim, name)
 
     def _known(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> LabelledTensor | None:
-        """The numbers of an operation on known whole numbers: an index in the making."""
+        """Compute an integer operation whose arguments are all known, such as an index."""
         blank = node.meta.get("val")
         values = [*_values(args), *_values(kwargs)]
         if not isinstance(blank, Tensor) or blank.is_floating_point() or blank.is_complex():
             return None
-        if any(value.real is None for value in values):
+        if any(value.known is None for value in values):
             return None
         assert isinstance(node.target, torch._ops.OpOverload)
-        if torch.Tag.nondeterministic_seeded in node.target.tags:  # drawn by lot, anew each time
+        if torch.Tag.nondeterministic_seeded in node.target.tags:  # random, new on each call
             return None
         if not values and blank.numel() > 2**20:
             return None
-        reals = [_reals(argument) for argument in args]
-        named = {key: _reals(argument) for key, argument in kwargs.items() if key != "device"}
-        made: Tensor = node.target(*reals, **named)
-        return LabelledTensor(tuple(made.shape), free=not values and name in CREATORS, real=made)
+        positional = [_numbers(argument) for argument in args]
+        named = {key: _numbers(argument) for key, argument in kwargs.items() if key != "device"}
+        result: Tensor = node.target(*positional, **named)
+        resizable = not values and name in CREATORS
+        return LabelledTensor(tuple(result.shape), resizable=resizable, known=result)
 
     def _python(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         target = node.target
@@ -215,22 +211,22 @@ class Interpreter:
         return target(*args, **kwargs)
 
     def _region(self, node: fx.Node, args: Any) -> Any:
-        """A region such as autocast's: its graph is run as if it stood here."""
+        """Run the graph of a region, such as that of autocast, in place."""
         graph = next((a for a in args if isinstance(a, fx.GraphModule)), None)
         if graph is None or sum(isinstance(a, fx.GraphModule) for a in args) > 1:
-            self.labels.pin_all(_values(args), f"no rule for {node.target}")
-            blank = node.meta["val"]
-            return self._shapes(node, LabelledTensor(()) if isinstance(blank, Tensor) else [])
+            self.labels.fix_all(_values(args), f"no rule for {node.target}")
+            single = isinstance(node.meta["val"], Tensor)
+            return self._match_outputs(node, LabelledTensor(()) if single else [])
         given = args[list(args).index(graph) + 1 :]
         names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
-        inner = _Region(self.labels, self.sites, graph)
+        inner = Interpreter(self.labels, self.sites, graph, fix_output=False)
         result = inner.run(dict(zip(names, given, strict=True)))
         inner.finish()
         self.split.extend(inner.split)
         return result[0]
 
-    def _shapes(self, node: fx.Node, result: Any) -> Any:
-        """As many values as the operation returns, each of its true shape."""
+    def _match_outputs(self, node: fx.Node, result: Any) -> Any:
+        """Return as many values as the operation returns, each of the right shape."""
         blank = node.meta.get("val")
         if not isinstance(blank, tuple | list):
             return result
@@ -244,55 +240,30 @@ class Interpreter:
             for each in blank
         ]
 
-    def _site(self, node: fx.Node, name: str, args: Any, result: Any) -> None:
-        """Remembers where the code names sizes that vary."""
+    def _add_site(self, node: fx.Node, name: str, result: Any) -> None:
+        """Record a call whose arguments may be sizes that vary."""
         stack = node.meta.get("nn_module_stack") or {}
         if not stack or (name not in MOVES and "norm" not in name and "conv" not in name):
             return
         module = strip_compile_prefix(f"{[*stack.values()][-1][0]}.")[:-1]
         for value in _values(result):
             if value.label_axes:
-                self.sites.append(Site(module, name, value.shape, value.label_axes))
-
-
-class _Region(Interpreter):
-    """A graph within a graph: its output is not the network's."""
-
-    def run(self, inputs: Mapping[str, LabelledTensor]) -> Any:
-        result = None
-        for node in self.module.graph.nodes:
-            if node.op == "placeholder":
-                self.values[node] = inputs[node.name]
-            elif node.op == "output":
-                result = self._read(node.args)
-            elif node.op == "get_attr":
-                self.values[node] = self._attribute(node)
-            else:
-                self.values[node] = self._call(node)
-        return result
+                self.sites.append(Site(module, value.shape, value.label_axes))
 
 
 def _values(argument: Any) -> list[LabelledTensor]:
-    """All values in a nest of arguments."""
-    if isinstance(argument, LabelledTensor):
-        return [argument]
-    if isinstance(argument, list | tuple):
-        return [value for item in argument for value in _values(item)]
-    if isinstance(argument, dict):
-        return [value for item in argument.values() for value in _values(item)]
-    return []
+    """Return all labelled tensors in nested arguments."""
+    return [leaf for leaf in tree_leaves(argument) if isinstance(leaf, LabelledTensor)]
 
 
-def _reals(argument: Any) -> Any:
-    if isinstance(argument, LabelledTensor):
-        return argument.real
-    if isinstance(argument, list | tuple):
-        return [_reals(item) for item in argument]
-    return argument
+def _numbers(argument: Any) -> Any:
+    return tree_map_only(LabelledTensor, lambda value: value.known, argument)
 
 
-def _widened(value: LabelledTensor, dim: int) -> LabelledTensor:
+def _constant(tensor: Tensor) -> LabelledTensor:
+    return LabelledTensor(tuple(tensor.shape), known=tensor.clone())
+
+
+def _unsqueeze(value: LabelledTensor, dim: int) -> LabelledTensor:
     shape = (*value.shape[:dim], 1, *value.shape[dim:])
-    return replace(
-        value, shape=shape, label_axes=tuple(slot.unsqueeze(dim) for slot in value.label_axes)
-    )
+    return replace(value, shape=shape, label_axes=tuple(a.unsqueeze(dim) for a in value.label_axes))

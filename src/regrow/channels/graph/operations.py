@@ -1,88 +1,44 @@
 # SPDX-License-Identifier: MIT
-"""Tables of operator names."""
+"""Operator names, grouped by what the operator does to channel labels."""
 
 from __future__ import annotations
 
 
-def _words(text: str) -> frozenset[str]:
+def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# The same numbers at the same places.
-SAME = _words(
-    """
-    alias alpha_dropout clone contiguous detach detach_copy dropout feature_dropout lift
-    lift_fresh lift_fresh_copy native_dropout positive requires_grad to type_as _to_copy
-    """
+# Values and positions stay.
+IDENTITY = _names(
+    "alias alpha_dropout clone contiguous detach detach_copy dropout feature_dropout lift "
+    "lift_fresh lift_fresh_copy native_dropout positive requires_grad to type_as _to_copy"
 )
-
-
-# Data movement: runs on labels as it runs on numbers.
-MOVES = _words(
-    """
-    chunk diagonal expand expand_copy flatten flip fliplr
-    flipud index index_select ravel moveaxis movedim narrow permute permute_copy pixel_shuffle
-    pixel_unshuffle repeat repeat_interleave reshape reshape_as roll rot90 select slice split
-    split_with_sizes squeeze squeeze_copy swapaxes swapdims t tensor_split tile transpose
-    unbind unflatten unfold unsqueeze unsafe_chunk unsafe_split unsafe_split_with_sizes
-    unsafe_view view view_as _unsafe_view numpy_T mT adjoint matrix_H
-    """
+# Data movement that needs contiguous memory.
+VIEWS = _names("view view_as reshape_as _unsafe_view unsafe_view")
+# Data movement that returns several pieces.
+SPLITS = _names(
+    "chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split unsafe_split_with_sizes"
 )
-
-
-# Of those, what needs contiguous memory.
-VIEWS = _words(
-    """
-    view view_as reshape_as _unsafe_view unsafe_view
-    """
+# All data movement: the operator itself is run on the labels.
+MOVES = (VIEWS | SPLITS) | _names(
+    "diagonal expand expand_copy flatten flip fliplr flipud index index_select ravel moveaxis "
+    "movedim narrow permute permute_copy pixel_shuffle pixel_unshuffle repeat repeat_interleave "
+    "reshape roll rot90 select slice squeeze squeeze_copy swapaxes swapdims t tile transpose "
+    "unbind unflatten unfold unsqueeze numpy_T mT adjoint matrix_H"
 )
-
-
-# Of those, what gives pieces.
-SPLITS = _words(
-    """
-    chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split unsafe_split_with_sizes
-    """
-)
-
-
 # Several tensors become one.
-JOINS = _words(
-    """
-    cat concat concatenate stack hstack vstack
-    """
+JOINS = _names("cat concat concatenate stack hstack vstack")
+# Created from sizes alone, with values that differ by position.
+COUNTERS = _names("arange eye linspace logspace")
+# Created from sizes alone, constant or random: fits any cut.
+CREATORS = _names(
+    "empty empty_like full full_like new_empty new_full new_ones new_zeros ones ones_like rand "
+    "rand_like randn randn_like scalar_tensor zeros zeros_like"
 )
-
-
-# Made from sizes alone, and different at every place.
-COUNTERS = _words(
-    """
-    arange eye linspace logspace
-    """
-)
-
-
-# Made from sizes alone, and the same everywhere or drawn by lot: fits whatever is cut.
-CREATORS = _words(
-    """
-    empty empty_like full full_like new_empty new_full new_ones new_zeros
-    ones ones_like rand rand_like randn randn_like scalar_tensor zeros zeros_like
-    """
-)
-
-
-# Adds constant places.
-PADS = _words(
-    """
-    pad constant_pad_nd
-    """
-)
-
-
-# Elementwise, though torch does not tag them so.
-ELEMENTWISE = _words(
-    """
-    copy divide expand_as fill floor_divide hardsigmoid hardswish log_sigmoid masked_fill mish
-    multiply rrelu selu special_expit subtract tanhshrink true_divide where
-    """
+# Adds constant positions.
+PADS = _names("pad constant_pad_nd")
+# Elementwise, although torch does not tag them so.
+ELEMENTWISE = _names(
+    "copy divide expand_as fill floor_divide hardsigmoid hardswish log_sigmoid masked_fill mish "
+    "multiply rrelu selu special_expit subtract tanhshrink true_divide where"
 )

@@ -1,85 +1,84 @@
 # SPDX-License-Identifier: MIT
-"""Matmul, attention, einsum."""
+"""Label rules of matrix products, attention and einsum (see `labels.Rule`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from regrow.channels.graph.labels import LabelledTensor, Labels, at, varying
+from regrow.channels.graph.labels import Arguments, LabelledTensor, Labels, make_axis, varying_dims
 
 COUNTS = "a zeroed channel still counts in {}"
 
 
-def matmul(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
-    """Also `mm`, `bmm`, `addmm` and `baddbmm`."""
+def matmul(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Unite the dimension that is summed; also `mm`, `bmm`, `addmm` and `baddbmm`."""
     added = "mat1" in a or "batch1" in a
     left = a["mat1"] if "mat1" in a else a["batch1"] if "batch1" in a else a["self"]
     right = a["mat2"] if "mat2" in a else a["batch2"] if "batch2" in a else a["other"]
     if left.ndim < 2 or right.ndim < 2:
-        labels.pin_all([left, right], "matmul with a vector")
+        labels.fix_all([left, right], "matmul with a vector")
         return LabelledTensor(tuple(shape))
     left, right = _heads(labels, left), _heads(labels, right)
     shared = labels.unite_dims(left, -1, right, -2, "matmul")
     if shared is not None and not (left.weight or right.weight):
-        labels.inexact(shared, COUNTS.format("a product without weights"))
+        labels.mark_approximate(shared, COUNTS.format("a product without weights"))
     value = _product(labels, [left, right], left, right, shape, "matmul")
     return labels.broadcast([value, a["self"]], shape, "addmm") if added else value
 
 
-def attention(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
-    """Query `(..., n, e)`, key `(..., m, e)`, value `(..., m, v)`."""
+def attention(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Unite e and m of query `(..., n, e)`, key `(..., m, e)` and value `(..., m, v)`."""
     query, key, value = (_heads(labels, a[name]) for name in ("query", "key", "value"))
     if a.get("enable_gqa"):
         key, value = (_repeated(labels, v, query.shape[-3]) for v in (key, value))
     shared = labels.unite_dims(query, -1, key, -1, "attention")
     if shared is not None:
-        labels.inexact(shared, COUNTS.format("attention's scale"))
+        labels.mark_approximate(shared, COUNTS.format("attention's scale"))
     length = labels.unite_dims(key, -2, value, -2, "attention")
     if length is not None:
-        labels.inexact(length, COUNTS.format("attention's softmax"))
+        labels.mark_approximate(length, COUNTS.format("attention's softmax"))
     result = _product(labels, [query, key, value], query, value, shape, "attention")
     mask = a.get("attn_mask")
     if mask is not None:
-        scores = [slot for slot in result.label_axes if slot.shape[-1] == 1]
+        scores = [axis for axis in result.label_axes if axis.shape[-1] == 1]
         weights = labels.value((*shape[:-1], key.shape[-2]), scores)
         labels.broadcast([weights, mask], weights.shape, "attention's mask")
     return labels.relabel(result)
 
 
-def einsum(labels: Labels, a: dict[str, Any], shape: Sequence[int]) -> LabelledTensor:
-    """Each letter is one dimension; a letter that is summed counts, unless a weight has it."""
+def einsum(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Unite all dimensions of one letter."""
     values: list[LabelledTensor] = a["tensors"]
     names, result = _letters(a["equation"], values)
     if any(len({*n}) < len(n) for n in names):
-        labels.pin_all(values, f"einsum {a['equation']}")
+        labels.fix_all(values, f"einsum {a['equation']}")
         return LabelledTensor(tuple(shape))
     outside = {letter for letter in result if all(letter in n for n in names)}  # batch: heads
     for name, value in zip(names, values, strict=True):
-        for slot in labels.relabel(value).label_axes:
-            dims = [d for d in varying(slot) if name[d] in outside]
-            if dims and len(varying(slot)) > 1:
-                labels.fix_multiple(slot, dims, "einsum")
-    slots = []
+        for axis in labels.relabel(value).label_axes:
+            dims = [d for d in varying_dims(axis) if name[d] in outside]
+            if dims and len(varying_dims(axis)) > 1:
+                labels.unite_except(axis, dims, "einsum")
+    axes = []
     for letter in dict.fromkeys("".join(names)):
         having = [(n.index(letter), v) for n, v in zip(names, values, strict=True) if letter in n]
         shared: Tensor | None = labels.labels_along(having[0][1], having[0][0], "einsum")
         for dim, value in having[1:]:
-            met = labels.unite_dims(having[0][1], having[0][0], value, dim, "einsum")
-            shared = met if shared is None else shared
+            united = labels.unite_dims(having[0][1], having[0][0], value, dim, "einsum")
+            shared = united if shared is None else shared
         if shared is None:
             continue
         if letter in result:
-            slots.append(at(shared, result.index(letter), len(shape)))
+            axes.append(make_axis(shared, result.index(letter), len(shape)))
         elif not any(v.weight for _, v in having):
-            labels.inexact(shared, COUNTS.format("a product without weights"))
-    return labels.value(shape, slots)
+            labels.mark_approximate(shared, COUNTS.format("a product without weights"))
+    return labels.value(shape, axes)
 
 
 def _letters(equation: str, values: Sequence[LabelledTensor]) -> tuple[list[str], str]:
-    """A letter for each dimension: of each tensor, and of the result.
+    """Return one letter for each dimension of each tensor, and of the result.
 
     Example:
         >>> _letters("...i,io", [LabelledTensor((2, 3, 4)), LabelledTensor((4, 5))])
@@ -92,26 +91,26 @@ def _letters(equation: str, values: Sequence[LabelledTensor]) -> tuple[list[str]
     dots = ["".join(spare[len(spare) - count :]) for count in counts]
     every = max(dots, key=len)
     names = [term.replace("...", dot) for (term, _), dot in zip(pairs, dots, strict=True)]
-    if not arrow:  # what stands once, in the alphabet's order
+    if not arrow:  # letters that occur once, sorted
         once = sorted({c for c in terms if c.isalpha() and terms.count(c) == 1})
         return names, every + "".join(once)
     return names, result.replace("...", every)
 
 
 def _repeated(labels: Labels, value: LabelledTensor, heads: int) -> LabelledTensor:
-    """Each head of keys and values serves several of queries."""
+    """Repeat key or value heads to the number of query heads (grouped-query attention)."""
     times = heads // value.shape[-3]
     shape = (*value.shape[:-3], heads, *value.shape[-2:])
-    slots = [s.repeat_interleave(times, -3) if s.shape[-3] > 1 else s for s in value.label_axes]
-    return labels.value(shape, slots)
+    axes = [s.repeat_interleave(times, -3) if s.shape[-3] > 1 else s for s in value.label_axes]
+    return labels.value(shape, axes)
 
 
 def _heads(labels: Labels, value: LabelledTensor) -> LabelledTensor:
-    """Labels that vary over batch and matrix dimensions are tied in the matrix: heads remain."""
-    for slot in labels.relabel(value).label_axes:
-        outer = [dim for dim in varying(slot) if dim < value.ndim - 2]
-        if outer and len(varying(slot)) > 1:
-            labels.fix_multiple(slot, outer, "attention heads")
+    """Unite within the matrix where labels vary over batch dimensions too: heads remain."""
+    for axis in labels.relabel(value).label_axes:
+        outer = [dim for dim in varying_dims(axis) if dim < value.ndim - 2]
+        if outer and len(varying_dims(axis)) > 1:
+            labels.unite_except(axis, outer, "attention heads")
     return labels.relabel(value)
 
 
@@ -123,7 +122,7 @@ def _product(
     shape: Sequence[int],
     name: str,
 ) -> LabelledTensor:
-    """Batches of all sides are united; rows are those of the left side, columns of the right."""
+    """Label a product: batch dimensions united, rows of the left side, columns of the right."""
     batches = []
     for value in sides:
         outer = [s for s in labels.relabel(value).label_axes if s.shape[-2:] == (1, 1)]
@@ -131,10 +130,10 @@ def _product(
     merged = labels.broadcast(batches, (*shape[:-2], 1, 1), name)
     rows = labels.labels_along(left, -2, name)
     columns = labels.labels_along(right, -1, name)
-    slots = with_slot(with_slot(merged.label_axes, rows, -2, len(shape)), columns, -1, len(shape))
-    return labels.value(shape, slots)
+    axes = add_axis(add_axis(merged.label_axes, rows, -2, len(shape)), columns, -1, len(shape))
+    return labels.value(shape, axes)
 
 
-def with_slot(slots: Sequence[Tensor], vector: Tensor | None, dim: int, ndim: int) -> list[Tensor]:
-    """Adds a dimension's labels, where there are any."""
-    return [*slots] if vector is None else [*slots, at(vector, dim, ndim)]
+def add_axis(axes: Sequence[Tensor], vector: Tensor | None, dim: int, ndim: int) -> list[Tensor]:
+    """Append the labels of a dimension, where there are any."""
+    return [*axes] if vector is None else [*axes, make_axis(vector, dim, ndim)]

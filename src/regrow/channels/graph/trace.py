@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Torch.export, labels of every parameter."""
+"""Trace a network with torch.export, and label the channels of its parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.channels.graph.interpreter import Interpreter, Site
-from regrow.channels.graph.labels import LabelledTensor, Labels, at
+from regrow.channels.graph.labels import LabelledTensor, Labels, make_axis
 from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import ConfigError
 from regrow.utils.modes import module_mode, no_attention_fastpath
@@ -20,13 +20,13 @@ from regrow.utils.names import parameters, tensors
 
 @dataclass
 class Trace:
-    """Labels of a network, after everything that it does.
+    """Labels of a network, united as its forward pass unites them.
 
     Attributes:
         labels: The labels.
-        values: The value of each parameter and float buffer, by its name.
-        sites: Where the code names sizes.
-        used: The parameters and buffers that the graph reads.
+        values: Labels of each parameter and buffer, by name.
+        sites: Calls whose arguments may be sizes.
+        used: Parameters and buffers that the graph reads.
     """
 
     labels: Labels = field(default_factory=Labels)
@@ -36,10 +36,10 @@ class Trace:
 
 
 def trace(model: nn.Module, example_input: Any) -> Trace:
-    """Labels of a model's parameters and buffers, united as its forward pass unites them.
+    """Label the parameters and buffers of a model, and unite labels as its forward pass does.
 
-    Traced in eval mode, and in training mode too where that uses parameters that evaluation does
-    not, such as auxiliary heads.
+    The model is traced in eval mode, and also in training mode if some parameters, such as those
+    of auxiliary heads, are used only there.
 
     Args:
         model: The model; it is not changed.
@@ -48,32 +48,32 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
     Raises:
         ConfigError: If `torch.export` cannot trace it, or its parameters are sharded.
     """
-    cut = [name for name, tensor in tensors(model).items() if is_dtensor(tensor)]
-    if cut:
+    sharded = [name for name, tensor in tensors(model).items() if is_dtensor(tensor)]
+    if sharded:
         raise ConfigError(
-            f"parameters are sharded among ranks ({cut[0]}, ...), and channels cannot be cut out "
-            "of shards: prune channels with strategy='ddp' or on one device first and shard the "
-            "smaller model, or prune weights with MagnitudePruning"
+            f"parameters are sharded among ranks ({sharded[0]}, ...), and channels cannot be cut "
+            "out of shards: prune channels with strategy='ddp' or on one device first and shard "
+            "the smaller model, or prune weights with MagnitudePruning"
         )
     found = Trace()
     for name, tensor in tensors(model).items():
-        found.values[name] = _own(found.labels, name, tensor)
+        found.values[name] = _label(found.labels, name, tensor)
     _run(found, model, example_input, training=False)
     if any(name not in found.used for name in parameters(model)):
         _run(found, model, example_input, training=True)
     return found
 
 
-def _own(labels: Labels, name: str, tensor: Tensor) -> LabelledTensor:
-    """A fresh label for every place along every dimension."""
+def _label(labels: Labels, name: str, tensor: Tensor) -> LabelledTensor:
+    """Create labels for all positions along all dimensions."""
     if not tensor.is_floating_point():
-        return LabelledTensor(tuple(tensor.shape), real=tensor.detach().cpu().clone())
-    slots = [
-        at(labels.new(name, dim, size), dim, tensor.ndim)
+        return LabelledTensor(tuple(tensor.shape), known=tensor.detach().cpu().clone())
+    axes = [
+        make_axis(labels.new(name, dim, size), dim, tensor.ndim)
         for dim, size in enumerate(tensor.shape)
         if size > 1
     ]
-    return LabelledTensor(tuple(tensor.shape), tuple(slots), weight=True)
+    return LabelledTensor(tuple(tensor.shape), tuple(axes), weight=True)
 
 
 def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> None:
@@ -94,7 +94,7 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
     for placeholder, target in signature.inputs_to_lifted_tensor_constants.items():
         constant = program.constants[target]
         inputs[placeholder] = LabelledTensor(
-            tuple(constant.shape), real=constant.detach().cpu().clone()
+            tuple(constant.shape), known=constant.detach().cpu().clone()
         )
     runner = Interpreter(found.labels, found.sites, program.graph_module)
     runner.run(inputs)
@@ -111,9 +111,9 @@ def _export(model: nn.Module, example_input: Any) -> torch.export.ExportedProgra
     try:
         return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
-        words = "".join(str(error).splitlines()[:1])
+        line = "".join(str(error).splitlines()[:1])
         raise ConfigError(
-            f"torch.export cannot trace {type(model).__name__}, so nobody knows which channels "
-            f"belong together: {type(error).__name__}: {words[:300]}; make "
-            "its forward free of control flow that depends on data, or check example_input"
+            f"torch.export cannot trace {type(model).__name__}, so the channels that "
+            f"belong together are not known: {type(error).__name__}: {line[:300]}; remove control "
+            "flow that depends on data from its forward, or check example_input"
         ) from error

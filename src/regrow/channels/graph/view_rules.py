@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Views, splits, concatenation, padding.
+"""Labels after views, splits, concatenation and padding.
 
-No rule says what `view`, `permute` or `roll` do: the operation moves labels as it moves numbers.
+`view`, `permute` or `roll` need no rule: the operation itself is run on the labels.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow.channels.graph.labels import FIXED, LabelledTensor, Labels, at, varying
+from regrow.channels.graph.labels import FIXED, LabelledTensor, Labels, make_axis, varying_dims
 from regrow.channels.graph.operations import VIEWS
 
 
 def move(labels: Labels, name: str, target: Any, args: Sequence[Any], kwargs: Any) -> Any:
-    """Runs an operation of `MOVES` on the labels of its first argument.
+    """Run an operation of `MOVES` on the labels of its first argument.
 
     Returns:
-        A value, or a list of values where the operation returns several tensors.
+        A labelled tensor, or a list where the operation returns several tensors.
     """
     first: LabelledTensor = args[0]
-    if name.endswith("_as"):  # the other tensor lends its shape
+    if name.endswith("_as"):  # uses only the other shape
         args = [first, args[1].shape]
     rest = [_numbers(labels, first, arg, name) for arg in args[1:]]
     kwargs = {key: _numbers(labels, first, arg, name) for key, arg in kwargs.items()}
@@ -35,95 +35,95 @@ def move(labels: Labels, name: str, target: Any, args: Sequence[Any], kwargs: An
         return target(tensor, *rest, **kwargs)
 
     blank = run(torch.empty(first.shape, dtype=torch.int64, device="meta"))
-    real = None if first.real is None else run(first.real)
-    moved = [run(slot.expand(first.shape)) for slot in labels.relabel(first).label_axes]
+    known = None if first.known is None else run(first.known)
+    moved = [run(axis.expand(first.shape)) for axis in labels.relabel(first).label_axes]
+
+    def result(shape: Sequence[int], axes: Sequence[Tensor], known: Tensor | None) -> Any:
+        value = labels.value(shape, axes, weight=first.weight, are_classes=True)
+        return replace(value, known=known, resizable=first.resizable)
+
     if isinstance(blank, Tensor):
-        value = labels.value(blank.shape, moved, weight=first.weight, known=True)
-        return replace(value, real=real, free=first.free)
+        return result(blank.shape, moved, known)
     return [
-        replace(
-            labels.value(
-                piece.shape, [slots[i] for slots in moved], weight=first.weight, known=True
-            ),
-            real=None if real is None else real[i],
-            free=first.free,
-        )
+        result(piece.shape, [axes[i] for axes in moved], None if known is None else known[i])
         for i, piece in enumerate(blank)
     ]
 
 
 def _numbers(labels: Labels, first: LabelledTensor, arg: Any, name: str) -> Any:
-    """An argument as numbers; an unknown index reads place 0, and what varies there is pinned."""
+    """Return an argument as numbers; an unknown index becomes 0, and its dimension is fixed."""
     if isinstance(arg, list | tuple) and any(isinstance(item, LabelledTensor) for item in arg):
         for dim, item in enumerate(arg):
-            if isinstance(item, LabelledTensor) and item.real is None and dim < first.ndim:
-                for slot in first.label_axes:
-                    if slot.shape[dim] > 1:
-                        labels.pin(slot, f"{name} by an index that data decides")
+            if isinstance(item, LabelledTensor) and item.known is None and dim < first.ndim:
+                for axis in first.label_axes:
+                    if axis.shape[dim] > 1:
+                        labels.fix(axis, f"{name} by an index that data decides")
         return [_numbers(labels, first, item, name) for item in arg]
     if not isinstance(arg, LabelledTensor):
         return arg
-    if arg.real is not None:
-        return arg.real
-    labels.pin_all([first], f"{name} by an index that data decides")
+    if arg.known is not None:
+        return arg.known
+    labels.fix_all([first], f"{name} by an index that data decides")
     return torch.zeros(arg.shape, dtype=torch.int64)
 
 
 def join(labels: Labels, values: Sequence[LabelledTensor], dim: int, name: str) -> LabelledTensor:
-    """`cat`: labels follow one another along `dim`, and are united along the other dimensions."""
-    values = [value for value in values if value.shape != (0,)]  # an empty start is allowed
+    """Concatenate labels along `dim`; unite them along the other dimensions."""
+    values = [value for value in values if value.shape != (0,)]  # `cat` ignores empty tensors
     ndim, dim = values[0].ndim, dim % values[0].ndim
     total = sum(value.shape[dim] for value in values)
     shape = [total if d == dim else size for d, size in enumerate(values[0].shape)]
-    slots: list[Tensor] = []
+    axes: list[Tensor] = []
     for d in range(ndim):
         if d == dim or all(value.shape[d] == 1 for value in values):
             continue
         vectors = [labels.labels_along(value, d, name) for value in values]
-        known = [vector for vector in vectors if vector is not None]
+        present = [vector for vector in vectors if vector is not None]
         for vector, value in zip(vectors, values, strict=True):
-            if known and vector is None and not value.free:
-                labels.pin(known[0], f"{name} with a tensor of fixed length")
+            if present and vector is None and not value.resizable:
+                labels.fix(present[0], f"{name} with a tensor of fixed length")
             elif vector is not None:
-                labels.unite(known[0], vector, name)
-        if known:
-            slots.append(at(known[0], d, ndim))
+                labels.unite(present[0], vector, name)
+        if present:
+            axes.append(make_axis(present[0], d, ndim))
     pieces = []
     for value in values:
         vector = labels.labels_along(value, dim, name)
         fixed = torch.full((value.shape[dim],), FIXED)
         pieces.append(fixed if vector is None else vector)
-    slots.append(at(torch.cat(pieces), dim, ndim))
+    axes.append(make_axis(torch.cat(pieces), dim, ndim))
     weight = all(value.weight for value in values)
-    return replace(labels.value(shape, slots, weight=weight), free=all(v.free for v in values))
+    return replace(
+        labels.value(shape, axes, weight=weight), resizable=all(v.resizable for v in values)
+    )
 
 
 def pad(labels: Labels, first: LabelledTensor, amounts: Sequence[int], name: str) -> LabelledTensor:
-    """What is added along a dimension that varies is fixed; along others labels just go on."""
-    shape, slots = list(first.shape), list(labels.relabel(first).label_axes)
+    """Label the added positions as fixed, in dimensions along which labels vary."""
+    shape, axes = list(first.shape), list(labels.relabel(first).label_axes)
     for number in range(len(amounts) // 2):
         before, after = amounts[2 * number : 2 * number + 2]
         dim = first.ndim - 1 - number
         shape[dim] += before + after
-        for index, slot in enumerate(slots):
-            if slot.shape[dim] > 1 and (before or after):
-                slots[index] = _padded(slot, dim, before, after)
-    return labels.value(shape, slots, weight=first.weight)
+        for index, axis in enumerate(axes):
+            if axis.shape[dim] > 1 and (before or after):
+                axes[index] = _padded(axis, dim, before, after)
+    return labels.value(shape, axes, weight=first.weight)
 
 
-def _padded(slot: Tensor, dim: int, before: int, after: int) -> Tensor:
+def _padded(axis: Tensor, dim: int, before: int, after: int) -> Tensor:
     def block(size: int) -> Tensor:
-        return slot.new_full([size if d == dim else s for d, s in enumerate(slot.shape)], FIXED)
+        return axis.new_full([size if d == dim else s for d, s in enumerate(axis.shape)], FIXED)
 
-    start, stop = max(0, -before), slot.shape[dim] - max(0, -after)
-    kept = slot.narrow(dim, start, stop - start)
+    start, stop = max(0, -before), axis.shape[dim] - max(0, -after)
+    kept = axis.narrow(dim, start, stop - start)
     return torch.cat([block(max(0, before)), kept, block(max(0, after))], dim)
 
 
-def tie_pieces(
+def unite_pieces(
     labels: Labels, whole: LabelledTensor, sizes: Sequence[int], dim: int, name: str
 ) -> None:
-    """Equal pieces stay equal: their i-th places are united."""
+    """Unite the i-th positions of equal pieces, so that they stay equal."""
     if len({*sizes}) != 1 or len(sizes) < 2:
         return
     vector = labels.labels_along(whole, dim, name)
@@ -132,34 +132,29 @@ def tie_pieces(
         labels.unite(pieces, pieces[:1], f"equal pieces of {name}")
 
 
-def split_dims(labels: Labels, slots: Sequence[Tensor]) -> None:
-    """Where labels vary along several dimensions after a view, only one of them may be cut.
+def split_dims(labels: Labels, axes: Sequence[Tensor]) -> None:
+    """Unite labels that a view spread over several dimensions, so that one of them may be cut.
 
-    What reaches attention has been tied along all but the heads by then; for the rest the longest
-    dimension is kept, the last of equals: the channels within each group of a shuffle.
+    Rules of attention have chosen the heads before; elsewhere the longest dimension is kept, the
+    last of equal ones: the channels within each group of a shuffle.
     """
-    moving = True
-    while moving:
-        moving = False
-        for slot in slots:
-            slot = labels.compact(slot)
-            dims = varying(slot)
+    changed = True
+    while changed:
+        changed = False
+        for axis in axes:
+            axis = labels.compact(axis)
+            dims = varying_dims(axis)
             if len(dims) > 1:
-                longest = max(dims, key=lambda dim: (slot.shape[dim], dim))
-                tied = labels.fix_multiple(slot, longest, "a view into several dimensions")
-                if len(varying(tied)) > 1:  # places beside it are fixed, such as padding
-                    labels.pin(tied, "a view of fixed places into several dimensions")
+                longest = max(dims, key=lambda dim: (axis.shape[dim], dim))
+                united = labels.unite_except(axis, longest, "a view into several dimensions")
+                if len(varying_dims(united)) > 1:  # fixed positions among them, such as padding
+                    labels.fix(united, "a view of fixed places into several dimensions")
                 else:
-                    moving = True
-
-
-def as_list(value: Any) -> list[Any]:
-    """The items of a list argument; one item stands for itself."""
-    return list(value) if isinstance(value, list | tuple) else [value]
+                    changed = True
 
 
 def bind(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by the names of the operation's schema, defaults included."""
+    """Return the arguments by the names of the operation's schema, with defaults."""
     schema = target._schema.arguments
     bound = {argument.name: argument.default_value for argument in schema}
     bound |= {argument.name: given for argument, given in zip(schema, args, strict=False)}
