@@ -22,13 +22,13 @@ demo: setup
 	$(BIN)/regrow train recipe=digits/gmp
 
 test: setup
-	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 2 --dist worksteal
 
 slow: setup
-	$(BIN)/pytest -q -n 2 -m "slow or hypothesis" --hypothesis-profile=full
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "slow or hypothesis" --hypothesis-profile=full
 
 guard: setup
-	$(BIN)/pytest -q -n 2 -m guard
+	$(BIN)/pytest -q -n 2 --dist worksteal -m guard
 
 lint: setup
 	$(BIN)/ruff check .

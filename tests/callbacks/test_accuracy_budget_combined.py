@@ -4,6 +4,7 @@
 import pytest
 import torch
 from accuracy_budget_fits import Judge, table
+from slow_cases import mark_rest_slow
 from tiny_fits import Events, loader, trainer
 
 from regrow import AccuracyBudget, Drop, MagnitudePruning, Plateau, Regrow, SparseModelCheckpoint
@@ -34,9 +35,10 @@ def told(pruning):
 
 
 ORDERS = [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)]
+SOME_ORDERS = mark_rest_slow(ORDERS, ORDERS[:2])
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", SOME_ORDERS)
 @pytest.mark.parametrize("by", ["random", "gradient"])
 @pytest.mark.parametrize("at", ["17it", "23it"])
 def test_regrowth_within_a_recovery_comes_after_it(at, by, order):
@@ -62,7 +64,7 @@ def test_regrowth_within_a_recovery_comes_after_it(at, by, order):
     assert pruning.history[0]["lost"] == pruning.history[2]["lost"] == 0
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", SOME_ORDERS)
 @pytest.mark.parametrize("by", ["random", "gradient"])
 def test_regrowth_comes_before_the_next_try(by, order):
     """0.75 fails; 0.5 would be tried at once, and open the next recovery."""
@@ -95,7 +97,7 @@ def test_a_request_waits_too(tmp_path):
     assert (tmp_path / "regrow.json.done").exists()
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", SOME_ORDERS)
 @pytest.mark.parametrize("when", [Drop("acc", by=0.2), Plateau("acc", patience=2)])
 def test_what_a_recovery_shows_is_no_occasion(when, order):
     """The fall to 0.5 is taken back; Plateau's second validation in a row never comes before."""
@@ -105,7 +107,7 @@ def test_what_a_recovery_shows_is_no_occasion(when, order):
     assert [kind for kind, _ in told(pruning)] == ["rollback"]
 
 
-@pytest.mark.parametrize("cut", [25, 33, 41, 49, 57])
+@pytest.mark.parametrize("cut", mark_rest_slow([25, 33, 41, 49, 57], [33, 57]))
 @pytest.mark.parametrize("at", ["17it", "34it"])
 def test_resumed_while_it_waits(at, cut, tmp_path):
     """Cut in the middle of a recovery (after step 24, 40), and between it and what waited."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from slow_cases import mark_rest_slow
 from tiny_channel_fits import Net, left, pruning, run, sizes
 from tiny_fits import ADAM, equal, loader, read, trainer
 
@@ -64,7 +65,10 @@ def made(case):
 
 
 # before the first event, at it, between two, at an epoch's end, after the last
-@pytest.mark.parametrize("case", CASES)
+OFTEN = ("end", "event", "milliseconds", "rewind")
+
+
+@pytest.mark.parametrize("case", mark_rest_slow(CASES, OFTEN))
 def test_resumed_run_is_the_uninterrupted_run(case, tmp_path):
     make, channels = made(case)
     module = Net(make)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from slow_cases import mark_rest_slow
 from tiny_fits import ADAM, WEIGHTS, Net, copied, equal, fit, loader, read, samples
 
 from regrow import DynamicSparseTraining, MagnitudePruning, SparseModelCheckpoint, Table
@@ -73,8 +74,12 @@ def check(path):
 SPARSE = pytest.param(SparseModelCheckpoint, marks=pytest.mark.slow)
 
 
+OFTEN = ("every third step", "top k by steps", "by time", "every epoch")
+OFTEN += ("best by validation", "last one alone", "last one as a link")
+
+
 @pytest.mark.parametrize("kind", [ModelCheckpoint, SPARSE])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", mark_rest_slow(MODES, OFTEN))
 def test_every_mode(mode, kind, tmp_path):
     settings = {"save_top_k": -1, "filename": "{epoch}-{step}"} | MODES[mode]
     half = {"val_check_interval": 4} if "validation" in mode else {}

@@ -56,7 +56,10 @@ def unpruned(way):
     return control.frame_count
 
 
-FAST = [("inner", kind) for kind in PRUNERS] + [("late", "gradual"), ("whole", "gradual")]
+FAST = [("inner", kind) for kind in ("gradual", "soft", "rigl", "regrow")] + [
+    ("late", "gradual"),
+    ("whole", "gradual"),
+]
 SLOW = [(w, k) for w in WAYS for k in PRUNERS if (w, k) not in FAST]
 
 

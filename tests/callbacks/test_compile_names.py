@@ -58,7 +58,7 @@ CALLBACKS = {
 }
 
 
-OFTEN = ("gradual", "soft", "regrow", "budget")
+OFTEN = ("gradual", "regrow")
 
 
 def bare(module):

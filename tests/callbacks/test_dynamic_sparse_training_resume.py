@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from slow_cases import mark_rest_slow
 from tiny_fits import ADAM, SGD, Net, equal, fit, read, samples, weights
 from torch import nn
 
@@ -59,7 +60,10 @@ def everywhere(folder):
     )
 
 
-@pytest.mark.parametrize("case", CASES)
+OFTEN = ("rigl, adam, its step skipped", "set", "snfs", "movement", "epochs")
+
+
+@pytest.mark.parametrize("case", mark_rest_slow(CASES, OFTEN))
 def test_resumed_run_is_the_uninterrupted_run(case, tmp_path):
     make, settings = CASES[case]
     whole = run(make, sparse(**settings), everywhere(tmp_path / "cut"))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.tuner import Tuner
+from slow_cases import mark_rest_slow
 from tiny_fits import (
     ADAM,
     BATCHES,
@@ -110,7 +111,7 @@ def test_no_hook_is_left_after_a_fit_or_an_exception():
 
 
 @pytest.mark.parametrize("schedule", [Linear(0, "9it", "3it"), Exponential(0.5, "3it")])
-@pytest.mark.parametrize("sparsity", [0.3, 0.75])
+@pytest.mark.parametrize("sparsity", mark_rest_slow([0.3, 0.75], [0.75]))
 @pytest.mark.parametrize("own", [(0.5, 0.25), (0.9, 0.8), (0.3, 0.3)])
 def test_all_layers_with_targets_of_their_own_in_two_fits(own, sparsity, schedule):
     """Whatever they are: the sparsity beside them is nobody's, and gives the pace alone."""

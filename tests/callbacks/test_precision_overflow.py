@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from overflowing_fits import BiasOverflows, Steps, overflowing, scaled
+from slow_cases import mark_rest_slow
 from tiny_fits import ADAM, SGD, WEIGHTS, Events, Net, Watch, fit, loader, weights, zeros
 from torch import optim
 
@@ -21,7 +22,7 @@ OVERFLOWS = {"at it": (8,), "before": (7,), "after": (9,), "many": (0, 7, 8, 9, 
 
 
 @pytest.mark.parametrize("times", SCHEDULES)
-@pytest.mark.parametrize("at", OVERFLOWS)
+@pytest.mark.parametrize("at", mark_rest_slow(OVERFLOWS, ["at it", "many"]))
 def test_events_come_when_they_would_without_overflow(times, at):
     """The clock is `trainer.global_step`, which skipped steps count in."""
     seen = []
@@ -37,7 +38,7 @@ def test_events_come_when_they_would_without_overflow(times, at):
     assert len(seen[0]) >= 2
 
 
-@pytest.mark.parametrize("at", [(3,), (0, 4), (1, 2, 3, 7)])
+@pytest.mark.parametrize("at", mark_rest_slow([(3,), (0, 4), (1, 2, 3, 7)], [(1, 2, 3, 7)]))
 @pytest.mark.parametrize("make", [SGD, ADAM, partial(optim.Adam, lr=0.01, fused=True)])
 def test_with_accumulation(at, make):
     watch, module = Watch(), overflowing(*at, make=make)

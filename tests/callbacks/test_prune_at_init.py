@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from slow_cases import mark_rest_slow
 from tiny_fits import (
     ADAM,
     SGD,
@@ -76,7 +77,7 @@ def run(module, *callbacks, data=None, **kw):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+@pytest.mark.parametrize("sparsity", mark_rest_slow([0.5, 0.9], [0.9]))
 def test_it_prunes_once_and_exactly_before_the_first_step(method, sparsity):
     module, pruning, events, seen = (
         Full(),
@@ -111,7 +112,11 @@ def test_snip_is_that_of_the_first_batches(batches):
     ("settings", "source"),
     [
         *((METHODS[method], "global generator") for method in METHODS),
-        *((settings, source) for settings in AHEAD.values() for source in SOURCES),
+        *((AHEAD["snip, five batches"], source) for source in SOURCES),
+        *(
+            pytest.param(AHEAD["grasp, five batches"], source, marks=pytest.mark.slow)
+            for source in SOURCES
+        ),
     ],
 )
 def test_the_fit_is_one_that_began_with_these_masks(settings, source):
@@ -200,7 +205,7 @@ def test_a_second_fit_does_nothing(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", mark_rest_slow(["bf16-mixed", "bf16-true"], ["bf16-true"]))
 def test_precision(method, precision):
     module, pruning = Full(), PruneAtInit(0.8, **METHODS[method])
     fit(module, pruning, precision=precision)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from slow_cases import mark_rest_slow
 from tiny_fits import ADAM, BATCHES, SGD, Net, equal, fit, read, samples
 from torch import nn, optim
 
@@ -92,7 +93,10 @@ CASES = {
 CUTS = ["step2", "step3", "step6", "step11", "epoch0", "step8", "epoch1", "step18", "step21"]
 
 
-@pytest.mark.parametrize("case", CASES)
+OFTEN = ("sgd", "adam", "lbfgs", "movement", "cyclic", "epochs")
+
+
+@pytest.mark.parametrize("case", mark_rest_slow(CASES, OFTEN))
 def test_resumed_run_is_the_uninterrupted_run(case, tmp_path):
     make, pruning = CASES[case]
     whole = run(make, pruning(), *everywhere(tmp_path / "cut"))

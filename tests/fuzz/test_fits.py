@@ -82,7 +82,7 @@ def check_undoing(run):
             assert torch.equal(now[gone], watch.gone[target.name][gone]), target.name
 
 
-@few(45)
+@few(20)
 @given(fits())
 def test_promises(spec):
     with TemporaryDirectory() as folder:

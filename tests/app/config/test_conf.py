@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Every configuration file composes, says only what is known, and builds."""
 
+import copy
 import functools
 import inspect
 from pathlib import Path
@@ -18,11 +19,17 @@ RECIPES = recipe_files()
 registered = functools.cache(register)  # what is stored stays for the whole process
 
 
-def job(*overrides: str) -> DictConfig:
-    """The configuration of `regrow train OVERRIDES...`."""
+@functools.cache
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of `regrow train OVERRIDES...`, composed once; not to be changed."""
     registered()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir("conf") / "app")):
         return compose("train", list(overrides))
+
+
+def job(*overrides: str) -> DictConfig:
+    """A copy of the configuration of `regrow train OVERRIDES...`."""
+    return copy.deepcopy(composed(*overrides))
 
 
 def keys(node: object, prefix: str = "") -> set[str]:

@@ -87,7 +87,7 @@ def repeated(tmp_path: Path, *words: str) -> tuple[DictConfig, DictConfig]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if number % 4 else [])
+        pytest.param(name, marks=[pytest.mark.slow] if number % 8 else [])
         for number, name in enumerate(RECIPES)
     ],
 )

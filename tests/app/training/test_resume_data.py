@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from slow_cases import mark_rest_slow
 from torch import nn
 
 from regrow.app.data.digits import Digits
@@ -97,6 +98,11 @@ def assert_same(whole: tuple[Any, ...], resumed: tuple[Any, ...], skipped: int) 
             assert torch.equal(value, new_state["state"][key][name]), (key, name)
 
 
+OFTEN = (
+    *("epoch end", "validation end", "middle of the second epoch", "last batch of an epoch"),
+    *("accumulation over an odd end", "before a validation in mid-epoch"),
+    *("new loaders every epoch", "bounded by steps alone", "dropout, mid-epoch"),
+)
 CASES = {
     "epoch end": ({"every_n_epochs": 1, "save_on_train_epoch_end": True}, {}, 10),
     "validation end": ({"every_n_epochs": 1, "save_on_train_epoch_end": False}, {}, 10),
@@ -149,7 +155,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", mark_rest_slow(CASES, OFTEN))
 def test_resumed_run_is_the_uninterrupted_run(case: str, tmp_path: Path) -> None:
     save, arguments, skipped = CASES[case]
     whole = run(tmp_path / "whole", save, **arguments)

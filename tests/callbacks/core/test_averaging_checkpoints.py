@@ -76,9 +76,12 @@ def ended(module, averaging, made):
 
 @pytest.mark.parametrize(
     ("average", "way", "order"),
-    [("ema", way, "before") for way in WAYS]
-    + [("mean", "gradual", "before"), ("swa", "gradual", "before")]
-    + [("ema", "rigl", "behind"), ("swa", "rigl", "behind")],
+    [
+        *(("ema", way, "before") for way in ("gradual", "regrow", "budget", "rewind")),
+        *(pytest.param("ema", way, "before", marks=pytest.mark.slow) for way in ("soft", "rigl")),
+        *(("mean", "gradual", "before"), ("swa", "gradual", "before"), ("ema", "rigl", "behind")),
+        pytest.param("swa", "rigl", "behind", marks=pytest.mark.slow),
+    ],
 )
 def test_resumed_run_is_the_uninterrupted_run(average, way, order, tmp_path):
     """From an epoch's middle, from its end, and from right before and after events."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from slow_cases import mark_rest_slow
 from tiny_fits import BATCHES, WEIGHTS, Events, Net, copied, fit, loader, trainer, zeros
 
 from regrow import ConfigError, Cyclic, Exponential, Linear, MagnitudePruning, OneShot, Table
@@ -144,7 +145,7 @@ def test_nothing_fires_during_sanity_checking():
     assert zeros(module) == WEIGHTS // 2
 
 
-@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+@pytest.mark.parametrize("sparsity", mark_rest_slow([0.5, 0.8], [0.8]))
 @pytest.mark.parametrize("times", [{}, {"begin": "100ep", "end": "500ep", "every": "1ep"}])
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor", "movement", "random"])
 def test_fast_dev_run_prunes_once_at_its_first_step(times, sparsity, criterion):

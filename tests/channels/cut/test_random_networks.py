@@ -101,7 +101,7 @@ QUICK = {
 }
 
 
-@settings(max_examples=25, **QUICK)
+@settings(max_examples=settings.default.max_examples * 2 // 5, **QUICK)
 @given(networks(), st.integers(0, 9))
 def test_a_cut_computes_what_zeros_did(model, seed):
     traced = trace(model, X)
@@ -122,7 +122,7 @@ def test_a_cut_computes_what_zeros_did(model, seed):
     assert_close(outputs(model, X), before)
 
 
-@settings(max_examples=8, **QUICK)
+@settings(max_examples=settings.default.max_examples // 4, **QUICK)
 @given(networks(), st.floats(0.1, 0.7), st.sampled_from(["channels", "macs", "params"]))
 def test_pruned_networks_train(model, sparsity, of):
     shapes = [t.shape for t in outputs(model, X)]
