@@ -6,7 +6,7 @@ from fake_results import result, runs, task
 
 from regrow.report.tasks import across, make_tasks
 
-CLOSE = "Cannot be told apart: the intervals mean ± standard deviation overlap"
+CLOSE = "No clear difference: the intervals mean ± standard deviation overlap"
 
 
 def seeds(method, *accuracies, sparsity=0.9, **more):

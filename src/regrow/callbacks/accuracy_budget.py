@@ -30,7 +30,7 @@ class AccuracyBudget(Callback):
 
     After each event the network recovers for `recover`; then the metric is compared with the dense
     reference. Lost more than `max_drop`: weights, moments, masks and schedule go back to how they
-    were before the event, to the bit, and the step is halved, until it is as small as
+    were before the event, bit-exactly, and the step is halved, until it is as small as
     `resolution`. The next event waits while a recovery is open. The fit ends with the sparsest
     model that held, and `last.ckpt` holds it. Global step and learning rate do not go back; an
     average (EMA) does, and is what validation judges.
@@ -248,7 +248,7 @@ class AccuracyBudget(Callback):
             judged[-1]["reason"] = self.search.reason(ahead[0].sparsity if ahead else None)
 
     def _check_alone(self, trainer: pl.Trainer, progress: Progress) -> None:
-        """Refuses a plan whose events and recoveries do not fit, one after the other."""
+        """Check that events and recoveries fit into the fit, one after the other."""
         assert self._clock is not None
         timeline = self._clock.timeline(*self._clock.start_step())
         step = timeline.start

@@ -47,10 +47,10 @@ from regrow.utils.errors import ConfigError, StateError, check_count
 def check_settings(
     compact: object, keep_removed: object, latency_ms: float | None, sparsity_given: bool
 ) -> None:
-    """Refuses settings that have no meaning, alone or beside each other.
+    """Check that the settings are valid, alone and together.
 
     Raises:
-        ConfigError: Naming the setting and what may stand there.
+        ConfigError: Naming the setting and its allowed values.
     """
     if compact not in ("end", "event", None):
         raise ConfigError(f"compact must be 'end', 'event' or None, got {compact!r}")
@@ -120,7 +120,7 @@ def recalibrate_on(trainer: pl.Trainer, module: pl.LightningModule, count: int) 
     module.to(before)
 
 
-# An object of its own, so that 0.5 written by a user is told from 0.5 left alone.
+# A separate object, to distinguish 0.5 written by a user from the default.
 DEFAULT_SPARSITY: Final = float("0.5")
 
 

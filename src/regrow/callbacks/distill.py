@@ -39,7 +39,7 @@ class Distill(Callback):
     `training_step` returns. The teacher sees exactly what the student's network was called with.
     It is a copy that belongs to the callback: in eval mode, without gradients, in no optimizer,
     `state_dict`, DDP bucket or checkpoint; a checkpoint holds its hash, and a resumed fit with
-    another teacher is refused. Logs `distill/loss`, the second term without its weight.
+    another teacher raises an error. Logs `distill/loss`, the second term without its weight.
 
     Args:
         teacher: A module, which is called as the student's network is; the path of a checkpoint,
@@ -48,7 +48,7 @@ class Distill(Callback):
             the run's dense control in its place.
         temperature: T, above 0.
         weight: In (0, 1].
-        network: The submodule that the teacher stands in for: it is called with data, once a step.
+        network: The submodule that the teacher replaces: it is called with data, once a step.
             None: the module itself, called as `self(x)`.
         logits: What gives the student's logits: a submodule's name, or else a key of the dict that
             `training_step` returns. None: the network's output.
@@ -157,7 +157,7 @@ class Distill(Callback):
         self._release()
 
     def _student(self, module: nn.Module) -> nn.Module:
-        """What the teacher stands in for."""
+        """The submodule that the teacher replaces."""
         if not self.network:
             return module
         named = dict(module.named_modules())
@@ -229,7 +229,7 @@ class Distill(Callback):
         return _tensor(self.teacher(*call.args, **call.kwargs), "the teacher")
 
     def _check_same_settings(self, state: Mapping[str, Any]) -> None:
-        """Refuses to go on with another teacher, or other settings.
+        """Check that teacher and settings are those of the checkpoint.
 
         Raises:
             StateError: Naming what differs.

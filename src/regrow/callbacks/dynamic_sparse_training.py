@@ -43,12 +43,12 @@ from regrow.utils.modes import no_compile
 class DynamicSparseTraining(PruningCallback[Pruner]):
     """Trains a sparse network whose masks move: RigL, SET, SNFS, or static masks.
 
-    Masks are drawn by lot at the fit's first step. Then, every `every` until `end`, each layer
-    drops its weakest weights and grows as many elsewhere, fewer from update to update by a cosine;
-    the number of kept weights never changes, layer by layer.
+    Masks are drawn at random at the first step of the fit. Then, every `every` until `end`, each
+    layer drops its weakest weights and grows as many elsewhere, fewer from update to update by a
+    cosine; the number of kept weights of a layer never changes.
 
-    Growth by gradient or momentum acts within the update step, on its dense gradients; by lot, at
-    the batch's start. `SparsityMonitor` logs `pruning/overlap` (of the masks before and after the
+    Growth by gradient or momentum happens within the optimizer step, on its dense gradients; random
+    growth before the batch. `SparsityMonitor` logs `pruning/overlap` (of the masks before and after the
     last update) and `pruning/explored` (the fraction of places that were ever kept).
     Averages (EMA, SWA) follow the masks.
 
@@ -61,7 +61,7 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         init: With what value they come back: see `regrow.pruning.initializers`.
         drop_fraction: Share of a layer's kept weights that the first update would drop, in (0, 1).
         every: Time between updates: "100it", "1ep", a fraction of the fit.
-        end: From when on masks stand still.
+        end: When masks stop changing.
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
             Linear weights.
         exclude: Patterns of those to leave dense; "@first", "@last", "@depthwise" name layers.
@@ -69,7 +69,7 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         seed: For the masks drawn at the start, growth and initialisers.
         skip_update: Whether the step whose gradients grew weights changes masks only, as in RigL's
             paper; else it trains the grown weights too.
-        keep_removed: Whether removed values go to the vault, for `unprune` and `init="removed"`.
+        keep_removed: Whether removed values are stored, for `unprune` and `init="removed"`.
         on_change: What a resume does if max_epochs, batch size or ranks moved the updates still to
             come: "refuse", "keep" their steps, or "stretch" them.
 
@@ -238,7 +238,7 @@ class DropGrow(GradualMagnitude):
             pruner.remember_original()  # masks may be there already, or be made by hand
         if not self.moves or timeline.total == 0 or session.time.dry_run:
             return
-        if session.is_as_sparse(()):  # masks of an earlier fit go on moving
+        if session.is_as_sparse(()):  # masks of an earlier fit keep moving
             progress.start = session.final
         progress.plan = session.resolve(timeline, progress.start)
         self.end = self.updates.stop(timeline)

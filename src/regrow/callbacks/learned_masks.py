@@ -36,7 +36,7 @@ from regrow.utils.modes import no_compile
 
 
 def check_not_masked(pruner: Pruner) -> None:
-    """Refuses a model that is partly pruned.
+    """Check that no weight is pruned yet.
 
     Raises:
         ConfigError: Saying what to do.
@@ -49,7 +49,7 @@ def check_not_masked(pruner: Pruner) -> None:
 
 
 def rate_factor(optimizer: Optimizer, parameter: nn.Parameter) -> float:
-    """Where the schedule of a parameter's learning rate stands: 1 at its peak, or without one.
+    """The learning-rate factor of a parameter's schedule: 1 at its peak, or without one.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -111,7 +111,7 @@ def check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
 
 
 def check_same_learning(was: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuses to go on from a checkpoint whose masks were learned in another way.
+    """Check that the masks of a checkpoint were learned with the same settings.
 
     Raises:
         StateError: Naming what it was and what it is now.
@@ -133,7 +133,7 @@ def resumed_first(planned: int, first: int, on_change: str) -> int:
         on_change: What to do where they differ: "refuse", "keep" or "stretch".
 
     Raises:
-        ConfigError: If they differ and that is refused.
+        ConfigError: If they differ and `on_change` is "refuse".
 
     Example:
         >>> resumed_first(10, 20, "stretch")

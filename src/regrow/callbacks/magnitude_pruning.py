@@ -21,7 +21,7 @@ from regrow.schedules.registry import make_schedule
 from regrow.schedules.time import TimeLike
 from regrow.utils.errors import ConfigError, check_keep_removed
 
-# An object of its own, so that 0.9 written by a user is told from 0.9 left alone.
+# A separate object, to distinguish 0.9 written by a user from the default.
 DEFAULT_SPARSITY: Final = float("0.9")
 
 
@@ -51,7 +51,7 @@ class MagnitudePruning(PruningCallback[Pruner]):
         exclude: Patterns of those to leave dense; "@first", "@last", "@depthwise" name layers.
         rewind: Where weights and learning rate go back to after each event: "500it", "3ep", "0it",
             or a `Rewind` with settings of its own.
-        soft: Whether dense weights go on learning beneath the masks and may come back at the next
+        soft: Whether dense weights keep training under the masks and may return at the next
             event (dynamic network surgery): the network computes with masked weights, the
             optimizer updates dense ones. Costs one more copy of the weights.
         keep_removed: What is kept for `unprune`, one compact tensor a parameter in host memory and

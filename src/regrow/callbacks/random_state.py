@@ -14,11 +14,11 @@ class RandomState(Callback):
     """Saves the global random generators in checkpoints and restores them on resume.
 
     They are PyTorch's (CPU and every CUDA device), NumPy's legacy one and Python's `random`:
-    dropout and whatever else draws from them then goes on bit for bit. They are restored in
+    dropout and whatever else draws from them then continues bit-exactly. They are restored in
     `on_train_start`, after sanity checking. Callbacks whose own `on_train_start` draws numbers
     belong before this one in the list.
 
-    In distributed training Lightning saves the callbacks of rank 0 only. Rank 0 goes on exactly;
+    In distributed training Lightning saves the callbacks of rank 0 only. Rank 0 continues exactly;
     every other rank is seeded from rank 0's state and its own number: different on every rank, the
     same whenever that checkpoint is resumed, but not what an uninterrupted run draws. (regrow's
     data loaders do not depend on global generators and stay exact on all ranks.)

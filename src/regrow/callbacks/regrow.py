@@ -36,7 +36,7 @@ from regrow.utils.errors import ConfigError, StateError, check_choice, suggest
 
 
 class Regrow(Callback):
-    """Brings pruned weights back while training goes on; see `regrow.pruning.pruner.Undo.regrow`.
+    """Let pruned weights return during training; see `regrow.Pruner.regrow`.
 
     Acts on the Trainer's pruning callback at a batch's start; where growth looks at gradients,
     within that batch's step, on the dense gradients before any callback masks them. Events of the

@@ -37,7 +37,7 @@ class Rewind(Callback):
     """Answers each prune event by going back to an earlier step: lottery tickets.
 
     Weights that go back are all parameters and buffers, biases, normalisation and its running
-    statistics included; masks are enforced on them at once. The fit itself goes on: global step,
+    statistics included; masks are enforced on them at once. The fit itself continues: global step,
     epochs and the order of data do not go back. An average (EMA) begins anew with the weights.
 
     A learning-rate schedule must span one round (`lr_schedule_steps`); what is left of a round
@@ -131,7 +131,7 @@ did you mean 'weights'?
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._check(trainer)  # where a pruner stands behind this callback in the list
+        self._check(trainer)  # if a pruner comes later in the list
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
@@ -253,7 +253,7 @@ did you mean 'weights'?
             Averages(trainer).restart(pl_module, int(trainer.global_step))
 
     def _check(self, trainer: pl.Trainer) -> None:
-        """Refuses, before training, a plan or a schedule that rewinding does not fit."""
+        """Check, before training, that plan and schedule can be rewound."""
         pruners = pruning_callbacks(trainer)
         if self._timeline is None or not all(pruner.progress.started for pruner in pruners):
             return

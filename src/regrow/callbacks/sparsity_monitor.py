@@ -27,7 +27,7 @@ class SparsityMonitor(Callback):
 
     Args:
         layers: Whether densities of single layers are logged.
-        prog_bar: Whether the sparsity stands in the progress bar.
+        prog_bar: Whether to show the sparsity in the progress bar.
 
     Raises:
         ConfigError: If no pruning callback is there to be monitored.

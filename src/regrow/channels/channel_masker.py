@@ -55,7 +55,7 @@ def initial_channel(
 
 
 def channel_norms(group: Group, held: Mapping[str, Tensor]) -> Tensor:
-    """Euclidean norm of what the vault holds of each channel."""
+    """Euclidean norm of the stored values of each channel."""
     total = torch.zeros(group.size, dtype=torch.float64)
     for (name, dim), channels in group.members.items():
         values = held.get(name)
@@ -82,7 +82,7 @@ def read_columns(
 
 
 def restore_buffer(name: str, buffer: Tensor, places: Tensor, held: Tensor | None) -> None:
-    """A buffer of returning channels: what is held of it, else mean 0 and variance 1 of a norm."""
+    """Set a buffer of returning channels: stored values, else mean 0 and variance 1 of a norm."""
     if held is not None:
         buffer[places] = held.to(buffer.device, buffer.dtype)[places]
     elif name.endswith(STATISTICS):
@@ -95,7 +95,7 @@ def rank_channels(
     seed: tuple[int, int],
     held: Mapping[str, Tensor] | None,
 ) -> dict[tuple[str, int], float]:
-    """A number for each masked channel: the norm of what is held of it, or a random one."""
+    """A number for each masked channel: the norm of what is stored of it, or a random one."""
     ranks: dict[tuple[str, int], float] = {}
     for group in groups:
         if group.name not in pool:

@@ -97,7 +97,7 @@ class ChannelConfig(NamedTuple):
         }
 
     def check_matches(self, words: Mapping[str, Any]) -> None:
-        """Refuses to go on from a checkpoint that was pruned in another way.
+        """Check that a checkpoint was pruned with the same settings.
 
         Raises:
             StateError: Naming what it was and what it is now.

@@ -43,7 +43,7 @@ def l2(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def bn_scale(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Absolute scale of the batch norms on a channel, as it stands (Liu et al. 2017).
+    """Absolute scale of the batch norms on a channel (Liu et al. 2017).
 
     Train with `slimming` in the loss, which makes scales of useless channels small.
 
@@ -91,7 +91,7 @@ def fpgm(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def random(seed: int) -> ChannelCriterion:
-    """Scores by lot, the same for the same seed and group."""
+    """Random scores, the same for the same seed and group."""
 
     def draw(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{group.name}".encode()))

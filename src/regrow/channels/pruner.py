@@ -50,7 +50,7 @@ class ChannelPruner(BasePruner):
         example_input: A batch of two or more examples; a tuple holds positional arguments, a dict
             keyword arguments.
         method: How channels are ranked and counted.
-        keep_removed: Whether removed values go to a vault, for `unprune` and `expand`.
+        keep_removed: Whether removed values are stored, for `unprune` and `expand`.
 
     Attributes:
         pins: Groups that a trial at the start could not cut, with what broke.
@@ -135,7 +135,7 @@ class ChannelPruner(BasePruner):
         return round(sparsity * 1_000_000)
 
     def check_reachable(self, sparsity: float) -> None:
-        """Refuses a sparsity that rounding and floors put out of reach, and criteria that fail.
+        """Check that a sparsity can be reached with rounding and minimum counts.
 
         Raises:
             ConfigError: With the largest one that can be had.

@@ -24,7 +24,7 @@ class Sizes:
     """Counts what remains, for any choice of channels.
 
     A weight costs as many MACs as it has output positions; products without weights (attention)
-    are counted as they stand.
+    are counted as they are.
 
     Args:
         model: The dense model.

@@ -92,7 +92,7 @@ class SparsityController:
 
 @dataclass
 class LearningWindow:
-    """From which step to which masks are learned, and where that stands.
+    """The steps in which masks are learned, and the progress.
 
     Attributes:
         target: The sparsity that is learned.

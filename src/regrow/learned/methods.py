@@ -215,7 +215,7 @@ class L0(MaskMethod):
 
 @dataclass(frozen=True)
 class EdgePopup(MaskMethod):
-    """The highest |s| of each layer, exactly as many as asked for; weights stand still."""
+    """The highest |s| of each layer, exactly as many as asked for; weights are not trained."""
 
     needs_topk: ClassVar[bool] = True
     lr_range: ClassVar[float] = 5.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""LearnedPruner."""
+"""LearnedPruner: masks that are functions of learned scores."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from regrow.pruning.transaction import atomic
 
 
 class LearnedPruner(Pruner):
-    """Masks of one model that are learned.
+    """A pruner whose masks are learned together with the weights.
 
     Args:
         model: The model; parameters are changed in place, never replaced, and no module is touched.
         method: Its criterion is a learner's margins.
-        keep_removed: What goes to the vault when the masks are hardened: the dense values.
+        keep_removed: What is stored when the masks are fixed: the dense values.
 
     Attributes:
         learner: Dense weights and scores.
@@ -53,9 +53,9 @@ class LearnedPruner(Pruner):
         return {t.name: 1 - zeros[t.name] / t.parameter.numel() for t in self.targets}
 
     def harden(self, sparsity: float, optimizers: Iterable[Optimizer] = ()) -> HistoryEntry:
-        """Turns what was learned into ordinary masks: exactly `sparsity`, by the margins.
+        """Turn learned masks into fixed ones: exactly `sparsity`, by the margins.
 
-        Weights that are kept have their effective values; the vault takes dense ones of the rest.
+        Kept weights have their effective values; the dense values of the others are stored.
         """
         entry = self.prune_to(sparsity, optimizers)
         entry["learned"] = self.learner.course.share
@@ -67,7 +67,7 @@ class LearnedPruner(Pruner):
         self.learner.settle()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is held, and what is being learned."""
+        """Return the state of the pruner and of the learner."""
         state = {key: value for key, value in super().state_dict().items() if key != SEAL}
         return with_digest(state | {"learner": self.learner.state_dict()})
 
@@ -84,7 +84,7 @@ class LearnedPruner(Pruner):
             parameter.copy_(torch.where(mask, parameter, dense))
 
     def _highest(self) -> dict[str, Tensor]:
-        """The masks of the highest scores, as many as are due, for a rule that chooses."""
+        """Masks of the highest scores, at the sparsity of this step, for methods that rank."""
         if not (self.learner.method.needs_topk and self.learner.active):
             return {}
         course = self.learner.course

@@ -171,7 +171,7 @@ class Reparametrization:
         self._inside.difference_update(names)
 
     def settle(self) -> None:
-        """Puts effective weights in where a step was skipped, or noise still stands."""
+        """Write effective weights where a step was skipped or noise is left."""
         if self._inside or self._noise:
             for scores in self.scores.values():
                 scores.grad = None

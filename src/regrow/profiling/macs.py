@@ -22,7 +22,7 @@ from regrow.utils.names import named_parameters
 _ATEN = torch.ops.aten
 
 
-# Where the two factors of each product stand among its arguments.
+# The positions of the two factors of each product among its arguments.
 _FACTORS = {
     _ATEN.mm: slice(0, 2),
     _ATEN.bmm: slice(0, 2),
@@ -55,7 +55,7 @@ def positions(model: nn.Module, example_input: Any) -> dict[str, float]:
         example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
 
     Returns:
-        Positions by parameter name; a shared parameter stands under each of its names.
+        Positions by parameter name; a shared parameter is listed under each of its names.
 
     Raises:
         ConfigError: If the example has no batch dimension.

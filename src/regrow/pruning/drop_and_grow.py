@@ -58,7 +58,7 @@ BETA = 0.9
 def draw_masks(
     pruner: Pruner, sparsity: float, optimizers: Iterable[Optimizer] = ()
 ) -> HistoryEntry:
-    """Prunes by lot, to the layer densities of the pruner's distribution: the masks to start from.
+    """Prune at random to the layer densities of the distribution: the masks to start from.
 
     Returns:
         The new entry of `history`.
@@ -154,7 +154,7 @@ def update_gradient_momentum(pruner: Pruner, optimizer: Optimizer | None = None)
     m = 0.9 m + 0.1 g, from m = 0.
 
     Args:
-        pruner: Whose `momenta` go on.
+        pruner: Whose `momenta` are updated.
         optimizer: Only gradients of its parameters are fresh; None: all.
 
     Source: Dettmers and Zettlemoyer 2019, section 3.1.
@@ -205,7 +205,7 @@ def _move(
     """What one layer drops and grows."""
     name, parameter, shard = target.name, target.parameter, target.shard
     by = criterion is magnitude
-    # another number of event, because what is dropped and grown by lot is drawn twice
+    # another event number, because random drop and random growth both draw
     drawn = (seed[0], ~seed[1])
     scores: ScoresLike = target.weight
     if not by:

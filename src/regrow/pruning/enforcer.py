@@ -4,7 +4,7 @@
 The working mask is an integer of the weight's width, 0 where pruned and -1 where kept, so that one
 `bitwise_and_` at memory speed yields exactly +0.0 whatever stood there: -0.0, NaN and Inf too.
 
-Around each optimizer step the dense values stand in the parameter, so that any optimizer updates
+Around each optimizer step the parameter contains the dense values, so that any optimizer updates
 them with the gradients of the masked network; outside it the parameter is masked. What is pruned
 may come back at the next event, with the value it has learned.
 
@@ -287,7 +287,7 @@ class SoftMaskEnforcer(MaskEnforcer):
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__(parameters)
         self._dense: dict[str, Tensor] = {}
-        self._inside = False  # whether the dense values stand in the parameters
+        self._inside = False  # whether the parameters contain the dense values
 
     @torch.no_grad()
     def set_mask(self, name: str, mask: Tensor) -> None:
@@ -335,7 +335,7 @@ class SoftMaskEnforcer(MaskEnforcer):
             self.weights()
 
     def dense(self, name: str) -> Tensor:
-        """One parameter's dense values, whether they stand in it or not; not to be changed."""
+        """One parameter's dense values, whether it contains them or not; not to be changed."""
         return self._latest(name) if name in self._dense else self.data(name)
 
     def dense_values(self) -> dict[str, Tensor]:
@@ -350,7 +350,7 @@ class SoftMaskEnforcer(MaskEnforcer):
             dense[~self.mask(name)] = values[name].to(dense.device, dense.dtype)
 
     def _latest(self, name: str) -> Tensor:
-        """The dense values, with what stands in the parameter where it is kept."""
+        """The dense values, with those of the parameter where it is kept."""
         parameter, dense = self.data(name), self._dense[name]
         if self._inside:
             return parameter

@@ -22,13 +22,13 @@ _WORDS = ("all", "regrown")
 
 
 class Freezer:
-    """Lets some places of a model's parameters train and holds the others.
+    """Trains some positions of a model's parameters and freezes the others.
 
     Before a step the gradients of held places are zeroed, so that clipping counts what trains
     alone; after it their values are put back, whatever momentum or weight decay made of them.
     Nothing is kept between two steps, so what others write into the model then stays. Buffers
-    (running statistics) are no parameters and go on. Costs one copy of the held parameters a step;
-    nothing while all train.
+    (running statistics) are not parameters and keep changing. Costs one copy of the frozen
+    parameters a step; nothing while all train.
 
     Args:
         model: The model; a compiled one is seen through.

@@ -224,7 +224,7 @@ def _scores(
 def check_supports_sharding(
     growth: GrowthCriterion, initializer: Initializer, targets: Iterable[Target]
 ) -> None:
-    """Refuses rules and initialisers that need more of a sharded parameter than a rank's rows.
+    """Check that criterion and initializer need only the local rows of sharded parameters.
 
     Raises:
         ConfigError: Naming the parameter and what to write.

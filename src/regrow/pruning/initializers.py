@@ -33,7 +33,7 @@ class RegrownWeights:
         generator: For draws, on the CPU, so that every device and rank draws the same.
         input_dim: The dimension of inputs, 1 or 0; None where there is none.
         groups: Groups of the convolution; its weight holds `in / groups` inputs.
-        removed: What the vault holds, at pruned places; None where nothing was kept.
+        removed: Stored values of pruned weights; None where nothing was stored.
         original: The weight at the remembered step; None where nothing was remembered.
         shard: Which rows of a sharded parameter all of these are; None: they are whole.
     """

@@ -38,14 +38,14 @@ from regrow.utils.optimizers import trained_parameters
 
 
 class Pruner(BasePruner):
-    """Masks of one model: prunes, enforces, remembers.
+    """Prunes single weights, n:m groups or blocks of one model, and restores them.
 
     Args:
         model: The model; parameters are changed in place, never replaced, and no module is touched.
         method: How to rank and group.
-        keep_removed: What goes to a vault, for `unprune`: values (True), with optimizer moments
+        keep_removed: What is stored for `unprune`: values (True), with optimizer moments
             ("moments"), or nothing (False).
-        soft: Whether dense values go on learning beneath the masks; they are then what comes back.
+        soft: Whether dense values keep training under the masks; they are then what returns.
 
     Attributes:
         needs_gradients: Whether an event must wait until gradients are there.
@@ -73,7 +73,7 @@ class Pruner(BasePruner):
         selection = select_targets(model, self.method.include, self.method.exclude)
         self.state = MaskState(model, selection, keep_removed, soft, self.method.seed)
         self.criterion = get_criterion(self.method.criterion)
-        # asked at every step, and slow to find out
+        # read at every step, and slow to compute
         self.needs_gradients = needs_gradients(self.criterion)
         self.collects_gradients = isinstance(self.criterion, TrackingCriterion)
         self.granularity = make_granularity(self.method.granularity)
@@ -114,7 +114,7 @@ class Pruner(BasePruner):
         return round(sparsity * weights / self.granularity.weights)
 
     def check_reachable(self, sparsity: float) -> None:
-        """Tries masks of a final sparsity, by magnitude, and throws them away.
+        """Check that a final sparsity can be reached, by computing masks by magnitude.
 
         Raises:
             ConfigError: If the layers cannot have it; better now than at the last event.
@@ -131,9 +131,9 @@ class Pruner(BasePruner):
         own: Mapping[str, float] | None = None,
         scores: Mapping[str, Tensor] | None = None,
     ) -> HistoryEntry:
-        """Prunes until `sparsity` of all prunable weights is masked, and enforces it.
+        """Prune until `sparsity` of all prunable weights is masked, and enforce it.
 
-        What is pruned stays pruned. 0 brings everything back, at zero.
+        Pruned weights stay pruned. 0 makes everything dense, with zeros.
 
         Args:
             sparsity: Fraction of all prunable weights (never of what remains); of those without a
@@ -255,7 +255,7 @@ class Pruner(BasePruner):
         return self.record_event("regrow", before, **more)
 
     def hook(self, optimizer: Optimizer | Iterable[Optimizer]) -> Handle:
-        """Holds the masks through a training loop of your own, as they change.
+        """Enforce the masks in a training loop, as they change.
 
         Gradients are masked before each `optimizer.step()`, weights after it; the present ones now.
 
@@ -281,7 +281,7 @@ class Pruner(BasePruner):
         return Handle(hook(each) for each in optimizers for hook in hooks)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
-        """Lets a tracking criterion take in this step's gradients, of one optimizer or of all."""
+        """Let a tracking criterion read this step's gradients, of one optimizer or of all."""
         if not isinstance(self.criterion, TrackingCriterion):
             return
         trained = set() if optimizer is None else trained_parameters(optimizer)
@@ -289,12 +289,12 @@ class Pruner(BasePruner):
         for target in self.targets:
             grad = target.grad
             if grad is not None and (optimizer is None or id(target.parameter) in trained):
-                # what is masked goes on gathering evidence, by the value it would come back with
+                # pruned weights keep collecting, by the value they would return with
                 weight = target.weight if soft is None else soft.dense(target.name)
                 self.criterion.update(target.name, weight, grad)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is held, and the criterion's evidence."""
+        """Return the state of masks and criterion; see `MaskStateDict`."""
         criterion = self.criterion
         tracked = criterion.state_dict() if isinstance(criterion, TrackingCriterion) else {}
         tracked = self.shards.gather(tracked)
@@ -311,7 +311,7 @@ class Pruner(BasePruner):
         return [t for t in self.targets if t.name not in self.layer_targets] or list(self.targets)
 
     def _check_sharding(self) -> None:
-        """Refuses what needs whole layers where ranks hold parts of them."""
+        """Check that nothing needs whole layers if ranks store parts of them."""
         for target in self.targets:
             shard = target.shard
             if shard is None:
@@ -335,7 +335,7 @@ class Pruner(BasePruner):
         own: Mapping[str, float],
         scores: Mapping[str, Tensor] | None,
     ) -> list[Tensor]:
-        """The masks of the next event; if they cannot be had, all is as it was."""
+        """Compute the masks of the next event; an error changes nothing."""
         kept = list(map(self.enforcer.kept, self.enforcer.parameters))
         if isinstance(self.enforcer, SoftMaskEnforcer):  # all compete, by their dense values
             kept = [None] * len(kept)
@@ -347,7 +347,7 @@ class Pruner(BasePruner):
                 method = method._replace(criterion=Scores(scores))
             return choose_masks(method, self.targets, kept, sparsity, own, event)
         except BaseException:
-            self.enforcer.weights()  # soft pruning's dense values go out again
+            self.enforcer.weights()  # take the dense values of soft pruning out again
             raise
 
     def _check_not_below(self, sparsity: float) -> None:

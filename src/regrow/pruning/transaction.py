@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class Transaction:
-    """Knows whether a change was left half done.
+    """Knows whether a change of masks was left incomplete.
 
     A change is chosen first, which takes most of its memory, and then made. Fails the choice, all
     is as it was. Fails the making, as where memory runs out, nothing is copied to take it back,
-    because there is no memory for it: the masks are refused from then on.
+    because there is no memory for it: from then on, saving and training raise an error.
 
     Example:
         >>> changes = Transaction()
@@ -42,15 +42,15 @@ class Transaction:
         self.failed: str | None = None
 
     def mark_started(self) -> None:
-        """Says that something is about to be changed."""
+        """Note that something is about to change."""
         self.started += 1
 
     def reset(self) -> None:
-        """Says that everything is set anew."""
+        """Note that everything was set again."""
         self.failed = None
 
     def check(self) -> None:
-        """Refuses masks that were left half changed.
+        """Check that the last change was completed.
 
         Raises:
             StateError: Saying by what, and what to do.

@@ -51,7 +51,7 @@ def _few_seeds(series: Sequence[Series]) -> Iterator[Advice]:
 
 
 def _overlapping(series: Sequence[Series]) -> Iterator[Advice]:
-    """Pairs of methods that cannot be told apart where they meet."""
+    """Pairs of methods whose intervals overlap."""
     pairs = [
         (a.x["sparsity"].mean, f"At {_at(a)}: {_told(one, a)} and {_told(other, b)}.")
         for one, other in combinations(series, 2)
@@ -61,7 +61,7 @@ def _overlapping(series: Sequence[Series]) -> Iterator[Advice]:
     ]
     if pairs:
         yield Advice(
-            "Cannot be told apart: the intervals mean ± standard deviation overlap",
+            "No clear difference: the intervals mean ± standard deviation overlap",
             tuple(text for _, text in sorted(pairs)),
             "Do not rank these: say that they are level, or add seeds (seed=0,1,2,3,4).",
         )
@@ -232,7 +232,7 @@ def _starts(runs: Named) -> Iterator[Advice]:
 
 
 def _start(run: Run, any_epochs: bool) -> str:
-    """Where the weights before pruning came from; a difference in `_how` is told elsewhere."""
+    """Where the weights before pruning came from; `_how` covers other differences."""
     if run.settings.get("start") is not None:
         return str(run.settings["start"])
     trainer, optimizer = run.settings.get("trainer") or {}, run.settings.get("optimizer") or {}

@@ -146,7 +146,7 @@ def _no_number(word: str) -> None:
 
 
 def _check(where: str, given: Any, kinds: Mapping[str, type]) -> None:
-    """Refuses what lacks a field, or has another kind of value in it."""
+    """Check that all fields are there and have values of the right type."""
     for name, kind in kinds.items():
         if not isinstance(given, dict) or name not in given:
             raise DataError(f"{FILE} lacks {where}{name}: remove it and run the job again")
@@ -266,7 +266,7 @@ def _without_result(folder: Path) -> Lost:
     signs = [folder / CLAIMED, *metric_files(folder)]
     last = max((when for when in map(_when, signs) if when), default="")
     if (folder / CLAIMED).is_file():
-        reason = "no result yet: it is running, or was stopped; the same command goes on with it"
+        reason = "no result yet: it is running, or was stopped; rerun the command to resume it"
     else:
         reason = "not started yet"
     return Lost(folder, "unfinished", reason, when=last)

@@ -27,7 +27,7 @@ class Texts:
         self.places: dict[str, int] = {}
 
     def place(self, text: str) -> int:
-        """Where a text stands; it is added if it is new."""
+        """The index of a text; it is added if it is new."""
         return self.places.setdefault(text, len(self.places))
 
 

@@ -183,7 +183,7 @@ def _network(block: Mapping[str, Any]) -> Values:
 
 
 def _ratios(run: Run, block: Mapping[str, Any]) -> Values:
-    """How a network stands to the dense control of the same run."""
+    """Ratios of a network to the dense baseline of the same run."""
     result, drop = run.result, run.dense["accuracy"] - block["accuracy"]
     return {
         "compression": result.get("compression", 1.0),

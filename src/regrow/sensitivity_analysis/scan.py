@@ -79,7 +79,7 @@ def sensitivity(
     exclude: Iterable[str] | None = None,
     seed: int = 0,
 ) -> Sensitivities:
-    """Prunes one layer after the other, evaluates, and puts it back to the bit.
+    """Prune one layer after the other, evaluate, and restore it bit-exactly.
 
     Says where to prune, before pruning. Nothing is trained: what a layer loses here says how it
     compares with others, not what is lost after fine-tuning. The model runs in eval mode, without
@@ -87,7 +87,7 @@ def sensitivity(
 
     Args:
         model: The model; unchanged afterwards, also where `evaluate` fails.
-        evaluate: Gives a model's accuracy, higher is better. Use validation data: whoever chooses
+        evaluate: Returns the accuracy of a model, higher is better. Use validation data: choosing
             where to prune on the test set has used it up.
         sparsities: Fractions in (0, 1) of a layer's weights, or of a group's channels, those that
             are pruned already included. One unit stays always.
@@ -165,7 +165,7 @@ def scan(
         evaluate: Gives its accuracy.
         parts: What is pruned alone.
         sparsities: Of each part.
-        accuracy: Of the model as it is; stands where a part has that sparsity already.
+        accuracy: Of the model as it is; used where a part has that sparsity already.
         totals: Parameters and MACs of the model.
     """
     params, macs = totals
@@ -191,7 +191,7 @@ def scan(
 
 @contextmanager
 def zeroed(model: nn.Module, zeros: Zeros) -> Iterator[None]:
-    """Zeros at some places; afterwards the parameters are as they were, to the bit."""
+    """Set some weights to zero; afterwards the parameters are restored bit-exactly."""
     saved = [(parameter, parameter.detach().clone()) for parameter, _ in zeros]
     try:
         for parameter, places in zeros:

@@ -57,7 +57,7 @@ def _title(found: Sensitivities, options: ScanOptions) -> str:
 
 
 def _colours(found: Sensitivities) -> dict[str, str]:
-    """From the first layer (blue) to the last (red): where in the network it stands."""
+    """Colors from the first layer (blue) to the last (red)."""
     count = max(1, len(found.rows) - 1)
     shades = [colorsys.hls_to_rgb(0.62 * (1 - i / count), 0.45, 0.65) for i in range(count + 1)]
     codes = ["#" + "".join(f"{round(255 * part):02x}" for part in shade) for shade in shades]

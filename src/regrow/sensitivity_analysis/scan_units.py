@@ -192,7 +192,7 @@ def _zeros(
 
 
 def _gone(group: Group, tensors: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> Tensor:
-    """Which channels are masked wherever they stand, as a bool vector."""
+    """Which channels are masked in all their parameters, as a bool vector."""
     alive = torch.zeros(group.size + 1, dtype=torch.bool)
     for (name, dim), channels in group.members.items():
         if name not in tensors:

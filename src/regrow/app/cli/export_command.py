@@ -161,7 +161,7 @@ def _repeats(cfg: DictConfig) -> int:
 def _summary(done: Exported, what: str) -> str:
     size = f"{os.path.relpath(done.path)}: {done.bytes:,} bytes, checked on {what}"
     if done.to == "safetensors":
-        return f"{size}: the same weights to the bit, regrow.channels.load makes the network of it"
+        return f"{size}: bit-identical weights; regrow.channels.load restores the network"
     batch = "any batch size"
     if done.batch is not None:
         batch = f"batches of {done.batch} only ({done.reason})"

@@ -96,7 +96,7 @@ class Averages:
         self.copy_from_model(module)
         for callback, average in self._running:
             average.n_averaged.zero_()
-            # one that stands behind us in the list would count the present weights twice
+            # one that comes later in the list would count the present weights twice
             callback.load_state_dict(callback.state_dict() | {"latest_update_step": step})
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class Averages:
 
 
 def check_averages_complete(trainer: pl.Trainer, pruned: Mapping[str, nn.Parameter]) -> None:
-    """Refuses averages that lack some of what is pruned, or cannot hold it.
+    """Check that averages contain all pruned parameters in a fitting type.
 
     Args:
         trainer: With its fit set up.

@@ -65,7 +65,7 @@ class Callback(pl.Callback):
         changes_shapes: Whether it cuts channels out of parameters.
         learns_masks: Whether its masks are trained.
         tracks_gradients: Whether it keeps a statistic of each weight from step to step.
-        soft: Whether pruned weights go on learning beneath the masks.
+        soft: Whether pruned weights keep training under the masks.
     """
 
     priority = 0

@@ -19,7 +19,7 @@ from regrow.utils.errors import StateError, write_error
 
 
 def check_format(state: Mapping[str, Any], known: int, name: str) -> None:
-    """Refuses the state of a callback that another version wrote.
+    """Check the format version of a saved state.
 
     Raises:
         StateError: Naming both formats, and what to do.

@@ -26,14 +26,14 @@ _SHARDED = (DeepSpeedStrategy, FSDPStrategy)
 
 
 def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner) -> None:
-    """All that is refused when a fit starts.
+    """All checks of a pruner when a fit starts.
 
     Raises:
         ConfigError: For a strategy, callback or optimizer that masks do not reach.
         StateError: For another model, or one whose parameters are no longer those masked.
     """
     check_same_model(module, pruner)
-    reshard_fsdp(module)  # else these stand in the parameters' place
+    reshard_fsdp(module)  # else these replace the parameters
     check_parameters_not_replaced(module, pruner)
     check_averages_complete(trainer, {target.name: target.parameter for target in pruner.targets})
     check_sharding_supported(trainer, pruner)
@@ -46,7 +46,7 @@ def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner
 
 
 def check_sharding_supported(trainer: pl.Trainer, pruner: BasePruner) -> None:
-    """Refuses what cannot be right where each rank keeps a part of the weights.
+    """Check what works if each rank keeps a part of the weights.
 
     Raises:
         ConfigError: Naming the strategy, or what does not go with sharded parameters.
@@ -84,7 +84,7 @@ def _unsharded(pruner: Pruner) -> str:
 
 
 def check_same_model(module: nn.Module, pruner: BasePruner) -> None:
-    """Refuses another model than the one that is masked.
+    """Check that the model is the one that is masked.
 
     Raises:
         StateError: Saying how masks are carried over.
@@ -97,7 +97,7 @@ def check_same_model(module: nn.Module, pruner: BasePruner) -> None:
 
 
 def check_parameters_not_replaced(module: nn.Module, pruner: BasePruner) -> None:
-    """Refuses a model whose parameters are no longer the ones that are masked.
+    """Check that the parameters of the model are the ones that are masked.
 
     Raises:
         StateError: Naming those that were replaced since.
@@ -112,7 +112,7 @@ def check_parameters_not_replaced(module: nn.Module, pruner: BasePruner) -> None
 
 
 def check_gradients_together(optimizers: Sequence[Optimizer], pruner: BasePruner) -> None:
-    """Refuses gradient criteria over parameters that no single optimizer holds together.
+    """Check that one optimizer trains all parameters that are ranked by gradients.
 
     Raises:
         ConfigError: Gradients of different optimizers are never there at the same moment.
@@ -126,7 +126,7 @@ def check_gradients_together(optimizers: Sequence[Optimizer], pruner: BasePruner
 
 
 def check_no_closures(optimizers: Sequence[Optimizer]) -> None:
-    """Refuses soft pruning with optimizers that call their closure several times a step.
+    """Check that no optimizer calls its closure several times a step.
 
     Raises:
         ConfigError: The forward pass would see masked weights once and dense ones after.

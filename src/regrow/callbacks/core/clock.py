@@ -56,7 +56,7 @@ class Clock:
         return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
 
     def start_step(self) -> tuple[int, int]:
-        """The step (or batch) and the epoch from which training goes on, asked before it does."""
+        """The step (or batch) and the epoch at which training continues; asked before it does."""
         step = self.current_step() + 1 if self.batches else self.current_step()
         return step, int(self.trainer.current_epoch)
 

@@ -13,7 +13,7 @@ from regrow.utils.errors import StateError
 
 
 def check_ranks_agree(trainer: pl.Trainer, enforcer: MaskEnforcer, when: str) -> None:
-    """Refuses to go on where ranks hold other masks or weights; three numbers a rank are sent.
+    """Check that all ranks have the same masks and weights; three numbers a rank are sent.
 
     Rows of sharded parameters are compared among the ranks that hold the same ones.
 

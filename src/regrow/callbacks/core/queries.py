@@ -34,7 +34,7 @@ def all_at_target(trainer: pl.Trainer) -> bool:
 
 
 def check_has_pruner(trainer: pl.Trainer, callback: pl.Callback, stage: str) -> None:
-    """Refuses a fit in which `callback` would have nothing to do.
+    """Check that the fit has a pruning callback, which `callback` needs.
 
     Raises:
         ConfigError: If the Trainer has no pruning callback.

@@ -78,7 +78,7 @@ class PruningStrategy(Generic[P]):
     Args:
         config: How weights or channels are ranked and grouped.
         keep_removed: Which removed values the pruner keeps, for `unprune`.
-        soft: Whether dense values go on learning beneath the masks.
+        soft: Whether dense values keep training under the masks.
     """
 
     constant_sparsity = False
@@ -314,7 +314,7 @@ class PruningSession(Generic[P]):
         self.strategy.after_plan(self, timeline)
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Load masks, plan and number of past events, to go on with an interrupted fit."""
+        """Load masks, plan and number of past events, to continue an interrupted fit."""
         self.strategy.before_resume(self, state)
         if state["final"] != self.final:
             raise StateError(

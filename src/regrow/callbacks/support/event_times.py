@@ -16,7 +16,7 @@ class EventTimes:
 
     Args:
         at: The times.
-        on_change: What a resume does if those still to come would now lie elsewhere: "refuse",
+        on_change: What a resume does if the remaining ones would now be at other steps: "refuse",
             "keep" their steps, or "stretch" them.
 
     Attributes:

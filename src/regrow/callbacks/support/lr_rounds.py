@@ -60,13 +60,13 @@ def round_length(trainer: pl.Trainer) -> int | None:
 def check_lr_schedules_fit(
     trainer: pl.Trainer, timeline: Timeline, steps: Sequence[int], back: int
 ) -> None:
-    """Refuses learning-rate schedules that were not built for one round.
+    """Check that learning-rate schedules span one round.
 
     Each is simulated to the end of the fit: what it reaches at all it must reach within a round,
     for later steps of it never come. Asked before the first step.
 
     Args:
-        trainer: Its schedulers stand at the beginning.
+        trainer: Its schedulers are at their first step.
         timeline: Of the fit.
         steps: Of the events, rising.
         back: The step, from the fit's first one, to which the schedule goes back.

@@ -170,7 +170,7 @@ def _loader_twin(loader: Any, count: int) -> Any:
     """A copy that shares the data and begins anew."""
     memo: dict[int, Any] = {}
     data = getattr(loader, "dataset", None)
-    if data is not None and not isinstance(data, IterableDataset):  # these may stand somewhere
+    if data is not None and not isinstance(data, IterableDataset):  # these may have a position
         memo[id(data)] = data
     for name, value in vars(loader).items():
         if isinstance(value, Tensor):

@@ -121,7 +121,7 @@ class RequestFile:
             self.path.replace(self.path.with_name(f"{self.path.name}.done"))
 
     def mark_rejected(self, why: str) -> None:
-        """Renames it to NAME.refused, the reason at its end.
+        """Rename it to NAME.refused, with the reason at its end.
 
         Raises:
             StateError: Where that cannot be written; the request stays.
@@ -176,7 +176,7 @@ def resolve_pruners(
 
 
 def check_request(trainer: pl.Trainer, order: RegrowRequest) -> None:
-    """Refuses an order that no later moment could fulfil.
+    """Check a request that could never be carried out.
 
     Raises:
         ConfigError: Saying what is lacking.

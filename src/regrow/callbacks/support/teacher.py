@@ -46,7 +46,7 @@ def make_teacher(given: Teacher, student: nn.Module) -> nn.Module:
 
     Args:
         given: A module; a checkpoint for a copy of the student; "start": the student as it is.
-        student: What the teacher stands in for.
+        student: The network that the teacher replaces.
 
     Raises:
         ConfigError: For None, and for a checkpoint of another architecture, naming what differs.
@@ -91,7 +91,7 @@ def digest(teacher: nn.Module) -> str:
 
 
 def check_teachers_agree(trainer: pl.Trainer, own: str) -> None:
-    """Refuses ranks with different teachers.
+    """Check that all ranks have the same teacher.
 
     Raises:
         StateError: On every rank alike.
@@ -137,7 +137,7 @@ def _load(teacher: nn.Module, path: Path) -> None:
 
 
 def _within(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights below the one prefix under which all of these names stand; '' comes first."""
+    """The weights below the one prefix that all of these names share; '' comes first."""
     first = next(iter(own))
     prefixes = [n.removesuffix(first) for n in weights if n == first or n.endswith(f".{first}")]
     for prefix in sorted(prefixes, key=len):
