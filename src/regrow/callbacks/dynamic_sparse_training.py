@@ -48,8 +48,8 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
     cosine; the number of kept weights of a layer never changes.
 
     Growth by gradient or momentum happens within the optimizer step, on its dense gradients; random
-    growth before the batch. `SparsityMonitor` logs `pruning/overlap` (of the masks before and after the
-    last update) and `pruning/explored` (the fraction of places that were ever kept).
+    growth before the batch. `SparsityMonitor` logs `pruning/overlap` (of the masks before and after
+    the last update) and `pruning/explored` (the fraction of weights that were ever kept).
     Averages (EMA, SWA) follow the masks.
 
     Args:
