@@ -26,7 +26,6 @@ from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint
 from regrow.callbacks.support.regrow_request import RequestFile
 from regrow.channels.latency_budget import LatencyTable
 from regrow.io.files import read_json, write_atomic, write_json
-from regrow.report.write import replace
 
 
 @contextmanager
@@ -95,7 +94,6 @@ WRITERS = {
     "json": ("a.json", lambda path: write_json(path, list(range(2000)))),
     "bytes": ("a.bin", lambda path: write_atomic(path, lambda file: file.write(b"x" * 9000))),
     "weights": ("a.pt", lambda path: write_atomic(path, lambda f: torch.save(net(), f))),
-    "report": ("a.html", lambda path: replace(path, "x" * 9000)),
     "table": ("a.json", a_table),
     "export": ("a.safetensors", lambda path: regrow.export(net(), path)),
 }

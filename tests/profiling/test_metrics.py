@@ -120,5 +120,5 @@ def test_what_does_not_fit_is_refused():
         Sparsity().update({"a": torch.ones(2)})
     with pytest.raises(StateError, match="c has no mask"):
         MaskOverlap().update({"a": masks(0)["a"], "b": masks(0)["b"]}, masks(0))
-    with pytest.raises(StateError, match=r"no positions are known of a, b, c, only of fc.weight"):
+    with pytest.raises(StateError, match=r"positions= has none of a, b, c, only fc.weight"):
         EffectiveMACs({"fc.weight": 1.0}).update(masks(0))

@@ -95,7 +95,7 @@ def test_a_point_tells_its_overrides_when_pointed_at(page):
 
 
 def test_the_dense_control_tells_its_spread(page):
-    text = pointed_at(page, "dense control", 20)
+    text = pointed_at(page, "dense baseline", 20)
     assert "top-1 97.10 ± 0.10 % (n = 3)" in text
     assert "of: gmp, imp" in text
 
@@ -196,7 +196,7 @@ def test_a_run_shows_its_layers_and_its_events(page):
 
 
 def test_a_lost_job_is_there_with_its_reason(page):
-    assert "DataError: no such file" in page.find("#lost")[0].text
+    assert "DataError: no such file" in page.find("#without-result")[0].text
 
 
 @pytest.mark.parametrize("width", [320, 390])

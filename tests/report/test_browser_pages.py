@@ -56,7 +56,7 @@ def test_a_collapsed_method_does_not_press_the_others_into_a_line(opened):
     low, high = page.js("return document.getElementById('plot')._fullLayout.yaxis.range")
     assert 86 < low < 88
     assert 97 < high < 100
-    assert "Further below than is shown: 1 of 3 points" in page.find("#size")[0].text
+    assert "Below the shown range: 1 of 3 points" in page.find("#size")[0].text
     Select(page.find("#within")[0]).select_by_visible_text("everything")
     low, _ = page.js("return document.getElementById('plot')._fullLayout.yaxis.range")
     assert low < 10
@@ -80,7 +80,7 @@ def test_very_many_rows_are_shown_in_part(opened):
     assert page.js(rows) == 1
     page.click("#table-levels")
     assert page.js(rows) == 500
-    assert page.find("#count")[0].text == "601 of 601 rows, the first 500 are shown"
+    assert page.find("#count")[0].text == "601 of 601 rows, first 500 shown"
 
 
 def test_a_page_of_failures_alone(chromium, tmp_path):
@@ -88,7 +88,7 @@ def test_a_page_of_failures_alone(chromium, tmp_path):
     (tmp_path / "a" / "run.json").write_text("{}")
     write_report(tmp_path)
     chromium.open(tmp_path / "report.html")
-    assert "the same command goes on" in chromium.find("#lost")[0].text
+    assert "the same command resumes it" in chromium.find("#without-result")[0].text
     for part in ("#accuracy", "#results", "#run", "#trouble"):
         assert not chromium.find(part)[0].is_displayed()
     assert chromium.troubles() == []

@@ -4,7 +4,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.report.curves import Curve, metric_files, read_curves, thinned
+from regrow.report.curves import Curve, downsample, find_metric_files, read_curves
 
 HEAD = "epoch,step,val/accuracy,train/loss,pruning/sparsity\n"
 
@@ -18,7 +18,7 @@ def put(folder, **parts):
 def test_parts_of_an_interrupted_run_come_first(tmp_path):
     names = [f"metrics_{i}" for i in (10, 2, 0)]
     put(tmp_path / "logs", metrics="", **dict.fromkeys(names, ""))
-    found = [file.name for file in metric_files(tmp_path)]
+    found = [file.name for file in find_metric_files(tmp_path)]
     assert found == ["metrics.0.csv", "metrics.2.csv", "metrics.10.csv", "metrics.csv"]
 
 
@@ -28,7 +28,7 @@ def test_the_later_part_has_the_last_word(tmp_path):
         metrics_0="0,10,0.5,,\n0,12,,0.9,\n1,20,0.6,,\n",
         metrics="1,20,0.7,,0.3\n2,30,0.8,,\n",
     )
-    assert read_curves(metric_files(tmp_path)) == [
+    assert read_curves(find_metric_files(tmp_path)) == [
         Curve("train/loss", [12], [0.9]),
         Curve("val/accuracy", [10, 20, 30], [0.5, 0.7, 0.8]),
     ]
@@ -36,19 +36,19 @@ def test_the_later_part_has_the_last_word(tmp_path):
 
 def test_what_is_no_number_is_left_out(tmp_path):
     put(tmp_path / "logs", metrics="0,10,nan,inf,\n0,,0.5,,\n0,x,0.5,,\n1,20,0.6,oops,\n1,30")
-    assert read_curves(metric_files(tmp_path)) == [Curve("val/accuracy", [20], [0.6])]
+    assert read_curves(find_metric_files(tmp_path)) == [Curve("val/accuracy", [20], [0.6])]
 
 
 def test_loggers_that_number_their_folders_are_found(tmp_path):
     put(tmp_path / "logs" / "version_0", metrics="0,10,0.5,,\n")
-    assert len(metric_files(tmp_path)) == 1
-    assert metric_files(tmp_path / "nothing") == []
+    assert len(find_metric_files(tmp_path)) == 1
+    assert find_metric_files(tmp_path / "nothing") == []
 
 
 @given(st.integers(0, 500), st.integers(2, 50))
 def test_thinning_keeps_the_ends_and_the_order(count, most):
     curve = Curve("loss", list(range(count)), [float(i) for i in range(count)])
-    found = thinned(curve, most)
+    found = downsample(curve, most)
     assert len(found.steps) == min(count, most)
     assert found.steps == sorted({*found.steps})
     assert found.values == [float(step) for step in found.steps]

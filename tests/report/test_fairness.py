@@ -58,7 +58,7 @@ def test_a_fair_comparison_has_no_warning(same):
 )  # fmt: skip
 def test_what_differs_is_named_with_its_methods(title, found, one, other):
     advice = both(one, other)[f"Different {title}"]
-    assert found in " ".join(advice.found)
+    assert found in " ".join(advice.findings)
     assert advice.todo.endswith(".")
 
 
@@ -74,12 +74,12 @@ def test_scratch_and_a_dense_training_of_its_own_are_fair_within_one_budget():
 
 def test_different_total_epochs():
     found = both(FIRST, {**FIRST, "dense_epochs": 8}, epochs=28)
-    assert "20 (gmp); 28 (imp)" in found["Different total epochs"].found[0]
+    assert "20 (gmp); 28 (imp)" in found["Different total epochs"].findings[0]
     assert "Different starting checkpoints" in found
 
 
 def test_unknown_total_epochs_are_said():
-    found = both({}, {"start": FILE}, epochs=None)["Different total epochs"].found[0]
+    found = both({}, {"start": FILE}, epochs=None)["Different total epochs"].findings[0]
     assert "20 (gmp); 20 after a checkpoint of unknown training (imp)" in found
 
 
@@ -112,4 +112,4 @@ def test_what_is_chosen_on_the_test_set(setting, warned):
     ],
 )
 def test_measured_otherwise(title, change, found):
-    assert found in both(**change)[title].found[0]
+    assert found in both(**change)[title].findings[0]

@@ -4,7 +4,7 @@
 import pytest
 from fake_results import result, runs, task
 
-from regrow.report.tasks import across, make_tasks
+from regrow.report.tasks import cross_task_advice, make_tasks
 
 CLOSE = "No clear difference: the intervals mean ± standard deviation overlap"
 
@@ -20,7 +20,7 @@ def warnings(*contents):
 def test_intervals_that_overlap_are_named_with_their_point():
     found = warnings(*seeds("gmp", 0.94, 0.95, 0.96), *seeds("imp", 0.945, 0.955, 0.965))
     assert found.keys() == {CLOSE}
-    (text,) = found[CLOSE].found
+    (text,) = found[CLOSE].findings
     assert text == "At 90 %: gmp 95.00 ± 1.00 % (n = 3) and imp 95.50 ± 1.00 % (n = 3)."
 
 
@@ -51,7 +51,7 @@ def test_sparsities_of_different_things_do_not_meet():
 
 def test_fewer_than_three_seeds():
     found = warnings(*seeds("gmp", 0.94, 0.95), *seeds("imp", 0.9, 0.91, 0.92))
-    assert found["Fewer than three seeds"].found == ("gmp at 90 %: 2.",)
+    assert found["Fewer than three seeds"].findings == ("gmp at 90 %: 2.",)
     assert "Fewer than three seeds" not in warnings(*seeds("gmp", 0.9, 0.91, 0.92))
 
 
@@ -62,7 +62,7 @@ def test_one_seed_has_no_interval():
 def test_tasks_are_told_apart():
     made = runs(result(), result(setting={"model": {"width": 32}}))
     tasks = make_tasks(made, ["a", "b"])
-    (advice,) = across(tasks)
+    (advice,) = cross_task_advice(tasks)
     assert advice.title == "Different data or models"
-    assert advice.found == ("Digits · Net(width=16): 1 job.", "Digits · Net(width=32): 1 job.")
-    assert across(tasks[:1]) == []
+    assert advice.findings == ("Digits · Net(width=16): 1 job.", "Digits · Net(width=32): 1 job.")
+    assert cross_task_advice(tasks[:1]) == []

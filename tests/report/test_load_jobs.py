@@ -37,11 +37,11 @@ def test_jobs_are_found_and_controls_are_none(tmp_path):
 
 
 def test_a_failed_job_tells_its_reason(tmp_path):
-    (lost,) = read_jobs([put(tmp_path, "failed.json", FAILURE)]).lost
-    assert lost.state == "failed"
-    assert lost.reason == "ConfigError: sparsity must be in [0, 1), got 90"
-    assert lost.words == "recipe=digits/gmp seed=1"
-    assert lost.when == "2026-01-02 03:04:05"
+    (job,) = read_jobs([put(tmp_path, "failed.json", FAILURE)]).without_result
+    assert job.state == "failed"
+    assert job.reason == "ConfigError: sparsity must be in [0, 1), got 90"
+    assert job.overrides == "recipe=digits/gmp seed=1"
+    assert job.when == "2026-01-02 03:04:05"
 
 
 @pytest.mark.parametrize(
@@ -51,30 +51,32 @@ def test_a_failed_job_tells_its_reason(tmp_path):
 def test_when_it_failed_is_told_in_local_time(tmp_path, monkeypatch, when, told):
     monkeypatch.setenv("TZ", "UTC-2")  # two hours ahead of Greenwich
     time.tzset()
-    (lost,) = read_jobs([put(tmp_path, "failed.json", FAILURE | {"when": when})]).lost
+    (job,) = read_jobs([put(tmp_path, "failed.json", FAILURE | {"when": when})]).without_result
     monkeypatch.undo()
     time.tzset()
-    assert lost.when == told
+    assert job.when == told
 
 
 def test_a_damaged_failure_is_still_a_failure(tmp_path):
     (tmp_path / "failed.json").write_text("{")
-    (lost,) = read_jobs([tmp_path]).lost
-    assert (lost.state, lost.reason) == ("failed", "it does not say why")
+    (job,) = read_jobs([tmp_path]).without_result
+    assert (job.state, job.reason) == ("failed", "no reason recorded")
 
 
 def test_a_failure_beside_an_earlier_result_hides_neither(tmp_path):
     write(tmp_path, result())
     jobs = read_jobs([put(tmp_path, "failed.json", FAILURE)])
     assert [run.folder for run in jobs.runs] == [tmp_path]
-    assert jobs.lost[0].reason.endswith("the result shown is an earlier one of this folder")
+    assert jobs.without_result[0].reason.endswith(
+        "the result shown is an earlier one of this folder"
+    )
 
 
 def test_unfinished_jobs(tmp_path):
     started = put(tmp_path / "a", "run.json", {"config_hash": "a"})
-    one, other = read_jobs([started, tmp_path / "b"]).lost
+    one, other = read_jobs([started, tmp_path / "b"]).without_result
     assert (one.state, other.state) == ("unfinished", "unfinished")
-    assert "the same command goes on" in one.reason
+    assert "the same command resumes it" in one.reason
     assert other.reason == "not started yet"
 
 
@@ -83,8 +85,8 @@ def test_what_cannot_be_read_stops_no_other(tmp_path):
     old = write(tmp_path / "old", result(seed=1) | {"format": 0})
     jobs = read_jobs([old, good])
     assert [run.folder for run in jobs.runs] == [good]
-    assert [(lost.folder, lost.state) for lost in jobs.lost] == [(old, "unreadable")]
-    assert "format 0" in jobs.lost[0].reason
+    assert [(job.folder, job.state) for job in jobs.without_result] == [(old, "unreadable")]
+    assert "format 0" in jobs.without_result[0].reason
 
 
 def test_the_same_run_counts_once(tmp_path):

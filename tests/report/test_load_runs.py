@@ -38,7 +38,7 @@ def test_what_is_missing_is_named(tmp_path, path):
 
 
 def test_another_kind_of_value_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"pruned.accuracy='high', which is no real"):
+    with pytest.raises(DataError, match=r"pruned.accuracy='high', which is not of type real"):
         read_run(write(tmp_path, result(pruned={"accuracy": "high"})))
 
 

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.report.statistics import Spread, spread
+from regrow.report.statistics import Spread, compute_spread
 
 accuracies = st.lists(st.floats(-1, 1, allow_nan=False), min_size=1, max_size=20)
 
 
 @given(accuracies)
 def test_as_numpy(values):
-    found = spread(values)
+    found = compute_spread(values)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-12)
     assert found.n == len(values)
     if len(values) == 1:
@@ -24,7 +24,7 @@ def test_as_numpy(values):
 
 def test_no_values():
     with pytest.raises(ValueError, match="no values"):
-        spread([])
+        compute_spread([])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.report.statistics import front
+from regrow.report.statistics import pareto_front
 
 # few different numbers, so that ties and equal points occur
 number = st.integers(0, 6) | st.floats(-5, 5, allow_nan=False)
@@ -22,18 +22,18 @@ def dominates(other, one):
 @given(points)
 def test_it_is_what_no_other_point_dominates(found):
     expected = [not any(dominates(other, one) for other in found) for one in found]
-    assert front([cost for cost, _ in found], [value for _, value in found]) == expected
+    assert pareto_front([cost for cost, _ in found], [value for _, value in found]) == expected
 
 
 def test_equal_points_are_both_on_it():
-    assert front([1, 1, 2], [0.9, 0.9, 0.8]) == [True, True, False]
+    assert pareto_front([1, 1, 2], [0.9, 0.9, 0.8]) == [True, True, False]
 
 
 def test_infinite_costs_are_compared():
-    assert front([math.inf, 1], [0.9, 0.8]) == [True, True]
+    assert pareto_front([math.inf, 1], [0.9, 0.8]) == [True, True]
 
 
 @pytest.mark.parametrize("bad", [([math.nan], [1]), ([1], [math.nan]), ([1, 2], [1])])
 def test_what_cannot_be_compared_is_refused(bad):
     with pytest.raises(ValueError, match=r"NaN|zip"):
-        front(*bad)
+        pareto_front(*bad)

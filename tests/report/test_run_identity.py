@@ -5,7 +5,7 @@ import pytest
 from fake_results import result, runs
 
 from regrow.report.run_identity import (
-    control_key,
+    baseline_key,
     method_key,
     method_names,
     model_name,
@@ -43,8 +43,8 @@ def test_each_seed_may_have_its_own_starting_checkpoint():
 
 def test_a_control_is_shared_by_whatever_differs_in_pruning_alone():
     contents = [result(), result("imp", 0.5), result(seed=1), result(setting={"start": None})]
-    assert keys(control_key, *contents) == [0, 0, 2, 3]
-    assert keys(lambda run: control_key(run, seeds=False), *contents) == [0, 0, 0, 3]
+    assert keys(baseline_key, *contents) == [0, 0, 2, 3]
+    assert keys(lambda run: baseline_key(run, seeds=False), *contents) == [0, 0, 0, 3]
 
 
 @pytest.mark.parametrize(

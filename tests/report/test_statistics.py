@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from fake_results import dense_result, result, task
 
-from regrow.report.statistics import MOST_LINES
+from regrow.report.statistics import MAX_LINES
 
 
 def by_name(*contents):
@@ -87,7 +87,7 @@ def test_levels_belong_to_their_point():
 
 
 def test_very_many_methods_are_shown_by_recipe_without_lines():
-    rates = [result(setting={"optimizer": {"lr": i + 1}}) for i in range(MOST_LINES + 1)]
+    rates = [result(setting={"optimizer": {"lr": i + 1}}) for i in range(MAX_LINES + 1)]
     series, _ = by_name(*rates)
     (one,) = series.values()
-    assert (one.name, one.line, len(one.points)) == ("digits/gmp", False, MOST_LINES + 1)
+    assert (one.name, one.line, len(one.points)) == ("digits/gmp", False, MAX_LINES + 1)

@@ -7,7 +7,7 @@ import io
 import pytest
 from fake_results import dense_result, result, runs, task
 
-from regrow.report.table import NAMES, csv_text, excluded, run_rows
+from regrow.report.table import NAMES, csv_text, format_excluded, run_rows
 
 LEVELS = [
     {"sparsity": 0.0, "epoch": 1, "val_accuracy": 0.96, "test_accuracy": 0.955, "test_loss": 0.2},
@@ -94,7 +94,7 @@ def test_a_dense_run():
 
 def test_many_excluded_layers_are_counted():
     reasons = {f"bn{i}.weight": "weight of BatchNorm2d" for i in range(53)}
-    found = excluded(reasons | {"fc.weight": "excluded by 'fc'"})
+    found = format_excluded(reasons | {"fc.weight": "excluded by 'fc'"})
     assert found == "53 parameters (weight of BatchNorm2d); fc.weight (excluded by 'fc')"
 
 

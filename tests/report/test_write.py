@@ -17,7 +17,7 @@ from fake_results import dense_result, result, write
 from regrow.report import page, write_report
 from regrow.utils.errors import ConfigError, DataError
 
-EVIL = '<script>alert(1)</script><img src=x onerror=alert(1)>"{{data}}'
+EVIL = r'<script>alert(1)</script><img src=x onerror=alert(1)>"$data \${data}'
 LIMIT = 3_000_000  # of 200 jobs; 6 MB are promised, of however many
 
 
@@ -92,7 +92,7 @@ def test_warnings_are_counted_and_shown(tmp_path):
         write(tmp_path / str(seed), result(seed=seed))
     assert write_report(tmp_path).warnings == 0
     text = (tmp_path / "report.html").read_text()
-    assert "Nothing was found that makes the comparison unfair" in text
+    assert "No unfair comparison was found" in text
 
 
 def test_no_folder_and_no_job(tmp_path):
@@ -104,7 +104,7 @@ def test_no_folder_and_no_job(tmp_path):
 
 def test_without_plotly_the_table_is_written(tmp_path, monkeypatch):
     write(tmp_path / "a", result())
-    page.plotly_packed.cache_clear()
+    page.packed_plotly.cache_clear()
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(

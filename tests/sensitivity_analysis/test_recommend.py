@@ -8,7 +8,12 @@ from torch import nn
 
 from regrow import MagnitudePruning, Pruner
 from regrow.pruning.config import PruningConfig
-from regrow.sensitivity_analysis.recommend import Recommendation, limit, next_step, ranked
+from regrow.sensitivity_analysis.recommend import (
+    Recommendation,
+    find_limit,
+    recommend,
+    sort_by_limit,
+)
 from regrow.sensitivity_analysis.scan import Sensitivities, Sensitivity
 
 
@@ -17,19 +22,19 @@ def row(name, accuracy, sparsity=0.0):
 
 
 def test_all_lower_sparsities_must_hold_too():
-    assert limit(row("a", {0.5: 0.9, 0.7: 0.7, 0.9: 0.9}), 0.9, 0.01) == 0.5
-    assert limit(row("a", {0.9: 0.9, 0.5: 0.7}), 0.9, 0.01) == 0
+    assert find_limit(row("a", {0.5: 0.9, 0.7: 0.7, 0.9: 0.9}), 0.9, 0.01) == 0.5
+    assert find_limit(row("a", {0.9: 0.9, 0.5: 0.7}), 0.9, 0.01) == 0
 
 
 def test_a_point_of_hundred_samples_is_a_point():
     assert 0.97 - 0.96 > 0.01
-    assert limit(row("a", {0.5: 0.96}), 0.97, 0.01) == 0.5
-    assert limit(row("a", {0.5: 0.95}), 0.97, 0.01) == 0
+    assert find_limit(row("a", {0.5: 0.96}), 0.97, 0.01) == 0.5
+    assert find_limit(row("a", {0.5: 0.95}), 0.97, 0.01) == 0
 
 
 def test_what_is_pruned_already_holds():
-    assert limit(row("a", {0.5: 0.9, 0.7: 0.1}, 0.6), 0.9, 0.01) == 0.6
-    assert limit(row("a", {0.7: 0.1}, 0.6), 0.9, 0.01) == 0.6
+    assert find_limit(row("a", {0.5: 0.9, 0.7: 0.1}, 0.6), 0.9, 0.01) == 0.6
+    assert find_limit(row("a", {0.7: 0.1}, 0.6), 0.9, 0.01) == 0.6
 
 
 @given(
@@ -39,8 +44,8 @@ def test_what_is_pruned_already_holds():
 )
 def test_who_tolerates_more_prunes_no_less(accuracy, now, max_drop):
     one = row("a", accuracy)
-    found = limit(one, now, max_drop)
-    assert found <= limit(one, now, max_drop + 0.1)
+    found = find_limit(one, now, max_drop)
+    assert found <= find_limit(one, now, max_drop + 0.1)
     assert all(now - a <= max_drop + 1e-6 for s, a in accuracy.items() if s <= found)
 
 
@@ -51,7 +56,7 @@ def test_hardest_to_harm_first():
         row("all", {0.5: 0.9, 0.9: 0.9}),
         row("less", {0.5: 0.893, 0.9: 0.4}),
     ]
-    order = ranked(Sensitivities(0.9, tuple(rows), {}), 0.01)
+    order = sort_by_limit(Sensitivities(0.9, tuple(rows), {}), 0.01)
     assert [one.name for one in order] == ["all", "less", "little", "nothing"]
 
 
@@ -63,7 +68,7 @@ def test_the_next_step_is_one_that_pruners_take():
         row("1.weight", {0.5: 0.1, 0.7: 0.1}),
         row("2.weight", {0.5: 0.1, 0.7: 0.1}, 0.33333),
     )
-    step = next_step(Sensitivities(0.9, rows, {}), 0.01)
+    step = recommend(Sensitivities(0.9, rows, {}), 0.01)
     assert step == Recommendation({"0.weight": 0.5, "2.weight": 0.3334}, ["1.weight"])
     MagnitudePruning(layers=step.layers, exclude=step.exclude)
     pruner = Pruner(net, PruningConfig(layers=step.layers, exclude=step.exclude))
@@ -74,10 +79,10 @@ def test_the_next_step_is_one_that_pruners_take():
 
 @pytest.mark.parametrize("sparsity", [1 / 3, 0.1, 0.29, 0.9999999, 1e-7])
 def test_a_target_is_never_below_what_is_pruned(sparsity):
-    step = next_step(Sensitivities(0.9, (row("a", {0.99999999: 0.1}, sparsity),), {}), 0.01)
+    step = recommend(Sensitivities(0.9, (row("a", {0.99999999: 0.1}, sparsity),), {}), 0.01)
     assert sparsity <= step.layers["a"] < 1
 
 
 def test_groups_of_one_layer_are_excluded_by_its_name():
     rows = (row("fc#2", {0.5: 0.1}), row("fc", {0.5: 0.1}), row("conv", {0.5: 0.9}))
-    assert next_step(Sensitivities(0.9, rows, {}), 0.01).exclude == ["fc"]
+    assert recommend(Sensitivities(0.9, rows, {}), 0.01).exclude == ["fc"]

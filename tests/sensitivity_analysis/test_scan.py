@@ -205,9 +205,9 @@ def test_patterns_choose_the_layers():
         ({"by": "layers"}, ConfigError, "by must be one of channels, weights"),
         ({"by": "channels"}, ConfigError, "write example_input="),
         ({"criterion": "magnitud"}, ConfigError, "did you mean 'magnitude'"),
-        ({"criterion": "movement"}, ConfigError, "gathers its scores while training"),
+        ({"criterion": "movement"}, ConfigError, "collects its scores in training"),
         ({"criterion": "taylor"}, StateError, r"needs the gradient of 0\.weight"),
-        ({"evaluate": lambda net: math.nan}, StateError, "must give a finite number.* got nan"),
+        ({"evaluate": lambda net: math.nan}, StateError, "must return a finite number.* got nan"),
         ({"evaluate": lambda net: None}, StateError, "got None"),
     ],
 )  # fmt: skip

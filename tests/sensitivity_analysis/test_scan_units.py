@@ -8,7 +8,7 @@ from torch import nn
 import regrow
 from regrow import channels
 from regrow.sensitivity_analysis.scan import sensitivity
-from regrow.sensitivity_analysis.scan_units import channel_parts
+from regrow.sensitivity_analysis.scan_units import channel_units
 from regrow.utils.errors import ConfigError
 
 EXAMPLE = torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -136,8 +136,8 @@ def test_masks_of_weights_alone_make_no_channel_gone():
     masks["0.weight"][0] = False
     with torch.no_grad():
         net[0].weight[0] = 0
-    parts, _ = channel_parts(net, example_input=EXAMPLE, masks=masks)
-    assert [part.gone for part in parts] == [0, 0]
+    units, _ = channel_units(net, example_input=EXAMPLE, masks=masks)
+    assert [unit.n_pruned for unit in units] == [0, 0]
 
 
 def test_groups_can_be_left_out_and_ranked_otherwise():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Parameters, MACs, bytes.
+"""Count parameters, multiply-accumulates (MACs) and bytes of a model.
 
-MACs are counted in the matrix products and convolutions of one forward pass, attention included,
-and are those of one example. A pruned weight saves as many MACs as it has output positions; that
-is what a sparse kernel could save, a dense one computes with the zeros.
+MACs are those of the matrix products and convolutions, attention included, for one example. A
+pruned weight saves as many MACs as its layer has output positions, with a sparse kernel; a dense
+kernel still computes with the zeros.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from regrow.utils.names import named_parameters, parameters
 
 @dataclass(frozen=True)
 class Cost:
-    """The size of a model and the work of one example.
+    """Size of a model, and MACs of one example.
 
     Attributes:
-        params: Parameters that are not pruned, biases and norms included.
-        macs: Multiply-accumulates of one example, without those of pruned weights.
-        bytes: Parameters and buffers; of a masked parameter its kept values and one bit a place.
+        params: Parameters that are not pruned, including biases and norms.
+        macs: MACs of one example, without those of pruned weights.
+        bytes: Parameters and buffers; of a masked parameter, kept values and one bit per position.
     """
 
     params: int
@@ -35,7 +35,7 @@ class Cost:
 
 
 def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | None = None) -> Cost:
-    """Parameters, MACs and bytes, dense or under masks.
+    """Count parameters, MACs and bytes, with or without masks.
 
     Args:
         model: The model; it runs once, in eval mode.
@@ -43,7 +43,7 @@ def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | Non
         masks: Bool masks by parameter name; None: dense.
 
     Raises:
-        StateError: If a mask has no parameter, or another shape.
+        StateError: If a mask fits no parameter.
 
     Example:
         >>> import torch
@@ -54,8 +54,7 @@ def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | Non
     """
     pruned, parameters = pruned_counts(model, masks), named_parameters(model)
     work = count_macs(model, example_input)
-    held = [*model.parameters(), *model.buffers()]
-    size = sum(tensor.numel() * tensor.itemsize for tensor in held)
+    size = sum(t.numel() * t.itemsize for t in (*model.parameters(), *model.buffers()))
     for name, count in pruned.items():
         size += -(-parameters[name].numel() // 8) - count * parameters[name].itemsize
     saved = sum(work.positions.get(name, 0.0) * count for name, count in pruned.items())
@@ -67,7 +66,7 @@ def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | Non
 
 
 def pruned_counts(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int]:
-    """How many weights each mask prunes, by the first name of a shared parameter."""
+    """Count the weights that each mask prunes, by the first name of a shared parameter."""
     if masks is None:
         return {}
     named = named_parameters(model)

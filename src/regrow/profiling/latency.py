@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Timed forward passes."""
+"""Measure the latency of forward passes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from regrow.utils.modes import eval_mode
 
 @dataclass(frozen=True)
 class Latency:
-    """How long a forward pass takes, in milliseconds.
+    """Latency of a forward pass.
 
     Attributes:
-        median_ms: Median over the repeats.
-        p25_ms: A quarter of them were faster.
-        p75_ms: A quarter of them were slower.
-        device: Where it ran.
+        median_ms: Median in milliseconds.
+        p25_ms: 25 % quantile.
+        p75_ms: 75 % quantile.
+        device: Device.
         threads: Threads of a CPU operation.
-        batch: Examples a pass.
-        repeats: Passes measured.
+        batch: Batch size.
+        repeats: Number of measured passes.
     """
 
     median_ms: float
@@ -42,13 +42,13 @@ class Latency:
 
 
 def latency(model: nn.Module, example_input: Any, *, repeats: int = 50, warmup: int = 5) -> Latency:
-    """Times forward passes in eval mode, one by one.
+    """Measure forward passes of a model in eval mode.
 
     Args:
-        model: The model, where it is to run.
-        example_input: As for `cost`; its batch is the batch of the figure.
-        repeats: Passes measured.
-        warmup: Passes before that.
+        model: The model, on its device.
+        example_input: A batch, as for `cost`.
+        repeats: Number of measured passes.
+        warmup: Number of passes before that.
 
     Example:
         >>> latency(nn.Linear(4, 4), torch.zeros(8, 4), repeats=3).batch
@@ -60,13 +60,13 @@ def latency(model: nn.Module, example_input: Any, *, repeats: int = 50, warmup: 
 def latencies(
     models: Sequence[nn.Module], example_input: Any, *, repeats: int = 50, warmup: int = 5
 ) -> list[Latency]:
-    """Times models of one input pass by pass in turns, so that a busy moment hits them all.
+    """Measure models in turns, pass by pass, so that other load affects all of them.
 
     Args:
-        models: The models, where they are to run.
-        example_input: As for `cost`; its batch is the batch of the figures.
-        repeats: Passes of each model measured.
-        warmup: Passes of each before that.
+        models: The models, on their devices.
+        example_input: A batch, as for `cost`.
+        repeats: Number of measured passes of each model.
+        warmup: Number of passes of each before that.
 
     Example:
         >>> len(latencies([nn.Linear(4, 4), nn.Linear(4, 2)], torch.zeros(8, 4), repeats=3))
@@ -75,25 +75,25 @@ def latencies(
     check_count("repeats", repeats, least=2)
     runs = [bound_forward(model, example_input) for model in models]
     devices = [device_of(model) for model in models]
-    found: list[list[float]] = [[] for _ in models]
+    times: list[list[float]] = [[] for _ in models]
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(eval_mode(model))
         stack.enter_context(torch.inference_mode())
         for index in range(warmup + repeats):
-            turn = list(zip(runs, devices, found, strict=True))
-            # there and back: what comes first, or after whom, must not be who is slow
-            for run, device, times in turn if index % 2 else reversed(turn):
+            turn = list(zip(runs, devices, times, strict=True))
+            # alternate the order, so that it favours no model
+            for run, device, own in turn if index % 2 else reversed(turn):
                 _wait(device)
                 start = time.perf_counter()
                 run()
                 _wait(device)
                 if index >= warmup:
-                    times.append(1e3 * (time.perf_counter() - start))
+                    own.append(1e3 * (time.perf_counter() - start))
     threads, batch = torch.get_num_threads(), batch_size(example_input)
     result = []
-    for device, times in zip(devices, found, strict=True):
-        p25, median, p75 = statistics.quantiles(times, n=4, method="inclusive")
+    for device, own in zip(devices, times, strict=True):
+        p25, median, p75 = statistics.quantiles(own, n=4, method="inclusive")
         result.append(Latency(median, p25, p75, str(device), threads, batch, repeats))
     return result
 

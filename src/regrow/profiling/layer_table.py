@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The same per layer."""
+"""Count parameters and MACs of each layer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class LayerCost(NamedTuple):
     """One row of `layer_table`.
 
     Attributes:
-        name: The weight's name.
-        kind: The type of its module.
-        shape: Its shape.
-        params: Its kept weights.
-        sparsity: Its pruned fraction; 0 where it has no mask.
-        macs: Its multiply-accumulates for one example, pruned ones left out.
+        name: Name of the weight.
+        kind: Type of its module.
+        shape: Shape of the weight.
+        params: Number of kept weights.
+        sparsity: Pruned fraction; 0 without a mask.
+        macs: MACs of one example, without those of pruned weights.
     """
 
     name: str
@@ -36,7 +36,7 @@ class LayerCost(NamedTuple):
 def layer_table(
     model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | None = None
 ) -> list[LayerCost]:
-    """Every weight that takes part in a product or has a mask, in model order.
+    """List every weight that is used in a product or has a mask, in model order.
 
     Args:
         model: The model; it runs once, in eval mode.
@@ -44,7 +44,7 @@ def layer_table(
         masks: Bool masks by parameter name; None: dense.
 
     Raises:
-        StateError: If a mask has no parameter, or another shape.
+        StateError: If a mask fits no parameter.
 
     Example:
         >>> import torch

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Multiply-accumulates of one forward pass.
+"""Count multiply-accumulates (MACs) of one forward pass, for one example.
 
-Matrix products and convolutions count, attention included; a figure is that of one example.
+Matrix products and convolutions count, attention included.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from regrow.utils.modes import eval_mode, no_attention_fastpath
 from regrow.utils.names import named_parameters
 
 _ATEN = torch.ops.aten
-
-
-# The positions of the two factors of each product among its arguments.
+# Positions of the two factors among the arguments of each product.
 _FACTORS = {
     _ATEN.mm: slice(0, 2),
     _ATEN.bmm: slice(0, 2),
@@ -33,11 +31,11 @@ _FACTORS = {
 
 
 class Work(NamedTuple):
-    """The work of one example.
+    """MACs of one example.
 
     Attributes:
-        macs: All multiply-accumulates.
-        positions: How often each weight is used, under every name of a shared one.
+        macs: All MACs.
+        positions: Number of uses of each weight, under all names of a shared one.
     """
 
     macs: float
@@ -45,17 +43,17 @@ class Work(NamedTuple):
 
 
 def positions(model: nn.Module, example_input: Any) -> dict[str, float]:
-    """How often one example uses each weight: output positions of its layer.
+    """Count how often one example uses each weight: output positions of its layer.
 
-    A pruned weight saves as many MACs. Measured by one forward pass in eval mode; a layer used
-    twice counts twice; parameters that no product uses are left out.
+    A pruned weight saves as many MACs. The model runs once in eval mode; a layer used twice counts
+    twice; parameters that no product uses are left out.
 
     Args:
         model: The model.
         example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
 
     Returns:
-        Positions by parameter name; a shared parameter is listed under each of its names.
+        Positions by parameter name, under all names of a shared parameter.
 
     Raises:
         ConfigError: If the example has no batch dimension.
@@ -69,7 +67,7 @@ def positions(model: nn.Module, example_input: Any) -> dict[str, float]:
 
 
 def count_macs(model: nn.Module, example_input: Any) -> Work:
-    """Runs the model once in eval mode and counts.
+    """Count the MACs of one forward pass in eval mode.
 
     Example:
         >>> count_macs(nn.Linear(10, 4), torch.zeros(2, 10))
@@ -82,7 +80,7 @@ def count_macs(model: nn.Module, example_input: Any) -> Work:
         no_attention_fastpath(),
         torch.compiler.set_stance("force_eager"),
         torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),  # attention as products, which can be counted
+        sdpa_kernel(SDPBackend.MATH),  # attention as separate products
         counter,
     ):
         run()
@@ -95,10 +93,9 @@ def count_macs(model: nn.Module, example_input: Any) -> Work:
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the MACs of the products it sees, and of those that each weight takes part in.
+    """Adds up the MACs of all products, and of those in which each weight is a factor.
 
-    A weight is known by its storage: so it is seen in whatever view, and where no module's forward
-    uses it, as in attention.
+    Weights are identified by their storage, which also covers views of them, as in attention.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
@@ -113,7 +110,7 @@ class _Counter(TorchDispatchMode):
         kwargs, packet = kwargs or {}, getattr(func, "overloadpacket", func)
         if packet not in flop_registry:
             if isinstance(func, torch._ops.OpOverload):
-                with self:  # in inference mode a linear layer comes as one operation
+                with self:  # in inference mode a linear layer is one operation
                     out = func.decompose(*args, **kwargs)
                 if out is not NotImplemented:
                     return out

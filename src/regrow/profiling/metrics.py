@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Torchmetrics: Sparsity, EffectiveMACs, MaskOverlap."""
+"""Metrics of masks, for torchmetrics: Sparsity, EffectiveMACs, MaskOverlap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regrow.utils.errors import StateError
 
 
 class Sparsity(Metric):
-    """The pruned fraction of all places: pruned / total, by masks and never by zeros.
+    """Pruned fraction, pruned / total, counted by masks and not by zeros.
 
     Example:
         >>> sparsity = Sparsity()
@@ -35,23 +35,23 @@ class Sparsity(Metric):
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, masks: Mapping[str, Tensor]) -> None:
-        """Takes bool masks by parameter name, True = kept."""
-        masks = _checked(masks)
+        """Add bool masks by parameter name, True = kept."""
+        masks = _as_masks(masks)
         self.pruned += masks.pruned
         self.total += masks.total
 
     def compute(self) -> Tensor:
-        """The fraction, 0 where nothing was seen."""
+        """Compute the fraction; 0 without an update."""
         return self.pruned / self.total.clamp_min(1)
 
 
 class EffectiveMACs(Metric):
-    """Multiply-accumulates of one example that a sparse kernel would compute.
+    """MACs of one example with a sparse kernel: sum of positions x kept weights.
 
-    The sum of positions x kept weights, the mean over updates.
+    The result is the mean over updates.
 
     Args:
-        positions: Output positions by parameter name, from `regrow.profiling.cost.positions`.
+        positions: Output positions by parameter name, from `regrow.profiling.macs.positions`.
         rest: MACs of everything without a mask.
 
     Raises:
@@ -77,11 +77,11 @@ class EffectiveMACs(Metric):
         self.add_state("updates", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, masks: Mapping[str, Tensor]) -> None:
-        """Takes bool masks by parameter name, True = kept."""
-        masks = _checked(masks)
+        """Add bool masks by parameter name, True = kept."""
+        masks = _as_masks(masks)
         if len(masks) and not self.positions.keys() & masks.keys():
             raise StateError(
-                f"no positions are known of {', '.join(masks)}, only of "
+                f"positions= has none of {', '.join(masks)}, only "
                 f"{', '.join(self.positions) or 'nothing'}: are they of another model?"
             )
         kept = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
@@ -90,17 +90,15 @@ class EffectiveMACs(Metric):
         self.updates += 1
 
     def compute(self) -> Tensor:
-        """The mean over updates, 0 where there was none."""
+        """Compute the mean over updates; 0 without an update."""
         return self.macs / self.updates.clamp_min(1)
 
 
 class MaskOverlap(Metric):
-    """How alike two sets of masks are: Jaccard index of their kept places, kept by both / by any.
-
-    1 = the same places, 0 = none in common.
+    """Jaccard index of two sets of masks: positions kept by both / kept by any.
 
     Raises:
-        StateError: On update, if they are of different parameters, naming them.
+        StateError: On update, if the masks have different names or shapes.
 
     Example:
         >>> overlap = MaskOverlap()
@@ -122,8 +120,8 @@ class MaskOverlap(Metric):
         self.add_state("any", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, masks: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
-        """Takes two mappings of bool masks with the same names and shapes, True = kept."""
-        masks, others = _checked(masks), _checked(others)
+        """Add two mappings of bool masks by parameter name, True = kept."""
+        masks, others = _as_masks(masks), _as_masks(others)
         masks.check(others)
         for name, mask in masks.items():
             other = others[name].to(mask.device)
@@ -131,9 +129,9 @@ class MaskOverlap(Metric):
             self.any += int((mask | other).count_nonzero())
 
     def compute(self) -> Tensor:
-        """The index; 1 where nothing is kept by either."""
+        """Compute the index; 1 if neither keeps anything."""
         return torch.where(self.any > 0, self.both / self.any.clamp_min(1), 1.0)
 
 
-def _checked(masks: Mapping[str, Tensor]) -> Masks:
+def _as_masks(masks: Mapping[str, Tensor]) -> Masks:
     return masks if isinstance(masks, Masks) else Masks(masks)

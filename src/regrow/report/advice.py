@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One warning."""
+"""Warnings about comparisons, and helpers that format their findings."""
 
 from __future__ import annotations
 
@@ -8,61 +8,59 @@ from typing import NamedTuple
 
 from regrow.report.load import Run
 
-Named = Sequence[tuple[str, Run]]  # runs with the names of their methods
+NamedRuns = Sequence[tuple[str, Run]]  # runs with the names of their methods
 
 
 class Advice(NamedTuple):
     """One warning.
 
     Attributes:
-        title: What is unfair.
-        found: What was found, with the methods concerned; one sentence a finding.
-        todo: What to do.
+        title: What makes the comparison unfair.
+        findings: One sentence each, with the methods concerned.
+        todo: What to do about it.
     """
 
     title: str
-    found: tuple[str, ...]
+    findings: tuple[str, ...]
     todo: str
 
 
-def listing(items: Iterable[str], most: int = 8) -> str:
-    """Words in a row, of very many the first.
+def join_limited(items: Iterable[str], limit: int = 8) -> str:
+    """Join at most `limit` items by commas.
 
     Example:
-        >>> listing(["a", "b", "c"], most=2)
+        >>> join_limited(["a", "b", "c"], limit=2)
         'a, b and 1 more'
     """
-    every = list(items)
-    more = f" and {len(every) - most} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + more
+    items = list(items)
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
 
 
-def count_of(number: int, word: str) -> str:
-    """A number with its word.
+def count_of(number: int, noun: str) -> str:
+    """Format a number with its noun.
 
     Example:
         >>> count_of(1, "job"), count_of(2, "job")
         ('1 job', '2 jobs')
     """
-    return f"{number} {word}{'s' * (number != 1)}"
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def who_has_what(runs: Named, value: Callable[[Run], Hashable]) -> dict[Hashable, list[str]]:
-    """Each value with the methods that have it, in the order of the runs."""
-    found: dict[Hashable, list[str]] = {}
+def names_by_value(runs: NamedRuns, value: Callable[[Run], Hashable]) -> dict[Hashable, list[str]]:
+    """Map each value to the names of the methods that have it, in the order of the runs."""
+    names: dict[Hashable, dict[str, None]] = {}
     for name, run in runs:
-        names = found.setdefault(value(run), [])
-        if name not in names:
-            names.append(name)
-    return found
+        names.setdefault(value(run), {})[name] = None
+    return {key: list(group) for key, group in names.items()}
 
 
-def format_groups(found: Mapping[Hashable, list[str]]) -> str:
-    """Values and their methods as words.
+def format_groups(groups: Mapping[Hashable, Iterable[str]]) -> str:
+    """Format values and their methods.
 
     Example:
         >>> format_groups({0.1: ["gmp", "imp"], 0.01: ["rigl"]})
         '0.1 (gmp, imp); 0.01 (rigl)'
     """
-    parts = [f"{value} ({listing(names)})" for value, names in found.items()]
+    parts = [f"{value} ({join_limited(names)})" for value, names in groups.items()]
     return "; ".join(parts[:8]) + (f"; and {len(parts) - 8} more values" * (len(parts) > 8))

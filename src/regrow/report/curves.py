@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training curves."""
+"""Read training curves from the metric files of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-WORDS = ("accuracy", "loss")  # a metric with one of these in its name is a curve
+METRICS = ("accuracy", "loss")  # a metric whose name contains one of these is a curve
 
 
 class Curve(NamedTuple):
@@ -20,58 +20,57 @@ class Curve(NamedTuple):
     values: list[float]
 
 
-def metric_files(folder: Path) -> list[Path]:
-    """A run's metrics, oldest part first: metrics.0.csv, metrics.1.csv, ..., metrics.csv."""
+def find_metric_files(folder: Path) -> list[Path]:
+    """List a run's metric files, oldest first: metrics.0.csv, metrics.1.csv, ..., metrics.csv."""
 
-    def place(path: Path) -> tuple[str, float]:
-        middle = path.name.removeprefix("metrics").removesuffix("csv").strip(".")
-        return str(path.parent), int(middle) if middle.isdigit() else math.inf
+    def order(path: Path) -> tuple[str, float]:
+        number = path.name.removeprefix("metrics").removesuffix("csv").strip(".")
+        return str(path.parent), int(number) if number.isdigit() else math.inf
 
-    return sorted((folder / "logs").glob("**/metrics*.csv"), key=place)
+    return sorted((folder / "logs").glob("**/metrics*.csv"), key=order)
 
 
 def read_curves(files: Iterable[Path]) -> list[Curve]:
-    """The accuracies and losses in metric files; a later file has the last word on a step.
+    """Read accuracies and losses; where steps repeat (a resumed run), the later file counts.
 
-    A resumed run logs some steps again. Rows cut off while they were written are left out.
+    Incomplete rows, of a run that was killed while it wrote, are skipped.
 
     Args:
         files: CSV files with a column `step`, oldest first.
     """
-    found: dict[str, dict[int, float]] = {}
-    for file in files:
-        with file.open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines):
+    points: dict[str, dict[int, float]] = {}
+    for path in files:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
                 step = _number(row.get("step"))
                 if step is None:
                     continue
                 for name, text in row.items():
-                    value = _number(text) if name and any(w in name for w in WORDS) else None
+                    value = _number(text) if name and any(m in name for m in METRICS) else None
                     if value is not None:
-                        found.setdefault(name, {})[int(step)] = value
+                        points.setdefault(name, {})[int(step)] = value
     return [
-        Curve(name, sorted(points), [points[step] for step in sorted(points)])
-        for name, points in sorted(found.items())
+        Curve(name, sorted(by_step), [by_step[step] for step in sorted(by_step)])
+        for name, by_step in sorted(points.items())
     ]
 
 
-def thinned(curve: Curve, most: int) -> Curve:
-    """At most `most` points of a curve, evenly spread, the first and the last among them.
+def downsample(curve: Curve, limit: int) -> Curve:
+    """Keep at most `limit` points of a curve, evenly spaced, with the first and the last.
 
     Example:
-        >>> thinned(Curve("loss", [0, 1, 2, 3, 4], [5.0, 4.0, 3.0, 2.0, 1.0]), 3)
+        >>> downsample(Curve("loss", [0, 1, 2, 3, 4], [5.0, 4.0, 3.0, 2.0, 1.0]), 3)
         Curve(name='loss', steps=[0, 2, 4], values=[5.0, 3.0, 1.0])
     """
-    places = _spread_places(len(curve.steps), most)
-    return Curve(curve.name, [curve.steps[i] for i in places], [curve.values[i] for i in places])
+    kept = spaced_indices(len(curve.steps), limit)
+    return Curve(curve.name, [curve.steps[i] for i in kept], [curve.values[i] for i in kept])
 
 
-def _spread_places(count: int, most: int) -> Sequence[int]:
-    if count <= most:
+def spaced_indices(count: int, limit: int) -> Sequence[int]:
+    """Return at most `limit` (two or more) of `count` indices, evenly spaced."""
+    if count <= limit:
         return range(count)
-    if most < 2:
-        return [count - 1][:most]
-    return [round(place * (count - 1) / (most - 1)) for place in range(most)]
+    return [round(i * (count - 1) / (limit - 1)) for i in range(limit)]
 
 
 def _number(text: str | None) -> float | None:

@@ -1,54 +1,38 @@
 # SPDX-License-Identifier: MIT
-"""Runs and jobs from result.json / failed.json."""
+"""Find jobs, and read their result.json or failed.json."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from regrow.report.curves import metric_files
+from regrow.report.curves import find_metric_files
 from regrow.utils.errors import DataError
 
 FORMAT = 1
+FILE, FAILED, CLAIMED = "result.json", "failed.json", "run.json"
+_NOT_JOBS = {"checkpoints", "levels", "logs", ".hydra"}  # folders within a job
 
-
-FILE = "result.json"
-
-
-# What every result has, and of what kind.
+# Required fields and their types: of every result, of one with a pruned network, of a network.
 _FIELDS: dict[str, type] = {
-    "recipe": str,
-    "overrides": list,
-    "config_hash": str,
-    "settings": dict,
+    **dict.fromkeys(("recipe", "config_hash"), str),
+    **dict.fromkeys(("overrides", "levels", "history"), list),
+    **dict.fromkeys(("settings", "versions", "dense"), dict),
     "seed": int,
-    "versions": dict,
-    "dense": dict,
-    "levels": list,
-    "history": list,
 }
-
-
-# What it has besides when something was pruned.
-_PRUNED: dict[str, type] = {
+_PRUNED_FIELDS: dict[str, type] = {
+    **dict.fromkeys(("sparsity", "sparsity_total", "accuracy_drop"), Real),
+    **dict.fromkeys(("compression", "theoretical_speedup"), Real),
+    **dict.fromkeys(("layers", "excluded", "pruned"), dict),
     "of": str,
-    "sparsity": Real,
-    "sparsity_total": Real,
-    "compression": Real,
-    "theoretical_speedup": Real,
-    "accuracy_drop": Real,
-    "layers": dict,
-    "excluded": dict,
 }
-
-
-_BLOCK: dict[str, type] = {"accuracy": Real, "params": Real, "macs": Real, "bytes": Real}
+_NETWORK_FIELDS = dict.fromkeys(("accuracy", "params", "macs", "bytes"), Real)
 
 
 @dataclass(frozen=True)
@@ -56,8 +40,8 @@ class Run:
     """One finished job.
 
     Attributes:
-        folder: Where it lies.
-        result: Its result.json, with every field that the report needs.
+        folder: Its folder.
+        result: Content of its result.json.
     """
 
     folder: Path
@@ -71,218 +55,197 @@ class Run:
 
     @property
     def overrides(self) -> list[str]:
-        """The words of the command, without the recipe."""
-        return [str(w) for w in self.result["overrides"] if not str(w).startswith("recipe=")]
+        """The command-line overrides, without the recipe."""
+        return _without_recipe(self.result["overrides"])
 
     @property
     def dense(self) -> Mapping[str, Any]:
-        """The dense control's measurements."""
-        block: Mapping[str, Any] = self.result["dense"]
-        return block
+        """Measurements of the dense baseline."""
+        network: Mapping[str, Any] = self.result["dense"]
+        return network
 
     @property
     def pruned(self) -> Mapping[str, Any] | None:
-        """The pruned network's measurements; None for a dense run."""
-        block: Mapping[str, Any] | None = self.result.get("pruned")
-        return block
-
-    @property
-    def fine_tunes(self) -> bool:
-        """Whether the fit started from a trained network."""
-        return bool(self.settings.get("start") != "scratch")
+        """Measurements of the pruned network; None for a dense run."""
+        network: Mapping[str, Any] | None = self.result.get("pruned")
+        return network
 
     @property
     def rate(self) -> float | None:
-        """The learning rate of the fit in which pruning took place."""
-        own = (self.settings.get("finetune") or {}).get("lr")
-        if self.fine_tunes and own is not None:
-            return float(own)
-        rate = (self.settings.get("optimizer") or {}).get("lr")
+        """Learning rate of the fit in which pruning took place."""
+        rate = self._fit_setting("optimizer", "lr")
         return float(rate) if isinstance(rate, Real) else None
 
     @property
     def batch_size(self) -> int | None:
-        """The batch size of that fit."""
-        own = (self.settings.get("finetune") or {}).get("batch_size")
-        if self.fine_tunes and own is not None:
-            return int(own)
-        size = (self.settings.get("data") or {}).get("batch_size")
+        """Batch size of the fit in which pruning took place."""
+        size = self._fit_setting("data", "batch_size")
         return size if isinstance(size, int) else None
+
+    def _fit_setting(self, group: str, name: str) -> Any:
+        """Return a setting of the fit; fine-tuning of a trained network may have its own."""
+        own = (self.settings.get("finetune") or {}).get(name)
+        if own is not None and self.settings.get("start") != "scratch":
+            return own
+        return (self.settings.get(group) or {}).get(name)
 
 
 def read_run(folder: Path) -> Run:
-    """The run of a folder.
+    """Read the result of a job.
 
     Raises:
-        DataError: If its result.json is damaged, of another format, or no result.
+        DataError: If its result.json is damaged or has another format.
         FileNotFoundError: If there is none.
     """
     try:
         text = (folder / FILE).read_text(encoding="utf-8")
-        result = json.loads(text, parse_constant=_no_number)
+        result = json.loads(text, parse_constant=_raise_not_finite)
     except ValueError as error:
         raise DataError(f"{FILE} is damaged ({error}): remove it and run the job again") from error
     if not isinstance(result, dict):
-        raise DataError(f"{FILE} holds no result: remove it and run the job again")
+        raise DataError(f"{FILE} contains no result: remove it and run the job again")
     if result.get("format") != FORMAT:
+        versions = result.get("versions")
+        version = versions.get("regrow") if isinstance(versions, dict) else None
         raise DataError(
             f"{FILE} has format {result.get('format')!r}, this version of regrow reads {FORMAT}: "
             "run the job again, or make the report with the version that wrote it "
-            f"({_version(result)})"
+            f"(regrow {version or 'of unknown version'})"
         )
     _check("", result, _FIELDS)
-    _check("dense.", result["dense"], _BLOCK)
+    _check("dense.", result["dense"], _NETWORK_FIELDS)
     if result.get("pruned") is not None:
-        _check("", result, _PRUNED)
-        _check("", {"pruned": result["pruned"]}, {"pruned": dict})
-        _check("pruned.", result["pruned"], _BLOCK)
+        _check("", result, _PRUNED_FIELDS)
+        _check("pruned.", result["pruned"], _NETWORK_FIELDS)
     for level in result["levels"]:
         _check("levels.", level, {"sparsity": Real, "test_accuracy": Real})
     return Run(folder, result)
 
 
-def _no_number(word: str) -> None:
-    raise ValueError(f"{word} in it")
+def _raise_not_finite(constant: str) -> None:
+    raise ValueError(f"it contains {constant}")
 
 
-def _check(where: str, given: Any, kinds: Mapping[str, type]) -> None:
-    """Check that all fields are there and have values of the right type."""
-    for name, kind in kinds.items():
-        if not isinstance(given, dict) or name not in given:
-            raise DataError(f"{FILE} lacks {where}{name}: remove it and run the job again")
-        if not isinstance(given[name], kind):
+def _check(prefix: str, value: Any, types: Mapping[str, type]) -> None:
+    """Check that all fields exist and have the right type."""
+    for name, kind in types.items():
+        if not isinstance(value, dict) or name not in value:
+            raise DataError(f"{FILE} lacks {prefix}{name}: remove it and run the job again")
+        if not isinstance(value[name], kind):
             raise DataError(
-                f"{FILE} has {where}{name}={given[name]!r}, which is no {kind.__name__.lower()}: "
-                "remove it and run the job again"
+                f"{FILE} has {prefix}{name}={value[name]!r}, which is not of type "
+                f"{kind.__name__.lower()}: remove it and run the job again"
             )
 
 
-def _version(result: Mapping[str, Any]) -> str:
-    versions = result.get("versions")
-    found = versions.get("regrow") if isinstance(versions, dict) else None
-    return f"regrow {found}" if found else "it does not say which"
-
-
-FAILED = "failed.json"
-
-
-CLAIMED = "run.json"
-
-
-_MARKS = {FILE, FAILED, CLAIMED}
-
-
-_NOT_JOBS = {"checkpoints", "levels", "logs", ".hydra"}
-
-
 @dataclass(frozen=True)
-class Lost:
-    """A job without a result that can be read.
+class JobWithoutResult:
+    """A job whose result is missing or cannot be read.
 
     Attributes:
-        folder: Where it lies.
+        folder: Its folder.
         state: "failed", "unfinished" or "unreadable".
-        reason: Why, for a reader.
-        words: What was asked for: recipe and overrides, where they are known.
-        when: The last sign of it.
+        reason: Why, as a sentence.
+        overrides: Recipe and overrides, where known.
+        when: Time of the last change, where known.
     """
 
     folder: Path
     state: str
     reason: str
-    words: str = ""
+    overrides: str = ""
     when: str = ""
 
 
 @dataclass(frozen=True)
 class Jobs:
-    """What was found below a folder.
+    """All jobs of a report.
 
     Attributes:
-        runs: Finished jobs, one a config hash.
-        lost: All others.
-        copies: Folders whose run another folder holds too.
+        runs: Finished jobs, one for each config hash.
+        without_result: All other jobs.
+        copies: Folders whose run is also in another folder.
     """
 
     runs: list[Run] = field(default_factory=list)
-    lost: list[Lost] = field(default_factory=list)
+    without_result: list[JobWithoutResult] = field(default_factory=list)
     copies: list[Path] = field(default_factory=list)
 
 
 def read_jobs(folders: Sequence[Path]) -> Jobs:
-    """Reads each folder as a job; what cannot be read stops no other.
+    """Read each folder as a job; errors are recorded, not raised.
 
-    A job that failed where an earlier one left its result is there with both.
+    A folder with a result and a later failure is listed as both.
     """
     jobs, seen = Jobs(), set()
     for folder in folders:
-        found = _read(folder)
-        if isinstance(found, Lost):
-            jobs.lost.append(found)
+        job = _read_job(folder)
+        if isinstance(job, JobWithoutResult):
+            jobs.without_result.append(job)
             continue
         if (folder / FAILED).is_file():
-            jobs.lost.append(_failed(folder, "; the result shown is an earlier one of this folder"))
-        if (key := found.result["config_hash"]) in seen:
+            remark = "; the result shown is an earlier one of this folder"
+            jobs.without_result.append(_read_failure(folder, remark))
+        if (key := job.result["config_hash"]) in seen:
             jobs.copies.append(folder)
         else:
             seen.add(key)
-            jobs.runs.append(found)
+            jobs.runs.append(job)
     return jobs
 
 
 def find_jobs(folder: Path) -> list[Path]:
-    """The folders of jobs below a folder, itself included, in order.
-
-    A dense control, which jobs share, is none.
-    """
-    found = []
-    for place, inner, files in os.walk(folder):
-        inner[:] = sorted(name for name in inner if name not in _NOT_JOBS)
-        if _MARKS & {*files} and not _is_control(Path(place), files):
-            found.append(Path(place))
-    return found
+    """List the folders of jobs below a folder, itself included; dense baselines are not jobs."""
+    jobs = []
+    for name, subfolders, files in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if name not in _NOT_JOBS)
+        if {FILE, FAILED, CLAIMED} & {*files} and not _is_baseline(Path(name), files):
+            jobs.append(Path(name))
+    return jobs
 
 
-def _is_control(folder: Path, files: Sequence[str]) -> bool:
-    """A control has a result of its own kind, and no mark of a job."""
+def _is_baseline(folder: Path, files: Sequence[str]) -> bool:
+    """Return whether a folder has the result of a dense baseline, and no file of a job."""
     if FILE not in files or {FAILED, CLAIMED} & {*files}:
         return False
-    content = _json(folder / FILE)
+    content = _read_object(folder / FILE)
     return "block" in content and "format" not in content
 
 
-def _read(folder: Path) -> Run | Lost:
+def _read_job(folder: Path) -> Run | JobWithoutResult:
     try:
         return read_run(folder)
     except DataError as error:
-        return Lost(folder, "unreadable", str(error), when=_when(folder / FILE))
+        return JobWithoutResult(folder, "unreadable", str(error), when=_modified(folder / FILE))
     except FileNotFoundError:
-        return _without_result(folder)
-
-
-def _without_result(folder: Path) -> Lost:
+        pass
     if (folder / FAILED).is_file():
-        return _failed(folder)
-    signs = [folder / CLAIMED, *metric_files(folder)]
-    last = max((when for when in map(_when, signs) if when), default="")
+        return _read_failure(folder)
+    last = max(_modified(path) for path in (folder / CLAIMED, *find_metric_files(folder)))
+    reason = "not started yet"
     if (folder / CLAIMED).is_file():
-        reason = "no result yet: it is running, or was stopped; rerun the command to resume it"
-    else:
-        reason = "not started yet"
-    return Lost(folder, "unfinished", reason, when=last)
+        reason = "no result yet: still running, or stopped; the same command resumes it"
+    return JobWithoutResult(folder, "unfinished", reason, when=last)
 
 
-def _failed(folder: Path, remark: str = "") -> Lost:
-    told = _json(folder / FAILED)
-    reason = ": ".join(str(told[key]) for key in ("error", "message") if told.get(key))
-    words = [f"recipe={told['recipe']}"] if told.get("recipe") else []
-    words += [str(w) for w in told.get("overrides") or () if not str(w).startswith("recipe=")]
-    when = _local(str(told["when"])) if told.get("when") else _when(folder / FAILED)
-    return Lost(folder, "failed", (reason or "it does not say why") + remark, " ".join(words), when)
+def _read_failure(folder: Path, remark: str = "") -> JobWithoutResult:
+    failure = _read_object(folder / FAILED)
+    parts = [str(failure[key]) for key in ("error", "message") if failure.get(key)]
+    reason = (": ".join(parts) or "no reason recorded") + remark
+    words = [f"recipe={failure['recipe']}"] if failure.get("recipe") else []
+    words += _without_recipe(failure.get("overrides") or ())
+    when = _modified(folder / FAILED)
+    if failure.get("when"):
+        when = _to_local_time(str(failure["when"]))
+    return JobWithoutResult(folder, "failed", reason, " ".join(words), when)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; an empty one where it cannot be read, which its reader will say."""
+def _without_recipe(overrides: Sequence[Any]) -> list[str]:
+    return [str(word) for word in overrides if not str(word).startswith("recipe=")]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -290,16 +253,16 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _when(path: Path) -> str:
-    """When a file was last written, to the second; empty where it is gone."""
+def _modified(path: Path) -> str:
+    """Return when a file was last written; empty if it does not exist."""
     try:
         return datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
     except OSError:
         return ""
 
 
-def _local(when: str) -> str:
-    """A time with a zone as the local time; what is no time as it is."""
+def _to_local_time(when: str) -> str:
+    """Convert a time with a zone to local time; return other text as it is."""
     try:
         moment = datetime.fromisoformat(when)
     except ValueError:
@@ -307,7 +270,6 @@ def _local(when: str) -> str:
     return moment.astimezone().replace(tzinfo=None).isoformat(" ", "seconds")
 
 
-def below(folder: Path, jobs: Sequence[Path]) -> Iterator[str]:
-    """The names of jobs as seen from a folder."""
-    for job in jobs:
-        yield Path(os.path.relpath(job, folder)).as_posix()
+def relative_names(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """Return paths relative to a folder, with forward slashes."""
+    return [Path(os.path.relpath(path, folder)).as_posix() for path in paths]

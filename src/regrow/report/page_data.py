@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Data of the page."""
+"""Data of the HTML page, as read by its scripts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from numbers import Real
 from typing import Any
 
-from regrow.report.curves import Curve, metric_files, read_curves, thinned
+from regrow.report.curves import downsample, find_metric_files, read_curves, spaced_indices
 from regrow.report.hover_text import dense_text, point_text
 from regrow.report.load import Run
 from regrow.report.statistics import Plot, Point, Spread
@@ -15,34 +16,32 @@ from regrow.report.table import COLUMNS, NAMES, Row
 from regrow.report.tasks import Task
 
 _NUMBERS = 150_000  # in all curves and events together: about a megabyte
-
-
 _TEXT = {column.name for column in COLUMNS if column.text}
 
 
-class Texts:
-    """Texts that occur again and again, each kept once; a text is its place in the list."""
+class TextTable:
+    """Stores each text once; a text is represented by its index."""
 
     def __init__(self) -> None:
-        self.places: dict[str, int] = {}
+        self.indices: dict[str, int] = {}
 
-    def place(self, text: str) -> int:
-        """The index of a text; it is added if it is new."""
-        return self.places.setdefault(text, len(self.places))
+    def index(self, text: str) -> int:
+        """Return the index of a text, which is added if it is new."""
+        return self.indices.setdefault(text, len(self.indices))
 
 
-def payload(tasks: Sequence[Task]) -> dict[str, Any]:
-    """Everything that the scripts show; texts of rows and runs as places in `texts`."""
-    texts = Texts()
+def make_page_data(tasks: Sequence[Task]) -> dict[str, Any]:
+    """Collect everything that the scripts show; texts of rows and runs are indices in `texts`."""
+    texts = TextTable()
     rows = [row for task in tasks for row in task.rows]
     finals = [row for row in rows if row.final]
-    most = max(20, min(400, _NUMBERS // (12 * max(1, len(finals)))))
+    limit = max(20, min(400, _NUMBERS // (12 * max(1, len(finals)))))
     return {
         "tasks": [{"name": task.name, "size": task.size, **_plot(task.plot)} for task in tasks],
-        "columns": [column._asdict() for column in COLUMNS],
+        "columns": [asdict(column) for column in COLUMNS],
         "rows": [_row(row, texts) for row in rows],
-        "runs": [_run(row, most, texts) for row in finals],
-        "texts": list(texts.places),
+        "runs": [_run(row, limit, texts) for row in finals],
+        "texts": list(texts.indices),
     }
 
 
@@ -60,7 +59,7 @@ def _plot(plot: Plot) -> dict[str, Any]:
             }
             for one in plot.series
         ],
-        "dense": [_point(p, dense_text(_owners(plot, p), p)) for p in plot.dense],
+        "dense": [_point(p, dense_text(_owners(p), p)) for p in plot.dense],
     }
 
 
@@ -68,9 +67,8 @@ def _name(point: Point) -> str:
     return str(point.rows[0].values["method"])
 
 
-def _owners(plot: Plot, control: Point) -> list[str]:
-    """The methods that were compared with a dense control."""
-    return sorted({str(row.values["method"]) for row in control.owners})
+def _owners(baseline: Point) -> list[str]:
+    return sorted({str(row.values["method"]) for row in baseline.owners})
 
 
 def _point(point: Point, text: str) -> dict[str, Any]:
@@ -82,33 +80,34 @@ def _point(point: Point, text: str) -> dict[str, Any]:
     }
 
 
-def _spread(found: Spread) -> list[float | int | None]:
-    deviation = None if found.deviation is None else _short(found.deviation)
-    return [_short(found.mean), deviation, found.n]
+def _spread(value: Spread) -> list[float | int | None]:
+    deviation = None if value.deviation is None else _short(value.deviation)
+    return [_short(value.mean), deviation, value.n]
 
 
-def _row(row: Row, texts: Texts) -> list[Any]:
+def _row(row: Row, texts: TextTable) -> list[Any]:
     return [
-        texts.place(str(value)) if name in _TEXT and value is not None else value
+        texts.index(str(value)) if name in _TEXT and value is not None else value
         for name, value in ((name, row.values[name]) for name in NAMES)
     ]
 
 
-def _run(row: Row, most: int, texts: Texts) -> dict[str, Any]:
-    """One run in detail: what it says of itself, its layers, curves and events."""
+def _run(row: Row, limit: int, texts: TextTable) -> dict[str, Any]:
+    """Return the details of one run: facts, layers, curves, events."""
     run, values = row.run, row.values
     title = f"{values['method']}, {100 * values['sparsity']:.4g} %, seed {values['seed']}"
-    curves = read_curves(metric_files(run.folder))
+    curves = read_curves(find_metric_files(run.folder))
+    shown = [downsample(curve, limit) for curve in curves]
     return {
-        "title": texts.place(title),
-        "facts": [[name, texts.place(str(text))] for name, text in _facts(run, values)],
+        "title": texts.index(title),
+        "facts": [[name, texts.index(text)] for name, text in _facts(run, values)],
         "layers": [
-            [texts.place(str(name)), _short(1 - float(gone))]
-            for name, gone in (run.result.get("layers") or {}).items()
+            [texts.index(str(name)), _short(1 - float(sparsity))]
+            for name, sparsity in (run.result.get("layers") or {}).items()
         ],
-        "curves": [_curve(thinned(curve, most)) for curve in curves],
-        "thinned": any(len(curve.steps) > most for curve in curves),
-        "events": _events(run, most),
+        "curves": [[c.name, c.steps, [_short(value) for value in c.values]] for c in shown],
+        "downsampled": any(len(curve.steps) > limit for curve in curves),
+        "events": _events(run, limit),
     }
 
 
@@ -124,12 +123,8 @@ def _facts(run: Run, values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in facts if text]
 
 
-def _curve(curve: Curve) -> list[Any]:
-    return [curve.name, curve.steps, [_short(value) for value in curve.values]]
-
-
-def _events(run: Run, most: int) -> list[list[Any]]:
-    """Step, epoch, kind and sparsity after each change of masks; of very many, some."""
+def _events(run: Run, limit: int) -> list[list[Any]]:
+    """Return step, epoch, kind and sparsity of at most `limit` changes of masks."""
     events = [
         [entry["step"], entry.get("epoch"), str(entry.get("kind", "")), _short(entry["after"])]
         for entry in run.result["history"]
@@ -137,11 +132,9 @@ def _events(run: Run, most: int) -> list[list[Any]]:
         and isinstance(entry.get("step"), Real)
         and isinstance(entry.get("after"), Real)
     ]
-    if len(events) <= most:
-        return events
-    return [events[round(place * (len(events) - 1) / (most - 1))] for place in range(most)]
+    return [events[i] for i in spaced_indices(len(events), limit)]
 
 
 def _short(value: float) -> float:
-    """A number with as many digits as a plot can show."""
+    """Round to as many digits as a plot can show."""
     return float(f"{value:.6g}")

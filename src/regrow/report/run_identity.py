@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Task, method, operating point, control of a run.
+"""Decide which runs belong together (task, method, operating point, dense baseline).
 
-Settings decide, not names: two runs of equal settings but for the seed are one operating point,
-operating points of equal settings but for the sparsity are one method.
+Settings decide, not names: runs whose settings differ by the seed alone are one operating point;
+operating points whose settings differ by the sparsity alone are one method.
 """
 
 from __future__ import annotations
@@ -10,33 +10,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regrow.report.load import Run
 
 _SEEDS = {"seed", "reinit"}
-
-
-# How the data are served; everything else says which data they are.
+# Settings of how data are loaded; all other data settings identify the data.
 SERVING = {"batch_size", "seed", "augment", "val_size", "num_workers", "workers", "pin_memory"}
+# Overrides that change no result, or that repeat the seed or the sparsity.
+_IRRELEVANT = {
+    *("recipe", "seed", "force", "threads", "pruning.sparsity", "data.root", "data.download"),
+    *("hydra", "paths", "latency", "logger"),
+}
 
 
-# Overrides that change no result, or that the seed and the sparsity tell already.
-_PLAIN = ("recipe", "seed", "force", "threads", "pruning.sparsity", "data.root", "data.download")
-
-
-_PLAIN_GROUPS = ("hydra", "paths", "latency", "logger")
-
-
-def fingerprint(value: Any) -> str:
-    """A short hash of plain containers: equal content, equal hash."""
+def hash_settings(value: Any) -> str:
+    """Compute a short hash of nested settings; equal content has an equal hash."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def without_seeds(value: Any) -> Any:
-    """Plain containers with every seed in them made the same; a seed that is unset stays unset.
+    """Replace every seed in nested settings by the same word; unset seeds stay unset.
 
     Example:
         >>> without_seeds({"lr": 0.1, "data": {"seed": 3}, "rewind": {"reinit": None}})
@@ -51,90 +47,81 @@ def without_seeds(value: Any) -> Any:
 
 
 def task_key(run: Run) -> str:
-    """The same for runs whose accuracies can be compared: same data, same model."""
-    return fingerprint([_data(run), run.settings.get("model")])
+    """Return a key of the data and the model."""
+    return hash_settings([_data(run), run.settings.get("model")])
 
 
 def point_key(run: Run) -> str:
-    """The same for runs that differ by their seed alone."""
+    """Return a key of all settings but the seed."""
     settings = without_seeds(dict(run.settings))
     if str(settings.get("start")).startswith("sha256:"):
         settings["start"] = "file"  # each seed may have its own
-    return fingerprint(settings)
+    return hash_settings(settings)
 
 
 def method_key(run: Run) -> str:
-    """The same for runs that differ by seed and sparsity alone."""
-    settings = without_seeds(dict(run.settings))
-    if str(settings.get("start")).startswith("sha256:"):
-        settings["start"] = "file"
-    settings["pruning"] = {**(settings.get("pruning") or {}), "sparsity": None}
-    return fingerprint(settings)
+    """Return a key of all settings but the seed and the sparsity."""
+    pruning = {**(run.settings.get("pruning") or {}), "sparsity": None}
+    return point_key(Run(run.folder, {"settings": {**run.settings, "pruning": pruning}}))
 
 
-def control_key(run: Run, *, seeds: bool = True) -> str:
-    """The same for runs with the same dense control; without seeds, with the same but for those."""
+def baseline_key(run: Run, *, seeds: bool = True) -> str:
+    """Return a key of the settings of a run's dense baseline, with or without its seeds."""
     settings = {**run.settings, "pruning": {}}
-    return fingerprint(settings if seeds else without_seeds(settings))
+    return hash_settings(settings if seeds else without_seeds(settings))
 
 
 def data_name(run: Run) -> str:
-    """The data, as `Digits` or `ImageFolder(size=64)`."""
-    return called(_data(run))
+    """Name the data, such as `Digits` or `ImageFolder(size=64)`."""
+    return format_call(_data(run))
 
 
 def model_name(run: Run) -> str:
-    """The exact architecture, as `ResNet(depth=20, width=16)`."""
-    return called(run.settings.get("model") or {})
+    """Name the model with its arguments, such as `ResNet(depth=20, width=16)`."""
+    return format_call(run.settings.get("model") or {})
 
 
-def called(node: Mapping[str, Any]) -> str:
-    """A node with `_target_` as the call that it means, without its package.
+def format_call(node: Mapping[str, Any]) -> str:
+    """Format a config node with `_target_` as a call, without the package.
 
     Example:
-        >>> called({"_target_": "regrow.app.models.VGG", "depth": 16})
+        >>> format_call({"_target_": "regrow.app.models.cifar_vgg.VGG", "depth": 16})
         'VGG(depth=16)'
     """
     name = str(node.get("_target_", "?")).rpartition(".")[2]
-    given = [f"{k}={v}" for k, v in node.items() if not k.startswith("_")]
-    return f"{name}({', '.join(given)})" if given else name
+    arguments = [f"{k}={v}" for k, v in node.items() if not k.startswith("_")]
+    return f"{name}({', '.join(arguments)})" if arguments else name
 
 
 def method_names(runs: Sequence[Run]) -> dict[str, str]:
-    """A short name for each method of one task, by `method_key`.
+    """Make a short name for each method of one task, by `method_key`.
 
-    The recipe's last word, and the overrides that not all of the methods have.
+    The name is the last part of the recipe, with the overrides that not all methods have.
     """
     first: dict[str, Run] = {}
     for run in runs:
         first.setdefault(method_key(run), run)
-    words = {key: _telling(run) for key, run in first.items()}
-    counts = Counter(word for given in words.values() for word in given)
-    long = _ambiguous(str(run.result["recipe"]) for run in first.values())
+    overrides = {key: _relevant_overrides(run) for key, run in first.items()}
+    counts = Counter(word for words in overrides.values() for word in words)
+    recipes = {key: str(run.result["recipe"]) for key, run in first.items()}
+    ends = Counter(recipe.rpartition("/")[2] for recipe in {*recipes.values()})
     names = {}
-    for key, run in first.items():
-        recipe = str(run.result["recipe"])
-        short = recipe if long else recipe.rpartition("/")[2].removesuffix(".yaml")
-        own = [word for word in words[key] if counts[word] < len(first)]
-        names[key] = " ".join([short, *own])
-    twice = {name for name, count in Counter(names.values()).items() if count > 1}
-    return {key: f"{name} #{key[:4]}" if name in twice else name for key, name in names.items()}
+    for key, recipe in recipes.items():
+        short = recipe.rpartition("/")[2].removesuffix(".yaml")
+        own = [word for word in overrides[key] if counts[word] < len(first)]
+        names[key] = " ".join([recipe if max(ends.values()) > 1 else short, *own])
+    repeated = {name for name, count in Counter(names.values()).items() if count > 1}
+    return {key: f"{name} #{key[:4]}" if name in repeated else name for key, name in names.items()}
 
 
-def _telling(run: Run) -> list[str]:
-    """The overrides that may tell methods apart."""
-
-    def plain(word: str) -> bool:
-        name = word.partition("=")[0].lstrip("+~")
-        return name in _PLAIN or name.partition(".")[0] in _PLAIN_GROUPS
-
-    return [word for word in run.overrides if not plain(word)]
-
-
-def _ambiguous(recipes: Iterable[str]) -> bool:
-    """Whether two different recipes end in the same word."""
-    ends = Counter(recipe.rpartition("/")[2] for recipe in {*recipes})
-    return any(count > 1 for count in ends.values())
+def _relevant_overrides(run: Run) -> list[str]:
+    """Return the overrides that may distinguish methods."""
+    names = [word.partition("=")[0].lstrip("+~") for word in run.overrides]
+    return [
+        word
+        for word, name in zip(run.overrides, names, strict=True)
+        if not {name, name.partition(".")[0]} & _IRRELEVANT
+    ]
 
 
 def _data(run: Run) -> dict[str, Any]:

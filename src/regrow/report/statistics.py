@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Mean, spread, Pareto front."""
+"""Points of the plot: means and deviations over seeds, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from regrow.report.run_identity import control_key, method_key, point_key
+from regrow.report.run_identity import baseline_key, method_key, point_key
 from regrow.report.table import Row
 
+MAX_LINES = 12  # of more methods, lines cannot be distinguished
+# Columns of the vertical axis, with a sign: more is better.
+MEASURES = {"accuracy": 1, "accuracy_top5": 1, "accuracy_drop": -1}
 
-def front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
-    """Which points are not dominated.
+
+def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
+    """Return which points are not dominated, in O(n log n).
 
     Point j dominates i if cost_j <= cost_i and value_j >= value_i, one of them strictly. Equal
-    points do not dominate each other. O(n log n).
+    points do not dominate each other.
 
     Args:
         costs: Less is better.
         values: More is better.
 
-    Returns:
-        One truth value a point.
-
     Raises:
-        ValueError: For NaN, or where the lengths differ.
+        ValueError: For NaN, or if the lengths differ.
 
     Example:
-        >>> front([1, 2, 3, 3], [0.8, 0.9, 0.85, 0.9])
+        >>> pareto_front([1, 2, 3, 3], [0.8, 0.9, 0.85, 0.9])
         [True, True, False, False]
     """
     points = list(zip(costs, values, strict=True))
     if any(math.isnan(number) for point in points for number in point):
         raise ValueError("a cost or a value is NaN")
     kept = [False] * len(points)
-    best = None  # the last point of the front so far: the most valuable, at its least cost
+    best = None  # the last point of the front so far: highest value, at its lowest cost
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if best is None or points[index][1] > best[1] or points[index] == best:
             best, kept[index] = points[index], True
@@ -45,12 +46,12 @@ def front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
 
 
 class Spread(NamedTuple):
-    """A mean, and how far single values lie from it.
+    """Mean and standard deviation of n values.
 
     Attributes:
-        mean: The arithmetic mean.
+        mean: Arithmetic mean.
         deviation: Sample standard deviation, sqrt(sum((x - mean)^2) / (n - 1)); None for one value.
-        n: How many values.
+        n: Number of values.
     """
 
     mean: float
@@ -58,23 +59,21 @@ class Spread(NamedTuple):
     n: int
 
     def overlaps(self, other: Spread) -> bool | None:
-        """Whether the intervals mean +- deviation share a point; None where one has no interval."""
+        """Return whether the intervals mean +- deviation overlap; None if one has no deviation."""
         if self.deviation is None or other.deviation is None:
             return None
         return abs(self.mean - other.mean) <= self.deviation + other.deviation
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean, sample standard deviation and number of values.
+def compute_spread(values: Sequence[float]) -> Spread:
+    """Compute mean and sample standard deviation.
 
     Raises:
         ValueError: For no values.
 
     Example:
-        >>> spread([1, 2, 3])
-        Spread(mean=2.0, deviation=1.0, n=3)
-        >>> spread([0.9])
-        Spread(mean=0.9, deviation=None, n=1)
+        >>> compute_spread([1, 2, 3]), compute_spread([0.9])
+        (Spread(mean=2.0, deviation=1.0, n=3), Spread(mean=0.9, deviation=None, n=1))
     """
     if not values:
         raise ValueError("no values")
@@ -83,32 +82,25 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 class Axis(NamedTuple):
-    """What accuracy is shown against.
+    """A horizontal axis of the plot.
 
     Attributes:
-        name: Of the axis.
-        column: Whose values.
-        cost: A value as a cost: less is better.
+        name: Name of the axis.
+        column: Column of the table.
+        sign: -1 where more is better.
     """
 
     name: str
     column: str
-    cost: Callable[[float], float]
+    sign: int
 
 
 AXES = (
-    Axis("sparsity", "sparsity", lambda value: -value),
-    Axis("compression", "compression", lambda value: -value),
-    Axis("macs", "macs", float),
-    Axis("latency", "latency_ms", float),
+    Axis("sparsity", "sparsity", -1),
+    Axis("compression", "compression", -1),
+    Axis("macs", "macs", 1),
+    Axis("latency", "latency_ms", 1),
 )
-
-
-MOST_LINES = 12  # of more methods nobody tells the lines apart
-
-
-# What is shown, more is better: the column and its sign.
-MEASURES = {"accuracy": 1, "accuracy_top5": 1, "accuracy_drop": -1}
 
 
 @dataclass
@@ -116,12 +108,12 @@ class Point:
     """One operating point over its seeds.
 
     Attributes:
-        rows: One a run.
-        x: Spread on each axis where all runs were measured.
-        y: Spread of each measure that there is.
+        rows: One for each run.
+        x: Spread on each axis on which all runs were measured.
+        y: Spread of each measure that all runs have.
         fronts: The (axis, measure) pairs on whose Pareto front it is.
-        levels: Of a chosen network: the sparsities that its runs passed on the way.
-        owners: Of a dense control: whose control it is.
+        levels: Intermediate sparsities of its runs.
+        owners: Of a dense baseline: rows of the networks compared with it.
     """
 
     rows: list[Row]
@@ -133,7 +125,7 @@ class Point:
 
     @property
     def seeds(self) -> list[int]:
-        """The different seeds, in order."""
+        """The different seeds, sorted."""
         return sorted({int(row.run.result["seed"]) for row in self.rows})
 
 
@@ -142,9 +134,9 @@ class Series:
     """The operating points of one method, by sparsity.
 
     Attributes:
-        name: Of the method.
-        points: Of chosen networks.
-        line: Whether the points belong on one line.
+        name: Name of the method.
+        points: Its final networks.
+        line: Whether the points are joined by a line.
     """
 
     name: str
@@ -154,11 +146,11 @@ class Series:
 
 @dataclass
 class Plot:
-    """What one task shows.
+    """The points of one task.
 
     Attributes:
-        series: One a method; of very many methods, one a recipe, without a line.
-        dense: One a kind of dense control, the common one first; it has no sparsity.
+        series: One for each method; if there are too many, one for each recipe, without a line.
+        dense: One point for each kind of dense baseline, the most common first.
     """
 
     series: list[Series]
@@ -166,42 +158,40 @@ class Plot:
 
 
 def make_plot(rows: Sequence[Row]) -> Plot:
-    """The points of one task's rows, with the Pareto fronts over chosen and dense networks."""
+    """Make the points of one task's rows, with the Pareto fronts over pruned and dense networks."""
     pruned = [row for row in rows if row.run.pruned is not None]
-    methods = _grouped(pruned, lambda row: method_key(row.run))
-    if len(methods) <= MOST_LINES:
-        series = [Series(str(own[0].values["method"]), _points(own)) for own in methods]
-    else:
-        recipes = _grouped(pruned, lambda row: row.values["recipe"])
-        series = [Series(str(own[0].values["recipe"]), _points(own), False) for own in recipes]
-    plot = Plot(series, _dense(rows))
+    column, groups = "method", _group(pruned, lambda row: method_key(row.run))
+    line = len(groups) <= MAX_LINES
+    if not line:
+        column, groups = "recipe", _group(pruned, lambda row: row.values["recipe"])
+    series = [Series(str(own[0].values[column]), _points(own), line) for own in groups]
+    plot = Plot(series, _dense_points(rows))
     mark_fronts([*(point for one in series for point in one.points), *plot.dense])
     return plot
 
 
 def mark_fronts(points: Sequence[Point]) -> None:
-    """Notes at each point on which Pareto fronts it is, by its means."""
+    """Record on which Pareto fronts each point is, by its means."""
     for axis in AXES:
         for measure in MEASURES:
-            there = [p for p in points if axis.name in p.x and measure in p.y]
-            costs = [axis.cost(point.x[axis.name].mean) for point in there]
-            values = [point.y[measure].mean for point in there]
-            for point, kept in zip(there, front(costs, values), strict=True):
+            measured = [p for p in points if axis.name in p.x and measure in p.y]
+            costs = [axis.sign * point.x[axis.name].mean for point in measured]
+            values = [point.y[measure].mean for point in measured]
+            for point, kept in zip(measured, pareto_front(costs, values), strict=True):
                 if kept:
                     point.fronts.add((axis.name, measure))
 
 
 def _points(rows: Iterable[Row]) -> list[Point]:
-    """One point for each settings, by sparsity, with its levels."""
-    found = []
-    for own in _grouped(rows, lambda row: point_key(row.run)):
+    """Make one point with its levels for each settings, sorted by sparsity."""
+    points = []
+    for own in _group(rows, lambda row: point_key(row.run)):
         point = _point([row for row in own if row.final])
         levels = (row for row in own if not row.final)
-        for level in _grouped(levels, lambda row: round(row.values["sparsity"], 6)):
-            point.levels.append(_point(level))
-        point.levels.sort(key=_sparsity)
-        found.append(point)
-    return sorted(found, key=_sparsity)
+        by_sparsity = _group(levels, lambda row: round(row.values["sparsity"], 6))
+        point.levels = sorted(map(_point, by_sparsity), key=_sparsity)
+        points.append(point)
+    return sorted(points, key=_sparsity)
 
 
 def _sparsity(point: Point) -> float:
@@ -210,45 +200,44 @@ def _sparsity(point: Point) -> float:
 
 def _point(rows: list[Row]) -> Point:
     columns = {axis.name: [row.values[axis.column] for row in rows] for axis in AXES}
-    x = {name: spread(found) for name, found in columns.items() if None not in found}
+    x = {name: compute_spread(values) for name, values in columns.items() if None not in values}
     y = {}
     for measure, sign in MEASURES.items():
         values = [row.values[measure] for row in rows]
         if None not in values:
-            y[measure] = spread([sign * value for value in values])
+            y[measure] = compute_spread([sign * value for value in values])
     return Point(rows, x, y)
 
 
-def _dense(rows: Sequence[Row]) -> list[Point]:
-    """The dense controls, each counted once however many runs share it; the common kind first."""
-    kinds = _grouped(
-        (row for row in rows if row.final), lambda row: control_key(row.run, seeds=False)
-    )
-    found = []
+def _dense_points(rows: Sequence[Row]) -> list[Point]:
+    """Make one point for each kind of dense baseline; shared baselines count once."""
+    final = (row for row in rows if row.final)
+    kinds = _group(final, lambda row: baseline_key(row.run, seeds=False))
+    points = []
     for own in sorted(kinds, key=len, reverse=True):
-        first = {control_key(row.run): row for row in reversed(own)}
-        found.append(_control([*first.values()], own))
-    return found
+        first = {baseline_key(row.run): row for row in reversed(own)}
+        points.append(_dense_point([*first.values()], own))
+    return points
 
 
-def _control(rows: list[Row], owners: list[Row]) -> Point:
-    """A kind of dense control: one row for each of them; timed anew beside each owner's network."""
+def _dense_point(rows: list[Row], owners: list[Row]) -> Point:
+    """Make the point of a kind of dense baseline; its latency was measured with each owner's."""
     times = [ms for row in owners if (ms := row.values["dense_latency_ms"]) is not None]
     x = {
         "compression": Spread(1.0, None, len(rows)),
-        "macs": spread([row.run.dense["macs"] for row in rows]),
+        "macs": compute_spread([row.run.dense["macs"] for row in rows]),
     }
     if times:
-        x["latency"] = spread(times)
-    y = {"accuracy": spread([row.run.dense["accuracy"] for row in rows])}
+        x["latency"] = compute_spread(times)
+    y = {"accuracy": compute_spread([row.run.dense["accuracy"] for row in rows])}
     if all("accuracy_top5" in row.run.dense for row in rows):
-        y["accuracy_top5"] = spread([row.run.dense["accuracy_top5"] for row in rows])
+        y["accuracy_top5"] = compute_spread([row.run.dense["accuracy_top5"] for row in rows])
     y["accuracy_drop"] = Spread(0.0, None, len(rows))
     return Point(rows, x, y, owners=owners)
 
 
-def _grouped(rows: Iterable[Row], key: Callable[[Row], object]) -> list[list[Row]]:
-    """Rows of equal key together, in the order of their first."""
+def _group(rows: Iterable[Row], key: Callable[[Row], object]) -> list[list[Row]]:
+    """Group rows of equal key, in the order of their first."""
     groups: dict[object, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Results.csv."""
+"""The table of results: one row for each operating point of each run."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from regrow.report.load import Run
 from regrow.report.run_identity import data_name, model_name
 
 
-class Column(NamedTuple):
+@dataclass(frozen=True)
+class Column:
     """One column.
 
     Attributes:
-        name: In the CSV file.
-        heading: On the page; empty: only in the file.
-        unit: On the page. "%" shows a fraction as per cent.
-        digits: After the point, on the page; None: as it is.
-        text: Whether it holds words.
+        name: Name in the CSV file.
+        heading: Heading on the page; empty: only in the file.
+        unit: Unit on the page; "%" shows a fraction as per cent.
+        digits: Decimals on the page; None: as in the file.
+        text: Whether values are text.
     """
 
     name: str
@@ -55,8 +57,8 @@ COLUMNS = (
     Column("relative_drop", "Relative drop", "%", 2),
     Column("params", "Parameters", "", 0),
     Column("dense_params", "Dense parameters", "", 0),
-    Column("macs", "MACs", "an image", 0),
-    Column("dense_macs", "Dense MACs", "an image", 0),
+    Column("macs", "MACs", "per image", 0),
+    Column("dense_macs", "Dense MACs", "per image", 0),
     Column("bytes", "Size", "bytes", 0),
     Column("dense_bytes"),
     Column("latency_ms", "Latency, median", "ms", 3),
@@ -82,21 +84,16 @@ COLUMNS = (
 
 
 NAMES = tuple(column.name for column in COLUMNS)
-
-
 Values = dict[str, Any]
-
-
-_FEW = 3  # as many excluded layers of one reason are named; of more, the number is given
 
 
 class Row(NamedTuple):
     """One operating point of one run.
 
     Attributes:
-        run: Whose.
-        values: By column name; None where it was not measured.
-        final: Whether it is the run's chosen network; else a level on the way there.
+        run: The run.
+        values: Values by column name; None if not measured.
+        final: Whether it is the final network of the run, not an intermediate level.
     """
 
     run: Run
@@ -105,15 +102,15 @@ class Row(NamedTuple):
 
 
 def run_rows(run: Run, folder: str, method: str) -> list[Row]:
-    """The rows of a run: its levels in the order of training, then the chosen network.
+    """Make the rows of a run: its levels in the order of training, then the final network.
 
-    A level was tested but not measured otherwise: parameters follow from its sparsity where single
-    weights are pruned; MACs and latency stay empty, as they depend on where the zeros are.
+    Of a level only the accuracy was measured. If weights are pruned, its parameters follow from
+    its sparsity; MACs and latency stay empty, as they depend on the positions of the zeros.
 
     Args:
         run: A finished job.
-        folder: Its name in the rows.
-        method: The name of its method.
+        folder: Name of its folder.
+        method: Name of its method.
     """
     shared = _shared(run) | {"folder": folder, "method": method}
     if run.pruned is None:
@@ -130,7 +127,7 @@ def run_rows(run: Run, folder: str, method: str) -> list[Row]:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """The rows as CSV with a heading; what was not measured is empty."""
+    """Format rows as CSV with a heading; values that were not measured are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, NAMES, lineterminator="\n")
     writer.writeheader()
@@ -139,7 +136,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def _shared(run: Run) -> Values:
-    """What holds at every operating point of a run."""
+    """Return the values that all operating points of a run share."""
     result, versions = run.result, run.result["versions"]
     latency = (run.pruned or {}).get("latency_ms") or run.dense.get("latency_ms") or {}
     return {
@@ -160,10 +157,10 @@ def _shared(run: Run) -> Values:
         "threads": latency.get("threads", result.get("threads")),
         "batch": latency.get("batch", result.get("batch")),
         "epochs": result.get("epochs"),
-        "start": start_name(run),
+        "start": describe_start(run),
         "lr": run.rate,
         "train_batch": run.batch_size,
-        "excluded": excluded(result.get("excluded") or {}),
+        "excluded": format_excluded(result.get("excluded") or {}),
         "seconds": result.get("seconds"),
         "regrow": versions.get("regrow"),
         "torch": versions.get("torch"),
@@ -172,10 +169,10 @@ def _shared(run: Run) -> Values:
 
 
 def _network(block: Mapping[str, Any]) -> Values:
-    """What was measured of one network."""
+    """Return the measurements of one network."""
     latency = block.get("latency_ms") or {}
-    named = ("accuracy", "accuracy_top5", "loss", "params", "macs", "bytes")
-    return {name: block.get(name) for name in named} | {
+    copied = ("accuracy", "accuracy_top5", "loss", "params", "macs", "bytes")
+    return {name: block.get(name) for name in copied} | {
         "latency_ms": latency.get("median"),
         "latency_p25_ms": latency.get("p25"),
         "latency_p75_ms": latency.get("p75"),
@@ -183,7 +180,7 @@ def _network(block: Mapping[str, Any]) -> Values:
 
 
 def _ratios(run: Run, block: Mapping[str, Any]) -> Values:
-    """Ratios of a network to the dense baseline of the same run."""
+    """Compare a network with the dense baseline of the same run."""
     result, drop = run.result, run.dense["accuracy"] - block["accuracy"]
     return {
         "compression": result.get("compression", 1.0),
@@ -212,12 +209,12 @@ def _validated(level: Mapping[str, Any]) -> Values:
 
 
 def _complete(values: Values) -> Values:
-    """Every column, in order."""
+    """Return values of all columns, in order."""
     return {name: values.get(name) for name in NAMES}
 
 
-def start_name(run: Run) -> str:
-    """Where the weights came from before pruning, in words."""
+def describe_start(run: Run) -> str:
+    """Describe the initial weights of a run."""
     start = run.settings.get("start")
     if start is None:
         return "trained dense first"
@@ -225,18 +222,17 @@ def start_name(run: Run) -> str:
     return f"checkpoint {text[7:19]}" if text.startswith("sha256:") else text
 
 
-def excluded(reasons: Mapping[str, str]) -> str:
-    """What was not pruned, and why; of many for one reason, how many.
+def format_excluded(reasons: Mapping[str, str]) -> str:
+    """Format the parameters that were not pruned, by reason; more than three are counted.
 
     Example:
-        >>> excluded({"fc.weight": "excluded by 'fc'"})
+        >>> format_excluded({"fc.weight": "excluded by 'fc'"})
         "fc.weight (excluded by 'fc')"
     """
     by_reason: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons.items():
         by_reason[str(reason)].append(name)
-    told = [
-        f"{', '.join(names) if len(names) <= _FEW else f'{len(names)} parameters'} ({reason})"
+    return "; ".join(
+        f"{', '.join(names) if len(names) <= 3 else f'{len(names)} parameters'} ({reason})"
         for reason, names in by_reason.items()
-    ]
-    return "; ".join(told)
+    )

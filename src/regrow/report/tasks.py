@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Everything about one task."""
+"""Sort runs into tasks: those of the same data and model, which can be compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from regrow.report.advice import Advice, count_of
-from regrow.report.fairness import uncertain, unfair
+from regrow.report.fairness import find_uncertain, find_unfair
 from regrow.report.load import Run
 from regrow.report.run_identity import data_name, method_key, method_names, model_name, task_key
 from regrow.report.statistics import Plot, make_plot
@@ -15,14 +15,14 @@ from regrow.report.table import Row, run_rows
 
 
 class Task(NamedTuple):
-    """What can be compared with one another.
+    """All runs of the same data and model.
 
     Attributes:
-        name: Data and exact model.
-        size: The dense model's parameters and MACs, in words.
-        rows: Of all runs, run after run.
+        name: Data and model.
+        size: Parameters and MACs of the dense model, as text.
+        rows: Table rows of all runs.
         plot: Their points.
-        advice: What is unfair about comparing them.
+        advice: What makes a comparison of them unfair.
     """
 
     name: str
@@ -33,45 +33,38 @@ class Task(NamedTuple):
 
 
 def make_tasks(runs: Sequence[Run], folders: Sequence[str]) -> list[Task]:
-    """Sorts runs into tasks, the one with most runs first.
+    """Sort runs into tasks, the one with most runs first.
 
     Args:
         runs: Finished jobs.
-        folders: Their names, in the same order.
+        folders: Names of their folders, in the same order.
     """
     groups: dict[str, list[tuple[Run, str]]] = {}
     for run, folder in zip(runs, folders, strict=True):
         groups.setdefault(task_key(run), []).append((run, folder))
-    return [_task(group) for group in sorted(groups.values(), key=len, reverse=True)]
+    return [_make_task(group) for group in sorted(groups.values(), key=len, reverse=True)]
 
 
-def across(tasks: Sequence[Task]) -> list[Advice]:
-    """What is unfair about comparing tasks with one another."""
+def cross_task_advice(tasks: Sequence[Task]) -> list[Advice]:
+    """Return a warning against comparing accuracies of different tasks, if there are several."""
     if len(tasks) < 2:
         return []
-    return [
-        Advice(
-            "Different data or models",
-            tuple(
-                f"{task.name}: {count_of(len({id(row.run) for row in task.rows}), 'job')}."
-                for task in tasks
-            ),
-            "Compare accuracies within one of them only: the plot shows one at a time.",
-        )
-    ]
+    counts = [(task.name, len({id(row.run) for row in task.rows})) for task in tasks]
+    findings = tuple(f"{name}: {count_of(count, 'job')}." for name, count in counts)
+    todo = "Compare accuracies within one of them only: the plot shows one at a time."
+    return [Advice("Different data or models", findings, todo)]
 
 
-def _task(group: Sequence[tuple[Run, str]]) -> Task:
+def _make_task(group: Sequence[tuple[Run, str]]) -> Task:
     runs = [run for run, _ in group]
     names = method_names(runs)
     rows = [row for run, folder in group for row in run_rows(run, folder, names[method_key(run)])]
-    plot = make_plot(rows)
-    advice = unfair([(names[method_key(run)], run) for run in runs]) + uncertain(plot.series)
-    dense = runs[0].dense
+    plot, dense = make_plot(rows), runs[0].dense
+    advice = find_unfair([(names[method_key(run)], run) for run in runs])
     return Task(
         f"{data_name(runs[0])} · {model_name(runs[0])}",
-        f"{dense['params']:,} parameters, {dense['macs']:,} MACs an image",
+        f"{dense['params']:,} parameters, {dense['macs']:,} MACs per image",
         rows,
         plot,
-        advice,
+        advice + find_uncertain(plot.series),
     )

@@ -1,36 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""Write_report."""
+"""Write results.csv and report.html from the results of many runs."""
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from regrow.report.load import below, find_jobs, read_jobs
-from regrow.report.page import page, summary
+from regrow.io.files import write_atomic
+from regrow.report.load import find_jobs, read_jobs, relative_names
+from regrow.report.page import render_page, summarize
 from regrow.report.table import csv_text
-from regrow.report.tasks import across, make_tasks
-from regrow.utils.errors import ConfigError, DataError, write_error
+from regrow.report.tasks import cross_task_advice, make_tasks
+from regrow.utils.errors import ConfigError, DataError
 
-TABLE = "results.csv"
-
-
-PAGE = "report.html"
+TABLE, PAGE = "results.csv", "report.html"
 
 
 class WrittenReport(NamedTuple):
-    """What a report says in short.
+    """The files of a report, and a summary.
 
     Attributes:
-        table: results.csv.
-        page: report.html.
-        summary: How many jobs there are of what state.
-        warnings: How many reasons there are to doubt a comparison.
+        table: Path of results.csv.
+        page: Path of report.html.
+        summary: Number of jobs by state, as text.
+        warnings: Number of warnings about comparisons.
     """
 
     table: Path
@@ -40,19 +35,18 @@ class WrittenReport(NamedTuple):
 
 
 def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenReport:
-    """Writes results.csv and report.html into a folder, from the results of its jobs.
+    """Write results.csv and report.html into a folder, from the results of its jobs.
 
-    Only their files are read: result.json, failed.json, run.json and the logged metrics. What
-    cannot be read is shown with its reason and stops nothing else. Both files are written aside
-    and renamed, so that several processes may do this at once.
+    Only result.json, failed.json, run.json and the logged metrics are read. Jobs that cannot be
+    read are listed with the reason. Several processes may write the same report at once.
 
     Args:
-        folder: Where the files go.
-        jobs: The jobs' folders; None: all below `folder`.
+        folder: Where the files are written.
+        jobs: Folders of the jobs; None: all below `folder`.
 
     Raises:
-        DataError: If `folder` is not there, or no job is found.
-        ConfigError: If plotly is not installed; results.csv is written then.
+        DataError: If `folder` does not exist, or no job is found.
+        ConfigError: If plotly is not installed; results.csv is still written.
 
     Example:
         >>> from pathlib import Path
@@ -65,38 +59,30 @@ def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenRep
     if not folder.is_dir():
         raise DataError(
             f"no folder {str(folder)!r}: write `regrow report outputs`, or another folder that "
-            "holds runs"
+            "contains runs"
         )
-    found = find_jobs(folder) if jobs is None else [Path(job) for job in jobs]
-    if not found:
+    folders = find_jobs(folder) if jobs is None else [Path(job) for job in jobs]
+    if not folders:
         raise DataError(
-            f"no job below {str(folder)!r} (a folder with {'result.json'!r}): "
-            "`regrow train recipe=digits/gmp` makes one in outputs/, then `regrow report outputs`"
+            f"no job below {str(folder)!r} (a folder with 'result.json'): "
+            "`regrow train recipe=digits/gmp` writes one to outputs/, then `regrow report outputs`"
         )
-    read = read_jobs(found)
-    tasks = make_tasks(read.runs, [*below(folder, [run.folder for run in read.runs])])
-    lost = [*zip(below(folder, [job.folder for job in read.lost]), read.lost, strict=True)]
+    found = read_jobs(folders)
+    tasks = make_tasks(found.runs, relative_names(folder, [run.folder for run in found.runs]))
+    names = relative_names(folder, [job.folder for job in found.without_result])
+    without_result = list(zip(names, found.without_result, strict=True))
     table, target = folder / TABLE, folder / PAGE
-    replace(table, csv_text([row for task in tasks for row in task.rows]))
+    _write_text(table, csv_text([row for task in tasks for row in task.rows]))
     title = f"regrow: {folder.resolve().name}"
-    copies = [*below(folder, read.copies)]
+    copies = relative_names(folder, found.copies)
     try:
-        text = page(title, tasks, lost, copies, datetime.now())
+        text = render_page(title, tasks, without_result, copies, datetime.now())
     except ConfigError as error:
         raise ConfigError(f"{table} is written, {PAGE} is not: {error}") from error
-    replace(target, text)
-    warnings = len(across(tasks)) + sum(len(task.advice) for task in tasks)
-    return WrittenReport(table, target, summary(tasks, lost), warnings)
+    _write_text(target, text)
+    warnings = len(cross_task_advice(tasks)) + sum(len(task.advice) for task in tasks)
+    return WrittenReport(table, target, summarize(tasks, without_result), warnings)
 
 
-def replace(path: Path, text: str) -> None:
-    """Writes beside a file, then renames: a reader sees the old text or the new one."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(aside, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
+def _write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Limits per layer, next settings."""
+"""Recommend a sparsity for each layer from measured sensitivities."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ _ROUNDING = 1e-9  # 0.97 - 0.96 is more than 0.01
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to prune next, in the words of the pruning callbacks.
+    """Recommended arguments of the pruning callbacks.
 
     Attributes:
-        layers: Own sparsity of each layer, for `MagnitudePruning(layers=...)`.
-        exclude: Patterns of what is left alone.
+        layers: Sparsity of each layer, for `MagnitudePruning(layers=...)`.
+        exclude: Patterns of layers that should not be pruned.
     """
 
     layers: dict[str, float]
     exclude: list[str]
 
 
-def limit(row: Sensitivity, accuracy: float, max_drop: float) -> float:
-    """The highest sparsity that, like all lower ones tried, loses no more than `max_drop`.
+def find_limit(row: Sensitivity, accuracy: float, max_drop: float) -> float:
+    """Find the highest sparsity that, like all lower ones, loses at most `max_drop`.
 
     Args:
         row: The layer.
-        accuracy: Of the model as it is.
-        max_drop: What may be lost, in the unit of `accuracy`.
+        accuracy: Accuracy of the unchanged model.
+        max_drop: Accuracy that may be lost.
 
     Returns:
-        What is pruned already, where no more holds.
+        The sparsity, at least the present one.
 
     Example:
         >>> row = Sensitivity("fc", 100, 0.0, 100, 0.5, None, {0.5: 0.9, 0.7: 0.88, 0.9: 0.9})
-        >>> limit(row, 0.9, 0.01), limit(row, 0.9, 0.02)
+        >>> find_limit(row, 0.9, 0.01), find_limit(row, 0.9, 0.02)
         (0.5, 0.9)
     """
     best = row.sparsity
@@ -48,39 +48,39 @@ def limit(row: Sensitivity, accuracy: float, max_drop: float) -> float:
     return best
 
 
-def ranked(found: Sensitivities, max_drop: float) -> list[Sensitivity]:
-    """The layers that can be pruned hardest first; of equal ones those that lose less at once."""
+def sort_by_limit(found: Sensitivities, max_drop: float) -> list[Sensitivity]:
+    """Sort layers by their limit, highest first; equal ones by their mean accuracy."""
 
-    def harm(row: Sensitivity) -> tuple[float, float]:
-        return -limit(row, found.accuracy, max_drop), -sum(row.accuracy.values())
+    def key(row: Sensitivity) -> tuple[float, float]:
+        return -find_limit(row, found.accuracy, max_drop), -sum(row.accuracy.values())
 
-    return sorted(found.rows, key=harm)
+    return sorted(found.rows, key=key)
 
 
-def next_step(found: Sensitivities, max_drop: float) -> Recommendation:
-    """Each layer's own limit as its target; what holds nothing is excluded.
+def recommend(found: Sensitivities, max_drop: float) -> Recommendation:
+    """Recommend the limit of each layer as its sparsity, and exclude layers without one.
 
-    A heuristic: each layer was tried alone, and together they cost more than each of them. It is
-    where to begin, with fine-tuning after it.
+    A heuristic to start from, with fine-tuning after it: layers were pruned one at a time, and
+    pruning all of them loses more accuracy than pruning each alone.
 
     Args:
-        found: Of weights or of channels; pruning channels takes the excluded alone.
-        max_drop: What each layer may lose.
+        found: Sensitivities of weights or channels; for channels, only `exclude` applies.
+        max_drop: Accuracy that each layer may lose.
 
     Example:
         >>> rows = [Sensitivity("a", 9, 0.0, 9, 0.5, None, {0.5: 0.9, 0.7: 0.8}),
         ...         Sensitivity("b#2", 9, 0.0, 9, 0.5, None, {0.5: 0.1, 0.7: 0.1})]
-        >>> next_step(Sensitivities(0.9, tuple(rows), {}), 0.01)
+        >>> recommend(Sensitivities(0.9, tuple(rows), {}), 0.01)
         Recommendation(layers={'a': 0.5}, exclude=['b'])
     """
-    limits = {row.name: limit(row, found.accuracy, max_drop) for row in found.rows}
+    limits = {row.name: find_limit(row, found.accuracy, max_drop) for row in found.rows}
     layers = {name: _short(value) for name, value in limits.items() if value}
-    # a group of channels may be one of several of its layer
+    # "conv#2" is the second group of channels of layer "conv"
     exclude = [name.partition("#")[0] for name, value in limits.items() if not value]
     return Recommendation(layers, list(dict.fromkeys(exclude)))
 
 
 def _short(sparsity: float) -> float:
-    """Four digits, rounded up: a target is never below what is pruned already."""
+    """Round up to four digits, so that a target is not below the present sparsity."""
     rounded = math.ceil(1e4 * sparsity - 1e-6) / 1e4
     return rounded if rounded < 1 else sparsity

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Accuracy against sparsity per unit."""
+"""Measure the accuracy of a model with one layer or channel group pruned at a time."""
 
 from __future__ import annotations
 
@@ -15,31 +15,28 @@ from torch import Tensor, nn
 from regrow.channels.importance import ChannelCriterion
 from regrow.criteria.base import Criterion
 from regrow.profiling.macs import count_macs
-from regrow.sensitivity_analysis.scan_units import Part, Zeros, channel_parts, weight_parts
+from regrow.sensitivity_analysis.scan_units import PruningUnit, Zeros, channel_units, weight_units
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_sparsity
 from regrow.utils.modes import clear_compiled, eval_mode
 
 Evaluate = Callable[[nn.Module], float]
 
-
 UNITS = ("weights", "channels")
-
-
-DEFAULT_CRITERIA = {"weights": "magnitude", "channels": "l2"}  # where none is named
+DEFAULT_CRITERIA = {"weights": "magnitude", "channels": "l2"}
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One layer, or one group of channels.
+    """Sensitivity of one layer, or one group of channels.
 
     Attributes:
-        name: Of the parameter, or of the group.
-        size: How many weights, or channels, it has; pruned ones included.
-        sparsity: How many of these are pruned already, as a fraction.
-        weights: How many weights it holds; of channels everything that would go with them.
-        params: Their share of all parameters. A weight counts for both groups it connects.
-        macs: Their share of all MACs; None where no example was given.
-        accuracy: What `evaluate` gave at each sparsity of this layer.
+        name: Name of the parameter or of the group.
+        size: Number of weights or channels, pruned ones included.
+        sparsity: Fraction of them that is pruned already.
+        weights: Number of weights; of channels, all weights that would be removed with them.
+        params: Fraction of all parameters. A weight counts for both groups that it connects.
+        macs: Fraction of all MACs; None without an example input.
+        accuracy: Accuracy at each sparsity of this layer.
     """
 
     name: str
@@ -53,12 +50,12 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """What `sensitivity` found.
+    """Result of `sensitivity`.
 
     Attributes:
-        accuracy: Of the model as it is.
-        rows: One a layer, in the order of the model.
-        excluded: Why the others were not tried.
+        accuracy: Accuracy of the unchanged model.
+        rows: One for each layer or group, in the order of the model.
+        excluded: Reasons why other parameters or groups were not pruned.
     """
 
     accuracy: float
@@ -79,30 +76,27 @@ def sensitivity(
     exclude: Iterable[str] | None = None,
     seed: int = 0,
 ) -> Sensitivities:
-    """Prune one layer after the other, evaluate, and restore it bit-exactly.
+    """Measure the accuracy with one layer pruned at a time, and restore it bit-exactly.
 
-    Says where to prune, before pruning. Nothing is trained: what a layer loses here says how it
-    compares with others, not what is lost after fine-tuning. The model runs in eval mode, without
-    gradients.
+    Nothing is trained: the loss of accuracy compares layers with each other, it does not predict
+    the loss after fine-tuning. The model runs in eval mode, without gradients.
 
     Args:
-        model: The model; unchanged afterwards, also where `evaluate` fails.
-        evaluate: Returns the accuracy of a model, higher is better. Use validation data: choosing
-            where to prune on the test set has used it up.
-        sparsities: Fractions in (0, 1) of a layer's weights, or of a group's channels, those that
-            are pruned already included. One unit stays always.
-        by: "weights" (one layer at a time) or "channels" (one group at a time, zeroed in all
-            parameters that hold a part of it; nothing is cut).
+        model: The model; unchanged afterwards, also if `evaluate` raises.
+        evaluate: Returns a model's accuracy, higher is better. Use validation data, not test data.
+        sparsities: Fractions in (0, 1) of a layer's weights, or of a group's channels, including
+            those already pruned. One weight or channel always remains.
+        by: "weights" (layers) or "channels" (groups, zeroed in all their parameters, not cut).
         criterion: As for `regrow.prune` ("magnitude"), or `regrow.channels.prune` ("l2").
-        masks: What is pruned already.
+        masks: Masks of the weights already pruned.
         example_input: For MACs, and to find channels; None: the module's `example_input_array`.
-        include: Patterns of what is tried; None: Conv, ConvTranspose and Linear weights.
-        exclude: Patterns of what is not.
+        include: Patterns of layers to prune; None: Conv, ConvTranspose and Linear weights.
+        exclude: Patterns of layers not to prune.
         seed: For random criteria.
 
     Raises:
-        ConfigError: For values that cannot be meant.
-        StateError: If `evaluate` gives no finite number; for masks that the model does not obey.
+        ConfigError: For invalid values.
+        StateError: If `evaluate` returns no finite number, or a masked weight is not zero.
 
     Source: Han et al. 2015, arXiv:1506.02626 (weights); Li et al. 2017, arXiv:1608.08710 (filters).
 
@@ -116,86 +110,86 @@ def sensitivity(
     if example_input is None:
         example_input = getattr(model, "example_input_array", None)
     options = {"include": include, "exclude": exclude, "seed": seed}
-    parts, excluded = find_parts(
+    units, excluded = find_units(
         model, by, criterion, masks=masks, example_input=example_input, **options
     )
-    accuracy = evaluated(model, evaluate)
-    totals = total_work(model, example_input)
-    rows = tuple(scan(model, evaluate, parts, values, accuracy, totals))
+    accuracy = measure_accuracy(model, evaluate)
+    totals = count_totals(model, example_input)
+    rows = tuple(scan(model, evaluate, units, values, accuracy, totals))
     return Sensitivities(accuracy, rows, excluded)
 
 
-def find_parts(
+def find_units(
     model: nn.Module,
     by: str,
     criterion: str | Criterion | ChannelCriterion | None,
     **options: Any,
-) -> tuple[list[Part], dict[str, str]]:
-    """What is tried one at a time, and why the rest is not.
+) -> tuple[list[PruningUnit], dict[str, str]]:
+    """Find the layers or channel groups to prune, and why others are not.
 
     Args:
         model: The model.
         by: "weights" or "channels".
-        criterion: None: the usual one.
-        options: Of `weight_parts` and `channel_parts`.
+        criterion: None: "magnitude" or "l2".
+        options: Of `weight_units` and `channel_units`.
     """
     check_choice("by", by, UNITS)
     if by == "weights":
-        return weight_parts(model, criterion or DEFAULT_CRITERIA[by], **options)
+        return weight_units(model, criterion or DEFAULT_CRITERIA[by], **options)
     if options.get("example_input") is None:
         raise ConfigError(
             "channels are found by tracing the network: write example_input=torch.zeros(2, 3, 32, "
             "32), or set example_input_array in the module"
         )
-    return channel_parts(model, criterion or DEFAULT_CRITERIA[by], **options)
+    return channel_units(model, criterion or DEFAULT_CRITERIA[by], **options)
 
 
 def scan(
     model: nn.Module,
     evaluate: Evaluate,
-    parts: Iterable[Part],
+    units: Iterable[PruningUnit],
     sparsities: Sequence[float],
     accuracy: float,
     totals: tuple[int, float | None],
 ) -> Iterator[Sensitivity]:
-    """One row a part, as soon as it is there.
+    """Yield one row for each unit, once it is measured.
 
     Args:
         model: The model.
-        evaluate: Gives its accuracy.
-        parts: What is pruned alone.
-        sparsities: Of each part.
-        accuracy: Of the model as it is; used where a part has that sparsity already.
+        evaluate: Returns its accuracy.
+        units: Layers or groups to prune.
+        sparsities: Sparsities of each unit.
+        accuracy: Accuracy of the unchanged model.
         totals: Parameters and MACs of the model.
     """
     params, macs = totals
-    for part in parts:
-        known = {part.gone: accuracy}
+    for unit in units:
+        known = {unit.n_pruned: accuracy}  # by number of pruned weights or channels
         found = {}
         for sparsity in sparsities:
-            count = max(part.gone, min(round(sparsity * part.size), part.size - 1))
+            count = max(unit.n_pruned, min(round(sparsity * unit.size), unit.size - 1))
             if count not in known:
-                with zeroed(model, part.zeros(count)):
-                    known[count] = evaluated(model, evaluate)
+                with zero_temporarily(model, unit.zeros(count)):
+                    known[count] = measure_accuracy(model, evaluate)
             found[sparsity] = known[count]
         yield Sensitivity(
-            part.name,
-            part.size,
-            part.gone / part.size,
-            part.weights,
-            part.weights / params,
-            None if macs is None or part.macs is None else part.macs / macs,
+            unit.name,
+            unit.size,
+            unit.n_pruned / unit.size,
+            unit.weights,
+            unit.weights / params,
+            None if macs is None or unit.macs is None else unit.macs / macs,
             found,
         )
 
 
 @contextmanager
-def zeroed(model: nn.Module, zeros: Zeros) -> Iterator[None]:
-    """Set some weights to zero; afterwards the parameters are restored bit-exactly."""
+def zero_temporarily(model: nn.Module, zeros: Zeros) -> Iterator[None]:
+    """Set some positions to zero, and restore the parameters bit-exactly afterwards."""
     saved = [(parameter, parameter.detach().clone()) for parameter, _ in zeros]
     try:
-        for parameter, places in zeros:
-            parameter.detach().masked_fill_(places.to(parameter.device), 0.0)
+        for parameter, positions in zeros:
+            parameter.detach().masked_fill_(positions.to(parameter.device), 0.0)
         clear_compiled(model)
         yield
     finally:
@@ -204,35 +198,31 @@ def zeroed(model: nn.Module, zeros: Zeros) -> Iterator[None]:
         clear_compiled(model)
 
 
-def evaluated(model: nn.Module, evaluate: Evaluate) -> float:
-    """The accuracy of the model in eval mode, without gradients.
+def measure_accuracy(model: nn.Module, evaluate: Evaluate) -> float:
+    """Evaluate the model in eval mode, without gradients.
 
     Raises:
-        StateError: If it is not a finite number.
+        StateError: If the accuracy is not a finite number.
     """
     with eval_mode(model), torch.no_grad():
-        found = evaluate(model)
+        result = evaluate(model)
     try:
-        value = float(found)
+        value = float(result)
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise StateError(f"evaluate must give a finite number, higher is better, got {found!r}")
+        raise StateError(f"evaluate must return a finite number, higher is better, got {result!r}")
     return value
 
 
-def total_work(model: nn.Module, example_input: Any) -> tuple[int, float | None]:
-    """All parameters, and all MACs of one example where one is given."""
+def count_totals(model: nn.Module, example_input: Any) -> tuple[int, float | None]:
+    """Count all parameters, and all MACs of one example if one is given."""
     params = sum(parameter.numel() for parameter in model.parameters())
     return params, None if example_input is None else count_macs(model, example_input).macs
 
 
 def check_sparsities(given: Sequence[float]) -> tuple[float, ...]:
-    """Returns the sparsities in order, each once.
-
-    Raises:
-        ConfigError: If there is none, or one is not in (0, 1).
-    """
+    """Check that there are sparsities, all in (0, 1); return them sorted and unique."""
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
         raise ConfigError(
             f"sparsities must be numbers in (0, 1), [0.3, 0.5, 0.7, 0.9], got {given!r}"

@@ -9,18 +9,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """What to try on which checkpoint.
+    """Options of `regrow sensitivity`; importable without torch.
 
     Attributes:
-        checkpoint: The file.
-        out: Where table and plot go.
-        sparsities: Of each layer.
+        checkpoint: The checkpoint file.
+        out: Folder of the table and the plot.
+        sparsities: Sparsities of each layer.
         by: "weights" or "channels".
-        criterion: What ranks; None: "magnitude", or "l2" for channels.
-        samples: Of the validation set; None: all.
-        max_drop: What a layer may lose in accuracy, as a fraction.
-        include: Patterns of what is tried; None: all that can be.
-        exclude: Patterns of what is not.
+        criterion: Criterion; None: "magnitude", or "l2" for channels.
+        samples: Number of validation samples; None: all.
+        max_drop: Accuracy that a layer may lose, as a fraction.
+        include: Patterns of layers to prune; None: all that can be pruned.
+        exclude: Patterns of layers not to prune.
     """
 
     checkpoint: Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Plot."""
+"""Plot accuracy against sparsity, one line per layer."""
 
 from __future__ import annotations
 
@@ -10,27 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from regrow.io.files import write_atomic
-from regrow.sensitivity_analysis.recommend import limit, ranked
+from regrow.sensitivity_analysis.recommend import find_limit, sort_by_limit
 from regrow.sensitivity_analysis.scan import Sensitivities, Sensitivity
 from regrow.sensitivity_analysis.scan_options import ScanOptions
-from regrow.sensitivity_analysis.scan_table import in_points
+from regrow.sensitivity_analysis.scan_table import format_points
 from regrow.utils.imports import import_optional
 
-_WHAT = "the plot of sensitivities"
+_PURPOSE = "the plot of sensitivities"
+_CONFIG = {"displaylogo": False, "showSendToCloud": False}  # plotly 7 offers to upload charts
+_MAX_LINES = 12  # more lines are thinner, and an SVG has no legend for them
 
 
-# plotly 7 would offer to upload the chart
-_CONFIG = {"displaylogo": False, "showSendToCloud": False}
-
-
-_MANY = 12  # lines; more get thinner, and no legend in a picture
-
-
-def draw(found: Sensitivities, options: ScanOptions, table: Path) -> str:
-    """Draws one line a layer beside the table: a page, else a picture, else says what to install.
+def write_plot(found: Sensitivities, options: ScanOptions, table: Path) -> str:
+    """Write a plot beside the table: HTML if plotly is installed, else SVG by matplotlib.
 
     Returns:
-        The file's name, or what is missing.
+        Name of the file, or a message if neither package is installed.
     """
     if importlib.util.find_spec("plotly") is not None:
         path = table.with_suffix(".html")
@@ -39,25 +34,29 @@ def draw(found: Sensitivities, options: ScanOptions, table: Path) -> str:
         path = table.with_suffix(".svg")
         text = _picture(found, options)
     else:
-        return 'no plot, which needs plotly: pip install "regrow[report]"'
+        return 'no plot: it needs plotly, pip install "regrow[report]"'
     write_atomic(path, lambda file: file.write(text.encode()))
     return path.name
 
 
 def _points(row: Sensitivity, found: Sensitivities) -> tuple[list[float], list[float]]:
-    """From what is there to the sparsest; percents."""
-    beyond = {s: a for s, a in row.accuracy.items() if s > row.sparsity}
-    points = {row.sparsity: found.accuracy} | beyond
+    """Return sparsities and accuracies in per cent, from the present sparsity on."""
+    higher = {s: a for s, a in row.accuracy.items() if s > row.sparsity}
+    points = {row.sparsity: found.accuracy} | higher
     return [100 * s for s in points], [100 * a for a in points.values()]
 
 
 def _title(found: Sensitivities, options: ScanOptions) -> str:
-    what = "group of channels" if options.by == "channels" else "layer"
-    return f"One {what} pruned at a time, not trained ({options.checkpoint.name})"
+    unit = "group of channels" if options.by == "channels" else "layer"
+    return f"One {unit} pruned at a time, no fine-tuning ({options.checkpoint.name})"
+
+
+def _accuracy_label(options: ScanOptions) -> str:
+    return f"validation accuracy, % (dashed: {format_points(options.max_drop)} less)"
 
 
 def _colours(found: Sensitivities) -> dict[str, str]:
-    """Colors from the first layer (blue) to the last (red)."""
+    """Return a colour for each layer, from blue (first) to red (last)."""
     count = max(1, len(found.rows) - 1)
     shades = [colorsys.hls_to_rgb(0.62 * (1 - i / count), 0.45, 0.65) for i in range(count + 1)]
     codes = ["#" + "".join(f"{round(255 * part):02x}" for part in shade) for shade in shades]
@@ -65,11 +64,11 @@ def _colours(found: Sensitivities) -> dict[str, str]:
 
 
 def _page(found: Sensitivities, options: ScanOptions) -> str:
-    plotly: Any = import_optional(_WHAT, "report", "plotly.graph_objects")
+    plotly: Any = import_optional(_PURPOSE, "report", "plotly.graph_objects")
     figure, colours = plotly.Figure(), _colours(found)
-    for row in ranked(found, options.max_drop):
+    for row in sort_by_limit(found, options.max_drop):
         x, y = _points(row, found)
-        best = limit(row, found.accuracy, options.max_drop)
+        best = find_limit(row, found.accuracy, options.max_drop)
         macs = "" if row.macs is None else f", {row.macs:.1%} of MACs"
         size = f"{row.size:,} {options.by}, {row.params:.1%} of parameters{macs}"
         figure.add_scatter(
@@ -77,45 +76,44 @@ def _page(found: Sensitivities, options: ScanOptions) -> str:
             y=y,
             name=row.name,
             mode="lines+markers",
-            line={"color": colours[row.name], "width": 2 if len(found.rows) <= _MANY else 1},
+            line={"color": colours[row.name], "width": 2 if len(found.rows) <= _MAX_LINES else 1},
             hovertemplate=f"<b>{row.name}</b><br>sparsity %{{x:.4g}} %, accuracy %{{y:.2f}} %<br>"
-            f"{size}<br>holds {best:.4g}<extra></extra>",
+            f"{size}<br>limit {best:.4g}<extra></extra>",
         )
     lowest = 100 * (found.accuracy - options.max_drop)
     figure.add_hline(y=lowest, line_dash="dash", line_color="grey")
     figure.update_layout(
         title=_title(found, options),
         xaxis_title="sparsity of the layer, %",
-        yaxis_title=f"validation accuracy, % (dashed: {in_points(options.max_drop)} less)",
+        yaxis_title=_accuracy_label(options),
         template="plotly_white",
         hovermode="closest",
-        legend={"title": {"text": "hardest to harm first"}},
+        legend={"title": {"text": "highest limit first"}},
     )
     page: str = figure.to_html(include_plotlyjs=True, config=_CONFIG)
     return page
 
 
 def _picture(found: Sensitivities, options: ScanOptions) -> str:
-    matplotlib: Any = import_optional(_WHAT, "plots", "matplotlib")
+    matplotlib: Any = import_optional(_PURPOSE, "plots", "matplotlib")
     matplotlib.use("Agg")
-    pyplot: Any = import_optional(_WHAT, "plots", "matplotlib.pyplot")
-    colours, lines = _colours(found), io.StringIO()
+    pyplot: Any = import_optional(_PURPOSE, "plots", "matplotlib.pyplot")
+    colours, text = _colours(found), io.StringIO()
     with pyplot.rc_context({"svg.hashsalt": "regrow"}):
         figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
-        for row in ranked(found, options.max_drop):
-            width = 1.6 if len(found.rows) <= _MANY else 0.8
+        for row in sort_by_limit(found, options.max_drop):
+            width = 1.6 if len(found.rows) <= _MAX_LINES else 0.8
             x, y = _points(row, found)
             axes.plot(x, y, label=row.name, color=colours[row.name], linewidth=width, marker=".")
         axes.axhline(100 * (found.accuracy - options.max_drop), color="grey", linestyle="--")
         axes.set(
             title=_title(found, options),
             xlabel="sparsity of the layer, %",
-            ylabel=f"validation accuracy, % (dashed: {in_points(options.max_drop)} less)",
+            ylabel=_accuracy_label(options),
         )
-        if len(found.rows) <= _MANY:
+        if len(found.rows) <= _MAX_LINES:
             axes.legend(fontsize="small")
-        figure.savefig(
-            lines, format="svg", facecolor="white", metadata={"Date": None, "Creator": None}
-        )
+        metadata = {"Date": None, "Creator": None}
+        figure.savefig(text, format="svg", facecolor="white", metadata=metadata)
         pyplot.close(figure)
-    return lines.getvalue()
+    return text.getvalue()

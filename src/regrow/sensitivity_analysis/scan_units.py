@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layers or channel groups that are pruned one at a time."""
+"""Find the layers or channel groups that a scan prunes one at a time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from regrow.channels.channel_masker import channel_mask
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.surgery import kept_indices
 from regrow.channels.graph.groups import Group
-from regrow.channels.importance import ChannelCriterion, get_channel_criterion
-from regrow.channels.importance import channel_scores as channel_score
+from regrow.channels.importance import ChannelCriterion, channel_scores, get_channel_criterion
 from regrow.channels.pruner import ChannelPruner
 from regrow.criteria.base import Criterion, TrackingCriterion, compute_scores, get_criterion
 from regrow.criteria.elementwise import magnitude
@@ -26,31 +25,31 @@ from regrow.profiling.macs import positions
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.names import named_parameters, strip_compile_prefix
 
-Zeros = list[tuple[nn.Parameter, Tensor]]  # parameters, and the places that become zero
+Zeros = list[tuple[nn.Parameter, Tensor]]  # parameters, and bool masks of what becomes zero
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """What is pruned alone.
+class PruningUnit:
+    """A layer or a group of channels.
 
     Attributes:
-        name: Of the parameter, or of the group of channels.
-        size: How many units it has, pruned ones included: weights, or channels.
-        gone: How many of these are pruned already.
-        weights: How many weights it holds; of channels everything that would go with them.
-        macs: Multiply-accumulates of one example that these take part in; None: not known.
-        zeros: How many units -> what becomes zero, least important first, what is gone included.
+        name: Name of the parameter or of the group.
+        size: Number of weights or channels, pruned ones included.
+        n_pruned: Number of them that is pruned already.
+        weights: Number of weights; of channels, all weights that would be removed with them.
+        macs: MACs of one example in which these weights take part; None: unknown.
+        zeros: Returns what becomes zero at a number of pruned weights or channels.
     """
 
     name: str
     size: int
-    gone: int
+    n_pruned: int
     weights: int
     macs: float | None
     zeros: Callable[[int], Zeros]
 
 
-def weight_parts(
+def weight_units(
     model: nn.Module,
     criterion: str | Criterion | TrackingCriterion = "magnitude",
     *,
@@ -59,35 +58,35 @@ def weight_parts(
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
     seed: int = 0,
-) -> tuple[list[Part], dict[str, str]]:
-    """The weights of each layer, ranked within it.
+) -> tuple[list[PruningUnit], dict[str, str]]:
+    """Find the layers to prune, and rank the weights within each.
 
     Returns:
-        The parts in the order of the model, and why the other parameters are none.
+        The units in the order of the model, and reasons why other parameters are not pruned.
 
     Raises:
-        ConfigError: For a criterion that gathers its scores while training.
-        StateError: For masks of another model; where gradients are needed and missing.
+        ConfigError: For a criterion that collects its scores in training.
+        StateError: For masks of another model, or missing gradients.
     """
     rule = get_criterion(criterion)
     if isinstance(rule, TrackingCriterion):
         raise ConfigError(
-            f"criterion {criterion!r} gathers its scores while training, and nothing is trained "
+            f"criterion {criterion!r} collects its scores in training, and nothing is trained "
             "here: write 'magnitude', or 'taylor' with gradients"
         )
     selection, masks = select_targets(model, include, exclude), checked_masks(model, masks)
     used = {} if example_input is None else positions(model, example_input)
-    parts = []
+    units = []
     for target in selection.targets:
         kept, size = masks.get(target.name), target.parameter.numel()
-        gone = 0 if kept is None else size - int(kept.count_nonzero())
+        n_pruned = 0 if kept is None else size - int(kept.count_nonzero())
         macs = None if example_input is None else size * used.get(target.name, 0.0)
-        zeros = _weights(target, rule, kept, seed)
-        parts.append(Part(target.name, size, gone, size, macs, zeros))
-    return parts, dict(selection.reasons)
+        zeros = _zero_weights(target, rule, kept, seed)
+        units.append(PruningUnit(target.name, size, n_pruned, size, macs, zeros))
+    return units, dict(selection.reasons)
 
 
-def channel_parts(
+def channel_units(
     model: nn.Module,
     criterion: str | ChannelCriterion = "l2",
     *,
@@ -96,13 +95,13 @@ def channel_parts(
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
     seed: int = 0,
-) -> tuple[list[Part], dict[str, str]]:
-    """The groups of channels that could be cut, ranked within each.
+) -> tuple[list[PruningUnit], dict[str, str]]:
+    """Find the groups of channels that could be cut, and rank the channels within each.
 
-    A channel that is masked in all its parameters counts as gone.
+    A channel counts as pruned if it is masked in all its parameters.
 
     Returns:
-        The parts, and why the other groups are none.
+        The units, and reasons why other groups are not pruned.
 
     Raises:
         ConfigError: If the model cannot be traced, or no channel can be cut.
@@ -111,47 +110,44 @@ def channel_parts(
     pruner = ChannelPruner(model, example_input, method, keep_removed=False)
     tensors, masks = dict(model.named_parameters()), checked_masks(model, masks)
     used, rule = positions(model, example_input), get_channel_criterion(criterion, seed)
-    parts = []
+    units = []
     for group in pruner.free:
-        gone = _gone(group, tensors, masks)
-        ranks = channel_score(group, tensors, rule)
-        order = ranks.masked_fill(gone, -torch.inf).argsort(stable=True)
-        zeros = _channels(group, tensors, order)
-        held = {name: int(zero.count_nonzero()) for name, zero in _all(group, tensors).items()}
-        macs = sum(
-            used.get(strip_compile_prefix(name), 0.0) * count for name, count in held.items()
-        )
-        count = int(gone.count_nonzero())
-        parts.append(Part(group.name, group.size, count, sum(held.values()), macs, zeros))
-    return parts, {group.name: group.fixed_reason for group in pruner.groups if group.fixed_reason}
+        pruned = _pruned_channels(group, tensors, masks)
+        scores = channel_scores(group, tensors, rule).masked_fill(pruned, -torch.inf)
+        order = scores.argsort(stable=True)
+        counts = {p: int(zero.count_nonzero()) for p, zero in _zeros(group, tensors, order).items()}
+        macs = sum(used.get(strip_compile_prefix(name), 0.0) * n for name, n in counts.items())
+        zeros = _zero_channels(group, tensors, order)
+        n_pruned, weights = int(pruned.count_nonzero()), sum(counts.values())
+        units.append(PruningUnit(group.name, group.size, n_pruned, weights, macs, zeros))
+    return units, {group.name: group.fixed_reason for group in pruner.groups if group.fixed_reason}
 
 
 def checked_masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-    """The masks where the parameters are; they must be the model's, and pruned places zero.
+    """Check that masks fit the model and masked weights are zero; move them to its device.
 
     Raises:
-        StateError: Naming the parameters where they are not.
+        StateError: Naming the parameters for which this fails.
     """
     if masks is None:
         return {}
     named = named_parameters(model)
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     masks.check({name: named[name] for name in masks if name in named})
-    there = {name: mask.to(named[name].device) for name, mask in masks.items()}
-    for name, mask in there.items():
+    moved = {name: mask.to(named[name].device) for name, mask in masks.items()}
+    for name, mask in moved.items():
         if bool(named[name].detach()[~mask].count_nonzero()):
             raise StateError(
-                f"the masks prune weights of {name} that are not zero: the model must be as the "
-                "masks say, write regrow.enforce(model, masks) first"
+                f"the masks prune weights of {name} that are not zero: call "
+                "regrow.enforce(model, masks) first"
             )
-    return there
+    return moved
 
 
-def _weights(
+def _zero_weights(
     target: Target, rule: Criterion, kept: Tensor | None, seed: int
 ) -> Callable[[int], Zeros]:
-    weight = target.parameter
-    by_magnitude = rule is magnitude
+    weight, by_magnitude = target.parameter, rule is magnitude
     scores = weight.detach()
     if not by_magnitude:
         scores = compute_scores(rule, target.name, scores, weight.grad, (seed, 0))
@@ -165,24 +161,20 @@ def _weights(
     return zeros
 
 
-def _channels(
+def _zero_channels(
     group: Group, tensors: Mapping[str, nn.Parameter], order: Tensor
 ) -> Callable[[int], Zeros]:
     def zeros(count: int) -> Zeros:
-        found = _zeros(group, tensors, order[:count])
-        return [(tensors[name], zero) for name, zero in found.items()]
+        zero = _zeros(group, tensors, order[:count])
+        return [(tensors[name], positions) for name, positions in zero.items()]
 
     return zeros
-
-
-def _all(group: Group, tensors: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    return _zeros(group, tensors, torch.arange(group.size))
 
 
 def _zeros(
     group: Group, tensors: Mapping[str, nn.Parameter], channels: Tensor
 ) -> dict[str, Tensor]:
-    """The places of some channels in all parameters that hold a part of them."""
+    """Return the positions of some channels in all parameters, as bool masks."""
     kept, found = kept_indices([group], {group.name: channels}), {}
     for name in dict.fromkeys(name for name, _ in group.members if name in tensors):
         mask = channel_mask(name, tensors[name], kept)
@@ -191,8 +183,10 @@ def _zeros(
     return found
 
 
-def _gone(group: Group, tensors: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> Tensor:
-    """Which channels are masked in all their parameters, as a bool vector."""
+def _pruned_channels(
+    group: Group, tensors: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]
+) -> Tensor:
+    """Return which channels are masked in all their parameters, as a bool vector."""
     alive = torch.zeros(group.size + 1, dtype=torch.bool)
     for (name, dim), channels in group.members.items():
         if name not in tensors:
@@ -202,6 +196,6 @@ def _gone(group: Group, tensors: Mapping[str, nn.Parameter], masks: Mapping[str,
         if mask is None:
             alive[channels] = True
         else:
-            places = mask.cpu().sum(rest) > 0 if rest else mask.cpu()
-            alive[channels[places]] = True
+            kept = mask.cpu().sum(rest) > 0 if rest else mask.cpu()
+            alive[channels[kept]] = True
     return ~alive[:-1]

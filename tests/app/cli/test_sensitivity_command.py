@@ -94,9 +94,9 @@ def test_a_pruned_run_layer_by_layer(job, tmp_path, capsys):
     state = torch.load(path, weights_only=True)["state_dict"]
     state = {name: value for name, value in state.items() if name.startswith("network.")}
     found, now = table(path.parent / "sensitivity.csv"), accuracy(state)
-    assert f"as it is {100 * now:.2f}" in shown
+    assert f"unchanged {100 * now:.2f}" in shown
     assert "144 validation samples" in shown
-    assert "never the test set" in shown
+    assert "no test data" in shown
     assert [*found] == [*LAYERS]
     for name, (size, macs) in LAYERS.items():
         line = found[name]
@@ -181,8 +181,10 @@ def test_options_reach_the_scan(untrained, tmp_path, capsys):
     run(untrained, *words, "--criterion", "taylor", "--max-drop", "0.001")
     shown = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "50 validation samples, of which one is 2 points" in shown
-    assert "too few samples to tell 0.1 points" in shown
-    assert "ranked by taylor within each; gradients are those of 1,024 training samples" in shown
+    assert "too few samples to resolve 0.1 points" in shown
+    assert (
+        "ranked by taylor within each layer; gradients are those of 1,024 training samples" in shown
+    )
     found = table(tmp_path / "made" / "here" / "sensitivity.csv")
     assert [*found] == ["network.features.3.weight", "network.features.7.weight"]
     assert not (untrained.parent / "sensitivity.csv").exists()
@@ -241,7 +243,7 @@ def refused(capsys, message, *words):
 
 def test_what_cannot_be_tried_is_refused(untrained, tmp_path, capsys, monkeypatch):
     refused(capsys, "did you mean 'magnitude'", untrained, "--criterion", "magnitud")
-    refused(capsys, "gathers its scores while training", untrained, "--criterion", "movement")
+    refused(capsys, "collects its scores in training", untrained, "--criterion", "movement")
     refused(
         capsys, "--criterion must be one of bn,", untrained, "--by=channels", "--criterion=snip"
     )

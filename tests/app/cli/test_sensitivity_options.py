@@ -8,7 +8,7 @@ import pytest
 from regrow.app.cli import sensitivity_options
 from regrow.app.cli.parser import Parser
 from regrow.app.cli.sensitivity_options import ScanOptions
-from regrow.sensitivity_analysis.scan_table import in_points
+from regrow.sensitivity_analysis.scan_table import format_points
 from regrow.utils.errors import ConfigError
 
 
@@ -42,7 +42,7 @@ def test_all_can_be_said_in_both_ways():
 
 @pytest.mark.parametrize(("drop", "words"), [("0.01", "1 point"), ("0.005", "0.5 points")])
 def test_points_in_words(drop, words):
-    assert in_points(read_options([HERE, "--max-drop", drop]).max_drop) == words
+    assert format_points(read_options([HERE, "--max-drop", drop]).max_drop) == words
 
 
 MISTAKES = [

@@ -18,20 +18,24 @@ from regrow.channels.importance import CHANNEL_CRITERIA as CHANNEL_CRITERIA
 from regrow.criteria.base import CRITERIA as WEIGHT_CRITERIA
 from regrow.criteria.base import Criterion, needs_gradients
 from regrow.io.checkpoints import read_checkpoint
-from regrow.sensitivity_analysis.recommend import Recommendation, next_step
+from regrow.sensitivity_analysis.recommend import Recommendation, recommend
 from regrow.sensitivity_analysis.scan import (
     DEFAULT_CRITERIA,
     Sensitivities,
-    evaluated,
-    find_parts,
+    count_totals,
+    find_units,
+    measure_accuracy,
     scan,
-    total_work,
-    zeroed,
+    zero_temporarily,
 )
 from regrow.sensitivity_analysis.scan_options import ScanOptions
-from regrow.sensitivity_analysis.scan_plot import draw
-from regrow.sensitivity_analysis.scan_table import next_words, sensitivity_table, write_csv
-from regrow.sensitivity_analysis.scan_units import Part
+from regrow.sensitivity_analysis.scan_plot import write_plot
+from regrow.sensitivity_analysis.scan_table import (
+    format_recommendation,
+    sensitivity_table,
+    write_csv,
+)
+from regrow.sensitivity_analysis.scan_units import PruningUnit
 from regrow.utils.errors import ConfigError, check_choice
 
 _ADVICE = "in Python, regrow.sensitivity(model, evaluate) takes any model"
@@ -67,7 +71,7 @@ def show_sensitivity(options: ScanOptions) -> None:
     if _reads_gradients(options):
         count = leave_gradients(module, data, _GRADIENT_BATCHES)
         remarks.append(f"gradients are those of {count:,} training samples")
-    parts, excluded = find_parts(
+    units, excluded = find_units(
         module,
         options.by,
         options.criterion,
@@ -80,51 +84,57 @@ def show_sensitivity(options: ScanOptions) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 160)  # a pipe has no width: keep a layer on one line
-    found = _scanned(module, evaluate, parts, excluded, options.sparsities, console)
-    step = next_step(found, options.max_drop)
-    together = _at_once(module, evaluate, parts, step) if options.by == "weights" else None
+    found = _scanned(module, evaluate, units, excluded, options.sparsities, console)
+    step = recommend(found, options.max_drop)
+    together = _at_once(module, evaluate, units, step) if options.by == "weights" else None
     console.print(sensitivity_table(found, options, evaluate.count, remarks))
     console.print(
-        next_words(found, step, options, together), soft_wrap=True, markup=False, highlight=False
+        format_recommendation(found, step, options, together),
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
     )
     table = write_csv(found, options)
     console.print(
-        f"{table}; {draw(found, options, table)}", soft_wrap=True, markup=False, highlight=False
+        f"{table}; {write_plot(found, options, table)}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
     )
 
 
 def _scanned(
     module: Classifier,
     evaluate: Validation,
-    parts: Sequence[Part],
+    units: Sequence[PruningUnit],
     excluded: Mapping[str, str],
     sparsities: Sequence[float],
     console: Console,
 ) -> Sensitivities:
     """The rows, with a bar that says how far it is."""
-    accuracy, rows = evaluated(module, evaluate), []
-    totals = total_work(module, module.example_input_array)
+    accuracy, rows = measure_accuracy(module, evaluate), []
+    totals = count_totals(module, module.example_input_array)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("one layer at a time", total=len(parts))
-        for row in scan(module, evaluate, parts, sparsities, accuracy, totals):
+        task = progress.add_task("one layer at a time", total=len(units))
+        for row in scan(module, evaluate, units, sparsities, accuracy, totals):
             rows.append(row)
             progress.advance(task)
     return Sensitivities(accuracy, tuple(rows), excluded)
 
 
 def _at_once(
-    module: Classifier, evaluate: Validation, parts: Sequence[Part], step: Recommendation
+    module: Classifier, evaluate: Validation, units: Sequence[PruningUnit], step: Recommendation
 ) -> float | None:
     """The accuracy with every layer at its own limit, without training."""
     zeros = []
-    for part in parts:
-        if part.name in step.layers:
-            count = min(round(step.layers[part.name] * part.size), part.size - 1)
-            zeros += part.zeros(max(part.gone, count))
+    for unit in units:
+        if unit.name in step.layers:
+            count = min(round(step.layers[unit.name] * unit.size), unit.size - 1)
+            zeros += unit.zeros(max(unit.n_pruned, count))
     if not zeros:
         return None
-    with zeroed(module, zeros):
-        return evaluated(module, evaluate)
+    with zero_temporarily(module, zeros):
+        return measure_accuracy(module, evaluate)
 
 
 def _check_criterion(options: ScanOptions) -> None:

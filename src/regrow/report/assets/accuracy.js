@@ -1,29 +1,29 @@
-// Accuracy against what it costs: one line a method, the dense controls, the Pareto front.
+// Accuracy against size and speed: one line per method, dense baselines, the Pareto front.
 
 const AXES = {
-  sparsity: { label: "Sparsity", unit: "%", title: "Sparsity (of the prunable), %", times: 100, type: "linear" },
+  sparsity: { label: "Sparsity", unit: "%", title: "Sparsity of the prunable weights, %", times: 100, type: "linear" },
   compression: { label: "Compression", unit: "x", title: "Compression: dense / remaining parameters, x", times: 1, type: "log" },
-  macs: { label: "MACs", unit: "an image", title: "MACs an image", times: 1, type: "log" },
+  macs: { label: "MACs", unit: "per image", title: "MACs per image", times: 1, type: "log" },
   latency: { label: "Latency", unit: "ms", title: "Median latency, ms", times: 1, type: "linear" },
 };
 const MEASURES = {
   accuracy: { label: "Top-1", title: "Test accuracy (top-1), %" },
   accuracy_top5: { label: "Top-5", title: "Test accuracy (top-5), %" },
-  accuracy_drop: { label: "Against dense", title: "Change against the dense control, points" },
+  accuracy_drop: { label: "Against dense", title: "Change against the dense baseline, points" },
 };
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "pentagon", "hexagon", "bowtie", "hourglass"];
 const shown = { task: 0, axis: "sparsity", measure: "accuracy", levels: false, within: 0 };
 
 const has = (point) => shown.axis in point.x && shown.measure in point.y;
-const acrossOf = (point) => point.x[shown.axis][0] * AXES[shown.axis].times;
-const besideOf = (point) => (point.x[shown.axis][1] ?? 0) * AXES[shown.axis].times;
-const upOf = (point) => point.y[shown.measure][0] * 100;
-const spreadOf = (point) => (point.y[shown.measure][1] ?? 0) * 100;
+const xOf = (point) => point.x[shown.axis][0] * AXES[shown.axis].times;
+const xSpreadOf = (point) => (point.x[shown.axis][1] ?? 0) * AXES[shown.axis].times;
+const yOf = (point) => point.y[shown.measure][0] * 100;
+const ySpreadOf = (point) => (point.y[shown.measure][1] ?? 0) * 100;
 const onFront = (point) => point.fronts.includes(`${shown.axis} ${shown.measure}`);
 
 function trace(points, more) {
   return {
-    type: "scatter", x: points.map(acrossOf), y: points.map(upOf), hoverinfo: "text",
+    type: "scatter", x: points.map(xOf), y: points.map(yOf), hoverinfo: "text",
     hovertext: points.map((point) => point.text), ...more,
   };
 }
@@ -34,81 +34,81 @@ function bars(lengths, colour) {
 
 function methodTraces(series, index, c) {
   const colour = c.series[index % c.series.length];
-  const turn = Math.floor(index / SYMBOLS.length); // colours come again, with other symbols
+  const shift = Math.floor(index / SYMBOLS.length); // repeated colours get other symbols
   const group = `method ${index}`;
   const points = series.points.filter(has);
   const traces = [];
   for (const point of shown.levels ? series.points : []) {
-    const way = point.levels.filter(has);
-    if (!way.length) continue;
-    traces.push(trace(has(point) ? [...way, point] : way, {
+    const levels = point.levels.filter(has);
+    if (!levels.length) continue;
+    traces.push(trace(has(point) ? [...levels, point] : levels, {
       mode: "lines+markers", showlegend: false, legendgroup: group, opacity: 0.55,
       line: { color: colour, width: 1, dash: "dot" }, marker: { color: colour, size: 4 },
     }));
   }
   if (!points.length) return traces;
-  const beside = points.map((point) => (besideOf(point) > 0.01 * acrossOf(point) ? besideOf(point) : 0));
+  const xSpreads = points.map((point) => (xSpreadOf(point) > 0.01 * xOf(point) ? xSpreadOf(point) : 0));
   traces.push(trace(points, {
-    name: plain(series.name), legendgroup: group, mode: series.line ? "lines+markers" : "markers",
+    name: escapeMarkup(series.name), legendgroup: group, mode: series.line ? "lines+markers" : "markers",
     line: { color: colour, width: 2 },
-    marker: { color: colour, size: 8, symbol: SYMBOLS[(index + turn) % SYMBOLS.length] },
-    error_y: bars(points.map(spreadOf), colour), error_x: bars(beside, colour),
+    marker: { color: colour, size: 8, symbol: SYMBOLS[(index + shift) % SYMBOLS.length] },
+    error_y: bars(points.map(ySpreadOf), colour), error_x: bars(xSpreads, colour),
   }));
   return traces;
 }
 
-// A dashed line right across, to be pointed at anywhere, and a mark where the dense network stands.
-function denseTraces(control, index, c, from, to) {
-  if (!(shown.measure in control.y)) return [];
+// A dashed line across the plot, with hover text everywhere, and a marker at the dense network.
+function denseTraces(baseline, index, c, from, to) {
+  if (!(shown.measure in baseline.y)) return [];
   const places = Array.from({ length: 41 }, (_, i) => from + ((to - from) * i) / 40);
   const log = AXES[shown.axis].type === "log";
   const across = log ? places.map((place) => 10 ** place) : places;
   const line = {
-    type: "scatter", mode: "lines", x: across, y: across.map(() => upOf(control)), hoverinfo: "text",
-    hovertext: across.map(() => control.text), name: "dense control", legendgroup: "dense",
+    type: "scatter", mode: "lines", x: across, y: across.map(() => yOf(baseline)), hoverinfo: "text",
+    hovertext: across.map(() => baseline.text), name: "dense baseline", legendgroup: "dense",
     showlegend: index === 0, line: { color: c.soft, width: 1.6, dash: "dash" },
   };
-  if (!has(control)) return [line];
-  return [line, trace([control], {
+  if (!has(baseline)) return [line];
+  return [line, trace([baseline], {
     mode: "markers", showlegend: false, legendgroup: "dense",
     marker: { color: c.soft, size: 10, symbol: "diamond-tall" },
-    error_y: bars([spreadOf(control)], c.soft),
+    error_y: bars([ySpreadOf(baseline)], c.soft),
   })];
 }
 
-function band(control, c) {
-  const [middle, half] = [upOf(control), spreadOf(control)];
+function band(baseline, c) {
+  const [middle, half] = [yOf(baseline), ySpreadOf(baseline)];
   return {
     type: "rect", xref: "paper", x0: 0, x1: 1, yref: "y", y0: middle - half, y1: middle + half,
     fillcolor: c.band, line: { width: 0 }, layer: "below",
   };
 }
 
-const bestDense = (task) => Math.max(...task.dense.filter((p) => shown.measure in p.y).map(upOf));
+const bestDense = (task) => Math.max(...task.dense.filter((p) => shown.measure in p.y).map(yOf));
 
-// All of the vertical axis, or what lies within some points of the dense networks.
-function upRange(task) {
+// The whole vertical axis, or the range within some points of the dense networks.
+function yRange(task) {
   if (!shown.within) return {};
   return { range: [bestDense(task) - shown.within, bestDense(task) + shown.within / 5], autorange: false };
 }
 
-// A few collapsed networks would press all others into one line: then those are left below.
-function closeEnough(task) {
-  const away = task.series.flatMap((one) => one.points).filter(has).map((p) => bestDense(task) - upOf(p));
-  const near = away.filter((points) => points <= 10).length;
-  return near < away.length && 2 * near >= away.length ? 10 : 0;
+// Cut off a few collapsed networks, which would squeeze all others into one line.
+function defaultRange(task) {
+  const distances = task.series.flatMap((one) => one.points).filter(has).map((p) => bestDense(task) - yOf(p));
+  const near = distances.filter((points) => points <= 10).length;
+  return near < distances.length && 2 * near >= distances.length ? 10 : 0;
 }
 
 function frontTrace(points, c) {
-  const front = points.filter(onFront).sort((a, b) => acrossOf(a) - acrossOf(b));
+  const front = points.filter(onFront).sort((a, b) => xOf(a) - xOf(b));
   return {
-    type: "scatter", mode: "lines+markers", x: front.map(acrossOf), y: front.map(upOf),
+    type: "scatter", mode: "lines+markers", x: front.map(xOf), y: front.map(yOf),
     name: "Pareto front", hoverinfo: "skip", line: { color: c.ink, width: 1, dash: "dot" },
     marker: { symbol: "circle-open", size: 16, color: c.ink, line: { width: 1.5, color: c.ink } },
   };
 }
 
-// Round numbers on a logarithmic axis, as many as there is room for.
+// Round numbers on a logarithmic axis, as many as fit.
 function logTicks(from, to, narrow) {
   const decades = to - from;
   const steps = decades > 2.5 ? [1] : decades > 1 || narrow ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
@@ -127,10 +127,10 @@ function drawAccuracy() {
   const candidates = [...task.series.flatMap((series) => series.points), ...task.dense].filter(has);
   const levels = shown.levels ? task.series.flatMap((s) => s.points.flatMap((p) => p.levels)).filter(has) : [];
   const scale = axis.type === "log" ? Math.log10 : (value) => value;
-  const places = [...candidates, ...levels].map((point) => scale(acrossOf(point)));
+  const places = [...candidates, ...levels].map((point) => scale(xOf(point)));
   const [from, to] = places.length ? [Math.min(...places), Math.max(...places)] : [0, 1];
-  const narrow = at("plot").clientWidth < 560;
-  const traces = places.length ? task.dense.flatMap((control, i) => denseTraces(control, i, c, from, to)) : [];
+  const narrow = byId("plot").clientWidth < 560;
+  const traces = places.length ? task.dense.flatMap((baseline, i) => denseTraces(baseline, i, c, from, to)) : [];
   traces.push(frontTrace(candidates, c));
   task.series.forEach((series, i) => traces.push(...methodTraces(series, i, c)));
   const layout = layoutStyle(c, {
@@ -138,24 +138,24 @@ function drawAccuracy() {
       type: axis.type, title: { text: narrow ? `${axis.label}, ${axis.unit}` : axis.title, standoff: 8 },
       ...(axis.type === "log" ? logTicks(from, to, narrow) : {}),
     }),
-    yaxis: axisStyle(c, { title: { text: MEASURES[shown.measure].title, standoff: 8 }, ...upRange(task) }),
+    yaxis: axisStyle(c, { title: { text: MEASURES[shown.measure].title, standoff: 8 }, ...yRange(task) }),
     hovermode: "closest", hoverdistance: 14, showlegend: true,
     legend: { orientation: "h", x: 0, y: narrow ? -0.25 : -0.18, yanchor: "top", font: { size: narrow ? 11 : 13 } },
-    // of several kinds of control, the most common one has the band
-    shapes: task.dense.slice(0, 1).filter((p) => shown.measure in p.y && spreadOf(p) > 0).map((p) => band(p, c)),
+    // only the most common kind of baseline has a band
+    shapes: task.dense.slice(0, 1).filter((p) => shown.measure in p.y && ySpreadOf(p) > 0).map((p) => band(p, c)),
     annotations: places.length ? [] : [{
-      text: "nothing was measured on this axis", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5,
+      text: "no measurements on this axis", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5,
     }],
   });
-  const below = shown.within ? candidates.filter((p) => upOf(p) < bestDense(task) - shown.within).length : 0;
-  const hidden = below ? `. Further below than is shown: ${below} of ${candidates.length} points` : "";
-  at("size").textContent = `${task.name}; dense: ${task.size}${hidden}`;
-  return Plotly.react(at("plot"), traces, layout, CONFIG);
+  const below = shown.within ? candidates.filter((p) => yOf(p) < bestDense(task) - shown.within).length : 0;
+  const hidden = below ? `. Below the shown range: ${below} of ${candidates.length} points` : "";
+  byId("size").textContent = `${task.name}; dense: ${task.size}${hidden}`;
+  return Plotly.react(byId("plot"), traces, layout, CONFIG);
 }
 
 function startAccuracy() {
-  data.tasks.forEach((task, i) => at("task").append(element("option", task.name, { value: i })));
-  at("task-label").hidden = data.tasks.length < 2;
+  data.tasks.forEach((task, i) => byId("task").append(element("option", task.name, { value: i })));
+  byId("task-label").hidden = data.tasks.length < 2;
   const axisLabels = Object.fromEntries(Object.entries(AXES).map(([k, v]) => [k, v.label]));
   const measureLabels = Object.fromEntries(Object.entries(MEASURES).map(([k, v]) => [k, v.label]));
   const redraw = () => {
@@ -163,16 +163,16 @@ function startAccuracy() {
     const points = [...task.series.flatMap((series) => series.points), ...task.dense];
     const there = Object.keys(MEASURES).filter((name) => points.some((point) => name in point.y));
     if (!there.includes(shown.measure)) shown.measure = "accuracy";
-    at("within").value = shown.within = closeEnough(task);
-    choice(at("measures"), there, measureLabels, shown.measure, (name) => { shown.measure = name; drawAccuracy(); });
+    byId("within").value = shown.within = defaultRange(task);
+    makeChoice(byId("measures"), there, measureLabels, shown.measure, (name) => { shown.measure = name; drawAccuracy(); });
     drawAccuracy();
   };
-  choice(at("axes"), Object.keys(AXES), axisLabels, shown.axis, (name) => { shown.axis = name; drawAccuracy(); });
-  // where no method has a second operating point, the levels are its curve
+  makeChoice(byId("axes"), Object.keys(AXES), axisLabels, shown.axis, (name) => { shown.axis = name; drawAccuracy(); });
+  // show levels if no method has a second operating point
   shown.levels = data.tasks.every((task) => task.series.every((series) => series.points.length < 2));
-  at("show-levels").checked = shown.levels;
-  at("show-levels").addEventListener("change", (event) => { shown.levels = event.target.checked; drawAccuracy(); });
-  at("within").addEventListener("change", (event) => { shown.within = Number(event.target.value); drawAccuracy(); });
-  at("task").addEventListener("change", (event) => { shown.task = Number(event.target.value); redraw(); });
+  byId("show-levels").checked = shown.levels;
+  byId("show-levels").addEventListener("change", (event) => { shown.levels = event.target.checked; drawAccuracy(); });
+  byId("within").addEventListener("change", (event) => { shown.within = Number(event.target.value); drawAccuracy(); });
+  byId("task").addEventListener("change", (event) => { shown.task = Number(event.target.value); redraw(); });
   redraw();
 }

@@ -1,22 +1,22 @@
-// What all parts of the page use. Text from jobs becomes text nodes, never markup.
+// Shared by all parts of the page. Text from jobs is inserted as text nodes, never as markup.
 
-let data; // what the page shows: see payload.py
-const at = (id) => document.getElementById(id);
-const told = (place) => (place === null ? "" : data.texts[place]);
+let data; // see page_data.py
+const byId = (id) => document.getElementById(id);
+const textOf = (index) => (index === null ? "" : data.texts[index]);
 
-// Plotly reads simple markup in names: what a job calls itself must not become any.
-function plain(text) {
+// Plotly interprets simple markup in names, so it is escaped.
+function escapeMarkup(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
 function element(tag, content, attributes = {}) {
-  const made = document.createElement(tag);
-  if (content !== null) made.textContent = content;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
+  const node = document.createElement(tag);
+  if (content !== null) node.textContent = content;
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
 }
 
-// The colours of the page as it is shown now: light or dark.
+// The colours of the current theme, light or dark.
 function colours() {
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(name).trim();
@@ -49,30 +49,30 @@ const CONFIG = {
   toImageButtonOptions: { format: "svg", filename: "regrow" },
 };
 
-// Buttons of which one is pressed; calls back with its name.
-function choice(place, names, labels, pressed, then) {
-  place.replaceChildren();
+// Buttons of which one is pressed; calls `onChoice` with its name.
+function makeChoice(parent, names, labels, pressed, onChoice) {
+  parent.replaceChildren();
   for (const name of names) {
     const button = element("button", labels[name], { type: "button", "data-name": name });
     button.setAttribute("aria-pressed", String(name === pressed));
     button.addEventListener("click", () => {
-      for (const one of place.children) one.setAttribute("aria-pressed", String(one === button));
-      then(name);
+      for (const one of parent.children) one.setAttribute("aria-pressed", String(one === button));
+      onChoice(name);
     });
-    place.append(button);
+    parent.append(button);
   }
 }
 
-// What the page carries compressed: gzip, in base64.
-async function unpacked(id) {
-  const bytes = Uint8Array.from(atob(at(id).textContent), (letter) => letter.charCodeAt(0));
+// Decompress an element's text: gzip in base64.
+async function unpack(id) {
+  const bytes = Uint8Array.from(atob(byId(id).textContent), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  at(id).remove();
+  byId(id).remove();
   return new Response(stream).text();
 }
 
 async function unpackPlotly() {
   const script = document.createElement("script");
-  script.textContent = await unpacked("plotly");
+  script.textContent = await unpack("plotly");
   document.head.append(script);
 }

@@ -1,14 +1,14 @@
-// Starts the page: the table first, then the plots.
+// Start the page: the table first, then the plots.
 
 async function start() {
   try {
-    data = JSON.parse(await unpacked("data"));
+    data = JSON.parse(await unpack("data"));
     if (!data.rows.length) return;
     startTable();
     await unpackPlotly();
   } catch (error) {
-    at("trouble").textContent = `This page needs a newer browser (${error}); results.csv holds the same numbers.`;
-    at("trouble").hidden = false;
+    byId("trouble").textContent = `This page needs a newer browser (${error}); results.csv has the same numbers.`;
+    byId("trouble").hidden = false;
     return;
   }
   startAccuracy();

@@ -1,10 +1,10 @@
-// One run: its facts, how dense each layer is, and its training with the events.
+// One run: facts, density of each layer, and training curves with pruning events.
 
-const LINES = 40; // as many events get a line right through the plot
+const MAX_LINES = 40; // of more events, none gets a vertical line
 
 function drawFacts(run) {
-  const parts = run.facts.flatMap(([name, place]) => [element("dt", name), element("dd", told(place))]);
-  at("facts").replaceChildren(...parts);
+  const parts = run.facts.flatMap(([name, place]) => [element("dt", name), element("dd", textOf(place))]);
+  byId("facts").replaceChildren(...parts);
 }
 
 function note(place, text) {
@@ -20,24 +20,24 @@ function draw(place, traces, layout) {
 }
 
 function drawLayers(run) {
-  if (!run.layers.length) return note(at("layers"), "Nothing was pruned in this run.");
+  if (!run.layers.length) return note(byId("layers"), "Nothing was pruned in this run.");
   const c = colours();
-  const names = run.layers.map(([place]) => told(place));
+  const names = run.layers.map(([place]) => textOf(place));
   const each = names.length > 40 ? 15 : 24;
   const bars = {
     type: "bar", orientation: "h", y: names.map((_, i) => i), x: run.layers.map(([, density]) => 100 * density),
     marker: { color: c.series[0] }, hoverinfo: "text",
-    hovertext: run.layers.map(([place, density]) => `${plain(told(place))}<br>${(100 * density).toFixed(2)} % remain`),
+    hovertext: run.layers.map(([place, density]) => `${escapeMarkup(textOf(place))}<br>${(100 * density).toFixed(2)} % remain`),
     text: run.layers.map(([, density]) => `${(100 * density).toFixed(1)} %`), textposition: "outside",
     textfont: { size: each > 20 ? 12 : 10, color: c.ink }, cliponaxis: false,
   };
-  const most = at("layers").clientWidth < 560 ? 18 : 48;
+  const most = byId("layers").clientWidth < 560 ? 18 : 48;
   const short = (name) => (name.length > most ? `…${name.slice(1 - most)}` : name);
-  return draw(at("layers"), [bars], layoutStyle(c, {
+  return draw(byId("layers"), [bars], layoutStyle(c, {
     height: each * names.length + 70, bargap: 0.25, hovermode: "closest",
-    xaxis: axisStyle(c, { range: [0, 115], title: { text: "weights that remain, %", standoff: 6 } }),
+    xaxis: axisStyle(c, { range: [0, 115], title: { text: "remaining weights, %", standoff: 6 } }),
     yaxis: axisStyle(c, {
-      autorange: "reversed", tickvals: names.map((_, i) => i), ticktext: names.map((name) => plain(short(name))),
+      autorange: "reversed", tickvals: names.map((_, i) => i), ticktext: names.map((name) => escapeMarkup(short(name))),
       tickfont: { size: each > 20 ? 12 : 10 }, showgrid: false,
     }),
   }));
@@ -47,10 +47,10 @@ function curveTraces(run, c) {
   return run.curves.map(([name, steps, values], index) => {
     const loss = name.includes("loss");
     return {
-      type: "scatter", mode: "lines+markers", name: plain(name), x: steps, yaxis: loss ? "y2" : "y",
+      type: "scatter", mode: "lines+markers", name: escapeMarkup(name), x: steps, yaxis: loss ? "y2" : "y",
       y: loss ? values : values.map((value) => 100 * value), marker: { size: 3 },
       line: { color: c.series[index % c.series.length], width: 1.6 },
-      hovertemplate: `%{y:.4~g}${loss ? "" : " %"} at step %{x}<extra>${plain(name)}</extra>`,
+      hovertemplate: `%{y:.4~g}${loss ? "" : " %"} at step %{x}<extra>${escapeMarkup(name)}</extra>`,
     };
   });
 }
@@ -66,27 +66,27 @@ function eventTrace(run, c) {
     line: { shape: "hv", color: c.ink, width: 1.4 }, hoverinfo: "text",
     marker: { color: c.ink, size: events.map(([, , kind]) => (kind ? 5 : 0)) },
     hovertext: events.map(([step, epoch, kind, sparsity]) => (kind
-      ? `${plain(kind)} at step ${step}${epoch === null ? "" : `, epoch ${epoch}`}: sparsity ${percent(sparsity)}` : "")),
+      ? `${escapeMarkup(kind)} at step ${step}${epoch === null ? "" : `, epoch ${epoch}`}: sparsity ${percent(sparsity)}` : "")),
   };
 }
 
 function drawCurves(run) {
-  at("curves-note").textContent = [
-    run.events.length > LINES ? "So many events: they are marked on the sparsity line alone." : "",
-    run.thinned ? "Long curves are thinned; the metrics in the run's folder are whole." : "",
+  byId("curves-note").textContent = [
+    run.events.length > MAX_LINES ? "Many events: they are marked only on the sparsity line." : "",
+    run.downsampled ? "Long curves are downsampled; the metrics in the run's folder are complete." : "",
   ].join(" ");
   if (!run.curves.length) {
-    return note(at("curves"), "No metrics were found in this run's folder: logger=csv logs them.");
+    return note(byId("curves"), "No metrics in this run's folder: use logger=csv to log them.");
   }
   const c = colours();
   const pruned = run.events.length > 0;
   const traces = [...curveTraces(run, c), ...(pruned ? [eventTrace(run, c)] : [])];
-  const lines = run.events.length > LINES ? [] : run.events.map(([step]) => ({
+  const lines = run.events.length > MAX_LINES ? [] : run.events.map(([step]) => ({
     type: "line", xref: "x", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, layer: "below",
     line: { color: c.edge, width: 1, dash: "dot" },
   }));
   const title = (text) => ({ title: { text, standoff: 6 } });
-  return draw(at("curves"), traces, layoutStyle(c, {
+  return draw(byId("curves"), traces, layoutStyle(c, {
     height: 560, hovermode: "closest", shapes: lines, legend: { orientation: "h", x: 0, y: -0.12, yanchor: "top" },
     xaxis: axisStyle(c, { anchor: pruned ? "y3" : "y2", ...title("optimizer step") }),
     yaxis: axisStyle(c, { domain: [pruned ? 0.62 : 0.53, 1], ...title("accuracy, %") }),
@@ -96,7 +96,7 @@ function drawCurves(run) {
 }
 
 function drawRun() {
-  const run = data.runs[Number(at("which").value)];
+  const run = data.runs[Number(byId("which").value)];
   if (!run) return;
   drawFacts(run);
   drawLayers(run);
@@ -104,7 +104,7 @@ function drawRun() {
 }
 
 function startRun() {
-  data.runs.forEach((run, i) => at("which").append(element("option", told(run.title), { value: i })));
-  at("which").addEventListener("change", drawRun);
+  data.runs.forEach((run, i) => byId("which").append(element("option", textOf(run.title), { value: i })));
+  byId("which").addEventListener("change", drawRun);
   drawRun();
 }

@@ -1,14 +1,14 @@
 // The table: sorted by a click on a heading, filtered by words, saved as CSV.
 
-// What may be said once, above the table, where all rows have the same.
+// Columns shown once, above the table, if equal in all rows.
 const ONCE = new Set(["data", "model", "dense_params", "dense_macs", "latency_device", "threads", "batch", "epochs", "start", "lr", "train_batch"]);
-const MOST = 500; // rows that a browser lays out at once without a pause
+const MAX_ROWS = 500; // more would make the page slow
 const table = { cells: [], final: 0, sort: null, descending: false, levels: false, words: [] };
 
-const valueOf = (row, column) => (column.text ? told(row[column.index]) : row[column.index]);
+const valueOf = (row, column) => (column.text ? textOf(row[column.index]) : row[column.index]);
 
-// As people read it; the unit is in the heading.
-function formatted(row, column) {
+// The text of a cell; the unit is in the heading.
+function formatCell(row, column) {
   const value = valueOf(row, column);
   if (value === null || value === "") return "";
   if (column.text) return value;
@@ -18,7 +18,7 @@ function formatted(row, column) {
   return column.name === "seed" ? String(scaled) : scaled.toLocaleString("en", format);
 }
 
-// Empty cells come last in both directions; equal ones keep their order.
+// Empty cells come last in both directions; the sort is stable.
 function compare(column) {
   const sign = table.descending ? -1 : 1;
   return (one, other) => {
@@ -30,10 +30,10 @@ function compare(column) {
 }
 
 function matches(row) {
-  if (!table.levels && told(row[table.final]) !== "yes") return false;
+  if (!table.levels && textOf(row[table.final]) !== "yes") return false;
   if (!table.words.length) return true;
-  const line = [...table.cells.map((column) => formatted(row, column)), ...data.columns
-    .map((column, index) => (column.text ? told(row[index]) : ""))].join(" ").toLowerCase();
+  const line = [...table.cells.map((column) => formatCell(row, column)), ...data.columns
+    .map((column, index) => (column.text ? textOf(row[index]) : ""))].join(" ").toLowerCase();
   return table.words.every((word) => line.includes(word));
 }
 
@@ -41,16 +41,16 @@ function drawTable() {
   const rows = data.rows.filter((row) => matches(row));
   if (table.sort !== null) rows.sort(compare(table.cells.find((column) => column.name === table.sort)));
   const body = document.createDocumentFragment();
-  for (const row of rows.slice(0, MOST)) {
-    const line = element("tr", null, told(row[table.final]) === "yes" ? {} : { class: "level" });
+  for (const row of rows.slice(0, MAX_ROWS)) {
+    const line = element("tr", null, textOf(row[table.final]) === "yes" ? {} : { class: "level" });
     for (const column of table.cells) {
-      line.append(element("td", formatted(row, column), column.text ? {} : { class: "number" }));
+      line.append(element("td", formatCell(row, column), column.text ? {} : { class: "number" }));
     }
     body.append(line);
   }
-  at("table").tBodies[0].replaceChildren(body);
-  const first = rows.length > MOST ? `, the first ${MOST} are shown` : "";
-  at("count").textContent = `${rows.length} of ${data.rows.length} rows${first}`;
+  byId("table").tBodies[0].replaceChildren(body);
+  const first = rows.length > MAX_ROWS ? `, first ${MAX_ROWS} shown` : "";
+  byId("count").textContent = `${rows.length} of ${data.rows.length} rows${first}`;
 }
 
 function drawHead() {
@@ -62,7 +62,7 @@ function drawHead() {
     button.addEventListener("click", () => {
       table.descending = table.sort === column.name && !table.descending;
       table.sort = column.name;
-      for (const one of at("table").tHead.rows[0].cells) one.setAttribute("aria-sort", "none");
+      for (const one of byId("table").tHead.rows[0].cells) one.setAttribute("aria-sort", "none");
       cell.setAttribute("aria-sort", table.descending ? "descending" : "ascending");
       drawTable();
     });
@@ -70,7 +70,7 @@ function drawHead() {
     if (column.unit) cell.append(element("span", column.unit, { class: "unit" }));
     return cell;
   });
-  at("table").tHead.rows[0].replaceChildren(...cells);
+  byId("table").tHead.rows[0].replaceChildren(...cells);
 }
 
 function csvText() {
@@ -81,7 +81,7 @@ function csvText() {
   return [data.columns.map((column) => column.name).join(","), ...data.rows.map(line), ""].join("\n");
 }
 
-// Which columns there are, and what is said of those that are the same throughout.
+// Split the columns into those of the table, and those that are equal in all rows.
 function splitColumns() {
   const columns = data.columns.map((column, index) => ({ ...column, index }));
   const all = (column, test) => data.rows.every((row) => test(row[column.index]));
@@ -90,21 +90,21 @@ function splitColumns() {
   table.final = columns.findIndex((column) => column.name === "final");
   table.cells = shown.filter((column) => !same(column));
   const words = shown.filter(same).map((column) => (
-    `${column.heading}${column.unit ? ` (${column.unit})` : ""} ${formatted(data.rows[0], column)}`));
-  if (words.length) at("constant").textContent = `In all rows: ${words.join(" · ")}`;
+    `${column.heading}${column.unit ? ` (${column.unit})` : ""} ${formatCell(data.rows[0], column)}`));
+  if (words.length) byId("constant").textContent = `In all rows: ${words.join(" · ")}`;
 }
 
 function startTable() {
   splitColumns();
   drawHead();
   drawTable();
-  at("filter").addEventListener("input", (event) => {
+  byId("filter").addEventListener("input", (event) => {
     table.words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
     drawTable();
   });
-  at("table-levels").addEventListener("change", (event) => {
+  byId("table-levels").addEventListener("change", (event) => {
     table.levels = event.target.checked;
     drawTable();
   });
-  at("download").href = URL.createObjectURL(new Blob([csvText()], { type: "text/csv" }));
+  byId("download").href = URL.createObjectURL(new Blob([csvText()], { type: "text/csv" }));
 }
