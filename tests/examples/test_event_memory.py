@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-FEW = ["prune by taylor", "regrow by random, he", "regrow by removed, removed", "SET"]
+FEW = ["prune by taylor", "SET"]
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ def start(checkout, tmp_path):
     return begin
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_run_killed_at_random_moments_ends_as_the_uninterrupted_one(start, tmp_path):
     words = ("train", "recipe=digits/gmp", "trainer.max_epochs=8", *QUICK)
     whole = start(*words, "hydra.run.dir=whole")

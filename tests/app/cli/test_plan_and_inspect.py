@@ -59,13 +59,16 @@ def tensor_bytes(state):
     "words",
     [
         (),
-        ("pruning.rewind.what=[weights,optimizer]", *ADAM),
-        ("pruning.rewind.what=lr",),
+        pytest.param(("pruning.rewind.what=[weights,optimizer]", *ADAM), marks=pytest.mark.slow),
+        pytest.param(("pruning.rewind.what=lr",), marks=pytest.mark.slow),
         ("pruning.rewind.to=0it", *ADAGRAD),  # its state stands from the beginning
-        (
-            "pruning.rewind=null",
-            "+callbacks.back={_target_:regrow.Rewind,to:20it,what:[optimizer]}",
-            *ADAM,
+        pytest.param(
+            (
+                "pruning.rewind=null",
+                "+callbacks.back={_target_:regrow.Rewind,to:20it,what:[optimizer]}",
+                *ADAM,
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The main job on small runs: what it writes, keeps, goes on from and refuses."""
 
+import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,18 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.fixture(scope="module")
+def finished(module_job):
+    folder, job = module_job
+    return folder, train(job(*GMP))
+
+
 @pytest.fixture
-def done(job, tmp_path):
-    cfg = job(*GMP)
-    return cfg, train(cfg), tmp_path / "run"
+def done(finished, job, tmp_path):
+    """A finished run: its configuration, result and a copy of its folder."""
+    folder, result = finished
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return job(*GMP), copy.deepcopy(result), tmp_path / "run"
 
 
 def test_result_says_what_was_measured(done):

@@ -39,6 +39,8 @@ def test_two_ranks_train_and_one_process_measures(job, tmp_path):
     assert json.loads((folder / "ranks" / "fitted.json").read_text())["levels"]
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_an_error_of_the_ranks_is_the_users_own(job, monkeypatch):
     monkeypatch.setattr(
         "regrow.app.experiment.run.set_up", lambda *_: None
