@@ -41,3 +41,10 @@ def test_colleagues_may_read_what_the_mask_lets_them(mask, mode, tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == mode
+
+
+def test_the_umask_of_the_process_is_not_touched(tmp_path, monkeypatch):
+    """It belongs to all threads: two writers at once could leave it changed."""
+    monkeypatch.setattr(os, "umask", None)  # a call would fail
+    write_atomic(tmp_path / "a", lambda file: file.write(b"x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
