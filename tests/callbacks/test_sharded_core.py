@@ -17,10 +17,10 @@ from regrow import Pruner
 from regrow.pruning.drop_and_grow import draw_masks, drop_and_grow
 from regrow.utils.errors import ConfigError, StateError
 from regrow.masks.masks import Masks
-from regrow.pruning.config import Method
-from regrow.masks.topk import keep_highest
+from regrow.pruning.config import PruningConfig
+from regrow.masks.topk import global_topk_masks
 from regrow.distributed.parameters import Shards
-from regrow.distributed.shard import forget_copies, local
+from regrow.distributed.shard import reshard_fsdp, local_tensor
 
 dist.init_process_group("gloo", rank=RANK, world_size=WORLD)
 mesh = init_device_mesh("cpu", (WORLD,))
@@ -74,14 +74,14 @@ for case in range(24):
     parts = [i < 2 or case % 3 > 0 for i in range(3)]  # the third is whole on every rank at times
     tensors = [distribute_tensor(v, mesh, [Cut(0)]) if p else v for v, p in zip(values, parts)]
     shards = Shards({str(i): t for i, t in enumerate(tensors)})
-    mine = [local(distribute_tensor(k, mesh, [Cut(0)])) if p else k for k, p in zip(kept, parts)]
+    mine = [local_tensor(distribute_tensor(k, mesh, [Cut(0)])) if p else k for k, p in zip(kept, parts)]
     gone = sum(int((~k).sum()) for k in kept)
     live = sum(int(k.sum()) for k in kept)
     least = sum(bool(k.any()) for k in kept)
     for count in {gone, gone + (live - least) // 2, gone + live - least}:
         for magnitude in (True, False):
-            expected = keep_highest(values, count, kept, magnitude=magnitude)
-            found = keep_highest([local(t) for t in tensors], count, mine, magnitude=magnitude,
+            expected = global_topk_masks(values, count, kept, magnitude=magnitude)
+            found = global_topk_masks([local_tensor(t) for t in tensors], count, mine, magnitude=magnitude,
                                  shards=list(shards.values()))
             for i, (mask, shard) in enumerate(zip(found, shards.values())):
                 rows = slice(None) if shard is None else slice(shard.start, shard.stop)
@@ -89,7 +89,7 @@ for case in range(24):
 bad = torch.ones(7, 3); bad[6, 0] = float("nan")  # on the last rank that has rows
 tensor = distribute_tensor(bad, mesh, [Cut(0)])
 try:
-    keep_highest([local(tensor)], 3, names=["fc"], shards=list(Shards({"fc": tensor}).values()))
+    global_topk_masks([local_tensor(tensor)], 3, names=["fc"], shards=list(Shards({"fc": tensor}).values()))
 except StateError as error:
     said["nan"] = str(error)
 """
@@ -99,15 +99,15 @@ def normed(weight):  # looks at a whole layer
     return weight.abs() / weight.norm()
 
 methods = [
-    Method(criterion, distribution)
+    PruningConfig(criterion, distribution)
     for criterion in ("magnitude", "random", "gradient", "taylor", normed)
     for distribution in ("global", "uniform", "erk")
 ]
 methods += [
-    Method(granularity="1:2", include=["5.weight"]),
-    Method("taylor", granularity="2:4", include=["5.weight"]),
-    Method(granularity="block:1x5", include=["5.weight"]),
-    Method(layers={"0.weight": 0.3, "5.weight": 0.7}),
+    PruningConfig(granularity="1:2", include=["5.weight"]),
+    PruningConfig("taylor", granularity="2:4", include=["5.weight"]),
+    PruningConfig(granularity="block:1x5", include=["5.weight"]),
+    PruningConfig(layers={"0.weight": 0.3, "5.weight": 0.7}),
 ]
 for method in methods:
     final = 0.5 if ":" in method.granularity and "block" not in method.granularity else 0.6
@@ -143,7 +143,7 @@ for by, init in itertools.product(("random", "gradient", "removed"),
         pruner.regrow(0.3, by=by, init=init)
     assert same_masks(*pruners) and same(one, other), (by, init)
 one, other = with_gradients(cut(network())), with_gradients(network())
-pruners = [Pruner(model, Method(include=["5.weight", "0.weight"])) for model in (one, other)]
+pruners = [Pruner(model, PruningConfig(include=["5.weight", "0.weight"])) for model in (one, other)]
 for pruner in pruners:
     pruner.prune_to(0.8)
     with_gradients(pruner.model, 1)
@@ -153,7 +153,7 @@ assert same_masks(*pruners) and same(one, other)
 for grow in ("gradient", "random"):
     for drop in ("magnitude", "random", "taylor"):
         one, other = with_gradients(cut(network())), with_gradients(network())
-        pruners = [Pruner(model, Method(distribution="erk")) for model in (one, other)]
+        pruners = [Pruner(model, PruningConfig(distribution="erk")) for model in (one, other)]
         for pruner in pruners:
             draw_masks(pruner, 0.7)
             for seed in (1, 2):
@@ -176,10 +176,10 @@ for seed in range(4):
     adam.step()
 for name, mask in pruner.masks.items():
     weight = dict(model.named_parameters())[name]
-    gone = ~local(mask)
-    assert not local(weight)[gone].view(torch.int32).any()
-    assert not local(adam.state[weight]["exp_avg"])[gone].any()
-    assert local(weight)[~gone].all()
+    gone = ~local_tensor(mask)
+    assert not local_tensor(weight)[gone].view(torch.int32).any()
+    assert not local_tensor(adam.state[weight]["exp_avg"])[gone].any()
+    assert local_tensor(weight)[~gone].all()
 said["moments"] = len(pruner.removed_weights.values)
 
 # functions without a pruner, and hooks
@@ -194,7 +194,7 @@ with regrow.enforce(model, masks, sgd):
     with_gradients(model)
     sgd.step()
 for name, mask in masks.items():
-    assert not local(dict(model.named_parameters())[name])[~local(mask)].any()
+    assert not local_tensor(dict(model.named_parameters())[name])[~local_tensor(mask)].any()
 
 # a forward pass without a backward one leaves whole copies, which must not be computed with
 net = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 1, bias=False))
@@ -203,8 +203,8 @@ x = torch.ones(2, 4)
 with torch.no_grad():
     net(x)
 
-forget_copies(net)
-pruner = Pruner(net, Method(include=["1.weight"]))
+reshard_fsdp(net)
+pruner = Pruner(net, PruningConfig(include=["1.weight"]))
 with torch.no_grad():
     net(x)
 pruner.prune_to(0.8)
@@ -224,9 +224,9 @@ def refusal(act):
     except ConfigError as error:
         return str(error)
 model = with_gradients(cut(network()))
-said["lamp"] = refusal(lambda: Pruner(model, Method(distribution="lamp")))
-said["rows"] = refusal(lambda: Pruner(model, Method(granularity="2:4", include=["2.weight"])))
-block = Method(granularity="block:29x1", include=["5.weight"])
+said["lamp"] = refusal(lambda: Pruner(model, PruningConfig(distribution="lamp")))
+said["rows"] = refusal(lambda: Pruner(model, PruningConfig(granularity="2:4", include=["2.weight"])))
+block = PruningConfig(granularity="block:29x1", include=["5.weight"])
 said["block"] = refusal(lambda: Pruner(model, block))
 pruner = Pruner(model, keep_removed=True)
 pruner.prune_to(0.5)
@@ -246,7 +246,7 @@ class Steps:  # gathers what nobody can cut
     def scores(self, name, weight): return weight.abs()
     def state_dict(self): return {"steps": torch.zeros(())}
     def load_state_dict(self, state): ...
-said["tracks"] = refusal(lambda: Pruner(model, Method(Steps())))
+said["tracks"] = refusal(lambda: Pruner(model, PruningConfig(Steps())))
 
 # after a forward pass alone FSDP2 shows whole copies, which nobody may mask
 net = nn.Sequential(nn.Linear(4, 6))
@@ -255,12 +255,12 @@ with torch.no_grad():
     net(torch.ones(1, 4))
 pruner = Pruner(net)
 pruner.prune_to(0.5)
-forget_copies(net)
+reshard_fsdp(net)
 assert int((whole(net[0].weight) == 0).sum()) == 12 == pruner.pruned
 with torch.no_grad():
     net(torch.ones(1, 4))
 masks = regrow.prune(net, 0.75)
-forget_copies(net)
+reshard_fsdp(net)
 assert int((whole(net[0].weight) == 0).sum()) == 18 == masks.pruned
 
 odd = nn.Linear(12, 6)

@@ -23,7 +23,7 @@ from regrow import (
     SparsityMonitor,
 )
 from regrow.utils.errors import ConfigError, StateError
-from regrow.distributed.shard import forget_copies, local
+from regrow.distributed.shard import reshard_fsdp, local_tensor
 
 class Sharded(Net):
     def configure_model(self):
@@ -44,7 +44,7 @@ def data():
     return DataLoader(samples(64), 4)
 
 def whole(module):
-    forget_copies(module)
+    reshard_fsdp(module)
     return {
         name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
         for name, p in module.named_parameters()
@@ -66,11 +66,11 @@ class Zeros(Callback):
         enforcer = self.pruning.pruner.enforcer
         for name, parameter in enforcer.parameters.items():
             gone = ~enforcer.mask(name)
-            assert not local(parameter.detach())[gone].view(torch.int32).any(), name
+            assert not local_tensor(parameter.detach())[gone].view(torch.int32).any(), name
             for optimizer in trainer.optimizers:
                 for value in optimizer.state.get(parameter, {}).values():
                     if torch.is_tensor(value) and value.shape == parameter.shape:
-                        assert self.pruning.soft or not local(value)[gone].any(), name
+                        assert self.pruning.soft or not local_tensor(value)[gone].any(), name
         self.looks += 1
     def on_train_batch_end(self, trainer, module, *_):
         self.look(trainer, module)
@@ -122,7 +122,7 @@ def fit_in_parts(name, make, parts, **extra):
     one, other = whole(straight), whole(again)
     assert all(torch.equal(value, other[key]) for key, value in one.items()), name
     for key, mask in pruning.masks.items():
-        assert torch.equal(local(mask), local(resumed.masks[key])), name
+        assert torch.equal(local_tensor(mask), local_tensor(resumed.masks[key])), name
     return straight, pruning, path
 
 def gradual(**kw):
@@ -171,7 +171,7 @@ both = [MagnitudePruning(0.5, schedule="one_shot", begin="1it", include=["body.*
 module, monitor = Sharded(ADAM), SparsityMonitor()
 fitted = sharded(*both, monitor, max_epochs=1)
 fitted.fit(module, data())
-kept = [local(callback.masks["body.2.weight"]) for callback in both]
+kept = [local_tensor(callback.masks["body.2.weight"]) for callback in both]
 everywhere = both[0].pruner.shards.sums({"body.2.weight": int((kept[0] & kept[1]).sum())})
 density = fitted.callback_metrics["pruning/density/body.2.weight"]
 assert abs(float(density) - everywhere["body.2.weight"] / 48) < 1e-6

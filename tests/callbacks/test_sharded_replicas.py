@@ -13,9 +13,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from regrow import Pruner
-from regrow.callbacks.core.consistency import agree
+from regrow.callbacks.core.consistency import check_ranks_agree
 from regrow.utils.errors import StateError
-from regrow.distributed.shard import local
+from regrow.distributed.shard import local_tensor
 
 dist.init_process_group("gloo", rank=RANK, world_size=WORLD)
 mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
@@ -33,16 +33,16 @@ model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
 fully_shard(model[0], mesh=mesh)
 pruner = Pruner(model)
 pruner.prune_to(0.5)
-agree(made, pruner.enforcer, "a try")
+check_ranks_agree(made, pruner.enforcer, "a try")
 
 def refused():
     try:
-        agree(made, pruner.enforcer, "a try")
+        check_ranks_agree(made, pruner.enforcer, "a try")
     except StateError as error:
         return str(error)
     return ""
 
-rows = local(model[0].weight.detach())
+rows = local_tensor(model[0].weight.detach())
 assert rows.shape == (4, 6)
 if RANK == 3:  # its twin is rank 1
     rows[0, 0] += 1
