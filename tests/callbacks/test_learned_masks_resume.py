@@ -185,7 +185,7 @@ for method in ("str", "cs", "l0", "edge_popup"):
     class Scores(Callback):
         found = []
         def on_train_batch_end(self, trainer, pl_module, *_):
-            if learned.moving:
+            if learned.changes_between_events:
                 learner = learned.pruner.learner.state_dict()
                 self.found = [*learner["scores"].values(), *learner["dense"].values()]
                 self.found = [tensor.clone() for tensor in self.found]

@@ -74,22 +74,25 @@ for case in range(24):
     parts = [i < 2 or case % 3 > 0 for i in range(3)]  # the third is whole on every rank at times
     tensors = [distribute_tensor(v, mesh, [Cut(0)]) if p else v for v, p in zip(values, parts)]
     shards = Shards({str(i): t for i, t in enumerate(tensors)})
-    mine = [local_tensor(distribute_tensor(k, mesh, [Cut(0)])) if p else k for k, p in zip(kept, parts)]
+    rows = [distribute_tensor(k, mesh, [Cut(0)]) for k in kept]
+    mine = [local_tensor(r) if p else k for r, k, p in zip(rows, kept, parts)]
     gone = sum(int((~k).sum()) for k in kept)
     live = sum(int(k.sum()) for k in kept)
     least = sum(bool(k.any()) for k in kept)
     for count in {gone, gone + (live - least) // 2, gone + live - least}:
         for magnitude in (True, False):
             expected = global_topk_masks(values, count, kept, magnitude=magnitude)
-            found = global_topk_masks([local_tensor(t) for t in tensors], count, mine, magnitude=magnitude,
-                                 shards=list(shards.values()))
+            scores = [local_tensor(t) for t in tensors]
+            found = global_topk_masks(scores, count, mine, magnitude=magnitude,
+                                      shards=list(shards.values()))
             for i, (mask, shard) in enumerate(zip(found, shards.values())):
                 rows = slice(None) if shard is None else slice(shard.start, shard.stop)
                 assert torch.equal(mask, expected[i][rows]), (case, count, magnitude, i)
 bad = torch.ones(7, 3); bad[6, 0] = float("nan")  # on the last rank that has rows
 tensor = distribute_tensor(bad, mesh, [Cut(0)])
 try:
-    global_topk_masks([local_tensor(tensor)], 3, names=["fc"], shards=list(Shards({"fc": tensor}).values()))
+    shards = list(Shards({"fc": tensor}).values())
+    global_topk_masks([local_tensor(tensor)], 3, names=["fc"], shards=shards)
 except StateError as error:
     said["nan"] = str(error)
 """
@@ -121,7 +124,7 @@ for method in methods:
     packed, expected = mine.state_dict(), theirs.state_dict()
     assert equal(packed["masks"], expected["masks"])
     if RANK == 0:  # the vault goes to the first alone
-        assert equal(packed["vault"], expected["vault"])
+        assert equal(packed["removed_weights"], expected["removed_weights"])
     again = Pruner(cut(network()), method, keep_removed=True)
     again.load_state_dict(expected)
     assert same_masks(again, theirs)
@@ -225,7 +228,8 @@ def refusal(act):
         return str(error)
 model = with_gradients(cut(network()))
 said["lamp"] = refusal(lambda: Pruner(model, PruningConfig(distribution="lamp")))
-said["rows"] = refusal(lambda: Pruner(model, PruningConfig(granularity="2:4", include=["2.weight"])))
+two_four = PruningConfig(granularity="2:4", include=["2.weight"])
+said["rows"] = refusal(lambda: Pruner(model, two_four))
 block = PruningConfig(granularity="block:29x1", include=["5.weight"])
 said["block"] = refusal(lambda: Pruner(model, block))
 pruner = Pruner(model, keep_removed=True)
@@ -278,8 +282,8 @@ def test_masks_values_and_moments_are_those_of_one_process(tmp_path):
         assert said["methods"] == 19
         for key, words in {
             "lamp": "'lamp' sums over all weights",
-            "rows": "cuts units",
-            "block": "cuts units",
+            "rows": "splits units",
+            "block": "splits units",
             "rule": "would see some of its rows alone",
             "init": "init='orthogonal' needs all of its rows",
             "own init": "needs all of its rows",
@@ -297,5 +301,5 @@ def test_three_ranks(tmp_path):
     for said in gloo_ranks.run(
         SETUP + SELECTION + RETURNS + REFUSED, tmp_path, ranks=3, timeout=300
     ):
-        assert "10 rows each, which cuts units" in said["block"]
+        assert "10 rows each, which splits units" in said["block"]
         assert said["digest"]

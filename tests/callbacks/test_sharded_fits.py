@@ -199,7 +199,7 @@ class Forward(Sharded):
         return self.body(x)
 
 said["channels"] = refusal(ChannelPruning(0.5, example_input=torch.zeros(1, 6)), module=Forward())
-said["vault"] = refusal(MagnitudePruning(0.5), parts=True)
+said["removed_weights"] = refusal(MagnitudePruning(0.5), parts=True)
 said["soft"] = refusal(MagnitudePruning(0.5, soft=True), parts=True)
 said["sums"] = refusal(MagnitudePruning(0.5, criterion="movement", keep_removed=False), parts=True)
 said["means"] = refusal(DynamicSparseTraining(0.5, grow="momentum", every="2it"), parts=True)
@@ -236,8 +236,8 @@ def test_resumed_fits_end_in_the_same_bits(tmp_path):
 def test_what_shards_cannot_do_is_refused_before_training(tmp_path):
     for said in gloo_ranks.run(SETUP + REFUSED, tmp_path, timeout=300):
         assert "channels cannot be cut out of shards" in said["channels"]
-        assert "keep_removed=True" in said["vault"]
-        assert "save_distributed_checkpoint=False" in said["vault"]
+        assert "keep_removed=True" in said["removed_weights"]
+        assert "save_distributed_checkpoint=False" in said["removed_weights"]
         assert "soft=True" in said["soft"]
         assert "criterion has gathered" in said["sums"]
         assert "running means" in said["means"]
