@@ -95,7 +95,7 @@ def test_a_full_disk_is_one_line_and_then_it_goes_on(limit, whole, tmp_path, che
     status, said = finished(tmp_path, checkout, limit)
     assert status == 1
     assert "could not be written" in said
-    assert "make room" in said
+    assert "free disk space" in said
     assert "Traceback" not in said
     look(tmp_path)
     assert not [*tmp_path.rglob("*.part")]
