@@ -99,7 +99,7 @@ def test_a_cut_network_as_safetensors(cut, tmp_path, capsys):
     )
     sizes = [file.stat().st_size for file in (tmp_path / "dense.safetensors", out)]
     assert row(shown, "bytes on disk")[:2] == [f"{size:,}" for size in sizes]
-    assert "to the bit" in shown
+    assert "bit-identical" in shown
     assert "as zeros" not in shown
 
 
