@@ -5,7 +5,10 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn, optim
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import regrow
 from regrow.pruning.enforcer import MaskEnforcer, working_mask
@@ -283,3 +286,26 @@ def test_a_later_mask_takes_the_place_of_the_first(last):
     enforcer.set_mask("w", masks[2])
     enforcer.weights()
     assert torch.equal(weight != 0, masks[2])
+
+
+@pytest.fixture
+def one_rank():
+    """A device mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_parameters_that_become_sharded_are_masked_in_their_own_part(one_rank):
+    """`reset` with parameters of another kind: their local tensors are what is masked."""
+    dense = nn.Parameter(torch.ones(4, 3))
+    enforcer = MaskEnforcer({"weight": dense})
+    sharded = nn.Parameter(distribute_tensor(torch.ones(4, 3), one_rank, [Shard(0)]))
+    enforcer.reset({"weight": sharded})
+    mask = torch.arange(12).view(4, 3) % 3 != 0
+    enforcer.set_mask("weight", mask)
+    sharded.grad = distribute_tensor(torch.ones(4, 3), one_rank, [Shard(0)])
+    enforcer.gradients()
+    enforcer.weights()
+    assert torch.equal(sharded.to_local(), mask.float())
+    assert torch.equal(sharded.grad.to_local(), mask.float())

@@ -67,6 +67,7 @@ class MaskEnforcer:
     def reset(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Begins anew with parameters that have other shapes now; nothing is masked."""
         self.parameters = dict(parameters)
+        self._sharded = any(map(is_dtensor, self.parameters.values()))
         self._working.clear()
         self._views.clear()
 
