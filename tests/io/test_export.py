@@ -9,39 +9,12 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
+from exported_networks import Net, Tied, expected, trained_net
 from torch import nn
 
 import regrow
 from regrow import channels
 from regrow.utils.errors import ConfigError, StateError
-
-
-class Net(nn.Module):
-    """Convolutions with batch norm whose statistics are not the fresh ones."""
-
-    def __init__(self, width=16):
-        super().__init__()
-        self.conv = nn.Conv2d(3, width, 3, padding=1)
-        self.norm = nn.BatchNorm2d(width)
-        self.fc = nn.Linear(width, 5)
-
-    def forward(self, x):
-        return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
-
-
-class Tied(nn.Module):
-    """Attention over token ids, and one weight under two names."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(10, 8)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        self.head = nn.Linear(8, 10, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, ids, weight=None):
-        x = self.layer(self.embed(ids)) * weight[..., None]
-        return {"logits": self.head(x), "hidden": x}
 
 
 class Fixed(nn.Module):
@@ -69,18 +42,7 @@ class Branch(nn.Module):
 
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
-    model = Net()
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.randn(8, 3, 6, 6) + 1)
-    return model
-
-
-def expected(model, *args, **kwargs):
-    model.eval()
-    with torch.no_grad():
-        return model(*args, **kwargs)
+    return trained_net()
 
 
 def everything(model):
