@@ -85,18 +85,6 @@ def test_two_that_wait_do_not_wait_for_each_other():
     assert told(pruning) == [("prune", 16), ("regrow", 24), ("regrow", 24), ("prune", 32)]
 
 
-def test_a_request_waits_too(tmp_path):
-    class Asks(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step == 17:
-                (tmp_path / "regrow.json").write_text('{"count": 5}')
-
-    pruning, module, made = job(Asks(), Regrow(request=tmp_path / "regrow.json"))
-    made.fit(module, loader(), loader(2))
-    assert told(pruning) == [("prune", 16), ("regrow", 24), ("prune", 32)]
-    assert (tmp_path / "regrow.json.done").exists()
-
-
 @pytest.mark.parametrize("order", SOME_ORDERS)
 @pytest.mark.parametrize("when", [Drop("acc", by=0.2), Plateau("acc", patience=2)])
 def test_what_a_recovery_shows_is_no_occasion(when, order):

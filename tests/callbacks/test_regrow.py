@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Regrowth in a fit: at times, on a condition, on request; and what trains afterwards."""
+"""Regrowth in a fit: at times, on a condition; and what trains afterwards."""
 
 import pytest
 import torch
@@ -264,7 +264,7 @@ def test_nothing_pruned_yet_is_said():
 @pytest.mark.parametrize("fraction", [0.0, 1e-4])
 def test_less_than_a_weight_that_would_train_alone_is_said(fraction):
     prunes = pruning()
-    with pytest.warns(UserWarning, match="less than a weight would come back"):
+    with pytest.warns(UserWarning, match="less than one weight would regrow"):
         fit(Net(), prunes, Regrow(at="5it", fraction=fraction, train="regrown"))
     assert [entry["kind"] for entry in prunes.history] == ["prune"]
 

@@ -5,7 +5,6 @@ The disk is really full for this process: the system refuses to make any file la
 """
 
 import errno
-import json
 import os
 import resource
 import signal
@@ -23,9 +22,8 @@ from torch import nn
 import regrow
 from regrow import SparseModelCheckpoint, StateError
 from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint
-from regrow.callbacks.support.regrow_request import RequestFile
 from regrow.channels.latency_budget import LatencyTable
-from regrow.io.files import read_json, write_atomic, write_json
+from regrow.io.files import write_atomic, write_json
 
 
 @contextmanager
@@ -146,19 +144,6 @@ def test_checkpoints_in_a_folder_that_cannot_be(tmp_path):
     with pytest.raises((OSError, StateError), match="place"):
         run(tmp_path / "end.ckpt", *SCENARIOS["gradual"]()[0], saving, enable_checkpointing=True)
     assert (tmp_path / "place").read_text() == "a file"
-
-
-def test_a_request_that_cannot_be_answered_in_writing(tmp_path):
-    """It stays, for the run that goes on; half a reason is no answer."""
-    path = tmp_path / "regrow.json"
-    path.write_text(json.dumps({"fraction": 0.1}))
-    with full_disk(30), pytest.raises(StateError, match="could not be written"):
-        RequestFile(path).mark_rejected("no such layer " * 10)
-    assert read_json(path) == {"fraction": 0.1}
-    assert [p.name for p in tmp_path.iterdir()] == ["regrow.json"]
-    RequestFile(path).mark_rejected("no such layer")
-    assert "refused: no such layer" in (tmp_path / "regrow.json.refused").read_text()
-    assert not path.exists()
 
 
 def test_the_model_is_as_it_was(tmp_path):

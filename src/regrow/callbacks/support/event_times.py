@@ -1,14 +1,29 @@
 # SPDX-License-Identifier: MIT
-"""Fixed times within a fit."""
+"""Times at which a callback acts within a fit, as steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 from regrow.callbacks.core.clock import Clock
 from regrow.schedules.time import Time
 from regrow.utils.errors import ConfigError
+
+
+class EventTimesState(TypedDict):
+    """Saved times of a fit.
+
+    Attributes:
+        steps: All times, as steps.
+        kept: How many of them have passed.
+        first: The fit's first step.
+        epoch: The fit's first epoch.
+    """
+
+    steps: list[int]
+    kept: int
+    first: int
+    epoch: int
 
 
 class EventTimes:
@@ -16,12 +31,12 @@ class EventTimes:
 
     Args:
         at: The times.
-        on_change: What a resume does if the remaining ones would now be at other steps: "refuse",
-            "keep" their steps, or "stretch" them.
+        on_change: What a resume does if the remaining times would now be other steps: "refuse"
+            (raise), "keep" their steps, or "stretch" them.
 
     Attributes:
-        steps: In order, each once.
-        kept: How many have been kept.
+        steps: All times as steps, in order, each once.
+        n_done: How many have passed.
     """
 
     def __init__(self, at: tuple[Time, ...], on_change: str) -> None:
@@ -32,7 +47,7 @@ class EventTimes:
         self._first, self._epoch = 0, 0
 
     def begin(self, clock: Clock) -> None:
-        """Resolves the times of a fit that is not a resumed one.
+        """Resolve the times of a fit that does not resume.
 
         Raises:
             ConfigError: If the fit ends before the last of them.
@@ -41,15 +56,15 @@ class EventTimes:
         self.steps = self._plan(clock)
         self._check_within_fit(clock)
 
-    def resume(self, clock: Clock, state: Mapping[str, Any]) -> None:
-        """Takes what `state_dict` gave; the resolved steps in it win.
+    def resume(self, clock: Clock, state: EventTimesState) -> None:
+        """Load the state of an interrupted fit.
 
         Raises:
-            ConfigError: If those still to come would now lie elsewhere and `on_change` does not say
-                what to do, or if the fit ends before the last of them.
+            ConfigError: If remaining times have moved and `on_change` is "refuse", or the fit ends
+                before the last of them.
         """
-        self._first, self._epoch = int(state["first"]), int(state["epoch"])
-        self.n_done, self.steps = int(state["kept"]), [int(step) for step in state["steps"]]
+        self._first, self._epoch = state["first"], state["epoch"]
+        self.n_done, self.steps = state["kept"], list(state["steps"])
         stored, planned = self.steps[self.n_done :], self._plan(clock)[self.n_done :]
         if stored and stored != planned and self.on_change == "refuse":
             raise ConfigError(
@@ -62,16 +77,16 @@ class EventTimes:
         self._check_within_fit(clock)
 
     def due(self, now: int) -> int | None:
-        """The last appointment that step `now` has reached, if it was not kept yet."""
+        """The last time that step `now` has reached, if it was not marked done."""
         passed = [step for step in self.steps if step <= now]
         return passed[-1] if len(passed) > self.n_done else None
 
     def mark_done(self, step: int) -> None:
-        """Marks an appointment, and those before it, as kept."""
+        """Mark a time, and those before it, as done."""
         self.n_done = self.steps.index(step) + 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """Steps and place among them: builtin types only."""
+    def state_dict(self) -> EventTimesState:
+        """The times and how many have passed."""
         return {
             "steps": list(self.steps),
             "kept": self.n_done,
