@@ -38,7 +38,7 @@ def test_by_hand_too():
             if batch_idx == 3:
                 pruning.regrow(0.5, train="regrown")
 
-    with pytest.raises(ConfigError, match="keeps dense values beside"):
+    with pytest.raises(ConfigError, match="stores dense values beside"):
         fit(Net(), pruning, OTHERS["soft"](), Back(at="15it", fraction=0.1, names=["body.0"]))
 
 

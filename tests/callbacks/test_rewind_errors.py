@@ -9,12 +9,12 @@ from regrow import ConfigError, Rewind, StateError
 
 
 def test_both_ways_at_once_are_refused():
-    with pytest.raises(ConfigError, match="write one of them"):
+    with pytest.raises(ConfigError, match="supports one Rewind"):
         fit(Normed(), pruning(), Rewind("3it"), max_epochs=4)
 
 
 def test_soft_pruning_is_refused():
-    with pytest.raises(ConfigError, match="does not reach the dense weights of soft=True"):
+    with pytest.raises(ConfigError, match="does not restore the dense weights of soft=True"):
         fit(Normed(), pruning(soft=True), max_epochs=4)
 
 

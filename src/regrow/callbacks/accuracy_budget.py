@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""AccuracyBudget."""
+"""AccuracyBudget: prunes as far as a monitored metric allows."""
 
 from __future__ import annotations
 
@@ -26,31 +26,29 @@ from regrow.utils.errors import ConfigError, StateError, check_choice, check_pos
 
 
 class AccuracyBudget(Callback):
-    """Prunes as far as a metric allows, and no further.
+    """Prune as far as a metric allows: roll back events that lose too much.
 
-    After each event the network recovers for `recover`; then the metric is compared with the dense
-    reference. Lost more than `max_drop`: weights, moments, masks and schedule go back to how they
-    were before the event, bit-exactly, and the step is halved, until it is as small as
-    `resolution`. The next event waits while a recovery is open. The fit ends with the sparsest
-    model that held, and `last.ckpt` holds it. Global step and learning rate do not go back; an
-    average (EMA) does, and is what validation judges.
+    After each event the network trains for `recover`; then the metric is compared with the dense
+    reference. If it lost more than `max_drop`, weights, optimizer state, averages (EMA), masks and
+    schedule are restored bit-exactly, and the step of sparsity is halved until it reaches
+    `resolution`. Global step and learning rate do not go back. The next event waits until the last
+    one is judged. The fit ends with the sparsest model within the budget, which `last.ckpt` holds.
 
-    The pruner's `history` says how it went: what held has `lost`, what was taken back is a
-    "rollback", and the last of them has `reason`. `Regrow` waits while a recovery is open.
+    In the pruner's `history`, accepted events have `lost`, events taken back have the kind
+    "rollback", and the last one has `reason`.
 
     Args:
         monitor: A metric that validation logs.
-        max_drop: How much worse than the reference it may be, in the metric's own unit: 0.01 is one
-            point of accuracy.
-        mode: "max" where higher is better, "min" where lower is.
-        recover: How long the network trains before it is judged, at the next validation.
+        max_drop: Largest allowed loss, in the metric's unit: 0.01 is one point of accuracy.
+        mode: "max" if higher is better, "min" if lower is.
+        recover: Training time before an event is judged, at the next validation.
         reference: The dense value; None: the best one seen at sparsity 0.
         resolution: The step of sparsity at which the search ends.
 
     Raises:
-        ConfigError: For settings that cannot be meant; if the remaining events and their recoveries
-            do not fit into the fit; beside `DynamicSparseTraining`, whose sparsity never changes.
-        StateError: If the metric is never logged, or no validation came before the first event.
+        ConfigError: For invalid settings; if the remaining events and their recovery times exceed
+            the fit; beside `DynamicSparseTraining`, whose sparsity is constant.
+        StateError: If the metric is never logged, or no validation precedes the first event.
 
     Example:
         >>> AccuracyBudget("val/accuracy", max_drop=-1)  # doctest: +ELLIPSIS
@@ -195,7 +193,7 @@ class AccuracyBudget(Callback):
         self._length = self._clock.timeline(first, epoch).length(self.recover)
 
     def _behind(self) -> int:
-        """How many steps lie behind, asked after a batch."""
+        """The number of steps done; call it after a batch."""
         assert self._clock is not None
         return self._clock.start_step()[0]
 
@@ -240,7 +238,7 @@ class AccuracyBudget(Callback):
             self._conclude()
 
     def _conclude(self, cut: bool = False) -> None:
-        """Writes down why the search ended, once it has or the fit cuts it."""
+        """Record why the search ended, if it has ended or the fit ends."""
         assert self._pruner is not None
         ahead = self._pruner.progress.remaining
         judged = [entry for entry in self._pruner.history if "lost" in entry]
@@ -248,7 +246,7 @@ class AccuracyBudget(Callback):
             judged[-1]["reason"] = self.search.reason(ahead[0].sparsity if ahead else None)
 
     def _check_alone(self, trainer: pl.Trainer, progress: Progress) -> None:
-        """Check that events and recoveries fit into the fit, one after the other."""
+        """Check that events and recovery times fit into the fit, one after the other."""
         assert self._clock is not None
         timeline = self._clock.timeline(*self._clock.start_step())
         step = timeline.start

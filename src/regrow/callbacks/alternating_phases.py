@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""AlternatingPhases."""
+"""AlternatingPhases: logs dense and sparse phases, and resets optimizers between them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from regrow.utils.snapshot import TrainingSnapshot
 class AlternatingPhases(Callback):
     """Log the dense and sparse phases of `ACDC` or `Cyclic`, and reset optimizers between them.
 
-    Each event's history entry has `phase`, "sparse" or "dense", and loggers get `pruning/dense`:
-    1 from the first step of a dense phase, 0 from the first step of a sparse one.
+    History entries get `phase`, "sparse" or "dense", and loggers `pruning/dense`: 1 from the first
+    step of a dense phase, 0 from the first step of a sparse one.
 
     Args:
-        reset_optimizer: At the start of which phases the optimizers' state is reset to that of
-            new ones: "never", "dense", "sparse" or "both". Otherwise only the moments of weights
-            that come back are zero.
+        reset_optimizer: The phases at whose start the optimizer state is reset: "never", "dense",
+            "sparse" or "both". Without a reset only the state of returning weights is zero.
 
     Raises:
         ConfigError: For another value.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ChannelPruning."""
+"""ChannelPruning: masks channels by a schedule and cuts them out of the network."""
 
 from __future__ import annotations
 
@@ -47,11 +47,7 @@ from regrow.utils.errors import ConfigError, StateError, check_count
 def check_settings(
     compact: object, keep_removed: object, latency_ms: float | None, sparsity_given: bool
 ) -> None:
-    """Check that the settings are valid, alone and together.
-
-    Raises:
-        ConfigError: Naming the setting and its allowed values.
-    """
+    """Check that the settings are valid, alone and together."""
     if compact not in ("end", "event", None):
         raise ConfigError(f"compact must be 'end', 'event' or None, got {compact!r}")
     if not isinstance(keep_removed, bool):
@@ -64,11 +60,7 @@ def check_settings(
 
 
 def check_single_process(trainer: pl.Trainer, callback: ChannelPruning) -> None:
-    """Check what several ranks cannot do: time alike, and cut while DDP trains.
-
-    Raises:
-        ConfigError: For `of="latency"`.
-    """
+    """Check what several ranks do not support; DDP moves a cut at events to the fit's end."""
     assert isinstance(callback.method, ChannelConfig)
     if callback.method.of == "latency":
         raise ConfigError(
@@ -81,11 +73,7 @@ def check_single_process(trainer: pl.Trainer, callback: ChannelPruning) -> None:
 
 
 def check_can_cut(trainer: pl.Trainer) -> None:
-    """What DDP has hooked and counted keeps its shapes until the fit ends.
-
-    Raises:
-        StateError: Within a fit under DDP.
-    """
+    """Check that DDP, which keeps the shapes of its start, does not train."""
     if isinstance(trainer.strategy, DDPStrategy):
         raise StateError(
             "DDP holds on to the shapes it began with: leave the cut to the fit's end "
@@ -94,7 +82,7 @@ def check_can_cut(trainer: pl.Trainer) -> None:
 
 
 def rewrap(trainer: pl.Trainer) -> None:
-    """Makes DDP anew, which hooks gradient accumulators; the trial cut has replaced them."""
+    """Wrap the module in DDP again: the trial cut has replaced the gradient hooks' parameters."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and strategy.model is not strategy.lightning_module:
         strategy.model = strategy.lightning_module
@@ -102,7 +90,7 @@ def rewrap(trainer: pl.Trainer) -> None:
 
 
 def recalibrate_on(trainer: pl.Trainer, module: pl.LightningModule, count: int) -> None:
-    """Estimates norms' statistics anew on training batches, once a fit is over."""
+    """Estimate batch-norm statistics again on training batches after a fit."""
     batches = training_inputs(trainer, count)
     if not batches:
         rank_zero_warn(
@@ -125,51 +113,51 @@ DEFAULT_SPARSITY: Final = float("0.5")
 
 
 class ChannelPruning(PruningCallback[ChannelPruner]):
-    """Prunes whole channels, on any network that can be traced, and makes it really smaller.
+    """Prune whole channels of any network that can be traced, and make the network smaller.
 
-    At each event the least important channels are masked in every layer that holds a part of them,
-    the columns that read them included; nothing is cut that was not tried and verified first. The
-    masked channels are cut out at the end of the fit, or at events, of an average (EMA, SWA) too.
+    An event masks the least important channels in all layers that share them, including the weights
+    that read them. Each cut is first tried and verified. Masked channels are cut out at the end of
+    the fit or at events, and out of averages (EMA, SWA) as well.
 
     Args:
-        sparsity: Fraction of `of` to remove, in [0, 1), counted from the original network. Left
-            out, a table's last row, the end of an exponential schedule's rounds, or 0.5.
-        of: "channels", "macs", "params" or "latency" (measured where it runs).
-        latency_ms: With `of="latency"`, how long a pass may take in the end, instead of `sparsity`;
-            the original network is measured once, when the fit starts.
-        schedule: "one_shot", "linear", "cubic", "cosine" or "exponential" with the times below, or
-            an object with its own.
+        sparsity: Fraction of `of` to remove from the original network, in [0, 1). Default: a
+            table's last row, the end of an exponential schedule, or 0.5.
+        of: "channels", "macs", "params" or "latency" (measured on this machine).
+        latency_ms: With `of="latency"`, the target time of a forward pass in milliseconds, instead
+            of `sparsity`; the original network is measured when the fit starts.
+        schedule: "one_shot", "linear", "cubic", "cosine" or "exponential" with the three times
+            below, or a schedule object.
         begin: First event; None: 0.2 of the fit.
         end: Last event; None: 0.75.
         every: Time between events; None: 0.01.
-        distribution: "global" (least important first) or "uniform" (the same fraction everywhere).
+        distribution: "global" (all groups ranked together) or "uniform" (same fraction per group).
         criterion: "l1", "l2", "bn", "taylor", "fpgm", "random" or a callable
             `(group, parameters) -> scores`.
         round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
-        min_channels: How many channels of a group stay at least.
+        min_channels: Least number of channels to keep in a group.
         include: Patterns of layers that may lose channels; None: all.
         exclude: Patterns of layers that keep theirs.
-        rewind: Where weights and learning rate go back to after each event.
-        compact: When masked channels are cut out: "end" (of the fit), "event" (as soon as nothing
-            can take the event back; later epochs are faster) or None (never).
-        recalibrate: With how many training batches the statistics of norms are estimated anew
-            after the cut at the fit's end; 0: they stay.
+        rewind: Time to which weights and learning rate rewind after each event, or a `Rewind`.
+        compact: When masked channels are cut out: "end" (of the fit), "event" (once the event can
+            no longer be rolled back; later epochs are faster) or None (never).
+        recalibrate: Number of training batches on which batch-norm statistics are estimated again
+            after the final cut; 0: none.
         example_input: A batch to trace with; None: the module's `example_input_array`, else the
             first training batch.
-        timer: What tells a model's milliseconds, for `of="latency"`; None: measured.
-        keep_removed: Whether what is removed is kept, for `unprune` and `expand`.
-        seed: For random choices.
-        on_change: What a resume does if the events still to come have moved.
+        timer: Returns a model's milliseconds, for `of="latency"`; None: measured.
+        keep_removed: Whether removed values are stored, for `unprune` and `expand`.
+        seed: Seed of random choices.
+        on_change: What to do on resume if the remaining events have moved; see `MagnitudePruning`.
 
     Raises:
-        ConfigError: For settings that cannot be meant; for a network that cannot be traced.
+        ConfigError: For invalid settings, or a network that cannot be traced.
 
     Example:
         >>> ChannelPruning(0.5, of="flops")
         Traceback (most recent call last):
             ...
         regrow.ConfigError: of must be one of channels, latency, macs, params, got 'flops': \
-there are: channels, latency, macs, params
+    there are: channels, latency, macs, params
     """
 
     cuts_channels = True
@@ -224,20 +212,20 @@ there are: channels, latency, macs, params
 
     @property
     def plan(self) -> ChannelCut:
-        """What was cut since the original shapes."""
+        """The cut from the original shapes to the present ones."""
         return self.pruner.plan
 
     def compact(self) -> ChannelCut | None:
-        """Cuts masked channels out now, but not while DDP trains; see `ChannelPruner.compact`."""
+        """Cut out masked channels now, but not while DDP trains; see `ChannelPruner.compact`."""
         if isinstance(self.session.clock, Clock):
             check_can_cut(self.session.clock.trainer)
         return self._compact()
 
     def expand(self) -> HistoryEntry:
-        """Gives the module its original shapes back, outside a fit; see `ChannelPruner.expand`.
+        """Restore the original shapes, outside a fit; see `ChannelPruner.expand`.
 
         Raises:
-            StateError: Within a fit, whose other callbacks hold masks and copies of the shapes.
+            StateError: Within a fit.
         """
         if self.session.clock is not None:
             raise StateError("a fit is going on in the small shapes: call expand() after it")
@@ -304,7 +292,7 @@ there are: channels, latency, macs, params
         self._hooks.remove()
 
     def _compact_settled(self, trainer: pl.Trainer) -> None:
-        """Cuts within the fit what nothing can take back any more."""
+        """Cut, within the fit, channels whose event can no longer be rolled back."""
         masked = any(len(channels) for channels in self.pruner.removed.values())
         tried = self._last_failed_event == len(self.history)
         if self.compact_at == "event" and masked and not tried and no_event_pending(trainer):
@@ -321,7 +309,7 @@ there are: channels, latency, macs, params
         return plan
 
     def _try_to_compact(self) -> bool:
-        """Whether channels were cut; what cannot be stays masked, and the user hears why."""
+        """Cut if possible, else warn and leave channels masked; whether channels were cut."""
         try:
             return self._compact() is not None
         except StateError as error:
@@ -334,7 +322,7 @@ there are: channels, latency, macs, params
         return state
 
     def _fit_shapes(self, module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
-        """Give a module the shapes of the checkpoint that is about to be loaded."""
+        """Give a module the shapes of a checkpoint that is about to be loaded."""
         session = self.session
         state = (checkpoint.get("callbacks") or {}).get(self.state_key) or {}
         cuts = (state.get("pruner") or {}).get("cuts") or []
@@ -358,12 +346,12 @@ there are: channels, latency, macs, params
 
 
 class Channels(PruningStrategy[ChannelPruner]):
-    """Masks channels to the sparsity of each milestone.
+    """Mask channels up to the sparsity of each milestone.
 
     Args:
         config: How channels are ranked and counted.
-        keep_removed: Whether removed values are kept.
-        given: What the network is traced with; None: looked up when a fit starts.
+        keep_removed: Whether removed values are stored.
+        given: The example input given by the user; None: looked up when a fit starts.
     """
 
     config: ChannelConfig
@@ -378,7 +366,7 @@ class Channels(PruningStrategy[ChannelPruner]):
         return ChannelPruner(model, example, self.config, keep_removed=bool(self.keep_removed))
 
     def remember(self, state: Mapping[str, Any] | None) -> None:
-        """Read from a checkpoint what the network was traced with."""
+        """Read the example input from a saved state."""
         if state is not None and state["pruner"] is not None:
             self.example = state["pruner"]["example"]
 

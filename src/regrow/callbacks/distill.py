@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Distill."""
+"""Distill: adds a distillation loss to the training loss."""
 
 from __future__ import annotations
 
@@ -33,31 +33,30 @@ _STEP = "training_step"
 
 
 class Distill(Callback):
-    """Adds what a teacher says to the student's loss.
+    """Add a distillation loss to the loss that `training_step` returns.
 
-    loss = (1 - weight) own + weight T^2 KL(teacher / T || student / T), where `own` is what
-    `training_step` returns. The teacher sees exactly what the student's network was called with.
-    It is a copy that belongs to the callback: in eval mode, without gradients, in no optimizer,
-    `state_dict`, DDP bucket or checkpoint; a checkpoint holds its hash, and a resumed fit with
-    another teacher raises an error. Logs `distill/loss`, the second term without its weight.
+    loss = (1 - weight) own + weight T^2 KL(teacher / T || student / T), where `own` is the loss of
+    `training_step`. The teacher is called with the same inputs as the student. It is a copy in eval
+    mode, without gradients, outside of optimizers, `state_dict`, DDP and checkpoints; a checkpoint
+    stores its hash, which is compared on resume. `distill/loss` is logged: the KL term without
+    `weight`.
 
     Args:
-        teacher: A module, which is called as the student's network is; the path of a checkpoint,
-            for a copy of that network; "start": a copy of the network as it is when the fit is
-            set up, which should be trained by then. None is refused, unless `regrow train` puts
-            the run's dense control in its place.
+        teacher: A module that is called like the student; the path of a checkpoint for a copy of
+            the student; or "start": a copy of the student when the fit is set up. None raises,
+            unless `regrow train` sets the run's dense baseline.
         temperature: T, above 0.
         weight: In (0, 1].
-        network: The submodule that the teacher replaces: it is called with data, once a step.
-            None: the module itself, called as `self(x)`.
-        logits: What gives the student's logits: a submodule's name, or else a key of the dict that
+        network: Name of the submodule that the teacher replaces, called once per step; None: the
+            module itself, called as `self(x)`.
+        logits: What returns the student's logits: a submodule's name, or a key of the dict that
             `training_step` returns. None: the network's output.
-        dim: The classes' dimension; 1 for images of logits.
+        dim: The dimension of the classes; 1 for images of logits.
 
     Raises:
-        ConfigError: For settings that cannot be meant, manual optimisation among them, at
-            construction where possible, else before the first step.
-        StateError: Where a step does not give what was named, or a checkpoint had another teacher.
+        ConfigError: For invalid settings and for manual optimization, before the first step.
+        StateError: If a step does not return what was named, or the teacher is not that of the
+            checkpoint.
 
     Source: Hinton et al. 2015, arXiv:1503.02531.
 
@@ -169,10 +168,10 @@ class Distill(Callback):
         return found
 
     def _wrap(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Lets the strategy's training step return the taught loss, for as long as this fit.
+        """Wrap the strategy's training step to return the distillation loss until the fit ends.
 
-        No hook may replace the loss. The strategy's method stands above whatever wraps the module
-        (DDP) or compiles it, and below accumulation's division and the scaler.
+        No hook may replace the loss. The strategy's method is outside of whatever wraps (DDP) or
+        compiles the module, and inside of gradient accumulation and the gradient scaler.
         """
         strategy = trainer.strategy
         inner = strategy.training_step
@@ -192,7 +191,7 @@ class Distill(Callback):
         self._restore = restore
 
     def _taught(self, trainer: pl.Trainer, module: pl.LightningModule, given: Any) -> Any:
-        """What `training_step` gave, with the taught loss in the place of its own."""
+        """The output of `training_step`, with its loss replaced."""
         own = given.get("loss") if isinstance(given, Mapping) else given
         if not isinstance(own, Tensor):
             return given  # the step is skipped, or Lightning says what is wrong
@@ -229,11 +228,7 @@ class Distill(Callback):
         return _tensor(self.teacher(*call.args, **call.kwargs), "the teacher")
 
     def _check_same_settings(self, state: Mapping[str, Any]) -> None:
-        """Check that teacher and settings are those of the checkpoint.
-
-        Raises:
-            StateError: Naming what differs.
-        """
+        """Check that teacher and settings are those of the checkpoint."""
         if state["teacher"] != self._digest:
             raise StateError(
                 f"the checkpoint was trained with another teacher (weights {state['teacher']}, now "
@@ -247,7 +242,7 @@ class Distill(Callback):
                 )
 
     def _release(self) -> None:
-        """Leaves strategy and module as they were."""
+        """Restore strategy and module."""
         self._restore()
         self._restore = _nothing
         for recorder in self._recorders:
@@ -256,7 +251,7 @@ class Distill(Callback):
 
 
 def _tensor(output: Any, whose: str) -> Tensor:
-    """Logits out of what a network gave: a tensor, or the 'logits' of a dict or an object."""
+    """The logits in a network's output: a tensor, or 'logits' of a dict or object."""
     found = output.get("logits") if isinstance(output, Mapping) else output
     found = getattr(found, "logits", found)
     if isinstance(found, Tensor) and found.is_floating_point() and found.dim() > 0:
@@ -268,4 +263,4 @@ def _tensor(output: Any, whose: str) -> Tensor:
 
 
 def _nothing() -> None:
-    """There is nothing to restore."""
+    """Placeholder while there is nothing to restore."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""DynamicSparseTraining."""
+"""DynamicSparseTraining: sparse training whose masks move (RigL, SET, SNFS)."""
 
 from __future__ import annotations
 
@@ -41,42 +41,41 @@ from regrow.utils.modes import no_compile
 
 
 class DynamicSparseTraining(PruningCallback[Pruner]):
-    """Trains a sparse network whose masks move: RigL, SET, SNFS, or static masks.
+    """Train a sparse network whose masks move: RigL, SET, SNFS, or static masks.
 
-    Masks are drawn at random at the first step of the fit. Then, every `every` until `end`, each
-    layer drops its weakest weights and grows as many elsewhere, fewer from update to update by a
-    cosine; the number of kept weights of a layer never changes.
+    Masks are drawn at random at the first step. Then, every `every` until `end`, each layer drops
+    its lowest-scored weights and grows as many elsewhere; the fraction follows a cosine to 0. The
+    number of kept weights of a layer never changes. Growth by gradient or momentum happens within
+    the optimizer step, on dense gradients; random growth before the batch.
 
-    Growth by gradient or momentum happens within the optimizer step, on its dense gradients; random
-    growth before the batch. `SparsityMonitor` logs `pruning/overlap` (of the masks before and after
-    the last update) and `pruning/explored` (the fraction of weights that were ever kept).
-    Averages (EMA, SWA) follow the masks.
+    `SparsityMonitor` logs `pruning/overlap` (masks before and after the last update) and
+    `pruning/explored` (fraction of weights that were ever kept).
 
     Args:
         sparsity: Fraction of the selected weights that is masked from the start, in [0, 1).
-        drop: Which weights go: the name of a criterion, or a criterion (see `MagnitudePruning`).
-        grow: Where as many come back: "gradient" (RigL), "random" (SET), "momentum" (SNFS), "none"
-            (static: no update at all) or a rule (see `regrow.pruning.growth.GrowthCriterion`).
+        drop: Which weights are dropped: a criterion or its name, see `MagnitudePruning`.
+        grow: Which weights grow: "gradient" (RigL), "random" (SET), "momentum" (SNFS), "none"
+            (static masks) or a `regrow.pruning.growth.GrowthCriterion`.
         distribution: "erk" or "uniform".
-        init: With what value they come back: see `regrow.pruning.initializers`.
-        drop_fraction: Share of a layer's kept weights that the first update would drop, in (0, 1).
-        every: Time between updates: "100it", "1ep", a fraction of the fit.
-        end: When masks stop changing.
+        init: Values of grown weights; see `regrow.pruning.initializers`.
+        drop_fraction: Fraction of a layer's kept weights that the first update drops, in (0, 1).
+        every: Time between updates: "100it", "1ep", or a fraction of the fit.
+        end: Time of the last update.
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
             Linear weights.
-        exclude: Patterns of those to leave dense; "@first", "@last", "@depthwise" name layers.
-        granularity: "weight"; static masks may be "2:4" (any "n:m") or "block:4x4" too.
-        seed: For the masks drawn at the start, growth and initialisers.
-        skip_update: Whether the step whose gradients grew weights changes masks only, as in RigL's
-            paper; else it trains the grown weights too.
+        exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
+        granularity: "weight"; static masks may also be "2:4" (any "n:m") or "block:4x4".
+        seed: Seed of the first masks, growth and initializers.
+        skip_update: Whether the step whose gradients grew weights skips its optimizer update, as
+            in the paper of RigL.
         keep_removed: Whether removed values are stored, for `unprune` and `init="removed"`.
-        on_change: What a resume does if max_epochs, batch size or ranks moved the updates still to
-            come: "refuse", "keep" their steps, or "stretch" them.
+        on_change: What to do on resume if the remaining updates have moved; see
+            `MagnitudePruning`.
 
     Raises:
-        ConfigError: For settings that cannot be meant, at construction where possible, else before
-            the first step.
-        StateError: For models and checkpoints that do not fit.
+        ConfigError: For invalid settings, at construction where possible, else before the first
+            step.
+        StateError: For models and checkpoints that do not match.
 
     Source: Evci et al. 2020 (RigL); Mocanu et al. 2018 (SET); Dettmers and Zettlemoyer 2019 (SNFS).
 
@@ -85,7 +84,7 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: grow must be one of gradient, momentum, none, random, got \
-'gradients': did you mean 'gradient'?
+    'gradients': did you mean 'gradient'?
     """
 
     def __init__(
@@ -151,16 +150,16 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
 
 
 class DropGrow(GradualMagnitude):
-    """Draws masks at the first step, then moves them: drops weights and grows as many.
+    """Draw masks at the first step, then move them: drop weights and grow as many.
 
     Args:
-        config: How weights are dropped.
-        keep_removed: Whether removed values are kept.
+        config: How weights are ranked for dropping.
+        keep_removed: Whether removed values are stored.
         updates: When masks move.
-        grow: Which weights come back; "none": masks do not move.
-        initializer: The values with which they come back.
-        drop_fraction: Share of the kept weights that the first update would drop.
-        skip_update: Whether the step whose gradients grew weights trains nothing.
+        grow: Which weights grow; "none": masks do not move.
+        initializer: Values of grown weights.
+        drop_fraction: Fraction of the kept weights that the first update drops.
+        skip_update: Whether the step whose gradients grew weights skips its optimizer update.
     """
 
     constant_sparsity = True
@@ -269,7 +268,7 @@ class DropGrow(GradualMagnitude):
         return {"end": self.end, "momenta": momenta, "explored": self.explored.state_dict()}
 
     def reached(self, session: PruningSession[Pruner]) -> bool:
-        """Whether the network is as sparse as asked for: from the first step on."""
+        """Whether the network has the target sparsity, which it has from the first step."""
         return session.progress.started and session.is_as_sparse(())
 
     def at_target(self, session: PruningSession[Pruner]) -> bool:

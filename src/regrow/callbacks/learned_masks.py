@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""LearnedMasks."""
+"""LearnedMasks: trains which weights to keep, then hardens the masks."""
 
 from __future__ import annotations
 
@@ -36,11 +36,7 @@ from regrow.utils.modes import no_compile
 
 
 def check_not_masked(pruner: Pruner) -> None:
-    """Check that no weight is pruned yet.
-
-    Raises:
-        ConfigError: Saying what to do.
-    """
+    """Check that no weight is pruned yet."""
     if pruner.pruned:
         raise ConfigError(
             f"the model has sparsity {pruner.sparsity:.6g} already, and masks are learned from a "
@@ -49,7 +45,7 @@ def check_not_masked(pruner: Pruner) -> None:
 
 
 def rate_factor(optimizer: Optimizer, parameter: nn.Parameter) -> float:
-    """The learning-rate factor of a parameter's schedule: 1 at its peak, or without one.
+    """The learning rate of a parameter relative to the peak of its schedule; 1 without a schedule.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -68,11 +64,7 @@ def rate_factor(optimizer: Optimizer, parameter: nn.Parameter) -> float:
 
 
 def check_optimizers_learn(trainer: pl.Trainer) -> None:
-    """Check that the optimizers show gradients of effective weights.
-
-    Raises:
-        ConfigError: For LBFGS, and for fused optimizers under a gradient scaler.
-    """
+    """Check that hooks see the gradients of effective weights: no LBFGS, no fused AMP step."""
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigError(
@@ -88,11 +80,7 @@ def check_optimizers_learn(trainer: pl.Trainer) -> None:
 
 
 def check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
-    """Check that an optimizer trains every weight whose mask is learned.
-
-    Raises:
-        ConfigError: For frozen or sharded parameters.
-    """
+    """Check that an optimizer trains every weight whose mask is learned, unsharded."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     trained = {id(p) for group in groups for p in group["params"] if p.requires_grad}
     frozen = [t.name for t in pruner.targets if id(t.parameter) not in trained]
@@ -111,11 +99,7 @@ def check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
 
 
 def check_same_learning(was: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Check that the masks of a checkpoint were learned with the same settings.
-
-    Raises:
-        StateError: Naming what it was and what it is now.
-    """
+    """Check that the masks of a checkpoint were learned with the same settings."""
     changed = [f"{key}={was.get(key)}, now {now[key]}" for key in now if was.get(key) != now[key]]
     if changed:
         raise StateError(
@@ -125,19 +109,12 @@ def check_same_learning(was: Mapping[str, str], now: Mapping[str, str]) -> None:
 
 
 def resumed_first(planned: int, first: int, on_change: str) -> int:
-    """The step at which learning begins, where a resumed fit has not come to it.
+    """The first learning step of a resumed fit that has not reached it.
 
     Args:
-        planned: By the fit that was interrupted.
-        first: By this one.
-        on_change: What to do where they differ: "refuse", "keep" or "stretch".
-
-    Raises:
-        ConfigError: If they differ and `on_change` is "refuse".
-
-    Example:
-        >>> resumed_first(10, 20, "stretch")
-        20
+        planned: The step that the interrupted fit planned.
+        first: The step in the present fit.
+        on_change: What to do if they differ: "refuse" (raise), "keep" or "stretch".
     """
     if first != planned and on_change == "refuse":
         raise ConfigError(
@@ -150,7 +127,7 @@ def resumed_first(planned: int, first: int, on_change: str) -> int:
 
 @dataclass(frozen=True)
 class Learning(ProportionalLayers):
-    """From when to when masks are learned; the one event hardens them.
+    """The steps in which masks are learned; the one event hardens them.
 
     Example:
         >>> Learning(0, 0.75).plan(0.9, Timeline(total=100))
@@ -169,7 +146,7 @@ class Learning(ProportionalLayers):
         return parse_time("begin", self.begin), parse_time("end", self.end)
 
     def first(self, timeline: Timeline) -> int:
-        """The first step that learns."""
+        """The first learning step."""
         return timeline.step(self.times()[0], "begin")
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
@@ -183,50 +160,45 @@ class Learning(ProportionalLayers):
 
 
 class LearnedMasks(PruningCallback[LearnedPruner]):
-    """Learns which weights to keep, holds a target sparsity, and hardens what it has learned.
+    """Learn which weights to keep, reach a target sparsity, and harden the masks.
 
-    From `begin` to `end` the module computes with effective weights f(w, s), at validation and in
-    checkpoints too, while the optimizer updates the dense w and the scores s take steps of their
-    own: no layer is wrapped, no key is added. A controller gives the regulariser of s the weight
-    that leads the sparsity along a cubic ramp to the target. At `end` exactly the target is pruned,
-    by what was learned; the weights that are kept have their effective values, and train on under
-    ordinary masks.
+    From `begin` to `end` the module computes with effective weights f(w, s), in validation and
+    checkpoints too, while the optimizer updates the dense weights w, and an own optimizer the
+    scores s. No layer is wrapped and no key is added. A controller sets the weight of the penalty
+    on s such that the sparsity follows a cubic ramp. At `end` exactly the target is pruned; kept
+    weights get their effective values and train on under fixed masks.
 
-    Until then `pruning/sparsity` is the share of effective weights that are exactly zero (none with
-    "cs", whose gates close at the end).
-
-    The scores have an optimizer of their own, beside the module's: a learning-rate schedule has
-    one rate for each parameter group that there was when it was built, so a new group would break
-    it. Its rate follows the schedule of the weights; its state is in the callback's. Memory: one
-    more copy of the weights, and with a score a weight up to three more.
+    Until `end`, `pruning/sparsity` is the fraction of effective weights that are exactly zero (none
+    with "cs", whose gates close at the end). The learning rate of the scores follows the schedule
+    of the weights. Memory: one more copy of the weights, and up to three more for methods with one
+    score per weight.
 
     Args:
-        method: "str" (soft thresholds, one a layer), "cs" (continuous sparsification), "l0"
-            (hard-concrete gates), "edge_popup" (top scores), or a rule with its own settings, such
-            as `L0(keep=0.5)`; see `regrow.learned.methods`.
+        method: "str" (soft thresholds, one per layer), "cs" (continuous sparsification), "l0"
+            (hard-concrete gates), "edge_popup" (top scores), or a method with settings, such as
+            `L0(keep=0.5)`; see `regrow.learned.methods`.
         sparsity: Fraction of the selected weights to prune, in (0, 1).
-        begin: From when masks are learned; the network is dense before.
-        end: When they are hardened.
-        ramp: The part of the learning in which the target rises, in [0, 1]; None: 0.7, and 0 with
-            "edge_popup", whose count is exact from the start.
-        score_lr: Of the scores, at the peak of the schedule. None: what takes a score through its
-            range within the learning.
+        begin: Start of learning; the network is dense before.
+        end: When masks are hardened.
+        ramp: Fraction of the learning steps in which the target rises, in [0, 1]; None: 0.7, and 0
+            with "edge_popup", whose count is exact from the start.
+        score_lr: Learning rate of the scores at the peak of the schedule. None: computed, such that
+            a score can cross its range while masks are learned.
         score_optimizer: "adam" or "sgd".
-        score_momentum: Of "sgd".
-        train_weights: Whether w is trained beside s; None: as in the paper, which is True but for
-            "edge_popup". After `end` weights are trained in any case.
+        score_momentum: Momentum of "sgd".
+        train_weights: Whether w is trained while masks are learned; None: as in the paper, True
+            except for "edge_popup".
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
             Linear weights.
-        exclude: Patterns of those to leave dense; "@first", "@last", "@depthwise" name layers.
-        keep_removed: What is kept for `unprune`: True (the dense values), "moments" or False.
-        seed: For the first scores and the gates' noise.
-        on_change: What a resume does if max_epochs, batch size or ranks moved `end`: "refuse",
-            "keep" its step, or "stretch" it.
+        exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
+        keep_removed: What is stored for `unprune`: True (dense values), "moments" or False.
+        seed: Seed of the first scores and of the gates' noise.
+        on_change: What to do on resume if `end` has moved; see `MagnitudePruning`.
 
     Raises:
-        ConfigError: For settings that cannot be meant, at construction where possible, else before
-            the first step; beside LBFGS, `ChannelPruning`, or for frozen weights.
-        StateError: For models and checkpoints that do not fit.
+        ConfigError: For invalid settings, at construction where possible, else before the first
+            step; beside LBFGS or `ChannelPruning`, or for frozen weights.
+        StateError: For models and checkpoints that do not match.
 
     Source: Kusupati et al. 2020 (STR); Savarese et al. 2020 (continuous sparsification); Louizos et
     al. 2018 (L0); Ramanujan et al. 2020 (edge-popup).
@@ -236,7 +208,7 @@ class LearnedMasks(PruningCallback[LearnedPruner]):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: method must be one of cs, edge_popup, l0, str, got 'l1': \
-did you mean 'l0'?
+    did you mean 'l0'?
     """
 
     def __init__(
@@ -288,11 +260,7 @@ did you mean 'l0'?
         self.strategy = strategy
 
     def prune_to(self, sparsity: float) -> HistoryEntry:
-        """Raise: learned masks are hardened once, at `end`.
-
-        Raises:
-            StateError: Saying what to do.
-        """
+        """Raise `StateError`: learned masks are hardened once, at `end`."""
         raise StateError(
             f"learned masks are hardened once, at end={self.strategy.learning.end}, to sparsity="
             f"{self.final:g}: ask for another sparsity there, or prune with MagnitudePruning"
@@ -300,7 +268,7 @@ did you mean 'l0'?
 
     @property
     def keeps_dense_copy(self) -> bool:
-        """Whether dense values lie beside the weights: while masks are learned."""
+        """Whether dense weights are stored: while masks are learned."""
         return not self.progress.started or not self.progress.reached
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -345,13 +313,13 @@ did you mean 'l0'?
 
 
 class LearnedMask(PruningStrategy[LearnedPruner]):
-    """Learns masks from the first step of `learning` to its last, where they are hardened.
+    """Learn masks in the steps of `learning`, and harden them at the last one.
 
     Args:
         config: Its criterion is the margin of the learned scores.
-        keep_removed: Which dense values are kept.
+        keep_removed: Which dense values are stored.
         learning: When masks are learned.
-        ramp: The part of it in which the target rises.
+        ramp: Fraction of the learning steps in which the target rises.
         score_lr: Learning rate of the scores; None: computed.
         settings: As text, compared when a fit resumes.
     """
@@ -377,7 +345,7 @@ class LearnedMask(PruningStrategy[LearnedPruner]):
         return LearnedPruner(model, self.config, self.keep_removed)
 
     def start(self, session: PruningSession[LearnedPruner], now: int) -> None:
-        """Begin to learn at a step."""
+        """Start to learn at a step."""
         last = session.progress.plan[-1].step
         window = LearningWindow(session.final, self.ramp, now, last)
         session.pruner.learner.start(window, self.score_lr)
@@ -393,7 +361,7 @@ class LearnedMask(PruningStrategy[LearnedPruner]):
         return pruner.learner.active
 
     def sparsity(self, pruner: LearnedPruner) -> float:
-        """While masks are learned, the share of effective weights that are zero."""
+        """While masks are learned, the fraction of effective weights that are zero."""
         return pruner.zero_share if pruner.learner.active else pruner.sparsity
 
     def densities(self, pruner: LearnedPruner) -> dict[str, float]:

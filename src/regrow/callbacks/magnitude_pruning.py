@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""MagnitudePruning."""
+"""MagnitudePruning: one-shot, gradual and iterative pruning of weights."""
 
 from __future__ import annotations
 
@@ -26,44 +26,40 @@ DEFAULT_SPARSITY: Final = float("0.9")
 
 
 class MagnitudePruning(PruningCallback[Pruner]):
-    """Prunes to a target sparsity by a schedule, and holds it.
+    """Prune weights to a target sparsity by a schedule, and keep them at zero.
 
-    One-shot, gradual and iterative pruning are schedules; by default a cubic one from 20 % to 75 %
-    of the fit, ranking all layers together by |w|. Averages (EMA, SWA) obey the masks too, and
-    what comes back begins there with the value that the model has.
+    By default a cubic schedule from 20 % to 75 % of the fit, with all layers ranked together by
+    |w|. Averages (EMA, SWA) are masked too; regrown weights start there with the model's value.
 
     Args:
-        sparsity: Fraction of the selected weights to prune, in [0, 1); hit exactly. Left out, a
-            table's last row, or the end of an exponential schedule's rounds.
+        sparsity: Fraction of the selected weights to prune, in [0, 1), reached exactly. Default: a
+            table's last row, the end of an exponential schedule, or 0.9.
         schedule: "one_shot", "linear", "cubic", "cosine", "exponential", "cyclic" or "acdc" with
-            the times below, or an object with its own.
-        begin: First event: "3ep", "500it", a fraction of the fit; None: 0.2.
-        end: Last event, which lands on the target; None: 0.75.
+            the three times below, or a schedule object.
+        begin: First event: "3ep", "500it", or a fraction of the fit; None: 0.2.
+        end: Last event, which reaches the target; None: 0.75.
         every: Time between events; None: 0.01.
         distribution: "global", "uniform", "erk" or "lamp".
         criterion: "magnitude", "random", "gradient", "taylor", "snip", "movement", a callable
-            `(weight, grad) -> scores` of the weight's shape, or an object that tracks gradients.
+            `(weight, grad) -> scores` of the weight's shape, or a `TrackingCriterion`.
         granularity: "weight", "2:4" (any "n:m") or "block:4x4".
-        layers: Own targets for some layers, `{"*.fc.weight": 0.5}`; `sparsity` is then the
-            others'.
+        layers: Targets of single layers, `{"*.fc.weight": 0.5}`; `sparsity` applies to the others.
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
             Linear weights.
-        exclude: Patterns of those to leave dense; "@first", "@last", "@depthwise" name layers.
-        rewind: Where weights and learning rate go back to after each event: "500it", "3ep", "0it",
-            or a `Rewind` with settings of its own.
-        soft: Whether dense weights keep training under the masks and may return at the next
-            event (dynamic network surgery): the network computes with masked weights, the
-            optimizer updates dense ones. Costs one more copy of the weights.
-        keep_removed: What is kept for `unprune`, one compact tensor a parameter in host memory and
-            in checkpoints: True (values), "moments" (values and optimizer moments) or False.
-        seed: For random criteria.
-        on_change: What a resume does if max_epochs, batch size or ranks moved the events still to
-            come: "refuse", "keep" their steps, or "stretch" them.
+        exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
+        rewind: Time to which weights and learning rate rewind after each event, or a `Rewind`.
+        soft: Whether dense weights keep training under the masks and may return at the next event
+            (dynamic network surgery); needs one more copy of the weights.
+        keep_removed: What is stored for `unprune`, in host memory and in checkpoints: True
+            (values), "moments" (values and optimizer state) or False.
+        seed: Seed of random criteria.
+        on_change: What to do on resume if max_epochs, batch size or ranks moved the remaining
+            events: "refuse" (raise), "keep" their steps, or "stretch" them.
 
     Raises:
-        ConfigError: For settings that cannot be meant, at construction where possible, else before
-            the first step.
-        StateError: For models and checkpoints that do not fit.
+        ConfigError: For invalid settings, at construction where possible, else before the first
+            step.
+        StateError: For models and checkpoints that do not match.
 
     Source: Han et al. 2015 (magnitude); Zhu and Gupta 2017 (gradual); Frankle and Carbin 2019
     (iterative).

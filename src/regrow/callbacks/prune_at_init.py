@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""PruneAtInit."""
+"""PruneAtInit: prunes an untrained network once (SNIP, GraSP, SynFlow, random)."""
 
 from __future__ import annotations
 
@@ -46,44 +46,39 @@ METHODS = (*GRADIENTS, "synflow", "random")
 
 
 class PruneAtInit(PruningCallback[Pruner]):
-    """Prunes an untrained network once, before the fit's first optimizer step, and holds it.
+    """Prune an untrained network once, before the fit's first optimizer step, and keep the masks.
 
-    Weights are scored on a copy of the module: no optimizer step is taken or left out, nothing is
-    logged, and buffers, metrics, random generators and the loader's place stay as they are, so that
-    the fit is the one that would begin with these masks. With several ranks gradients are averaged
-    over all of them, and all ranks hold the same masks.
+    Weights are scored on a copy of the module in eager mode, single precision and without autocast
+    ("synflow": double precision), so the fit itself is unaffected: no step is taken, nothing is
+    logged, and buffers, metrics, random generators and data loader keep their state. With several
+    ranks, gradients are averaged over all of them.
 
-    "snip" and "grasp" ask the module's own `training_step` for the loss of the batch that is about
-    to be trained, and of `batches` - 1 more, which a copy of the train loader gives. They run in
-    single precision without autocast, compiled parts as plain Python. "synflow" runs
-    the module's `forward` on ones, `rounds` times, in double precision. "random" looks at nothing:
-    the control.
-
-    Memory: one more copy of the module until the first step, and one tensor a weight ("grasp" two,
-    and a graph for second derivatives). Cost, beside a training step on one batch: "snip" one a
-    batch, "grasp" about four a batch, "synflow" one on a single example, and a ranking of all
-    weights, a round.
+    "snip" and "grasp" use the loss of `training_step` on the first batch, and on `batches` - 1 more
+    from a copy of the train loader. "synflow" calls `forward` on ones, `rounds` times. "random" is
+    the control. Memory: one more copy of the module and one tensor per weight ("grasp" two, and a
+    graph for second derivatives). Cost in training steps on one batch: "snip" one per batch,
+    "grasp" about four per batch, "synflow" one on a single example per round, and a ranking.
 
     Args:
-        sparsity: Fraction of the selected weights to prune, in [0, 1); hit exactly.
+        sparsity: Fraction of the selected weights to prune, in [0, 1), reached exactly.
         method: "snip" (|g w|), "grasp" (w (H g)), "synflow" or "random".
-        batches: How many training batches score weights, on each rank; None: 1. "snip" and "grasp".
-        temperature: By what "grasp" divides the logits while it scores; None: 1. Its authors' code
-            has 200, and this alone may change accuracy by points.
-        logits: The submodule that gives them; None: the module itself, called as `self(x)`.
-        rounds: How many times "synflow" scores and prunes; None: 100.
+        batches: Number of batches that "snip" and "grasp" use, on each rank; None: 1.
+        temperature: Divisor of the logits while "grasp" scores; None: 1. Its authors' code uses
+            200, which can change accuracy by points.
+        logits: The submodule that computes the logits; None: the module itself, as `self(x)`.
+        rounds: How often "synflow" scores and prunes; None: 100.
         distribution: "global", "uniform" or "erk"; None: "global", and "erk" with "random".
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
             Linear weights.
-        exclude: Patterns of those to leave dense; "@first", "@last", "@depthwise" name layers.
-        keep_removed: What is kept for `unprune`: True (values), "moments" or False.
-        seed: Of "random".
+        exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
+        keep_removed: What is stored for `unprune`: True (values), "moments" or False.
+        seed: Seed of "random".
 
     Raises:
-        ConfigError: For settings that cannot be meant, at construction where possible, else before
-            the first step; "snip" and "grasp" under manual optimisation; all but "random" for
-            weights that are sharded among ranks.
-        StateError: For models and checkpoints that do not fit, and modules that cannot be copied.
+        ConfigError: For invalid settings, at construction where possible, else before the first
+            step; "snip" and "grasp" under manual optimization; all but "random" for sharded
+            weights.
+        StateError: For models and checkpoints that do not match, and modules that cannot be copied.
 
     Source: Lee et al. 2019 (SNIP); Wang et al. 2020 (GraSP); Tanaka et al. 2020 (SynFlow).
 
@@ -92,7 +87,7 @@ class PruneAtInit(PruningCallback[Pruner]):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: method must be one of grasp, random, snip, synflow, got 'sinp': \
-did you mean 'snip'?
+    did you mean 'snip'?
     """
 
     def __init__(
@@ -176,15 +171,15 @@ did you mean 'snip'?
 
 
 class AtInit(GradualMagnitude):
-    """Prunes once, by scores of a copy of the module on the fit's first batches.
+    """Prune once, by scores of a copy of the module on the fit's first batches.
 
     Args:
-        config: Its criterion is a name alone, except for "random".
-        keep_removed: Which removed values are kept.
+        config: Its criterion only names the method, except for "random".
+        keep_removed: Which removed values are stored.
         scoring: "snip", "grasp", "synflow" or "random".
-        batches: Training batches to score with.
-        rounds: Of "synflow".
-        temperature: By which "grasp" divides the logits.
+        batches: Number of training batches to score with.
+        rounds: Number of rounds of "synflow".
+        temperature: Divisor of the logits in "grasp".
         logits: The submodule that computes the logits; None: the module itself.
     """
 
@@ -243,7 +238,7 @@ class AtInit(GradualMagnitude):
 
 
 class _Seen(NamedTuple):
-    """What the first step shows."""
+    """Trainer, module and batch of the first step."""
 
     trainer: pl.Trainer
     module: pl.LightningModule
@@ -255,7 +250,7 @@ def _device(pruner: Pruner) -> torch.device:
 
 
 def _broadcast(trainer: pl.Trainer, scores: Tensor) -> Tensor:
-    """The first rank's."""
+    """The scores of the first rank."""
     if trainer.world_size > 1:
         scores = scores.to(trainer.strategy.root_device)
         torch.distributed.broadcast(scores, 0)
@@ -263,7 +258,7 @@ def _broadcast(trainer: pl.Trainer, scores: Tensor) -> Tensor:
 
 
 def _named(method: str) -> Callable[[Tensor], Tensor]:
-    """Stands for a criterion where one is named; weights alone cannot be ranked by it."""
+    """A placeholder for a criterion that cannot rank by weights alone."""
 
     def once(weight: Tensor) -> Tensor:
         raise StateError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rewind."""
+"""Rewind: goes back to earlier weights or learning rates after each prune event."""
 
 from __future__ import annotations
 
@@ -34,30 +34,29 @@ FORMAT = 1
 
 
 class Rewind(Callback):
-    """Answers each prune event by going back to an earlier step: lottery tickets.
+    """Rewind weights, learning rate or optimizer after each prune event (lottery tickets).
 
-    Weights that go back are all parameters and buffers, biases, normalisation and its running
-    statistics included; masks are enforced on them at once. The fit itself continues: global step,
-    epochs and the order of data do not go back. An average (EMA) begins anew with the weights.
+    Rewound weights are all parameters and buffers, batch-norm statistics included; masks are
+    applied to them at once. Global step, epochs and data order do not go back. An average (EMA)
+    restarts from the rewound weights.
 
-    A learning-rate schedule must span one round (`lr_schedule_steps`); what is left of a round
-    after its end trains at its last rate. A round that goes back to step k has k steps less of the
-    schedule before it: `Exponential(begin="10ep", every="9ep")` with `to="1ep"` ends each round
-    at the end of the schedule.
+    A learning-rate schedule must span one round (`lr_schedule_steps`); after its end the rest of a
+    round trains at its last rate. A round that rewinds to step k starts at step k of the schedule:
+    with `Exponential(begin="10ep", every="9ep")` and `to="1ep"` each round ends with the schedule.
 
     Args:
-        to: "500it", "3ep", "0it" (the initialisation) or a fraction of the fit, counted from its
-            start; no event may come before.
-        what: "weights" (weights and learning rate, and the optimizer begins anew), "lr" (weights
-            stay, the schedule is replayed), "finetune" (weights stay, the learning rate keeps its
-            last value), or any of "weights", "lr", "optimizer" in a list: these and nothing else.
-        reinit: A seed. At the last planned event the weights of `to="0it"` are shuffled within
-            each parameter, which is another draw from its initialiser: the control experiment
-            that trains the ticket's mask from other weights.
+        to: "500it", "3ep", "0it" (the initialization) or a fraction of the fit, counted from its
+            start; no event may come before it.
+        what: "weights" (weights and learning rate rewind, the optimizer is reset), "lr" (only the
+            learning rate rewinds), "finetune" (weights stay, the learning rate keeps its last
+            value), or a list of "weights", "lr", "optimizer".
+        reinit: A seed. At the last planned event the values of each parameter of `to="0it"` are
+            shuffled, which is another draw from its initializer: the control experiment that trains
+            the ticket's mask from other weights.
 
     Raises:
-        ConfigError: For settings that cannot be meant, at construction where possible, else before
-            the first step.
+        ConfigError: For invalid settings, at construction where possible, else before the first
+            step.
 
     Source: Frankle and Carbin 2019, arXiv 1803.03635 (to "0it", `reinit`); Frankle et al. 2020,
     arXiv 1912.05671 (to a later step); Renda et al. 2020, arXiv 2003.02389 ("lr").
@@ -67,7 +66,7 @@ class Rewind(Callback):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: what must be one of finetune, lr, weights, got 'wieghts': \
-did you mean 'weights'?
+    did you mean 'weights'?
     """
 
     needs_whole_parameters = needs_rising_sparsity = rewinds = True
@@ -113,8 +112,10 @@ did you mean 'weights'?
                 "it: load the weights into the model and call fit without ckpt_path"
             )
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_combination(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         times = [time for pruner in pruning_callbacks(trainer) for time in pruner.schedule.times()]
         self._clock = Clock(trainer, [self.to, *times])
         first, epoch = self._clock.start_step()
@@ -221,7 +222,7 @@ did you mean 'weights'?
         self._timeline = self._step = self._memory = self._fresh = self._pending = None
 
     def _maybe_snapshot(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remembers, when the step is reached for the first time."""
+        """Copy the state when the step is reached for the first time."""
         assert self._clock is not None and self._step is not None
         if self._memory is not None or not self.parts or self._clock.start_step()[0] < self._step:
             return
@@ -253,7 +254,7 @@ did you mean 'weights'?
             Averages(trainer).restart(pl_module, int(trainer.global_step))
 
     def _check(self, trainer: pl.Trainer) -> None:
-        """Check, before training, that plan and schedule can be rewound."""
+        """Check, before the first step, that plan and learning-rate schedules can be rewound."""
         pruners = pruning_callbacks(trainer)
         if self._timeline is None or not all(pruner.progress.started for pruner in pruners):
             return
@@ -271,7 +272,7 @@ did you mean 'weights'?
 
 
 def make_rewind(rewind: TimeLike | Rewind | None) -> tuple[Rewind, ...]:
-    """The child callbacks that `rewind=` of a pruning callback asks for."""
+    """The child callbacks for the argument `rewind=` of a pruning callback."""
     if rewind is None:
         return ()
     return (rewind if isinstance(rewind, Rewind) else Rewind(rewind),)
@@ -283,13 +284,10 @@ def rewinders(trainer: pl.Trainer) -> list[Rewind]:
 
 
 def lr_schedule_steps(trainer: pl.Trainer) -> int | None:
-    """For how many steps to build a learning-rate schedule, asked in `configure_optimizers`.
-
-    Args:
-        trainer: Of the module.
+    """The number of steps of a learning-rate schedule; call it in `configure_optimizers`.
 
     Returns:
-        The optimizer steps of one round where the fit rewinds; else None.
+        The optimizer steps of one round if the fit rewinds; else None.
 
     Example:
         >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Slimming."""
+"""Slimming: L1 penalty on the scales of batch norms."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from regrow.utils.optimizers import trained_parameters
 
 
 class Slimming(pl.Callback):
-    """Adds the subgradient of `weight * sum |scale|` to the scales of all batch norms.
+    """Add the subgradient of `weight * sum |scale|` to the gradients of all batch-norm scales.
 
-    Goes before `ChannelPruning(criterion="bn")`, which ranks channels by these scales.
+    Put it before `ChannelPruning(criterion="bn")`, which ranks channels by these scales.
 
     Args:
-        weight: Of the penalty; the paper has 1e-4 to 1e-5.
+        weight: Weight of the penalty; the paper uses 1e-5 to 1e-4.
 
     Raises:
         ConfigError: If the module has no batch norm with a scale.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SparseEarlyStopping."""
+"""SparseEarlyStopping: early stopping that waits for the target sparsity."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from regrow.callbacks.core.queries import all_schedules_done, check_has_pruner
 
 
 class SparseEarlyStopping(EarlyStopping):
-    """Lightning's EarlyStopping, acting only once every pruning callback has reached its target.
+    """Lightning's EarlyStopping, active once every pruning callback has reached its target.
 
-    Until then the metric falls because weights go, which is no reason to stop; and the dense
-    model's best value is none that the sparse one must beat.
+    While weights are being pruned the metric may fall, and the dense model's best value is no
+    reference for the sparse one.
 
     Args: see `lightning.pytorch.callbacks.EarlyStopping`.
 
     Raises:
-        ConfigError: If no pruning callback is there to wait for.
+        ConfigError: If there is no pruning callback.
 
     Example:
         >>> SparseEarlyStopping("val/accuracy", mode="max", patience=5).patience

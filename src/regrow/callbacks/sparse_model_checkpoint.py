@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SparseModelCheckpoint."""
+"""SparseModelCheckpoint: keeps the best models that have the target sparsity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from regrow.utils.errors import ConfigError
 
 
 class AtomicCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, whose files are whole or not there; see `save_atomic`."""
+    """Lightning's ModelCheckpoint with atomic files; see `save_atomic`."""
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         save_atomic(trainer, filepath, lambda path: self._write(trainer, path))
@@ -30,14 +30,14 @@ class AtomicCheckpoint(ModelCheckpoint):
 class SparseModelCheckpoint(AtomicCheckpoint):
     """Lightning's ModelCheckpoint, ranking models only while they have the target sparsity.
 
-    No event that prunes is to come then; of `Cyclic(last="dense")` the last sparse phase is ranked.
-    Until then, and beside the best ones afterwards, `last.ckpt` is written whenever a checkpoint
-    is due, complete and resumable, so that an interrupted run loses nothing.
+    A model has it when no event that prunes is left; of `Cyclic(last="dense")` the last sparse
+    phase is ranked. `last.ckpt` is written whenever a checkpoint is due, from the start, complete
+    and resumable.
 
-    Args: see `lightning.pytorch.callbacks.ModelCheckpoint`; `save_last` cannot be switched off.
+    Args: see `lightning.pytorch.callbacks.ModelCheckpoint`; `save_last` cannot be False.
 
     Raises:
-        ConfigError: If no pruning callback is there, or for `save_last=False`.
+        ConfigError: If there is no pruning callback, or for `save_last=False`.
 
     Example:
         >>> SparseModelCheckpoint(monitor="val/accuracy", mode="max").save_last

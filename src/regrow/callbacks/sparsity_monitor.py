@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SparsityMonitor."""
+"""SparsityMonitor: logs sparsity and densities."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ _WORDS = ("overlap", "explored")
 
 
 class SparsityMonitor(Callback):
-    """Logs `pruning/sparsity`, `pruning/target` and, by layer, `pruning/density/NAME`.
+    """Log `pruning/sparsity`, `pruning/target` and, per layer, `pruning/density/NAME`.
 
-    Step by step to the progress bar and to `trainer.callback_metrics`, at each event and each
-    epoch's end to every logger. Several pruning callbacks are logged together: what any of them
-    masks counts as masked. Sparse training adds `pruning/overlap` and `pruning/explored`, of its
-    last event.
+    Values go to the progress bar and `trainer.callback_metrics`, and at each event and epoch end to
+    the loggers. Several pruning callbacks are combined: a weight counts as masked if any of them
+    masks it. Sparse training adds `pruning/overlap` and `pruning/explored` of its last event.
 
     Args:
         layers: Whether densities of single layers are logged.
-        prog_bar: Whether to show the sparsity in the progress bar.
+        prog_bar: Whether the progress bar shows the sparsity.
 
     Raises:
-        ConfigError: If no pruning callback is there to be monitored.
+        ConfigError: If there is no pruning callback.
 
     Example:
         >>> SparsityMonitor(layers=False).layers

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Callback with the hooks and capability flags of this suite, and PruneEvent."""
+"""Base class of the suite's callbacks: hooks around prune events, and capability flags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from regrow.schedules.progress import Progress
 
 
 class PrunerOwner(Protocol):
-    """What other callbacks use of the callback whose masks change."""
+    """The part of a pruning callback that other callbacks use."""
 
     @property
     def pruner(self) -> BasePruner: ...
@@ -34,10 +34,10 @@ class PruneEvent:
 
     Attributes:
         pruner: The callback whose masks changed.
-        step: `trainer.global_step` at which it happened.
-        epoch: `trainer.current_epoch` then.
-        before: Sparsity before.
-        after: Sparsity after.
+        step: `trainer.global_step` when it happened.
+        epoch: `trainer.current_epoch` when it happened.
+        before: Sparsity before the event.
+        after: Sparsity after it.
         entry: The pruner's history entry.
     """
 
@@ -50,13 +50,12 @@ class PruneEvent:
 
 
 class Callback(pl.Callback):
-    """A Lightning callback with further hooks around prune events.
+    """A Lightning callback with additional hooks around prune events.
 
     Attributes:
         priority: Callbacks with a lower number run first in `on_suite_batch_start`.
-        children: Callbacks that come and go with this one: they are put right behind it into the
-            Trainer's list, so that Lightning calls and saves them too.
-        needs_whole_parameters: Whether it cannot work with sharded parameters.
+        children: Callbacks that are added to the Trainer right behind this one.
+        needs_whole_parameters: Whether it does not support sharded parameters.
         constant_sparsity: Whether the sparsity is the same from the first step to the last.
         needs_rising_sparsity: Whether it acts on events that prune further.
         restores_weights: Whether it sets weights back to an earlier step.
@@ -64,7 +63,7 @@ class Callback(pl.Callback):
         cuts_channels: Whether it prunes channels.
         changes_shapes: Whether it cuts channels out of parameters.
         learns_masks: Whether its masks are trained.
-        tracks_gradients: Whether it keeps a statistic of each weight from step to step.
+        tracks_gradients: Whether its criterion keeps a statistic per weight across steps.
         soft: Whether pruned weights keep training under the masks.
     """
 
@@ -83,21 +82,21 @@ class Callback(pl.Callback):
 
     @property
     def keeps_dense_copy(self) -> bool:
-        """Whether weights have other values within an optimizer step than outside of it."""
+        """Whether weights differ between inside and outside of an optimizer step."""
         return False
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is pending that could take the last event back."""
+        """Whether the callback can no longer roll the last event back."""
         return True
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Called before each batch, by priority whatever the order of the Trainer's list."""
+        """Called before each batch, by priority instead of the Trainer's order."""
 
     def allows_event(self, trainer: pl.Trainer, pruner: PrunerOwner) -> bool:
-        """Whether a planned event may happen now; if not, it is asked again at the next step."""
+        """Whether a planned event may happen now; if not, it is tried again at the next step."""
         return True
 
     def before_prune_event(
@@ -106,17 +105,17 @@ class Callback(pl.Callback):
         """Called before a planned event that all callbacks allow."""
 
     def on_dense_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
-        """Called on dense, unscaled, unclipped gradients, before pruning callbacks mask them."""
+        """Called on dense, unscaled, unclipped gradients, before they are masked."""
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
     ) -> None:
-        """Called on every callback of the suite after a pruner changed its masks."""
+        """Called on all callbacks of the suite after masks changed."""
 
     def on_compact(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: ChannelCut
     ) -> None:
-        """Called after channels were cut out of the module within a fit: shapes have changed."""
+        """Called after channels were cut out of the module within a fit."""
 
 
 def waits_for_gradients(pruner: BasePruner) -> bool:
@@ -125,7 +124,7 @@ def waits_for_gradients(pruner: BasePruner) -> bool:
 
 
 def as_sparse(pruner: BasePruner, sparsity: float, final: float) -> bool:
-    """Whether a model has that sparsity, or had it before channels were cut out of it."""
+    """Whether a model has that sparsity, or had it before channels were cut out."""
     if pruner.state.sparsity_before_cut >= sparsity > 0:
         return True
     return pruner.units(pruner.progress_towards(final)) >= pruner.units(sparsity)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Atomic checkpoint files, state format."""
+"""Read the state of pruning callbacks from checkpoints; write checkpoint files atomically."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ from regrow.utils.errors import StateError, write_error
 
 
 def check_format(state: Mapping[str, Any], known: int, name: str) -> None:
-    """Check the format version of a saved state.
-
-    Raises:
-        StateError: Naming both formats, and what to do.
-    """
+    """Check the format version of a saved state."""
     if state.get("format") != known:
         raise StateError(
             f"the checkpoint's {name} has format {state.get('format')}, this version reads format "
@@ -51,7 +47,7 @@ def require_state(checkpoint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def check_masked_state(
     checkpoint: Mapping[str, Any], key: str, path: object
 ) -> Mapping[str, Any] | None:
-    """The state of a pruning callback, if there is one, compared with checksums and weights.
+    """The state of a pruning callback, if any, checked against checksums and weights.
 
     Raises:
         StateError: If the checkpoint is damaged, or a pruned weight in it is not zero.
@@ -65,18 +61,18 @@ def check_masked_state(
 
 
 def save_atomic(trainer: pl.Trainer, path: str, save: Callable[[str], None]) -> None:
-    """Saves beside a file of this machine and renames: who reads it sees the old or the new one.
+    """Write a local file beside its place and rename it: readers see the old or the new file.
 
-    Lightning moves a checkpoint over from the system's temporary folder, which on another file
-    system is a copy that a kill cuts short.
+    Lightning moves a checkpoint from the system's temporary folder, which across file systems is a
+    copy that a kill can cut short.
 
     Args:
-        trainer: Whose checkpoint it is; called on every rank.
-        path: Where it goes.
-        save: Writes to the path it is given.
+        trainer: Called on every rank.
+        path: The checkpoint file.
+        save: Writes to a given path.
 
     Raises:
-        StateError: Where it cannot be written; what was there before is whole.
+        StateError: If the file cannot be written; the previous one is intact.
     """
     if type(trainer.strategy.checkpoint_io) is not TorchCheckpointIO or "://" in path:
         save(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a pruner needs of strategy, optimizers, model."""
+"""Check that masks can be applied with the model, optimizers and strategy of a fit."""
 
 from __future__ import annotations
 
@@ -26,31 +26,27 @@ _SHARDED = (DeepSpeedStrategy, FSDPStrategy)
 
 
 def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner) -> None:
-    """All checks of a pruner when a fit starts.
+    """Run all checks of a pruner when a fit starts.
 
     Raises:
-        ConfigError: For a strategy, callback or optimizer that masks do not reach.
-        StateError: For another model, or one whose parameters are no longer those masked.
+        ConfigError: For a strategy, callback or optimizer that does not work with masks.
+        StateError: For another model, or parameters that were replaced since they were masked.
     """
     check_same_model(module, pruner)
     reshard_fsdp(module)  # else these replace the parameters
     check_parameters_not_replaced(module, pruner)
     check_averages_complete(trainer, {target.name: target.parameter for target in pruner.targets})
     check_sharding_supported(trainer, pruner)
-    if not any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        check_gradients_together(
-            trainer.optimizers, pruner
-        )  # else layers may join before the first event
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if not any(isinstance(callback, BaseFinetuning) for callback in callbacks):
+        # such a callback may add layers before the first event
+        check_gradients_together(trainer.optimizers, pruner)
     if pruner.soft:
         check_no_closures(trainer.optimizers)
 
 
 def check_sharding_supported(trainer: pl.Trainer, pruner: BasePruner) -> None:
-    """Check what works if each rank keeps a part of the weights.
-
-    Raises:
-        ConfigError: Naming the strategy, or what does not go with sharded parameters.
-    """
+    """Check what is supported if each rank holds a part of the weights."""
     strategy, name = trainer.strategy, type(trainer.strategy).__name__
     if isinstance(strategy, _SHARDED):
         raise ConfigError(
@@ -58,37 +54,32 @@ def check_sharding_supported(trainer: pl.Trainer, pruner: BasePruner) -> None:
             "strategy='ddp', or strategy=ModelParallelStrategy() and fully_shard the module in "
             "configure_model (FSDP2)"
         )
-    cut = [target.name for target in pruner.targets if is_dtensor(target.parameter)]
-    if not cut or not isinstance(pruner, Pruner):  # channels were checked before
+    sharded = [target.name for target in pruner.targets if is_dtensor(target.parameter)]
+    if not sharded or not isinstance(pruner, Pruner):  # channels were checked before
         return
-    names = f"parameters are sharded among ranks ({', '.join(cut[:3])}, ...)"
+    names = f"parameters are sharded among ranks ({', '.join(sharded[:3])}, ...)"
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         raise ConfigError(f"{names}, and LBFGS needs whole ones: write another optimizer")
     if getattr(strategy, "_save_distributed_checkpoint", False) and (what := _unsharded(pruner)):
         raise ConfigError(
-            f"{name} saves every rank's shards of weights and optimizer state, and has no place "
-            f"for {what}: leave that out, or write "
-            f"{name}(save_distributed_checkpoint=False)"
+            f"{name} saves every rank's shards of weights and optimizer state, but not {what}: "
+            f"leave that out, or write {name}(save_distributed_checkpoint=False)"
         )
 
 
 def _unsharded(pruner: Pruner) -> str:
-    """What a pruner would have to put into a checkpoint besides masks; nothing: ''."""
+    """What the pruner saves besides masks that cannot be sharded; '' if nothing."""
     if pruner.removed_weights is not None:
         return "removed values (keep_removed=True)"
     if pruner.soft:
         return "dense values beneath masks (soft=True)"
     if pruner.collects_gradients:
-        return "what the criterion has gathered"
+        return "the statistics of the criterion"
     return "running means of gradients (grow='momentum')" if pruner.state.averages_gradients else ""
 
 
 def check_same_model(module: nn.Module, pruner: BasePruner) -> None:
-    """Check that the model is the one that is masked.
-
-    Raises:
-        StateError: Saying how masks are carried over.
-    """
+    """Check that the model is the one that was masked."""
     if pruner.model is not module:
         raise StateError(
             "the pruning callback holds the masks of another model object: call attach(model) to "
@@ -97,11 +88,7 @@ def check_same_model(module: nn.Module, pruner: BasePruner) -> None:
 
 
 def check_parameters_not_replaced(module: nn.Module, pruner: BasePruner) -> None:
-    """Check that the parameters of the model are the ones that are masked.
-
-    Raises:
-        StateError: Naming those that were replaced since.
-    """
+    """Check that the model's parameters are the ones that were masked."""
     named = named_parameters(module)
     lost = [t.name for t in pruner.targets if named.get(t.name) is not t.parameter]
     if lost:
@@ -112,11 +99,7 @@ def check_parameters_not_replaced(module: nn.Module, pruner: BasePruner) -> None
 
 
 def check_gradients_together(optimizers: Sequence[Optimizer], pruner: BasePruner) -> None:
-    """Check that one optimizer trains all parameters that are ranked by gradients.
-
-    Raises:
-        ConfigError: Gradients of different optimizers are never there at the same moment.
-    """
+    """Check that one optimizer trains all parameters that are ranked by gradients."""
     if waits_for_gradients(pruner) and not any(map(pruner.trained_by, optimizers)):
         raise ConfigError(
             "this criterion ranks gradients of all pruned parameters together, but no optimizer "
@@ -126,11 +109,7 @@ def check_gradients_together(optimizers: Sequence[Optimizer], pruner: BasePruner
 
 
 def check_no_closures(optimizers: Sequence[Optimizer]) -> None:
-    """Check that no optimizer calls its closure several times a step.
-
-    Raises:
-        ConfigError: The forward pass would see masked weights once and dense ones after.
-    """
+    """Check that no optimizer calls its closure several times a step."""
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise ConfigError(
             "soft=True keeps dense values in the weights while the optimizer steps, and LBFGS runs "
@@ -139,18 +118,8 @@ def check_no_closures(optimizers: Sequence[Optimizer]) -> None:
 
 
 def check_target_reachable(pruner: BasePruner, start: float, final: float) -> None:
-    """Check that a fit can get from one sparsity to another.
-
-    Raises:
-        ConfigError: If the model is sparser already, or targets of single layers are in proportion
-            to less than one weight.
-    """
-    if (
-        isinstance(pruner, Pruner)
-        and pruner.layer_targets
-        and final > 0
-        and not pruner.units(final)
-    ):
+    """Check that a fit can prune from one sparsity to another."""
+    if pruner.layer_targets and final > 0 and not pruner.units(final):
         raise ConfigError(
             f"sparsity={final:g} is less than one weight, and layers={pruner.layer_targets} move "
             "in proportion to it: write include=[...] with these layers, and their sparsity as "
@@ -164,24 +133,20 @@ def check_target_reachable(pruner: BasePruner, start: float, final: float) -> No
 
 
 def check_not_sharded(pruner: BasePruner) -> None:
-    """Check that masks can be carried to another model in memory.
-
-    Raises:
-        StateError: For sharded parameters: the first rank alone gathers what was removed.
-    """
+    """Check that masks can be carried to another model in memory: parameters are not sharded."""
     if isinstance(pruner, Pruner) and pruner.shards.ranks is not None:
         raise StateError(
-            "masks of sharded parameters are carried over by a checkpoint: save one, and call "
-            "attach(model, ckpt)"
+            "masks of sharded parameters can only be carried over by a checkpoint: save one, and "
+            "call attach(model, ckpt)"
         )
 
 
 def warn_unfinished(trainer: pl.Trainer, remaining: Sequence[Milestone], sparsity: float) -> None:
-    """Warn of a fit that ended before its events did."""
+    """Warn of a fit that ended before its planned events."""
     if remaining and not trainer.should_stop:
         rank_zero_warn(
             f"the fit ended at sparsity {sparsity:.4g}, before {len(remaining)} planned "
             f"events, the last of them to sparsity {remaining[-1].sparsity:.4g}. Does the module "
-            "call step() of a raw optimizer? Lightning neither counts such steps nor shows their "
-            "gradients: use self.optimizers()"
+            "call step() of a raw optimizer? Lightning neither counts such steps nor calls hooks "
+            "on their gradients: use self.optimizers()"
         )

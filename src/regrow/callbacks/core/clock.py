@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Steps, epochs and end of a fit."""
+"""Count the steps of a fit and find its epochs and its end."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from regrow.utils.errors import ConfigError
 
 
 class Clock:
-    """Counts optimizer steps; under manual optimisation batches, where times allow.
+    """Count optimizer steps, or batches under manual optimization where times allow it.
 
-    With automatic optimisation a batch window makes one step, and `trainer.global_step` counts
-    these. With manual optimisation a batch may make any number of steps, so epochs and fractions
-    are counted in batches, and "500it" in `trainer.global_step`; the two cannot be mixed.
+    With automatic optimization a window of accumulated batches makes one step, which
+    `trainer.global_step` counts. With manual optimization a batch may make any number of steps, so
+    epochs and fractions are counted in batches, "500it" in `trainer.global_step`.
 
     Args:
-        trainer: The Trainer, its fit being set up.
-        times: The times that are to be scheduled.
+        trainer: The Trainer of a fit.
+        times: The times to schedule.
 
     Raises:
-        ConfigError: For mixed units under manual optimisation.
+        ConfigError: For mixed units under manual optimization.
     """
 
     def __init__(self, trainer: pl.Trainer, times: Iterable[Time]) -> None:
@@ -41,7 +41,7 @@ class Clock:
             )
 
     def current_step(self) -> int:
-        """The present step (or batch), asked while a batch is trained: how many lie behind."""
+        """The number of steps (or batches) done; call it while a batch is trained."""
         if self.batches:
             return int(self.trainer.fit_loop.epoch_loop.total_batch_idx)
         return int(self.trainer.global_step)
@@ -56,12 +56,12 @@ class Clock:
         return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
 
     def start_step(self) -> tuple[int, int]:
-        """The step (or batch) and the epoch at which training continues; asked before it does."""
+        """The step (or batch) and epoch at which training continues; call it between batches."""
         step = self.current_step() + 1 if self.batches else self.current_step()
         return step, int(self.trainer.current_epoch)
 
     def timeline(self, first: int, epoch: int) -> Timeline:
-        """Where epochs and the end of a fit lie that began at step `first`, in `epoch`."""
+        """The epochs and the end of a fit that began at step `first`, in `epoch`."""
         trainer = self.trainer
         limit = trainer.max_steps - first if trainer.max_steps != -1 else None
         if self.manual and not self.batches:
@@ -78,7 +78,7 @@ class Clock:
         return Timeline(min(known) if known else None, spans, first)
 
     def _spans(self, batches: int, first: int) -> tuple[tuple[int, int], ...]:
-        """(epoch since `first`, steps an epoch from there on), through changes of accumulation."""
+        """(epoch since `first`, steps per epoch from then on), with changes of accumulation."""
         factors = {0: 1 if self.manual else self.trainer.accumulate_grad_batches}
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which callbacks cannot be combined: one table over their capability flags."""
+"""Table of callbacks that cannot be combined, over their capability flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from regrow.distributed.shard import is_dtensor
 from regrow.pruning.base import BasePruner
 from regrow.utils.errors import ConfigError
 
-# What a condition returns: the names that a row's message is formatted with, or None.
+# What a condition returns: the values that format a row's message, or None.
 Found = dict[str, object] | None
 
 
@@ -26,15 +26,15 @@ class Combination:
     """The callbacks of a fit.
 
     Attributes:
-        suite: Those of this suite, children included.
-        others: All of the Trainer's callbacks.
+        suite: Callbacks of this suite, children included.
+        all: All callbacks of the Trainer.
     """
 
     suite: tuple[Callback, ...]
-    others: tuple[pl.Callback, ...]
+    all: tuple[pl.Callback, ...]
 
     def first(self, flag: str) -> Callback | None:
-        """The first callback that has a capability."""
+        """The first callback with a capability flag."""
         return next((c for c in self.suite if getattr(c, flag)), None)
 
     @property
@@ -55,8 +55,8 @@ class Row:
     """A combination that raises.
 
     Attributes:
-        name: What is combined.
-        condition: The names for the message where the combination is there; None where not.
+        name: The combination, for the documentation.
+        condition: Returns the values for the message, or None if the combination does not occur.
         message: A format string: what is wrong, and what to write instead.
     """
 
@@ -66,7 +66,7 @@ class Row:
 
 
 def _both(one: str, other: str) -> Callable[[Combination], Found]:
-    """Whether two different callbacks have one capability each."""
+    """A condition: two different callbacks have one capability each."""
 
     def condition(given: Combination) -> Found:
         for first in given.suite:
@@ -96,20 +96,12 @@ def _whole_beside_sharded(given: Combination) -> Found:
 
 
 def _restores_beside_swa(given: Combination) -> Found:
-    swa = any(isinstance(c, StochasticWeightAveraging) for c in given.others)
+    swa = any(isinstance(c, StochasticWeightAveraging) for c in given.all)
     callback = given.first("restores_weights")
     return {"one": type(callback).__name__} if swa and callback is not None else None
 
 
-def _two_rewinds(given: Combination) -> Found:
-    return {} if sum(callback.rewinds for callback in given.suite) > 1 else None
-
-
-def _rewind_alone(given: Combination) -> Found:
-    return {} if given.first("rewinds") and not given.pruning else None
-
-
-def _two_cut(given: Combination) -> Found:
+def _two_that_cut(given: Combination) -> Found:
     cutting = [c for c, _ in given.pruning if c.cuts_channels]
     return {"one": type(cutting[0]).__name__} if len(cutting) > 1 else None
 
@@ -146,71 +138,70 @@ TABLE = (
     Row(
         "rising sparsity beside constant sparsity",
         _both("needs_rising_sparsity", "constant_sparsity"),
-        "{one} answers events that prune further, and {other} has its sparsity from the first "
-        "step on: leave {one} out, or write MagnitudePruning(0.9) instead",
+        "{one} acts on events that prune further, and {other} has its full sparsity from the first "
+        "step: leave {one} out, or write MagnitudePruning(0.9) instead",
     ),
     Row(
         "restoring weights beside StochasticWeightAveraging",
         _restores_beside_swa,
-        "{one} takes weights back to an earlier moment, where StochasticWeightAveraging cannot "
-        "follow, which replaces the learning-rate schedule: write WeightAveraging(), which "
-        "averages all steps alike, or leave {one} out",
+        "{one} restores earlier weights, which StochasticWeightAveraging does not support (it "
+        "replaces the learning-rate schedule): write WeightAveraging(), which averages all steps, "
+        "or leave {one} out",
     ),
     Row(
         "two Rewind",
-        _two_rewinds,
-        "a fit goes back one way: rewind= of the pruning callback and Rewind beside it are the "
-        "same, write one of them",
+        lambda given: {} if sum(callback.rewinds for callback in given.suite) > 1 else None,
+        "a fit supports one Rewind: write rewind= in one pruning callback, or one Rewind beside it",
     ),
     Row(
         "Rewind beside soft=True",
         _both("rewinds", "soft"),
-        "rewinding does not reach the dense weights of soft=True: leave one of them out",
+        "Rewind does not restore the dense weights of soft=True: leave one of them out",
     ),
     Row(
         "Rewind without a pruning callback",
-        _rewind_alone,
+        lambda given: {} if given.first("rewinds") and not given.pruning else None,
         "Rewind needs a pruning callback: add MagnitudePruning(0.9, "
         "schedule=Exponential(0.2, every='10ep'))",
     ),
     Row(
         "whole parameters beside sharded ones",
         _whole_beside_sharded,
-        "parameters are sharded among ranks ({names}, ...), and {one} remembers whole ones: leave "
-        "it out, or write strategy='ddp'",
+        "parameters are sharded among ranks ({names}, ...), and {one} stores whole ones: leave it "
+        "out, or write strategy='ddp'",
     ),
     Row(
         "two ChannelPruning",
-        _two_cut,
+        _two_that_cut,
         "two {one} would cut the same module: write one, with include= of both",
     ),
     Row(
         "learned masks beside channels",
         _both("cuts_channels", "learns_masks"),
-        "{one} cuts weights of which {other} keeps dense ones: write one of them",
+        "{one} cuts weights of which {other} stores dense copies: write one of them",
     ),
     Row(
         "cutting channels beside statistics of single weights",
         _cut_beside,
-        "{one} with {what} holds tensors that do not follow a cut: write compact=None in "
-        "ChannelPruning, or another pruning of weights",
+        "{one} with {what} stores tensors of the uncut shapes: write compact=None in "
+        "ChannelPruning, or another method for the weights",
     ),
     Row(
         "learned masks of parameters that another callback prunes",
         _learned_shared,
-        "{other} prunes {names} too, whose masks are learned: tell them apart with include= and "
+        "{other} also prunes {names}, whose masks are learned: separate them with include= and "
         "exclude=",
     ),
     Row(
         "soft=True of parameters that another callback prunes",
         _soft_shared,
-        "soft=True lets {names} go on learning beneath masks, and another pruning callback masks "
-        "them too: write exclude=[...] in one of the two",
+        "soft=True trains the dense weights of {names}, which another pruning callback masks too: "
+        "write exclude=[...] in one of the two",
     ),
 )
 
 
-# Asked only when weights are to be frozen within a fit: `regrow(train=...)`.
+# Checked only when weights are to be frozen within a fit: `regrow(train=...)`.
 FREEZING = Row(
     "partial training beside dense copies",
     lambda given: (
@@ -218,8 +209,8 @@ FREEZING = Row(
         if (callback := given.first("keeps_dense_copy")) is None
         else {"one": type(callback).__name__}
     ),
-    "{one} keeps dense values beside the weights of the network (soft=True, learned masks), and "
-    "holding weights would write over them: write train='all'",
+    "{one} stores dense values beside the weights (soft=True, learned masks), and freezing "
+    "weights would overwrite them: write train='all'",
 )
 
 
@@ -231,24 +222,19 @@ def describe_table() -> Iterator[tuple[str, str]]:
 def check_combination(trainer: pl.Trainer, rows: tuple[Row, ...] = TABLE) -> None:
     """Check the callbacks of a Trainer against the table.
 
-    Asked when a fit starts and again when training starts: some rows need the pruners, which are
-    made in between.
+    Called when a fit starts, before and after each pruner is created: some rows compare pruners.
 
     Raises:
-        ConfigError: For the first row whose condition is met.
+        ConfigError: For the first row that applies.
     """
     callbacks = tuple(trainer.callbacks)  # type: ignore[attr-defined]
     given = Combination(tuple(Dispatcher.of(trainer).callbacks), callbacks)
     for row in rows:
-        found = row.condition(given)
-        if found is not None:
-            raise ConfigError(row.message.format(**found))
+        values = row.condition(given)
+        if values is not None:
+            raise ConfigError(row.message.format(**values))
 
 
 def check_can_freeze(trainer: pl.Trainer) -> None:
-    """Check that some weights may be frozen within a fit.
-
-    Raises:
-        ConfigError: If a callback keeps dense values beside those of the network.
-    """
+    """Check that no callback keeps dense values, so that some weights may be frozen."""
     check_combination(trainer, (FREEZING,))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ranks hold the same masks."""
+"""Check that all ranks hold the same masks and weights."""
 
 from __future__ import annotations
 
@@ -13,47 +13,45 @@ from regrow.utils.errors import StateError
 
 
 def check_ranks_agree(trainer: pl.Trainer, enforcer: MaskEnforcer, when: str) -> None:
-    """Check that all ranks have the same masks and weights; three numbers a rank are sent.
-
-    Rows of sharded parameters are compared among the ranks that hold the same ones.
+    """Check that all ranks have the same masks and weights; each rank sends three numbers.
 
     Args:
         trainer: In a fit.
-        enforcer: This rank's.
+        enforcer: The enforcer of this rank.
         when: What has just happened, for the message.
 
     Raises:
-        StateError: On every rank alike, so that none waits for another.
+        StateError: On every rank, so that none waits for another.
     """
     if trainer.world_size == 1:
         return
     ranks = Shards(enforcer.parameters).ranks
-    place = 0 if ranks is None else ranks.rank
-    twins = ranks is not None and ranks.size < trainer.world_size
+    shard = 0 if ranks is None else ranks.rank
+    replicated = ranks is not None and ranks.size < trainer.world_size
     masks = {name: enforcer.kept(name) for name in enforcer.parameters}
-    rows = fingerprint(enforcer.parameters, masks, cut=True) if twins else place
-    own = [fingerprint(enforcer.parameters, masks), place, rows]
+    rows = fingerprint(enforcer.parameters, masks, cut=True) if replicated else shard
+    own = [fingerprint(enforcer.parameters, masks), shard, rows]
     sent = torch.tensor(own, device=trainer.strategy.root_device)
-    every = trainer.strategy.all_gather(sent).view(-1, len(own)).tolist()
-    wanted = {place: rows for _, place, rows in reversed(every)}  # of the first that holds them
-    odd = [
+    received = trainer.strategy.all_gather(sent).view(-1, len(own)).tolist()
+    expected = {shard: rows for _, shard, rows in reversed(received)}  # of its first rank
+    differing = [
         rank
-        for rank, (whole, place, rows) in enumerate(every)
-        if whole != every[0][0] or rows != wanted[place]
+        for rank, (whole, shard, rows) in enumerate(received)
+        if whole != received[0][0] or rows != expected[shard]
     ]
-    if odd:
+    if differing:
         raise StateError(
-            f"after {when}, masks or weights of rank {', '.join(map(str, odd))} differ from those "
-            "of the first rank that holds the same: does something change the model on some ranks "
-            "only, or at random from a generator of their own? The last checkpoint is from before "
-            "that"
+            f"after {when}, masks or weights of rank {', '.join(map(str, differing))} differ from "
+            "those of the first rank with the same parameters: does something change the model on "
+            "some ranks only, or with a different random generator? The last checkpoint was saved "
+            "before that"
         )
 
 
 def reduce_metric(trainer: pl.Trainer, value: float) -> float:
-    """A logged number as all ranks see it: their mean, where it was logged without sync_dist."""
+    """The mean over ranks of a logged number, in case it was logged without sync_dist."""
     if trainer.world_size == 1:
         return value
-    own = torch.tensor(value, dtype=torch.float64, device=trainer.strategy.root_device)
-    every = trainer.strategy.all_gather(own).flatten()
-    return value if bool((every == every[0]).all()) else float(every.mean())
+    sent = torch.tensor(value, dtype=torch.float64, device=trainer.strategy.root_device)
+    values = trainer.strategy.all_gather(sent).flatten()
+    return value if bool((values == values[0]).all()) else float(values.mean())

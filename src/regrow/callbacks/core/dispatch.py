@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Order and broadcast of the suite's hooks."""
+"""Call the suite's hooks on all callbacks of a Trainer, in order of priority."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from regrow.pruning.state import HistoryEntry
 
 
 class Dispatcher:
-    """Calls the suite's hooks on the callbacks of one Trainer; there is one each: see `of`.
+    """Call the suite's hooks on the callbacks of one Trainer; see `of`.
 
     Args:
-        trainer: Its callbacks are looked up whenever they are needed: other callbacks, such as
-            those that search a learning rate, take them out of the list and put them back.
+        trainer: Its callbacks are looked up at each use, because other callbacks, such as
+            learning-rate finders, take them out of the list and put them back.
     """
 
     _all: ClassVar[WeakKeyDictionary[pl.Trainer, Dispatcher]] = WeakKeyDictionary()
@@ -29,7 +29,7 @@ class Dispatcher:
 
     @classmethod
     def of(cls, trainer: pl.Trainer) -> Dispatcher:
-        """The dispatcher of a Trainer."""
+        """The dispatcher of a Trainer; one per Trainer."""
         found = cls._all.get(trainer)
         if found is None:
             found = cls._all[trainer] = cls(trainer)
@@ -43,7 +43,7 @@ class Dispatcher:
 
     @property
     def callbacks(self) -> list[Callback]:
-        """The callbacks of the suite in the Trainer's order, each followed by its children."""
+        """The suite's callbacks in the Trainer's order, each followed by its children."""
         found: list[Callback] = []
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Callback):
@@ -51,9 +51,9 @@ class Dispatcher:
         return found
 
     def add_children(self, parent: Callback) -> None:
-        """Put a callback's children behind it into the Trainer's list: Lightning calls them.
+        """Insert a callback's children behind it in the Trainer's list: Lightning calls them.
 
-        In `setup` Lightning walks over this very list, so that the children's `setup` comes next.
+        Lightning iterates over this list in `setup`, so the children's `setup` comes next.
         """
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         if parent in callbacks:
@@ -61,19 +61,19 @@ class Dispatcher:
             callbacks[at:at] = [child for child in parent.children if child not in callbacks]
 
     def overriding(self, hook: str) -> list[Callback]:
-        """The callbacks that implement a hook, by priority, then by name."""
+        """The callbacks that override a hook, by priority, then by name."""
         idle = getattr(Callback, hook)
         found = [c for c in self.callbacks if getattr(type(c), hook) is not idle]
         return sorted(found, key=lambda callback: (callback.priority, callback.state_key))
 
     def broadcast(self, event: PruneEvent) -> None:
-        """Call `on_prune_event` of all."""
+        """Call `on_prune_event` on all callbacks."""
         trainer = self.trainer
         for callback in self.callbacks:
             callback.on_prune_event(trainer, trainer.lightning_module, event)
 
     def broadcast_cut(self, source: Callback, plan: ChannelCut) -> None:
-        """Call `on_compact` of all but the callback that has cut."""
+        """Call `on_compact` on all callbacks but the one that has cut."""
         trainer = self.trainer
         for callback in self.callbacks:
             if callback is not source:
@@ -81,11 +81,11 @@ class Dispatcher:
 
 
 class SuiteEvents:
-    """Connects a session to the other callbacks and ranks of its fit.
+    """Connect a session to the other callbacks and ranks of its fit.
 
     Args:
         trainer: In a fit.
-        owner: The callback whose session it is.
+        owner: The callback of the session.
     """
 
     def __init__(self, trainer: pl.Trainer, owner: PrunerOwner) -> None:
@@ -93,17 +93,17 @@ class SuiteEvents:
         self._dispatcher = Dispatcher.of(trainer)
 
     def allows(self) -> bool:
-        """Whether all callbacks let a due event happen now."""
+        """Whether all callbacks allow a due event now."""
         asked = self._dispatcher.callbacks
         return all(callback.allows_event(self._trainer, self._owner) for callback in asked)
 
     def before(self) -> None:
-        """Call `before_prune_event` of all."""
+        """Call `before_prune_event` on all callbacks."""
         for callback in self._dispatcher.callbacks:
             callback.before_prune_event(self._trainer, self._trainer.lightning_module, self._owner)
 
     def after(self, entry: HistoryEntry, before: float) -> None:
-        """Compare the masks of all ranks, then call `on_prune_event` of all."""
+        """Compare the masks of all ranks, then call `on_prune_event` on all callbacks."""
         self.check_ranks(f"the event at step {entry['step']}")
         event = PruneEvent(
             self._owner, entry["step"], entry["epoch"], before, self._owner.sparsity, entry

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Dense, unscaled gradients; skipped AMP steps."""
+"""Unscaled gradients under a gradient scaler, and the optimizer steps that it skips."""
 
 from __future__ import annotations
 
@@ -15,33 +15,28 @@ from regrow.distributed.shard import is_dtensor, local_tensor
 
 
 def amp_step_skipped(trainer: pl.Trainer, optimizer: Optimizer) -> bool:
-    """Whether a gradient scaler is about to skip this step: its gradients rank nothing.
-
-    It does for any gradient of the optimizer that is not finite, masked or not.
-    """
+    """Whether the gradient scaler is about to skip this step, because a gradient is not finite."""
     if _scaler(trainer) is None:
         return False
-    gradients = [
-        parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None
-    ]
-    bad = not all(bool(local_tensor(grad).isfinite().all()) for grad in gradients)
-    if any(map(is_dtensor, gradients)):  # other ranks see other rows
-        bad = bool(trainer.strategy.reduce_boolean_decision(bad, all=False))
-    return bad
+    gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+    skipped = not all(bool(local_tensor(grad).isfinite().all()) for grad in gradients)
+    if any(map(is_dtensor, gradients)):  # other ranks have other rows
+        skipped = bool(trainer.strategy.reduce_boolean_decision(skipped, all=False))
+    return skipped
 
 
 def drop_gradients(trainer: pl.Trainer, optimizer: Optimizer) -> None:
-    """Takes a step's gradients away, so that it changes nothing."""
+    """Remove a step's gradients, so that the step changes nothing."""
     scaler = _scaler(trainer)
     if scaler is not None and _fused(optimizer):
-        scaler.unscale_(optimizer)  # else it looks at them at the step, and none is an error
+        scaler.unscale_(optimizer)  # else the scaler reads them at the step, and finds none
     for parameter in _parameters(optimizer):
         parameter.grad = None
 
 
 @contextmanager
 def unscaled_gradients(trainer: pl.Trainer, optimizer: Optimizer) -> Iterator[None]:
-    """Puts unscaled copies in place of gradients that a fused step would unscale by itself."""
+    """Replace gradients by unscaled copies where a fused optimizer step unscales by itself."""
     scaler = _scaler(trainer)
     if scaler is None or not _fused(optimizer):
         yield
@@ -63,7 +58,7 @@ def _scaler(trainer: pl.Trainer) -> GradScaler | None:
 
 
 def _fused(optimizer: Optimizer) -> bool:
-    """Whether the optimizer unscales gradients itself, as Lightning asks it too."""
+    """Whether the optimizer unscales gradients itself; Lightning reads the same attribute."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 

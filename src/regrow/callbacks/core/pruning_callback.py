@@ -258,6 +258,7 @@ class PruningCallback(Callback, Generic[P]):
         check_combination(trainer)
         session = self.session
         session.current = session.current or session.strategy.make_pruner(pl_module)
+        check_combination(trainer)  # again, because some rows compare pruners
         check_pruner_fits(trainer, pl_module, session.current)
         session.start(
             Clock(trainer, session.schedule.times()),
@@ -271,7 +272,6 @@ class PruningCallback(Callback, Generic[P]):
         # Only now the optimizers' state is back, and asking for the fit's length any earlier would
         # make Lightning forget where a stateful loader stood.
         state, session = self._loaded, self.session
-        check_combination(trainer)
         if state is not None and state["progress"] is not None:
             session.resume(state)
         else:

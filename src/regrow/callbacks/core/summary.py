@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Table at the start of a fit."""
+"""Table of the pruned parameters, printed when a fit starts."""
 
 from __future__ import annotations
 
@@ -14,28 +14,25 @@ from regrow.callbacks.core.session import PruningSession
 
 
 def summary_table(session: PruningSession, name: str) -> Table:
-    """One row a pruned parameter, and one a reason for those that are not."""
+    """One row per pruned parameter, and one per reason why others are not pruned."""
     pruner, config = session.pruner, session.strategy.config
     table = Table(title=f"{name}: {pruner.total:,} prunable weights")
     for column in ("parameter", "shape", "weights", "target"):
         table.add_column(column, justify="left" if column == "parameter" else "right")
-    shared = {"uniform": f"{session.final:.4g}"}.get(config.distribution, "shared")
+    uniform = session.final if config.distribution == "uniform" else None
     for target in pruner.targets:
         shape = "x".join(map(str, target.parameter.shape))
-        own = (
-            f"{pruner.layer_targets[target.name]:.4g}"
-            if target.name in pruner.layer_targets
-            else shared
-        )
-        own += "" if target.parameter.requires_grad else ", frozen"
-        table.add_row(target.name, shape, f"{target.parameter.numel():,}", own)
+        sparsity = pruner.layer_targets.get(target.name, uniform)
+        shown = "shared" if sparsity is None else f"{sparsity:.4g}"
+        shown += "" if target.parameter.requires_grad else ", frozen"
+        table.add_row(target.name, shape, f"{target.parameter.numel():,}", shown)
     reasons = pruner.state.selection.reasons
     for reason, count in Counter(reasons.values()).items():
         names = [name for name, why in reasons.items() if why == reason]
         shown = ", ".join(names[:2]) + (f" and {count - 2} more" if count > 2 else "")
         table.add_row(f"[dim]{shown}", "", "", f"[dim]dense: {reason}")
     plan = session.progress.remaining
-    notes = ["no event to come"]
+    notes = ["no events planned"]
     if plan:
         notes = [
             f"{len(plan)} event{'s' if len(plan) > 1 else ''}, from step {plan[0].step} to step "
@@ -45,15 +42,16 @@ def summary_table(session: PruningSession, name: str) -> Table:
         size = sum(t.parameter.numel() * t.parameter.element_size() for t in pruner.targets)
         most = size * max(session.final, pruner.sparsity) / 2**20
         notes.append(
-            f"removed values are kept for un-prune: at most {most:.1f} MiB of host memory and of "
-            "each checkpoint (keep_removed=False keeps none)"
+            f"removed values are stored for unprune: at most {most:.1f} MiB of host memory and of "
+            "each checkpoint (keep_removed=False stores none)"
         )
     table.caption = "; ".join(notes)
     return table
 
 
 def print_summary(trainer: pl.Trainer, session: PruningSession, name: str) -> None:
-    """Prints the table on rank 0, where the Trainer shows anything at all."""
-    talks = any(isinstance(c, (ModelSummary, ProgressBar)) for c in trainer.callbacks)  # type: ignore[attr-defined]
-    if talks and trainer.is_global_zero:
+    """Print the table on rank 0, if the Trainer shows a summary or a progress bar."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    verbose = any(isinstance(c, (ModelSummary, ProgressBar)) for c in callbacks)
+    if verbose and trainer.is_global_zero:
         Console().print(summary_table(session, name))
