@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -18,11 +18,43 @@ from regrow.callbacks.core.compatibility import check_combination
 from regrow.callbacks.core.consistency import reduce_metric
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import pruners
-from regrow.callbacks.support.fit_snapshot import FitSnapshot
+from regrow.callbacks.support.fit_snapshot import FitSnapshot, SnapshotState
 from regrow.schedules.bisection import Bisection
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Time, TimeLike, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_positive, check_rate
+
+
+class OpenEvent(TypedDict):
+    """An event that is being judged.
+
+    Attributes:
+        sparsity: Sparsity after it.
+        deadline: The step from which the next validation judges it.
+        event: Its number in the pruner's history.
+    """
+
+    sparsity: float
+    deadline: int
+    event: int
+
+
+class BudgetState(TypedDict):
+    """The saved state of `AccuracyBudget`.
+
+    Attributes:
+        reference: The dense value; None before the first validation.
+        search: State of the search for the highest sparsity.
+        open: The event that is being judged, if any.
+        lost: What that event lost, if it failed and is not rolled back yet.
+        snapshot: State before that event.
+    """
+
+    reference: float | None
+    search: dict[str, Any]
+    open: OpenEvent | None
+    lost: float | None
+    snapshot: SnapshotState | None
 
 
 class AccuracyBudget(Callback):
@@ -58,6 +90,7 @@ class AccuracyBudget(Callback):
     """
 
     needs_whole_parameters = needs_rising_sparsity = restores_weights = True
+    _pruner: PruningCallback  # from the fit's start
 
     def __init__(
         self,
@@ -77,10 +110,9 @@ class AccuracyBudget(Callback):
         self.given = reference
         self.reference = reference
         self.search = Bisection(check_rate("resolution", resolution))
-        self._open: dict[str, Any] | None = None  # the event that is being judged
-        self._lost: float | None = None  # by the event that is to be taken back
+        self._open: OpenEvent | None = None  # the event that is being judged
+        self._lost: float | None = None  # by the event that is to be rolled back
         self._snapshot: FitSnapshot | None = None
-        self._pruner: PruningCallback | None = None
         self._clock: Clock | None = None
         self._length = 0
 
@@ -91,21 +123,19 @@ class AccuracyBudget(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_combination(trainer)
-        found = pruners(trainer)
-        if len(found) != 1:
+        callbacks = pruners(trainer)
+        if len(callbacks) != 1:
             raise ConfigError(
-                f"AccuracyBudget judges one pruning callback, the Trainer has {len(found)}: give "
-                "it one"
+                f"AccuracyBudget judges one pruning callback, the Trainer has {len(callbacks)}"
             )
-        [self._pruner] = found
+        [self._pruner] = callbacks
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self._pruner is not None
         if self._clock is None:
             self._set_clock(trainer)
             self._pruner.progress.adaptive = True
             self._check_alone(trainer, self._pruner.progress)
-        if self._lost is not None:  # before the pruner looks at what is due in this batch
+        if self._lost is not None:  # before the pruner's event of this batch
             self._roll_back(trainer, pl_module)
 
     def on_suite_batch_start(
@@ -126,8 +156,8 @@ class AccuracyBudget(Callback):
     ) -> None:
         if self.reference is None:
             raise StateError(
-                f"no validation came before the first event, or none gave a number, so there is no "
-                f"dense {self.monitor!r} to compare with: begin later, or write reference=VALUE"
+                f"no validation before the first event logged a number, so there is no dense "
+                f"{self.monitor!r} to compare with: begin later, or write reference=VALUE"
             )
         self._snapshot = FitSnapshot.take(trainer, pl_module, pruner)
 
@@ -136,7 +166,7 @@ class AccuracyBudget(Callback):
     ) -> None:
         if self._snapshot is None or self._clock is None:
             return
-        if self._open is not None:  # changed by hand: what is there is what is judged
+        if self._open is not None:  # changed by hand: the present masks are judged
             self._open["sparsity"] = event.after
         elif event.after > event.before:
             deadline = self._clock.current_step() + self._length
@@ -147,7 +177,6 @@ class AccuracyBudget(Callback):
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         value = self._value(trainer)
-        assert self._pruner is not None
         if self._open is None:
             if self.given is None and self._pruner.sparsity == 0 and not math.isnan(value):
                 best = max if self.mode == "max" else min
@@ -156,7 +185,6 @@ class AccuracyBudget(Callback):
             self._judge(value)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self._pruner is not None
         open_still = self._open is not None
         over = not open_still and not self._pruner.progress.remaining
         if open_still:  # failed just now, or never judged
@@ -165,24 +193,25 @@ class AccuracyBudget(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.last_model_path and not over:
                 save_atomic(trainer, callback.last_model_path, trainer.save_checkpoint)
-        if open_still:  # what has been taken back may have been averaged into the module before
+        if open_still:  # the average in the module may include the rolled-back event
             Averages(trainer).copy_to_model(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        state: BudgetState = {
             "reference": self.reference,
             "search": self.search.state_dict(),
-            "open": None if self._open is None else dict(self._open),
+            "open": None if self._open is None else self._open.copy(),
             "lost": self._lost,
             "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
         }
+        return dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.reference = state_dict["reference"]
-        self.search.load_state_dict(state_dict["search"])
-        self._open, self._lost = state_dict["open"], state_dict["lost"]
-        held = state_dict["snapshot"]
-        self._snapshot = None if held is None else FitSnapshot(held)
+        state = cast(BudgetState, state_dict)
+        self.reference, snapshot = state["reference"], state["snapshot"]
+        self.search.load_state_dict(state["search"])
+        self._open, self._lost = state["open"], state["lost"]
+        self._snapshot = None if snapshot is None else FitSnapshot(snapshot)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._clock = None
@@ -207,11 +236,10 @@ class AccuracyBudget(Callback):
 
     def _judge(self, value: float) -> None:
         assert self._open is not None
-        assert self._pruner is not None
         assert self.reference is not None
         lost = self.reference - value if self.mode == "max" else value - self.reference
         sparsity = self._open["sparsity"]
-        if not lost <= self.max_drop:  # NaN is no drop that can be tolerated
+        if not lost <= self.max_drop:  # NaN is rejected too
             self._lost = lost
             self.search.reject(sparsity)
             return
@@ -225,21 +253,19 @@ class AccuracyBudget(Callback):
     def _roll_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._open is not None
         assert self._snapshot is not None
-        assert self._pruner is not None
         sparsity, lost = self._open["sparsity"], self._lost
         with self._pruner.session.transaction.guard("a rollback"):
             self._pruner.session.transaction.mark_started()
             self._snapshot.restore(trainer, pl_module, self._pruner)
-            finite = lost is not None and math.isfinite(lost)  # a result in JSON knows no NaN
+            finite = lost is not None and math.isfinite(lost)  # JSON has no NaN
             self._pruner.session.record_rollback(sparsity, lost if finite else None)
-            if lost is not None:  # else the event is still to come
+            if lost is not None:  # else the event was not judged and is repeated
                 self._pruner.progress.set_next(self._behind(), self.search.next())
             self._open = self._lost = self._snapshot = None
             self._conclude()
 
     def _conclude(self, cut: bool = False) -> None:
         """Record why the search ended, if it has ended or the fit ends."""
-        assert self._pruner is not None
         ahead = self._pruner.progress.remaining
         judged = [entry for entry in self._pruner.history if "lost" in entry]
         if judged and (cut or not ahead):

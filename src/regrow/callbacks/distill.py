@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import lightning.pytorch as pl
 import torch
@@ -30,6 +30,22 @@ FORMAT = 1
 
 
 _STEP = "training_step"
+
+
+class DistillState(TypedDict):
+    """The saved state of `Distill`, compared on resume.
+
+    Attributes:
+        format: Version of this layout.
+        teacher: Hash of the teacher's weights.
+        temperature: T of the loss.
+        weight: Weight of the distillation loss.
+    """
+
+    format: int
+    teacher: str
+    temperature: float
+    weight: float
 
 
 class Distill(Callback):
@@ -87,7 +103,7 @@ class Distill(Callback):
         self.network, self.logits, self.dim = network, logits, dim
         self.teacher: nn.Module | None = None
         self._digest = ""
-        self._loaded: Mapping[str, Any] | None = None
+        self._loaded: DistillState | None = None
         self._recorders: list[ForwardRecorder] = []
         self._restore: Callable[[], None] = _nothing
 
@@ -97,12 +113,11 @@ class Distill(Callback):
             return
         if not pl_module.automatic_optimization:
             raise ConfigError(
-                "Distill adds to the loss that training_step returns, and under manual "
-                "optimisation the module runs backward by itself: set "
-                "automatic_optimization=True, or add regrow.distillation.soft_loss(...) in "
-                "training_step"
+                "Distill adds to the loss that training_step returns, which manual optimization "
+                "does not use: set automatic_optimization=True, or add "
+                "regrow.distillation.soft_loss(...) in training_step"
             )
-        # now, since a checkpoint's weights, and fewer channels, come after this
+        # before a checkpoint's weights are loaded, and channels cut
         self.teacher = make_teacher(self.given, self._student(pl_module))
         self._digest = digest(self.teacher)
 
@@ -134,18 +149,19 @@ class Distill(Callback):
             rank_zero_info(f"Distill: the teacher is the student at the fit's start {self._digest}")
 
     def state_dict(self) -> dict[str, Any]:
-        if self._loaded is not None:  # not compared yet, as when a learning rate is looked for
-            return dict(self._loaded)
-        return {
-            "format": FORMAT,
-            "teacher": self._digest,
-            "temperature": self.temperature,
-            "weight": self.weight,
-        }
+        return dict(
+            self._loaded  # not compared yet, as within a learning-rate finder
+            or DistillState(
+                format=FORMAT,
+                teacher=self._digest,
+                temperature=self.temperature,
+                weight=self.weight,
+            )
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         check_format(state_dict, FORMAT, self.state_key)
-        self._loaded = state_dict
+        self._loaded = cast(DistillState, state_dict)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._release()
@@ -227,18 +243,20 @@ class Distill(Callback):
             )
         return _tensor(self.teacher(*call.args, **call.kwargs), "the teacher")
 
-    def _check_same_settings(self, state: Mapping[str, Any]) -> None:
+    def _check_same_settings(self, state: DistillState) -> None:
         """Check that teacher and settings are those of the checkpoint."""
         if state["teacher"] != self._digest:
             raise StateError(
                 f"the checkpoint was trained with another teacher (weights {state['teacher']}, now "
                 f"{self._digest}): give the same one, or load the weights and start a fit"
             )
-        for name in ("temperature", "weight"):
-            if state[name] != getattr(self, name):
+        now = {"temperature": self.temperature, "weight": self.weight}
+        then = {"temperature": state["temperature"], "weight": state["weight"]}
+        for name, value in now.items():
+            if then[name] != value:
                 raise StateError(
-                    f"the checkpoint was trained with {name}={state[name]:g}, now it is "
-                    f"{getattr(self, name):g}: write the same, or load the weights and start a fit"
+                    f"the checkpoint was trained with {name}={then[name]:g}, now it is {value:g}: "
+                    "write the same, or load the weights and start a fit"
                 )
 
     def _release(self) -> None:

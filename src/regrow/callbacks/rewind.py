@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
@@ -31,6 +31,24 @@ _PARTS = ("weights", "lr", "optimizer")
 
 
 FORMAT = 1
+
+
+class RewindState(TypedDict):
+    """The saved state of `Rewind`.
+
+    Attributes:
+        format: Version of this layout.
+        parts: What rewinds: "weights", "lr", "optimizer" and "fresh" (a reset optimizer).
+        step: The step to which it rewinds; None before a fit.
+        memory: The state at that step; None before it.
+        fresh: The state of new optimizers, if they are reset.
+    """
+
+    format: int
+    parts: list[str]
+    step: int | None
+    memory: dict[str, Any] | None
+    fresh: dict[str, Any] | None
 
 
 class Rewind(Callback):
@@ -91,8 +109,7 @@ class Rewind(Callback):
         self.reinit = None if reinit is None else check_count("reinit", reinit, least=0)
         if reinit is not None and ("weights" not in self.parts or self.to.amount):
             raise ConfigError(
-                f"reinit is another initialisation, got to={to!r}, what={what!r}: write to='0it', "
-                "what='weights'"
+                f"reinit needs to='0it' and what='weights', got to={to!r}, what={what!r}"
             )
         self.restores_weights = bool(self.parts)
         self._clock: Clock | None = None
@@ -108,8 +125,8 @@ class Rewind(Callback):
         there = self.state_key in (checkpoint.get("callbacks") or {})
         if trainer.state.fn == TrainerFn.FITTING and not there:
             raise StateError(
-                "the checkpoint was trained without Rewind, so what it would go back to is not in "
-                "it: load the weights into the model and call fit without ckpt_path"
+                "the checkpoint was trained without Rewind, so it has no state to rewind to: load "
+                "the weights into the model and call fit without ckpt_path"
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -124,7 +141,7 @@ class Rewind(Callback):
             dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
             self._step = first if dry else step_within("to", self.to, timeline)
             self._timeline = None if dry else timeline
-            if "fresh" in self.parts:  # some optimizers hold state from the beginning
+            if "fresh" in self.parts:  # some optimizers have state from the start
                 self._fresh = TrainingSnapshot(moments=trainer.optimizers)
         self._check(trainer)
         self._maybe_snapshot(trainer, pl_module)
@@ -142,7 +159,7 @@ class Rewind(Callback):
             return
         if self._memory is None:
             raise StateError(
-                f"pruned at step {event.step}, before the step to which to={self.to} goes back "
+                f"pruned at step {event.step}, before the step to which to={self.to} rewinds "
                 f"({self._step}): prune later, or write to='0it'"
             )
         event.entry["rewound_to"] = self._step
@@ -155,7 +172,7 @@ class Rewind(Callback):
         if self.reinit is not None and last:
             memory = memory.permuted(self.reinit)
         if waits_for_gradients(event.pruner.pruner):
-            # within a step: what it still changes, the schedule included, goes back with the rest
+            # within a step, which still changes weights and schedule: rewind after it
             self._pending = memory
         else:
             self._restore(memory, trainer, pl_module)
@@ -182,22 +199,23 @@ class Rewind(Callback):
     ) -> None:
         if self._pending is not None:
             self._restore(self._pending, trainer, pl_module)
-            self._pending = None  # one that failed half-way is not saved
+            self._pending = None  # not before: a rewind that failed is not saved
         self._maybe_snapshot(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         if self._pending is not None:
             raise StateError(
-                "an event waits for its rewinding, which comes at this batch's end: save then; if "
-                "the step failed, go on from the last checkpoint"
+                "an event waits for its rewind at the end of this batch: save then; if the step "
+                "failed, resume from the last checkpoint"
             )
-        return {
+        state: RewindState = {
             "format": FORMAT,
             "parts": list(self.parts),
             "step": self._step,
             "memory": None if self._memory is None else self._memory.state_dict(),
             "fresh": None if self._fresh is None else self._fresh.state_dict(),
         }
+        return dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict.get("format") != FORMAT or state_dict["parts"] != list(self.parts):
@@ -264,8 +282,7 @@ class Rewind(Callback):
         if steps and steps[0] < self._step and self.parts:
             raise ConfigError(
                 f"to={self.to} is step {self._step}, but the first event comes at step "
-                f"{steps[0]}, before there is anything to go back to: prune later, or write "
-                "to='0it'"
+                f"{steps[0]}, before it: prune later, or write to='0it'"
             )
         if self.scheduled:
             check_lr_schedules_fit(trainer, timeline, steps, self._step - timeline.start)

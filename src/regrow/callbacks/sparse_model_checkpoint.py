@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,43 +48,19 @@ class SparseModelCheckpoint(AtomicCheckpoint):
         dirpath: str | Path | None = None,
         filename: str | None = None,
         monitor: str | None = None,
-        verbose: bool = False,
+        *,
         save_last: bool | Literal["link"] | None = True,
-        save_top_k: int = 1,
-        save_on_exception: bool = False,
-        save_weights_only: bool = False,
-        mode: str = "min",
-        auto_insert_metric_name: bool = True,
-        every_n_train_steps: int | None = None,
-        train_time_interval: timedelta | None = None,
-        every_n_epochs: int | None = None,
-        save_on_train_epoch_end: bool | None = None,
-        enable_version_counter: bool = True,
+        **settings: Any,
     ) -> None:
         if save_last is False:
             raise ConfigError(
                 "save_last=False would leave nothing to resume from before the target is reached: "
                 "leave it out, or use Lightning's ModelCheckpoint"
             )
-        super().__init__(
-            dirpath=dirpath,
-            filename=filename,
-            monitor=monitor,
-            verbose=verbose,
-            save_last=True,  # a link could point to a best model older than the run
-            save_top_k=save_top_k,
-            save_on_exception=save_on_exception,
-            save_weights_only=save_weights_only,
-            mode=mode,
-            auto_insert_metric_name=auto_insert_metric_name,
-            every_n_train_steps=every_n_train_steps,
-            train_time_interval=train_time_interval,
-            every_n_epochs=every_n_epochs,
-            save_on_train_epoch_end=save_on_train_epoch_end,
-            enable_version_counter=enable_version_counter,
-        )
+        # True, because a link could point to a best model older than the run
+        super().__init__(dirpath, filename, monitor, save_last=True, **settings)
         self._last_is_current = False  # whether this hook has written last.ckpt
-        self._within = True  # whether the epoch is still going on
+        self._within = True  # whether the epoch has not ended yet
         self._save_at_epoch_end = False  # whether last.ckpt is to be written at its end
         self._validates = False  # whether validation comes next
         self._save_after_validation = False  # whether last.ckpt is to be written after it
@@ -103,7 +78,7 @@ class SparseModelCheckpoint(AtomicCheckpoint):
         deferred, self._defer_save_until_validation = self._defer_save_until_validation, False
         super().on_train_batch_end(trainer, *args, **kwargs)
         if self._defer_save_until_validation and not self._should_skip_saving_checkpoint(trainer):
-            # the score is still to come, and the best with it; a run that is cut needs no score
+            # the score comes later; an interrupted run needs last.ckpt without it
             step = self._last_global_step_saved
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             self._last_global_step_saved = step
@@ -111,9 +86,9 @@ class SparseModelCheckpoint(AtomicCheckpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_is_current = self._validates = False
-        owed, self._save_after_validation = self._save_after_validation, False
+        postponed, self._save_after_validation = self._save_after_validation, False
         super().on_validation_end(trainer, pl_module)
-        if owed and not trainer.sanity_checking:
+        if postponed and not trainer.sanity_checking:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

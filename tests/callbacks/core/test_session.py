@@ -2,64 +2,17 @@
 """A pruning session in a plain training loop, without a Trainer."""
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
+from session_loop import LENGTH, Clock, Listeners, network, zeros
 from torch import nn, optim
 
 from regrow import ConfigError, StateError, Table
 from regrow.callbacks.core.session import GradualMagnitude, PruningSession
 from regrow.pruning.config import PruningConfig
-from regrow.schedules.time import Timeline
 
 PLAN = Table({"2it": 0.5, "4it": 0.75})
-LENGTH = 8
-
-
-@dataclass
-class Clock:
-    """A fit of eight steps in one epoch."""
-
-    now: int = 0
-    dry_run: bool = False
-    length: int = LENGTH
-
-    def current_step(self):
-        return self.now
-
-    def start_step(self):
-        return self.now, 0
-
-    def timeline(self, first, epoch):
-        return Timeline(self.length - first, self.length, first)
-
-    def position(self):
-        return self.now, 0
-
-
-class Listeners:
-    """What a session calls around its events."""
-
-    def __init__(self, allowed=True):
-        self.allowed, self.seen = allowed, []
-
-    def allows(self):
-        return self.allowed
-
-    def before(self):
-        self.seen.append("before")
-
-    def after(self, entry, before):
-        self.seen.append((entry["step"], before, entry["after"]))
-
-    def check_ranks(self, when):
-        pass
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
 
 
 def begun(net, clock=None, events=None, on_change="refuse", criterion="magnitude"):
@@ -84,11 +37,6 @@ def train(net, session, optimizer, clock, until):
         session.pruner.enforcer.gradients()
         optimizer.step()
         clock.now += 1
-
-
-def zeros(net):
-    weights = [p for p in net.parameters() if p.dim() > 1]
-    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 
 def test_events_happen_at_their_steps_and_zero_stays_zero():

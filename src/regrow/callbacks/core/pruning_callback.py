@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""PruningCallback: calls a session from Lightning's hooks.
+"""PruningCallback: runs a session from Lightning's hooks.
 
-Events happen in `on_train_batch_start`, so that an epoch's validation and its checkpoint see the
-same weights; those that need gradients in `on_before_optimizer_step`. Weights are masked in a hook
-after each optimizer step: Lightning runs forward and backward inside `optimizer.step`, so a hook
-before it would see no gradients.
+Events happen in `on_train_batch_start`, so an epoch's validation and checkpoint see the same
+weights; events that need gradients in `on_before_optimizer_step`. Weights are masked after each
+optimizer step by a hook of the optimizer: Lightning runs forward and backward inside
+`optimizer.step`.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ from regrow.utils.names import accept_compile_prefix
 
 
 class PruningCallback(Callback, Generic[P]):
-    """Prunes one model by a schedule and keeps its masks enforced.
+    """Prune one model by a schedule and keep its masks applied.
 
     Args:
-        strategy: What an event does.
-        schedule: When to prune.
+        strategy: What happens at an event.
+        schedule: When events happen.
         final: The sparsity at which the schedule ends.
-        on_change: What a resume does where the remaining events would now be at other steps.
-        children: Callbacks that come with this one.
+        on_change: What a resume does if the remaining events would now be at other steps.
+        children: Callbacks that are added to the Trainer with this one.
     """
 
     priority = 2  # after budgets and regrowth
@@ -77,11 +77,10 @@ class PruningCallback(Callback, Generic[P]):
     ) -> None:
         super().__init__()
         self.method: PruningConfig | ChannelConfig = strategy.config
+        self.schedule = schedule
         self.keep_removed, self.soft = strategy.keep_removed, strategy.soft
-        self.constant_sparsity, self.learns_masks = (
-            strategy.constant_sparsity,
-            strategy.learns_masks,
-        )
+        self.constant_sparsity = strategy.constant_sparsity
+        self.learns_masks = strategy.learns_masks
         criterion = self.method.criterion
         self.tracks_gradients = criterion == "movement" or isinstance(criterion, TrackingCriterion)
         self.children = children
@@ -99,7 +98,7 @@ class PruningCallback(Callback, Generic[P]):
 
     @property
     def pruner(self) -> P:
-        """The pruner; there is one once a fit has begun or a model was attached."""
+        """The pruner; it exists once a fit has begun or a model was attached."""
         return self.session.pruner
 
     @property
@@ -108,44 +107,39 @@ class PruningCallback(Callback, Generic[P]):
         return self.session.progress
 
     @property
-    def schedule(self) -> Schedule:
-        """When events happen."""
-        return self.session.schedule
-
-    @property
     def final(self) -> float:
         """The sparsity at which the schedule ends."""
         return self.session.final
 
     @property
     def masks(self) -> Masks:
-        """The masks by parameter name, computed now."""
+        """The masks by parameter name."""
         return self.pruner.masks
 
     @property
     def sparsity(self) -> float:
-        """The masked fraction of the prunable weights now."""
+        """The masked fraction of the prunable weights."""
         session = self.session
         return 0.0 if session.current is None else session.strategy.sparsity(session.current)
 
     @property
     def densities(self) -> dict[str, float]:
-        """The kept fraction of each parameter now."""
+        """The kept fraction of each parameter."""
         return self.session.strategy.densities(self.pruner)
 
     @property
     def target(self) -> float:
-        """The sparsity that was last asked for."""
+        """The sparsity last asked for."""
         return 0.0 if self.session.current is None else self.session.current.target
 
     @property
     def history(self) -> list[HistoryEntry]:
-        """One dict an event."""
+        """One entry per event."""
         return [] if self.session.current is None else self.session.current.history
 
     @property
     def changes_between_events(self) -> bool:
-        """Whether the sparsity changes between events too."""
+        """Whether the sparsity also changes between events."""
         session = self.session
         return session.current is not None and session.strategy.is_changing(session.current)
 
@@ -155,12 +149,12 @@ class PruningCallback(Callback, Generic[P]):
 
     @property
     def reached(self) -> bool:
-        """Whether all planned events have happened, and nothing was brought back since."""
+        """Whether all planned events have happened, and nothing was regrown since."""
         return self.session.strategy.reached(self.session)
 
     @property
     def at_target(self) -> bool:
-        """Whether nothing is left to prune; a plan may end dense, after that."""
+        """Whether no event that prunes is left; a plan may end dense after that."""
         return self.session.strategy.at_target(self.session)
 
     def resolve(self, timeline: Timeline, start: float = 0.0) -> PruningPlan:
@@ -168,14 +162,11 @@ class PruningCallback(Callback, Generic[P]):
         return self.session.resolve(timeline, start)
 
     def prune_to(self, sparsity: float) -> HistoryEntry:
-        """Prune now, beside the schedule; see `Pruner.prune_to`."""
+        """Prune now, outside of the schedule; see `Pruner.prune_to`."""
         return self.session.change(lambda optimizers: self.pruner.prune_to(sparsity, optimizers))
 
     def unprune(self, names: Iterable[str] | str | None = None) -> HistoryEntry:
-        """Restore removed values bit-exactly; see `Pruner.unprune`.
-
-        Within a fit the events still to come prune again.
-        """
+        """Restore removed values bit-exactly; see `Pruner.unprune`. Later events prune again."""
         return self.session.change(lambda optimizers: self.pruner.unprune(names, optimizers))
 
     def regrow(
@@ -188,7 +179,7 @@ class PruningCallback(Callback, Generic[P]):
         names: Iterable[str] | str | None = None,
         train: TrainSpec = "all",
     ) -> HistoryEntry:
-        """Bring pruned weights back; see `Pruner.regrow`."""
+        """Bring pruned weights back with new values; see `Pruner.regrow`."""
         clock = self.session.clock
         if isinstance(clock, Clock) and train != "all":
             check_can_freeze(clock.trainer)
@@ -202,12 +193,11 @@ class PruningCallback(Callback, Generic[P]):
 
         Args:
             model: The module.
-            ckpt: A Lightning checkpoint whose masks are loaded; None carries over the present
-                ones, if there are any.
+            ckpt: A Lightning checkpoint whose masks are loaded; None: the present masks are applied
+                to the model, if there are any.
 
         Raises:
-            StateError: If the checkpoint has no masks of this callback, or they do not fit, naming
-                the parameters.
+            StateError: If the checkpoint has no masks of this callback that match the model.
         """
         state: Mapping[str, Any] | None = None
         if ckpt is not None:
@@ -239,18 +229,18 @@ class PruningCallback(Callback, Generic[P]):
             if then != now:
                 raise StateError(
                     f"the checkpoint was trained {'with' if then else 'without'} rewind=, this "
-                    f"callback goes on {'with' if now else 'without'} it: write the same rewind="
+                    f"callback is {'with' if now else 'without'} it: write the same rewind="
                 )
             return
         current = session.current
-        if state and state["pruner"] is not None:  # weights of another moment, to be tested
+        if state and state["pruner"] is not None:  # masks of the weights to be evaluated
             if current is None or current.model is not pl_module:
                 session.current = session.strategy.make_pruner(pl_module)
             self.pruner.load_state_dict(state["pruner"])
         elif current is not None and current.model is pl_module:
             rank_zero_warn(
-                f"the checkpoint has no masks of {self.state_key}, so the model is dense now and "
-                "the masks it had are given up"
+                f"the checkpoint has no masks of {self.state_key}, so the model is dense now: its "
+                "previous masks are discarded"
             )
             session.current = None
 
@@ -265,12 +255,12 @@ class PruningCallback(Callback, Generic[P]):
             trainer.optimizers,
             averages=Averages(trainer),
             events=SuiteEvents(trainer, self),
-            manual=not pl_module.automatic_optimization,  # a raw step() calls no hook of ours
+            manual=not pl_module.automatic_optimization,  # raw optimizers call no Lightning hook
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Only now the optimizers' state is back, and asking for the fit's length any earlier would
-        # make Lightning forget where a stateful loader stood.
+        # Not earlier: the optimizers' state is restored only now, and reading the fit's length
+        # before would make Lightning lose the position of a stateful loader.
         state, session = self._loaded, self.session
         if state is not None and state["progress"] is not None:
             session.resume(state)
@@ -278,7 +268,7 @@ class PruningCallback(Callback, Generic[P]):
             if state is not None and state["pruner"] is not None:
                 session.load(state)
             session.begin()
-        self._loaded = None  # not before: what fails to resume must not be saved in its place
+        self._loaded = None  # not before: a failed resume must not be saved in its place
         self.pruner.enforce(trainer.optimizers)
         self._find_listeners(trainer, pl_module)
         print_summary(trainer, session, type(self).__name__)
@@ -314,7 +304,7 @@ class PruningCallback(Callback, Generic[P]):
         session = self.session
         if session.transaction.failed is not None:
             session.transaction.check()
-        # no hook follows a skipped step, so soft pruning's dense values would stay in
+        # no hook follows a skipped step, so soft pruning's dense values would stay
         if session.current and not (self.soft and amp_step_skipped(trainer, optimizer)):
             session.current.enforcer.prepare()
 
@@ -360,11 +350,11 @@ class PruningCallback(Callback, Generic[P]):
     ) -> None:
         if self.session.current is not None:
             self.session.current.flush_dense()
-            self.session.current.enforcer.weights()  # a step that was stopped before its end
+            self.session.current.enforcer.weights()  # the step may have been interrupted
         self._stop()
 
     def state_dict(self) -> dict[str, Any]:
-        if self._loaded is not None:  # not resumed yet, as when a learning rate is looked for
+        if self._loaded is not None:  # not resumed yet, as within a learning-rate finder
             return dict(self._loaded)
         children = [type(child).__name__ for child in self.children]
         return {**self.session.state_dict(), "children": children}
@@ -378,7 +368,7 @@ class PruningCallback(Callback, Generic[P]):
         return require_state(checkpoint, self.state_key)
 
     def _find_listeners(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look up once whose hooks run at every step: the first pruning callback calls them."""
+        """Find the callbacks with hooks at each step; the first pruning callback calls them."""
         dispatcher = Dispatcher.of(trainer)
         gradients = [
             callback
@@ -400,5 +390,5 @@ class PruningCallback(Callback, Generic[P]):
 
 
 def pruning_callbacks(trainer: pl.Trainer) -> list[PruningCallback]:
-    """The pruning callbacks of a Trainer, in the order of its list."""
+    """The pruning callbacks of a Trainer, in its order."""
     return [c for c in trainer.callbacks if isinstance(c, PruningCallback)]  # type: ignore[attr-defined]

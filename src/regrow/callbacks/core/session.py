@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""PruningSession: pruner, schedule and progress of a callback; PruningStrategy: what it does."""
+"""PruningSession: pruner, schedule and progress of a callback. PruningStrategy: its events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMAT = 3
 
 
 class FitClock(Protocol):
-    """What a session asks of a fit; see `regrow.callbacks.core.clock.Clock`."""
+    """The part of a clock that a session uses; see `regrow.callbacks.core.clock.Clock`."""
 
     @property
     def dry_run(self) -> bool: ...
@@ -41,7 +41,7 @@ class FitClock(Protocol):
 
 
 class Events(Protocol):
-    """What a session asks of others around its events; see `SuiteEvents`."""
+    """What a session calls around its events; see `SuiteEvents`."""
 
     def allows(self) -> bool: ...
     def before(self) -> None: ...
@@ -58,7 +58,7 @@ class SessionState(TypedDict, total=False):
         method: The settings of `PruningConfig` or `ChannelConfig`, as text.
         pruner: State of the pruner: masks, history, removed values; None before the first fit.
         progress: Plan and number of past events; None before the first fit.
-        children: Names of the child callbacks, whose own states lie beside this one.
+        children: Names of the child callbacks, which save their own states.
     """
 
     format: int
@@ -73,11 +73,11 @@ P = TypeVar("P", bound=BasePruner, default=Any)
 
 
 class PruningStrategy(Generic[P]):
-    """What a method of pruning does at its events; subclasses change what differs.
+    """The events of a pruning method; subclasses override what differs.
 
     Args:
         config: How weights or channels are ranked and grouped.
-        keep_removed: Which removed values the pruner keeps, for `unprune`.
+        keep_removed: Which removed values the pruner stores, for `unprune`.
         soft: Whether dense values keep training under the masks.
     """
 
@@ -92,7 +92,7 @@ class PruningStrategy(Generic[P]):
         self.soft = soft
 
     def make_pruner(self, model: nn.Module) -> P:
-        """The pruner of a model."""
+        """Create the pruner of a model."""
         raise NotImplementedError
 
     def plan(
@@ -107,9 +107,9 @@ class PruningStrategy(Generic[P]):
     def apply(
         self, session: PruningSession[P], due: Milestone, optimizers: list[Optimizer]
     ) -> HistoryEntry | None:
-        """Change the masks at a due milestone; the new history entry, None if none was needed."""
+        """Change the masks at a due milestone; returns the history entry, None without a change."""
         pruner, schedule, final = session.pruner, session.schedule, session.final
-        # a prune_to by hand may have gone further than the plan
+        # a manual prune_to may have gone further than the plan
         there = pruner.units(pruner.progress_towards(final))
         if due.sparsity and pruner.units(due.sparsity) < there:
             return None
@@ -119,7 +119,7 @@ class PruningStrategy(Generic[P]):
         return pruner.prune_to(due.sparsity, optimizers, own)
 
     def after_change(self, pruner: P, entry: HistoryEntry) -> None:
-        """Add to the history entry of any change of masks."""
+        """Add to the history entry of a change of masks."""
 
     def acts_on_gradients(self, pruner: P) -> bool:
         """Whether the next event happens within an optimizer step, on its gradients."""
@@ -130,22 +130,22 @@ class PruningStrategy(Generic[P]):
         pruner.update(optimizer)
 
     def before_fit(self, session: PruningSession[P]) -> None:
-        """Prepare a fit that does not resume; its events are planned next."""
+        """Prepare a fit that does not resume, before its events are planned."""
 
     def after_plan(self, session: PruningSession[P], timeline: Timeline) -> None:
         """Change the plan of a fit that does not resume."""
 
     def before_resume(self, session: PruningSession[P], state: Mapping[str, Any]) -> None:
-        """Check or read settings of a checkpoint; masks and plan are loaded next."""
+        """Check or read settings of a checkpoint, before masks and plan are loaded."""
 
     def after_resume(self, session: PruningSession[P], state: Mapping[str, Any]) -> None:
-        """Change what was loaded, where the fit now has another length."""
+        """Change what was loaded if the fit now has another length."""
 
     def after_load(self, session: PruningSession[P], state: Mapping[str, Any]) -> None:
-        """Load the strategy's own state; the pruner has loaded its."""
+        """Load the strategy's own state, after the pruner's."""
 
     def state_dict(self, session: PruningSession[P]) -> dict[str, Any]:
-        """The strategy's own state, saved beside the session's."""
+        """The strategy's own state, saved with the session's."""
         return {}
 
     def is_changing(self, pruner: P) -> bool:
@@ -153,20 +153,20 @@ class PruningStrategy(Generic[P]):
         return False
 
     def sparsity(self, pruner: P) -> float:
-        """The masked fraction of the prunable weights now."""
+        """The masked fraction of the prunable weights."""
         return pruner.sparsity
 
     def densities(self, pruner: P) -> dict[str, float]:
-        """The kept fraction of each parameter now."""
+        """The kept fraction of each parameter."""
         return pruner.densities
 
     def reached(self, session: PruningSession[P]) -> bool:
-        """Whether all planned events have happened, and nothing was brought back since."""
+        """Whether all planned events have happened, and nothing was regrown since."""
         progress = session.progress
         return progress.started and progress.reached and session.is_as_sparse(progress.plan)
 
     def at_target(self, session: PruningSession[P]) -> bool:
-        """Whether nothing is left to prune; a plan may end dense, after that."""
+        """Whether no event that prunes is left; a plan may end dense after that."""
         progress = session.progress
         return progress.started and progress.pruned and session.is_as_sparse(progress.sparse)
 
@@ -181,18 +181,18 @@ class GradualMagnitude(PruningStrategy[Pruner]):
 
 
 class PruningSession(Generic[P]):
-    """A pruner with its schedule, in and out of fits; it knows no Trainer.
+    """A pruner with its schedule, in and out of fits, independent of a Trainer.
 
-    Between `start` and `stop` it has a clock, the optimizers, and others that are called around
-    its events; `begin` or `resume` plans the events, then `step` is called once a batch and
-    `on_gradients` on the dense gradients of each optimizer step.
+    Between `start` and `stop` it has a clock and optimizers. `begin` or `resume` plans the events;
+    then `step` is called once per batch, and `on_gradients` on the dense gradients of each
+    optimizer step.
 
     Args:
         strategy: What happens at an event.
         schedule: When events happen.
         final: The sparsity at which the schedule ends.
         on_change: What a resume does if the remaining events would now be at other steps:
-            "refuse", "keep" or "stretch".
+            "refuse" (raise), "keep" or "stretch".
         name: The key under which the callback is saved, for messages.
     """
 
@@ -236,7 +236,7 @@ class PruningSession(Generic[P]):
 
     @property
     def timeline(self) -> Timeline:
-        """Where epochs and end lie in the fit whose events are planned."""
+        """The epochs and the end of the fit whose events are planned."""
         return self.time.timeline(self.progress.first, self.progress.epoch)
 
     def resolve(self, timeline: Timeline, start: float = 0.0) -> PruningPlan:
@@ -249,7 +249,7 @@ class PruningSession(Generic[P]):
         return self.current is not None and as_sparse(self.current, last, self.final)
 
     def attach(self, model: nn.Module, state: Mapping[str, Any] | None = None) -> None:
-        """Make a pruner of a model, outside a fit; an error leaves the present one."""
+        """Create a pruner for a model outside a fit; after an error the present one stays."""
         before, self.current = self.current, self.strategy.make_pruner(model)
         self.averages = Averages()
         try:
@@ -271,8 +271,8 @@ class PruningSession(Generic[P]):
         """Enter a fit: mask weights after each step of its optimizers.
 
         Args:
-            clock: Of the fit.
-            optimizers: That train the pruner's model.
+            clock: Counts the steps of the fit.
+            optimizers: The optimizers that train the pruner's model.
             averages: Averaged copies of the model, which are masked too.
             events: Called around events.
             manual: Whether `step()` of an optimizer may be called without `on_gradients` and
@@ -298,7 +298,7 @@ class PruningSession(Generic[P]):
         self.clock, self.events, self.optimizers = None, None, []
 
     def begin(self) -> None:
-        """Plan the events of a fit that does not resume, from the sparsity that the model has."""
+        """Plan the events of a fit that does not resume, from the model's present sparsity."""
         self.strategy.before_fit(self)
         pruner, clock, final = self.pruner, self.time, self.final
         first, epoch = clock.start_step()
@@ -314,7 +314,7 @@ class PruningSession(Generic[P]):
         self.strategy.after_plan(self, timeline)
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Load masks, plan and number of past events, to continue an interrupted fit."""
+        """Load masks, plan and number of past events to continue an interrupted fit."""
         self.strategy.before_resume(self, state)
         if state["final"] != self.final:
             raise StateError(
@@ -328,7 +328,7 @@ class PruningSession(Generic[P]):
         self.strategy.after_resume(self, state)
 
     def due(self) -> Milestone | None:
-        """The milestone that is due now, if any; cheap where none is."""
+        """The milestone that is due now, if any; fast if there is none."""
         progress, clock = self.progress, self.clock
         plan, done = progress.plan, progress.n_done
         if done >= len(plan) or clock is None:
@@ -337,19 +337,19 @@ class PruningSession(Generic[P]):
         return progress.due(now) if plan[done].step <= now else None
 
     def due_before_batch(self) -> Milestone | None:
-        """The milestone that is due, if its event needs no gradients of the coming step."""
+        """The milestone that is due, unless its event needs gradients."""
         due = self.due()
         if due is None or self.strategy.acts_on_gradients(self.pruner):
             return None
         return due
 
     def step(self) -> None:
-        """Let a due event happen, unless it needs gradients: called before each batch."""
+        """Run a due event, unless it needs gradients; call it before each batch."""
         if (due := self.due_before_batch()) is not None:
             self.fire(due)
 
     def on_gradients(self, optimizer: Optimizer) -> None:
-        """Read a step's dense, unscaled, unclipped gradients, and let a due event happen."""
+        """Read a step's dense, unscaled, unclipped gradients, and run a due event."""
         pruner = self.pruner
         if not waits_for_gradients(pruner):
             return
@@ -360,7 +360,7 @@ class PruningSession(Generic[P]):
                 self.fire(due)
 
     def fire(self, due: Milestone) -> None:
-        """Let a due event happen, unless others have it wait."""
+        """Run a due event, unless another callback delays it."""
         if self.events is not None:
             if not self.events.allows():
                 return
@@ -373,11 +373,11 @@ class PruningSession(Generic[P]):
             self.progress.mark_done(due)
 
     def change(self, act: Callable[[list[Optimizer]], HistoryEntry]) -> HistoryEntry:
-        """Change masks beside the schedule.
+        """Change masks outside of the schedule.
 
         Args:
-            act: Changes them, given the optimizers of the fit (none outside of one), and returns
-                the new history entry.
+            act: Changes the masks, given the optimizers of the fit (none outside of one), and
+                returns the history entry.
         """
         masks, before = self.averages.masks(self.pruner.enforcer), self.pruner.sparsity
         if self.clock is None:
@@ -390,9 +390,9 @@ class PruningSession(Generic[P]):
         return entry
 
     def on_other_event(self) -> None:
-        """Mask again what another pruner of the same model may have brought back.
+        """Mask again after another pruner of the model has changed weights.
 
-        Gradients stay as they are: others may still have to see the dense ones.
+        Gradients stay as they are: other callbacks may still need the dense ones.
         """
         if self.current is not None:
             self.current.enforcer.weights()
@@ -400,7 +400,7 @@ class PruningSession(Generic[P]):
             self.averages.mask(self.current.enforcer)
 
     def resize(self, plan: ChannelCut) -> None:
-        """Follow a cut of channels: the sparsity that the plan has reached counts on."""
+        """Follow a cut of channels, and store which planned sparsity was reached before it."""
         if self.current is not None:
             planned = [self.final, *(sparsity for _, sparsity in self.progress.plan)]
             before = [s for s in planned if as_sparse(self.current, s, self.final)]
@@ -418,13 +418,13 @@ class PruningSession(Generic[P]):
             entry["step"], entry["epoch"] = self.clock.position()
 
     def record_rollback(self, failed: float, lost: float | None) -> None:
-        """Add to the history that an event was taken back, and how much it had lost."""
+        """Add to the history that an event was rolled back, and how much it had lost."""
         entry = self.pruner.record_event("rollback", failed, lost=lost)
         self.add_position(entry)
         self._check_ranks("a rollback")
 
     def state_dict(self) -> SessionState:
-        """Everything that `resume` needs."""
+        """The state that `resume` needs."""
         self.transaction.check()
         state: dict[str, Any] = {
             "format": FORMAT,
@@ -445,7 +445,7 @@ class PruningSession(Generic[P]):
         self.strategy.after_load(self, state)
 
     def _finish(self, entry: HistoryEntry, masks: Any, before: float) -> None:
-        """What follows every change of masks."""
+        """Complete a change of masks: averages, history, other callbacks."""
         self.transaction.mark_started()  # masks changed, but others were not called yet
         self.strategy.after_change(self.pruner, entry)
         self.averages.sync_changed(self.pruner.enforcer, masks)

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Load checkpoints of cut modules."""
+"""Load checkpoints of modules whose channels were cut; find example inputs."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from regrow.channels.cut.channel_cut import ChannelCut
@@ -21,10 +20,10 @@ from regrow.utils.names import tensors
 
 
 class ChannelsMixin:
-    """For a LightningModule: `load_from_checkpoint` builds the small network.
+    """Mixin for a LightningModule: `load_from_checkpoint` builds the cut network.
 
-    Put it before the module's class. Before weights are loaded, the fresh module is cut as the
-    checkpoint's plan says; checkpoints without one load as always.
+    Put it before the module's class. The new module is cut like the checkpoint's before weights are
+    loaded; checkpoints of uncut modules load as always.
 
     Example:
         >>> class Net(ChannelsMixin, pl.LightningModule):
@@ -34,17 +33,17 @@ class ChannelsMixin:
     """
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning calls this before it loads the weights."""
+        """Cut the module; Lightning calls this before it loads the weights."""
         assert isinstance(self, pl.LightningModule)
         fit_shapes(self, checkpoint)
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
 
 
 class ShapeHooks:
-    """Stands in for a module's own hooks on checkpoints, for as long as a fit or a test lasts.
+    """Replace a module's checkpoint hooks for the duration of a fit or a test.
 
-    Lightning reads a checkpoint, calls `on_load_checkpoint` of the module, loads the weights, and
-    only then asks callbacks; and in a checkpoint of weights alone it does not ask them at all.
+    Lightning calls `on_load_checkpoint` of the module before it loads the weights, and of callbacks
+    only after; for a checkpoint of weights alone it does not call callbacks at all.
     """
 
     def __init__(self) -> None:
@@ -56,12 +55,12 @@ class ShapeHooks:
         load: Callable[[pl.LightningModule, Mapping[str, Any]], None],
         save: Callable[[dict[str, Any]], None],
     ) -> None:
-        """Calls `load(module, checkpoint)` before weights are loaded, `save(checkpoint)` after.
+        """Call `load(module, checkpoint)` before weights are loaded, `save(checkpoint)` on saving.
 
         Args:
             module: Its own hooks are called too.
-            load: What gives the module its shapes.
-            save: What writes them into a checkpoint.
+            load: Gives the module the checkpoint's shapes.
+            save: Writes the shapes into a checkpoint.
         """
         self.remove()
         self._module = module
@@ -79,7 +78,7 @@ class ShapeHooks:
         module.__dict__["on_save_checkpoint"] = on_save_checkpoint
 
     def remove(self) -> None:
-        """Gives the module its own hooks back."""
+        """Restore the module's own hooks."""
         if self._module is not None:
             self._module.__dict__.pop("on_load_checkpoint", None)
             self._module.__dict__.pop("on_save_checkpoint", None)
@@ -87,9 +86,7 @@ class ShapeHooks:
 
 
 def fit_shapes(module: torch.nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Cuts a fresh module to the shapes of a checkpoint, where that has a plan.
-
-    A module of these shapes is left alone.
+    """Cut a new module to the shapes of a checkpoint, if it has a plan and other shapes.
 
     Raises:
         StateError: If the plan is of another module.
@@ -98,13 +95,13 @@ def fit_shapes(module: torch.nn.Module, checkpoint: Mapping[str, Any]) -> None:
     if state is None:
         return
     plan, saved = ChannelCut.from_state(state), checkpoint.get("state_dict", {})
-    held = tensors(module)
-    if any(name in saved and held[name].shape != saved[name].shape for name in plan.kept):
+    own = tensors(module)
+    if any(name in saved and own[name].shape != saved[name].shape for name in plan.kept):
         plan.apply(module)
 
 
 def find_example(trainer: pl.Trainer | None, module: pl.LightningModule, given: Any) -> Any:
-    """What a network is traced with: what is given, its own example, or the first training batch.
+    """The input for tracing: the given one, the module's own, or the first training batch.
 
     Raises:
         ConfigError: If there is none.
@@ -117,13 +114,13 @@ def find_example(trainer: pl.Trainer | None, module: pl.LightningModule, given: 
         for inputs in training_inputs(trainer, 1):
             return inputs
     raise ConfigError(
-        "channels are found by tracing the network, and there is no input to trace it with: write "
+        "channels are found by tracing the network, which needs an input: write "
         "example_input=torch.zeros(2, 3, 224, 224), or set example_input_array in the module"
     )
 
 
 def first_example(model: torch.nn.Module, known: Any, given: Any) -> Any:
-    """What a model is traced with: what is known, else given, else a LightningModule's own.
+    """The input for tracing outside a fit: a known one, the given one, or a LightningModule's own.
 
     Raises:
         ConfigError: If there is none.
@@ -138,28 +135,25 @@ def first_example(model: torch.nn.Module, known: Any, given: Any) -> Any:
 
 
 def training_inputs(trainer: pl.Trainer, count: int) -> list[Tensor]:
-    """The inputs of the first training batches, where these are tensors or `(inputs, ...)`.
+    """The inputs of the first training batches that are tensors or `(inputs, ...)`.
 
-    Generators and the loader's place stay as they are.
+    Random generators and the loader's position are restored.
     """
     source = trainer.fit_loop._data_source
     loader = source.dataloader() if source.is_defined() else None
     if loader is None:
         return []
-    place = loader.state_dict() if hasattr(loader, "state_dict") else None
+    position = loader.state_dict() if hasattr(loader, "state_dict") else None
     owners = [loader, getattr(loader, "sampler", None)]
     own = [g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)]
-    drawn = [generator.get_state() for generator in own]
-    python, numpy = random.getstate(), np.random.get_state()
+    states = [generator.get_state() for generator in own]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with isolate_rng(include_cuda=False):
             batches = list(islice(iter(loader), count))
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        for generator, state in zip(own, drawn, strict=True):
+        for generator, state in zip(own, states, strict=True):
             generator.set_state(state)
-        if place is not None:
-            loader.load_state_dict(place)
+        if position is not None:
+            loader.load_state_dict(position)
     inputs = [b[0] if isinstance(b, list | tuple) and b else b for b in batches]
     return [one for one in inputs if isinstance(one, Tensor)]

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""State of a fit before an event."""
+"""Copy of everything that a prune event and the training after it can change."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning.pytorch as pl
 
@@ -14,21 +13,39 @@ from regrow.utils.optimizers import load_moments
 from regrow.utils.snapshot import copy_to_cpu
 
 
-class FitSnapshot:
-    """True copies, in host memory, that can be written back in place.
+class SnapshotState(TypedDict):
+    """Copies in host memory, saved by `AccuracyBudget`.
 
-    Args:
-        state: What `state_dict` gave.
+    Attributes:
+        module: Parameters and buffers.
+        optimizers: State of each optimizer.
+        pruner: State of the pruner.
+        progress: State of the plan.
+        averages: State of each average.
     """
 
-    def __init__(self, state: Mapping[str, Any]) -> None:
+    module: dict[str, Any]
+    optimizers: list[dict[int, Any]]
+    pruner: dict[str, Any]
+    progress: dict[str, Any]
+    averages: list[dict[str, Any]]
+
+
+class FitSnapshot:
+    """Copies in host memory of a fit's state, which can be restored in place.
+
+    Args:
+        state: The result of `state_dict`.
+    """
+
+    def __init__(self, state: SnapshotState) -> None:
         self._state = state
 
     @classmethod
     def take(
         cls, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
     ) -> FitSnapshot:
-        """Copies everything that an event and the training after it can change."""
+        """Copy everything that an event and the training after it can change."""
         return cls(
             {
                 "module": copy_to_cpu(pl_module.state_dict()),
@@ -42,15 +59,15 @@ class FitSnapshot:
     def restore(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
     ) -> None:
-        """Writes it back. Learning rates and the global step stay as they are."""
+        """Restore the copies in place. Learning rates and the global step stay as they are."""
         pruner.pruner.load_state_dict(self._state["pruner"])
         pruner.progress.load_state_dict(self._state["progress"])
         pl_module.load_state_dict(self._state["module"])
         for optimizer, state in zip(trainer.optimizers, self._state["optimizers"], strict=True):
             load_moments(optimizer, copy_to_cpu(state))
         pruner.pruner.enforce(trainer.optimizers)
-        Averages(trainer).load_state_dict(self._state.get("averages", []), pl_module)
+        Averages(trainer).load_state_dict(self._state["averages"], pl_module)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and builtin types only."""
-        return dict(self._state)
+    def state_dict(self) -> SnapshotState:
+        """The copies: tensors and builtin types only."""
+        return self._state.copy()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Records one forward call of a submodule."""
+"""Record the arguments and output of one forward call of a submodule."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ class Call(NamedTuple):
 
 
 class ForwardRecorder:
-    """Notes the calls of one submodule, but only while it listens.
+    """Record the calls of one submodule within `recording()`.
 
     Args:
-        module: The whole one.
-        name: The submodule's; "" is the whole module, of which calls of `forward` through the
-            module, as in `self(x)`, are seen.
+        module: The module that contains it.
+        name: The submodule's name; "" is the module itself, whose calls as `self(x)` are recorded.
 
     Raises:
-        ConfigError: If there is no such submodule, with the nearest names.
+        ConfigError: If there is no such submodule, with similar names.
 
     Example:
         >>> net = nn.Sequential(nn.ReLU())
@@ -55,7 +54,7 @@ class ForwardRecorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Notes calls from here on; those of before are forgotten."""
+        """Record calls; earlier ones are forgotten."""
         self._note.calls.clear()
         self._note.listens = True
         try:
@@ -64,10 +63,10 @@ class ForwardRecorder:
             self._note.listens = False
 
     def single_call(self, wrapped: bool = False) -> Call:
-        """The one call there was.
+        """The single recorded call.
 
         Args:
-            wrapped: Whether the last call of the module was a wrapper's (DDP), which runs the
+            wrapped: Whether the last call of the module is that of a wrapper (DDP), which runs the
                 training step inside.
 
         Raises:
@@ -89,13 +88,13 @@ class ForwardRecorder:
         return calls[0]
 
     def remove(self) -> None:
-        """Takes the hook away."""
+        """Remove the hook."""
         self._handle.remove()
         self._note.calls.clear()
 
 
 class _Note:
-    """The hook. An object rather than a closure: modules that hold it can be copied and pickled."""
+    """The hook: an object, not a closure, so that the module can be copied and pickled."""
 
     def __init__(self) -> None:
         self.listens = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Length of a rewinding round; LR schedules checked against it."""
+"""Length of a rewinding round, and the check that learning-rate schedules span one round."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SLACK = 1e-3
 
 
 def longest_round(steps: Sequence[int], first: int, back: int = 0) -> int:
-    """How far into its schedule a round gets that ends in an event.
+    """The largest number of schedule steps within a round that ends in an event.
 
     Args:
-        steps: Of the events, rising.
+        steps: The steps of the events, increasing.
         first: The step at which the fit begins.
-        back: How far into the schedule the rounds after the first one begin.
+        back: The schedule's step at which the rounds after the first one begin.
 
     Example:
         >>> longest_round([100, 200, 300], first=0), longest_round([100, 200], first=0, back=10)
@@ -42,11 +42,7 @@ def longest_round(steps: Sequence[int], first: int, back: int = 0) -> int:
 
 
 def round_length(trainer: pl.Trainer) -> int | None:
-    """The optimizer steps of a round, asked in `configure_optimizers`; None where it has no rounds.
-
-    Raises:
-        ConfigError: Where the events cannot be resolved.
-    """
+    """The optimizer steps of a round, in `configure_optimizers`; None if there are no rounds."""
     _ = trainer.estimated_stepping_batches  # lets Lightning find out how long an epoch is
     steps, first = set[int](), 0
     for callback in pruning_callbacks(trainer):
@@ -62,17 +58,17 @@ def check_lr_schedules_fit(
 ) -> None:
     """Check that learning-rate schedules span one round.
 
-    Each is simulated to the end of the fit: what it reaches at all it must reach within a round,
-    for later steps of it never come. Asked before the first step.
+    Each schedule is simulated to the end of the fit: the range of rates that it would reach there
+    it must reach within a round, because rewinding never gets to later steps.
 
     Args:
         trainer: Its schedulers are at their first step.
         timeline: Of the fit.
-        steps: Of the events, rising.
-        back: The step, from the fit's first one, to which the schedule goes back.
+        steps: The steps of the events, increasing.
+        back: The step, from the fit's first one, to which the schedule rewinds.
 
     Raises:
-        ConfigError: Saying how many steps the schedule should have.
+        ConfigError: With the number of steps that the schedule should have.
     """
     reach = longest_round(steps, timeline.start, back)
     if not reach or not trainer.lightning_module.automatic_optimization:
@@ -116,7 +112,7 @@ def _epoch(timeline: Timeline) -> int:
 
 
 def _simulated(config: LRSchedulerConfig, count: int) -> list[list[float]]:
-    """The rates at step 0, 1, ... of a copy of the scheduler, with an optimizer without weights."""
+    """The rates at step 0, 1, ... of a copy of the scheduler on a dummy optimizer."""
     scheduler = config.scheduler
     assert isinstance(scheduler, LRScheduler)
     held = [{k: v for k, v in g.items() if k != "params"} for g in scheduler.optimizer.param_groups]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loss and gradients on a copy of the module."""
+"""Compute losses and gradients on a copy of the module, so that the fit is unaffected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 def probe_copy(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningModule:
-    """A copy of a module in training, in single precision or better, that logs nothing.
+    """A copy of a module in a fit that logs nothing; half precision becomes single.
 
     Raises:
         StateError: If it cannot be copied.
@@ -49,7 +49,7 @@ def probe_copy(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningM
 
 
 def training_loss(module: nn.Module, numbered: tuple[int, Any]) -> Tensor:
-    """The loss of a module's own `training_step`, for a (number, batch).
+    """The loss of a module's own `training_step` for a (number, batch).
 
     Raises:
         StateError: If it returns none.
@@ -70,16 +70,16 @@ def training_loss(module: nn.Module, numbered: tuple[int, Any]) -> Tensor:
 
 @contextmanager
 def scaled_logits(module: nn.Module, logits: str | None, temperature: float) -> Iterator[None]:
-    """Divides logits by a temperature, for as long as a module is looked at.
+    """Divide logits by a temperature within the context.
 
     Args:
-        module: What is looked at.
+        module: The module that is called.
         logits: The submodule whose output is divided; None: the module itself.
         temperature: Above 0.
 
     Raises:
-        ConfigError: If there is no such submodule, or nobody called it.
-        StateError: If it gives no tensor.
+        ConfigError: If there is no such submodule, or it was not called.
+        StateError: If it does not return a tensor.
     """
     named: dict[str, nn.Module] = {}
     for name, part in module.named_modules():
@@ -112,14 +112,14 @@ def scaled_logits(module: nn.Module, logits: str | None, temperature: float) -> 
 
 
 def peek_batches(trainer: pl.Trainer, batch: Any, count: int) -> list[tuple[int, Any]]:
-    """The batch that is trained now and those after it, numbered, on their device.
+    """The present training batch and the next ones, numbered, on their device.
 
-    They come from a copy of the train loader, so that the loader itself, its samplers and their
-    generators stay where they are. A loader that shuffles by the global generator gives others
-    than those that training will see.
+    They come from a copy of the train loader, so the loader, its samplers and their generators keep
+    their positions. A loader that shuffles by the global generator returns other batches than those
+    that training will see.
 
     Raises:
-        ConfigError: If there are too few, or several loaders.
+        ConfigError: If there are too few batches, or several loaders.
         StateError: If the loader cannot be copied.
     """
     if count == 1:
@@ -141,11 +141,7 @@ def peek_batches(trainer: pl.Trainer, batch: Any, count: int) -> list[tuple[int,
 
 
 def example_for(module: pl.LightningModule, batch: Any) -> Any:
-    """What `forward` takes: the module's `example_input_array`, or the inputs of a batch.
-
-    Raises:
-        ConfigError: If neither is there.
-    """
+    """The input of `forward`: the module's `example_input_array`, or the inputs of a batch."""
     if module.example_input_array is not None:
         return module.example_input_array
     inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
@@ -163,11 +159,11 @@ def _widened(value: Any) -> Any:
 
 
 def _silent(*_: Any, **__: Any) -> None:
-    """Takes the place of `LightningModule.log`."""
+    """Replaces `LightningModule.log`."""
 
 
 def _loader_twin(loader: Any, count: int) -> Any:
-    """A copy that shares the data and begins anew."""
+    """A copy of a loader at its start that shares the data."""
     memo: dict[int, Any] = {}
     data = getattr(loader, "dataset", None)
     if data is not None and not isinstance(data, IterableDataset):  # these may have a position
@@ -188,7 +184,7 @@ def _loader_twin(loader: Any, count: int) -> Any:
 
 
 def _transferred(trainer: pl.Trainer, batch: Any) -> Any:
-    """A batch as Lightning hands it to training."""
+    """A batch as Lightning passes it to training."""
     batch = trainer.precision_plugin.convert_input(batch)
     batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Teacher network: copy, load, hash."""
+"""Copy, load and hash the teacher network of `Distill`."""
 
 from __future__ import annotations
 
@@ -31,25 +31,21 @@ Teacher = nn.Module | str | Path | None
 
 
 def check_teacher(given: object) -> Teacher:
-    """Returns `given` if it can be a teacher.
-
-    Raises:
-        ConfigError: Saying what can.
-    """
+    """Check that `given` can be a teacher, and return it."""
     if given is None or isinstance(given, nn.Module | str | Path):
         return given
     raise ConfigError(f"teacher must be a module, a checkpoint's path or {START!r}, got {given!r}")
 
 
 def make_teacher(given: Teacher, student: nn.Module) -> nn.Module:
-    """A network of its own, frozen: nothing is shared with what it was made of.
+    """A frozen network that shares nothing with its source.
 
     Args:
-        given: A module; a checkpoint for a copy of the student; "start": the student as it is.
+        given: A module; a checkpoint for a copy of the student; "start": a copy of the student.
         student: The network that the teacher replaces.
 
     Raises:
-        ConfigError: For None, and for a checkpoint of another architecture, naming what differs.
+        ConfigError: For None, and for a checkpoint of another architecture, naming differences.
         StateError: If the file cannot be read.
     """
     if given is None:
@@ -91,11 +87,7 @@ def digest(teacher: nn.Module) -> str:
 
 
 def check_teachers_agree(trainer: pl.Trainer, own: str) -> None:
-    """Check that all ranks have the same teacher.
-
-    Raises:
-        StateError: On every rank alike.
-    """
+    """Check that all ranks have the same teacher."""
     if trainer.world_size == 1:
         return
     number = torch.tensor(int(own[:15], 16), device=trainer.strategy.root_device)
@@ -109,7 +101,7 @@ def check_teachers_agree(trainer: pl.Trainer, own: str) -> None:
 
 
 def _load(teacher: nn.Module, path: Path) -> None:
-    """Weights by name, with or without the prefix of the submodule that they were saved under."""
+    """Load weights by name, with or without the prefix of the submodule they were saved under."""
     if not path.is_file():
         raise ConfigError(
             f"teacher={str(path)!r} does not exist: write a checkpoint's path, or {START!r}"
@@ -137,7 +129,7 @@ def _load(teacher: nn.Module, path: Path) -> None:
 
 
 def _within(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights below the one prefix that all of these names share; '' comes first."""
+    """The weights below the shortest prefix that all of these names share."""
     first = next(iter(own))
     prefixes = [n.removesuffix(first) for n in weights if n == first or n.endswith(f".{first}")]
     for prefix in sorted(prefixes, key=len):
