@@ -23,14 +23,14 @@ def run(limit, levels, epochs, make=SGD, more=(), **kw):
     return pruning, budget, module, job
 
 
-def test_a_budget_that_holds_changes_nothing():
+def test_a_budget_that_is_never_exceeded_changes_nothing():
     pruning, _, _, _ = run(1.0, (0.25, 0.5), 8)
     assert [entry["after"] for entry in pruning.history] == [0.25, 0.5]
     assert pruning.reached
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.4, 0.55, 0.7])
-def test_ends_with_the_sparsest_model_that_holds(limit):
+def test_ends_with_the_sparsest_model_within_the_budget(limit):
     pruning, budget, module, _ = run(limit, (0.25, 0.75), 24)
     assert limit - 0.06 <= pruning.sparsity <= limit
     assert pruning.reached
@@ -85,7 +85,7 @@ def test_the_next_event_waits_for_the_recovery():
     assert second == 24  # the step after the validation that judged
 
 
-def test_an_event_that_cannot_be_judged_is_taken_back_at_the_end(tmp_path):
+def test_an_unjudged_event_is_rolled_back_at_the_end(tmp_path):
     keep = SparseModelCheckpoint(dirpath=tmp_path, monitor="acc", mode="max")
     pruning, _, module, _ = run(1.0, (0.25, 0.5), 6, more=[keep], recover="1ep")
     assert pruning.sparsity == 0.5  # judged at the last epoch's end
@@ -94,7 +94,7 @@ def test_an_event_that_cannot_be_judged_is_taken_back_at_the_end(tmp_path):
         assert torch.equal(last["state_dict"][name], tensor)
 
 
-def test_last_checkpoint_holds_the_model_that_held(tmp_path):
+def test_last_checkpoint_has_the_accepted_model(tmp_path):
     """The second event fails at the fit's end: what is saved is what was before it."""
     keep = SparseModelCheckpoint(dirpath=tmp_path, monitor="acc", mode="max")
     pruning, _, module, _ = run(0.3, (0.25, 0.75), 5, more=[keep])
@@ -216,7 +216,7 @@ def test_a_fit_that_ends_first_says_so(limit, stop, rest, words, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_a_metric_that_is_no_number_fails_and_stays_out_of_the_history(value):
+def test_a_nan_metric_rolls_back_and_is_not_recorded(value):
     class Diverged(Judge):
         def validation_step(self, batch, batch_idx):
             self.log("acc", 1.0 if self.pruning.sparsity <= self.limit else value)
@@ -232,7 +232,7 @@ def test_a_metric_that_is_no_number_fails_and_stays_out_of_the_history(value):
 def test_no_validation_before_the_first_event_is_an_error():
     pruning = MagnitudePruning(0.5, schedule="one_shot", begin=0)
     job = trainer(pruning, AccuracyBudget("acc", 0.1), max_epochs=4)
-    with pytest.raises(StateError, match="no validation came before the first event"):
+    with pytest.raises(StateError, match="no validation before the first event"):
         job.fit(Judge(pruning, 1.0), loader(), loader(2))
     pruning = MagnitudePruning(0.5, schedule="one_shot", begin=0)
     job = trainer(pruning, AccuracyBudget("acc", 0.1, reference=1.0), max_epochs=4)

@@ -79,7 +79,7 @@ def test_regrowth_comes_before_the_next_try(by, order):
     assert tried["after"] == 0.5
 
 
-def test_two_that_wait_do_not_wait_for_each_other():
+def test_two_waiting_regrowths_do_not_block_each_other():
     one, other = Regrow(at="17it", count=3), Regrow(at="18it", count=4)
     pruning, _ = run(one, other)
     assert told(pruning) == [("prune", 16), ("regrow", 24), ("regrow", 24), ("prune", 32)]
@@ -87,7 +87,7 @@ def test_two_that_wait_do_not_wait_for_each_other():
 
 @pytest.mark.parametrize("order", SOME_ORDERS)
 @pytest.mark.parametrize("when", [Drop("acc", by=0.2), Plateau("acc", patience=2)])
-def test_what_a_recovery_shows_is_no_occasion(when, order):
+def test_conditions_are_not_evaluated_within_a_recovery(when, order):
     """The fall to 0.5 is taken back; Plateau's second validation in a row never comes before."""
     levels = (0.75,)
     grows = Regrow(when=when, fraction=0.5)
@@ -97,7 +97,7 @@ def test_what_a_recovery_shows_is_no_occasion(when, order):
 
 @pytest.mark.parametrize("cut", mark_rest_slow([25, 33, 41, 49, 57], [33, 57]))
 @pytest.mark.parametrize("at", ["17it", "34it"])
-def test_resumed_while_it_waits(at, cut, tmp_path):
+def test_a_waiting_regrowth_is_resumed(at, cut, tmp_path):
     """Cut in the middle of a recovery (after step 24, 40), and between it and what waited."""
 
     class Cut(Callback):
@@ -126,7 +126,7 @@ def test_resumed_while_it_waits(at, cut, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.6])
-def test_what_is_changed_by_hand_is_what_is_judged(limit):
+def test_manual_changes_are_judged(limit):
     """Half of what the event pruned comes back within its recovery: 0.375 is judged."""
 
     class Hand(Events):

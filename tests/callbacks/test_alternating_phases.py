@@ -50,7 +50,7 @@ def _mask(named, masks, optimizer):
 
 @pytest.mark.parametrize("make", [SGD, ADAM])
 @pytest.mark.parametrize("reset_optimizer", ["never", "dense", "both"])
-def test_equals_the_loop_by_hand(make, reset_optimizer):
+def test_equals_a_manual_training_loop(make, reset_optimizer):
     module, pruning = Net(make), MagnitudePruning(0.8, schedule=SCHEDULE)
     fit(module, AlternatingPhases(reset_optimizer), pruning, max_epochs=5)
     expected = by_hand(make, reset_optimizer)
@@ -61,7 +61,7 @@ def test_equals_the_loop_by_hand(make, reset_optimizer):
     assert said == EVENTS
 
 
-def test_fresh_momentum_is_not_the_same():
+def test_resetting_the_optimizer_changes_the_result():
     one, other = by_hand(SGD, "never"), by_hand(SGD, "dense")
     assert max(float((one[n] - other[n]).abs().max()) for n in one) > 1e-3
 
@@ -94,7 +94,7 @@ def test_resumed_fit_is_the_uninterrupted_one(tmp_path, step):
     assert equal(run(ckpt_path=tmp_path / f"step={step}.ckpt"), whole)
 
 
-def test_loggers_are_told_and_dense_sparse_dense_ends_whole(tmp_path):
+def test_phases_are_logged_and_dense_sparse_dense_ends_dense(tmp_path):
     module = Net(SGD)
     pruning = MagnitudePruning(0.5, schedule=Cyclic("4it", "10it", "6it", last="dense"))
     fit(module, pruning, AlternatingPhases(), logger=CSVLogger(tmp_path, name="", version=""))
@@ -108,6 +108,6 @@ def test_loggers_are_told_and_dense_sparse_dense_ends_whole(tmp_path):
     assert found == [(4, 0.0), (10, 1.0)]
 
 
-def test_another_word_is_refused():
+def test_an_unknown_setting_raises():
     with pytest.raises(ConfigError, match="reset_optimizer must be one of both, dense, never"):
         AlternatingPhases("dens")

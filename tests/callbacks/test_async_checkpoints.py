@@ -166,7 +166,7 @@ SUITES = {
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_a_state_that_was_taken_never_changes(name):
+def test_a_returned_state_never_changes(name):
     """So that whoever writes it later, a plugin's thread, writes what it was."""
     frozen, suite = Frozen(), SUITES[name]()
     fit(Net(ADAM), *suite, frozen, data=data(), val=loader(), max_epochs=4)

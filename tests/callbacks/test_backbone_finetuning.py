@@ -62,7 +62,7 @@ def run(*callbacks, module=None, **kw):
     [partial(optim.Adam, lr=0.01), partial(optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)],
 )
 @pytest.mark.parametrize("first", [True, False])
-def test_zero_is_zero_before_and_after(first, make):
+def test_pruned_weights_stay_zero_before_and_after_unfreezing(first, make):
     class Frozen(Watch):
         def on_train_batch_end(self, trainer, pl_module, *_):
             super().on_train_batch_end(trainer, pl_module)
@@ -205,7 +205,7 @@ def test_rewinding_to_before_the_backbone_joined(what):
     assert not torch.equal(module.body[0].weight[live], start[live]), "it trains on"
 
 
-def test_an_event_is_taken_back_over_the_moment_at_which_the_backbone_joined():
+def test_a_rollback_across_unfreezing_restores_the_state():
     """Pruned at step 8, where it joins, and judged worse after the validation of that epoch."""
 
     class Scored(Transfer):

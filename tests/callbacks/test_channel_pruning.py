@@ -77,7 +77,7 @@ def test_the_cut_model_is_the_masked_one_in_double_precision():
     ids=str,
 )
 @pytest.mark.parametrize("criterion", ["l2", "taylor"])
-def test_beside_other_features(kw, criterion):
+def test_works_beside_other_features(kw, criterion):
     channels = pruning(compact="event", criterion=criterion, schedule="one_shot", begin="4it")
     module = Net()
     watch = Zeros(channels)

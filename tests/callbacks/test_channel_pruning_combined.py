@@ -192,7 +192,7 @@ def test_two_rewinds_go_back_to_the_remembered_copy():
         (lambda: pruning(0.3, include="body.0"), "two ChannelPruning would cut"),
     ],
 )
-def test_what_does_not_follow_a_cut_is_refused(other, words):
+def test_per_weight_statistics_beside_a_cut_raise(other, words):
     with pytest.raises(ConfigError, match=words):
         run(Net(), pruning(), other())
 

@@ -32,7 +32,7 @@ from regrow.utils.errors import ConfigError
         ({"include": 3}, "include must be layer patterns"),
     ],
 )
-def test_refused_when_written(kw, words):
+def test_invalid_settings_raise_at_construction(kw, words):
     with pytest.raises(ConfigError, match=words):
         ChannelPruning(**kw)
 
@@ -60,7 +60,7 @@ class Dictionaries(Net):
         (Net, {"of": "latency", "timer": lambda m: 1.0}, "latency of .* cannot be reached"),
     ],
 )
-def test_refused_before_the_first_step(module, kw, words):
+def test_invalid_models_raise_before_the_first_step(module, kw, words):
     made, channels = module(), pruning(**kw)
     start = made.body[0].weight.clone()
     with pytest.raises(ConfigError, match=words):
@@ -69,7 +69,7 @@ def test_refused_before_the_first_step(module, kw, words):
     assert {"on_save_checkpoint", "on_load_checkpoint"}.isdisjoint(vars(made))
 
 
-def test_without_an_example():
+def test_a_missing_example_input_raises():
     from torch.utils.data import DataLoader
 
     data = DataLoader([{"x": torch.randn(6), "y": 1} for _ in range(8)], 4)
@@ -84,7 +84,7 @@ def test_without_an_example():
     assert left(module) == 10
 
 
-def test_the_norms_criterion_where_there_are_norms():
+def test_criterion_bn_needs_batch_norms():
     module = Net()
     channels = pruning(0.5, criterion="bn", include="body.0", schedule="one_shot", compact=None)
     nn.init.uniform_(module.body[1].weight, 0.5, 2)
@@ -94,13 +94,13 @@ def test_the_norms_criterion_where_there_are_norms():
     assert len(channels.pruner.removed["body.0"]) == 6
 
 
-def test_a_table_says_the_target():
+def test_a_table_sets_the_default_target():
     channels = ChannelPruning(schedule=Table({"3it": 0.3}), round_to=1)
     assert channels.final == 0.3
     assert ChannelPruning().final == 0.5
 
 
-def test_milliseconds_that_are_there_already_cut_nothing():
+def test_a_latency_already_met_cuts_nothing():
     channels = ChannelPruning(of="latency", latency_ms=100.0, timer=timer, schedule="linear")
     module = Net()
     with warnings.catch_warnings():
@@ -111,7 +111,7 @@ def test_milliseconds_that_are_there_already_cut_nothing():
     assert not channels.history
 
 
-def test_regrowth_on_a_schedule():
+def test_regrow_restores_channels_on_a_schedule():
     for kw, words in (({"by": "gradient"}, "'random' or 'removed'"), ({"init": "zero"}, "write")):
         with pytest.raises(ConfigError, match=words):
             run(Net(), pruning(), Regrow("20it", 0.5, **({"by": "random"} | kw)))

@@ -80,7 +80,7 @@ OFTEN += ("best by validation", "last one alone", "last one as a link")
 
 @pytest.mark.parametrize("kind", [ModelCheckpoint, SPARSE])
 @pytest.mark.parametrize("mode", mark_rest_slow(MODES, OFTEN))
-def test_every_mode(mode, kind, tmp_path):
+def test_every_checkpoint_mode_resumes(mode, kind, tmp_path):
     settings = {"save_top_k": -1, "filename": "{epoch}-{step}"} | MODES[mode]
     half = {"val_check_interval": 4} if "validation" in mode else {}
     saves = kind(tmp_path, **settings)
@@ -95,7 +95,7 @@ def test_every_mode(mode, kind, tmp_path):
         assert equal(whole, run(module=Logs(ADAM, seed=1), ckpt_path=path, **half)), path.name
 
 
-def test_weights_alone_obey_and_load_but_are_no_resume(tmp_path):
+def test_checkpoints_of_weights_are_sparse_but_do_not_resume(tmp_path):
     saves = ModelCheckpoint(tmp_path, save_top_k=-1, save_weights_only=True, filename="{epoch}")
     whole = run(saves, enable_checkpointing=True)
     for epoch, sparsity in enumerate((0.5, 0.8, 0.8)):

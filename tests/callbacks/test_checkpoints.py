@@ -95,13 +95,13 @@ def test_masks_are_packed_bits(sparsity, saved):
     assert state["removed_weights"] is None
 
 
-def test_the_vault_holds_no_more_than_what_was_removed(saved):
+def test_removed_values_take_no_more_space_than_removed(saved):
     state = read(saved())["callbacks"][KEY]["pruner"]
     size = sum(v.numel() * v.element_size() for v in state["removed_weights"].values())
     assert size == 4 * round(0.8 * WEIGHTS)
 
 
-def test_state_stands_before_anything_happened():
+def test_state_dict_works_before_a_fit():
     assert MagnitudePruning(0.5).state_dict()
 
 
@@ -165,7 +165,7 @@ def test_masks_that_do_not_fit_are_refused_by_name(change, match, saved):
     refused(saved(change=resealed), match)
 
 
-def test_another_architecture_is_refused(saved):
+def test_resuming_another_architecture_raises(saved):
     class Other(Net):
         def __init__(self):
             super().__init__(ADAM)
@@ -181,19 +181,19 @@ def test_another_architecture_is_refused(saved):
     assert module.trained == 0
 
 
-def test_another_target_is_refused(saved):
+def test_resuming_with_another_target_raises(saved):
     other = MagnitudePruning(0.9, schedule=OneShot("3it"))
     refused(saved(), r"towards sparsity 0\.8, this callback towards 0\.9", other)
 
 
-def test_a_vault_that_was_not_kept_is_missed(saved):
+def test_unprune_raises_if_removed_values_were_not_saved(saved):
     refused(saved(one_shot(keep_removed=False)), "write keep_removed=False here too", one_shot())
     module, pruning = Net(ADAM), one_shot(keep_removed=False)
     fit(module, pruning, ckpt_path=saved(), max_epochs=4)  # less may be kept than was
     assert zeros(module) == round(0.8 * WEIGHTS)
 
 
-def test_the_same_selection_written_otherwise_is_the_same(saved):
+def test_an_equivalent_selection_resumes(saved):
     """A string, a list and a tuple of patterns mean the same."""
     module, pruning = Net(ADAM), one_shot(include="body.0")
     path = saved(one_shot(include=["body.0"]))
@@ -205,7 +205,7 @@ def everywhere(folder):
     return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
 
 
-def test_evaluation_of_another_moment(tmp_path):
+def test_evaluating_a_checkpoint_uses_its_masks(tmp_path):
     """Masks go with the weights that were loaded, and training goes on from there."""
     module, pruning, events = Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS), Events()
     made = trainer(everywhere(tmp_path), pruning, events, enable_checkpointing=True)
@@ -286,7 +286,7 @@ def test_state_after_a_test_of_another_moment_is_that_of_the_weights(tmp_path):
     assert other.sparsity == round(0.9 * 144) / 144
 
 
-def test_masks_are_given_up_with_a_dense_checkpoint(tmp_path):
+def test_a_dense_checkpoint_discards_masks_with_a_warning(tmp_path):
     dense = Net()
     job = trainer(max_epochs=1)
     job.fit(dense, loader())
@@ -294,7 +294,7 @@ def test_masks_are_given_up_with_a_dense_checkpoint(tmp_path):
     pruning, module = prune_at_start(), Net()
     job = trainer(pruning)
     job.fit(module, loader())
-    with pytest.warns(UserWarning, match="the masks it had are given up"):
+    with pytest.warns(UserWarning, match="previous masks are discarded"):
         job.test(module, loader(), ckpt_path=str(tmp_path / "dense.ckpt"), weights_only=True)
     assert zeros(module) == 0
     assert pruning.sparsity == 0
@@ -309,7 +309,7 @@ def test_masks_are_given_up_with_a_dense_checkpoint(tmp_path):
         ({}, {"layers": {"body.0": 0.1}}, "layers"),
     ],
 )
-def test_another_method_is_no_resume(tmp_path, first, then, word):
+def test_resuming_with_another_method_raises(tmp_path, first, then, word):
     where = {"include": ["body.2"], "schedule": Table({"1it": 0.5})} if first else {}
     where = where or {"schedule": Table({"1it": 0.5})}
     module = Net()

@@ -81,7 +81,7 @@ def one_shot(**kw):
 
 
 @pytest.mark.parametrize(("how", "clip"), [("norm", 0.05), ("value", 0.01)])
-def test_automatic(how, clip):
+def test_automatic_clipping_counts_kept_weights(how, clip):
     module, pruning = Automatic(), one_shot()
     fit(module, Dense(), pruning, gradient_clip_val=clip, gradient_clip_algorithm=how, max_epochs=1)
     assert pruning.masks.pruned == round(0.8 * WEIGHTS)
@@ -89,7 +89,7 @@ def test_automatic(how, clip):
 
 
 @pytest.mark.parametrize(("how", "clip"), [("norm", 0.05), ("value", 0.01)])
-def test_manual(how, clip):
+def test_manual_clipping_counts_kept_weights(how, clip):
     module, pruning = Manual(clip, how), one_shot()
     fit(module, Dense(), pruning, max_epochs=1)
     check(module, pruning, clip, how)

@@ -89,7 +89,7 @@ except StateError as error:
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_what_one_rank_does_alone_is_refused_on_all(tmp_path):
+def test_a_change_on_one_rank_raises_on_all(tmp_path):
     for said in gloo_ranks.run(ALONE, tmp_path):
         assert "rank 1 differ from those of the first rank" in said["error"]
         assert "the event at step" in said["error"]
@@ -144,7 +144,7 @@ for name, ddp in WAYS.items():
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_ways_of_ddp_do_not_matter(tmp_path):
+def test_settings_of_ddp_do_not_change_the_result(tmp_path):
     for said in gloo_ranks.run(WAYS, tmp_path):
         plain = said.pop("plain")
         assert len(said) == 3

@@ -65,7 +65,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("make", [SGD, ADAM])
-def test_equals_the_loop_by_hand(way, make):
+def test_equals_a_manual_training_loop(way, make):
     kind, words = WAYS[way]
     module = kind(make)
     fit(module, distill(**words))
@@ -200,7 +200,7 @@ def test_checkpoint_holds_a_hash_and_not_the_teacher(tmp_path):
     }  # fmt: skip
 
 
-def test_predictions_and_tests_know_no_teacher():
+def test_predict_and_test_do_not_call_the_teacher():
     module = Called()
     found = fit(module, distill()).test(module, loader(2), verbose=False)[0]["test/loss"]
     with torch.no_grad():

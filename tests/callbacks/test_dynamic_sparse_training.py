@@ -104,7 +104,7 @@ CONDITIONS = {
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_rigl_is_a_hand_computation(condition):
+def test_rigl_equals_a_manual_computation(condition):
     settings = {k: v() if callable(v) else v for k, v in CONDITIONS[condition].items()}
     pruning = sparse(include="body.*.weight")
     record, module, seen = Record(pruning), InFloat(PLAIN), {}
@@ -127,7 +127,7 @@ def test_rigl_is_a_hand_computation(condition):
 
 @pytest.mark.parametrize("make", [SGD, ADAM])
 @pytest.mark.parametrize("grow", ["gradient", "random", "momentum", "none"])
-def test_counts_stand_still_and_zero_is_zero(grow, make):
+def test_counts_are_constant_and_pruned_weights_zero(grow, make):
     pruning = sparse(grow=grow)
     record, module = Record(pruning), Net(make)
     fit(module, record, pruning, val=loader())
@@ -153,7 +153,7 @@ def test_the_very_first_step_is_sparse():
     assert seen[0] == round(0.8 * WEIGHTS)
 
 
-def test_growth_by_lot_looks_at_no_gradient_and_momentum_at_all():
+def test_random_growth_reads_no_gradient_and_momentum_all():
     rules = {grow: sparse(grow=grow) for grow in ("gradient", "random", "momentum")}
     for pruning in rules.values():
         fit(Net(), pruning)

@@ -33,7 +33,7 @@ sparse = partial(DynamicSparseTraining, **{"sparsity": 0.8, "every": "3it", "end
         ({"seed": 0.5}, "seed must be a whole number"),
     ],
 )
-def test_refused_at_construction(settings, words):
+def test_invalid_settings_raise_at_construction(settings, words):
     with pytest.raises(ConfigError, match=words):
         sparse(**settings)
 
@@ -47,7 +47,7 @@ def test_refused_at_construction(settings, words):
         ({"include": "nothing"}, {}, "nothing"),
     ],
 )
-def test_refused_before_the_first_step(settings, kw, words):
+def test_unsupported_models_raise_before_the_first_step(settings, kw, words):
     module = Net()
     with pytest.raises((ConfigError, StateError), match=words):
         fit(module, sparse(**settings), **kw)
@@ -74,7 +74,7 @@ def test_growth_by_gradient_needs_one_optimizer_for_all():
 @pytest.mark.parametrize(
     "beside", [partial(AccuracyBudget, "val/loss", 0.1, reference=1.0), partial(Rewind, "0it")]
 )
-def test_what_answers_rising_sparsity_is_refused_beside_a_constant_one(beside, first, grow):
+def test_callbacks_that_need_rising_sparsity_raise(beside, first, grow):
     callbacks, module = [sparse(grow=grow), beside()], Net()
     name = type(callbacks[1]).__name__
     words = rf"{name} answers events that prune further.*leave {name} out, or write MagnitudePrun"

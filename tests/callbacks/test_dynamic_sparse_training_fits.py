@@ -14,7 +14,7 @@ TIMES = {"every": "3it", "end": "12it"}
 sparse = partial(DynamicSparseTraining, **{"sparsity": 0.8, "drop_fraction": 0.5}, **TIMES)
 
 
-def test_a_second_fit_goes_on():
+def test_a_second_fit_continues_moving_masks():
     pruning, module = sparse(), Net()
     fit(module, pruning)
     drawn = dict(pruning.masks)
@@ -24,7 +24,7 @@ def test_a_second_fit_goes_on():
     assert pruning.history[4]["share"] == drop_fraction_at(3, 12, 0.5)
 
 
-def test_what_was_brought_back_by_hand_goes_again():
+def test_manually_restored_weights_are_pruned_again():
     pruning, events = sparse(), Events()
 
     class ByHand(Events):
@@ -41,7 +41,7 @@ def test_what_was_brought_back_by_hand_goes_again():
     assert pruning.masks.pruned == round(0.8 * WEIGHTS)
 
 
-def test_original_values_are_those_of_the_fits_start_whoever_pruned_first():
+def test_init_original_uses_values_of_the_fits_start():
     """By hand before the first draw, or before the fit: growth still knows what to write."""
 
     class ByHand(Events):
@@ -61,7 +61,7 @@ def test_original_values_are_those_of_the_fits_start_whoever_pruned_first():
     assert [entry["kind"] for entry in pruning.history[2:]] == ["drop_and_grow"] * 3
 
 
-def test_other_settings_of_the_trainer():
+def test_works_with_accumulation_clipping_and_dry_runs():
     pruning = sparse()
     fit(Net(), pruning, fast_dev_run=True)
     assert [entry["kind"] for entry in pruning.history] == ["prune"]
@@ -98,7 +98,7 @@ def test_beside_another_pruner():
     assert (one.masks.pruned, other.masks.pruned) == (77, 24)
 
 
-def test_static_masks_may_come_in_groups():
+def test_static_masks_support_groups():
     pruning, module = sparse(sparsity=0.5, grow="none", granularity="2:4", include="body.2"), Net()
     fit(module, pruning)
     assert ((module.body[2].weight != 0).view(3, 4, 4).sum(2) == 2).all()

@@ -68,7 +68,7 @@ def test_weights_move_between_masks(make):
 
 
 @pytest.mark.parametrize("make", [Coded, optim.Adagrad], ids=["codes", "floats"])
-def test_what_comes_back_has_gathered_nothing(make):
+def test_regrown_weights_have_zero_state(make):
     """With its gradient zero, a weight that came back stands still: nothing pushes it."""
     torch.manual_seed(0)
     layer = nn.Linear(20, 20, bias=False)
@@ -98,7 +98,7 @@ def test_codes_are_no_moments_to_keep():
     assert list(pruner.removed_weights.values) == ["weight"]
 
 
-def test_scalars_and_tables_are_not_told_of():
+def test_scalars_and_tables_cause_no_warning():
     state = {
         "step": torch.tensor(3.0),
         "exp_avg": torch.zeros(4, 5),
@@ -132,7 +132,7 @@ def test_state_returns_in_its_own_types(make):
             assert torch.equal(torch.as_tensor(value), held[number][key]), key
 
 
-def test_a_budget_takes_back_quantised_moments_to_the_bit():
+def test_a_budget_rolls_back_quantised_state_bit_exactly():
     module, pruning = Net(Blockwise), MagnitudePruning(0.9, schedule=Table({"8it": 0.9}))
     budget = AccuracyBudget("val/loss", 1e-9, mode="min", reference=-1.0)
     held, seen = {}, []

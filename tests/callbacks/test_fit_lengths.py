@@ -10,14 +10,14 @@ from regrow import ConfigError, Linear, MagnitudePruning, OneShot, Table
 
 
 @pytest.mark.parametrize(("limit", "batches"), [(3, 3), (0.5, 4), (1, 1), (100, 8)])
-def test_limit_train_batches(limit, batches):
+def test_fractions_follow_limit_train_batches(limit, batches):
     events = Events()
     pruning = MagnitudePruning(0.5, schedule=Table({"1ep": 0.25, 0.75: 0.5}))
     fit(Net(), events, pruning, limit_train_batches=limit, max_epochs=4)
     assert events.seen == [(batches, 0.25), (3 * batches, 0.5)]
 
 
-def test_overfit_batches():
+def test_fractions_follow_overfit_batches():
     events = Events()
     pruning = MagnitudePruning(0.5, schedule=Table({"1ep": 0.25, 0.75: 0.5}))
     fit(Net(), events, pruning, overfit_batches=2, max_epochs=4)

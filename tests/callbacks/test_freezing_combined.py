@@ -22,15 +22,15 @@ OTHERS = {
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("swapped", [False, True])
-def test_it_is_refused_before_training(other, swapped):
+def test_regrow_train_raises_beside_dense_copies_before_training(other, swapped):
     module, callbacks = Net(), [first(), other()]
     callbacks = callbacks[::-1] if swapped else callbacks
-    with pytest.raises(ConfigError, match="holding weights would write over them: write"):
+    with pytest.raises(ConfigError, match="freezing weights would overwrite them: write"):
         fit(module, *callbacks, Regrow(at="4it", **HELD))
     assert module.trained == 0
 
 
-def test_by_hand_too():
+def test_manual_regrow_train_raises_beside_dense_copies():
     pruning = first()
 
     class Back(Regrow):
@@ -42,7 +42,7 @@ def test_by_hand_too():
         fit(Net(), pruning, OTHERS["soft"](), Back(at="15it", fraction=0.1, names=["body.0"]))
 
 
-def test_alone_it_holds():
+def test_regrow_train_freezes_the_other_weights():
     pruning = first()
     fit(Net(), pruning, Regrow(at="4it", **HELD))
     assert pruning.pruner.freezer.free is not None

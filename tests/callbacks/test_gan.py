@@ -130,7 +130,7 @@ def run(suite, *callbacks, **kw):
 
 
 @pytest.mark.parametrize("suite", EVENTS)
-def test_equals_the_loop_by_hand(suite):
+def test_equals_a_manual_training_loop(suite):
     tensors, masks = run(suite())
     expected, kept = by_hand(EVENTS[suite])
     assert equal(masks, kept)

@@ -29,7 +29,7 @@ SLOW = pytest.mark.slow
         *(pytest.param("edge_popup", target, marks=SLOW) for target in (0.8, 0.95)),
     ],
 )
-def test_the_target_is_learned_and_then_hit_exactly(method, target):
+def test_sparsity_approaches_the_target_and_hardens_to_it_exactly(method, target):
     before, learned = Before(), LearnedMasks(method, target)
     module = Wide()
 
@@ -95,7 +95,7 @@ def test_validation_and_checkpoints_see_effective_weights_without_noise(method, 
     assert len(looks) > 4
 
 
-def test_sparsity_is_the_share_of_zeros_while_it_is_learned():
+def test_sparsity_is_the_zero_fraction_while_masks_are_learned():
     seen, learned = {}, LearnedMasks("str", 0.9)
 
     class Look(Events):
@@ -120,7 +120,7 @@ def test_only_hardened_masks_are_ranked_by_a_checkpoint(tmp_path):
     assert sum(int((best[n] == 0).sum()) for n in weights(Wide())) == round(0.8 * TOTAL)
 
 
-def test_a_learned_ticket_is_rewound():
+def test_rewinding_restores_weights_under_learned_masks():
     start, module, learned = Wide().state_dict(), Wide(), LearnedMasks("str", 0.8)
 
     class After(Events):
@@ -136,7 +136,7 @@ def test_a_learned_ticket_is_rewound():
     assert zeros(module) == round(0.8 * TOTAL)
 
 
-def test_a_budget_takes_hardening_back_and_learning_goes_on():
+def test_a_budget_rolls_back_hardening_and_learning_resumes():
     """Validation says that 0.9 is too much; what was learned is there again, and 0.45 holds."""
 
     class Judged(Wide):
@@ -154,7 +154,7 @@ def test_a_budget_takes_hardening_back_and_learning_goes_on():
     assert zeros(module) == learned.masks.pruned
 
 
-def test_unprune_brings_dense_values_back():
+def test_unprune_restores_dense_values():
     learned, dense = LearnedMasks("str", 0.8), {}
 
     class Keep(Events):
@@ -188,7 +188,7 @@ def test_moments_of_pruned_weights_are_clean():
     assert look.seen
 
 
-def test_another_fit_goes_on_under_the_masks():
+def test_a_second_fit_keeps_the_masks():
     learned, module = LearnedMasks("str", 0.8), Wide()
     fit(module, learned)
     masks = dict(learned.masks)
@@ -199,7 +199,7 @@ def test_another_fit_goes_on_under_the_masks():
 
 
 @pytest.mark.parametrize("trains", [True, False])
-def test_weights_stand_still_only_where_asked(trains):
+def test_weights_are_fixed_only_with_train_weights_false(trains):
     start, learned = weights(Wide()), LearnedMasks("edge_popup", 0.5, train_weights=trains)
 
     class Look(Events):
@@ -232,14 +232,14 @@ def test_loads_into_another_model(tmp_path):
 
 
 @SLOW
-def test_a_fast_learning_rate_of_ones_own_holds_the_target():
+def test_a_large_score_lr_still_reaches_the_target():
     learned, before = LearnedMasks("l0", 0.9, score_lr=0.3), Before()
     fit(Wide(), learned, before, data=DataLoader(samples(64), 16), max_epochs=80)
     assert abs(before.share - 0.9) < 0.005
 
 
 @pytest.mark.parametrize("method", ["str", "edge_popup"])
-def test_averaged_weights_obey_the_hardened_masks(method):
+def test_averages_follow_the_hardened_masks(method):
     module, learned = Wide(), LearnedMasks(method, 0.8)
     made = trainer(EMAWeightAveraging(decay=0.9), learned, max_epochs=6)
     made.fit(module, loader(), loader(1))

@@ -28,7 +28,7 @@ from regrow.utils.errors import ConfigError
         ({"include": [1]}, "include must be layer patterns"),
     ],
 )
-def test_settings_that_cannot_be_meant(given, message):
+def test_invalid_settings_raise(given, message):
     with pytest.raises(ConfigError, match=message):
         LearnedMasks(**given)
 
@@ -40,19 +40,19 @@ def refused(module, *callbacks, **kw):
     return str(error.value)
 
 
-def test_frozen_weights():
+def test_frozen_weights_raise():
     module = Net()
     module.body[0].weight.requires_grad_(False)
     assert "body.0.weight trains under no optimizer" in refused(module, LearnedMasks())
     fit(module, LearnedMasks(exclude="body.0"))
 
 
-def test_another_callback_on_the_same_weights():
+def test_another_callback_on_the_same_weights_raises():
     message = refused(Net(), LearnedMasks(), MagnitudePruning(0.5))
-    assert "MagnitudePruning prunes body.0.weight, body.2.weight too" in message
+    assert "MagnitudePruning also prunes body.0.weight, body.2.weight" in message
 
 
-def test_another_callback_on_other_weights_is_welcome():
+def test_another_callback_on_other_weights_works():
     module = Net()
     one, other = LearnedMasks(include="body.0"), MagnitudePruning(0.5, include="body.2")
     fit(module, other, one, max_epochs=4)
@@ -60,14 +60,14 @@ def test_another_callback_on_other_weights_is_welcome():
     assert int((module.body[2].weight == 0).sum()) == 24
 
 
-def test_channels():
+def test_channel_pruning_beside_it_raises():
     module = Net()
     module.example_input_array = torch.zeros(1, 6)
     message = refused(module, LearnedMasks(), ChannelPruning(0.5, compact=None))
     assert "ChannelPruning" in message
 
 
-def test_a_model_that_is_partly_pruned():
+def test_a_partly_pruned_model_raises():
     module, learned = Net(), LearnedMasks("str", 0.9)
     learned.attach(module)
     learned.pruner.set_masks(
@@ -76,18 +76,18 @@ def test_a_model_that_is_partly_pruned():
     assert "masks are learned from a dense one: call unprune()" in refused(module, learned)
 
 
-def test_pruning_by_hand():
+def test_manual_pruning_raises():
     learned = LearnedMasks("str", 0.5)
     fit(Net(), learned)
     with pytest.raises(StateError, match=r"hardened once, at end=0.75, to sparsity=0.5"):
         learned.prune_to(0.9)
 
 
-def test_an_end_that_never_comes():
+def test_an_end_after_the_fit_raises():
     assert "the fit ends before step 16" in refused(Net(), LearnedMasks(end="16it"))
 
 
-def test_a_fused_optimizer_under_a_scaler():
+def test_a_fused_optimizer_under_a_scaler_raises():
     class Fused(Net):
         def configure_optimizers(self):
             return torch.optim.AdamW(self.parameters(), fused=True)

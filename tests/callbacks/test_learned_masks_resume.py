@@ -49,7 +49,7 @@ def test_resumed_run_is_the_uninterrupted_one(method, tmp_path):
         assert equal(one["callbacks"][key], other["callbacks"][key])
 
 
-def test_another_method_does_not_go_on(tmp_path):
+def test_resuming_with_another_method_raises(tmp_path):
     made = fit(Net(), LearnedMasks("cs"), max_steps=6, max_epochs=3)
     made.save_checkpoint(tmp_path / "some.ckpt")
     with pytest.raises(StateError, match="ContinuousSparsification"):
@@ -75,7 +75,7 @@ def test_accumulated_batches_are_one_big_batch(method):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("method", METHODS)
-def test_bf16(method, precision):
+def test_learns_in_bf16(method, precision):
     module, learned = Net(ADAMW), LearnedMasks(method, 0.8)
 
     class Look(Callback):
@@ -162,7 +162,7 @@ def test_manual_optimisation_with_two_optimizers(method):
     assert zeros(module) == round(0.8 * 144)
 
 
-def test_steps_of_a_raw_optimizer_are_refused():
+def test_steps_of_a_raw_optimizer_raise():
     class Raw(Two):
         raw = True
 

@@ -59,7 +59,7 @@ def begun(tmp_path, **kw):
     return path
 
 
-def test_where_learning_begins_is_stretched_kept_or_refused(tmp_path):
+def test_a_moved_begin_is_stretched_kept_or_raises(tmp_path):
     path = begun(tmp_path, begin=0.5, end=0.75)
 
     def resumed(on_change, **kw):
@@ -86,14 +86,14 @@ def test_where_learning_begins_is_stretched_kept_or_refused(tmp_path):
         ({"seed": 3}, "seed=0, now 3"),
     ],
 )
-def test_another_way_of_learning_does_not_go_on(changed, named, tmp_path):
+def test_resuming_with_other_settings_raises(changed, named, tmp_path):
     path = begun(tmp_path, begin=0.5, end=0.75)
     learned = LearnedMasks("str", 0.5, begin=0.5, end=0.75, **changed)
     with pytest.raises(StateError, match=named):
         fit(Net(), learned, ckpt_path=path, max_epochs=2)
 
 
-def test_another_seed_does_not_go_on(tmp_path):
+def test_resuming_with_another_seed_raises(tmp_path):
     path, pruning = tmp_path / "a.ckpt", {"criterion": "random", "begin": "2it", "end": "12it"}
     fit(Net(), MagnitudePruning(0.5, **pruning), Stop(4, path), max_epochs=2)
     with pytest.raises(StateError, match="seed=0, now 1"):

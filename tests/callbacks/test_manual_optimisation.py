@@ -34,7 +34,7 @@ class Manual(Net):
 
 @pytest.mark.parametrize("poison", [None, float("nan")])
 @pytest.mark.parametrize("raw", [False, True])
-def test_zero_is_zero(raw, poison):
+def test_pruned_weights_stay_zero(raw, poison):
     """A raw step does not count for Lightning: times are then given in epochs or fractions."""
     watch, pruning = Watch(), MagnitudePruning(0.8, schedule=Table({"1ep": 0.5, "2ep": 0.8}))
     module = Manual(raw, poison)
@@ -68,7 +68,7 @@ def test_epochs_and_fractions_are_counted_in_batches():
         assert batches.at == expected
 
 
-def test_its_are_steps_of_either_optimizer():
+def test_it_counts_steps_of_all_optimizers():
     events = Events()
     fit(Manual(), events, MagnitudePruning(0.5, schedule=Table({"6it": 0.25, "10it": 0.5})))
     assert events.steps == [6, 10]
@@ -133,7 +133,7 @@ def test_lbfgs_in_manual_optimisation():
     "settings",
     [{"schedule": OneShot("3it")}, {"schedule": OneShot(0.25), "criterion": "taylor"}],
 )
-def test_events_that_raw_steps_kept_from_happening_are_told(settings):
+def test_warns_of_events_missed_by_raw_steps(settings):
     """Lightning neither counts raw steps nor shows their gradients."""
     pruning = MagnitudePruning(0.5, include="body.0", **settings)
     with pytest.warns(UserWarning, match=r"before 1 planned events.*use self\.optimizers"):
@@ -227,7 +227,7 @@ def test_sparse_training_that_looks_at_none():
     assert zeros(module) >= round(0.8 * WEIGHTS) == pruning.masks.pruned
 
 
-def test_regrowth_that_raw_steps_kept_from_happening_is_told():
+def test_warns_of_regrowth_missed_by_raw_steps():
     pruning = MagnitudePruning(0.5, schedule=OneShot(0))
     with pytest.warns(UserWarning, match=r"ended before Regrow acted at step 5.*self\.optimizers"):
         fit(Manual(raw=True), pruning, Regrow(at="5it", count=1))

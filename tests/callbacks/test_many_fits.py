@@ -32,7 +32,7 @@ def again(made, module, epochs=2, **kw):
     made.fit(module, loader(), **kw)
 
 
-def test_a_second_fit_holds_the_masks_and_never_compounds():
+def test_a_second_fit_keeps_the_sparsity():
     watch, pruning, module = Watch(), MagnitudePruning(0.8, schedule=OneShot(0.25)), Net(ADAM)
     made = trainer(watch, pruning)
     made.fit(module, loader())
@@ -45,7 +45,7 @@ def test_a_second_fit_holds_the_masks_and_never_compounds():
     assert zeros(module) == round(0.8 * WEIGHTS)
 
 
-def test_another_trainer_and_a_fresh_callback_of_more():
+def test_a_new_callback_prunes_further():
     watch, pruning, module = Watch(), MagnitudePruning(0.5, schedule=OneShot(0)), Net()
     trainer(pruning).fit(module, loader())
     trainer(watch, pruning).fit(module, loader())
@@ -149,7 +149,7 @@ def test_another_model_object_is_refused():
     assert zeros(other) == WEIGHTS // 2
 
 
-def test_less_than_the_model_has_is_refused():
+def test_a_target_below_the_present_sparsity_raises():
     module = Net()
     pruning = MagnitudePruning(0.5, schedule=OneShot(0))
     trainer(pruning).fit(module, loader())
@@ -175,7 +175,7 @@ class Tunable(Net):
 
 
 @pytest.mark.parametrize("pruned", [False, True])
-def test_the_learning_rate_finder_fires_nothing(pruned):
+def test_the_learning_rate_finder_triggers_no_event(pruned):
     events, pruning = Events(), MagnitudePruning(0.8, schedule=Table({"1it": 0.4, "9it": 0.8}))
     module = Tunable()
     made = trainer(events, pruning, max_epochs=1)
@@ -211,7 +211,7 @@ def test_the_learning_rate_finder_as_a_callback(first):
 
 @pytest.mark.parametrize("mode", ["power", "binsearch"])
 @pytest.mark.parametrize("pruned", [False, True])
-def test_the_batch_size_scaler_fires_nothing(mode, pruned):
+def test_the_batch_size_scaler_triggers_no_event(mode, pruned):
     events, pruning = Events(), MagnitudePruning(0.8, schedule=Table({"1it": 0.4, "3it": 0.8}))
     module = Tunable()
     made = trainer(events, pruning, max_epochs=1)

@@ -63,7 +63,7 @@ def by_hand(make, steps):
 
 
 @pytest.mark.parametrize("make", [SGD, FAST])
-def test_equals_the_loop_by_hand(make):
+def test_equals_a_manual_training_loop(make):
     pruning, module = soft(), Net(make)
     fit(module, pruning)
     dense, scores, masks, _ = by_hand(make, 16)

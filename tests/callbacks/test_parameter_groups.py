@@ -28,7 +28,7 @@ class Groups(Net):
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
-def test_groups_are_one_model(criterion):
+def test_parameter_groups_do_not_change_the_result(criterion):
     """The same settings in three optimizer groups or in one AdamW a parameter, by hand."""
     module, pruning = Groups(), MagnitudePruning(0.8, schedule=OneShot(0), criterion=criterion)
     start = copied(module)
@@ -71,7 +71,7 @@ class Late(Callback):
 
 
 @pytest.mark.parametrize("make", [optim.Adam, optim.SGD, optim.RMSprop])
-def test_a_group_that_comes_later_is_held_too(make):
+def test_a_group_added_later_is_masked_too(make):
     class Partly(Net):
         def configure_optimizers(self):
             momentum = {"momentum": 0.9} if make is not optim.Adam else {}

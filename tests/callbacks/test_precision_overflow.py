@@ -40,7 +40,7 @@ def test_events_come_when_they_would_without_overflow(times, at):
 
 @pytest.mark.parametrize("at", mark_rest_slow([(3,), (0, 4), (1, 2, 3, 7)], [(1, 2, 3, 7)]))
 @pytest.mark.parametrize("make", [SGD, ADAM, partial(optim.Adam, lr=0.01, fused=True)])
-def test_with_accumulation(at, make):
+def test_events_are_unaffected_by_overflow_with_accumulation(at, make):
     watch, module = Watch(), overflowing(*at, make=make)
     pruning = MagnitudePruning(0.8, schedule=Table({"1it": 0.4, "3it": 0.8}))
     made = fit(module, watch, pruning, accumulate_grad_batches=2, **scaled())

@@ -50,7 +50,7 @@ class Half(Mixed):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("make", ["sgd", "fused", "factors"])
-def test_zero_is_zero(precision, make, tmp_path):
+def test_pruned_weights_are_zero_in_every_type(precision, make, tmp_path):
     watch, module = AnyWatch(), Net(MAKES[make])
     saved = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
     pruning = MagnitudePruning(0.8, schedule=EVENTS)
@@ -114,7 +114,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(kind, net, precision, tmp_path):
 
 
 @pytest.mark.parametrize("make", ["adam", "nadam"])
-def test_a_budget_takes_back_every_bit_of_low_precision(make):
+def test_a_budget_rolls_back_low_precision_bit_exactly(make):
     """Scalars of the optimizer are float32 beside bfloat16 weights, and stay so."""
     held = {}
 

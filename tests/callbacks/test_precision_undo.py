@@ -46,7 +46,7 @@ class Turns(Overflowing):
 
 
 @pytest.mark.parametrize("make", [Overflowing, Turns])
-def test_soft_values_never_stand_in_a_forward_pass(make):
+def test_dense_values_of_soft_are_never_used_in_a_forward_pass(make):
     """No hook follows a skipped step, and another pass may come before the batch ends."""
     module, forwards = make(), Forwards()
     module.at = (4, 5, 6, 11)
@@ -59,7 +59,7 @@ def test_soft_values_never_stand_in_a_forward_pass(make):
     assert all(values.isfinite().all() for values in dense.values())
 
 
-def test_soft_values_stay_what_they_were_through_a_skipped_step():
+def test_dense_values_of_soft_survive_a_skipped_step():
     module, held = overflowing(5, 6), {}
     pruning = MagnitudePruning(0.5, schedule=Table({"3it": 0.5}), soft=True)
 
@@ -74,7 +74,7 @@ def test_soft_values_stay_what_they_were_through_a_skipped_step():
 
 
 @pytest.mark.parametrize("at", [(8,), (8, 9, 10), (12,)])
-def test_a_budget_takes_an_event_back_to_the_bit(at):
+def test_a_budget_rolls_back_bit_exactly(at):
     module, steps = overflowing(*at, make=ADAM), Steps()
     moments = {}
 

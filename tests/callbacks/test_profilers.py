@@ -31,7 +31,7 @@ def sparse():
 
 @pytest.mark.parametrize("make", [gradual, pytest.param(sparse, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PROFILERS)
-def test_it_changes_nothing(name, make, tmp_path):
+def test_a_profiler_does_not_change_the_result(name, make, tmp_path):
     profiler = PROFILERS[name](dirpath=tmp_path, filename="profile")
     assert equal(run(make, profiler=profiler), run(make))
     written = "".join(path.read_text() for path in tmp_path.glob("fit-profile*.txt"))
@@ -41,5 +41,5 @@ def test_it_changes_nothing(name, make, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROFILERS)
-def test_by_name(name):
+def test_profilers_by_name(name):
     assert equal(run(gradual, profiler=name), run(gradual))

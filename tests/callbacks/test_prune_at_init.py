@@ -194,7 +194,7 @@ def test_a_checkpoint_from_before_the_event_leads_to_the_same_masks(method, tmp_
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_second_fit_does_nothing(method):
+def test_a_second_fit_does_not_prune_again(method):
     module, pruning, events = Full(), PruneAtInit(0.8, **METHODS[method]), Events()
     fit(module, pruning, events)
     masks = dict(pruning.masks)
@@ -206,7 +206,7 @@ def test_a_second_fit_does_nothing(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision", mark_rest_slow(["bf16-mixed", "bf16-true"], ["bf16-true"]))
-def test_precision(method, precision):
+def test_scoring_uses_single_precision(method, precision):
     module, pruning = Full(), PruneAtInit(0.8, **METHODS[method])
     fit(module, pruning, precision=precision)
     plain = PruneAtInit(0.8, **METHODS[method])

@@ -38,7 +38,7 @@ for name, settings in CASES.items():
 """
 
 
-def test_ranks_hold_the_masks_of_all_their_batches(tmp_path):
+def test_masks_use_the_batches_of_all_ranks(tmp_path):
     first, other = gloo_ranks.run(ALIKE, tmp_path)
     for name in CASES:
         mine, theirs = first[name], other[name]

@@ -116,7 +116,7 @@ def test_half_precision_with_a_scaler_scores_in_full(method):
 
 
 @pytest.mark.parametrize("method", GRADIENTS)
-def test_lbfgs(method):
+def test_lbfgs_is_supported(method):
     module, pruning = Net(optim.LBFGS), PruneAtInit(0.7, method=method)
     fit(module, pruning)
     assert zeros(module) == round(0.7 * WEIGHTS)
@@ -165,7 +165,7 @@ def test_other_masks_by_hand_are_refused_and_undone_ones_come_back():
         ({"keep_removed": "all"}, "keep_removed must be"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_at_construction(settings, words):
+def test_invalid_settings_raise_at_construction(settings, words):
     with pytest.raises(ConfigError, match=words):
         PruneAtInit(**settings)
 
@@ -191,7 +191,7 @@ def test_what_cannot_be_meant_is_refused_at_construction(settings, words):
         (Net, {"method": "synflow"}, r"forward\(\), which Net does not have"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_before_the_first_step(module, settings, words):
+def test_unscorable_modules_raise_before_the_first_step(module, settings, words):
     made, pruning = module(), PruneAtInit(0.5, **settings)
     before = copied(made)
     with pytest.raises((ConfigError, StateError), match=words):
@@ -200,7 +200,7 @@ def test_what_cannot_be_scored_is_refused_before_the_first_step(module, settings
     assert pruning.sparsity == 0
 
 
-def test_loaders_that_cannot_be_read_ahead_are_refused():
+def test_loaders_that_cannot_be_copied_raise():
     with pytest.raises(StateError, match=r"Cut cannot be copied.*write batches=1"):
         fit(Net(), PruneAtInit(0.5, batches=2), data=Cut())
     fit(Net(), PruneAtInit(0.5, batches=1), data=Cut())

@@ -44,7 +44,7 @@ class Steps(Callback):
     [("5it", [5]), ("1ep", [8]), (0.75, [12]), (["5it", "1ep"], [5, 8]), (["1ep", 0.5], [8])],
 )
 @pytest.mark.parametrize("first", [True, False])
-def test_at_times(at, steps, first):
+def test_regrows_at_the_given_times(at, steps, first):
     events, prunes, grows = Events(), pruning(), Regrow(at=at, fraction=0.5)
     fit(Net(), events, *((grows, prunes) if first else (prunes, grows)))
     assert events.steps == [2, *steps]
@@ -86,7 +86,7 @@ def test_growth_by_gradient_sees_them_dense(first, clip):
     assert torch.equal(torch.cat([prunes.masks[n].flatten() for n in look.gradients]), expected)
 
 
-def test_a_rule_of_ones_own_sees_gradients_too():
+def test_a_custom_growth_criterion_sees_gradients():
     def largest(target, momentum, removed, generator):
         return target.parameter.grad.abs()
 
@@ -109,7 +109,7 @@ def test_pruning_due_in_the_same_step_comes_after():
 
 @pytest.mark.parametrize("make", [SGD, ADAM])
 @pytest.mark.parametrize("by", ["random", "gradient"])
-def test_only_the_regrown_train(make, by):
+def test_only_regrown_weights_train_if_asked(make, by):
     steps, prunes = Steps(), pruning()
     grows = Regrow(at="5it", fraction=0.5, by=by, init="he", train="regrown")
     module = Net(make)
@@ -128,7 +128,7 @@ def test_only_the_regrown_train(make, by):
             assert torch.equal(before[kept], steps.at[5][name][kept])
 
 
-def test_released_by_a_later_one():
+def test_a_later_regrowth_ends_freezing():
     steps, module = Steps(), Net()
     grows = Regrow(at=["5it"], fraction=0.5, train="body.2")
     later = Regrow(at="9it", fraction=0.1)
@@ -198,7 +198,7 @@ def test_moments_survive_a_resume(tmp_path, make, init):
     assert equal(*found)
 
 
-def test_a_change_of_length_is_refused_or_told(tmp_path):
+def test_a_changed_fit_length_raises_or_moves_times(tmp_path):
     def run(on_change="refuse", **kw):
         prunes = pruning(on_change="keep")
         grows = Regrow(at=0.75, count=5, on_change=on_change)
@@ -214,7 +214,7 @@ def test_a_change_of_length_is_refused_or_told(tmp_path):
     assert run("stretch", **cut) == [2, 24]
 
 
-def test_original_is_the_fits_start(tmp_path):
+def test_init_original_uses_values_of_the_fits_start(tmp_path):
     module, prunes = Net(), pruning()
     start = {name: p.clone() for name, p in weights(module).items()}
     steps = Steps()
@@ -226,7 +226,7 @@ def test_original_is_the_fits_start(tmp_path):
             assert torch.equal(p[back], start[name][back])
 
 
-def test_several_pruning_callbacks():
+def test_several_pruning_callbacks_need_names():
     def both():
         return (
             pruning(include="body.0"),
@@ -245,7 +245,7 @@ def test_several_pruning_callbacks():
     assert [len(first.history), len(second.history)] == [2, 2]
 
 
-def test_several_of_them_and_their_state(tmp_path):
+def test_several_regrow_callbacks_save_separate_states(tmp_path):
     one, other = Regrow(at="5it", count=3), Regrow(at="6it", count=3)
     made = fit(Net(), pruning(), one, other)
     made.save_checkpoint(tmp_path / "end.ckpt")
@@ -254,7 +254,7 @@ def test_several_of_them_and_their_state(tmp_path):
     assert states[one.state_key]["times"]["kept"] == 1
 
 
-def test_nothing_pruned_yet_is_said():
+def test_warns_if_nothing_is_pruned_yet():
     prunes = pruning(schedule=OneShot("9it"))
     with pytest.warns(UserWarning, match="nothing is pruned when Regrow acts"):
         fit(Net(), prunes, Regrow(at="1it", fraction=0.5))
@@ -262,14 +262,14 @@ def test_nothing_pruned_yet_is_said():
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1e-4])
-def test_less_than_a_weight_that_would_train_alone_is_said(fraction):
+def test_warns_if_less_than_one_weight_would_regrow(fraction):
     prunes = pruning()
     with pytest.warns(UserWarning, match="less than one weight would regrow"):
         fit(Net(), prunes, Regrow(at="5it", fraction=fraction, train="regrown"))
     assert [entry["kind"] for entry in prunes.history] == ["prune"]
 
 
-def test_a_fast_dev_run():
+def test_a_dry_run_regrows_once():
     pruner = pruning()
     fit(Net(), pruner, Regrow(at="3ep", fraction=0.5), fast_dev_run=True)
     assert "prune" in [entry["kind"] for entry in pruner.history]

@@ -115,7 +115,7 @@ def test_resumed_run_is_the_uninterrupted_run(case, tmp_path):
     granularity=st.sampled_from(["weight", "block:2x2"]),
     make=st.sampled_from([SGD, ADAM]),
 )
-def test_wherever_it_was_cut(cut, events, window, granularity, make):
+def test_resumes_from_every_step(cut, events, window, granularity, make):
     steps = 3 * -(-BATCHES // window)
     cut = 1 + cut % (steps - 1)
     events = sorted({step % steps for step in events})
@@ -144,7 +144,7 @@ class Cut(Callback):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_after_a_real_interruption(error, tmp_path):
+def test_resumes_after_a_killed_process(error, tmp_path):
     make, pruning = CASES["adam"]
     whole = run(make, pruning())
     saves = ModelCheckpoint(tmp_path, filename="cut", every_n_train_steps=5)

@@ -104,7 +104,7 @@ WHATS = {
         for back, what, make in itertools.product([0, BACK, BATCHES], WHATS, [SGD, ADAM])
     ],
 )
-def test_three_rounds_are_those_of_a_loop_by_hand(make, what, back):
+def test_three_rounds_equal_a_manual_loop(make, what, back):
     expected, rates = by_hand(make, WHATS[what], back)
     module, seen = Normed(make), Rates()
     callback = pruning(Rewind(f"{back}it", what))
@@ -120,7 +120,7 @@ def test_three_rounds_are_those_of_a_loop_by_hand(make, what, back):
 
 
 @pytest.mark.parametrize("make", [SGD, ADAM], ids=["sgd", "adam"])
-def test_each_return_is_exact(make):
+def test_each_rewind_is_bit_exact(make):
     looks, callback = Looks(), pruning()
     fit(Normed(make), callback, looks, max_epochs=4)
     assert len(looks.after) == 3
@@ -131,7 +131,7 @@ def test_each_return_is_exact(make):
     assert looks.start["body.1.running_mean"].any()
 
 
-def test_beside_the_pruner_or_in_it_is_the_same():
+def test_as_argument_or_callback_is_the_same():
     one, two, three = Normed(), Normed(), Normed()
     fit(one, pruning(), max_epochs=4)
     fit(two, pruning(None), Rewind(f"{BACK}it"), max_epochs=4)
@@ -226,7 +226,7 @@ def test_accumulation_and_a_second_fit():
     assert callback.sparsity == KEPT[-1] / WEIGHTS
 
 
-def test_what_comes_back_is_not_answered():
+def test_regrowth_does_not_rewind():
     class Back(Callback):
         def __init__(self, pruner):
             self.pruner = pruner

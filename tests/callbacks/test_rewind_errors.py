@@ -8,17 +8,17 @@ from tiny_fits import Net, fit
 from regrow import ConfigError, Rewind, StateError
 
 
-def test_both_ways_at_once_are_refused():
+def test_two_rewinds_raise():
     with pytest.raises(ConfigError, match="supports one Rewind"):
         fit(Normed(), pruning(), Rewind("3it"), max_epochs=4)
 
 
-def test_soft_pruning_is_refused():
+def test_soft_pruning_raises():
     with pytest.raises(ConfigError, match="does not restore the dense weights of soft=True"):
         fit(Normed(), pruning(soft=True), max_epochs=4)
 
 
-def test_nothing_that_prunes_is_refused():
+def test_a_missing_pruning_callback_raises():
     with pytest.raises(ConfigError, match="needs a pruning callback"):
         fit(Normed(), Rewind("3it"))
 
@@ -43,7 +43,7 @@ def test_a_step_after_the_first_event_is_refused(first):
         ({"to": 0, "what": "lr", "reinit": 1}, "what='weights'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(given, message):
+def test_invalid_settings_raise(given, message):
     with pytest.raises(ConfigError, match=message):
         Rewind(**given)
 
@@ -54,7 +54,7 @@ def test_an_unreachable_step_is_refused():
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_checkpoint_without_the_memory_is_refused(own, tmp_path):
+def test_a_checkpoint_without_rewind_raises(own, tmp_path):
     made = fit(Net(), pruning(None), max_epochs=4)
     made.save_checkpoint(tmp_path / "plain.ckpt")
     callbacks = [pruning()] if own else [pruning(None), Rewind("3it")]

@@ -233,7 +233,7 @@ def test_resumed_fits_end_in_the_same_bits(tmp_path):
             assert (value == one["whole"][key]).all(), key
 
 
-def test_what_shards_cannot_do_is_refused_before_training(tmp_path):
+def test_unsupported_features_raise_with_shards_before_training(tmp_path):
     for said in gloo_ranks.run(SETUP + REFUSED, tmp_path, timeout=300):
         assert "channels cannot be cut out of shards" in said["channels"]
         assert "keep_removed=True" in said["removed_weights"]

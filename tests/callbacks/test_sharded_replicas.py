@@ -55,7 +55,7 @@ said["whole"] = refused()
 """
 
 
-def test_every_rank_hears_who_differs(tmp_path):
+def test_every_rank_raises_with_the_differing_ranks(tmp_path):
     for said in gloo_ranks.run(PROGRAM, tmp_path, ranks=4):
         assert "weights of rank 3 differ" in said["rows"]
         assert "weights of rank 2 differ" in said["whole"]

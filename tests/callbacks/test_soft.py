@@ -69,7 +69,7 @@ class Watch(Callback):
 
 
 @pytest.mark.parametrize("make", [SGD, DECAY, ADAM, ADAMW])
-def test_equals_the_loop_by_hand(make):
+def test_equals_a_manual_training_loop(make):
     pruning, module = soft(), Net(make)
     watch = Watch(pruning)
     trainer(pruning, watch, max_epochs=2).fit(module, loader(), loader(2))

@@ -55,7 +55,7 @@ def test_the_best_is_never_the_dense_model(tmp_path):
 
 
 @pytest.mark.parametrize("top", [2, -1, 0])
-def test_top_k_of_the_sparse_ones(top, tmp_path):
+def test_top_k_ranks_sparse_models_only(top, tmp_path):
     saves = SparseModelCheckpoint(
         tmp_path, filename="{epoch}", monitor="score", mode="min", save_top_k=top
     )
@@ -84,7 +84,7 @@ class Lasts(Callback):
 )
 @pytest.mark.parametrize("monitor", ["score", None])
 @pytest.mark.parametrize("weights_only", [False, True])
-def test_a_resumable_last_one_always_stands_beside(when, every, monitor, weights_only, tmp_path):
+def test_last_ckpt_is_always_written_and_resumable(when, every, monitor, weights_only, tmp_path):
     saves = SparseModelCheckpoint(
         tmp_path, filename="{step}", monitor=monitor, mode="max", save_weights_only=weights_only,
         **when,
@@ -103,7 +103,7 @@ def test_a_resumable_last_one_always_stands_beside(when, every, monitor, weights
         assert ("optimizer_states" in read(path)) != weights_only
 
 
-def test_a_monitor_that_is_only_there_at_the_end_is_fine_and_a_typo_is_refused(tmp_path):
+def test_a_monitor_logged_only_at_the_end_works_and_a_typo_raises(tmp_path):
     module = scored(*[1] * 6)
     saves = SparseModelCheckpoint(tmp_path, monitor="scores")
     with pytest.raises(Exception, match="scores"):
@@ -136,7 +136,7 @@ def test_cyclic_ranks_nothing_before_its_last_phase(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"epoch=3.ckpt", "epoch=4.ckpt", "last.ckpt"}
 
 
-def test_two_pruning_callbacks_must_both_be_there(tmp_path):
+def test_ranking_waits_for_both_pruning_callbacks(tmp_path):
     saves = SparseModelCheckpoint(
         tmp_path, filename="{epoch}", monitor="score", mode="max", save_top_k=-1
     )
@@ -191,7 +191,7 @@ def test_a_run_cut_at_an_epochs_last_batch_and_then_again_loses_no_batch(tmp_pat
             assert run(tmp_path / f"2 {cut} {again}", resumed) == 24
 
 
-def test_half_a_checkpoint_never_stands(tmp_path, monkeypatch):
+def test_checkpoint_files_are_never_partial(tmp_path, monkeypatch):
     """Killed while Lightning copies from the temporary folder of another file system."""
     saves = SparseModelCheckpoint(tmp_path, monitor="score", mode="max", every_n_train_steps=2)
     pruning = MagnitudePruning(0.8, schedule=LEVELS)
@@ -213,13 +213,13 @@ def test_half_a_checkpoint_never_stands(tmp_path, monkeypatch):
     assert read(tmp_path / "last.ckpt")["global_step"] == 4
 
 
-def test_save_last_false_is_refused():
+def test_save_last_false_raises():
     with pytest.raises(ConfigError, match="save_last=False"):
         SparseModelCheckpoint(monitor="score", save_last=False)
 
 
 @pytest.mark.parametrize("callback", [SparseModelCheckpoint(), SparseEarlyStopping("score")])
-def test_alone_they_are_refused(callback):
+def test_without_a_pruning_callback_they_raise(callback):
     module = scored(1, 1)
     with pytest.raises(ConfigError, match="needs a pruning callback"):
         fit(module, callback, val=loader(), enable_checkpointing=True)

@@ -49,7 +49,7 @@ def test_densities_of_layers_at_the_epochs_end():
     assert float(made.callback_metrics["pruning/sparsity"]) == pytest.approx(0.75)
 
 
-def test_out_of_the_progress_bar():
+def test_prog_bar_false_hides_the_sparsity():
     seen = Seen()
     fit(Net(), MagnitudePruning(0.75, schedule=LEVELS), SparsityMonitor(prog_bar=False), seen)
     assert not any("pruning/sparsity" in bar for bar in seen.bars)
@@ -106,14 +106,14 @@ def test_a_resumed_and_a_second_fit_show_the_sparsity_from_the_start(tmp_path):
     assert seen.metrics[0]["pruning/sparsity"] == pytest.approx(0.75)
 
 
-def test_alone_it_is_refused():
+def test_without_a_pruning_callback_it_raises():
     module = Net()
     with pytest.raises(ConfigError, match="needs a pruning callback"):
         fit(module, SparsityMonitor())
     assert module.trained == 0
 
 
-def test_barebones():
+def test_works_in_a_barebones_trainer():
     module = Net()
     fit(module, MagnitudePruning(0.75, schedule=LEVELS), SparsityMonitor(), barebones=True,
         logger=None, enable_checkpointing=None, enable_progress_bar=None,

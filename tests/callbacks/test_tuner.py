@@ -56,7 +56,7 @@ def known(suite):
 
 @pytest.mark.parametrize("what", ["lr", pytest.param("batch size", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SUITES)
-def test_before_a_fit_and_between_two(name, what):
+def test_tuners_leave_masks_and_weights_unchanged(name, what):
     ends = []
     for tuned in (False, True):
         module, suite = Tunable(), SUITES[name]()
@@ -81,7 +81,7 @@ def test_before_a_fit_and_between_two(name, what):
 @pytest.mark.parametrize(
     "kind", [LearningRateFinder, pytest.param(BatchSizeFinder, marks=pytest.mark.slow)]
 )
-def test_as_callbacks_they_only_set_what_they_found(kind, first):
+def test_finder_callbacks_only_change_the_found_setting(kind, first):
     """The reference is a fit that has the found value from the start."""
     settings = (
         {"num_training_steps": 6, "min_lr": 1e-4}

@@ -49,7 +49,7 @@ def test_overlapping_selections():
     assert made.callback_metrics["pruning/sparsity"].item() == pytest.approx(either / WEIGHTS)
 
 
-def test_equal_selections_are_told_apart_or_refused():
+def test_equal_selections_need_different_patterns():
     with pytest.raises(RuntimeError, match="MagnitudePruning"):
         fit(Net(), MagnitudePruning(0.5), MagnitudePruning(0.6, criterion="random"))
 
@@ -87,7 +87,7 @@ def test_soft_masks_over_another_pruners_weights_are_refused(first):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_two_pruners_give_back_what_both_removed(order):
+def test_unprune_of_both_restores_shared_weights(order):
     module = Net(lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     before = {name: tensor.clone() for name, tensor in weights(module).items()}
     both = [prune_at_start(0.5, include=["body.0"]), prune_at_start(0.5)]

@@ -59,7 +59,7 @@ def removed(pruning, snapshots, now):
 
 
 @pytest.mark.parametrize("make", [SGD, ADAM])
-def test_between_fits(make):
+def test_unprune_between_fits_is_bit_exact(make):
     module, snapshots, pruning = Net(make), Snapshots(), MagnitudePruning(0.8, schedule=LEVELS)
     fit(module, snapshots, pruning)
     expected = removed(pruning, snapshots, weights(module))
@@ -70,7 +70,7 @@ def test_between_fits(make):
     assert pruning.masks.pruned == 0
 
 
-def test_in_a_fit_and_the_weights_go_on_learning():
+def test_unpruned_weights_train_within_a_fit():
     module, snapshots, seen = Net(ADAM), Snapshots(), {}
     pruning = MagnitudePruning(0.8, schedule=LEVELS)
 
@@ -87,7 +87,7 @@ def test_in_a_fit_and_the_weights_go_on_learning():
         assert (p != seen["found"][name]).all(), "all weights learn again"
 
 
-def test_one_layer_alone():
+def test_unprune_of_one_layer():
     module, snapshots, pruning = Net(), Snapshots(), MagnitudePruning(0.8, schedule=LEVELS)
     fit(module, snapshots, pruning)
     expected = removed(pruning, snapshots, weights(module))
@@ -102,7 +102,7 @@ def test_one_layer_alone():
         pruning.unprune("body.7")
 
 
-def test_events_still_to_come_prune_again():
+def test_remaining_events_prune_again():
     module, events = Net(), Events()
     pruning = MagnitudePruning(0.8, schedule=LEVELS)
     fit(module, events, pruning, At(5, lambda: pruning.unprune()))
@@ -110,7 +110,7 @@ def test_events_still_to_come_prune_again():
     assert zeros(module) == round(0.8 * WEIGHTS)
 
 
-def test_pruning_by_hand_within_a_fit_is_held():
+def test_manual_pruning_within_a_fit_keeps_its_masks():
     module, events = Net(ADAM), Events()
     pruning = MagnitudePruning(0.8, schedule=LEVELS)
     fit(module, events, pruning, At(5, lambda: pruning.prune_to(0.6)))
@@ -123,7 +123,7 @@ def test_pruning_by_hand_within_a_fit_is_held():
     assert pruning.reached
 
 
-def test_back_at_zero():
+def test_regrow_at_zero_without_removed_values():
     module, pruning = Net(), MagnitudePruning(0.8, schedule=LEVELS)
     fit(module, pruning)
     before = {name: p.clone() for name, p in weights(module).items()}
@@ -134,7 +134,7 @@ def test_back_at_zero():
     assert equal(before, weights(module)), "what came back is no longer kept"
 
 
-def test_nothing_kept_says_so():
+def test_unprune_without_removed_values_raises():
     module, pruning = Net(), MagnitudePruning(0.8, schedule=LEVELS, keep_removed=False)
     fit(module, pruning)
     with pytest.raises(StateError, match="write keep_removed=True"):
@@ -142,7 +142,7 @@ def test_nothing_kept_says_so():
     assert zeros(module) == round(0.8 * WEIGHTS)
 
 
-def test_before_any_model_there_is_nothing():
+def test_unprune_before_a_model_raises():
     for ask in (lambda p: p.masks, lambda p: p.unprune(), lambda p: p.prune_to(0.5)):
         with pytest.raises(StateError, match=r"call trainer\.fit, or attach"):
             ask(MagnitudePruning(0.8))
@@ -157,7 +157,7 @@ def end_of_a_fit(path, **kw):
     return module, removed(pruning, snapshots, weights(module)), pruning
 
 
-def test_from_a_checkpoint(tmp_path):
+def test_unprune_after_attaching_a_checkpoint(tmp_path):
     module, expected, pruning = end_of_a_fit(tmp_path / "end.ckpt")
     loaded = Net.load_from_checkpoint(tmp_path / "end.ckpt")
     other = MagnitudePruning(0.8, schedule=OneShot(0))
@@ -206,7 +206,7 @@ def test_attach_carries_the_present_masks_to_another_object():
     assert equal(weights(module), expected), "the first object is left alone"
 
 
-def test_attach_refuses_what_does_not_fit(tmp_path):
+def test_attach_raises_for_masks_that_do_not_match(tmp_path):
     end_of_a_fit(tmp_path / "end.ckpt")
     _, _, pruning = end_of_a_fit(tmp_path / "again.ckpt")
 
@@ -240,7 +240,7 @@ def test_a_failing_listener_does_not_leave_half_a_change():
     assert zeros(module) == 0
 
 
-def test_the_vault_goes_with_the_masks_of_the_moment(tmp_path):
+def test_removed_values_match_the_loaded_masks(tmp_path):
     """Resumed between two events, un-pruned at the end: bits as if never interrupted."""
     found = []
     for cut in (None, tmp_path / "epoch=0.ckpt"):
@@ -253,7 +253,7 @@ def test_the_vault_goes_with_the_masks_of_the_moment(tmp_path):
     assert equal(*found)
 
 
-def test_layers_go_on_after_a_change_by_hand():
+def test_layer_targets_apply_after_a_manual_change():
     class Hand(Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             if trainer.global_step == 5:
@@ -266,7 +266,7 @@ def test_layers_go_on_after_a_change_by_hand():
     assert densities["body.0.weight"] == pytest.approx(0.2, abs=0.01)
 
 
-def test_everything_comes_back_with_layers_too():
+def test_unprune_restores_all_weights_with_layer_targets():
     pruning = prune_at_start(0.5, layers={"body.2": 0.25})
     trainer(pruning).fit(Net(), loader())
     pruning.prune_to(0)

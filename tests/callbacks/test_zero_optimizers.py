@@ -39,7 +39,7 @@ def matrices(make, parameters):
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *VARIANTS])
-def test_zero_is_zero(name, tmp_path):
+def test_pruned_weights_stay_zero_under_every_optimizer(name, tmp_path):
     make = (PLAIN | VARIANTS)[name]
     if name == "Muon":
         make = partial(matrices, make)
@@ -56,7 +56,7 @@ def test_zero_is_zero(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["SGD momentum", "Adam fused", "AdamW", "RMSprop foreach"])
 @pytest.mark.parametrize("how", ["norm", "value"])
-def test_with_accumulation_and_clipping(name, how):
+def test_pruned_weights_stay_zero_with_accumulation_and_clipping(name, how):
     watch, pruning = Watch(), MagnitudePruning(0.8, schedule=OneShot("2it"))
     module = Net((PLAIN | VARIANTS)[name])
     fit(

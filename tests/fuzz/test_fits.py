@@ -14,7 +14,7 @@ from hypothesis import event, given
 from tiny_fits import equal, read
 
 # what nobody can know before validation has run
-LATE = ("which validation never logged", "no validation came before the first event")
+LATE = ("which validation never logged", "no validation before the first event")
 
 
 def end(run, folder):

@@ -62,7 +62,7 @@ WAYS = {
 
 @ORDERS
 @pytest.mark.parametrize("way", WAYS)
-def test_the_average_is_what_numpy_makes_it(way, order, tmp_path):
+def test_the_average_equals_a_numpy_reference(way, order, tmp_path):
     """After each batch and event, at validation, in checkpoints, and in the final model."""
     averaging, module = exponential(), Net(FAST)
     mirror = Mirror(averaging)
@@ -92,7 +92,7 @@ def test_the_average_is_what_numpy_makes_it(way, order, tmp_path):
     ],
     ids=["mean", "every third", "late", "never", "no buffers"],
 )
-def test_every_way_to_average(averaging, rule, updates, order):
+def test_all_averaging_settings_are_supported(averaging, rule, updates, order):
     """An average that begins late is of weights from before the events until then."""
     averaging, module = averaging(), Net(ADAM)
     mirror = Mirror(averaging, **({"rule": rule} if rule else {}), updates=updates)

@@ -38,7 +38,7 @@ class Slices(Mirror):
 
 @ORDERS
 @COMPACT
-def test_the_average_is_what_numpy_makes_it(compact, order, tmp_path):
+def test_the_average_equals_a_numpy_reference(compact, order, tmp_path):
     averaging, module, channels = exponential(), Net(), pruning(compact=compact)
     mirror = Slices(averaging)
     saves = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1)

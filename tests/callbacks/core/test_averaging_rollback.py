@@ -68,7 +68,7 @@ class Stops(Callback):
 
 @ORDERS
 @pytest.mark.parametrize(("limit", "epochs"), [(0.3, 5), (0.4, 14), (1.0, 8)])
-def test_a_rollback(limit, epochs, order, tmp_path):
+def test_a_rollback_restores_the_average(limit, epochs, order, tmp_path):
     """In the fit's middle, at its end because it failed, and because nothing has judged it."""
     averaging, module = exponential(), Judge(limit)
     pruning = MagnitudePruning(schedule=Table({"1ep": 0.25, "26it": 0.75}))

@@ -67,7 +67,7 @@ WAYS = {
 
 @ORDERS
 @pytest.mark.parametrize("way", WAYS)
-def test_the_average_is_what_numpy_makes_it(way, order, tmp_path):
+def test_the_average_equals_a_numpy_reference(way, order, tmp_path):
     averaging, module = swa(), Net(SGD)
     mirror = ByEpoch(averaging)
     pruning = WAYS[way]()
@@ -134,17 +134,17 @@ def test_stopped_before_it_is_swapped_in():
         (lambda: Rewind("1it"), "Rewind"),
     ],
 )
-def test_weights_that_go_back_are_refused(other, name, order):
+def test_callbacks_that_restore_weights_raise(other, name, order):
     """Lightning's callback puts a schedule of its own in place, and counts epochs."""
     module = Net()
     pruning = MagnitudePruning(0.75, schedule=Exponential(0.5, every="1ep"))
-    message = f"{name} takes weights back .* write WeightAveraging"
+    message = f"{name} restores earlier weights.*write WeightAveraging"
     with pytest.raises(ConfigError, match=message):
         fit(module, *placed(order, swa(), pruning, other()), val=loader(2), max_epochs=EPOCHS)
     assert module.trained == 0
 
 
-def test_layers_that_were_made_after_the_copy_are_refused():
+def test_layers_created_after_the_copy_raise():
     class Late(Net):
         def configure_model(self):
             if len(self.body) == 3:

@@ -55,13 +55,13 @@ WORDS = {
 
 
 @pytest.mark.parametrize("mistake", WORDS)
-def test_at_construction(mistake):
+def test_invalid_settings_raise_at_construction(mistake):
     settings, message = WORDS[mistake]
     with pytest.raises(ConfigError, match=message):
         MagnitudePruning(**settings)
 
 
-def test_a_misspelt_keyword():
+def test_a_misspelt_keyword_raises():
     with pytest.raises(TypeError, match="sparcity"):
         MagnitudePruning(sparcity=0.9)
 
@@ -114,7 +114,7 @@ FIT = {
 
 
 @pytest.mark.parametrize("mistake", FIT)
-def test_before_the_first_step(mistake):
+def test_invalid_models_raise_before_the_first_step(mistake):
     settings, message = FIT[mistake]
     module = Net()
     with pytest.raises(ConfigError, match=message):
@@ -138,7 +138,7 @@ def test_models_that_cannot_be_pruned_as_they_are():
 
 
 @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
-def test_sharded_strategies(kind):
+def test_sharded_strategies_raise(kind):
     strategy = object.__new__(kind)
     from regrow.callbacks.core.checks import check_sharding_supported
     from regrow.pruning.pruner import Pruner

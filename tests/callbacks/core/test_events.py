@@ -117,7 +117,7 @@ def test_validation_and_checkpoint_of_an_epoch_see_the_same_weights(tmp_path):
     assert levels == [0, 0, 36, 72, 108]
 
 
-def test_nothing_fires_outside_training():
+def test_no_event_happens_outside_training():
     events, pruning, module = Events(), MagnitudePruning(0.5, schedule=OneShot(0)), Net()
     made = trainer(events, pruning, num_sanity_val_steps=2)
     made.validate(module, loader(), verbose=False)
@@ -134,7 +134,7 @@ def test_nothing_fires_outside_training():
     assert zeros(module) == WEIGHTS // 2
 
 
-def test_nothing_fires_during_sanity_checking():
+def test_no_event_happens_during_sanity_checking():
     class Sane(Callback):
         def on_sanity_check_end(self, trainer, pl_module):
             assert zeros(pl_module) == 0
@@ -189,7 +189,7 @@ def test_layers_beside_others_that_stay_dense_are_refused():
 
 
 @pytest.mark.parametrize("distribution", ["global", "uniform", "erk", "lamp"])
-def test_every_distribution_lands_on_the_target(distribution):
+def test_every_distribution_reaches_the_target(distribution):
     module = Net()
     pruning = MagnitudePruning(0.7, distribution=distribution, begin=0, end="8it", every="2it")
     fit(module, pruning)
@@ -200,7 +200,7 @@ def test_every_distribution_lands_on_the_target(distribution):
     ("granularity", "sparsity", "include"),
     [("2:4", 0.5, None), ("1:4", 0.75, "body.2"), ("block:2x2", 0.5, "body.0")],
 )
-def test_every_granularity_lands_on_the_target(granularity, sparsity, include):
+def test_every_granularity_reaches_the_target(granularity, sparsity, include):
     module = Net()
     pruning = MagnitudePruning(
         sparsity,

@@ -56,7 +56,7 @@ class Poisoned(Net):
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf"), -0.0])
 @pytest.mark.parametrize("make", [SGD, ADAM])
-def test_poison_at_pruned_places_changes_no_bit(make, poison):
+def test_gradients_of_pruned_weights_change_nothing(make, poison):
     found = []
     for value in (None, poison):
         module = Poisoned(make)

@@ -74,7 +74,7 @@ class InFloat(Net):
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("criterion", ["taylor", "snip", "gradient"])
-def test_scores_are_those_of_a_hand_computation(criterion, condition):
+def test_scores_equal_a_manual_computation(criterion, condition):
     settings = {k: v() if callable(v) else v for k, v in CONDITIONS[condition].items()}
     at = 2
     pruning = MagnitudePruning(0.6, schedule=OneShot(f"{at}it"), criterion=criterion)
@@ -147,7 +147,7 @@ def test_another_pruning_callback_beside_it_changes_no_score(criterion):
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_a_callable_and_an_object_of_ones_own():
+def test_custom_criteria_are_supported():
     class Largest:
         """Tracks the largest gradient."""
 

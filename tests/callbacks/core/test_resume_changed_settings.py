@@ -36,7 +36,7 @@ def resumed(path, schedule=LINEAR, on_change="refuse", **kw):
     return events.steps
 
 
-def test_the_same_settings_are_no_change(cut):
+def test_the_same_settings_resume(cut):
     for on_change in ("refuse", "keep", "stretch"):
         assert resumed(cut, on_change=on_change) == [8, 12, 16]
 
@@ -51,7 +51,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "max steps"])
-def test_what_moves_the_events_is_refused(change, cut):
+def test_settings_that_move_the_events_raise(change, cut):
     settings, _ = CHANGES[change]
     module = Net()
     pruning = MagnitudePruning(0.8, schedule=LINEAR)
@@ -60,7 +60,7 @@ def test_what_moves_the_events_is_refused(change, cut):
     assert module.trained == 0
 
 
-def test_keep_holds_the_steps_of_the_checkpoint(cut):
+def test_keep_uses_the_steps_of_the_checkpoint(cut):
     assert resumed(cut, on_change="keep", max_epochs=8) == [8, 12, 16]
 
 
@@ -71,7 +71,7 @@ def test_keep_with_a_fit_that_ends_too_early_is_refused(cut):
     assert module.trained == 0
 
 
-def test_stretch_takes_the_steps_of_now(cut):
+def test_stretch_uses_the_steps_of_the_present_fit(cut):
     """Events that would lie in the past, or below what is pruned already, are left out."""
     assert resumed(cut, on_change="stretch", max_epochs=8) == [16, 24, 32]
     assert resumed(cut, on_change="stretch", max_epochs=3) == [6, 9, 12]

@@ -35,7 +35,7 @@ def attached(**kw):
     return callback
 
 
-def test_what_is_pruned_and_what_is_not_and_why():
+def test_lists_pruned_parameters_and_reasons_for_others():
     found = rows(text(attached(exclude="@last")))
     assert found["body.0.weight"] == "shared"
     assert found["body.3.weight"] == "dense: excluded by '@last'"
@@ -58,8 +58,8 @@ def test_included_only():
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_the_growth_of_the_vault_is_told(keep):
-    assert ("un-prune" in text(attached(keep_removed=keep))) == keep
+def test_memory_of_removed_values_is_shown(keep):
+    assert ("unprune" in text(attached(keep_removed=keep))) == keep
 
 
 def test_it_is_printed_at_the_start_with_the_plan(capsys, monkeypatch):
