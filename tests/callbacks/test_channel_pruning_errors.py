@@ -111,7 +111,7 @@ def test_a_latency_already_met_cuts_nothing():
     assert not channels.history
 
 
-def test_regrow_restores_channels_on_a_schedule():
+def test_scheduled_regrowth_of_channels_must_be_random_or_removed():
     for kw, words in (({"by": "gradient"}, "'random' or 'removed'"), ({"init": "zero"}, "write")):
         with pytest.raises(ConfigError, match=words):
             run(Net(), pruning(), Regrow("20it", 0.5, **({"by": "random"} | kw)))

@@ -186,7 +186,7 @@ def test_resuming_with_another_target_raises(saved):
     refused(saved(), r"towards sparsity 0\.8, this callback towards 0\.9", other)
 
 
-def test_unprune_raises_if_removed_values_were_not_saved(saved):
+def test_keep_removed_needs_removed_values_in_the_checkpoint(saved):
     refused(saved(one_shot(keep_removed=False)), "write keep_removed=False here too", one_shot())
     module, pruning = Net(ADAM), one_shot(keep_removed=False)
     fit(module, pruning, ckpt_path=saved(), max_epochs=4)  # less may be kept than was

@@ -43,7 +43,7 @@ def run(module, name, *callbacks, **kw):
 
 
 @pytest.mark.parametrize("name", pruners())
-def test_layers_of_configure_model_are_pruned(name, tmp_path):
+def test_layers_created_in_configure_model_are_pruned_and_resumed(name, tmp_path):
     saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     whole = run(Later(), name, saves, enable_checkpointing=True)
     assert equal(whole, run(Net(ADAM), name))

@@ -61,7 +61,7 @@ def test_init_original_uses_values_of_the_fits_start():
     assert [entry["kind"] for entry in pruning.history[2:]] == ["drop_and_grow"] * 3
 
 
-def test_works_with_accumulation_clipping_and_dry_runs():
+def test_dry_run_zero_sparsity_and_zero_epochs():
     pruning = sparse()
     fit(Net(), pruning, fast_dev_run=True)
     assert [entry["kind"] for entry in pruning.history] == ["prune"]

@@ -45,7 +45,7 @@ def test_a_second_fit_keeps_the_sparsity():
     assert zeros(module) == round(0.8 * WEIGHTS)
 
 
-def test_a_new_callback_prunes_further():
+def test_another_trainer_does_not_prune_again():
     watch, pruning, module = Watch(), MagnitudePruning(0.5, schedule=OneShot(0)), Net()
     trainer(pruning).fit(module, loader())
     trainer(watch, pruning).fit(module, loader())

@@ -28,7 +28,7 @@ class Groups(Net):
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
-def test_parameter_groups_do_not_change_the_result(criterion):
+def test_parameter_groups_equal_manual_optimizers(criterion):
     """The same settings in three optimizer groups or in one AdamW a parameter, by hand."""
     module, pruning = Groups(), MagnitudePruning(0.8, schedule=OneShot(0), criterion=criterion)
     start = copied(module)

@@ -144,7 +144,7 @@ class Cut(Callback):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_resumes_after_a_killed_process(error, tmp_path):
+def test_resumes_after_an_exception(error, tmp_path):
     make, pruning = CASES["adam"]
     whole = run(make, pruning())
     saves = ModelCheckpoint(tmp_path, filename="cut", every_n_train_steps=5)

@@ -103,7 +103,7 @@ def test_last_ckpt_is_always_written_and_resumable(when, every, monitor, weights
         assert ("optimizer_states" in read(path)) != weights_only
 
 
-def test_a_monitor_logged_only_at_the_end_works_and_a_typo_raises(tmp_path):
+def test_a_misspelt_monitor_raises(tmp_path):
     module = scored(*[1] * 6)
     saves = SparseModelCheckpoint(tmp_path, monitor="scores")
     with pytest.raises(Exception, match="scores"):

@@ -49,7 +49,7 @@ def test_overlapping_selections():
     assert made.callback_metrics["pruning/sparsity"].item() == pytest.approx(either / WEIGHTS)
 
 
-def test_equal_selections_need_different_patterns():
+def test_equal_selections_raise():
     with pytest.raises(RuntimeError, match="MagnitudePruning"):
         fit(Net(), MagnitudePruning(0.5), MagnitudePruning(0.6, criterion="random"))
 

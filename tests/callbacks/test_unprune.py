@@ -123,7 +123,7 @@ def test_manual_pruning_within_a_fit_keeps_its_masks():
     assert pruning.reached
 
 
-def test_regrow_at_zero_without_removed_values():
+def test_prune_to_zero_restores_all_weights():
     module, pruning = Net(), MagnitudePruning(0.8, schedule=LEVELS)
     fit(module, pruning)
     before = {name: p.clone() for name, p in weights(module).items()}

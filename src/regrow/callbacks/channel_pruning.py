@@ -22,7 +22,6 @@ from regrow.callbacks.rewind import Rewind, make_rewind
 from regrow.callbacks.support.checkpoint_shapes import (
     ShapeHooks,
     find_example,
-    first_example,
     fit_shapes,
     training_inputs,
 )
@@ -261,7 +260,7 @@ class ChannelPruning(PruningCallback[ChannelPruner]):
             self._compact_settled(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # here, because a budget still takes events back when training ends
+        # here, because a budget may still roll events back in on_train_end
         if self.session.current is None:
             return
         super().on_fit_end(trainer, pl_module)
@@ -362,7 +361,8 @@ class Channels(PruningStrategy[ChannelPruner]):
         self.example: Any = None  # what it is traced with, once that is known
 
     def make_pruner(self, model: nn.Module) -> ChannelPruner:
-        example = first_example(model, self.example, self.given)
+        known = self.example
+        example = find_example(None, model, self.given) if known is None else known
         return ChannelPruner(model, example, self.config, keep_removed=bool(self.keep_removed))
 
     def remember(self, state: Mapping[str, Any] | None) -> None:

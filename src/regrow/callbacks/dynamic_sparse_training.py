@@ -150,16 +150,13 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
 
 
 class DropGrow(GradualMagnitude):
-    """Draw masks at the first step, then move them: drop weights and grow as many.
+    """Draw masks at the first step, then drop weights and grow as many at each update.
 
     Args:
         config: How weights are ranked for dropping.
-        keep_removed: Whether removed values are stored.
         updates: When masks move.
-        grow: Which weights grow; "none": masks do not move.
         initializer: Values of grown weights.
-        drop_fraction: Fraction of the kept weights that the first update drops.
-        skip_update: Whether the step whose gradients grew weights skips its optimizer update.
+        keep_removed, grow, drop_fraction, skip_update: See `DynamicSparseTraining`.
     """
 
     constant_sparsity = True

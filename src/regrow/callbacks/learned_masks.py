@@ -35,15 +35,6 @@ from regrow.utils.errors import (
 from regrow.utils.modes import no_compile
 
 
-def check_not_masked(pruner: Pruner) -> None:
-    """Check that no weight is pruned yet."""
-    if pruner.pruned:
-        raise ConfigError(
-            f"the model has sparsity {pruner.sparsity:.6g} already, and masks are learned from a "
-            "dense one: call unprune() first, or go on with MagnitudePruning"
-        )
-
-
 def rate_factor(optimizer: Optimizer, parameter: nn.Parameter) -> float:
     """The learning rate of a parameter relative to the peak of its schedule; 1 without a schedule.
 
@@ -56,7 +47,7 @@ def rate_factor(optimizer: Optimizer, parameter: nn.Parameter) -> float:
         0.25
     """
     for group in optimizer.param_groups:
-        if any(held is parameter for held in group["params"]):
+        if any(other is parameter for other in group["params"]):
             rate = float(group["lr"])
             peak = float(group.get("max_lr", group.get("initial_lr", rate)))
             return rate / peak if peak else 1.0
@@ -87,7 +78,7 @@ def check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
     if frozen:
         raise ConfigError(
             f"{', '.join(frozen[:3])} trains under no optimizer (frozen?), so no gradient would "
-            "reach the scores: exclude it, or train it; for weights that stand still write "
+            "reach the scores: exclude it, or train it; for fixed weights write "
             "train_weights=False"
         )
     sharded = [t.name for t in pruner.targets if type(t.parameter.data).__name__ == "DTensor"]
@@ -96,33 +87,6 @@ def check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
             f"{sharded[0]} is sharded, and masks of sharded parameters are not learned yet: write "
             "strategy='ddp', or MagnitudePruning"
         )
-
-
-def check_same_learning(was: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Check that the masks of a checkpoint were learned with the same settings."""
-    changed = [f"{key}={was.get(key)}, now {now[key]}" for key in now if was.get(key) != now[key]]
-    if changed:
-        raise StateError(
-            f"the checkpoint learned its masks with {'; '.join(changed)}: restore that, or load "
-            "the weights and start a fit"
-        )
-
-
-def resumed_first(planned: int, first: int, on_change: str) -> int:
-    """The first learning step of a resumed fit that has not reached it.
-
-    Args:
-        planned: The step that the interrupted fit planned.
-        first: The step in the present fit.
-        on_change: What to do if they differ: "refuse" (raise), "keep" or "stretch".
-    """
-    if first != planned and on_change == "refuse":
-        raise ConfigError(
-            f"the checkpoint planned to learn masks from step {planned} on, this fit from step "
-            f"{first}: restore begin, max_epochs, batch size and ranks, or write on_change='keep' "
-            "or 'stretch'"
-        )
-    return planned if on_change == "keep" else first
 
 
 @dataclass(frozen=True)
@@ -317,10 +281,8 @@ class LearnedMask(PruningStrategy[LearnedPruner]):
 
     Args:
         config: Its criterion is the margin of the learned scores.
-        keep_removed: Which dense values are stored.
+        keep_removed, ramp, score_lr: See `LearnedMasks`.
         learning: When masks are learned.
-        ramp: Fraction of the learning steps in which the target rises.
-        score_lr: Learning rate of the scores; None: computed.
         settings: As text, compared when a fit resumes.
     """
 
@@ -372,22 +334,40 @@ class LearnedMask(PruningStrategy[LearnedPruner]):
 
     def after_plan(self, session: PruningSession[LearnedPruner], timeline: Timeline) -> None:
         if session.progress.plan:
-            check_not_masked(session.pruner)
+            if session.pruner.pruned:
+                raise ConfigError(
+                    f"the model has sparsity {session.pruner.sparsity:.6g} already, and masks are "
+                    "learned from a dense one: call unprune() first, or continue with "
+                    "MagnitudePruning"
+                )
             dry, begun = session.time.dry_run, session.progress.first
             self.first = begun if dry else self.learning.first(timeline)
 
     def before_resume(
         self, session: PruningSession[LearnedPruner], state: Mapping[str, Any]
     ) -> None:
-        check_same_learning(state["learning"], self.settings)
+        then, now = state["learning"], self.settings
+        keys = [key for key in now if then.get(key) != now[key]]
+        changed = [f"{key}={then.get(key)}, now {now[key]}" for key in keys]
+        if changed:
+            raise StateError(
+                f"the checkpoint learned its masks with {'; '.join(changed)}: restore that, or "
+                "load the weights and start a fit"
+            )
 
     def after_resume(
         self, session: PruningSession[LearnedPruner], state: Mapping[str, Any]
     ) -> None:
         self.first, learner = int(state["first"]), session.pruner.learner
         if not (learner.active or session.progress.reached):
-            first = self.learning.first(session.timeline)
-            self.first = resumed_first(self.first, first, session.on_change)
+            planned, first = self.first, self.learning.first(session.timeline)
+            if first != planned and session.on_change == "refuse":
+                raise ConfigError(
+                    f"the checkpoint planned to learn masks from step {planned} on, this fit from "
+                    f"step {first}: restore begin, max_epochs, batch size and ranks, or write "
+                    "on_change='keep' or 'stretch'"
+                )
+            self.first = planned if session.on_change == "keep" else first
         if learner.active and session.progress.plan:
             learner.course.last = session.progress.plan[-1].step
 

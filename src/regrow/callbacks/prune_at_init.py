@@ -175,12 +175,8 @@ class AtInit(GradualMagnitude):
 
     Args:
         config: Its criterion only names the method, except for "random".
-        keep_removed: Which removed values are stored.
-        scoring: "snip", "grasp", "synflow" or "random".
-        batches: Number of training batches to score with.
-        rounds: Number of rounds of "synflow".
-        temperature: Divisor of the logits in "grasp".
-        logits: The submodule that computes the logits; None: the module itself.
+        scoring: The method.
+        keep_removed, batches, rounds, temperature, logits: See `PruneAtInit`.
     """
 
     def __init__(

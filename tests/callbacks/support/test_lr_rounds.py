@@ -12,7 +12,7 @@ from regrow.callbacks.rewind import lr_schedule_steps
 
 
 def test_a_schedule_of_the_whole_fit_is_refused():
-    with pytest.raises(ConfigError, match=r"LambdaLR goes on after one round of 8 .*total_steps=8"):
+    with pytest.raises(ConfigError, match=r"LambdaLR continues after one round.*total_steps=8"):
         fit(Normed(steps=4 * BATCHES), pruning(), max_epochs=4)
     with pytest.raises(ConfigError, match="total_steps=8"):
         fit(Normed(steps=4 * BATCHES), pruning(Rewind(0, "finetune")), max_epochs=4)

@@ -94,8 +94,8 @@ class SuiteEvents:
 
     def allows(self) -> bool:
         """Whether all callbacks allow a due event now."""
-        asked = self._dispatcher.callbacks
-        return all(callback.allows_event(self._trainer, self._owner) for callback in asked)
+        callbacks = self._dispatcher.callbacks
+        return all(callback.allows_event(self._trainer, self._owner) for callback in callbacks)
 
     def before(self) -> None:
         """Call `before_prune_event` on all callbacks."""

@@ -93,7 +93,7 @@ class PruningCallback(Callback, Generic[P]):
         self._masks_early = False
 
     @cached_property
-    def state_key(self) -> str:  # asked around every hook, so computed once
+    def state_key(self) -> str:  # Lightning reads it around every hook, so computed once
         return self._generate_state_key(include=self.method.include, exclude=self.method.exclude)
 
     @property
@@ -282,8 +282,10 @@ class PruningCallback(Callback, Generic[P]):
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if (due := self.session.due_before_batch()) is not None:  # as session.step() does
-            self.session.fire(due)
+        session = self.session  # as session.step(), with one call less at every batch
+        if (due := session.due()) is None or session.strategy.acts_on_gradients(session.pruner):
+            return
+        session.fire(due)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._masks_early:

@@ -336,16 +336,9 @@ class PruningSession(Generic[P]):
         now = clock.current_step()
         return progress.due(now) if plan[done].step <= now else None
 
-    def due_before_batch(self) -> Milestone | None:
-        """The milestone that is due, unless its event needs gradients."""
-        due = self.due()
-        if due is None or self.strategy.acts_on_gradients(self.pruner):
-            return None
-        return due
-
     def step(self) -> None:
         """Run a due event, unless it needs gradients; call it before each batch."""
-        if (due := self.due_before_batch()) is not None:
+        if (due := self.due()) is not None and not self.strategy.acts_on_gradients(self.pruner):
             self.fire(due)
 
     def on_gradients(self, optimizer: Optimizer) -> None:

@@ -100,16 +100,15 @@ def fit_shapes(module: torch.nn.Module, checkpoint: Mapping[str, Any]) -> None:
         plan.apply(module)
 
 
-def find_example(trainer: pl.Trainer | None, module: pl.LightningModule, given: Any) -> Any:
+def find_example(trainer: pl.Trainer | None, module: torch.nn.Module, given: Any) -> Any:
     """The input for tracing: the given one, the module's own, or the first training batch.
 
     Raises:
         ConfigError: If there is none.
     """
-    if given is not None:
-        return given
-    if module.example_input_array is not None:
-        return module.example_input_array
+    own = module.example_input_array if isinstance(module, pl.LightningModule) else None
+    if given is not None or own is not None:
+        return own if given is None else given
     if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
         for inputs in training_inputs(trainer, 1):
             return inputs
@@ -117,21 +116,6 @@ def find_example(trainer: pl.Trainer | None, module: pl.LightningModule, given: 
         "channels are found by tracing the network, which needs an input: write "
         "example_input=torch.zeros(2, 3, 224, 224), or set example_input_array in the module"
     )
-
-
-def first_example(model: torch.nn.Module, known: Any, given: Any) -> Any:
-    """The input for tracing outside a fit: a known one, the given one, or a LightningModule's own.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    if known is not None:
-        return known
-    if isinstance(model, pl.LightningModule):
-        return find_example(None, model, given)
-    if given is None:
-        raise ConfigError("write example_input=...: this model has no example of its own")
-    return given
 
 
 def training_inputs(trainer: pl.Trainer, count: int) -> list[Tensor]:

@@ -80,7 +80,7 @@ def check_lr_schedules_fit(
         if config.reduce_on_plateau:
             continue
         if not isinstance(config.scheduler, LRScheduler):
-            rank_zero_warn(f"{name} cannot be tried out: see that it spans {span} steps, one round")
+            rank_zero_warn(f"{name} cannot be simulated: check that it spans {span} steps, a round")
             continue
         unit = config.frequency * (1 if config.interval == "step" else _epoch(timeline))
         turns = math.ceil(reach / unit)
@@ -91,7 +91,7 @@ def check_lr_schedules_fit(
         if len(rates) <= max(turns, last // unit):
             raise ConfigError(
                 f"{name} ends after {len(rates) - 1} steps, but a round that rewinds to step "
-                f"{back} goes on to step {max(turns, last // unit)} of it: give it more steps, or "
+                f"{back} reaches step {max(turns, last // unit)} of it: give it more steps, or "
                 "use one that stays at its last learning rate (all of regrow's do)"
             )
         for group in zip(*rates, strict=True):
@@ -99,7 +99,7 @@ def check_lr_schedules_fit(
             slack = _SLACK * (high - low)
             if min(inside) > low + slack or max(inside) < high - slack:
                 raise ConfigError(
-                    f"{name} goes on after one round of {span} steps, to learning rates in "
+                    f"{name} continues after one round of {span} steps, to learning rates in "
                     f"[{low:.3g}, {high:.3g}] from [{min(inside):.3g}, {max(inside):.3g}] within "
                     f"the round: a fit that rewinds would never get there. A schedule must span "
                     f"one round: {write}, not of the whole fit"
@@ -115,8 +115,8 @@ def _simulated(config: LRSchedulerConfig, count: int) -> list[list[float]]:
     """The rates at step 0, 1, ... of a copy of the scheduler on a dummy optimizer."""
     scheduler = config.scheduler
     assert isinstance(scheduler, LRScheduler)
-    held = [{k: v for k, v in g.items() if k != "params"} for g in scheduler.optimizer.param_groups]
-    groups = [g | {"params": [torch.zeros(1, requires_grad=True)]} for g in copy.deepcopy(held)]
+    own = [{k: v for k, v in g.items() if k != "params"} for g in scheduler.optimizer.param_groups]
+    groups = [g | {"params": [torch.zeros(1, requires_grad=True)]} for g in copy.deepcopy(own)]
     optimizer = SGD(groups, lr=0.1)
     twin = copy.deepcopy(scheduler, {id(scheduler.optimizer): optimizer})
     rates = [[float(group["lr"]) for group in optimizer.param_groups]]
@@ -125,7 +125,7 @@ def _simulated(config: LRSchedulerConfig, count: int) -> list[list[float]]:
         for _ in range(count):
             try:
                 twin.step()
-            except ValueError:  # as OneCycleLR says that it is over
+            except ValueError:  # OneCycleLR raises after its last step
                 break
             rates.append([float(group["lr"]) for group in optimizer.param_groups])
     return rates

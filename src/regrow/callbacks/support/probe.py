@@ -33,9 +33,9 @@ def probe_copy(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningM
         twin = copy.deepcopy(module, {id(trainer): trainer})
     except Exception as error:
         raise StateError(
-            f"weights are scored on a copy of {type(module).__name__}, so that its buffers, "
-            f"metrics and counters stay as they are, and it cannot be copied: {error}; let it hold "
-            "nothing that copy.deepcopy refuses, or write method='random'"
+            f"weights are scored on a copy of {type(module).__name__}, which cannot be copied: "
+            f"{error}; remove attributes that copy.deepcopy does not support, or write "
+            "method='random'"
         ) from error
     if twin._compiler_ctx is not None:
         twin = to_uncompiled(twin)
@@ -93,8 +93,8 @@ def scaled_logits(module: nn.Module, logits: str | None, temperature: float) -> 
         calls += 1
         if not isinstance(output, Tensor):
             raise StateError(
-                f"{logits or 'the module'} gave {type(output).__name__} instead of a tensor of "
-                "logits: name the submodule that gives them, logits='NAME'"
+                f"{logits or 'the module'} returned {type(output).__name__} instead of a tensor of "
+                "logits: name the submodule that computes them, logits='NAME'"
             )
         return output / temperature
 
@@ -106,8 +106,8 @@ def scaled_logits(module: nn.Module, logits: str | None, temperature: float) -> 
     if not calls:
         raise ConfigError(
             f"training_step did not call {logits or 'the module itself, as self(x)'}, so there are "
-            "no logits to divide: write logits='NAME' of the submodule that gives them, or leave "
-            "temperature out"
+            "no logits to divide: write logits='NAME' of the submodule that computes them, or "
+            "leave temperature out"
         )
 
 

@@ -107,8 +107,8 @@ def _load(teacher: nn.Module, path: Path) -> None:
             f"teacher={str(path)!r} does not exist: write a checkpoint's path, or {START!r}"
         )
     checkpoint = read_checkpoint(path)
-    held = checkpoint.get("state_dict", checkpoint)
-    weights = {strip_compile_prefix(str(n)): v for n, v in held.items() if isinstance(v, Tensor)}
+    saved = checkpoint.get("state_dict", checkpoint)
+    weights = {strip_compile_prefix(str(n)): v for n, v in saved.items() if isinstance(v, Tensor)}
     own = {strip_compile_prefix(name): tensor for name, tensor in teacher.state_dict().items()}
     weights = _within(weights, own)
     problems = [f"{n} is missing" for n in own if n not in weights]
