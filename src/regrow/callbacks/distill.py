@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -105,7 +106,7 @@ class Distill(Callback):
         self._digest = ""
         self._loaded: DistillState | None = None
         self._recorders: list[ForwardRecorder] = []
-        self._restore: Callable[[], None] = _nothing
+        self._cleanup = ExitStack()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._loaded = None
@@ -204,7 +205,7 @@ class Distill(Callback):
         if _STEP in strategy.__dict__:
             raise ConfigError("something else replaces the strategy's training_step: leave it out")
         strategy.__dict__[_STEP] = step
-        self._restore = restore
+        self._cleanup.callback(restore)
 
     def _taught(self, trainer: pl.Trainer, module: pl.LightningModule, given: Any) -> Any:
         """The output of `training_step`, with its loss replaced."""
@@ -261,8 +262,7 @@ class Distill(Callback):
 
     def _release(self) -> None:
         """Restore strategy and module."""
-        self._restore()
-        self._restore = _nothing
+        self._cleanup.close()
         for recorder in self._recorders:
             recorder.remove()
         self._recorders = []
@@ -278,7 +278,3 @@ def _tensor(output: Any, whose: str) -> Tensor:
         f"{whose} gave {type(output).__name__} instead of logits: it must give a tensor with a "
         "dimension for the classes, or a dict or object with 'logits'"
     )
-
-
-def _nothing() -> None:
-    """Placeholder while there is nothing to restore."""
