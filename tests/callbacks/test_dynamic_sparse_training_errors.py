@@ -77,7 +77,7 @@ def test_growth_by_gradient_needs_one_optimizer_for_all():
 def test_callbacks_that_need_rising_sparsity_raise(beside, first, grow):
     callbacks, module = [sparse(grow=grow), beside()], Net()
     name = type(callbacks[1]).__name__
-    words = rf"{name} answers events that prune further.*leave {name} out, or write MagnitudePrun"
+    words = rf"{name} acts on events that prune further.*leave {name} out, or write MagnitudePrun"
     with pytest.raises(ConfigError, match=words):
         fit(module, *(reversed(callbacks) if first else callbacks), val=loader())
     assert module.trained == 0

@@ -239,7 +239,7 @@ def test_unsupported_features_raise_with_shards_before_training(tmp_path):
         assert "keep_removed=True" in said["removed_weights"]
         assert "save_distributed_checkpoint=False" in said["removed_weights"]
         assert "soft=True" in said["soft"]
-        assert "criterion has gathered" in said["sums"]
+        assert "statistics of the criterion" in said["sums"]
         assert "running means" in said["means"]
         assert "Rewind remembers whole ones" in said["rewind"]
         assert "AccuracyBudget remembers whole ones" in said["budget"]

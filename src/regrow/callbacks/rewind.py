@@ -109,7 +109,8 @@ class Rewind(Callback):
         self.reinit = None if reinit is None else check_count("reinit", reinit, least=0)
         if reinit is not None and ("weights" not in self.parts or self.to.amount):
             raise ConfigError(
-                f"reinit needs to='0it' and what='weights', got to={to!r}, what={what!r}"
+                f"reinit draws another initialization, got to={to!r}, what={what!r}: write "
+                "to='0it', what='weights'"
             )
         self.restores_weights = bool(self.parts)
         self._clock: Clock | None = None
