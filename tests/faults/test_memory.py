@@ -22,7 +22,7 @@ def network():
 
 def trained(pruner, optimizer, steps=2):
     """Some steps, so that there are moments and gradients."""
-    handle = [pruner.enforcer.hook(optimizer), pruner.enforcer.gradient_hook(optimizer)]
+    handle = [pruner.enforcer.hook(optimizer, gradients=True)]
     for _ in range(steps):
         optimizer.zero_grad()
         pruner.model(torch.ones(4, 6)).square().sum().backward()

@@ -20,14 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from regrow.distributed.shard import is_dtensor, local_tensor
 from regrow.pruning.transaction import Transaction
 from regrow.utils.bits import integer_type
 from regrow.utils.errors import StateError
 from regrow.utils.modes import no_compile
-from regrow.utils.optimizers import clear_quantized_state, is_per_weight, warn_not_clearable
+from regrow.utils.optimizers import (
+    Removable,
+    add_step_hooks,
+    clear_quantized_state,
+    find_optimizers,
+    is_per_weight,
+    warn_not_clearable,
+)
 
 # From a zero gradient these make state that is not zero: eps, or the least step size.
 _REFILLING = (torch.optim.Adamax, torch.optim.Rprop)
@@ -47,11 +53,13 @@ class MaskEnforcer:
         self._sharded = any(map(is_dtensor, self.parameters.values()))
         self.transaction = Transaction()
         self._working: dict[str, Tensor] = {}
+        self.masked = False  # whether any weight is pruned
         # what else happens around an optimizer step
         self.before_step: list[Callable[[], None]] = []
         self.after_step: list[Callable[[], None]] = []
         self._told: set[int] = set()  # the optimizers whose state cannot be masked
         self._views: dict[str, Tensor] = {}  # the parameters as integers: a view costs time to make
+        self._turn = 0  # of the row that `is_sample_live` reads
 
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Takes a bool mask of the parameter's shape here; all True needs no working mask."""
@@ -63,6 +71,7 @@ class MaskEnforcer:
             working.copy_(mask).neg_()
         else:
             self._working[name] = working_mask(mask, parameter)
+        self.masked = bool(self._working)
 
     def reset(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Begins anew with parameters that have other shapes now; nothing is masked."""
@@ -70,6 +79,7 @@ class MaskEnforcer:
         self._sharded = any(map(is_dtensor, self.parameters.values()))
         self._working.clear()
         self._views.clear()
+        self.masked = False
 
     def data(self, name: str) -> Tensor:
         """A parameter's values here, to read and write: this rank's rows, where it is cut."""
@@ -96,6 +106,34 @@ class MaskEnforcer:
                 mask = self._fitting(name)
                 view = self._views[name] = parameter.detach().view(mask.dtype)
             view.bitwise_and_(mask)
+
+    def find_live(self) -> list[str]:
+        """Return the names of parameters with a pruned weight that is not zero."""
+        return [
+            name
+            for name in self._working
+            if bool(((self.data(name) != 0) & (self._fitting(name) == 0)).any())
+        ]
+
+    def is_sample_live(self) -> bool:
+        """Check one row of one masked parameter, another at each call, for a weight not zero.
+
+        It costs a few microseconds; on an accelerator, where reading a value waits for all work
+        queued before, only every 64th call looks.
+        """
+        self._turn += 1
+        if self._sharded or not self._working:
+            return False
+        names = list(self._working)
+        name = names[self._turn % len(names)]
+        parameter, mask = self.parameters[name].data, self._working[name]
+        view = self._views.get(name)
+        if view is None or view.data_ptr() != parameter.data_ptr():
+            return True  # never masked yet, or its storage was replaced
+        if parameter.device.type != "cpu" and self._turn % 64:
+            return False
+        row = self._turn // len(names) % len(mask)
+        return bool(view[row].bitwise_and(mask[row].bitwise_not()).any())
 
     def gradients(self) -> None:
         """Makes every gradient of a pruned weight exactly +0.0; NaN and Inf there vanish."""
@@ -143,8 +181,14 @@ class MaskEnforcer:
             for group in optimizer.param_groups:
                 _mask_flat_state(optimizer, group["params"], working)
 
-    def hook(self, optimizer: Optimizer) -> RemovableHandle:
-        """Masks the weights after each step of `optimizer`."""
+    def hook(self, optimizer: Optimizer, *, gradients: bool = False) -> Handle:
+        """Mask the weights after each step of an optimizer.
+
+        Args:
+            optimizer: The optimizer.
+            gradients: Whether to mask gradients before each step too, and those that the step's
+                closure computes.
+        """
         # of an optimizer from elsewhere nothing is known
         foreign = not type(optimizer).__module__.startswith("torch.optim")
         refills = foreign or isinstance(optimizer, _REFILLING)
@@ -159,11 +203,35 @@ class MaskEnforcer:
                 self.state([optimizer])
 
         # a compiled step would be compiled anew whenever masks change
-        return optimizer.register_step_post_hook(no_compile(after))
+        before = no_compile(self._before_step) if gradients else None
+        return Handle(add_step_hooks(optimizer, before, no_compile(after)))
 
-    def gradient_hook(self, optimizer: Optimizer) -> RemovableHandle:
-        """Masks the gradients before each step, and those that the step's closure computes."""
+    def handle(self, *given: Optimizer) -> Handle:
+        """Mask gradients before and weights after each step of optimizers and of those they hold.
 
+        An optimizer that holds another (SAM) may read gradients before any step, so they are then
+        masked as soon as they are accumulated.
+        """
+        optimizers = find_optimizers(*given)
+        handles: list[Removable] = [self.hook(each, gradients=True) for each in optimizers]
+        return Handle(handles + (self._accumulation_hooks() if optimizers != [*given] else []))
+
+    def _accumulation_hooks(self) -> list[Removable]:
+        """Mask each gradient as soon as a backward pass has accumulated it."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+
+        def mask(parameter: Tensor) -> None:
+            name = names[id(parameter)]
+            if name in self._working and parameter.grad is not None:
+                _mask_tensor(local_tensor(parameter.grad), self._fitting(name))
+
+        return [
+            parameter.register_post_accumulate_grad_hook(mask)  # type: ignore[no-untyped-call]
+            for parameter in self.parameters.values()
+            if parameter.requires_grad
+        ]
+
+    def _before_step(self, _: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
         def masked(given: Any) -> Any:
             def closure() -> Any:
                 loss = given()
@@ -172,13 +240,10 @@ class MaskEnforcer:
 
             return closure if callable(given) else given
 
-        def before(_: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            own, *rest = args  # the optimizer itself comes first
-            if not any(map(callable, [*rest, *kwargs.values()])):
-                self.prepare()  # else the closure shows dense gradients to others first
-            return (own, *map(masked, rest)), {key: masked(value) for key, value in kwargs.items()}
-
-        return optimizer.register_step_pre_hook(no_compile(before))
+        own, *rest = args  # the optimizer itself comes first
+        if not any(map(callable, [*rest, *kwargs.values()])):
+            self.prepare()  # else the closure shows dense gradients to others first
+        return (own, *map(masked, rest)), {key: masked(value) for key, value in kwargs.items()}
 
     def _pairs(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         for name in self._working:
@@ -195,7 +260,7 @@ class MaskEnforcer:
 class Handle:
     """Removes what `enforce` installed; also a context manager."""
 
-    def __init__(self, handles: Iterable[RemovableHandle]) -> None:
+    def __init__(self, handles: Iterable[Removable]) -> None:
         self._handles = list(handles)
 
     def remove(self) -> None:

@@ -16,6 +16,7 @@ from regrow.pruning.config import PruningConfig
 from regrow.pruning.enforcer import Handle, MaskEnforcer
 from regrow.pruning.pruner import Pruner
 from regrow.utils.names import named_parameters
+from regrow.utils.optimizers import find_optimizers
 
 
 def enforce(
@@ -32,7 +33,8 @@ def enforce(
         model: The model; a compiled one is seen through.
         masks: Bool masks by parameter name, as `regrow.prune` returns; those of sharded parameters
             are DTensors, cut alike.
-        optimizer: One optimizer, or all that train the masked parameters.
+        optimizer: One optimizer, or all that train the masked parameters. Optimizers that it holds
+            (SAM, Lookahead) are found.
 
     Returns:
         A handle; `handle.remove()` ends the enforcement.
@@ -58,11 +60,11 @@ def enforce(
     enforcer = MaskEnforcer({name: named[name] for name in masks})
     for name, mask in masks.items():
         enforcer.set_mask(name, local_tensor(mask))
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    given = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
     enforcer.weights()
     enforcer.gradients()
-    enforcer.state(optimizers)
-    return Handle([hook(o) for o in optimizers for hook in (enforcer.gradient_hook, enforcer.hook)])
+    enforcer.state(find_optimizers(*given))
+    return enforcer.handle(*given)
 
 
 def prune(

@@ -34,7 +34,7 @@ from regrow.pruning.restore import (
 from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState
 from regrow.pruning.transaction import atomic
 from regrow.utils.errors import ConfigError, StateError, check_sparsity
-from regrow.utils.optimizers import trained_parameters
+from regrow.utils.optimizers import find_optimizers, trained_parameters
 
 
 class Pruner(BasePruner):
@@ -275,10 +275,9 @@ class Pruner(BasePruner):
             >>> int(net.weight.count_nonzero())
             10
         """
-        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        self.enforce(optimizers)
-        hooks = (self.enforcer.gradient_hook, self.enforcer.hook)
-        return Handle(hook(each) for each in optimizers for hook in hooks)
+        given = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
+        self.enforce(find_optimizers(*given))
+        return self.enforcer.handle(*given)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
         """Let a tracking criterion read this step's gradients, of one optimizer or of all."""
