@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from regrow.distributed.shard import Shard, local_tensor, reshard_fsdp, shard_of
+from regrow.masks.shared_memory import check_memory_not_shared
 from regrow.utils.errors import ConfigError, StateError, closest_names
 from regrow.utils.names import matches_pattern, name_parts, strip_compile_prefix
 
@@ -126,7 +127,7 @@ def select_targets(
     Raises:
         ConfigError: For a pattern without match (with the nearest names), or nothing to prune.
         StateError: For layers that are not built yet (lazy), reparametrised by
-            `torch.nn.utils.prune`, or of an unsupported dtype.
+            `torch.nn.utils.prune`, of an unsupported dtype, or that share memory.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -156,16 +157,25 @@ def select_targets(
             f"{len(entries)} parameters, none of them selected by include={include!r}, "
             f"exclude={exclude!r}; default are the weights of Conv, ConvTranspose and Linear layers"
         )
-    return TargetSelection(tuple(_target(entry) for entry in chosen), reasons, tuple(chosen))
+    return _selection(entries, chosen, reasons)
 
 
 def selection_by_name(model: nn.Module, names: Iterable[str]) -> TargetSelection:
     """Select the parameters of exactly these names."""
     wanted = {strip_compile_prefix(name) for name in names}
     entries = _entries(model)
-    chosen = tuple(entry for entry in entries if wanted & {*entry.names})
+    chosen = [entry for entry in entries if wanted & {*entry.names}]
     reasons = {e.names[0]: "has no channel that can be removed" for e in entries if e not in chosen}
-    return TargetSelection(tuple(_target(entry) for entry in chosen), reasons, chosen)
+    return _selection(entries, chosen, reasons)
+
+
+def _selection(
+    entries: Sequence[_Entry], chosen: Sequence[_Entry], reasons: Mapping[str, str]
+) -> TargetSelection:
+    targets = tuple(_target(entry) for entry in chosen)
+    built = {e.names[0]: e.parameter for e in entries if not is_lazy(e.parameter)}
+    check_memory_not_shared(built, {target.name for target in targets})
+    return TargetSelection(targets, reasons, tuple(chosen))
 
 
 def _entries(model: nn.Module) -> list[_Entry]:

@@ -36,6 +36,7 @@ from regrow.callbacks.core.gradients import amp_step_skipped, unscaled_gradients
 from regrow.callbacks.core.mask_guard import MaskGuard
 from regrow.callbacks.core.session import FORMAT, P, PruningSession, PruningStrategy
 from regrow.callbacks.core.summary import print_summary
+from regrow.callbacks.core.weight_use import watch_weight_use
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.criteria.base import TrackingCriterion
@@ -91,7 +92,7 @@ class PruningCallback(Callback, Generic[P]):
         self.session = PruningSession(strategy, schedule, final, on_change, self.state_key)
         self._loaded: Mapping[str, Any] | None = None  # a state that training has not resumed yet
         self._evaluates = False  # whether checkpoints are loaded to validate, test or predict
-        self._names: list[RemovableHandle] = []
+        self._module_hooks: list[RemovableHandle] = []
         self._batch_start: Sequence[Callback] = ()
         self._gradients: Sequence[Callback] = ()
         self._masks_early = False
@@ -229,7 +230,7 @@ class PruningCallback(Callback, Generic[P]):
         Dispatcher.of(trainer).add_children(self)
         self._loaded, self._evaluates, self.session.transaction = None, False, Transaction()
         self._guard = MaskGuard(self.session, trainer, pl_module)
-        self._names.append(accept_compile_prefix(pl_module))
+        self._module_hooks.append(accept_compile_prefix(pl_module))
         if stage == "fit":  # another fit, another plan
             self.session.progress = Progress()
 
@@ -286,6 +287,7 @@ class PruningCallback(Callback, Generic[P]):
         self._loaded = None  # not before: what fails to resume must not be saved in its place
         self.pruner.enforce(session.optimizers)
         self._find_listeners(trainer, pl_module)
+        self._module_hooks += watch_weight_use(pl_module, self.pruner.targets)
         print_summary(trainer, session, type(self).__name__)
 
     def on_train_batch_start(
@@ -444,9 +446,9 @@ class PruningCallback(Callback, Generic[P]):
 
     def _stop(self) -> None:
         self.session.stop()
-        for handle in self._names:
+        for handle in self._module_hooks:
             handle.remove()
-        self._names.clear()
+        self._module_hooks.clear()
 
 
 def optimizers_of(trainer: pl.Trainer, pruner: BasePruner) -> list[Optimizer]:
