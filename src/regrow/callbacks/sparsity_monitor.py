@@ -20,6 +20,9 @@ _WORDS = ("overlap", "explored")
 class SparsityMonitor(Callback):
     """Logs `pruning/sparsity`, `pruning/target` and, by layer, `pruning/density/NAME`.
 
+    `pruning/sparsity` is the masked fraction of the prunable weights, `pruning/sparsity_total` that
+    of all parameters of the model.
+
     Step by step to the progress bar and to `trainer.callback_metrics`, at each event and each
     epoch's end to every logger. Several pruning callbacks are logged together: what any of them
     masks counts as masked. Sparse training adds `pruning/overlap` and `pruning/explored`, of its
@@ -96,8 +99,10 @@ class SparsityMonitor(Callback):
             for name, density in callback.densities.items():
                 densities[name] = density if name not in densities else _both(found, name)
         total = sum(weights.values())
+        kept = sum(densities[n] * weights[n] for n in weights)
         values = {
-            "pruning/sparsity": 1 - sum(densities[n] * weights[n] for n in weights) / total,
+            "pruning/sparsity": 1 - kept / total,
+            "pruning/sparsity_total": (total - kept) / found[0].pruner.state.selection.total,
             "pruning/target": sum(p.target * p.pruner.total for p in found)
             / sum(p.pruner.total for p in found),
         }
