@@ -45,4 +45,4 @@ def test_by_hand_too():
 def test_alone_it_holds():
     pruning = first()
     fit(Net(), pruning, Regrow(at="4it", **HELD))
-    assert pruning.pruner.freezer.free is not None
+    assert pruning.pruner.state.freezer.free is not None

@@ -103,7 +103,7 @@ def refused(pruner, optimizer):
         lambda: trained(pruner, optimizer, 1),
     ]
     for use in uses:
-        with pytest.raises(StateError, match="failed half-way, so masks and weights are of no one"):
+        with pytest.raises(StateError, match="failed half-way, so masks and weights do not match"):
             use()
     return True
 

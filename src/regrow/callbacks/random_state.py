@@ -38,7 +38,7 @@ class RandomState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The generators' state, or the one that this run is still going to restore."""
-        return self._pending or capture_random_state()
+        return self._pending or dict(capture_random_state())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a state until training starts."""

@@ -177,8 +177,8 @@ def select_targets(
         raise ConfigError(
             "nothing is left to prune: the model has "
             f"{len(entries)} parameters, none of them selected by include={include!r}, "
-            f"exclude={exclude!r}; default are the weights of Conv, ConvTranspose, Linear, recurrent "
-            "layers and MultiheadAttention"
+            f"exclude={exclude!r}; default are the weights of Conv, ConvTranspose, Linear and "
+            "recurrent layers and of MultiheadAttention"
         )
     return _selection(entries, chosen, reasons)
 

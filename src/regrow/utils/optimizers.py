@@ -9,8 +9,8 @@ another shape (blocks, factors) cannot be attributed to single weights.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,13 @@ def trained_parameters(*optimizers: Optimizer) -> set[int]:
         True
     """
     return {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
+
+
+def as_list(optimizer: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
+    """Return one optimizer, of torch or not, or several as a list."""
+    if hasattr(optimizer, "param_groups"):
+        return [cast("Optimizer", optimizer)]
+    return list(cast("Iterable[Optimizer]", optimizer))
 
 
 def find_optimizers(*given: Any) -> list[Optimizer]:

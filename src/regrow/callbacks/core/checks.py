@@ -41,7 +41,7 @@ def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner
         check_gradients_together(
             trainer.optimizers, pruner
         )  # else layers may join before the first event
-    if pruner.soft:
+    if pruner.state.soft:
         check_no_closures(trainer.optimizers)
 
 
@@ -74,9 +74,9 @@ def check_sharding_supported(trainer: pl.Trainer, pruner: BasePruner) -> None:
 
 def _unsharded(pruner: Pruner) -> str:
     """What a pruner would have to put into a checkpoint besides masks; nothing: ''."""
-    if pruner.removed_weights is not None:
+    if pruner.state.removed_weights is not None:
         return "removed values (keep_removed=True)"
-    if pruner.soft:
+    if pruner.state.soft:
         return "dense values beneath masks (soft=True)"
     if pruner.collects_gradients:
         return "what the criterion has gathered"
@@ -169,7 +169,7 @@ def check_not_sharded(pruner: BasePruner) -> None:
     Raises:
         StateError: For sharded parameters: the first rank alone gathers what was removed.
     """
-    if isinstance(pruner, Pruner) and pruner.shards.ranks is not None:
+    if isinstance(pruner, Pruner) and pruner.state.shards.ranks is not None:
         raise StateError(
             "masks of sharded parameters are carried over by a checkpoint: save one, and call "
             "attach(model, ckpt)"

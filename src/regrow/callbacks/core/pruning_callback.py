@@ -332,7 +332,7 @@ class PruningCallback(Callback, Generic[P]):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         pruner = self.session.current
-        if pruner and (self.soft or self.learns_masks or pruner.freezer.free is not None):
+        if pruner and (self.soft or self.learns_masks or pruner.state.freezer.free is not None):
             pruner.flush_dense()  # a scaler that skips the step runs no hook after it
 
     def on_prune_event(

@@ -408,7 +408,7 @@ class PruningSession(Generic[P]):
         if self.current is not None:
             planned = [self.final, *(sparsity for _, sparsity in self.progress.plan)]
             before = [s for s in planned if as_sparse(self.current, s, self.final)]
-            self.current.resize(plan.slice)
+            self.current.state.resize(plan.slice)
             self.current.state.sparsity_before_cut = max(before, default=0.0)
 
     def mask_averages(self) -> None:

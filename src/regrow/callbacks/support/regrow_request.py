@@ -183,18 +183,18 @@ def check_request(trainer: pl.Trainer, order: RegrowRequest) -> None:
     """
     for callback, names in resolve_pruners(trainer, order):
         pruner = callback.pruner
-        if pruner.freezer.check(order.train) != "all":
+        if pruner.state.freezer.check(order.train) != "all":
             check_can_freeze(trainer)
         if isinstance(pruner, ChannelPruner):
             check_regrowth(order.by, order.init)
-        elif pruner.shards.ranks is not None:
+        elif pruner.state.shards.ranks is not None:
             check_supports_sharding(
                 get_growth_criterion(order.by), make_initializer(order.init), pruner.targets
             )
         weights = sum(target.parameter.numel() for target in pruner.named(names))
         if order.count is not None and order.count > weights:
             raise ConfigError(f"count={order.count} is more than all {weights} weights there are")
-        if pruner.soft:
+        if pruner.state.soft:
             raise ConfigError(
                 "soft=True brings weights back by itself, at each event: leave Regrow out"
             )
@@ -202,7 +202,7 @@ def check_request(trainer: pl.Trainer, order: RegrowRequest) -> None:
             ("by", order.by, ("removed", removed_growth)),
             ("init", order.init, ("removed", removed_values)),
         ):
-            if given in wants and pruner.removed_weights is None:
+            if given in wants and pruner.state.removed_weights is None:
                 raise ConfigError(
                     f"{what}='removed' needs the removed values: write keep_removed=True in "
                     f"{type(callback).__name__}"
