@@ -58,7 +58,9 @@ class Count(Callback):
         if kind != "call" or not code.co_filename.startswith(ROOT):
             return
         self.steps[-1][f"{code.co_filename[len(ROOT) + 1 :]} {code.co_qualname}"] += 1
-        if len(self.steps) == EVENT + 1 and code.co_filename == enforcer.__file__:
+        checks = ("find_live", "is_sample_live")
+        inside = code.co_filename == enforcer.__file__ and code.co_name not in checks
+        if len(self.steps) == EVENT + 1 and inside:
             self.event = self.event or path_from_hook(frame)
 
 

@@ -85,7 +85,7 @@ def keeping(model, optimizer, rounds):
     for keep, tensors in zip(LABELS, (0, 1, 2), strict=True):  # of each weight that goes
         pruner, own, other = pruned(keep)
         gone = 4 * tensors * pruner.pruned
-        vault = held(pruner.removed_weights)
+        vault = held(pruner.state.removed_weights)
         state = {"model": own.state_dict(), "optimizer": other.state_dict()}
         checkpoint[keep] = written(state | {"pruner": pruner.state_dict()})
         more = checkpoint[keep] - checkpoint[NONE]

@@ -11,7 +11,7 @@ from regrow.utils.errors import StateError
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float, dim: int = -1) -> Tensor:
-    """T^2 KL(teacher / T || student / T), the mean over all samples.
+    """Compute T^2 KL(teacher / T || student / T), the mean over all samples.
 
     With p = softmax(teacher / T) and q = softmax(student / T): T^2 sum_c p_c (log p_c - log q_c).
     The factor T^2 keeps the size of gradients while T changes.
@@ -19,8 +19,8 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float, dim: int = -
     Args:
         student: Logits, classes along `dim`.
         teacher: Logits of the same shape.
-        temperature: T, above 0; the higher, the more small logits count.
-        dim: The classes' dimension.
+        temperature: T, above 0; a higher one gives small logits more weight.
+        dim: The dimension of classes.
 
     Returns:
         A scalar in float32 (float64 for such logits).
@@ -37,7 +37,7 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float, dim: int = -
     if student.shape != teacher.shape:
         raise StateError(
             f"the student's logits have shape {tuple(student.shape)}, the teacher's "
-            f"{tuple(teacher.shape)}: both must tell the same classes of the same samples"
+            f"{tuple(teacher.shape)}: both must be of the same classes and samples"
         )
     wide = student.to(torch.promote_types(student.dtype, torch.float32))
     p = F.log_softmax(teacher.to(wide) / temperature, dim)

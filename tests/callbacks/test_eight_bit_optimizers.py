@@ -95,7 +95,7 @@ def test_codes_are_no_moments_to_keep():
     layer.weight.grad = torch.randn(20, 20)
     optimizer.step()
     pruner.prune_to(0.5, [optimizer])
-    assert list(pruner.removed_weights.values) == ["weight"]
+    assert list(pruner.state.removed_weights.values) == ["weight"]
 
 
 def test_scalars_and_tables_cause_no_warning():

@@ -45,4 +45,4 @@ def test_manual_regrow_train_raises_beside_dense_copies():
 def test_regrow_train_freezes_the_other_weights():
     pruning = first()
     fit(Net(), pruning, Regrow(at="4it", **HELD))
-    assert pruning.pruner.freezer.free is not None
+    assert pruning.pruner.state.freezer.free is not None

@@ -169,7 +169,7 @@ def test_only_the_regrown_train_under_manual_optimisation():
     steps, pruning = Steps(), MagnitudePruning(0.8, schedule=OneShot("1ep"))
     steps.copies, module = {}, Manual()
     fit(module, steps, pruning, Regrow(at="2ep", fraction=0.5, train="regrown"), max_epochs=4)
-    free, before = pruning.pruner.freezer.free, steps.copies[2 * BATCHES + 2]
+    free, before = pruning.pruner.state.freezer.free, steps.copies[2 * BATCHES + 2]
     assert sum(int(mask.sum()) for mask in free.values()) == pruning.history[-1]["count"]
     moved = 0
     for name, parameter in module.named_parameters():

@@ -114,7 +114,7 @@ def test_only_regrown_weights_train_if_asked(make, by):
     grows = Regrow(at="5it", fraction=0.5, by=by, init="he", train="regrown")
     module = Net(make)
     fit(module, steps, prunes, grows)
-    free = prunes.pruner.freezer.free
+    free = prunes.pruner.state.freezer.free
     assert free.total - free.pruned == prunes.history[-1]["count"]
     for name, p in module.named_parameters():
         before = steps.at[6][name]

@@ -183,7 +183,7 @@ for name, mask in pruner.masks.items():
     assert not local_tensor(weight)[gone].view(torch.int32).any()
     assert not local_tensor(adam.state[weight]["exp_avg"])[gone].any()
     assert local_tensor(weight)[~gone].all()
-said["moments"] = len(pruner.removed_weights.values)
+said["moments"] = len(pruner.state.removed_weights.values)
 
 # functions without a pruner, and hooks
 model = cut(network())
@@ -288,7 +288,7 @@ def test_masks_values_and_moments_are_those_of_one_process(tmp_path):
             "init": "init='orthogonal' needs all of its rows",
             "own init": "needs all of its rows",
             "train": "write train='all'",
-            "tracks": "Steps gathers evidence of its own",
+            "tracks": "Steps has its own state",
             "dimension": "along their first dimension",
         }.items():
             assert words in said[key], key

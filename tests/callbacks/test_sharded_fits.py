@@ -172,7 +172,7 @@ module, monitor = Sharded(ADAM), SparsityMonitor()
 fitted = sharded(*both, monitor, max_epochs=1)
 fitted.fit(module, data())
 kept = [local_tensor(callback.masks["body.2.weight"]) for callback in both]
-everywhere = both[0].pruner.shards.sums({"body.2.weight": int((kept[0] & kept[1]).sum())})
+everywhere = both[0].pruner.state.shards.sums({"body.2.weight": int((kept[0] & kept[1]).sum())})
 density = fitted.callback_metrics["pruning/density/body.2.weight"]
 assert abs(float(density) - everywhere["body.2.weight"] / 48) < 1e-6
 

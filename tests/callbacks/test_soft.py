@@ -159,5 +159,5 @@ def test_lbfgs_is_refused_before_training():
 def test_regrow_is_refused():
     pruner = Pruner(torch.nn.Linear(4, 4), soft=True)
     pruner.prune_to(0.5)
-    with pytest.raises(ConfigError, match="brings weights back by itself"):
+    with pytest.raises(ConfigError, match="weights return by themselves"):
         pruner.regrow(0.5)

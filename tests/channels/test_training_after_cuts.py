@@ -146,14 +146,14 @@ def test_what_is_held_follows_the_cut():
     made.regrow(count=3, train="regrown")
     regrown = {name: set(c.tolist()) for name, c in made.removed.items()}
     made.prune_to(0.7)
-    free = sum(int(places.sum()) for places in made.freezer.free.values())
+    free = sum(int(places.sum()) for places in made.state.freezer.free.values())
     made.compact([optimizer])
-    assert 0 < sum(int(places.sum()) for places in made.freezer.free.values()) <= free
+    assert 0 < sum(int(places.sum()) for places in made.state.freezer.free.values()) <= free
     start = copy.deepcopy(dict(model.named_parameters()))
     train(model, optimizer, made, 3)
     moved = 0
     for name, parameter in model.named_parameters():
-        places = made.freezer.free[name]
+        places = made.state.freezer.free[name]
         assert torch.equal(parameter[~places], start[name][~places])
         moved += int((parameter != start[name]).sum())
     assert moved
@@ -161,7 +161,7 @@ def test_what_is_held_follows_the_cut():
     made.prune_to(0.8)
     made.regrow(count=1, init="original")
     made.expand()
-    assert made.freezer.free is None
+    assert made.state.freezer.free is None
     train(model, optimizer, made)
 
 

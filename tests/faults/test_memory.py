@@ -22,7 +22,7 @@ def network():
 
 def trained(pruner, optimizer, steps=2):
     """Some steps, so that there are moments and gradients."""
-    handle = [pruner.enforcer.hook(optimizer), pruner.enforcer.gradient_hook(optimizer)]
+    handle = [pruner.enforcer.hook(optimizer, gradients=True)]
     for _ in range(steps):
         optimizer.zero_grad()
         pruner.model(torch.ones(4, 6)).square().sum().backward()
@@ -103,7 +103,7 @@ def refused(pruner, optimizer):
         lambda: trained(pruner, optimizer, 1),
     ]
     for use in uses:
-        with pytest.raises(StateError, match="failed half-way, so masks and weights are of no one"):
+        with pytest.raises(StateError, match="failed half-way, so masks and weights do not match"):
             use()
     return True
 

@@ -11,8 +11,6 @@ from regrow.learned.controller import (
     LearningWindow,
     SparsityController,
     quantile,
-    restored,
-    saved,
     target_at,
 )
 from regrow.learned.methods import (
@@ -71,14 +69,6 @@ def test_never_faster_than_its_limit():
     controller = SparsityController(limit=0.1)
     assert controller.update(100.0, 1) == 0.1
     assert controller.update(-100.0, 1) == -0.1
-
-
-def test_state_is_kept():
-    course, controller = (
-        LearningWindow(0.9, 0.7, 10, 110, 49, 0.42),
-        SparsityController(0.1, 0.03, 0.01, True),
-    )
-    assert restored(saved(course, controller)) == (course, controller)
 
 
 def regulariser(rule, scores, progress):

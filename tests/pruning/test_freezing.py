@@ -26,8 +26,7 @@ def made(kind="sgd"):
     model = nn.Sequential(nn.Linear(10, 20), nn.BatchNorm1d(20), nn.Tanh(), nn.Linear(20, 5))
     optimizer = MAKERS[kind](model.parameters())
     pruner = Pruner(model, keep_removed=True)
-    pruner.enforcer.gradient_hook(optimizer)
-    pruner.enforcer.hook(optimizer)
+    pruner.enforcer.hook(optimizer, gradients=True)
     train(model, optimizer, 2)
     pruner.prune_to(0.8, [optimizer])
     train(model, optimizer, 1)
@@ -91,7 +90,7 @@ def test_released():
     for name, new in bits(model).items():
         mask = pruner.masks[name] if name in pruner.masks else torch.ones_like(new).bool()
         assert (new[mask] != before[name][mask]).all()
-    assert pruner.freezer.free is None
+    assert pruner.state.freezer.free is None
     assert pruner.enforcer.before_step == pruner.enforcer.after_step == []
 
 
@@ -103,7 +102,7 @@ def test_what_others_write_stays():
     pruner.unprune(optimizers=[optimizer])
     with torch.no_grad():
         model[0].bias.fill_(3)
-    free = pruner.freezer.free
+    free = pruner.state.freezer.free
     before = bits(model)
     train(model, optimizer, 2)
     for name, new in bits(model).items():
@@ -167,10 +166,10 @@ def test_saved_and_loaded():
 def test_a_state_of_another_model_is_refused():
     _, optimizer, pruner = made()
     pruner.regrow(0.5, train="0", optimizers=[optimizer])
-    state = pruner.freezer.state_dict()
+    state = pruner.state.freezer.state_dict()
     other = Pruner(nn.Sequential(nn.Linear(10, 20)))
     with pytest.raises(StateError, match=r"1\.weight is masked but not selected"):
-        other.freezer.load_state_dict(state)
+        other.state.freezer.load_state_dict(state)
 
 
 def test_mistakes_are_refused_before_anything_changes():
@@ -196,4 +195,4 @@ def test_shared_and_compiled_names():
     pruner = Pruner(torch.compile(model, backend="eager"), PruningConfig(include=["0.weight"]))
     pruner.prune_to(0.5)
     pruner.regrow(0.5, train="1.weight")
-    assert {name for name, mask in pruner.freezer.free.items() if mask.all()} == {"0.weight"}
+    assert {name for name, mask in pruner.state.freezer.free.items() if mask.all()} == {"0.weight"}

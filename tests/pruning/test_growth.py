@@ -144,12 +144,12 @@ def test_what_a_rule_lacks_is_named():
     pruner.prune_to(0.5)
     for by, words in {
         "gradient": "has no gradient to grow by",
-        "momentum": "nobody tracked the mean dense gradient",
+        "momentum": "no running mean of dense gradients",
         "removed": "write keep_removed=True",
     }.items():
         with pytest.raises(StateError, match=words):
             pruner.regrow(0.5, by=by)
-    with pytest.raises(StateError, match=r"scores of shape \(6, 1, 3, 3\), got .*\(3,\)"):
+    with pytest.raises(StateError, match=r"of shape \(6, 1, 3, 3\) for 0.weight, got .*\(3,\)"):
         pruner.regrow(0.5, by=lambda *_: torch.ones(3))
     with pytest.raises(StateError, match=r"values of shape \(6, 1, 3, 3\), got \(3,\)"):
         pruner.regrow(0.5, init=lambda back: torch.ones(3))
@@ -210,5 +210,5 @@ def test_the_whole_way_back():
     pruner.prune_to(0.9)
     pruner.regrow(1, init="removed")
     assert pruner.sparsity == 0
-    assert pruner.removed_weights.bytes == 0
+    assert pruner.state.removed_weights.bytes == 0
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())

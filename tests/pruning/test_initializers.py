@@ -199,7 +199,7 @@ def test_zero_removed_and_original():
     assert torch.equal(INITIALIZERS["original"](back), original)
     with pytest.raises(StateError, match="write keep_removed=True"):
         INITIALIZERS["removed"](returns(layer))
-    with pytest.raises(StateError, match=r"call remember\(\)"):
+    with pytest.raises(StateError, match=r"call remember_original\(\)"):
         INITIALIZERS["original"](returns(layer))
 
 

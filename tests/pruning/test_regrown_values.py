@@ -46,7 +46,7 @@ def test_values_of_another_shape_change_nothing(init, act):
     model, pruner = pruned()
     pruner.state.originals["1.weight"] = torch.zeros(2, 2)
     before, masks = copy.deepcopy(model.state_dict()), pruner.masks
-    with pytest.raises(StateError, match=r"must give values of shape"):
+    with pytest.raises(StateError, match=r"must return values of shape"):
         act(pruner, init)
     assert pruner.enforcer.transaction.failed is None
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

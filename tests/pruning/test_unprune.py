@@ -85,7 +85,7 @@ def test_moments_come_back_with_the_values(kind):
     model, optimizer, pruner, expected = two_events(kind)
     pruner.unprune(optimizers=[optimizer])
     assert same(picture(model, optimizer), expected)
-    assert pruner.removed_weights.bytes == 0
+    assert pruner.state.removed_weights.bytes == 0
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -205,7 +205,7 @@ def test_original_values():
     start = copy.deepcopy(model.state_dict())
     optimizer, pruner = MAKERS["sgd"](model.parameters()), Pruner(model)
     pruner.prune_to(0.5)
-    with pytest.raises(StateError, match=r"call remember\(\)"):
+    with pytest.raises(StateError, match=r"call remember_original\(\)"):
         pruner.regrow(0.5, init="original")
     pruner.prune_to(0)
     model.load_state_dict(start)

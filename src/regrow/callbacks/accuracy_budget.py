@@ -19,7 +19,7 @@ from regrow.callbacks.core.consistency import reduce_metric
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import pruners
 from regrow.callbacks.support.fit_snapshot import FitSnapshot, SnapshotState
-from regrow.schedules.bisection import Bisection
+from regrow.schedules.bisection import Bisection, BisectionStateDict
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Time, TimeLike, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_positive, check_rate
@@ -51,7 +51,7 @@ class BudgetState(TypedDict):
     """
 
     reference: float | None
-    search: dict[str, Any]
+    search: BisectionStateDict
     open: OpenEvent | None
     lost: float | None
     snapshot: SnapshotState | None

@@ -183,7 +183,7 @@ class DropGrow(GradualMagnitude):
         pruner = super().make_pruner(model)
         pruner.needs_gradients |= self.grow not in ("random", "none")
         pruner.state.averages_gradients = self.grow == "momentum"
-        if self.moves and pruner.shards.ranks is not None:
+        if self.moves and pruner.state.shards.ranks is not None:
             check_supports_sharding(
                 get_growth_criterion(self.grow), self.initializer, pruner.targets
             )
@@ -254,13 +254,13 @@ class DropGrow(GradualMagnitude):
         parameters = pruner.enforcer.parameters
         pruner.state.momenta = {
             name: mean.to(parameters[name].device, copy=True)
-            for name, mean in pruner.shards.local_rows(state["momenta"]).items()
+            for name, mean in pruner.state.shards.local_rows(state["momenta"]).items()
         }
         self.explored.load_state_dict(state["explored"], parameters)
 
     def state_dict(self, session: PruningSession[Pruner]) -> dict[str, Any]:
         pruner = session.current
-        means = {} if pruner is None else pruner.shards.gather(pruner.state.momenta)
+        means = {} if pruner is None else pruner.state.shards.gather(pruner.state.momenta)
         momenta = {name: mean.clone() for name, mean in means.items()}  # updated in place
         return {"end": self.end, "momenta": momenta, "explored": self.explored.state_dict()}
 

@@ -21,7 +21,7 @@ from regrow.schedules.base import step_within
 from regrow.schedules.time import TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_count
 from regrow.utils.names import parameters
-from regrow.utils.snapshot import TrainingSnapshot
+from regrow.utils.snapshot import SnapshotStateDict, TrainingSnapshot
 
 # "fresh": the optimizer's state becomes that of a new optimizer
 _PRESETS = {"weights": ("weights", "lr", "fresh"), "lr": ("lr",), "finetune": ()}
@@ -47,8 +47,8 @@ class RewindState(TypedDict):
     format: int
     parts: list[str]
     step: int | None
-    memory: dict[str, Any] | None
-    fresh: dict[str, Any] | None
+    memory: SnapshotStateDict | None
+    fresh: SnapshotStateDict | None
 
 
 class Rewind(Callback):

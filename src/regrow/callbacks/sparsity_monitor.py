@@ -20,9 +20,10 @@ _WORDS = ("overlap", "explored")
 class SparsityMonitor(Callback):
     """Log `pruning/sparsity`, `pruning/target` and, per layer, `pruning/density/NAME`.
 
-    Values go to the progress bar and `trainer.callback_metrics`, and at each event and epoch end to
-    the loggers. Several pruning callbacks are combined: a weight counts as masked if any of them
-    masks it. Sparse training adds `pruning/overlap` and `pruning/explored` of its last event.
+    `pruning/sparsity` is the masked fraction of the prunable weights, `pruning/sparsity_total` that
+    of all parameters of the model. Values go to the progress bar and `trainer.callback_metrics`,
+    and at each event and epoch end to the loggers. Several pruning callbacks are combined: a weight
+    counts as masked if any of them masks it. Sparse training adds `pruning/overlap` and `pruning/explored` of its last event.
 
     Args:
         layers: Whether densities of single layers are logged.
@@ -95,8 +96,10 @@ class SparsityMonitor(Callback):
             for name, density in callback.densities.items():
                 densities[name] = density if name not in densities else _both(found, name)
         total = sum(weights.values())
+        kept = sum(densities[n] * weights[n] for n in weights)
         values = {
-            "pruning/sparsity": 1 - sum(densities[n] * weights[n] for n in weights) / total,
+            "pruning/sparsity": 1 - kept / total,
+            "pruning/sparsity_total": (total - kept) / found[0].pruner.state.selection.total,
             "pruning/target": sum(p.target * p.pruner.total for p in found)
             / sum(p.pruner.total for p in found),
         }

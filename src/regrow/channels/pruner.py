@@ -252,7 +252,11 @@ class ChannelPruner(BasePruner):
                 both sides. For `init="zero"`: two zero sides would never learn.
         """
         initializer = check_regrowth(by, init)
-        spec, before, pool = self.freezer.check(train), self.sparsity, self.masker.named(names)
+        spec, before, pool = (
+            self.state.freezer.check(train),
+            self.sparsity,
+            self.masker.named(names),
+        )
         amount = regrow_count(fraction, count, sum(map(len, pool.values())))
         if by == "removed":
             self._check_stored()
@@ -263,7 +267,7 @@ class ChannelPruner(BasePruner):
             name: torch.tensor(sorted(c for n, c in chosen if n == name), dtype=torch.int64)
             for name in pool
         }
-        self.freezer.set(spec, self._bring_back(back, initializer, list(optimizers)))
+        self.state.freezer.set(spec, self._bring_back(back, initializer, list(optimizers)))
         return self.record_event("regrow", before, **describe_regrowth(by, init, amount, spec))
 
     @atomic
@@ -354,7 +358,7 @@ class ChannelPruner(BasePruner):
         return regrown
 
     def _check_stored(self) -> None:
-        if self.removed_weights is None:
+        if self.state.removed_weights is None:
             raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
 
     def _measured(self) -> float:

@@ -1,31 +1,26 @@
 # SPDX-License-Identifier: MIT
-"""Penalty weight that follows the sparsity ramp.
+"""A penalty weight that follows the sparsity ramp.
 
-Scores that a penalty lowers prune when their margin reaches 0. From one look to the next the
-controller asks how far the margin at the wanted sparsity is from 0, and gives the penalty the
-weight that takes it there, plus the weight that it has learned to need against the loss.
+Weights are pruned when the penalty has lowered their margin to 0. At each update the controller
+measures the margin at the sparsity due at the next update, and sets the penalty so that this margin
+becomes 0 by then, plus a correction, learned from earlier errors, against the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-SAMPLE = 1 << 18  # margins that are looked at
-
-
-LOOKS = 100  # how often, within the learning
-
-
-_LEARNED = 0.5  # how much of a miss is taken for the loss's doing
+_SAMPLE = 1 << 18  # the most margins of which a quantile is computed
+_UPDATES = 100  # within the learning
+_GAIN = 0.5  # the part of an error that is attributed to the loss
 
 
 def target_at(progress: float, target: float, ramp: float) -> float:
-    """The sparsity that is due: cubic up to the target within `ramp` of the learning, then held.
+    """Compute the sparsity that is due: a cubic rise within `ramp` of the learning, then constant.
 
     Source: Zhu and Gupta 2017, eq. 1.
 
@@ -38,7 +33,7 @@ def target_at(progress: float, target: float, ramp: float) -> float:
 
 
 def quantile(margins: Iterable[Tensor], share: float) -> float:
-    """The margin below which a share of them lies; of many, of a sample at even steps.
+    """Compute the margin below which `share` of all lie; of many, from an evenly spaced sample.
 
     Example:
         >>> quantile([torch.tensor([3.0, 1.0]), torch.tensor([4.0, 2.0])], 0.75)
@@ -46,7 +41,7 @@ def quantile(margins: Iterable[Tensor], share: float) -> float:
     """
     margins = list(margins)
     total = sum(margin.numel() for margin in margins)
-    step = max(1, total // SAMPLE) | 1  # odd: widths of layers are even
+    step = max(1, total // _SAMPLE) | 1  # odd, because widths of layers are even
     sample = torch.cat([margin.reshape(-1)[::step].float() for margin in margins])
     rank = min(len(sample), max(1, round(share * len(sample))))
     return float(sample.kthvalue(rank).values)
@@ -54,18 +49,19 @@ def quantile(margins: Iterable[Tensor], share: float) -> float:
 
 @dataclass
 class SparsityController:
-    """A proportional and integral controller in the unit of scores.
+    """A proportional-integral controller in units of scores.
 
     Attributes:
-        limit: The fastest that margins may be moved, a step.
-        speed: How fast the penalty lowers margins now, a step.
-        drift: How fast the loss raises them against it, as far as is known.
+        limit: The maximal change of margins in a step.
+        speed: How far the penalty lowers margins in a step.
+        drift: The estimate of how far the loss raises them in a step.
+        begun: Whether `update` was called.
 
     Example:
         >>> controller = SparsityController(limit=1.0)
         >>> controller.update(margin=0.5, steps=10), controller.drift
         (0.05, 0.0)
-        >>> controller.update(margin=0.1, steps=10), controller.drift  # 0.1 was missed
+        >>> controller.update(margin=0.1, steps=10), controller.drift  # an error of 0.1
         (0.015, 0.005)
     """
 
@@ -75,17 +71,16 @@ class SparsityController:
     begun: bool = False
 
     def update(self, margin: float, steps: int) -> float:
-        """The speed until the next look.
+        """Compute the speed until the next update.
 
         Args:
-            margin: At the sparsity that is due at the next look; it should be 0 then.
-            steps: Until then.
+            margin: At the sparsity that is due at the next update, when it should be 0.
+            steps: The number of steps until then.
         """
         if self.begun and abs(self.speed) < self.limit:
-            self.drift += _LEARNED * margin / steps
+            self.drift += _GAIN * margin / steps
         self.drift = max(-self.limit, min(self.limit, self.drift))
-        speed = margin / steps + self.drift
-        self.speed = max(-self.limit, min(self.limit, speed))
+        self.speed = max(-self.limit, min(self.limit, margin / steps + self.drift))
         self.begun = True
         return self.speed
 
@@ -95,16 +90,16 @@ class LearningWindow:
     """The steps in which masks are learned, and the progress.
 
     Attributes:
-        target: The sparsity that is learned.
-        ramp: The part of the learning in which it rises.
+        target: The final sparsity.
+        ramp: The fraction of the learning in which the sparsity rises.
         first: The first step that learns.
-        last: The step at which masks are hardened.
-        seen: The step of the last look.
-        share: The fraction of weights that the scores would prune, at the last look.
+        last: The step at which the masks are fixed.
+        seen: The step of the last update of the penalty.
+        share: The fraction of weights that the scores would have pruned then.
 
     Example:
-        >>> course = LearningWindow(0.8, ramp=0.7, first=100, last=300)
-        >>> course.progress(199), course.every, course.due(239)
+        >>> window = LearningWindow(0.8, ramp=0.7, first=100, last=300)
+        >>> window.progress(199), window.every, window.due(239)
         (0.5, 2, 0.8)
     """
 
@@ -121,23 +116,13 @@ class LearningWindow:
 
     @property
     def every(self) -> int:
-        """The steps between two looks."""
-        return max(1, self.length // LOOKS)
+        """The number of steps between two updates of the penalty."""
+        return max(1, self.length // _UPDATES)
 
     def progress(self, now: int) -> float:
-        """How much of the learning lies behind after step `now`."""
+        """The completed fraction of the learning after step `now`."""
         return min(1.0, (now + 1 - self.first) / self.length)
 
     def due(self, now: int) -> float:
-        """The sparsity that is wanted after step `now`."""
+        """The sparsity due after step `now`."""
         return target_at(self.progress(now), self.target, self.ramp)
-
-
-def saved(course: LearningWindow, controller: SparsityController) -> dict[str, Any]:
-    """Both as builtin types."""
-    return {"course": asdict(course), "controller": asdict(controller)}
-
-
-def restored(state: Mapping[str, Any]) -> tuple[LearningWindow, SparsityController]:
-    """What `saved` was given."""
-    return LearningWindow(**state["course"]), SparsityController(**state["controller"])

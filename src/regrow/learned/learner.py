@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Score optimizer and penalty."""
+"""Learner: the optimizer and the penalty of scores; MarginCriterion: masks from learned scores."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from regrow.learned.controller import LearningWindow, SparsityController, quantile, restored, saved
+from regrow.learned.controller import LearningWindow, SparsityController, quantile
 from regrow.learned.methods import MaskContext, MaskMethod
 from regrow.learned.reparametrize import Reparametrization
 from regrow.utils.errors import StateError
@@ -18,35 +19,61 @@ from regrow.utils.errors import StateError
 OPTIMIZERS = ("adam", "sgd")
 
 
+class LearnerStateDict(TypedDict, total=False):
+    """State of a `Learner`; empty while nothing is learned.
+
+    Attributes:
+        dense: Dense weights by parameter name.
+        scores: Scores by parameter name.
+        optimizer: State of the scores' optimizer.
+        zeros: Number of effective weights that are exactly zero, by parameter name.
+        rate: The scores' learning rate.
+        penalty: The weight of the penalty.
+        progress: The completed fraction of the learning.
+        course: Fields of the `LearningWindow`.
+        controller: Fields of the `SparsityController`.
+    """
+
+    dense: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    zeros: dict[str, int]
+    rate: float
+    penalty: float
+    progress: float
+    course: dict[str, Any]
+    controller: dict[str, Any]
+
+
 class Learner(Reparametrization):
     """Effective weights whose scores have an optimizer and a penalty.
 
     Args:
-        rule: The method.
-        optimizer: Of the scores: "adam" or "sgd".
-        momentum: Of "sgd".
+        method: Computes effective weights.
+        optimizer: The scores' optimizer: "adam" or "sgd".
+        momentum: Momentum of "sgd".
         train_weights: Whether the dense weights are trained too.
-        seed: For the first scores and the noise.
+        seed: Seeds the initial scores and the noise.
 
     Attributes:
-        penalty: The regulariser's weight times the scores' learning rate: what its gradient is
-            multiplied by, a step. It is applied beside the optimizer's step, as AdamW applies
-            weight decay, so that Adam does not divide it away.
-        zeros: How many effective weights were exactly zero at the last look, by name.
-        course: When masks are learned, and how far they are.
-        controller: What holds the target.
+        penalty: The weight of the regulariser times the scores' learning rate: the factor of its
+            gradient in a step. It is applied beside the optimizer's step, as AdamW applies weight
+            decay, so that Adam does not normalise it away.
+        zeros: Number of effective weights that were exactly zero at the last update, by name.
+        course: When masks are learned, and the progress.
+        controller: Sets the penalty that leads to the target.
     """
 
     def __init__(
         self,
-        rule: MaskMethod,
+        method: MaskMethod,
         *,
         optimizer: str = "adam",
         momentum: float = 0.9,
         train_weights: bool = True,
         seed: int = 0,
     ) -> None:
-        super().__init__(rule, train_weights=train_weights, seed=seed)
+        super().__init__(method, train_weights=train_weights, seed=seed)
         self.kind, self.momentum = optimizer, momentum
         self.rate = 0.0
         self.penalty = 0.0
@@ -55,39 +82,37 @@ class Learner(Reparametrization):
         self.course, self.controller = LearningWindow(0.0, 0.0), SparsityController(0.0)
 
     def start(self, course: LearningWindow, rate: float | None = None) -> None:
-        """Begins to learn.
+        """Begin to learn.
 
         Args:
             course: When masks are learned.
-            rate: The scores' learning rate; None: what takes a score through its range.
+            rate: The scores' learning rate; None: one that moves a score through its range.
         """
         self.stop()
         self.course = course
         self.rate = self.method.lr_range / course.length if rate is None else rate
-        # faster than Adam could take a score the other way
-        self.controller = SparsityController(
-            max(self.method.penalty_range / course.length, 2 * self.rate)
-        )
+        # faster than Adam could move a score in the other direction
+        limit = max(self.method.penalty_range / course.length, 2 * self.rate)
+        self.controller = SparsityController(limit)
         self.begin()
         self.optimizer = self._make_optimizer()
         self.update_penalty(course.first - 1)
 
     def stop(self) -> None:
-        """Forgets dense weights and scores; the parameters stay as they are."""
         super().stop()
         self.zeros, self.optimizer, self.penalty = {}, None, 0.0
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer, now: int, factor: float = 1.0) -> None:
-        """What follows an optimizer's step: the scores take theirs, effective weights go in.
+        """Step the scores after an optimizer's step, and write effective weights.
 
         Args:
-            optimizer: Whose step it was.
-            now: Its number.
-            factor: Of the scores' learning rate, now.
+            optimizer: The optimizer that has stepped.
+            now: The number of the step.
+            factor: Of the scores' learning rate.
 
         Raises:
-            StateError: If the step was made past `carry`, on effective weights.
+            StateError: See `collect_dense`.
         """
         assert self.optimizer is not None
         stepped = self.collect_dense(optimizer)
@@ -103,7 +128,7 @@ class Learner(Reparametrization):
 
     @torch.no_grad()
     def update_penalty(self, now: int) -> None:
-        """Counts, and gives the penalty the weight that leads to what is due at the next look.
+        """Count zeros and set the penalty that leads to the sparsity due at the next update.
 
         Args:
             now: The step that was just made.
@@ -118,13 +143,13 @@ class Learner(Reparametrization):
             total += parameter.numel()
         course.seen, course.share = now, pruned / total
         if not self.method.needs_topk:
-            far = quantile(margins.values(), course.due(now + course.every))
-            speed = self.controller.update(far, course.every)
-            self.penalty = speed / max(self._slope(far), 0.1 * self._slope(0.0))
+            distance = quantile(margins.values(), course.due(now + course.every))
+            speed = self.controller.update(distance, course.every)
+            self.penalty = speed / max(self._slope(distance), 0.1 * self._slope(0.0))
 
     @torch.no_grad()
     def margin(self, name: str) -> Tensor:
-        """The margin of each weight: 0 and less is what the method would prune.
+        """Compute the margin of each weight; the method would prune those of 0 and less.
 
         Raises:
             StateError: If nothing is being learned.
@@ -134,10 +159,10 @@ class Learner(Reparametrization):
                 f"no mask of {name} is being learned now: learned masks are chosen once, at the "
                 "end of the learning; leave prune_to out, or prune with MagnitudePruning"
             )
-        marks = self.scores[name].detach()
-        return self.method.margin(self.dense[name].to(marks.dtype), marks)
+        scores = self.scores[name].detach()
+        return self.method.margin(self.dense[name].to(scores.dtype), scores)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> LearnerStateDict:
         if not self.active:
             return {}
         assert self.optimizer is not None
@@ -149,12 +174,13 @@ class Learner(Reparametrization):
             "rate": self.rate,
             "penalty": self.penalty,
             "progress": self.progress,
-            **saved(self.course, self.controller),
+            "course": asdict(self.course),
+            "controller": asdict(self.controller),
         }
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state_dict` gave, for the parameters that are bound."""
+    def load_state_dict(self, state: LearnerStateDict) -> None:
+        """Restore the result of `state_dict`, for the attached parameters."""
         self.stop()
         if not state:
             return
@@ -164,13 +190,13 @@ class Learner(Reparametrization):
             self.scores[name] = nn.Parameter(state["scores"][name].to(weight.device, copy=True))
         self.zeros, self.rate = dict(state["zeros"]), float(state["rate"])
         self.penalty, self.progress = float(state["penalty"]), float(state["progress"])
-        self.course, self.controller = restored(state)
+        self.course = LearningWindow(**state["course"])
+        self.controller = SparsityController(**state["controller"])
         self.optimizer = self._make_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self._masks = self.choose()
 
     def _slope(self, margin: float) -> float:
-        """How fast the penalty lowers such a margin."""
         scores = torch.stack([scores.detach().mean() for scores in self.scores.values()])
         return self.method.penalty_slope(margin, scores, MaskContext(self.progress))
 
@@ -180,39 +206,30 @@ class Learner(Reparametrization):
         return SGD(self.scores.values(), lr=self.rate, momentum=self.momentum)
 
     def _decay(self, names: Iterable[str]) -> None:
-        """Takes the regulariser's gradient off the scores."""
+        """Subtract the regulariser's gradient from the scores."""
         if not self.penalty:
             return
+        context = MaskContext(self.progress)
         for name in names:
             scores = self.scores[name].detach()
-            scores.sub_(
-                self.method.penalty_grad(scores, MaskContext(self.progress)), alpha=self.penalty
-            )
+            scores.sub_(self.method.penalty_grad(scores, context), alpha=self.penalty)
             if self.method.max_score is not None:  # beyond it the regulariser would pull back
                 scores.clamp_max_(self.method.max_score)
 
 
 class MarginCriterion:
-    """The criterion by which masks are chosen from what was learned.
-
-    Args:
-        learner: Whose margins are the scores.
-    """
+    """A criterion whose scores are the margins of a learner; it stores nothing itself."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
-        self.__name__ = type(learner.method).__name__  # what a checkpoint calls it
+        self.__name__ = type(learner.method).__name__  # its name in checkpoints
 
-    def update(self, name: str, weight: Tensor, grad: Tensor) -> None:
-        """Nothing: the learner sees every gradient."""
+    def update(self, name: str, weight: Tensor, grad: Tensor) -> None: ...
 
     def scores(self, name: str, weight: Tensor) -> Tensor:
-        """The margin of each weight."""
         return self.learner.margin(name)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing: the learner is saved for itself."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...

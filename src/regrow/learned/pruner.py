@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,18 @@ from torch.optim import Optimizer
 
 from regrow.io.integrity import SEAL, with_digest
 from regrow.learned.controller import target_at
-from regrow.learned.learner import MarginCriterion
+from regrow.learned.learner import LearnerStateDict, MarginCriterion
 from regrow.pruning.compute_masks import choose_masks
 from regrow.pruning.config import PruningConfig
-from regrow.pruning.pruner import Pruner
+from regrow.pruning.pruner import Pruner, PrunerStateDict
 from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.pruning.transaction import atomic
+
+
+class LearnedPrunerStateDict(PrunerStateDict):
+    """State of a `LearnedPruner`."""
+
+    learner: LearnerStateDict
 
 
 class LearnedPruner(Pruner):
@@ -25,8 +31,8 @@ class LearnedPruner(Pruner):
 
     Args:
         model: The model; parameters are changed in place, never replaced, and no module is touched.
-        method: Its criterion is a learner's margins.
-        keep_removed: What is stored when the masks are fixed: the dense values.
+        method: Settings whose criterion is a `MarginCriterion`.
+        keep_removed: Whether dense values are stored when the masks are fixed.
 
     Attributes:
         learner: Dense weights and scores.
@@ -37,23 +43,23 @@ class LearnedPruner(Pruner):
         assert isinstance(self.criterion, MarginCriterion)
         self.learner = self.criterion.learner
         self.learner.attach(self.enforcer.parameters)
-        self.learner.choose = self._highest
+        self.learner.choose = self._topk_masks
         self.state.before_set = self._store_dense
-        self.collects_gradients = False  # gradients are carried back, not gathered
+        self.collects_gradients = False  # the learner receives gradients by itself
 
     @property
     def zero_share(self) -> float:
-        """The share of exact zeros among the effective weights, at the last look."""
+        """The fraction of effective weights that were exactly zero at the last update."""
         return sum(self.learner.zeros.values()) / self.total
 
     @property
     def nonzero(self) -> dict[str, float]:
-        """The fraction of each parameter that is not zero, at the last look."""
+        """The fraction of each parameter that was not zero at the last update."""
         zeros = self.learner.zeros
         return {t.name: 1 - zeros[t.name] / t.parameter.numel() for t in self.targets}
 
     def harden(self, sparsity: float, optimizers: Iterable[Optimizer] = ()) -> HistoryEntry:
-        """Turn learned masks into fixed ones: exactly `sparsity`, by the margins.
+        """Fix the learned masks at exactly `sparsity`, ranked by the margins.
 
         Kept weights have their effective values; the dense values of the others are stored.
         """
@@ -66,10 +72,10 @@ class LearnedPruner(Pruner):
         super().flush_dense()
         self.learner.settle()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the pruner and of the learner."""
+    def state_dict(self) -> LearnedPrunerStateDict:
         state = {key: value for key, value in super().state_dict().items() if key != SEAL}
-        return with_digest(state | {"learner": self.learner.state_dict()})
+        state["learner"] = self.learner.state_dict()
+        return cast("LearnedPrunerStateDict", with_digest(state))
 
     @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -78,13 +84,13 @@ class LearnedPruner(Pruner):
 
     @torch.no_grad()
     def _store_dense(self, name: str, mask: Tensor) -> None:
-        """Before a mask is set: what it removes gets its dense value, which is then stored."""
+        """Write the dense values that a new mask removes, so that these are stored."""
         if self.learner.active:
             parameter, dense = self.enforcer.parameters[name], self.learner.dense[name]
             parameter.copy_(torch.where(mask, parameter, dense))
 
-    def _highest(self) -> dict[str, Tensor]:
-        """Masks of the highest scores, at the sparsity of this step, for methods that rank."""
+    def _topk_masks(self) -> dict[str, Tensor]:
+        """Compute masks of the highest scores at the present sparsity, for methods that rank."""
         if not (self.learner.method.needs_topk and self.learner.active):
             return {}
         course = self.learner.course

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Effective weights in the parameters, dense ones beside.
+"""Effective weights in the parameters, dense weights stored beside them.
 
-The parameters hold effective weights f(w, s). Before an optimizer step the gradient that arrived at
-them is carried back to w and s by a vector-Jacobian product of f, and the dense w go in; after it
-they come out again, updated, and effective weights go in. So everybody else sees effective weights,
-and the module has no new keys.
+The parameters hold effective weights f(w, s). Before an optimizer step their gradient is propagated
+to w and s by a vector-Jacobian product of f, and the dense w are written into the parameters; after
+the step the updated w are stored again and effective weights are written. So all other code sees
+effective weights, and the module's state_dict has no new keys.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from regrow.utils.random import make_generator
 
 
 class Reparametrization:
-    """Dense weights and scores beside the parameters of which they make the values.
+    """Dense weights and scores from which the values of parameters are computed.
 
     Args:
-        rule: The method: f.
+        method: Computes effective weights f(w, s).
         train_weights: Whether the dense weights are trained too.
-        seed: For the first scores and the noise, with the step and the parameter's name.
+        seed: Seeds the initial scores and the noise, with the step and the parameter's name.
 
     Attributes:
         parameters: By name; they are changed in place, never replaced.
-        dense: Their dense weights, while there are scores.
-        marks: Their scores.
-        progress: How much of the learning has passed.
-        choose: Gives the masks of the highest scores, for rules that choose.
+        dense: Their dense weights; empty while nothing is learned.
+        scores: Their scores.
+        progress: The completed fraction of the learning.
+        choose: Returns the masks of the highest scores, for methods that rank.
 
     Example:
         >>> from regrow.learned.methods import STR
@@ -48,8 +48,8 @@ class Reparametrization:
         ([2.0, -0.25], [1.0, 0.0])
     """
 
-    def __init__(self, rule: MaskMethod, *, train_weights: bool = True, seed: int = 0) -> None:
-        self.method = rule
+    def __init__(self, method: MaskMethod, *, train_weights: bool = True, seed: int = 0) -> None:
+        self.method = method
         self.train_weights = train_weights
         self.seed = seed
         self.progress = 0.0
@@ -59,7 +59,7 @@ class Reparametrization:
         self.scores: dict[str, nn.Parameter] = {}
         self._masks: Mapping[str, Tensor] = {}
         self._noise: dict[str, Tensor] = {}
-        self._inside: set[str] = set()  # whose gradient was carried back, for the step to come
+        self._inside: set[str] = set()  # names whose parameters hold dense weights for a step
 
     @property
     def active(self) -> bool:
@@ -67,30 +67,30 @@ class Reparametrization:
         return bool(self.scores)
 
     def attach(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Takes the parameters of a model; what was learned of others is forgotten."""
+        """Use the parameters of a model; everything learned before is discarded."""
         self.stop()
         self.parameters = dict(parameters)
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Takes the present values for the dense ones, draws the first scores, puts f in."""
+        """Copy the present values as dense weights, make scores, and write effective weights."""
         for name, parameter in self.parameters.items():
             weight = parameter.detach()
             wide = torch.promote_types(weight.dtype, torch.float32)
-            generator = _on(weight.device, make_generator(self.seed, 0, f"{name} scores"))
+            generator = self._generator(weight.device, 0, f"{name} scores")
             self.dense[name] = weight.clone()
             self.scores[name] = nn.Parameter(self.method.init_scores(weight.to(wide), generator))
         self.deterministic()
 
     def stop(self) -> None:
-        """Forgets dense weights and scores; the parameters stay as they are."""
-        for kept in (self.dense, self.scores, self._noise, self._inside):
-            kept.clear()
+        """Discard dense weights and scores; the parameters do not change."""
+        for stored in (self.dense, self.scores, self._noise, self._inside):
+            stored.clear()
         self._masks, self.progress = {}, 0.0
 
     @torch.no_grad()
     def deterministic(self) -> None:
-        """Puts in the effective weights that evaluation and checkpoints see; no noise."""
+        """Write effective weights without noise, for evaluation and checkpoints."""
         self._noise.clear()
         self._inside.clear()
         self._masks = self.choose()
@@ -99,59 +99,53 @@ class Reparametrization:
 
     @torch.no_grad()
     def sample_noise(self, step: int) -> None:
-        """Puts in effective weights with this step's noise; the same for the same step."""
-        for name in self.scores:
+        """Write effective weights with noise that depends on the seed and the step alone."""
+        for name, scores in self.scores.items():
             weight = self.dense[name]
-            generator = _on(weight.device, make_generator(self.seed, 1 + step, name))
+            generator = self._generator(weight.device, 1 + step, name)
             uniform = torch.rand(
-                weight.shape,
-                dtype=self.scores[name].dtype,
-                device=weight.device,
-                generator=generator,
+                weight.shape, dtype=scores.dtype, device=weight.device, generator=generator
             )
             self._noise[name] = uniform.logit_(eps=1e-6)
             self._write(name)
 
     @torch.no_grad()
     def backward_to_dense(self, optimizer: Optimizer) -> None:
-        """Carries gradients back to dense weights and scores, and puts the dense weights in.
+        """Propagate gradients to dense weights and scores, and write the dense weights.
 
         Args:
-            optimizer: Whose step follows; parameters of others are left alone.
+            optimizer: The optimizer that steps next; only its parameters change.
         """
         for name in self._names(optimizer):
             parameter, scores = self.parameters[name], self.scores[name].detach()
             if parameter.grad is None or name in self._inside:
                 continue
             weight, grad = self.dense[name].to(scores.dtype), parameter.grad.to(scores.dtype)
-            back = self.method.vjp(weight, scores, self._given(name), grad)
-            to_weight, self.scores[name].grad = back
+            to_weight, to_scores = self.method.vjp(weight, scores, self._context(name), grad)
+            self.scores[name].grad = to_scores
             if self.train_weights:
                 parameter.grad.copy_(to_weight)
                 parameter.copy_(self.dense[name])
             else:
-                parameter.grad = None  # no optimizer touches it
+                parameter.grad = None  # the optimizer skips it
             self._inside.add(name)
 
     @torch.no_grad()
     def collect_dense(self, optimizer: Optimizer) -> list[str]:
-        """Takes the dense weights out, updated, after an optimizer's step.
-
-        Args:
-            optimizer: Whose step it was.
+        """Store the dense weights that an optimizer's step has updated.
 
         Returns:
-            The names of those that had a gradient; `put` follows.
+            The names of those that had a gradient; `write_effective` must follow.
 
         Raises:
-            StateError: If the step was made past `carry`, on effective weights.
+            StateError: If the step was made without `backward_to_dense`, on effective weights.
         """
         names = self._names(optimizer)
         missed = [n for n in names if n not in self._inside and self.parameters[n].grad is not None]
         if missed:
             raise StateError(
                 f"an optimizer stepped on {missed[0]} without Lightning's hooks, so the masks that "
-                "are learned saw no gradient: call step() of self.optimizers(), not of a raw "
+                "are learned received no gradient: call step() of self.optimizers(), not of a raw "
                 "optimizer"
             )
         stepped = [name for name in names if name in self._inside]
@@ -162,7 +156,7 @@ class Reparametrization:
 
     @torch.no_grad()
     def write_effective(self, optimizer: Optimizer) -> None:
-        """Puts effective weights in, after a step, without noise."""
+        """Write effective weights after an optimizer's step, without noise."""
         names = self._names(optimizer)
         self._masks = self.choose()
         for name in names:
@@ -171,33 +165,31 @@ class Reparametrization:
         self._inside.difference_update(names)
 
     def settle(self) -> None:
-        """Write effective weights where a step was skipped or noise is left."""
+        """Write effective weights where a step was skipped or noise remains."""
         if self._inside or self._noise:
             for scores in self.scores.values():
                 scores.grad = None
             self.deterministic()
 
     def held(self, optimizer: Optimizer) -> list[nn.Parameter]:
-        """The parameters that an optimizer trains."""
+        """Return the parameters with scores that an optimizer trains."""
         return [self.parameters[name] for name in self._names(optimizer)]
 
     def _names(self, optimizer: Optimizer) -> list[str]:
-        """The names of the parameters that an optimizer trains."""
         trained = trained_parameters(optimizer)
         return [name for name in self.scores if id(self.parameters[name]) in trained]
 
-    def _given(self, name: str) -> MaskContext:
+    def _context(self, name: str) -> MaskContext:
         return MaskContext(self.progress, self._noise.get(name), self._masks.get(name))
 
     def _write(self, name: str) -> None:
         scores = self.scores[name].detach()
         weight = self.dense[name].to(scores.dtype)
-        effective = self.method.weights(weight, scores, self._given(name))
+        effective = self.method.weights(weight, scores, self._context(name))
         self.parameters[name].copy_(effective.add_(0.0))  # -0.0 becomes +0.0
 
-
-def _on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """A generator of that device with the same seed."""
-    if device.type == "cpu":
-        return generator
-    return torch.Generator(device).manual_seed(generator.initial_seed())
+    def _generator(self, device: torch.device, event: int, name: str) -> torch.Generator:
+        generator = make_generator(self.seed, event, name)
+        if device.type == "cpu":
+            return generator
+        return torch.Generator(device).manual_seed(generator.initial_seed())

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,6 +17,13 @@ from regrow.distributed.sharded_counts import ShardedCounts
 from regrow.utils.bits import is_packed_mask, joined_bits, pack_bits, unpack_bits
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.names import strip_compile_prefix
+
+
+class PackedMasks(TypedDict):
+    """Masks as bits in flat-index order: 1/32 of the size of float32 weights."""
+
+    shapes: dict[str, list[int]]  # by parameter name
+    bits: dict[str, Tensor]  # uint8 tensors by parameter name
 
 
 class Masks(Mapping[str, Tensor]):
@@ -78,12 +85,8 @@ class Masks(Mapping[str, Tensor]):
         """Return the kept fraction of one parameter."""
         return self._kept[name] / max(1, self._masks[name].numel())
 
-    def pack(self) -> dict[str, Any]:
-        """Pack the masks as bits in flat-index order, into tensors and builtin types only.
-
-        Returns:
-            `{"shapes": {name: [..]}, "bits": {name: uint8 tensor}}`, 1/32 of float32 weights.
-        """
+    def pack(self) -> PackedMasks:
+        """Pack the masks into tensors and builtin types only."""
         return {
             "shapes": {name: list(mask.shape) for name, mask in self.items()},
             "bits": {name: _pack(name, mask) for name, mask in self.items()},

@@ -15,10 +15,16 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from regrow.distributed.shard import Shard, local_tensor, reshard_fsdp, shard_of
+from regrow.masks.shared_memory import check_memory_not_shared
 from regrow.utils.errors import ConfigError, StateError, closest_names
 from regrow.utils.names import matches_pattern, name_parts, strip_compile_prefix
 
 _LAYER_TYPES = (_ConvNd, nn.Linear)
+_WEIGHTS = {  # the weights of linear maps in modules that keep several, by the start of their names
+    nn.RNNBase: ("weight_ih", "weight_hh", "weight_hr"),
+    nn.RNNCellBase: ("weight_ih", "weight_hh"),
+    nn.MultiheadAttention: ("in_proj_weight", "q_proj_w", "k_proj_w", "v_proj_w"),
+}
 # not those of a byte: zero bits need not mean 0 (float8_e8m0fnu), or encode two numbers (float4)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SELECTORS = ("@first", "@last", "@depthwise")
@@ -70,10 +76,8 @@ class _Entry:
 
     @property
     def default(self) -> bool:
-        return all(
-            isinstance(owner, _LAYER_TYPES) and name.rpartition(".")[2] == "weight"
-            for owner, name in zip(self.owners, self.names, strict=True)
-        )
+        pairs = zip(self.owners, self.names, strict=True)
+        return all(_is_linear_map(owner, name.rpartition(".")[2]) for owner, name in pairs)
 
     @property
     def depthwise(self) -> bool:
@@ -88,13 +92,31 @@ class _Entry:
         return f"{self.names[0].rpartition('.')[2]} of {' and '.join(kinds)}"
 
 
+def _is_linear_map(owner: nn.Module, name: str) -> bool:
+    if isinstance(owner, _LAYER_TYPES):
+        return name == "weight"
+    return any(isinstance(owner, t) and name.startswith(starts) for t, starts in _WEIGHTS.items())
+
+
 @dataclass(frozen=True)
 class TargetSelection:
-    """The targets in model order, and the reasons why other parameters are not pruned."""
+    """The targets in model order, and the reasons why other parameters are not pruned.
+
+    Attributes:
+        targets: What may be pruned.
+        reasons: Why other parameters are not, by name.
+        total: How many parameters the model has, shared ones counted once.
+    """
 
     targets: tuple[Target, ...]
     reasons: Mapping[str, str]
+    total: int
     _entries: tuple[_Entry, ...]
+
+    @property
+    def prunable(self) -> int:
+        """How many parameters may be pruned."""
+        return sum(target.parameter.numel() for target in self.targets)
 
     def match(self, pattern: str, what: str) -> list[str]:
         """Return the names of the targets that a pattern matches.
@@ -112,8 +134,9 @@ def select_targets(
 ) -> TargetSelection:
     """Select the parameters to prune.
 
-    By default the weights of all Conv, ConvTranspose and Linear layers; biases, norms and
-    embeddings only if a pattern names them by their last part ("emb.weight", "*.bias").
+    By default the weights of all linear maps: Conv, ConvTranspose and Linear layers, recurrent
+    layers and cells, and the projections of MultiheadAttention. Biases, norms and embeddings only
+    if a pattern names them by their last part ("emb.weight", "*.bias").
 
     A pattern is a glob that matches a parameter's full name, its tail from any dot, or a module's
     name likewise ("layer4.*", "fc"); "@first", "@last" and "@depthwise" name those layers.
@@ -126,7 +149,7 @@ def select_targets(
     Raises:
         ConfigError: For a pattern without match (with the nearest names), or nothing to prune.
         StateError: For layers that are not built yet (lazy), reparametrised by
-            `torch.nn.utils.prune`, or of an unsupported dtype.
+            `torch.nn.utils.prune`, of an unsupported dtype, or that share memory.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -154,18 +177,29 @@ def select_targets(
         raise ConfigError(
             "nothing is left to prune: the model has "
             f"{len(entries)} parameters, none of them selected by include={include!r}, "
-            f"exclude={exclude!r}; default are the weights of Conv, ConvTranspose and Linear layers"
+            f"exclude={exclude!r}; default are the weights of Conv, ConvTranspose, Linear and "
+            "recurrent layers and of MultiheadAttention"
         )
-    return TargetSelection(tuple(_target(entry) for entry in chosen), reasons, tuple(chosen))
+    return _selection(entries, chosen, reasons)
 
 
 def selection_by_name(model: nn.Module, names: Iterable[str]) -> TargetSelection:
     """Select the parameters of exactly these names."""
     wanted = {strip_compile_prefix(name) for name in names}
     entries = _entries(model)
-    chosen = tuple(entry for entry in entries if wanted & {*entry.names})
+    chosen = [entry for entry in entries if wanted & {*entry.names}]
     reasons = {e.names[0]: "has no channel that can be removed" for e in entries if e not in chosen}
-    return TargetSelection(tuple(_target(entry) for entry in chosen), reasons, chosen)
+    return _selection(entries, chosen, reasons)
+
+
+def _selection(
+    entries: Sequence[_Entry], chosen: Sequence[_Entry], reasons: Mapping[str, str]
+) -> TargetSelection:
+    targets = tuple(_target(entry) for entry in chosen)
+    built = {e.names[0]: e.parameter for e in entries if not is_lazy(e.parameter)}
+    check_memory_not_shared(built, {target.name for target in targets})
+    total = sum(parameter.numel() for parameter in built.values())
+    return TargetSelection(targets, reasons, total, tuple(chosen))
 
 
 def _entries(model: nn.Module) -> list[_Entry]:
@@ -227,9 +261,10 @@ def _matches(
         ]
         if not allowed:
             kinds = ", ".join(f"{entry.names[0]} ({entry.kind})" for entry in candidates[:3])
+            more = f" and {len(candidates) - 3} more" if len(candidates) > 3 else ""
             raise ConfigError(
-                f"{what} pattern {pattern!r} matches only {kinds}, which is pruned only when its "
-                f"last part is spelt out: write {candidates[0].names[0]!r}"
+                f"{what} pattern {pattern!r} matches only {kinds}{more}, pruned only when the last "
+                f"part of the name is spelt out: write {[e.names[0] for e in candidates]}"
             )
         for entry in allowed:
             matched.setdefault(entry, pattern)
@@ -243,8 +278,8 @@ def _match(pattern: str, entries: Sequence[_Entry], what: str) -> list[_Entry]:
         if pattern not in _SELECTORS:
             raise ConfigError(f"{what} {pattern!r} is unknown: there are {', '.join(_SELECTORS)}")
         matched = {
-            "@first": layers[:1],
-            "@last": layers[-1:],
+            "@first": [e for e in layers if e.owners[0] is layers[0].owners[0]],
+            "@last": [e for e in layers if e.owners[0] is layers[-1].owners[0]],
             "@depthwise": [entry for entry in layers if entry.depthwise],
         }[pattern]
     else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Scores -> units -> masks."""
+"""Compute masks: scores -> units -> masks."""
 
 from __future__ import annotations
 
@@ -34,30 +34,26 @@ def choose_masks(
     own: Mapping[str, float],
     event: int,
 ) -> list[Tensor]:
-    """Compute masks: weights -> scores -> units -> masks.
+    """Compute the next bool masks of some parameters; pruned weights stay pruned.
 
     Args:
         method: Validated settings.
-        targets: What is pruned.
+        targets: The parameters.
         kept: Present working masks (non-zero = kept), None where nothing is pruned.
-        sparsity: For all targets without a target of their own.
+        sparsity: Of the targets without a separate sparsity.
         own: Sparsity of the others, by name.
         event: Number of the event, for random draws.
 
-    Returns:
-        One bool mask a target; what was pruned stays pruned.
-
     Raises:
-        ConfigError: If the sparsity is out of reach, or below the present one.
-        StateError: For NaN scores or missing gradients, naming the layer.
+        ConfigError, StateError: See `Pruner.prune_to`.
     """
     granularity = make_granularity(method.granularity)
     whole = isinstance(granularity, Weight)
     dims = [target.input_dim for target in targets]
-    # magnitudes are read off the weights' bits, which saves a copy of all of them
+    # the weights themselves are ranked by magnitude, which saves a copy of all of them
     by_magnitude = method.criterion is magnitude and whole and method.distribution != "lamp"
     scores = [_scores(method, target, by_magnitude, event) for target in targets]
-    alive, units = list(kept), scores
+    alive, units = list(kept), scores  # in units from here on
     if not whole:
         units = [units_of(granularity, s, d) for s, d in zip(scores, dims, strict=True)]
         alive = [
@@ -65,53 +61,40 @@ def choose_masks(
             for k, d in zip(kept, dims, strict=True)
         ]
     if method.distribution == "lamp":
-        stand = [unit for unit in units if isinstance(unit, Tensor)]  # `_scores` sees to that
-        names = [target.name for target in targets]
-        units = [lamp_scores(*layer) for layer in zip(stand, alive, names, strict=True)]
+        computed = [unit for unit in units if isinstance(unit, Tensor)]  # all, see `_scores`
+        layers = zip(computed, alive, targets, strict=True)
+        units = [lamp_scores(unit, live, target.name) for unit, live, target in layers]
     masks: dict[int, Tensor] = {}
-    shards = [target.shard for target in targets]
     for pool in _pools(method, granularity, targets, units, alive, sparsity, own):
-        found = global_topk_masks(
+        chosen = global_topk_masks(
             [units[i] for i in pool.layers],
             pool.pruned,
             [alive[i] for i in pool.layers],
             magnitude=by_magnitude,
             min_keep=granularity.least,
             names=[targets[i].name for i in pool.layers],
-            shards=[shards[i] for i in pool.layers],
+            shards=[targets[i].shard for i in pool.layers],
         )
-        masks |= zip(pool.layers, found, strict=True)
-    del units  # the masks need their room
+        masks |= zip(pool.layers, chosen, strict=True)
+    del units  # frees memory for the masks
     if not whole:
         for i, mask in masks.items():
-            masks[i] = _weights_of(granularity, mask, alive[i], kept[i], scores[i], dims[i])
+            before, now = alive[i], kept[i]
+            units_kept = mask if before is None else mask | ~before
+            mask = mask_from_units(granularity, units_kept, scores[i], dims[i])
+            masks[i] = mask if now is None else mask.logical_and_(now != 0)
     return [masks[i] for i in range(len(targets))]
 
 
-def _weights_of(
-    granularity: Granularity,
-    units: Tensor,
-    before: Tensor | None,
-    kept: Tensor | None,
-    scores: ScoresLike,
-    dim: int | None,
-) -> Tensor:
-    """The mask of weights that a mask of units means; pruned weights stay pruned."""
-    unchanged = units if before is None else units | ~before
-    mask = mask_from_units(granularity, unchanged, scores, dim)
-    return mask if kept is None else mask.logical_and_(kept != 0)
-
-
 def _scores(method: PruningConfig, target: Target, by_magnitude: bool, event: int) -> ScoresLike:
-    """What ranks the weights of one target."""
+    """Compute the scores of one target, lazily where possible."""
     if by_magnitude:
         return target.weight
     criterion = get_criterion(method.criterion)
-    take = (
-        compute_scores if method.distribution == "lamp" else lazy_criterion_scores
-    )  # LAMP sorts whole layers
+    # LAMP sorts whole layers
+    compute = compute_scores if method.distribution == "lamp" else lazy_criterion_scores
     weight, grad = target.parameter.detach(), target.parameter.grad
-    return take(criterion, target.name, weight, grad, (method.seed, event))
+    return compute(criterion, target.name, weight, grad, (method.seed, event))
 
 
 def _pools(
@@ -123,23 +106,23 @@ def _pools(
     sparsity: float,
     own: Mapping[str, float],
 ) -> list[Pool]:
-    """Who is ranked with whom; a sparsity of weights becomes one of units."""
-    everywhere = ShardedCounts([target.shard for target in targets])
+    """Distribute a sparsity over layers, as numbers of units."""
+    totals = ShardedCounts([target.shard for target in targets])
     here = [as_lazy(unit).like.numel() for unit in units]
-    sizes = everywhere.sums(here)
-    pruned = everywhere.sums(
+    sizes = totals.sums(here)
+    pruned = totals.sums(
         0 if live is None else size - int(live.count_nonzero())
         for size, live in zip(here, alive, strict=True)
     )
     layers = [
-        LayerSize(target.name, tuple(target.parameter.shape), size, gone, granularity.least)
-        for target, size, gone in zip(targets, sizes, pruned, strict=True)
+        LayerSize(target.name, tuple(target.parameter.shape), size, n_pruned, granularity.least)
+        for target, size, n_pruned in zip(targets, sizes, pruned, strict=True)
     ]
     rest = [i for i, target in enumerate(targets) if target.name not in own]
     pools: list[Pool] = []
     if rest:
-        share = DISTRIBUTIONS[method.distribution]
-        for pool in share([layers[i] for i in rest], sparsity / granularity.limit):
+        distribute = DISTRIBUTIONS[method.distribution]
+        for pool in distribute([layers[i] for i in rest], sparsity / granularity.limit):
             pools.append(Pool(tuple(rest[i] for i in pool.layers), pool.pruned))
     for i, target in enumerate(targets):
         if target.name in own:

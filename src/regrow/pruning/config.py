@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""PruningConfig."""
+"""PruningConfig: the settings of a Pruner."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from regrow.utils.errors import (
 
 
 class PruningConfig(NamedTuple):
-    """How weights are ranked and grouped: what every pruner is configured with.
+    """How weights are ranked and grouped.
 
     Attributes:
         criterion: A name ("magnitude", "random", "gradient", "taylor", "snip", "movement"), a
             callable `(weight, grad) -> scores`, or a tracking criterion.
         distribution: "global", "uniform", "erk" or "lamp".
         granularity: "weight", "2:4" (any "n:m") or "block:4x4".
-        layers: Own final sparsity for some layers, `{pattern: sparsity}`.
-        include: Patterns of what is pruned; None: Conv, ConvTranspose and Linear weights.
-        exclude: Patterns of what is not.
+        layers: Separate final sparsity for some layers, `{pattern: sparsity}`.
+        include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
+        exclude: Patterns of parameters not to prune.
         seed: For criteria that draw random numbers.
     """
 
@@ -42,10 +42,10 @@ class PruningConfig(NamedTuple):
     seed: int = 0
 
     def validated(self) -> PruningConfig:
-        """The same, with every word and number checked, before any model is at hand.
+        """Check all settings that can be checked without a model, and return them normalised.
 
         Raises:
-            ConfigError: What was given, what is allowed, what to write.
+            ConfigError: For an invalid setting.
         """
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
         make_granularity(self.granularity)
@@ -61,19 +61,19 @@ class PruningConfig(NamedTuple):
                 "LAMP compares squared scores, and those of movement are negative where weights "
                 "shrink: write distribution='global', 'uniform' or 'erk'"
             )
-        own = {
+        layers = {
             pattern: self.check_target(sparsity, f"the sparsity of layers {pattern!r}")
             for pattern, sparsity in (self.layers or {}).items()
         }
         return self._replace(
             criterion=criterion,
-            layers=own,
+            layers=layers,
             include=check_patterns("include", self.include),
             exclude=check_patterns("exclude", self.exclude),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What must not change between a checkpoint and its resume, as builtin values."""
+        """Return the settings that a resume must not change, as builtin values."""
         criterion = self.criterion
         name = criterion if isinstance(criterion, str) else None
         name = name or getattr(criterion, "__name__", type(criterion).__name__)
@@ -85,14 +85,14 @@ class PruningConfig(NamedTuple):
             "seed": self.seed,
         }
 
-    def check_matches(self, words: Mapping[str, Any]) -> None:
-        """Check that a checkpoint was pruned with the same settings.
+    def check_matches(self, saved: Mapping[str, Any]) -> None:
+        """Check that a checkpoint has the same settings.
 
         Raises:
-            StateError: Naming what it was and what it is now.
+            StateError: Naming the settings that differ.
         """
         now = self.to_dict()
-        changed = [f"{k}={was!r}, now {now[k]!r}" for k, was in words.items() if was != now[k]]
+        changed = [f"{k}={was!r}, now {now[k]!r}" for k, was in saved.items() if was != now[k]]
         if changed:
             raise StateError(
                 f"the checkpoint was pruned with {'; '.join(changed)}: restore that, or load the "
@@ -100,7 +100,7 @@ class PruningConfig(NamedTuple):
             )
 
     def check_target(self, sparsity: object, what: str = "sparsity") -> float:
-        """Returns a final sparsity that the granularity can reach.
+        """Return a final sparsity if the granularity can reach it.
 
         Raises:
             ConfigError: If it is no number in [0, 1), or n:m and neither 0 nor (m - n) / m.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Drop_and_grow, gradient momentum, explored positions.
+"""Dynamic sparse training: drop_and_grow, gradient momentum, explored positions.
 
-An update drops the weakest of the kept weights and grows as many among all places that are then
-empty. A place that is dropped and grown at once was never gone: it keeps value and moments.
+An update drops the lowest of the kept weights and grows as many among all weights that are then
+pruned. A weight that is dropped and grown at once keeps value and moments.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from regrow.criteria.elementwise import magnitude, random
 from regrow.distributed.parameters import Shards
 from regrow.distributed.shard import is_dtensor, local_tensor, to_dtensor_like
 from regrow.masks.lazy_scores import ScoresLike
-from regrow.masks.masks import Masks
+from regrow.masks.masks import Masks, PackedMasks
 from regrow.masks.targets import Target
 from regrow.masks.topk_single import topk_mask
 from regrow.pruning.compute_masks import choose_masks
@@ -58,10 +58,7 @@ BETA = 0.9
 def draw_masks(
     pruner: Pruner, sparsity: float, optimizers: Iterable[Optimizer] = ()
 ) -> HistoryEntry:
-    """Prune at random to the layer densities of the distribution: the masks to start from.
-
-    Returns:
-        The new entry of `history`.
+    """Prune at random to the layer densities of the distribution, to start sparse training.
 
     Raises:
         ConfigError: If the sparsity is out of reach.
@@ -94,25 +91,22 @@ def drop_and_grow(
     init: str | Initializer = "zero",
     optimizers: Iterable[Optimizer] = (),
 ) -> HistoryEntry:
-    """Move the masks once, as sparse training does; each layer keeps as many weights as before.
+    """Update the masks once; each layer keeps as many weights as before.
 
     Of k kept weights of a layer, round(share k) are dropped, lowest scores first; as many grow
     among all others, those just dropped included.
 
     Args:
-        pruner: Whose masks move.
-        share: Fraction of the kept weights, in [0, 1).
+        pruner: The pruner whose masks change.
+        share: Fraction of the kept weights to drop, in [0, 1).
         drop: Criterion of the weights to drop.
         grow: "gradient" (RigL), "random" (SET), "momentum" (SNFS) or a growth criterion.
         init: Values of new weights: see `regrow.pruning.initializers`.
         optimizers: Their state of dropped and of new weights becomes zero.
 
-    Returns:
-        The new entry of `history`.
-
     Raises:
         ConfigError: For an unknown name.
-        StateError: If a rule lacks what it needs, naming the parameter.
+        StateError: If a criterion lacks its input, naming the parameter.
 
     Source: Evci et al. 2020 (RigL), Mocanu et al. 2018 (SET), Dettmers et al. 2019 (SNFS).
 
@@ -129,19 +123,22 @@ def drop_and_grow(
     named = check_choice("grow", grow, GROW) if isinstance(grow, str) else grow
     growth, before, optimizers = get_growth_criterion(named), pruner.sparsity, list(optimizers)
     seed = (pruner.state.seed, len(pruner.history))
-    pruner.enforcer.state(optimizers)  # what returns has moments of zero
+    pruner.enforcer.state(optimizers)  # weights that return have moments of zero
     sparse = [t for t in pruner.targets if pruner.state.pruned_count(t.name)]
-    if pruner.shards.ranks is not None:
-        check_supports_sharding(growth, initializer, sparse)
-    moves = [_move(pruner, target, share, criterion, growth, seed) for target in sparse]
-    makes = [partial(_return, pruner, *move, initializer, seed) for move in moves]
+    check_supports_sharding(growth, initializer, sparse)
+    moves = [_select_move(pruner, target, share, criterion, growth, seed) for target in sparse]
+    makes = [partial(_make_grown, pruner, *move, initializer, seed) for move in moves]
     values = [] if initializer is zero else initial_values(initializer, makes)
     new = {}
     for number, move in enumerate(moves):
         value = values[number](makes[number]()) if values else None  # before the layer changes
-        new[move.target.name] = _apply_move(pruner, move, value, optimizers)
+        weight, grown = move.target.weight, _new_positions(pruner, *move)
+        pruner.state.set(move.target.name, move.after, optimizers)
+        if value is not None:
+            torch.where(grown, value.to(weight), weight, out=weight)
+        new[move.target.name] = int(grown.count_nonzero())
     pruner.enforce(optimizers)
-    moved = sum(pruner.shards.sums(new).values())
+    moved = sum(pruner.state.shards.sums(new).values())
     kept = pruner.total - pruner.pruned
     overlap = (kept - moved) / (kept + moved) if kept else 1.0
     return pruner.record_event("drop_and_grow", before, share=share, moved=moved, overlap=overlap)
@@ -149,13 +146,11 @@ def drop_and_grow(
 
 @torch.no_grad()
 def update_gradient_momentum(pruner: Pruner, optimizer: Optimizer | None = None) -> None:
-    """Takes the present dense gradients into the running means that growth by momentum ranks.
-
-    m = 0.9 m + 0.1 g, from m = 0.
+    """Update the running means of dense gradients: m = 0.9 m + 0.1 g, from m = 0.
 
     Args:
-        pruner: Whose `momenta` are updated.
-        optimizer: Only gradients of its parameters are fresh; None: all.
+        pruner: The pruner; means are in `pruner.state.momenta`.
+        optimizer: Only gradients of its parameters are new; None: all are.
 
     Source: Dettmers and Zettlemoyer 2019, section 3.1.
 
@@ -177,24 +172,12 @@ def update_gradient_momentum(pruner: Pruner, optimizer: Optimizer | None = None)
         momenta[target.name] = mean.to(grad.device).lerp_(grad.to(mean.dtype), 1 - BETA)
 
 
-def _apply_move(
-    pruner: Pruner, move: _Move, value: Tensor | None, optimizers: list[Optimizer]
-) -> int:
-    """Set the new mask and values of one layer; return how many weights are new."""
-    weight, grown = move.target.weight, _new(pruner, *move)
-    pruner.state.set(move.target.name, move.after, optimizers)
-    if value is not None:
-        torch.where(grown, value.to(weight), weight, out=weight)
-    return int(grown.count_nonzero())
-
-
 class _Move(NamedTuple):
     target: Target
-    after: Tensor
-    """The new mask."""
+    after: Tensor  # the new mask
 
 
-def _move(
+def _select_move(
     pruner: Pruner,
     target: Target,
     share: float,
@@ -202,45 +185,48 @@ def _move(
     growth: GrowthCriterion,
     seed: tuple[int, int],
 ) -> _Move:
-    """What one layer drops and grows."""
+    """Select the weights that one layer drops and grows."""
     name, parameter, shard = target.name, target.parameter, target.shard
-    by = criterion is magnitude
+    by_size = criterion is magnitude
     # another event number, because random drop and random growth both draw
-    drawn = (seed[0], ~seed[1])
+    drop_seed = (seed[0], ~seed[1])
     scores: ScoresLike = target.weight
-    if not by:
-        scores = lazy_criterion_scores(criterion, name, parameter.detach(), parameter.grad, drawn)
+    if not by_size:
+        weight, grad = parameter.detach(), parameter.grad
+        scores = lazy_criterion_scores(criterion, name, weight, grad, drop_seed)
     live = parameter.numel() - pruner.state.pruned_count(name)
     count = round(share * live)
     kept = pruner.enforcer.mask(name)
-    after = topk_mask(scores, live - count, kept, magnitude=by, name=name, shard=shard)
+    after = topk_mask(scores, live - count, kept, magnitude=by_size, name=name, shard=shard)
     del scores, kept
     growing = growth_scores(growth, target, pruner.state.momenta.get(name), lambda _: None, seed)
-    by = growth in MAGNITUDES
-    grown = topk_mask(growing, count, ~after, magnitude=by, name=name, shard=shard)
+    by_size = growth in MAGNITUDES
+    grown = topk_mask(growing, count, ~after, magnitude=by_size, name=name, shard=shard)
     return _Move(target, after.logical_or_(grown))
 
 
-def _new(pruner: Pruner, target: Target, after: Tensor) -> Tensor:
-    """The places that were not kept before."""
+def _new_positions(pruner: Pruner, target: Target, after: Tensor) -> Tensor:
     return after & ~pruner.enforcer.mask(target.name)
 
 
-def _return(
+def _make_grown(
     pruner: Pruner, target: Target, after: Tensor, initializer: Initializer, seed: tuple[int, int]
 ) -> RegrownWeights:
-    """The places of one layer that come back, as initialisers see them: dropped weights are 0."""
-    new = _new(pruner, target, after)
+    """Make the initializer's argument for one layer, in which dropped weights are 0."""
+    new = _new_positions(pruner, target, after)
     back, stay = make_regrown(pruner.state, target, new, seed, initializer), after & ~new
-    if initializer in BY_ROWS:  # they look at no weight
+    if initializer in BY_ROWS:  # they read no weight
         return replace(back, kept=stay)
     return replace(back, weight=target.weight.where(stay, 0.0), kept=stay)
 
 
 class ExploredMask:
-    """Which places were ever kept since sparse training began: one bool a place.
+    """Records which weights were kept at some time of sparse training: one bool per weight.
 
-    In host memory; those of sharded parameters are cut and lie as they do.
+    In host memory; those of sharded parameters are DTensors, sharded alike.
+
+    Attributes:
+        seen: Bool tensors by parameter name, True = kept at some time.
 
     Source: Liu et al. 2021 (in-time over-parameterisation), section 3.1.
 
@@ -256,29 +242,26 @@ class ExploredMask:
         self.seen: dict[str, Tensor] = {}
 
     def add(self, masks: Mapping[str, Tensor]) -> float:
-        """Takes in the masks of now; returns the fraction of places that were ever kept."""
+        """Add the present masks; return the fraction of weights that were kept at some time."""
         for name, mask in masks.items():
-            here = mask if is_dtensor(mask) else mask.cpu()
-            ever = (
-                local_tensor(here) | local_tensor(self.seen[name])
-                if name in self.seen
-                else local_tensor(here)
-            )
-            self.seen[name] = to_dtensor_like(here, ever)
-        found = Masks(self.seen)
-        return (found.total - found.pruned) / max(1, found.total)
+            mask = mask if is_dtensor(mask) else mask.cpu()
+            seen = local_tensor(mask)
+            if name in self.seen:
+                seen = seen | local_tensor(self.seen[name])
+            self.seen[name] = to_dtensor_like(mask, seen)
+        union = Masks(self.seen)
+        return (union.total - union.pruned) / max(1, union.total)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Packed bits."""
+    def state_dict(self) -> PackedMasks:
         return Masks(self.seen).pack()
 
     def load_state_dict(
-        self, state: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None
+        self, state: PackedMasks, parameters: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Takes what `state_dict` gave; of `parameters` that are sharded, their rows here."""
-        held = parameters or {}
-        parts = Masks.unpack(state, Shards(held))
+        """Restore the result of `state_dict`; of sharded `parameters`, this rank's rows."""
+        known = parameters or {}
+        parts = Masks.unpack(state, Shards(known))
         self.seen = {
-            name: to_dtensor_like(held[name], part) if name in held else part
+            name: to_dtensor_like(known[name], part) if name in known else part
             for name, part in parts.items()
         }

@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""MaskEnforcer and SoftMaskEnforcer: zero weights, gradients, optimizer state.
+"""MaskEnforcer and SoftMaskEnforcer: zero pruned weights, gradients and optimizer state.
 
 The working mask is an integer of the weight's width, 0 where pruned and -1 where kept, so that one
-`bitwise_and_` at memory speed yields exactly +0.0 whatever stood there: -0.0, NaN and Inf too.
-
-Around each optimizer step the parameter contains the dense values, so that any optimizer updates
-them with the gradients of the masked network; outside it the parameter is masked. What is pruned
-may come back at the next event, with the value it has learned.
-
-Source: Guo et al. 2016 (dynamic network surgery); Lin et al. 2020 (dynamic pruning with feedback).
+`bitwise_and_` at memory speed makes any value exactly +0.0: -0.0, NaN and Inf too.
 """
 
 from __future__ import annotations
@@ -20,26 +14,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from regrow.distributed.shard import is_dtensor, local_tensor
 from regrow.pruning.transaction import Transaction
 from regrow.utils.bits import integer_type
 from regrow.utils.errors import StateError
 from regrow.utils.modes import no_compile
-from regrow.utils.optimizers import clear_quantized_state, is_per_weight, warn_not_clearable
+from regrow.utils.optimizers import (
+    Removable,
+    add_step_hooks,
+    clear_quantized_state,
+    find_optimizers,
+    is_per_weight,
+    warn_not_clearable,
+)
 
 # From a zero gradient these make state that is not zero: eps, or the least step size.
 _REFILLING = (torch.optim.Adamax, torch.optim.Rprop)
 
 
 class MaskEnforcer:
-    """Holds the working masks of some parameters and applies them.
+    """Stores the working masks of some parameters and applies them.
 
-    Of a sharded parameter (a DTensor) it masks the rows that this rank holds.
+    Of a sharded parameter (a DTensor) it masks the rows of this rank.
 
     Args:
         parameters: The parameters by name; they are changed in place, never replaced.
+
+    Attributes:
+        transaction: Prevents training after a partly failed mask update.
+        before_step: Functions to call before an optimizer step.
+        after_step: Functions to call after it, before weights are masked.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -47,47 +52,50 @@ class MaskEnforcer:
         self._sharded = any(map(is_dtensor, self.parameters.values()))
         self.transaction = Transaction()
         self._working: dict[str, Tensor] = {}
-        # what else happens around an optimizer step
+        self.masked = False  # whether any weight is pruned
         self.before_step: list[Callable[[], None]] = []
         self.after_step: list[Callable[[], None]] = []
-        self._told: set[int] = set()  # the optimizers whose state cannot be masked
-        self._views: dict[str, Tensor] = {}  # the parameters as integers: a view costs time to make
+        self._warned: set[int] = set()  # optimizers whose state cannot be masked
+        self._views: dict[str, Tensor] = {}  # integer views of parameters, slow to make
+        self._turn = 0  # of the row that `is_sample_live` reads
 
     def set_mask(self, name: str, mask: Tensor) -> None:
-        """Takes a bool mask of the parameter's shape here; all True needs no working mask."""
+        """Set the mask of a parameter: a bool tensor of its shape on this rank."""
         self.transaction.mark_started()
         parameter, working = self.data(name), self._working.get(name)
         if int(mask.count_nonzero()) == mask.numel():
             self._working.pop(name, None)
-        elif working is not None and _as_wide(working, parameter):  # fresh memory costs more
+        elif working is not None and _fits(working, parameter):  # faster than new memory
             working.copy_(mask).neg_()
         else:
             self._working[name] = working_mask(mask, parameter)
+        self.masked = bool(self._working)
 
     def reset(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Begins anew with parameters that have other shapes now; nothing is masked."""
+        """Drop all masks, and use parameters that have other shapes now."""
         self.parameters = dict(parameters)
         self._sharded = any(map(is_dtensor, self.parameters.values()))
         self._working.clear()
         self._views.clear()
+        self.masked = False
 
     def data(self, name: str) -> Tensor:
-        """A parameter's values here, to read and write: this rank's rows, where it is cut."""
+        """Return a parameter's values, to read and write; this rank's rows if it is sharded."""
         return local_tensor(self.parameters[name].detach())
 
     def kept(self, name: str) -> Tensor | None:
-        """The working mask (non-zero = kept), or None where nothing is pruned."""
+        """Return the working mask (non-zero = kept); None where nothing is pruned."""
         return self._working.get(name)
 
     def mask(self, name: str) -> Tensor:
-        """A bool mask, made now."""
+        """Make a bool mask."""
         working = self._working.get(name)
         if working is None:
             return torch.ones_like(self.data(name), dtype=torch.bool)
         return working != 0
 
     def weights(self) -> None:
-        """Makes every pruned weight exactly +0.0."""
+        """Set every pruned weight to exactly +0.0."""
         for name, mask in self._working.items():
             view, parameter = self._views.get(name), self.parameters[name].data
             if self._sharded:
@@ -97,8 +105,36 @@ class MaskEnforcer:
                 view = self._views[name] = parameter.detach().view(mask.dtype)
             view.bitwise_and_(mask)
 
+    def find_live(self) -> list[str]:
+        """Return the names of parameters with a pruned weight that is not zero."""
+        return [
+            name
+            for name in self._working
+            if bool(((self.data(name) != 0) & (self._fitting(name) == 0)).any())
+        ]
+
+    def is_sample_live(self) -> bool:
+        """Check one row of one masked parameter, another at each call, for a weight not zero.
+
+        It costs a few microseconds; on an accelerator, where reading a value waits for all work
+        queued before, only every 64th call looks.
+        """
+        self._turn += 1
+        if self._sharded or not self._working:
+            return False
+        names = list(self._working)
+        name = names[self._turn % len(names)]
+        parameter, mask = self.parameters[name].data, self._working[name]
+        view = self._views.get(name)
+        if view is None or view.data_ptr() != parameter.data_ptr():
+            return True  # never masked yet, or its storage was replaced
+        if parameter.device.type != "cpu" and self._turn % 64:
+            return False
+        row = self._turn // len(names) % len(mask)
+        return bool(view[row].bitwise_and(mask[row].bitwise_not()).any())
+
     def gradients(self) -> None:
-        """Makes every gradient of a pruned weight exactly +0.0; NaN and Inf there vanish."""
+        """Set every gradient of a pruned weight to exactly +0.0, NaN and Inf too."""
         for name, mask in self._working.items():
             grad = self.parameters[name].grad
             if grad is not None:
@@ -112,7 +148,7 @@ class MaskEnforcer:
                     _mask_tensor(grad, mask)
 
     def prepare(self) -> None:
-        """What comes before an optimizer step: masked gradients."""
+        """Prepare an optimizer step: mask gradients."""
         if self.transaction.failed is not None:
             self.transaction.check()
         self.gradients()
@@ -121,10 +157,10 @@ class MaskEnforcer:
 
     @torch.no_grad()
     def state(self, optimizers: Iterable[Optimizer]) -> None:
-        """Zeroes optimizer state at pruned places: momentum must not revive a weight.
+        """Zero optimizer state at pruned positions, because momentum would move the weights.
 
-        Every tensor with one number a weight, codes of 8 bits included, and the flat vectors over
-        all parameters in which LBFGS keeps its history. Of other state a warning tells, once.
+        This covers tensors with one number per weight, 8-bit codes included, and the flat vectors
+        over all parameters of LBFGS. For other state there is a warning, once.
         """
         working = {id(parameter): mask for parameter, mask in self._pairs()}
         for optimizer in optimizers:
@@ -132,20 +168,37 @@ class MaskEnforcer:
                 mask = working.get(id(parameter))
                 if mask is None:
                     continue
-                here = {
+                local = {
                     k: local_tensor(v) if isinstance(v, Tensor) else v for k, v in state.items()
                 }
-                for value in _tensors(here.values()):
+                for value in _tensors(local.values()):
                     if is_per_weight(value, mask.shape):
                         _mask_tensor(value, mask)
-                clear_quantized_state(here, mask)
-                warn_not_clearable(optimizer, here, mask.shape, self._told)
+                clear_quantized_state(local, mask)
+                warn_not_clearable(optimizer, local, mask.shape, self._warned)
             for group in optimizer.param_groups:
                 _mask_flat_state(optimizer, group["params"], working)
 
-    def hook(self, optimizer: Optimizer) -> RemovableHandle:
-        """Masks the weights after each step of `optimizer`."""
-        # of an optimizer from elsewhere nothing is known
+    def install(self, given: Iterable[Optimizer]) -> Handle:
+        """Mask gradients before and weights after each step of optimizers and of those they hold.
+
+        An optimizer that holds another (SAM) may read gradients before any step, so they are then
+        masked as soon as they are accumulated.
+        """
+        given = list(given)
+        optimizers = find_optimizers(*given)
+        handles: list[Removable] = [self.hook(each, gradients=True) for each in optimizers]
+        return Handle(handles + (self._accumulation_hooks() if optimizers != given else []))
+
+    def hook(self, optimizer: Optimizer, *, gradients: bool = False) -> Handle:
+        """Mask the weights after each step of an optimizer.
+
+        Args:
+            optimizer: The optimizer.
+            gradients: Whether to mask gradients before each step too, and those that the step's
+                closure computes.
+        """
+        # third-party optimizers may do the same as those in `_REFILLING`
         foreign = not type(optimizer).__module__.startswith("torch.optim")
         refills = foreign or isinstance(optimizer, _REFILLING)
 
@@ -158,12 +211,26 @@ class MaskEnforcer:
             if refills:
                 self.state([optimizer])
 
-        # a compiled step would be compiled anew whenever masks change
-        return optimizer.register_step_post_hook(no_compile(after))
+        # else a compiled step would be recompiled whenever masks change
+        before = no_compile(self._before_step) if gradients else None
+        return Handle(add_step_hooks(optimizer, before, no_compile(after)))
 
-    def gradient_hook(self, optimizer: Optimizer) -> RemovableHandle:
-        """Masks the gradients before each step, and those that the step's closure computes."""
+    def _accumulation_hooks(self) -> list[Removable]:
+        """Mask each gradient as soon as a backward pass has accumulated it."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
 
+        def mask(parameter: Tensor) -> None:
+            name = names[id(parameter)]
+            if name in self._working and parameter.grad is not None:
+                _mask_tensor(local_tensor(parameter.grad), self._fitting(name))
+
+        return [
+            parameter.register_post_accumulate_grad_hook(mask)  # type: ignore[no-untyped-call]
+            for parameter in self.parameters.values()
+            if parameter.requires_grad
+        ]
+
+    def _before_step(self, _: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
         def masked(given: Any) -> Any:
             def closure() -> Any:
                 loss = given()
@@ -172,20 +239,17 @@ class MaskEnforcer:
 
             return closure if callable(given) else given
 
-        def before(_: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            own, *rest = args  # the optimizer itself comes first
-            if not any(map(callable, [*rest, *kwargs.values()])):
-                self.prepare()  # else the closure shows dense gradients to others first
-            return (own, *map(masked, rest)), {key: masked(value) for key, value in kwargs.items()}
-
-        return optimizer.register_step_pre_hook(no_compile(before))
+        itself, *rest = args
+        if not any(map(callable, [*rest, *kwargs.values()])):
+            self.prepare()  # else within the closure, after hooks that need dense gradients
+        return (itself, *map(masked, rest)), {key: masked(value) for key, value in kwargs.items()}
 
     def _pairs(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         for name in self._working:
             yield self.parameters[name], self._fitting(name)
 
     def _fitting(self, name: str) -> Tensor:
-        """The working mask of a parameter, remade where that was moved or cast."""
+        """Return the working mask of a parameter, remade if that was moved or cast."""
         mask, parameter = self._working[name], self.data(name)
         if mask.device != parameter.device or mask.itemsize != parameter.itemsize:
             mask = self._working[name] = working_mask(mask != 0, parameter)
@@ -193,13 +257,13 @@ class MaskEnforcer:
 
 
 class Handle:
-    """Removes what `enforce` installed; also a context manager."""
+    """Removes hooks; also a context manager."""
 
-    def __init__(self, handles: Iterable[RemovableHandle]) -> None:
+    def __init__(self, handles: Iterable[Removable]) -> None:
         self._handles = list(handles)
 
     def remove(self) -> None:
-        """Takes the hooks away; weights stay as they are."""
+        """Remove the hooks; weights do not change."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -217,13 +281,12 @@ class Handle:
 
 
 def working_mask(mask: Tensor, parameter: Tensor) -> Tensor:
-    """The integer mask of a parameter's width, strides and device: -1 = kept, 0 = pruned."""
+    """Make the integer mask with a parameter's width, strides and device: -1 = kept, 0 = pruned."""
     working = torch.empty_like(parameter, dtype=integer_type(parameter.dtype), requires_grad=False)
     return working.copy_(mask).neg_()
 
 
-def _as_wide(working: Tensor, parameter: Tensor) -> bool:
-    """Whether a working mask is what `working_mask` would make room for."""
+def _fits(working: Tensor, parameter: Tensor) -> bool:
     return (
         working.device == parameter.device
         and working.itemsize == parameter.itemsize
@@ -254,12 +317,12 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 def _mask_flat_state(
     optimizer: Optimizer, parameters: list[nn.Parameter], working: Mapping[int, Tensor]
 ) -> None:
-    """Masks state vectors as long as all parameters of a group together (LBFGS)."""
+    """Mask state vectors as long as all parameters of a group together (LBFGS)."""
     total = sum(parameter.numel() for parameter in parameters)
-    holder = optimizer.state.get(parameters[0], {}) if parameters else {}
+    state = optimizer.state.get(parameters[0], {}) if parameters else {}
     if len(parameters) == 1 and parameters[0].dim() == 1:
-        return  # of the parameter's own shape, masked already
-    for value in _tensors(holder.values()):
+        return  # of the parameter's shape, masked already
+    for value in _tensors(state.values()):
         if value.dim() != 1 or value.numel() != total or not value.is_floating_point():
             continue
         start = 0
@@ -271,10 +334,14 @@ def _mask_flat_state(
 
 
 class SoftMaskEnforcer(MaskEnforcer):
-    """Holds working masks and the dense values beneath them: one more copy of each masked weight.
+    """Masks parameters whose dense values keep training; stores a copy of each masked weight.
 
-    Args:
-        parameters: The parameters by name; they are changed in place, never replaced.
+    In an optimizer step the parameters contain the dense values, so that any optimizer updates them
+    with the gradients of the masked network; outside it they are masked. Pruned weights may return
+    at the next event, with the value they have learned.
+
+    Source: Guo et al. 2016 (dynamic network surgery); Lin et al. 2020 (dynamic pruning with
+    feedback).
 
     Example:
         >>> weight = nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -292,7 +359,7 @@ class SoftMaskEnforcer(MaskEnforcer):
 
     @torch.no_grad()
     def set_mask(self, name: str, mask: Tensor) -> None:
-        """Takes a new mask; what it no longer prunes has its dense value back at once."""
+        """Set a mask; weights that it no longer prunes get their dense value at once."""
         parameter = self.data(name)
         if not self._inside and name in self._dense:
             parameter.copy_(self._latest(name))
@@ -304,7 +371,7 @@ class SoftMaskEnforcer(MaskEnforcer):
 
     @torch.no_grad()
     def insert(self) -> None:
-        """Puts the dense values into the parameters."""
+        """Write the dense values into the parameters."""
         if not self._inside:
             for name in self._dense:
                 self.data(name).copy_(self._latest(name))
@@ -312,7 +379,7 @@ class SoftMaskEnforcer(MaskEnforcer):
 
     @torch.no_grad()
     def weights(self) -> None:
-        """Takes the dense values out, updated, and makes every pruned weight exactly +0.0."""
+        """Store the updated dense values, and set every pruned weight to exactly +0.0."""
         if self._inside:
             for name, dense in self._dense.items():
                 dense.copy_(self.data(name))
@@ -320,46 +387,41 @@ class SoftMaskEnforcer(MaskEnforcer):
         super().weights()
 
     def gradients(self) -> None:
-        """Leaves gradients alone: those of pruned weights are what dense values learn from."""
+        """Do nothing: dense values learn from the gradients of pruned weights."""
 
     def state(self, optimizers: Iterable[Optimizer]) -> None:
-        """Leaves moments alone: they belong to the dense values."""
+        """Do nothing: moments belong to the dense values."""
 
     def prepare(self) -> None:
-        """What comes before an optimizer step: the dense values go in."""
+        """Prepare an optimizer step: write the dense values."""
         super().prepare()
         self.insert()
 
     def flush_dense(self) -> None:
-        """Takes the dense values out where no step followed, as when a scaler skips it."""
+        """Move the dense values out if no step followed, as when a scaler skips it."""
         if self._inside:
             self.weights()
 
     def dense(self, name: str) -> Tensor:
-        """One parameter's dense values, whether it contains them or not; not to be changed."""
+        """Return one parameter's dense values, which must not be changed."""
         return self._latest(name) if name in self._dense else self.data(name)
 
     def dense_values(self) -> dict[str, Tensor]:
-        """The dense values at pruned places, compact, on the CPU."""
+        """Return the dense values at pruned positions, compact, on the CPU."""
         return {name: self._latest(name)[~self.mask(name)].cpu() for name in self._dense}
 
     @torch.no_grad()
     def load_dense_values(self, values: Mapping[str, Tensor]) -> None:
-        """Takes what `dense_values` gave, under the masks of the same moment."""
+        """Restore the result of `dense_values`, under the masks saved with it."""
         for name, dense in self._dense.items():
             dense.copy_(self.data(name))
             dense[~self.mask(name)] = values[name].to(dense.device, dense.dtype)
 
     def _latest(self, name: str) -> Tensor:
-        """The dense values, with those of the parameter where it is kept."""
+        """Return the dense values, with those of the parameter where it is kept."""
         parameter, dense = self.data(name), self._dense[name]
         if self._inside:
             return parameter
         if dense.device != parameter.device or dense.dtype != parameter.dtype:
             dense = self._dense[name] = dense.to(parameter)
         return torch.where(self.mask(name), parameter, dense)
-
-
-def dense_state(enforcer: MaskEnforcer) -> dict[str, Any] | None:
-    """What a soft enforcer saves; None for any other."""
-    return enforcer.dense_values() if isinstance(enforcer, SoftMaskEnforcer) else None

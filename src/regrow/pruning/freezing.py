@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Freezer: trains only some positions."""
+"""Freezer: trains only some positions of the parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regrow.distributed.shard import is_dtensor
-from regrow.masks.masks import Masks
+from regrow.masks.masks import Masks, PackedMasks
 from regrow.pruning.enforcer import MaskEnforcer
 from regrow.utils.errors import ConfigError, check_patterns, closest_names
 from regrow.utils.names import matches_pattern, name_parts, named_parameters, parameters
 
 TrainSpec = str | Iterable[str]
-
+"""What trains: "all", "regrown", or patterns of parameters and modules."""
 
 _WORDS = ("all", "regrown")
 
@@ -24,25 +23,25 @@ _WORDS = ("all", "regrown")
 class Freezer:
     """Trains some positions of a model's parameters and freezes the others.
 
-    Before a step the gradients of held places are zeroed, so that clipping counts what trains
-    alone; after it their values are put back, whatever momentum or weight decay made of them.
-    Nothing is kept between two steps, so what others write into the model then stays. Buffers
-    (running statistics) are not parameters and keep changing. Costs one copy of the frozen
-    parameters a step; nothing while all train.
+    Before a step the gradients of frozen positions are zeroed, so that clipping ignores them; after
+    it their values are restored, whatever momentum or weight decay did. Nothing is stored between
+    two steps, so other writes to the model are kept. Buffers (running statistics) are not frozen.
+    Costs one copy of the frozen parameters a step; nothing while all train.
 
     Args:
-        model: The model; a compiled one is seen through.
-        enforcer: Whose steps it shares.
+        model: The model, compiled or not.
+        enforcer: Runs `before` and `after` around each step.
 
     Attributes:
-        free: What trains, a bool mask a parameter; None: all.
+        free: What trains, a bool mask per parameter; None: all.
 
     Example:
         >>> from regrow import Pruner
         >>> pruner = Pruner(nn.Linear(10, 10))
         >>> _ = pruner.prune_to(0.9)
         >>> _ = pruner.regrow(count=5, train="regrown")
-        >>> pruner.freezer.free.pruned, pruner.freezer.free.total  # the bias is held too
+        >>> free = pruner.state.freezer.free
+        >>> free.pruned, free.total  # the bias is frozen too
         (105, 110)
     """
 
@@ -50,15 +49,12 @@ class Freezer:
         self.model = model
         self.enforcer = enforcer
         self.free: Masks | None = None
-        self._held: dict[str, Tensor | None] = {}  # None: wholly
+        self._frozen: dict[str, Tensor | None] = {}  # None: all positions
         self._parameters: dict[str, nn.Parameter] = {}
         self._before: dict[str, Tensor] = {}
 
     def check(self, train: TrainSpec) -> str | tuple[str, ...]:
-        """What trains, in the words that `set` takes.
-
-        Args:
-            train: "all", "regrown", or patterns of parameters and modules.
+        """Check a setting of what trains, and return it with patterns as a tuple.
 
         Raises:
             ConfigError: If a pattern matches no parameter, with the nearest names.
@@ -67,8 +63,8 @@ class Freezer:
             return train
         if any(map(is_dtensor, self._named().values())):
             raise ConfigError(
-                f"train={train!r} holds single places of whole parameters, and these are sharded "
-                "among ranks: write train='all'"
+                f"train={train!r} freezes single positions of whole parameters, and these are "
+                "sharded among ranks: write train='all'"
             )
         if isinstance(train, str) and train in _WORDS:
             return train
@@ -80,83 +76,80 @@ class Freezer:
         return patterns
 
     def set(self, train: TrainSpec, regrown: Mapping[str, Tensor]) -> None:
-        """Says what trains from now on.
+        """Set what trains from now on.
 
         Args:
-            train: "all" (nothing is held), "regrown", or patterns.
-            regrown: The places that came back, by name; True = came back.
+            train: "all" (nothing is frozen), "regrown", or patterns.
+            regrown: Bool tensors of the positions that have returned, by name.
         """
         train = self.check(train)
         if train == "all":
-            self._take(None)
+            self._apply(None)
             return
+        named = self._named()
+        free = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in named.items()}
         if train == "regrown":
-            chosen = dict(regrown)
+            free |= regrown
         else:
-            named = self._named()
-            chosen = {
-                name: torch.ones_like(named[name], dtype=torch.bool)
-                for pattern in train
-                for name in self._match(pattern)
-            }
-        nothing = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in self._named().items()}
-        self._take(Masks(nothing | chosen))
+            for name in (name for pattern in train for name in self._match(pattern)):
+                free[name] = torch.ones_like(named[name], dtype=torch.bool)
+        self._apply(Masks(free))
 
     @torch.no_grad()
     def before(self) -> None:
-        """Zeroes gradients of held places and notes their values, once a step."""
-        for name, held in self._held.items():
+        """Zero the gradients of frozen positions and copy their values, once a step."""
+        for name, frozen in self._frozen.items():
             parameter = self._parameters[name]
-            if held is not None and held.device != parameter.device:
-                held = self._held[name] = held.to(parameter.device)
+            if frozen is not None and frozen.device != parameter.device:
+                frozen = self._frozen[name] = frozen.to(parameter.device)
             if parameter.grad is None:
                 continue
-            if held is None:
+            if frozen is None:
                 parameter.grad.zero_()
             else:
-                parameter.grad.masked_fill_(held, 0)
-        if not self._before:  # a closure may be called more than once a step
-            self._before = {name: self._parameters[name].detach().clone() for name in self._held}
+                parameter.grad.masked_fill_(frozen, 0)
+        if not self._before:  # a closure may run more than once a step
+            self._before = {name: self._parameters[name].detach().clone() for name in self._frozen}
 
     @torch.no_grad()
     def after(self) -> None:
-        """Puts the noted values back."""
+        """Restore the copied values."""
         for name, value in self._before.items():
-            parameter, held = self._parameters[name], self._held[name]
-            parameter.copy_(value if held is None else torch.where(held, value, parameter))
+            parameter, frozen = self._parameters[name], self._frozen[name]
+            parameter.copy_(value if frozen is None else torch.where(frozen, value, parameter))
         self.drop()
 
     def drop(self) -> None:
-        """Drops the noted values: the step was skipped, or the masks have changed."""
+        """Drop the copied values, because the step was skipped or the masks have changed."""
         self._before = {}
 
     def resize(self, change: Callable[[str, Tensor], Tensor]) -> None:
-        """Changes what trains along with parameters that lost channels."""
+        """Change what trains along with parameters that lost channels."""
         if self.free is not None:
-            self._take(Masks({name: change(name, places) for name, places in self.free.items()}))
+            self._apply(Masks({name: change(name, places) for name, places in self.free.items()}))
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """The packed masks of what trains; None: all."""
+    def state_dict(self) -> PackedMasks | None:
+        """Return the packed masks of what trains; None: all."""
         return None if self.free is None else self.free.pack()
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Takes what `state_dict` gave.
+    def load_state_dict(self, state: PackedMasks | None) -> None:
+        """Restore the result of `state_dict`.
 
         Raises:
-            StateError: If it is of other parameters, naming them.
+            StateError: If it belongs to other parameters, naming them.
         """
         free = None if state is None else Masks.unpack(state)
         if free is not None:
             free.check(self._named())
-        self._take(free)
+        self._apply(free)
 
-    def _take(self, free: Masks | None) -> None:
+    def _apply(self, free: Masks | None) -> None:
         self.drop()
-        self.free, self._held = free, {}
+        self.free, self._frozen = free, {}
         self._parameters = {} if free is None else self._named()
         for name, places in (free or {}).items():
             if not places.all():
-                self._held[name] = ~places if places.any() else None
+                self._frozen[name] = ~places if places.any() else None
         self.enforcer.before_step = [] if free is None else [self.before]
         self.enforcer.after_step = [] if free is None else [self.after]
 
@@ -164,7 +157,7 @@ class Freezer:
         return parameters(self.model)
 
     def _match(self, pattern: str) -> list[str]:
-        """The parameters whose name, or a part of its dotted path, a pattern means."""
+        """Return the parameters whose name, or a part of its dotted path, a pattern matches."""
         names = {id(parameter): name for name, parameter in self._named().items()}
         aliases = named_parameters(self.model)
         hits = [names[id(p)] for alias, p in aliases.items() if matches_pattern(alias, pattern)]

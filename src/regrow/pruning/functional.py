@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Prune(), enforce()."""
+"""One-shot pruning (`prune`) and mask enforcement (`enforce`) without a Trainer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from regrow.pruning.config import PruningConfig
 from regrow.pruning.enforcer import Handle, MaskEnforcer
 from regrow.pruning.pruner import Pruner
 from regrow.utils.names import named_parameters
+from regrow.utils.optimizers import as_list, find_optimizers
 
 
 def enforce(
@@ -23,16 +24,17 @@ def enforce(
     masks: Masks | Mapping[str, Tensor],
     optimizer: Optimizer | Iterable[Optimizer],
 ) -> Handle:
-    """Holds masks through plain PyTorch training, without a Trainer.
+    """Keep masked weights at zero during plain PyTorch training.
 
     Weights, gradients and optimizer state are masked now; from then on gradients before each
-    `optimizer.step()`, those of its closure too, and weights after it.
+    `optimizer.step()`, also inside its closure, and weights after it.
 
     Args:
-        model: The model; a compiled one is seen through.
+        model: The model, compiled or not.
         masks: Bool masks by parameter name, as `regrow.prune` returns; those of sharded parameters
-            are DTensors, cut alike.
-        optimizer: One optimizer, or all that train the masked parameters.
+            are DTensors, sharded alike.
+        optimizer: One optimizer, or all that train the masked parameters. Optimizers that it holds
+            (SAM, Lookahead) are found.
 
     Returns:
         A handle; `handle.remove()` ends the enforcement.
@@ -58,11 +60,11 @@ def enforce(
     enforcer = MaskEnforcer({name: named[name] for name in masks})
     for name, mask in masks.items():
         enforcer.set_mask(name, local_tensor(mask))
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    given = as_list(optimizer)
     enforcer.weights()
     enforcer.gradients()
-    enforcer.state(optimizers)
-    return Handle([hook(o) for o in optimizers for hook in (enforcer.gradient_hook, enforcer.hook)])
+    enforcer.state(find_optimizers(*given))
+    return enforcer.install(given)
 
 
 def prune(
@@ -77,22 +79,22 @@ def prune(
     exclude: Iterable[str] | None = None,
     seed: int = 0,
 ) -> Masks:
-    """Prunes a model at once, in place, and returns the masks. No Trainer needed.
+    """Prune a model in place, once, and return the masks.
 
     Args:
         model: The model; its pruned weights become +0.0.
-        sparsity: Fraction of the selected weights to prune, in [0, 1); hit exactly.
+        sparsity: Fraction of the selected weights to prune, in [0, 1); reached exactly.
         distribution: "global", "uniform", "erk" or "lamp".
         criterion: A name or any callable `(weight, grad) -> scores`; those that need gradients
             read `parameter.grad`, so run a backward pass first.
         granularity: "weight", "2:4" (any "n:m") or "block:4x4".
-        layers: Own sparsity for some layers, `{pattern: sparsity}`.
-        include: Patterns of what is pruned; None: Conv, ConvTranspose and Linear weights.
-        exclude: Patterns of what is not.
+        layers: Separate sparsity for some layers, `{pattern: sparsity}`.
+        include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
+        exclude: Patterns of parameters not to prune.
         seed: For random criteria.
 
     Returns:
-        The masks by parameter name; give them to `regrow.enforce` to train on.
+        The masks by parameter name; pass them to `regrow.enforce` to train further.
 
     Raises:
         ConfigError, StateError: Before anything is changed.
@@ -103,15 +105,13 @@ def prune(
         >>> masks.sparsity, int((net[0].weight == 0).sum())
         (0.5, 32)
     """
-    method = PruningConfig(criterion, distribution, granularity, layers, include, exclude, seed)
-    pruner = Pruner(model, method)
-    sparsity, dense = method.check_target(sparsity), [None] * len(pruner.targets)
-    found = choose_masks(
-        pruner.method, pruner.targets, dense, sparsity, pruner.layer_targets, event=0
-    )
-    for target, mask in zip(pruner.targets, found, strict=True):
+    config = PruningConfig(criterion, distribution, granularity, layers, include, exclude, seed)
+    pruner = Pruner(model, config)
+    sparsity, dense = config.check_target(sparsity), [None] * len(pruner.targets)
+    chosen = choose_masks(pruner.method, pruner.targets, dense, sparsity, pruner.layer_targets, 0)
+    pairs = list(zip(pruner.targets, chosen, strict=True))
+    for target, mask in pairs:
         target.weight.masked_fill_(~mask, 0.0)
-    if pruner.shards.ranks is not None:
+    if pruner.state.shards.ranks is not None:
         reshard_fsdp(model)
-    pairs = zip(pruner.targets, found, strict=True)
     return Masks({target.name: to_dtensor_like(target.parameter, mask) for target, mask in pairs})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which pruned weights come back."""
+"""Growth criteria: which pruned weights return."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ from regrow.masks.lazy_scores import ScoresLike, materialized_scores, random_sco
 from regrow.masks.targets import Target
 from regrow.masks.topk import global_topk_masks
 from regrow.pruning.initializers import BY_ROWS, Initializer, callable_name, sparse_he
-from regrow.utils.errors import ConfigError, StateError, check_choice, check_count, check_sparsity
+from regrow.utils.errors import (
+    ConfigError,
+    StateError,
+    check_callable,
+    check_count,
+    check_sparsity,
+)
 from regrow.utils.random import make_generator
 
 GrowthCriterion = Callable[[Target, Tensor | None, Tensor | None, torch.Generator], Tensor]
-"""(target, mean dense gradient, removed values, generator) -> scores, higher = comes back."""
+"""(target, mean dense gradient, removed values, generator) -> scores; the highest return."""
 
 
 def random_growth(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
-    """By lot, as SET does. Source: Mocanu et al. 2018."""
+    """Uniform random numbers, as in SET. Source: Mocanu et al. 2018."""
     numbers = sharded_random(torch.rand, target.parameter.shape, target.shard, generator)
     return numbers.to(target.weight.device)
 
@@ -32,7 +38,7 @@ def random_growth(
 def gradient_growth(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
-    """Where the dense gradient is largest, as RigL does. Source: Evci et al. 2020, eq. 2."""
+    """Size of the dense gradient, as in RigL. Source: Evci et al. 2020, eq. 2."""
     if target.grad is None:
         raise StateError(
             f"{target.name} has no gradient to grow by: regrow within a fit, or after backward()"
@@ -43,14 +49,14 @@ def gradient_growth(
 def momentum_growth(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
-    """Where the running mean of dense gradients is largest, as SNFS does.
+    """Size of the running mean of dense gradients, as in SNFS.
 
     Source: Dettmers and Zettlemoyer 2019.
     """
     if momentum is None:
         raise StateError(
-            f"nobody tracked the mean dense gradient of {target.name}: grow by 'momentum' within "
-            "DynamicSparseTraining, or by 'gradient'"
+            f"there is no running mean of dense gradients of {target.name}: grow by 'momentum' "
+            "within DynamicSparseTraining, or by 'gradient'"
         )
     return momentum.detach().abs()
 
@@ -58,7 +64,7 @@ def momentum_growth(
 def removed_growth(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
-    """Those first that were largest when they were pruned."""
+    """Size of the value when the weight was pruned."""
     if removed is None:
         raise StateError(
             f"no removed values of {target.name} were kept: write keep_removed=True, or grow by "
@@ -74,30 +80,22 @@ GROWTHS: Mapping[str, GrowthCriterion] = {
     "removed": removed_growth,
 }
 
-
-MAGNITUDES = (
-    gradient_growth,
-    momentum_growth,
-    removed_growth,
-)  # what `ranked` gives may be negative
+# `growth_scores` returns signed scores for these, to be ranked by magnitude.
+MAGNITUDES = (gradient_growth, momentum_growth, removed_growth)
 
 
 def get_growth_criterion(by: str | GrowthCriterion) -> GrowthCriterion:
-    """A growth rule from its name, or the callable itself.
+    """Return a growth criterion by name, or a given callable unchanged.
 
     Example:
         >>> get_growth_criterion("gradient") is gradient_growth
         True
     """
-    if isinstance(by, str):
-        return GROWTHS[check_choice("by", by, GROWTHS)]
-    if not callable(by):
-        raise ConfigError(f"by must be a name or a callable, got {by!r}")
-    return by
+    return check_callable("by", by, GROWTHS)
 
 
 def regrow_count(fraction: float | None, count: int | None, pruned: int) -> int:
-    """How many of the pruned weights come back.
+    """Compute how many of the pruned weights return.
 
     Raises:
         ConfigError: If not exactly one of fraction and count is given, or it is out of range.
@@ -108,7 +106,7 @@ def regrow_count(fraction: float | None, count: int | None, pruned: int) -> int:
     """
     if (fraction is None) == (count is None):
         raise ConfigError(
-            f"regrow takes a fraction of what is pruned or a count, one of the two, got "
+            "regrow needs either a fraction of the pruned weights or a count, one of the two, got "
             f"fraction={fraction}, count={count}: write regrow(0.1)"
         )
     if count is not None:
@@ -143,25 +141,24 @@ def select_regrown(
         Bool masks, True = returns; of equal scores the later position returns.
 
     Raises:
-        ConfigError: If fewer weights are pruned than asked for.
-        StateError: If the rule lacks what it needs, or its scores do not fit, naming the layer.
+        ConfigError: If fewer weights are pruned than requested.
+        StateError: If the criterion lacks its input, or its scores do not fit, naming the layer.
     """
     names, shards = [target.name for target in targets], [target.shard for target in targets]
-    everywhere = ShardedCounts(shards)
-    free = everywhere.sums(
+    pruned = ShardedCounts(shards).sums(
         0 if mask is None else mask.numel() - int(mask.count_nonzero()) for mask in kept
     )
-    # a dense layer needs no gradient and nothing removed
+    # a dense layer needs no gradient and no removed values
     scores: list[ScoresLike] = [
-        growth_scores(growth, t, momenta.get(t.name), removed, seed) if pruned else t.weight
-        for t, pruned in zip(targets, free, strict=True)
+        growth_scores(growth, t, momenta.get(t.name), removed, seed) if some else t.weight
+        for t, some in zip(targets, pruned, strict=True)
     ]
 
-    def highest(part: slice, count: int) -> list[Tensor]:
-        total, pruned = sum(t.parameter.numel() for t in targets[part]), sum(free[part])
-        if not 0 <= count <= pruned:
+    def select(part: slice, count: int) -> list[Tensor]:
+        total, available = sum(t.parameter.numel() for t in targets[part]), sum(pruned[part])
+        if not 0 <= count <= available:
             raise ConfigError(
-                f"{count} weights cannot come back, {pruned} are pruned in "
+                f"{count} weights cannot come back, {available} are pruned in "
                 f"{', '.join(names[part][:3])}"
             )
         return global_topk_masks(
@@ -176,8 +173,8 @@ def select_regrown(
         )
 
     if isinstance(counts, int):
-        return highest(slice(None), counts)
-    return [highest(slice(i, i + 1), count)[0] for i, count in enumerate(counts)]
+        return select(slice(None), counts)
+    return [select(slice(i, i + 1), count)[0] for i, count in enumerate(counts)]
 
 
 def growth_scores(
@@ -187,9 +184,9 @@ def growth_scores(
     removed: Callable[[Target], Tensor | None],
     seed: tuple[int, int],
 ) -> ScoresLike:
-    """What ranks the places of one target, by magnitude for rules in `MAGNITUDES`.
+    """Compute the scores of one target, lazily for built-in criteria; signed for `MAGNITUDES`.
 
-    Args and Raises: as `select_regrown`; nothing is held for built-in rules.
+    Args and Raises: as `select_regrown`.
     """
     name, weight = target.name, target.weight
     if growth is random_growth:
@@ -201,22 +198,12 @@ def growth_scores(
     values = removed(target)
     if growth is removed_growth and values is not None:
         return materialized_scores(weight, lambda: removed(target))
-    return _scores(growth, target, momentum, values, make_generator(*seed, name))
-
-
-def _scores(
-    growth: GrowthCriterion,
-    target: Target,
-    momentum: Tensor | None,
-    removed: Tensor | None,
-    generator: torch.Generator,
-) -> Tensor:
     with torch.no_grad():
-        scores = growth(target, momentum, removed, generator)
-    if scores.shape != target.weight.shape or not scores.is_floating_point():
+        scores = growth(target, momentum, values, make_generator(*seed, name))
+    if scores.shape != weight.shape or not scores.is_floating_point():
         raise StateError(
-            f"the rule that regrows {target.name} must give floating-point scores of shape "
-            f"{tuple(target.weight.shape)}, got {scores.dtype} of shape {tuple(scores.shape)}"
+            f"the growth criterion must return floating-point scores of shape "
+            f"{tuple(weight.shape)} for {name}, got {scores.dtype} of shape {tuple(scores.shape)}"
         )
     return scores
 
@@ -237,8 +224,8 @@ def check_supports_sharding(
                 f"{target.name} is sharded among ranks, and {callable_name(growth)} "
                 f"would see some of its rows alone: write by='random', one of {', '.join(GROWTHS)}"
             )
-        turned = initializer is sparse_he and target.input_dim == 0
-        if initializer not in BY_ROWS or turned:
+        transposed = initializer is sparse_he and target.input_dim == 0
+        if initializer not in BY_ROWS or transposed:
             raise ConfigError(
                 f"{target.name} is sharded among ranks, and init={callable_name(initializer)!r} "
                 "needs all of its rows at once: write init='he', 'zero' or 'removed'"

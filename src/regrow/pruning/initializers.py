@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Values of weights that come back.
+"""Initializers: values of weights that return.
 
-An initialiser is called with a `Return` and gives values of the weight's shape; only those at the
-places that come back are used.
+An initializer is called with a `RegrownWeights` and returns values of the weight's shape; only
+those at returning positions are used.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch import Tensor
 
 from regrow.distributed.shard import Shard
 from regrow.distributed.sharded_random import sharded_random
-from regrow.utils.errors import ConfigError, StateError, check_choice
+from regrow.utils.errors import StateError, check_callable
 
 
 @dataclass(frozen=True)
 class RegrownWeights:
-    """One parameter of which some places come back.
+    """One parameter of which some weights return.
 
     Attributes:
         name: The parameter's name.
-        weight: Its values, zero at pruned places: `(out, in, kh, kw)`, `(out, in)`, or for
+        weight: Its values, zero at pruned positions: `(out, in, kh, kw)`, `(out, in)`, or for
             transposed convolutions `(in, out, kh, kw)`.
-        kept: Bool, the places that were never gone.
-        regrown: Bool, the places that come back.
-        generator: For draws, on the CPU, so that every device and rank draws the same.
+        kept: Bool, the positions that are not pruned.
+        regrown: Bool, the positions that return.
+        generator: For random draws, on the CPU, so that every device and rank draws the same.
         input_dim: The dimension of inputs, 1 or 0; None where there is none.
         groups: Groups of the convolution; its weight holds `in / groups` inputs.
         removed: Stored values of pruned weights; None where nothing was stored.
         original: The weight at the remembered step; None where nothing was remembered.
-        shard: Which rows of a sharded parameter all of these are; None: they are whole.
+        shard: The rows of a sharded parameter that all of these are; None: they are whole.
     """
 
     name: str
@@ -59,16 +59,12 @@ Initializer = Callable[[RegrownWeights], Tensor]
 
 
 def zero(back: RegrownWeights) -> Tensor:
-    """Starts at zero, as RigL's new connections do, so that the function does not jump."""
+    """Zeros, as for RigL's new connections: the network's function does not change."""
     return torch.zeros_like(back.weight)
 
 
 def removed_values(back: RegrownWeights) -> Tensor:
-    """The value each weight had when it was pruned.
-
-    Raises:
-        StateError: If nothing was kept.
-    """
+    """The value that each weight had when it was pruned."""
     if back.removed is None:
         raise StateError(
             f"{back.name}: no removed values were kept: write keep_removed=True, or another init"
@@ -77,15 +73,11 @@ def removed_values(back: RegrownWeights) -> Tensor:
 
 
 def original(back: RegrownWeights) -> Tensor:
-    """The value at initialisation, or at the step that was remembered.
-
-    Raises:
-        StateError: If none was remembered.
-    """
+    """The value at initialisation, or at the remembered step."""
     if back.original is None:
         raise StateError(
-            f"{back.name}: no earlier values were remembered: call remember() before training, or "
-            "write another init"
+            f"{back.name}: no earlier values were remembered: call remember_original() before "
+            "training, or write another init"
         )
     return back.original
 
@@ -97,22 +89,19 @@ def he(back: RegrownWeights) -> Tensor:
 
     Source: He et al. 2015, eq. 10 and 14.
     """
-    return kaiming_normal(back, "fan_out") if back.weight.dim() > 2 else kaiming_uniform(back)
+    if back.weight.dim() > 2:
+        return _normal(back).mul_(math.sqrt(2 / fans(back)[1]))
+    return kaiming_uniform(back)
 
 
-def kaiming_normal(back: RegrownWeights, mode: str = "fan_in") -> Tensor:
-    """Normal with std = sqrt(2 / fan).
-
-    Args:
-        back: What comes back.
-        mode: "fan_in" or "fan_out".
-    """
-    return _normal(back).mul_(math.sqrt(2 / fans(back)[_FANS.index(mode)]))
+def kaiming_normal(back: RegrownWeights) -> Tensor:
+    """Normal with std = sqrt(2 / fan_in)."""
+    return _normal(back).mul_(math.sqrt(2 / fans(back)[0]))
 
 
-def kaiming_uniform(back: RegrownWeights, mode: str = "fan_in") -> Tensor:
-    """Uniform in +-sqrt(6 / fan)."""
-    return _uniform(back).mul_(math.sqrt(6 / fans(back)[_FANS.index(mode)]))
+def kaiming_uniform(back: RegrownWeights) -> Tensor:
+    """Uniform in +-sqrt(6 / fan_in)."""
+    return _uniform(back).mul_(math.sqrt(6 / fans(back)[0]))
 
 
 def xavier(back: RegrownWeights) -> Tensor:
@@ -124,26 +113,20 @@ def xavier(back: RegrownWeights) -> Tensor:
 
 
 def sparse_he(back: RegrownWeights) -> Tensor:
-    """Normal with std = sqrt(2 / n) where n is how many inputs each output has left.
-
-    n counts what was kept and what comes back, output by output.
+    """Normal with std = sqrt(2 / n), with n the unpruned inputs of each output afterwards.
 
     Source: Evci et al. 2022 (gradient flow in sparse networks), eq. 1.
     """
-    live = _turned(back, back.kept | back.regrown)
+    live = _by_output(back, back.kept | back.regrown)
     inputs = live.flatten(1).sum(1).clamp_min(1) if live.dim() > 1 else torch.ones_like(live)
     scale = (2 / inputs.double()).sqrt().to(back.weight.dtype)
-    values = _turned(back, _normal(back))
+    values = _by_output(back, _normal(back))
     scale = scale.view(-1, *[1] * (values.dim() - 1)) if values.dim() else scale
-    return _turned(back, values * scale)
+    return _by_output(back, values * scale)
 
 
 def survivors(back: RegrownWeights) -> Tensor:
-    """Drawn from the layer's surviving weights, with replacement.
-
-    Raises:
-        StateError: If none survives.
-    """
+    """Values drawn from the layer's surviving weights, with replacement."""
     values = back.weight[back.kept]
     if not len(values):
         raise StateError(f"{back.name} has no surviving weight to draw from: write another init")
@@ -154,20 +137,20 @@ def survivors(back: RegrownWeights) -> Tensor:
 def orthogonal(back: RegrownWeights) -> Tensor:
     """Whole filters that are orthogonal to the surviving ones and to each other.
 
-    Rows of the matrix `(out, in kh kw)` are drawn, freed of their part in the span of the others,
-    and given the survivors' mean norm.
+    Random rows of the matrix `(out, in kh kw)` are orthogonalised against the span of the others
+    and scaled to the survivors' mean norm.
 
     Raises:
-        StateError: If a filter comes back only in part, or no direction is left.
+        StateError: If a filter returns only in part, or no direction is left.
 
     Source: Prakash et al. 2019 (RePr), section 4.
     """
     if back.weight.dim() < 2:
         raise StateError(f"{back.name} has no filters to make orthogonal: write init='zero'")
-    first = _turned(back, back.weight)
+    first = _by_output(back, back.weight)
     rows = first.flatten(1).double().cpu()
-    kept = _turned(back, back.kept).flatten(1).cpu()
-    regrown = _turned(back, back.regrown).flatten(1).cpu()
+    kept = _by_output(back, back.kept).flatten(1).cpu()
+    regrown = _by_output(back, back.regrown).flatten(1).cpu()
     whole = regrown.all(1)
     if not torch.equal(whole, regrown.any(1)):
         raise StateError(
@@ -183,16 +166,16 @@ def orthogonal(back: RegrownWeights) -> Tensor:
             "orthogonal to the surviving ones: write init='he'"
         )
     norm = alive.norm(dim=1).mean() if len(alive) else torch.ones((), dtype=torch.float64)
-    found = torch.randn(rows.shape, generator=back.generator, dtype=torch.float64)
+    drawn = torch.randn(rows.shape, generator=back.generator, dtype=torch.float64)
     for index in whole.nonzero().flatten().tolist():
-        direction = found[index]
-        for _ in range(2):  # once more, because rounding leaves a rest
+        direction = drawn[index]
+        for _ in range(2):  # twice, because of rounding
             direction = direction - span @ (span.T @ direction)
         direction = direction / direction.norm()
         span = torch.cat([span, direction.unsqueeze(1)], dim=1)
         rows[index] = direction * norm
     values = rows.to(back.weight.dtype).view(first.shape).to(back.weight.device)
-    return _turned(back, values)
+    return _by_output(back, values)
 
 
 INITIALIZERS: Mapping[str, Initializer] = {
@@ -208,16 +191,12 @@ INITIALIZERS: Mapping[str, Initializer] = {
     "survivors": survivors,
 }
 
-
-# What needs only the rows that are asked for.
+# Initializers that need only the rows they make values for, and no weight.
 BY_ROWS = (zero, removed_values, original, he, sparse_he, kaiming_normal, kaiming_uniform, xavier)
 
 
-_FANS = ("fan_in", "fan_out")
-
-
 def make_initializer(init: str | Initializer) -> Initializer:
-    """An initialiser from its name, or the callable itself.
+    """Return an initializer by name, or a given callable unchanged.
 
     Raises:
         ConfigError: For an unknown name or something that cannot be called.
@@ -226,18 +205,14 @@ def make_initializer(init: str | Initializer) -> Initializer:
         >>> make_initializer("he") is he
         True
     """
-    if isinstance(init, str):
-        return INITIALIZERS[check_choice("init", init, INITIALIZERS)]
-    if not callable(init):
-        raise ConfigError(f"init must be a name or a callable, got {init!r}")
-    return init
+    return check_callable("init", init, INITIALIZERS)
 
 
 def fans(back: RegrownWeights) -> tuple[int, int]:
-    """(fan_in, fan_out) of a weight, counted truly.
+    """Compute (fan_in, fan_out) of a weight, with groups and transposition taken into account.
 
-    fan_in is how many inputs one output sums, `in / groups * kh * kw`; fan_out how many outputs one
-    input reaches, `out / groups * kh * kw`.
+    fan_in is the number of inputs that one output sums, `in / groups * kh * kw`; fan_out the number
+    of outputs that depend on one input, `out / groups * kh * kw`.
     """
     shape = back.shape
     if len(shape) < 2:
@@ -249,15 +224,15 @@ def fans(back: RegrownWeights) -> tuple[int, int]:
     return second * window, first // back.groups * window
 
 
-def _turned(back: RegrownWeights, tensor: Tensor) -> Tensor:
-    """A tensor of the weight's shape as (out, in / groups, ...), one row an output; and back."""
+def _by_output(back: RegrownWeights, tensor: Tensor) -> Tensor:
+    """Reorder a tensor of the weight's shape to (out, in / groups, ...); its own inverse."""
     if back.input_dim != 0:
         return tensor
     return tensor.reshape(back.groups, -1, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
 def _span(rows: Tensor) -> Tensor:
-    """An orthonormal basis, as columns, of what the rows span; equal rows count once."""
+    """Compute an orthonormal basis, as columns, of the span of rows."""
     if not len(rows):
         return rows.T
     basis: Tensor = torch.linalg.svd(rows, full_matrices=False).Vh
@@ -274,7 +249,7 @@ def _uniform(back: RegrownWeights) -> Tensor:
 
 
 def callable_name(given: object) -> str:
-    """The name of a rule or an initialiser.
+    """Return the name of a growth criterion or an initializer.
 
     Example:
         >>> callable_name("he"), callable_name(sparse_he)
@@ -284,46 +259,45 @@ def callable_name(given: object) -> str:
 
 
 MakeRegrown = Callable[[], RegrownWeights]
-"""Makes one parameter's `Return`: the same each time, until the parameter is written to."""
+"""Makes one parameter's `RegrownWeights`: equal ones, until the parameter is written to."""
 
 
 def initial_values(initializer: Initializer, makes: Sequence[MakeRegrown]) -> list[Initializer]:
-    """What gives the values of each parameter when it is written to.
+    """Return functions that compute the values of each parameter when it is written to.
 
-    Rules that look at no weight are asked then, so that the values of one parameter are there at a
-    time; what they may lack is asked for now. Any other is asked now, and its values at the places
-    that come back are held.
+    Initializers in `BY_ROWS` are called only then, so that the values of one parameter exist at a
+    time; they are called now too where they may raise an error. Others are called now, and their
+    values at returning positions are stored.
 
     Raises:
-        StateError: Where a rule lacks something, or gives another shape.
+        StateError: If an initializer lacks its input, or returns another shape.
 
     Example:
-        >>> from regrow.pruning.initializers import make_initializer
         >>> masks = torch.eye(2, dtype=torch.bool)
         >>> back = RegrownWeights("w", torch.zeros(2), *masks, torch.Generator())
-        >>> [values] = initial_values(make_initializer("zero"), [lambda: back])
+        >>> [values] = initial_values(zero, [lambda: back])
         >>> values(back)
         tensor([0., 0.])
     """
     if initializer not in BY_ROWS:
-        return [_held(_checked(initializer, make()), make()) for make in makes]
+        return [_stored(_checked(initializer, make()), make()) for make in makes]
     if initializer in (removed_values, original):
         for make in makes:
             _checked(initializer, make())
     return [partial(_checked, initializer)] * len(makes)
 
 
-def _held(values: Tensor, back: RegrownWeights) -> Initializer:
-    """Gives these values, of which it holds those that come back."""
-    held = values.to(back.weight.device, back.weight.dtype)[back.regrown]
-    return lambda now: torch.zeros_like(now.weight).masked_scatter_(now.regrown, held)
+def _stored(values: Tensor, back: RegrownWeights) -> Initializer:
+    """Return an initializer that returns these values, at returning positions only."""
+    stored = values.to(back.weight.device, back.weight.dtype)[back.regrown]
+    return lambda now: torch.zeros_like(now.weight).masked_scatter_(now.regrown, stored)
 
 
 def _checked(initializer: Initializer, back: RegrownWeights) -> Tensor:
     values = initializer(back)
     if values.shape != back.weight.shape:
         raise StateError(
-            f"the initialiser of {back.name} must give values of shape "
+            f"the initializer of {back.name} must return values of shape "
             f"{tuple(back.weight.shape)}, got {tuple(values.shape)}"
         )
     return values

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,17 @@ from regrow.pruning.restore import (
     select_returning,
     write_selected,
 )
-from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState
+from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState, MaskStateDict
 from regrow.pruning.transaction import atomic
 from regrow.utils.errors import ConfigError, StateError, check_sparsity
-from regrow.utils.optimizers import trained_parameters
+from regrow.utils.optimizers import as_list, find_optimizers, trained_parameters
+
+
+class PrunerStateDict(MaskStateDict, total=False):
+    """State of a `Pruner`: that of its `MaskState`, of its criterion, and digests."""
+
+    criterion: dict[str, Tensor]  # what a tracking criterion has collected, else empty
+    seal: dict[str, Any]  # see `regrow.io.integrity`
 
 
 class Pruner(BasePruner):
@@ -45,11 +52,7 @@ class Pruner(BasePruner):
         method: How to rank and group.
         keep_removed: What is stored for `unprune`: values (True), with optimizer moments
             ("moments"), or nothing (False).
-        soft: Whether dense values keep training under the masks; they are then what returns.
-
-    Attributes:
-        needs_gradients: Whether an event must wait until gradients are there.
-        tracks: Whether the criterion looks at the gradients of every step.
+        soft: Whether dense values keep training under the masks; weights return with these.
 
     Raises:
         ConfigError, StateError: See `regrow.masks.targets.select_targets`; also for a granularity
@@ -79,45 +82,38 @@ class Pruner(BasePruner):
         self.granularity = make_granularity(self.method.granularity)
         for target in self.targets:
             self.granularity.check(target)
-        self._check_sharding()
+            self._check_sharding(target)
         self.layer_targets: dict[str, float] = {}
         for pattern, sparsity in (self.method.layers or {}).items():
             names = selection.match(pattern, "layers")
             if all(self.layer_targets.get(name, sparsity) != sparsity for name in names):
                 raise ConfigError(
-                    f"layers {pattern!r} never counts: the first pattern that matches does, and "
-                    f"all it means ({', '.join(names)}) have a target already: write it first"
+                    f"layers {pattern!r} never counts: the first matching pattern counts, and all "
+                    f"its layers ({', '.join(names)}) match an earlier one: write it first"
                 )
             for name in names:
                 self.layer_targets.setdefault(name, sparsity)
 
-    @property
-    def shared_sparsity(self) -> float:
-        """The sparsity of the targets without one of their own (of all, if all have one)."""
-        free = self._shared_targets
-        pruned = sum(self.state.pruned_count(target.name) for target in free)
-        return pruned / sum(target.parameter.numel() for target in free)
-
     def progress_towards(self, final: float) -> float:
-        """How far the layers without a target of their own are on their way to `final`.
+        """Return the sparsity of the layers without a separate target, on the way to `final`.
 
-        If all have one: what theirs together are in proportion to.
+        If all have one: the part of `final` that corresponds to their progress together.
         """
         if len(self.layer_targets) < len(self.targets):
-            return self.shared_sparsity
+            return self._shared_sparsity()
         most = sum(round(self.layer_targets[t.name] * t.parameter.numel()) for t in self.targets)
         return final * self.pruned / most if most else final
 
     def units(self, sparsity: float) -> int:
-        """How many units (weights, groups, blocks) of the free targets a sparsity prunes."""
-        weights = sum(target.parameter.numel() for target in self._shared_targets)
+        """Return how many units (weights, groups, blocks) of the shared targets are pruned."""
+        weights = sum(target.parameter.numel() for target in self._shared_targets())
         return round(sparsity * weights / self.granularity.weights)
 
     def check_reachable(self, sparsity: float) -> None:
-        """Check that a final sparsity can be reached, by computing masks by magnitude.
+        """Check that a sparsity can be reached, by computing masks by magnitude.
 
         Raises:
-            ConfigError: If the layers cannot have it; better now than at the last event.
+            ConfigError: If it cannot be distributed over the layers.
         """
         kept = [self.enforcer.kept(target.name) for target in self.targets]
         method = self.method._replace(criterion=magnitude)
@@ -136,10 +132,10 @@ class Pruner(BasePruner):
         Pruned weights stay pruned. 0 makes everything dense, with zeros.
 
         Args:
-            sparsity: Fraction of all prunable weights (never of what remains); of those without a
-                target of their own, where some have one.
-            optimizers: Whose state at pruned places is zeroed.
-            own: Sparsity now for layers with a target of their own; None: their final ones.
+            sparsity: Fraction of all prunable weights (never of the remaining ones); where some
+                layers have a separate target, of those without.
+            optimizers: Their state at pruned positions is zeroed.
+            own: Present sparsity of layers with a separate target; None: their final ones.
             scores: Rank by these, by parameter name, instead of by the criterion.
 
         Returns:
@@ -166,9 +162,9 @@ class Pruner(BasePruner):
         for target, mask in zip(self.targets, masks, strict=True):
             self.state.set(target.name, mask, optimizers)
         self.enforce(optimizers)
-        free = self.total - sum(t.parameter.numel() for t in self.targets if t.name in own)
-        owned = sum(t.parameter.numel() * own.get(t.name, 0.0) for t in self.targets)
-        self.state.target = (sparsity * free + owned) / self.total
+        shared = self.total - sum(t.parameter.numel() for t in self.targets if t.name in own)
+        separate = sum(t.parameter.numel() * own.get(t.name, 0.0) for t in self.targets)
+        self.state.target = (sparsity * shared + separate) / self.total
         return self.record_event("prune" if self.sparsity >= before else "dense", before)
 
     @atomic
@@ -179,14 +175,14 @@ class Pruner(BasePruner):
 
         Args:
             names: Patterns of parameters; None: all.
-            optimizers: Whose state is masked where pruned positions remain.
+            optimizers: Their state is masked where pruned positions remain.
 
         Returns:
             The new entry of `history`.
 
         Raises:
             StateError: If nothing was stored (`keep_removed=False`).
-            ConfigError: If a pattern matches no pruned parameter.
+            ConfigError: If a pattern matches no parameter.
 
         Example:
             >>> layer = nn.Linear(10, 10)
@@ -196,8 +192,10 @@ class Pruner(BasePruner):
             >>> bool((layer.weight == before).all())
             True
         """
-        if self.removed_weights is None and not self.soft:
-            raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
+        if self.state.removed_weights is None and not self.state.soft:
+            raise StateError(
+                "no removed values were stored to restore: write keep_removed=True before pruning"
+            )
         before, optimizers = self.sparsity, list(optimizers)
         restore_removed(self.state, self.named(names), optimizers)
         self.enforce(optimizers)
@@ -216,16 +214,16 @@ class Pruner(BasePruner):
         train: TrainSpec = "all",
         optimizers: Iterable[Optimizer] = (),
     ) -> HistoryEntry:
-        """Let pruned weights return; no other weight changes.
+        """Restore pruned weights with new values; no other weight changes.
 
         Args:
-            fraction: Of what is pruned in `names`; or
+            fraction: Of the pruned weights in `names`; or
             count: how many weights.
             by: Which return: "random", "gradient", "momentum", "removed", or a
                 `regrow.pruning.growth.GrowthCriterion`.
-            init: With what value: see `regrow.pruning.initializers`.
+            init: Their values: see `regrow.pruning.initializers`.
             names: Patterns of parameters; None: all.
-            train: What trains from now on: "all", "regrown" (only what returns with this call), or
+            train: What trains from now on: "all", "regrown" (only the weights of this call), or
                 patterns of parameters and modules: see `regrow.pruning.freezing.Freezer`.
             optimizers: Their state of returning weights is zero (Rprop's step size: the learning
                 rate); with `keep_removed="moments"` and `init="removed"` it is restored.
@@ -234,9 +232,9 @@ class Pruner(BasePruner):
             The new entry of `history`.
 
         Raises:
-            ConfigError: If not exactly one of fraction and count is given, or more is asked for
-                than is pruned; if nothing would train.
-            StateError: If the rule or the initializer lacks what it needs, naming the parameter.
+            ConfigError: If not exactly one of fraction and count is given, or more weights are
+                requested than are pruned; if nothing would train.
+            StateError: If the criterion or initializer lacks its input, naming the parameter.
 
         Example:
             >>> pruner = Pruner(nn.Linear(10, 10))
@@ -245,25 +243,25 @@ class Pruner(BasePruner):
             45
         """
         check_not_soft(self.state)
-        before, optimizers = self.sparsity, list(optimizers)
-        train = self.freezer.check(train)
+        before, optimizers, freezer = self.sparsity, list(optimizers), self.state.freezer
+        train = freezer.check(train)
         chosen = select_returning(self.state, self.named(names), fraction, count, by, init, train)
         write_selected(self.state, chosen, optimizers)
-        self.freezer.set(train, chosen.places)
+        freezer.set(train, chosen.places)
         self.enforce(optimizers)
         more = describe_regrowth(by, init, chosen.amount, train)
         return self.record_event("regrow", before, **more)
 
     def hook(self, optimizer: Optimizer | Iterable[Optimizer]) -> Handle:
-        """Enforce the masks in a training loop, as they change.
+        """Enforce the masks in a training loop, also after they change.
 
-        Gradients are masked before each `optimizer.step()`, weights after it; the present ones now.
+        Masks gradients before each `optimizer.step()` and weights after it; the present ones now.
 
         Args:
             optimizer: One optimizer, or all that train the targets; Fabric's too.
 
         Returns:
-            A handle; `handle.remove()` ends it.
+            A handle; `handle.remove()` ends the enforcement.
 
         Example:
             >>> net = nn.Linear(10, 10)
@@ -275,13 +273,16 @@ class Pruner(BasePruner):
             >>> int(net.weight.count_nonzero())
             10
         """
-        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        self.enforce(optimizers)
-        hooks = (self.enforcer.gradient_hook, self.enforcer.hook)
-        return Handle(hook(each) for each in optimizers for hook in hooks)
+        given = as_list(optimizer)
+        self.enforce(find_optimizers(*given))
+        return self.enforcer.install(given)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
-        """Let a tracking criterion read this step's gradients, of one optimizer or of all."""
+        """Pass this step's gradients to a tracking criterion.
+
+        Args:
+            optimizer: Only gradients of its parameters are new; None: all are.
+        """
         if not isinstance(self.criterion, TrackingCriterion):
             return
         trained = set() if optimizer is None else trained_parameters(optimizer)
@@ -289,45 +290,52 @@ class Pruner(BasePruner):
         for target in self.targets:
             grad = target.grad
             if grad is not None and (optimizer is None or id(target.parameter) in trained):
-                # pruned weights keep collecting, by the value they would return with
+                # scores of pruned weights accumulate too, by the value they would return with
                 weight = target.weight if soft is None else soft.dense(target.name)
                 self.criterion.update(target.name, weight, grad)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of masks and criterion; see `MaskStateDict`."""
+    def state_dict(self) -> PrunerStateDict:
+        """Return the state of masks and criterion.
+
+        Raises:
+            StateError: See `MaskState.state_dict`.
+        """
         criterion = self.criterion
         tracked = criterion.state_dict() if isinstance(criterion, TrackingCriterion) else {}
-        tracked = self.shards.gather(tracked)
-        return with_digest({**self.state.state_dict(), "criterion": tracked})
+        own = {"criterion": self.state.shards.gather(tracked)}
+        return cast("PrunerStateDict", with_digest({**self.state.state_dict(), **own}))
 
     @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.state.load_state_dict(verify_digest(state))
         if isinstance(self.criterion, TrackingCriterion):
-            self.criterion.load_state_dict(self.shards.local_rows(state["criterion"]))
+            self.criterion.load_state_dict(self.state.shards.local_rows(state["criterion"]))
 
-    @property
     def _shared_targets(self) -> list[Target]:
+        """Return the targets without a separate sparsity; all, if all have one."""
         return [t for t in self.targets if t.name not in self.layer_targets] or list(self.targets)
 
-    def _check_sharding(self) -> None:
-        """Check that nothing needs whole layers if ranks store parts of them."""
-        for target in self.targets:
-            shard = target.shard
-            if shard is None:
-                continue
-            if self.method.distribution == "lamp":
-                raise ConfigError(
-                    f"distribution='lamp' sums over all weights of a layer in order, and "
-                    f"{target.name} is sharded among ranks: write 'global', 'uniform' or 'erk'"
-                )
-            if self.collects_gradients and not isinstance(self.criterion, Movement):
-                raise ConfigError(
-                    f"{type(self.criterion).__name__} gathers evidence of its own, and "
-                    f"{target.name} is sharded among ranks: nobody knows how to cut it; write "
-                    "criterion='movement', or a callable (weight, grad) -> scores"
-                )
-            self.granularity.check_rows(target, shard)
+    def _shared_sparsity(self) -> float:
+        shared = self._shared_targets()
+        pruned = sum(self.state.pruned_count(target.name) for target in shared)
+        return pruned / sum(target.parameter.numel() for target in shared)
+
+    def _check_sharding(self, target: Target) -> None:
+        """Check that nothing needs the whole of a sharded layer."""
+        if target.shard is None:
+            return
+        if self.method.distribution == "lamp":
+            raise ConfigError(
+                f"distribution='lamp' sums over all weights of a layer in order, and "
+                f"{target.name} is sharded among ranks: write 'global', 'uniform' or 'erk'"
+            )
+        if self.collects_gradients and not isinstance(self.criterion, Movement):
+            raise ConfigError(
+                f"{type(self.criterion).__name__} has its own state, which cannot be sharded as "
+                f"{target.name} is: write criterion='movement', or a callable (weight, grad) -> "
+                "scores"
+            )
+        self.granularity.check_rows(target, target.shard)
 
     def _next_masks(
         self,
@@ -337,23 +345,23 @@ class Pruner(BasePruner):
     ) -> list[Tensor]:
         """Compute the masks of the next event; an error changes nothing."""
         kept = list(map(self.enforcer.kept, self.enforcer.parameters))
-        if isinstance(self.enforcer, SoftMaskEnforcer):  # all compete, by their dense values
-            kept = [None] * len(kept)
         try:
-            if isinstance(self.enforcer, SoftMaskEnforcer):
+            if isinstance(self.enforcer, SoftMaskEnforcer):  # all compete, by their dense values
+                kept = [None] * len(kept)
                 self.enforcer.insert()
             event, method = len(self.history), self.method
             if scores is not None:
                 method = method._replace(criterion=Scores(scores))
             return choose_masks(method, self.targets, kept, sparsity, own, event)
         except BaseException:
-            self.enforcer.weights()  # take the dense values of soft pruning out again
+            self.enforcer.weights()  # move the dense values of soft pruning out again
             raise
 
     def _check_not_below(self, sparsity: float) -> None:
-        shared = len(self.layer_targets) < len(self.targets)  # else the sparsity is nobody's
-        if shared and self.units(sparsity) < self.units(self.shared_sparsity):
+        present = self._shared_sparsity()
+        any_shared = len(self.layer_targets) < len(self.targets)
+        if any_shared and self.units(sparsity) < self.units(present):
             raise ConfigError(
-                f"the model has sparsity {self.shared_sparsity:.6g} already, {sparsity:g} is less: "
-                "what is pruned stays pruned; prune_to(0) brings everything back"
+                f"the model has sparsity {present:.6g} already, {sparsity:g} is less: pruned "
+                "weights stay pruned; prune_to(0) makes all dense"
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Write values of weights that return: removed ones (`unprune`) or new ones (`regrow`)."""
+"""Write the values of returning weights: removed ones (`unprune`) or new ones (`regrow`)."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ def restore_removed(
             removed.restore(target.name, weight, mask)
             for key, moment in moments(target.parameter, optimizers).items():
                 removed.restore(f"{target.name}{MOMENT}{key}", moment, mask)
-            removed.drop(target.name)  # moments whose optimizer is gone
+            removed.drop(target.name)  # moments without an optimizer
         state.count(target.name, torch.ones_like(weight, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
 class Selected:
-    """Weights that were selected to return.
+    """Weights that are selected to return.
 
     Attributes:
-        amount: How many.
+        amount: Their number.
         places: Bool tensors by parameter name, True = returns.
-        initializer: What sets their values.
-        makes: One a parameter; see `regrow.pruning.initializers.MakeRegrown`.
-        values: What computes the values of each, in the same order.
+        initializer: Computes their values.
+        makes: One per parameter; see `regrow.pruning.initializers.MakeRegrown`.
+        values: See `regrow.pruning.initializers.initial_values`; in the same order.
     """
 
     amount: int
@@ -82,19 +82,12 @@ def select_returning(
     init: str | Initializer,
     train: str | tuple[str, ...],
 ) -> Selected:
-    """Select pruned weights and compute what their values need; nothing is changed.
-
-    Raises:
-        ConfigError: If not exactly one of fraction and count is given, or more weights are asked
-            for than are pruned; if nothing would train.
-        StateError: If the rule or the initializer lacks what it needs, naming the parameter.
-    """
+    """Select pruned weights and prepare their values, without a change; see `Pruner.regrow`."""
     amount = regrow_count(fraction, count, sum(state.pruned_count(t.name) for t in targets))
     growth, initializer = get_growth_criterion(by), make_initializer(init)
-    if state.shards.ranks is not None:
-        check_supports_sharding(growth, initializer, targets)
+    check_supports_sharding(growth, initializer, targets)
     if train == "regrown" and not amount:
-        raise ConfigError("no weight comes back, so train='regrown' leaves nothing to train")
+        raise ConfigError("no weight returns, so train='regrown' leaves nothing to train")
     if growth is gradient_growth and amount:
         _check_gradients_dense(state, targets)
     kept = [state.enforcer.kept(target.name) for target in targets]
@@ -124,7 +117,7 @@ def make_regrown(
     seed: tuple[int, int],
     initializer: Initializer,
 ) -> RegrownWeights:
-    """The returning weights of one target, as an initializer sees them."""
+    """Make the initializer's argument for one target; removed values only if it may read them."""
     wanted = initializer is removed_values or initializer not in BY_ROWS
     return RegrownWeights(
         target.name,
@@ -171,34 +164,37 @@ def describe_regrowth(
     count: int,
     train: str | tuple[str, ...],
 ) -> dict[str, Any]:
-    """What a history entry says of a regrowth."""
-    trains = train if isinstance(train, str) else list(train)
-    named = {"by": callable_name(by), "init": callable_name(init)}
-    return {**named, "count": count, "train": trains}
+    """Make the fields of a history entry that describe a regrowth."""
+    return {
+        "by": callable_name(by),
+        "init": callable_name(init),
+        "count": count,
+        "train": train if isinstance(train, str) else list(train),
+    }
 
 
 def check_not_soft(state: MaskState) -> None:
-    """Raise an error for soft pruning, whose weights return by themselves."""
+    """Check that weights do not return by themselves, as under soft pruning."""
     if state.soft:
         raise ConfigError(
-            "soft pruning brings weights back by itself, at each event: leave regrow out, or "
+            "under soft pruning weights return by themselves, at each event: leave regrow out, or "
             "call unprune()"
         )
 
 
 def _check_gradients_dense(state: MaskState, targets: Iterable[Target]) -> None:
-    """Raise an error if all gradients at pruned positions are zero, as after masking them."""
-    found = []
+    """Check that some gradient at a pruned position is not zero, as all are after masking."""
+    nonzero = []
     for target in targets:
         grad, kept = target.grad, state.enforcer.kept(target.name)
         if grad is None:
-            found.append(1)
+            nonzero.append(1)
         else:
-            found.append(0 if kept is None else int(((grad != 0) & (kept == 0)).any()))
-    if any(ShardedCounts([target.shard for target in targets]).sums(found)):
+            nonzero.append(0 if kept is None else int(((grad != 0) & (kept == 0)).any()))
+    if any(ShardedCounts([target.shard for target in targets]).sums(nonzero)):
         return
     raise StateError(
-        "every gradient at a pruned place is zero, so they have been masked already: grow by "
+        "all gradients at pruned positions are zero, so they were masked already: grow by "
         "'gradient' after backward() and before masks are applied; within a fit write "
-        "Regrow(by='gradient', ...), which does"
+        "Regrow(by='gradient', ...), which does so"
     )

@@ -12,9 +12,9 @@ from torch.optim import Optimizer, Rprop
 
 from regrow.distributed.parameters import Shards
 from regrow.distributed.shard import is_dtensor, local_tensor, reshard_fsdp, to_dtensor_like
-from regrow.masks.masks import Masks, check_shapes
+from regrow.masks.masks import Masks, PackedMasks, check_shapes
 from regrow.masks.targets import Target, TargetSelection
-from regrow.pruning.enforcer import MaskEnforcer, SoftMaskEnforcer, dense_state
+from regrow.pruning.enforcer import MaskEnforcer, SoftMaskEnforcer
 from regrow.pruning.freezing import Freezer
 from regrow.pruning.removed_weights import MOMENT, RemovedWeights
 from regrow.pruning.transaction import atomic
@@ -25,82 +25,44 @@ KeepRemoved = bool | Literal["moments"]
 
 
 class HistoryEntry(TypedDict, total=False):
-    """One change of masks; `event` to `pruned` are always there.
+    """One change of masks; `event` to `pruned` are always present."""
 
-    Attributes:
-        event: Its number, from 0.
-        kind: "prune", "dense", "unprune", "regrow", "drop_and_grow", "compact", "expand" or
-            "rollback".
-        before: Sparsity before.
-        after: Sparsity after.
-        target: The sparsity last asked for.
-        pruned: How many weights are pruned after it.
-        step: `trainer.global_step`, within a fit.
-        epoch: `trainer.current_epoch`, within a fit.
-        by: Growth criterion of a regrowth, like the next three.
-        init: Its initializer.
-        count: How many weights or channels returned.
-        train: What trains afterwards.
-        share: Drop fraction of an update of sparse training.
-        moved: How many kept weights are new after it.
-        overlap: Jaccard index of the kept weights before and after.
-        channels: How many channels of each group are masked, or were cut.
-        learned: Sparsity that learned masks had before they were fixed.
-        explored: Fraction of the weights that sparse training has kept at some time.
-        phase: "sparse" or "dense", of alternating phases.
-        cause: Why a callback let weights return.
-        rewound_to: The step to which weights or learning rate were rewound.
-        lost: What an event lost of the monitored accuracy; None where it was not finite.
-        reason: Why the search of an accuracy budget ended.
-    """
-
-    event: int
-    kind: str
-    before: float
-    after: float
-    target: float
-    pruned: int
-    step: int
-    epoch: int
-    by: str
-    init: str
-    count: int
-    train: str | list[str]
-    share: float
-    moved: int
-    overlap: float
-    channels: dict[str, int]
-    learned: float
-    explored: float
-    phase: str
-    cause: str
-    rewound_to: int | None
-    lost: float | None
-    reason: str
+    event: int  # its number, from 0
+    kind: str  # prune, dense, unprune, regrow, drop_and_grow, compact, expand or rollback
+    before: float  # sparsity before
+    after: float  # sparsity after
+    target: float  # the sparsity last requested
+    pruned: int  # number of pruned weights after it
+    step: int  # trainer.global_step, within a fit
+    epoch: int  # trainer.current_epoch, within a fit
+    by: str  # growth criterion of a regrowth, like the next three
+    init: str  # its initializer
+    count: int  # number of weights or channels that returned
+    train: str | list[str]  # what trains afterwards
+    share: float  # drop fraction of an update of sparse training
+    moved: int  # number of kept weights that were not kept before it
+    overlap: float  # Jaccard index of the kept weights before and after
+    channels: dict[str, int]  # number of channels of each group that are masked, or were cut
+    learned: float  # sparsity of learned masks before they were fixed
+    explored: float  # fraction of the weights that sparse training has kept at some time
+    phase: str  # "sparse" or "dense", of alternating phases
+    cause: str  # why a callback let weights return
+    rewound_to: int | None  # the step to which weights or learning rate were rewound
+    lost: float | None  # loss of monitored accuracy by an event; None where it was not finite
+    reason: str  # why the search of an accuracy budget ended
 
 
 class MaskStateDict(TypedDict):
-    """What `MaskState.state_dict` returns: tensors and builtin types only.
+    """State of a `MaskState`: tensors and builtin types only."""
 
-    Attributes:
-        masks: What `Masks.pack` returns.
-        target: The sparsity last asked for.
-        sparsity_before_cut: See `MaskState`.
-        history: The entries.
-        removed_weights: Compact values by name, and moments by name and key; None if not kept.
-        dense: Dense values at pruned positions under `soft=True`, else None.
-        originals: Remembered values by name.
-        train: Packed masks of what trains; None: everything.
-    """
-
-    masks: dict[str, Any]
-    target: float
-    sparsity_before_cut: float
+    masks: PackedMasks
+    target: float  # the sparsity last requested
+    sparsity_before_cut: float  # see `MaskState`
     history: list[HistoryEntry]
-    removed_weights: dict[str, Tensor] | None
-    dense: dict[str, Tensor] | None
-    originals: dict[str, Tensor]
-    train: dict[str, Any] | None
+    removed_weights: dict[str, Tensor] | None  # see `RemovedWeights.values`; None if not stored
+    dense: dict[str, Tensor] | None  # dense values at pruned positions under `soft=True`
+    originals: dict[str, Tensor]  # remembered values by name
+    train: PackedMasks | None  # what trains; None: everything
 
 
 class MaskState:
@@ -118,13 +80,13 @@ class MaskState:
         enforcer: Applies the masks to weights, gradients and optimizer state.
         freezer: What trains after a regrowth.
         removed_weights: Values at pruned positions; None where nothing is stored.
-        history: One entry an event; callers may add to it.
-        target: The sparsity last asked for.
-        sparsity_before_cut: The sparsity when channels were cut out by another pruner; it counts
-            as reached from then on.
+        history: One entry per event; callers may add to it.
+        target: The sparsity last requested.
+        sparsity_before_cut: The sparsity when another pruner cut channels out; it counts as reached
+            from then on.
         originals: Remembered values by name, for `init="original"`.
         momenta: Running means of dense gradients by name, where growth by momentum is used.
-        averages_gradients: Whether it is.
+        averages_gradients: Whether it is used.
         before_set: Called with name and new mask before `set` stores removed weights.
     """
 
@@ -148,7 +110,7 @@ class MaskState:
         self.target = 0.0
         self.sparsity_before_cut = 0.0
         self.history: list[HistoryEntry] = []
-        # under soft masks the dense values hold more than could be stored here
+        # under soft masks the dense values include the removed ones
         self.removed_weights = RemovedWeights() if keep_removed and not soft else None
         self.originals: dict[str, Tensor] = {}
         self.momenta: dict[str, Tensor] = {}
@@ -162,12 +124,12 @@ class MaskState:
 
     @property
     def total(self) -> int:
-        """How many weights may be pruned."""
+        """The number of prunable weights."""
         return sum(target.parameter.numel() for target in self.targets)
 
     @property
     def pruned(self) -> int:
-        """How many weights are pruned."""
+        """The number of pruned weights."""
         return sum(self._pruned.values())
 
     @property
@@ -181,31 +143,31 @@ class MaskState:
 
     @property
     def masks(self) -> Masks:
-        """Bool masks, made when asked; for sharded parameters DTensors, sharded alike."""
+        """Bool masks, made on access; for sharded parameters DTensors, sharded alike."""
         kept = {t.name: t.parameter.numel() - self._pruned[t.name] for t in self.targets}
         pairs = ((target, self.enforcer.mask(target.name)) for target in self.targets)
         return Masks({t.name: to_dtensor_like(t.parameter, mask) for t, mask in pairs}, kept)
 
     def pruned_count(self, name: str) -> int:
-        """How many weights of one parameter are pruned, over all ranks."""
+        """Return the number of pruned weights of one parameter, over all ranks."""
         return self._pruned[name]
 
     def pruned_in(self, names: Iterable[str] | str | None) -> int:
-        """How many weights of the targets that patterns match are pruned."""
+        """Return the number of pruned weights of the targets that patterns match."""
         return sum(self._pruned[target.name] for target in self.named(names))
 
     def named(self, names: Iterable[str] | str | None) -> list[Target]:
-        """The targets that patterns match; None: all.
+        """Return the targets that patterns match; None: all.
 
         Raises:
             ConfigError: If a pattern matches none, with the nearest names.
         """
         patterns = ["*"] if names is None else check_patterns("names", names) or ()
-        found = {name for pattern in patterns for name in self.selection.match(pattern, "names")}
-        return [target for target in self.targets if target.name in found]
+        matched = {name for pattern in patterns for name in self.selection.match(pattern, "names")}
+        return [target for target in self.targets if target.name in matched]
 
     def removed(self, target: Target) -> Tensor | None:
-        """The removed values of one target in its shape; None where nothing was stored."""
+        """Return the removed values of one target in its shape; None where nothing was stored."""
         if self.removed_weights is None or not self.removed_weights.has(target):
             return None
         return self.removed_weights.dense(target, self.enforcer.mask(target.name))
@@ -229,7 +191,7 @@ class MaskState:
             reshard_fsdp(self.model)
 
     def flush_dense(self) -> None:
-        """Take the dense values of soft pruning out of the parameters, if no step did."""
+        """Move the dense values of soft pruning out of the parameters if no step did."""
         if isinstance(self.enforcer, SoftMaskEnforcer):
             self.enforcer.flush_dense()
         self.freezer.drop()
@@ -243,8 +205,8 @@ class MaskState:
         if removed is not None:
             before = self.enforcer.mask(name) if removed.values else None
             removed.store(name, local_tensor(parameter), mask, before)
-            found = moments(parameter, optimizers) if self.keep_removed == "moments" else {}
-            now = {f"{name}{MOMENT}{key}": moment for key, moment in found.items()}
+            present = moments(parameter, optimizers) if self.keep_removed == "moments" else {}
+            now = {f"{name}{MOMENT}{key}": moment for key, moment in present.items()}
             for key in removed.moments(name):  # without an optimizer they follow the mask too
                 now.setdefault(key, torch.zeros(mask.shape, dtype=removed.values[key].dtype))
             for key, moment in now.items():
@@ -323,15 +285,15 @@ class MaskState:
         return self.history[-1]
 
     def state_dict(self) -> MaskStateDict:
-        """Return all that is needed to continue; see `MaskStateDict`.
+        """Return the state to save.
 
-        Where parameters are sharded every rank must call; gathered tensors go to the first alone.
+        If parameters are sharded, every rank must call; only the first receives the tensors.
 
         Raises:
-            StateError: If the last change failed half-way.
+            StateError: If the last change failed half-way, see `Transaction`.
         """
         self.enforcer.transaction.check()
-        dense = dense_state(self.enforcer)
+        soft = self.enforcer if isinstance(self.enforcer, SoftMaskEnforcer) else None
         stored = None if self.removed_weights is None else self.removed_weights.state_dict()
         return {
             "masks": self.masks.pack(),
@@ -339,14 +301,14 @@ class MaskState:
             "sparsity_before_cut": self.sparsity_before_cut,
             "history": [entry.copy() for entry in self.history],
             "removed_weights": None if stored is None else self.shards.gather(stored),
-            "dense": None if dense is None else self.shards.gather(dense),
+            "dense": None if soft is None else self.shards.gather(soft.dense_values()),
             "originals": self.shards.gather(self.originals),
             "train": self.freezer.state_dict(),
         }
 
     @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore the result of `state_dict`.
 
         Raises:
             StateError: If it belongs to other parameters, naming them.
@@ -359,7 +321,7 @@ class MaskState:
         if self.removed_weights is not None:
             if state["removed_weights"] is None and Masks.unpack(packed).pruned:
                 raise StateError(
-                    "the masks were saved with keep_removed=False, so what they removed is gone: "
+                    "the masks were saved with keep_removed=False, without the removed values: "
                     "write keep_removed=False here too"
                 )
             values = self.shards.local_values(state["removed_weights"] or {}, packed["bits"])
@@ -380,10 +342,9 @@ class MaskState:
 
     @torch.no_grad()
     def _reset_step_sizes(self, optimizer: Rprop) -> None:
-        """Give weights that returned the learning rate as step size, as every weight begins.
+        """Set the step size of returned weights to the learning rate, its initial value.
 
-        The zero of a pruned position would become the smallest step size, which takes some fifty
-        steps to grow.
+        From zero it would become the smallest step size, which takes some fifty steps to grow.
         """
         names = {id(target.parameter): target.name for target in self.targets}
         for group in optimizer.param_groups:
@@ -396,7 +357,7 @@ class MaskState:
 
 
 def moments(parameter: Tensor, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """The optimizers' state tensors with one number a weight, by their names; local rows."""
+    """Return the optimizers' state tensors with one number per weight, by name; local rows."""
     shape = local_tensor(parameter).shape
     states = [
         optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state
@@ -404,8 +365,6 @@ def moments(parameter: Tensor, optimizers: Iterable[Optimizer]) -> dict[str, Ten
     return {
         f"{key}@{number}" if number else str(key): value
         for number, state in enumerate(states)
-        for key, found in state.items()
-        if is_per_weight(
-            value := local_tensor(found) if isinstance(found, Tensor) else found, shape
-        )
+        for key, item in state.items()
+        if is_per_weight(value := local_tensor(item) if isinstance(item, Tensor) else item, shape)
     }

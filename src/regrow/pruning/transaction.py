@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A mask update that fails half-way is neither saved nor trained on."""
+"""Mask updates as transactions: a partly failed one can be neither saved nor trained on."""
 
 from __future__ import annotations
 
@@ -11,29 +11,26 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from regrow.utils.errors import StateError
 
 P = ParamSpec("P")
-
-
 R = TypeVar("R")
-
-
 T = TypeVar("T")
 
 
 class Transaction:
-    """Knows whether a change of masks was left incomplete.
+    """Records whether a mask update failed after its first change.
 
-    A change is chosen first, which takes most of its memory, and then made. Fails the choice, all
-    is as it was. Fails the making, as where memory runs out, nothing is copied to take it back,
-    because there is no memory for it: from then on, saving and training raise an error.
+    An update first selects weights, which needs most of its memory, and then changes masks. An
+    error in the selection changes nothing. After an error in the changes, such as running out of
+    memory, nothing is rolled back, because that would need memory too: saving and training raise
+    an error from then on.
 
     Example:
-        >>> changes = Transaction()
-        >>> with changes.guard("a try"):
+        >>> transaction = Transaction()
+        >>> with transaction.guard("prune_to"):
         ...     raise MemoryError
         Traceback (most recent call last):
             ...
         MemoryError
-        >>> changes.failed is None  # nothing was touched
+        >>> transaction.failed is None  # nothing was changed
         True
     """
 
@@ -42,28 +39,28 @@ class Transaction:
         self.failed: str | None = None
 
     def mark_started(self) -> None:
-        """Note that something is about to change."""
+        """Record that a change begins."""
         self.started += 1
 
     def reset(self) -> None:
-        """Note that everything was set again."""
+        """Record that all masks and weights were set again."""
         self.failed = None
 
     def check(self) -> None:
-        """Check that the last change was completed.
+        """Check that the last update was completed.
 
         Raises:
-            StateError: Saying by what, and what to do.
+            StateError: Naming the update, and what to do.
         """
         if self.failed is not None:
             raise StateError(
-                f"{self.failed} failed half-way, so masks and weights are of no one moment: they "
-                "are neither saved nor trained on: go on from the last checkpoint"
+                f"{self.failed} failed half-way, so masks and weights do not match and can be "
+                "neither saved nor trained on: resume from the last checkpoint"
             )
 
     @contextmanager
     def guard(self, what: str) -> Iterator[None]:
-        """Around a change: whatever stops it in its middle leaves `failed`."""
+        """Run an update; an error after its first change sets `failed`."""
         before = self.started
         try:
             yield
@@ -74,11 +71,11 @@ class Transaction:
 
 
 def atomic(act: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
-    """Makes a method, or a function that takes a pruner first, one change."""
+    """Decorate a method of a pruner, or a function of one, to run as a transaction."""
 
     @wraps(act)
-    def done(pruner: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+    def guarded(pruner: Any, *args: P.args, **kwargs: P.kwargs) -> R:
         with pruner.enforcer.transaction.guard(act.__name__.strip("_")):
             return act(pruner, *args, **kwargs)
 
-    return cast("Callable[Concatenate[T, P], R]", done)
+    return cast("Callable[Concatenate[T, P], R]", guarded)

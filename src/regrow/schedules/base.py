@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from regrow.schedules.time import Time, Timeline
+from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError
 
 
@@ -57,6 +57,17 @@ def layer_sparsities(
         )
         for name, final in own.items()
     }
+
+
+def parse_interval(begin: TimeLike, end: TimeLike, every: TimeLike) -> tuple[Time, Time, Time]:
+    """Parse and check the times of regular events."""
+    first, last = parse_time("begin", begin), parse_time("end", end)
+    interval = parse_time("every", every)
+    if interval.amount == 0:
+        raise ConfigError(f"every must be above 0, got {every}: write '1ep' or '100it'")
+    if first.unit == last.unit and first.amount > last.amount:
+        raise ConfigError(f"begin={first} lies after end={last}")
+    return first, last, interval
 
 
 class ProportionalLayers:

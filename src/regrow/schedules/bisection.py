@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
+
+
+class BisectionStateDict(TypedDict):
+    """State of a `Bisection`."""
+
+    held: float  # the highest accepted sparsity
+    failed: float | None  # the lowest rejected one
 
 
 @dataclass
@@ -70,8 +76,8 @@ class Bisection:
             return f"{text}, and so did every event before it"
         return f"{text}: no further apart than resolution={self.resolution:g}"
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> BisectionStateDict:
         return {"held": self.highest_accepted, "failed": self.lowest_rejected}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: BisectionStateDict) -> None:
         self.highest_accepted, self.lowest_rejected = state["held"], state["failed"]

@@ -14,10 +14,10 @@ from regrow.schedules.base import (
     PruningPlan,
     check_interval,
     drop_unchanged,
+    parse_interval,
     step_within,
 )
-from regrow.schedules.gradual import Linear
-from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
+from regrow.schedules.time import Time, TimeLike, Timeline
 from regrow.utils.errors import ConfigError, check_choice
 
 
@@ -43,14 +43,10 @@ class Cyclic(ProportionalLayers):
 
     def __post_init__(self) -> None:
         check_choice("last", self.last, ("sparse", "dense"))
-        Linear(self.begin, self.end, self.every)  # checks the times
+        self.times()
 
-    def times(self) -> tuple[Time, ...]:
-        return (
-            parse_time("begin", self.begin),
-            parse_time("end", self.end),
-            parse_time("every", self.every),
-        )
+    def times(self) -> tuple[Time, Time, Time]:
+        return parse_interval(self.begin, self.end, self.every)
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
         begin, end, every = self.times()

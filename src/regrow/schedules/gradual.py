@@ -19,9 +19,10 @@ from regrow.schedules.base import (
     PruningPlan,
     check_interval,
     drop_unchanged,
+    parse_interval,
     step_within,
 )
-from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
+from regrow.schedules.time import Time, TimeLike, Timeline
 from regrow.utils.errors import ConfigError
 
 
@@ -32,18 +33,10 @@ class _Gradual(ProportionalLayers):
     every: TimeLike = EVERY
 
     def __post_init__(self) -> None:
-        begin, end, every = self.times()
-        if every.amount == 0:
-            raise ConfigError(f"every must be above 0, got {self.every}: write '1ep' or '100it'")
-        if begin.unit == end.unit and begin.amount > end.amount:
-            raise ConfigError(f"begin={begin} lies after end={end}")
+        self.times()
 
-    def times(self) -> tuple[Time, ...]:
-        return (
-            parse_time("begin", self.begin),
-            parse_time("end", self.end),
-            parse_time("every", self.every),
-        )
+    def times(self) -> tuple[Time, Time, Time]:
+        return parse_interval(self.begin, self.end, self.every)
 
     def curve(self, progress: float) -> float:
         """Return the fraction of the way from start to target after `progress` of the time."""

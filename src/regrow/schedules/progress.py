@@ -3,14 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict
 
 from regrow.schedules.base import Milestone, PruningPlan
 from regrow.schedules.time import Timeline
 from regrow.utils.errors import ConfigError
+
+
+class ProgressStateDict(TypedDict):
+    """State of a `Progress`, see its attributes."""
+
+    plan: list[list[float]]  # [step, sparsity] of each milestone
+    fired: int  # n_done
+    start: float
+    first: int
+    epoch: int
+    led: bool  # adaptive
 
 
 @dataclass
@@ -80,7 +91,7 @@ class Progress:
         remaining = () if sparsity is None else (Milestone(step, sparsity),)
         self.plan = self.plan[: self.n_done] + remaining
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ProgressStateDict:
         return {
             "plan": [[int(step), float(sparsity)] for step, sparsity in self.plan],
             "fired": self.n_done,
@@ -90,7 +101,7 @@ class Progress:
             "led": self.adaptive,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: ProgressStateDict) -> None:
         self.plan = tuple(Milestone(int(step), float(s)) for step, s in state["plan"])
         self.n_done, self.first = int(state["fired"]), int(state["first"])
         self.start, self.epoch = float(state["start"]), int(state["epoch"])

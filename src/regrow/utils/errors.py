@@ -7,9 +7,11 @@ A message says what was given, what is allowed and what to write instead.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
-from typing import Literal
+from typing import Literal, TypeVar
+
+F = TypeVar("F")
 
 
 class RegrowError(Exception):
@@ -90,6 +92,19 @@ def check_choice(what: str, given: object, allowed: Collection[str]) -> str:
         f"{what} must be one of {', '.join(sorted(allowed))}, got {given!r}: "
         f"{suggest(str(given), allowed)}"
     )
+
+
+def check_callable(what: str, given: str | F, named: Mapping[str, F]) -> F:
+    """Return the function of a name, or a given callable unchanged.
+
+    Raises:
+        ConfigError: For an unknown name or something that cannot be called.
+    """
+    if isinstance(given, str):
+        return named[check_choice(what, given, named)]
+    if not callable(given):
+        raise ConfigError(f"{what} must be a name or a callable, got {given!r}")
+    return given
 
 
 def check_sparsity(what: str, given: object, *, zero: bool = True) -> float:

@@ -9,8 +9,8 @@ another shape (blocks, factors) cannot be attributed to single weights.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,91 @@ def trained_parameters(*optimizers: Optimizer) -> set[int]:
         True
     """
     return {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
+
+
+def as_list(optimizer: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
+    """Return one optimizer, of torch or not, or several as a list."""
+    if hasattr(optimizer, "param_groups"):
+        return [cast("Optimizer", optimizer)]
+    return list(cast("Iterable[Optimizer]", optimizer))
+
+
+def find_optimizers(*given: Any) -> list[Optimizer]:
+    """Return optimizers and those they hold, such as the base optimizer of SAM or Lookahead.
+
+    Whatever has `param_groups` and `step` counts as an optimizer. Attributes are searched, and
+    lists, tuples and dicts among them.
+
+    Example:
+        >>> inner = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])
+        >>> outer = torch.optim.Adam(inner.param_groups)
+        >>> outer.base_optimizer = inner
+        >>> find_optimizers(outer) == [outer, inner]
+        True
+    """
+    found: dict[int, Optimizer] = {}
+    queue = list(given)
+    while queue:
+        value = queue.pop(0)
+        if id(value) in found or not (hasattr(value, "param_groups") and hasattr(value, "step")):
+            continue
+        found[id(value)] = value
+        for held in vars(value).values():
+            queue += held.values() if isinstance(held, dict) else [held]
+            queue += held if isinstance(held, (list, tuple)) else []
+    return list(found.values())
+
+
+class Removable(Protocol):
+    """What a registered hook returns."""
+
+    def remove(self) -> None:
+        """Remove the hook."""
+
+
+class StepHandle:
+    """Removes hooks from an optimizer whose `step` was wrapped."""
+
+    def __init__(self, optimizer: Any, wrapped: Callable[..., Any]) -> None:
+        self.optimizer, self.wrapped, self.step = optimizer, wrapped, optimizer.step
+        optimizer.step = wrapped
+
+    def remove(self) -> None:
+        """Restore `step`, unless others have wrapped it since."""
+        if self.optimizer.step is self.wrapped:
+            self.optimizer.step = self.step
+
+
+def add_step_hooks(
+    optimizer: Optimizer,
+    before: Callable[..., Any] | None = None,
+    after: Callable[..., Any] | None = None,
+) -> list[Removable]:
+    """Call functions around each step of an optimizer.
+
+    Args:
+        optimizer: Any optimizer; one that keeps no hooks of `torch.optim` has its `step` wrapped.
+        before: Called as a hook of `register_step_pre_hook`: `(optimizer, args, kwargs)`, with the
+            optimizer itself first in `args`; returns the changed `args` and `kwargs`.
+        after: Called as a hook of `register_step_post_hook`.
+    """
+    calls_hooks = getattr(type(optimizer).step, "hooked", False)  # set by Optimizer.__init__
+    if calls_hooks and hasattr(optimizer, "_optimizer_step_post_hooks"):
+        handles: list[Removable] = []
+        handles += [] if before is None else [optimizer.register_step_pre_hook(before)]
+        handles += [] if after is None else [optimizer.register_step_post_hook(after)]
+        return handles
+    step = optimizer.step
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            (_, *args), kwargs = before(optimizer, (optimizer, *args), kwargs)
+        result = step(*args, **kwargs)
+        if after is not None:
+            after(optimizer, args, kwargs)
+        return result
+
+    return [StepHandle(optimizer, wrapped)]
 
 
 def is_per_weight(value: object, shape: torch.Size) -> bool:

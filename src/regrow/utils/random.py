@@ -5,12 +5,32 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+
+
+class NumpyRandomState(TypedDict):
+    """Result of `numpy.random.get_state(legacy=True)`, with the keys as a tensor."""
+
+    name: str
+    keys: Tensor
+    position: int
+    has_gauss: int
+    gauss: float
+
+
+class RandomStateDict(TypedDict):
+    """States of all global random generators."""
+
+    torch: Tensor
+    cuda: list[Tensor]  # one per device
+    numpy: NumpyRandomState
+    python: tuple[Any, ...]  # random.getstate()
 
 
 def make_generator(seed: int, event: int, name: str) -> torch.Generator:
@@ -19,7 +39,7 @@ def make_generator(seed: int, event: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 
 
-def capture_random_state() -> dict[str, Any]:
+def capture_random_state() -> RandomStateDict:
     """Return the state of all global generators, as tensors and builtin types.
 
     Example:
@@ -44,7 +64,7 @@ def capture_random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: dict[str, Any], rank: int = 0) -> None:
+def restore_random_state(state: Mapping[str, Any], rank: int = 0) -> None:
     """Set all global generators.
 
     Args:

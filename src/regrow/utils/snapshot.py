@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,16 @@ from regrow.utils.optimizers import load_moments
 from regrow.utils.random import make_generator
 
 Scheduler = LRScheduler | ReduceLROnPlateau
+
+
+class SnapshotStateDict(TypedDict):
+    """State of a `TrainingSnapshot`: copies in host memory."""
+
+    parameters: dict[str, Tensor]  # by name
+    buffers: dict[str, Tensor]  # by name
+    moments: list[dict[int, dict[str, Any]]]  # "state" of each optimizer's state_dict
+    rates: list[list[dict[str, Any]]]  # settings of each optimizer's parameter groups
+    schedulers: list[dict[str, Any]]  # state_dict of each scheduler
 
 
 class TrainingSnapshot:
@@ -50,7 +60,7 @@ class TrainingSnapshot:
         rates: Iterable[Optimizer] = (),
         schedulers: Iterable[Scheduler] = (),
     ) -> None:
-        self._state: dict[str, Any] = {
+        self._state: SnapshotStateDict = {
             "parameters": {} if module is None else copy_to_cpu(parameters(module)),
             "buffers": {} if module is None else copy_to_cpu(buffers(module)),
             "moments": [copy_to_cpu(optimizer.state_dict()["state"]) for optimizer in moments],
@@ -98,16 +108,11 @@ class TrainingSnapshot:
             seed: The order depends on it and on the parameter's name alone.
         """
         other = TrainingSnapshot()
-        other._state = self._state | {
-            "parameters": {
-                name: value.flatten()[
-                    torch.randperm(
-                        value.numel(), generator=make_generator(seed, 0, f"{name} again")
-                    )
-                ].view_as(value)
-                for name, value in self._state["parameters"].items()
-            }
-        }
+        other._state = {**self._state, "parameters": {}}
+        for name, value in self._state["parameters"].items():
+            generator = make_generator(seed, 0, f"{name} again")
+            order = torch.randperm(value.numel(), generator=generator)
+            other._state["parameters"][name] = value.flatten()[order].view_as(value)
         return other
 
     def resize(self, change: Callable[[str, Tensor], Tensor], names: list[list[str]]) -> None:
@@ -117,17 +122,16 @@ class TrainingSnapshot:
             change: `(name, tensor) -> tensor`.
             names: The parameter names of each optimizer, in its order.
         """
-        for kind in ("parameters", "buffers"):
-            self._state[kind] = {n: change(n, value) for n, value in self._state[kind].items()}
+        for tensors in (self._state["parameters"], self._state["buffers"]):
+            tensors.update({name: change(name, value) for name, value in tensors.items()})
         for parameter_names, state in zip(names, self._state["moments"], strict=False):
             for index, entries in state.items():
                 for key, value in entries.items():
                     if isinstance(value, Tensor):
                         entries[key] = change(parameter_names[index], value)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and builtin types only."""
-        return dict(self._state)
+    def state_dict(self) -> SnapshotStateDict:
+        return self._state.copy()
 
     @classmethod
     def loaded(cls, state: Mapping[str, Any] | None) -> TrainingSnapshot | None:
@@ -140,10 +144,10 @@ class TrainingSnapshot:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a copy of the result of `state_dict`."""
-        self._state = {key: copy_to_cpu(state[key]) for key in self._state}
+        self._state = copy_to_cpu(state)
 
     def _pairs(self, what: str, given: Iterable[Any]) -> list[tuple[Any, Any]]:
-        objects, states = list(given), self._state[what]
+        objects, states = list(given), cast("dict[str, Any]", self._state)[what]
         if objects and len(objects) != len(states):
             raise StateError(
                 f"{len(states)} {what} were remembered, {len(objects)} are there: pass the "

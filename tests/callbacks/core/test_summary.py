@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The table at the start of a fit says what is pruned, what is not, and why."""
 
+import warnings
+
 import pytest
 from rich.console import Console
 from tiny_fits import SGD, Net, fit
@@ -82,3 +84,28 @@ def test_frozen_layers_are_marked_and_pruned_all_the_same():
     assert found["body.3.weight"] == "shared"
     assert int((module.body[0].weight == 0).sum()) == int((~callback.masks["body.0.weight"]).sum())
     assert not callback.masks["body.0.weight"].all()
+
+
+class Recurrent(Net):
+    """Three fifths of the parameters lie in an embedding."""
+
+    def __init__(self):
+        super().__init__(SGD)
+        self.table = nn.Embedding(60, 4)
+
+
+def test_the_prunable_share_is_logged(caplog):
+    with caplog.at_level("INFO"):
+        attached()
+    parameters = sum(p.numel() for p in Mixed().parameters())
+    line = f"prunable: 144 of {parameters} parameters ({144 / parameters:.1%})"
+    assert line in caplog.text
+
+
+def test_a_large_dense_share_is_warned_of_by_name():
+    with pytest.warns(UserWarning, match=r"table\.weight \(240\)"):
+        fit(Recurrent(), MagnitudePruning(0.75, schedule=OneShot("3it")), max_steps=5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*leaves.*dense.*")
+        chosen = MagnitudePruning(0.75, schedule=OneShot("3it"), exclude=["table.weight"])
+        fit(Recurrent(), chosen, max_steps=5)

@@ -41,7 +41,7 @@ def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner
     if not any(isinstance(callback, BaseFinetuning) for callback in callbacks):
         # such a callback may add layers before the first event
         check_gradients_together(trainer.optimizers, pruner)
-    if pruner.soft:
+    if pruner.state.soft:
         check_no_closures(trainer.optimizers)
 
 
@@ -69,9 +69,9 @@ def check_sharding_supported(trainer: pl.Trainer, pruner: BasePruner) -> None:
 
 def _unsharded(pruner: Pruner) -> str:
     """What the pruner saves besides masks that cannot be sharded; '' if nothing."""
-    if pruner.removed_weights is not None:
+    if pruner.state.removed_weights is not None:
         return "removed values (keep_removed=True)"
-    if pruner.soft:
+    if pruner.state.soft:
         return "dense values beneath masks (soft=True)"
     if pruner.collects_gradients:
         return "the statistics of the criterion"
@@ -134,7 +134,7 @@ def check_target_reachable(pruner: BasePruner, start: float, final: float) -> No
 
 def check_not_sharded(pruner: BasePruner) -> None:
     """Check that masks can be carried to another model in memory: parameters are not sharded."""
-    if isinstance(pruner, Pruner) and pruner.shards.ranks is not None:
+    if isinstance(pruner, Pruner) and pruner.state.shards.ranks is not None:
         raise StateError(
             "masks of sharded parameters can only be carried over by a checkpoint: save one, and "
             "call attach(model, ckpt)"

@@ -33,13 +33,16 @@ from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.compatibility import check_can_freeze, check_combination
 from regrow.callbacks.core.dispatch import Dispatcher, SuiteEvents
 from regrow.callbacks.core.gradients import amp_step_skipped, unscaled_gradients
+from regrow.callbacks.core.mask_guard import MaskGuard
 from regrow.callbacks.core.session import FORMAT, P, PruningSession, PruningStrategy
 from regrow.callbacks.core.summary import print_summary
+from regrow.callbacks.core.weight_use import watch_weight_use
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.criteria.base import TrackingCriterion
 from regrow.io.checkpoints import read_checkpoint
 from regrow.masks.masks import Masks
+from regrow.pruning.base import BasePruner
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.freezing import TrainSpec
 from regrow.pruning.growth import GrowthCriterion
@@ -52,6 +55,7 @@ from regrow.schedules.time import Timeline
 from regrow.utils.errors import StateError
 from regrow.utils.modes import no_compile
 from regrow.utils.names import accept_compile_prefix
+from regrow.utils.optimizers import find_optimizers, trained_parameters
 
 
 class PruningCallback(Callback, Generic[P]):
@@ -87,10 +91,11 @@ class PruningCallback(Callback, Generic[P]):
         self.session = PruningSession(strategy, schedule, final, on_change, self.state_key)
         self._loaded: Mapping[str, Any] | None = None  # a state that training has not resumed yet
         self._evaluates = False  # whether checkpoints are loaded to validate, test or predict
-        self._names: list[RemovableHandle] = []
+        self._module_hooks: list[RemovableHandle] = []
         self._batch_start: Sequence[Callback] = ()
         self._gradients: Sequence[Callback] = ()
         self._masks_early = False
+        self._guard: MaskGuard | None = None
 
     @cached_property
     def state_key(self) -> str:  # Lightning reads it around every hook, so computed once
@@ -214,7 +219,8 @@ class PruningCallback(Callback, Generic[P]):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         Dispatcher.of(trainer).add_children(self)
         self._loaded, self._evaluates, self.session.transaction = None, False, Transaction()
-        self._names.append(accept_compile_prefix(pl_module))
+        self._guard = MaskGuard(self.session, trainer, pl_module)
+        self._module_hooks.append(accept_compile_prefix(pl_module))
         if stage == "fit":  # another fit, another plan
             self.session.progress = Progress()
 
@@ -252,7 +258,7 @@ class PruningCallback(Callback, Generic[P]):
         check_pruner_fits(trainer, pl_module, session.current)
         session.start(
             Clock(trainer, session.schedule.times()),
-            trainer.optimizers,
+            optimizers_of(trainer, session.current),
             averages=Averages(trainer),
             events=SuiteEvents(trainer, self),
             manual=not pl_module.automatic_optimization,  # raw optimizers call no Lightning hook
@@ -269,8 +275,9 @@ class PruningCallback(Callback, Generic[P]):
                 session.load(state)
             session.begin()
         self._loaded = None  # not before: a failed resume must not be saved in its place
-        self.pruner.enforce(trainer.optimizers)
+        self.pruner.enforce(session.optimizers)
         self._find_listeners(trainer, pl_module)
+        self._module_hooks += watch_weight_use(pl_module, self.pruner.targets)
         print_summary(trainer, session, type(self).__name__)
 
     def on_train_batch_start(
@@ -282,9 +289,14 @@ class PruningCallback(Callback, Generic[P]):
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        session = self.session  # as session.step(), with one call less at every batch
+        session = self.session
+        pruner = session.current
+        if pruner and pruner.state.enforcer.masked and pruner.state.enforcer.is_sample_live():
+            self._check(f"as batch {batch_idx} began")
+        # as session.step(), with one call less at every batch
         if (due := session.due()) is None or session.strategy.acts_on_gradients(session.pruner):
             return
+        self._check("at a pruning event")
         session.fire(due)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -312,7 +324,7 @@ class PruningCallback(Callback, Generic[P]):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         pruner = self.session.current
-        if pruner and (self.soft or self.learns_masks or pruner.freezer.free is not None):
+        if pruner and (self.soft or self.learns_masks or pruner.state.freezer.free is not None):
             pruner.flush_dense()  # a scaler that skips the step runs no hook after it
 
     def on_prune_event(
@@ -329,14 +341,50 @@ class PruningCallback(Callback, Generic[P]):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.session.mask_averages()  # an average replaces the module's weights as the epoch starts
 
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0:  # not before: hooks of the module or others may write until here
+            self._check("in validation")
+
+    def on_test_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0:
+            self._check("in test")
+
+    def on_predict_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0:
+            self._check("in prediction")
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.session.mask_averages()  # in place: the checkpoint may hold its tensors already
+        self._check("in a checkpoint")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.session.mask_averages()
-        self.pruner.enforcer.weights()  # the average may have gone into the module already
+        if self.session.averages.copies:
+            self.pruner.enforcer.weights()  # the average may have gone into the module already
+        self._check("at the end of training")
         warn_unfinished(trainer, self.progress.remaining, self.sparsity)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -384,11 +432,26 @@ class PruningCallback(Callback, Generic[P]):
         # callbacks read gradients these stay dense until then, and the norm counts all of them.
         self._masks_early = not (pl_module.automatic_optimization or gradients)
 
+    def _check(self, when: str) -> None:
+        if self._guard is not None:
+            self._guard.check(when)
+
     def _stop(self) -> None:
         self.session.stop()
-        for handle in self._names:
+        for handle in self._module_hooks:
             handle.remove()
-        self._names.clear()
+        self._module_hooks.clear()
+
+
+def optimizers_of(trainer: pl.Trainer, pruner: BasePruner) -> list[Optimizer]:
+    """The optimizers of a fit, those they hold, and those of the module that train its targets."""
+    pruned = {id(target.parameter) for target in pruner.targets}
+    held = [
+        optimizer
+        for optimizer in find_optimizers(*vars(trainer.lightning_module).values())
+        if pruned & trained_parameters(optimizer)
+    ]
+    return find_optimizers(*trainer.optimizers, *held)
 
 
 def pruning_callbacks(trainer: pl.Trainer) -> list[PruningCallback]:

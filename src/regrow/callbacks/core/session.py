@@ -8,7 +8,6 @@ from typing import Any, Generic, Protocol, TypedDict
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import TypeVar
 
 from regrow.callbacks.core.averaging import Averages
@@ -25,6 +24,7 @@ from regrow.schedules.base import Milestone, PruningPlan, Schedule, layer_sparsi
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Timeline
 from regrow.utils.errors import StateError, check_choice
+from regrow.utils.optimizers import Removable, add_step_hooks
 
 FORMAT = 3
 
@@ -216,7 +216,8 @@ class PruningSession(Generic[P]):
         self.optimizers: list[Optimizer] = []
         self.averages = Averages()
         self.current: P | None = None
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
+        self._manual = False
 
     @property
     def pruner(self) -> P:
@@ -279,22 +280,25 @@ class PruningSession(Generic[P]):
                 `before_step`; gradients are then masked in a hook of the optimizer.
         """
         self.clock, self.events, self.optimizers = clock, events, optimizers
-        self.averages = averages or Averages()
-        enforcer = self.pruner.enforcer
-        for optimizer in optimizers:
-            self._handles.append(enforcer.hook(optimizer))
-            if manual:
-                self._handles.append(enforcer.gradient_hook(optimizer))
+        self.averages, self._manual = averages or Averages(), manual
+        self._add_hooks()
+
+    def rebind(self) -> None:
+        """Carry the masks over to parameters that replaced those of the model within the fit."""
+        state = self.state_dict()
+        self._remove_hooks()
+        self.current = self.strategy.make_pruner(self.pruner.model)
+        self.load(state)
+        self._add_hooks()
+        self.pruner.enforce(self.optimizers)
 
     def add_step_hook(self, optimizer: Optimizer, hook: Callable[..., None]) -> None:
         """Call a hook after each step of an optimizer until the fit ends."""
-        self._handles.append(optimizer.register_step_post_hook(hook))
+        self._handles += add_step_hooks(optimizer, after=hook)
 
     def stop(self) -> None:
         """Leave the fit: remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._remove_hooks()
         self.clock, self.events, self.optimizers = None, None, []
 
     def begin(self) -> None:
@@ -397,7 +401,7 @@ class PruningSession(Generic[P]):
         if self.current is not None:
             planned = [self.final, *(sparsity for _, sparsity in self.progress.plan)]
             before = [s for s in planned if as_sparse(self.current, s, self.final)]
-            self.current.resize(plan.slice)
+            self.current.state.resize(plan.slice)
             self.current.state.sparsity_before_cut = max(before, default=0.0)
 
     def mask_averages(self) -> None:
@@ -436,6 +440,16 @@ class PruningSession(Generic[P]):
         if state["progress"] is not None:
             self.progress.load_state_dict(state["progress"])
         self.strategy.after_load(self, state)
+
+    def _add_hooks(self) -> None:
+        enforcer = self.pruner.enforcer
+        for optimizer in self.optimizers:
+            self._handles.append(enforcer.hook(optimizer, gradients=self._manual))
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def _finish(self, entry: HistoryEntry, masks: Any, before: float) -> None:
         """Complete a change of masks: averages, history, other callbacks."""

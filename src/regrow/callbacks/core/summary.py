@@ -7,10 +7,14 @@ from collections import Counter
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
+from torch.nn.parameter import is_lazy
 
 from regrow.callbacks.core.session import PruningSession
+from regrow.pruning.config import PruningConfig
+from regrow.utils.names import named_parameters
 
 
 def summary_table(session: PruningSession, name: str) -> Table:
@@ -49,8 +53,34 @@ def summary_table(session: PruningSession, name: str) -> Table:
     return table
 
 
+def report_prunable(session: PruningSession, name: str) -> None:
+    """Log which share of the model may be pruned, and warn where the default leaves much out."""
+    selection, config = session.pruner.state.selection, session.strategy.config
+    share = selection.prunable / selection.total
+    rank_zero_info(
+        f"{name}: prunable: {selection.prunable:,} of {selection.total:,} parameters ({share:.1%})"
+    )
+    if not isinstance(config, PruningConfig) or config.include is not None:
+        return
+    named = named_parameters(session.pruner.model)
+    dense = {
+        name: named[name].numel()
+        for name, reason in selection.reasons.items()
+        if name in named and not is_lazy(named[name]) and not reason.startswith("excluded")
+    }
+    if sum(dense.values()) > 0.2 * selection.total:
+        largest = sorted(dense, key=lambda each: -dense[each])[:3]
+        rank_zero_warn(
+            f"{name} leaves {sum(dense.values()) / selection.total:.1%} of the parameters dense, "
+            f"the largest of them {', '.join(f'{n} ({dense[n]:,})' for n in largest)}: sparsity is "
+            f"that of the other {selection.prunable:,}. To prune them too, name them in include=, "
+            "beside the layers that are pruned now; to silence this, in exclude="
+        )
+
+
 def print_summary(trainer: pl.Trainer, session: PruningSession, name: str) -> None:
     """Print the table on rank 0, if the Trainer shows a summary or a progress bar."""
+    report_prunable(session, name)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     verbose = any(isinstance(c, (ModelSummary, ProgressBar)) for c in callbacks)
     if verbose and trainer.is_global_zero:

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import PrunerOwner
+from regrow.schedules.progress import ProgressStateDict
 from regrow.utils.optimizers import load_moments
 from regrow.utils.snapshot import copy_to_cpu
 
@@ -27,7 +28,7 @@ class SnapshotState(TypedDict):
     module: dict[str, Any]
     optimizers: list[dict[int, Any]]
     pruner: dict[str, Any]
-    progress: dict[str, Any]
+    progress: ProgressStateDict
     averages: list[dict[str, Any]]
 
 

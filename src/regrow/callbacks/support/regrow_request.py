@@ -85,23 +85,23 @@ def check_request(trainer: pl.Trainer, request: RegrowRequest) -> None:
     """Check that a request can be carried out in this fit."""
     for callback, names in resolve_pruners(trainer, request):
         pruner, targets = callback.pruner, callback.pruner.named(names)
-        if pruner.freezer.check(request.train) != "all":
+        if pruner.state.freezer.check(request.train) != "all":
             check_can_freeze(trainer)
         if isinstance(pruner, ChannelPruner):
             check_regrowth(request.by, request.init)
-        elif pruner.shards.ranks is not None:
+        elif pruner.state.shards.ranks is not None:
             growth, initializer = get_growth_criterion(request.by), make_initializer(request.init)
             check_supports_sharding(growth, initializer, pruner.targets)
         weights = sum(target.parameter.numel() for target in targets)
         if request.count is not None and request.count > weights:
             raise ConfigError(f"count={request.count} is more than all {weights} weights")
-        if pruner.soft:
+        if pruner.state.soft:
             raise ConfigError("soft=True brings weights back at each event: leave Regrow out")
         for what, given, names_removed in (
             ("by", request.by, ("removed", removed_growth)),
             ("init", request.init, ("removed", removed_values)),
         ):
-            if given in names_removed and pruner.removed_weights is None:
+            if given in names_removed and pruner.state.removed_weights is None:
                 raise ConfigError(
                     f"{what}='removed' needs the removed values: write keep_removed=True in "
                     f"{type(callback).__name__}"

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""MaskGuard: notices pruned weights that other code writes, and parameters that it replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.optim import Optimizer
+
+from regrow.callbacks.core.session import PruningSession
+from regrow.distributed.shard import reshard_fsdp
+from regrow.utils.errors import StateError
+from regrow.utils.names import named_parameters
+from regrow.utils.optimizers import trained_parameters
+
+# Hooks that run between two optimizer steps, where weights may be written.
+_HOOKS = (
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_validation_start",
+    "on_validation_epoch_start",
+    "on_validation_epoch_end",
+    "on_validation_end",
+    "on_test_start",
+    "on_test_epoch_start",
+    "on_predict_start",
+    "on_predict_epoch_start",
+    "on_before_zero_grad",
+    "on_train_end",
+    "on_save_checkpoint",
+    "optimizer_step",
+)
+_OTHERS = ("regrow.", "lightning.", "pytorch_lightning.")  # callbacks that do not write weights
+
+
+class MaskGuard:
+    """Checks at validation, test, saving and the end of a fit that pruned weights are zero.
+
+    The optimizer's step masks weights, but hooks after it may write them: a moving average, noise,
+    `load_state_dict`. They are masked again, and the first time a warning names the parameters and
+    the hooks that may have written them.
+
+    Args:
+        session: Whose masks are checked.
+        trainer: Its Trainer.
+        module: The module that is pruned.
+    """
+
+    def __init__(
+        self, session: PruningSession, trainer: pl.Trainer, module: pl.LightningModule
+    ) -> None:
+        self.session = session
+        self.trainer = trainer
+        self.module = module
+        self._warned = False
+
+    def check(self, when: str) -> None:
+        """Mask weights that were written, and follow parameters that were replaced.
+
+        Args:
+            when: Where it was noticed, for the warning.
+
+        Raises:
+            StateError: If a parameter was replaced by one of another shape.
+        """
+        self.check_parameters()
+        if self.session.current is None:
+            return
+        enforcer = self.session.current.enforcer
+        if names := enforcer.find_live():
+            enforcer.weights()
+            if not self._warned:
+                self._warned = True
+                self._warn(names, when)
+
+    def check_parameters(self) -> None:
+        """Carry masks over to parameters that replaced others of the same shape.
+
+        Raises:
+            StateError: If the new ones have another shape, or masks are learned.
+        """
+        pruner, session = self.session.current, self.session
+        if pruner is None or pruner.model is not self.module:
+            return
+        reshard_fsdp(self.module)
+        now = named_parameters(self.module)
+        lost = [t.name for t in pruner.targets if now.get(t.name) is not t.parameter]
+        if not lost:
+            return
+        shapes = {target.name: target.parameter.shape for target in pruner.targets}
+        for name in lost:
+            if session.strategy.learns_masks or name not in now or now[name].shape != shapes[name]:
+                found = f"shape {tuple(now[name].shape)}" if name in now else "nothing"
+                raise StateError(
+                    f"{name} of shape {tuple(shapes[name])} was replaced by {found} within the "
+                    "fit, and its masks cannot be carried over: replace parameters before "
+                    f"trainer.fit, or write exclude=[{name!r}]"
+                )
+        session.rebind()
+        trained = trained_parameters(*session.optimizers)
+        idle = [name for name in lost if id(now[name]) not in trained]
+        rank_zero_warn(
+            f"{_listed(lost)} of the model were replaced by new parameters within the fit: their "
+            "masks were carried over"
+            + (
+                f", but no optimizer trains {_listed(idle)}: copy values into the present "
+                "parameters, or hand the new ones to the optimizer"
+                if idle and session.optimizers
+                else ""
+            )
+        )
+
+    def _warn(self, names: Sequence[str], when: str) -> None:
+        suspects = ", ".join(self._suspects()) or "none of the module's or a callback's hooks"
+        rank_zero_warn(
+            f"pruned weights of {_listed(names)} were written after the optimizer's step and were "
+            f"not zero {when}; they are zero again, there and from now on wherever they are "
+            f"checked. What may have written them: {suspects}. Write weights before the "
+            "optimizer's step, or exclude parameters that are not to be pruned"
+        )
+
+    def _suspects(self) -> Iterator[str]:
+        """Yield hooks that run outside the optimizer's step, and optimizers of other packages."""
+        for hook in _HOOKS:
+            if is_overridden(hook, self.module):
+                yield f"{type(self.module).__name__}.{hook}"
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if not type(callback).__module__.startswith(_OTHERS):
+                for hook in _HOOKS:
+                    idle: Callable[..., object] | None = getattr(pl.Callback, hook, None)
+                    if getattr(type(callback), hook, None) is not idle:
+                        yield f"{type(callback).__name__}.{hook}"
+        yield from {
+            f"the optimizer {type(optimizer).__name__}": None
+            for optimizer in self.session.optimizers
+            if _is_foreign(optimizer)
+        }
+
+
+def _is_foreign(optimizer: Optimizer) -> bool:
+    return not type(optimizer).__module__.startswith("torch.optim")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
