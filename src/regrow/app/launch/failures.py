@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
@@ -95,7 +96,9 @@ def _write(path: Path, content: dict[str, object]) -> None:
 
 
 def _content(cfg: DictConfig, failed: Failed) -> dict[str, object]:
-    hydra, seed = HydraConfig.get(), OmegaConf.select(cfg, "seed")
+    hydra = HydraConfig.get()
+    settings: Any = OmegaConf.to_container(cfg, resolve=False)  # one may be unreadable
+    seed = settings.get("seed")
     return {
         "recipe": str(hydra.runtime.choices["recipe"]),
         "overrides": override_strings(hydra.overrides.task),
