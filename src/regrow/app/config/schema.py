@@ -12,9 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from regrow.utils.errors import ConfigError, check_count, check_positive
 
-_WITH_TARGET = ("model", "data", "optimizer", "scheduler", "trainer")
+GROUPS = (
+    "model", "data", "optimizer", "scheduler", "pruning", "trainer", "callbacks", "logger",
+)  # fmt: skip
 _MAY_BE_EMPTY = ("scheduler", "pruning", "logger")
-_GROUPS = (*_WITH_TARGET, "pruning", "callbacks", "logger")
+_OPTIONAL_TARGET = ("pruning", "callbacks", "logger")
 
 
 @dataclass
@@ -87,7 +89,7 @@ def check_schema(cfg: DictConfig) -> None:
         raise ConfigError(
             f"{removed[0]} was removed, but every run needs it: leave out ~{removed[0]}"
         )
-    for group in _GROUPS:
+    for group in GROUPS:
         _check_group(group, plain[group])
     for name, check in _RANGES.items():
         parent, _, key = name.rpartition(".")
@@ -106,7 +108,7 @@ def _check_group(group: str, node: Any) -> None:
             f"{group} must be one of its options or a mapping, got {node!r}: `regrow train --help` "
             "lists them"
         )
-    if group in _WITH_TARGET and "_target_" not in node:
+    if group not in _OPTIONAL_TARGET and "_target_" not in node:
         raise ConfigError(
             f"{group} has no _target_, so it cannot be instantiated: choose one of its options "
             f"({group}=...), or write {group}._target_=..."
