@@ -17,7 +17,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from shared_config_store import share_config_store
 
 from regrow.app.config.recipes import register
 from regrow.app.training.build import build_callbacks, build_data, build_module, build_pruning
@@ -25,7 +24,6 @@ from regrow.app.training.default_teacher import with_teacher
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.utils.paths import config_dir
 
-share_config_store()
 ONE_DEVICE = ("trainer.accelerator=cpu", "trainer.deterministic=false", "~callbacks.progress")
 PHOTOGRAPHS = ("data.size=64", "data.resize=72", "data.num_classes=3", "model.num_classes=3")
 

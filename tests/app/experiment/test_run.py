@@ -260,7 +260,7 @@ def test_run_killed_before_its_result_is_written_goes_on(job, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("regrow.app.experiment.run.time_networks", killed)
+        patch.setattr("regrow.app.experiment.evaluate.time_networks", killed)
         with pytest.raises(KeyboardInterrupt):
             train(job(*GMP))
     result = train(job(*GMP))

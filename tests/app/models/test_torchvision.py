@@ -23,6 +23,7 @@ if not torch.cuda.is_available():
 import torchvision
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from regrow.app.config.recipes import register
 from regrow.utils.paths import config_dir
 from regrow.app.models import ImageNetResNet, MobileNetV2
 
@@ -51,6 +52,7 @@ for name, ours in (
         assert expected.std() > 1e-4
         torch.testing.assert_close(ours(images), expected)
 
+register()
 with initialize_config_dir(version_base="1.3", config_dir=str(config_dir("conf") / "app")):
     cfg = compose("train", ["model=torchvision", "model.name=resnet18", "model.num_classes=7"])
 network = instantiate(cfg.model)

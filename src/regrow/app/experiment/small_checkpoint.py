@@ -25,10 +25,7 @@ _TRAINING_KEYS = ("optimizer_states", "lr_schedulers", "loops")
 def small_checkpoint(cfg: DictConfig, checkpoint: Path, pruning: ChannelPruning) -> Path:
     """Remove the masked channels of a checkpoint's network and save it beside the checkpoint.
 
-    Args:
-        cfg: Configuration of the run.
-        checkpoint: Checkpoint with the shapes of training.
-        pruning: A callback that is not attached yet; it is attached to the loaded model.
+    `pruning` must be new; it is attached to the loaded model.
 
     Returns:
         The compacted checkpoint, or `checkpoint` if nothing can be removed.
