@@ -18,6 +18,8 @@ from regrow.app.training.classifier import Classifier
 from regrow.app.training.lr_schedules import cosine
 from regrow.callbacks.random_state import RandomState
 
+pytestmark = pytest.mark.vision
+
 
 class Cut(Callback):
     """Ends the process after a checkpoint was written."""
@@ -43,7 +45,7 @@ def fit(
     model = Classifier(network, sgd, cosine, num_classes=3, input_shape=(3, 16, 16))
     data = ImageNet(
         root=str(root), num_classes=3, val_size=6, size=16, resize=20, batch_size=4, seed=3,
-        num_workers=workers,
+        num_workers=workers, transforms="rand_augment",
     )  # fmt: skip
     callbacks: list[Callback] = [RandomState()]
     if cut is not None:

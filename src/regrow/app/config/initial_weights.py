@@ -10,17 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from regrow.app.models.efficientnet_lite import packaged_file, renamed
 from regrow.io.checkpoints import read_checkpoint
 from regrow.io.files import read_json
 from regrow.utils.errors import ConfigError, check_choice
 
 PRETRAINED = "pretrained:"
-
-
-PACKAGED = "efficientnet_lite0"
-
-
 SCRATCH = "scratch"
 
 
@@ -30,8 +24,7 @@ def load_initial_weights(start: str) -> dict[str, Tensor]:
     Args:
         start: A checkpoint of Lightning or a plain state dict, the folder of a run, or
             "pretrained:NAME" for a network of torchvision or timm (whichever is installed and knows
-            it; "pretrained:timm/NAME" asks one, "resnet50.IMAGENET1K_V1" for certain weights), or
-            for "efficientnet_lite0", whose weights a small package ships.
+            it; "pretrained:timm/NAME" asks one, "resnet50.IMAGENET1K_V1" for certain weights).
 
     Raises:
         ConfigError: If it does not exist.
@@ -70,16 +63,13 @@ def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _pretrained(given: str) -> dict[str, Tensor]:
-    if given == PACKAGED:
-        packaged = read_checkpoint(packaged_file())
-        return {renamed(name): tensor for name, tensor in packaged.items()}
     library, _, name = given.rpartition("/")
     asked = [check_choice("start=pretrained:LIBRARY/NAME", library, _LIBRARIES)] if library else []
     there = [one for one in asked or _LIBRARIES if importlib.util.find_spec(one) is not None]
     if not there:
         raise ConfigError(
-            f"start={PRETRAINED}{given} needs {' or '.join(asked or _LIBRARIES)}: pip install "
-            f"{asked[0] if asked else 'torchvision'}, write {PACKAGED}, or name a checkpoint"
+            f"start={PRETRAINED}{given} needs {' or '.join(asked or _LIBRARIES)}: "
+            'pip install "regrow[vision]", or name a checkpoint'
         )
     problems = []
     for one in there:
