@@ -56,9 +56,6 @@ class ImageNetShards(ImageFileDataModule):
         shuffle_buffer: Images in the shuffle buffer of each worker, about 110 kB each.
         **images: Arguments of `ImageFileDataModule`.
 
-    Raises:
-        DataError: In `prepare_data` and `setup`, if shards are missing or invalid.
-
     Example:
         >>> data = ImageNetShards("/data/train-*.tar", "/data/val-*.tar")
         >>> data.num_classes, data.input_shape
@@ -80,8 +77,7 @@ class ImageNetShards(ImageFileDataModule):
         self.val_shards = check_count("val_shards", val_shards)
         self.epoch_samples = check_count("epoch_samples", epoch_samples)
         self.shuffle_buffer = check_count("shuffle_buffer", shuffle_buffer)
-        self._train: tuple[Path, ...] = ()
-        self._evaluated: dict[str, ShardImages] = {}
+        self._splits: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
         """Check that all shards exist; Lightning calls this in one process per node."""
@@ -91,7 +87,7 @@ class ImageNetShards(ImageFileDataModule):
 
     def load(self) -> None:
         """Find the training shards and list the images of the others, once."""
-        if self._train:
+        if self._splits:
             return
         train, test = find_shards("data.train", self.train), find_shards("data.test", self.test)
         if self.val_shards >= len(train):
@@ -100,22 +96,22 @@ class ImageNetShards(ImageFileDataModule):
                 f"{self.val_shards}: write at most {len(train) - 1}"
             )
         val = ShardImages(train[-self.val_shards :], self.num_classes)
-        present, images = len(torch.unique(val.labels)), len(val.labels)
-        if images >= 4 * self.num_classes and present <= self.num_classes // 2:
+        present, count = len(torch.unique(val.labels)), len(val.labels)
+        if count >= 4 * self.num_classes and present <= self.num_classes // 2:
             raise DataError(
-                f"the last {self.val_shards} training shards have {images} images of {present} of "
+                f"the last {self.val_shards} training shards have {count} images of {present} of "
                 f"{self.num_classes} classes only: write sorted shards again in random order"
             )
-        self._evaluated = {"val": val, "test": ShardImages(test, self.num_classes)}
-        self._train = train[: -self.val_shards]
+        shards, images = train[: -self.val_shards], ShardImages(test, self.num_classes)
+        self._splits = {"train": shards, "val": val, "test": images}
 
     def loader(self, split: Split) -> ResumableLoader:
         """Return a new loader of one split."""
         if split != "train":
-            images = self._evaluated[split]
+            images = self._splits[split]
             return self.loader_of(images, torch.arange(len(images.labels)), split)
         return StreamLoader(
-            self._train,
+            self._splits["train"],
             self.worker_config("train"),
             (self.batch_size, self.epoch_samples),
             self.num_classes,

@@ -47,9 +47,9 @@ def write(path: Path, *files: tuple[str, bytes], kind: str = "w") -> None:
 
 def read(path: Path, classes: int = 10) -> list[tuple[str, bytes, int]]:
     found = []
-    for member, file in read_members(path, classes):
-        file.seek(member.start)
-        found.append((member.key, file.read(member.size), member.label))
+    for (key, start, size, label), file in read_members(path, classes):
+        file.seek(start)
+        found.append((key, file.read(size), label))
     return found
 
 

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,79 +20,12 @@ Augment = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
 """The name of a step, or several with settings: `["crop_flip", {"cutout": 16}]`."""
 
 
-class AugmentStep(Protocol):
-    """Images (N, C, H, W), uint8, the generator of the batch and the mean color -> images."""
-
-    def __call__(self, images: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class CropFlip:
-    """Random crop and flip: `regrow.app.data.loading.batch_ops.crop_flip`.
-
-    Attributes:
-        padding: In pixels; None: 4, or 2 for images of at most 16 pixels.
-    """
-
-    padding: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.padding is not None:
-            check_count("augment: crop_flip padding", self.padding)
-
-    def __call__(self, images: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor:
-        usual = 4 if min(images.shape[2:]) > 16 else 2
-        return crop_flip(images, generator, usual if self.padding is None else self.padding)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cutout:
-    """Cover a square with the mean color: `regrow.app.data.loading.batch_ops.cutout`.
-
-    Attributes:
-        size: Side in pixels; the paper uses 16 for CIFAR-10 and 8 for CIFAR-100.
-    """
-
-    size: int = 16
-
-    def __post_init__(self) -> None:
-        check_count("augment: cutout size", self.size)
-
-    def __call__(self, images: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor:
-        return cutout(images, generator, self.size, fill)
-
-
-@dataclasses.dataclass(frozen=True)
-class RandAugment:
-    """torchvision's RandAugment, drawn anew for each image; about 60 ms for 128 CIFAR images.
-
-    Attributes:
-        ops: Operations per image.
-        magnitude: Strength, from 0 to 30.
-    """
-
-    ops: int = 2
-    magnitude: int = 9
-
-    def __post_init__(self) -> None:
-        check_count("augment: rand_augment ops", self.ops)
-        if check_count("augment: rand_augment magnitude", self.magnitude, least=0) > 30:
-            raise ConfigError(
-                f"augment: rand_augment magnitude must be from 0 to 30, got {self.magnitude}"
-            )
-
-    def __call__(self, images: Tensor, generator: torch.Generator, fill: Tensor) -> Tensor:
-        v2 = import_transforms("augment=rand_augment")
-        transform = v2.RandAugment(self.ops, self.magnitude, fill=fill.tolist())
-        with draw_from(generator):
-            return torch.stack([transform(image) for image in images])
-
-
-STEPS: dict[str, type[CropFlip | Cutout | RandAugment]] = {
-    "crop_flip": CropFlip,
-    "cutout": Cutout,
-    "rand_augment": RandAugment,
+STEPS: dict[str, dict[str, int | None]] = {
+    "crop_flip": {"padding": None},  # in pixels; None: 4, or 2 for images of at most 16 pixels
+    "cutout": {"size": 16},  # side in pixels; the paper uses 16 for CIFAR-10 and 8 for CIFAR-100
+    "rand_augment": {"ops": 2, "magnitude": 9},  # operations per image; strength from 0 to 30
 }
+"""The settings of each step and their defaults; a bare value is the first setting."""
 
 
 def make_augmentation(
@@ -119,18 +51,17 @@ def make_augmentation(
         >>> cover(x, torch.Generator().manual_seed(0)).unique().tolist()
         [0, 128]
     """
-    steps = [_make_step(name, settings) for name, settings in _list_steps(given)]
-    for step in steps:
-        if isinstance(step, RandAugment) and (scale != 255 or min(shape[1:]) < 3):
-            raise ConfigError(
-                f"augment: rand_augment needs 8-bit images of at least 3 x 3 pixels, these are "
-                f"{shape[1]} x {shape[2]} with pixels from 0 to {scale:g}: write crop_flip"
-            )
+    steps = [(name, _check_settings(name, settings)) for name, settings in _list_steps(given)]
+    if "rand_augment" in dict(steps) and (scale != 255 or min(shape[1:]) < 3):
+        raise ConfigError(
+            f"augment: rand_augment needs 8-bit images of at least 3 x 3 pixels, these are "
+            f"{shape[1]} x {shape[2]} with pixels from 0 to {scale:g}: write crop_flip"
+        )
     fill = torch.tensor([round(value * scale) for value in mean], dtype=torch.uint8)
 
     def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-        for step in steps:
-            images = step(images, generator, fill)
+        for name, settings in steps:
+            images = _apply(name, settings, images, generator, fill)
         return images
 
     return augment
@@ -151,14 +82,33 @@ def _list_steps(given: Augment) -> list[tuple[str, Any]]:
     )
 
 
-def _make_step(name: str, given: Any) -> AugmentStep:
-    """Create one step; a bare value is its first setting."""
-    step = STEPS[check_choice("augment", name, STEPS)]
-    allowed = [field.name for field in dataclasses.fields(step)]
+def _check_settings(name: str, given: Any) -> dict[str, Any]:
+    """Return all settings of a step."""
+    defaults = STEPS[check_choice("augment", name, STEPS)]
     settings = {} if given is None else given
     if not isinstance(settings, Mapping):
-        settings = {allowed[0]: settings}
-    for key in settings:
-        if key not in allowed:
-            raise ConfigError(f"augment: {name} has no {key!r}: {suggest(str(key), allowed)}")
-    return step(**{str(key): value for key, value in settings.items()})
+        settings = {next(iter(defaults)): settings}
+    for key, value in settings.items():
+        if key not in defaults:
+            raise ConfigError(f"augment: {name} has no {key!r}: {suggest(str(key), [*defaults])}")
+        if value is not None or defaults[key] is not None:
+            check_count(f"augment: {name} {key}", value, least=0 if key == "magnitude" else 1)
+    if settings.get("magnitude", 0) > 30:
+        raise ConfigError(
+            f"augment: {name} magnitude must be from 0 to 30, got {settings['magnitude']}"
+        )
+    return {**defaults, **settings}
+
+
+def _apply(
+    name: str, settings: dict[str, Any], images: Tensor, generator: torch.Generator, fill: Tensor
+) -> Tensor:
+    if name == "crop_flip":
+        usual = 4 if min(images.shape[2:]) > 16 else 2
+        return crop_flip(images, generator, settings["padding"] or usual)
+    if name == "cutout":
+        return cutout(images, generator, settings["size"], fill)
+    v2 = import_transforms("augment=rand_augment")
+    transform = v2.RandAugment(settings["ops"], settings["magnitude"], fill=fill.tolist())
+    with draw_from(generator):  # anew for each image: about 60 ms for 128 of CIFAR
+        return torch.stack([transform(image) for image in images])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from regrow.app.data.loading.epoch_order import epoch_order, generator, samples_per_rank
-from regrow.app.data.loading.image_transforms import decode, draw_from
+from regrow.app.data.loading.image_transforms import decode
 from regrow.app.data.loading.resumable import Batch, ResumableLoader, rank_and_world
 from regrow.app.data.loading.tar_reader import read_members
 from regrow.app.data.loading.worker_loader import WorkerConfig
@@ -34,16 +34,8 @@ class StreamLoader(ResumableLoader):
     * The order depends on the number of ranks and workers, so a mid-epoch resume needs the same
       ones. It reads the earlier images of that epoch again, without decoding them.
 
-    Args:
-        shards: Tar files; at least one for each worker of each rank.
-        config: Decoding by worker processes.
-        size: Batch size per rank, and images per epoch, all ranks together.
-        classes: Number of labels.
-        seed: Seed of the run.
-        buffer: Images in the shuffle buffer of each worker.
-
-    Raises:
-        ConfigError: If there are fewer shards than workers.
+    Args: `size` is (images per batch and rank, images per epoch of all ranks), `buffer` the images
+    in the shuffle buffer of each worker. There must be a shard for each worker of each rank.
     """
 
     def __init__(
@@ -85,20 +77,17 @@ class StreamLoader(ResumableLoader):
         for turn in count():
             random = generator(self.seed, "buffer", epoch, turn, number)
             shuffled = mine[torch.randperm(len(mine), generator=random)].tolist()
-            yield from self._shuffle_in_buffer([self.shards[one] for one in shuffled], random)
-
-    def _shuffle_in_buffer(self, shards: list[Path], random: torch.Generator) -> Iterator[Raw]:
-        waiting: list[Raw] = []
-        for shard in shards:
-            for member, file in read_members(shard, self.classes):
-                file.seek(member.start)
-                waiting.append((shard, member.key, file.read(member.size), member.label))
-                if len(waiting) > self.buffer:
-                    place = int(torch.randint(self.buffer, (), generator=random))
-                    waiting[place], waiting[-1] = waiting[-1], waiting[place]
-                    yield waiting.pop()
-        for place in torch.randperm(len(waiting), generator=random).tolist():
-            yield waiting[place]
+            waiting: list[Raw] = []
+            for shard in [self.shards[one] for one in shuffled]:
+                for (key, start, size, label), file in read_members(shard, self.classes):
+                    file.seek(start)
+                    waiting.append((shard, key, file.read(size), label))
+                    if len(waiting) > self.buffer:
+                        place = int(torch.randint(self.buffer, (), generator=random))
+                        waiting[place], waiting[-1] = waiting[-1], waiting[place]
+                        yield waiting.pop()
+            for place in torch.randperm(len(waiting), generator=random).tolist():
+                yield waiting[place]
 
 
 class _Batches(IterableDataset[Batch]):
@@ -116,9 +105,9 @@ class _Batches(IterableDataset[Batch]):
         for batch in range(worker, len(loader), loader.workers):
             raw = list(islice(images, min(size, loader.samples - batch * size)))
             if batch >= self.start:  # earlier ones are read but not decoded
-                yield default_collate([(self._decode(*one[:3]), one[3]) for one in raw])
+                yield default_collate([self._decode(*one) for one in raw])
 
-    def _decode(self, shard: Path, key: str, data: bytes) -> Tensor:
+    def _decode(self, shard: Path, key: str, data: bytes, label: int) -> tuple[Tensor, int]:
         image = decode(io.BytesIO(data), f"{shard}: {key}")
-        with draw_from(generator(self.loader.seed, "image", self.epoch, shard.name, key)):
-            return self.loader.config.transform(image)
+        random = generator(self.loader.seed, "image", self.epoch, shard.name, key)
+        return self.loader.config.transform_with(image, random), label

@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import torch
 from torch.utils.data import Dataset
@@ -17,13 +17,8 @@ from regrow.utils.errors import DataError
 IMAGES = ("jpg", "jpeg", "png")
 
 
-class Member(NamedTuple):
-    """One image in a shard: name without extension, offset and size in bytes, class."""
-
-    key: str
-    start: int
-    size: int
-    label: int
+Member = tuple[str, int, int, int]
+"""One image in a shard: name without extension, offset and size in bytes, class."""
 
 
 def read_members(shard: Path, classes: int) -> Iterator[tuple[Member, IO[bytes]]]:
@@ -71,7 +66,7 @@ def _find_image(
     if not text.strip().isdigit() or int(text) >= classes:
         name = parts["cls"].name
         raise ValueError(f"{name} has {text!r}, not a class below data.num_classes={classes}")
-    return Member(key, image.offset_data, image.size, int(text))
+    return key, image.offset_data, image.size, int(text)
 
 
 class ShardImages(Dataset[tuple[Any, int]]):
@@ -79,11 +74,10 @@ class ShardImages(Dataset[tuple[Any, int]]):
 
     def __init__(self, shards: tuple[Path, ...], classes: int) -> None:
         self.members = [(s, member) for s in shards for member, _ in read_members(s, classes)]
-        self.labels = torch.tensor([member.label for _, member in self.members])
+        self.labels = torch.tensor([label for _, (*_, label) in self.members])
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        shard, member = self.members[index]
+        shard, (key, start, size, label) = self.members[index]
         with shard.open("rb") as file:
-            file.seek(member.start)
-            data = io.BytesIO(file.read(member.size))
-        return decode(data, f"{shard}: {member.key}"), member.label
+            file.seek(start)
+            return decode(io.BytesIO(file.read(size)), f"{shard}: {key}"), label

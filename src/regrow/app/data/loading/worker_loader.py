@@ -40,6 +40,11 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         check_count("num_workers", self.workers, least=0)
 
+    def transform_with(self, image: Any, random: torch.Generator) -> Tensor:
+        """Transform one image, with draws from `random`."""
+        with draw_from(random):
+            return self.transform(image)
+
     def load(self, dataset: Dataset[Any], **batching: Any) -> Iterator[Batch]:
         """Yield the batches of a `DataLoader`, without drawing from global generators."""
         loader = DataLoader(
@@ -56,13 +61,13 @@ class WorkerConfig:
 class _TransformedImages(Dataset[tuple[Tensor, int]]):
     """The images of one epoch, each transformed with draws of its own."""
 
-    def __init__(self, images: Any, transform: Transform, seed: int, epoch: int) -> None:
-        self.images, self.transform, self.seed, self.epoch = images, transform, seed, epoch
+    def __init__(self, images: Any, config: WorkerConfig, seed: int, epoch: int) -> None:
+        self.images, self.config, self.seed, self.epoch = images, config, seed, epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.images[index]
-        with draw_from(generator(self.seed, "image", self.epoch, index)):
-            return self.transform(image), label
+        random = generator(self.seed, "image", self.epoch, index)
+        return self.config.transform_with(image, random), label
 
 
 class ImageLoader(ResumableLoader):
@@ -106,5 +111,5 @@ class ImageLoader(ResumableLoader):
             samples, shuffle=self.shuffle, seed=self.seed, epoch=epoch, rank=rank, world=world
         )
         parts = torch.split(self.indices[order], self.batch_size)[start:]
-        dataset = _TransformedImages(self.images, self.config.transform, self.seed, epoch)
+        dataset = _TransformedImages(self.images, self.config, self.seed, epoch)
         yield from self.config.load(dataset, batch_sampler=[part.tolist() for part in parts])
