@@ -10,13 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regrow.app.models.efficientnet_lite import packaged_file, renamed
 from regrow.io.checkpoints import read_checkpoint
 from regrow.io.files import read_json
 from regrow.utils.errors import ConfigError, check_choice
 
 PRETRAINED = "pretrained:"
-PACKAGED = "efficientnet_lite0"
 SCRATCH = "scratch"
 
 
@@ -25,9 +23,8 @@ def load_initial_weights(start: str) -> dict[str, Tensor]:
 
     Args:
         start: A checkpoint of Lightning or a plain state dict, the folder of a run, or
-            "pretrained:NAME". NAME is a network of torchvision or timm, such as "resnet18",
-            "resnet50.IMAGENET1K_V1" or "timm/vit_tiny_patch16_224", or "efficientnet_lite0", whose
-            weights a small package ships.
+            "pretrained:NAME" for a network of torchvision or timm (whichever is installed and knows
+            it; "pretrained:timm/NAME" asks one, "resnet50.IMAGENET1K_V1" for certain weights).
 
     Raises:
         ConfigError: If it does not exist.
@@ -63,9 +60,6 @@ def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _pretrained(given: str) -> dict[str, Tensor]:
-    if given == PACKAGED:
-        packaged = read_checkpoint(packaged_file())
-        return {renamed(name): tensor for name, tensor in packaged.items()}
     library, _, name = given.rpartition("/")
     allowed = [*_LIBRARIES]
     if library:
@@ -73,8 +67,8 @@ def _pretrained(given: str) -> dict[str, Tensor]:
     installed = [one for one in allowed if importlib.util.find_spec(one) is not None]
     if not installed:
         raise ConfigError(
-            f"start={PRETRAINED}{given} needs {' or '.join(allowed)}: pip install {allowed[0]}, "
-            f"write {PACKAGED}, or name a checkpoint"
+            f"start={PRETRAINED}{given} needs {' or '.join(allowed)}: "
+            'pip install "regrow[vision]", or name a checkpoint'
         )
     problems = []
     for one in installed:

@@ -15,9 +15,11 @@ from hydra.utils import get_object, instantiate
 
 import regrow
 from regrow.utils.errors import ConfigError, RegrowError
+from regrow.utils.imports import import_optional
 
 T = TypeVar("T")
 _OURS = str(Path(regrow.__file__).parent)
+_EXTRAS = {"torchvision": "vision", "timm": "vision"}  # packages of targets in conf/
 
 
 def public_path(target: str) -> str:
@@ -58,12 +60,15 @@ def instantiate_node(what: str, node: Any, kind: type[T], **given: Any) -> T:
     Raises:
         ConfigError: With the setting and the message of its target.
     """
+    target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
+    package = target.partition(".")[0]
+    if package in _EXTRAS:
+        import_optional(f"{what}._target_={target}", _EXTRAS[package], package)
     try:
         thing = instantiate(node, **given)
     except Exception as error:
         raise wrap_error(f"{what} could not be created from its settings", error) from error
     if not isinstance(thing, kind):
-        target = node.get("_target_") if isinstance(node, Mapping) else None
         raise ConfigError(
             f"{what}._target_={target} makes a {type(thing).__name__}, {kind.__name__} is needed: "
             f"write one of the options of {what.partition('.')[0]} (regrow train --help)"
