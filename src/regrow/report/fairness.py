@@ -35,7 +35,7 @@ def is_comparable(one: Point, other: Point) -> bool:
 
     Densities are compared: 98 and 98.5 % sparsity differ much, 30 and 30.5 % do not.
     """
-    if one.rows[0].values["of"] != other.rows[0].values["of"]:
+    if one.run.result["of"] != other.run.result["of"]:
         return False
     less, more = sorted(1 - point.x["sparsity"].mean for point in (one, other))
     return more - less <= _NEAR * more

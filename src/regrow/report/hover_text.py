@@ -9,28 +9,30 @@ from html import escape
 from regrow.report.statistics import Point, Spread
 
 
-def point_text(name: str, point: Point) -> str:
+def point_text(point: Point) -> str:
     """Describe a pruned point: method, accuracy, size, speed, overrides, seeds."""
-    lines = [f"<b>{escape(name)}</b>", f"top-1 {format_percent(point.y['accuracy'])}"]
-    if "accuracy_top5" in point.y:
-        lines.append(f"top-5 {format_percent(point.y['accuracy_top5'])}")
+    lines = [f"<b>{escape(point.methods[0])}</b>", *_accuracy_lines(point)]
     lines.append(f"{format_change(point.y['accuracy_drop'])} against dense")
-    unit = escape(str(point.rows[0].values["of"]))
+    unit = escape(str(point.run.result["of"]))
     lines.append(f"sparsity {100 * point.x['sparsity'].mean:.2f} % ({unit})")
     if "compression" in point.x:
         lines.append(f"{point.x['compression'].mean:.2f}x fewer parameters")
     lines += _cost_lines(point)
-    overrides = [word for word in point.rows[0].run.overrides if not word.startswith("seed=")]
+    overrides = [word for word in point.run.overrides if not word.startswith("seed=")]
     lines += wrap_escaped(f"overrides: {' '.join(overrides) or 'none'}")
     return "<br>".join([*lines, *wrap_escaped(f"seeds: {', '.join(map(str, point.seeds))}")])
 
 
-def dense_text(names: list[str], point: Point) -> str:
+def dense_text(point: Point) -> str:
     """Describe a dense baseline, with the methods that are compared with it."""
-    lines = [f"<b>dense baseline</b>, top-1 {format_percent(point.y['accuracy'])}"]
-    if "accuracy_top5" in point.y:
-        lines.append(f"top-5 {format_percent(point.y['accuracy_top5'])}")
-    return "<br>".join([*lines, *_cost_lines(point), *wrap_escaped(f"of: {', '.join(names)}")])
+    first, *more = _accuracy_lines(point)
+    lines = [f"<b>dense baseline</b>, {first}", *more, *_cost_lines(point)]
+    return "<br>".join([*lines, *wrap_escaped(f"of: {', '.join(point.methods)}")])
+
+
+def _accuracy_lines(point: Point) -> list[str]:
+    names = {"top-1": "accuracy", "top-5": "accuracy_top5"}
+    return [f"{k} {format_percent(point.y[name])}" for k, name in names.items() if name in point.y]
 
 
 def _cost_lines(point: Point) -> list[str]:

@@ -17,6 +17,7 @@ from regrow.utils.errors import DataError
 
 FORMAT = 1
 FILE, FAILED, CLAIMED = "result.json", "failed.json", "run.json"
+_ADVICE = "remove it and run the job again"
 _NOT_JOBS = {"checkpoints", "levels", "logs", ".hydra"}  # folders within a job
 
 # Required fields and their types: of every result, of one with a pruned network, of a network.
@@ -48,10 +49,8 @@ class Run:
     result: Mapping[str, Any]
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """The resolved settings that the result depends on."""
-        settings: Mapping[str, Any] = self.result["settings"]
-        return settings
+    def settings(self) -> dict[str, Any]:
+        return dict(self.result["settings"])
 
     @property
     def overrides(self) -> list[str]:
@@ -59,16 +58,15 @@ class Run:
         return _without_recipe(self.result["overrides"])
 
     @property
-    def dense(self) -> Mapping[str, Any]:
+    def dense(self) -> dict[str, Any]:
         """Measurements of the dense baseline."""
-        network: Mapping[str, Any] = self.result["dense"]
-        return network
+        return dict(self.result["dense"])
 
     @property
-    def pruned(self) -> Mapping[str, Any] | None:
+    def pruned(self) -> dict[str, Any] | None:
         """Measurements of the pruned network; None for a dense run."""
-        network: Mapping[str, Any] | None = self.result.get("pruned")
-        return network
+        network = self.result.get("pruned")
+        return None if network is None else dict(network)
 
     @property
     def rate(self) -> float | None:
@@ -101,9 +99,9 @@ def read_run(folder: Path) -> Run:
         text = (folder / FILE).read_text(encoding="utf-8")
         result = json.loads(text, parse_constant=_raise_not_finite)
     except ValueError as error:
-        raise DataError(f"{FILE} is damaged ({error}): remove it and run the job again") from error
+        raise DataError(f"{FILE} is damaged ({error}): {_ADVICE}") from error
     if not isinstance(result, dict):
-        raise DataError(f"{FILE} contains no result: remove it and run the job again")
+        raise DataError(f"{FILE} contains no result: {_ADVICE}")
     if result.get("format") != FORMAT:
         versions = result.get("versions")
         version = versions.get("regrow") if isinstance(versions, dict) else None
@@ -130,11 +128,11 @@ def _check(prefix: str, value: Any, types: Mapping[str, type]) -> None:
     """Check that all fields exist and have the right type."""
     for name, kind in types.items():
         if not isinstance(value, dict) or name not in value:
-            raise DataError(f"{FILE} lacks {prefix}{name}: remove it and run the job again")
+            raise DataError(f"{FILE} lacks {prefix}{name}: {_ADVICE}")
         if not isinstance(value[name], kind):
             raise DataError(
                 f"{FILE} has {prefix}{name}={value[name]!r}, which is not of type "
-                f"{kind.__name__.lower()}: remove it and run the job again"
+                f"{kind.__name__.lower()}: {_ADVICE}"
             )
 
 
