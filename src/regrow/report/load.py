@@ -138,21 +138,13 @@ def _check(prefix: str, value: Any, types: Mapping[str, type]) -> None:
 
 @dataclass(frozen=True)
 class JobWithoutResult:
-    """A job whose result is missing or cannot be read.
-
-    Attributes:
-        folder: Its folder.
-        state: "failed", "unfinished" or "unreadable".
-        reason: Why, as a sentence.
-        overrides: Recipe and overrides, where known.
-        when: Time of the last change, where known.
-    """
+    """A job whose result is missing or cannot be read."""
 
     folder: Path
-    state: str
+    state: str  # "failed", "unfinished" or "unreadable"
     reason: str
-    overrides: str = ""
-    when: str = ""
+    overrides: str = ""  # with the recipe
+    when: str = ""  # time of the last change
 
 
 @dataclass(frozen=True)
@@ -171,10 +163,7 @@ class Jobs:
 
 
 def read_jobs(folders: Sequence[Path]) -> Jobs:
-    """Read each folder as a job; errors are recorded, not raised.
-
-    A folder with a result and a later failure is listed as both.
-    """
+    """Read each folder as a job; one with a result and a later failure is listed as both."""
     jobs, seen = Jobs(), set()
     for folder in folders:
         job = _read_job(folder)
@@ -184,11 +173,11 @@ def read_jobs(folders: Sequence[Path]) -> Jobs:
         if (folder / FAILED).is_file():
             remark = "; the result shown is an earlier one of this folder"
             jobs.without_result.append(_read_failure(folder, remark))
-        if (key := job.result["config_hash"]) in seen:
+        if job.result["config_hash"] in seen:
             jobs.copies.append(folder)
         else:
-            seen.add(key)
             jobs.runs.append(job)
+        seen.add(job.result["config_hash"])
     return jobs
 
 
@@ -197,17 +186,14 @@ def find_jobs(folder: Path) -> list[Path]:
     jobs = []
     for name, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if name not in _NOT_JOBS)
-        if {FILE, FAILED, CLAIMED} & {*files} and not _is_baseline(Path(name), files):
+        found = {FILE, FAILED, CLAIMED} & {*files}
+        if found == {FILE}:
+            content = _read_object(Path(name) / FILE)
+            if "block" in content and "format" not in content:
+                continue  # a dense baseline
+        if found:
             jobs.append(Path(name))
     return jobs
-
-
-def _is_baseline(folder: Path, files: Sequence[str]) -> bool:
-    """Return whether a folder has the result of a dense baseline, and no file of a job."""
-    if FILE not in files or {FAILED, CLAIMED} & {*files}:
-        return False
-    content = _read_object(folder / FILE)
-    return "block" in content and "format" not in content
 
 
 def _read_job(folder: Path) -> Run | JobWithoutResult:

@@ -9,13 +9,12 @@ import gzip
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from importlib.resources import files
-from typing import Any
 
 from regrow.report.advice import count_of
 from regrow.report.load import JobWithoutResult
 from regrow.report.page_data import make_page_data
 from regrow.report.tasks import Task, cross_task_advice
+from regrow.report.templates import load_template, read_asset
 from regrow.utils.imports import import_optional
 
 NamedJobs = Sequence[tuple[str, JobWithoutResult]]
@@ -29,32 +28,15 @@ def render_page(
     copies: Sequence[str],
     when: datetime,
 ) -> str:
-    """Render the page as HTML.
-
-    Args:
-        title: Its heading.
-        tasks: All finished runs.
-        without_result: Jobs without a result, with their names.
-        copies: Names of jobs whose run is also in another folder.
-        when: Time shown as that of writing.
+    """Render the page as HTML; `copies` are the names of jobs whose run is also elsewhere.
 
     Raises:
         ConfigError: If jinja2 or plotly is not installed.
     """
-    jinja2 = import_optional("the page of the report", "report", "jinja2")
-    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, **options)
-    headings = [task.name if len(tasks) > 1 else "" for task in tasks]
-    warned = [{"name": "", "advice": cross_task_advice(tasks)}]
-    warned += [{"name": n, "advice": t.advice} for n, t in zip(headings, tasks, strict=True)]
+    warned = [("", cross_task_advice(tasks))]
+    warned += [(task.name if len(tasks) > 1 else "", task.advice) for task in tasks]
     data = json.dumps(make_page_data(tasks), separators=(",", ":"), allow_nan=False)
-    code: dict[str, Any] = {
-        "style": _read_asset("style.css"),
-        "script": "\n".join(map(_read_asset, _SCRIPTS)),
-        "plotly": packed_plotly(),
-        "data": pack(data),
-    }
-    page: str = environment.from_string(_read_asset("page.html.j2")).render(
+    page = load_template("page.html.j2").render(
         title=title,
         when=when.isoformat(" ", "minutes"),
         summary=summarize(tasks, without_result),
@@ -62,7 +44,10 @@ def render_page(
         warned=warned,
         without_result=without_result,
         copies=copies,
-        **{name: jinja2.utils.markupsafe.Markup(text) for name, text in code.items()},
+        style=read_asset("style.css"),
+        script="\n".join(map(read_asset, _SCRIPTS)),
+        plotly=packed_plotly(),
+        data=pack(data),
     )
     return page + "\n"
 
@@ -90,14 +75,6 @@ def pack(text: str) -> str:
 
 @functools.cache
 def packed_plotly() -> str:
-    """Return plotly.js, packed: 2 MB instead of 5.
-
-    Raises:
-        ConfigError: If plotly is not installed.
-    """
+    """Return plotly.js, packed: 2 MB instead of 5."""
     plotly = import_optional("the page of the report", "report", "plotly.offline")
     return pack(plotly.get_plotlyjs())
-
-
-def _read_asset(name: str) -> str:
-    return (files("regrow.report") / "assets" / name).read_text(encoding="utf-8")

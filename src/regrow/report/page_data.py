@@ -9,11 +9,11 @@ from numbers import Real
 from typing import Any
 
 from regrow.report.curves import downsample, find_metric_files, read_curves, spaced_indices
-from regrow.report.hover_text import dense_text, point_text
 from regrow.report.load import Run
 from regrow.report.statistics import Plot, Point, Spread
 from regrow.report.table import COLUMNS, Values
 from regrow.report.tasks import Task
+from regrow.report.templates import load_template
 
 _NUMBERS = 150_000  # in all curves and events together: about a megabyte
 Texts = dict[str, int]  # indices of texts; a text that is looked up is added
@@ -45,23 +45,23 @@ def _plot(plot: Plot) -> dict[str, Any]:
                 "name": one.name,
                 "line": one.line,
                 "points": [
-                    _point(point, point_text(point))
-                    | {"levels": [_point(level, point_text(level)) for level in point.levels]}
+                    _point(point) | {"levels": [_point(level) for level in point.levels]}
                     for point in one.points
                 ],
             }
             for one in plot.series
         ],
-        "dense": [_point(point, dense_text(point)) for point in plot.dense],
+        "dense": [_point(point, dense=True) for point in plot.dense],
     }
 
 
-def _point(point: Point, text: str) -> dict[str, Any]:
+def _point(point: Point, *, dense: bool = False) -> dict[str, Any]:
+    text = load_template("hover.html.j2").render(point=point, dense=dense)
     return {
         "x": {name: _spread(value) for name, value in point.x.items()},
         "y": {name: _spread(value) for name, value in point.y.items()},
         "fronts": sorted(f"{axis} {measure}" for axis, measure in point.fronts),
-        "text": text,
+        "text": text.strip().replace("\n<br>", "<br>"),
     }
 
 

@@ -103,8 +103,8 @@ class Point:
         run: Its first run.
         methods: Name of its method; of a dense baseline, of all methods compared with it.
         seeds: The different seeds, sorted.
-        x: Spread on each axis on which all runs were measured.
-        y: Spread of each measure that all runs have.
+        x: Spreads by axis, where all runs were measured.
+        y: Spreads by measure, where all runs were measured.
         fronts: The (axis, measure) pairs on whose Pareto front it is.
         levels: Intermediate sparsities of its runs.
     """
@@ -119,29 +119,18 @@ class Point:
 
 
 class Series(NamedTuple):
-    """The operating points of one method, by sparsity.
-
-    Attributes:
-        name: Name of the method.
-        points: Its final networks.
-        line: Whether the points are joined by a line.
-    """
+    """The operating points of one method, by sparsity."""
 
     name: str
-    points: list[Point]
-    line: bool
+    points: list[Point]  # final networks
+    line: bool  # whether the points are joined
 
 
 class Plot(NamedTuple):
-    """The points of one task.
+    """The points of one task."""
 
-    Attributes:
-        series: One for each method; if there are too many, one for each recipe, without a line.
-        dense: One point for each kind of dense baseline, the most common first.
-    """
-
-    series: list[Series]
-    dense: list[Point]
+    series: list[Series]  # one for each method; if there are too many, one for each recipe
+    dense: list[Point]  # one for each kind of dense baseline, the most common first
 
 
 def make_plot(rows: DataFrame) -> Plot:

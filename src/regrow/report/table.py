@@ -91,11 +91,6 @@ def run_rows(run: Run, folder: str, method: str) -> list[Values]:
 
     Of a level only the accuracy was measured. If weights are pruned, its parameters follow from
     its sparsity; MACs and latency stay empty, as they depend on the positions of the zeros.
-
-    Args:
-        run: A finished job.
-        folder: Name of its folder.
-        method: Name of its method.
     """
     result, latency = run.result, (run.pruned or {}).get("latency_ms")
     shared = {

@@ -48,11 +48,7 @@ class Task(NamedTuple):
 
 
 def make_tasks(runs: Sequence[Run], folders: Sequence[str]) -> list[Task]:
-    """Sort runs into tasks, the one with most runs first.
-
-    Args:
-        runs: Finished jobs.
-        folders: Names of their folders, in the same order.
+    """Sort runs, with the names of their folders, into tasks; the one with most runs is first.
 
     Raises:
         ConfigError: If pandas is not installed.
