@@ -109,11 +109,6 @@ def describe_latency(run: Run) -> str | None:
     return f"{latency.get('device')} {run.result.get('device', '')}".strip() + f", {threads}"
 
 
-def describe_versions(run: Run) -> str:
-    """Describe the versions of all software that a run used."""
-    return ", ".join(f"{name} {version}" for name, version in run.result["versions"].items())
-
-
 CHECKS = (
     Check(
         "Different total epochs",
@@ -136,7 +131,7 @@ CHECKS = (
     ),
     Check(
         "Different versions",
-        describe_versions,
+        lambda run: ", ".join(f"{name} {v}" for name, v in run.result["versions"].items()),
         "Versions",
         "Run the older jobs again in one environment: force=true",
     ),

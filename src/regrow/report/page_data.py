@@ -26,9 +26,7 @@ def make_page_data(tasks: Sequence[Task]) -> dict[str, Any]:
     rows = [row for task in tasks for row in task.rows.to_dict("records")]
     finals = [row for row in rows if row["final"] == "yes"]
     limit = max(20, min(400, _NUMBERS // (12 * max(1, len(finals)))))
-    columns = [column._asdict() for column in COLUMNS]
-    for column in columns:
-        del column["source"]
+    columns = [dict(zip(column._fields[:-1], column[:-1], strict=True)) for column in COLUMNS]
     return {
         "tasks": [{"name": task.name, "size": task.size, **_plot(task.plot)} for task in tasks],
         "columns": columns,
@@ -71,12 +69,8 @@ def _spread(value: Spread) -> list[float | int | None]:
 
 
 def _row(row: Values, texts: Texts) -> list[Any]:
-    return [
-        texts[str(row[column.name])]
-        if column.text and row[column.name] is not None
-        else row[column.name]
-        for column in COLUMNS
-    ]
+    values = ((row[column.name], column.text) for column in COLUMNS)
+    return [texts[str(v)] if text and v is not None else v for v, text in values]
 
 
 def _run(row: Values, limit: int, texts: Texts) -> dict[str, Any]:

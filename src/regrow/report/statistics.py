@@ -71,11 +71,7 @@ class Spread(NamedTuple):
 
 
 def compute_spreads(groups: Any, columns: Sequence[str]) -> list[dict[str, Spread]]:
-    """Compute the spread of each group of rows, of those columns that all its rows have.
-
-    Args:
-        groups: A pandas `DataFrameGroupBy`, unsorted; its columns are float.
-        columns: Names of columns.
+    """Compute the spread of each group of a `DataFrameGroupBy`, of columns that all rows have.
 
     Example:
         >>> import pandas

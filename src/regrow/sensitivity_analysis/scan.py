@@ -152,8 +152,7 @@ def scan(
     """
     params, macs = totals
     for unit in units:
-        known = {unit.n_pruned: accuracy}  # by number of pruned weights or channels
-        found = {}
+        known, found = {unit.n_pruned: accuracy}, {}  # by count, by sparsity
         for sparsity in sparsities:
             count = max(unit.n_pruned, min(round(sparsity * unit.size), unit.size - 1))
             if count not in known:
@@ -187,11 +186,7 @@ def zero_temporarily(model: nn.Module, zeros: Zeros) -> Iterator[None]:
 
 
 def measure_accuracy(model: nn.Module, evaluate: Evaluate) -> float:
-    """Evaluate the model in eval mode, without gradients.
-
-    Raises:
-        StateError: If the accuracy is not a finite number.
-    """
+    """Evaluate the model in eval mode, without gradients; the accuracy must be finite."""
     with eval_mode(model), torch.no_grad():
         result = evaluate(model)
     try:
