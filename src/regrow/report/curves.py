@@ -40,17 +40,22 @@ def read_curves(files: Sequence[Path]) -> list[Curve]:
         files: CSV files with a column `step`, oldest first.
     """
     pandas = import_optional("a report", "report", "pandas")
-    options = {"on_bad_lines": "skip", "index_col": False, "dtype": str}
+    options = {"on_bad_lines": "skip", "index_col": False, "low_memory": False, "usecols": _is_read}
     tables = [pandas.read_csv(path, **options) for path in files if path.stat().st_size]
     tables = [table for table in tables if "step" in table]
     if not tables:
         return []
-    table = pandas.concat(tables).apply(pandas.to_numeric, errors="coerce")
-    table = table.replace([math.inf, -math.inf], math.nan).dropna(subset="step")
-    by_step = table.groupby("step").last()
-    columns = sorted(name for name in by_step if any(metric in name for metric in METRICS))
-    curves = ((name, by_step[name].dropna()) for name in columns)
+    table = pandas.concat(tables)
+    for name in table.select_dtypes(exclude="number"):
+        table[name] = pandas.to_numeric(table[name], errors="coerce")
+    table = table[table["step"].abs() < math.inf]
+    by_step = table.where(table.abs() < math.inf).groupby("step").last()
+    curves = ((name, by_step[name].dropna()) for name in sorted(by_step))
     return [Curve(name, [*map(int, c.index)], c.tolist()) for name, c in curves if len(c)]
+
+
+def _is_read(column: str) -> bool:
+    return column == "step" or any(metric in column for metric in METRICS)
 
 
 def downsample(curve: Curve, limit: int) -> Curve:
