@@ -192,4 +192,4 @@ def test_the_command_by_its_words(cut, tmp_path, monkeypatch, capsys):
     assert main(["export", str(path), "--to=pt2", f"--out={tmp_path}/a.onnx"]) == 1
     assert "is onnx by its suffix" in capsys.readouterr().err
     assert main(["export", str(path), f"--out={tmp_path}/a.tflite"]) == 1
-    assert "says no format" in capsys.readouterr().err
+    assert "names no format" in capsys.readouterr().err
