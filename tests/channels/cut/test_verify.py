@@ -25,7 +25,7 @@ def test_what_breaks_stays_and_its_share_is_taken_elsewhere():
     model = net(half_fixed)
     plan = prune(model, IMAGE, 0.5)
     assert plan.removed == {"b": 4}
-    assert "shape" in plan.pinned["a"]
+    assert "shape" in plan.not_prunable["a"]
     assert model.a.out_channels == 8
 
 

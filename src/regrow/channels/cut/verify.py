@@ -77,13 +77,13 @@ class Verified:
     Attributes:
         undo: Undoes the cut.
         patched: Attributes of the model's own modules that were changed.
-        pinned: Groups that could not be cut, with the error.
+        failed: Groups that could not be cut, with the error.
         error: Largest difference from the masked network, relative to its largest output.
     """
 
     undo: UndoLog
     patched: list[str]
-    pinned: dict[str, str]
+    failed: dict[str, str]
     error: float
 
 
@@ -129,14 +129,14 @@ class TrialCut:
         asked = [name for name, channels in removed.items() if len(channels)]
         # first groups whose outputs can be compared to the masked network, then the others
         good: list[str] = []
-        pinned: dict[str, str] = {}
+        failed: dict[str, str] = {}
         self._known.clear()
         for wanted in (True, False):
             names = [name for name in asked if exact[name] is wanted]
             if names:
-                good = self._blame_modules(good, names, removed, pinned)
+                good = self._blame_modules(good, names, removed, failed)
         undo, patched, error = self._cut({name: removed[name] for name in good})
-        return Verified(undo, patched, pinned, error)
+        return Verified(undo, patched, failed, error)
 
     def links(
         self, names: Iterable[str], tried: Collection[tuple[str, ...]] = ()
@@ -152,7 +152,7 @@ class TrialCut:
         return {*islice((t for t in types if not t.__module__.startswith("torch.nn.")), 1)}
 
     def _blame_modules(
-        self, good: list[str], names: list[str], removed: RemovedChannels, pinned: dict[str, str]
+        self, good: list[str], names: list[str], removed: RemovedChannels, failed: dict[str, str]
     ) -> list[str]:
         """Return `good` and those of `names` that can be cut too, by the modules that raise."""
         batches: list[list[str]] = []
@@ -166,10 +166,10 @@ class TrialCut:
                 cut = {name: removed[name] for name in names}
                 found = blame_groups(broken.paths, self.traced, self.groups, cut)
                 if not found:
-                    good = self._bisect(good, names, removed, pinned)
+                    good = self._bisect(good, names, removed, failed)
                     names = []
                     break
-                pinned |= dict.fromkeys(found, str(broken))
+                failed |= dict.fromkeys(found, str(broken))
                 batches.append(found)
                 names = [name for name in names if name not in found]
         good = [*good, *names]
@@ -180,17 +180,17 @@ class TrialCut:
                 continue
             good = [*good, *batch]
             for name in batch:
-                del pinned[name]
+                del failed[name]
         return good
 
     def _bisect(
-        self, good: list[str], names: list[str], removed: RemovedChannels, pinned: dict[str, str]
+        self, good: list[str], names: list[str], removed: RemovedChannels, failed: dict[str, str]
     ) -> list[str]:
         """Return the same by bisection; a group that failed decides for all equal ones."""
-        keys = {structure_key(g) for g in self.groups if g.name in pinned}
+        keys = {structure_key(g) for g in self.groups if g.name in failed}
         alike = {g.name for g in self.groups if structure_key(g) in keys}
         for name in [name for name in names if name in alike]:
-            pinned[name] = "an equal group in another block made the cut network fail"
+            failed[name] = "an equal group in another block made the cut network fail"
         names = [name for name in names if name not in alike]
         if not names:
             return good
@@ -199,11 +199,11 @@ class TrialCut:
             self._cut(together)[0]()
         except CutFailed as broken:
             if len(names) == 1:
-                pinned[names[0]] = str(broken)
+                failed[names[0]] = str(broken)
                 return good
             half = len(names) // 2
-            good = self._bisect(good, names[:half], removed, pinned)
-            return self._bisect(good, names[half:], removed, pinned)
+            good = self._bisect(good, names[:half], removed, failed)
+            return self._bisect(good, names[half:], removed, failed)
         return [*good, *names]
 
     def _cut(self, removed: RemovedChannels) -> tuple[UndoLog, list[str], float]:
