@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from regrow.channels.cut.surgery import UndoLog, cut, tell_modules
 from regrow.channels.cut.verify import TrialCut
+from regrow.channels.graph.preserve import preserve_state
 from regrow.channels.size import run_with_hooks
 from regrow.io.files import write_json
 from regrow.profiling.latency import latency
@@ -56,7 +57,9 @@ class LatencyTimer:
         """Return the milliseconds of a forward pass, on examples repeated to the batch's size."""
         if self.timer is not None:
             return self.timer(model)
-        return latency(model, resize_batch(example, self.size), repeats=20, warmup=3).median_ms
+        with preserve_state(model):
+            given = resize_batch(example, self.size)
+            return latency(model, given, repeats=20, warmup=3).median_ms
 
     def original(self, model: nn.Module, example: Any) -> float:
         """Return the milliseconds of the original model; measured at the first call only."""

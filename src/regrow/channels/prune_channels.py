@@ -19,9 +19,8 @@ from regrow.channels.graph.groups import Group, groups_from_trace
 from regrow.channels.graph.trace import trace
 from regrow.channels.importance import ChannelCriterion, channel_scores, get_channel_criterion
 from regrow.channels.latency_budget import LatencyTimer, latency_budget
-from regrow.channels.size import Sizes
+from regrow.channels.size import Sizes, count_work
 from regrow.masks.targets import select_targets
-from regrow.profiling.macs import count_macs
 from regrow.utils.batches import two_examples
 from regrow.utils.errors import ConfigError, check_sparsity
 from regrow.utils.names import parameters
@@ -127,7 +126,7 @@ def _cut_until_valid(
             reasons, linked = together.after(trial, found.failed, linked)
             trial.groups = groups = fix_groups(groups, reasons)
         elif config.of != "macs" or correction.is_settled(
-            sizes, removed, count_macs(model, two).macs, budget
+            sizes, removed, count_work(model, two).macs, budget
         ):
             break
         else:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from regrow.channels.cut.surgery import RemovedChannels
 from regrow.channels.graph.groups import Group, Place
-from regrow.profiling.macs import count_macs
+from regrow.channels.graph.preserve import preserve_state
+from regrow.profiling.macs import Work, count_macs
 from regrow.utils.batches import batch_size, bound_forward
 from regrow.utils.errors import check_choice
-from regrow.utils.modes import eval_mode
+from regrow.utils.modes import in_mode
 from regrow.utils.names import modules, parameters
 
 UNITS = ("channels", "macs", "params")
@@ -52,7 +53,7 @@ class Sizes:
         self._shapes = {name: tuple(p.shape) for name, p in parameters(model).items()}
         self._weights, self._rest = dict.fromkeys(self._shapes, 1.0), 0.0
         if of == "macs":
-            work = count_macs(model, example_input)
+            work = count_work(model, example_input)
             used = _derived_positions(model, example_input, work.positions) | work.positions
             self._weights = {n: used.get(n, 0.0) for n in self._shapes}
             counted = sum(
@@ -116,13 +117,19 @@ def _derived_positions(
     return found
 
 
+def count_work(model: nn.Module, example_input: Any) -> Work:
+    """Count the MACs of one forward pass, after which the model is as before."""
+    with in_mode(model, training=False), preserve_state(model):
+        return count_macs(model, example_input)
+
+
 def run_with_hooks(
     model: nn.Module, example_input: Any, hooks: Mapping[nn.Module, Callable[..., None]]
 ) -> None:
     """Run a model in eval mode with forward hooks `(module, inputs, output)` on some modules."""
     handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
     try:
-        with torch.no_grad(), eval_mode(model):
+        with in_mode(model, training=False), preserve_state(model):
             bound_forward(model, example_input)()
     finally:
         for handle in handles:

@@ -189,7 +189,6 @@ def test_networks(model, x, sizes):
     check(model, x, sizes)
 
 
-@pytest.mark.filterwarnings("ignore:.*assigned during export")
 @pytest.mark.parametrize(
     ("run", "layer", "reason"),
     [

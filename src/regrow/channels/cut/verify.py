@@ -26,6 +26,7 @@ from regrow.channels.cut.surgery import (
     tell_modules,
 )
 from regrow.channels.graph.groups import Group
+from regrow.channels.graph.preserve import preserve_state
 from regrow.channels.graph.trace import Trace
 from regrow.utils.batches import batch_size, bound_forward, noise_like, resize_batch
 from regrow.utils.modes import in_mode
@@ -301,7 +302,7 @@ class TrialCut:
         return error
 
     def _run(self, inputs: Any, training: bool) -> Any:
-        with in_mode(self.model, training):
+        with in_mode(self.model, training), preserve_state(self.model):
             try:
                 return bound_forward(self.model, inputs)()
             except Exception as error:
