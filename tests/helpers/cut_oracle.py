@@ -97,13 +97,13 @@ def permuted(original, group, order):
 
 
 def alike(group):
-    """Whether all channels stand at equally many places: only then can they change places."""
+    """Whether all channels have equally many positions: only then can they be permuted."""
     counts = [channels[channels >= 0].bincount() for channels in group.members.values()]
     return all(len(count.unique()) == 1 for count in counts)
 
 
 def half(groups, seed=0):
-    """Half of each group's channels by lot, of those that can be cut."""
+    """Half of the channels, at random, of each group that can be cut."""
     generator = torch.Generator().manual_seed(seed)
     return {
         group.name: torch.randperm(group.size, generator=generator)[: group.size // 2].sort().values

@@ -114,10 +114,7 @@ class ChannelCutter:
 
     @atomic
     def reshape(self, cuts: Sequence[StoredCut]) -> None:
-        """Set the shapes, not the values, of the model after some cuts.
-
-        Args:
-            cuts: As in the attribute `cuts`; a model that has these shapes already is not changed.
+        """Set the shapes, not the values, of the model after some cuts, if it has others.
 
         Raises:
             StateError: If they are cuts of another model.

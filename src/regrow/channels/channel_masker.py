@@ -143,12 +143,7 @@ class ChannelMasker:
     def bring_back(
         self, back: Mapping[str, Tensor], initializer: Initializer, optimizers: Sequence[Optimizer]
     ) -> dict[str, Tensor]:
-        """Let channels return.
-
-        Args:
-            back: Indices of returning channels, by group.
-            initializer: Makes their parameters; `removed_values` restores everything.
-            optimizers: Their state of returning weights is zeroed or restored.
+        """Unmask channels, with restored values if the initializer is `removed_values`.
 
         Returns:
             Bool tensors of the weights that are kept again, by parameter.

@@ -209,9 +209,6 @@ class ChannelPruner(BasePruner):
             names: Patterns of layers; channels with a part in one of them return; None: all.
             optimizers: Their state is restored or zeroed.
 
-        Returns:
-            The new entry of `history`.
-
         Raises:
             StateError: If nothing was stored, or the channels were cut: call `expand()`.
             ConfigError: If a pattern matches nothing.
@@ -289,9 +286,6 @@ class ChannelPruner(BasePruner):
         The cut model is verified; its parameters are the same objects. Optimizer state of another
         shape than its parameter is reset.
 
-        Args:
-            optimizers: Optimizers of the model.
-
         Returns:
             The cut, or None if nothing is masked.
 
@@ -310,12 +304,6 @@ class ChannelPruner(BasePruner):
 
         Weights that were not removed keep their present values. Optimizer state of returning
         weights is zero, and everything trains.
-
-        Args:
-            optimizers: Optimizers of the model.
-
-        Returns:
-            The new entry of `history`.
 
         Raises:
             StateError: If nothing was stored.

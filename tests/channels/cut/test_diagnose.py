@@ -137,7 +137,7 @@ def test_what_was_kept_of_parameters_is_forgotten():
 
 
 class Meeting:
-    """A bench that knows which groups meet."""
+    """A trial that knows which groups are linked."""
 
     def __init__(self, *sets):
         self.sets = sets
@@ -146,15 +146,15 @@ class Meeting:
         return [each for each in self.sets if stuck & {*each} and each not in tried]
 
 
-def test_where_cutting_in_step_fails_too_only_who_broke_it_alone_stays():
+def test_where_a_set_fails_too_only_the_group_that_failed_alone_cannot_be_cut():
     together, bench = LinkedGroups(), Meeting(("width", "heads"))
     pins, linked = together.after(bench, {"width": "not divisible"}, [])
-    assert (pins, linked) == ({}, [("width", "heads")])  # hopeful: not pinned yet
+    assert (pins, linked) == ({}, [("width", "heads")])  # retried: can still be cut
     pins, linked = together.after(bench, {"heads": "not divisible either"}, linked)
     assert (pins, linked) == ({"width": "not divisible"}, [])  # heads may go without it
 
 
-def test_sets_that_hold_stay_and_who_meets_nobody_is_pinned():
+def test_valid_sets_stay_and_a_group_without_others_cannot_be_cut():
     together, bench = LinkedGroups(), Meeting(("a", "b"))
     _, linked = together.after(bench, {"a": "x"}, [("c", "d")])
     assert linked == [("c", "d"), ("a", "b")]

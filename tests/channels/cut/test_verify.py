@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A cut is tried: what breaks is pinned with what was raised, the rest goes."""
+"""A cut is tried: groups that fail are not cut and have a reason, the others are cut."""
 
 import pytest
 import torch

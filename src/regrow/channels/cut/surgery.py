@@ -131,13 +131,9 @@ def cut(
     undo: UndoLog,
     change: Callable[[Tensor, Mapping[int, Tensor]], Tensor] = slice_tensor,
 ) -> None:
-    """Slice parameters and buffers in place; gradients are dropped.
+    """Slice parameters and buffers in place, or set zeros (`mask_tensor`); drop gradients.
 
-    Args:
-        model: The model.
-        kept: Positions that stay.
-        undo: Records what is replaced; calling it restores the model, also after a failure here.
-        change: `slice_tensor`, or `mask_tensor` to set zeros instead.
+    All that is replaced is recorded in `undo` first, so that it can be restored after a failure.
     """
     undo.model = model
     with torch.no_grad():

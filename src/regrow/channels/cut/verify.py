@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Cut a model on trial: run it, and compare its outputs with those of the masked model.
 
-Groups that make it fail stay whole. They are found by the module that raises, else by bisection.
+Groups that make it fail are not cut. They are found by the module that raises, or by bisection.
 """
 
 from __future__ import annotations
@@ -46,11 +46,6 @@ def output_tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def float_tensors(output: Any) -> list[Tensor]:
-    """Return the floating-point tensors of an output."""
-    return [tensor for tensor in output_tensors(output) if tensor.is_floating_point()]
-
-
 def relative_error(found: Tensor, reference: Tensor) -> float:
     """Compute max |found - reference| / max |reference|."""
     if not reference.numel():
@@ -91,11 +86,7 @@ class Verified:
 class TrialCut:
     """Runs a model before and after cuts, on batches of two sizes, in eval and training mode.
 
-    Args:
-        model: The model.
-        traced: Its labels.
-        groups: Its groups.
-        example_input: A batch; only its shapes and its integers are used.
+    Of the example only shapes and integers are used; floats are replaced by noise.
     """
 
     def __init__(
@@ -276,7 +267,8 @@ class TrialCut:
         undo = UndoLog()
         try:
             cut(self.model, kept, undo, mask_tensor)
-            return float_tensors(self._run(self.inputs[0], training=False))
+            found = output_tensors(self._run(self.inputs[0], training=False))
+            return [tensor for tensor in found if tensor.is_floating_point()]
         finally:
             undo()
 

@@ -50,7 +50,7 @@ class Interpreter:
         labels: Labels, united while the graph is interpreted.
         sites: Receives the calls whose arguments may be sizes.
         module: The graph.
-        fix_output: Whether the graph's output is the network's, whose channels stay.
+        fix_output: Whether its output is the network's output, whose channels cannot be cut.
     """
 
     def __init__(
