@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,7 +52,7 @@ class Exported:
 class ModelCut(Protocol):
     """What `export` uses of a `regrow.channels` cut."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> Mapping[str, Any]: ...
 
     def check_cut_model(self, model: nn.Module) -> None: ...
 

@@ -79,7 +79,7 @@ def load_small(module: Classifier, checkpoint: dict[str, Any]) -> ChannelCut | N
             {name.removeprefix(_INNER): dims for name, dims in saved.kept.items()},
             undo,
             removed=saved.removed,
-            pinned=saved.pinned,
+            not_prunable=saved.not_prunable,
             error=saved.error,
         )
     try:
