@@ -3,10 +3,14 @@ PYTHON ?= python3
 # Your own build of torch: make TORCH="torch --index-url URL" demo
 TORCH  ?= torch==2.13.0
 
+# torchvision needs the torch that it was built with; the default one may be any build.
+VISION ?= torch==2.14.1 torchvision==0.29.1 timm==1.0.31
+
 BIN := .venv/bin
+VISION_BIN := .venv-vision/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test slow guard lint types bench zoo clean
+.PHONY: setup vision vision-slow demo test slow guard lint types bench zoo clean
 .DEFAULT_GOAL := test
 
 # The stamp makes a second run instant. Torch comes first, so that your build of it stays.
@@ -25,10 +29,23 @@ test: setup
 	$(BIN)/pytest -q -n 2 --dist worksteal
 
 slow: setup
-	$(BIN)/pytest -q -n 2 --dist worksteal -m "slow or hypothesis" --hypothesis-profile=full
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "(slow or hypothesis) and not vision" --hypothesis-profile=full
 
 guard: setup
-	$(BIN)/pytest -q -n 2 --dist worksteal -m guard
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "guard and not vision"
+
+# Tests that need torchvision and timm, in an environment with the torch that they need.
+.venv-vision/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-vision
+	$(VISION_BIN)/pip install -q $(VISION)
+	$(VISION_BIN)/pip install -q -e '.[dev,vision]' -c constraints.txt
+	touch $@
+
+vision: .venv-vision/.done
+	$(VISION_BIN)/pytest -q -n 2 --dist worksteal -m "vision and (not slow or guard)"
+
+vision-slow: .venv-vision/.done
+	$(VISION_BIN)/pytest -q -n 2 --dist worksteal -m "vision and slow"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -37,21 +54,14 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-bench: setup
-	$(BIN)/pip install -q -e '.[plots]' -c constraints.txt
-	set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$file; done
+bench: .venv-vision/.done
+	$(VISION_BIN)/pip install -q -e '.[plots]' -c constraints.txt
+	set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do $(VISION_BIN)/python $$file; done
 
-# Peers live in an environment of their own: torchvision's wheel breaks Lightning beside a CPU-only torch.
-.venv-zoo/.done: .venv/.done
-	$(PYTHON) -m venv .venv-zoo
-	.venv-zoo/bin/pip install -q $(TORCH)
-	.venv-zoo/bin/pip install -q -e '.[export]' -c constraints.txt
-	.venv-zoo/bin/pip install -q torchvision==0.28.0 timm==1.0.31 torch-pruning==1.6.1
-	touch $@
-
-zoo: .venv-zoo/.done
-	.venv-zoo/bin/python benchmarks/zoo.py
-	.venv-zoo/bin/python benchmarks/channel_speed.py
+zoo: .venv-vision/.done
+	$(VISION_BIN)/pip install -q torch-pruning==1.6.1
+	$(VISION_BIN)/python benchmarks/zoo.py
+	$(VISION_BIN)/python benchmarks/channel_speed.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

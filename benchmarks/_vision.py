@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Torchvision's and timm's models for benchmarks, with numbers that hide nothing.
-
-Needs `pip install torchvision timm torch-pruning`, which nothing else here does.
-"""
+"""Torchvision's and timm's models for benchmarks, with numbers that hide nothing."""
 
 from __future__ import annotations
 
@@ -14,28 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NEEDED = ("torchvision", "timm", "torch_pruning")
 
-
-def needed() -> None:
+def needed(*packages: str) -> None:
     """Ends the program, in peace, where a package is missing."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"left out, as it needs {', '.join(missing)}: pip install {' '.join(NEEDED)}")
+        print(f"left out, as it needs {', '.join(missing)}: see `make zoo`")
         sys.exit(0)
-
-
-def stub() -> torch.library.Library | None:
-    """Declares what torchvision's wheel lacks beside a CPU-only torch; before it is imported."""
-    if torch.cuda.is_available() or "torchvision" in sys.modules:
-        return None
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
-_KEPT_ALIVE = stub()
 
 
 def build(source: str, name: str, **given: Any) -> nn.Module:

@@ -80,7 +80,7 @@ def ours(model: nn.Module, x: Tensor) -> None:
         macs=dense / 1e6,
         groups=len(groups),
         stuck=len(stuck),
-        inexact=sum(bool(g.approximate_reasons) for g in groups if not g.fixed_reason),
+        approximate=sum(bool(g.approximate_reasons) for g in groups if not g.fixed_reason),
         reasons=sorted(set(stuck.values())),
         untouched=same(before, held(model)),
     )
@@ -112,7 +112,7 @@ def ours(model: nn.Module, x: Tensor) -> None:
 
 def looked_at(model: nn.Module, x: Tensor, plan: Plan, shapes: list[Any]) -> dict[str, Any]:
     found = outputs(model, x)
-    held_back = {n: r for n, r in plan.pinned.items() if r != OUTPUT}
+    held_back = {n: r for n, r in plan.not_prunable.items() if r != OUTPUT}
     return {
         "macs": count_macs(model, x).macs,
         "n": sum(p.numel() for p in model.parameters()),
@@ -140,7 +140,7 @@ def exactness(
     verified = TrialCut(model, traced, groups, x).find_valid(removed)
     small = outputs(model, x)
     verified.undo()
-    kept = [g for g in groups if g.name in removed and g.name not in verified.pinned]
+    kept = [g for g in groups if g.name in removed and g.name not in verified.failed]
     parameters = dict(model.named_parameters())
     saved = {name: p.data for name, p in parameters.items()}
     for group in kept:

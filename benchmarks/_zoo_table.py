@@ -123,7 +123,7 @@ def _summary(name: str, value: float, other: Row, count: int, peers: int) -> str
 def _line(row: Row, peer: Row | None) -> str:
     errors = [f.get("error_exact") for f in row["shares"].values()]
     known = [error for error in errors if error is not None]
-    error = f"{max(known):.0e}" if known else ("inexact" if row["shares"] else "")
+    error = f"{max(known):.0e}" if known else ("approximate" if row["shares"] else "")
     cells = [
         row["name"],
         row.get("pixels", ""),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What each process of `zoo.py` needs once: imported before it starts, and not timed."""
 
-import _vision  # noqa: F401  # before timm
+import _vision  # noqa: F401
 import timm  # noqa: F401
 import torch
 from torch import nn

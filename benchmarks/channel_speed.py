@@ -108,7 +108,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--models", nargs="*", default=MODELS)
     options = parser.parse_args()
-    needed()
+    needed("torchvision", "torch_pruning")
     torch.set_num_threads(1)
     rows = []
     for name in options.models:

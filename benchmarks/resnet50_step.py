@@ -17,12 +17,12 @@ from functools import partial
 
 import lightning.pytorch as pl
 import torch
+import torchvision
 from _bench import arguments, ratio, show
 from torch.utils.data import DataLoader
 from trainer_overhead import Ring
 
 from regrow import ChannelPruning, MagnitudePruning
-from regrow.app.models import ImageNetResNet
 from regrow.app.training.classifier import Classifier
 
 DENSE, AGAIN, BASE = "dense", "dense again (null control)", "mean of both dense"
@@ -87,7 +87,8 @@ def fit(clock, callbacks, batches):
         enable_model_summary=False,
     )
     sgd = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
-    model = Classifier(ImageNetResNet(50), sgd, num_classes=1000, input_shape=(3, 224, 224))
+    network = torchvision.models.resnet50()
+    model = Classifier(network, sgd, num_classes=1000, input_shape=(3, 224, 224))
     trainer.fit(model, DataLoader(batches, batch_size=None))
     for callback in callbacks:
         print(f"{type(callback).__name__}: {callback.sparsity:.4f} masked", flush=True)

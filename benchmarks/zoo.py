@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of models")
     parser.add_argument("--again", nargs="*", default=[], help="names to run again")
     options = parser.parse_args()
-    needed()
+    needed("torchvision", "timm")
     known = read(options.results)
     for side in options.sides:
         for source, name, size, argument in MODELS:

@@ -8,12 +8,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
-from shared_config_store import share_config_store
 
 from regrow.app.config.recipes import register
 from regrow.utils.paths import config_dir
 
-share_config_store()
 QUICK = (
     "trainer.max_epochs=2",
     "latency.repeats=3",

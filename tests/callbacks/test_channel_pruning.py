@@ -197,6 +197,6 @@ def test_a_trial_that_fails_pins_the_group_and_says_why():
     module.wanted = (12,)
     with pytest.warns(UserWarning, match=r"body\.0 keeps its channels.*not so many"):
         run(module, channels, max_epochs=1)
-    assert list(channels.pruner.pins) == ["body.0"]
+    assert list(channels.pruner.not_prunable) == ["body.0"]
     assert sizes(module) == (12, 5)  # 30 % of what can be cut
     assert channels.sparsity == 1 - 5 / 8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whole channels: masked everywhere, cut out, brought back to the bit."""
+"""Whole channels: masked everywhere, cut out, restored bit-exactly."""
 
 import copy
 

@@ -50,7 +50,7 @@ def test_sizes_are_those_of_the_cut_model(of, seed):
     assert sizes.dense == counted(model, of)
     removed = {name: c[: 1 + seed] for name, c in half(found, seed).items()}
     predicted = sizes.after(removed)
-    assert not TrialCut(model, traced, found, X).find_valid(removed).pinned
+    assert not TrialCut(model, traced, found, X).find_valid(removed).failed
     assert predicted == counted(model, of)
 
 

@@ -15,7 +15,6 @@ import torch
 from golden_digests import describe
 from golden_fits import QUIET, loader, seed_all
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 
@@ -71,11 +70,7 @@ def building() -> ModuleType:
 @functools.cache
 def register() -> None:
     """Offers the recipes to Hydra."""
-    store, root = ConfigStore.instance(), TOP / "recipes"
-    for path in sorted(root.rglob("*.yaml")):
-        group = f"recipe/{path.parent.relative_to(root).as_posix()}"
-        node = OmegaConf.load(path)
-        store.store(group=group, name=path.stem, node=node, package="_global_")
+    importlib.import_module("regrow.app.config.recipes").register()
 
 
 def composed(recipe: str, words: tuple[str, ...]) -> Any:

@@ -34,7 +34,6 @@ PACKAGES = (
     "report",
     "app.models",
     "app.config",
-    "app.data.transforms",
     "app.data.loading",
     "app.data",
     "app.training",
@@ -59,6 +58,7 @@ SHORT_FILES = {  # below 40 lines, each for a reason
     "utils/paths.py": "where conf/ and recipes/ are",
     "callbacks/sparse_early_stopping.py": "one public callback a file",
     "app/cli/recipes_command.py": "one sub-command a file",
+    "app/data/fashion_mnist.py": "one data set a file",
     "sensitivity_analysis/scan_options.py": "read by the command line, which must not import torch",
 }
 

@@ -97,13 +97,13 @@ def permuted(original, group, order):
 
 
 def alike(group):
-    """Whether all channels stand at equally many places: only then can they change places."""
+    """Whether all channels have equally many positions: only then can they be permuted."""
     counts = [channels[channels >= 0].bincount() for channels in group.members.values()]
     return all(len(count.unique()) == 1 for count in counts)
 
 
 def half(groups, seed=0):
-    """Half of each group's channels by lot, of those that can be cut."""
+    """Half of the channels, at random, of each group that can be cut."""
     generator = torch.Generator().manual_seed(seed)
     return {
         group.name: torch.randperm(group.size, generator=generator)[: group.size // 2].sort().values
@@ -112,14 +112,14 @@ def half(groups, seed=0):
     }
 
 
-def check(model, x, sizes, inexact=(), refused=()):
+def check(model, x, sizes, approximate=(), refused=()):
     """Finds the groups, cuts half of each one, compares; returns groups and a cut copy.
 
     Args:
         model: The network.
         x: A batch; random numbers take the place of its floats.
         sizes: How many channels each group must have that can be cut, by hand.
-        inexact: Those of them whose zeroed channels would count.
+        approximate: Those of them whose zeroed channels would count.
         refused: Those of them that do not hold when they are tried.
     """
     model, x = distinct(copy.deepcopy(model)), noise(x)
@@ -127,18 +127,18 @@ def check(model, x, sizes, inexact=(), refused=()):
     groups = groups_from_trace(traced, model)
     free = [group for group in groups if not group.fixed_reason and group.size > 1]
     assert {group.name: group.size for group in free} == sizes
-    assert {group.name for group in free if group.approximate_reasons} == {*inexact}
+    assert {group.name for group in free if group.approximate_reasons} == {*approximate}
     before = outputs(model, x)
     for group in filter(alike, free):
         order = torch.arange(group.size).roll(1)
         assert_close(outputs(permuted(model, group, order), x), before)
     original, removed = copy.deepcopy(model), half(groups)
     found = TrialCut(model, traced, groups, x).find_valid(removed)
-    assert {*found.pinned} == {*refused}, found.pinned
+    assert {*found.failed} == {*refused}, found.failed
     smaller = sum(p.numel() for p in model.parameters())
     assert {*sizes} == {*refused} or smaller < sum(p.numel() for p in original.parameters())
     after = outputs(model, x)
     assert [t.shape for t in after] == [t.shape for t in before]
-    if {*inexact} <= {*refused}:
+    if {*approximate} <= {*refused}:
         assert_close(after, outputs(zeroed(original, model), x))
     return groups, model

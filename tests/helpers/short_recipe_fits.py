@@ -5,19 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
-import pickle
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from shared_config_store import share_config_store
+from small_images import write_cifar, write_fashion_mnist, write_photographs
 
 from regrow.app.config.recipes import register
 from regrow.app.training.build import build_callbacks, build_data, build_module, build_pruning
@@ -25,8 +22,8 @@ from regrow.app.training.default_teacher import with_teacher
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.utils.paths import config_dir
 
-share_config_store()
 ONE_DEVICE = ("trainer.accelerator=cpu", "trainer.deterministic=false", "~callbacks.progress")
+RESNET18 = ("model._target_=torchvision.models.resnet18",)  # in ResNet-50's place
 PHOTOGRAPHS = ("data.size=64", "data.resize=72", "data.num_classes=3", "model.num_classes=3")
 
 
@@ -41,8 +38,10 @@ _registered = functools.cache(register)  # what is stored stays for the whole pr
 
 
 def tiny(recipe: str, folder: Path) -> list[str]:
-    """Settings that make a recipe read what `write_data` wrote into `folder`."""
+    """Settings that make a recipe read small data, which is written into `folder` once."""
     data = recipe.partition("/")[0]
+    if data != "digits" and not (folder / data).exists():
+        write_data(data, folder / data)
     words = ["data.batch_size=8"]
     if recipe.endswith("_budget") or recipe == "digits/budget":
         words += ["callbacks.budget.reference=0.1"]  # there is no validation before the event
@@ -109,42 +108,11 @@ def _fit(
     return trainer
 
 
-def write_data(folder: Path) -> None:
-    """CIFAR's pickles, Fashion-MNIST's IDX files and JPEG folders, all of them tiny."""
-    formats = _formats()
-    for name, parts, key, classes in (
-        ("cifar10", [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"], b"labels", 10),
-        ("cifar100", ["train", "test"], b"fine_labels", 100),
-    ):
-        (folder / name).mkdir()
-        for seed, part in enumerate(parts):
-            rows = formats.images(30, seed)
-            labels = [(7 * i + seed) % classes for i in range(len(rows))]
-            content = formats.python2_pickle({b"data": rows, key: labels})
-            assert pickle.loads(content, encoding="bytes")[key] == labels
-            (folder / name / part).write_bytes(content)
-    (folder / "fashion_mnist").mkdir()
-    for part in ("train", "t10k"):
-        images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
-        labels = np.arange(60, dtype=np.uint8) % 10
-        for kind, values in ((f"{part}-images-idx3", images), (f"{part}-labels-idx1", labels)):
-            sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-            start = bytes((0, 0, 8, values.ndim)) + sizes
-            (folder / "fashion_mnist" / f"{kind}-ubyte").write_bytes(start + values.tobytes())
-    for part, each in (("train", 8), ("val", 3)):
-        for label in range(3):
-            photographs = folder / "imagenet" / part / f"n0{label}"
-            photographs.mkdir(parents=True)
-            for number in range(each):
-                (photographs / f"{number}.JPEG").write_bytes(formats.jpeg(label, number))
-
-
-def _formats() -> ModuleType:
-    """The makers of the data modules' own tests."""
-    path = Path(__file__).parents[1] / "app" / "data" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("data_formats", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def write_data(data: str, folder: Path) -> None:
+    """Writes tiny data of one kind in its own format into a new folder."""
+    if data == "imagenet":
+        write_photographs(folder)
+    elif data == "fashion_mnist":
+        write_fashion_mnist(folder)
+    else:  # the checksums change for the whole process
+        write_cifar(folder, {"cifar10": 10, "cifar100": 100}[data], pytest.MonkeyPatch(), each=30)

@@ -162,7 +162,7 @@ X = torch.zeros(2, 3, 6, 6)
 @pytest.mark.parametrize(
     ("name", "example", "to", "message"),
     [
-        ("net.tflite", X, None, r"'net.tflite' says no format .* \.onnx, \.safetensors, \.pt2"),
+        ("net.tflite", X, None, r"'net.tflite' names no format: .* \.onnx, \.safetensors, \.pt2"),
         ("net.onnx", X, "pt2", "is onnx by its suffix, to='pt2'"),
         ("net", X, "onx", "did you mean 'onnx'"),
         ("net.onnx", None, None, "needs an example: write export"),

@@ -31,5 +31,5 @@ def test_differences(found, right, error):
     else:
         given = difference([torch.tensor(found)], [torch.tensor(right)])
         assert given == pytest.approx(error, rel=0.1)
-    with pytest.raises(ExportMismatch, match="it gives 0 tensors"):
+    with pytest.raises(ExportMismatch, match="it returns 0 tensors"):
         difference([], [torch.tensor(right)])

@@ -80,7 +80,7 @@ def test_metadata_keep_their_types(tmp_path):
     found = read_tensors(tmp_path / "a.safetensors")["regrow_x"]
     assert found.pop("bools").tolist() == [True, False]
     assert found == {"tuple": (1, [2.5, None]), "1": {}}
-    with pytest.raises(ConfigError, match="cannot hold"):
+    with pytest.raises(ConfigError, match="cannot store"):
         write_tensors(tmp_path / "b.safetensors", {}, {"regrow_x": {1: 2}})
 
 

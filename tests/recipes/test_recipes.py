@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from short_recipe_fits import job, short_fit, tiny
+from short_recipe_fits import RESNET18, job, short_fit, tiny
 
 from regrow.app.config.recipes import load, recipe_files
 from regrow.callbacks.channel_pruning import ChannelPruning
@@ -32,9 +32,14 @@ OFTEN = {
     *(f"fashion_mnist/lenet300_{method}" for method in METHODS.split()),
     *(name for name in recipe_files() if name.startswith("digits/")),
 }
-RECIPES = [
-    name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in recipe_files()
-]
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    found = [] if name in OFTEN else [pytest.mark.slow]
+    return found if name.startswith("digits/") else [*found, pytest.mark.vision]
+
+
+RECIPES = [pytest.param(name, marks=marks(name)) for name in recipe_files()]
 assert {*recipe_files()} >= OFTEN
 
 
@@ -75,6 +80,7 @@ def test_header_says_what_it_aims_at_and_where_it_differs(name: str) -> None:
         assert paper in header
 
 
+@pytest.mark.vision
 def test_vgg16_loses_the_channels_of_the_paper(small_data: Path, tmp_path: Path) -> None:
     """VGG-16-pruned-A: half of the first and the last six; 64 % of parameters, 34.2 % of MACs."""
     name = "cifar10/vgg16_channel"
@@ -88,9 +94,10 @@ def test_vgg16_loses_the_channels_of_the_paper(small_data: Path, tmp_path: Path)
     assert 1 - small.macs / dense.macs == pytest.approx(0.342, abs=0.001)
 
 
+@pytest.mark.vision
 def test_two_of_four_leaves_the_first_convolution_alone(small_data: Path, tmp_path: Path) -> None:
     name = "imagenet/resnet50_two_four"
-    cfg = job(f"recipe={name}", *tiny(name, small_data), "model.depth=18")
+    cfg = job(f"recipe={name}", *tiny(name, small_data), *RESNET18)
     trainer, pruning = short_fit(cfg, tmp_path)
     assert "network.conv1.weight" not in pruning.masks
     weight = trainer.lightning_module.network.layer4[1].conv2.weight

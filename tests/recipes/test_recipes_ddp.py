@@ -12,7 +12,14 @@ from regrow.app.config.recipes import recipe_files
 
 GUARD = {"imagenet/resnet50_rigl"}
 NAMES = [
-    pytest.param(name, marks=[pytest.mark.slow, *([pytest.mark.guard] if name in GUARD else [])])
+    pytest.param(
+        name,
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.vision,
+            *([pytest.mark.guard] if name in GUARD else []),
+        ],
+    )
     for name in recipe_files()
     if name.startswith("imagenet/")
 ]

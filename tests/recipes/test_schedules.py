@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from short_recipe_fits import job, planned, tiny
+from short_recipe_fits import RESNET18, job, planned, tiny
 
 from regrow.app.config.recipes import recipe_files
 from regrow.app.training.build import build_pruning
@@ -67,11 +67,12 @@ def test_every_recipe_after_a_paper_is_here() -> None:
     assert after == {*RATES, *COSINE}
 
 
+@pytest.mark.vision
 @pytest.mark.parametrize("name", RATES)
 def test_rates_are_the_papers(name: str, small_data: Path, tmp_path: Path) -> None:
     """Step by step over one schedule: exactly, where the paper counts in epochs."""
     said = RATES[name]
-    words = ["model.depth=18"] if "resnet50" in name else []
+    words = [*RESNET18] if "resnet50" in name else []
     if said is EVCI:  # an epoch of the small data has too few steps for it
         words += ["trainer.accumulate_grad_batches=1"]
     cfg = job(f"recipe={name}", *tiny(name, small_data), *words)
@@ -94,10 +95,11 @@ def test_rates_are_the_papers(name: str, small_data: Path, tmp_path: Path) -> No
     assert schedule.lr_lambdas[0](10 * total) == schedule.lr_lambdas[0](total - 1)
 
 
+@pytest.mark.vision
 @pytest.mark.parametrize("name", WARMED)
 def test_cosines_are_the_papers(name: str, small_data: Path, tmp_path: Path) -> None:
     """100 epochs, 5 of warm-up: what the paper has at an epoch's first step."""
-    cfg = job(f"recipe={name}", *tiny(name, small_data), "model.depth=18")
+    cfg = job(f"recipe={name}", *tiny(name, small_data), *RESNET18)
     trainer = planned(cfg, tmp_path)
     each, (group,) = trainer.num_training_batches, trainer.optimizers[0].param_groups
     assert (group["momentum"], group["nesterov"], cfg.data.batch_size) == (0.875, False, 2)

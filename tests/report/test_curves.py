@@ -39,6 +39,15 @@ def test_what_is_no_number_is_left_out(tmp_path):
     assert read_curves(find_metric_files(tmp_path)) == [Curve("val/accuracy", [20], [0.6])]
 
 
+def test_files_without_steps_are_left_out(tmp_path):
+    put(tmp_path / "logs", metrics="0,10,0.5,,\n")
+    (tmp_path / "logs" / "metrics.0.csv").write_text("val/accuracy\n0.1\n")
+    (tmp_path / "logs" / "metrics.1.csv").write_text("")
+    files = find_metric_files(tmp_path)
+    assert read_curves(files) == [Curve("val/accuracy", [10], [0.5])]
+    assert read_curves(files[:2]) == []
+
+
 def test_loggers_that_number_their_folders_are_found(tmp_path):
     put(tmp_path / "logs" / "version_0", metrics="0,10,0.5,,\n")
     assert len(find_metric_files(tmp_path)) == 1

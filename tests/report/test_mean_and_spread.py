@@ -2,18 +2,25 @@
 """Mean and spread, against NumPy."""
 
 import numpy as np
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.report.statistics import Spread, compute_spread
+from regrow.report.statistics import Spread, compute_spreads
 
 accuracies = st.lists(st.floats(-1, 1, allow_nan=False), min_size=1, max_size=20)
 
 
+def spread(values):
+    rows = pandas.DataFrame({"key": "all", "x": values})
+    [found] = compute_spreads(rows.groupby("key"), ["x"])
+    return found["x"]
+
+
 @given(accuracies)
 def test_as_numpy(values):
-    found = compute_spread(values)
+    found = spread(values)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-12)
     assert found.n == len(values)
     if len(values) == 1:
@@ -22,9 +29,11 @@ def test_as_numpy(values):
         assert found.deviation == pytest.approx(np.std(values, ddof=1), abs=1e-9)
 
 
-def test_no_values():
-    with pytest.raises(ValueError, match="no values"):
-        compute_spread([])
+def test_groups_are_apart_and_incomplete_columns_are_left_out():
+    rows = {"key": ["b", "a", "b"], "x": [1.0, 5.0, 3.0], "y": [1.0, 2.0, None]}
+    first, second = compute_spreads(pandas.DataFrame(rows).groupby("key", sort=False), ["x", "y"])
+    assert first == {"x": Spread(2.0, pytest.approx(2**0.5), 2)}
+    assert second == {"x": Spread(5.0, None, 1), "y": Spread(2.0, None, 1)}
 
 
 @pytest.mark.parametrize(

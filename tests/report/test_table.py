@@ -7,7 +7,7 @@ import io
 import pytest
 from fake_results import dense_result, result, runs, task
 
-from regrow.report.table import NAMES, csv_text, format_excluded, run_rows
+from regrow.report.table import NAMES, format_excluded, make_csv, run_rows
 
 LEVELS = [
     {"sparsity": 0.0, "epoch": 1, "val_accuracy": 0.96, "test_accuracy": 0.955, "test_loss": 0.2},
@@ -22,7 +22,7 @@ def rows(content):
 
 def test_the_chosen_network():
     (row,) = rows(result(accuracy=0.95, control=0.97))
-    assert row.final
+    assert row["final"] == "yes"
     for name, value in {
         "recipe": "digits/gmp",
         "data": "Digits",
@@ -56,40 +56,40 @@ def test_the_chosen_network():
         "final": "yes",
         "folder": "job0",
     }.items():
-        assert row.values[name] == value, name
+        assert row[name] == value, name
 
 
 def test_top_5_is_there_where_it_was_measured():
     top5 = {"dense": {"accuracy_top5": 0.999}, "pruned": {"accuracy_top5": 0.99}}
     (row,) = rows(result(**top5))
-    assert (row.values["accuracy_top5"], row.values["dense_accuracy_top5"]) == (0.99, 0.999)
-    assert rows(result())[0].values["accuracy_top5"] is None
+    assert (row["accuracy_top5"], row["dense_accuracy_top5"]) == (0.99, 0.999)
+    assert rows(result())[0]["accuracy_top5"] is None
 
 
 def test_levels_come_first_and_the_last_one_is_the_chosen():
     dense, half, final = rows(result(levels=LEVELS))
-    assert [row.final for row in (dense, half, final)] == [False, False, True]
-    assert half.values["accuracy"] == 0.94
-    assert half.values["params"] == 600  # 400 of the 800 that can be pruned are gone
-    assert half.values["compression"] == pytest.approx(1000 / 600)
-    assert half.values["sparsity_total"] == pytest.approx(0.4)
-    assert half.values["macs"] is None  # nobody measured where those zeros were
-    assert half.values["theoretical_speedup"] is None
-    assert dense.values["params"] == 1000
-    assert final.values["val_accuracy"] == 0.93
+    assert [row["final"] for row in (dense, half, final)] == ["no", "no", "yes"]
+    assert half["accuracy"] == 0.94
+    assert half["params"] == 600  # 400 of the 800 that can be pruned are gone
+    assert half["compression"] == pytest.approx(1000 / 600)
+    assert half["sparsity_total"] == pytest.approx(0.4)
+    assert half["macs"] is None  # nobody measured where those zeros were
+    assert half["theoretical_speedup"] is None
+    assert dense["params"] == 1000
+    assert final["val_accuracy"] == 0.93
 
 
 def test_a_level_of_channels_has_no_parameters():
     level = rows(result(levels=LEVELS[:2], of="macs"))[1]
-    assert level.values["params"] is None
-    assert level.values["compression"] is None
+    assert level["params"] is None
+    assert level["compression"] is None
 
 
 def test_a_dense_run():
     (row,) = rows(dense_result())
-    assert (row.values["sparsity"], row.values["compression"]) == (0, 1)
-    assert (row.values["accuracy"], row.values["accuracy_drop"]) == (0.97, 0)
-    assert row.values["latency_ms"] is None
+    assert (row["sparsity"], row["compression"]) == (0, 1)
+    assert (row["accuracy"], row["accuracy_drop"]) == (0.97, 0)
+    assert row["latency_ms"] is None
 
 
 def test_many_excluded_layers_are_counted():
@@ -102,7 +102,7 @@ def test_csv_is_read_back():
     """Quotes, commas and line ends within a value too."""
     odd = 'x="a,b"\nc'
     content = result(levels=LEVELS) | {"overrides": ["recipe=digits/gmp", odd]}
-    text = csv_text(task(content, result(seed=1)).rows)
+    text = make_csv([task(content, result(seed=1)).rows])
     back = list(csv.DictReader(io.StringIO(text)))
     assert tuple(back[0]) == NAMES
     assert [row["final"] for row in back] == ["no", "no", "yes", "yes"]

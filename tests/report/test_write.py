@@ -4,9 +4,9 @@
 import base64
 import csv
 import gzip
+import importlib.util
 import json
 import re
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,17 +102,30 @@ def test_no_folder_and_no_job(tmp_path):
         write_report(tmp_path)
 
 
+def hide(monkeypatch, package):
+    """Make a package look like one that is not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == package else find(n))
+
+
 def test_without_plotly_the_table_is_written(tmp_path, monkeypatch):
     write(tmp_path / "a", result())
     page.packed_plotly.cache_clear()
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    hide(monkeypatch, "plotly")
     with pytest.raises(
-        ConfigError, match=r'results.csv is written.*pip install "regrow\[report\]"'
+        ConfigError, match=r'results.csv is written.*plotly: pip install "regrow\[report\]"'
     ):
         write_report(tmp_path)
     assert len(lines(tmp_path)) == 1
     assert not (tmp_path / "report.html").exists()
+
+
+def test_without_pandas_there_is_no_report(tmp_path, monkeypatch):
+    write(tmp_path / "a", result())
+    hide(monkeypatch, "pandas")
+    with pytest.raises(ConfigError, match=r'report needs pandas: pip install "regrow\[report\]"'):
+        write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_two_processes_at_once_leave_whole_files(tmp_path):
@@ -150,9 +163,8 @@ def test_two_hundred_jobs_take_seconds_and_stay_small(tmp_path):
 
 
 def test_nothing_heavy_is_imported(python):
-    program = (
-        "import sys, regrow.report; print({*sys.modules} & {'torch', 'numpy', 'hydra', 'plotly'})"
-    )
+    heavy = {"torch", "numpy", "hydra", "plotly", "pandas", "jinja2"}
+    program = f"import sys, regrow.report; print({{*sys.modules}} & {heavy})"
     assert python("-c", program).stdout.strip() == "set()"
 
 

@@ -40,7 +40,7 @@ from regrow.schedules.iterative import Exponential
 from regrow.schedules.one_shot import Table
 from regrow.schedules.registry import make_schedule
 from regrow.schedules.time import TimeLike, Timeline
-from regrow.utils.errors import ConfigError, StateError, check_count
+from regrow.utils.errors import ConfigError, StateError, check_count, check_sparsity
 
 
 def check_settings(
@@ -199,7 +199,7 @@ class ChannelPruning(PruningCallback[ChannelPruner]):
                 "a cyclic schedule brings weights back at zero, and a channel with zeros on both "
                 "sides never learns: write another schedule"
             )
-        final = method.check_target(sparsity)
+        final = check_sparsity("sparsity", sparsity)
         strategy = Channels(method, keep_removed, example_input)
         super().__init__(strategy, chosen, final, on_change, make_rewind(rewind))
         self.strategy = strategy
@@ -245,7 +245,7 @@ class ChannelPruning(PruningCallback[ChannelPruner]):
             check_single_process(trainer, self)
         super().on_fit_start(trainer, pl_module)
         rewrap(trainer)
-        for name, reason in self.pruner.pins.items():
+        for name, reason in self.pruner.not_prunable.items():
             rank_zero_warn(f"{name} keeps its channels, a trial cut breaks the network: {reason}")
 
     def on_suite_batch_start(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which channels go within a budget."""
+"""Choose the channels to remove within a budget."""
 
 from __future__ import annotations
 
@@ -18,28 +18,23 @@ from regrow.utils.errors import ConfigError, check_choice, check_count
 
 RoundTo = int | Literal["auto"]
 
-
 DISTRIBUTIONS = ("global", "uniform")
-
-
-TOLERANCE = 0.01  # of the dense size: so much too little may remain
-
-
-MAX_STEPS = 256  # steps looked at to come so close
+TOLERANCE = 0.01  # accepted distance below the budget, as a fraction of the dense size
+MAX_STEPS = 256  # steps tried to come that close
 
 
 @dataclass(frozen=True)
 class _Step:
-    """The next channels of a group to go, all at once."""
+    """Channels of one group that are removed together."""
 
     group: str
-    stop: int  # how many of its channels are gone afterwards
+    stop: int  # number of its channels that are removed afterwards
     rank: float
-    linked: tuple[tuple[str, int], ...] = ()  # other groups, and how many of theirs are gone then
+    linked: tuple[tuple[str, int], ...] = ()  # other groups, with the same numbers of theirs
 
 
 def rounding(size: int, round_to: RoundTo) -> int:
-    """What a group's kept channels are a multiple of.
+    """Return the number of which a group's kept count is a multiple.
 
     Example:
         >>> [rounding(size, "auto") for size in (128, 32, 20)], rounding(100, 4)
@@ -67,11 +62,11 @@ def allocate(
     Args:
         groups: The groups that may be cut.
         scores: Scores `(channels,)` by group.
-        size: Returns what remains after a cut.
-        budget: How much may remain.
+        size: Returns the size that remains after a cut.
+        budget: The size that may remain.
         distribution: "global" (least important first) or "uniform" (the same fraction of each).
-        round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
-        min_channels: How many of a group stay at least.
+        round_to: See `ChannelConfig`.
+        min_channels: Minimum number of channels that stay in a group.
         gone: Channels that are removed already.
         links: Sets of groups that keep the same fraction; rounded where all can be.
 
@@ -115,7 +110,7 @@ def allocate(
 def _ordered(
     groups: Sequence[Group], scores: Mapping[str, Tensor], gone: RemovedChannels
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Channels of each group in order of importance, and their scores; removed ones come first."""
+    """Sort the channels of each group by score, removed ones first; return order and scores."""
     orders, ranks = {}, {}
     for group in groups:
         ranked = scores[group.name].double().clone()
@@ -129,7 +124,7 @@ def _ordered(
 def _steps(
     name: str, ranked: Tensor, gone: int, distribution: str, multiple: int, floor: int
 ) -> list[_Step]:
-    """Steps of one group: the first leaves a multiple, each later one takes `multiple` channels."""
+    """Steps of one group: the first leaves a multiple, later ones remove `multiple` channels."""
     size, steps, worst = len(ranked), list[_Step](), float("-inf")
     for kept in range((size - gone - 1) // multiple * multiple, 0, -multiple):
         if kept < floor:
@@ -176,10 +171,7 @@ def _refine(
     removed: Callable[[Sequence[_Step]], RemovedChannels],
     budget: float,
 ) -> list[_Step]:
-    """The first `count` steps, or, where the last of them takes far too much, others after it.
-
-    Steps of other groups follow in its place, in order, until one of them meets the budget.
-    """
+    """Return the first `count` steps; if the last removes too much, try others in its place."""
     if not count:
         return []
     best, taken = list(steps[:count]), list(steps[: count - 1])

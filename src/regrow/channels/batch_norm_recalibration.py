@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Batch-norm statistics after a cut."""
+"""Recompute batch-norm statistics after a cut."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from regrow.utils.modes import eval_mode
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
-    """Estimates the running statistics of all norms anew, as plain means over some batches.
+    """Recompute the running statistics of all norms, as plain means over some batches.
 
-    Only norms with running statistics are in training mode, so dropout rests, generators stay where
-    they are and no parameter changes. Every batch counts the same, whatever a norm's momentum.
+    Only norms with running statistics are in training mode; dropout is off, and parameters, modes
+    and random generators do not change. All batches have the same weight.
 
     Args:
-        model: The model; its mode stays as it is.
-        batches: Inputs on the model's device or elsewhere; a tuple holds positional arguments, a
-            dict keyword arguments.
+        model: The model.
+        batches: Inputs on any device; a tuple holds positional arguments, a dict keyword arguments.
 
     Returns:
-        How many batches there were.
+        The number of batches.
 
     Raises:
         ConfigError: If there is no batch.
-        StateError: If a statistic is not finite; as after any error, all are as they were.
+        StateError: If a statistic is not finite. After any error the old statistics are restored.
 
     Source: Li et al. 2020 (EagleEye), arXiv 2007.02491, section 3.3 (adaptive batch normalisation).
 
@@ -58,7 +57,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
                     if not count:  # not before there is a batch
                         norm.reset_running_stats()
                         norm.training = True
-                    # None is a cumulative mean, which instance norms do not know
+                    # None is a cumulative mean, which instance norms do not support
                     batch_norm = isinstance(norm, _BatchNorm)
                     norm.momentum = None if batch_norm else 1 / (count + 1)
                 bound_forward(model, batch)()

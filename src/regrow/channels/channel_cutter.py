@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""ChannelCutter: cuts masked channels out of the model, and restores the original shapes."""
+"""ChannelCutter: cuts masked channels out of a model, and restores its original shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from regrow.channels.channel_masker import ChannelMasker
 from regrow.channels.cut.channel_cut import (
     ChannelCut,
+    StoredCut,
     comparable,
     make_channel_cut,
     reset_mismatched_state,
@@ -22,7 +21,6 @@ from regrow.channels.cut.channel_cut import (
 from regrow.channels.cut.surgery import kept_indices
 from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.trace import Trace
-from regrow.pruning.enforcer import MaskEnforcer
 from regrow.pruning.initializers import removed_values
 from regrow.pruning.transaction import atomic
 from regrow.utils.errors import ConfigError, StateError
@@ -30,17 +28,17 @@ from regrow.utils.names import tensors
 
 
 class ChannelCutter:
-    """Cuts masked channels out, for good or until `expand`.
+    """Cuts masked channels out of a model, and restores its original shapes.
 
     Args:
-        masker: Masks of the channels.
-        retrace: Traces the model as it is now.
-        analyse: Finds the groups of a traced model, for masker and cutter.
+        masker: The masked channels.
+        retrace: Traces the present model.
+        analyse: Sets the groups of a traced model in masker and cutter.
 
     Attributes:
         trial: Tries cuts of the present model.
-        plan: What was cut since the original shapes; empty while nothing was.
-        cuts: Each cut with what it removed, as in a state dict.
+        plan: All cuts since the original shapes as one; empty without cuts.
+        cuts: Each cut with the values that it removed.
     """
 
     trial: TrialCut
@@ -51,19 +49,10 @@ class ChannelCutter:
         retrace: Callable[[], Trace],
         analyse: Callable[[Trace], None],
     ) -> None:
-        self.masker = masker
-        self.retrace = retrace
-        self.analyse = analyse
+        self.masker, self.retrace, self.analyse = masker, retrace, analyse
+        self.enforcer, self.model = masker.enforcer, masker.state.model
         self.plan = ChannelCut()
-        self.cuts: list[dict[str, Any]] = []
-
-    @property
-    def enforcer(self) -> MaskEnforcer:
-        return self.masker.enforcer
-
-    @property
-    def model(self) -> nn.Module:
-        return self.masker.state.model
+        self.cuts: list[StoredCut] = []
 
     @atomic
     def compact(self, optimizers: Sequence[Optimizer]) -> ChannelCut | None:
@@ -72,18 +61,18 @@ class ChannelCutter:
         if not removed:
             return None
         found = self.trial.find_valid(removed)
-        if found.pinned:
+        if found.failed:
             found.undo()
-            name, reason = next(iter(found.pinned.items()))
+            name, reason = next(iter(found.failed.items()))
             raise StateError(
-                f"{name} was masked but cannot be cut ({reason}): the model stays whole, with "
-                f"zeros; exclude={[*found.pinned]!r} trains without it"
+                f"{name} was masked but cannot be cut ({reason}): the model keeps its shapes, with "
+                f"zeros; exclude={[*found.failed]!r} leaves it out"
             )
         try:
             traced = self.retrace()
         except ConfigError as error:
             found.undo()
-            raise StateError(f"cut, {error}: the model stays whole, with zeros") from error
+            raise StateError(f"cut, {error}: the model keeps its shapes, with zeros") from error
         except BaseException:
             found.undo()
             raise
@@ -124,24 +113,21 @@ class ChannelCutter:
         self.analyse(self.retrace())
 
     @atomic
-    def reshape(self, cuts: Sequence[Mapping[str, Any]]) -> None:
-        """Give the model the shapes after some cuts; their values are not set.
-
-        Args:
-            cuts: As in the attribute `cuts`; a model of these shapes is left alone.
+    def reshape(self, cuts: Sequence[StoredCut]) -> None:
+        """Set the shapes, not the values, of the model after some cuts, if it has others.
 
         Raises:
             StateError: If they are cuts of another model.
         """
         if [comparable(cut) for cut in cuts] == [comparable(cut) for cut in self.cuts]:
-            self.cuts = [dict(cut) for cut in cuts]
+            self.cuts = [*cuts]
             return
         plans = [ChannelCut.from_state(cut["plan"]) for cut in cuts]
         self.enforcer.transaction.mark_started()
         is_cut = not self.cuts and plans[-1].matches(self.model)  # cut before it came here
         for cut in reversed(self.cuts):
             ChannelCut.from_state(cut["plan"]).restore_shapes(self.model)
-        self.cuts, self.plan = [dict(cut) for cut in cuts], ChannelCut()
+        self.cuts, self.plan = [*cuts], ChannelCut()
         for plan in plans:
             if not is_cut:
                 plan.apply(self.model)
@@ -150,7 +136,7 @@ class ChannelCutter:
             self.analyse(self.retrace())
 
     def _store(self, plan: ChannelCut) -> None:
-        """Store what a cut removed beside its plan."""
+        """Store a cut with the values that it removed."""
         removed = self.masker.state.removed_weights
         statistics = {
             name: values[~plan.kept_mask(name)]

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""ChannelMasker: masks channels in all parameters that hold a part of them."""
+"""ChannelMasker: masks channels in all their parameters, and restores them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from regrow.channels.cut.surgery import KeptIndices, kept_indices
+from regrow.channels.cut.surgery import KeptIndices, kept_indices, kept_mask
 from regrow.channels.graph.groups import Group
+from regrow.channels.importance import sum_by_channel
 from regrow.masks.targets import Target, TargetSelection
-from regrow.pruning.enforcer import MaskEnforcer
 from regrow.pruning.initializers import Initializer, RegrownWeights, removed_values
 from regrow.pruning.restore import write_regrown
 from regrow.pruning.state import MaskState
@@ -25,19 +26,12 @@ STATISTICS = ("running_mean", "running_var")
 
 
 def channel_mask(name: str, tensor: Tensor, kept: KeptIndices) -> Tensor | None:
-    """The mask of a tensor: what all its dimensions keep; None where all is kept."""
-    dims = kept.get(name)
-    if dims is None:
-        return None
-    mask = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
-    for dim, keep in dims.items():
-        places = [-1 if d == dim else 1 for d in range(tensor.ndim)]
-        mask &= keep.to(mask.device).reshape(places)
-    return mask
+    """Return the mask of a tensor; None where everything is kept."""
+    return kept_mask(tensor.shape, kept[name], tensor.device) if name in kept else None
 
 
 def pruned_now(name: str, tensor: Tensor, kept: KeptIndices, before: KeptIndices) -> Tensor | None:
-    """Where a tensor is pruned now and was not before; None where it has no channel that went."""
+    """Return where a tensor is pruned now and was not before; None for one that is not cut."""
     mask, old = channel_mask(name, tensor, kept), channel_mask(name, tensor, before)
     return mask if mask is None else ~mask if old is None else old & ~mask
 
@@ -45,7 +39,7 @@ def pruned_now(name: str, tensor: Tensor, kept: KeptIndices, before: KeptIndices
 def initial_channel(
     back: RegrownWeights, initializer: Initializer, columns: Tensor | None
 ) -> Tensor:
-    """New rows, scale 1 and shift 0 for norms, zero for what reads a returning channel."""
+    """Make new rows; norms get scale 1 and shift 0, columns that read a returning channel zero."""
     if back.weight.ndim < 2:
         return torch.full_like(back.weight, float(not back.name.endswith("bias")))
     values = initializer(back).clone()
@@ -54,23 +48,10 @@ def initial_channel(
     return values
 
 
-def channel_norms(group: Group, held: Mapping[str, Tensor]) -> Tensor:
-    """Euclidean norm of the stored values of each channel."""
-    total = torch.zeros(group.size, dtype=torch.float64)
-    for (name, dim), channels in group.members.items():
-        values = held.get(name)
-        if values is None or values.ndim < 2:
-            continue
-        rest = [d for d in range(values.ndim) if d != dim]
-        places = values.double().square().sum(rest).cpu()
-        total.index_add_(0, channels[channels >= 0], places[channels >= 0])
-    return total.sqrt()
-
-
 def read_columns(
     targets: Sequence[Target], groups: Sequence[Group], back: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Where weights read returning channels: bool vectors along their input dimension."""
+    """Return where weights read returning channels, as bool vectors over their inputs."""
     inputs = {target.name: target.input_dim for target in targets}
     found: dict[str, Tensor] = {}
     for group in groups:
@@ -81,10 +62,10 @@ def read_columns(
     return found
 
 
-def restore_buffer(name: str, buffer: Tensor, places: Tensor, held: Tensor | None) -> None:
-    """Set a buffer of returning channels: stored values, else mean 0 and variance 1 of a norm."""
-    if held is not None:
-        buffer[places] = held.to(buffer.device, buffer.dtype)[places]
+def restore_buffer(name: str, buffer: Tensor, places: Tensor, stored: Tensor | None) -> None:
+    """Restore a buffer where channels return; without stored values mean 0 and variance 1."""
+    if stored is not None:
+        buffer[places] = stored.to(buffer.device, buffer.dtype)[places]
     elif name.endswith(STATISTICS):
         buffer[places] = float(name.endswith("running_var"))
 
@@ -93,18 +74,26 @@ def rank_channels(
     groups: Sequence[Group],
     pool: Mapping[str, Tensor],
     seed: tuple[int, int],
-    held: Mapping[str, Tensor] | None,
+    stored: Mapping[str, Tensor] | None,
 ) -> dict[tuple[str, int], float]:
-    """A number for each masked channel: the norm of what is stored of it, or a random one."""
+    """Score each masked channel of a pool by the norm of its stored values, or at random."""
     ranks: dict[tuple[str, int], float] = {}
     for group in groups:
         if group.name not in pool:
             continue
         generator = make_generator(*seed, group.name)
         values = torch.rand(group.size, generator=generator, dtype=torch.float64)
-        values = values if held is None else channel_norms(group, held)
+        if stored is not None:
+            values = sum_by_channel(group, stored, torch.square).sqrt()
         ranks |= {(group.name, int(c)): float(values[c]) for c in pool[group.name]}
     return ranks
+
+
+class ChannelMaskerState(TypedDict):
+    """The attributes `removed` and `statistics` of `ChannelMasker`."""
+
+    removed: dict[str, Tensor]
+    statistics: dict[str, Tensor]
 
 
 class ChannelMasker:
@@ -115,19 +104,15 @@ class ChannelMasker:
         groups: The model's groups of channels.
 
     Attributes:
-        removed: Indices of the channels that are masked now, by group.
-        statistics: Buffers of masked channels, as they were.
+        removed: Indices of the masked channels, by group.
+        statistics: Buffers as they were when their channels were masked; zero elsewhere.
     """
 
     def __init__(self, state: MaskState, groups: Sequence[Group]) -> None:
-        self.state = state
-        self.groups = groups
+        self.state, self.groups = state, groups
+        self.enforcer = state.enforcer
         self.removed: dict[str, Tensor] = {}
         self.statistics: dict[str, Tensor] = {}
-
-    @property
-    def enforcer(self) -> MaskEnforcer:
-        return self.state.enforcer
 
     def replace_groups(self, groups: Sequence[Group], selection: TargetSelection) -> None:
         """Continue with parameters of other shapes, in which nothing is masked."""
@@ -136,14 +121,14 @@ class ChannelMasker:
 
     @atomic
     def mask(self, removed: dict[str, Tensor], optimizers: Sequence[Optimizer]) -> None:
-        """Mask channels, and store what they hold."""
+        """Mask channels, and store their values."""
         state, statistics = self.state, self.statistics
         kept, before = kept_indices(self.groups, removed), kept_indices(self.groups, self.removed)
         self.enforcer.transaction.mark_started()
         if state.removed_weights is not None:
             for name, buffer in buffers(state.model).items():
                 places = pruned_now(name, buffer, kept, before)
-                if places is not None:  # statistics drift while a channel is zero
+                if places is not None:  # statistics change while a channel is zero
                     stored = statistics.setdefault(name, torch.zeros_like(buffer, device="cpu"))
                     stored[places.cpu()] = buffer[places].detach().cpu()
         self.removed = removed
@@ -158,15 +143,10 @@ class ChannelMasker:
     def bring_back(
         self, back: Mapping[str, Tensor], initializer: Initializer, optimizers: Sequence[Optimizer]
     ) -> dict[str, Tensor]:
-        """Let channels return.
-
-        Args:
-            back: Indices of the channels, by group.
-            initializer: Values of their parameters; `removed_values` restores everything.
-            optimizers: Whose state of returning weights is zeroed or restored.
+        """Unmask channels, with restored values if the initializer is `removed_values`.
 
         Returns:
-            The weights that are kept again, a bool tensor a parameter.
+            Bool tensors of the weights that are kept again, by parameter.
         """
         state, restore = self.state, initializer is removed_values
         left = {
@@ -209,12 +189,12 @@ class ChannelMasker:
         return regrown
 
     def removed_values(self) -> dict[str, Tensor]:
-        """The stored values, in the parameters' shapes."""
+        """Return the stored values in float64, in the parameters' shapes."""
         found = {target.name: self.state.removed(target) for target in self.state.targets}
-        return {name: values for name, values in found.items() if values is not None}
+        return {name: values.double() for name, values in found.items() if values is not None}
 
     def named(self, names: Iterable[str] | str | None) -> dict[str, Tensor]:
-        """Masked channels of the groups with a member that patterns match; None: of all."""
+        """Return the masked channels of groups with a member that patterns match; None: of all."""
         if names is None:
             return dict(self.removed)
         meant = {target.name for target in self.state.named(names)}
@@ -224,12 +204,13 @@ class ChannelMasker:
             if group.name in self.removed and meant & {name for name, _ in group.members}
         }
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Masked channels by group, and statistics of masked channels by buffer."""
+    def state_dict(self) -> ChannelMaskerState:
+        """Return masked channels and their statistics; masks are part of `MaskState`."""
         removed = {name: channels.clone() for name, channels in self.removed.items()}
         return {"removed": removed, "statistics": dict(self.statistics)}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restore what `state_dict` returned; the masks belong to the state."""
-        self.removed = {name: channels.clone() for name, channels in state["removed"].items()}
-        self.statistics = {name: values.clone() for name, values in state["statistics"].items()}
+    def load_state_dict(
+        self, removed: Mapping[str, Tensor], statistics: Mapping[str, Tensor]
+    ) -> None:
+        self.removed = {name: channels.clone() for name, channels in removed.items()}
+        self.statistics = {name: values.clone() for name, values in statistics.items()}

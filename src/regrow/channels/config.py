@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ChannelConfig."""
+"""ChannelConfig: settings of channel pruning."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from regrow.utils.errors import (
     check_count,
     check_patterns,
     check_positive,
-    check_sparsity,
 )
 
 
 class ChannelConfig(NamedTuple):
-    """How channels are ranked and counted.
+    """Settings of channel pruning.
 
     Attributes:
         criterion: "l1", "l2", "bn", "taylor", "fpgm", "random" or a callable
             `(group, parameters) -> scores`.
         distribution: "global" or "uniform".
-        of: What a sparsity is a fraction of: "channels", "macs", "params" or "latency".
-        round_to: Kept counts are multiples of it, or "auto".
-        min_channels: How many channels of a group stay at least.
+        of: The unit of a sparsity: "channels", "macs", "params" or "latency".
+        round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
+        min_channels: Minimum number of channels that stay in a group.
         include: Patterns of layers that may be cut; None: all.
-        exclude: Patterns of those that keep their channels.
-        seed: For random choices.
-        timer: What tells a model's milliseconds, for `of="latency"`; None: measured.
-        latency_ms: How long a pass may take in the end, for `of="latency"`.
+        exclude: Patterns of layers that keep their channels.
+        seed: Seed of random choices.
+        timer: Function `model -> milliseconds` for `of="latency"`; None: measured on this device.
+        latency_ms: Latency of the final model in milliseconds, for `of="latency"`.
     """
 
     criterion: str | ChannelCriterion = "l2"
@@ -50,14 +49,11 @@ class ChannelConfig(NamedTuple):
     timer: Callable[[nn.Module], float] | None = None
     latency_ms: float | None = None
 
-    # what a method of weights has and channels do not
-    layers: Mapping[str, float] | None = None
-
     def validated(self) -> ChannelConfig:
-        """The same, with every word and number checked, before any model is at hand.
+        """Check all settings, and return them with patterns as tuples.
 
         Raises:
-            ConfigError: What was given, what is allowed, what to write.
+            ConfigError: For a setting that is not allowed.
         """
         get_channel_criterion(self.criterion, self.seed)
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
@@ -79,11 +75,11 @@ class ChannelConfig(NamedTuple):
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether scores read gradients."""
+        """Whether the criterion reads gradients."""
         return self.criterion == "taylor" or self.criterion is taylor
 
     def to_dict(self) -> dict[str, Any]:
-        """What must not change between a checkpoint and its resume, as builtin values."""
+        """Return the settings that must be the same when a checkpoint is resumed."""
         name = self.criterion
         if not isinstance(name, str):
             name = getattr(name, "__name__", type(name).__name__)
@@ -97,11 +93,7 @@ class ChannelConfig(NamedTuple):
         }
 
     def check_matches(self, words: Mapping[str, Any]) -> None:
-        """Check that a checkpoint was pruned with the same settings.
-
-        Raises:
-            StateError: Naming what it was and what it is now.
-        """
+        """Raise `StateError` if a checkpoint was pruned with other settings."""
         now = self.to_dict()
         changed = [
             f"{k}={was!r}, now {now.get(k)!r}" for k, was in words.items() if was != now.get(k)
@@ -111,7 +103,3 @@ class ChannelConfig(NamedTuple):
                 f"the checkpoint was pruned with {'; '.join(changed)}: restore that, or load the "
                 "weights and start a fit"
             )
-
-    def check_target(self, sparsity: object, what: str = "sparsity") -> float:
-        """Returns a final sparsity: the fraction of `of` that is removed, in [0, 1)."""
-        return check_sparsity(what, sparsity)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""L1, L2, BN scale, Taylor, FPGM, random.
+"""Scores of channels: L1, L2, batch-norm scale, Taylor, FPGM, random.
 
-A channel is what all members hold of it: rows of the layers that make it, columns of those that
-read it. Scores that depend on a layer's scale are divided by their group's mean, so that groups
-compare.
+A channel is scored over all members of its group: rows of the layers that compute it and columns of
+those that read it. Scores that depend on a layer's scale are divided by the group's mean.
 """
 
 from __future__ import annotations
@@ -21,31 +20,17 @@ ChannelCriterion = Callable[[Group, Mapping[str, Tensor]], Tensor]
 
 
 def l1(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Sum of absolute weights of the coupled members, over the group's mean (Li et al. 2017).
-
-    Args:
-        group: The channels.
-        tensors: Parameters by name.
-
-    Returns:
-        `(group.size,)`.
-    """
-    return _normalised(_sums(group, tensors, torch.abs))
+    """Sum of absolute weights, divided by the group's mean; `(group.size,)` (Li et al. 2017)."""
+    return _normalised(sum_by_channel(group, tensors, torch.abs))
 
 
 def l2(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Euclidean norm of the coupled members' weights, over the group's mean.
-
-    Returns:
-        `(group.size,)`.
-    """
-    return _normalised(_sums(group, tensors, torch.square).sqrt())
+    """Euclidean norm of the weights, divided by the group's mean; `(group.size,)`."""
+    return _normalised(sum_by_channel(group, tensors, torch.square).sqrt())
 
 
 def bn_scale(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Absolute scale of the batch norms on a channel (Liu et al. 2017).
-
-    Train with `slimming` in the loss, which makes scales of useless channels small.
+    """Absolute scale of the norms of a channel (Liu et al. 2017); train with `slimming` for it.
 
     Raises:
         ConfigError: If the group has no norm.
@@ -80,7 +65,7 @@ def taylor(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def fpgm(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Distance of a filter to all others of its layer; central ones go (He et al. 2019, eq. 4)."""
+    """Sum of distances to all other filters of the layer (He et al. 2019, eq. 4)."""
     total = torch.zeros(group.size, dtype=torch.float64)
     for name, dim in group.rows:
         if name not in tensors:
@@ -91,7 +76,7 @@ def fpgm(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def random(seed: int) -> ChannelCriterion:
-    """Random scores, the same for the same seed and group."""
+    """Return a criterion of random scores, the same for the same seed and group."""
 
     def draw(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{group.name}".encode()))
@@ -110,11 +95,7 @@ CHANNEL_CRITERIA: dict[str, ChannelCriterion] = {
 
 
 def get_channel_criterion(criterion: str | ChannelCriterion, seed: int) -> ChannelCriterion:
-    """A criterion by its name.
-
-    Raises:
-        ConfigError: For an unknown name, with the nearest.
-    """
+    """Return a criterion by its name; raise `ConfigError` for an unknown one."""
     if callable(criterion):
         return criterion
     if criterion == "random":
@@ -125,11 +106,7 @@ def get_channel_criterion(criterion: str | ChannelCriterion, seed: int) -> Chann
 def channel_scores(
     group: Group, tensors: Mapping[str, Tensor], criterion: ChannelCriterion
 ) -> Tensor:
-    """Checked scores of a group.
-
-    Raises:
-        ConfigError: If they are not one finite number a channel.
-    """
+    """Score a group; check that there is one finite number a channel."""
     scores = criterion(group, tensors).detach().double().cpu()
     if scores.shape != (group.size,):
         raise ConfigError(
@@ -142,10 +119,10 @@ def channel_scores(
 
 
 def slimming(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The sum of absolute norm scales: what Network Slimming adds to the loss (Liu et al. 2017).
+    """Compute the penalty of Network Slimming: the sum of absolute norm scales (Liu et al. 2017).
 
     Args:
-        tensors: Parameters by name, as of `dict(model.named_parameters())`.
+        tensors: Parameters by name, such as `dict(model.named_parameters())`.
 
     Example:
         >>> from torch import nn
@@ -163,10 +140,10 @@ def _is_scale(name: str, tensors: Mapping[str, Tensor]) -> bool:
     return name.rpartition(".")[2] == "weight" and name in tensors and tensors[name].ndim == 1
 
 
-def _sums(
+def sum_by_channel(
     group: Group, tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Sums over what the members' weights hold of a channel; norms and biases are left out."""
+    """Sum a function of the weights of each channel; norms and biases are left out."""
     total = torch.zeros(group.size, dtype=torch.float64)
     for name, dim in group.members:
         if name in tensors and tensors[name].ndim > 1:
@@ -175,14 +152,14 @@ def _sums(
 
 
 def _gathered(group: Group, name: str, dim: int, values: Tensor) -> Tensor:
-    """Adds up values by channel: (places) -> (channels)."""
+    """Sum the values of each channel of one member."""
     rest = [d for d in range(values.ndim) if d != dim] if values.ndim > 1 else []
     places = (values.sum(rest, dtype=torch.float64) if rest else values.double()).cpu()
     channels = group.members[name, dim]
-    held = channels >= 0
-    return torch.zeros(group.size, dtype=torch.float64).index_add(0, channels[held], places[held])
+    used = channels >= 0
+    return torch.zeros(group.size, dtype=torch.float64).index_add(0, channels[used], places[used])
 
 
 def _normalised(scores: Tensor) -> Tensor:
-    alive = scores[scores > 0]  # what is zeroed already says nothing of the group's scale
+    alive = scores[scores > 0]  # without channels that are zeroed already
     return scores / alive.mean() if len(alive) else scores

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Latency budgets, tables, timer."""
+"""Latency budgets, and tables and timers of latency."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,19 +14,33 @@ from torch import Tensor, nn
 
 from regrow.channels.cut.surgery import UndoLog, cut, tell_modules
 from regrow.channels.cut.verify import TrialCut
+from regrow.channels.graph.preserve import preserve_state
+from regrow.channels.size import run_with_hooks
+from regrow.io.files import write_json
 from regrow.profiling.latency import latency
-from regrow.utils.batches import batch_size, bound_forward, device_of, resize_batch
-from regrow.utils.errors import ConfigError, DataError, check_positive, write_error
-from regrow.utils.modes import eval_mode
+from regrow.utils.batches import batch_size, device_of, resize_batch
+from regrow.utils.errors import ConfigError, DataError
 from regrow.utils.names import modules
+
+Rows = Mapping[str, Sequence[Sequence[float]]]
+
+ROUNDS = 7  # bisection steps over the share of MACs: to less than a hundredth
+FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+
+
+class LatencyTimerState(TypedDict):
+    """State of `LatencyTimer`: the batch's size, and milliseconds of the original (0: unknown)."""
+
+    size: int
+    original: float
 
 
 class LatencyTimer:
-    """Times networks on batches of one size, and remembers how long the original took.
+    """Measures models on batches of one size, and remembers the latency of the original one.
 
     Args:
-        timer: What tells a model's milliseconds; None: the median measured here.
-        example_input: A batch; its size counts, not its values.
+        timer: Function `model -> milliseconds`; None: the median measured here.
+        example_input: A batch; only its size is used.
 
     Example:
         >>> watch = LatencyTimer(lambda model: 2.0, torch.zeros(8, 4))
@@ -42,60 +54,45 @@ class LatencyTimer:
         self._original = 0.0
 
     def __call__(self, model: nn.Module, example: Any) -> float:
-        """Milliseconds of a pass.
-
-        Args:
-            model: The model.
-            example: A few examples, repeated to the batch's size.
-        """
+        """Return the milliseconds of a forward pass, on examples repeated to the batch's size."""
         if self.timer is not None:
             return self.timer(model)
-        return latency(model, resize_batch(example, self.size), repeats=20, warmup=3).median_ms
+        with preserve_state(model):
+            given = resize_batch(example, self.size)
+            return latency(model, given, repeats=20, warmup=3).median_ms
 
     def original(self, model: nn.Module, example: Any) -> float:
-        """How long the original model takes; measured once, before anything is cut."""
+        """Return the milliseconds of the original model; measured at the first call only."""
         if not self._original:
             self._original = self(model, example)
         return self._original
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> LatencyTimerState:
         return {"size": self.size, "original": self._original}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: LatencyTimerState) -> None:
         self.size, self._original = int(state["size"]), float(state["original"])
 
 
-ROUNDS = 7  # halvings of the share of MACs: to less than a hundredth
-
-
 def latency_budget(
-    chosen: Callable[[float], dict[str, Tensor]],
-    bench: TrialCut,
-    model: nn.Module,
-    example_input: Any,
-    sparsity: float,
-    latency_ms: float | None = None,
-    timer: Callable[[nn.Module], float] | None = None,
+    choose: Callable[[float], dict[str, Tensor]],
+    trial: TrialCut,
+    timer: Callable[[nn.Module], float],
+    dense: float,
+    limit: float,
 ) -> dict[str, Tensor]:
-    """The least cut whose measured latency meets the budget.
+    """Find the smallest cut whose measured latency meets a limit, by bisection over MACs.
 
     Args:
-        chosen: The channels to remove so that a share of the MACs remains.
-        bench: Makes cuts.
-        model: The dense model.
-        example_input: A batch; its size is that of the figure.
-        sparsity: Fraction of the dense latency to save.
-        latency_ms: How long a pass may take, instead.
-        timer: What tells a model's milliseconds; None: the median measured here.
+        choose: Returns the channels to remove so that a share of the MACs remains.
+        trial: Cuts the model.
+        timer: Returns a model's milliseconds.
+        dense: Milliseconds of the model without a cut.
+        limit: Milliseconds that a forward pass may take.
 
     Raises:
-        ConfigError: If no cut is fast enough, with the fastest one's figure.
+        ConfigError: If no cut is fast enough, with the latency of the fastest one.
     """
-    timed = timer or (lambda m: latency(m, example_input, repeats=20, warmup=3).median_ms)
-    dense = timed(model)
-    limit = (1 - sparsity) * dense
-    if latency_ms is not None:
-        limit = check_positive("latency_ms", latency_ms, "latency_ms=5.0")
     if dense <= limit:
         return {}
     low, high, best = 0.0, 1.0, None
@@ -103,13 +100,13 @@ def latency_budget(
     for _ in range(ROUNDS):
         share = (low + high) / 2
         try:
-            removed = chosen(share)
+            removed = choose(share)
         except ConfigError:  # so few MACs cannot be reached
             low = share
             continue
-        undo = bench.find_valid(removed).undo
+        undo = trial.find_valid(removed).undo
         try:
-            found = timed(model)
+            found = timer(trial.model)
         finally:
             undo()
         fastest = min(fastest, found)
@@ -126,25 +123,19 @@ def latency_budget(
     return best
 
 
-Rows = Mapping[str, Sequence[Sequence[float]]]
-
-
-FRACTIONS = (0.25, 0.5, 0.75, 1.0)
-
-
 class LatencyTable:
-    """Milliseconds of each layer by its inputs and outputs; a model's are their sum.
+    """Latencies of layers by their inputs and outputs; a model's latency is their sum.
 
-    Between measured sizes the work (inputs * outputs) is interpolated linearly. What stands
-    between the layers (activations, pooling) is not counted.
+    Between measured sizes the latency is linear in inputs * outputs. Activations, pooling and other
+    operations between the layers are not counted.
 
     Args:
-        layers: For each layer's name rows of (inputs, outputs, milliseconds).
+        layers: Rows of (inputs, outputs, milliseconds) by layer name.
         device: Where it was measured.
-        batch: Examples a pass.
+        batch: Batch size.
 
     Raises:
-        ConfigError: For rows that cannot be meant.
+        ConfigError: For rows that are not three positive numbers.
 
     Example:
         >>> table = LatencyTable({"0": [(4, 4, 1.0), (4, 8, 2.0)]})
@@ -165,17 +156,13 @@ class LatencyTable:
         self.device, self.batch = device, batch
 
     def __call__(self, model: nn.Module) -> float:
-        """The model's milliseconds.
-
-        Raises:
-            ConfigError: If a layer of the table is not in the model.
-        """
+        """Return a model's milliseconds; raise `ConfigError` if it lacks a layer of the table."""
         total = 0.0
         layers = modules(model)
         for name, rows in self.layers.items():
             weight = getattr(layers.get(name), "weight", None)
             if not isinstance(weight, Tensor) or weight.ndim < 2:
-                raise ConfigError(f"the latency table has layer {name!r}, the model has not")
+                raise ConfigError(f"the latency table has layer {name!r}, which the model lacks")
             known = sorted((inputs * outputs, ms) for inputs, outputs, ms in rows)
             work = [inputs for inputs, _ in known]
             outputs, inputs = _sizes(layers[name])
@@ -191,83 +178,64 @@ class LatencyTable:
         fractions: Sequence[float] = FRACTIONS,
         repeats: int = 20,
     ) -> LatencyTable:
-        """Times every convolution and linear layer alone, at fractions of its outputs and inputs.
+        """Measure each convolution and linear layer alone, with fractions of its channels.
 
         Args:
-            model: The dense model, where it is to run.
-            example_input: A batch; its size is that of the figures.
-            fractions: Of the layer's channels; grouped convolutions are timed whole.
-            repeats: Passes measured, of which the median counts.
+            model: The dense model, on the device to measure.
+            example_input: A batch.
+            fractions: Fractions of outputs and inputs; grouped convolutions are measured whole.
+            repeats: Number of forward passes; the median is stored.
         """
+        inputs = _layer_inputs(model, example_input)
         layers: dict[str, list[tuple[float, float, float]]] = {}
-        for name, given in _inputs(model, example_input).items():
+        for name, given in inputs.items():
             layer = modules(model)[name]
             rows = []
             for fraction in sorted({*fractions, 1.0}):
                 whole = fraction == 1 or getattr(layer, "groups", 1) > 1
-                found = _timed(layer, given, 1.0 if whole else fraction, repeats)
-                rows.append(found)
+                rows.append(_measure_layer(layer, given, 1.0 if whole else fraction, repeats))
             layers[name] = sorted({row[:2]: row for row in rows}.values())
-        batch = len(next(iter(_inputs(model, example_input).values())))
+        batch = len(next(iter(inputs.values())))
         return cls(layers, device=str(device_of(model)), batch=batch)
 
     def save(self, path: str | Path) -> None:
-        """Writes JSON, aside and then renamed."""
-        path = Path(path)
-        text = {"device": self.device, "batch": self.batch, "layers": self.layers}
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            aside.write_text(json.dumps(text, indent=1) + "\n")
-            aside.replace(path)
-        except OSError as error:
-            raise write_error(path, error) from error
-        finally:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
+        """Write the table as JSON, atomically."""
+        write_json(Path(path), {"device": self.device, "batch": self.batch, "layers": self.layers})
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
-        """Reads what `save` wrote.
-
-        Raises:
-            DataError: If it is not there, or not such a table.
-        """
+        """Read a table; raise `DataError` if there is none."""
         try:
-            held = json.loads(Path(path).read_text())
-            return cls(held["layers"], device=held["device"], batch=held["batch"])
+            table = json.loads(Path(path).read_text())
+            return cls(table["layers"], device=table["device"], batch=table["batch"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is no latency table: {error}") from error
 
 
-def _inputs(model: nn.Module, example_input: Any) -> dict[str, Tensor]:
-    """What each convolution and linear layer gets."""
+def _layer_inputs(model: nn.Module, example_input: Any) -> dict[str, Tensor]:
+    """Return the input of each convolution and linear layer, at its first call."""
     found: dict[str, Tensor] = {}
 
-    def seen(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def make_hook(name: str) -> Callable[..., None]:
+        def store(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             found.setdefault(name, args[0].detach())
 
-        return hook
+        return store
 
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    hooks = [
-        module.register_forward_pre_hook(seen(name))
+    hooks: dict[nn.Module, Callable[..., None]] = {
+        module: make_hook(name)
         for name, module in modules(model).items()
         if isinstance(module, kinds)
-    ]
-    try:
-        with eval_mode(model), torch.no_grad():
-            bound_forward(model, example_input)()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    }
+    run_with_hooks(model, example_input, hooks)
     return found
 
 
-def _timed(
+def _measure_layer(
     layer: nn.Module, given: Tensor, fraction: float, repeats: int
 ) -> tuple[float, float, float]:
-    """(inputs, outputs, milliseconds) of a layer with a fraction of its channels."""
+    """Return (inputs, outputs, milliseconds) of a layer with a fraction of its channels."""
     outputs, inputs = (max(1, round(fraction * size)) for size in _sizes(layer))
     weight = layer.weight
     assert isinstance(weight, Tensor)
@@ -289,7 +257,7 @@ def _timed(
 
 
 def _sizes(layer: nn.Module) -> tuple[int, int]:
-    """(outputs, inputs) of a layer's weight."""
+    """Return (outputs, inputs) of a layer's weight."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight.shape[0], weight.shape[1]

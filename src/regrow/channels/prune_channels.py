@@ -18,17 +18,14 @@ from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.groups import Group, groups_from_trace
 from regrow.channels.graph.trace import trace
 from regrow.channels.importance import ChannelCriterion, channel_scores, get_channel_criterion
-from regrow.channels.latency_budget import latency_budget
-from regrow.channels.size import Sizes
+from regrow.channels.latency_budget import LatencyTimer, latency_budget
+from regrow.channels.size import Sizes, count_work
 from regrow.masks.targets import select_targets
-from regrow.profiling.macs import count_macs
 from regrow.utils.batches import two_examples
 from regrow.utils.errors import ConfigError, check_sparsity
 from regrow.utils.names import parameters
 
 Timer = Callable[[nn.Module], float]
-
-
 Link = tuple[str, ...]  # groups that keep the same fraction
 
 
@@ -48,23 +45,23 @@ def prune(
     timer: Timer | None = None,
     seed: int = 0,
 ) -> ChannelCut:
-    """Remove channels from a model in place: it is smaller afterwards, or unchanged.
+    """Remove channels from a model in place.
 
-    Parameters stay the same objects; optimizers made before need `slice_optimizer_state`. What
-    could not be cut is named in the result.
+    Parameters stay the same objects; optimizers made before need `slice_optimizer_state`. Groups
+    that could not be cut are named in the result.
 
     Args:
         model: The model.
         example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
         sparsity: Fraction of `of` to remove, in [0, 1).
         of: "channels", "macs", "params" or "latency" (measured here on the example's batch).
-        distribution: See `regrow.channels.config.ChannelConfig`, like the next five.
+        distribution: See `regrow.channels.config.ChannelConfig`, like all that follow.
         criterion: How channels are ranked.
         round_to: Kept counts are multiples of it.
-        min_channels: How many channels of a group stay at least.
+        min_channels: Minimum number of channels that stay in a group.
         include: Patterns of layers that may be cut.
         exclude: Patterns of layers that keep their channels.
-        latency_ms: With `of="latency"`, milliseconds that a pass may take, instead of `sparsity`.
+        latency_ms: With `of="latency"`, milliseconds of a forward pass, instead of `sparsity`.
         timer: With `of="latency"`, a function `model -> milliseconds`; None: measured here.
         seed: For `criterion="random"`.
 
@@ -82,7 +79,7 @@ def prune(
         (torch.Size([4, 4]), 4, {'0': 4})
     """
     limits = (round_to, min_channels, include, exclude, seed, timer, latency_ms)
-    config = ChannelConfig(criterion, distribution, of, *limits)
+    config = ChannelConfig(criterion, distribution, of, *limits).validated()
     return _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
 
 
@@ -90,101 +87,148 @@ def _cut_until_valid(
     model: nn.Module, example_input: Any, sparsity: float, config: ChannelConfig
 ) -> ChannelCut:
     """Choose channels and cut them, until the cut model runs and is within the budget."""
-    rule = get_channel_criterion(config.criterion, config.seed)
-    two = two_examples(example_input, model)
+    criterion = get_channel_criterion(config.criterion, config.seed)
+    two, timer = two_examples(example_input, model), LatencyTimer(config.timer, example_input)
     traced = trace(model, two)
-    groups = selected(groups_from_trace(traced, model), model, config.include, config.exclude)
+    groups = select_groups(groups_from_trace(traced, model), model, config)
     trial = TrialCut(model, traced, groups, two)
     linked: list[Link] = []
-    together, slack = LinkedGroups(), BudgetCorrection()
+    together, correction = LinkedGroups(), BudgetCorrection()
     while True:
-        free = [group for group in groups if not group.fixed_reason]
-        if not free:
-            reasons = sorted({group.fixed_reason or "" for group in groups})
-            raise ConfigError(f"no channels can be cut: {'; '.join(reasons[:5])}")
-        scores = {g.name: channel_scores(g, parameters(model), rule) for g in free}
-        chosen = partial(
+        free = prunable_groups(groups)
+        scores = {g.name: channel_scores(g, parameters(model), criterion) for g in free}
+        sizes = Sizes(model, free, two, "macs" if config.of == "latency" else config.of)
+        choose = partial(
             allocate,
             free,
             scores,
+            sizes.after,
             distribution=config.distribution,
             round_to=config.round_to,
             min_channels=config.min_channels,
             links=linked,
         )
-        of = config.of
-        sizes = Sizes(model, free, two, "macs" if of == "latency" else of)
         budget = (1 - sparsity) * sizes.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
-        if of == "latency":
-            share, limit = partial(_share, chosen, sizes), (config.latency_ms, config.timer)
-            removed = latency_budget(share, trial, model, example_input, sparsity, *limit)
+        if config.of == "latency":
+            dense = timer.original(model, example_input)
+            removed = latency_budget(
+                partial(_choose_share, choose, sizes.dense),
+                trial,
+                lambda small: timer(small, example_input),
+                dense,
+                (1 - sparsity) * dense if config.latency_ms is None else config.latency_ms,
+            )
         else:
-            removed = chosen(sizes.after, budget + slack.now)
+            removed = choose(budget + correction.now)
         found = trial.find_valid(removed, linked)
-        if found.pinned:  # their share is taken elsewhere
+        if found.failed:  # other groups lose more instead
             found.undo()
-            pins, linked = together.after(trial, found.pinned, linked)
-            groups = fix_groups(groups, pins)
-            trial.groups = groups
-        elif of != "macs" or slack.settled(sizes, removed, count_macs(model, two).macs, budget):
+            reasons, linked = together.after(trial, found.failed, linked)
+            trial.groups = groups = fix_groups(groups, reasons)
+        elif config.of != "macs" or correction.is_settled(
+            sizes, removed, count_work(model, two).macs, budget
+        ):
             break
         else:
             found.undo()
-    counts = {name: len(channels) for name, channels in removed.items() if len(channels)}
-    pinned = {group.name: group.fixed_reason for group in groups if group.fixed_reason}
-    kept = kept_indices(groups, removed)
     return make_channel_cut(
-        model, kept, found.undo, removed=counts, pinned=pinned, error=found.error
+        model,
+        kept_indices(groups, removed),
+        found.undo,
+        removed={name: len(channels) for name, channels in removed.items() if len(channels)},
+        not_prunable={group.name: group.fixed_reason for group in groups if group.fixed_reason},
+        error=found.error,
     )
 
 
+def _choose_share(
+    choose: Callable[[float], dict[str, Tensor]], dense: float, share: float
+) -> dict[str, Tensor]:
+    return choose(share * dense)
+
+
+def prunable_groups(groups: Sequence[Group]) -> list[Group]:
+    """Return the groups that can be cut; raise `ConfigError` if there are none."""
+    free = [group for group in groups if not group.fixed_reason]
+    if not free:
+        reasons = sorted({group.fixed_reason or "" for group in groups})
+        raise ConfigError(f"no channels can be cut: {'; '.join(reasons[:5])}")
+    return free
+
+
 def fix_groups(groups: Sequence[Group], reasons: Mapping[str, str]) -> tuple[Group, ...]:
-    """The same groups; those with a reason, by name, cannot be cut."""
+    """Mark groups as not prunable, with a reason by name."""
     return tuple(
         replace(g, fixed_reason=reasons[g.name]) if g.name in reasons else g for g in groups
     )
 
 
+def select_groups(
+    groups: Sequence[Group], model: nn.Module, config: ChannelConfig
+) -> tuple[Group, ...]:
+    """Mark groups of layers that `include` and `exclude` leave out as not prunable.
+
+    Raises:
+        ConfigError: For a pattern that matches nothing, with the nearest names.
+    """
+    if config.include is None and config.exclude is None:
+        return tuple(groups)
+    wanted = {t.name for t in select_targets(model, config.include, config.exclude).targets}
+    outside = {target.name for target in select_targets(model).targets} - wanted
+    left_out = {g.name: [name for name, _ in g.rows if name in outside] for g in groups}
+    return fix_groups(
+        groups,
+        {
+            group.name: f"{left_out[group.name][0]} is excluded or not included"
+            for group in groups
+            if left_out[group.name] and not group.fixed_reason
+        },
+    )
+
+
 class LinkedGroups:
-    """Which groups are cut in step, after some of them broke the network."""
+    """Sets of groups that keep the same fraction, because alone they made the network fail."""
 
     def __init__(self) -> None:
         self._tried = set[Link]()
-        self._alone = dict[str, str]()  # who broke it while not in step, and how
+        self._alone = dict[str, str]()  # groups that failed outside a set, with the error
 
     def after(
-        self, bench: TrialCut, broke: Mapping[str, str], linked: Sequence[Link]
+        self, trial: TrialCut, failed: Mapping[str, str], linked: Sequence[Link]
     ) -> tuple[dict[str, str], list[Link]]:
-        """Groups to pin with the reason, and the sets to cut in step from now on.
+        """Return the groups that cannot be cut, with the reason, and the sets to try next.
 
-        Where a set does not hold, those that broke the network alone are to blame.
+        Where a set fails too, its groups that had failed alone cannot be cut.
         """
-        failed = [each for each in linked if broke.keys() & {*each}]
-        inside = {name for each in failed for name in each}
-        self._alone |= {name: why for name, why in broke.items() if name not in inside}
-        blamed = {name for name in self._alone if name in inside or name in broke}
-        held = [each for each in linked if each not in failed]
-        new = [each for each in bench.links(blamed.union(*held), self._tried) if blamed & {*each}]
+        broken = [names for names in linked if failed.keys() & {*names}]
+        inside = {name for names in broken for name in names}
+        self._alone |= {name: why for name, why in failed.items() if name not in inside}
+        blamed = {name for name in self._alone if name in inside or name in failed}
+        valid = [names for names in linked if names not in broken]
+        links = trial.links(blamed.union(*valid), self._tried)
+        new = [names for names in links if blamed & {*names}]
         self._tried |= {*new}
-        hopeful = {name for each in new for name in each}
-        pins = {name: self._alone[name] for name in blamed - hopeful}
-        return pins, [each for each in held if not hopeful & {*each}] + new
+        retried = {name for names in new for name in names}
+        reasons = {name: self._alone[name] for name in blamed - retried}
+        return reasons, [names for names in valid if not retried & {*names}] + new
 
 
 class BudgetCorrection:
-    """What more may remain by weights, as products without weights (attention) shrink too.
+    """A correction of a budget of MACs, as products without weights (attention) shrink too.
 
     Attributes:
-        now: So many MACs.
+        now: MACs to add to the budget.
     """
 
     def __init__(self, tries: int = 4) -> None:
-        self.now, self._held, self._tries = 0.0, 0.0, tries
+        self.now, self._valid, self._tries = 0.0, 0.0, tries
 
-    def settled(self, sizes: Sizes, removed: RemovedChannels, left: float, budget: float) -> bool:
-        """Whether a cut is near its budget, or the nearest there is; else `now` has changed."""
+    def is_settled(
+        self, sizes: Sizes, removed: RemovedChannels, left: float, budget: float
+    ) -> bool:
+        """Check whether a cut is as close to its budget as it can be; else update `now`."""
         if left <= budget:
-            self._held = self.now
+            self._valid = self.now
             if budget - left <= TOLERANCE * sizes.dense:
                 return True
         if not self._tries:
@@ -192,40 +236,6 @@ class BudgetCorrection:
         better = sizes.after(removed) - left
         self._tries -= 1
         if not self._tries or abs(better - self.now) < TOLERANCE / 10 * sizes.dense:
-            self._tries, better = 0, self._held  # the last that met it
+            self._tries, better = 0, self._valid  # the last that met the budget
         settled, self.now = better == self.now, better
         return settled
-
-
-def _share(
-    chosen: Callable[[Callable[[RemovedChannels], float], float], dict[str, Tensor]],
-    macs: Sizes,
-    share: float,
-) -> dict[str, Tensor]:
-    return chosen(macs.after, share * macs.dense)
-
-
-def selected(
-    groups: Sequence[Group],
-    model: nn.Module,
-    include: Iterable[str] | None,
-    exclude: Iterable[str] | None,
-) -> tuple[Group, ...]:
-    """Pins groups of layers that patterns leave out.
-
-    Raises:
-        ConfigError: For a pattern that matches nothing, with the nearest names.
-    """
-    if include is None and exclude is None:
-        return tuple(groups)
-    wanted = {target.name for target in select_targets(model, include, exclude).targets}
-    every = {target.name for target in select_targets(model).targets}
-    outside = every - wanted
-    result = []
-    for group in groups:
-        rows = [name for name, _ in group.rows if name in every]
-        left_out = [name for name in rows if name in outside]
-        if left_out and not group.fixed_reason:
-            group = replace(group, fixed_reason=f"{left_out[0]} is excluded or not included")
-        result.append(group)
-    return tuple(result)

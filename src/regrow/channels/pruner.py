@@ -13,16 +13,16 @@ from torch.optim import Optimizer
 
 from regrow.channels.allocation import allocate
 from regrow.channels.channel_cutter import ChannelCutter
-from regrow.channels.channel_masker import ChannelMasker, rank_channels
+from regrow.channels.channel_masker import ChannelMasker, ChannelMaskerState, rank_channels
 from regrow.channels.config import ChannelConfig
-from regrow.channels.cut.channel_cut import ChannelCut
+from regrow.channels.cut.channel_cut import ChannelCut, StoredCut
 from regrow.channels.cut.surgery import RemovedChannels
 from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.groups import Group, groups_from_trace
 from regrow.channels.graph.trace import Trace, trace
 from regrow.channels.importance import channel_scores, get_channel_criterion
-from regrow.channels.latency_budget import LatencyTimer, latency_budget
-from regrow.channels.prune_channels import fix_groups, selected
+from regrow.channels.latency_budget import LatencyTimer, LatencyTimerState, latency_budget
+from regrow.channels.prune_channels import fix_groups, prunable_groups, select_groups
 from regrow.channels.size import Sizes
 from regrow.io.integrity import verify_digest, with_digest
 from regrow.masks.targets import TargetSelection, selection_by_name
@@ -31,30 +31,48 @@ from regrow.pruning.freezing import TrainSpec
 from regrow.pruning.growth import GrowthCriterion, regrow_count
 from regrow.pruning.initializers import Initializer, make_initializer, removed_values, zero
 from regrow.pruning.restore import describe_regrowth
-from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState
+from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState, MaskStateDict
 from regrow.pruning.transaction import atomic
 from regrow.utils.batches import two_examples
 from regrow.utils.errors import ConfigError, StateError, check_sparsity
 from regrow.utils.names import parameters
 
 
-class ChannelPruner(BasePruner):
-    """Masks whole channels of one model, and cuts them out when asked.
+class ChannelPrunerState(MaskStateDict, ChannelMaskerState):
+    """What `ChannelPruner.state_dict` returns, with a digest.
 
-    A masked channel is zero in every parameter that holds a part of it: rows, biases, scales and
-    shifts of norms, and the columns that read it; so the cut model computes what the masked one
-    does.
+    Attributes:
+        cuts: Each cut with the values that it removed.
+        example: The example input.
+        not_prunable: See `ChannelPruner`.
+        dense_size: The attribute `dense` of `ChannelPruner`.
+        saved: Saved fraction of the dense latency.
+        watch: State of the latency timer.
+    """
+
+    cuts: list[StoredCut]
+    example: Any
+    not_prunable: dict[str, str]
+    dense_size: float
+    saved: float
+    watch: LatencyTimerState
+
+
+class ChannelPruner(BasePruner):
+    """Masks whole channels of one model, and cuts them out.
+
+    A masked channel is zero in all its parameters: rows, biases, scales and shifts of norms, and
+    the columns that read it. So the cut model computes what the masked one does.
 
     Args:
         model: The model.
-        example_input: A batch of two or more examples; a tuple holds positional arguments, a dict
-            keyword arguments.
-        method: How channels are ranked and counted.
+        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
+        method: Settings.
         keep_removed: Whether removed values are stored, for `unprune` and `expand`.
 
     Attributes:
-        pins: Groups that a trial at the start could not cut, with what broke.
-        dense: The size of the original model, in the method's unit.
+        not_prunable: Groups that a trial at the start could not cut, with the error.
+        dense: Size of the original model, in the unit `method.of`.
 
     Raises:
         ConfigError: If the model cannot be traced, or no channel can be cut.
@@ -83,9 +101,9 @@ class ChannelPruner(BasePruner):
         self.needs_gradients = self.method.needs_gradients
         self.collects_gradients = False
         self.layer_targets = {}  # channels have one target
-        self.pins: dict[str, str] = {}
+        self.not_prunable: dict[str, str] = {}
         self.watch = LatencyTimer(self.method.timer, example_input)
-        self._saved = 0.0  # of the original latency
+        self._saved = 0.0  # fraction of the original latency
         traced = trace(model, self.example_input)
         groups = self._groups(traced, model)
         selection = _selection(model, groups)
@@ -93,30 +111,28 @@ class ChannelPruner(BasePruner):
         self.masker = ChannelMasker(self.state, groups)
         self.cutter = ChannelCutter(self.masker, self._trace, self._analyse)
         self._set_trial(traced)
-        self._check_cuts(self._lowest())
-        self.dense = self.sizes.dense  # of what can be cut
-        if not self.free:
-            reasons = sorted({group.fixed_reason or "" for group in self.groups})
-            raise ConfigError(f"no channels can be cut: {'; '.join(reasons[:5])}")
+        self._try_cuts()
+        self.dense = self.sizes.dense  # of prunable groups
+        prunable_groups(self.groups)
 
     @property
     def groups(self) -> Sequence[Group]:
-        """The groups of the model as it is now."""
+        """The groups of the present model."""
         return self.masker.groups
 
     @property
     def removed(self) -> dict[str, Tensor]:
-        """The channels that are masked now, by group."""
+        """Indices of the masked channels, by group."""
         return self.masker.removed
 
     @property
     def plan(self) -> ChannelCut:
-        """What was cut since the original shapes."""
+        """All cuts since the original shapes as one."""
         return self.cutter.plan
 
     @property
     def sparsity(self) -> float:
-        """The fraction of `of` that is removed: masked or cut."""
+        """The fraction of `method.of` that is masked or cut."""
         if self.method.of == "latency":
             return self._saved
         return 1 - self._left(self.removed) / self.dense
@@ -127,24 +143,20 @@ class ChannelPruner(BasePruner):
         return [group for group in self.groups if not group.fixed_reason]
 
     def progress_towards(self, final: float) -> float:
-        """How far the model is on its way: what was asked for, unless less of it is left."""
+        """The sparsity last asked for, or the present one where it is lower."""
         return min(self.target, self.sparsity)
 
     def units(self, sparsity: float) -> int:
-        """A sparsity as a whole number, to compare two."""
+        """Return a sparsity as an integer, for comparisons."""
         return round(sparsity * 1_000_000)
 
     def check_reachable(self, sparsity: float) -> None:
-        """Check that a sparsity can be reached with rounding and minimum counts.
-
-        Raises:
-            ConfigError: With the largest one that can be had.
-        """
+        """Raise `ConfigError` if a sparsity cannot be reached with rounding and minimum counts."""
         nothing = {group.name: torch.zeros(group.size) for group in self.free}
         self._chosen(sparsity, nothing if self.needs_gradients else self._scores())
 
     def affordable(self) -> float:
-        """The sparsity with which a pass takes `method.latency_ms`; 0 where it does already."""
+        """The sparsity at which a forward pass takes `method.latency_ms`."""
         assert self.method.latency_ms is not None
         return max(0.0, 1 - self.method.latency_ms / self._original_ms())
 
@@ -154,21 +166,21 @@ class ChannelPruner(BasePruner):
         optimizers: Iterable[Optimizer] = (),
         own: Mapping[str, float] | None = None,
     ) -> HistoryEntry:
-        """Masks channels until at least `sparsity` of `of` is removed, counted from the original.
+        """Mask channels until at least `sparsity` of the original model is removed.
 
-        What is removed stays so. 0 brings all masked channels back.
+        Removed channels stay removed, but 0 restores all masked channels.
 
         Args:
-            sparsity: Fraction in [0, 1).
-            optimizers: Whose state at masked places is zeroed.
+            sparsity: Fraction of `method.of`, in [0, 1).
+            optimizers: Their state at masked positions is zeroed.
             own: Not used: channels have one target.
 
         Returns:
             The new entry of `history`.
 
         Raises:
-            ConfigError: For a sparsity out of range, below the present one, or out of reach.
-            StateError: For scores that are not finite, or gradients that are missing.
+            ConfigError: For a sparsity out of range, below the present one, or unreachable.
+            StateError: For scores that are not finite, or missing gradients.
         """
         sparsity, optimizers = check_sparsity("sparsity", sparsity), list(optimizers)
         before = self.sparsity
@@ -194,22 +206,19 @@ class ChannelPruner(BasePruner):
         """Restore masked channels bit-exactly, in all their parameters.
 
         Args:
-            names: Patterns of layers; channels that have a part in one return; None: all.
-            optimizers: Whose state is masked where masked channels remain.
-
-        Returns:
-            The new entry of `history`.
+            names: Patterns of layers; channels with a part in one of them return; None: all.
+            optimizers: Their state is restored or zeroed.
 
         Raises:
-            StateError: If nothing was stored, or all that is named was cut: call `expand()`.
+            StateError: If nothing was stored, or the channels were cut: call `expand()`.
             ConfigError: If a pattern matches nothing.
         """
         channels = self.masker.named(names)
         if self.cutter.cuts and not any(map(len, channels.values())):
             cut = ", ".join(f"{count} of {name}" for name, count in self.plan.removed.items())
             raise StateError(
-                f"these channels were cut, not only masked ({cut}): call expand(), which gives the "
-                "original shapes back, or prune with compact='end'"
+                f"these channels were cut, not only masked ({cut}): call expand(), which restores "
+                "the original shapes, or prune with compact='end'"
             )
         self._check_stored()
         before = self.sparsity
@@ -229,27 +238,27 @@ class ChannelPruner(BasePruner):
         train: TrainSpec = "all",
         optimizers: Iterable[Optimizer] = (),
     ) -> HistoryEntry:
-        """Let masked channels return, whole ones.
+        """Unmask some channels.
 
-        With `init="removed"` everything is as it was. With any other, the layers that compute a
-        channel get new rows, norms scale 1 and shift 0, and the columns that read it are zero: the
-        network computes what it computed before, and both sides can learn.
+        With `init="removed"` their values are restored. Otherwise layers that compute a channel get
+        new rows, its norms scale 1 and shift 0, and the columns that read it are zero: the outputs
+        do not change at first, and all its weights can learn.
 
         Args:
-            fraction: Of the masked channels in `names`; or
-            count: how many channels.
+            fraction: Fraction of the masked channels in `names`; or
+            count: number of channels.
             by: "random" or "removed" (the largest norm of the removed values first).
-            init: With what values: see `regrow.pruning.initializers`.
+            init: New values: see `regrow.pruning.initializers`.
             names: Patterns of layers; None: all.
-            train: What trains from now on: see `Pruner.regrow`.
-            optimizers: Their state of returning weights is zero.
+            train: Which weights train afterwards: see `Pruner.regrow`.
+            optimizers: Their state of returning weights is zeroed.
 
         Returns:
             The new entry of `history`.
 
         Raises:
-            ConfigError: For a rule that needs gradients: those of a masked channel are zero on
-                both sides. For `init="zero"`: two zero sides would never learn.
+            ConfigError: For a criterion that needs gradients, as those of a masked channel are
+                zero, and for `init="zero"`, with which a channel would never learn.
         """
         initializer = check_regrowth(by, init)
         spec, before, pool = (
@@ -272,19 +281,16 @@ class ChannelPruner(BasePruner):
 
     @atomic
     def compact(self, optimizers: Iterable[Optimizer] = ()) -> ChannelCut | None:
-        """Cut the masked channels out: tensors, optimizers' state and masks become smaller.
+        """Cut the masked channels out of parameters, buffers, optimizer state and masks.
 
-        Verified before it is kept; the Parameter objects stay the same. Optimizer state of other
-        shapes than its parameter's starts again from nothing.
-
-        Args:
-            optimizers: Whose state is cut too.
+        The cut model is verified; its parameters are the same objects. Optimizer state of another
+        shape than its parameter is reset.
 
         Returns:
-            The cut, or None where nothing is masked.
+            The cut, or None if nothing is masked.
 
         Raises:
-            StateError: If some masked group cannot be cut; the model is masked as before.
+            StateError: If a masked group cannot be cut; the model is not changed.
         """
         before = self.sparsity
         cut = self.cutter.compact(list(optimizers))
@@ -294,16 +300,10 @@ class ChannelPruner(BasePruner):
 
     @atomic
     def expand(self, optimizers: Iterable[Optimizer] = ()) -> HistoryEntry:
-        """Restore the original shapes, with the removed values bit-exactly.
+        """Restore the original shapes, and all removed values bit-exactly.
 
-        Masked channels return too, and everything trains. Values that kept training since the cut
-        stay as they are now; optimizer state of what returns is zero.
-
-        Args:
-            optimizers: Whose state gets the original shapes.
-
-        Returns:
-            The new entry of `history`.
+        Weights that were not removed keep their present values. Optimizer state of returning
+        weights is zero, and everything trains.
 
         Raises:
             StateError: If nothing was stored.
@@ -314,40 +314,35 @@ class ChannelPruner(BasePruner):
         self._saved = 0.0
         return self.record_event("expand", before)
 
-    def reshape(self, cuts: Sequence[Mapping[str, Any]]) -> None:
-        """Give the model the shapes after some cuts; see `ChannelCutter.reshape`."""
+    def reshape(self, cuts: Sequence[StoredCut]) -> None:
+        """Set the shapes of the model after some cuts; see `ChannelCutter.reshape`."""
         self.cutter.reshape(cuts)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of `MaskState` and `ChannelMasker`; cuts with what they removed ("cuts").
-
-        Also "example", "pins" and "dense" (see the attributes), "saved" (fraction of the dense
-        latency) and "watch" (the latency timer).
-        """
-        return with_digest(
-            {
-                **self.state.state_dict(),
-                **self.masker.state_dict(),
-                "cuts": [dict(cut) for cut in self.cutter.cuts],
-                "example": self.example_input,
-                "pins": dict(self.pins),
-                "dense": self.dense,
-                "saved": self._saved,
-                "watch": self.watch.state_dict(),
-            }
-        )
+        """Return all that is needed to continue; see `ChannelPrunerState`."""
+        state: ChannelPrunerState = {
+            **self.state.state_dict(),
+            **self.masker.state_dict(),
+            "cuts": [*self.cutter.cuts],
+            "example": self.example_input,
+            "not_prunable": dict(self.not_prunable),
+            "dense_size": self.dense,
+            "saved": self._saved,
+            "watch": self.watch.state_dict(),
+        }
+        return with_digest({**state})
 
     @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; the model gets the shapes of that moment."""
-        pins, self.pins = self.pins, dict(verify_digest(state)["pins"])
-        self.dense, self._saved = float(state["dense"]), float(state["saved"])
+        before, self.not_prunable = self.not_prunable, dict(verify_digest(state)["not_prunable"])
+        self.dense, self._saved = float(state["dense_size"]), float(state["saved"])
         self.watch.load_state_dict(state["watch"])
         self.reshape(state["cuts"])
-        if pins != self.pins:
+        if before != self.not_prunable:
             self._analyse(self._trace())
         self.state.load_state_dict(state)
-        self.masker.load_state_dict(state)
+        self.masker.load_state_dict(state["removed"], state["statistics"])
 
     def _bring_back(
         self, back: Mapping[str, Tensor], initializer: Initializer, optimizers: list[Optimizer]
@@ -359,15 +354,15 @@ class ChannelPruner(BasePruner):
 
     def _check_stored(self) -> None:
         if self.state.removed_weights is None:
-            raise StateError("nothing was kept to put back: write keep_removed=True before pruning")
+            raise StateError("no removed values were stored: write keep_removed=True when pruning")
 
     def _measured(self) -> float:
-        """The fraction of the dense latency that is saved, with what is masked cut out."""
+        """Measure the saved fraction of the dense latency, with masked channels cut out."""
         if not self.cutter.cuts and not any(len(channels) for channels in self.removed.values()):
             return 0.0
         undo = self.cutter.trial.find_valid(self.removed).undo
         try:
-            return max(0.0, 1 - self._ms(self.model) / self._original_ms())
+            return max(0.0, 1 - self.watch(self.model, self.example_input) / self._original_ms())
         finally:
             undo()
 
@@ -378,26 +373,23 @@ class ChannelPruner(BasePruner):
         return {group.name: channel_scores(group, tensors, rule) for group in self.free}
 
     def _chosen(self, sparsity: float, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The channels to be removed, those that are masked among them."""
+        """Choose the channels to remove, in addition to the masked ones."""
         if self.method.of != "latency":
             budget = (1 - sparsity) * self.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
             return self._choose(scores, self._left, budget)
         dense = self._original_ms()
         macs = Sizes(self.model, self.free, self.example_input, "macs")
-        known = [] if self.cutter.cuts else [dense]  # of a whole model; a second look would differ
         chosen = latency_budget(
             lambda share: self._choose(scores, macs.after, share * macs.dense),
             self.cutter.trial,
-            self.model,
-            self.example_input,
-            sparsity,
+            lambda model: self.watch(model, self.example_input),
+            self.watch(self.model, self.example_input) if self.cutter.cuts else dense,
             (1 - sparsity) * dense,
-            lambda model: known.pop() if known else self._ms(model),
         )
         return chosen or dict(self.removed)
 
     def _left(self, removed: RemovedChannels) -> float:
-        """What is left of the original model; of groups that are gone one channel stays."""
+        """Compute the remaining size of the original model."""
         if self.sizes.of != "channels":
             return self.sizes.after(removed)
         cut = sum(self.plan.removed.values())
@@ -406,15 +398,12 @@ class ChannelPruner(BasePruner):
     def _original_ms(self) -> float:
         return self.watch.original(self.model, self.example_input)
 
-    def _ms(self, model: nn.Module) -> float:
-        return self.watch(model, self.example_input)
-
     def _choose(
         self, scores: Mapping[str, Tensor], size: Callable[[RemovedChannels], float], budget: float
     ) -> dict[str, Tensor]:
-        was = self.plan.removed  # counts are rounded as those of the original group
+        cut = self.plan.removed  # counts are rounded as those of the original group
         return allocate(
-            [replace(group, size=group.size + was.get(group.name, 0)) for group in self.free],
+            [replace(group, size=group.size + cut.get(group.name, 0)) for group in self.free],
             scores,
             size,
             budget,
@@ -429,13 +418,11 @@ class ChannelPruner(BasePruner):
         return trace(self.model, self.example_input)
 
     def _groups(self, traced: Trace, model: nn.Module) -> tuple[Group, ...]:
-        """The groups of a traced model; those in `pins` are fixed."""
-        found = groups_from_trace(traced, model)
-        groups = selected(found, model, self.method.include, self.method.exclude)
-        return fix_groups(groups, self.pins)
+        found = select_groups(groups_from_trace(traced, model), model, self.method)
+        return fix_groups(found, self.not_prunable)
 
     def _analyse(self, traced: Trace) -> None:
-        """Take the groups of the model as it is now; nothing is masked."""
+        """Set the groups of a traced model, of which nothing is masked."""
         groups = self._groups(traced, self.model)
         self.masker.replace_groups(groups, _selection(self.model, groups))
         self._set_trial(traced)
@@ -445,27 +432,18 @@ class ChannelPruner(BasePruner):
         of = "channels" if self.method.of == "latency" else self.method.of
         self.sizes = Sizes(self.model, self.free, self.example_input, of)
 
-    def _lowest(self) -> dict[str, Tensor]:
-        """A third of each group's channels: a cut to try."""
-        return {
-            group.name: torch.arange(-(-group.size // 3)) for group in self.free if group.size > 1
-        }
-
-    def _check_cuts(self, removed: RemovedChannels) -> None:
-        """Cut once and undo it: a group that cannot be cut is not masked either."""
-        found = self.cutter.trial.find_valid(removed)
+    def _try_cuts(self) -> None:
+        """Cut a third of each group and undo it: a group that cannot be cut is not masked."""
+        third = {g.name: torch.arange(-(-g.size // 3)) for g in self.free if g.size > 1}
+        found = self.cutter.trial.find_valid(third)
         found.undo()
-        if found.pinned:
-            self.pins |= found.pinned
+        if found.failed:
+            self.not_prunable |= found.failed
             self._analyse(self._trace())
 
 
 def check_regrowth(by: str | GrowthCriterion, init: str | Initializer) -> Initializer:
-    """The initializer of channels that return.
-
-    Raises:
-        ConfigError: If such channels could not be ranked, or would never learn.
-    """
+    """Return the initializer; raise `ConfigError` for settings with which channels never learn."""
     if by not in ("random", "removed"):
         raise ConfigError(
             f"channels come back by 'random' or 'removed', got {by!r}: a masked channel is "
@@ -481,5 +459,5 @@ def check_regrowth(by: str | GrowthCriterion, init: str | Initializer) -> Initia
 
 
 def _selection(model: nn.Module, groups: Sequence[Group]) -> TargetSelection:
-    """Every parameter that holds a part of a channel."""
+    """Select all parameters of channels."""
     return selection_by_name(model, {name for group in groups for name, _ in group.members})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What remains: channels, parameters, MACs."""
+"""Count the channels, parameters or MACs that remain after a cut."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from regrow.channels.cut.surgery import RemovedChannels
 from regrow.channels.graph.groups import Group, Place
-from regrow.profiling.macs import count_macs
+from regrow.channels.graph.preserve import preserve_state
+from regrow.profiling.macs import Work, count_macs
 from regrow.utils.batches import batch_size, bound_forward
 from regrow.utils.errors import check_choice
-from regrow.utils.modes import eval_mode
+from regrow.utils.modes import in_mode
 from regrow.utils.names import modules, parameters
 
 UNITS = ("channels", "macs", "params")
 
 
 class Sizes:
-    """Counts what remains, for any choice of channels.
+    """Sizes of a model without some channels, in one unit.
 
-    A weight costs as many MACs as it has output positions; products without weights (attention)
-    are counted as they are.
+    Each weight costs one MAC at each output position; products without weights (attention) count
+    with their present size.
 
     Args:
         model: The dense model.
@@ -52,15 +53,15 @@ class Sizes:
         self._shapes = {name: tuple(p.shape) for name, p in parameters(model).items()}
         self._weights, self._rest = dict.fromkeys(self._shapes, 1.0), 0.0
         if of == "macs":
-            work = count_macs(model, example_input)
-            used = derived(model, example_input, work.positions) | work.positions
+            work = count_work(model, example_input)
+            used = _derived_positions(model, example_input, work.positions) | work.positions
             self._weights = {n: used.get(n, 0.0) for n in self._shapes}
             counted = sum(
                 positions * torch.Size(self._shapes[name]).numel()
                 for name, positions in self._weights.items()
             )
             self._rest = work.macs - counted
-        # how many places each channel has in each member
+        # number of positions of each channel in each member
         self._places: dict[str, dict[Place, Tensor]] = {
             group.name: {
                 place: torch.bincount(channels[channels >= 0], minlength=group.size)
@@ -72,7 +73,7 @@ class Sizes:
         self.dense = self.after({})
 
     def after(self, removed: RemovedChannels) -> float:
-        """The size without some channels."""
+        """Return the size without some channels."""
         if self.of == "channels":
             return float(self._total - sum(len(channels) for channels in removed.values()))
         gone: dict[str, list[int]] = {}
@@ -89,37 +90,47 @@ class Sizes:
         return total
 
 
-def derived(model: nn.Module, example_input: Any, known: Mapping[str, float]) -> dict[str, float]:
-    """Positions of weights that a layer uses only after a change, such as standardised ones.
-
-    Args:
-        model: The model.
-        example_input: A batch.
-        known: Positions of those that are used as they are.
-    """
+def _derived_positions(
+    model: nn.Module, example_input: Any, known: Mapping[str, float]
+) -> dict[str, float]:
+    """Count positions of weights that a layer changes before use, such as standardised ones."""
     found: dict[str, float] = {}
     batch = batch_size(example_input)
 
-    def hook(name: str, channel: int) -> Callable[..., None]:
-        def seen(module: nn.Module, given: Any, out: Tensor) -> None:
+    def make_hook(name: str, channel: int) -> Callable[..., None]:
+        def count(module: nn.Module, given: Any, out: Tensor) -> None:
             found[name] = found.get(name, 0.0) + out.numel() / out.shape[channel] / batch
 
-        return seen
+        return count
 
-    handles = []
+    hooks: dict[nn.Module, Callable[..., None]] = {}
     for path, module in modules(model).items():
         name = f"{path}.weight" if path else "weight"
         if name in known or "weight" not in module._parameters:
             continue
         if isinstance(module, nn.Linear):
-            handles.append(module.register_forward_hook(hook(name, -1)))
+            hooks[module] = make_hook(name, -1)
         elif isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
-            handles.append(module.register_forward_hook(hook(name, 1)))
+            hooks[module] = make_hook(name, 1)
+    if hooks:
+        run_with_hooks(model, example_input, hooks)
+    return found
+
+
+def count_work(model: nn.Module, example_input: Any) -> Work:
+    """Count the MACs of one forward pass, after which the model is as before."""
+    with in_mode(model, training=False), preserve_state(model):
+        return count_macs(model, example_input)
+
+
+def run_with_hooks(
+    model: nn.Module, example_input: Any, hooks: Mapping[nn.Module, Callable[..., None]]
+) -> None:
+    """Run a model in eval mode with forward hooks `(module, inputs, output)` on some modules."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
     try:
-        if handles:
-            with torch.no_grad(), eval_mode(model):
-                bound_forward(model, example_input)()
+        with in_mode(model, training=False), preserve_state(model):
+            bound_forward(model, example_input)()
     finally:
         for handle in handles:
             handle.remove()
-    return found

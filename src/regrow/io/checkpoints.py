@@ -11,6 +11,8 @@ import torch
 
 from regrow.utils.errors import StateError
 
+KEY = "regrow_channels"  # key of the channel cut in a checkpoint
+
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint file with `weights_only=True`, and verify its checksums.
@@ -30,7 +32,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def check_checksums(path: object, old: bool = True) -> None:
+def check_checksums(path: object, old: bool = True) -> bool:
     """Check a checkpoint file against the checksums in it, which `torch.load` ignores.
 
     Paths that are not files (folders of sharded checkpoints, URLs) are not checked.
@@ -39,13 +41,18 @@ def check_checksums(path: object, old: bool = True) -> None:
         path: The file.
         old: Accept PyTorch's format before 1.6, which has no checksums.
 
+    Returns:
+        Whether there were checksums, and they are right.
+
     Raises:
         StateError: Naming the file and its first damaged part.
     """
     if path is None or not Path(str(path)).is_file():
-        return
+        return False
+    checked = False
     try:
-        if not zipfile.is_zipfile(str(path)):
+        checked = zipfile.is_zipfile(str(path))
+        if not checked:
             reason = None if old else "it has no end"
         else:
             with zipfile.ZipFile(str(path)) as archive:
@@ -57,6 +64,4 @@ def check_checksums(path: object, old: bool = True) -> None:
         raise StateError(
             f"{path} is damaged ({reason}): resume from an earlier checkpoint, or remove it"
         )
-
-
-KEY = "regrow_channels"  # key of the channel cut in a checkpoint
+    return checked

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,9 +50,9 @@ class Exported:
 
 
 class ModelCut(Protocol):
-    """The methods of a `regrow.channels` cut that `export` uses."""
+    """What `export` uses of a `regrow.channels` cut."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> Mapping[str, Any]: ...
 
     def check_cut_model(self, model: nn.Module) -> None: ...
 
@@ -113,7 +114,8 @@ def export(
             ) from mismatch
         if written.batch is not None:
             warnings.warn(
-                f"{path.name} takes batches of {written.batch} only: {written.reason}", stacklevel=2
+                f"{path.name} takes batches of {written.batch} only: {written.reason}",
+                stacklevel=2,
             )
         return Exported(path, to, file.stat().st_size, *written)
 
@@ -131,7 +133,7 @@ def chosen_format(path: Path, to: str | None = None) -> str:
     by_suffix = next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix), None)
     if to is None and by_suffix is None:
         raise ConfigError(
-            f"{path.name!r} says no format by its suffix: write one of "
+            f"the suffix of {path.name!r} names no format: write one of "
             f"{', '.join(SUFFIXES.values())}, or to= one of {', '.join(SUFFIXES)}"
         )
     if to is None:
@@ -156,17 +158,13 @@ def written_size(model: nn.Module, to: str, example_input: Any) -> int:
 
 
 def _write_weights(model: nn.Module, file: Path, plan: ModelCut | None) -> None:
-    """Write the weights, and read them back.
-
-    Raises:
-        StateError: If a bit differs.
-    """
+    """Write the weights, read them back, and compare all bits."""
     state = {strip_compile_prefix(name): value for name, value in model.state_dict().items()}
     write_tensors(file, state, {} if plan is None else {KEY: plan.state_dict()})
     read = read_tensors(file)["state_dict"]
     for name, tensor in state.items():
         if name not in read or not _bits_equal(tensor.detach().cpu(), read[name]):
-            raise StateError(f"{name} does not come back as it was written; nothing was written")
+            raise StateError(f"{name} was read back with other values; nothing was written")
 
 
 def _bits_equal(one: torch.Tensor, other: torch.Tensor) -> bool:

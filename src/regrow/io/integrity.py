@@ -43,7 +43,7 @@ def verify_digest(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if not isinstance(state, Mapping) or not isinstance(state.get(SEAL), Mapping):
         raise StateError(
-            "the saved state of the masks has no seal: another version of regrow wrote it, or it "
+            "the saved state of the masks has no digest: another version of regrow wrote it, or it "
             "is damaged: load the weights into the model and start a fit without ckpt_path"
         )
     then, now = state[SEAL], _digests(state)
@@ -63,8 +63,8 @@ def _digests(state: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, Tensor) and not hasattr(value, "to_local"):
             digests[path] = _digest(value)
         else:
-            words = type(value).__name__ if isinstance(value, Tensor) else repr(value)
-            rest.update(f"{path}={words}\n".encode())
+            text = type(value).__name__ if isinstance(value, Tensor) else repr(value)
+            rest.update(f"{path}={text}\n".encode())
     return digests | {"": rest.hexdigest()}
 
 

@@ -32,13 +32,7 @@ class ExportMismatch(Exception):
 
 
 class ExportCheck(NamedTuple):
-    """The result of `write_program`.
-
-    Attributes:
-        error: Largest difference, relative to the largest output.
-        batch: The only batch size that the file accepts; None: any.
-        reason: Why it accepts no other.
-    """
+    """The last three fields of `regrow.io.export.Exported`."""
 
     error: float
     batch: int | None
@@ -50,11 +44,13 @@ def write_program(
 ) -> ExportCheck:
     """Write a model for any batch size, or for the example's if it cannot be traced so.
 
+    In the file, noise replaces the example's floating point values.
+
     Args:
         model: The model; run in eval mode.
         file: The file.
         to: "onnx" or "pt2".
-        example_input: A batch; in the file, noise replaces its floating point values.
+        example_input: A batch.
         checked: Whether to compare the file's outputs with the model's.
 
     Raises:
@@ -102,12 +98,12 @@ def difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
         0.0
     """
     if len(outputs) != len(expected):
-        raise ExportMismatch(f"it gives {len(outputs)} tensors, the model {len(expected)}")
+        raise ExportMismatch(f"it returns {len(outputs)} tensors, the model {len(expected)}")
     worst = 0.0
     for output, reference in zip(outputs, expected, strict=True):
         if (output.shape, output.dtype) != (reference.shape, reference.dtype):
             raise ExportMismatch(
-                f"it gives {output.dtype} of shape {tuple(output.shape)}, the model "
+                f"it returns {output.dtype} of shape {tuple(output.shape)}, the model "
                 f"{reference.dtype} of shape {tuple(reference.shape)}"
             )
         one, other = output.double(), reference.double()
@@ -133,11 +129,12 @@ def _noise(example: Any, count: int) -> Any:
 
 def _batched(example: Any, size: int) -> Callable[[Any], ShapesCollection]:
     """Mark the first dimension of every tensor that counts examples as dynamic."""
-    counts = [isinstance(x, Tensor) and x.dim() > 0 and len(x) == size for x in _leaves(example)]
+    leaves = tree_leaves(_arguments(example))
+    counts = [isinstance(x, Tensor) and x.dim() > 0 and len(x) == size for x in leaves]
 
     def dims(given: Any) -> ShapesCollection:
         batch, shapes = Dim("batch"), ShapesCollection()  # type: ignore[no-untyped-call]
-        for counted, leaf in zip(counts, _leaves(given), strict=True):
+        for counted, leaf in zip(counts, tree_leaves(_arguments(given)), strict=True):
             if counted:
                 shapes[leaf] = {0: batch}
         return shapes
@@ -190,11 +187,9 @@ def _onnx_runner(file: Path) -> Runner:
     names = [given.name for given in session.get_inputs()]
 
     def run(example: Any) -> list[Tensor]:
-        given = [leaf.cpu().contiguous().numpy() for leaf in _tensors(example)]
-        return [
-            torch.from_numpy(array)
-            for array in session.run(None, dict(zip(names, given, strict=True)))
-        ]
+        given = [leaf.contiguous().numpy() for leaf in _tensors(example)]
+        outputs = session.run(None, dict(zip(names, given, strict=True)))
+        return [torch.from_numpy(array) for array in outputs]
 
     return run
 
@@ -218,10 +213,6 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _cloned(example: Any) -> Any:
     """Clone inputs, which a layer may modify in place."""
     return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, example)
-
-
-def _leaves(example: Any) -> list[Any]:
-    return tree_leaves(_arguments(example))
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -38,7 +38,7 @@ def write_tensors(path: Path, state: Mapping[str, Any], more: Mapping[str, Any])
     other = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if other:
         raise ConfigError(
-            f"{other[0]} is no tensor ({type(state[other[0]]).__name__}): a {SUFFIX} file holds "
+            f"{other[0]} is no tensor ({type(state[other[0]]).__name__}): a {SUFFIX} file stores "
             "nothing else, write .pt2 or .onnx"
         )
     names: dict[tuple[Any, ...], str] = {}
@@ -101,7 +101,7 @@ def _encode(value: Any) -> Any:
         return {kind: [_encode(inner) for inner in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ConfigError(f"{SUFFIX} cannot hold {value!r} beside the weights: write .pt2 or .onnx")
+    raise ConfigError(f"{SUFFIX} cannot store {value!r} beside the weights: write .pt2 or .onnx")
 
 
 def _decode(value: Any) -> Any:

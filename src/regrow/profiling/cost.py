@@ -67,13 +67,23 @@ def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | Non
 
 def pruned_counts(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int]:
     """Count the weights that each mask prunes, by the first name of a shared parameter."""
+    named = named_parameters(model)
+    first = {id(parameter): name for name, parameter in parameters(model).items()}
+    return {
+        first[id(named[name])]: mask.numel() - int(mask.count_nonzero())
+        for name, mask in checked_masks(model, masks).items()
+    }
+
+
+def checked_masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    """Check that each mask has a parameter of its shape; None: there are no masks.
+
+    Raises:
+        StateError: Naming the parameters for which this fails.
+    """
     if masks is None:
         return {}
     named = named_parameters(model)
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     masks.check({name: named[name] for name in masks if name in named})
-    first = {id(parameter): name for name, parameter in parameters(model).items()}
-    return {
-        first[id(named[name])]: mask.numel() - int(mask.count_nonzero())
-        for name, mask in masks.items()
-    }
+    return masks

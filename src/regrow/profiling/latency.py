@@ -20,23 +20,13 @@ from regrow.utils.modes import eval_mode
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency of a forward pass.
-
-    Attributes:
-        median_ms: Median in milliseconds.
-        p25_ms: 25 % quantile.
-        p75_ms: 75 % quantile.
-        device: Device.
-        threads: Threads of a CPU operation.
-        batch: Batch size.
-        repeats: Number of measured passes.
-    """
+    """Latency of a forward pass: median and quartiles in milliseconds."""
 
     median_ms: float
     p25_ms: float
     p75_ms: float
     device: str
-    threads: int
+    threads: int  # of an operation on the CPU
     batch: int
     repeats: int
 
@@ -62,11 +52,7 @@ def latencies(
 ) -> list[Latency]:
     """Measure models in turns, pass by pass, so that other load affects all of them.
 
-    Args:
-        models: The models, on their devices.
-        example_input: A batch, as for `cost`.
-        repeats: Number of measured passes of each model.
-        warmup: Number of passes of each before that.
+    Arguments are those of `latency`, for each model.
 
     Example:
         >>> len(latencies([nn.Linear(4, 4), nn.Linear(4, 2)], torch.zeros(8, 4), repeats=3))

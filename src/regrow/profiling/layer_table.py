@@ -38,13 +38,7 @@ def layer_table(
 ) -> list[LayerCost]:
     """List every weight that is used in a product or has a mask, in model order.
 
-    Args:
-        model: The model; it runs once, in eval mode.
-        example_input: As for `cost`.
-        masks: Bool masks by parameter name; None: dense.
-
-    Raises:
-        StateError: If a mask fits no parameter.
+    Arguments and errors are those of `cost`.
 
     Example:
         >>> import torch

@@ -31,12 +31,7 @@ _FACTORS = {
 
 
 class Work(NamedTuple):
-    """MACs of one example.
-
-    Attributes:
-        macs: All MACs.
-        positions: Number of uses of each weight, under all names of a shared one.
-    """
+    """MACs of one example, and the number of uses of each weight."""
 
     macs: float
     positions: dict[str, float]
@@ -46,14 +41,11 @@ def positions(model: nn.Module, example_input: Any) -> dict[str, float]:
     """Count how often one example uses each weight: output positions of its layer.
 
     A pruned weight saves as many MACs. The model runs once in eval mode; a layer used twice counts
-    twice; parameters that no product uses are left out.
+    twice; parameters that no product uses are left out, shared ones have all their names.
 
     Args:
         model: The model.
         example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
-
-    Returns:
-        Positions by parameter name, under all names of a shared parameter.
 
     Raises:
         ConfigError: If the example has no batch dimension.

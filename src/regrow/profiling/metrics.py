@@ -13,7 +13,26 @@ from regrow.masks.masks import Masks
 from regrow.utils.errors import StateError
 
 
-class Sparsity(Metric):
+class _Ratio(Metric):
+    """A ratio of two counts, each summed over updates and processes."""
+
+    is_differentiable = False
+    higher_is_better: bool | None = None
+    full_state_update = False
+    part: Tensor
+    whole: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("part", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("whole", torch.tensor(0), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        """Compute the ratio; 0 without an update."""
+        return self.part / self.whole.clamp_min(1)
+
+
+class Sparsity(_Ratio):
     """Pruned fraction, pruned / total, counted by masks and not by zeros.
 
     Example:
@@ -23,29 +42,14 @@ class Sparsity(Metric):
         tensor(0.7500)
     """
 
-    is_differentiable = False
-    higher_is_better = None
-    full_state_update = False
-    pruned: Tensor
-    total: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("pruned", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
-
     def update(self, masks: Mapping[str, Tensor]) -> None:
         """Add bool masks by parameter name, True = kept."""
         masks = _as_masks(masks)
-        self.pruned += masks.pruned
-        self.total += masks.total
-
-    def compute(self) -> Tensor:
-        """Compute the fraction; 0 without an update."""
-        return self.pruned / self.total.clamp_min(1)
+        self.part += masks.pruned
+        self.whole += masks.total
 
 
-class EffectiveMACs(Metric):
+class EffectiveMACs(_Ratio):
     """MACs of one example with a sparse kernel: sum of positions x kept weights.
 
     The result is the mean over updates.
@@ -64,17 +68,11 @@ class EffectiveMACs(Metric):
         tensor(106.)
     """
 
-    is_differentiable = False
     higher_is_better = False
-    full_state_update = False
-    macs: Tensor
-    updates: Tensor
 
     def __init__(self, positions: Mapping[str, float], rest: float = 0) -> None:
         super().__init__()
         self.positions, self.rest = dict(positions), rest
-        self.add_state("macs", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("updates", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, masks: Mapping[str, Tensor]) -> None:
         """Add bool masks by parameter name, True = kept."""
@@ -86,15 +84,11 @@ class EffectiveMACs(Metric):
             )
         kept = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
         macs = sum(self.positions.get(name, 0.0) * count for name, count in kept.items())
-        self.macs += round(macs + self.rest)
-        self.updates += 1
-
-    def compute(self) -> Tensor:
-        """Compute the mean over updates; 0 without an update."""
-        return self.macs / self.updates.clamp_min(1)
+        self.part += round(macs + self.rest)
+        self.whole += 1
 
 
-class MaskOverlap(Metric):
+class MaskOverlap(_Ratio):
     """Jaccard index of two sets of masks: positions kept by both / kept by any.
 
     Raises:
@@ -108,29 +102,18 @@ class MaskOverlap(Metric):
         tensor(0.3333)
     """
 
-    is_differentiable = False
-    higher_is_better = None
-    full_state_update = False
-    both: Tensor
-    any: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("both", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("any", torch.tensor(0), dist_reduce_fx="sum")
-
     def update(self, masks: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
         """Add two mappings of bool masks by parameter name, True = kept."""
         masks, others = _as_masks(masks), _as_masks(others)
         masks.check(others)
         for name, mask in masks.items():
             other = others[name].to(mask.device)
-            self.both += int((mask & other).count_nonzero())
-            self.any += int((mask | other).count_nonzero())
+            self.part += int((mask & other).count_nonzero())
+            self.whole += int((mask | other).count_nonzero())
 
     def compute(self) -> Tensor:
         """Compute the index; 1 if neither keeps anything."""
-        return torch.where(self.any > 0, self.both / self.any.clamp_min(1), 1.0)
+        return torch.where(self.whole > 0, super().compute(), 1.0)
 
 
 def _as_masks(masks: Mapping[str, Tensor]) -> Masks:

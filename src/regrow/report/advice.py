@@ -12,16 +12,10 @@ NamedRuns = Sequence[tuple[str, Run]]  # runs with the names of their methods
 
 
 class Advice(NamedTuple):
-    """One warning.
+    """One warning."""
 
-    Attributes:
-        title: What makes the comparison unfair.
-        findings: One sentence each, with the methods concerned.
-        todo: What to do about it.
-    """
-
-    title: str
-    findings: tuple[str, ...]
+    title: str  # what makes the comparison unfair
+    findings: tuple[str, ...]  # one sentence each, with the methods concerned
     todo: str
 
 

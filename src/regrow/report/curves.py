@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from regrow.utils.imports import import_optional
 
 METRICS = ("accuracy", "loss")  # a metric whose name contains one of these is a curve
 
@@ -30,29 +31,31 @@ def find_metric_files(folder: Path) -> list[Path]:
     return sorted((folder / "logs").glob("**/metrics*.csv"), key=order)
 
 
-def read_curves(files: Iterable[Path]) -> list[Curve]:
+def read_curves(files: Sequence[Path]) -> list[Curve]:
     """Read accuracies and losses; where steps repeat (a resumed run), the later file counts.
 
-    Incomplete rows, of a run that was killed while it wrote, are skipped.
+    Cells that are no finite number are skipped: a run that was killed leaves incomplete rows.
 
     Args:
         files: CSV files with a column `step`, oldest first.
     """
-    points: dict[str, dict[int, float]] = {}
-    for path in files:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                step = _number(row.get("step"))
-                if step is None:
-                    continue
-                for name, text in row.items():
-                    value = _number(text) if name and any(m in name for m in METRICS) else None
-                    if value is not None:
-                        points.setdefault(name, {})[int(step)] = value
-    return [
-        Curve(name, sorted(by_step), [by_step[step] for step in sorted(by_step)])
-        for name, by_step in sorted(points.items())
-    ]
+    pandas = import_optional("a report", "report", "pandas")
+    options = {"on_bad_lines": "skip", "index_col": False, "low_memory": False, "usecols": _is_read}
+    tables = [pandas.read_csv(path, **options) for path in files if path.stat().st_size]
+    tables = [table for table in tables if "step" in table]
+    if not tables:
+        return []
+    table = pandas.concat(tables)
+    for name in table.select_dtypes(exclude="number"):
+        table[name] = pandas.to_numeric(table[name], errors="coerce")
+    table = table[table["step"].abs() < math.inf]
+    by_step = table.where(table.abs() < math.inf).groupby("step").last()
+    curves = ((name, by_step[name].dropna()) for name in sorted(by_step))
+    return [Curve(name, [*map(int, c.index)], c.tolist()) for name, c in curves if len(c)]
+
+
+def _is_read(column: str) -> bool:
+    return column == "step" or any(metric in column for metric in METRICS)
 
 
 def downsample(curve: Curve, limit: int) -> Curve:
@@ -71,11 +74,3 @@ def spaced_indices(count: int, limit: int) -> Sequence[int]:
     if count <= limit:
         return range(count)
     return [round(i * (count - 1) / (limit - 1)) for i in range(limit)]
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "nan")
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None

@@ -10,11 +10,11 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from regrow.report.advice import Advice, NamedRuns, format_groups, join_limited, names_by_value
-from regrow.report.hover_text import format_percent
 from regrow.report.load import Run
 from regrow.report.run_identity import SERVING
 from regrow.report.statistics import Point, Series
 from regrow.report.table import describe_start
+from regrow.report.templates import format_percent
 
 MIN_SEEDS = 3
 _NEAR = 0.02  # points whose densities differ by at most this fraction are compared
@@ -35,7 +35,7 @@ def is_comparable(one: Point, other: Point) -> bool:
 
     Densities are compared: 98 and 98.5 % sparsity differ much, 30 and 30.5 % do not.
     """
-    if one.rows[0].values["of"] != other.rows[0].values["of"]:
+    if one.run.result["of"] != other.run.result["of"]:
         return False
     less, more = sorted(1 - point.x["sparsity"].mean for point in (one, other))
     return more - less <= _NEAR * more
@@ -77,17 +77,10 @@ def _percent(point: Point) -> str:
 
 
 class Check(NamedTuple):
-    """A value that must be the same for all methods of a task.
+    """A value that must be the same for all methods of a task."""
 
-    Attributes:
-        title: Title of the warning.
-        value: Returns the value of a run; None is not compared.
-        label: Name of the value.
-        todo: Advice.
-    """
-
-    title: str
-    value: Callable[[Run], Any]
+    title: str  # of the warning
+    value: Callable[[Run], Any]  # None is not compared
     label: str
     todo: str
 
@@ -116,11 +109,6 @@ def describe_latency(run: Run) -> str | None:
     return f"{latency.get('device')} {run.result.get('device', '')}".strip() + f", {threads}"
 
 
-def describe_versions(run: Run) -> str:
-    """Describe the versions of all software that a run used."""
-    return ", ".join(f"{name} {version}" for name, version in run.result["versions"].items())
-
-
 CHECKS = (
     Check(
         "Different total epochs",
@@ -143,7 +131,7 @@ CHECKS = (
     ),
     Check(
         "Different versions",
-        describe_versions,
+        lambda run: ", ".join(f"{name} {v}" for name, v in run.result["versions"].items()),
         "Versions",
         "Run the older jobs again in one environment: force=true",
     ),
@@ -164,11 +152,7 @@ CHECKS = (
 
 
 def find_unfair(runs: NamedRuns) -> list[Advice]:
-    """Return warnings about differences, other than seeds, that make a comparison unfair.
-
-    Args:
-        runs: The runs of one data set and model, with the names of their methods.
-    """
+    """Return warnings about differences of one task's runs that make a comparison unfair."""
     advice = []
     for check in CHECKS:
         values = names_by_value(runs, check.value)
@@ -185,11 +169,7 @@ def _check_training(runs: NamedRuns) -> Iterator[Advice]:
     flat = {id(run): _flatten(_training_settings(run)) for _, run in runs}
     findings = []
     for key in dict.fromkeys(key for settings in flat.values() for key in settings):
-
-        def value(run: Run, key: str = key) -> str:
-            return flat[id(run)].get(key, "not set")
-
-        values = names_by_value(runs, value)
+        values = names_by_value(runs, lambda run: flat[id(run)].get(key, "not set"))  # noqa: B023
         if len(values) > 1:
             findings.append(f"{key} is {format_groups(values)}.")
     if findings:
@@ -209,9 +189,7 @@ def _check_starts(runs: NamedRuns) -> Iterator[Advice]:
         starts = by_seed.setdefault(run.result["seed"], {})
         starts.setdefault(_start(run, same_epochs), (run, {}))[1][name] = None
     for seed, starts in sorted(by_seed.items()):
-        given = any(
-            run.settings.get("start") not in (None, "scratch") for run, _ in starts.values()
-        )
+        given = any(r.settings.get("start") not in (None, "scratch") for r, _ in starts.values())
         kinds = starts if given else {k: v for k, v in starts.items() if k != "scratch"}
         if len(kinds) > 1:
             parts = (

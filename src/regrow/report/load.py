@@ -17,6 +17,7 @@ from regrow.utils.errors import DataError
 
 FORMAT = 1
 FILE, FAILED, CLAIMED = "result.json", "failed.json", "run.json"
+_ADVICE = "remove it and run the job again"
 _NOT_JOBS = {"checkpoints", "levels", "logs", ".hydra"}  # folders within a job
 
 # Required fields and their types: of every result, of one with a pruned network, of a network.
@@ -48,10 +49,8 @@ class Run:
     result: Mapping[str, Any]
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """The resolved settings that the result depends on."""
-        settings: Mapping[str, Any] = self.result["settings"]
-        return settings
+    def settings(self) -> dict[str, Any]:
+        return dict(self.result["settings"])
 
     @property
     def overrides(self) -> list[str]:
@@ -59,16 +58,15 @@ class Run:
         return _without_recipe(self.result["overrides"])
 
     @property
-    def dense(self) -> Mapping[str, Any]:
+    def dense(self) -> dict[str, Any]:
         """Measurements of the dense baseline."""
-        network: Mapping[str, Any] = self.result["dense"]
-        return network
+        return dict(self.result["dense"])
 
     @property
-    def pruned(self) -> Mapping[str, Any] | None:
+    def pruned(self) -> dict[str, Any] | None:
         """Measurements of the pruned network; None for a dense run."""
-        network: Mapping[str, Any] | None = self.result.get("pruned")
-        return network
+        network = self.result.get("pruned")
+        return None if network is None else dict(network)
 
     @property
     def rate(self) -> float | None:
@@ -101,9 +99,9 @@ def read_run(folder: Path) -> Run:
         text = (folder / FILE).read_text(encoding="utf-8")
         result = json.loads(text, parse_constant=_raise_not_finite)
     except ValueError as error:
-        raise DataError(f"{FILE} is damaged ({error}): remove it and run the job again") from error
+        raise DataError(f"{FILE} is damaged ({error}): {_ADVICE}") from error
     if not isinstance(result, dict):
-        raise DataError(f"{FILE} contains no result: remove it and run the job again")
+        raise DataError(f"{FILE} contains no result: {_ADVICE}")
     if result.get("format") != FORMAT:
         versions = result.get("versions")
         version = versions.get("regrow") if isinstance(versions, dict) else None
@@ -130,31 +128,23 @@ def _check(prefix: str, value: Any, types: Mapping[str, type]) -> None:
     """Check that all fields exist and have the right type."""
     for name, kind in types.items():
         if not isinstance(value, dict) or name not in value:
-            raise DataError(f"{FILE} lacks {prefix}{name}: remove it and run the job again")
+            raise DataError(f"{FILE} lacks {prefix}{name}: {_ADVICE}")
         if not isinstance(value[name], kind):
             raise DataError(
                 f"{FILE} has {prefix}{name}={value[name]!r}, which is not of type "
-                f"{kind.__name__.lower()}: remove it and run the job again"
+                f"{kind.__name__.lower()}: {_ADVICE}"
             )
 
 
 @dataclass(frozen=True)
 class JobWithoutResult:
-    """A job whose result is missing or cannot be read.
-
-    Attributes:
-        folder: Its folder.
-        state: "failed", "unfinished" or "unreadable".
-        reason: Why, as a sentence.
-        overrides: Recipe and overrides, where known.
-        when: Time of the last change, where known.
-    """
+    """A job whose result is missing or cannot be read."""
 
     folder: Path
-    state: str
+    state: str  # "failed", "unfinished" or "unreadable"
     reason: str
-    overrides: str = ""
-    when: str = ""
+    overrides: str = ""  # with the recipe
+    when: str = ""  # time of the last change
 
 
 @dataclass(frozen=True)
@@ -173,10 +163,7 @@ class Jobs:
 
 
 def read_jobs(folders: Sequence[Path]) -> Jobs:
-    """Read each folder as a job; errors are recorded, not raised.
-
-    A folder with a result and a later failure is listed as both.
-    """
+    """Read each folder as a job; one with a result and a later failure is listed as both."""
     jobs, seen = Jobs(), set()
     for folder in folders:
         job = _read_job(folder)
@@ -186,11 +173,11 @@ def read_jobs(folders: Sequence[Path]) -> Jobs:
         if (folder / FAILED).is_file():
             remark = "; the result shown is an earlier one of this folder"
             jobs.without_result.append(_read_failure(folder, remark))
-        if (key := job.result["config_hash"]) in seen:
+        if job.result["config_hash"] in seen:
             jobs.copies.append(folder)
         else:
-            seen.add(key)
             jobs.runs.append(job)
+        seen.add(job.result["config_hash"])
     return jobs
 
 
@@ -199,17 +186,14 @@ def find_jobs(folder: Path) -> list[Path]:
     jobs = []
     for name, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if name not in _NOT_JOBS)
-        if {FILE, FAILED, CLAIMED} & {*files} and not _is_baseline(Path(name), files):
+        found = {FILE, FAILED, CLAIMED} & {*files}
+        if found == {FILE}:
+            content = _read_object(Path(name) / FILE)
+            if "block" in content and "format" not in content:
+                continue  # a dense baseline
+        if found:
             jobs.append(Path(name))
     return jobs
-
-
-def _is_baseline(folder: Path, files: Sequence[str]) -> bool:
-    """Return whether a folder has the result of a dense baseline, and no file of a job."""
-    if FILE not in files or {FAILED, CLAIMED} & {*files}:
-        return False
-    content = _read_object(folder / FILE)
-    return "block" in content and "format" not in content
 
 
 def _read_job(folder: Path) -> Run | JobWithoutResult:

@@ -9,19 +9,16 @@ import gzip
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from html import escape
-from importlib.resources import files
-from string import Template
 
-from regrow.report.advice import Advice, count_of
+from regrow.report.advice import count_of
 from regrow.report.load import JobWithoutResult
 from regrow.report.page_data import make_page_data
 from regrow.report.tasks import Task, cross_task_advice
+from regrow.report.templates import load_template, read_asset
 from regrow.utils.imports import import_optional
 
 NamedJobs = Sequence[tuple[str, JobWithoutResult]]
 _SCRIPTS = ("base.js", "accuracy.js", "table.js", "run.js", "main.js")
-_SHOWN = 6  # findings of one warning that are shown without a click
 
 
 def render_page(
@@ -31,39 +28,35 @@ def render_page(
     copies: Sequence[str],
     when: datetime,
 ) -> str:
-    """Render the page as HTML.
-
-    Args:
-        title: Its heading.
-        tasks: All finished runs.
-        without_result: Jobs without a result, with their names.
-        copies: Names of jobs whose run is also in another folder.
-        when: Time shown as that of writing.
+    """Render the page as HTML; `copies` are the names of jobs whose run is also elsewhere.
 
     Raises:
-        ConfigError: If plotly is not installed.
+        ConfigError: If jinja2 or plotly is not installed.
     """
-    data = make_page_data(tasks)
-    return Template(_asset("page.html")).substitute(
-        title=escape(title),
+    warned = [("", cross_task_advice(tasks))]
+    warned += [(task.name if len(tasks) > 1 else "", task.advice) for task in tasks]
+    data = json.dumps(make_page_data(tasks), separators=(",", ":"), allow_nan=False)
+    page = load_template("page.html.j2").render(
+        title=title,
         when=when.isoformat(" ", "minutes"),
-        summary=escape(summarize(tasks, without_result)),
-        style=_asset("style.css"),
-        warnings=_warnings(tasks),
-        without_result=_jobs_table(without_result),
-        copies=_copies(copies),
-        hidden="" if data["rows"] else "hidden",
+        summary=summarize(tasks, without_result),
+        tasks=tasks,
+        warned=warned,
+        without_result=without_result,
+        copies=copies,
+        style=read_asset("style.css"),
+        script="\n".join(map(read_asset, _SCRIPTS)),
         plotly=packed_plotly(),
-        data=pack(json.dumps(data, separators=(",", ":"), allow_nan=False)),
-        script="\n".join(_asset(name) for name in _SCRIPTS),
+        data=pack(data),
     )
+    return page + "\n"
 
 
 def summarize(tasks: Sequence[Task], without_result: NamedJobs) -> str:
     """Count jobs and methods, in one line."""
-    runs = {id(row.run) for task in tasks for row in task.rows}
-    methods = sum(len({row.values["method"] for row in task.rows}) for task in tasks)
-    parts = [count_of(len(runs), "finished job"), count_of(methods, "method")]
+    runs = sum(int((task.rows["final"] == "yes").sum()) for task in tasks)
+    methods = sum(task.rows["method"].nunique() for task in tasks)
+    parts = [count_of(runs, "finished job"), count_of(methods, "method")]
     for state in ("failed", "unfinished", "unreadable"):
         count = sum(job.state == state for _, job in without_result)
         parts += [f"{count} {state}"] if count else []
@@ -82,62 +75,6 @@ def pack(text: str) -> str:
 
 @functools.cache
 def packed_plotly() -> str:
-    """Return plotly.js, packed: 2 MB instead of 5.
-
-    Raises:
-        ConfigError: If plotly is not installed.
-    """
+    """Return plotly.js, packed: 2 MB instead of 5."""
     plotly = import_optional("the page of the report", "report", "plotly.offline")
     return pack(plotly.get_plotlyjs())
-
-
-def _asset(name: str) -> str:
-    return (files("regrow.report") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _warnings(tasks: Sequence[Task]) -> str:
-    blocks = [_warning(advice) for advice in cross_task_advice(tasks)]
-    for task in tasks:
-        if task.advice:
-            blocks += [f"<h3>{escape(task.name)}</h3>"] if len(tasks) > 1 else []
-            blocks += [_warning(advice) for advice in task.advice]
-    if tasks and not blocks:
-        return '<p class="fine">No unfair comparison was found.</p>'
-    return "\n".join(blocks)
-
-
-def _warning(advice: Advice) -> str:
-    """Render a warning; findings after the first few are folded."""
-    items, folded = [f"<li>{escape(text)}</li>" for text in advice.findings], ""
-    if len(items) > _SHOWN:
-        rest = "".join(items[_SHOWN:])
-        folded = f"<details><summary>{len(items) - _SHOWN} more</summary><ul>{rest}</ul></details>"
-    return (
-        f'<section class="warning"><h4>{escape(advice.title)}</h4>'
-        f"<ul>{''.join(items[:_SHOWN])}</ul>{folded}"
-        f'<p class="todo">{escape(advice.todo)}</p></section>'
-    )
-
-
-def _jobs_table(jobs: NamedJobs) -> str:
-    if not jobs:
-        return ""
-    rows = [[job.state, name, job.reason, job.overrides, job.when] for name, job in jobs]
-    body = "\n".join(
-        f'<tr class="{row[0]}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    headings = ("State", "Job", "Reason", "Overrides", "Last change")
-    head = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return (
-        '<section class="card" id="without-result"><h2>Jobs without a result</h2>'
-        f'<div class="scroll" tabindex="0">{table}</div></section>'
-    )
-
-
-def _copies(copies: Sequence[str]) -> str:
-    if not copies:
-        return ""
-    names = ", ".join(escape(name) for name in copies)
-    return f'<p class="fine">Copies of runs in other folders, not counted again: {names}.</p>'

@@ -3,45 +3,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
 from regrow.report.curves import downsample, find_metric_files, read_curves, spaced_indices
-from regrow.report.hover_text import dense_text, point_text
 from regrow.report.load import Run
 from regrow.report.statistics import Plot, Point, Spread
-from regrow.report.table import COLUMNS, NAMES, Row
+from regrow.report.table import COLUMNS, Values
 from regrow.report.tasks import Task
+from regrow.report.templates import load_template
 
 _NUMBERS = 150_000  # in all curves and events together: about a megabyte
-_TEXT = {column.name for column in COLUMNS if column.text}
-
-
-class TextTable:
-    """Stores each text once; a text is represented by its index."""
-
-    def __init__(self) -> None:
-        self.indices: dict[str, int] = {}
-
-    def index(self, text: str) -> int:
-        """Return the index of a text, which is added if it is new."""
-        return self.indices.setdefault(text, len(self.indices))
+Texts = dict[str, int]  # indices of texts; a text that is looked up is added
 
 
 def make_page_data(tasks: Sequence[Task]) -> dict[str, Any]:
     """Collect everything that the scripts show; texts of rows and runs are indices in `texts`."""
-    texts = TextTable()
-    rows = [row for task in tasks for row in task.rows]
-    finals = [row for row in rows if row.final]
+    texts: defaultdict[str, int] = defaultdict()
+    texts.default_factory = texts.__len__
+    rows = [row for task in tasks for row in task.rows.to_dict("records")]
+    finals = [row for row in rows if row["final"] == "yes"]
     limit = max(20, min(400, _NUMBERS // (12 * max(1, len(finals)))))
+    columns = [dict(zip(column._fields[:-1], column[:-1], strict=True)) for column in COLUMNS]
     return {
         "tasks": [{"name": task.name, "size": task.size, **_plot(task.plot)} for task in tasks],
-        "columns": [asdict(column) for column in COLUMNS],
+        "columns": columns,
         "rows": [_row(row, texts) for row in rows],
         "runs": [_run(row, limit, texts) for row in finals],
-        "texts": list(texts.indices),
+        "texts": list(texts),
     }
 
 
@@ -52,81 +43,68 @@ def _plot(plot: Plot) -> dict[str, Any]:
                 "name": one.name,
                 "line": one.line,
                 "points": [
-                    _point(p, point_text(_name(p), p))
-                    | {"levels": [_point(lv, point_text(_name(lv), lv)) for lv in p.levels]}
-                    for p in one.points
+                    _point(point) | {"levels": [_point(level) for level in point.levels]}
+                    for point in one.points
                 ],
             }
             for one in plot.series
         ],
-        "dense": [_point(p, dense_text(_owners(p), p)) for p in plot.dense],
+        "dense": [_point(point, dense=True) for point in plot.dense],
     }
 
 
-def _name(point: Point) -> str:
-    return str(point.rows[0].values["method"])
-
-
-def _owners(baseline: Point) -> list[str]:
-    return sorted({str(row.values["method"]) for row in baseline.owners})
-
-
-def _point(point: Point, text: str) -> dict[str, Any]:
+def _point(point: Point, *, dense: bool = False) -> dict[str, Any]:
+    text = load_template("hover.html.j2").render(point=point, dense=dense)
     return {
         "x": {name: _spread(value) for name, value in point.x.items()},
         "y": {name: _spread(value) for name, value in point.y.items()},
         "fronts": sorted(f"{axis} {measure}" for axis, measure in point.fronts),
-        "text": text,
+        "text": text.strip().replace("\n<br>", "<br>"),
     }
 
 
 def _spread(value: Spread) -> list[float | int | None]:
-    deviation = None if value.deviation is None else _short(value.deviation)
-    return [_short(value.mean), deviation, value.n]
+    deviation = None if value.deviation is None else _round(value.deviation)
+    return [_round(value.mean), deviation, value.n]
 
 
-def _row(row: Row, texts: TextTable) -> list[Any]:
-    return [
-        texts.index(str(value)) if name in _TEXT and value is not None else value
-        for name, value in ((name, row.values[name]) for name in NAMES)
-    ]
+def _row(row: Values, texts: Texts) -> list[Any]:
+    values = ((row[column.name], column.text) for column in COLUMNS)
+    return [texts[str(v)] if text and v is not None else v for v, text in values]
 
 
-def _run(row: Row, limit: int, texts: TextTable) -> dict[str, Any]:
+def _run(row: Values, limit: int, texts: Texts) -> dict[str, Any]:
     """Return the details of one run: facts, layers, curves, events."""
-    run, values = row.run, row.values
-    title = f"{values['method']}, {100 * values['sparsity']:.4g} %, seed {values['seed']}"
+    run: Run = row["run"]
     curves = read_curves(find_metric_files(run.folder))
-    shown = [downsample(curve, limit) for curve in curves]
+    facts = {
+        "Verdict": str(run.result.get("verdict") or ""),
+        "Data and model": f"{row['data']} · {row['model']}",
+        "Overrides": str(row["overrides"]),
+        "Not pruned": str(row["excluded"]),
+        "Folder": str(row["folder"]),
+        "Config hash": str(row["config_hash"]),
+    }
     return {
-        "title": texts.index(title),
-        "facts": [[name, texts.index(text)] for name, text in _facts(run, values)],
+        "title": texts[f"{row['method']}, {100 * row['sparsity']:.4g} %, seed {row['seed']}"],
+        "facts": [[name, texts[text]] for name, text in facts.items() if text],
         "layers": [
-            [texts.index(str(name)), _short(1 - float(sparsity))]
+            [texts[str(name)], _round(1 - float(sparsity))]
             for name, sparsity in (run.result.get("layers") or {}).items()
         ],
-        "curves": [[c.name, c.steps, [_short(value) for value in c.values]] for c in shown],
+        "curves": [
+            [name, steps, [*map(_round, values)]]
+            for name, steps, values in (downsample(curve, limit) for curve in curves)
+        ],
         "downsampled": any(len(curve.steps) > limit for curve in curves),
         "events": _events(run, limit),
     }
 
 
-def _facts(run: Run, values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    facts = [
-        ("Verdict", str(run.result.get("verdict") or "")),
-        ("Data and model", f"{values['data']} · {values['model']}"),
-        ("Overrides", str(values["overrides"])),
-        ("Not pruned", str(values["excluded"])),
-        ("Folder", str(values["folder"])),
-        ("Config hash", str(values["config_hash"])),
-    ]
-    return [(name, text) for name, text in facts if text]
-
-
 def _events(run: Run, limit: int) -> list[list[Any]]:
     """Return step, epoch, kind and sparsity of at most `limit` changes of masks."""
     events = [
-        [entry["step"], entry.get("epoch"), str(entry.get("kind", "")), _short(entry["after"])]
+        [entry["step"], entry.get("epoch"), str(entry.get("kind", "")), _round(entry["after"])]
         for entry in run.result["history"]
         if isinstance(entry, dict)
         and isinstance(entry.get("step"), Real)
@@ -135,6 +113,6 @@ def _events(run: Run, limit: int) -> list[list[Any]]:
     return [events[i] for i in spaced_indices(len(events), limit)]
 
 
-def _short(value: float) -> float:
+def _round(value: float) -> float:
     """Round to as many digits as a plot can show."""
     return float(f"{value:.6g}")

@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from regrow.report.run_identity import baseline_key, method_key, point_key
-from regrow.report.table import Row
+from regrow.report.load import Run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 MAX_LINES = 12  # of more methods, lines cannot be distinguished
-# Columns of the vertical axis, with a sign: more is better.
-MEASURES = {"accuracy": 1, "accuracy_top5": 1, "accuracy_drop": -1}
+# Columns of the horizontal axes.
+AXES = {name: name for name in ("sparsity", "compression", "macs")} | {"latency": "latency_ms"}
+_MORE_IS_BETTER = ("sparsity", "compression")  # of the axes
+MEASURES = ("accuracy", "accuracy_top5", "accuracy_drop")  # a drop counts as a negative change
+_MEASURED = (*AXES.values(), *MEASURES)
+_DENSE = tuple(f"dense_{name}" for name in ("macs", "accuracy", "accuracy_top5"))
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
@@ -65,42 +70,25 @@ class Spread(NamedTuple):
         return abs(self.mean - other.mean) <= self.deviation + other.deviation
 
 
-def compute_spread(values: Sequence[float]) -> Spread:
-    """Compute mean and sample standard deviation.
-
-    Raises:
-        ValueError: For no values.
+def compute_spreads(groups: Any, columns: Sequence[str]) -> list[dict[str, Spread]]:
+    """Compute the spread of each group of a `DataFrameGroupBy`, of columns that all rows have.
 
     Example:
-        >>> compute_spread([1, 2, 3]), compute_spread([0.9])
-        (Spread(mean=2.0, deviation=1.0, n=3), Spread(mean=0.9, deviation=None, n=1))
+        >>> import pandas
+        >>> rows = pandas.DataFrame({"of": ["a", "a", "b"], "x": [1.0, 3.0, 2.0]})
+        >>> compute_spreads(rows.groupby("of"), ["x"])[1]
+        {'x': Spread(mean=2.0, deviation=None, n=1)}
     """
-    if not values:
-        raise ValueError("no values")
-    deviation = float(statistics.stdev(values)) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), deviation, len(values))
-
-
-class Axis(NamedTuple):
-    """A horizontal axis of the plot.
-
-    Attributes:
-        name: Name of the axis.
-        column: Column of the table.
-        sign: -1 where more is better.
-    """
-
-    name: str
-    column: str
-    sign: int
-
-
-AXES = (
-    Axis("sparsity", "sparsity", -1),
-    Axis("compression", "compression", -1),
-    Axis("macs", "macs", 1),
-    Axis("latency", "latency_ms", 1),
-)
+    table = groups[list(columns)].agg(["mean", "std", "count"]).to_numpy()
+    spreads = table.reshape(len(table), len(columns), 3).tolist()
+    return [
+        {
+            name: Spread(mean, None if size == 1 else deviation, size)
+            for name, (mean, deviation, count) in zip(columns, group, strict=True)
+            if count == size
+        }
+        for group, size in zip(spreads, groups.size().tolist(), strict=True)
+    ]
 
 
 @dataclass
@@ -108,64 +96,48 @@ class Point:
     """One operating point over its seeds.
 
     Attributes:
-        rows: One for each run.
-        x: Spread on each axis on which all runs were measured.
-        y: Spread of each measure that all runs have.
+        run: Its first run.
+        methods: Name of its method; of a dense baseline, of all methods compared with it.
+        seeds: The different seeds, sorted.
+        x: Spreads by axis, where all runs were measured.
+        y: Spreads by measure, where all runs were measured.
         fronts: The (axis, measure) pairs on whose Pareto front it is.
         levels: Intermediate sparsities of its runs.
-        owners: Of a dense baseline: rows of the networks compared with it.
     """
 
-    rows: list[Row]
+    run: Run
+    methods: list[str]
+    seeds: list[int]
     x: dict[str, Spread]
     y: dict[str, Spread]
     fronts: set[tuple[str, str]] = field(default_factory=set)
     levels: list[Point] = field(default_factory=list)
-    owners: list[Row] = field(default_factory=list)
-
-    @property
-    def seeds(self) -> list[int]:
-        """The different seeds, sorted."""
-        return sorted({int(row.run.result["seed"]) for row in self.rows})
 
 
-@dataclass
-class Series:
-    """The operating points of one method, by sparsity.
-
-    Attributes:
-        name: Name of the method.
-        points: Its final networks.
-        line: Whether the points are joined by a line.
-    """
+class Series(NamedTuple):
+    """The operating points of one method, by sparsity."""
 
     name: str
-    points: list[Point]
-    line: bool = True
+    points: list[Point]  # final networks
+    line: bool  # whether the points are joined
 
 
-@dataclass
-class Plot:
-    """The points of one task.
+class Plot(NamedTuple):
+    """The points of one task."""
 
-    Attributes:
-        series: One for each method; if there are too many, one for each recipe, without a line.
-        dense: One point for each kind of dense baseline, the most common first.
-    """
-
-    series: list[Series]
-    dense: list[Point]
+    series: list[Series]  # one for each method; if there are too many, one for each recipe
+    dense: list[Point]  # one for each kind of dense baseline, the most common first
 
 
-def make_plot(rows: Sequence[Row]) -> Plot:
+def make_plot(rows: DataFrame) -> Plot:
     """Make the points of one task's rows, with the Pareto fronts over pruned and dense networks."""
-    pruned = [row for row in rows if row.run.pruned is not None]
-    column, groups = "method", _group(pruned, lambda row: method_key(row.run))
-    line = len(groups) <= MAX_LINES
-    if not line:
-        column, groups = "recipe", _group(pruned, lambda row: row.values["recipe"])
-    series = [Series(str(own[0].values[column]), _points(own), line) for own in groups]
-    plot = Plot(series, _dense_points(rows))
+    rows = rows.astype(dict.fromkeys((*_MEASURED, *_DENSE, "dense_latency_ms"), float))
+    rows["accuracy_drop"] *= -1
+    pruned = rows[[run.pruned is not None for run in rows["run"]]]
+    line = pruned["method"].nunique() <= MAX_LINES
+    groups = pruned.groupby("method" if line else "recipe", sort=False)
+    series = [Series(str(name), _make_points(own), line) for name, own in groups]
+    plot = Plot(series, _make_dense_points(rows[rows["final"] == "yes"]))
     mark_fronts([*(point for one in series for point in one.points), *plot.dense])
     return plot
 
@@ -173,72 +145,57 @@ def make_plot(rows: Sequence[Row]) -> Plot:
 def mark_fronts(points: Sequence[Point]) -> None:
     """Record on which Pareto fronts each point is, by its means."""
     for axis in AXES:
+        sign = -1 if axis in _MORE_IS_BETTER else 1
         for measure in MEASURES:
-            measured = [p for p in points if axis.name in p.x and measure in p.y]
-            costs = [axis.sign * point.x[axis.name].mean for point in measured]
+            measured = [p for p in points if axis in p.x and measure in p.y]
+            costs = [sign * point.x[axis].mean for point in measured]
             values = [point.y[measure].mean for point in measured]
             for point, kept in zip(measured, pareto_front(costs, values), strict=True):
                 if kept:
-                    point.fronts.add((axis.name, measure))
+                    point.fronts.add((axis, measure))
 
 
-def _points(rows: Iterable[Row]) -> list[Point]:
+def _make_points(rows: DataFrame) -> list[Point]:
     """Make one point with its levels for each settings, sorted by sparsity."""
-    points = []
-    for own in _group(rows, lambda row: point_key(row.run)):
-        point = _point([row for row in own if row.final])
-        levels = (row for row in own if not row.final)
-        by_sparsity = _group(levels, lambda row: round(row.values["sparsity"], 6))
-        point.levels = sorted(map(_point, by_sparsity), key=_sparsity)
-        points.append(point)
-    return sorted(points, key=_sparsity)
+    level = rows["sparsity"].round(6).where(rows["final"] == "no", -1.0)
+    groups = rows.groupby([rows["point"], level], sort=False)
+    facts = groups[["run", "method", "seed"]].agg(list)
+    finals: dict[str, Point] = {}
+    levels: dict[str, list[Point]] = {}
+    for own, spreads in zip(facts.itertuples(), compute_spreads(groups, _MEASURED), strict=True):
+        x = {name: spreads[column] for name, column in AXES.items() if column in spreads}
+        y = {name: spreads[name] for name in MEASURES if name in spreads}
+        point = Point(own.run[0], own.method[:1], sorted({*own.seed}), x, y)
+        key, sparsity = own.Index
+        if sparsity < 0:
+            finals[key] = point
+        else:
+            levels.setdefault(key, []).append(point)
+    for key, points in levels.items():
+        finals[key].levels = sorted(points, key=_sparsity)
+    return sorted(finals.values(), key=_sparsity)
 
 
 def _sparsity(point: Point) -> float:
     return point.x["sparsity"].mean
 
 
-def _point(rows: list[Row]) -> Point:
-    columns = {axis.name: [row.values[axis.column] for row in rows] for axis in AXES}
-    x = {name: compute_spread(values) for name, values in columns.items() if None not in values}
-    y = {}
-    for measure, sign in MEASURES.items():
-        values = [row.values[measure] for row in rows]
-        if None not in values:
-            y[measure] = compute_spread([sign * value for value in values])
-    return Point(rows, x, y)
+def _make_dense_points(rows: DataFrame) -> list[Point]:
+    """Make one point for each kind of dense baseline; shared baselines count once.
 
-
-def _dense_points(rows: Sequence[Row]) -> list[Point]:
-    """Make one point for each kind of dense baseline; shared baselines count once."""
-    final = (row for row in rows if row.final)
-    kinds = _group(final, lambda row: baseline_key(row.run, seeds=False))
+    The latency of a baseline is measured with each run that shares it.
+    """
+    kinds = [own for _, own in rows.groupby("baseline_kind", sort=False)]
     points = []
     for own in sorted(kinds, key=len, reverse=True):
-        first = {baseline_key(row.run): row for row in reversed(own)}
-        points.append(_dense_point([*first.values()], own))
+        once = own.drop_duplicates("baseline")
+        timed = own.dropna(subset="dense_latency_ms").groupby("baseline_kind")
+        [spreads] = compute_spreads(once.groupby("baseline_kind"), _DENSE)
+        x = {"compression": Spread(1.0, None, len(once)), "macs": spreads["dense_macs"]}
+        for latency in compute_spreads(timed, ["dense_latency_ms"]):
+            x["latency"] = latency["dense_latency_ms"]
+        y = {name.removeprefix("dense_"): spreads[name] for name in _DENSE[1:] if name in spreads}
+        y["accuracy_drop"] = Spread(0.0, None, len(once))
+        methods, seeds = sorted({*own["method"]}), sorted({*once["seed"]})
+        points.append(Point(own["run"].iloc[0], methods, seeds, x, y))
     return points
-
-
-def _dense_point(rows: list[Row], owners: list[Row]) -> Point:
-    """Make the point of a kind of dense baseline; its latency was measured with each owner's."""
-    times = [ms for row in owners if (ms := row.values["dense_latency_ms"]) is not None]
-    x = {
-        "compression": Spread(1.0, None, len(rows)),
-        "macs": compute_spread([row.run.dense["macs"] for row in rows]),
-    }
-    if times:
-        x["latency"] = compute_spread(times)
-    y = {"accuracy": compute_spread([row.run.dense["accuracy"] for row in rows])}
-    if all("accuracy_top5" in row.run.dense for row in rows):
-        y["accuracy_top5"] = compute_spread([row.run.dense["accuracy_top5"] for row in rows])
-    y["accuracy_drop"] = Spread(0.0, None, len(rows))
-    return Point(rows, x, y, owners=owners)
-
-
-def _group(rows: Iterable[Row], key: Callable[[Row], object]) -> list[list[Row]]:
-    """Group rows of equal key, in the order of their first."""
-    groups: dict[object, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return list(groups.values())

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regrow.report.load import Run
 from regrow.report.run_identity import data_name, model_name
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-@dataclass(frozen=True)
-class Column:
+
+class Column(NamedTuple):
     """One column.
 
     Attributes:
@@ -24,6 +23,7 @@ class Column:
         unit: Unit on the page; "%" shows a fraction as per cent.
         digits: Decimals on the page; None: as in the file.
         text: Whether values are text.
+        source: Dotted path of the value in a result; empty: the name.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Column:
     unit: str = ""
     digits: int | None = None
     text: bool = False
+    source: str = ""
 
 
 COLUMNS = (
@@ -47,170 +48,101 @@ COLUMNS = (
     Column("compression", "Compression", "x", 2),
     Column("theoretical_speedup", "Theoretical speed-up", "x", 2),
     Column("measured_speedup", "Measured speed-up", "x", 2),
-    Column("accuracy", "Top-1", "%", 2),
-    Column("accuracy_top5", "Top-5", "%", 2),
-    Column("loss"),
-    Column("val_accuracy", "Validation top-1", "%", 2),
-    Column("dense_accuracy", "Dense top-1", "%", 2),
-    Column("dense_accuracy_top5", "Dense top-5", "%", 2),
+    Column("accuracy", "Top-1", "%", 2, source="network.accuracy"),
+    Column("accuracy_top5", "Top-5", "%", 2, source="network.accuracy_top5"),
+    Column("loss", source="network.loss"),
+    Column("val_accuracy", "Validation top-1", "%", 2, source="level.val_accuracy"),
+    Column("dense_accuracy", "Dense top-1", "%", 2, source="dense.accuracy"),
+    Column("dense_accuracy_top5", "Dense top-5", "%", 2, source="dense.accuracy_top5"),
     Column("accuracy_drop", "Drop", "points", 2),
     Column("relative_drop", "Relative drop", "%", 2),
-    Column("params", "Parameters", "", 0),
-    Column("dense_params", "Dense parameters", "", 0),
-    Column("macs", "MACs", "per image", 0),
-    Column("dense_macs", "Dense MACs", "per image", 0),
-    Column("bytes", "Size", "bytes", 0),
-    Column("dense_bytes"),
-    Column("latency_ms", "Latency, median", "ms", 3),
-    Column("latency_p25_ms", "p25", "ms", 3),
-    Column("latency_p75_ms", "p75", "ms", 3),
-    Column("dense_latency_ms", "Dense latency", "ms", 3),
+    Column("params", "Parameters", "", 0, source="network.params"),
+    Column("dense_params", "Dense parameters", "", 0, source="dense.params"),
+    Column("macs", "MACs", "per image", 0, source="network.macs"),
+    Column("dense_macs", "Dense MACs", "per image", 0, source="dense.macs"),
+    Column("bytes", "Size", "bytes", 0, source="network.bytes"),
+    Column("dense_bytes", source="dense.bytes"),
+    Column("latency_ms", "Latency, median", "ms", 3, source="network.latency_ms.median"),
+    Column("latency_p25_ms", "p25", "ms", 3, source="network.latency_ms.p25"),
+    Column("latency_p75_ms", "p75", "ms", 3, source="network.latency_ms.p75"),
+    Column("dense_latency_ms", "Dense latency", "ms", 3, source="dense.latency_ms.median"),
     Column("device", text=True),
-    Column("latency_device", "Timed on", text=True),
-    Column("threads", "Threads", "", 0),
-    Column("batch", "Batch", "timed", 0),
+    Column("latency_device", "Timed on", text=True, source="latency.device"),
+    Column("threads", "Threads", "", 0, source="latency.threads"),
+    Column("batch", "Batch", "timed", 0, source="latency.batch"),
     Column("epochs", "Epochs", "total", 0),
-    Column("level_epoch"),
+    Column("level_epoch", source="level.epoch"),
     Column("start", "Start", text=True),
     Column("lr", "Learning rate"),
     Column("train_batch", "Batch", "trained", 0),
     Column("excluded", text=True),
     Column("seconds", "Time", "s", 0),
-    Column("regrow", text=True),
-    Column("torch", text=True),
+    Column("regrow", text=True, source="versions.regrow"),
+    Column("torch", text=True, source="versions.torch"),
     Column("config_hash", "Config hash", text=True),
     Column("folder", "Folder", text=True),
 )
-
-
 NAMES = tuple(column.name for column in COLUMNS)
-Values = dict[str, Any]
+Values = dict[str, Any]  # by column name; None if not measured
 
 
-class Row(NamedTuple):
-    """One operating point of one run.
-
-    Attributes:
-        run: The run.
-        values: Values by column name; None if not measured.
-        final: Whether it is the final network of the run, not an intermediate level.
-    """
-
-    run: Run
-    values: Values
-    final: bool
-
-
-def run_rows(run: Run, folder: str, method: str) -> list[Row]:
+def run_rows(run: Run, folder: str, method: str) -> list[Values]:
     """Make the rows of a run: its levels in the order of training, then the final network.
 
     Of a level only the accuracy was measured. If weights are pruned, its parameters follow from
     its sparsity; MACs and latency stay empty, as they depend on the positions of the zeros.
-
-    Args:
-        run: A finished job.
-        folder: Name of its folder.
-        method: Name of its method.
     """
-    shared = _shared(run) | {"folder": folder, "method": method}
-    if run.pruned is None:
-        dense = _network(run.dense) | _ratios(run, run.dense) | {"sparsity": 0, "sparsity_total": 0}
-        return [Row(run, _complete(shared | dense | {"final": "yes"}), True)]
-    levels = list(run.result["levels"])
-    last: Mapping[str, Any] = {}
-    if levels and levels[-1]["sparsity"] == run.result["sparsity"]:
-        last = levels.pop()
-    final = _network(run.pruned) | _ratios(run, run.pruned) | _validated(last)
-    final |= {key: run.result[key] for key in ("sparsity", "sparsity_total")}
-    rows = [Row(run, _complete(shared | _level(run, lv) | {"final": "no"}), False) for lv in levels]
-    return [*rows, Row(run, _complete(shared | final | {"final": "yes"}), True)]
-
-
-def csv_text(rows: Sequence[Row]) -> str:
-    """Format rows as CSV with a heading; values that were not measured are empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, NAMES, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row.values for row in rows)
-    return text.getvalue()
-
-
-def _shared(run: Run) -> Values:
-    """Return the values that all operating points of a run share."""
-    result, versions = run.result, run.result["versions"]
-    latency = (run.pruned or {}).get("latency_ms") or run.dense.get("latency_ms") or {}
-    return {
-        "recipe": result["recipe"],
-        "data": data_name(run),
-        "model": model_name(run),
-        "overrides": " ".join(run.overrides),
-        "seed": result["seed"],
-        "of": result.get("of"),
-        "dense_accuracy": run.dense["accuracy"],
-        "dense_accuracy_top5": run.dense.get("accuracy_top5"),
-        "dense_params": run.dense["params"],
-        "dense_macs": run.dense["macs"],
-        "dense_bytes": run.dense["bytes"],
-        "dense_latency_ms": (run.dense.get("latency_ms") or {}).get("median"),
-        "device": result.get("device"),
-        "latency_device": latency.get("device"),
-        "threads": latency.get("threads", result.get("threads")),
-        "batch": latency.get("batch", result.get("batch")),
-        "epochs": result.get("epochs"),
-        "start": describe_start(run),
-        "lr": run.rate,
-        "train_batch": run.batch_size,
+    result, latency = run.result, (run.pruned or {}).get("latency_ms")
+    shared = {
+        **{"theoretical_speedup": 1.0, "compression": 1.0, **result},
+        **{"folder": folder, "method": method, "data": data_name(run), "model": model_name(run)},
+        **{"overrides": " ".join(run.overrides), "start": describe_start(run)},
+        **{"lr": run.rate, "train_batch": run.batch_size},
         "excluded": format_excluded(result.get("excluded") or {}),
-        "seconds": result.get("seconds"),
-        "regrow": versions.get("regrow"),
-        "torch": versions.get("torch"),
-        "config_hash": result["config_hash"],
+        "latency": {name: result.get(name) for name in ("threads", "batch")}
+        | (latency or run.dense.get("latency_ms") or {}),
     }
+    if run.pruned is None:
+        final = {"network": run.dense, "sparsity": 0, "sparsity_total": 0}
+        return [_row(run, shared | final | {"final": "yes"})]
+    levels, last = list(result["levels"]), {}
+    if levels and levels[-1]["sparsity"] == result["sparsity"]:
+        last = levels.pop()
+    rows = [_row(run, shared | _level(run, level) | {"final": "no"}) for level in levels]
+    return [*rows, _row(run, shared | {"network": run.pruned, "level": last, "final": "yes"})]
 
 
-def _network(block: Mapping[str, Any]) -> Values:
-    """Return the measurements of one network."""
-    latency = block.get("latency_ms") or {}
-    copied = ("accuracy", "accuracy_top5", "loss", "params", "macs", "bytes")
-    return {name: block.get(name) for name in copied} | {
-        "latency_ms": latency.get("median"),
-        "latency_p25_ms": latency.get("p25"),
-        "latency_p75_ms": latency.get("p75"),
-    }
+def make_csv(tables: Iterable[DataFrame]) -> str:
+    """Format rows as CSV with a heading; values that were not measured are empty."""
+    options = {"columns": NAMES, "index": False, "header": False, "lineterminator": "\n"}
+    return ",".join(NAMES) + "\n" + "".join(rows.to_csv(**options) for rows in tables)
 
 
-def _ratios(run: Run, block: Mapping[str, Any]) -> Values:
-    """Compare a network with the dense baseline of the same run."""
-    result, drop = run.result, run.dense["accuracy"] - block["accuracy"]
-    return {
-        "compression": result.get("compression", 1.0),
-        "theoretical_speedup": result.get("theoretical_speedup", 1.0),
-        "measured_speedup": result.get("measured_speedup"),
-        "accuracy_drop": drop,
-        "relative_drop": drop / run.dense["accuracy"] if run.dense["accuracy"] else None,
-    }
+def _row(run: Run, facts: Mapping[str, Any]) -> Values:
+    dense = run.dense["accuracy"]
+    drop = dense - facts["network"]["accuracy"]
+    facts = {**facts, "accuracy_drop": drop, "relative_drop": drop / dense if dense else None}
+    return {column.name: _look_up(facts, column.source or column.name) for column in COLUMNS}
+
+
+def _look_up(value: Any, path: str) -> Any:
+    for key in path.split("."):
+        value = (value or {}).get(key)
+    return value
 
 
 def _level(run: Run, level: Mapping[str, Any]) -> Values:
-    block = {"accuracy": level["test_accuracy"], "loss": level.get("test_loss")}
-    ratios = _ratios(run, block)
-    values = block | {key: ratios[key] for key in ("accuracy_drop", "relative_drop")}
-    values |= {"sparsity": level["sparsity"]} | _validated(level)
+    """Return the facts of a level in place of those of the final network."""
+    network = {"accuracy": level["test_accuracy"], "loss": level.get("test_loss")}
+    facts: Values = dict.fromkeys(("compression", "theoretical_speedup", "measured_speedup"))
+    facts |= {"network": network, "level": level, "sparsity": level["sparsity"]}
+    facts["sparsity_total"] = None
     total, sparsity = run.result["sparsity_total"], run.result["sparsity"]
     if run.result["of"] == "weights" and sparsity:
-        values["sparsity_total"] = share = level["sparsity"] * total / sparsity
-        values["params"] = params = round(run.dense["params"] * (1 - share))
-        values["compression"] = run.dense["params"] / max(1, params)
-    return values
-
-
-def _validated(level: Mapping[str, Any]) -> Values:
-    return {"val_accuracy": level.get("val_accuracy"), "level_epoch": level.get("epoch")}
-
-
-def _complete(values: Values) -> Values:
-    """Return values of all columns, in order."""
-    return {name: values.get(name) for name in NAMES}
+        facts["sparsity_total"] = share = level["sparsity"] * total / sparsity
+        network["params"] = params = round(run.dense["params"] * (1 - share))
+        facts["compression"] = run.dense["params"] / max(1, params)
+    return facts
 
 
 def describe_start(run: Run) -> str:

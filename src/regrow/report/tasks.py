@@ -4,14 +4,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from regrow.report.advice import Advice, count_of
 from regrow.report.fairness import find_uncertain, find_unfair
 from regrow.report.load import Run
-from regrow.report.run_identity import data_name, method_key, method_names, model_name, task_key
+from regrow.report.run_identity import (
+    baseline_key,
+    data_name,
+    method_key,
+    method_names,
+    model_name,
+    point_key,
+    task_key,
+)
 from regrow.report.statistics import Plot, make_plot
-from regrow.report.table import Row, run_rows
+from regrow.report.table import NAMES, run_rows
+from regrow.utils.imports import import_optional
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# Further columns of rows: the run, and keys of what it is compared with.
+_KEYS = ("run", "point", "baseline", "baseline_kind")
 
 
 class Task(NamedTuple):
@@ -20,24 +35,23 @@ class Task(NamedTuple):
     Attributes:
         name: Data and model.
         size: Parameters and MACs of the dense model, as text.
-        rows: Table rows of all runs.
+        rows: Table rows of all runs, and the columns `run`, `point`, `baseline`, `baseline_kind`.
         plot: Their points.
         advice: What makes a comparison of them unfair.
     """
 
     name: str
     size: str
-    rows: list[Row]
+    rows: DataFrame
     plot: Plot
     advice: list[Advice]
 
 
 def make_tasks(runs: Sequence[Run], folders: Sequence[str]) -> list[Task]:
-    """Sort runs into tasks, the one with most runs first.
+    """Sort runs, with the names of their folders, into tasks; the one with most runs is first.
 
-    Args:
-        runs: Finished jobs.
-        folders: Names of their folders, in the same order.
+    Raises:
+        ConfigError: If pandas is not installed.
     """
     groups: dict[str, list[tuple[Run, str]]] = {}
     for run, folder in zip(runs, folders, strict=True):
@@ -49,16 +63,22 @@ def cross_task_advice(tasks: Sequence[Task]) -> list[Advice]:
     """Return a warning against comparing accuracies of different tasks, if there are several."""
     if len(tasks) < 2:
         return []
-    counts = [(task.name, len({id(row.run) for row in task.rows})) for task in tasks]
+    counts = [(task.name, int((task.rows["final"] == "yes").sum())) for task in tasks]
     findings = tuple(f"{name}: {count_of(count, 'job')}." for name, count in counts)
     todo = "Compare accuracies within one of them only: the plot shows one at a time."
     return [Advice("Different data or models", findings, todo)]
 
 
 def _make_task(group: Sequence[tuple[Run, str]]) -> Task:
+    pandas = import_optional("a report", "report", "pandas")
     runs = [run for run, _ in group]
     names = method_names(runs)
-    rows = [row for run, folder in group for row in run_rows(run, folder, names[method_key(run)])]
+    records = []
+    for run, folder in group:
+        keys = (run, point_key(run), baseline_key(run), baseline_key(run, seeds=False))
+        for values in run_rows(run, folder, names[method_key(run)]):
+            records.append((*values.values(), *keys))
+    rows = pandas.DataFrame(records, columns=[*NAMES, *_KEYS], dtype=object)
     plot, dense = make_plot(rows), runs[0].dense
     advice = find_unfair([(names[method_key(run)], run) for run in runs])
     return Task(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from regrow.io.files import write_atomic
 from regrow.report.load import find_jobs, read_jobs, relative_names
 from regrow.report.page import render_page, summarize
-from regrow.report.table import csv_text
+from regrow.report.table import make_csv
 from regrow.report.tasks import cross_task_advice, make_tasks
 from regrow.utils.errors import ConfigError, DataError
 
@@ -46,7 +46,7 @@ def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenRep
 
     Raises:
         DataError: If `folder` does not exist, or no job is found.
-        ConfigError: If plotly is not installed; results.csv is still written.
+        ConfigError: If pandas, jinja2 or plotly is not installed; results.csv needs pandas only.
 
     Example:
         >>> from pathlib import Path
@@ -71,17 +71,16 @@ def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenRep
     tasks = make_tasks(found.runs, relative_names(folder, [run.folder for run in found.runs]))
     names = relative_names(folder, [job.folder for job in found.without_result])
     without_result = list(zip(names, found.without_result, strict=True))
-    table, target = folder / TABLE, folder / PAGE
-    _write_text(table, csv_text([row for task in tasks for row in task.rows]))
-    title = f"regrow: {folder.resolve().name}"
-    copies = relative_names(folder, found.copies)
+    copies, title = relative_names(folder, found.copies), f"regrow: {folder.resolve().name}"
+    table, page = folder / TABLE, folder / PAGE
+    _write_text(table, make_csv(task.rows for task in tasks))
     try:
         text = render_page(title, tasks, without_result, copies, datetime.now())
     except ConfigError as error:
         raise ConfigError(f"{table} is written, {PAGE} is not: {error}") from error
-    _write_text(target, text)
+    _write_text(page, text)
     warnings = len(cross_task_advice(tasks)) + sum(len(task.advice) for task in tasks)
-    return WrittenReport(table, target, summarize(tasks, without_result), warnings)
+    return WrittenReport(table, page, summarize(tasks, without_result), warnings)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -13,27 +13,16 @@ _ROUNDING = 1e-9  # 0.97 - 0.96 is more than 0.01
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Recommended arguments of the pruning callbacks.
+    """Recommended arguments of the pruning callbacks."""
 
-    Attributes:
-        layers: Sparsity of each layer, for `MagnitudePruning(layers=...)`.
-        exclude: Patterns of layers that should not be pruned.
-    """
-
-    layers: dict[str, float]
-    exclude: list[str]
+    layers: dict[str, float]  # sparsity of each layer
+    exclude: list[str]  # patterns
 
 
 def find_limit(row: Sensitivity, accuracy: float, max_drop: float) -> float:
     """Find the highest sparsity that, like all lower ones, loses at most `max_drop`.
 
-    Args:
-        row: The layer.
-        accuracy: Accuracy of the unchanged model.
-        max_drop: Accuracy that may be lost.
-
-    Returns:
-        The sparsity, at least the present one.
+    The present sparsity is the least; `accuracy` is that of the unchanged model.
 
     Example:
         >>> row = Sensitivity("fc", 100, 0.0, 100, 0.5, None, {0.5: 0.9, 0.7: 0.88, 0.9: 0.9})

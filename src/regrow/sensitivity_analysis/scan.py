@@ -21,7 +21,6 @@ from regrow.utils.modes import clear_compiled, eval_mode
 
 Evaluate = Callable[[nn.Module], float]
 
-UNITS = ("weights", "channels")
 DEFAULT_CRITERIA = {"weights": "magnitude", "channels": "l2"}
 
 
@@ -109,10 +108,8 @@ def sensitivity(
     values = check_sparsities(sparsities)
     if example_input is None:
         example_input = getattr(model, "example_input_array", None)
-    options = {"include": include, "exclude": exclude, "seed": seed}
-    units, excluded = find_units(
-        model, by, criterion, masks=masks, example_input=example_input, **options
-    )
+    options = {"masks": masks, "include": include, "exclude": exclude, "seed": seed}
+    units, excluded = find_units(model, by, criterion, example_input=example_input, **options)
     accuracy = measure_accuracy(model, evaluate)
     totals = count_totals(model, example_input)
     rows = tuple(scan(model, evaluate, units, values, accuracy, totals))
@@ -127,13 +124,9 @@ def find_units(
 ) -> tuple[list[PruningUnit], dict[str, str]]:
     """Find the layers or channel groups to prune, and why others are not.
 
-    Args:
-        model: The model.
-        by: "weights" or "channels".
-        criterion: None: "magnitude" or "l2".
-        options: Of `weight_units` and `channel_units`.
+    Arguments are those of `sensitivity`; `options` are passed to `weight_units` or `channel_units`.
     """
-    check_choice("by", by, UNITS)
+    check_choice("by", by, DEFAULT_CRITERIA)
     if by == "weights":
         return weight_units(model, criterion or DEFAULT_CRITERIA[by], **options)
     if options.get("example_input") is None:
@@ -154,18 +147,12 @@ def scan(
 ) -> Iterator[Sensitivity]:
     """Yield one row for each unit, once it is measured.
 
-    Args:
-        model: The model.
-        evaluate: Returns its accuracy.
-        units: Layers or groups to prune.
-        sparsities: Sparsities of each unit.
-        accuracy: Accuracy of the unchanged model.
-        totals: Parameters and MACs of the model.
+    `accuracy` and `totals` are those of the unchanged model, by `measure_accuracy` and
+    `count_totals`.
     """
     params, macs = totals
     for unit in units:
-        known = {unit.n_pruned: accuracy}  # by number of pruned weights or channels
-        found = {}
+        known, found = {unit.n_pruned: accuracy}, {}  # by count, by sparsity
         for sparsity in sparsities:
             count = max(unit.n_pruned, min(round(sparsity * unit.size), unit.size - 1))
             if count not in known:
@@ -199,11 +186,7 @@ def zero_temporarily(model: nn.Module, zeros: Zeros) -> Iterator[None]:
 
 
 def measure_accuracy(model: nn.Module, evaluate: Evaluate) -> float:
-    """Evaluate the model in eval mode, without gradients.
-
-    Raises:
-        StateError: If the accuracy is not a finite number.
-    """
+    """Evaluate the model in eval mode, without gradients; the accuracy must be finite."""
     with eval_mode(model), torch.no_grad():
         result = evaluate(model)
     try:

@@ -46,13 +46,14 @@ def _points(row: Sensitivity, found: Sensitivities) -> tuple[list[float], list[f
     return [100 * s for s in points], [100 * a for a in points.values()]
 
 
-def _title(found: Sensitivities, options: ScanOptions) -> str:
+def _labels(options: ScanOptions) -> tuple[str, str, str]:
+    """Return the title of the plot and of its two axes."""
     unit = "group of channels" if options.by == "channels" else "layer"
-    return f"One {unit} pruned at a time, no fine-tuning ({options.checkpoint.name})"
-
-
-def _accuracy_label(options: ScanOptions) -> str:
-    return f"validation accuracy, % (dashed: {format_points(options.max_drop)} less)"
+    return (
+        f"One {unit} pruned at a time, no fine-tuning ({options.checkpoint.name})",
+        "sparsity of the layer, %",
+        f"validation accuracy, % (dashed: {format_points(options.max_drop)} less)",
+    )
 
 
 def _colours(found: Sensitivities) -> dict[str, str]:
@@ -65,7 +66,7 @@ def _colours(found: Sensitivities) -> dict[str, str]:
 
 def _page(found: Sensitivities, options: ScanOptions) -> str:
     plotly: Any = import_optional(_PURPOSE, "report", "plotly.graph_objects")
-    figure, colours = plotly.Figure(), _colours(found)
+    figure, colours, (title, x_title, y_title) = plotly.Figure(), _colours(found), _labels(options)
     for row in sort_by_limit(found, options.max_drop):
         x, y = _points(row, found)
         best = find_limit(row, found.accuracy, options.max_drop)
@@ -83,9 +84,9 @@ def _page(found: Sensitivities, options: ScanOptions) -> str:
     lowest = 100 * (found.accuracy - options.max_drop)
     figure.add_hline(y=lowest, line_dash="dash", line_color="grey")
     figure.update_layout(
-        title=_title(found, options),
-        xaxis_title="sparsity of the layer, %",
-        yaxis_title=_accuracy_label(options),
+        title=title,
+        xaxis_title=x_title,
+        yaxis_title=y_title,
         template="plotly_white",
         hovermode="closest",
         legend={"title": {"text": "highest limit first"}},
@@ -106,11 +107,7 @@ def _picture(found: Sensitivities, options: ScanOptions) -> str:
             x, y = _points(row, found)
             axes.plot(x, y, label=row.name, color=colours[row.name], linewidth=width, marker=".")
         axes.axhline(100 * (found.accuracy - options.max_drop), color="grey", linestyle="--")
-        axes.set(
-            title=_title(found, options),
-            xlabel="sparsity of the layer, %",
-            ylabel=_accuracy_label(options),
-        )
+        axes.set(**dict(zip(("title", "xlabel", "ylabel"), _labels(options), strict=True)))
         if len(found.rows) <= _MAX_LINES:
             axes.legend(fontsize="small")
         metadata = {"Date": None, "Creator": None}

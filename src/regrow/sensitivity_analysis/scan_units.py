@@ -18,9 +18,9 @@ from regrow.channels.importance import ChannelCriterion, channel_scores, get_cha
 from regrow.channels.pruner import ChannelPruner
 from regrow.criteria.base import Criterion, TrackingCriterion, compute_scores, get_criterion
 from regrow.criteria.elementwise import magnitude
-from regrow.masks.masks import Masks
 from regrow.masks.targets import Target, select_targets
 from regrow.masks.topk import global_topk_masks
+from regrow.profiling.cost import checked_masks
 from regrow.profiling.macs import positions
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.names import named_parameters, strip_compile_prefix
@@ -30,14 +30,10 @@ Zeros = list[tuple[nn.Parameter, Tensor]]  # parameters, and bool masks of what 
 
 @dataclass(frozen=True, eq=False)
 class PruningUnit:
-    """A layer or a group of channels.
+    """A layer or a group of channels; fields as in `Sensitivity`, but counts, not fractions.
 
     Attributes:
-        name: Name of the parameter or of the group.
-        size: Number of weights or channels, pruned ones included.
-        n_pruned: Number of them that is pruned already.
-        weights: Number of weights; of channels, all weights that would be removed with them.
-        macs: MACs of one example in which these weights take part; None: unknown.
+        n_pruned: Number of weights or channels that is pruned already.
         zeros: Returns what becomes zero at a number of pruned weights or channels.
     """
 
@@ -74,7 +70,7 @@ def weight_units(
             f"criterion {criterion!r} collects its scores in training, and nothing is trained "
             "here: write 'magnitude', or 'taylor' with gradients"
         )
-    selection, masks = select_targets(model, include, exclude), checked_masks(model, masks)
+    selection, masks = select_targets(model, include, exclude), _zeroed_masks(model, masks)
     used = {} if example_input is None else positions(model, example_input)
     units = []
     for target in selection.targets:
@@ -108,14 +104,15 @@ def channel_units(
     """
     method = ChannelConfig(criterion, include=include, exclude=exclude, seed=seed)
     pruner = ChannelPruner(model, example_input, method, keep_removed=False)
-    tensors, masks = dict(model.named_parameters()), checked_masks(model, masks)
+    tensors, masks = dict(model.named_parameters()), _zeroed_masks(model, masks)
     used, rule = positions(model, example_input), get_channel_criterion(criterion, seed)
     units = []
     for group in pruner.free:
         pruned = _pruned_channels(group, tensors, masks)
         scores = channel_scores(group, tensors, rule).masked_fill(pruned, -torch.inf)
         order = scores.argsort(stable=True)
-        counts = {p: int(zero.count_nonzero()) for p, zero in _zeros(group, tensors, order).items()}
+        places = _positions_of(group, tensors, order)
+        counts = {name: int(mask.count_nonzero()) for name, mask in places.items()}
         macs = sum(used.get(strip_compile_prefix(name), 0.0) * n for name, n in counts.items())
         zeros = _zero_channels(group, tensors, order)
         n_pruned, weights = int(pruned.count_nonzero()), sum(counts.values())
@@ -123,17 +120,9 @@ def channel_units(
     return units, {group.name: group.fixed_reason for group in pruner.groups if group.fixed_reason}
 
 
-def checked_masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-    """Check that masks fit the model and masked weights are zero; move them to its device.
-
-    Raises:
-        StateError: Naming the parameters for which this fails.
-    """
-    if masks is None:
-        return {}
-    named = named_parameters(model)
-    masks = masks if isinstance(masks, Masks) else Masks(masks)
-    masks.check({name: named[name] for name in masks if name in named})
+def _zeroed_masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    """Check that masks fit the model and masked weights are zero; move them to its device."""
+    named, masks = named_parameters(model), checked_masks(model, masks)
     moved = {name: mask.to(named[name].device) for name, mask in masks.items()}
     for name, mask in moved.items():
         if bool(named[name].detach()[~mask].count_nonzero()):
@@ -165,13 +154,13 @@ def _zero_channels(
     group: Group, tensors: Mapping[str, nn.Parameter], order: Tensor
 ) -> Callable[[int], Zeros]:
     def zeros(count: int) -> Zeros:
-        zero = _zeros(group, tensors, order[:count])
-        return [(tensors[name], positions) for name, positions in zero.items()]
+        masks = _positions_of(group, tensors, order[:count])
+        return [(tensors[name], mask) for name, mask in masks.items()]
 
     return zeros
 
 
-def _zeros(
+def _positions_of(
     group: Group, tensors: Mapping[str, nn.Parameter], channels: Tensor
 ) -> dict[str, Tensor]:
     """Return the positions of some channels in all parameters, as bool masks."""

@@ -32,7 +32,7 @@ def as_list(optimizer: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
     """Return one optimizer, of torch or not, or several as a list."""
     if hasattr(optimizer, "param_groups"):
         return [cast("Optimizer", optimizer)]
-    return list(cast("Iterable[Optimizer]", optimizer))
+    return list(optimizer)
 
 
 def find_optimizers(*given: Any) -> list[Optimizer]:

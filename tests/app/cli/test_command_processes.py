@@ -83,6 +83,7 @@ def test_error_is_one_message_and_nothing_is_trained(start, tmp_path):
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.vision
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_fashion_mnist_recipe_to_its_end(start, tmp_path):
     """LeNet-300-100, 16 epochs, 98 %: within two points and a half of the dense network."""

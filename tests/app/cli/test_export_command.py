@@ -72,7 +72,7 @@ def test_a_masked_run_as_onnx(job, tmp_path, capsys):
     assert "any batch size" in shown
     dense, pruned = result["dense"], result["pruned"]
     assert row(shown, "parameters")[:2] == [f"{dense['params']:,}", f"{pruned['params']:,}"]
-    assert row(shown, "MACs an image")[:2] == [f"{dense['macs']:,}", f"{pruned['macs']:,}"]
+    assert row(shown, "MACs per image")[:2] == [f"{dense['macs']:,}", f"{pruned['macs']:,}"]
     assert row(shown, "bytes on disk") == [f"{size:,}", f"{size:,}", "1.00x fewer"]
     for label in ("1, ms", "32, ms", "1, ms, channels last", "32, ms, channels last"):
         slow, fast, change = row(shown, f"latency of {label}")
@@ -122,7 +122,7 @@ def test_without_the_test_set_random_images_serve(cut, tmp_path, capsys, monkeyp
 
     monkeypatch.setattr(Digits, "read", missing)
     export_checkpoint(cut[0], "safetensors", tmp_path / "digits.safetensors")
-    assert "checked on 32 random images, as the test set is not here" in capsys.readouterr().out
+    assert "checked on 32 random images, as the test set is missing" in capsys.readouterr().out
 
 
 def refused(path, tmp_path, error, message):
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_another_network(cut, tmp_path):
     torch.save(whole | {KEY: plan}, path)
     refused(path, tmp_path, StateError, "plan is of another model")
     torch.save({"weights": 1}, path)
-    refused(path, tmp_path, ConfigError, "holds no state_dict")
+    refused(path, tmp_path, ConfigError, "has no state_dict")
     path.write_bytes(b"PK\x03\x04")
     refused(path, tmp_path, StateError, "cannot be read as a checkpoint")
 
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_network(cut, tmp_path):
         ((), "required: checkpoint"),
         (("a.ckpt", "b.ckpt", "--to", "onnx"), "no option 'b.ckpt': leave it out"),
         (("nowhere.ckpt", "--to", "onnx"), "no file 'nowhere.ckpt'"),
-        (("here.ckpt",), "which format? write `regrow export here.ckpt --to onnx`"),
+        (("here.ckpt",), "the format is missing: write `regrow export here.ckpt --to onnx`"),
         (("here.ckpt", "--to", "onx"), "--to must be one of onnx, pt2, safetensors, got 'onx'"),
         (("here.ckpt", "--to"), "argument --to: expected one argument"),
         (("here.ckpt", "--out="), "--out needs a value"),
@@ -192,4 +192,4 @@ def test_the_command_by_its_words(cut, tmp_path, monkeypatch, capsys):
     assert main(["export", str(path), "--to=pt2", f"--out={tmp_path}/a.onnx"]) == 1
     assert "is onnx by its suffix" in capsys.readouterr().err
     assert main(["export", str(path), f"--out={tmp_path}/a.tflite"]) == 1
-    assert "says no format" in capsys.readouterr().err
+    assert "names no format" in capsys.readouterr().err

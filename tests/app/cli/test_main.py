@@ -13,9 +13,10 @@ import pytest
 
 from regrow import __version__
 from regrow.app.cli.main import COMMANDS
+from regrow.app.config.instantiate import root_cause
 from regrow.app.config.recipes import recipe_files
 from regrow.app.config.run_dirs import LONGEST, folder_name
-from regrow.app.launch.hydra_app import _message, plain_errors, quote_value
+from regrow.app.launch.hydra_app import plain_errors, quote_value
 from regrow.utils.errors import ConfigError
 
 HEAVY = ("torch", "lightning")
@@ -207,8 +208,9 @@ def test_an_error_of_ours_is_unwrapped():
     inner = ConfigError("sparsity must be in [0, 1), got 90: write 0.9 for 90 %")
     outer = RuntimeError("Hydra's own words")
     outer.__cause__ = inner
-    assert _message(outer) == f"error: {inner}"
-    assert _message(TypeError("a bug")) is None
+    assert root_cause(outer) == (inner, str(inner))
+    bug = TypeError("a bug")
+    assert root_cause(bug) == (bug, "a bug")
 
 
 def test_an_error_inside_instantiate_says_where(monkeypatch):

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from regrow import MagnitudePruning, channels
 from regrow.app.cli import sensitivity_command as command
 from regrow.app.cli.main import main
-from regrow.app.experiment.load_run import held_masks
+from regrow.app.experiment.load_run import combined_masks
 from regrow.app.experiment.run import train
 from regrow.app.models import DigitsCNN
 from regrow.app.training.build import build_data, build_module
@@ -126,7 +126,7 @@ def test_a_network_whose_channels_were_cut(job, tmp_path, capsys):
     small = module.network.eval()
     run(path, "--sparsities=0.5")
     shown = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert "sparsities count what is left of it" in shown
+    assert "sparsities are of the remaining ones" in shown
     found = table(path.parent / "sensitivity.csv")
     assert int(found["network.fc.weight"]["weights"]) == small.fc.weight.numel() < 320
     images, labels = (torch.cat(t) for t in zip(*build_data(cfg).val_dataloader(), strict=True))
@@ -229,11 +229,11 @@ def test_masks_of_all_pruners_count():
     held = {
         str(number): {"pruner": {"masks": masks.pack()}} for number, masks in enumerate((one, two))
     }
-    found = held_masks({"callbacks": held | {"other": {"pruner": 3}, "more": 1}})
+    found = combined_masks({"callbacks": held | {"other": {"pruner": 3}, "more": 1}})
     assert found is not None
     assert found["a"].tolist() == [True, False, False]
     assert found["b"].tolist() == [False]
-    assert held_masks({"callbacks": {}}) is held_masks({}) is None
+    assert combined_masks({"callbacks": {}}) is combined_masks({}) is None
 
 
 def refused(capsys, message, *words):
@@ -254,7 +254,7 @@ def test_what_cannot_be_tried_is_refused(untrained, tmp_path, capsys, monkeypatc
     torch.save({"state_dict": {}}, lone)
     refused(capsys, "in Python, regrow.sensitivity(model, evaluate)", lone)
     torch.save({"weights": 1}, untrained)
-    refused(capsys, "holds no state_dict", untrained)
+    refused(capsys, "has no state_dict", untrained)
     untrained.write_bytes(b"PK\x03\x04")
     refused(capsys, "cannot be read as a checkpoint", untrained)
     assert not list(untrained.parent.glob("sensitivity*"))
@@ -262,9 +262,9 @@ def test_what_cannot_be_tried_is_refused(untrained, tmp_path, capsys, monkeypatc
 
 def test_the_device_of_the_run_is_used():
     cfg = OmegaConf.create({"trainer": {"accelerator": "cpu"}})
-    assert command._device(cfg).type == "cpu"
+    assert command._choose_device(cfg).type == "cpu"
     cfg.trainer.accelerator = "auto"
-    assert (command._device(cfg).type == "cuda") == torch.cuda.is_available()
+    assert (command._choose_device(cfg).type == "cuda") == torch.cuda.is_available()
 
 
 def test_help_names_it(capsys):

@@ -93,7 +93,13 @@ def test_recipe_sets_only_what_there_is(name: str):
     assert {key for key in keys(own) - known if not key.startswith(free)} == set()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.vision if name.startswith("imagenet/") else ())
+        for name in RECIPES
+    ],
+)
 def test_recipe_builds(name: str, tmp_path: Path):
     cfg = job(f"recipe={name}")
     # deterministic=true would be a setting of this whole process

@@ -100,9 +100,7 @@ def test_unknown_pretrained_names_are_refused(both, name, message):
 
 def test_library_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=r"needs timm: pip install timm, write efficientnet_lite0"
-    ):
+    with pytest.raises(ConfigError, match=r'needs timm: pip install "regrow\[vision\]", or'):
         load_initial_weights("pretrained:timm/resnet50")
 
 

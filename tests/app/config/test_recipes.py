@@ -118,6 +118,8 @@ def test_a_file_without_its_suffix_is_suggested():
         ("seed: 1\nseed: 2", "found duplicate key seed"),
         ("- 1", "is no recipe: write settings"),
         ("just words", "sets just words, which nothing reads"),
+        ("seed: often", "'often' of type 'str' could not be converted to Integer full_key: seed"),
+        ("finetune: 3", "int is not a subclass of Finetune"),
     ],
 )
 def test_what_is_no_recipe_is_refused(text, message):

@@ -2,10 +2,11 @@
 """Configurations that lack something, or have something of another kind, are refused by name."""
 
 import copy
+import re
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -23,18 +24,30 @@ GMP = ("recipe=digits/gmp", "pruning.every=0.1")
 
 
 GONE = object()
+TYPES = [
+    ("finetune=90", "int is not a subclass of Finetune. value: 90"),
+    ("latency=foo", "str is not a subclass of Latency. value: foo"),
+    ("latency.repeats=[1,2]", "of type 'list' could not be converted to Integer"),
+    ("~latency.batch", "does not support deletion"),
+    ("seed=foo", "'foo' of type 'str' could not be converted to Integer"),
+    ("dense_epochs=0.5", "'0.5' of type 'float' could not be converted to Integer"),
+    ("force=3ep", "'3ep' is not a valid bool"),
+    ("label_smoothing=[0.5]", r"type 'list' is incompatible with type hint 'Union\[int, float\]'"),
+    ("label_smoothing=true", "type 'bool' is incompatible"),
+    ("finetune.lr=foo", "type 'str' is incompatible"),
+    ("start=[a]", "is not convertible|Cannot convert|unsupported|string"),
+    ("finetune.lrr=1", "Key 'lrr' not in 'Finetune'"),
+    ("laten.batch=1", "Key 'laten' not in 'Settings'"),
+]
 KINDS = [
-    ("finetune", 90, "finetune must hold finetune.lr, finetune.batch_size, got 90"),
-    ("latency", "foo", "latency must hold latency.batch, latency.repeats, got 'foo'"),
-    ("latency.repeats", [1, 2], r"latency\.repeats must be a whole number of at least 1"),
-    ("latency.batch", GONE, r"latency\.batch was removed, but is needed"),
     ("seed", -1, "seed must be a whole number of at least 0, got -1"),
-    ("dense_epochs", 0.5, "dense_epochs must be a whole number"),
+    ("dense_epochs", -1, "dense_epochs must be a whole number of at least 0, got -1"),
     ("threads", "foo", "threads must be a whole number"),
-    ("force", "3ep", "force must be true or false, got '3ep'"),
-    ("start", 2, "start must be a string, got 2"),
-    ("label_smoothing", [0.5], r"label_smoothing must be a number in \[0, 1\)"),
+    ("label_smoothing", 1, r"label_smoothing must be a number in \[0, 1\), got 1: write 0.1"),
     ("finetune.lr", -1, r"finetune\.lr must be a number above 0"),
+    ("finetune.batch_size", 0, r"finetune\.batch_size must be a whole number of at least 1"),
+    ("latency.batch", 0, r"latency\.batch must be a whole number of at least 1, got 0"),
+    ("latency", GONE, "latency was removed, but every run needs it: leave out ~latency"),
     ("trainer.accumulate_grad_batches", float("inf"), "must be a whole number of at least 1"),
     ("trainer.max_epochs", "2ep", r"trainer\.max_epochs must be a whole number"),
     ("optimizer.nesterov", "???", r"optimizer\.nesterov must be given"),
@@ -87,6 +100,15 @@ def changed(cfg, path, value):
     else:
         OmegaConf.update(cfg, path, value, merge=False)
     return cfg
+
+
+@pytest.mark.parametrize(("word", "message"), TYPES)
+def test_values_of_other_types_are_rejected_at_composition(job, word, message):
+    with pytest.raises(HydraException) as refused:
+        job(*GMP, word)
+    said = f"{refused.value} {refused.value.__cause__}"  # Hydra prints both
+    assert re.search(message, said)
+    assert word.strip("~").partition("=")[0] in said
 
 
 def test_what_is_of_another_kind_is_named(job):

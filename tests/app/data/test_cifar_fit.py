@@ -19,6 +19,7 @@ from regrow.app.data.loading import tensor_loader as loader_module
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.lr_schedules import cosine
 
+pytestmark = pytest.mark.vision
 STEPS = [{"crop_flip": 4}, {"rand_augment": {"ops": 2, "magnitude": 9}}, {"cutout": 8}]
 
 

@@ -3,126 +3,104 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import http.server
-import struct
-import threading
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_images import write_fashion_mnist
 
-from regrow.app.data import fashion_mnist
-from regrow.app.data.fashion_mnist import DEBIAN, FILES, FashionMNIST
-from regrow.utils.errors import DataError
+from regrow.app.data.fashion_mnist import DEBIAN, FashionMNIST
+from regrow.utils.errors import ConfigError, DataError
 
-SIZES = {"train": 30, "t10k": 6}
-
-
-def small_files() -> dict[str, bytes]:
-    random = np.random.default_rng(0)
-    files = {}
-    for name in FILES:
-        count = SIZES[name.split("-")[0]]
-        shape = (count, 28, 28) if "images" in name else (count,)
-        values = (
-            random.integers(0, 256, shape) if "images" in name else np.arange(count) % 3
-        ).astype(np.uint8)
-        head = struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape)
-        files[name] = head + values.tobytes()
-    return files
+pytestmark = pytest.mark.vision
+# sha256 of the published files, unpacked
+FILES = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that stands for the public address, with small files; nothing else exists."""
-    folder = tmp_path / "public"
-    folder.mkdir()
-    files = small_files()
-    for name, data in files.items():
-        (folder / f"{name}.gz").write_bytes(gzip.compress(data))
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), lambda *args: Quiet(*args, directory=str(folder))
-    )
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setattr(fashion_mnist, "ADDRESS", f"http://127.0.0.1:{server.server_port}/")
-    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "debian")
-    monkeypatch.setattr(fashion_mnist, "CACHE", tmp_path / "cache")
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    monkeypatch.setattr(fashion_mnist, "FILES", sums)
-    yield folder
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.mark.parametrize("given", [True, False])
-def test_missing_files_are_fetched_once(given: bool, public: Path, tmp_path: Path) -> None:
-    folder = tmp_path / ("mine" if given else "cache")
-    data = FashionMNIST(root=str(folder) if given else None, val_size=3)
-    data.prepare_data()
-    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.gz" for name in FILES)
-    for path in public.iterdir():
-        path.unlink()
+def test_packed_files_of_a_folder_are_read_and_left_alone(tmp_path: Path) -> None:
+    write_fashion_mnist(tmp_path / "mine", train=30, test=6)
+    before = sorted((tmp_path / "mine").iterdir())
+    data = FashionMNIST(root=str(tmp_path / "mine"), val_size=3, download=False)
     data.prepare_data()
     data.setup()
     assert sum(len(labels) for _, labels in data.train_dataloader()) == 27
     assert sum(len(labels) for _, labels in data.val_dataloader()) == 3
     images, labels = next(iter(data.test_dataloader()))
     assert images.shape == (6, 1, 28, 28)
-    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert labels.tolist() == [0, 1, 2, 3, 4, 5]
+    wanted = np.random.default_rng(6).integers(0, 256, (6, 28, 28), dtype=np.uint8)
+    assert np.array_equal(data.read()[1][0][:, 0].numpy(), wanted)
+    assert sorted((tmp_path / "mine").iterdir()) == before
 
 
-def test_a_corrupt_file_is_refused(public: Path, tmp_path: Path) -> None:
-    name = "t10k-labels-idx1-ubyte.gz"
-    (public / name).write_bytes(gzip.compress(b"corrupt"))
+def test_torchvisions_own_folder_is_read(tmp_path: Path) -> None:
+    write_fashion_mnist(tmp_path / "packed", train=30, test=6)
+    raw = tmp_path / "root" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in (tmp_path / "packed").iterdir():
+        (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    data = FashionMNIST(root=str(tmp_path / "root"), download=False)
+    data.prepare_data()
+    assert data.read()[0][0].shape == (30, 1, 28, 28)
+
+
+@pytest.mark.parametrize("damage", [b"", b"<html>", gzip.compress(b"short"), b"\x1f\x8bxxxx"])
+def test_damaged_files_are_refused(damage: bytes, tmp_path: Path) -> None:
+    write_fashion_mnist(tmp_path / "mine", train=30, test=6)
+    (tmp_path / "mine" / "t10k-labels-idx1-ubyte.gz").write_bytes(damage)
     data = FashionMNIST(root=str(tmp_path / "mine"))
-    with pytest.raises(DataError, match=f"{name} returned another file"):
+    for call in (data.prepare_data, data.setup):
+        with pytest.raises(DataError, match="could not be read from"):
+            call()
+
+
+def test_wrong_download_is_refused(
+    public: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that answers with other files; torchvision compares their MD5 sums."""
+    from torchvision import datasets
+
+    folder, address = public
+    write_fashion_mnist(folder)
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
+    data = FashionMNIST(root=str(tmp_path / "mine"))
+    with pytest.raises(DataError, match="Error downloading train-images"):
         data.prepare_data()
-    assert not (tmp_path / "mine" / name).exists()
-    with pytest.raises(DataError, match="call prepare_data"):
-        data.setup()
 
 
-def test_files_may_be_plain_or_packed(public: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "debian"
-    folder.mkdir()
-    for i, (name, data) in enumerate(small_files().items()):
-        if i % 2:
-            (folder / name).write_bytes(data)
-        else:
-            (folder / f"{name}.gz").write_bytes(gzip.compress(data))
-    found = FashionMNIST(download=False)
-    found.prepare_data()
-    (images, labels), _ = found.read()
-    assert images.shape == (30, 1, 28, 28)
-    assert len(labels) == 30
+def test_missing_files_are_fetched_once(
+    public: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import datasets
+
+    folder, address = public
+    write_fashion_mnist(folder, train=30, test=6)
+    sums = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in folder.iterdir()]
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
+    monkeypatch.setattr(datasets.FashionMNIST, "resources", sums)
+    data = FashionMNIST(root=str(tmp_path / "mine"), val_size=3)
+    data.prepare_data()
+    shutil.rmtree(folder)
+    data.prepare_data()
+    assert data.read()[0][0].shape == (30, 1, 28, 28)
 
 
-def test_what_is_missing_is_named_with_what_to_do(public: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
-        FashionMNIST(download=False).prepare_data()
-    for words in (
-        "train-images-idx3-ubyte",
-        str(tmp_path / "debian"),
-        str(tmp_path / "cache"),
-        "dataset-fashion-mnist",
-        "data.root=DIR",
-        "data.download=true",
-    ):
-        assert words in str(error.value)
-    with pytest.raises(DataError, match="nowhere"):
         FashionMNIST(root=str(tmp_path / "nowhere"), download=False).prepare_data()
+    for words in ("FashionMNIST (31 MB)", "nowhere", "data.root=DIR", "data.download=true"):
+        assert words in str(error.value)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_validation_must_leave_something_to_train_on() -> None:
-    with pytest.raises(ValueError, match="from 1 to 59999, got 60000"):
+    with pytest.raises(ConfigError, match="from 1 to 59999, got 60000"):
         FashionMNIST(val_size=60000)
 
 

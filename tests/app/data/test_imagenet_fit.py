@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""JPEG folders through a real fit; one that is cut and resumed with other workers is the same."""
+"""Image files through a real fit; one that is cut and resumed with other workers is the same."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from regrow.app.data.imagenet import ImageNet
+from regrow.app.data.webdataset import ImageNetShards
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.lr_schedules import cosine
 from regrow.callbacks.random_state import RandomState
+
+pytestmark = pytest.mark.vision
 
 
 class Cut(Callback):
@@ -31,7 +34,7 @@ class Cut(Callback):
 
 
 def fit(
-    root: Path, workers: int, *, cut: Path | None = None, resume: Path | None = None, **given: Any
+    root: Path, workers: int, *, cut: Path | None = None, resume: Path | None = None, **more: Any
 ) -> dict[str, Tensor]:
     torch.manual_seed(0 if resume is None else 99)
     network = nn.Sequential(
@@ -41,10 +44,12 @@ def fit(
     network = network.to(memory_format=torch.channels_last)
     sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     model = Classifier(network, sgd, cosine, num_classes=3, input_shape=(3, 16, 16))
-    data = ImageNet(
-        root=str(root), num_classes=3, val_size=6, size=16, resize=20, batch_size=4, seed=3,
-        num_workers=workers,
-    )  # fmt: skip
+    given = {"num_classes": 3, "size": 16, "resize": 20, "batch_size": 4, "seed": 3}
+    given |= {"num_workers": workers, "transforms": "rand_augment"}
+    data: ImageNet | ImageNetShards = ImageNet(root=str(root), val_size=6, **given)
+    if not (root / "train").is_dir():
+        shards = (f"{root}/train-*.tar", f"{root}/val-*.tar")
+        data = ImageNetShards(*shards, epoch_samples=18, shuffle_buffer=4, **given)
     callbacks: list[Callback] = [RandomState()]
     if cut is not None:
         callbacks = [Cut(cut), RandomState()]
@@ -57,7 +62,7 @@ def fit(
         enable_checkpointing=cut is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **given,
+        **more,
     )
     if cut is None:
         trainer.fit(model, datamodule=data, ckpt_path=resume)
@@ -79,6 +84,17 @@ def test_neither_workers_nor_a_cut_change_a_weight(photographs: Path, tmp_path: 
     for name, value in wanted.items():
         assert torch.equal(value, found[name]), name
         assert torch.equal(value, again[name]), name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cut_changes_no_weight_of_a_fit_on_shards(
+    shards: Path, workers: int, tmp_path: Path
+) -> None:
+    wanted = fit(shards, workers)
+    fit(shards, workers, cut=tmp_path / "cut.ckpt")
+    found = fit(shards, workers, resume=tmp_path / "cut.ckpt")
+    assert all(torch.equal(value, found[name]) for name, value in wanted.items())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

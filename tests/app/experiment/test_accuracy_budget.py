@@ -30,21 +30,21 @@ def test_judgements_are_in_the_result_and_on_the_screen(job, tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     found, logged = result["budget"], accuracies(tmp_path / "run")
-    held = [event for event in found["judged"] if event["held"]]
-    gone = [event for event in found["judged"] if not event["held"]]
+    held = [event for event in found["judged"] if event["kept"]]
+    gone = [event for event in found["judged"] if not event["kept"]]
     assert held
     assert gone, "0.995 cannot hold"
     assert found["rollbacks"] == len(gone)
-    assert result["sparsity"] == found["held"] == max(event["sparsity"] for event in held)
+    assert result["sparsity"] == found["kept"] == max(event["sparsity"] for event in held)
     for event in found["judged"]:
         # judged after one epoch: an event's own one, or the one before the rollback
-        epoch = event["epoch"] if event["held"] else event["epoch"] - 1
+        epoch = event["epoch"] if event["kept"] else event["epoch"] - 1
         assert event["lost"] == pytest.approx(logged[0] - logged[epoch], abs=1e-6)
-        assert (event["lost"] <= 0.01) == event["held"]
+        assert (event["lost"] <= 0.01) == event["kept"]
         assert f"{100 * event['sparsity']:.2f} %" in shown
     taken = f"({len(gone)} of {len(found['judged'])} events rolled back)"
     assert result["verdict"].endswith(f"budget: {found['reason']} {taken}")
-    assert f"sparsity {found['held']:.4g} held" in found["reason"]
+    assert f"sparsity {found['kept']:.4g} held" in found["reason"]
     assert found["reason"] in shown
     assert "rolled back" in shown
     assert result["history"][-1]["reason"] == found["reason"]
@@ -55,7 +55,7 @@ def test_a_search_that_the_fit_cuts_still_has_its_result(job):
     words = ("pruning.end=2ep", "callbacks.budget.reference=2.0", "trainer.max_epochs=4")
     result = train(job(*BUDGET, *words))
     assert result["sparsity"] == 0
-    assert [event["held"] for event in result["budget"]["judged"]] == [False, False, False]
+    assert [event["kept"] for event in result["budget"]["judged"]] == [False, False, False]
     assert result["budget"]["reason"].startswith("the fit ended before sparsity 0.1088 was judged")
 
 

@@ -37,12 +37,12 @@ def test_budget_is_read_from_the_history():
         | {"reason": "why"},
     ]
     found = budget(history)
-    assert [(e["sparsity"], e["held"], e["lost"]) for e in found.pop("judged")] == [
+    assert [(e["sparsity"], e["kept"], e["lost"]) for e in found.pop("judged")] == [
         (0.5, True, -0.01),
         (0.8, False, None),
         (0.6, True, 0.0),
     ]
-    assert found == {"held": 0.6, "rollbacks": 1, "reason": "why"}
+    assert found == {"kept": 0.6, "rollbacks": 1, "reason": "why"}
     assert budget(history[1:2]) is None
     dense, pruned = block(0.9, 1000, 500, 4.0), block(0.92, 100, 125, 2.0)
     result = {"dense": dense, "pruned": pruned, "sparsity": 0.6, "budget": budget(history)}

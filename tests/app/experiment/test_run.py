@@ -204,7 +204,11 @@ def test_finetune_settings_are_those_of_the_second_fit(job, tmp_path):
         (("pruning.criterion=magnitud",), "did you mean 'magnitude'"),
         (("start=nowhere.ckpt",), "does not exist"),
         (("start=pretrained:resnet18",), "needs torchvision or timm"),
-        (("data=fashion_mnist", "data.root=nowhere", "model=lenet5"), "nowhere"),
+        pytest.param(
+            ("data=fashion_mnist", "data.root=nowhere", "data.download=false", "model=lenet5"),
+            "nowhere",
+            marks=pytest.mark.vision,
+        ),
         (("model=lenet5",), "does not fit data"),
         (("model.num_classes=7",), "write model.num_classes=10"),
         (("+pruning.sparsty=0.5",), r"pruning\.sparsty is unknown: did you mean 'sparsity'"),
@@ -260,7 +264,7 @@ def test_run_killed_before_its_result_is_written_goes_on(job, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("regrow.app.experiment.run.time_networks", killed)
+        patch.setattr("regrow.app.experiment.evaluate.time_networks", killed)
         with pytest.raises(KeyboardInterrupt):
             train(job(*GMP))
     result = train(job(*GMP))

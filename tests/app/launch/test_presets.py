@@ -109,6 +109,7 @@ def test_jobs_of_a_preset_run(sweep, found, reports, words, key, values):
 
 
 @pytest.mark.slow
+@pytest.mark.vision
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_every_method_of_the_comparison_runs(sweep, reports, tiny, tmp_path):
     """All 16 epochs, of ten batches each: RigL moves weights every 100 steps."""

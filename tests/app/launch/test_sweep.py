@@ -51,11 +51,11 @@ def test_a_failed_job_stops_no_other(sweep, found, reports, capfd, tmp_path):
 
 def test_a_stopped_sweep_goes_on(sweep, found, reports, monkeypatch, capfd):
     """Finished jobs are skipped, the one that was cut resumes, the failed one runs again."""
-    from regrow.app.experiment import run as train
+    from regrow.app.experiment import evaluate
 
     words = (GMP, "pruning.sparsity=0.5,0.6,0.7,0.8")
     calls = []
-    real = train.time_networks
+    real = evaluate.time_networks
 
     def trouble(*args):
         calls.append(args)
@@ -66,7 +66,7 @@ def test_a_stopped_sweep_goes_on(sweep, found, reports, monkeypatch, capfd):
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "time_networks", trouble)
+        patch.setattr(evaluate, "time_networks", trouble)
         assert sweep(*words) == 130
     assert len(found("result.json")) == 1
     [(failed, content)] = found("failed.json").items()

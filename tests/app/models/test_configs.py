@@ -12,13 +12,19 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from regrow.app.config.instantiate import instantiate_node
+from regrow.utils.errors import ConfigError
 from regrow.utils.paths import config_dir
 
 FILES = sorted((config_dir("conf") / "app" / "model").glob("*.yaml"))
-FOREIGN = ("torchvision", "timm")  # tests/app/models/test_torchvision.py
+FOREIGN = ("torchvision", "timm", "resnet50", "mobilenet_v2", "efficientnet_lite0")
+MODELS = [
+    pytest.param(path, id=path.stem, marks=pytest.mark.vision if path.stem in FOREIGN else ())
+    for path in FILES
+]
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if f.stem not in FOREIGN], ids=lambda f: f.stem)
+@pytest.mark.parametrize("path", MODELS)
 def test_model_is_built_as_large_as_its_file_says(path: Path) -> None:
     with torch.device("meta"):
         network = instantiate(OmegaConf.load(path))
@@ -32,3 +38,15 @@ def test_model_is_built_as_large_as_its_file_says(path: Path) -> None:
             "weights": sum(layer.weight.numel() for layer in layers),
         }
         assert counts[said[2]] == int(said[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_missing_library_is_named_with_its_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    node = OmegaConf.load(config_dir("conf") / "app" / "model" / f"{name}.yaml")
+    package = node["_target_"].partition(".")[0]
+    message = rf'model\._target_={package}\..* needs {package}: pip install "regrow\[vision\]"'
+    with pytest.raises(ConfigError, match=message):
+        instantiate_node("model", node)

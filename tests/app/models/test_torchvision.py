@@ -1,78 +1,74 @@
 # SPDX-License-Identifier: MIT
-"""Beside the real torchvision, fetched into a folder of its own: the same names and outputs."""
+"""The ImageNet models that are chosen by name are torchvision's and timm's, with their options."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
-
-CHECKOUT = Path(__file__).parents[3]
-PROGRAM = """
 import torch
-
-# its wheel is built for CUDA: beside a CPU-only torch these two operators are missing
-if not torch.cuda.is_available():
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import torchvision
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from torch import nn
+
+from regrow.app.config.initial_weights import load_initial_weights
+from regrow.app.config.recipes import register
+from regrow.profiling.cost import cost
+from regrow.utils.errors import ConfigError
 from regrow.utils.paths import config_dir
-from regrow.app.models import ImageNetResNet, MobileNetV2
 
-torch.set_num_threads(1)
-torch.manual_seed(0)
-for name, ours in (
-    ("resnet18", ImageNetResNet(18)),
-    ("resnet34", ImageNetResNet(34)),
-    ("resnet50", ImageNetResNet(50)),
-    ("resnet101", ImageNetResNet(101)),
-    ("mobilenet_v2", MobileNetV2()),
-):
-    theirs = torchvision.models.get_model(name, weights=None).eval()
-    for module in theirs.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # what starts as 0 or 1 would hide much
-            torch.nn.init.uniform_(module.weight, 0.2, 0.6)
-            torch.nn.init.uniform_(module.bias, -0.2, 0.2)
-            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    state = theirs.state_dict()
-    assert list(state) == list(ours.state_dict()), name
-    ours.eval().load_state_dict(state)
-    images = torch.randn(2, 3, 75, 96)
-    with torch.no_grad():
-        expected = theirs(images)
-        assert expected.std() > 1e-4
-        torch.testing.assert_close(ours(images), expected)
-
-with initialize_config_dir(version_base="1.3", config_dir=str(config_dir("conf") / "app")):
-    cfg = compose("train", ["model=torchvision", "model.name=resnet18", "model.num_classes=7"])
-network = instantiate(cfg.model)
-assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
-assert type(network).__module__ == "torchvision.models.resnet"
-weights = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1
-print(weights.meta["_metrics"]["ImageNet-1K"]["acc@1"], weights.meta["num_params"])
-"""
+pytestmark = pytest.mark.vision
 
 
-@pytest.mark.slow
-def test_torchvisions_weights_fit_and_give_its_outputs(tmp_path: Path) -> None:
-    install = ["-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "there"]
-    wanted = ["torchvision", "-c", CHECKOUT / "constraints.txt"]
-    subprocess.run([sys.executable, *install, *wanted], check=True)
-    paths = os.pathsep.join([str(tmp_path / "there"), str(CHECKOUT / "src")])
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["71.878", "3504872"]  # as the recipe and the model say
+def build(*words: str) -> Any:
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir("conf") / "app")):
+        return instantiate(compose("train", [*words]).model)
+
+
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [
+        (("model=resnet50", "model.num_classes=7"), "torchvision.models.resnet"),
+        (("model=mobilenet_v2", "model.num_classes=7"), "torchvision.models.mobilenetv2"),
+        (("model=efficientnet_lite0", "model.num_classes=7"), "timm.models.efficientnet"),
+        (
+            ("model=torchvision", "model.name=resnet18", "model.num_classes=7"),
+            "torchvision.models.resnet",
+        ),
+        (("model=timm", "model.model_name=resnet18", "model.num_classes=7"), "timm.models.resnet"),
+    ],
+)
+def test_name_is_built_by_its_library(words: tuple[str, ...], module: str) -> None:
+    network = build(*words)
+    assert type(network).__module__ == module
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_sizes_are_the_published_ones() -> None:
+    """Of the recipes' headers: 4.1 billion multiply-adds, 76.13 % and 71.88 %."""
+    torchvision = pytest.importorskip("torchvision")
+    assert cost(build("model=resnet50"), torch.zeros(1, 3, 224, 224)).macs == 4_089_184_256
+    for name, said, accuracy in (("resnet50", 25557032, 76.13), ("mobilenet_v2", 3504872, 71.878)):
+        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+        assert weights.meta["num_params"] == said
+        assert weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] == accuracy
+
+
+def test_blocks_can_start_as_the_identity() -> None:
+    plain, zero = build("model=resnet50"), build("model=resnet50", "model.zero_init_residual=true")
+    assert plain.layer1[0].bn3.weight.all()
+    assert not zero.layer1[0].bn3.weight.any()
+
+
+def test_width_and_dropout_of_mobilenet() -> None:
+    network = build("model=mobilenet_v2", "model.width_mult=0.5", "model.dropout=0")
+    assert network.features[1].conv[1].out_channels == 8
+    assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0]
+
+
+def test_unknown_pretrained_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown model resnet49.*timm: Unknown model"):
+        load_initial_weights("pretrained:resnet49")
+    with pytest.raises(ConfigError, match="resnet50 has no weights V9"):
+        load_initial_weights("pretrained:torchvision/resnet50.V9")

@@ -71,7 +71,7 @@ class Block(nn.Sequential):
 def test_sizes_that_follow_from_two_others_are_cut_in_step():
     net, x = derived(), torch.randn(2, 7, 5, dtype=torch.float64)
     plan = prune(net, x, 0.6, of="params")
-    assert plan.pinned == {"13": "the network's output"}
+    assert plan.not_prunable == {"13": "the network's output"}
     fractions = {
         (len(net[i].inner.weight), net[i].inner.in_features, net[i].heads) for i in range(1, 13, 2)
     }
@@ -85,7 +85,7 @@ def test_what_cannot_go_in_step_is_held_back_and_the_rest_goes():
     plan = prune(net, x, 0.3, of="params")
     # the hidden layers, and the only width that no such module sees
     assert set(plan.removed) == {*(f"{2 * i + 2}.0" for i in range(6)), "12.2"}
-    assert all("needed" in plan.pinned[f"{2 * i + 1}.inner"] for i in range(6))
+    assert all("needed" in plan.not_prunable[f"{2 * i + 1}.inner"] for i in range(6))
     assert plan.error < 1e-12
 
 
@@ -99,7 +99,7 @@ def test_one_block_tells_of_all_that_are_alike(monkeypatch):
         monkeypatch.setattr(bench, "_outputs", lambda b=bench, t=tried: t.append(1) or run(b))
         removed = {g.name: torch.arange(g.size // 3) for g in groups if not g.fixed_reason}
         found = bench.find_valid(removed)
-        assert len(found.pinned) >= blocks
+        assert len(found.failed) >= blocks
         runs[blocks] = len(tried)
         found.undo()
     assert runs[12] == runs[4]
@@ -120,7 +120,7 @@ def test_an_error_that_names_nobody_is_found_by_halves():
     net, x = Odd().double(), torch.randn(3, 4, dtype=torch.float64)
     plan = prune(net, x, 0.3, of="params")
     assert set(plan.removed) == {"one"}
-    assert plan.pinned["two"] == "ValueError: six are needed"
+    assert plan.not_prunable["two"] == "ValueError: six are needed"
 
 
 def test_what_was_kept_of_parameters_is_forgotten():
@@ -137,7 +137,7 @@ def test_what_was_kept_of_parameters_is_forgotten():
 
 
 class Meeting:
-    """A bench that knows which groups meet."""
+    """A trial that knows which groups are linked."""
 
     def __init__(self, *sets):
         self.sets = sets
@@ -146,15 +146,15 @@ class Meeting:
         return [each for each in self.sets if stuck & {*each} and each not in tried]
 
 
-def test_where_cutting_in_step_fails_too_only_who_broke_it_alone_stays():
+def test_where_a_set_fails_too_only_the_group_that_failed_alone_cannot_be_cut():
     together, bench = LinkedGroups(), Meeting(("width", "heads"))
     pins, linked = together.after(bench, {"width": "not divisible"}, [])
-    assert (pins, linked) == ({}, [("width", "heads")])  # hopeful: not pinned yet
+    assert (pins, linked) == ({}, [("width", "heads")])  # retried: can still be cut
     pins, linked = together.after(bench, {"heads": "not divisible either"}, linked)
     assert (pins, linked) == ({"width": "not divisible"}, [])  # heads may go without it
 
 
-def test_sets_that_hold_stay_and_who_meets_nobody_is_pinned():
+def test_valid_sets_stay_and_a_group_without_others_cannot_be_cut():
     together, bench = LinkedGroups(), Meeting(("a", "b"))
     _, linked = together.after(bench, {"a": "x"}, [("c", "d")])
     assert linked == [("c", "d"), ("a", "b")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A cut is tried: what breaks is pinned with what was raised, the rest goes."""
+"""A cut is tried: groups that fail are not cut and have a reason, the others are cut."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_what_breaks_stays_and_its_share_is_taken_elsewhere():
     model = net(half_fixed)
     plan = prune(model, IMAGE, 0.5)
     assert plan.removed == {"b": 4}
-    assert "shape" in plan.pinned["a"]
+    assert "shape" in plan.not_prunable["a"]
     assert model.a.out_channels == 8
 
 

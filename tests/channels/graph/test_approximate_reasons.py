@@ -86,9 +86,9 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize(
-    ("model", "x", "sizes", "inexact"),
+    ("model", "x", "sizes", "approximate"),
     [case[1:] for case in NETWORKS],
     ids=[case[0] for case in NETWORKS],
 )
-def test_what_counts_when_it_is_zero(model, x, sizes, inexact):
-    check(model, x, sizes, inexact)
+def test_what_counts_when_it_is_zero(model, x, sizes, approximate):
+    check(model, x, sizes, approximate)

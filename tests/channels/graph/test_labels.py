@@ -50,12 +50,12 @@ def test_new_labels_follow_one_another(counts):
     assert torch.equal(labels.find(torch.cat(made)), torch.cat(made))
 
 
-def test_what_meets_a_fixed_place_is_pinned():
+def test_what_meets_a_fixed_place_cannot_be_cut():
     labels = Labels()
     made = labels.new("a", 0, 4)
     labels.unite(made, torch.tensor([FIXED, FIXED, int(made[3]), int(made[3])]), "padding")
-    ((pinned, reason),) = labels.fixed
-    assert (pinned.tolist(), reason) == ([1, 2], "padding")
+    ((fixed, reason),) = labels.fixed
+    assert (fixed.tolist(), reason) == ([1, 2], "padding")
     assert labels.find(made).tolist() == [1, 2, 3, 3]
 
 
@@ -80,14 +80,14 @@ def test_tied_labels_stay_along_one_dimension():
 def test_adding_a_fixed_length_pins():
     labels = Labels()
     value = labels.value((2, 3), [make_axis(labels.new("a", 0, 3), 1, 2)])
-    for other, pinned in (
+    for other, is_fixed in (
         (LabelledTensor((2, 3)), True),
         (LabelledTensor((2, 1)), False),
         (LabelledTensor((3,)), True),
     ):
         labels.fixed.clear()
         labels.broadcast([value, other], (2, 3), "add")
-        assert bool(labels.fixed) is pinned
+        assert bool(labels.fixed) is is_fixed
     labels.fixed.clear()
     labels.broadcast([value, LabelledTensor((2, 3), resizable=True)], (2, 3), "add")
     assert not labels.fixed, "zeros_like fits whatever is cut"

@@ -166,6 +166,6 @@ def test_places_by_hand():
     ids=["index", "view", "split", "counted", "constant"],
 )
 def test_numbers_in_the_code_hold_channels_where_they_are(function, sizes):
-    """A cut is tried and refused, or pinned from the start."""
+    """A cut is tried and fails, or is excluded from the start."""
     _, model = check(on(function), IMAGE, sizes, refused={*sizes})
     assert (model.a.out_channels, model.c.in_channels) == (8, 8)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Completion of command lines in a shell.
 
-Hydra's shell script asks `regrow -sc query=SHELL`, with the line in COMP_LINE. Hydra knows nothing
-of sub-commands, so these are completed here, and taken out of the line before Hydra completes
-groups and settings.
+Hydra's shell script calls `regrow -sc query=SHELL` with the line in COMP_LINE. Sub-commands and
+recipes are completed here, groups and settings by Hydra, on the line without the sub-command.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from regrow.app.config.recipes import recipe_files
 from regrow.utils.errors import ConfigError
 
 
-def complete(words: Sequence[str], commands: Sequence[str]) -> None:
-    """Print the choices for the last word of COMP_LINE, one a line or as Hydra prints them.
+def complete(args: Sequence[str], commands: Sequence[str]) -> None:
+    """Print the completions of the last word of COMP_LINE.
 
     Args:
-        words: "query=bash", "query=zsh" or "query=fish".
+        args: "query=bash", "query=zsh" or "query=fish".
         commands: Names of the sub-commands.
     """
-    if not words or not words[0].startswith("query=") or "COMP_LINE" not in os.environ:
+    if not args or not args[0].startswith("query=") or "COMP_LINE" not in os.environ:
         raise ConfigError('-sc installs completion: eval "$(regrow train -sc install=bash)"')
     line = os.environ["COMP_LINE"]
     program, _, rest = line.partition(" ")
@@ -40,4 +39,4 @@ def complete(words: Sequence[str], commands: Sequence[str]) -> None:
 
         os.environ["COMP_LINE"] = f"{program} {rest}"
         os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
-        launch(command, ["-sc", *words])
+        launch(command, ["-sc", *args])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Regrow export."""
+"""Run `regrow export`."""
 
 from __future__ import annotations
 
@@ -8,35 +8,31 @@ import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from regrow.app.data.base import DataModule
-from regrow.app.experiment.load_run import load_small, masks_of, run_config
+from regrow.app.experiment.load_run import first_masks, load_run, load_small
 from regrow.app.training.build import build_data, build_module
 from regrow.app.training.classifier import Classifier
 from regrow.channels.cut.channel_cut import ChannelCut, load
-from regrow.io.checkpoints import read_checkpoint
 from regrow.io.export import SUFFIXES, Exported, export, written_size
 from regrow.io.files import temporary_beside
 from regrow.masks.masks import Masks
 from regrow.profiling.cost import cost
 from regrow.profiling.latency import latencies
-from regrow.utils.errors import ConfigError, DataError, StateError
+from regrow.utils.errors import DataError, StateError
 
-_IMAGES = 32  # that the file is checked on
-
-
-_BATCHES = (1, 32)  # that are timed
+_IMAGES = 32  # number of images for the check of the file
+_BATCHES = (1, 32)  # batch sizes of the latency measurements
 
 
 def export_checkpoint(path: Path, to: str, out: Path) -> None:
-    """Exports the network of a run's checkpoint, checks the file and prints what it costs.
+    """Export the network of a run's checkpoint, check the file, and print its cost.
 
     Args:
         path: A checkpoint in the folder of a run of `regrow train`.
@@ -45,37 +41,31 @@ def export_checkpoint(path: Path, to: str, out: Path) -> None:
 
     Raises:
         ConfigError: If the checkpoint is not of a run, or the network cannot be exported.
-        StateError: If the checkpoint is damaged, or the file is not the network.
+        StateError: If the checkpoint is damaged, or the file differs from the network.
     """
-    cfg, checkpoint = run_config(path), read_checkpoint(path)
-    if "state_dict" not in checkpoint:
-        raise ConfigError(f"{path} is no checkpoint of a run: it holds no state_dict")
-    if isinstance(cfg.get("threads"), int):  # "auto" is for jobs side by side
-        torch.set_num_threads(cfg.threads)
+    cfg, checkpoint = load_run(path)
     data = build_data(cfg)
     dense, small = build_module(cfg, data), build_module(cfg, data)
     plan = load_small(small, checkpoint)
-    console, (images, what) = Console(), some_images(data)
-    fresh = copy.deepcopy(dense.network)
-    done = _written(small.network, fresh, out, to, images, plan)
-    console.print(_summary(done, what), soft_wrap=True)
-    dense_bytes = done.bytes
-    if plan is not None:
-        dense_bytes = written_size(dense.network, to, images)
-    masks = masks_of(checkpoint)
-    table = cost_table(dense, small, masks, (dense_bytes, done.bytes), images, _repeats(cfg))
-    console.print(table)
+    images, source = some_images(data)
+    exported = _export(small.network, copy.deepcopy(dense.network), out, to, images, plan)
+    console = Console()
+    console.print(_summary(exported, source), soft_wrap=True)
+    dense_bytes = exported.bytes if plan is None else written_size(dense.network, to, images)
+    repeats = max(2, int(OmegaConf.select(cfg, "latency.repeats", default=50)))
+    sizes, masks = (dense_bytes, exported.bytes), first_masks(checkpoint)
+    console.print(cost_table(dense, small, masks, sizes, images, repeats))
 
 
 def some_images(data: DataModule) -> tuple[Tensor, str]:
-    """Some images of the test set as the network sees them; random ones where that is not here."""
+    """Return images of the test set, or random ones if it is missing, with a description."""
     try:
         images, _ = next(iter(data.test_dataloader()))
         return images[:_IMAGES], f"{len(images[:_IMAGES])} test images"
     except (DataError, ImportError):
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(_IMAGES, *data.input_shape, generator=generator)
-        return images, f"{_IMAGES} random images, as the test set is not here"
+        return images, f"{_IMAGES} random images, as the test set is missing"
 
 
 def cost_table(
@@ -86,31 +76,33 @@ def cost_table(
     images: Tensor,
     repeats: int,
 ) -> Table:
-    """The dense network against the exported one."""
+    """Return a table that compares the dense network with the exported one."""
     table = Table("", title="cost")
     for head in ("dense", "exported", "change"):
         table.add_column(head, justify="right")
-    costs = [cost(dense, images[:1]), cost(small, images[:1], masks)]
-    rows = [("parameters", [c.params for c in costs]), ("MACs an image", [c.macs for c in costs])]
-    for label, (before, after) in [*rows, ("bytes on disk", sizes)]:
-        change = f"{before / max(1, after):.2f}x fewer"
-        table.add_row(label, f"{before:,}", f"{after:,}", change)
+    before, after = cost(dense, images[:1]), cost(small, images[:1], masks)
+    for label, old, new in (
+        ("parameters", before.params, after.params),
+        ("MACs per image", before.macs, after.macs),
+        ("bytes on disk", *sizes),
+    ):
+        table.add_row(label, f"{old:,}", f"{new:,}", f"{old / max(1, new):.2f}x fewer")
     networks = [dense.network, small.network]
-    for label, (slow, fast) in _times(networks, images, repeats).items():
+    for label, (slow, fast) in _measure_latencies(networks, images, repeats).items():
         table.add_row(label, f"{slow:.3f}", f"{fast:.3f}", f"{slow / fast:.2f}x as fast")
     table.caption = (
-        f"latency: median of {repeats} passes each, in turns, PyTorch on the CPU, "
+        f"latency: median of {repeats} passes each, in alternation, PyTorch on the CPU, "
         f"{torch.get_num_threads()} thread(s)"
     )
     if masks is not None:
         table.caption += (
-            "; parameters and MACs leave masked weights out, which the file stores, and a dense "
-            "kernel multiplies, as zeros"
+            "; parameters and MACs exclude masked weights, which the file stores as zeros and a "
+            "dense kernel multiplies"
         )
     return table
 
 
-def _written(
+def _export(
     network: nn.Module,
     fresh: nn.Module,
     out: Path,
@@ -118,51 +110,43 @@ def _written(
     images: Tensor,
     plan: ChannelCut | None,
 ) -> Exported:
-    """Exports; a file of weights is loaded into a fresh network too, which must compute the same.
-
-    Raises:
-        StateError: If it does not; the file does not appear.
-    """
+    """Export; check that a file of weights restores the network in `fresh`, else write nothing."""
     with temporary_beside(out, SUFFIXES[to]) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*takes batches of")  # the summary says it
-        done = export(network, file, images, to=to, plan=plan)
+        warnings.filterwarnings("ignore", ".*takes batches of")  # printed in the summary
+        exported = export(network, file, images, to=to, plan=plan)
         if to == "safetensors":
-            outputs = []
-            for model in (network, load(fresh, file)):
-                with torch.no_grad():
-                    outputs.append(copy.deepcopy(model).eval()(images))
+            with torch.no_grad():
+                models = (network, load(fresh, file))
+                outputs = [copy.deepcopy(model).eval()(images) for model in models]
             if not torch.equal(*outputs):
-                raise StateError(f"what {out.name} would load is not the network: nothing written")
-    return replace(done, path=out)
+                raise StateError(f"{out.name} would not restore the network: nothing written")
+    return replace(exported, path=out)
 
 
-def _times(
+def _measure_latencies(
     networks: list[nn.Module], images: Tensor, repeats: int
 ) -> dict[str, tuple[float, float]]:
-    """Medians in milliseconds, by what is timed."""
-    found = {}
+    """Return median latencies in milliseconds by label, for each memory format and batch size."""
+    medians = {}
     formats = {"": torch.contiguous_format}
     if images.dim() == 4:
         formats[", channels last"] = torch.channels_last
-    for words, form in formats.items():
-        laid: list[Any] = [copy.deepcopy(network) for network in networks]
-        laid = [network.to(memory_format=form) for network in laid]
+    for suffix, form in formats.items():
+        copies = [copy.deepcopy(network) for network in networks]
+        for network in copies:
+            network.to(memory_format=form)  # type: ignore[call-overload]
         for batch in _BATCHES:
-            given = images.new_zeros(batch, *images.shape[1:]).contiguous(memory_format=form)
-            slow, fast = latencies(laid, given, repeats=repeats)
-            found[f"latency of {batch}, ms{words}"] = (slow.median_ms, fast.median_ms)
-    return found
+            zeros = images.new_zeros(batch, *images.shape[1:]).contiguous(memory_format=form)
+            slow, fast = latencies(copies, zeros, repeats=repeats)
+            medians[f"latency of {batch}, ms{suffix}"] = (slow.median_ms, fast.median_ms)
+    return medians
 
 
-def _repeats(cfg: DictConfig) -> int:
-    return max(2, int(OmegaConf.select(cfg, "latency.repeats", default=50)))
-
-
-def _summary(done: Exported, what: str) -> str:
-    size = f"{os.path.relpath(done.path)}: {done.bytes:,} bytes, checked on {what}"
-    if done.to == "safetensors":
+def _summary(exported: Exported, source: str) -> str:
+    size = f"{os.path.relpath(exported.path)}: {exported.bytes:,} bytes, checked on {source}"
+    if exported.to == "safetensors":
         return f"{size}: bit-identical weights; regrow.channels.load restores the network"
     batch = "any batch size"
-    if done.batch is not None:
-        batch = f"batches of {done.batch} only ({done.reason})"
-    return f"{size}: outputs differ by {done.error:.1e} of the largest at most; takes {batch}"
+    if exported.batch is not None:
+        batch = f"batches of {exported.batch} only ({exported.reason})"
+    return f"{size}: outputs differ by {exported.error:.1e} of the largest at most; takes {batch}"

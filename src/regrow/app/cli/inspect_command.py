@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Regrow inspect."""
+"""Run `regrow inspect`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from regrow.utils.batches import two_examples
 
 
 def inspect(path: Path) -> None:
-    """Prints shapes, sparsities, MACs where the run's configuration lies beside, and progress.
+    """Print shapes, sparsities and progress of a checkpoint, and MACs if it is of a run.
 
     Raises:
         StateError: If the file is damaged.
@@ -35,36 +35,34 @@ def inspect(path: Path) -> None:
     checkpoint = read_checkpoint(path)
     state: Mapping[str, Tensor] = checkpoint.get("state_dict", checkpoint)
     console = Console()
-    where = {key: checkpoint[key] for key in ("epoch", "global_step") if key in checkpoint}
-    console.print(f"{path} ({path.stat().st_size / 2**20:.2f} MiB) {where or ''}")
+    time = {key: checkpoint[key] for key in ("epoch", "global_step") if key in checkpoint}
+    console.print(f"{path} ({path.stat().st_size / 2**20:.2f} MiB) {time or ''}")
     pruners = {
         key: value
         for key, value in checkpoint.get("callbacks", {}).items()
         if isinstance(value, dict) and isinstance(value.get("pruner"), dict)
     }
-    module = _network(path)
+    module = _load_network(path)
+    macs: dict[str, float] = {}
     if module is not None:
         fit_shapes(module, checkpoint)
+        macs = dict(positions(module, module.example_input_array))
     if not pruners:
-        console.print(_layers(state, None, None, "no masks: a dense network"))
-    for key, held in pruners.items():
-        masks = Masks.unpack(held["pruner"]["masks"])
-        places: dict[str, float] = {}
-        if module is not None:
-            places = dict(positions(module, module.example_input_array))
-        console.print(_layers(state, masks, places, key))
-        console.print(_progress(held, masks))
-        if module is not None and "cuts" in held["pruner"]:
-            console.print(_channels(module, checkpoint))
+        console.print(_layer_table(state, None, {}, "no masks: a dense network"))
+    for key, saved in pruners.items():
+        masks = Masks.unpack(saved["pruner"]["masks"])
+        console.print(_layer_table(state, masks, macs, key))
+        console.print(_describe_progress(saved, masks))
+        if module is not None and "cuts" in saved["pruner"]:
+            console.print(_channel_table(module, checkpoint))
     if module is not None:
         module.network.load_state_dict(network_weights(checkpoint))
-        for held in pruners.values():
-            masks = Masks.unpack(held["pruner"]["masks"])
-            console.print(_costs(module, masks))
+        for saved in pruners.values():
+            console.print(_cost_table(module, Masks.unpack(saved["pruner"]["masks"])))
 
 
-def _network(path: Path) -> Classifier | None:
-    """The run's network, if its configuration lies in the run's folder."""
+def _load_network(path: Path) -> Classifier | None:
+    """Return the run's network, if its configuration is in the run's folder."""
     config = path.resolve().parent.parent / ".hydra" / "config.yaml"
     if not config.is_file():
         return None
@@ -73,48 +71,46 @@ def _network(path: Path) -> Classifier | None:
     return build_module(cfg, build_data(cfg))
 
 
-def _channels(module: Classifier, checkpoint: Mapping[str, Any]) -> Table:
-    """Which channels belong together in the network as it is, and how many were cut."""
+def _channel_table(module: Classifier, checkpoint: Mapping[str, Any]) -> Table:
+    """Return the channel groups of the network, with the number of channels cut so far."""
     example = two_examples(module.example_input_array, module)
     plan = checkpoint.get(KEY)
     removed = ChannelCut.from_state(plan).removed if plan is not None else {}
     return groups_table(groups(module, example), removed)
 
 
-def _layers(
-    state: Mapping[str, Tensor], masks: Masks | None, places: Mapping[str, float] | None, title: str
+def _layer_table(
+    state: Mapping[str, Tensor], masks: Masks | None, macs: Mapping[str, float], title: str
 ) -> Table:
     table = Table("parameter", "shape", "weights", "kept", "sparsity", "MACs kept", title=title)
     for name, tensor in state.items():
         shape = "x".join(map(str, tensor.shape))
-        kept, sparsity, macs = tensor.numel(), "", ""
+        kept, sparsity = tensor.numel(), ""
         if masks is not None and name in masks:
             kept = int(masks[name].count_nonzero())
             sparsity = f"{1 - masks.density(name):.4f}"
-        if places and name in places:
-            macs = f"{kept * places[name]:,.0f}"
-        table.add_row(name, shape, f"{tensor.numel():,}", f"{kept:,}", sparsity, macs)
+        used = f"{kept * macs[name]:,.0f}" if masks is not None and name in macs else ""
+        table.add_row(name, shape, f"{tensor.numel():,}", f"{kept:,}", sparsity, used)
     return table
 
 
-def _progress(held: Mapping[str, Any], masks: Masks) -> str:
-    progress, packed = held["progress"], held["pruner"]["masks"]["bits"].values()
-    vault = held["pruner"]["removed_weights"]
-    lines = [
-        f"sparsity {masks.sparsity:.4f} of the prunable, target {held['pruner']['target']:.4f}"
-    ]
-    if "cuts" in held["pruner"]:
-        lines[0] += f" of the {held['method']['of']}; cut {len(held['pruner']['cuts'])} times"
+def _describe_progress(saved: Mapping[str, Any], masks: Masks) -> str:
+    pruner, progress = saved["pruner"], saved["progress"]
+    lines = [f"sparsity {masks.sparsity:.4f} of the prunable, target {pruner['target']:.4f}"]
+    if "cuts" in pruner:
+        lines[0] += f" of the {saved['method']['of']}; cut {len(pruner['cuts'])} times"
     if progress is not None:
         plan, fired = progress["plan"], progress["fired"]
         ahead = f"; next at step {plan[fired][0]}" if fired < len(plan) else ""
         lines.append(f"{fired} of {len(plan)} events have happened{ahead}")
-    kept = "not kept" if vault is None else _size(vault.values())
-    lines.append(f"masks: {_size(packed)}; removed values: {kept}")
+    removed = pruner["removed_weights"]
+    kept = "not kept" if removed is None else _format_size(removed.values())
+    masks_size = _format_size(pruner["masks"]["bits"].values())
+    lines.append(f"masks: {masks_size}; removed values: {kept}")
     return "\n".join(lines)
 
 
-def _costs(module: Classifier, masks: Masks) -> Table:
+def _cost_table(module: Classifier, masks: Masks) -> Table:
     table = Table("", "dense", "masked", title="cost")
     dense = cost(module, module.example_input_array)
     masked = cost(module, module.example_input_array, masks)
@@ -123,5 +119,5 @@ def _costs(module: Classifier, masks: Masks) -> Table:
     return table
 
 
-def _size(tensors: Any) -> str:
-    return f"{sum(t.numel() * t.element_size() for t in tensors) / 2**20:.2f} MiB"
+def _format_size(tensors: Iterable[Tensor]) -> str:
+    return f"{sum(tensor.nbytes for tensor in tensors) / 2**20:.2f} MiB"

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The command `regrow` and its sub-commands.
 
-Parsers import nothing heavy, so that help and mistakes are answered at once; a sub-command is
-imported when it runs.
+A sub-command is imported when it runs, so that help and errors of the command line appear at once.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command and return its exit status.
 
     Args:
-        argv: The words after `regrow`; None takes them from `sys.argv`.
+        argv: Arguments after `regrow`; None: those of `sys.argv`.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
         print(_overview().format_help(), end="")
         return 0
-    if words[0] in ("-V", "--version"):
+    if args[0] in ("-V", "--version"):
         print(f"regrow {regrow.__version__}")
         return 0
     try:
-        _command(words[0])(words[1:])
+        _command(args[0])(args[1:])
     except RegrowError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -70,100 +69,91 @@ def _overview() -> ArgumentParser:
 
 def _command(name: str) -> Callable[[list[str]], None]:
     if name in HYDRA:
-        return lambda words: _run_hydra(name, words)
+        return lambda args: _run_hydra(name, args)
     if name in ("-sc", "--shell-completion"):
         return _complete
     if name in COMMANDS:
         run, text = COMMANDS[name]
-        return lambda words: run(Parser(f"regrow {name}", description=text), words)
+        return lambda args: run(Parser(f"regrow {name}", description=text), args)
     if "=" in name:
         raise ConfigError(f"the command is missing: write `regrow train {name}`")
     known = (*HYDRA, *COMMANDS)
     raise ConfigError(f"no command {name!r}: {suggest(name, known)} (see `regrow --help`)")
 
 
-def _run_hydra(name: str, words: list[str]) -> None:
+def _run_hydra(name: str, args: list[str]) -> None:
     from regrow.app.launch.hydra_app import launch
 
-    launch(name, words)
+    launch(name, args)
 
 
-def _complete(words: list[str]) -> None:
+def _complete(args: list[str]) -> None:
     from regrow.app.cli.completion import complete
 
-    complete(words, (*HYDRA, *COMMANDS))
+    complete(args, (*HYDRA, *COMMANDS))
 
 
-def _checkpoint(text: str) -> Path:
-    path = Path(text)
-    if not path.is_file():
-        raise ConfigError(f"no file {text!r}: write the path of a checkpoint (.ckpt)")
-    return path
-
-
-def _inspect(parser: Parser, words: list[str]) -> None:
-    parser.add_argument("checkpoint", help="a checkpoint (.ckpt)")
-    path = _checkpoint(parser.parse_all(words).checkpoint)
+def _inspect(parser: Parser, args: list[str]) -> None:
+    options = parser.parse_checkpoint(args)
     from regrow.app.cli.inspect_command import inspect
 
-    inspect(path)
+    inspect(options.checkpoint)
 
 
-def _export(parser: Parser, words: list[str]) -> None:
-    parser.add_argument("checkpoint", help="a checkpoint (.ckpt)")
+def _export(parser: Parser, args: list[str]) -> None:
     parser.add_argument("--to", action=Once, metavar="FORMAT", help=", ".join(EXPORTS))
     parser.add_argument("--out", action=Once, metavar="PATH", help="the file to write")
-    found = parser.parse_all(words)
-    path = _checkpoint(found.checkpoint)
-    if found.to is None and found.out is None:
-        raise ConfigError(f"which format? write `regrow export {path} --to {EXPORTS[0]}`")
-    if found.to is not None:
-        check_choice("--to", found.to, EXPORTS)
+    options = parser.parse_checkpoint(args)
+    path, to = options.checkpoint, options.to
+    if to is None and options.out is None:
+        raise ConfigError(f"the format is missing: write `regrow export {path} --to {EXPORTS[0]}`")
+    if to is not None:
+        check_choice("--to", to, EXPORTS)
     from regrow.app.cli.export_command import export_checkpoint
     from regrow.io.export import chosen_format
 
-    out = Path(found.out) if found.out else path.with_suffix(f".{found.to}")
-    export_checkpoint(path, chosen_format(out, found.to), out)
+    out = Path(options.out) if options.out else path.with_suffix(f".{to}")
+    export_checkpoint(path, chosen_format(out, to), out)
 
 
-def _sensitivity(parser: Parser, words: list[str]) -> None:
+def _sensitivity(parser: Parser, args: list[str]) -> None:
     from regrow.app.cli.sensitivity_options import read_options
 
-    options = read_options(parser, words)
+    options = read_options(parser, args)
     from regrow.app.cli.sensitivity_command import show_sensitivity
 
     show_sensitivity(options)
 
 
-def _report(parser: Parser, words: list[str]) -> None:
+def _report(parser: Parser, args: list[str]) -> None:
     parser.add_argument("folder", help="a folder with runs, such as outputs")
-    folder = Path(parser.parse_all(words).folder)
+    folder = Path(parser.parse_all(args).folder)
     from regrow.app.launch.sweep import is_sweep, sweep_jobs
     from regrow.report.write import write_report
 
-    done = write_report(folder, sweep_jobs(folder) if is_sweep(folder) else None)
-    print(f"{done.page} and {done.table.name}: {done.summary}")
-    if done.warnings:
-        print(f"warnings about what can be compared: {done.warnings}, see the page")
+    written = write_report(folder, sweep_jobs(folder) if is_sweep(folder) else None)
+    print(f"{written.page} and {written.table.name}: {written.summary}")
+    if written.warnings:
+        print(f"warnings about what can be compared: {written.warnings}, see the page")
 
 
-def _recipes(parser: Parser, words: list[str]) -> None:
+def _recipes(parser: Parser, args: list[str]) -> None:
     parser.add_argument("word", nargs="*", help="show recipes that contain every word")
-    found = parser.parse_all(words)
+    options = parser.parse_all(args)
     from regrow.app.cli.recipes_command import show
 
-    show(found.word)
+    show(options.word)
 
 
 COMMANDS: dict[str, tuple[Callable[[Parser, list[str]], None], str]] = {
-    "inspect": (_inspect, "show what a checkpoint holds, layer by layer"),
+    "inspect": (_inspect, "show the content of a checkpoint, layer by layer"),
     "sensitivity": (
         _sensitivity,
-        "prune one layer at a time, untrained, and show its accuracy",
+        "prune one layer at a time, without training, and show the accuracy",
     ),
-    "export": (_export, "write the network as a file, check it, and show what it costs"),
+    "export": (_export, "write the network as a file, check it, and show its cost"),
     "report": (_report, "write report.html and results.csv of all runs below a folder"),
-    "recipes": (_recipes, "show what there is to run"),
+    "recipes": (_recipes, "list the recipes"),
 }
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""An argument parser whose mistakes are errors of regrow."""
+"""An argument parser that raises errors of regrow."""
 
 from __future__ import annotations
 
 from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from regrow.utils.errors import ConfigError, suggest
 
 
 class Parser(ArgumentParser):
-    """Raises `ConfigError` instead of leaving the process, and suggests the nearest name."""
+    """Raise `ConfigError` instead of exiting, and suggest the nearest name of an option."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         options = {"formatter_class": RawDescriptionHelpFormatter, "allow_abbrev": False}
@@ -20,19 +21,29 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see `{self.prog} --help`)")
 
-    def parse_all(self, words: Sequence[str]) -> Namespace:
-        """Parse all words, or name the first that is unknown."""
-        found, unknown = self.parse_known_args(list(words))
+    def parse_all(self, args: Sequence[str]) -> Namespace:
+        """Parse all arguments; raise on the first unknown one."""
+        options, unknown = self.parse_known_args(list(args))
         if unknown:
-            options = [name for action in self._actions for name in action.option_strings]
+            names = [name for action in self._actions for name in action.option_strings]
             word = unknown[0].partition("=")[0]
-            hint = suggest(word, options) if word.startswith("-") else "leave it out"
+            hint = suggest(word, names) if word.startswith("-") else "leave it out"
             self.error(f"no option {word!r}: {hint}")
-        return found
+        return options
+
+    def parse_checkpoint(self, args: Sequence[str]) -> Namespace:
+        """Parse all arguments, among them the path of a checkpoint, which must exist."""
+        self.add_argument("checkpoint", help="a checkpoint (.ckpt)")
+        options = self.parse_all(args)
+        path = Path(options.checkpoint)
+        if not path.is_file():
+            raise ConfigError(f"no file {str(path)!r}: write the path of a checkpoint (.ckpt)")
+        options.checkpoint = path
+        return options
 
 
 class Once(Action):
-    """Stores a value that may be given once."""
+    """Store the value of an option, and raise if it is given twice."""
 
     def __call__(
         self, parser: ArgumentParser, space: Namespace, values: object, option: str | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`regrow recipes`: a table of the recipes."""
+"""Run `regrow recipes`."""
 
 from __future__ import annotations
 

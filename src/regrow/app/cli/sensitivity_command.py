@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Regrow sensitivity."""
+"""Run `regrow sensitivity`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
-from regrow.app.experiment.load_run import held_masks, load_small, run_config
+from regrow.app.experiment.load_run import combined_masks, load_run, load_small
 from regrow.app.training.build import build_data, build_module
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.validation import Validation, leave_gradients
-from regrow.channels.importance import CHANNEL_CRITERIA as CHANNEL_CRITERIA
+from regrow.channels.importance import CHANNEL_CRITERIA
 from regrow.criteria.base import CRITERIA as WEIGHT_CRITERIA
 from regrow.criteria.base import Criterion, needs_gradients
-from regrow.io.checkpoints import read_checkpoint
 from regrow.sensitivity_analysis.recommend import Recommendation, recommend
 from regrow.sensitivity_analysis.scan import (
     DEFAULT_CRITERIA,
@@ -39,43 +38,39 @@ from regrow.sensitivity_analysis.scan_units import PruningUnit
 from regrow.utils.errors import ConfigError, check_choice
 
 _ADVICE = "in Python, regrow.sensitivity(model, evaluate) takes any model"
-
-
-_GRADIENT_BATCHES = 16  # of training, for criteria that need gradients
+_GRADIENT_BATCHES = 16  # training batches for criteria that need gradients
 
 
 def show_sensitivity(options: ScanOptions) -> None:
-    """Tries each layer of a run's checkpoint alone; prints a table, writes it and a plot.
+    """Prune one layer of a run's checkpoint at a time; print a table, write it and a plot.
 
     Raises:
-        ConfigError: If the checkpoint is not of a run, or the options are not for its network.
+        ConfigError: If the checkpoint is not of a run, or the options do not fit its network.
         StateError: If the checkpoint is damaged.
     """
-    _check_criterion(options)
-    cfg = run_config(options.checkpoint, _ADVICE)
-    checkpoint = read_checkpoint(options.checkpoint)
-    if "state_dict" not in checkpoint:
-        raise ConfigError(f"{options.checkpoint} is no checkpoint of a run: it holds no state_dict")
-    if isinstance(cfg.get("threads"), int):
-        torch.set_num_threads(cfg.threads)
+    criterion = options.criterion or DEFAULT_CRITERIA[options.by]
+    known = WEIGHT_CRITERIA if options.by == "weights" else {**CHANNEL_CRITERIA, "random": None}
+    check_choice("--criterion", criterion, known)
+    cfg, checkpoint = load_run(options.checkpoint, _ADVICE)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {options.out} cannot be a folder: {error}") from error
     data = build_data(cfg)
     module = build_module(cfg, data)
-    cut = load_small(module, checkpoint) is not None
-    module.to(_device(cfg))
+    remarks = []
+    if load_small(module, checkpoint) is not None:
+        remarks.append("the network has removed channels: sparsities are of the remaining ones")
+    module.to(_choose_device(cfg))
     evaluate = Validation(data, options.samples)
-    remarks = ["the network as it was cut: sparsities count what is left of it"] if cut else []
-    if _reads_gradients(options):
+    if _reads_gradients(options.by, criterion):
         count = leave_gradients(module, data, _GRADIENT_BATCHES)
         remarks.append(f"gradients are those of {count:,} training samples")
     units, excluded = find_units(
         module,
         options.by,
         options.criterion,
-        masks=held_masks(checkpoint),
+        masks=combined_masks(checkpoint),
         example_input=module.example_input_array,
         include=options.include,
         exclude=options.exclude,
@@ -84,26 +79,19 @@ def show_sensitivity(options: ScanOptions) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 160)  # a pipe has no width: keep a layer on one line
-    found = _scanned(module, evaluate, units, excluded, options.sparsities, console)
-    step = recommend(found, options.max_drop)
-    together = _at_once(module, evaluate, units, step) if options.by == "weights" else None
-    console.print(sensitivity_table(found, options, evaluate.count, remarks))
-    console.print(
-        format_recommendation(found, step, options, together),
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
-    table = write_csv(found, options)
-    console.print(
-        f"{table}; {write_plot(found, options, table)}",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+    sensitivities = _scan(module, evaluate, units, excluded, options.sparsities, console)
+    step = recommend(sensitivities, options.max_drop)
+    together = None
+    if options.by == "weights":
+        together = _measure_all_limits(module, evaluate, units, step)
+    console.print(sensitivity_table(sensitivities, options, evaluate.count, remarks))
+    table = write_csv(sensitivities, options)
+    files = f"{table}; {write_plot(sensitivities, options, table)}"
+    for text in (format_recommendation(sensitivities, step, options, together), files):
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-def _scanned(
+def _scan(
     module: Classifier,
     evaluate: Validation,
     units: Sequence[PruningUnit],
@@ -111,21 +99,19 @@ def _scanned(
     sparsities: Sequence[float],
     console: Console,
 ) -> Sensitivities:
-    """The rows, with a bar that says how far it is."""
-    accuracy, rows = measure_accuracy(module, evaluate), []
+    """Measure all units, with a progress bar in a terminal."""
+    accuracy = measure_accuracy(module, evaluate)
     totals = count_totals(module, module.example_input_array)
+    scanned = scan(module, evaluate, units, sparsities, accuracy, totals)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("one layer at a time", total=len(units))
-        for row in scan(module, evaluate, units, sparsities, accuracy, totals):
-            rows.append(row)
-            progress.advance(task)
-    return Sensitivities(accuracy, tuple(rows), excluded)
+        rows = tuple(progress.track(scanned, len(units), description="one layer at a time"))
+    return Sensitivities(accuracy, rows, excluded)
 
 
-def _at_once(
+def _measure_all_limits(
     module: Classifier, evaluate: Validation, units: Sequence[PruningUnit], step: Recommendation
 ) -> float | None:
-    """The accuracy with every layer at its own limit, without training."""
+    """Return the accuracy with every layer pruned to its limit, without training."""
     zeros = []
     for unit in units:
         if unit.name in step.layers:
@@ -137,19 +123,13 @@ def _at_once(
         return measure_accuracy(module, evaluate)
 
 
-def _check_criterion(options: ScanOptions) -> None:
-    known = WEIGHT_CRITERIA if options.by == "weights" else {**CHANNEL_CRITERIA, "random": None}
-    check_choice("--criterion", options.criterion or DEFAULT_CRITERIA[options.by], known)
-
-
-def _reads_gradients(options: ScanOptions) -> bool:
-    name = options.criterion or DEFAULT_CRITERIA[options.by]
-    if options.by == "channels":
-        return name == "taylor"
-    rule: Criterion | type = WEIGHT_CRITERIA[name]
+def _reads_gradients(by: str, criterion: str) -> bool:
+    if by == "channels":
+        return criterion == "taylor"
+    rule: Criterion | type = WEIGHT_CRITERIA[criterion]
     return not isinstance(rule, type) and needs_gradients(rule)
 
 
-def _device(cfg: DictConfig) -> torch.device:
+def _choose_device(cfg: DictConfig) -> torch.device:
     allowed = cfg.trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if allowed else "cpu")

@@ -17,28 +17,24 @@ from regrow.utils.errors import (
 )
 
 
-def read_options(parser: Parser, words: Sequence[str]) -> ScanOptions:
+def read_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
     """Parse and check the options.
 
     Raises:
-        ConfigError: For what is misspelt, missing or out of range.
+        ConfigError: For an option that is unknown, missing or out of range.
     """
-    parser.add_argument("checkpoint", help="a checkpoint (.ckpt)")
     for name, default, text in (
         ("sparsities", "0.3,0.5,0.7,0.9", "sparsities to try"),
         ("by", "weights", "weights or channels"),
-        ("criterion", None, "what ranks them; default: magnitude, or l2 for channels"),
-        ("samples", None, "how many validation samples; default: all"),
+        ("criterion", None, "criterion that ranks them; default: magnitude, or l2 for channels"),
+        ("samples", None, "number of validation samples; default: all"),
         ("max-drop", "0.01", "accuracy that a layer may lose, as a fraction"),
         ("include", None, "patterns of layers to try, separated by commas"),
         ("exclude", None, "patterns of layers to leave out"),
-        ("out", None, "folder for table and plot; default: that of the checkpoint"),
+        ("out", None, "folder of table and plot; default: that of the checkpoint"),
     ):
         parser.add_argument(f"--{name}", action=Once, default=default, help=text)
-    given = parser.parse_all(words)
-    checkpoint = Path(given.checkpoint)
-    if not checkpoint.is_file():
-        raise ConfigError(f"no file {given.checkpoint!r}: write the path of a checkpoint (.ckpt)")
+    given = parser.parse_checkpoint(args)
     max_drop = _number("--max-drop", given.max_drop)
     if check_positive("--max-drop", max_drop, "--max-drop 0.01 for one point") >= 1:
         raise ConfigError(
@@ -46,8 +42,8 @@ def read_options(parser: Parser, words: Sequence[str]) -> ScanOptions:
         )
     samples = given.samples
     return ScanOptions(
-        checkpoint,
-        Path(given.out) if given.out else checkpoint.parent,
+        given.checkpoint,
+        Path(given.out) if given.out else given.checkpoint.parent,
         _sparsities(given.sparsities),
         check_choice("--by", given.by, ("weights", "channels")),
         given.criterion,

@@ -12,43 +12,27 @@ from omegaconf import DictConfig, OmegaConf
 
 from regrow.app.config.initial_weights import PRETRAINED, SCRATCH, checkpoint_of
 from regrow.app.config.instantiate import public_path
+from regrow.app.config.schema import GROUPS
 
 # Settings that do not change a result: paths and what is displayed.
 UNIMPORTANT = {
     "trainer": {
-        "default_root_dir",
-        "enable_progress_bar",
-        "enable_model_summary",
-        "log_every_n_steps",
-        "profiler",
+        *("default_root_dir", "enable_progress_bar", "enable_model_summary"),
+        *("log_every_n_steps", "profiler"),
     },
     "data": {"root", "download", "train", "test"},
     "callbacks": {"progress", "sparsity_monitor"},
 }
-
-
-_PARTS = (
-    "model",
-    "data",
-    "optimizer",
-    "scheduler",
-    "pruning",
-    "trainer",
-    "callbacks",
-    "seed",
-    "start",
-    "dense_epochs",
-    "finetune",
-    "label_smoothing",
-    "monitor",
-    "monitor_mode",
+_HASHED = (
+    *(group for group in GROUPS if group != "logger"),
+    *("seed", "start", "dense_epochs", "finetune", "label_smoothing", "monitor", "monitor_mode"),
 )
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """Return the settings that a result depends on, as plain containers."""
-    found: dict[str, Any] = {}
-    for part in _PARTS:
+    values: dict[str, Any] = {}
+    for part in _HASHED:
         node = cfg[part]
         if isinstance(node, DictConfig):
             node = node.copy()
@@ -57,9 +41,9 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
             for key in UNIMPORTANT.get(part, set()):
                 node.pop(key, None)
             node = OmegaConf.to_container(node, resolve=True)
-        found[part] = _with_public_paths(node)
-    found["start"] = _start(cfg.start)
-    return found
+        values[part] = _with_public_paths(node)
+    values["start"] = _hash_start(cfg.start)
+    return values
 
 
 def config_hash(cfg: DictConfig) -> str:
@@ -79,7 +63,7 @@ def _with_public_paths(node: Any) -> Any:
     return [_with_public_paths(value) for value in node] if isinstance(node, list) else node
 
 
-def _start(start: str | None) -> str | None:
+def _hash_start(start: str | None) -> str | None:
     """Replace the path of a checkpoint by a hash of its content."""
     if start is None or start == SCRATCH or start.startswith(PRETRAINED):
         return start

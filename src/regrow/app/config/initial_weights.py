@@ -8,19 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from regrow.app.models.efficientnet_lite import packaged_file, renamed
 from regrow.io.checkpoints import read_checkpoint
 from regrow.io.files import read_json
 from regrow.utils.errors import ConfigError, check_choice
 
 PRETRAINED = "pretrained:"
-
-
-PACKAGED = "efficientnet_lite0"
-
-
 SCRATCH = "scratch"
 
 
@@ -30,8 +24,7 @@ def load_initial_weights(start: str) -> dict[str, Tensor]:
     Args:
         start: A checkpoint of Lightning or a plain state dict, the folder of a run, or
             "pretrained:NAME" for a network of torchvision or timm (whichever is installed and knows
-            it; "pretrained:timm/NAME" asks one, "resnet50.IMAGENET1K_V1" for certain weights), or
-            for "efficientnet_lite0", whose weights a small package ships.
+            it; "pretrained:timm/NAME" asks one, "resnet50.IMAGENET1K_V1" for certain weights).
 
     Raises:
         ConfigError: If it does not exist.
@@ -61,28 +54,24 @@ def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """Return the weights in a checkpoint, without the prefixes of modules around the network."""
     state = checkpoint.get("state_dict", checkpoint)
     weights = {str(name).replace("_orig_mod.", ""): value for name, value in state.items()}
-    inner = {
-        name.removeprefix("network."): value
-        for name, value in weights.items()
-        if name.startswith("network.")
-    }
+    prefix = "network."
+    inner = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     return inner or weights
 
 
 def _pretrained(given: str) -> dict[str, Tensor]:
-    if given == PACKAGED:
-        packaged = read_checkpoint(packaged_file())
-        return {renamed(name): tensor for name, tensor in packaged.items()}
     library, _, name = given.rpartition("/")
-    asked = [check_choice("start=pretrained:LIBRARY/NAME", library, _LIBRARIES)] if library else []
-    there = [one for one in asked or _LIBRARIES if importlib.util.find_spec(one) is not None]
-    if not there:
+    allowed = [*_LIBRARIES]
+    if library:
+        allowed = [check_choice("start=pretrained:LIBRARY/NAME", library, _LIBRARIES)]
+    installed = [one for one in allowed if importlib.util.find_spec(one) is not None]
+    if not installed:
         raise ConfigError(
-            f"start={PRETRAINED}{given} needs {' or '.join(asked or _LIBRARIES)}: pip install "
-            f"{asked[0] if asked else 'torchvision'}, write {PACKAGED}, or name a checkpoint"
+            f"start={PRETRAINED}{given} needs {' or '.join(allowed)}: "
+            'pip install "regrow[vision]", or name a checkpoint'
         )
     problems = []
-    for one in there:
+    for one in installed:
         try:
             return _LIBRARIES[one](name)
         except ConfigError as error:
@@ -99,23 +88,21 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
     models = importlib.import_module("torchvision.models")
     network, _, chosen = name.partition(".")
     try:
-        model = models.get_model(network, weights=chosen or "DEFAULT")
+        model: nn.Module = models.get_model(network, weights=chosen or "DEFAULT")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     except KeyError as error:
         raise ConfigError(f"{network} has no weights {chosen}") from error
-    weights: dict[str, Tensor] = model.state_dict()
-    return weights
+    return model.state_dict()
 
 
 def _from_timm(name: str) -> dict[str, Tensor]:
     timm = importlib.import_module("timm")
     try:
-        model = timm.create_model(name, pretrained=True)
+        model: nn.Module = timm.create_model(name, pretrained=True)
     except (ValueError, RuntimeError) as error:  # no such model; none of its weights
         raise ConfigError(str(error)) from error
-    weights: dict[str, Tensor] = model.state_dict()
-    return weights
+    return model.state_dict()
 
 
 _LIBRARIES: dict[str, Callable[[str], dict[str, Tensor]]] = {

@@ -8,15 +8,18 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 import regrow
 from regrow.utils.errors import ConfigError, RegrowError
+from regrow.utils.imports import import_optional
 
+T = TypeVar("T")
 _OURS = str(Path(regrow.__file__).parent)
+_EXTRAS = {"torchvision": "vision", "timm": "vision"}  # packages of targets in conf/
 
 
 def public_path(target: str) -> str:
@@ -45,24 +48,27 @@ def public_path(target: str) -> str:
     return target
 
 
-def instantiate_node(what: str, node: Any, kind: type | None = None, **given: Any) -> Any:
+def instantiate_node(what: str, node: Any, kind: type[T], **given: Any) -> T:
     """Instantiate a config node.
 
     Args:
         what: Its key in the configuration, such as "model" or "callbacks.progress".
         node: A mapping with `_target_`.
-        kind: The class that the result must have; None: any.
+        kind: The class that the result must have.
         given: Further arguments.
 
     Raises:
         ConfigError: With the setting and the message of its target.
     """
+    target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
+    package = target.partition(".")[0]
+    if package in _EXTRAS:
+        import_optional(f"{what}._target_={target}", _EXTRAS[package], package)
     try:
         thing = instantiate(node, **given)
     except Exception as error:
         raise wrap_error(f"{what} could not be created from its settings", error) from error
-    if kind is not None and not isinstance(thing, kind):
-        target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(thing, kind):
         raise ConfigError(
             f"{what}._target_={target} makes a {type(thing).__name__}, {kind.__name__} is needed: "
             f"write one of the options of {what.partition('.')[0]} (regrow train --help)"
@@ -72,7 +78,7 @@ def instantiate_node(what: str, node: Any, kind: type | None = None, **given: An
 
 def instantiate_partial(what: str, node: Any, **given: Any) -> Callable[..., Any]:
     """Instantiate a node with `_partial_: true`; errors of the later call name the node too."""
-    call = instantiate_node(what, node, **given)
+    call = instantiate_node(what, node, object, **given)
     if not callable(call):
         raise ConfigError(f"{what} is called when the fit starts: write {what}._partial_=true")
 
@@ -86,29 +92,33 @@ def instantiate_partial(what: str, node: Any, **given: Any) -> Callable[..., Any
     return guarded
 
 
+def root_cause(error: BaseException) -> tuple[BaseException, str]:
+    """Find the error of regrow among the causes of an error, and its message with the config node.
+
+    Example:
+        >>> root_cause(ValueError("no"))
+        (ValueError('no'), 'no')
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, RegrowError):
+        cause = cause.__cause__
+    if cause is None:
+        return error, str(error)
+    _, found, key = str(error).rpartition("full_key: ")
+    return cause, f"{cause} (in {key})" if found and key else str(cause)
+
+
 def wrap_error(what: str, error: Exception) -> RegrowError:
     """Convert an error to one of regrow, with its message; a cause of regrow keeps its class."""
-    ours = _found(error)
-    if ours is not None:
-        where = f" (in {key})" if (key := _key(error)) else ""
-        return type(ours)(f"{ours}{where}")
-    inner = error.__cause__ if isinstance(error, InstantiationException) else None
-    cause = inner or error
-    said = " ".join(str(cause).split())
-    return ConfigError(f"{what}: {type(cause).__name__}: {said}")
+    cause, message = root_cause(error)
+    if isinstance(cause, RegrowError):
+        return type(cause)(message)
+    if isinstance(error, InstantiationException):
+        cause = error.__cause__ or error
+    return ConfigError(f"{what}: {type(cause).__name__}: {' '.join(str(cause).split())}")
 
 
 def is_foreign(error: Exception) -> bool:
     """Whether an error was raised outside of regrow's code."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and not frames[-1].filename.startswith(_OURS)
-
-
-def _found(error: BaseException | None) -> RegrowError | None:
-    while error is not None and not isinstance(error, RegrowError):
-        error = error.__cause__
-    return error
-
-
-def _key(error: Exception) -> str:
-    return str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else ""

@@ -6,29 +6,30 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from regrow.app.config.recipes import groups
+from regrow.app.config.schema import GROUPS
 from regrow.utils.errors import ConfigError
 from regrow.utils.paths import config_dir
 
-_PLAIN = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")  # a setting inside a group, neither added nor taken
+_PLAIN = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")  # a setting inside a group, without + or ~
+_ENCLOSED = re.compile(r"""\[.*\]|\{.*\}|\(.*\)|'.*'|".*\"""")  # commas in there do not sweep
+_FUNCTION = re.compile(r"(choice|range|interval|tag|glob|shuffle|sort)\(")
+_EMPTY = {"pruning": "none", "logger": "none"}  # the empty option of a group
+# override -> Hydra plugin, and the extra of regrow that installs it
+_PLUGINS = {
+    "hydra/launcher=joblib": ("hydra_joblib_launcher", "sweep"),
+    "hydra/launcher=submitit_local": ("hydra_submitit_launcher", "slurm"),
+    "hydra/launcher=submitit_slurm": ("hydra_submitit_launcher", "slurm"),
+    "hydra/sweeper=optuna": ("hydra_optuna_sweeper", "optuna"),
+    "sweep=optuna": ("hydra_optuna_sweeper", "optuna"),
+}
 
 
-_ENCLOSED = re.compile(r"""\[.*\]|\{.*\}|\(.*\)|'.*'|".*\"""")  # a comma in there lists nothing
-
-
-_PARAMS = "hydra.sweeper.params"
-
-
-_SWEPT = re.compile(r"(choice|range|interval|tag|glob|shuffle|sort)\(")
-
-
-def defer_to_jobs(words: Sequence[str]) -> list[str]:
+def defer_to_jobs(args: Sequence[str]) -> list[str]:
     """Leave settings to the jobs of a sweep over recipes or other groups.
 
     Hydra first composes the configuration without the swept overrides, where
@@ -41,51 +42,44 @@ def defer_to_jobs(words: Sequence[str]) -> list[str]:
         >>> defer_to_jobs(["-m", "recipe=digits/gmp", "pruning.sparsity=0.9"])
         ['-m', 'recipe=digits/gmp', 'pruning.sparsity=0.9']
     """
-    if not any(_varies_a_group(word) for word in words):
-        return list(words)
-    return [_choice(word) if _PLAIN.match(word) else word for word in words]
+    if not any(_varies_a_group(word) for word in args):
+        return list(args)
+    return [_choice(word) if _PLAIN.match(word) else word for word in args]
 
 
 def _varies_a_group(word: str) -> bool:
     key, _, value = word.partition("=")
     if key == "sweep":
-        return any("recipe" in _params(name) for name in re.findall(r"\w+", value))
+        return any("recipe" in _swept_settings(name) for name in re.findall(r"\w+", value))
     return "." not in key and not key.startswith(("-", "hydra/")) and _is_swept(value)
 
 
-def _params(preset: str) -> set[str]:
-    """The parameters that a preset of regrow sweeps over."""
+def _swept_settings(preset: str) -> set[str]:
+    """Return the settings that a preset of regrow sweeps over."""
     path = config_dir("conf") / "app" / "sweep" / f"{preset}.yaml"
-    node = OmegaConf.select(OmegaConf.load(path), _PARAMS) if path.is_file() else None
-    return {str(key) for key in node or ()}
+    node = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    return {str(key) for key in OmegaConf.select(node, "hydra.sweeper.params") or ()}
 
 
 def _choice(word: str) -> str:
     key, _, value = word.partition("=")
-    alone = key.startswith("hydra.") or not value or _is_swept(value)
-    return word if alone else f"{key}=choice({value})"
+    unchanged = key.startswith("hydra.") or not value or _is_swept(value)
+    return word if unchanged else f"{key}=choice({value})"
 
 
 def _is_swept(value: str) -> bool:
-    return "," in _ENCLOSED.sub("", value) or _SWEPT.match(value) is not None
+    return "," in _ENCLOSED.sub("", value) or _FUNCTION.match(value) is not None
 
 
-_NOTHING = {"pruning": "none", "logger": "none"}  # the empty option of a group
-
-
-def check_groups(words: Sequence[str]) -> None:
+def check_groups(args: Sequence[str]) -> None:
     """Check that groups are set to names: Hydra fails without a clear error on `logger=null`.
 
     Raises:
         ConfigError: With the group and its options.
     """
-    conf = config_dir("conf")
-    settings: Any = OmegaConf.to_container(
-        OmegaConf.load(conf / "app" / "train.yaml"), resolve=False
-    )
-    for word in words:
+    for word in args:
         group, equals, _ = word.partition("=")
-        if not equals or group not in (*groups(settings), "recipe"):
+        if not equals or group not in (*GROUPS, "sweep", "recipe"):
             continue
         try:
             [override] = OverridesParser.create().parse_overrides([word])
@@ -94,41 +88,29 @@ def check_groups(words: Sequence[str]) -> None:
         if override.is_sweep_override():
             continue
         value = override.value()
-        names = value if isinstance(value, list) else [value]
         if group == "sweep" and value is None:
             raise ConfigError("sweep=null chooses nothing: leave it out")
+        names = value if isinstance(value, list) else [value]
         if not all(isinstance(name, str) for name in names):
-            folders = (conf / "app" / group, conf / "shared" / group)
-            options = sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
-            nothing = f" ({_NOTHING[group]} for nothing)" if group in _NOTHING else ""
+            options = sorted(path.stem for path in config_dir("conf").glob(f"*/{group}/*.yaml"))
+            empty = f" ({_EMPTY[group]} for nothing)" if group in _EMPTY else ""
             raise ConfigError(
-                f"{word}: {group} takes the name of an option{nothing}, there are: "
+                f"{word}: {group} takes the name of an option{empty}, there are: "
                 f"{', '.join(options)}"
             )
 
 
-# override -> Hydra plugin, and the extra of regrow that installs it
-_NEEDED = {
-    "hydra/launcher=joblib": ("hydra_joblib_launcher", "sweep"),
-    "hydra/launcher=submitit_local": ("hydra_submitit_launcher", "slurm"),
-    "hydra/launcher=submitit_slurm": ("hydra_submitit_launcher", "slurm"),
-    "hydra/sweeper=optuna": ("hydra_optuna_sweeper", "optuna"),
-    "sweep=optuna": ("hydra_optuna_sweeper", "optuna"),
-}
-
-
-def check_plugins(words: Sequence[str]) -> None:
+def check_plugins(args: Sequence[str]) -> None:
     """Check that the plugins of the launcher and sweeper are installed.
 
     Raises:
         ConfigError: With what to install.
     """
-    for word in words:
+    for word in args:
         key, _, value = word.partition("=")
-        names = re.findall(r"\w+", value) if key == "sweep" else [value]
-        found = (_NEEDED.get(f"{key}={name}") for name in names)  # sweep=[optuna,seeds] is two
-        plugin, extra = next((one for one in found if one), ("", ""))
-        if plugin and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
-            raise ConfigError(
-                f'{word} needs {plugin.replace("_", "-")}: pip install "regrow[{extra}]"'
-            )
+        names = re.findall(r"\w+", value) if key == "sweep" else [value]  # sweep=[optuna,seeds]
+        for plugin, extra in (_PLUGINS.get(f"{key}={name}", ("", "")) for name in names):
+            if plugin and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
+                raise ConfigError(
+                    f'{word} needs {plugin.replace("_", "-")}: pip install "regrow[{extra}]"'
+                )

@@ -14,21 +14,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from regrow.app.config.hashing import UNIMPORTANT, config_hash
-from regrow.app.config.recipes import groups
+from regrow.app.config.schema import GROUPS
 from regrow.io.files import write_atomic
 from regrow.utils.paths import config_dir
 
 FILE = "recipe.yaml"
-
-
-KEY = "regrow_recipe"  # where a checkpoint holds what it was made by
-
-
-# Places of one machine, and what a run only shows.
-_LEFT_OUT = ("logger", "paths", "force")
-
-
-_NONE = "none"  # the option of a group that sets nothing
+KEY = "regrow_recipe"  # entry of a checkpoint with the recipe of its run
+_LEFT_OUT = ("logger", "paths", "force")  # paths of one machine, and display
 
 
 def write_recipe(cfg: DictConfig, folder: Path) -> Path:
@@ -39,20 +31,16 @@ def write_recipe(cfg: DictConfig, folder: Path) -> Path:
 
 
 class RecipeName(pl.Callback):
-    """Store the recipe of the run in every checkpoint.
+    """Store the recipe of the run, from `named_recipe`, in every checkpoint."""
 
-    Args:
-        held: From `named_recipe`.
-    """
-
-    def __init__(self, held: Mapping[str, str]) -> None:
+    def __init__(self, recipe: Mapping[str, str]) -> None:
         super().__init__()
-        self.held = dict(held)
+        self.recipe = dict(recipe)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[KEY] = dict(self.held)
+        checkpoint[KEY] = dict(self.recipe)
 
 
 def named_recipe(cfg: DictConfig) -> dict[str, str]:
@@ -72,7 +60,7 @@ def recipe_text(cfg: DictConfig) -> str:
         f"# The run of {choices['recipe']}, regrow {version('regrow')}, "
         f"settings {config_hash(cfg)}. To repeat it:",
         f"#   regrow train recipe={FILE}        # the path of this file; add any.setting=...",
-        "# Left out: the logger, and where data and dense networks lie.",
+        "# Left out: the logger, and the paths of data and dense networks.",
     ]
     if isinstance(cfg.start, str) and Path(cfg.start).exists():
         head.append("# It needs the checkpoint of start=, as it was.")
@@ -82,32 +70,26 @@ def recipe_text(cfg: DictConfig) -> str:
 def recipe_of(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration as choices of options and the differences from them.
 
-    A group is written in full if its option is not part of regrow, or lacks some of its settings.
-
-    Args:
-        cfg: The configuration; interpolations are kept as they are written.
-        choices: The option of each group.
+    A group is written in full if its option in `choices` is not part of regrow, or lacks some of
+    its settings. Interpolations are kept as they are written.
     """
-    base = _file(config_dir("conf") / "app" / "train.yaml")
-    names = groups(base)
     values: Any = OmegaConf.to_container(cfg, resolve=False)
-    plain = {key: value for key, value in base.items() if key not in ("defaults", "hydra")}
-    # a recipe's own words first, as in those of the package
-    found = {"about": values["about"]} if values.get("about") else {}
-    found["defaults"] = []
-    for group in (name for name in names if name in values and name not in _LEFT_OUT):
+    recipe = {"about": values["about"]} if values.get("about") else {}
+    recipe["defaults"] = []
+    for group in (name for name in GROUPS if name in values and name not in _LEFT_OUT):
         option, difference = _group(group, choices.get(group), values[group])
-        found["defaults"].append({f"override /{group}": option})
+        recipe["defaults"].append({f"override /{group}": option})
         if difference or option is None:
-            found[group] = difference
-    rest = {k: v for k, v in values.items() if k not in ("about", *names, *_LEFT_OUT)}
-    changed = _difference({key: plain[key] for key in plain.keys() & rest.keys()}, rest)
-    return found | {"seed": values["seed"]} | (rest if changed is None else changed)
+            recipe[group] = difference
+    rest = {k: v for k, v in values.items() if k not in ("about", *GROUPS, *_LEFT_OUT)}
+    defaults = _file(config_dir("conf") / "app" / "train.yaml")
+    changed = _difference({key: defaults[key] for key in defaults.keys() & rest.keys()}, rest)
+    return recipe | {"seed": values["seed"]} | (rest if changed is None else changed)
 
 
 def _group(group: str, choice: Any, value: Any) -> tuple[str | None, Any]:
     """Return an option and the difference from it; None and all settings, if no option fits."""
-    option = str(choice if value else _NONE)
+    option = str(choice if value else "none")
     node = _packaged(group, option)
     if node is None or not isinstance(value, dict):
         return None, value
@@ -119,20 +101,20 @@ def _group(group: str, choice: Any, value: Any) -> tuple[str | None, Any]:
 
 
 def _difference(base: dict[str, Any], value: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what gives `value` when merged over `base`; None if keys were removed."""
+    """Return what turns `base` into `value` when merged over it; None if keys were removed."""
     if base.keys() - value.keys():
-        return None  # merging takes nothing away
-    found = {}
+        return None  # merging removes nothing
+    difference = {}
     for key, part in value.items():
         if isinstance(part, dict) and isinstance(base.get(key), dict):
             inner = _difference(base[key], part)
             if inner is None:
                 return None
             if inner:
-                found[key] = inner
+                difference[key] = inner
         elif key not in base or repr(base[key]) != repr(part):  # 1 is not 1.0 in a hash
-            found[key] = part
-    return found
+            difference[key] = part
+    return difference
 
 
 def _packaged(group: str, option: str) -> dict[str, Any] | None:
@@ -160,5 +142,5 @@ def _merged(path: Path) -> dict[str, Any] | None:
 
 @functools.cache
 def _file(path: Path) -> dict[str, Any]:
-    found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    return dict(found)
+    node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return dict(node)

@@ -6,27 +6,27 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from regrow.app.config.schema import Settings
 from regrow.utils.errors import ConfigError, suggest
 from regrow.utils.paths import config_dir
 
+ABOUT = ("data", "model", "method", "published", "source")
 _WORD = "recipe="
-
-
 _SUFFIXES = (".yaml", ".yml")
+_SEARCH_PATHS = ("--config-dir", "-cd", "hydra.searchpath")  # where Hydra finds more recipes
 
 
-_FOREIGN = ("--config-dir", "-cd", "hydra.searchpath")  # where Hydra finds more
-
-
-def replace_recipe_files(words: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
+def replace_recipe_files(args: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
     """Replace the paths in `recipe=a.yaml,digits/gmp` by names that Hydra can look up.
 
     A name has a short hash of the file's content, so that an edited file gets new run folders.
@@ -38,21 +38,18 @@ def replace_recipe_files(words: Sequence[str]) -> tuple[list[str], dict[str, Pat
         ConfigError: If a file does not exist or is no recipe.
     """
     files: dict[str, Path] = {}
-    foreign = any(word.startswith(_FOREIGN) for word in words)
+    more = any(word.startswith(_SEARCH_PATHS) for word in args)
     changed = []
-    for word in words:
-        if not word.startswith(_WORD):
-            changed.append(word)
-            continue
-        values = []
-        for value in split_recipes(word.removeprefix(_WORD)):
-            path = Path(value).expanduser()
-            if path.suffix in _SUFFIXES and (path.is_file() or not foreign):
-                name = recipe_name(path)
-                files[name] = path
-                value = name
-            values.append(value)
-        changed.append(_WORD + ",".join(values))
+    for word in args:
+        if word.startswith(_WORD):
+            values = split_recipes(word.removeprefix(_WORD))
+            for number, value in enumerate(values):
+                path = Path(value).expanduser()
+                if path.suffix in _SUFFIXES and (path.is_file() or not more):
+                    values[number] = recipe_name(path)
+                    files[values[number]] = path
+            word = _WORD + ",".join(values)
+        changed.append(word)
     return changed, files
 
 
@@ -63,18 +60,18 @@ def split_recipes(text: str) -> list[str]:
         >>> split_recipes("digits/gmp,'my.yaml'")
         ['digits/gmp', 'my.yaml']
     """
-    parts, found = text.split(","), []
+    parts, values = text.split(","), []
     while parts:
-        ends = range(len(parts), 1, -1)
-        joined = {end: _unquoted(",".join(parts[:end])) for end in ends}
-        end = next((end for end in ends if _is_recipe(joined[end])), 1)
-        found.append(joined.get(end, _unquoted(parts[0])))
+        end = len(parts)
+        while end > 1 and not _is_recipe(_unquote(",".join(parts[:end]))):
+            end -= 1
+        values.append(_unquote(",".join(parts[:end])))
         parts = parts[end:]
-    return found
+    return values
 
 
 def recipe_name(path: Path) -> str:
-    """The name of a file's recipe: its own, and a short hash of what is in it.
+    """Return the name of a recipe file: its stem and a short hash of its content.
 
     Raises:
         ConfigError: If there is no such file.
@@ -83,56 +80,40 @@ def recipe_name(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"no file {str(path)!r} ({error.strerror}): recipe= takes the path of a .yaml file, "
-            "or a name without .yaml that `regrow recipes` lists"
+            f"no file {str(path)!r} ({error.strerror}): write recipe= with the path of a .yaml "
+            "file, or a name without .yaml that `regrow recipes` lists"
         ) from error
     stem = re.sub(r"[^\w.-]+", "_", path.stem, flags=re.ASCII).strip("._-") or "recipe"
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def read_recipe(path: Path) -> DictConfig:
-    """A recipe from a file of somebody's own.
+    """Read a recipe from a file outside the package, and check its settings.
 
     Raises:
-        ConfigError: If it is no YAML of settings, or sets what nothing reads.
+        ConfigError: If it is not YAML, or has unknown settings or values of wrong types.
     """
     try:
-        recipe = OmegaConf.load(path)
+        recipe = load(path)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} is no recipe, it cannot be read as YAML: {reason}") from error
     if not isinstance(recipe, DictConfig):
         raise ConfigError(f"{path} is no recipe: write settings as in recipes/digits/gmp.yaml")
-    given: Any = OmegaConf.to_container(recipe, resolve=False)
-    settings: Any = OmegaConf.to_container(
-        OmegaConf.load(config_dir("conf") / "app" / "train.yaml"), resolve=False
-    )
-    _check_keys(path, "", given, {*settings, *groups(settings), "hydra"})
-    for key in given.keys() - {"defaults", "hydra"}:
-        if isinstance(given[key], dict) and settings.get(key):
-            _check_keys(path, f"{key}.", given[key], {*settings[key]})
+    values = recipe.copy()
+    for key in ("defaults", "hydra"):
+        values.pop(key, None)
+    try:
+        OmegaConf.merge(OmegaConf.structured(Settings), values)
+    except ConfigKeyError as error:
+        known = [field.name for field in fields(error.object_type)]  # type: ignore[arg-type]
+        raise ConfigError(
+            f"{path} sets {error.full_key}, which nothing reads: "
+            f"{suggest(str(error.key), known)} (values of your own belong under about:)"
+        ) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path} cannot be used: {' '.join(str(error).split())}") from error
     return recipe
-
-
-def groups(settings: Mapping[Any, Any]) -> list[str]:
-    """Return the groups in a defaults list.
-
-    Example:
-        >>> groups({"defaults": ["_self_", {"model": "lenet5"}, {"optional local": "default"}]})
-        ['model']
-    """
-    entries = [entry for entry in settings["defaults"] if not isinstance(entry, str)]
-    names = [str(name) for entry in entries for name in entry]
-    return [name for name in names if " " not in name and name != "recipe"]
-
-
-def _check_keys(path: Path, where: str, given: Iterable[Any], known: set[str]) -> None:
-    for key in map(str, given):
-        if key not in known:
-            raise ConfigError(
-                f"{path} sets {where}{key}, which nothing reads: {suggest(key, known)} (words "
-                "and values of your own go under about:)"
-            )
 
 
 def _is_recipe(text: str) -> bool:
@@ -140,12 +121,9 @@ def _is_recipe(text: str) -> bool:
     return path.suffix in _SUFFIXES and path.is_file()
 
 
-def _unquoted(text: str) -> str:
+def _unquote(text: str) -> str:
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return text[1:-1] if quoted else text
-
-
-ABOUT = ("data", "model", "method", "published", "source")
 
 
 def recipe_files() -> dict[str, Path]:
@@ -162,11 +140,26 @@ def load(path: Path) -> DictConfig:
     return cast(DictConfig, OmegaConf.load(path))
 
 
-def register(given: Mapping[str, Path] | None = None) -> None:
-    """Add every recipe to the Hydra group `recipe`, in the config store.
+class _RecipeNode(ConfigNode):
+    """A recipe of the config store that is read when Hydra loads it.
 
-    A search path would not do, because the folder is `recipes`. Launchers pass the store to the
-    processes of their jobs.
+    Hydra copies the whole store at each composition, and composes once for each group that
+    `regrow train --help` lists: 72 parsed recipes would take seconds.
+    """
+
+    def __init__(self, name: str, group: str, path: Path) -> None:
+        self.name, self.group, self.package, self.provider = name, group, "_global_", str(path)
+
+    @cached_property
+    def node(self) -> DictConfig:  # type: ignore[override]
+        return load(Path(str(self.provider)))
+
+
+def register(given: Mapping[str, Path] | None = None) -> None:
+    """Add the types of the settings and the recipes to Hydra's config store.
+
+    A search path would not find the recipes: the group is `recipe`, the folder `recipes`. Launchers
+    pass the store to the processes of their jobs, so files outside the package are read here.
 
     Args:
         given: Files outside the package, by name.
@@ -175,37 +168,40 @@ def register(given: Mapping[str, Path] | None = None) -> None:
         ConfigError: If one of these is no recipe.
     """
     store = ConfigStore.instance()
-    nodes = {name: (path, load(path)) for name, path in recipe_files().items()}
-    nodes |= {name: (path, read_recipe(path)) for name, path in (given or {}).items()}
-    for name, (path, node) in nodes.items():
-        folder, _, stem = f"recipe/{name}".rpartition("/")
-        store.store(group=folder, name=stem, node=node, package="_global_", provider=str(path))
+    store.store("settings", Settings, provider="regrow")
+    for name, path in (given or {}).items():
+        group, _, stem = f"recipe/{name}".rpartition("/")
+        node = read_recipe(path)
+        store.store(stem, node, group=group, package="_global_", provider=str(path))
+    for name, path in recipe_files().items():
+        group, _, stem = f"recipe/{name}".rpartition("/")
+        folder = store.repo
+        for part in group.split("/"):
+            folder = folder.setdefault(part, {})
+        folder[f"{stem}.yaml"] = _RecipeNode(f"{stem}.yaml", group, path)
 
 
-def check_names(words: Sequence[str], given: Iterable[str] = ()) -> None:
+def check_names(args: Sequence[str], given: Iterable[str] = ()) -> None:
     """Check that recipes exist: Hydra's error does not list the options of nested groups.
 
     Args:
-        words: The command line; functions such as `recipe=choice(a,b)` are left to Hydra.
+        args: The command line; functions such as `recipe=choice(a,b)` are left to Hydra.
         given: Names of recipes outside the package.
 
     Raises:
         ConfigError: With the nearest names.
     """
-    if any(word.startswith(("--config-dir", "-cd", "hydra.searchpath")) for word in words):
+    if any(word.startswith(_SEARCH_PATHS) for word in args):
         return  # the recipe may come from there
     known = {*recipe_files(), *given, "custom"}
-    for value in (word.removeprefix("recipe=") for word in words if word.startswith("recipe=")):
+    for value in (word.removeprefix(_WORD) for word in args if word.startswith(_WORD)):
         if value.startswith("glob("):
             raise ConfigError(
-                f"recipe={value} finds nothing, recipes lie in folders: write their names, "
+                f"recipe={value} finds nothing, recipes are in subfolders: write their names, "
                 "recipe=digits/gmp,digits/oneshot"
             )
-        for name in value.split(",") if "(" not in value else ():
-            if name.strip() not in known:
-                here = Path(f"{name.strip()}.yaml")
-                near = f"did you mean the file {here}?" if here.is_file() else None
-                raise ConfigError(
-                    f"No recipe {name.strip()!r}: {near or suggest(name.strip(), known)} "
-                    "(`regrow recipes` describes them)"
-                )
+        for name in map(str.strip, value.split(",") if "(" not in value else ()):
+            if name not in known:
+                file = Path(f"{name}.yaml")
+                near = f"did you mean the file {file}?" if file.is_file() else suggest(name, known)
+                raise ConfigError(f"No recipe {name!r}: {near} (`regrow recipes` describes them)")

@@ -13,13 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 LONGEST = 180  # bytes; a folder's name may have 255
-
-
 # Not in the name of a job's folder: recipe and seed have separate folders, the others do not
 # change the result.
 APART = ("recipe", "seed", "force", "paths.controls", "sweep", "objectives")
-
-
 # Not in the name of a sweep's folder.
 AGAIN = ("force", "paths.controls")
 
@@ -48,7 +44,7 @@ def job_folder(overrides: Iterable[str], apart: Sequence[str] = APART) -> str:
     Values are written as Hydra parses them, as in a sweep: `1e-3` and `0.001` are one setting.
 
     Args:
-        overrides: Words of the command line, in any order.
+        overrides: Overrides of the command line, in any order.
         apart: Keys that are left out.
 
     Example:
@@ -56,8 +52,8 @@ def job_folder(overrides: Iterable[str], apart: Sequence[str] = APART) -> str:
         'optimizer.nesterov=True,pruning.sparsity=0.5'
     """
     # In a name nothing is interpolated.
-    words = [word.replace("${", "$(") for word in override_strings(overrides)]
-    parsed = OverridesParser.create().parse_overrides(words)
+    args = [word.replace("${", "$(") for word in override_strings(overrides)]
+    parsed = OverridesParser.create().parse_overrides(args)
     kept = [override for override in parsed if override.key_or_group not in apart]
     lines = [f"{one.get_key_element()}={one.get_value_element_as_str()}" for one in kept]
     return folder_name(",".join(sorted(lines)))
@@ -72,14 +68,14 @@ def override_strings(overrides: Iterable[Any]) -> list[str]:
         return [str(word) for word in plain]
 
 
-def sweep_folder(words: Iterable[str]) -> str:
+def sweep_folder(args: Iterable[str]) -> str:
     """Make the name of a sweep's folder from its overrides, in any order.
 
     Example:
         >>> sweep_folder(["pruning.sparsity=0.8,0.9", "sweep=seeds", "force=true"])
         'sweep=seeds,pruning.sparsity=0.8,0.9'
     """
-    plain = [re.sub(r"=choice\(([^,()]*)\)$", r"=\1", str(word)) for word in words]
+    plain = [re.sub(r"=choice\(([^,()]*)\)$", r"=\1", str(word)) for word in args]
     kept = [word for word in plain if word.partition("=")[0] not in AGAIN]
     first = ("recipe=", "sweep=")  # in a name that is cut, too
     kept.sort(key=lambda word: (not word.startswith(first), word))

@@ -1,74 +1,101 @@
 # SPDX-License-Identifier: MIT
-"""Check the types and ranges of settings."""
+"""The settings of conf/app/train.yaml: their types, and the checks that types cannot express."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
-from numbers import Real
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from regrow.app.config.recipes import groups
 from regrow.utils.errors import ConfigError, check_count, check_positive
-from regrow.utils.paths import config_dir
 
-_MADE = ("model", "data", "optimizer", "scheduler", "trainer")  # by their `_target_`
-
-
-_WHOLE = {"accumulate_grad_batches": 1, "max_epochs": -1, "max_steps": -1}
-
-
+GROUPS = (
+    "model", "data", "optimizer", "scheduler", "pruning", "trainer", "callbacks", "logger",
+)  # fmt: skip
 _MAY_BE_EMPTY = ("scheduler", "pruning", "logger")
+_OPTIONAL_TARGET = ("pruning", "callbacks", "logger")
+
+
+@dataclass
+class Finetune:
+    """Settings of the fit that starts from a trained network; None: as in the dense training."""
+
+    lr: int | float | None = MISSING
+    batch_size: int | None = MISSING
+
+
+@dataclass
+class Latency:
+    """How networks are timed: images per batch, number of passes."""
+
+    batch: int = MISSING
+    repeats: int = MISSING
+
+
+@dataclass
+class Paths:
+    """Folders: `controls` has the dense networks that runs share."""
+
+    controls: str = MISSING
+
+
+@dataclass
+class Settings:
+    """Types of the settings of `regrow train`; train.yaml has their defaults and meanings.
+
+    The eight groups hold nodes with a `_target_`, whose settings their classes check. Unions keep a
+    number as it is written: 1 and 1.0 have different hashes.
+    """
+
+    model: Any = MISSING
+    data: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    pruning: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = MISSING
+    seed: int = MISSING
+    start: str | None = MISSING
+    dense_epochs: int | None = MISSING
+    finetune: Finetune = field(default_factory=Finetune)
+    label_smoothing: int | float = MISSING
+    monitor: str = MISSING
+    monitor_mode: str = MISSING
+    threads: int | str | None = MISSING
+    force: bool = MISSING
+    latency: Latency = field(default_factory=Latency)
+    paths: Paths = field(default_factory=Paths)
+    objectives: Any = MISSING
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def check_schema(cfg: DictConfig) -> None:
-    """Check that a configuration has all settings, of the right types.
+    """Check that a composed configuration is complete, and check its groups and ranges.
 
     Raises:
         ConfigError: With the name of the first setting that is missing or wrong.
     """
-    _check_resolved(cfg)
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    own, chosen = _settings()
-    for key in (*own, *chosen):
-        if key not in plain:
-            raise ConfigError(f"{key} was removed, but every run needs it: leave out ~{key}")
-    for group in chosen:
-        _check_group(group, plain[group])
-    for key, inner in own.items():
-        if isinstance(inner, dict) and inner:
-            _check_part(key, plain[key], inner)
-    for name, least in _WHOLE.items():  # others fail late, without a clear error
-        if (value := plain["trainer"].get(name)) is not None:
-            check_count(f"trainer.{name}", value, least=least)
-    for name, check in _VALUES.items():
-        value = plain
-        for part in name.split("."):
-            value = value[part]
-        check(name, value)
-
-
-def _check_resolved(cfg: DictConfig) -> None:
     try:
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        if missing:
+        if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigError(f"{', '.join(missing)} must be given: write {missing[0]}=VALUE")
-        OmegaConf.to_container(cfg, resolve=True)
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"a setting cannot be read: {' '.join(str(error).split())}") from error
-
-
-@functools.cache
-def _settings() -> tuple[dict[str, Any], list[str]]:
-    """The settings of train.yaml with their defaults, and the groups."""
-    path = config_dir("conf") / "app" / "train.yaml"
-    found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    names = [name for name in groups(found) if name != "sweep"]
-    return {key: found[key] for key in found if key not in ("defaults", "hydra")}, names
+    if removed := [one.name for one in fields(Settings) if one.name not in plain]:
+        raise ConfigError(
+            f"{removed[0]} was removed, but every run needs it: leave out ~{removed[0]}"
+        )
+    for group in GROUPS:
+        _check_group(group, plain[group])
+    for name, check in _RANGES.items():
+        parent, _, key = name.rpartition(".")
+        value = (plain[parent] if parent else plain).get(key)
+        if value is not None:
+            check(name, value)
 
 
 def _check_group(group: str, node: Any) -> None:
@@ -79,9 +106,9 @@ def _check_group(group: str, node: Any) -> None:
     if not isinstance(node, dict):
         raise ConfigError(
             f"{group} must be one of its options or a mapping, got {node!r}: `regrow train --help` "
-            "names them"
+            "lists them"
         )
-    if group in _MADE and "_target_" not in node:
+    if group not in _OPTIONAL_TARGET and "_target_" not in node:
         raise ConfigError(
             f"{group} has no _target_, so it cannot be instantiated: choose one of its options "
             f"({group}=...), or write {group}._target_=..."
@@ -89,54 +116,36 @@ def _check_group(group: str, node: Any) -> None:
     for name, inner in node.items() if group == "callbacks" else ():
         if inner and not (isinstance(inner, dict) and "_target_" in inner):
             raise ConfigError(
-                f"callbacks.{name} must be a mapping with a _target_, got {inner!r}: to drop it "
+                f"callbacks.{name} must be a mapping with a _target_, got {inner!r}: to remove it "
                 f"write ~callbacks.{name}"
             )
 
 
-def _check_part(key: str, node: Any, inner: Mapping[str, Any]) -> None:
-    names = ", ".join(f"{key}.{name}" for name in inner)
-    if not isinstance(node, dict):
-        raise ConfigError(f"{key} must hold {names}, got {node!r}: write them one by one")
-    for name in inner:
-        if name not in node:
-            raise ConfigError(f"{key}.{name} was removed, but is needed: leave out ~{key}.{name}")
+def _at_least(least: int) -> Callable[[str, Any], object]:
+    return lambda name, value: check_count(name, value, least=least)
 
 
-def _optional(check: Callable[[str, Any], object]) -> Callable[[str, Any], object]:
-    return lambda name, value: None if value is None else check(name, value)
+def _check_threads(name: str, value: Any) -> None:
+    if value != "auto":
+        check_count(name, value)
 
 
-def _threads(name: str, value: Any) -> object:
-    return value if value == "auto" else check_count(name, value)
-
-
-def _boolean(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, got {value!r}")
-
-
-def _string(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise ConfigError(f"{name} must be a string, got {value!r}")
-
-
-def _below_one(name: str, value: Any) -> None:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (number and 0 <= float(value) < 1):
+def _check_below_one(name: str, value: Any) -> None:
+    if not 0 <= value < 1:
         raise ConfigError(f"{name} must be a number in [0, 1), got {value!r}: write 0.1 for 10 %")
 
 
-_VALUES: Mapping[str, Callable[[str, Any], object]] = {
-    "seed": lambda name, value: check_count(name, value, least=0),
-    "start": _optional(_string),
-    "dense_epochs": _optional(lambda name, value: check_count(name, value, least=0)),
-    "finetune.lr": _optional(lambda name, value: check_positive(name, value, "0.01")),
-    "finetune.batch_size": _optional(check_count),
-    "label_smoothing": _below_one,
-    "threads": _optional(_threads),
-    "force": _boolean,
+_RANGES: Mapping[str, Callable[[str, Any], object]] = {
+    "seed": _at_least(0),
+    "dense_epochs": _at_least(0),
+    "finetune.lr": lambda name, value: check_positive(name, value, "0.01"),
+    "finetune.batch_size": check_count,
+    "label_smoothing": _check_below_one,
+    "threads": _check_threads,
     "latency.batch": check_count,
     "latency.repeats": check_count,
-    "paths.controls": _string,
+    # a Trainer fails late on these, without a clear error
+    "trainer.accumulate_grad_batches": check_count,
+    "trainer.max_epochs": _at_least(-1),
+    "trainer.max_steps": _at_least(-1),
 }

@@ -12,11 +12,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from regrow.app.data.loading.augment import Augment, make_augmentation
+from regrow.app.data.loading.batch_ops import make_normalizer
 from regrow.app.data.loading.epoch_order import generator
 from regrow.app.data.loading.resumable import ResumableLoader
 from regrow.app.data.loading.tensor_loader import BatchLoader
-from regrow.app.data.transforms.augment import Augment, make_augmentation
-from regrow.app.data.transforms.batch_ops import make_normalizer
+from regrow.app.data.torchvision_files import Samples, TorchvisionFiles
 from regrow.utils.errors import ConfigError, check_count
 
 Split = Literal["train", "val", "test"]
@@ -200,21 +201,19 @@ def split_stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Ten
     return (~mask).nonzero().flatten(), mask.nonzero().flatten()
 
 
-Samples = tuple[Tensor, Tensor]
-"""Images, uint8 (N, C, H, W), and labels, int64 (N,)."""
-
-
 class ImageDataModule(DataModule):
     """An image dataset held in memory, on the training device.
 
-    Subclasses set the class attributes and return their tensors from `read`. Batches are augmented
-    and normalized on the training device.
+    Subclasses set the class attributes. The images are those of a data set of torchvision, `files`,
+    or what a subclass returns from `read`. Batches are augmented and normalized on the training
+    device.
 
     Attributes:
         samples: Size of the training set, validation included.
         scale: Largest pixel value.
         mean: Per channel over the training set, for pixels in [0, 1].
         std: Per channel, likewise.
+        files: A data set of torchvision.
 
     Args:
         batch_size: Samples per batch and rank.
@@ -222,10 +221,12 @@ class ImageDataModule(DataModule):
             a number of samples.
         seed: Seed of the split, the order of each epoch and the augmentation.
         augment: None or the steps applied to training images, such as "crop_flip" or
-            `["crop_flip", {"cutout": 16}]`: see `regrow.app.data.transforms.augment`.
+            `["crop_flip", {"cutout": 16}]`: see `regrow.app.data.loading.augment`.
         mean: Replaces the class's `mean`.
         std: Replaces the class's `std`.
         channels_last: Whether batches use the channels-last memory format.
+        root: Folder of `files`; None: the default of the data set.
+        download: Whether `prepare_data` may download missing files; they are verified.
 
     Raises:
         ConfigError: For an invalid value.
@@ -235,6 +236,7 @@ class ImageDataModule(DataModule):
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    files: TorchvisionFiles | None = None
 
     def __init__(
         self,
@@ -246,8 +248,11 @@ class ImageDataModule(DataModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         channels_last: bool = False,
+        root: str | None = None,
+        download: bool = True,
     ) -> None:
         super().__init__(batch_size, seed)
+        self.root, self.download = root, download
         if mean is not None:
             self.mean = check_channels("mean", mean, self.mean)
         if std is not None:
@@ -259,9 +264,16 @@ class ImageDataModule(DataModule):
         make_augmentation(augment, self.input_shape, self.mean, self.scale)  # checks
         self._splits: dict[str, Samples] = {}
 
-    @abstractmethod
+    def prepare_data(self) -> None:
+        """Download missing files; Lightning calls this in one process per node."""
+        if self.files is not None:
+            self.files.prepare(self.files.find_root(self.root), self.download)
+
     def read(self) -> tuple[Samples, Samples]:
         """Return the training and the test set on the CPU, cached."""
+        if self.files is None:
+            raise NotImplementedError(f"{type(self).__name__} needs `files` or its own `read`")
+        return self.files.read(self.files.find_root(self.root))
 
     def load(self) -> None:
         """Read and split the data once."""

@@ -7,7 +7,8 @@ import functools
 
 import torch
 
-from regrow.app.data.base import ImageDataModule, Samples, split_stratified
+from regrow.app.data.base import ImageDataModule, split_stratified
+from regrow.app.data.torchvision_files import Samples
 
 TEST_SAMPLES = 360
 TEST_SEED = 0  # the test set does not depend on the seed of the run

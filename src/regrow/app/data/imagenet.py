@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +13,17 @@ import torch
 from torch import Tensor
 
 from regrow.app.data.base import DataModule, Split, check_channels, check_val_size, split_stratified
-from regrow.app.data.image_folder import FolderImages, class_folders, list_images
-from regrow.app.data.loading.worker_loader import (
-    Finish,
-    ImageLoader,
-    Source,
-    WorkerConfig,
+from regrow.app.data.loading.batch_ops import make_normalizer
+from regrow.app.data.loading.image_transforms import (
+    Transforms,
+    check_transforms,
+    decode,
+    make_evaluation_transform,
+    make_training_transform,
 )
-from regrow.app.data.transforms.batch_ops import make_normalizer
-from regrow.app.data.transforms.decode import (
-    CenterCrop,
-    Pixels,
-    RandomCrop,
-    Seeded,
-    make_torchvision_crop,
-)
-from regrow.utils.errors import ConfigError, DataError, check_choice, check_count
+from regrow.app.data.loading.worker_loader import Finish, ImageLoader, WorkerConfig
+from regrow.utils.errors import ConfigError, DataError, check_count
 from regrow.utils.imports import import_optional
-
-Transforms = str | Callable[[Any], Tensor]
-"""For training images: "pillow", "torchvision", or a PIL image -> uint8 (3, size, size)."""
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, for pixels in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -51,33 +44,34 @@ class ImageFileDataModule(DataModule):
         resize: Shorter side of evaluated images before the center crop.
         batch_size: Samples per batch and rank.
         seed: Seed of the split, the order of each epoch and the augmentation.
-        transforms: For training images: "pillow"; "torchvision" (its transforms v2); or a callable
-            from a PIL image to a uint8 tensor (3, size, size) that may draw from torch's global
-            generator, which is seeded for each image.
+        transforms: For training images: "crop_flip" (random crop and flip); "rand_augment" (both,
+            then RandAugment); or a callable from a PIL image to a uint8 tensor (3, size, size),
+            such as one of torchvision's transforms v2. It may draw from torch's global generator,
+            which is seeded for each image.
         mean: Per channel, for pixels in [0, 1]; None: ImageNet's.
         std: Per channel, likewise.
         num_workers: Worker processes per rank; 0 reads in the training process.
         channels_last: Whether batches use the channels-last memory format.
 
     Raises:
-        ConfigError: For invalid values, or if Pillow is not installed.
+        ConfigError: For invalid values; in `prepare_data` and `setup`, if torchvision is missing.
     """
 
     def __init__(
         self,
         num_classes: int,
-        size: int,
-        resize: int,
-        batch_size: int,
-        seed: int,
-        transforms: Transforms,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        num_workers: int,
-        channels_last: bool,
+        *,
+        size: int = 224,
+        resize: int = 256,
+        batch_size: int = 128,
+        seed: int = 0,
+        transforms: Transforms = "crop_flip",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        num_workers: int = 4,
+        channels_last: bool = True,
     ) -> None:
         super().__init__(batch_size, seed)
-        import_optional("decoding images", "images", "PIL", "PIL.Image")
         self.num_classes = check_count("num_classes", num_classes, least=2)
         self.size = check_count("size", size)
         self.resize = check_count("resize", resize)
@@ -91,22 +85,17 @@ class ImageFileDataModule(DataModule):
         self.std = check_channels("std", std, STD, positive=True)
         self.num_workers = check_count("num_workers", num_workers, least=0)
         self.channels_last = channels_last
-        self._train_transform: Pixels
-        if callable(transforms):
-            self._train_transform = Seeded(transforms, self.size)
-        elif check_choice("transforms", transforms, ["pillow", "torchvision"]) == "torchvision":
-            self._train_transform = make_torchvision_crop(self.size)
-        else:
-            self._train_transform = RandomCrop(self.size)
-
-    def pixels(self, split: Split) -> Pixels:
-        """Return the transform from a decoded image to uint8 (3, size, size)."""
-        return self._train_transform if split == "train" else CenterCrop(self.size, self.resize)
+        check_transforms(transforms)
+        self.transforms = transforms
 
     def worker_config(self, split: Split) -> WorkerConfig:
         """Return how worker processes decode the images of a split."""
+        if split == "train":
+            transform = make_training_transform(self.transforms, self.size)
+        else:
+            transform = make_evaluation_transform(self.size, self.resize)
         pin = self.device.type == "cuda"
-        return WorkerConfig(self.pixels(split), self.finish(), self.num_workers, pin)
+        return WorkerConfig(transform, self.finish(), self.num_workers, pin)
 
     def finish(self) -> Finish:
         """Return the function that moves and normalizes a batch."""
@@ -115,15 +104,21 @@ class ImageFileDataModule(DataModule):
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
 
         def finish(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            if images.dtype != torch.uint8 or images.shape[1:] != self.input_shape:
+                raise DataError(
+                    f"data.transforms must return uint8 {self.input_shape}, as PILToTensor does, "
+                    f"got {images.dtype} {tuple(images.shape[1:])}: images are normalized later, "
+                    "on the training device"
+                )
             images = images.to(device, non_blocking=True).contiguous(memory_format=layout)
             return normalize(images), labels.to(device, non_blocking=True)
 
         return finish
 
-    def loader_of(self, source: Source, indices: Tensor, split: Split) -> ImageLoader:
-        """Return a new loader of some images of a source."""
+    def loader_of(self, images: Any, indices: Tensor, split: Split) -> ImageLoader:
+        """Return a new loader of some of the images of a map-style dataset."""
         return ImageLoader(
-            source,
+            images,
             indices,
             self.worker_config(split),
             batch_size=self.batch_size,
@@ -145,7 +140,7 @@ class ImageNet(ImageFileDataModule):
         num_classes: Number of class folders; None counts them.
         val_size: Stratified part of `train` used for validation: a fraction in (0, 1) or a number
             of images.
-        size: As in `ImageFileDataModule`, like all other arguments.
+        **images: Arguments of `ImageFileDataModule`.
 
     Raises:
         DataError: In `prepare_data` and `setup`, if the folders are missing or invalid.
@@ -163,29 +158,23 @@ class ImageNet(ImageFileDataModule):
         root: str | None = None,
         num_classes: int | None = 1000,
         val_size: float | int = 0.01,
-        size: int = 224,
-        resize: int = 256,
-        batch_size: int = 128,
-        seed: int = 0,
-        transforms: Transforms = "pillow",
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        num_workers: int = 4,
-        channels_last: bool = True,
+        **images: Any,
     ) -> None:
         self.root = None if root is None else Path(root).expanduser().absolute()
         if num_classes is None:
-            num_classes = len(class_folders(self._part("train")))
-        super().__init__(
-            num_classes, size, resize, batch_size, seed, transforms, mean, std, num_workers,
-            channels_last,
-        )  # fmt: skip
+            num_classes = sum(entry.is_dir() for entry in os.scandir(self._part("train")))
+        super().__init__(num_classes, **images)
         check_val_size("val_size", val_size, IMAGES)
         self.val_size = val_size
-        self._splits: dict[str, tuple[FolderImages, Tensor]] = {}
+        self._splits: dict[str, tuple[Any, Tensor]] = {}
 
     def prepare_data(self) -> None:
-        """Check that the folders exist; Lightning calls this in one process per node."""
+        """Check that the folders exist; Lightning calls this in one process per node.
+
+        Raises:
+            ConfigError: If torchvision is not installed.
+        """
+        import_datasets()
         for part in ("train", "val"):
             self._part(part)
 
@@ -195,9 +184,9 @@ class ImageNet(ImageFileDataModule):
             return
         train, test = list_images(self._part("train")), list_images(self._part("val"))
         _check_same_classes(train, test, self.num_classes)
-        count = check_val_size("val_size", self.val_size, len(train.labels))
-        first, second = split_stratified(train.labels, count, self.seed)
-        every = torch.arange(len(test.labels))
+        count = check_val_size("val_size", self.val_size, len(train))
+        first, second = split_stratified(torch.tensor(train.targets), count, self.seed)
+        every = torch.arange(len(test))
         self._splits = {"train": (train, first), "val": (train, second), "test": (test, every)}
 
     def loader(self, split: Split) -> ImageLoader:
@@ -216,16 +205,40 @@ class ImageNet(ImageFileDataModule):
         return self.root / name
 
 
-def _check_same_classes(train: FolderImages, test: FolderImages, expected: int) -> None:
+def import_datasets() -> Any:
+    """Import torchvision's datasets.
+
+    Raises:
+        ConfigError: If torchvision is not installed.
+    """
+    return import_optional("image folders", "vision", "torchvision", "torchvision.datasets")
+
+
+@functools.cache
+def list_images(folder: Path) -> Any:
+    """List `folder/CLASS/NAME.JPEG` as torchvision's `ImageFolder`, once per process.
+
+    Raises:
+        DataError: If there is no class folder, or an empty one.
+    """
+    try:
+        return import_datasets().ImageFolder(folder, loader=decode)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{error}: write {folder}/CLASS/NAME.JPEG, with the same classes in train and val"
+        ) from error
+
+
+def _check_same_classes(train: Any, test: Any, expected: int) -> None:
     different = sorted({*train.classes} ^ {*test.classes})
     if different:
         raise DataError(
-            f"{train.folder} and {test.folder} must have the same class folders, only one of them "
+            f"{train.root} and {test.root} must have the same class folders, only one of them "
             f"has {', '.join(different[:5])}{' ...' if len(different) > 5 else ''}: labels are "
             "positions in the sorted class names"
         )
     if len(train.classes) != expected:
         raise DataError(
-            f"{train.folder} has {len(train.classes)} class folders instead of {expected}: write "
+            f"{train.root} has {len(train.classes)} class folders instead of {expected}: write "
             f"data.num_classes={len(train.classes)}, and the same for the model"
         )

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from regrow.app.config.hashing import config_hash, settings
 from regrow.app.config.initial_weights import load_initial_weights, network_weights
 from regrow.app.experiment.evaluate import measure
 from regrow.app.experiment.result import Measurements
-from regrow.app.training.default_teacher import without_teacher
+from regrow.app.training.default_teacher import editable_copy, without_teacher
 from regrow.app.training.distributed_fit import fit
 from regrow.app.training.locks import wait_for
 from regrow.io.checkpoints import read_checkpoint
@@ -24,13 +23,7 @@ from regrow.utils.logging import info
 
 
 class DenseBaseline(NamedTuple):
-    """A trained dense network.
-
-    Attributes:
-        checkpoint: Its checkpoint file.
-        block: Its accuracy, loss and size, without latency.
-        epochs: Training epochs in total.
-    """
+    """A trained dense network: its checkpoint, measurements without latency, and total epochs."""
 
     checkpoint: Path
     block: Measurements
@@ -42,7 +35,8 @@ def train_dense_baseline(cfg: DictConfig) -> DenseBaseline:
 
     Jobs that need the same baseline wait for the one that trains it.
     """
-    cfg = without_teacher(_with_values(cfg, {"pruning": {}}))
+    cfg = without_teacher(cfg)
+    cfg.pruning = {}
     key = config_hash(cfg)
     parent = Path(cfg.paths.controls)
     folder = parent / key
@@ -89,23 +83,9 @@ def total_epochs(cfg: DictConfig) -> int | None:
 
 def _dense_training(cfg: DictConfig) -> DictConfig:
     """Return the configuration that trains the network to prune, from scratch."""
-    changed = _with_values(
-        cfg,
-        {
-            "pruning": {},
-            "start": "scratch",
-            "dense_epochs": None,
-            "finetune": {"lr": None, "batch_size": None},
-        },
-    )
+    changed = editable_copy(cfg)
+    changed.pruning, changed.start, changed.dense_epochs = {}, "scratch", None
+    changed.finetune.lr = changed.finetune.batch_size = None
     if cfg.dense_epochs is not None:
         changed.trainer.max_epochs = cfg.dense_epochs
-    return changed
-
-
-def _with_values(cfg: DictConfig, values: dict[str, Any]) -> DictConfig:
-    changed = copy.deepcopy(cfg)
-    OmegaConf.set_struct(changed, False)
-    for key, value in values.items():
-        changed[key] = value
     return changed

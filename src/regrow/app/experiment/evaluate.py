@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from regrow.app.config.initial_weights import network_weights
 from regrow.app.data.base import DataModule
 from regrow.app.experiment.result import Measurements
-from regrow.app.training.build import build_data, build_module
+from regrow.app.training.build import QUIET, build_data, build_module
 from regrow.app.training.classifier import Classifier
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.support.checkpoint_shapes import fit_shapes
@@ -27,13 +27,7 @@ _ROUNDS = 5  # of timing; the median round is reported
 
 
 class MeasuredNetwork(NamedTuple):
-    """A network loaded from a checkpoint, and its measurements.
-
-    Attributes:
-        block: Accuracy, loss, parameters, MACs and bytes.
-        module: The module of the network.
-        sparsity: Sparsity according to the pruner.
-    """
+    """A network loaded from a checkpoint, its measurements, and its sparsity by the pruner."""
 
     block: Measurements
     module: Classifier
@@ -41,12 +35,7 @@ class MeasuredNetwork(NamedTuple):
 
 
 def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) -> MeasuredNetwork:
-    """Load a checkpoint and measure it.
-
-    Args:
-        cfg: Configuration of the run.
-        checkpoint: Checkpoint file.
-        pruning: Loads its masks from the file; None for a dense network.
+    """Load a checkpoint, with masks if `pruning` is given, and measure it.
 
     Raises:
         StateError: If accuracy or loss is not finite.
@@ -63,8 +52,8 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
             f"{checkpoint} has {scores} on the test set: training has diverged, write a lower "
             "optimizer.lr (or finetune.lr)"
         )
-    block: dict[str, Any] = {"params": size.params, "macs": size.macs, "bytes": size.bytes}
-    return MeasuredNetwork(cast(Measurements, scores | block), module, sparsity)
+    block: Any = {**scores, "params": size.params, "macs": size.macs, "bytes": size.bytes}
+    return MeasuredNetwork(block, module, sparsity)
 
 
 def load_network(
@@ -87,10 +76,7 @@ def evaluate(cfg: DictConfig, module: Classifier, data: DataModule) -> dict[str,
         accelerator=cfg.trainer.get("accelerator", "auto"),
         devices=1,
         precision=cfg.trainer.get("precision"),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     [scores] = trainer.test(module, datamodule=data, verbose=False)
     return {name.removeprefix("test/"): float(value) for name, value in scores.items()}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -15,7 +16,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from regrow.app.config.initial_weights import network_weights
 from regrow.app.training.classifier import Classifier
 from regrow.channels.cut.channel_cut import ChannelCut, make_channel_cut
-from regrow.io.checkpoints import KEY
+from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.masks.masks import Masks
 from regrow.utils.errors import ConfigError, StateError
 
@@ -27,12 +28,8 @@ _NEEDED = {"model", "data", "optimizer", "scheduler", "finetune", "seed", "start
 def run_config(path: Path, advice: str = _ADVICE) -> DictConfig:
     """Load the configuration of the run that a checkpoint belongs to.
 
-    Args:
-        path: Checkpoint file.
-        advice: Alternative for other checkpoints, for error messages.
-
     Raises:
-        ConfigError: If there is none, or it is of another program.
+        ConfigError: If there is none; it ends with `advice`, the alternative for other checkpoints.
     """
     file = path.resolve().parent.parent / ".hydra" / "config.yaml"
     if not file.is_file():
@@ -47,6 +44,21 @@ def run_config(path: Path, advice: str = _ADVICE) -> DictConfig:
     if not isinstance(cfg, DictConfig) or not {*cfg} >= _NEEDED:
         raise ConfigError(f"{file} is not from `regrow train`; {advice}")
     return cfg
+
+
+def load_run(path: Path, advice: str = _ADVICE) -> tuple[DictConfig, dict[str, Any]]:
+    """Load the configuration and content of a run's checkpoint; set the run's CPU threads.
+
+    Raises:
+        ConfigError: If the checkpoint is not of a run.
+        StateError: If it is damaged.
+    """
+    cfg, checkpoint = run_config(path, advice), read_checkpoint(path)
+    if "state_dict" not in checkpoint:
+        raise ConfigError(f"{path} is no checkpoint of a run: it has no state_dict")
+    if isinstance(cfg.get("threads"), int):  # "auto" is for simultaneous jobs
+        torch.set_num_threads(cfg.threads)
+    return cfg, checkpoint
 
 
 def load_small(module: Classifier, checkpoint: dict[str, Any]) -> ChannelCut | None:
@@ -67,7 +79,7 @@ def load_small(module: Classifier, checkpoint: dict[str, Any]) -> ChannelCut | N
             {name.removeprefix(_INNER): dims for name, dims in saved.kept.items()},
             undo,
             removed=saved.removed,
-            pinned=saved.pinned,
+            not_prunable=saved.not_prunable,
             error=saved.error,
         )
     try:
@@ -77,12 +89,12 @@ def load_small(module: Classifier, checkpoint: dict[str, Any]) -> ChannelCut | N
     return plan
 
 
-def masks_of(checkpoint: Mapping[str, Any]) -> Masks | None:
+def first_masks(checkpoint: Mapping[str, Any]) -> Masks | None:
     """Return the masks of the first pruner in a checkpoint."""
     return next(_all_masks(checkpoint), None)
 
 
-def held_masks(checkpoint: Mapping[str, Any]) -> Masks | None:
+def combined_masks(checkpoint: Mapping[str, Any]) -> Masks | None:
     """Return the combined masks of all pruners in a checkpoint."""
     masks: dict[str, Tensor] = {}
     for part in _all_masks(checkpoint):

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -41,31 +39,33 @@ def plan(cfg: DictConfig) -> None:
         raise ConfigError("pruning=none plans nothing: write pruning=gmp, or recipe=digits/gmp")
     module, steps = set_up(cfg, pruning)
     console = Console()
-    console.print(_events(pruning.progress.plan, steps, pruning))
+    console.print(_event_table(pruning.progress.plan, steps, pruning))
     if isinstance(pruning, ChannelPruning):
         console.print(groups_table(pruning.pruner.groups, {}))
         return
-    console.print(_layers(pruning, module))
-    console.print(_sizes(cfg, pruning, module))
+    console.print(_layer_table(pruning, module))
+    console.print(_cost_table(cfg, pruning, module))
 
 
-def _events(milestones: tuple[Milestone, ...], steps: int, pruning: PruningCallback) -> Table:
+def _event_table(milestones: tuple[Milestone, ...], steps: int, pruning: PruningCallback) -> Table:
     table = Table("event", "step", "epoch", "sparsity", title=f"{len(milestones)} events")
-    for number, (step, sparsity) in enumerate(milestones):
-        if _SHOWN // 2 <= number < len(milestones) - _SHOWN // 2 and len(milestones) > _SHOWN:
-            if number == _SHOWN // 2:
-                table.add_row("...", "", "", "")
-            continue
-        table.add_row(str(number), str(step), f"{step / steps:.2f}", f"{sparsity:.4f}")
+    rows = [
+        (str(number), str(step), f"{step / steps:.2f}", f"{sparsity:.4f}")
+        for number, (step, sparsity) in enumerate(milestones)
+    ]
+    if len(rows) > _SHOWN:
+        rows = [*rows[: _SHOWN // 2], ("...", "", "", ""), *rows[-_SHOWN // 2 :]]
+    for row in rows:
+        table.add_row(*row)
     table.caption = repr(pruning.schedule)
     return table
 
 
-def _layers(pruning: PruningCallback, module: nn.Module) -> Table:
+def _layer_table(pruning: PruningCallback, module: nn.Module) -> Table:
     pruner = pruning.pruner
     places = positions(module, module.example_input_array)
     targets = _layer_sparsities(pruning)
-    table = Table("parameter", "shape", "weights", "MACs an image", "target", title="layers")
+    table = Table("parameter", "shape", "weights", "MACs per image", "target", title="layers")
     for target in pruner.targets:
         weights = target.parameter.numel()
         macs = weights * places.get(target.name, 0)
@@ -90,9 +90,9 @@ def _layer_sparsities(pruning: PruningCallback) -> dict[str, float]:
     return sparsities
 
 
-def _sizes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> Table:
-    """Table of the cost of the dense network and the parts of a checkpoint at the target."""
-    pruner = pruning.pruner
+def _cost_table(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> Table:
+    """Return the cost of the dense network and the parts of a checkpoint at the target."""
+    pruner, optimizer = pruning.pruner, _optimizer_bytes(cfg, module)
     dense = cost(module, module.example_input_array)
     pruned = sum(
         round(pruner.layer_targets.get(target.name, pruning.final) * target.parameter.numel())
@@ -100,21 +100,24 @@ def _sizes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> Tab
     )
     width = max(target.parameter.element_size() for target in pruner.targets)
     parts = {
-        "weights": dense.bytes,
-        "optimizer state": _optimizer_bytes(cfg, module),
         "masks": sum(-(-target.parameter.numel() // 8) for target in pruner.targets),
         "removed values": pruned * width if pruning.keep_removed else 0,
     }
-    if copied := _rewind_bytes(cfg, pruning, module):
-        parts["rewind snapshot"] = copied
+    if snapshot := _rewind_bytes(cfg, pruning, module):
+        parts["rewind snapshot"] = snapshot
     table = Table("", "dense", "at the target", title="cost")
     table.add_row("parameters", f"{dense.params:,}", f"{dense.params - pruned:,}")
-    table.add_row("MACs an image", f"{dense.macs:,}", "by layer density")
-    for name, size in (parts | {"checkpoint": sum(parts.values())}).items():
-        alike = name in ("weights", "optimizer state")
-        before = f"{size / 2**20:.2f} MiB" if alike else ""
-        table.add_row(name, before, f"{size / 2**20:.2f} MiB")
+    table.add_row("MACs per image", f"{dense.macs:,}", "by layer density")
+    for name, size in (("weights", dense.bytes), ("optimizer state", optimizer)):
+        table.add_row(name, _format_size(size), _format_size(size))
+    total = dense.bytes + optimizer + sum(parts.values())
+    for name, size in (parts | {"checkpoint": total}).items():
+        table.add_row(name, "", _format_size(size))
     return table
+
+
+def _format_size(count: int) -> str:
+    return f"{count / 2**20:.2f} MiB"
 
 
 def _rewind_bytes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> int:
@@ -123,7 +126,7 @@ def _rewind_bytes(cfg: DictConfig, pruning: PruningCallback, module: Classifier)
     parts = [part for rewind in rewinds if isinstance(rewind, Rewind) for part in rewind.parts]
     tensors = [*module.parameters(), *module.buffers()]
     sizes = {
-        "weights": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "weights": sum(tensor.nbytes for tensor in tensors),
         "optimizer": _optimizer_bytes(cfg, module),
         "fresh": _optimizer_bytes(cfg, module, steps=0),
     }
@@ -138,9 +141,5 @@ def _optimizer_bytes(cfg: DictConfig, module: Classifier, steps: int = 1) -> int
         parameter.grad = torch.zeros_like(parameter)
     for _ in range(steps):
         optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type,return-value]
-    return sum(_bytes(state) for state in optimizer.state.values())
-
-
-def _bytes(state: Mapping[str, Any]) -> int:
-    tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    tensors = [t for state in optimizer.state.values() for t in state.values()]
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))

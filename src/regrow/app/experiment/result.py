@@ -13,6 +13,7 @@ import torch
 
 from regrow.app.training.sparsity_levels import LevelRecord
 from regrow.io.files import read_json
+from regrow.profiling.latency import Latency
 
 FORMAT = 1
 FILE = "result.json"
@@ -27,6 +28,18 @@ class LatencyRecord(TypedDict):
     device: str
     threads: int
     batch: int
+
+
+def latency_record(latency: Latency) -> LatencyRecord:
+    """Return the record of a measured latency."""
+    return {
+        "median": latency.median_ms,
+        "p25": latency.p25_ms,
+        "p75": latency.p75_ms,
+        "device": latency.device,
+        "threads": latency.threads,
+        "batch": latency.batch,
+    }
 
 
 class Measurements(TypedDict):
@@ -49,7 +62,7 @@ class BudgetEvent(TypedDict):
     """One judgement of an accuracy budget; `lost` is None if the metric was not a number."""
 
     sparsity: float
-    held: bool
+    kept: bool
     lost: float | None
     step: int | None
     epoch: int | None
@@ -58,7 +71,7 @@ class BudgetEvent(TypedDict):
 class BudgetRecord(TypedDict):
     """Events of an accuracy budget, the highest sparsity kept, and why the search ended."""
 
-    held: float
+    kept: float
     rollbacks: int
     reason: str | None
     judged: list[BudgetEvent]
@@ -133,14 +146,14 @@ def budget(history: Sequence[Mapping[str, Any]]) -> BudgetRecord | None:
     """Collect the events of an accuracy budget from a history; None without one.
 
     Example:
-        >>> record = budget([{"kind": "prune", "after": 0.5, "lost": 0.01, "reason": "it held"}])
-        >>> record["held"], record["rollbacks"], record["reason"]
-        (0.5, 0, 'it held')
+        >>> record = budget([{"kind": "prune", "after": 0.5, "lost": 0.01, "reason": "done"}])
+        >>> record["kept"], record["rollbacks"], record["reason"]
+        (0.5, 0, 'done')
     """
     judged: list[BudgetEvent] = [
         {
             "sparsity": entry["before" if entry["kind"] == "rollback" else "after"],
-            "held": entry["kind"] != "rollback",
+            "kept": entry["kind"] != "rollback",
             "lost": entry["lost"],
             "step": entry.get("step"),
             "epoch": entry.get("epoch"),
@@ -151,8 +164,8 @@ def budget(history: Sequence[Mapping[str, Any]]) -> BudgetRecord | None:
     if not judged:
         return None
     return {
-        "held": max((event["sparsity"] for event in judged if event["held"]), default=0.0),
-        "rollbacks": sum(not event["held"] for event in judged),
+        "kept": max((event["sparsity"] for event in judged if event["kept"]), default=0.0),
+        "rollbacks": sum(not event["kept"] for event in judged),
         "reason": [entry.get("reason") for entry in history if "lost" in entry][-1],
         "judged": judged,
     }

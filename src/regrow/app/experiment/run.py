@@ -13,27 +13,20 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from regrow.app.config import recipe_export
 from regrow.app.config.hashing import config_hash, settings
-from regrow.app.config.recipe_export import FILE as RECIPE
-from regrow.app.config.recipe_export import write_recipe
+from regrow.app.experiment import evaluate as evaluation
 from regrow.app.experiment.dense_baseline import DenseBaseline, start_weights, train_dense_baseline
-from regrow.app.experiment.evaluate import (
-    MeasuredNetwork,
-    evaluate,
-    load_network,
-    measure,
-    time_networks,
-)
 from regrow.app.experiment.result import (
     FILE,
     FORMAT,
-    LatencyRecord,
     Measurements,
     Result,
     budget,
     compare,
     device_name,
     finished_result,
+    latency_record,
     verdict,
     versions,
 )
@@ -48,7 +41,6 @@ from regrow.app.training.sparsity_levels import LevelRecord, LevelRecorder, clea
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.files import read_json, write_atomic, write_json
-from regrow.profiling.latency import Latency
 from regrow.utils.errors import ConfigError
 from regrow.utils.logging import info, quiet_third_party
 
@@ -91,7 +83,7 @@ def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
     seconds = round(time.perf_counter() - started, 1)
     result = cast(Result, _run_fields(cfg, key) | measured | {"seconds": seconds})
     result["verdict"] = verdict(result)
-    write_recipe(cfg, folder)
+    recipe_export.write_recipe(cfg, folder)
     write_json(folder / FILE, result)
     clear_levels(folder)
     return result
@@ -123,12 +115,12 @@ def _prune_and_measure(
         checkpoint = small_checkpoint(cfg, checkpoint, cutter)
     reloaded = build_pruning(cfg)
     assert reloaded is not None and fitted.levels is not None
-    pruned = measure(cfg, checkpoint, reloaded)
+    pruned = evaluation.measure(cfg, checkpoint, reloaded)
     levels = _test_levels(cfg, fitted.levels, pruned)
-    network, _ = load_network(cfg, baseline.checkpoint)
-    slow, fast = time_networks(cfg, network, pruned.module)
-    dense_block: Measurements = {**baseline.block, "latency_ms": _latency_fields(slow)}
-    pruned_block: Measurements = {**pruned.block, "latency_ms": _latency_fields(fast)}
+    network, _ = evaluation.load_network(cfg, baseline.checkpoint)
+    slow, fast = evaluation.time_networks(cfg, network, pruned.module)
+    dense_block: Measurements = {**baseline.block, "latency_ms": latency_record(slow)}
+    pruned_block: Measurements = {**pruned.block, "latency_ms": latency_record(fast)}
     return {
         "dense": dense_block,
         "pruned": pruned_block,
@@ -157,7 +149,7 @@ def _sparsity_fields(pruning: PruningCallback, dense: torch.nn.Module) -> dict[s
 
 
 def _test_levels(
-    cfg: DictConfig, recorder: LevelRecorder, pruned: MeasuredNetwork
+    cfg: DictConfig, recorder: LevelRecorder, pruned: evaluation.MeasuredNetwork
 ) -> list[LevelRecord]:
     """Return each level with its test accuracy; the final network is not tested twice."""
     levels: list[LevelRecord] = []
@@ -166,7 +158,7 @@ def _test_levels(
         if last and level["sparsity"] == pruned.sparsity:
             accuracy, loss = pruned.block["accuracy"], pruned.block["loss"]
         else:
-            scores = evaluate(cfg, *load_network(cfg, weights))
+            scores = evaluation.evaluate(cfg, *evaluation.load_network(cfg, weights))
             accuracy, loss = scores["accuracy"], scores["loss"]
         levels.append({**level, "test_accuracy": accuracy, "test_loss": loss})
     return levels
@@ -188,17 +180,6 @@ def _run_fields(cfg: DictConfig, key: str) -> dict[str, Any]:
     }
 
 
-def _latency_fields(measured: Latency) -> LatencyRecord:
-    return {
-        "median": measured.median_ms,
-        "p25": measured.p25_ms,
-        "p75": measured.p75_ms,
-        "device": measured.device,
-        "threads": measured.threads,
-        "batch": measured.batch,
-    }
-
-
 def _claim_folder(folder: Path, key: str) -> None:
     """Mark the folder as used by this run, or raise if it has another run."""
     mark = folder / "run.json"
@@ -214,5 +195,5 @@ def _clear_folder(folder: Path) -> None:
     """Delete the files of an earlier run in this folder."""
     for name in ("checkpoints", "levels", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (FILE, RECIPE, "run.json"):
+    for name in (FILE, recipe_export.FILE, "run.json"):
         (folder / name).unlink(missing_ok=True)

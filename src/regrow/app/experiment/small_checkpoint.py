@@ -25,10 +25,7 @@ _TRAINING_KEYS = ("optimizer_states", "lr_schedulers", "loops")
 def small_checkpoint(cfg: DictConfig, checkpoint: Path, pruning: ChannelPruning) -> Path:
     """Remove the masked channels of a checkpoint's network and save it beside the checkpoint.
 
-    Args:
-        cfg: Configuration of the run.
-        checkpoint: Checkpoint with the shapes of training.
-        pruning: A callback that is not attached yet; it is attached to the loaded model.
+    `pruning` must be new; it is attached to the loaded model.
 
     Returns:
         The compacted checkpoint, or `checkpoint` if nothing can be removed.
@@ -54,13 +51,13 @@ def small_checkpoint(cfg: DictConfig, checkpoint: Path, pruning: ChannelPruning)
 
 
 def groups_table(groups: Sequence[Group], removed: dict[str, int]) -> Table:
-    """Return a table of channel groups: members, removed channels, and why some are pinned."""
+    """Return a table of channel groups: members, removed channels, and why some stay."""
     table = Table("group", "channels", "gone", "members", "remarks", title="channels")
     for group in groups:
         members = [f"{name}[{dim}]" for name, dim in group.members]
         shown = ", ".join(members[:3]) + (f" and {len(members) - 3} more" * (len(members) > 3))
-        remarks = [f"pinned: {group.fixed_reason}"] if group.fixed_reason else []
-        remarks += [f"inexact: {reason}" for reason in group.approximate_reasons]
+        remarks = [f"not prunable: {group.fixed_reason}"] if group.fixed_reason else []
+        remarks += [f"approximate: {reason}" for reason in group.approximate_reasons]
         gone = removed.get(group.name, 0)
         table.add_row(
             group.name, str(group.size + gone), str(gone), f"[dim]{shown}", "; ".join(remarks)
@@ -78,12 +75,12 @@ def summarize_channels(pruning: ChannelPruning, dense_params: int) -> dict[str, 
         for name, parameter in pruner.model.named_parameters()
         if parameter.ndim > 1
     }
-    pinned = {group.name: group.fixed_reason for group in pruner.groups if group.fixed_reason}
+    not_prunable = {group.name: group.fixed_reason for group in pruner.groups if group.fixed_reason}
     return {
         "of": pruner.method.of,
         "sparsity": pruner.sparsity,
         "sparsity_total": 1 - params / dense_params,
         "layers": gone,
-        "excluded": pinned | dict(pruner.state.selection.reasons),
+        "excluded": not_prunable | dict(pruner.state.selection.reasons),
         "channels": {"removed": dict(pruner.plan.removed), "error": pruner.plan.error},
     }

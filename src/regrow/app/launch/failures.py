@@ -10,53 +10,39 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
+from typing import Any, TypedDict
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from regrow.app.config.instantiate import root_cause
 from regrow.app.config.run_dirs import override_strings
 from regrow.io.files import write_json
 from regrow.utils.errors import BusyError, RegrowError, StateError
 
 Job = Callable[[DictConfig], object]
-
-
 FILE = "failed.json"
-
-
 _log = logging.getLogger("regrow")
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The error of a failed job, which the job returns so that the sweep continues.
-
-    Attributes:
-        error: The type of the error.
-        message: Its message.
-    """
+    """Type and message of the error of a job, which returns it so that the sweep continues."""
 
     error: str
     message: str
 
 
-def root_cause(error: BaseException) -> tuple[BaseException, str]:
-    """Find the error of regrow among the causes of an error, and its message.
+class FailureRecord(TypedDict):
+    """Content of failed.json; `seed` is a string if it cannot be read, `when` is UTC, ISO 8601."""
 
-    Example:
-        >>> root_cause(ValueError("no"))
-        (ValueError('no'), 'no')
-    """
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, RegrowError):
-        cause = cause.__cause__
-    if cause is None:
-        return error, str(error)
-    _, _, key = str(error).rpartition("full_key: ")
-    where = f" (in {key})" if isinstance(error, InstantiationException) else ""
-    return cause, f"{cause}{where}"
+    recipe: str
+    overrides: list[str]
+    seed: int | str
+    error: str
+    message: str
+    when: str
 
 
 def record_failure(job: Job) -> Job:
@@ -86,7 +72,7 @@ def record_failure(job: Job) -> Job:
     return run
 
 
-def _write(path: Path, content: dict[str, object]) -> None:
+def _write(path: Path, content: FailureRecord) -> None:
     """Write the file; if that fails, only log it, so that the first error stays visible."""
     try:
         write_json(path, content)
@@ -94,8 +80,10 @@ def _write(path: Path, content: dict[str, object]) -> None:
         _log.error("failed.json was not written: %s", error)
 
 
-def _content(cfg: DictConfig, failed: Failed) -> dict[str, object]:
-    hydra, seed = HydraConfig.get(), OmegaConf.select(cfg, "seed")
+def _content(cfg: DictConfig, failed: Failed) -> FailureRecord:
+    hydra = HydraConfig.get()
+    settings: Any = OmegaConf.to_container(cfg, resolve=False)  # one may be unreadable
+    seed = settings.get("seed")
     return {
         "recipe": str(hydra.runtime.choices["recipe"]),
         "overrides": override_strings(hydra.overrides.task),

@@ -14,10 +14,11 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from regrow.app.config.instantiate import root_cause
 from regrow.app.config.overrides import check_groups, check_plugins, defer_to_jobs
 from regrow.app.config.recipes import check_names, register, replace_recipe_files
 from regrow.app.config.schema import check_schema
-from regrow.app.launch.failures import Job, record_failure, root_cause
+from regrow.app.launch.failures import Job, record_failure
 from regrow.app.launch.objectives import check_measured, check_objectives, measured
 from regrow.app.launch.search import is_search
 from regrow.app.launch.signals import handle_sigterm
@@ -27,24 +28,18 @@ from regrow.utils.errors import ConfigError, RegrowError
 from regrow.utils.paths import config_dir
 
 # A plan writes no files.
-NO_FILES = (
-    "hydra.run.dir=.",
-    "hydra.output_subdir=null",
-    "hydra/job_logging=stdout",
-)
-
-
+NO_FILES = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
 _command_line: list[str] = []
 
 
-def launch(command: str, words: list[str]) -> None:
+def launch(command: str, args: list[str]) -> None:
     """Compose the configuration from overrides and run the command, once or as a sweep."""
     if command == "plan":
-        _check_no_sweep(words)
-    check_plugins(words)
-    words, given = replace_recipe_files(words)
-    check_names(words, given)
-    check_groups(words)
+        _check_no_sweep(args)
+    check_plugins(args)
+    args, given = replace_recipe_files(args)
+    check_names(args, given)
+    check_groups(args)
     register(given)
     extra = NO_FILES if command == "plan" else ()
     run = hydra.main(
@@ -52,7 +47,7 @@ def launch(command: str, words: list[str]) -> None:
     )
     # Hydra reads sys.argv, without the sub-command.
     _command_line[:] = sys.argv
-    sys.argv[1:] = [*extra, *map(quote_value, defer_to_jobs(words))]
+    sys.argv[1:] = [*extra, *map(quote_value, defer_to_jobs(args))]
     try:
         with handle_sigterm():
             run(JOBS[command])()
@@ -69,8 +64,8 @@ def launch(command: str, words: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _check_no_sweep(words: Sequence[str]) -> None:
-    for word in words:
+def _check_no_sweep(args: Sequence[str]) -> None:
+    for word in args:
         if word in ("-m", "--multirun") or word.startswith("sweep="):
             raise ConfigError(f"plan shows a single configuration: leave out {word}")
 
@@ -92,17 +87,12 @@ def plain_errors(job: Job) -> Job:
         try:
             return job(cfg)
         except Exception as error:
-            message = _message(error)
-            if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            cause, message = root_cause(error)
+            if not isinstance(cause, RegrowError) or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            raise CompactHydraException(message) from error
+            raise CompactHydraException(f"error: {message}") from error
 
     return run
-
-
-def _message(error: BaseException) -> str | None:
-    cause, text = root_cause(error)
-    return f"error: {text}" if isinstance(cause, RegrowError) else None
 
 
 @plain_errors

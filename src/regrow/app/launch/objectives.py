@@ -23,8 +23,6 @@ DIRECTIONS = {
     "bytes": "minimize",
     "latency_ms": "minimize",
 }
-
-
 _VALIDATED = ("val_accuracy", "val_loss")
 
 
@@ -70,12 +68,9 @@ def check_measured(cfg: DictConfig) -> None:
 
 
 def measured(result: Mapping[str, Any], names: Sequence[str]) -> float | tuple[float, ...]:
-    """Return the objectives of a finished job: a number, or a tuple for several.
+    """Return the objectives of a result: a number, or a tuple for several.
 
-    Args:
-        result: The content of `result.json`. Validation accuracy and loss are those of its last
-            level.
-        names: Objectives.
+    Validation accuracy and loss are those of its last level.
 
     Example:
         >>> result = {"levels": [{"val_accuracy": 0.8}, {"val_accuracy": 0.7}], "sparsity": 0.9}

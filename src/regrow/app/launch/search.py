@@ -49,23 +49,23 @@ def requeue_running(storage: str, study_name: str) -> int:
         return 0
     study = optuna.load_study(study_name=study_name, storage=storage)
     state = optuna.trial.TrialState
-    cut = study.get_trials(deepcopy=False, states=(state.RUNNING,))
-    for trial in cut:
+    running = study.get_trials(deepcopy=False, states=(state.RUNNING,))
+    for trial in running:
         study.tell(trial.number, state=state.FAIL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.enqueue_trial(trial.params)
-    return len(cut)
+    return len(running)
 
 
 def _directions(given: Any, names: list[str]) -> list[str]:
     """Directions of the objectives; Hydra's default, one "minimize", counts as not given."""
-    wanted = [DIRECTIONS[name] for name in names]
+    directions = [DIRECTIONS[name] for name in names]
     listed = list(given) if OmegaConf.is_list(given) else [given]
     written = [str(getattr(one, "name", one)) for one in listed]
-    if written not in (wanted, ["minimize"]):
+    if written not in (directions, ["minimize"]):
         raise ConfigError(
             f"hydra.sweeper.direction={written} does not fit objectives={names}, whose directions "
-            f"are {wanted}: leave it out"
+            f"are {directions}: leave it out"
         )
-    return wanted
+    return directions

@@ -30,10 +30,7 @@ def handle_sigterm() -> Iterator[None]:
 def exit_with_parent(parent: int) -> None:
     """Kill this process soon after its parent was killed.
 
-    Otherwise it would lock its folder against a restart, and take the next job from the queue.
-
-    Args:
-        parent: Process id of the parent.
+    Otherwise it would lock its folder against a restart, and start the next job in the queue.
     """
     if not _watching.is_set():
         _watching.set()

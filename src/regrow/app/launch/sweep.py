@@ -6,10 +6,10 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from filelock import FileLock
 
@@ -17,33 +17,37 @@ from regrow.app.config.run_dirs import folder_name
 from regrow.io.files import read_json, write_json
 
 NOTES = "jobs"
-
-
 REPORT = "report.html"
-
-
 _log = logging.getLogger("regrow")
 
 
-Note = Mapping[str, Any]
+class Note(TypedDict):
+    """State of one job: "started", "done" or "failed", with the message of its error.
+
+    `job` is its folder, relative to the folder of the sweep in the file; `start` identifies the
+    start of the sweep that ran it.
+    """
+
+    job: str
+    state: str
+    message: str
+    start: str
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One start of a sweep; the next start of the same sweep has the same folder.
+    """One start of a sweep, with an identifier; other starts of the same sweep share the folder.
 
-    Attributes:
-        folder: Of the report and the notes; jobs have the folders of single runs.
-        start: Identifies this start.
+    `folder` has the report and the notes; jobs have the folders of single runs.
     """
 
     folder: Path
     start: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def note(self, job: Path, state: str, message: str = "") -> None:
-        """Write the state of a job, "started", "done" or "failed", to a file of its own."""
+        """Write the note of a job to a separate file."""
         where = Path(os.path.relpath(job, self.folder)).as_posix()
-        content = {"job": where, "state": state, "message": message, "start": self.start}
+        content: Note = {"job": where, "state": state, "message": message, "start": self.start}
         write_json(self.folder / NOTES / f"{folder_name(where).lstrip('.')}.json", content)
 
     def notes(self) -> list[Note]:
@@ -79,9 +83,9 @@ def summarize_failures(notes: Iterable[Note]) -> list[str]:
     """Describe failed and unfinished jobs, one line each; empty if there are none.
 
     Example:
-        >>> ended = {"job": "a/seed=0", "state": "done", "message": ""}
-        >>> lost = {"job": "a/seed=1", "state": "failed", "message": "sparsity must be in [0, 1)"}
-        >>> print(*summarize_failures([ended, lost]), sep=chr(10))
+        >>> done = {"job": "a/seed=0", "state": "done", "message": ""}
+        >>> failed = {"job": "a/seed=1", "state": "failed", "message": "sparsity must be in [0, 1)"}
+        >>> print(*summarize_failures([done, failed]), sep=chr(10))
         1 of 2 jobs failed:
           a/seed=1: sparsity must be in [0, 1)
         the same command resumes this sweep

@@ -27,10 +27,8 @@ _started: list[tuple[Sweep, FileLock]] = []
 class SweepNotes(Callback):
     """Record each job in the folder of its sweep, and build the report there after each.
 
-    Launchers copy this callback to the processes of their jobs. Single runs are not recorded.
-
-    Args:
-        folder: The parent of the folders of sweeps.
+    `folder` is the parent of the folders of sweeps. Launchers copy this callback to the processes
+    of their jobs. Single runs are not recorded.
     """
 
     def __init__(self, folder: str) -> None:
@@ -92,6 +90,6 @@ def _lock(folder: Path) -> FileLock:
         hold.acquire(timeout=0)
     except Timeout as error:
         raise BusyError(
-            f"another process is running this sweep ({folder}): wait for it, or change its words"
+            f"another process is running this sweep ({folder}): wait for it, or change an override"
         ) from error
     return hold

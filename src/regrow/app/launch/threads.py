@@ -38,17 +38,19 @@ def threads_of(
         4
     """
     if given == AUTO:
-        beside = _side_by_side(launcher, sweeper, available)
-        return launcher.get("cpus_per_task") or max(1, available // beside)
+        jobs = _simultaneous_jobs(launcher, sweeper, available)
+        return launcher.get("cpus_per_task") or max(1, available // jobs)
     if given is None or (isinstance(given, int) and not isinstance(given, bool) and given > 0):
         return given
     raise ConfigError(
         f"threads must be a whole number of at least 1, auto or null, got {given!r}: write "
-        "threads=1, or threads=auto to share the cores among the jobs side by side"
+        "threads=1, or threads=auto to share the cores among simultaneous jobs"
     )
 
 
-def _side_by_side(launcher: Mapping[str, Any], sweeper: Mapping[str, Any], available: int) -> int:
+def _simultaneous_jobs(
+    launcher: Mapping[str, Any], sweeper: Mapping[str, Any], available: int
+) -> int:
     kind = str(launcher["_target_"]).rpartition(".")[2]
     if kind == "JoblibLauncher":
         given = int(launcher["n_jobs"])
@@ -57,7 +59,7 @@ def _side_by_side(launcher: Mapping[str, Any], sweeper: Mapping[str, Any], avail
         return max(1, min(jobs, batch or jobs))
     if kind == "LocalLauncher" and launcher.get("cpus_per_task") is None:
         raise ConfigError(
-            "threads=auto cannot know how many jobs run side by side, submitit_local starts all: "
+            "threads=auto: the number of simultaneous jobs is unknown, submitit_local starts all: "
             "write hydra.launcher.cpus_per_task=1, or threads=1"
         )
-    return 1  # one after another, or on a node of its own
+    return 1  # one after another, or each on a separate node

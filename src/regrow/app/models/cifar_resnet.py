@@ -58,18 +58,7 @@ class CifarResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut.
-
-    Args:
-        inputs: Input channels.
-        outputs: Output channels.
-        stride: Stride of the first convolution.
-
-    Example:
-        >>> import torch
-        >>> BasicBlock(4, 8, stride=2)(torch.zeros(1, 4, 8, 8)).shape
-        torch.Size([1, 8, 4, 4])
-    """
+    """Two 3 x 3 convolutions and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -141,16 +130,6 @@ class WideBlock(nn.Module):
 
     Where the shape changes the shortcut is a 1 x 1 convolution of the activated maps, else the
     identity.
-
-    Args:
-        inputs: Input channels.
-        outputs: Output channels.
-        stride: Stride of the first convolution.
-
-    Example:
-        >>> import torch
-        >>> WideBlock(4, 8, stride=2)(torch.zeros(1, 4, 8, 8)).shape
-        torch.Size([1, 8, 4, 4])
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:

@@ -27,6 +27,13 @@ from regrow.callbacks.sparse_early_stopping import SparseEarlyStopping
 from regrow.callbacks.sparse_model_checkpoint import SparseModelCheckpoint
 from regrow.utils.errors import ConfigError, suggest
 
+# Arguments of a Trainer that writes and prints nothing.
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 _ONLY_WITH_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
 
 
@@ -42,8 +49,7 @@ def build_data(cfg: DictConfig) -> DataModule:
     node = cfg.data
     if fine_tunes(cfg) and cfg.finetune.batch_size is not None:
         node = OmegaConf.merge(node, {"batch_size": cfg.finetune.batch_size})
-    data: DataModule = instantiate_node("data", node, DataModule)
-    return data
+    return instantiate_node("data", node, DataModule)  # type: ignore[type-abstract]
 
 
 def build_module(
@@ -61,7 +67,7 @@ def build_module(
         network.load_state_dict(weights)
     _check_classes_match(cfg, network, data)
     if data.channels_last:
-        network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     overrides = {"lr": cfg.finetune.lr} if fine_tunes(cfg) and cfg.finetune.lr is not None else {}
     return Classifier(
         network,
@@ -113,13 +119,7 @@ def build_pruning(cfg: DictConfig) -> PruningCallback | None:
     if not node:
         return None
     _check_known_keys(node)
-    callback = instantiate_node("pruning", node, _convert_="all")
-    if not isinstance(callback, PruningCallback):
-        raise ConfigError(
-            f"pruning._target_ must be a pruning callback such as regrow.MagnitudePruning, "
-            f"{node.get('_target_')!r} returned {type(callback).__name__}"
-        )
-    return callback
+    return instantiate_node("pruning", node, PruningCallback, _convert_="all")
 
 
 def _check_known_keys(node: DictConfig) -> None:
@@ -159,7 +159,7 @@ def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
         node.save_dir = str(folder)
     _keep_earlier_metrics(folder / "logs" / "metrics.csv")
     try:
-        logger: Logger = instantiate_node("logger", node, Logger, _convert_="all")
+        return instantiate_node("logger", node, Logger, _convert_="all")  # type: ignore[type-abstract]
     except ConfigError as error:
         cause = error.__cause__ and error.__cause__.__cause__
         if not isinstance(cause, ImportError):
@@ -168,7 +168,6 @@ def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
             f"{node['_target_']} needs a package that is not installed ({cause}): "
             "install it, or write logger=csv"
         ) from error
-    return logger
 
 
 def check_weights_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:

@@ -24,11 +24,7 @@ def cluster_plugins(env: Mapping[str, str], ranks: int = 1) -> list[Any]:
     """Return the Trainer plugins for a cluster; empty where Lightning's default is right.
 
     Under SLURM Lightning requeues a job before its time limit and waits for ranks started by srun.
-    Both must be off if submitit requeues, or if one task starts all ranks.
-
-    Args:
-        env: Environment variables.
-        ranks: Processes that train together.
+    Both must be off if submitit requeues, or if one task starts all `ranks` processes.
     """
     on_slurm = any(name.startswith("SLURM_") for name in env)
     if on_slurm and (under_submitit(env) or ranks > 1):

@@ -17,14 +17,11 @@ _PRUNED_ONLY = (*_DISTILL, "regrow.AlternatingPhases")
 
 def with_teacher(cfg: DictConfig, teacher: Path | str) -> DictConfig:
     """Return the configuration with `teacher` for each `Distill` without one."""
-    missing = [
-        name
-        for name in _matching_callbacks(cfg, _DISTILL)
-        if cfg.callbacks[name].get("teacher") is None
-    ]
+    names = _matching_callbacks(cfg, _DISTILL)
+    missing = [name for name in names if cfg.callbacks[name].get("teacher") is None]
     if not missing:
         return cfg
-    changed = _editable_copy(cfg)
+    changed = editable_copy(cfg)
     for name in missing:
         changed.callbacks[name].teacher = str(teacher)
     return changed
@@ -32,7 +29,7 @@ def with_teacher(cfg: DictConfig, teacher: Path | str) -> DictConfig:
 
 def without_teacher(cfg: DictConfig) -> DictConfig:
     """Return the configuration without `Distill` and `AlternatingPhases`, for a dense network."""
-    changed = _editable_copy(cfg)
+    changed = editable_copy(cfg)
     for name in _matching_callbacks(cfg, _PRUNED_ONLY):
         changed.callbacks.pop(name)
     return changed
@@ -47,7 +44,8 @@ def _matching_callbacks(cfg: DictConfig, targets: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _editable_copy(cfg: DictConfig) -> DictConfig:
+def editable_copy(cfg: DictConfig) -> DictConfig:
+    """Return a copy of a configuration to which keys can be added."""
     changed = copy.deepcopy(cfg)
     OmegaConf.set_struct(changed, False)
     return changed

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import lightning.pytorch as pl
 import torch
@@ -25,11 +25,11 @@ from torch import Tensor
 
 from regrow.app.config.instantiate import wrap_error
 from regrow.app.config.recipe_export import named_recipe
-from regrow.app.training.build import build_pruning
+from regrow.app.training.build import QUIET, build_pruning
 from regrow.app.training.cluster import under_submitit
 from regrow.app.training.fit import FitResult, fit_in_process
 from regrow.app.training.locks import exclusive, on_rank_zero
-from regrow.app.training.sparsity_levels import LevelRecorder
+from regrow.app.training.sparsity_levels import LevelRecord, LevelRecorder
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.checkpoints import read_checkpoint
 from regrow.io.files import read_json, write_atomic, write_json
@@ -37,10 +37,17 @@ from regrow.utils import errors
 from regrow.utils.errors import ConfigError, RegrowError, StateError
 from regrow.utils.logging import quiet_third_party
 
-CONFIG, NAMED, START = "config.yaml", "recipe.json", "start.pt"
-
-
+# Files in the folder "ranks": the request, and the answer of rank 0.
+CONFIG, RECIPE, START = "config.yaml", "recipe.json", "start.pt"
 DONE, FAILED = "fitted.json", "error.json"
+
+
+class FitRecord(TypedDict):
+    """Result of a fit in subprocesses: checkpoint relative to the run, levels, training time."""
+
+    checkpoint: str
+    levels: list[LevelRecord]
+    seconds: float
 
 
 def fit(
@@ -53,12 +60,12 @@ def fit(
     if world_size(cfg) == 1:
         return fit_in_process(cfg, folder, weights, pruning, named_recipe(cfg))
     _fit_in_subprocess(cfg, folder, weights)
-    done = read_json(folder / "ranks" / DONE)
+    done: FitRecord = read_json(folder / "ranks" / DONE)
     levels = None
     if pruning is not None:
         levels = LevelRecorder(pruning, folder / "levels", cfg.monitor, cfg.monitor_mode)
-        levels.load_state_dict(done)
-    return FitResult(folder / done["checkpoint"], levels, float(done["seconds"]))
+        levels.levels = done["levels"]
+    return FitResult(folder / done["checkpoint"], levels, done["seconds"])
 
 
 def world_size(cfg: DictConfig) -> int:
@@ -80,10 +87,7 @@ def world_size(cfg: DictConfig) -> int:
         trainer = pl.Trainer(
             accelerator=cfg.trainer.get("accelerator") or "auto",
             devices="auto" if given is None else given,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            **QUIET,
         )
     except Exception as error:
         raise wrap_error(f"trainer.devices={devices} is not available", error) from error
@@ -105,24 +109,24 @@ def check_single_node(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def _fit_in_subprocess(cfg: DictConfig, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
-    order = folder / "ranks"
-    order.mkdir(parents=True, exist_ok=True)
+    request = folder / "ranks"
+    request.mkdir(parents=True, exist_ok=True)
     for name in (START, DONE, FAILED):
-        (order / name).unlink(missing_ok=True)
+        (request / name).unlink(missing_ok=True)
     if weights is not None:
-        write_atomic(order / START, lambda file: torch.save(dict(weights), file))
-    write_json(order / NAMED, named_recipe(cfg))
+        write_atomic(request / START, lambda file: torch.save(dict(weights), file))
+    write_json(request / RECIPE, named_recipe(cfg))
     text = OmegaConf.to_yaml(cfg, resolve=True)
-    write_atomic(order / CONFIG, lambda file: file.write(text.encode()))
-    command = [sys.executable, "-m", "regrow.app.training.distributed_fit", str(order.absolute())]
+    write_atomic(request / CONFIG, lambda file: file.write(text.encode()))
+    command = [sys.executable, "-m", "regrow.app.training.distributed_fit", str(request.absolute())]
     environ = os.environ | {"REGROW_PARENT": str(os.getpid())}
     process = subprocess.Popen(command, env=environ, start_new_session=True)
     with _forward_signals(process):
         status = process.wait()
-    if (order / FAILED).is_file():
-        failed = read_json(order / FAILED)
+    if (request / FAILED).is_file():
+        failed = read_json(request / FAILED)
         raise getattr(errors, failed["type"])(failed["message"])
-    if status or not (order / DONE).is_file():
+    if status or not (request / DONE).is_file():
         raise StateError(
             f"the training processes ended with status {status}, see above: the same command "
             f"resumes from {folder / 'checkpoints'}"
@@ -157,33 +161,34 @@ def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
         raise SystemExit(128 + signal.SIGTERM)
 
 
-def main(order: Path) -> None:
+def main(request: Path) -> None:
     """Run the fit of one rank; rank 0 records the result."""
     _exit_with_parent(int(os.environ["REGROW_PARENT"]))
-    cfg = OmegaConf.load(order / CONFIG)
+    cfg = OmegaConf.load(request / CONFIG)
     assert isinstance(cfg, DictConfig)
     quiet_third_party()
     if cfg.threads is not None:
         torch.set_num_threads(int(cfg.threads))
-    weights = read_checkpoint(order / START) if (order / START).is_file() else None
-    folder, lock = order.parent, exclusive(order) if on_rank_zero() else nullcontext()
+    weights = read_checkpoint(request / START) if (request / START).is_file() else None
+    folder, lock = request.parent, exclusive(request) if on_rank_zero() else nullcontext()
     try:
         with lock:
-            arguments = (cfg, folder, weights, build_pruning(cfg), read_json(order / NAMED))
+            arguments = (cfg, folder, weights, build_pruning(cfg), read_json(request / RECIPE))
             fitted = fit_in_process(*arguments, world_size(cfg))
             if on_rank_zero():
-                write_json(order / DONE, _fit_record(fitted, folder))
+                levels = fitted.levels.levels if fitted.levels is not None else []
+                checkpoint = os.path.relpath(fitted.checkpoint, folder)
+                done: FitRecord = {
+                    "checkpoint": checkpoint,
+                    "levels": levels,
+                    "seconds": fitted.seconds,
+                }
+                write_json(request / DONE, done)
     except RegrowError as error:
         if on_rank_zero():
             failure = {"type": type(error).__name__, "message": str(error)}
-            write_json(order / FAILED, failure)
+            write_json(request / FAILED, failure)
         raise SystemExit(1) from error
-
-
-def _fit_record(fitted: FitResult, folder: Path) -> dict[str, Any]:
-    levels = fitted.levels.levels if fitted.levels is not None else []
-    checkpoint = os.path.relpath(fitted.checkpoint, folder)
-    return {"checkpoint": checkpoint, "levels": levels, "seconds": fitted.seconds}
 
 
 def _exit_with_parent(parent: int) -> None:

@@ -38,10 +38,8 @@ from regrow.utils.errors import ConfigError, StateError
 class FitResult:
     """Result of a fit.
 
-    Attributes:
-        checkpoint: The checkpoint at the target sparsity with the best validation metric.
-        levels: The best weights of each sparsity; None without pruning.
-        seconds: Training time of this process.
+    `checkpoint` has the best validation metric at the target sparsity, `levels` the best weights of
+    each sparsity (None without pruning); `seconds` is the training time of this process.
     """
 
     checkpoint: Path
@@ -54,7 +52,7 @@ def fit_in_process(
     folder: Path,
     weights: Mapping[str, Tensor] | None,
     pruning: PruningCallback | None,
-    named: Mapping[str, str],
+    recipe: Mapping[str, str],
     ranks: int = 1,
 ) -> FitResult:
     """Train and prune in this process, saving into `folder/checkpoints`.
@@ -67,7 +65,7 @@ def fit_in_process(
         folder: Folder of checkpoints and logs.
         weights: Initial weights; None: initialized by the seed.
         pruning: None trains the dense network.
-        named: Name of the recipe, saved in checkpoints.
+        recipe: Recipe of the run, saved in checkpoints: see `named_recipe`.
         ranks: Processes that train together.
 
     Raises:
@@ -77,11 +75,10 @@ def fit_in_process(
     module = build_module(cfg, data, weights)
     checkpoints = folder / "checkpoints"
     best = _make_checkpoint_callback(cfg, checkpoints, pruning)
-    callbacks = [*build_callbacks(cfg, pruning), best]
-    levels = None
+    callbacks, levels = build_callbacks(cfg, pruning), None
     if pruning is not None:
         levels = LevelRecorder(pruning, folder / "levels", cfg.monitor, cfg.monitor_mode)
-        callbacks.insert(-1, levels)
+        callbacks.append(levels)
     logger = build_logger(cfg, folder)
     if logger:
         log_settings(logger, settings(cfg))
@@ -89,7 +86,7 @@ def fit_in_process(
         "trainer",
         cfg.trainer,
         pl.Trainer,
-        callbacks=[*callbacks, RecipeName(named), *cluster_callbacks(os.environ)],
+        callbacks=[*callbacks, best, RecipeName(recipe), *cluster_callbacks(os.environ)],
         plugins=cluster_plugins(os.environ, ranks) or cfg.trainer.get("plugins"),
         logger=logger,
         default_root_dir=str(folder),

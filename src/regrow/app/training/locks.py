@@ -41,11 +41,9 @@ def wait_for(path: Path, waiting_for: str) -> Iterator[None]:
     """Acquire a lock, and log if it has to wait."""
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=1)
+        acquired = lock.acquire(timeout=1)
     except Timeout:
         info(f"waiting for {waiting_for}")
-        lock.acquire()
-    try:
+        acquired = lock.acquire()
+    with acquired:
         yield
-    finally:
-        lock.release()

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Constant, linear, cosine and multistep learning-rate schedules with warm-up.
 
-Each is a `LambdaLR` whose factor depends on the optimizer step only, so that a resume or a rewind
-gives the same learning rates.
+Each is a `LambdaLR` whose factor depends on the optimizer step only, so that a resumed or rewound
+fit has the same learning rates. Their arguments:
+
+- `optimizer`: the optimizer whose learning rates are set.
+- `total_steps`: optimizer steps of the fit, or of one rewinding round.
+- `warmup`: fraction of the fit with a linear warm-up.
+- `final`: factor of the learning rate after `total_steps`, at least 0.
 """
 
 from __future__ import annotations
@@ -18,12 +23,7 @@ from regrow.utils.errors import ConfigError, check_count
 
 
 def constant(optimizer: Optimizer, total_steps: int, warmup: float = 0.0) -> LambdaLR:
-    """Keep the learning rate of the optimizer after a linear warm-up.
-
-    Args:
-        optimizer: Optimizer whose learning rates are set.
-        total_steps: Optimizer steps of the fit.
-        warmup: Fraction of the fit with a linear warm-up.
+    """Keep the learning rate of the optimizer after the warm-up.
 
     Example:
         >>> import torch
@@ -38,12 +38,6 @@ def linear(
     optimizer: Optimizer, total_steps: int, warmup: float = 0.0, final: float = 0.0
 ) -> LambdaLR:
     """Decay linearly to `final` times the learning rate.
-
-    Args:
-        optimizer: Optimizer whose learning rates are set.
-        total_steps: Optimizer steps of the fit.
-        warmup: Fraction of the fit with a linear warm-up.
-        final: Factor reached after `total_steps`, at least 0.
 
     Example:
         >>> import torch
@@ -60,12 +54,6 @@ def cosine(
 ) -> LambdaLR:
     """Decay along half a cosine to `final` times the learning rate.
 
-    Args:
-        optimizer: Optimizer whose learning rates are set.
-        total_steps: Optimizer steps of the fit.
-        warmup: Fraction of the fit with a linear warm-up.
-        final: Factor reached after `total_steps`, at least 0.
-
     Source: Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts.
 
     Example:
@@ -75,12 +63,11 @@ def cosine(
         0.0
     """
     final = _check_factor("final", final)
-    return _make_schedule(
-        optimizer,
-        total_steps,
-        warmup,
-        lambda step, done: final + (1 - final) * (1 + math.cos(math.pi * done)) / 2,
-    )
+
+    def factor(step: int, done: float) -> float:
+        return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+
+    return _make_schedule(optimizer, total_steps, warmup, factor)
 
 
 def multistep(
@@ -91,16 +78,11 @@ def multistep(
     warmup: float = 0.0,
     of: float = 1.0,
 ) -> LambdaLR:
-    """Multiply the learning rate by `gamma` at each milestone.
+    """Multiply the learning rate by `gamma` (at least 0) at each milestone.
 
-    Args:
-        optimizer: Optimizer whose learning rates are set.
-        total_steps: Optimizer steps of the fit, or of one rewinding round.
-        milestones: Increasing fractions of the fit, warm-up included.
-        gamma: Factor, at least 0.
-        warmup: Fraction of the fit with a linear warm-up.
-        of: Divisor of milestones and warm-up: with 90 they are epochs of a fit of 90 epochs. A
-            shorter fit uses the same fractions.
+    Milestones are increasing fractions of the fit, warm-up included. `of` divides them and the
+    warm-up: with 90 they are epochs of a fit of 90 epochs, and a shorter fit uses the same
+    fractions.
 
     Example:
         >>> import torch

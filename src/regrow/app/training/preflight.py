@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from regrow.app.config.initial_weights import SCRATCH, load_initial_weights
 from regrow.app.config.instantiate import instantiate_node, is_foreign, wrap_error
 from regrow.app.data.base import DataModule
-from regrow.app.training.build import build_callbacks, build_data, build_module
+from regrow.app.training.build import QUIET, build_callbacks, build_data, build_module
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.default_teacher import with_teacher
 from regrow.app.training.distributed_fit import check_single_node, world_size
@@ -45,11 +45,8 @@ def check_settings(cfg: DictConfig) -> None:
             "what would happen, or trainer.max_epochs=1"
         )
     if cfg.start == SCRATCH:
-        unused = {"dense_epochs": cfg.dense_epochs} | {
-            f"finetune.{key}": value for key, value in cfg.finetune.items()
-        }
-        for name, value in unused.items():
-            if value is not None:
+        for name in ("dense_epochs", "finetune.lr", "finetune.batch_size"):
+            if (value := OmegaConf.select(cfg, name)) is not None:
                 raise ConfigError(
                     f"{name}={value} has no effect with start=scratch, which trains once: write "
                     "start=null, or set optimizer.lr, data.batch_size or trainer.max_epochs"
@@ -57,11 +54,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier, int]:
-    """Set up a fit and stop it before its first step.
-
-    Args:
-        cfg: Configuration of the fit.
-        pruning: Pruning callback, which keeps its pruner and resolved plan; None for a dense fit.
+    """Set up a fit and stop it before its first step; `pruning` keeps its pruner and plan.
 
     Returns:
         The module and the optimizer steps per epoch.
@@ -70,8 +63,8 @@ def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier
         ConfigError, StateError: What the fit itself would raise.
     """
     data = build_data(cfg)
-    named = cfg.start is not None and cfg.start != "scratch"
-    module = build_module(cfg, data, load_initial_weights(cfg.start) if named else None)
+    weights = None if cfg.start in (None, SCRATCH) else load_initial_weights(cfg.start)
+    module = build_module(cfg, data, weights)
     if cfg.trainer.get("max_epochs") == 0:
         if pruning is not None:
             pruning.attach(module)
@@ -87,10 +80,7 @@ def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier
             on_one_device(cfg, data),
             pl.Trainer,
             callbacks=[*suite, _StopBeforeFirstStep()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            **QUIET,
             num_sanity_val_steps=0,
             default_root_dir=folder,
             _convert_="all",
@@ -144,9 +134,8 @@ def on_one_device(cfg: DictConfig, data: DataModule) -> DictConfig:
         limit = 1.0 if limit is None else limit
         OmegaConf.set_struct(node, False)
         node._set_parent(cfg)
-        node.limit_train_batches = (
-            min(limit, share) if isinstance(limit, int) else int(share * limit)
-        )
+        batches = min(limit, share) if isinstance(limit, int) else int(share * limit)
+        node.limit_train_batches = batches
         node.devices, node.strategy = 1, "auto"
     return cast(DictConfig, node)
 

@@ -36,13 +36,8 @@ def clear_levels(run: Path) -> None:
 class LevelRecorder(pl.Callback):
     """Save the weights with the best monitored value at each sparsity, one file per level.
 
-    They are tested once, after training, and deleted.
-
-    Args:
-        pruning: The pruning callback.
-        folder: Folder of the weights.
-        monitor: Metric to compare.
-        mode: "max" or "min".
+    They are tested once, after training, and deleted. `mode` ("max" or "min") says which value of
+    the metric `monitor` is best.
     """
 
     def __init__(self, pruning: PruningCallback, folder: Path, monitor: str, mode: str) -> None:
@@ -65,15 +60,15 @@ class LevelRecorder(pl.Callback):
             self.levels.pop()
         epoch = int(trainer.current_epoch)
         level: LevelRecord = {"sparsity": sparsity, "monitored": value, "epoch": epoch}
-        if "val/accuracy" in trainer.callback_metrics:
-            level["val_accuracy"] = float(trainer.callback_metrics["val/accuracy"])
-        if "val/loss" in trainer.callback_metrics:
-            level["val_loss"] = float(trainer.callback_metrics["val/loss"])
+        metrics = trainer.callback_metrics
+        if "val/accuracy" in metrics:
+            level["val_accuracy"] = float(metrics["val/accuracy"])
+        if "val/loss" in metrics:
+            level["val_loss"] = float(metrics["val/loss"])
         if trainer.is_global_zero:
             state = {"state_dict": pl_module.state_dict()}
-            self.pruning.on_save_checkpoint(
-                trainer, pl_module, state
-            )  # shapes of a compacted module
+            # adds the shapes of a compacted module
+            self.pruning.on_save_checkpoint(trainer, pl_module, state)
             write_atomic(self._file(len(self.levels)), lambda file: torch.save(state, file))
         self.levels.append(level)
 

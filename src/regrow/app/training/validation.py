@@ -21,12 +21,8 @@ class Validation:
 
     The test set is never used, since the result selects where to prune.
 
-    Args:
-        data: Data module.
-        samples: Size of a random subset, kept in memory and equal in each call; None: all samples.
-
-    Attributes:
-        count: Number of samples; known after the first call.
+    `samples` is the size of a random subset, kept in memory and equal in each call (None: all);
+    `count` is the number of samples of the last call.
     """
 
     def __init__(self, data: DataModule, samples: int | None = None) -> None:

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.channels.cut.surgery import KeptIndices, UndoLog, cut, set_data, slice_tensor
+from regrow.channels.cut.surgery import KeptIndices, UndoLog, cut, kept_mask, set_data, slice_tensor
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.io.safetensors import SUFFIX, read_tensors
 from regrow.utils.errors import StateError
@@ -27,6 +27,39 @@ from regrow.utils.names import (
 FORMAT = 1
 
 
+class ChannelCutState(TypedDict):
+    """What `ChannelCut.state_dict` returns: its attributes as tensors and builtin types.
+
+    Attributes:
+        format: Version of this layout.
+        kept: As in `ChannelCut`, with dimensions as strings.
+        attributes: (module, attribute, new value), like `before` with the old ones.
+    """
+
+    format: int
+    kept: dict[str, dict[str, Tensor]]
+    attributes: list[tuple[str, str, Any]]
+    before: list[tuple[str, str, Any]]
+    shapes: dict[str, list[int]]
+    removed: dict[str, int]
+    not_prunable: dict[str, str]
+    error: float
+
+
+class StoredCut(TypedDict):
+    """One cut in a state dict.
+
+    Attributes:
+        plan: The cut.
+        removed_weights: Removed values by parameter; empty if they were not kept.
+        statistics: Removed values by buffer.
+    """
+
+    plan: ChannelCutState
+    removed_weights: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+
+
 @dataclass
 class ChannelCut:
     """A record of removed channels: what remains of each tensor, and sizes in module attributes.
@@ -36,7 +69,7 @@ class ChannelCut:
         attributes: New values by (module, attribute).
         shapes: Original shapes of the tensors that were cut.
         removed: Number of removed channels, by group.
-        pinned: Groups that could not be cut, with the reason.
+        not_prunable: Groups that could not be cut, with the reason.
         error: Largest difference from the masked model's output, relative to its largest.
         undo: Undoes the cut; None if loaded from a checkpoint.
         before: Values of the attributes before the cut.
@@ -46,21 +79,21 @@ class ChannelCut:
     attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     removed: dict[str, int] = field(default_factory=dict)
-    pinned: dict[str, str] = field(default_factory=dict)
+    not_prunable: dict[str, str] = field(default_factory=dict)
     error: float = 0.0
     undo: UndoLog | None = field(default=None, repr=False)
     before: dict[tuple[str, str], Any] = field(default_factory=dict)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ChannelCutState:
         """Return the record as tensors and builtin types, for `from_state`."""
         return {
             "format": FORMAT,
             "kept": {n: {str(d): k.clone() for d, k in ds.items()} for n, ds in self.kept.items()},
-            "attributes": [[path, name, value] for (path, name), value in self.attributes.items()],
-            "before": [[path, name, value] for (path, name), value in self.before.items()],
+            "attributes": [(path, name, value) for (path, name), value in self.attributes.items()],
+            "before": [(path, name, value) for (path, name), value in self.before.items()],
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "removed": dict(self.removed),
-            "pinned": dict(self.pinned),
+            "not_prunable": dict(self.not_prunable),
             "error": self.error,
         }
 
@@ -80,7 +113,7 @@ class ChannelCut:
             {(path, name): _plain(value) for path, name, value in state["attributes"]},
             {name: tuple(shape) for name, shape in state["shapes"].items()},
             dict(state["removed"]),
-            dict(state["pinned"]),
+            dict(state["not_prunable"]),
             float(state["error"]),
             before={(path, name): _plain(value) for path, name, value in state["before"]},
         )
@@ -110,11 +143,7 @@ class ChannelCut:
         return undo
 
     def check_cut_model(self, model: nn.Module) -> None:
-        """Check that a model has the shapes that this cut leaves.
-
-        Raises:
-            StateError: Naming the first parameter whose shape differs.
-        """
+        """Raise `StateError` if a model has other shapes than this cut leaves."""
         shapes = {strip_compile_prefix(n): t.shape for n, t in tensors(model).items()}
         for name in self.shapes:
             cut = self.cut_shape(name)
@@ -129,9 +158,7 @@ class ChannelCut:
         """Return whether a model has the shapes that this cut leaves, not those before it."""
         by_name = tensors(model)
         return all(
-            name in by_name
-            and all(by_name[name].shape[dim] == int(keep.sum()) for dim, keep in dims.items())
-            for name, dims in self.kept.items()
+            name in by_name and by_name[name].shape == self.cut_shape(name) for name in self.kept
         )
 
     def cut_shape(self, name: str) -> torch.Size:
@@ -159,16 +186,12 @@ class ChannelCut:
     def scatter(self, name: str, values: Tensor) -> Tensor:
         """Put values of a cut tensor at their original positions; all others are zero."""
         whole = values.new_zeros(self.shapes[name])
-        whole[self.kept_mask(name).to(values.device)] = values.reshape(-1)
+        whole[kept_mask(whole.shape, self.kept[name], whole.device)] = values.reshape(-1)
         return whole
 
     def kept_mask(self, name: str) -> Tensor:
         """Return a bool mask, of a tensor's original shape, of what remains."""
-        shape = self.shapes[name]
-        whole = torch.ones(shape, dtype=torch.bool)
-        for dim, keep in self.kept[name].items():
-            whole &= keep.reshape([-1 if d == dim else 1 for d in range(len(shape))])
-        return whole
+        return kept_mask(self.shapes[name], self.kept[name])
 
     def compose(self, later: ChannelCut) -> ChannelCut:
         """Return one record for this cut followed by another."""
@@ -185,7 +208,7 @@ class ChannelCut:
             self.attributes | later.attributes,
             later.shapes | self.shapes,
             removed,
-            self.pinned | later.pinned,
+            self.not_prunable | later.not_prunable,
             later.error,
             before=later.before | self.before,
         )
@@ -210,14 +233,9 @@ def make_channel_cut(model: nn.Module, kept: KeptIndices, undo: UndoLog, **more:
 def slice_optimizer_state(
     optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
 ) -> None:
-    """Slice the state of optimizers in place, after the model was cut.
+    """Slice the state of optimizers in place, after the model was cut by `plan`.
 
     State tensors of a parameter's original shape are sliced; others, such as step counts, stay.
-
-    Args:
-        optimizers: Optimizers of the model.
-        model: The cut model.
-        plan: The last cut.
     """
     for name, state in _states(optimizers, model, plan):
         for key, value in state.items():
@@ -236,7 +254,7 @@ def load(
         make: The original model's class or a function that builds it, or such a model itself.
         checkpoint: A file (`.ckpt`, `.pt`, or `.safetensors` from `regrow.export`), or its
             content: `state_dict` and the record of the cut.
-        given: Arguments for `make`, in addition to hyper-parameters of the checkpoint.
+        given: Arguments of `make`, in addition to hyper-parameters of the checkpoint.
 
     Returns:
         The cut model with the checkpoint's weights, in the mode in which it was built.
@@ -305,7 +323,7 @@ def reset_mismatched_state(
                 del optimizer.state[parameter]
 
 
-def comparable(cut: Mapping[str, Any]) -> dict[str, Any]:
+def comparable(cut: StoredCut) -> dict[str, Any]:
     """Return the kept positions of a saved cut as lists, which can be compared."""
     return {
         name: {dim: keep.tolist() for dim, keep in dims.items()}

@@ -57,14 +57,8 @@ def blame_groups(
 ) -> list[str]:
     """Return the groups that explain an error in some modules, and equal groups elsewhere.
 
-    Groups of the module's own parameters whose sizes its code reads are preferred, then others of
-    its own parameters, then groups that only pass through it.
-
-    Args:
-        paths: Modules, innermost first; the first that uses any of the groups decides.
-        traced: Labels of the network.
-        groups: All groups.
-        removed: The channels that were cut.
+    The first module that uses any of the groups decides. Groups of its own parameters whose sizes
+    its code reads are preferred, then others of its own parameters, then all that pass through it.
     """
     cut = [group for group in groups if len(removed.get(group.name, ()))]
     used_by = groups_by_module(traced, cut)
@@ -120,7 +114,7 @@ def find_linkable(
         groups: All groups.
         names: Groups that made the network fail; equal groups elsewhere are included.
         paths: Modules with that code.
-        tried: Sets that failed; larger sets, with all that the code uses, may work.
+        tried: Sets that failed already.
     """
     failed = set(names)
     keys = {structure_key(group) for group in groups if group.name in failed}

@@ -88,6 +88,19 @@ def kept_indices(groups: Sequence[Group], removed: RemovedChannels) -> KeptIndic
     return found
 
 
+def kept_mask(shape: Sequence[int], dims: Mapping[int, Tensor], device: Any = "cpu") -> Tensor:
+    """Return a bool mask of the positions of a tensor that stay.
+
+    Example:
+        >>> kept_mask((2, 3), {1: torch.tensor([True, False, True])}).int().tolist()
+        [[1, 0, 1], [1, 0, 1]]
+    """
+    mask = torch.ones(tuple(shape), dtype=torch.bool, device=device)
+    for dim, keep in dims.items():
+        mask &= keep.to(device).reshape([-1 if d == dim else 1 for d in range(len(shape))])
+    return mask
+
+
 def slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     """Copy the kept positions of a tensor, in the same memory format.
 
@@ -118,13 +131,9 @@ def cut(
     undo: UndoLog,
     change: Callable[[Tensor, Mapping[int, Tensor]], Tensor] = slice_tensor,
 ) -> None:
-    """Slice parameters and buffers in place; gradients are dropped.
+    """Slice parameters and buffers in place, or set zeros (`mask_tensor`); drop gradients.
 
-    Args:
-        model: The model.
-        kept: Positions that stay.
-        undo: Records what is replaced; calling it restores the model, also after a failure here.
-        change: `slice_tensor`, or `mask_tensor` to set zeros instead.
+    All that is replaced is recorded in `undo` first, so that it can be restored after a failure.
     """
     undo.model = model
     with torch.no_grad():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Cut a model on trial: run it, and compare its outputs with those of the masked model.
 
-Groups that make it fail stay whole. They are found by the module that raises, else by bisection.
+Groups that make it fail are not cut. They are found by the module that raises, or by bisection.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from regrow.channels.cut.surgery import (
     tell_modules,
 )
 from regrow.channels.graph.groups import Group
+from regrow.channels.graph.preserve import preserve_state
 from regrow.channels.graph.trace import Trace
 from regrow.utils.batches import batch_size, bound_forward, noise_like, resize_batch
 from regrow.utils.modes import in_mode
@@ -43,11 +44,6 @@ def output_tensors(output: Any) -> list[Tensor]:
         attributes = [vars(leaf) for leaf in leaves if hasattr(leaf, "__dict__")]
         leaves = [*leaves, *tree_leaves(attributes)]
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def float_tensors(output: Any) -> list[Tensor]:
-    """Return the floating-point tensors of an output."""
-    return [tensor for tensor in output_tensors(output) if tensor.is_floating_point()]
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:
@@ -77,24 +73,20 @@ class Verified:
     Attributes:
         undo: Undoes the cut.
         patched: Attributes of the model's own modules that were changed.
-        pinned: Groups that could not be cut, with the error.
+        failed: Groups that could not be cut, with the error.
         error: Largest difference from the masked network, relative to its largest output.
     """
 
     undo: UndoLog
     patched: list[str]
-    pinned: dict[str, str]
+    failed: dict[str, str]
     error: float
 
 
 class TrialCut:
     """Runs a model before and after cuts, on batches of two sizes, in eval and training mode.
 
-    Args:
-        model: The model.
-        traced: Its labels.
-        groups: Its groups.
-        example_input: A batch; only its shapes and its integers are used.
+    Of the example only shapes and integers are used; floats are replaced by noise.
     """
 
     def __init__(
@@ -129,14 +121,14 @@ class TrialCut:
         asked = [name for name, channels in removed.items() if len(channels)]
         # first groups whose outputs can be compared to the masked network, then the others
         good: list[str] = []
-        pinned: dict[str, str] = {}
+        failed: dict[str, str] = {}
         self._known.clear()
         for wanted in (True, False):
             names = [name for name in asked if exact[name] is wanted]
             if names:
-                good = self._blame_modules(good, names, removed, pinned)
+                good = self._blame_modules(good, names, removed, failed)
         undo, patched, error = self._cut({name: removed[name] for name in good})
-        return Verified(undo, patched, pinned, error)
+        return Verified(undo, patched, failed, error)
 
     def links(
         self, names: Iterable[str], tried: Collection[tuple[str, ...]] = ()
@@ -152,7 +144,7 @@ class TrialCut:
         return {*islice((t for t in types if not t.__module__.startswith("torch.nn.")), 1)}
 
     def _blame_modules(
-        self, good: list[str], names: list[str], removed: RemovedChannels, pinned: dict[str, str]
+        self, good: list[str], names: list[str], removed: RemovedChannels, failed: dict[str, str]
     ) -> list[str]:
         """Return `good` and those of `names` that can be cut too, by the modules that raise."""
         batches: list[list[str]] = []
@@ -166,10 +158,10 @@ class TrialCut:
                 cut = {name: removed[name] for name in names}
                 found = blame_groups(broken.paths, self.traced, self.groups, cut)
                 if not found:
-                    good = self._bisect(good, names, removed, pinned)
+                    good = self._bisect(good, names, removed, failed)
                     names = []
                     break
-                pinned |= dict.fromkeys(found, str(broken))
+                failed |= dict.fromkeys(found, str(broken))
                 batches.append(found)
                 names = [name for name in names if name not in found]
         good = [*good, *names]
@@ -180,17 +172,17 @@ class TrialCut:
                 continue
             good = [*good, *batch]
             for name in batch:
-                del pinned[name]
+                del failed[name]
         return good
 
     def _bisect(
-        self, good: list[str], names: list[str], removed: RemovedChannels, pinned: dict[str, str]
+        self, good: list[str], names: list[str], removed: RemovedChannels, failed: dict[str, str]
     ) -> list[str]:
         """Return the same by bisection; a group that failed decides for all equal ones."""
-        keys = {structure_key(g) for g in self.groups if g.name in pinned}
+        keys = {structure_key(g) for g in self.groups if g.name in failed}
         alike = {g.name for g in self.groups if structure_key(g) in keys}
         for name in [name for name in names if name in alike]:
-            pinned[name] = "an equal group in another block made the cut network fail"
+            failed[name] = "an equal group in another block made the cut network fail"
         names = [name for name in names if name not in alike]
         if not names:
             return good
@@ -199,11 +191,11 @@ class TrialCut:
             self._cut(together)[0]()
         except CutFailed as broken:
             if len(names) == 1:
-                pinned[names[0]] = str(broken)
+                failed[names[0]] = str(broken)
                 return good
             half = len(names) // 2
-            good = self._bisect(good, names[:half], removed, pinned)
-            return self._bisect(good, names[half:], removed, pinned)
+            good = self._bisect(good, names[:half], removed, failed)
+            return self._bisect(good, names[half:], removed, failed)
         return [*good, *names]
 
     def _cut(self, removed: RemovedChannels) -> tuple[UndoLog, list[str], float]:
@@ -275,7 +267,8 @@ class TrialCut:
         undo = UndoLog()
         try:
             cut(self.model, kept, undo, mask_tensor)
-            return float_tensors(self._run(self.inputs[0], training=False))
+            found = output_tensors(self._run(self.inputs[0], training=False))
+            return [tensor for tensor in found if tensor.is_floating_point()]
         finally:
             undo()
 
@@ -301,7 +294,7 @@ class TrialCut:
         return error
 
     def _run(self, inputs: Any, training: bool) -> Any:
-        with in_mode(self.model, training):
+        with in_mode(self.model, training), preserve_state(self.model):
             try:
                 return bound_forward(self.model, inputs)()
             except Exception as error:

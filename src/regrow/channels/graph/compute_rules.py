@@ -28,7 +28,7 @@ def linear(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor
 
 def convolution(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
     """Unite input channels with columns; rows of `(out, in / groups, ...)` label the output."""
-    return _convolution(labels, a, shape, out=0)
+    return _convolution(labels, a, shape, out=int(a.get("transposed", False)))
 
 
 def transposed_convolution(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:

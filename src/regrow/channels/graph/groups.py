@@ -44,8 +44,8 @@ class Group:
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.size} channels"]
         if self.fixed_reason:
-            lines.append(f"  pinned: {self.fixed_reason}")
-        lines += [f"  inexact: {reason}" for reason in self.approximate_reasons]
+            lines.append(f"  not prunable: {self.fixed_reason}")
+        lines += [f"  approximate: {reason}" for reason in self.approximate_reasons]
         for (name, dim), channels in self.members.items():
             places = (channels >= 0).nonzero().flatten()
             lines.append(f"  {name}[{dim}] {_ranges(places)} of {len(channels)}")
@@ -83,7 +83,7 @@ def groups(model: nn.Module, example_input: Any) -> tuple[Group, ...]:
           0.bias[0] 0-7 of 8
           3.weight[1] 0-31 of 32
         3: 2 channels
-          pinned: the network's output
+          not prunable: the network's output
           3.weight[0] 0-1 of 2
           3.bias[0] 0-1 of 2
     """

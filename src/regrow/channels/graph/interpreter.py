@@ -50,7 +50,7 @@ class Interpreter:
         labels: Labels, united while the graph is interpreted.
         sites: Receives the calls whose arguments may be sizes.
         module: The graph.
-        fix_output: Whether the graph's output is the network's, whose channels stay.
+        fix_output: Whether its output is the network's output, whose channels cannot be cut.
     """
 
     def __init__(
@@ -132,7 +132,11 @@ class Interpreter:
         labels, blank = self.labels, node.meta.get("val")
         if blank is None:  # an assertion has no result
             return None
-        shape = tuple((blank[0] if isinstance(blank, tuple | list) else blank).shape)
+        first = blank[0] if isinstance(blank, tuple | list) else blank
+        if not isinstance(first, Tensor):  # a Python number, as of `item`, has no channels
+            known = args[0].known if isinstance(args[0], LabelledTensor) else None
+            return LabelledTensor(()) if known is None else known.item()
+        shape = tuple(first.shape)
         if name in IDENTITY:
             return args[0]
         if name in CREATORS or name in COUNTERS:

@@ -246,13 +246,7 @@ class Rule(Protocol):
     """
 
     def __call__(self, labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
-        """Apply the rule.
-
-        Args:
-            labels: All labels of the network.
-            a: Arguments of the operation; tensors are labelled tensors.
-            shape: Shape of the result.
-        """
+        """Apply the rule to the arguments `a` of an operation whose result has some shape."""
 
 
 def _narrowed(labels: Tensor) -> Tensor:

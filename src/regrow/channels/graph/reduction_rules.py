@@ -33,8 +33,10 @@ def softmax(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTenso
 
 
 def reduction(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
-    """Drop the labels of reduced dimensions (mean, sum, max, variance, norm)."""
+    """Drop the labels of reduced dimensions (mean, sum, max of one tensor, variance, norm)."""
     x, given = a["self"], a.get("dim")
+    if a.get("other") is not None:  # the elementwise overloads of max and min
+        return labels.broadcast([x, a["other"]], shape, "maximum or minimum")
     listed = [given] if isinstance(given, int) else given
     dims = {dim % max(1, x.ndim) for dim in (listed or range(x.ndim))}
     axes = []

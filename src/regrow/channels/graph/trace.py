@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from regrow.channels.graph.interpreter import Interpreter, Site
 from regrow.channels.graph.labels import LabelledTensor, Labels, make_axis
+from regrow.channels.graph.preserve import preserve_state, without_hooks
 from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import ConfigError
 from regrow.utils.modes import module_mode, no_attention_fastpath
@@ -77,7 +79,15 @@ def _label(labels: Labels, name: str, tensor: Tensor) -> LabelledTensor:
 
 
 def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> None:
-    with module_mode(model, training), no_attention_fastpath():
+    with (
+        preserve_state(model),
+        module_mode(model, training),
+        no_attention_fastpath(),
+        without_hooks(model),
+        warnings.catch_warnings(),
+    ):
+        # such attributes are restored
+        warnings.filterwarnings("ignore", ".*assigned during export")
         program = _export(model, example_input)
     names = {id(tensor): name for name, tensor in tensors(model).items()}
     every: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))

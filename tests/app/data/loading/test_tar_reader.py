@@ -9,51 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_images import jpeg
 
+from regrow.app.data.loading.image_transforms import decode
 from regrow.app.data.loading.tar_reader import ShardImages, read_members
-from regrow.app.data.webdataset import expand_braces, find_shards
-from regrow.utils.errors import ConfigError, DataError
+from regrow.app.data.webdataset import find_shards
+from regrow.utils.errors import DataError
 
 
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("a.tar", ["a.tar"]),
-        ("x-{000..002}.tar", ["x-000.tar", "x-001.tar", "x-002.tar"]),
-        ("x-{8..11}", ["x-8", "x-9", "x-10", "x-11"]),
-        ("x-{008..011}", ["x-008", "x-009", "x-010", "x-011"]),
-        ("x-{5..5}", ["x-5"]),
-        ("{a,b,}-{0..1}", ["a-0", "a-1", "b-0", "b-1", "-0", "-1"]),
-    ],
-)
-def test_patterns_are_a_shells(pattern: str, names: list[str]) -> None:
-    assert expand_braces(pattern) == names
-
-
-@pytest.mark.parametrize("pattern", ["x-{000.002}", "x-{}", "x-{3..1}", "x-{000..002", "x-}"])
-def test_other_braces_are_refused(pattern: str) -> None:
-    with pytest.raises(ConfigError, match=r"write \{000000\.\.000146\}"):
-        expand_braces(pattern)
-
-
-def test_folders_patterns_and_lists_name_the_same_shards(shards: Path) -> None:
-    wanted = tuple(shards / f"train-{number:02d}.tar" for number in range(7))
-    both = [f"{shards}/train-{{00..03}}.tar", str(shards / "train-{04,05,06}.tar")]
-    assert find_shards("data.train", f"{shards}/train-{{00..06}}.tar") == wanted
+def test_folders_patterns_and_lists_name_the_same_shards(tmp_path: Path) -> None:
+    wanted = tuple(tmp_path / f"train-{number:02d}.tar" for number in range(7))
+    for path in wanted:
+        path.touch()
+    both = [f"{tmp_path}/train-0[0-3].tar", *(str(path) for path in wanted[4:])]
+    assert find_shards("data.train", f"{tmp_path}/train-*.tar") == wanted
     assert find_shards("data.train", both) == wanted
-    assert find_shards("data.train", str(shards))[:7] == wanted  # and those of val
+    assert find_shards("data.train", str(tmp_path)) == wanted
 
 
-def test_what_is_not_there_is_refused(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"3 of 10 shards are missing: .*train-07\.tar"):
-        find_shards("data.train", f"{shards}/train-{{00..09}}.tar")
-    with pytest.raises(DataError, match=r"there is no \.tar file"):
-        find_shards("data.train", str(tmp_path))
-    with pytest.raises(ConfigError, match="names a shard twice"):
-        find_shards("data.train", [str(shards), f"{shards}/val-0.tar"])
-    for address in ("pipe:touch x", "https://example.org/{0..1}.tar"):
-        with pytest.raises(ConfigError, match="must be files or folders"):
-            find_shards("data.train", address)
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").touch()
+    for given in (f"{tmp_path}/b-*.tar", "pipe:touch x", "https://example.org/0.tar", None):
+        with pytest.raises(DataError, match=r"data\.train: no \.tar files in"):
+            find_shards("data.train", given)
+    with pytest.raises(DataError, match="names a shard twice"):
+        find_shards("data.train", [str(tmp_path), f"{tmp_path}/a.tar"])
+    assert not Path("x").exists()
 
 
 def write(path: Path, *files: tuple[str, bytes], kind: str = "w") -> None:
@@ -66,9 +47,9 @@ def write(path: Path, *files: tuple[str, bytes], kind: str = "w") -> None:
 
 def read(path: Path, classes: int = 10) -> list[tuple[str, bytes, int]]:
     found = []
-    for member, file in read_members(path, classes):
-        file.seek(member.start)
-        found.append((member.key, file.read(member.size), member.label))
+    for (key, start, size, label), file in read_members(path, classes):
+        file.seek(start)
+        found.append((key, file.read(size), label))
     return found
 
 
@@ -82,13 +63,16 @@ def test_samples_are_files_of_one_name_that_follow_each_other(tmp_path: Path) ->
     assert read(path) == [("d/x", b"1", 3), ("e/x", b"2" * 2000, 4), ("y", b"3", 0)]
 
 
+@pytest.mark.vision
 def test_images_are_read_in_any_order(shards: Path) -> None:
-    paths = (shards / "val-0.tar", shards / "val-1.tar")
-    images = ShardImages(paths, 3)
-    one_by_one = [data for path in paths for _, data, _ in read(path, 3)]
-    assert [images.read(index) for index in reversed(range(10))] == one_by_one[::-1]
-    assert images.labels.tolist() == [number % 3 for number in range(1000, 1010)]
-    assert "val-1.tar" in images.name(5)
+    images = ShardImages((shards / "val-0.tar", shards / "val-1.tar"), 3)
+    numbers = range(1000, 1010)
+    assert images.labels.tolist() == [number % 3 for number in numbers]
+    for index in reversed(range(10)):
+        image, label = images[index]
+        assert label == numbers[index] % 3
+        wanted = decode(io.BytesIO(jpeg(label, numbers[index])))
+        assert image.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +105,7 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
     end = 3 * (512 + 1024 + 512 + 512)
     for length in range(0, end + 512, 128):
         path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match="fetch it again"):
+        with pytest.raises(DataError, match="no complete, uncompressed shard"):
             read(path)
     path.write_bytes(whole[: end + 512])
     assert read(path) == data
@@ -129,10 +113,10 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
 
 def test_packed_and_empty_shards_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", ("x.jpg", b"1"), ("x.cls", b"1"), kind="w:gz")
-    with pytest.raises(DataError, match="decompress"):
+    with pytest.raises(DataError, match="no complete, uncompressed shard"):
         read(tmp_path / "a.tar")
     write(tmp_path / "b.tar")
-    with pytest.raises(DataError, match="no images in these shards"):
+    with pytest.raises(DataError, match="it has no images"):
         ShardImages((tmp_path / "b.tar",), 3)
 
 

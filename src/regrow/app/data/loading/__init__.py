@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Loaders whose position is saved and restored."""
+"""Order, transforms and loaders of images, whose position is saved and restored."""

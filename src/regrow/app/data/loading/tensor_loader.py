@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from regrow.app.data.loading.augment import Transform
 from regrow.app.data.loading.epoch_order import epoch_order, generator, samples_per_rank
 from regrow.app.data.loading.resumable import Batch, ResumableLoader, rank_and_world
-from regrow.app.data.transforms.augment import Transform
 from regrow.utils.errors import ConfigError
 
 

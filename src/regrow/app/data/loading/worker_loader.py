@@ -6,49 +6,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from regrow.app.data.loading.epoch_order import epoch_order, generator, samples_per_rank
+from regrow.app.data.loading.image_transforms import Transform, draw_from
 from regrow.app.data.loading.resumable import Batch, ResumableLoader, rank_and_world
-from regrow.app.data.transforms.decode import Pixels, decode
 from regrow.utils.errors import check_count
 
 Finish = Callable[[Tensor, Tensor], Batch]
 """A batch of uint8 images and labels -> normalized, on the training device."""
 
 
-class Source(Protocol):
-    """Image files with random access, picklable for worker processes.
-
-    Attributes:
-        labels: int64, shape (images,).
-    """
-
-    labels: Tensor
-
-    def read(self, index: int) -> bytes:
-        """Return the bytes of one image file."""
-
-    def name(self, index: int) -> str:
-        """Return the location of one image, for messages."""
-
-
 @dataclass(frozen=True)
 class WorkerConfig:
-    """How worker processes decode images.
+    """How worker processes transform images.
 
     Attributes:
-        pixels: From a decoded image to its pixels.
+        transform: From a decoded image to its pixels; may draw from torch's global generator.
         finish: Applied to each batch in the training process.
         workers: Processes per rank; 0 reads in the training process.
         pin: Whether batches are copied to pinned memory.
     """
 
-    pixels: Pixels
+    transform: Transform
     finish: Finish
     workers: int = 0
     pin: bool = False
@@ -56,7 +40,12 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         check_count("num_workers", self.workers, least=0)
 
-    def load(self, dataset: Dataset[Batch], **batching: Any) -> Iterator[Batch]:
+    def transform_with(self, image: Any, random: torch.Generator) -> Tensor:
+        """Transform one image, with draws from `random`."""
+        with draw_from(random):
+            return self.transform(image)
+
+    def load(self, dataset: Dataset[Any], **batching: Any) -> Iterator[Batch]:
         """Yield the batches of a `DataLoader`, without drawing from global generators."""
         loader = DataLoader(
             dataset,
@@ -69,16 +58,16 @@ class WorkerConfig:
             yield self.finish(images, labels)
 
 
-class _DecodedImages(Dataset[Batch]):
-    """The images of one epoch by their index in the source."""
+class _TransformedImages(Dataset[tuple[Tensor, int]]):
+    """The images of one epoch, each transformed with draws of its own."""
 
-    def __init__(self, source: Source, pixels: Pixels, seed: int, epoch: int) -> None:
-        self.source, self.pixels, self.seed, self.epoch = source, pixels, seed, epoch
+    def __init__(self, images: Any, config: WorkerConfig, seed: int, epoch: int) -> None:
+        self.images, self.config, self.seed, self.epoch = images, config, seed, epoch
 
-    def __getitem__(self, index: int) -> Batch:
-        image = decode(self.source.read(index), self.source.name(index))
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
         random = generator(self.seed, "image", self.epoch, index)
-        return self.pixels(image, random), self.source.labels[index]
+        return self.config.transform_with(image, random), label
 
 
 class ImageLoader(ResumableLoader):
@@ -88,7 +77,7 @@ class ImageLoader(ResumableLoader):
     or on a resume. Workers live for one epoch.
 
     Args:
-        source: The image files.
+        images: Map-style dataset of decoded images and labels.
         indices: The images to load, shape (samples,).
         config: Decoding by worker processes.
         batch_size: Images per batch and rank; the last batch may be smaller.
@@ -98,7 +87,7 @@ class ImageLoader(ResumableLoader):
 
     def __init__(
         self,
-        source: Source,
+        images: Any,
         indices: Tensor,
         config: WorkerConfig,
         *,
@@ -107,7 +96,7 @@ class ImageLoader(ResumableLoader):
         seed: int,
     ) -> None:
         super().__init__(batch_size, seed)
-        self.source = source
+        self.images = images
         self.indices = indices
         self.config = config
         self.shuffle = shuffle
@@ -122,5 +111,5 @@ class ImageLoader(ResumableLoader):
             samples, shuffle=self.shuffle, seed=self.seed, epoch=epoch, rank=rank, world=world
         )
         parts = torch.split(self.indices[order], self.batch_size)[start:]
-        dataset = _DecodedImages(self.source, self.config.pixels, self.seed, epoch)
+        dataset = _TransformedImages(self.images, self.config, self.seed, epoch)
         yield from self.config.load(dataset, batch_sampler=[part.tolist() for part in parts])

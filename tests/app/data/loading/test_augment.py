@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from regrow.app.data.transforms.augment import make_augmentation
-from regrow.app.data.transforms.batch_ops import crop_flip, cutout
+from regrow.app.data.loading.augment import make_augmentation
+from regrow.app.data.loading.batch_ops import crop_flip, cutout
 from regrow.utils.errors import ConfigError
 
 MEAN = (0.1, 0.5, 0.9)
@@ -110,3 +110,17 @@ def test_what_cannot_be_meant_is_refused(given: Any, message: str) -> None:
 def test_operations_on_colours_need_8_bits() -> None:
     with pytest.raises(ConfigError, match=r"8-bit images .* from 0 to 16"):
         make_augmentation("rand_augment", (1, 8, 8), (0.3,), 16)
+
+
+@pytest.mark.vision
+def test_rand_augment_is_torchvisions_and_drawn_anew_for_each_image() -> None:
+    from torchvision.transforms import v2
+
+    before = torch.get_rng_state()
+    out = augment({"rand_augment": {"ops": 3, "magnitude": 12}}, noise(1).expand(8, -1, -1, -1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert out.dtype == torch.uint8
+    assert len({image.numpy().tobytes() for image in out}) == 8
+    torch.manual_seed(0)
+    one = v2.RandAugment(3, 12, fill=list(FILL))
+    assert torch.equal(out, torch.stack([one(noise(1)[0]) for _ in range(8)]))

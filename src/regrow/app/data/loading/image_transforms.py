@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""torchvision's transforms for single images, with draws that depend on a given generator alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from regrow.utils.errors import DataError, check_choice
+from regrow.utils.imports import import_optional
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Transform = Callable[["Image"], Tensor]
+"""An RGB image -> uint8 (3, size, size)."""
+
+Transforms = str | Transform
+"""For training images: a name in `NAMES`, or a transform."""
+
+NAMES = ("crop_flip", "rand_augment")
+
+
+def import_transforms(what: str) -> Any:
+    """Import torchvision's transforms v2.
+
+    Raises:
+        ConfigError: If torchvision is not installed.
+    """
+    return import_optional(what, "vision", "torchvision", "torchvision.transforms.v2")
+
+
+def check_transforms(given: Transforms) -> None:
+    """Check that the setting `transforms` is callable or a name in `NAMES`."""
+    if not callable(given):
+        check_choice("transforms", given, NAMES)
+
+
+def make_training_transform(given: Transforms, size: int) -> Transform:
+    """Return `given` if callable, else a random crop and flip, with RandAugment if that is named.
+
+    Crops have 8 to 100 % of the area and an aspect ratio from 3/4 to 4/3.
+
+    Source: Szegedy et al. 2015, arXiv 1409.4842; Cubuk et al. 2020, arXiv 1909.13719.
+    """
+    if callable(given):
+        return given
+    v2 = import_transforms("decoding images")
+    steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+    if given == "rand_augment":
+        steps.append(v2.RandAugment())
+    transform: Transform = v2.Compose([*steps, v2.PILToTensor()])
+    return transform
+
+
+def make_evaluation_transform(size: int, resize: int) -> Transform:
+    """Return a transform that scales the shorter side to `resize` and crops the center."""
+    v2 = import_transforms("decoding images")
+    transform: Transform = v2.Compose([v2.Resize(resize), v2.CenterCrop(size), v2.PILToTensor()])
+    return transform
+
+
+@contextmanager
+def draw_from(generator: torch.Generator) -> Iterator[None]:
+    """Seed torch's global CPU generator as `generator` is, and restore it afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        # not torch.manual_seed, which would seed the accelerators too
+        torch.default_generator.manual_seed(generator.initial_seed())
+        yield
+
+
+def decode(file: str | IO[bytes], name: str = "") -> Image:
+    """Decode an image file to RGB.
+
+    Args:
+        file: Path or open file.
+        name: Location of an open file, for the error message.
+
+    Raises:
+        DataError: If the image is damaged.
+    """
+    from PIL import Image
+
+    try:
+        return Image.open(file).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:  # raised by Pillow for damaged files
+        raise DataError(
+            f"{name or file} is not a complete image ({error}): fetch it again"
+        ) from error

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""Operators whose overloads differ in kind, and Python numbers made inside forward."""
+
+import pytest
+import torch
+from cut_oracle import Net, check
+from torch import nn
+
+from regrow.channels import groups
+
+ROW = torch.zeros(2, 6, dtype=torch.float64)
+IMAGE = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+
+
+def rows(run, **layers):
+    return Net(run, **({"a": nn.Linear(6, 8), "b": nn.Linear(6, 8), "c": nn.Linear(8, 2)} | layers))
+
+
+def reduced(name):
+    """The reduction over the last dimension, which the channels pass through."""
+    return lambda m, x: m.c(getattr(torch, name)(m.a(x)[:, :, None].expand(-1, -1, 5), 2)[0])
+
+
+def transposed(m, x):
+    y = torch.convolution(
+        m.a(x), m.w, None, [2, 2], [0, 0], [1, 1], True, [0, 0], 1
+    )  # in torch.export one operator for both directions
+    return m.c(y)
+
+
+@pytest.mark.parametrize("name", ["max", "min", "maximum", "minimum", "fmax"])
+def test_the_larger_of_two_tensors_is_elementwise(name):
+    """The channels of both sides are cut together."""
+    model = rows(lambda m, x: m.c(getattr(torch, name)(m.a(x), m.b(x))))
+    found, _ = check(model, ROW, {"a": 8})
+    members = {place for g in found if g.name == "a" for place in g.members}
+    assert members == {
+        ("a.weight", 0), ("a.bias", 0), ("b.weight", 0), ("b.bias", 0), ("c.weight", 1)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_the_larger_of_a_tensor_and_one_column(name):
+    model = rows(lambda m, x: m.c(getattr(torch, name)(m.a(x), m.b(x))), b=nn.Linear(6, 1))
+    check(model, ROW, {"a": 8})
+
+
+@pytest.mark.parametrize("name", ["max", "min", "std_mean"])
+def test_a_reduction_over_another_dimension_keeps_the_channels(name):
+    check(rows(reduced(name)), ROW, {"a": 8})
+
+
+@pytest.mark.parametrize("name", ["max", "min", "mean", "std"])
+def test_a_reduction_over_everything_leaves_a_number(name):
+    model = rows(lambda m, x: m.c(m.a(x)) * getattr(torch, name)(x))
+    check(model, ROW, {"a": 8})
+
+
+def test_one_operator_for_both_directions_of_a_convolution():
+    weight = torch.zeros(8, 6, 2, 2)  # (in, out, kh, kw)
+    model = Net(transposed, a=nn.Conv2d(3, 8, 1), w=weight, c=nn.Conv2d(6, 2, 1))
+    check(model, IMAGE, {"w": 8, "w#2": 6})
+
+
+class Numbers(nn.Module):
+    """Makes Python numbers of buffers inside forward."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.a, self.c = nn.Linear(6, 8), nn.Linear(8, 2)
+        self.register_buffer("scale", torch.tensor(1.5))
+        self.register_buffer("strides", torch.tensor([8.0, 16.0]))
+        self.run = run
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def grid(m, x):
+    """As in the heads of detectors."""
+    points = [torch.full((3, 1), stride.item()) for stride in m.strides]
+    return m.c(m.a(x)) * torch.cat(points).sum()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: m.c(m.a(x) * m.scale.item()),
+        lambda m, x: m.c(m.a(x) * (2 * m.scale.item() + 1)),
+        lambda m, x: m.c(m.a(x).clamp(-m.scale.item(), m.scale.item())),
+        lambda m, x: m.c(m.a(x)) * m.strides.tolist()[1],
+        grid,
+    ],
+    ids=["item", "arithmetic", "clamp", "tolist", "grid"],
+)
+def test_a_number_has_no_channels(run):
+    check(Numbers(run), ROW, {"a": 8})
+
+
+def test_a_number_that_data_decides():
+    model = rows(lambda m, x: m.c(m.a(x)) * x.sum().item())
+    assert [g.size for g in groups(model.double(), ROW) if not g.fixed_reason] == [8]
