@@ -23,7 +23,8 @@ class SparsityMonitor(Callback):
     `pruning/sparsity` is the masked fraction of the prunable weights, `pruning/sparsity_total` that
     of all parameters of the model. Values go to the progress bar and `trainer.callback_metrics`,
     and at each event and epoch end to the loggers. Several pruning callbacks are combined: a weight
-    counts as masked if any of them masks it. Sparse training adds `pruning/overlap` and `pruning/explored` of its last event.
+    counts as masked if any of them masks it. Sparse training adds `pruning/overlap` and
+    `pruning/explored` of its last event.
 
     Args:
         layers: Whether densities of single layers are logged.
