@@ -119,12 +119,6 @@ def test_threads_are_a_share_of_eight_cores(given, launcher, sweeper, threads):
     assert threads_of(given, launcher, sweeper, 8) == threads
 
 
-@pytest.mark.parametrize("given", [0, -1, True, 1.5, "all"])
-def test_other_threads_are_refused(given):
-    with pytest.raises(ConfigError, match=r"threads must be .*write threads=1, or threads=auto"):
-        threads_of(given, BASIC, {}, 8)
-
-
 def test_threads_of_jobs_that_nobody_counts_are_asked_for():
     with pytest.raises(ConfigError, match=r"hydra\.launcher\.cpus_per_task=1"):
         threads_of("auto", LOCAL | {"cpus_per_task": None}, {}, 8)

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
+from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,9 +23,7 @@ from regrow.app.config.overrides import check_groups, check_plugins, defer_to_jo
 from regrow.app.config.recipes import check_names, register, replace_recipe_files
 from regrow.app.config.schema import check_schema
 from regrow.app.launch.failures import Job, record_failure
-from regrow.app.launch.objectives import check_measured, check_objectives, measured
-from regrow.app.launch.search import is_search
-from regrow.app.launch.signals import handle_sigterm
+from regrow.app.launch.search import check_measured, check_objectives, is_search, measured
 from regrow.app.launch.sweep_callback import finish_sweep
 from regrow.app.launch.threads import cores, threads_of
 from regrow.utils.errors import ConfigError, RegrowError
@@ -62,6 +64,23 @@ def launch(command: str, args: list[str]) -> None:
         succeeded = finish_sweep()
     if not succeeded:
         raise SystemExit(1)
+
+
+@contextmanager
+def handle_sigterm() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM, so that `finally` blocks stop the processes of a launcher."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
 
 
 def _check_no_sweep(args: Sequence[str]) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 from regrow.utils.errors import ConfigError
 
-AUTO = "auto"
-
 
 def cores() -> int:
     """Count the cores that this process may use; a cluster may allow fewer than there are."""
@@ -20,7 +18,7 @@ def cores() -> int:
 
 
 def threads_of(
-    given: Any, launcher: Mapping[str, Any], sweeper: Mapping[str, Any], available: int
+    given: int | str | None, launcher: Mapping[str, Any], sweeper: Mapping[str, Any], available: int
 ) -> int | None:
     """Compute the CPU threads of one job.
 
@@ -31,21 +29,16 @@ def threads_of(
         available: Cores that this process may use.
 
     Raises:
-        ConfigError: For other values, or if the number of simultaneous jobs is unknown.
+        ConfigError: If the number of simultaneous jobs is unknown.
 
     Example:
         >>> threads_of("auto", {"_target_": "x.JoblibLauncher", "n_jobs": 2}, {}, 8)
         4
     """
-    if given == AUTO:
+    if isinstance(given, str):
         jobs = _simultaneous_jobs(launcher, sweeper, available)
         return launcher.get("cpus_per_task") or max(1, available // jobs)
-    if given is None or (isinstance(given, int) and not isinstance(given, bool) and given > 0):
-        return given
-    raise ConfigError(
-        f"threads must be a whole number of at least 1, auto or null, got {given!r}: write "
-        "threads=1, or threads=auto to share the cores among simultaneous jobs"
-    )
+    return given
 
 
 def _simultaneous_jobs(
