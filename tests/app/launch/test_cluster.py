@@ -8,8 +8,8 @@ import pytest
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
+from regrow.app.launch.hydra_app import threads_of
 from regrow.app.launch.sweep import Sweep, is_sweep, summarize_failures, sweep_jobs
-from regrow.app.launch.threads import threads_of
 from regrow.app.training.fit import cluster_callbacks, cluster_plugins
 from regrow.utils.errors import ConfigError
 
