@@ -61,13 +61,20 @@ def exit_with_parent(parent: int) -> None:
 
     Otherwise this one would lock its folder against a restart, and start the next job in the queue.
     """
+    child = os.getppid() == parent
+
+    def is_alive() -> bool:
+        if child:  # a killed parent keeps its number until it was waited for
+            return os.getppid() == parent
+        try:
+            os.kill(parent, 0)
+        except OSError:
+            return False
+        return True
 
     def watch() -> None:
-        while True:
-            try:
-                os.kill(parent, 0)
-            except OSError:
-                os._exit(1)
+        while is_alive():
             time.sleep(0.5)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
