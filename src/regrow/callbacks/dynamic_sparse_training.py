@@ -69,6 +69,8 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         skip_update: Whether the step whose gradients grew weights skips its optimizer update, as
             in the paper of RigL.
         keep_removed: Whether removed values are stored, for `unprune` and `init="removed"`.
+        from_zeros: Whether the weights that are exactly zero when the fit starts are the first
+            masks, in place of random ones.
         on_change: What to do on resume if the remaining updates have moved; see
             `MagnitudePruning`.
 
@@ -104,6 +106,7 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         seed: int = 0,
         skip_update: bool = False,
         keep_removed: bool = False,
+        from_zeros: bool = False,
         on_change: str = "refuse",
     ) -> None:
         if isinstance(drop, str):
@@ -134,7 +137,14 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         final = config.check_target(sparsity)
         updates = DropGrowSchedule(every, end)
         strategy = DropGrow(
-            config, bool(keep_removed), updates, grow, initializer, drop_fraction, skip_update
+            config,
+            bool(keep_removed),
+            updates,
+            grow,
+            initializer,
+            drop_fraction,
+            skip_update,
+            from_zeros,
         )
         super().__init__(strategy, updates if moves else OneShot(0), final, on_change)
         self.strategy = strategy
@@ -156,7 +166,7 @@ class DropGrow(GradualMagnitude):
         config: How weights are ranked for dropping.
         updates: When masks move.
         initializer: Values of grown weights.
-        keep_removed, grow, drop_fraction, skip_update: See `DynamicSparseTraining`.
+        keep_removed, grow, drop_fraction, skip_update, from_zeros: See `DynamicSparseTraining`.
     """
 
     constant_sparsity = True
@@ -170,8 +180,9 @@ class DropGrow(GradualMagnitude):
         initializer: Initializer,
         drop_fraction: float,
         skip_update: bool,
+        from_zeros: bool = False,
     ) -> None:
-        super().__init__(config, keep_removed)
+        super().__init__(config, keep_removed, from_zeros=from_zeros)
         self.updates, self.grow, self.initializer = updates, grow, initializer
         self.drop_fraction, self.skip_update = drop_fraction, skip_update
         self.moves = grow != "none"

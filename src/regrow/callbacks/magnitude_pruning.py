@@ -52,6 +52,8 @@ class MagnitudePruning(PruningCallback[Pruner]):
             (dynamic network surgery); needs one more copy of the weights.
         keep_removed: What is stored for `unprune`, in host memory and in checkpoints: True
             (values), "moments" (values and optimizer state) or False.
+        from_zeros: Whether weights that are exactly zero when the fit starts, as in a network that
+            was pruned before, are masked from then on.
         seed: Seed of random criteria.
         on_change: What to do on resume if max_epochs, batch size or ranks moved the remaining
             events: "refuse" (raise), "keep" their steps, or "stretch" them.
@@ -88,6 +90,7 @@ class MagnitudePruning(PruningCallback[Pruner]):
         rewind: TimeLike | Rewind | None = None,
         soft: bool = False,
         keep_removed: bool | str = True,
+        from_zeros: bool = False,
         seed: int = 0,
         on_change: str = "refuse",
     ) -> None:
@@ -104,5 +107,5 @@ class MagnitudePruning(PruningCallback[Pruner]):
                 f"sparsity=0 leaves layers={dict(layers)} nothing to move in proportion to: write "
                 "include=[...] with these layers, and their sparsity as sparsity"
             )
-        strategy = GradualMagnitude(method, keep, soft)
+        strategy = GradualMagnitude(method, keep, soft, from_zeros)
         super().__init__(strategy, chosen, final, on_change, make_rewind(rewind))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -15,8 +16,9 @@ from regrow.criteria.elementwise import magnitude
 from regrow.criteria.movement import Movement
 from regrow.criteria.precomputed import Scores
 from regrow.io.integrity import verify_digest, with_digest
-from regrow.masks.granularity import make_granularity
+from regrow.masks.granularity import Weight, make_granularity, mask_from_units
 from regrow.masks.targets import Target, select_targets
+from regrow.masks.zeros import count_zeros, describe_zeros
 from regrow.pruning.base import BasePruner
 from regrow.pruning.compute_masks import choose_masks
 from regrow.pruning.config import PruningConfig
@@ -33,7 +35,7 @@ from regrow.pruning.restore import (
 )
 from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState, MaskStateDict
 from regrow.pruning.transaction import atomic
-from regrow.utils.errors import ConfigError, StateError, check_sparsity
+from regrow.utils.errors import ConfigError, StateError, check_bool, check_sparsity
 from regrow.utils.optimizers import as_list, find_optimizers, trained_parameters
 
 
@@ -53,6 +55,8 @@ class Pruner(BasePruner):
         keep_removed: What is stored for `unprune`: values (True), with optimizer moments
             ("moments"), or nothing (False).
         soft: Whether dense values keep training under the masks; weights return with these.
+        from_zeros: Whether weights that are exactly zero are masked from the start; see
+            `mask_zeros`.
 
     Raises:
         ConfigError, StateError: See `regrow.masks.targets.select_targets`; also for a granularity
@@ -71,6 +75,7 @@ class Pruner(BasePruner):
         *,
         keep_removed: KeepRemoved = False,
         soft: bool = False,
+        from_zeros: bool = False,
     ) -> None:
         self.method = (method or PruningConfig()).validated()
         selection = select_targets(model, self.method.include, self.method.exclude)
@@ -93,6 +98,36 @@ class Pruner(BasePruner):
                 )
             for name in names:
                 self.layer_targets.setdefault(name, sparsity)
+        if check_bool("from_zeros", from_zeros):
+            self.mask_zeros()
+
+    @atomic
+    def mask_zeros(self) -> None:
+        """Mask the weights that are exactly zero, as those of a network that was pruned before.
+
+        With n:m or blocks, only units that are complete: groups with m - n zeros, blocks of zeros.
+
+        Raises:
+            ConfigError: For a parameter of zeros only, which could never train.
+        """
+        masks, granularity = {}, self.granularity
+        for target in self.targets:
+            mask = target.weight != 0
+            if not isinstance(granularity, Weight):
+                units = granularity.kept_units(mask, target.input_dim)
+                scores = target.weight.abs()
+                mask = mask_from_units(granularity, units, scores, target.input_dim)
+            masks[target.name] = mask
+        kept = self.state.shards.sums({n: int(mask.count_nonzero()) for n, mask in masks.items()})
+        if empty := [name for name in masks if not kept[name]]:
+            raise ConfigError(
+                f"all weights of {', '.join(empty[:5])} are zero, and masked by from_zeros=True "
+                f"they would never train: write exclude={empty}"
+            )
+        for name, mask in masks.items():
+            self.state.set(name, mask)
+        self.state.apply()
+        self.state.target = self.sparsity
 
     def progress_towards(self, final: float) -> float:
         """Return the sparsity of the layers without a separate target, on the way to `final`.
@@ -256,6 +291,7 @@ class Pruner(BasePruner):
         """Enforce the masks in a training loop, also after they change.
 
         Masks gradients before each `optimizer.step()` and weights after it; the present ones now.
+        Warns if more than 1 % of the weights are zero and not masked, unless they were regrown.
 
         Args:
             optimizer: One optimizer, or all that train the targets; Fabric's too.
@@ -275,6 +311,7 @@ class Pruner(BasePruner):
         """
         given = as_list(optimizer)
         self.enforce(find_optimizers(*given))
+        self._warn_of_zeros()
         return self.enforcer.install(given)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
@@ -319,6 +356,15 @@ class Pruner(BasePruner):
         shared = self._shared_targets()
         pruned = sum(self.state.pruned_count(target.name) for target in shared)
         return pruned / sum(target.parameter.numel() for target in shared)
+
+    def _warn_of_zeros(self) -> None:
+        """Warn of zeros that no mask covers, unless this pruner may have written them."""
+        if self.state.returned_weights:
+            return
+        kept = {name: [mask] for name, mask in self.state.working_masks().items()}
+        sizes = {target.name: target.parameter.numel() for target in self.targets}
+        if message := describe_zeros(count_zeros(self.targets, kept), sizes):
+            warnings.warn(message, stacklevel=3)
 
     def _check_sharding(self, target: Target) -> None:
         """Check that nothing needs the whole of a sharded layer."""

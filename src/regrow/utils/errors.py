@@ -149,6 +149,13 @@ def check_count(what: str, given: object, *, least: int = 1) -> int:
     return int(given)
 
 
+def check_bool(what: str, given: object) -> bool:
+    """Return `given` if it is True or False."""
+    if isinstance(given, bool):
+        return given
+    raise ConfigError(f"{what} must be True or False, got {given!r}")
+
+
 def check_keep_removed(given: object) -> bool | Literal["moments"]:
     """Return `given` if it says which removed values are kept: True, False or "moments"."""
     if given in (True, False):
