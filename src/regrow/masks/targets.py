@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from regrow.distributed.shard import Shard, local_tensor, reshard_fsdp, shard_of
 from regrow.masks.shared_memory import check_memory_not_shared
-from regrow.utils.errors import ConfigError, StateError, closest_names
+from regrow.utils.errors import ConfigError, StateError, check_patterns, closest_names
 from regrow.utils.names import matches_pattern, name_parts, strip_compile_prefix
 
 _LAYER_TYPES = (_ConvNd, nn.Linear)
@@ -156,6 +156,7 @@ def select_targets(
         >>> [target.name for target in select_targets(net, exclude=["@last"]).targets]
         ['0.weight']
     """
+    include, exclude = check_patterns("include", include), check_patterns("exclude", exclude)
     reshard_fsdp(model)  # back to the sharded parameters
     entries = _entries(model)
     reasons: dict[str, str] = dict(_computed_weights(model))

@@ -14,6 +14,7 @@ from regrow.utils.errors import (
     ConfigError,
     StateError,
     check_choice,
+    check_not_text,
     check_patterns,
     check_sparsity,
 )
@@ -49,6 +50,7 @@ class PruningConfig(NamedTuple):
         """
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
         make_granularity(self.granularity)
+        check_not_text("seed", self.seed)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be a whole number, got {self.seed!r}")
         if self.layers is not None and not isinstance(self.layers, Mapping):
