@@ -65,6 +65,7 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
             Linear weights.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
         granularity: "weight"; static masks may also be "2:4" (any "n:m") or "block:4x4".
+        on_misfit: As in `MagnitudePruning`.
         seed: Seed of the first masks, growth and initializers.
         skip_update: Whether the step whose gradients grew weights skips its optimizer update, as
             in the paper of RigL.
@@ -103,6 +104,7 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
         granularity: str = "weight",
+        on_misfit: str = "raise",
         seed: int = 0,
         skip_update: bool = False,
         keep_removed: bool = False,
@@ -133,7 +135,9 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
             )
         if initializer is removed_values and not keep_removed:
             raise ConfigError("init='removed' needs the removed values: write keep_removed=True")
-        config = PruningConfig(drop, distribution, granularity, None, include, exclude, seed)
+        config = PruningConfig(
+            drop, distribution, granularity, None, include, exclude, seed, on_misfit
+        )
         final = config.check_target(sparsity)
         updates = DropGrowSchedule(every, end)
         strategy = DropGrow(

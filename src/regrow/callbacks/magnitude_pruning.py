@@ -43,6 +43,8 @@ class MagnitudePruning(PruningCallback[Pruner]):
         criterion: "magnitude", "random", "gradient", "taylor", "snip", "movement", a callable
             `(weight, grad) -> scores` of the weight's shape, or a `TrackingCriterion`.
         granularity: "weight", "2:4" (any "n:m") or "block:4x4".
+        on_misfit: What to do with layers that groups or blocks do not divide: "raise" an error that
+            lists them, or "skip" them with a warning.
         layers: Targets of single layers, `{"*.fc.weight": 0.5}`; `sparsity` applies to the others.
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
             Linear weights.
@@ -84,6 +86,7 @@ class MagnitudePruning(PruningCallback[Pruner]):
         distribution: str = "global",
         criterion: str | TrackingCriterion | Callable[..., Tensor] = "magnitude",
         granularity: str = "weight",
+        on_misfit: str = "raise",
         layers: dict[str, float] | None = None,
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
@@ -97,7 +100,9 @@ class MagnitudePruning(PruningCallback[Pruner]):
         if not isinstance(soft, bool):
             raise ConfigError(f"soft must be True or False, got {soft!r}")
         keep = check_keep_removed(keep_removed)
-        method = PruningConfig(criterion, distribution, granularity, layers, include, exclude, seed)
+        method = PruningConfig(
+            criterion, distribution, granularity, layers, include, exclude, seed, on_misfit
+        )
         chosen = make_schedule(schedule, begin, end, every)
         if sparsity is DEFAULT_SPARSITY and isinstance(chosen, (Exponential, Table)):
             sparsity = sparsity if chosen.final is None else chosen.final

@@ -126,6 +126,19 @@ class TargetSelection:
         """
         return [entry.names[0] for entry in _match(pattern, self._entries, what)]
 
+    def without(self, names: Iterable[str], reason: str) -> TargetSelection:
+        """Return the selection without some targets, given why they are left out.
+
+        Raises:
+            ConfigError: If none is left.
+        """
+        reasons = dict.fromkeys(names, reason)
+        targets = tuple(t for t in self.targets if t.name not in reasons)
+        if not targets:
+            raise ConfigError(f"nothing is left to prune: {', '.join(reasons)}: {reason}")
+        entries = tuple(e for e in self._entries if e.names[0] not in reasons)
+        return TargetSelection(targets, {**self.reasons, **reasons}, self.total, entries)
+
 
 def select_targets(
     model: nn.Module,

@@ -32,6 +32,8 @@ class PruningConfig(NamedTuple):
         include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of parameters not to prune.
         seed: For criteria that draw random numbers.
+        on_misfit: What to do with layers that groups or blocks do not divide: "raise" an error, or
+            "skip" them, so that they stay dense.
     """
 
     criterion: str | Criterion | TrackingCriterion = "magnitude"
@@ -41,6 +43,7 @@ class PruningConfig(NamedTuple):
     include: Iterable[str] | None = None
     exclude: Iterable[str] | None = None
     seed: int = 0
+    on_misfit: str = "raise"
 
     def validated(self) -> PruningConfig:
         """Check all settings that can be checked without a model, and return them normalised.
@@ -49,6 +52,7 @@ class PruningConfig(NamedTuple):
             ConfigError: For an invalid setting.
         """
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
+        check_choice("on_misfit", self.on_misfit, ("raise", "skip"))
         make_granularity(self.granularity)
         check_not_text("seed", self.seed)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):

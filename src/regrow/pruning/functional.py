@@ -78,6 +78,7 @@ def prune(
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
     seed: int = 0,
+    on_misfit: str = "raise",
 ) -> Masks:
     """Prune a model in place, once, and return the masks.
 
@@ -92,6 +93,7 @@ def prune(
         include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of parameters not to prune.
         seed: For random criteria.
+        on_misfit: "skip" leaves layers dense that the granularity does not divide.
 
     Returns:
         The masks by parameter name; pass them to `regrow.enforce` to train further.
@@ -105,7 +107,9 @@ def prune(
         >>> masks.sparsity, int((net[0].weight == 0).sum())
         (0.5, 32)
     """
-    config = PruningConfig(criterion, distribution, granularity, layers, include, exclude, seed)
+    config = PruningConfig(
+        criterion, distribution, granularity, layers, include, exclude, seed, on_misfit
+    )
     pruner = Pruner(model, config)
     sparsity, dense = config.check_target(sparsity), [None] * len(pruner.targets)
     chosen = choose_masks(pruner.method, pruner.targets, dense, sparsity, pruner.layer_targets, 0)

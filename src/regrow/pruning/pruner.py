@@ -17,7 +17,7 @@ from regrow.criteria.movement import Movement
 from regrow.criteria.precomputed import Scores
 from regrow.io.integrity import verify_digest, with_digest
 from regrow.masks.granularity import Weight, make_granularity, mask_from_units
-from regrow.masks.targets import Target, select_targets
+from regrow.masks.targets import Target, TargetSelection, select_targets
 from regrow.masks.zeros import count_zeros, describe_zeros
 from regrow.pruning.base import BasePruner
 from regrow.pruning.compute_masks import choose_masks
@@ -78,15 +78,14 @@ class Pruner(BasePruner):
         from_zeros: bool = False,
     ) -> None:
         self.method = (method or PruningConfig()).validated()
-        selection = select_targets(model, self.method.include, self.method.exclude)
+        self.granularity = make_granularity(self.method.granularity)
+        selection = self._select_fitting(model)
         self.state = MaskState(model, selection, keep_removed, soft, self.method.seed)
         self.criterion = get_criterion(self.method.criterion)
         # read at every step, and slow to compute
         self.needs_gradients = needs_gradients(self.criterion)
         self.collects_gradients = isinstance(self.criterion, TrackingCriterion)
-        self.granularity = make_granularity(self.method.granularity)
         for target in self.targets:
-            self.granularity.check(target)
             self._check_sharding(target)
         self.layer_targets: dict[str, float] = {}
         for pattern, sparsity in (self.method.layers or {}).items():
@@ -356,6 +355,26 @@ class Pruner(BasePruner):
         shared = self._shared_targets()
         pruned = sum(self.state.pruned_count(target.name) for target in shared)
         return pruned / sum(target.parameter.numel() for target in shared)
+
+    def _select_fitting(self, model: nn.Module) -> TargetSelection:
+        """Select the targets; those that the granularity does not divide raise, or stay dense."""
+        selection = select_targets(model, self.method.include, self.method.exclude)
+        reasons = {t.name: self.granularity.misfit(t) for t in selection.targets}
+        misfits = {name: why for name, why in reasons.items() if why is not None}
+        if not misfits:
+            return selection
+        listed = "; ".join(misfits.values())
+        if self.method.on_misfit == "raise":
+            raise ConfigError(
+                f"{listed}: write exclude={[*misfits]}, or on_misfit='skip' to leave such layers "
+                "dense"
+            )
+        reason = (
+            f"excluded by on_misfit='skip': {self.method.granularity} does not divide its shape"
+        )
+        fitting = selection.without(misfits, reason)
+        warnings.warn(f"{len(misfits)} layers stay dense: {listed}", stacklevel=4)
+        return fitting
 
     def _warn_of_zeros(self) -> None:
         """Warn of zeros that no mask covers, unless this pruner may have written them."""
