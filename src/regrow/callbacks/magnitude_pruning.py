@@ -46,6 +46,8 @@ class MagnitudePruning(PruningCallback[Pruner]):
         on_misfit: What to do with layers that groups or blocks do not divide: "raise" an error that
             lists them, or "skip" them with a warning.
         layers: Targets of single layers, `{"*.fc.weight": 0.5}`; `sparsity` applies to the others.
+        min_density: Fraction of its weights that each layer keeps at least, those with a separate
+            target excepted.
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
             Linear weights.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
@@ -88,6 +90,7 @@ class MagnitudePruning(PruningCallback[Pruner]):
         granularity: str = "weight",
         on_misfit: str = "raise",
         layers: dict[str, float] | None = None,
+        min_density: float = 0.0,
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
         rewind: TimeLike | Rewind | None = None,
@@ -101,7 +104,15 @@ class MagnitudePruning(PruningCallback[Pruner]):
             raise ConfigError(f"soft must be True or False, got {soft!r}")
         keep = check_keep_removed(keep_removed)
         method = PruningConfig(
-            criterion, distribution, granularity, layers, include, exclude, seed, on_misfit
+            criterion,
+            distribution,
+            granularity,
+            layers,
+            include,
+            exclude,
+            seed,
+            on_misfit,
+            min_density,
         )
         chosen = make_schedule(schedule, begin, end, every)
         if sparsity is DEFAULT_SPARSITY and isinstance(chosen, (Exponential, Table)):

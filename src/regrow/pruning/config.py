@@ -34,6 +34,8 @@ class PruningConfig(NamedTuple):
         seed: For criteria that draw random numbers.
         on_misfit: What to do with layers that groups or blocks do not divide: "raise" an error, or
             "skip" them, so that they stay dense.
+        min_density: Fraction of its weights that each layer without a separate sparsity keeps at
+            least.
     """
 
     criterion: str | Criterion | TrackingCriterion = "magnitude"
@@ -44,6 +46,7 @@ class PruningConfig(NamedTuple):
     exclude: Iterable[str] | None = None
     seed: int = 0
     on_misfit: str = "raise"
+    min_density: float = 0.0
 
     def validated(self) -> PruningConfig:
         """Check all settings that can be checked without a model, and return them normalised.
@@ -74,6 +77,7 @@ class PruningConfig(NamedTuple):
         return self._replace(
             criterion=criterion,
             layers=layers,
+            min_density=check_sparsity("min_density", self.min_density),
             include=check_patterns("include", self.include),
             exclude=check_patterns("exclude", self.exclude),
         )
@@ -83,7 +87,9 @@ class PruningConfig(NamedTuple):
         criterion = self.criterion
         name = criterion if isinstance(criterion, str) else None
         name = name or getattr(criterion, "__name__", type(criterion).__name__)
+        floor = {"min_density": self.min_density} if self.min_density else {}
         return {
+            **floor,
             "criterion": name,
             "distribution": self.distribution,
             "granularity": self.granularity,
@@ -98,7 +104,8 @@ class PruningConfig(NamedTuple):
             StateError: Naming the settings that differ.
         """
         now = self.to_dict()
-        changed = [f"{k}={was!r}, now {now[k]!r}" for k, was in saved.items() if was != now[k]]
+        pairs = {key: (saved.get(key, 0), now.get(key, 0)) for key in {**now, **saved}}
+        changed = [f"{k}={was!r}, now {new!r}" for k, (was, new) in pairs.items() if was != new]
         if changed:
             raise StateError(
                 f"the checkpoint was pruned with {'; '.join(changed)}: restore that, or load the "

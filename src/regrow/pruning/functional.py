@@ -79,6 +79,7 @@ def prune(
     exclude: Iterable[str] | None = None,
     seed: int = 0,
     on_misfit: str = "raise",
+    min_density: float = 0.0,
 ) -> Masks:
     """Prune a model in place, once, and return the masks.
 
@@ -94,6 +95,7 @@ def prune(
         exclude: Patterns of parameters not to prune.
         seed: For random criteria.
         on_misfit: "skip" leaves layers dense that the granularity does not divide.
+        min_density: Fraction of its weights that each layer keeps at least.
 
     Returns:
         The masks by parameter name; pass them to `regrow.enforce` to train further.
@@ -108,7 +110,7 @@ def prune(
         (0.5, 32)
     """
     config = PruningConfig(
-        criterion, distribution, granularity, layers, include, exclude, seed, on_misfit
+        criterion, distribution, granularity, layers, include, exclude, seed, on_misfit, min_density
     )
     pruner = Pruner(model, config)
     sparsity, dense = config.check_target(sparsity), [None] * len(pruner.targets)
@@ -118,4 +120,6 @@ def prune(
         target.weight.masked_fill_(~mask, 0.0)
     if pruner.state.shards.ranks is not None:
         reshard_fsdp(model)
-    return Masks({target.name: to_dtensor_like(target.parameter, mask) for target, mask in pairs})
+    masks = Masks({t.name: to_dtensor_like(t.parameter, mask) for t, mask in pairs})
+    pruner.warn_of_thin_layers({name: masks.density(name) for name in masks})
+    return masks

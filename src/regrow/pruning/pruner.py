@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -36,6 +35,7 @@ from regrow.pruning.restore import (
 from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState, MaskStateDict
 from regrow.pruning.transaction import atomic
 from regrow.utils.errors import ConfigError, StateError, check_bool, check_sparsity
+from regrow.utils.logging import warn
 from regrow.utils.optimizers import as_list, find_optimizers, trained_parameters
 
 
@@ -88,6 +88,7 @@ class Pruner(BasePruner):
         for target in self.targets:
             self._check_sharding(target)
         self.layer_targets: dict[str, float] = {}
+        self._thin: set[str] = set()  # layers that were warned of
         for pattern, sparsity in (self.method.layers or {}).items():
             names = selection.match(pattern, "layers")
             if all(self.layer_targets.get(name, sparsity) != sparsity for name in names):
@@ -199,6 +200,7 @@ class Pruner(BasePruner):
         shared = self.total - sum(t.parameter.numel() for t in self.targets if t.name in own)
         separate = sum(t.parameter.numel() * own.get(t.name, 0.0) for t in self.targets)
         self.state.target = (sparsity * shared + separate) / self.total
+        self.warn_of_thin_layers(self.densities)
         return self.record_event("prune" if self.sparsity >= before else "dense", before)
 
     @atomic
@@ -285,6 +287,24 @@ class Pruner(BasePruner):
         self.enforce(optimizers)
         more = describe_regrowth(by, init, chosen.amount, train)
         return self.record_event("regrow", before, **more)
+
+    def warn_of_thin_layers(self, densities: Mapping[str, float]) -> None:
+        """Warn, once, of layers that keep under 1 % although nobody asked for that."""
+        if self.method.distribution == "uniform":
+            return
+        sizes = {t.name: t.parameter.numel() for t in self.targets}
+        thin = {
+            name: round(density * sizes[name])
+            for name, density in densities.items()
+            if density < 0.01 and name not in self._thin and name not in self.layer_targets
+        }
+        if thin:
+            self._thin.update(thin)
+            listed = ", ".join(f"{name} ({thin[name]:,} of {sizes[name]:,})" for name in thin)
+            warn(
+                f"under 1 % of the weights are kept in {listed}: to keep more in every layer, "
+                "write min_density=0.01, or distribution='erk'"
+            )
 
     def hook(self, optimizer: Optimizer | Iterable[Optimizer]) -> Handle:
         """Enforce the masks in a training loop, also after they change.
@@ -373,7 +393,7 @@ class Pruner(BasePruner):
             f"excluded by on_misfit='skip': {self.method.granularity} does not divide its shape"
         )
         fitting = selection.without(misfits, reason)
-        warnings.warn(f"{len(misfits)} layers stay dense: {listed}", stacklevel=4)
+        warn(f"{len(misfits)} layers stay dense: {listed}")
         return fitting
 
     def _warn_of_zeros(self) -> None:
@@ -383,7 +403,7 @@ class Pruner(BasePruner):
         kept = {name: [mask] for name, mask in self.state.working_masks().items()}
         sizes = {target.name: target.parameter.numel() for target in self.targets}
         if message := describe_zeros(count_zeros(self.targets, kept), sizes):
-            warnings.warn(message, stacklevel=3)
+            warn(message)
 
     def _check_sharding(self, target: Target) -> None:
         """Check that nothing needs the whole of a sharded layer."""
