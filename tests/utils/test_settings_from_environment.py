@@ -44,9 +44,9 @@ def test_functions_take_an_empty_list_and_a_single_pattern():
 
 
 def test_an_empty_list_includes_nothing_and_says_so():
-    with pytest.raises(ConfigError, match="include is an empty list: write include=None"):
+    with pytest.raises(ConfigError, match="or None for all, got"):
         MagnitudePruning(include=[])
-    with pytest.raises(ConfigError, match="include is an empty list: write include=None"):
+    with pytest.raises(ConfigError, match="or None for all, got"):
         regrow.sparsity(network(), include=[])
 
 

@@ -140,16 +140,8 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         )
         final = config.check_target(sparsity)
         updates = DropGrowSchedule(every, end)
-        strategy = DropGrow(
-            config,
-            bool(keep_removed),
-            updates,
-            grow,
-            initializer,
-            drop_fraction,
-            skip_update,
-            from_zeros,
-        )
+        moving = (grow, initializer, drop_fraction, skip_update, from_zeros)
+        strategy = DropGrow(config, bool(keep_removed), updates, *moving)
         super().__init__(strategy, updates if moves else OneShot(0), final, on_change)
         self.strategy = strategy
 

@@ -199,10 +199,9 @@ def check_patterns(what: str, given: object) -> tuple[str, ...] | None:
     patterns = tuple(given) if isinstance(given, Iterable) else (given,)
     if not patterns and what == "exclude":
         return None  # nothing is excluded
-    if not patterns and what == "include":
-        raise ConfigError("include is an empty list: write include=None for all, or patterns")
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        more = ", or None for all" if what == "include" else ""
         raise ConfigError(
-            f'{what} must be layer patterns such as ["layer4.*", "fc"], got {given!r}'
+            f'{what} must be layer patterns such as ["layer4.*", "fc"]{more}, got {given!r}'
         )
     return patterns
