@@ -28,14 +28,18 @@ from regrow.callbacks.core.checkpoint_files import (
     check_masked_state,
     require_state,
 )
-from regrow.callbacks.core.checks import check_not_sharded, check_pruner_fits, warn_unfinished
+from regrow.callbacks.core.checks import (
+    check_not_sharded,
+    check_pruner_fits,
+    warn_unfinished,
+)
 from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.compatibility import check_can_freeze, check_combination
 from regrow.callbacks.core.dispatch import Dispatcher, SuiteEvents
 from regrow.callbacks.core.gradients import amp_step_skipped, unscaled_gradients
 from regrow.callbacks.core.mask_guard import MaskGuard
 from regrow.callbacks.core.session import FORMAT, P, PruningSession, PruningStrategy
-from regrow.callbacks.core.summary import print_summary
+from regrow.callbacks.core.summary import print_summary, warn_of_zeros
 from regrow.callbacks.core.weight_use import watch_weight_use
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
@@ -279,6 +283,9 @@ class PruningCallback(Callback, Generic[P]):
         self._find_listeners(trainer, pl_module)
         self._module_hooks += watch_weight_use(pl_module, self.pruner.targets)
         print_summary(trainer, session, type(self).__name__)
+        sessions = [callback.session for callback in pruning_callbacks(trainer)]
+        if sessions[-1] is session:  # now all have their masks
+            warn_of_zeros(sessions)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
