@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset, default_collate
 
 from regrow import ConfigError, RandomState, StateError
-from regrow.data import DatasetLoader, ResumableDataModule
+from regrow.data import DatasetLoader, ResumableDataModule, dataset_loader
 
 torch.set_num_threads(1)
 
@@ -142,6 +142,22 @@ def test_reading_draws_nothing_from_global_generators(workers: int) -> None:
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert (np.random.get_state()[1] == states[2]).all()
+
+
+def test_ranks_read_equal_parts_of_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, parts = TensorDataset(torch.arange(10)), []
+    for rank in (0, 1):
+        monkeypatch.setattr(dataset_loader, "rank_and_world", lambda rank=rank: (rank, 2))
+        loader = ResumableDataModule(data, batch_size=2).train_dataloader()
+        assert len(loader) == 3
+        parts.append(torch.cat([batch[0] for batch in loader]).tolist())
+    assert [len(part) for part in parts] == [5, 5]
+    assert sorted(parts[0] + parts[1]) == [*range(10)]
+
+
+def test_validation_is_optional(tmp_path: Path) -> None:
+    _, batches = fit(tmp_path, lambda: ResumableDataModule(Noise(), batch_size=SIZE), {})
+    assert len(batches) == 3 * SAMPLES // SIZE
 
 
 def test_other_data_raises_in_mid_epoch(tmp_path: Path) -> None:
