@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from tiny_fits import Net, fit, samples
 
 from regrow import SparsityMonitor
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 

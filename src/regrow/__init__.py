@@ -114,8 +114,8 @@ __all__ = [*_HOME]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name == "channels":  # a public subpackage
-        return importlib.import_module("regrow.channels")
+    if name in ("channels", "data"):  # public subpackages
+        return importlib.import_module(f"regrow.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'regrow' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"regrow.{_HOME[name]}"), name)

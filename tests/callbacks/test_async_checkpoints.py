@@ -26,7 +26,7 @@ from regrow import (
     SparseModelCheckpoint,
     Table,
 )
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 LEVELS = Table({"3it": 0.4, "7it": 0.6, "11it": 0.8})
 

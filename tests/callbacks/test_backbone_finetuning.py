@@ -23,7 +23,7 @@ from tiny_fits import (
 from torch import optim
 
 from regrow import AccuracyBudget, ConfigError, MagnitudePruning, OneShot, Rewind, StateError, Table
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 LEVELS = Table({"3it": 0.4, "11it": 0.6, "18it": 0.8})
 

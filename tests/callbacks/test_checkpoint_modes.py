@@ -11,7 +11,7 @@ from slow_cases import mark_rest_slow
 from tiny_fits import ADAM, WEIGHTS, Net, copied, equal, fit, loader, read, samples
 
 from regrow import DynamicSparseTraining, MagnitudePruning, SparseModelCheckpoint, Table
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 from regrow.masks.masks import Masks
 
 LEVELS = Table({"3it": 0.5, "8it": 0.6, "13it": 0.8})

@@ -8,7 +8,7 @@ from tiny_fits import ADAM, BATCHES, WEIGHTS, Net, copied, equal, fit, loader, s
 from torch import nn
 
 from regrow import ConfigError, DynamicSparseTraining, MagnitudePruning, OneShot, Table
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 LEVELS = Table({"3it": 0.5, "11it": 0.8})
 

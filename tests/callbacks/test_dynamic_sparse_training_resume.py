@@ -12,7 +12,7 @@ from tiny_fits import ADAM, SGD, Net, equal, fit, read, samples, weights
 from torch import nn
 
 from regrow import ConfigError, DynamicSparseTraining, RandomState, StateError
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 from regrow.schedules.drop_fraction import drop_fraction_at
 
 sparse = partial(DynamicSparseTraining, 0.8, drop_fraction=0.5, every="3it", end="17it")

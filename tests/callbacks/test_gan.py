@@ -11,7 +11,7 @@ from tiny_fits import BATCHES, Events, copied, equal, fit, magnitude_masks, weig
 from torch import nn, optim
 
 from regrow import MagnitudePruning, OneShot, Table
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 ADAM = partial(optim.Adam, lr=0.01, betas=(0.5, 0.9))
 DATA = torch.randn(4 * BATCHES, 6, generator=torch.Generator().manual_seed(2))

@@ -23,7 +23,7 @@ from tiny_fits import weights as prunable
 from torch import nn, optim
 
 from regrow import MagnitudePruning, OneShot, Table
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 SEARCHES = [None, "strong_wolfe"]
 

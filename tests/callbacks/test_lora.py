@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from regrow import ConfigError, MagnitudePruning, OneShot, Table
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 LEVELS = Table({"3it": 0.5, "11it": 0.8})
 

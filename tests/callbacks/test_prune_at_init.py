@@ -26,9 +26,9 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from regrow import PruneAtInit, RandomState, enforce
-from regrow.app.data.loading.tensor_loader import BatchLoader
 from regrow.callbacks.core.base import Callback
 from regrow.criteria.saliency import grasp
+from regrow.data.tensor_loader import BatchLoader
 
 METHODS = {
     "snip": {"method": "snip"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from regrow.app.data.loading.tensor_loader import BatchLoader
 from regrow.callbacks.random_state import RandomState
+from regrow.data.tensor_loader import BatchLoader
 from regrow.utils.random import capture_random_state, restore_random_state
 
 
@@ -108,29 +107,29 @@ def test_state_survives_a_weights_only_file(tmp_path: Path) -> None:
 
 
 def test_restored_at_the_start_of_training_and_once() -> None:
-    callback, trainer = RandomState(), SimpleNamespace(global_rank=0)
+    callback, trainer = RandomState(), Trainer(accelerator="cpu", logger=False)
     state = capture_random_state()
     expected = draw()
-    callback.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    callback.setup(trainer, None, "fit")
     callback.load_state_dict(copy.deepcopy(state))
     draw()
     saved = callback.state_dict()
     assert torch.equal(saved["torch"], state["torch"])
-    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    callback.on_train_start(trainer, None)
     assert draw() == expected
     after = draw()
-    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    callback.on_train_start(trainer, None)
     assert draw() != after
     assert draw() != expected
 
 
 def test_what_an_evaluation_loaded_is_not_restored_by_a_later_fit() -> None:
-    callback, trainer = RandomState(), SimpleNamespace(global_rank=0)
-    callback.setup(trainer, None, "validate")  # type: ignore[arg-type]
+    callback, trainer = RandomState(), Trainer(accelerator="cpu", logger=False)
+    callback.setup(trainer, None, "validate")
     callback.load_state_dict(capture_random_state())
     expected = draw()
-    callback.setup(trainer, None, "fit")  # type: ignore[arg-type]
-    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    callback.setup(trainer, None, "fit")
+    callback.on_train_start(trainer, None)
     assert draw() != expected
 
 

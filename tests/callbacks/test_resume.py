@@ -16,7 +16,7 @@ from tiny_fits import ADAM, BATCHES, SGD, Net, equal, fit, read, samples
 from torch import nn, optim
 
 from regrow import Cubic, Cyclic, MagnitudePruning, OneShot, RandomState, Table
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 STEPS = 3 * BATCHES
 LEVELS = Table({"3it": 0.3, "11it": 0.6, "18it": 0.8})

@@ -27,7 +27,7 @@ from tiny_fits import (
 from torch import nn, optim
 
 from regrow import MagnitudePruning, RandomState, Rewind
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 
 class Rates(Callback):

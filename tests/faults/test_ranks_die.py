@@ -9,7 +9,7 @@ from tiny_fits import read
 FIT = """
 import os, signal
 from regrow import DynamicSparseTraining, MagnitudePruning, SparseModelCheckpoint, Table
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 from regrow.utils.errors import ConfigError
 
 PLANS = {

@@ -32,6 +32,7 @@ PACKAGES = (
     "callbacks.support",
     "callbacks",
     "report",
+    "data",
     "app.models",
     "app.config",
     "app.data.loading",
@@ -43,7 +44,7 @@ PACKAGES = (
 )
 # Where heavy or optional companions may be imported.
 COMPANIONS = {
-    "lightning": ("callbacks", "app"),
+    "lightning": ("callbacks", "data", "app"),
     "pytorch_lightning": (),
     "hydra": ("app", "hydra_plugins"),
     "omegaconf": ("app", "hydra_plugins"),

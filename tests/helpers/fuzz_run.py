@@ -12,8 +12,8 @@ from tiny_fits import fit
 
 import regrow
 from regrow import RandomState
-from regrow.app.data.loading.tensor_loader import BatchLoader
 from regrow.criteria.base import needs_gradients
+from regrow.data.tensor_loader import BatchLoader
 from regrow.utils.errors import ConfigError, RegrowError
 
 warnings.filterwarnings("ignore", module="lightning")

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from tiny_fits import ADAM, Net, fit, read, samples
 
 from regrow import RandomState
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 
 class Save(Callback):

@@ -9,7 +9,7 @@ from tiny_fits import ADAM, Net, equal, fit, read, samples
 from torch import nn
 
 from regrow import Cubic, MagnitudePruning, RandomState, SparseModelCheckpoint
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 
 class Noisy(Net):

@@ -7,7 +7,7 @@ from tiny_fits import ADAM, fit, loader, samples
 from torch import nn
 
 from regrow import ChannelPruning, RandomState, Table
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 LEVELS = Table({"3it": 0.25, "11it": 0.5, "18it": 0.6})
 # where the channels of a layer stand, written down by hand

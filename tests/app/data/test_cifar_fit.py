@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from regrow.app.data.cifar import CIFAR10, CIFAR100
-from regrow.app.data.loading import tensor_loader as loader_module
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.lr_schedules import cosine
+from regrow.data import tensor_loader as loader_module
 
 pytestmark = pytest.mark.vision
 STEPS = [{"crop_flip": 4}, {"rand_augment": {"ops": 2, "magnitude": 9}}, {"cutout": 8}]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from regrow.app.data.loading.tensor_loader import BatchLoader
 from regrow.app.training.classifier import Classifier
+from regrow.data.tensor_loader import BatchLoader
 from regrow.utils.errors import ConfigError
 
 SGD1 = partial(SGD, lr=0.1, momentum=0.9)

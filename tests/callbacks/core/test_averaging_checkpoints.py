@@ -25,7 +25,7 @@ from regrow import (
     SparseModelCheckpoint,
     Table,
 )
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 EPOCHS = 5
 SWA = partial(

@@ -27,7 +27,7 @@ from regrow import (
     SparsityMonitor,
     Table,
 )
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data.tensor_loader import BatchLoader
 
 LEVELS = Table({"3it": 0.4, "1ep": 0.6, "20it": 0.8})
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from regrow.app.data.loading.augment import Augment, make_augmentation
 from regrow.app.data.loading.batch_ops import make_normalizer
-from regrow.app.data.loading.epoch_order import generator
-from regrow.app.data.loading.resumable import ResumableLoader
-from regrow.app.data.loading.tensor_loader import BatchLoader
 from regrow.app.data.torchvision_files import Samples, TorchvisionFiles
+from regrow.data.data_module import TrainingPosition
+from regrow.data.epoch_order import generator
+from regrow.data.resumable import ResumableLoader
+from regrow.data.tensor_loader import BatchLoader
 from regrow.utils.errors import ConfigError, check_count
 
 Split = Literal["train", "val", "test"]
@@ -50,8 +51,7 @@ class DataModule(LightningDataModule, ABC):
         super().__init__()
         self.batch_size = check_count("batch_size", batch_size)
         self.seed = check_count("seed", seed, least=0)
-        self._loader: ResumableLoader | None = None
-        self._position: dict[str, Any] = {}
+        self._position = TrainingPosition()
 
     @abstractmethod
     def load(self) -> None:
@@ -64,16 +64,13 @@ class DataModule(LightningDataModule, ABC):
     def setup(self, stage: str = "fit") -> None:
         """Read and split the data."""
         if stage == "fit":  # Lightning restores the saved position afterwards
-            self._loader, self._position = None, {}
+            self._position.forget()
         self.load()
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the training loader, at the restored position when resuming."""
         self.load()
-        self._loader = self.loader("train")
-        if self._position:
-            self._loader.load_state_dict(self._position)
-        return self._loader
+        return self._position.track(self.loader("train"))
 
     def val_dataloader(self) -> ResumableLoader:
         """Return the validation loader, in fixed order."""
@@ -86,19 +83,12 @@ class DataModule(LightningDataModule, ABC):
         return self.loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the training epoch.
-
-        Lightning 2.6 drops a loader's own state when anything asks for
-        `trainer.estimated_stepping_batches` before the state is restored, as learning-rate
-        schedules do (Lightning issue 20550); a data module's state is always restored.
-        """
-        return {} if self._loader is None else self._loader.state_dict()
+        """Return the position in the training epoch."""
+        return self._position.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position, also for a training loader created later."""
-        self._position = state_dict
-        if self._loader is not None:
-            self._loader.load_state_dict(state_dict)
+        """Restore the position in the training epoch."""
+        self._position.load_state_dict(state_dict)
 
     @property
     def device(self) -> torch.device:

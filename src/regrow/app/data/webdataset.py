@@ -12,9 +12,9 @@ import torch
 
 from regrow.app.data.base import Split
 from regrow.app.data.imagenet import IMAGES, SIZES, ImageFileDataModule, import_datasets
-from regrow.app.data.loading.resumable import ResumableLoader
 from regrow.app.data.loading.stream_loader import StreamLoader
 from regrow.app.data.loading.tar_reader import ShardImages
+from regrow.data.resumable import ResumableLoader
 from regrow.utils.errors import ConfigError, DataError, check_count
 
 

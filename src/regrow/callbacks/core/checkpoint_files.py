@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Read the state of pruning callbacks from checkpoints; write checkpoint files atomically."""
+"""Read checkpoints of pruning callbacks and of loaders; write checkpoint files atomically."""
 
 from __future__ import annotations
 
@@ -58,6 +58,36 @@ def check_masked_state(
         saved = state["pruner"] if intact else verify_digest(state["pruner"])
         check_weights_masked(saved["masks"], checkpoint.get("state_dict") or {})
     return state
+
+
+def restore_loaders(trainer: pl.Trainer) -> None:
+    """Restore the positions of stateful training loaders that Lightning drops.
+
+    It creates the loaders before it restores them if a learning-rate schedule asks for
+    `estimated_stepping_batches` (Lightning issue 20550). Called when training starts.
+    """
+    loop = trainer.fit_loop
+    if loop.restarting and loop._combined_loader_states_to_load and loop._data_fetcher is not None:
+        loop._load_combined_loader_states()
+        iter(loop._data_fetcher)
+
+
+def restart_loaders(trainer: pl.Trainer) -> None:
+    """Create new iterators of the training loaders where the resumed fit begins an epoch.
+
+    An uninterrupted fit creates them then. A resumed one uses an iterator that was created before
+    any callback could restore the random state, and iterators of a `DataLoader` draw a seed.
+    """
+    loop = trainer.fit_loop
+    if not loop.restarting:
+        loop._resuming_from_checkpoint = False  # Lightning creates it, after the hooks of the epoch
+        return
+    epochs = loop.epoch_loop
+    saved_by_last_batch = (
+        epochs.restarted_on_train_batch_end and epochs.batch_progress.is_last_batch
+    )
+    if saved_by_last_batch and loop._data_fetcher is not None:
+        iter(loop._data_fetcher)
 
 
 def save_atomic(trainer: pl.Trainer, path: str, save: Callable[[str], None]) -> None:

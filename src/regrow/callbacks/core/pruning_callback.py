@@ -27,6 +27,7 @@ from regrow.callbacks.core.checkpoint_files import (
     check_format,
     check_masked_state,
     require_state,
+    restore_loaders,
 )
 from regrow.callbacks.core.checks import (
     check_not_sharded,
@@ -269,8 +270,8 @@ class PruningCallback(Callback, Generic[P]):
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not earlier: the optimizers' state is restored only now, and reading the fit's length
-        # before would make Lightning lose the position of a stateful loader.
+        restore_loaders(trainer)
+        # Not earlier: the optimizers' state is restored only now.
         state, session = self._loaded, self.session
         if state is not None and state["progress"] is not None:
             session.resume(state)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,8 @@ from torch import Tensor
 
 from regrow.app.data.loading.batch_ops import crop_flip, cutout
 from regrow.app.data.loading.image_transforms import draw_from, import_transforms
+from regrow.data.tensor_loader import Transform
 from regrow.utils.errors import ConfigError, check_choice, check_count, suggest
-
-Transform = Callable[[Tensor, torch.Generator], Tensor]
-"""Images (N, C, H, W) and the generator of this batch -> images (N, C, H, W)."""
 
 Augment = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
 """The name of a step, or several with settings: `["crop_flip", {"cutout": 16}]`."""

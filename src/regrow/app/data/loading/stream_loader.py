@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
-from regrow.app.data.loading.epoch_order import epoch_order, generator, samples_per_rank
 from regrow.app.data.loading.image_transforms import decode
-from regrow.app.data.loading.resumable import Batch, ResumableLoader, rank_and_world
 from regrow.app.data.loading.tar_reader import read_members
 from regrow.app.data.loading.worker_loader import WorkerConfig
+from regrow.data.epoch_order import epoch_order, generator, samples_per_rank
+from regrow.data.resumable import Batch, ResumableLoader, rank_and_world
 from regrow.utils.errors import ConfigError, check_count
 
 Raw = tuple[Path, str, bytes, int]

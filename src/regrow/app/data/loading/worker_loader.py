@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from regrow.app.data.loading.epoch_order import epoch_order, generator, samples_per_rank
 from regrow.app.data.loading.image_transforms import Transform, draw_from
-from regrow.app.data.loading.resumable import Batch, ResumableLoader, rank_and_world
+from regrow.data.epoch_order import epoch_order, generator, samples_per_rank
+from regrow.data.resumable import Batch, ResumableLoader, rank_and_world
 from regrow.utils.errors import check_count
 
 Finish = Callable[[Tensor, Tensor], Batch]

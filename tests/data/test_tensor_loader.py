@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regrow.app.data.loading import tensor_loader as module
-from regrow.app.data.loading.tensor_loader import BatchLoader
+from regrow.data import tensor_loader as module
+from regrow.data.tensor_loader import BatchLoader
 from regrow.utils.errors import ConfigError, StateError
 
 

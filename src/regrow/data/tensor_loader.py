@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from torch import Tensor
+from torch import Generator, Tensor
 
-from regrow.app.data.loading.augment import Transform
-from regrow.app.data.loading.epoch_order import epoch_order, generator, samples_per_rank
-from regrow.app.data.loading.resumable import Batch, ResumableLoader, rank_and_world
+from regrow.data.epoch_order import epoch_order, generator, samples_per_rank
+from regrow.data.resumable import Batch, ResumableLoader, rank_and_world
 from regrow.utils.errors import ConfigError
+
+Transform = Callable[[Tensor, Generator], Tensor]
+"""Images (N, C, H, W) and the generator of this batch -> images (N, C, H, W)."""
 
 
 class BatchLoader(ResumableLoader):

@@ -24,8 +24,8 @@ class ResumableLoader(ABC):
     Lightning does not wrap loaders that are no `DataLoader` and calls `set_epoch` on their
     `sampler`; a plain loop calls `set_epoch` itself. After `load_state_dict` the next iteration
     continues with the batch after the last one yielded, unless `set_epoch` selects another epoch.
-    Mid-epoch resume beside a learning-rate schedule needs a data module (see
-    `DataModule.state_dict`).
+    Mid-epoch resume beside a learning-rate schedule needs a data module that saves the position
+    (`regrow.data.ResumableDataModule`), `RandomState` or a pruning callback.
 
     Args:
         batch_size: Samples per batch and rank.
@@ -51,10 +51,10 @@ class ResumableLoader(ABC):
         """Batches of a whole epoch, also after a mid-epoch resume."""
 
     @abstractmethod
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
         """Yield the batches of an epoch from number `start`."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         # A generator, so that nothing runs before the first batch is requested: Lightning creates
         # iterators before it sets the epoch or restores a state, and discards some.
         start = self._batch if self._resume else 0
