@@ -32,6 +32,7 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.importance import ChannelCriterion
 from regrow.channels.pruner import ChannelPruner
 from regrow.io.checkpoints import KEY
+from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import PruningPlan as SparsityPlan
 from regrow.schedules.base import Schedule
@@ -161,6 +162,7 @@ class ChannelPruning(PruningCallback[ChannelPruner]):
 
     cuts_channels = True
 
+    @answer_other_arguments
     def __init__(
         self,
         sparsity: float = DEFAULT_SPARSITY,

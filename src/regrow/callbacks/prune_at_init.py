@@ -26,6 +26,7 @@ from regrow.criteria.precomputed import Scores
 from regrow.criteria.saliency import grasp, snip, unsharded_targets
 from regrow.criteria.synflow import synflow
 from regrow.pruning.config import PruningConfig
+from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.schedules.base import Milestone
@@ -90,6 +91,7 @@ class PruneAtInit(PruningCallback[Pruner]):
     did you mean 'snip'?
     """
 
+    @answer_other_arguments
     def __init__(
         self,
         sparsity: float = 0.9,

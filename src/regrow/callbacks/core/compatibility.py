@@ -16,6 +16,7 @@ from regrow.channels.pruner import ChannelPruner
 from regrow.distributed.shard import is_dtensor
 from regrow.pruning.base import BasePruner
 from regrow.utils.errors import ConfigError
+from regrow.utils.lightning_classes import lightning_classes
 
 # What a condition returns: the values that format a row's message, or None.
 Found = dict[str, object] | None
@@ -101,6 +102,13 @@ def _restores_beside_swa(given: Combination) -> Found:
     return {"one": type(callback).__name__} if swa and callback is not None else None
 
 
+def _beside_model_pruning(given: Combination) -> Found:
+    theirs = [c for c in given.all if isinstance(c, lightning_classes("callbacks.ModelPruning"))]
+    if not theirs or not given.pruning:
+        return None
+    return {"one": type(theirs[0]).__name__, "other": type(given.pruning[0][0]).__name__}
+
+
 def _two_that_cut(given: Combination) -> Found:
     cutting = [c for c, _ in given.pruning if c.cuts_channels]
     return {"one": type(cutting[0]).__name__} if len(cutting) > 1 else None
@@ -135,6 +143,12 @@ def _learned_shared(given: Combination) -> Found:
 
 
 TABLE = (
+    Row(
+        "Lightning's ModelPruning",
+        _beside_model_pruning,
+        "{one} replaces the weights that {other} prunes by products with masks of its own: leave "
+        "it out, and write its amount as the sparsity of {other}",
+    ),
     Row(
         "rising sparsity beside constant sparsity",
         _both("needs_rising_sparsity", "constant_sparsity"),
