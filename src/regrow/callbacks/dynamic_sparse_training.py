@@ -85,7 +85,7 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: grow must be one of gradient, momentum, none, random, got \
-    'gradients': did you mean 'gradient'?
+'gradients': did you mean 'gradient'?
     """
 
     @answer_other_arguments

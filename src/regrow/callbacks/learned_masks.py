@@ -173,7 +173,7 @@ class LearnedMasks(PruningCallback[LearnedPruner]):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: method must be one of cs, edge_popup, l0, str, got 'l1': \
-    did you mean 'l0'?
+did you mean 'l0'?
     """
 
     @answer_other_arguments
