@@ -39,6 +39,7 @@ from regrow.utils.errors import (
     check_keep_removed,
     check_positive,
 )
+from regrow.utils.lightning_classes import overrides
 
 GRADIENTS: Mapping[str, Callable[..., Scores]] = {"snip": snip, "grasp": grasp}
 
@@ -155,7 +156,7 @@ did you mean 'snip'?
                 f"method={scoring!r} needs the loss that training_step returns, and under "
                 "manual optimisation that steps by itself: write method='synflow' or 'random'"
             )
-        if scoring == "synflow" and type(pl_module).forward is pl.LightningModule.forward:
+        if scoring == "synflow" and not overrides(pl_module, "forward", "LightningModule"):
             raise ConfigError(
                 f"method='synflow' runs forward(), which {type(pl_module).__name__} does not have: "
                 "define it, or write method='snip'"

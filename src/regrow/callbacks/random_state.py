@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from regrow.callbacks.core.base import Callback
 from regrow.utils.random import capture_random_state, restore_random_state
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.queries import all_at_target, check_has_pruner
 from regrow.utils.errors import ConfigError
+from regrow.utils.lightning_classes import base_class, lightning_classes
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+else:
+    ModelCheckpoint = base_class("callbacks.ModelCheckpoint")
 
 
 class AtomicCheckpoint(ModelCheckpoint):
@@ -147,7 +152,8 @@ class SparseModelCheckpoint(AtomicCheckpoint):
         path = self.format_checkpoint_name(dict(metrics), self.CHECKPOINT_NAME_LAST)
         if self.last_model_path or not self.file_exists(path, trainer):
             return
-        others = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
+        kinds = lightning_classes("callbacks.ModelCheckpoint")
+        others: list[Any] = [c for c in trainer.checkpoint_callbacks if isinstance(c, kinds)]
         resumed = trainer.ckpt_path
         if any(other.last_model_path == path for other in others) or (
             resumed is not None and Path(resumed).resolve().parent == Path(path).resolve().parent

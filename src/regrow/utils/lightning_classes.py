@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from functools import cache
+from typing import Any
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 @cache
-def lightning_classes(name: str) -> tuple[type, ...]:
+def lightning_classes(name: str) -> tuple[type[Any], ...]:
     """Return the classes of a name in the distributions that are installed, for `isinstance`.
 
     Args:
@@ -35,6 +36,22 @@ def lightning_classes(name: str) -> tuple[type, ...]:
         if (each := getattr(imported, attribute, None)) is not None:
             found.append(each)
     return tuple(found)
+
+
+def overrides(instance: object, hook: str, name: str) -> bool:
+    """Whether an object's class defines a method anew that it has of one of Lightning's classes.
+
+    Args:
+        instance: The object.
+        hook: The method, whether or not Lightning has it.
+        name: The class, such as "Callback".
+
+    Example:
+        >>> overrides(object(), "on_fit_start", "Callback")
+        False
+    """
+    method = getattr(type(instance), hook, None)
+    return method not in (None, *(getattr(c, hook, None) for c in lightning_classes(name)))
 
 
 def base_class(name: str) -> type:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.dispatch import Dispatcher
@@ -97,7 +96,8 @@ def _whole_beside_sharded(given: Combination) -> Found:
 
 
 def _restores_beside_swa(given: Combination) -> Found:
-    swa = any(isinstance(c, StochasticWeightAveraging) for c in given.all)
+    kinds = lightning_classes("callbacks.StochasticWeightAveraging")
+    swa = any(isinstance(c, kinds) for c in given.all)
     callback = given.first("restores_weights")
     return {"one": type(callback).__name__} if swa and callback is not None else None
 

@@ -28,7 +28,12 @@ from regrow.callbacks.core.checkpoint_files import (
     check_masked_state,
     require_state,
 )
-from regrow.callbacks.core.checks import check_not_sharded, check_pruner_fits, warn_unfinished
+from regrow.callbacks.core.checks import (
+    check_not_sharded,
+    check_pruner_fits,
+    check_same_package,
+    warn_unfinished,
+)
 from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.compatibility import check_can_freeze, check_combination
 from regrow.callbacks.core.dispatch import Dispatcher, SuiteEvents
@@ -217,6 +222,7 @@ class PruningCallback(Callback, Generic[P]):
         self.session.attach(model, state)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        check_same_package(trainer)
         Dispatcher.of(trainer).add_children(self)
         self._loaded, self._evaluates, self.session.transaction = None, False, Transaction()
         self._guard = MaskGuard(self.session, trainer, pl_module)
