@@ -274,7 +274,7 @@ did you mean 'l0'?
         if clock is None or not self.changes_between_events:
             return
         learner = self.pruner.learner
-        factors = [rate_factor(optimizer, p) for p in learner.held(optimizer)[:1]]
+        factors = [rate_factor(optimizer, p) for p in learner.targets_of(optimizer)[:1]]
         learner.step(optimizer, clock.current_step(), *factors)
 
 
@@ -371,7 +371,7 @@ class LearnedMask(PruningStrategy[LearnedPruner]):
                 )
             self.first = planned if session.on_change == "keep" else first
         if learner.active and session.progress.plan:
-            learner.course.last = session.progress.plan[-1].step
+            learner.window.last = session.progress.plan[-1].step
 
     def state_dict(self, session: PruningSession[LearnedPruner]) -> dict[str, Any]:
         return {"first": self.first, "learning": dict(self.settings)}
