@@ -218,3 +218,16 @@ def test_a_rollback_across_unfreezing_restores_the_state():
     fit(module, finetuning(), pruning, budget, data=data(), val=data(), max_epochs=4)
     assert pruning.history[0]["kind"] == "rollback"
     assert zeros(module) == pruning.masks.pruned
+
+
+def test_a_criterion_that_ignores_gradients_ranks_frozen_layers_too():
+    """Masks are those of magnitude, although no optimizer trains the first layer."""
+    module = Transfer(ADAM)
+    before = weights(module)
+    expected = magnitude_masks(
+        {name: weight.clone() for name, weight in before.items()}, round(0.5 * WEIGHTS)
+    )
+    module.body[0].requires_grad_(False)
+    pruning = MagnitudePruning(0.5, schedule=OneShot(0), criterion=lambda w, grad: w.abs())
+    fit(module, pruning, data=data(), max_epochs=1)
+    assert all(torch.equal(pruning.masks[name], mask) for name, mask in expected.items())

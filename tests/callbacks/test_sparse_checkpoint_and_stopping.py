@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_fits import ADAM, BATCHES, WEIGHTS, Net, fit, loader, read, trainer
 
 from regrow import (
@@ -269,3 +270,86 @@ def test_unknown_monitor_is_named_after_the_first_validation(tmp_path):
     with pytest.raises(Exception, match="val/los"):
         job.fit(Net(), loader(), loader(2))
     assert job.current_epoch < 3
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*.ckpt")}
+
+
+class Slashed(Net):
+    """Logs its epoch as `val/acc`."""
+
+    def on_validation_epoch_end(self):
+        self.log("val/acc", float(self.trainer.current_epoch))
+
+
+def slashed(folder, *saves, epochs=3, **kw):
+    pruning = MagnitudePruning(0.8, schedule=OneShot("1ep"))
+    fit(Slashed(ADAM), pruning, *saves, val=loader(), max_epochs=epochs, enable_checkpointing=True,
+        default_root_dir=folder, **kw)  # fmt: skip
+
+
+def sparse(folder, **kw):
+    return SparseModelCheckpoint(folder, **({"monitor": "val/acc", "mode": "max"} | kw))
+
+
+@pytest.mark.parametrize(
+    ("filename", "inserts", "name"),
+    [
+        ("{val/acc:.2f}", True, "val_acc=2.00.ckpt"),
+        ("{epoch}-{val/acc}", True, "epoch=2-val_acc=2.0.ckpt"),
+        ("{val/acc:.1f}-{val/accuracy}", True, "val_acc=2.0-val_accuracy=0.ckpt"),
+        ("acc={val/acc:.2f}", False, "acc=2.00.ckpt"),
+        ("best/{epoch}", True, "best/epoch=2.ckpt"),
+    ],
+)
+def test_a_metric_with_a_slash_makes_no_folder(filename, inserts, name, tmp_path):
+    saves = sparse(tmp_path, filename=filename, auto_insert_metric_name=inserts)
+    slashed(tmp_path, saves)
+    assert files(tmp_path) == {name, "last.ckpt"}
+    assert saves.best_model_path == str(tmp_path / name)
+
+
+def test_several_checkpoint_callbacks_share_one_last_ckpt(tmp_path):
+    both = [sparse(tmp_path), sparse(tmp_path, mode="min", every_n_train_steps=3)]
+    slashed(tmp_path, *both)
+    assert {name for name in files(tmp_path) if name.startswith("last")} == {"last.ckpt"}
+    assert {saves.last_model_path for saves in both} == {str(tmp_path / "last.ckpt")}
+    assert read(tmp_path / "last.ckpt")["global_step"] == 3 * BATCHES
+
+
+def test_last_ckpt_of_a_plain_model_checkpoint_is_shared(tmp_path):
+    slashed(tmp_path, ModelCheckpoint(tmp_path, save_last=True), sparse(tmp_path))
+    assert {name for name in files(tmp_path) if name.startswith("last")} == {"last.ckpt"}
+
+
+@pytest.mark.parametrize("saved", ["last.ckpt", "epoch=1-step=16.ckpt"])
+@pytest.mark.parametrize("top", [1, 2])
+def test_a_resumed_run_goes_on_with_its_last_ckpt(saved, top, tmp_path):
+    slashed(tmp_path, sparse(tmp_path), epochs=2)
+    slashed(tmp_path, sparse(tmp_path, save_top_k=top), ckpt_path=tmp_path / saved)
+    assert {name for name in files(tmp_path) if name.startswith("last")} == {"last.ckpt"}
+    assert read(tmp_path / "last.ckpt")["global_step"] == 3 * BATCHES
+
+
+def test_a_folder_that_was_moved_goes_on_with_its_last_ckpt(tmp_path):
+    slashed(tmp_path, sparse(tmp_path / "a"), epochs=2)
+    (tmp_path / "a").rename(tmp_path / "b")
+    slashed(tmp_path, sparse(tmp_path / "b"), ckpt_path=tmp_path / "b" / "last.ckpt")
+    assert {n for n in files(tmp_path) if "last" in n} == {"b/last.ckpt"}
+
+
+def test_another_run_in_the_folder_is_warned_of_by_name(tmp_path):
+    """The earlier run's file stays, and the warning says which is this run's."""
+    slashed(tmp_path, sparse(tmp_path), epochs=2)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with pytest.warns(UserWarning, match=r"last\.ckpt.*earlier run.*last-v1\.ckpt"):
+        slashed(tmp_path, sparse(tmp_path))
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert read(tmp_path / "last-v1.ckpt")["global_step"] == 3 * BATCHES
+
+
+def test_without_a_version_counter_last_ckpt_is_overwritten(tmp_path):
+    for _ in range(2):
+        slashed(tmp_path, sparse(tmp_path, enable_version_counter=False))
+    assert files(tmp_path) == {"last.ckpt", "epoch=2-step=24.ckpt"}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import regrow
 from regrow.criteria.base import (
     CRITERIA,
     TrackingCriterion,
@@ -94,13 +95,48 @@ def test_random_is_the_same_in_every_layout_and_precision():
         assert torch.equal(random(weight, generator=make_generator(0, 0, "w")), wanted)
 
 
+def deletes(weight, grad):
+    del grad
+    return weight.abs()
+
+
+class Blind:
+    def __call__(self, weight, grad):
+        return weight.abs()
+
+
+class Seeing:
+    def __call__(self, weight, grad):
+        return weight.abs() * grad
+
+
+@pytest.mark.parametrize("criterion", [lambda w, g: w.abs(), deletes, Blind()])
+def test_a_criterion_that_ignores_gradients_works_without(criterion):
+    net = torch.nn.Linear(8, 8)
+    kept = net.weight.detach().abs().flatten().argsort()[32:]
+    mask = regrow.prune(net, 0.5, criterion=criterion)["weight"]
+    assert mask.flatten().nonzero().flatten().tolist() == sorted(kept.tolist())
+
+
+def test_a_criterion_that_reads_gradients_raises_without():
+    with pytest.raises(regrow.StateError, match="needs the gradient of weight"):
+        regrow.prune(torch.nn.Linear(8, 8), 0.5, criterion=Seeing())
+
+
 def test_needs_gradients():
     assert {name for name in CRITERIA if needs_gradients(get_criterion(name))} == {
         "gradient",
         "taylor",
         "snip",
     }
-    assert needs_gradients(lambda w, g: w)
+    assert needs_gradients(lambda w, g: w * g)
+    assert needs_gradients(lambda w, g: w if g is None else g)
+    assert needs_gradients(lambda w, g: (lambda: g)()), "read by a function within"
+    assert not needs_gradients(lambda w, g: w.abs()), "it never reads the gradient"
+    assert not needs_gradients(deletes), "it never reads the gradient"
+    assert not needs_gradients(Blind())
+    assert needs_gradients(Seeing())
+    assert needs_gradients(functools.wraps(deletes)(lambda *given: given[1])), "it cannot be known"
     assert not needs_gradients(lambda w, g=None: w)
     assert not needs_gradients(lambda w, *, power=2: w)
     assert not needs_gradients(torch.abs), "a builtin does not tell: it gets the weight"

@@ -7,7 +7,6 @@ import math
 from typing import Any, TypedDict, cast
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from regrow.callbacks.core.averaging import Averages
@@ -23,6 +22,7 @@ from regrow.schedules.bisection import Bisection, BisectionStateDict
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Time, TimeLike, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_positive, check_rate
+from regrow.utils.lightning_classes import lightning_classes
 
 
 class OpenEvent(TypedDict):
@@ -191,7 +191,8 @@ class AccuracyBudget(Callback):
             self._roll_back(trainer, pl_module)
         self._conclude(cut=True)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ModelCheckpoint) and callback.last_model_path and not over:
+            saves = isinstance(callback, lightning_classes("callbacks.ModelCheckpoint"))
+            if saves and callback.last_model_path and not over:
                 save_atomic(trainer, callback.last_model_path, trainer.save_checkpoint)
         if open_still:  # the average in the module may include the rolled-back event
             Averages(trainer).copy_to_model(pl_module)

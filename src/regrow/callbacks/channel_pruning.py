@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
@@ -32,6 +31,7 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.importance import ChannelCriterion
 from regrow.channels.pruner import ChannelPruner
 from regrow.io.checkpoints import KEY
+from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import PruningPlan as SparsityPlan
 from regrow.schedules.base import Schedule
@@ -41,6 +41,7 @@ from regrow.schedules.one_shot import Table
 from regrow.schedules.registry import make_schedule
 from regrow.schedules.time import TimeLike, Timeline
 from regrow.utils.errors import ConfigError, StateError, check_count, check_sparsity
+from regrow.utils.lightning_classes import lightning_classes
 
 
 def check_settings(
@@ -58,6 +59,9 @@ def check_settings(
         )
 
 
+_DDP = lightning_classes("strategies.DDPStrategy")
+
+
 def check_single_process(trainer: pl.Trainer, callback: ChannelPruning) -> None:
     """Check what several ranks do not support; DDP moves a cut at events to the fit's end."""
     assert isinstance(callback.method, ChannelConfig)
@@ -66,14 +70,14 @@ def check_single_process(trainer: pl.Trainer, callback: ChannelPruning) -> None:
             "of='latency' is measured, and ranks would measure differently: write of='macs', "
             "or train on one device"
         )
-    if callback.compact_at == "event" and isinstance(trainer.strategy, DDPStrategy):
+    if callback.compact_at == "event" and isinstance(trainer.strategy, _DDP):
         rank_zero_info("DDP holds on to the shapes it began with: channels go at the fit's end")
         callback.compact_at = "end"
 
 
 def check_can_cut(trainer: pl.Trainer) -> None:
     """Check that DDP, which keeps the shapes of its start, does not train."""
-    if isinstance(trainer.strategy, DDPStrategy):
+    if isinstance(trainer.strategy, _DDP):
         raise StateError(
             "DDP holds on to the shapes it began with: leave the cut to the fit's end "
             "(compact='end'), or call compact() after it"
@@ -82,8 +86,8 @@ def check_can_cut(trainer: pl.Trainer) -> None:
 
 def rewrap(trainer: pl.Trainer) -> None:
     """Wrap the module in DDP again: the trial cut has replaced the gradient hooks' parameters."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy) and strategy.model is not strategy.lightning_module:
+    strategy: Any = trainer.strategy
+    if isinstance(strategy, _DDP) and strategy.model is not strategy.lightning_module:
         strategy.model = strategy.lightning_module
         strategy.configure_ddp()
 
@@ -161,6 +165,7 @@ there are: channels, latency, macs, params
 
     cuts_channels = True
 
+    @answer_other_arguments
     def __init__(
         self,
         sparsity: float = DEFAULT_SPARSITY,

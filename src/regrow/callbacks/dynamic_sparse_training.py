@@ -30,6 +30,7 @@ from regrow.pruning.initializers import (
     orthogonal,
     removed_values,
 )
+from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import Milestone, PruningPlan, Schedule
@@ -90,6 +91,7 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
 'gradients': did you mean 'gradient'?
     """
 
+    @answer_other_arguments
     def __init__(
         self,
         sparsity: float = 0.9,

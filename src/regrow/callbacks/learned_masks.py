@@ -20,6 +20,7 @@ from regrow.learned.learner import OPTIMIZERS, Learner, MarginCriterion
 from regrow.learned.methods import MaskMethod, get_method
 from regrow.learned.pruner import LearnedPruner
 from regrow.pruning.config import PruningConfig
+from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.schedules.base import Milestone, ProportionalLayers, PruningPlan, step_within
@@ -175,6 +176,7 @@ class LearnedMasks(PruningCallback[LearnedPruner]):
 did you mean 'l0'?
     """
 
+    @answer_other_arguments
     def __init__(
         self,
         method: str | MaskMethod = "str",

@@ -13,6 +13,7 @@ from regrow.callbacks.core.session import GradualMagnitude
 from regrow.callbacks.rewind import Rewind, make_rewind
 from regrow.criteria.base import TrackingCriterion
 from regrow.pruning.config import PruningConfig
+from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
 from regrow.schedules.base import Schedule
 from regrow.schedules.iterative import Exponential
@@ -77,6 +78,7 @@ class MagnitudePruning(PruningCallback[Pruner]):
         regrow.ConfigError: sparsity must be in [0, 1), got 90: write 0.9 for 90 %
     """
 
+    @answer_other_arguments
     def __init__(
         self,
         sparsity: float = DEFAULT_SPARSITY,

@@ -26,6 +26,7 @@ from regrow.criteria.precomputed import Scores
 from regrow.criteria.saliency import grasp, snip, unsharded_targets
 from regrow.criteria.synflow import synflow
 from regrow.pruning.config import PruningConfig
+from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.schedules.base import Milestone
@@ -38,6 +39,7 @@ from regrow.utils.errors import (
     check_keep_removed,
     check_positive,
 )
+from regrow.utils.lightning_classes import overrides
 
 GRADIENTS: Mapping[str, Callable[..., Scores]] = {"snip": snip, "grasp": grasp}
 
@@ -90,6 +92,7 @@ class PruneAtInit(PruningCallback[Pruner]):
 did you mean 'snip'?
     """
 
+    @answer_other_arguments
     def __init__(
         self,
         sparsity: float = 0.9,
@@ -153,7 +156,7 @@ did you mean 'snip'?
                 f"method={scoring!r} needs the loss that training_step returns, and under "
                 "manual optimisation that steps by itself: write method='synflow' or 'random'"
             )
-        if scoring == "synflow" and type(pl_module).forward is pl.LightningModule.forward:
+        if scoring == "synflow" and not overrides(pl_module, "forward", "LightningModule"):
             raise ConfigError(
                 f"method='synflow' runs forward(), which {type(pl_module).__name__} does not have: "
                 "define it, or write method='snip'"

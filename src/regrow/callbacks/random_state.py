@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils._pytree import tree_leaves
 
+from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.checkpoint_files import restart_loaders, restore_loaders
 from regrow.utils.random import capture_random_state, restore_random_state
 

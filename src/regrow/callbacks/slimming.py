@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from regrow.callbacks.core.base import Callback
 from regrow.utils.errors import ConfigError, check_positive
 from regrow.utils.modes import no_compile
 from regrow.utils.optimizers import trained_parameters
 
 
-class Slimming(pl.Callback):
+class Slimming(Callback):
     """Add the subgradient of `weight * sum |scale|` to the gradients of all batch-norm scales.
 
     Put it before `ChannelPruning(criterion="bn")`, which ranks channels by these scales.

@@ -3,10 +3,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping
 
 from regrow.callbacks.core.queries import all_schedules_done, check_has_pruner
+from regrow.utils.lightning_classes import base_class
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import EarlyStopping
+else:
+    EarlyStopping = base_class("callbacks.EarlyStopping")
 
 
 class SparseEarlyStopping(EarlyStopping):

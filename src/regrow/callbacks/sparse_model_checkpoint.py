@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.queries import all_at_target, check_has_pruner
 from regrow.utils.errors import ConfigError
+from regrow.utils.lightning_classes import base_class, lightning_classes
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+else:
+    ModelCheckpoint = base_class("callbacks.ModelCheckpoint")
 
 
 class AtomicCheckpoint(ModelCheckpoint):
@@ -31,7 +38,8 @@ class SparseModelCheckpoint(AtomicCheckpoint):
 
     A model has it when no event that prunes is left; of `Cyclic(last="dense")` the last sparse
     phase is ranked. `last.ckpt` is written whenever a checkpoint is due, from the start, complete
-    and resumable.
+    and resumable; the checkpoint callbacks of a fit that save in one folder share it. In file names
+    a metric's "/" becomes "_": `{val/acc:.2f}` is `val_acc=0.93`.
 
     Args: see `lightning.pytorch.callbacks.ModelCheckpoint`; `save_last` cannot be False.
 
@@ -64,6 +72,21 @@ class SparseModelCheckpoint(AtomicCheckpoint):
         self._save_at_epoch_end = False  # whether last.ckpt is to be written at its end
         self._validates = False  # whether validation comes next
         self._save_after_validation = False  # whether last.ckpt is to be written after it
+
+    def format_checkpoint_name(
+        self,
+        metrics: dict[str, Tensor],
+        filename: str | None = None,
+        ver: int | None = None,
+        prefix: str | None = None,
+    ) -> str:
+        template = filename or self.filename
+        for name in re.findall(r"{([^:}]*/[^:}]*)", template or ""):
+            flat = name.replace("/", "_")
+            template = str(template).replace("{" + name, "{" + flat)
+            if name in metrics:
+                metrics = metrics | {flat: metrics[name]}
+        return super().format_checkpoint_name(metrics, template, ver, prefix)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         check_has_pruner(trainer, self, stage)
@@ -116,9 +139,30 @@ class SparseModelCheckpoint(AtomicCheckpoint):
         self._save_after_validation |= self._validates
         if self._last_is_current or self._save_at_epoch_end or self._validates:
             return
+        self._continue_last_file(trainer, monitor_candidates)
         weights_only, self.save_weights_only = self.save_weights_only, False
         try:
             super()._save_last_checkpoint(trainer, monitor_candidates)
         finally:
             self.save_weights_only = weights_only
         self._last_is_current = True
+
+    def _continue_last_file(self, trainer: pl.Trainer, metrics: dict[str, Tensor]) -> None:
+        """Overwrite a `last.ckpt` of this run, and warn of that of another run."""
+        path = self.format_checkpoint_name(dict(metrics), self.CHECKPOINT_NAME_LAST)
+        if self.last_model_path or not self.file_exists(path, trainer):
+            return
+        kinds = lightning_classes("callbacks.ModelCheckpoint")
+        others: list[Any] = [c for c in trainer.checkpoint_callbacks if isinstance(c, kinds)]
+        resumed = trainer.ckpt_path
+        if any(other.last_model_path == path for other in others) or (
+            resumed is not None and Path(resumed).resolve().parent == Path(path).resolve().parent
+        ):
+            self.last_model_path = path
+        elif self._enable_version_counter:
+            new = self.format_checkpoint_name(dict(metrics), self.CHECKPOINT_NAME_LAST, ver=1)
+            rank_zero_warn(
+                f"{path} is of an earlier run, so this one writes {Path(new).name} or a later "
+                "number: to continue the earlier one, write trainer.fit(..., ckpt_path=...); to "
+                "start anew, another dirpath or enable_version_counter=False, which overwrites"
+            )

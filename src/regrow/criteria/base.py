@@ -2,12 +2,13 @@
 """Criterion protocols, registry, checked scoring of one parameter.
 
 Any callable may be a criterion; its signature says what it needs. A second positional parameter
-without default means gradients, a keyword `generator` random numbers (seeded by seed, event and
-name, so that every rank and every run draws the same).
+without default means gradients, unless the function never reads it; a keyword `generator` means
+random numbers (seeded by seed, event and name, so that every rank and every run draws the same).
 """
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -79,18 +80,43 @@ def get_criterion(criterion: str | Criterion | TrackingCriterion) -> Criterion |
 def needs_gradients(criterion: Criterion | TrackingCriterion) -> bool:
     """Check whether a criterion computes its scores from gradients.
 
+    One that takes gradients and never reads them does not.
+
     Example:
         >>> needs_gradients(magnitude), needs_gradients(taylor)
         (False, True)
+        >>> needs_gradients(lambda weight, grad: weight.abs())
+        False
     """
+    name = _gradient_parameter(criterion)
+    return name is not None and _reads(criterion, name)
+
+
+def _gradient_parameter(criterion: Criterion | TrackingCriterion) -> str | None:
+    """The name of the parameter that takes gradients; None if there is none."""
     if isinstance(criterion, TrackingCriterion):
-        return False
+        return None
     positional = [
         parameter
         for parameter in _parameters(criterion).values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    return len(positional) > 1 and positional[1].default is inspect.Parameter.empty
+    if len(positional) > 1 and positional[1].default is inspect.Parameter.empty:
+        return positional[1].name
+    return None
+
+
+def _reads(criterion: Criterion | TrackingCriterion, name: str) -> bool:
+    """Whether a callable reads an argument; True where that cannot be known."""
+    function: Any = criterion if inspect.isroutine(criterion) else type(criterion).__call__
+    code = getattr(function, "__code__", None)
+    if code is None or hasattr(function, "__wrapped__") or name not in code.co_varnames:
+        return True
+    return any(
+        "LOAD" in read.opname  # Python 3.13 reads two names at once
+        and name in (read.argval if isinstance(read.argval, tuple) else (read.argval,))
+        for read in dis.get_instructions(code)
+    )
 
 
 def _parameters(criterion: Criterion) -> Mapping[str, inspect.Parameter]:
@@ -128,9 +154,9 @@ def compute_scores(
         keywords: dict[str, Any] = {}
         if "generator" in _parameters(criterion):
             keywords["generator"] = make_generator(*seed, name)
-        if not needs_gradients(criterion):
+        if _gradient_parameter(criterion) is None:
             scores = criterion(weight, **keywords)
-        elif grad is None:
+        elif grad is None and needs_gradients(criterion):
             raise StateError(
                 f"the criterion needs the gradient of {name}, which has none: it may be frozen or "
                 "unused in the loss; exclude it, or prune by magnitude"

@@ -20,7 +20,7 @@ from regrow.distributed.shard import Shard
 from regrow.masks.lazy_scores import LazyScores, ScoresLike, as_lazy
 from regrow.masks.targets import Target
 from regrow.masks.topk import CHUNK
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, name_elsewhere
 
 _N_M = re.compile(r"(\d+):(\d+)")
 _BLOCK = re.compile(r"block:(\d+)x(\d+)")
@@ -255,9 +255,10 @@ def make_granularity(granularity: str) -> Granularity:
         return NofM(int(match[1]), int(match[2]))
     if match := _BLOCK.fullmatch(text):
         return Block(int(match[1]), int(match[2]))
+    hint = name_elsewhere(text, ("weight",)) or "in YAML, keep the quotes"
     raise ConfigError(
         f"granularity must be 'weight', 'n:m' such as '2:4', or 'block:RxC' such as 'block:4x4', "
-        f"got {text} (in YAML, keep the quotes)"
+        f"got {text} ({hint})"
     )
 
 

@@ -14,6 +14,7 @@ from regrow.masks.masks import Masks
 from regrow.pruning.compute_masks import choose_masks
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.enforcer import Handle, MaskEnforcer
+from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
 from regrow.utils.names import named_parameters
 from regrow.utils.optimizers import as_list, find_optimizers
@@ -67,6 +68,7 @@ def enforce(
     return enforcer.install(given)
 
 
+@answer_other_arguments
 def prune(
     model: nn.Module,
     sparsity: float,

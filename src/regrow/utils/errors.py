@@ -13,6 +13,31 @@ from typing import Literal, TypeVar
 
 F = TypeVar("F")
 
+# Names that other pruning tools use, and what they are called here: the first that is allowed is
+# suggested.
+_ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "polynomial cubic_sparsity polynomial_decay polynomialdecay poly gradual agp": ("cubic",),
+    "constant oneshot one_shot single": ("one_shot",),
+    "iterative geometric lottery_ticket imp": ("exponential",),
+    "l1 l2 abs weight weights norm l1_unstructured": ("magnitude",),
+    "l1_norm l1_structured": ("l1", "magnitude"),
+    "magnitude l2_norm ln_structured": ("l2",),
+    "random_unstructured random_structured rand set": ("random",),
+    "grad gradients rigl": ("gradient",),
+    "saliency first_order": ("taylor",),
+    "snfs": ("momentum",),
+    "layerwise layer local": ("uniform",),
+    "global_unstructured": ("global",),
+    "er erdos_renyi erdosrenyi": ("erk",),
+    "flops mac": ("macs",),
+    "parameters weights": ("params",),
+    "filters filter neurons": ("channels",),
+    "unstructured element l1_unstructured weights": ("weight",),
+}
+_CHANNELS = (
+    "structured channel channels filter filters ln_structured l1_structured random_structured"
+)
+
 
 class RegrowError(Exception):
     """Base class of all errors that regrow raises."""
@@ -90,8 +115,24 @@ def check_choice(what: str, given: object, allowed: Collection[str]) -> str:
         return given
     raise ConfigError(
         f"{what} must be one of {', '.join(sorted(allowed))}, got {given!r}: "
-        f"{suggest(str(given), allowed)}"
+        f"{name_elsewhere(given, allowed) or suggest(str(given), allowed)}"
     )
+
+
+def name_elsewhere(given: object, allowed: Collection[str]) -> str:
+    """End a message about a name that other pruning tools use; '' for other names.
+
+    Example:
+        >>> name_elsewhere("polynomial", ["linear", "cubic"])
+        "write 'cubic'"
+    """
+    name = str(given).lower().replace("-", "_").replace(" ", "_")
+    for theirs, ours in _ELSEWHERE.items():
+        if name in theirs.split() and (known := [one for one in ours if one in allowed]):
+            return f"write {known[0]!r}"
+    if name in _CHANNELS.split():
+        return "whole channels are pruned by ChannelPruning(0.5), or regrow.channels.prune"
+    return ""
 
 
 def check_callable(what: str, given: str | F, named: Mapping[str, F]) -> F:

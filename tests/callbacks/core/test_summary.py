@@ -9,7 +9,7 @@ from tiny_fits import SGD, Net, fit
 from torch import nn
 
 from regrow import MagnitudePruning, OneShot
-from regrow.callbacks.core.summary import summary_table
+from regrow.callbacks.core.summary import render_summary
 
 
 class Mixed(Net):
@@ -21,7 +21,7 @@ class Mixed(Net):
 
 def text(callback):
     console = Console(width=200, record=True)
-    console.print(summary_table(callback.session, type(callback).__name__))
+    console.print(render_summary(callback.session, type(callback).__name__))
     return console.export_text()
 
 
@@ -37,13 +37,19 @@ def attached(**kw):
     return callback
 
 
-def test_lists_pruned_parameters_and_reasons_for_others():
-    found = rows(text(attached(exclude="@last")))
-    assert found["body.0.weight"] == "shared"
-    assert found["body.3.weight"] == "dense: excluded by '@last'"
-    assert found["table.weight"] == "dense: weight of Embedding: only when included by name"
-    assert found["body.1.weight"] == "dense: weight of BatchNorm1d: only when included by name"
-    assert found["body.0.bias, body.3.bias"] == "dense: bias of Linear: only when included by name"
+def caption(shown):
+    """What stands below the table, as one line."""
+    return " ".join(line.strip() for line in shown.rpartition("┘")[2].splitlines())
+
+
+def test_lists_pruned_parameters_and_sums_up_the_others():
+    shown = text(attached(exclude="@last"))
+    assert rows(shown) == {"body.0.weight": "shared"}
+    norm, biases, table, last = 2 * 16, 16 + 3, 20, 48
+    assert (
+        f"dense: {norm + biases + table + last} weights of 6 parameters: {norm + biases + table} "
+        f"only when included by name, {last} excluded by '@last'"
+    ) in caption(shown)
 
 
 def test_targets_of_layers():
@@ -54,9 +60,55 @@ def test_targets_of_layers():
 
 
 def test_included_only():
-    found = rows(text(attached(include=["table.weight", "body.0"])))
-    assert found["table.weight"] == found["body.0.weight"] == "shared"
-    assert found["body.0.bias, body.1.weight and 3 more"] == "dense: not included"
+    shown = text(attached(include=["table.weight", "body.0"]))
+    assert rows(shown) == {"table.weight": "shared", "body.0.weight": "shared"}
+    rest = 2 * 16 + 16 + 3 + 48
+    assert f"dense: {rest} weights of 5 parameters: {rest} not included" in caption(shown)
+
+
+class Deep(Net):
+    """Names that differ at their end."""
+
+    def __init__(self):
+        super().__init__(SGD)
+        inner = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+        for name in ("encoder", "transformer_backbone", "pretrained_feature_extractor", "wrapper"):
+            inner = nn.ModuleDict({name: inner})
+        self.everything = inner
+        del self.body
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_long_names_are_cut_on_the_left(width):
+    callback = MagnitudePruning(0.75, schedule=OneShot("3it"))
+    callback.attach(Deep())
+    console = Console(width=width, record=True)
+    console.print(render_summary(callback.session, "MagnitudePruning", width))
+    shown = console.export_text()
+    names = {t.name for t in callback.pruner.targets}
+    found = rows(shown)
+    assert len(found) == 2
+    if width == 200:
+        assert set(found) == names
+    for name in found:
+        assert name.endswith((".0.weight", ".2.weight"))
+        assert name.startswith("…") == (width < 200)
+        assert any(full.endswith(name.removeprefix("…")) for full in names)
+
+
+def test_names_that_would_look_alike_are_not_cut():
+    module = Net(SGD)
+    tail = "the_same_long_tail_of_both_of_these_names_here"
+    module.body = nn.Sequential()
+    for first in ("a", "b"):
+        module.body.append(nn.ModuleDict({first: nn.ModuleDict({tail: nn.Linear(6, 6)})}))
+    callback = MagnitudePruning(0.5)
+    callback.attach(module)
+    console = Console(width=60, record=True)
+    console.print(render_summary(callback.session, "MagnitudePruning", 60))
+    shown = console.export_text().replace("\n", "")
+    assert "0.a." in shown
+    assert "1.b." in shown
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -71,7 +123,19 @@ def test_it_is_printed_at_the_start_with_the_plan(capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "MagnitudePruning: 144 prunable weights" in shown
     assert "2 events, from step 6 to step 10, to sparsity 0.75 (global)" in shown
-    fit(Mixed(), MagnitudePruning(0.75), max_epochs=20, enable_model_summary=False)
+
+
+@pytest.mark.parametrize("summary", [True, False])
+@pytest.mark.parametrize("bar", [True, False])
+def test_it_is_printed_whatever_lightning_prints(summary, bar, capsys):
+    fit(Mixed(), MagnitudePruning(0.75), max_epochs=20, enable_model_summary=summary,
+        enable_progress_bar=bar)  # fmt: skip
+    assert capsys.readouterr().out.count("prunable weights") == 1
+
+
+def test_it_is_silenced_with_lightnings_log_lines(capsys, caplog):
+    with caplog.at_level("WARNING", logger="lightning.pytorch.utilities.rank_zero"):
+        fit(Mixed(), MagnitudePruning(0.75), max_epochs=20)
     assert "prunable weights" not in capsys.readouterr().out
 
 

@@ -22,9 +22,12 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.distributed.shard import is_dtensor
 from regrow.pruning.enforcer import MaskEnforcer
 from regrow.utils.errors import ConfigError
+from regrow.utils.lightning_classes import lightning_classes
 from regrow.utils.names import named_parameters
 
 Averaging = WeightAveraging | StochasticWeightAveraging
+_WEIGHTS = lightning_classes("callbacks.WeightAveraging")
+_SWA = lightning_classes("callbacks.StochasticWeightAveraging")
 
 
 class Averages:
@@ -32,7 +35,7 @@ class Averages:
 
     def __init__(self, trainer: pl.Trainer | None = None) -> None:
         given = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
-        self.callbacks: list[Averaging] = [c for c in given if isinstance(c, Averaging)]
+        self.callbacks: list[Averaging] = [c for c in given if isinstance(c, _WEIGHTS + _SWA)]
 
     @property
     def copies(self) -> list[nn.Module]:
@@ -120,7 +123,7 @@ class Averages:
     @property
     def _running(self) -> list[tuple[WeightAveraging, AveragedModel]]:
         """The averages that can be restored; `Row` "restoring weights ..." rejects the others."""
-        averaging = [c for c in self.callbacks if isinstance(c, WeightAveraging)]
+        averaging = [c for c in self.callbacks if isinstance(c, _WEIGHTS)]
         return [(c, c._average_model) for c in averaging if c._average_model is not None]
 
 
@@ -157,9 +160,7 @@ def trained_epochs(trainer: pl.Trainer) -> int | None:
     """`trainer.max_epochs` without the last epoch of SWA, which only updates batch norms."""
     most = trainer.max_epochs
     for callback in Averages(trainer).callbacks:
-        if isinstance(callback, StochasticWeightAveraging) and most == 1 + getattr(
-            callback, "_max_epochs", -2
-        ):
+        if isinstance(callback, _SWA) and most == 1 + getattr(callback, "_max_epochs", -2):
             return most - 1
     return most
 

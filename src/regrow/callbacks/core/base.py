@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning.pytorch as pl
 from torch.optim import Optimizer
@@ -13,6 +13,7 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.pruning.base import BasePruner
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.progress import Progress
+from regrow.utils.lightning_classes import base_class
 
 
 class PrunerOwner(Protocol):
@@ -49,7 +50,13 @@ class PruneEvent:
     entry: HistoryEntry
 
 
-class Callback(pl.Callback):
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback as LightningCallback
+else:
+    LightningCallback = base_class("Callback")
+
+
+class Callback(LightningCallback):
     """A Lightning callback with additional hooks around prune events.
 
     Attributes:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.plugins import TorchCheckpointIO
 
 from regrow.io.checkpoints import check_checksums
 from regrow.io.integrity import verify_digest
 from regrow.masks.masks import check_weights_masked
 from regrow.utils.errors import StateError, write_error
+from regrow.utils.lightning_classes import lightning_classes
 
 
 def check_format(state: Mapping[str, Any], known: int, name: str) -> None:
@@ -104,7 +104,8 @@ def save_atomic(trainer: pl.Trainer, path: str, save: Callable[[str], None]) -> 
     Raises:
         StateError: If the file cannot be written; the previous one is intact.
     """
-    if type(trainer.strategy.checkpoint_io) is not TorchCheckpointIO or "://" in path:
+    plain = lightning_classes("plugins.TorchCheckpointIO")
+    if type(trainer.strategy.checkpoint_io) not in plain or "://" in path:
         save(path)
         return
     part = Path(f"{path}.part")

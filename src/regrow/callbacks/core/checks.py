@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import BaseFinetuning
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
@@ -20,9 +18,39 @@ from regrow.pruning.base import BasePruner
 from regrow.pruning.pruner import Pruner
 from regrow.schedules.base import Milestone
 from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.lightning_classes import lightning_classes
 from regrow.utils.names import named_parameters
 
-_SHARDED = (DeepSpeedStrategy, FSDPStrategy)
+_SHARDED = tuple(
+    kind
+    for name in ("DeepSpeedStrategy", "FSDPStrategy")
+    for kind in lightning_classes(f"strategies.{name}")
+)
+_BOUND_TO_TRAINER = (  # Lightning raises "Expected a parent" for modules of the other package
+    *lightning_classes("callbacks.WeightAveraging"),
+    *lightning_classes("callbacks.GradientAccumulationScheduler"),
+)
+_FINETUNING = lightning_classes("callbacks.BaseFinetuning")
+
+
+def check_same_package(trainer: pl.Trainer) -> None:
+    """Check that callbacks which Lightning does not support in another package's Trainer are not.
+
+    Raises:
+        ConfigError: With what to import.
+    """
+    kind = next((c for c in lightning_classes("Trainer") if isinstance(trainer, c)), pl.Trainer)
+    package = kind.__module__.partition(".trainer.")[0]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for theirs in _BOUND_TO_TRAINER:
+            other = theirs.__module__.partition(".callbacks.")[0]
+            if isinstance(callback, theirs) and other != package:
+                parents = (c for c in type(callback).__mro__ if c.__module__.startswith(other))
+                name = next(parents).__name__
+                raise ConfigError(
+                    f"{name} is of {other}, and the Trainer of {package}: write "
+                    f"from {package}.callbacks import {name}"
+                )
 
 
 def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner) -> None:
@@ -38,7 +66,7 @@ def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner
     check_averages_complete(trainer, {target.name: target.parameter for target in pruner.targets})
     check_sharding_supported(trainer, pruner)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    if not any(isinstance(callback, BaseFinetuning) for callback in callbacks):
+    if not any(isinstance(callback, _FINETUNING) for callback in callbacks):
         # such a callback may add layers before the first event
         check_gradients_together(trainer.optimizers, pruner)
     if pruner.state.soft:

@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from regrow.callbacks.core.averaging import trained_epochs
 from regrow.schedules.time import Time, Timeline
 from regrow.utils.errors import ConfigError
+from regrow.utils.lightning_classes import lightning_classes
 
 
 class Clock:
@@ -81,7 +81,7 @@ class Clock:
         """(epoch since `first`, steps per epoch from then on), with changes of accumulation."""
         factors = {0: 1 if self.manual else self.trainer.accumulate_grad_batches}
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradientAccumulationScheduler):
+            if isinstance(callback, lightning_classes("callbacks.GradientAccumulationScheduler")):
                 for epoch, factor in sorted(callback.scheduling.items()):
                     factors[max(0, epoch - first)] = factor
         return tuple((epoch, math.ceil(batches / by)) for epoch, by in sorted(factors.items()))

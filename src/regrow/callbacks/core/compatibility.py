@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.dispatch import Dispatcher
@@ -16,6 +15,7 @@ from regrow.channels.pruner import ChannelPruner
 from regrow.distributed.shard import is_dtensor
 from regrow.pruning.base import BasePruner
 from regrow.utils.errors import ConfigError
+from regrow.utils.lightning_classes import lightning_classes
 
 # What a condition returns: the values that format a row's message, or None.
 Found = dict[str, object] | None
@@ -96,9 +96,17 @@ def _whole_beside_sharded(given: Combination) -> Found:
 
 
 def _restores_beside_swa(given: Combination) -> Found:
-    swa = any(isinstance(c, StochasticWeightAveraging) for c in given.all)
+    kinds = lightning_classes("callbacks.StochasticWeightAveraging")
+    swa = any(isinstance(c, kinds) for c in given.all)
     callback = given.first("restores_weights")
     return {"one": type(callback).__name__} if swa and callback is not None else None
+
+
+def _beside_model_pruning(given: Combination) -> Found:
+    theirs = [c for c in given.all if isinstance(c, lightning_classes("callbacks.ModelPruning"))]
+    if not theirs or not given.pruning:
+        return None
+    return {"one": type(theirs[0]).__name__, "other": type(given.pruning[0][0]).__name__}
 
 
 def _two_that_cut(given: Combination) -> Found:
@@ -135,6 +143,12 @@ def _learned_shared(given: Combination) -> Found:
 
 
 TABLE = (
+    Row(
+        "Lightning's ModelPruning",
+        _beside_model_pruning,
+        "{one} replaces the weights that {other} prunes by products with masks of its own: leave "
+        "it out, and write its amount as the sparsity of {other}",
+    ),
     Row(
         "rising sparsity beside constant sparsity",
         _both("needs_rising_sparsity", "constant_sparsity"),

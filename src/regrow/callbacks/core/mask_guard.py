@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from regrow.callbacks.core.session import PruningSession
 from regrow.distributed.shard import reshard_fsdp
 from regrow.utils.errors import StateError
+from regrow.utils.lightning_classes import overrides
 from regrow.utils.names import named_parameters
 from regrow.utils.optimizers import trained_parameters
 
@@ -127,13 +127,12 @@ class MaskGuard:
     def _suspects(self) -> Iterator[str]:
         """Yield hooks that run outside the optimizer's step, and optimizers of other packages."""
         for hook in _HOOKS:
-            if is_overridden(hook, self.module):
+            if overrides(self.module, hook, "LightningModule"):
                 yield f"{type(self.module).__name__}.{hook}"
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if not type(callback).__module__.startswith(_OTHERS):
                 for hook in _HOOKS:
-                    idle: Callable[..., object] | None = getattr(pl.Callback, hook, None)
-                    if getattr(type(callback), hook, None) is not idle:
+                    if overrides(callback, hook, "Callback"):
                         yield f"{type(callback).__name__}.{hook}"
         yield from {
             f"the optimizer {type(optimizer).__name__}": None

@@ -32,6 +32,7 @@ from regrow.callbacks.core.checkpoint_files import (
 from regrow.callbacks.core.checks import (
     check_not_sharded,
     check_pruner_fits,
+    check_same_package,
     warn_unfinished,
 )
 from regrow.callbacks.core.clock import Clock
@@ -222,6 +223,7 @@ class PruningCallback(Callback, Generic[P]):
         self.session.attach(model, state)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        check_same_package(trainer)
         Dispatcher.of(trainer).add_children(self)
         self._loaded, self._evaluates, self.session.transaction = None, False, Transaction()
         self._guard = MaskGuard(self.session, trainer, pl_module)

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -19,41 +19,73 @@ from regrow.masks.zeros import count_zeros, describe_zeros
 from regrow.pruning.config import PruningConfig
 from regrow.utils.names import named_parameters
 
+_log = logging.getLogger("lightning.pytorch.utilities.rank_zero")  # of rank_zero_info
 
-def summary_table(session: PruningSession, name: str) -> Table:
-    """One row per pruned parameter, and one per reason why others are not pruned."""
+
+def render_summary(session: PruningSession, name: str, width: int = 200) -> Group:
+    """Make a table of the pruned parameters; below it the plan, and what stays dense.
+
+    Args:
+        session: Whose parameters are listed.
+        name: The name of its callback.
+        width: In characters, of the terminal; longer names are cut on the left.
+    """
     pruner, config = session.pruner, session.strategy.config
     table = Table(title=f"{name}: {pruner.total:,} prunable weights")
     for column in ("parameter", "shape", "weights", "target"):
-        table.add_column(column, justify="left" if column == "parameter" else "right")
+        left = column == "parameter"
+        table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=left)
     uniform = session.final if config.distribution == "uniform" else None
+    rows = []
     for target in pruner.targets:
         shape = "x".join(map(str, target.parameter.shape))
         sparsity = pruner.layer_targets.get(target.name, uniform)
         shown = "shared" if sparsity is None else f"{sparsity:.4g}"
         shown += "" if target.parameter.requires_grad else ", frozen"
-        table.add_row(target.name, shape, f"{target.parameter.numel():,}", shown)
-    reasons = pruner.state.selection.reasons
-    for reason, count in Counter(reasons.values()).items():
-        names = [name for name, why in reasons.items() if why == reason]
-        shown = ", ".join(names[:2]) + (f" and {count - 2} more" if count > 2 else "")
-        table.add_row(f"[dim]{shown}", "", "", f"[dim]dense: {reason}")
-    plan = session.progress.remaining
-    notes = ["no events planned"]
+        rows.append((target.name, shape, f"{target.parameter.numel():,}", shown))
+    columns = list(zip(*rows, ("parameter", "shape", "weights", "target"), strict=True))
+    others = sum(max(map(len, column)) for column in columns[1:])
+    names = _shorten([row[0] for row in rows], width - others - 13)  # 13: borders of four columns
+    table.columns[0].no_wrap = max(map(len, names)) <= width - others - 13
+    for row, shortened in zip(rows, names, strict=True):
+        table.add_row(shortened, *row[1:])
+    return Group(table, *_notes(session))
+
+
+def _shorten(names: Sequence[str], width: int) -> list[str]:
+    """Cut long names on the left, unless two of them would look alike."""
+    shortened = [n if len(n) <= width else f"…{n[1 - max(width, 12) :]}" for n in names]
+    return shortened if len(set(shortened)) == len(names) else list(names)
+
+
+def _notes(session: PruningSession) -> Iterator[str]:
+    """Yield the plan, what is stored, and which parameters stay dense."""
+    pruner, plan = session.pruner, session.progress.remaining
     if plan:
-        notes = [
+        yield (
             f"{len(plan)} event{'s' if len(plan) > 1 else ''}, from step {plan[0].step} to step "
-            f"{plan[-1].step}, to sparsity {plan[-1].sparsity:.4g} ({config.distribution})"
-        ]
+            f"{plan[-1].step}, to sparsity {plan[-1].sparsity:.4g} "
+            f"({session.strategy.config.distribution})"
+        )
+    else:
+        yield "no events planned"
     if session.strategy.keep_removed:
         size = sum(t.parameter.numel() * t.parameter.element_size() for t in pruner.targets)
         most = size * max(session.final, pruner.sparsity) / 2**20
-        notes.append(
+        yield (
             f"removed values are stored for unprune: at most {most:.1f} MiB of host memory and of "
             "each checkpoint (keep_removed=False stores none)"
         )
-    table.caption = "; ".join(notes)
-    return table
+    reasons, named = pruner.state.selection.reasons, named_parameters(pruner.model)
+    counts: Counter[str] = Counter()
+    for name, reason in reasons.items():
+        built = name in named and not is_lazy(named[name])
+        counts[reason.rpartition(": ")[2]] += named[name].numel() if built else 0
+    if reasons:
+        yield (
+            f"dense: {counts.total():,} weights of {len(reasons)} parameters: "
+            + ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        )
 
 
 def report_prunable(session: PruningSession, name: str) -> None:
@@ -82,12 +114,11 @@ def report_prunable(session: PruningSession, name: str) -> None:
 
 
 def print_summary(trainer: pl.Trainer, session: PruningSession, name: str) -> None:
-    """Print the table on rank 0, if the Trainer shows a summary or a progress bar."""
+    """Print the table on rank 0, unless Lightning's log lines are silenced."""
     report_prunable(session, name)
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    verbose = any(isinstance(c, (ModelSummary, ProgressBar)) for c in callbacks)
-    if verbose and trainer.is_global_zero:
-        Console().print(summary_table(session, name))
+    if trainer.is_global_zero and _log.isEnabledFor(logging.INFO):
+        console = Console()
+        console.print(render_summary(session, name, console.width))
 
 
 def warn_of_zeros(sessions: Sequence[PruningSession]) -> None:

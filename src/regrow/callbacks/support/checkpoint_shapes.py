@@ -16,6 +16,7 @@ from torch import Tensor
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.io.checkpoints import KEY
 from regrow.utils.errors import ConfigError
+from regrow.utils.lightning_classes import lightning_classes
 from regrow.utils.names import tensors
 
 
@@ -34,7 +35,7 @@ class ChannelsMixin:
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Cut the module; Lightning calls this before it loads the weights."""
-        assert isinstance(self, pl.LightningModule)
+        assert isinstance(self, torch.nn.Module)
         fit_shapes(self, checkpoint)
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
 
@@ -106,7 +107,8 @@ def find_example(trainer: pl.Trainer | None, module: torch.nn.Module, given: Any
     Raises:
         ConfigError: If there is none.
     """
-    own = module.example_input_array if isinstance(module, pl.LightningModule) else None
+    lightning_module = isinstance(module, lightning_classes("LightningModule"))
+    own: Any = module.example_input_array if lightning_module else None
     if given is not None or own is not None:
         return own if given is None else given
     if trainer is not None and trainer.state.fn == TrainerFn.FITTING:

@@ -11,13 +11,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.compile import to_uncompiled
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import IterableDataset
 
 from regrow.utils.errors import ConfigError, StateError, suggest
+from regrow.utils.lightning_classes import lightning_classes
 from regrow.utils.names import strip_compile_prefix
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -37,11 +37,13 @@ def probe_copy(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningM
             f"{error}; remove attributes that copy.deepcopy does not support, or write "
             "method='random'"
         ) from error
-    if twin._compiler_ctx is not None:
-        twin = to_uncompiled(twin)
+    if (compiled := twin._compiler_ctx) is not None:
+        for name in ("forward", "training_step"):
+            setattr(twin, name, compiled[f"original_{name}"])
+        twin._compiler_ctx = None
     twin.trainer = trainer
     for part in twin.modules():
-        if isinstance(part, pl.LightningModule):
+        if isinstance(part, lightning_classes("LightningModule")):
             part.__dict__["log"] = _silent
     if any(p.dtype in _HALVES for p in twin.parameters()):
         twin = twin.float()
@@ -54,9 +56,8 @@ def training_loss(module: nn.Module, numbered: tuple[int, Any]) -> Tensor:
     Raises:
         StateError: If it returns none.
     """
-    assert isinstance(module, pl.LightningModule)
     number, batch = numbered
-    step = module.training_step
+    step: Any = module.training_step
     named = is_param_in_hook_signature(step, "batch_idx", min_args=2)
     batch = tree_map(_widened, batch)
     given = step(batch, number) if named else step(batch)

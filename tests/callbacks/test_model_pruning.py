@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""Lightning's ModelPruning beside a pruning callback raises before training."""
+
+import lightning.pytorch as pl
+import pytest
+import pytorch_lightning
+import torch
+from tiny_fits import SGD, Net, copied, fit
+from torch import nn
+
+from regrow import (
+    ChannelPruning,
+    ConfigError,
+    DynamicSparseTraining,
+    LearnedMasks,
+    MagnitudePruning,
+    PruneAtInit,
+)
+
+FAMILIES = [pl, pytorch_lightning]
+
+
+class Own(pl.callbacks.ModelPruning):
+    """A subclass of somebody."""
+
+
+def methods():
+    yield MagnitudePruning(0.5)
+    yield DynamicSparseTraining(0.5, every="2it")
+    yield LearnedMasks("str", 0.5)
+    yield PruneAtInit(0.5, method="random")
+    yield ChannelPruning(0.5, example_input=torch.zeros(2, 6))
+
+
+@pytest.mark.parametrize("pruning", list(methods()), ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("theirs_first", [True, False])
+def test_it_raises_by_name_before_training(pruning, theirs_first):
+    theirs = pl.callbacks.ModelPruning("l1_unstructured", amount=0.5)
+    both = (theirs, pruning) if theirs_first else (pruning, theirs)
+    module = Net(SGD)
+    before = copied(module)
+    with pytest.raises(ConfigError, match=r"ModelPruning.*leave it out"):
+        fit(module, *both)
+    assert all(torch.equal(before[name], now) for name, now in copied(module).items())
+
+
+@pytest.mark.parametrize("kind", [*(f.callbacks.ModelPruning for f in FAMILIES), Own])
+def test_each_class_of_it(kind):
+    with pytest.raises(ConfigError, match=kind.__name__):
+        fit(Net(SGD), MagnitudePruning(0.5), kind("l1_unstructured", amount=0.5))
+
+
+def test_after_a_fit_with_it_the_model_is_pruned_as_any_other():
+    module = Net(SGD)
+    fit(module, pl.callbacks.ModelPruning("l1_unstructured", amount=0.2))
+    assert isinstance(module.body[0].weight, nn.Parameter)
+    pruning = MagnitudePruning(0.5)
+    fit(module, pruning, max_epochs=20)
+    assert pruning.sparsity == 0.5
