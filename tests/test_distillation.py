@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.distillation import soft_loss, taught_loss
+from regrow.distillation import distillation_loss, soft_loss
 from regrow.utils.errors import StateError
 
 
@@ -69,4 +69,4 @@ def test_other_shapes_are_refused():
 
 def test_weights_of_the_two_terms():
     own, soft = torch.tensor(1.0), torch.tensor(10.0)
-    assert [float(taught_loss(own, soft, w)) for w in (0.0, 0.5, 1.0)] == [1.0, 5.5, 10.0]
+    assert [float(distillation_loss(own, soft, w)) for w in (0.0, 0.5, 1.0)] == [1.0, 5.5, 10.0]

@@ -46,7 +46,7 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float, dim: int = -
     return F.kl_div(q, p, reduction="sum", log_target=True) * (temperature**2 / rows)
 
 
-def taught_loss(own: Tensor, soft: Tensor, weight: float) -> Tensor:
+def distillation_loss(own: Tensor, soft: Tensor, weight: float) -> Tensor:
     """(1 - weight) own + weight soft.
 
     Args:
@@ -55,7 +55,7 @@ def taught_loss(own: Tensor, soft: Tensor, weight: float) -> Tensor:
         weight: In [0, 1].
 
     Example:
-        >>> float(taught_loss(torch.tensor(2.0), torch.tensor(4.0), 0.25))
+        >>> float(distillation_loss(torch.tensor(2.0), torch.tensor(4.0), 0.25))
         2.5
     """
     return (1 - weight) * own + weight * soft

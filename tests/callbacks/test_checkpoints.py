@@ -152,7 +152,7 @@ def other_format(checkpoint):
         (rename, r"body\.2\.weight has no mask; head\.weight is masked but not selected"),
         (reshape, r"body\.0\.weight is \(16, 6\), its mask \(6, 16\)"),
         (shorten, r"masks of body\.2\.weight are missing or damaged"),
-        (empty_vault, r"holds 0 removed values of body\.0\.weight"),
+        (empty_vault, r"has 0 removed values of body\.0\.weight"),
         (other_format, "format 99"),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_request_regrows_weights_at_the_next_step(example, tmp_path, by):
         ({}, "one of the two"),
         ({"fraction": 50}, "write 0.5 for 50 %"),
         ({"fraction": 0.1, "init": "heh"}, "did you mean"),
-        ({"fraction": 0.1, "init": "original"}, "call remember()"),
+        ({"fraction": 0.1, "init": "original"}, "call remember_original()"),
         ({"fraction": 0.1, "by": "momentum"}, "DynamicSparseTraining"),
         ({"fraction": 0.1, "by": 3}, "a name or a callable"),
         ({"fraction": 0.1, "names": ["fc"]}, "matches no parameter"),

@@ -138,6 +138,9 @@ class Manual(Net):
         return SGD(self.body[:4].parameters()), ADAMW(self.body[4:].parameters())
 
 
+ADDED_METRICS = ("pruning/sparsity_total",)  # logged only since the values were recorded
+
+
 class Memo(Logger):
     """Remembers what is logged."""
 
@@ -151,7 +154,8 @@ class Memo(Logger):
         pass
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.lines.append([step, {k: v for k, v in metrics.items() if "/" in k}])
+        named = {k: v for k, v in metrics.items() if "/" in k and k not in ADDED_METRICS}
+        self.lines.append([step, named])
 
 
 class Stopped(Exception):

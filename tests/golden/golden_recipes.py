@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from golden_digests import describe
-from golden_fits import QUIET, loader, seed_all
+from golden_fits import ADDED_METRICS, QUIET, loader, seed_all
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
@@ -94,7 +94,11 @@ def trained(recipe: str) -> dict[str, Any]:
     assert given["max_epochs"] >= epochs
     trainer = Trainer(callbacks=callbacks, **QUIET, **given)
     trainer.fit(module, loader(shape, batches, size), loader(shape, 1, size))
-    logged = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("pruning/")}
+    logged = {
+        name: value
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("pruning/") and name not in ADDED_METRICS
+    }
     return describe(module, [pruning], trainer.optimizers, [logged, OmegaConf.to_yaml(cfg.about)])
 
 

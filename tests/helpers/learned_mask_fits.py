@@ -26,5 +26,5 @@ class Before(Events):
         self.zeros = zeros(pl_module)
         learner = pruner.pruner.learner
         learner.update_penalty(trainer.global_step - 1)
-        self.share, self.effective = learner.course.share, dict(weights(pl_module))
+        self.share, self.effective = learner.window.share, dict(weights(pl_module))
         self.effective = {name: weight.clone() for name, weight in self.effective.items()}

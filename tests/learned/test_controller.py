@@ -55,12 +55,12 @@ def test_holds_a_target_against_a_push_that_it_does_not_know(target, push):
     """Scores drift upwards, noisily; within half a point in the end."""
     rng = np.random.default_rng(0)
     scores = rng.normal(3.0, 1.0, 20_000)
-    course = LearningWindow(target, ramp=0.7, first=0, last=1000)
+    window = LearningWindow(target, ramp=0.7, first=0, last=1000)
     controller = SparsityController(limit=0.05)
-    for now in range(course.length):
-        if now % course.every == 0:
-            margin = quantile([torch.tensor(scores)], course.due(now + course.every - 1))
-            speed = controller.update(margin, course.every)
+    for now in range(window.length):
+        if now % window.every == 0:
+            margin = quantile([torch.tensor(scores)], window.due(now + window.every - 1))
+            speed = controller.update(margin, window.every)
         scores += push * (1 + 0.5 * np.sin(now / 150)) + rng.normal(0, 0.002, scores.shape) - speed
     assert abs(float((scores <= 0).mean()) - target) < 0.005
 

@@ -159,7 +159,7 @@ def test_noise_is_a_function_of_the_step():
     rest = weight.detach().clone()
     learner.sample_noise(3)
     first = weight.detach().clone()
-    learner.settle()
+    learner.flush_dense()
     assert torch.equal(weight, rest)
     assert not torch.equal(first, rest)
     learner.sample_noise(3)
@@ -174,7 +174,7 @@ def test_a_skipped_step_leaves_effective_weights():
     weight.grad = torch.ones(2)
     learner.backward_to_dense(sgd)
     assert weight.tolist() == [2.0, -3.0]
-    learner.settle()
+    learner.flush_dense()
     assert weight.tolist() == [1.5, -2.5]
     assert learner.scores["w"].grad is None
 

@@ -156,7 +156,7 @@ class ChannelPruning(PruningCallback[ChannelPruner]):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: of must be one of channels, latency, macs, params, got 'flops': \
-    there are: channels, latency, macs, params
+there are: channels, latency, macs, params
     """
 
     cuts_channels = True

@@ -24,7 +24,7 @@ from regrow.callbacks.support.teacher import (
     digest,
     make_teacher,
 )
-from regrow.distillation import soft_loss, taught_loss
+from regrow.distillation import distillation_loss, soft_loss
 from regrow.utils.errors import ConfigError, StateError, check_positive, suggest
 
 FORMAT = 1
@@ -219,7 +219,7 @@ class Distill(Callback):
             teacher = self._teacher_logits(calls[0])
         soft = soft_loss(student, teacher, self.temperature, self.dim)
         module.log("distill/loss", soft.detach(), batch_size=len(student))
-        loss = taught_loss(own, soft, self.weight)
+        loss = distillation_loss(own, soft, self.weight)
         return {**given, "loss": loss} if isinstance(given, Mapping) else loss
 
     def _student_logits(self, given: Any, calls: list[Call]) -> Tensor:

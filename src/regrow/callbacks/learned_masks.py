@@ -172,7 +172,7 @@ class LearnedMasks(PruningCallback[LearnedPruner]):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: method must be one of cs, edge_popup, l0, str, got 'l1': \
-    did you mean 'l0'?
+did you mean 'l0'?
     """
 
     def __init__(
@@ -272,7 +272,7 @@ class LearnedMasks(PruningCallback[LearnedPruner]):
         if clock is None or not self.changes_between_events:
             return
         learner = self.pruner.learner
-        factors = [rate_factor(optimizer, p) for p in learner.held(optimizer)[:1]]
+        factors = [rate_factor(optimizer, p) for p in learner.targets_of(optimizer)[:1]]
         learner.step(optimizer, clock.current_step(), *factors)
 
 
@@ -369,7 +369,7 @@ class LearnedMask(PruningStrategy[LearnedPruner]):
                 )
             self.first = planned if session.on_change == "keep" else first
         if learner.active and session.progress.plan:
-            learner.course.last = session.progress.plan[-1].step
+            learner.window.last = session.progress.plan[-1].step
 
     def state_dict(self, session: PruningSession[LearnedPruner]) -> dict[str, Any]:
         return {"first": self.first, "learning": dict(self.settings)}

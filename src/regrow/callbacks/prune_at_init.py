@@ -87,7 +87,7 @@ class PruneAtInit(PruningCallback[Pruner]):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: method must be one of grasp, random, snip, synflow, got 'sinp': \
-    did you mean 'snip'?
+did you mean 'snip'?
     """
 
     def __init__(

@@ -84,7 +84,7 @@ class Rewind(Callback):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: what must be one of finetune, lr, weights, got 'wieghts': \
-    did you mean 'weights'?
+did you mean 'weights'?
     """
 
     needs_whole_parameters = needs_rising_sparsity = rewinds = True

@@ -94,18 +94,17 @@ def export(
     model = getattr(model, "_orig_mod", model)
     example = getattr(model, "example_input_array", None)
     example = example if example_input is None else example_input
-    if to != "safetensors":
-        if example is None:
-            raise ConfigError(
-                f"{to} needs an example: write export(model, {path.name!r}, example_input)"
-            )
-        batch_size(example)
+    if to != "safetensors" and example is None:
+        raise ConfigError(
+            f"{to} needs an example: write export(model, {path.name!r}, example_input)"
+        )
     if plan is not None:
         plan.check_cut_model(model)
     with temporary_beside(path, SUFFIXES[to]) as file:
         if to == "safetensors":
             _write_weights(model, file, plan)
             return Exported(path, to, file.stat().st_size)
+        batch_size(example)
         try:
             written = write_program(model, file, to, example)
         except ExportMismatch as mismatch:

@@ -13,7 +13,7 @@ from torch import Tensor
 from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import StateError
 
-SEAL = "seal"
+DIGEST = "seal"
 
 
 def with_digest(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def with_digest(state: Mapping[str, Any]) -> dict[str, Any]:
             ...
         regrow.StateError: the saved state is damaged: masks/fc is not what was saved...
     """
-    return {**state, SEAL: _digests(state)}
+    return {**state, DIGEST: _digests(state)}
 
 
 def verify_digest(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -43,12 +43,12 @@ def verify_digest(state: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         StateError: Naming the values that changed.
     """
-    if not isinstance(state, Mapping) or not isinstance(state.get(SEAL), Mapping):
+    if not isinstance(state, Mapping) or not isinstance(state.get(DIGEST), Mapping):
         raise StateError(
             "the saved state of the masks has no digest: another version of regrow wrote it, or it "
             "is damaged: load the weights into the model and start a fit without ckpt_path"
         )
-    then, now = state[SEAL], _digests(state)
+    then, now = state[DIGEST], _digests(state)
     wrong = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if wrong:
         named = ", ".join(name or "a value that is no tensor" for name in wrong[:5])
@@ -61,7 +61,7 @@ def verify_digest(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _digests(state: Mapping[str, Any]) -> dict[str, str]:
     rest, digests = hashlib.blake2b(digest_size=8), {}
-    for path, value in _leaves("", {k: v for k, v in state.items() if k != SEAL}):
+    for path, value in _leaves("", {k: v for k, v in state.items() if k != DIGEST}):
         if isinstance(value, Tensor) and not (value.is_meta or is_dtensor(value)):
             digests[path] = _digest(value)
         else:

@@ -55,7 +55,7 @@ class SparsityController:
         limit: The maximal change of margins in a step.
         speed: How far the penalty lowers margins in a step.
         drift: The estimate of how far the loss raises them in a step.
-        begun: Whether `update` was called.
+        started: Whether `update` was called.
 
     Example:
         >>> controller = SparsityController(limit=1.0)
@@ -68,7 +68,7 @@ class SparsityController:
     limit: float
     speed: float = 0.0
     drift: float = 0.0
-    begun: bool = False
+    started: bool = False
 
     def update(self, margin: float, steps: int) -> float:
         """Compute the speed until the next update.
@@ -77,11 +77,11 @@ class SparsityController:
             margin: At the sparsity that is due at the next update, when it should be 0.
             steps: The number of steps until then.
         """
-        if self.begun and abs(self.speed) < self.limit:
+        if self.started and abs(self.speed) < self.limit:
             self.drift += _GAIN * margin / steps
         self.drift = max(-self.limit, min(self.limit, self.drift))
         self.speed = max(-self.limit, min(self.limit, margin / steps + self.drift))
-        self.begun = True
+        self.started = True
         return self.speed
 
 
@@ -94,7 +94,7 @@ class LearningWindow:
         ramp: The fraction of the learning in which the sparsity rises.
         first: The first step that learns.
         last: The step at which the masks are fixed.
-        seen: The step of the last update of the penalty.
+        last_update: The step of the last update of the penalty.
         share: The fraction of weights that the scores would have pruned then.
 
     Example:
@@ -107,7 +107,7 @@ class LearningWindow:
     ramp: float
     first: int = 0
     last: int = 0
-    seen: int = -1
+    last_update: int = -1
     share: float = 0.0
 
     @property

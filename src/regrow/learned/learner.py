@@ -30,7 +30,7 @@ class LearnerStateDict(TypedDict, total=False):
         rate: The scores' learning rate.
         penalty: The weight of the penalty.
         progress: The completed fraction of the learning.
-        course: Fields of the `LearningWindow`.
+        window: Fields of the `LearningWindow`.
         controller: Fields of the `SparsityController`.
     """
 
@@ -41,7 +41,7 @@ class LearnerStateDict(TypedDict, total=False):
     rate: float
     penalty: float
     progress: float
-    course: dict[str, Any]
+    window: dict[str, Any]
     controller: dict[str, Any]
 
 
@@ -60,7 +60,7 @@ class Learner(Reparametrization):
             gradient in a step. It is applied beside the optimizer's step, as AdamW applies weight
             decay, so that Adam does not normalise it away.
         zeros: Number of effective weights that were exactly zero at the last update, by name.
-        course: When masks are learned, and the progress.
+        window: When masks are learned, and the progress.
         controller: Sets the penalty that leads to the target.
     """
 
@@ -79,24 +79,24 @@ class Learner(Reparametrization):
         self.penalty = 0.0
         self.zeros: dict[str, int] = {}
         self.optimizer: Optimizer | None = None
-        self.course, self.controller = LearningWindow(0.0, 0.0), SparsityController(0.0)
+        self.window, self.controller = LearningWindow(0.0, 0.0), SparsityController(0.0)
 
-    def start(self, course: LearningWindow, rate: float | None = None) -> None:
+    def start(self, window: LearningWindow, rate: float | None = None) -> None:
         """Begin to learn.
 
         Args:
-            course: When masks are learned.
+            window: When masks are learned.
             rate: The scores' learning rate; None: one that moves a score through its range.
         """
         self.stop()
-        self.course = course
-        self.rate = self.method.lr_range / course.length if rate is None else rate
+        self.window = window
+        self.rate = self.method.lr_range / window.length if rate is None else rate
         # faster than Adam could move a score in the other direction
-        limit = max(self.method.penalty_range / course.length, 2 * self.rate)
+        limit = max(self.method.penalty_range / window.length, 2 * self.rate)
         self.controller = SparsityController(limit)
         self.begin()
         self.optimizer = self._make_optimizer()
-        self.update_penalty(course.first - 1)
+        self.update_penalty(window.first - 1)
 
     def stop(self) -> None:
         super().stop()
@@ -116,14 +116,14 @@ class Learner(Reparametrization):
         """
         assert self.optimizer is not None
         stepped = self.collect_dense(optimizer)
-        self.progress = self.course.progress(now)
+        self.progress = self.window.progress(now)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._decay(stepped)
         self.write_effective(optimizer)
-        if now >= self.course.seen + self.course.every:
+        if now >= self.window.last_update + self.window.every:
             self.update_penalty(now)
 
     @torch.no_grad()
@@ -133,7 +133,7 @@ class Learner(Reparametrization):
         Args:
             now: The step that was just made.
         """
-        course, pruned, total = self.course, 0, 0
+        window, pruned, total = self.window, 0, 0
         margins = {name: self.margin(name) for name in self.parameters}
         for name, margin in margins.items():
             parameter, mask = self.parameters[name], self._masks.get(name)
@@ -141,10 +141,10 @@ class Learner(Reparametrization):
             self.zeros[name] = parameter.numel() - int(parameter.count_nonzero())
             pruned += parameter.numel() - int(kept.count_nonzero())
             total += parameter.numel()
-        course.seen, course.share = now, pruned / total
+        window.last_update, window.share = now, pruned / total
         if not self.method.needs_topk:
-            distance = quantile(margins.values(), course.due(now + course.every))
-            speed = self.controller.update(distance, course.every)
+            distance = quantile(margins.values(), window.due(now + window.every))
+            speed = self.controller.update(distance, window.every)
             self.penalty = speed / max(self._slope(distance), 0.1 * self._slope(0.0))
 
     @torch.no_grad()
@@ -174,7 +174,7 @@ class Learner(Reparametrization):
             "rate": self.rate,
             "penalty": self.penalty,
             "progress": self.progress,
-            "course": asdict(self.course),
+            "window": asdict(self.window),
             "controller": asdict(self.controller),
         }
 
@@ -190,7 +190,7 @@ class Learner(Reparametrization):
             self.scores[name] = nn.Parameter(state["scores"][name].to(weight.device, copy=True))
         self.zeros, self.rate = dict(state["zeros"]), float(state["rate"])
         self.penalty, self.progress = float(state["penalty"]), float(state["progress"])
-        self.course = LearningWindow(**state["course"])
+        self.window = LearningWindow(**state["window"])
         self.controller = SparsityController(**state["controller"])
         self.optimizer = self._make_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])

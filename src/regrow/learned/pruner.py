@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.io.integrity import SEAL, with_digest
+from regrow.io.integrity import DIGEST, with_digest
 from regrow.learned.controller import target_at
 from regrow.learned.learner import LearnerStateDict, MarginCriterion
 from regrow.pruning.compute_masks import choose_masks
@@ -64,16 +64,16 @@ class LearnedPruner(Pruner):
         Kept weights have their effective values; the dense values of the others are stored.
         """
         entry = self.prune_to(sparsity, optimizers)
-        entry["learned"] = self.learner.course.share
+        entry["learned"] = self.learner.window.share
         self.learner.stop()
         return entry
 
     def flush_dense(self) -> None:
         super().flush_dense()
-        self.learner.settle()
+        self.learner.flush_dense()
 
     def state_dict(self) -> LearnedPrunerStateDict:
-        state = {key: value for key, value in super().state_dict().items() if key != SEAL}
+        state = {key: value for key, value in super().state_dict().items() if key != DIGEST}
         state["learner"] = self.learner.state_dict()
         return cast("LearnedPrunerStateDict", with_digest(state))
 
@@ -93,8 +93,8 @@ class LearnedPruner(Pruner):
         """Compute masks of the highest scores at the present sparsity, for methods that rank."""
         if not (self.learner.method.needs_topk and self.learner.active):
             return {}
-        course = self.learner.course
-        due = target_at(self.learner.progress, course.target, course.ramp)
+        window = self.learner.window
+        due = target_at(self.learner.progress, window.target, window.ramp)
         kept = [None] * len(self.targets)
         masks = choose_masks(self.method, self.targets, kept, due, self.layer_targets, 0)
         return {target.name: mask for target, mask in zip(self.targets, masks, strict=True)}

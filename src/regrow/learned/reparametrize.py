@@ -164,14 +164,14 @@ class Reparametrization:
             self._write(name)
         self._inside.difference_update(names)
 
-    def settle(self) -> None:
+    def flush_dense(self) -> None:
         """Write effective weights where a step was skipped or noise remains."""
         if self._inside or self._noise:
             for scores in self.scores.values():
                 scores.grad = None
             self.deterministic()
 
-    def held(self, optimizer: Optimizer) -> list[nn.Parameter]:
+    def targets_of(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """Return the parameters with scores that an optimizer trains."""
         return [self.parameters[name] for name in self._names(optimizer)]
 

@@ -45,7 +45,7 @@ class Cyclic(ProportionalLayers):
         check_choice("last", self.last, ("sparse", "dense"))
         self.times()
 
-    def times(self) -> tuple[Time, Time, Time]:
+    def times(self) -> tuple[Time, ...]:
         return parse_interval(self.begin, self.end, self.every)
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:

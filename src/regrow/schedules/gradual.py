@@ -35,7 +35,7 @@ class _Gradual(ProportionalLayers):
     def __post_init__(self) -> None:
         self.times()
 
-    def times(self) -> tuple[Time, Time, Time]:
+    def times(self) -> tuple[Time, ...]:
         return parse_interval(self.begin, self.end, self.every)
 
     def curve(self, progress: float) -> float:

@@ -49,4 +49,4 @@ def test_missing_library_is_named_with_its_extra(
     package = node["_target_"].partition(".")[0]
     message = rf'model\._target_={package}\..* needs {package}: pip install "regrow\[vision\]"'
     with pytest.raises(ConfigError, match=message):
-        instantiate_node("model", node)
+        instantiate_node("model", node, nn.Module)

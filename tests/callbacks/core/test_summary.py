@@ -95,7 +95,7 @@ class Recurrent(Net):
 
 
 def test_the_prunable_share_is_logged(caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         attached()
     parameters = sum(p.numel() for p in Mixed().parameters())
     line = f"prunable: 144 of {parameters} parameters ({144 / parameters:.1%})"
