@@ -56,7 +56,7 @@ said["whole"] = refused()
 
 CHECKPOINT = """
 import torch.distributed.checkpoint as dcp
-from regrow.callbacks.core.sharded_checkpoints import load_shards, move_shards
+from regrow.io.sharded_checkpoints import load_shards, move_shards
 
 model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
 for parameter in model.parameters():

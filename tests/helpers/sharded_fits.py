@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Program text for `gloo_ranks.run`: fits whose parameters FSDP2 shards among the ranks."""
 
 SETUP = """

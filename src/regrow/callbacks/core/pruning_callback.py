@@ -36,18 +36,13 @@ from regrow.callbacks.core.dispatch import Dispatcher, SuiteEvents
 from regrow.callbacks.core.gradients import amp_step_skipped, unscaled_gradients
 from regrow.callbacks.core.mask_guard import MaskGuard
 from regrow.callbacks.core.session import FORMAT, P, PruningSession, PruningStrategy
-from regrow.callbacks.core.sharded_checkpoints import (
-    file_of,
-    load_shards,
-    move_shards,
-    saves_shards,
-)
 from regrow.callbacks.core.summary import print_summary
 from regrow.callbacks.core.weight_use import watch_weight_use
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.criteria.base import TrackingCriterion
 from regrow.io.checkpoints import read_checkpoint
+from regrow.io.sharded_checkpoints import file_of, load_shards, move_shards, saves_shards
 from regrow.masks.masks import Masks
 from regrow.pruning.base import BasePruner
 from regrow.pruning.config import PruningConfig
@@ -229,7 +224,7 @@ class PruningCallback(Callback, Generic[P]):
         Dispatcher.of(trainer).add_children(self)
         self._loaded, self._evaluates, self.session.transaction = None, False, Transaction()
         self._guard = MaskGuard(self.session, trainer, pl_module)
-        self._saves_shards = saves_shards(trainer)
+        self._saves_shards = saves_shards(trainer.strategy)
         self._module_hooks.append(accept_compile_prefix(pl_module))
         if stage == "fit":  # another fit, another plan
             self.session.progress = Progress()

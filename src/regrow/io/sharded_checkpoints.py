@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_map_with_path
@@ -33,9 +32,9 @@ def file_of(path: str | Path) -> Path:
     return Path(path) / METADATA if Path(path).is_dir() else Path(path)
 
 
-def saves_shards(trainer: pl.Trainer) -> bool:
-    """Check whether the strategy saves sharded checkpoints."""
-    return bool(getattr(trainer.strategy, "_save_distributed_checkpoint", False))
+def saves_shards(strategy: object) -> bool:
+    """Check whether a strategy of Lightning saves sharded checkpoints."""
+    return bool(getattr(strategy, "_save_distributed_checkpoint", False))
 
 
 def move_shards(checkpoint: dict[str, Any], key: str) -> None:
