@@ -3,58 +3,9 @@
 
 import gloo_ranks
 import pytest
+from sharded_fits import SETUP
 
 pytestmark = [pytest.mark.slow, pytest.mark.guard]
-
-SETUP = """
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
-from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from regrow import (
-    AccuracyBudget,
-    ChannelPruning,
-    DynamicSparseTraining,
-    MagnitudePruning,
-    Regrow,
-    Rewind,
-    SparseModelCheckpoint,
-    SparsityMonitor,
-)
-from regrow.utils.errors import ConfigError, StateError
-from regrow.distributed.shard import reshard_fsdp, local_tensor
-
-class Sharded(Net):
-    def configure_model(self):
-        if not any(isinstance(parameter, DTensor) for parameter in self.parameters()):
-            mesh = self.device_mesh["data_parallel"]
-            fully_shard(self.body[0], mesh=mesh)
-            fully_shard(self.body, mesh=mesh)
-
-def sharded(*callbacks, parts=False, **kw):
-    strategy = ModelParallelStrategy(
-        data_parallel_size=WORLD, tensor_parallel_size=1, save_distributed_checkpoint=parts,
-        process_group_backend="gloo",
-    )
-    kw = {"use_distributed_sampler": True, "max_epochs": 2} | kw
-    return trainer(*callbacks, devices=1, num_nodes=WORLD, strategy=strategy, **kw)
-
-def data():
-    return DataLoader(samples(64), 4)
-
-def whole(module):
-    reshard_fsdp(module)
-    return {
-        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
-        for name, p in module.named_parameters()
-    }
-
-def saver(name):
-    return ModelCheckpoint(OUT / name, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
-
-KEPT = {"enable_checkpointing": True}
-"""
 
 FITS = """
 class Zeros(Callback):
@@ -199,10 +150,6 @@ class Forward(Sharded):
         return self.body(x)
 
 said["channels"] = refusal(ChannelPruning(0.5, example_input=torch.zeros(1, 6)), module=Forward())
-said["removed_weights"] = refusal(MagnitudePruning(0.5), parts=True)
-said["soft"] = refusal(MagnitudePruning(0.5, soft=True), parts=True)
-said["sums"] = refusal(MagnitudePruning(0.5, criterion="movement", keep_removed=False), parts=True)
-said["means"] = refusal(DynamicSparseTraining(0.5, grow="momentum", every="2it"), parts=True)
 said["rewind"] = refusal(MagnitudePruning(0.5, keep_removed=False), Rewind("2it"))
 said["budget"] = refusal(MagnitudePruning(0.5), AccuracyBudget("val/loss", 0.1, mode="min"))
 early = {"begin": "2it", "end": "4it"}
@@ -236,11 +183,6 @@ def test_resumed_fits_end_in_the_same_bits(tmp_path):
 def test_unsupported_features_raise_with_shards_before_training(tmp_path):
     for said in gloo_ranks.run(SETUP + REFUSED, tmp_path, timeout=300):
         assert "channels cannot be cut out of shards" in said["channels"]
-        assert "keep_removed=True" in said["removed_weights"]
-        assert "save_distributed_checkpoint=False" in said["removed_weights"]
-        assert "soft=True" in said["soft"]
-        assert "statistics of the criterion" in said["sums"]
-        assert "running means" in said["means"]
         assert "Rewind stores whole ones" in said["rewind"]
         assert "AccuracyBudget stores whole ones" in said["budget"]
         assert "'lamp'" in said["lamp"]

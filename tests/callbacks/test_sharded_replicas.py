@@ -54,8 +54,42 @@ if RANK == 2:
 said["whole"] = refused()
 """
 
+CHECKPOINT = """
+import torch.distributed.checkpoint as dcp
+from regrow.io.sharded_checkpoints import load_shards, move_shards
 
-def test_every_rank_raises_with_the_differing_ranks(tmp_path):
-    for said in gloo_ranks.run(PROGRAM, tmp_path, ranks=4):
+model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
+for parameter in model.parameters():
+    dist.broadcast(parameter.data, 0)
+fully_shard(model[0], mesh=mesh)
+pruner = Pruner(model, keep_removed=True)
+expected = {name: local_tensor(p.detach()).clone() for name, p in model.named_parameters()}
+pruner.prune_to(0.5)
+with pruner.state.shards.keep_sharded():
+    checkpoint = {"callbacks": {"key": {"pruner": pruner.state_dict()}}, "optimizer_states": []}
+move_shards(checkpoint, "key")
+[moved] = checkpoint.pop("optimizer_states")
+assert list(moved) == ["key['pruner']['removed_weights']['0.weight']"]
+dcp.save({"optimizer_0": moved}, checkpoint_id=OUT / "folder")
+
+with torch.no_grad():
+    for parameter in model.parameters():
+        local_tensor(parameter).zero_()
+again = Pruner(model, keep_removed=True)
+load_shards(checkpoint, "key", OUT / "folder", dict(model.named_parameters()))
+again.load_state_dict(checkpoint["callbacks"]["key"]["pruner"])
+again.unprune()
+for name, parameter in model.named_parameters():
+    if name.endswith("weight"):
+        value = local_tensor(parameter.detach())
+        gone = ~pruner.enforcer.mask(name)
+        assert gone.any() and torch.equal(value[gone], expected[name][gone]), name
+said["back"] = True
+"""
+
+
+def test_ranks_that_differ_raise_and_checkpoints_have_rows_once(tmp_path):
+    for said in gloo_ranks.run(PROGRAM + CHECKPOINT, tmp_path, ranks=4):
         assert "weights of rank 3 differ" in said["rows"]
         assert "weights of rank 2 differ" in said["whole"]
+        assert said["back"]

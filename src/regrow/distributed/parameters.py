@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from regrow.distributed.collectives import Ranks
-from regrow.distributed.shard import Shard, shard_of
+from regrow.distributed.shard import Shard, is_dtensor, local_tensor, shard_of, to_dtensor_like
 from regrow.distributed.sharded_counts import ShardedCounts
 from regrow.utils.bits import pruned_before
 from regrow.utils.errors import ConfigError
@@ -36,7 +37,9 @@ class Shards(Mapping[str, Shard | None]):
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._parameters = dict(parameters)
         self._shards = {name: shard_of(name, p) for name, p in parameters.items()}
+        self._keeps_sharded = False
         self.ranks: Ranks | None = None
         for name, shard in self._shards.items():
             if shard is None:
@@ -65,11 +68,27 @@ class Shards(Mapping[str, Shard | None]):
         totals = ShardedCounts([self._shards[name] for name in counts]).sums(counts.values())
         return dict(zip(counts, totals, strict=True))
 
-    def gather(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @contextmanager
+    def keep_sharded(self) -> Iterator[None]:
+        """Make `gather` return DTensors meanwhile, which a sharded checkpoint stores by rank."""
+        self._keeps_sharded = True
+        try:
+            yield
+        finally:
+            self._keeps_sharded = False
+
+    def gather(
+        self, values: Mapping[str, Tensor], mask_of: Callable[[str], Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Gather tensors of the parameters' shapes on the first rank, one at a time.
 
-        Flat tensors are concatenated; the other ranks receive empty tensors. A key is a parameter's
-        name, or the name of one of its moments (`MOMENT`).
+        Flat tensors are concatenated; the other ranks receive empty tensors. Within `keep_sharded`
+        every rank receives DTensors of the parameters' shapes, sharded alike, in host memory.
+
+        Args:
+            values: Tensors by the name of a parameter or of one of its moments (`MOMENT`).
+            mask_of: Returns this rank's mask of a parameter; then `values` are those of its pruned
+                weights, flat.
         """
         if self.ranks is None:
             return dict(values)
@@ -82,35 +101,66 @@ class Shards(Mapping[str, Shard | None]):
         for key, (dtype, dims) in sorted(kinds.items()):
             shard = self._shard(key)
             assert shard is not None
+            if self._keeps_sharded:
+                gathered[key] = self._as_dtensor(key, shard, values.get(key), dtype, mask_of)
+                continue
             nothing = torch.empty(0, dtype=dtype)
             parts = shard.ranks.gather_parts(values.get(key, nothing), everywhere=False)
             flat = torch.cat(parts) if parts else nothing
             gathered[key] = flat.view(shard.shape) if parts and dims > 1 else flat
         return gathered
 
+    def _as_dtensor(
+        self,
+        key: str,
+        shard: Shard,
+        value: Tensor | None,
+        dtype: torch.dtype,
+        mask_of: Callable[[str], Tensor] | None,
+    ) -> Tensor:
+        """Make a DTensor of this rank's values; zeros where only other ranks have any."""
+        name = key.partition(MOMENT)[0]
+        part = torch.zeros((shard.stop - shard.start, *shard.shape[1:]), dtype=dtype)
+        if value is not None and mask_of is not None:
+            part.masked_scatter_(~mask_of(name).cpu(), value.cpu())
+        elif value is not None:
+            part.copy_(value)
+        # a DTensor is made on its mesh's device
+        return to_dtensor_like(self._parameters[name], part).cpu()
+
     def local_rows(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Select this rank's rows of tensors of the parameters' shapes."""
-        shards = self._shards
-        return {
-            name: value if (shard := shards[name]) is None else value[shard.start : shard.stop]
-            for name, value in values.items()
-        }
+        return {key: self._rows(key, value) for key, value in values.items()}
 
     def local_values(
-        self, values: Mapping[str, Tensor], bits: Mapping[str, Tensor]
+        self,
+        values: Mapping[str, Tensor],
+        bits: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Select this rank's part of the values of pruned weights.
+        """Select this rank's part of the values of pruned weights, flat.
 
         Args:
-            values: In flat-index order; keys as in `gather`.
+            values: The result of `gather` with `mask_of`: in flat-index order, or in the
+                parameters' shapes.
             bits: Packed masks of whole parameters, by name.
+            masks: This rank's masks.
         """
         selected = {}
         for key, value in values.items():
             name = key.partition(MOMENT)[0]
-            shard = self._shards.get(name)
-            if shard is not None and name in bits:
+            shard, mask = self._shards.get(name), masks.get(name)
+            if mask is not None and value.shape == (mask.shape if shard is None else shard.shape):
+                # a flat one of this shape has all values, so that both readings agree
+                value = self._rows(key, value)[~mask]
+            elif shard is not None and name in bits:
                 first = pruned_before(bits[name], shard.places.start)
                 value = value[first : pruned_before(bits[name], shard.places.stop)]
             selected[key] = value
         return selected
+
+    def _rows(self, key: str, value: Tensor) -> Tensor:
+        shard = self._shard(key)
+        if shard is None or is_dtensor(value):
+            return local_tensor(value)
+        return value[shard.start : shard.stop]

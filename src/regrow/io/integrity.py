@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import StateError
 
 DIGEST = "seal"
@@ -22,7 +23,8 @@ def with_digest(state: Mapping[str, Any]) -> dict[str, Any]:
     prune or restore a weight unnoticed.
 
     Args:
-        state: Nested builtin types and tensors; values of DTensors are not covered.
+        state: Nested builtin types and tensors; of DTensors and meta tensors, whose values a
+            sharded checkpoint stores elsewhere, only type and shape are covered.
 
     Example:
         >>> state = with_digest({"masks": {"fc": torch.tensor([255], dtype=torch.uint8)}})
@@ -60,10 +62,11 @@ def verify_digest(state: Mapping[str, Any]) -> Mapping[str, Any]:
 def _digests(state: Mapping[str, Any]) -> dict[str, str]:
     rest, digests = hashlib.blake2b(digest_size=8), {}
     for path, value in _leaves("", {k: v for k, v in state.items() if k != DIGEST}):
-        if isinstance(value, Tensor) and not hasattr(value, "to_local"):
+        if isinstance(value, Tensor) and not (value.is_meta or is_dtensor(value)):
             digests[path] = _digest(value)
         else:
-            text = type(value).__name__ if isinstance(value, Tensor) else repr(value)
+            elsewhere = isinstance(value, Tensor)
+            text = f"{value.dtype}{list(value.shape)}" if elsewhere else repr(value)
             rest.update(f"{path}={text}\n".encode())
     return digests | {"": rest.hexdigest()}
 

@@ -59,8 +59,10 @@ class MaskStateDict(TypedDict):
     target: float  # the sparsity last requested
     sparsity_before_cut: float  # see `MaskState`
     history: list[HistoryEntry]
-    removed_weights: dict[str, Tensor] | None  # see `RemovedWeights.values`; None if not stored
-    dense: dict[str, Tensor] | None  # dense values at pruned positions under `soft=True`
+    # Values at pruned positions, see `RemovedWeights.values`; in a sharded checkpoint DTensors of
+    # the parameters' shapes. None if not stored.
+    removed_weights: dict[str, Tensor] | None
+    dense: dict[str, Tensor] | None  # likewise the dense values under `soft=True`
     originals: dict[str, Tensor]  # remembered values by name
     train: PackedMasks | None  # what trains; None: everything
 
@@ -297,7 +299,8 @@ class MaskState:
     def state_dict(self) -> MaskStateDict:
         """Return the state to save.
 
-        If parameters are sharded, every rank must call; only the first receives the tensors.
+        If parameters are sharded, every rank must call; only the first receives the tensors, but
+        within `shards.keep_sharded()` each its own, as DTensors.
 
         Raises:
             StateError: If the last change failed half-way, see `Transaction`.
@@ -305,14 +308,15 @@ class MaskState:
         self.enforcer.transaction.check()
         soft = self.enforcer if isinstance(self.enforcer, SoftMaskEnforcer) else None
         stored = None if self.removed_weights is None else self.removed_weights.state_dict()
+        gather, masks = self.shards.gather, self.enforcer.mask
         return {
             "masks": self.masks.pack(),
             "target": self.target,
             "sparsity_before_cut": self.sparsity_before_cut,
             "history": [entry.copy() for entry in self.history],
-            "removed_weights": None if stored is None else self.shards.gather(stored),
-            "dense": None if soft is None else self.shards.gather(soft.dense_values()),
-            "originals": self.shards.gather(self.originals),
+            "removed_weights": None if stored is None else gather(stored, masks),
+            "dense": None if soft is None else gather(soft.dense_values(), masks),
+            "originals": gather(self.originals),
             "train": self.freezer.state_dict(),
         }
 
@@ -334,13 +338,13 @@ class MaskState:
                     "the masks were saved with keep_removed=False, without the removed values: "
                     "write keep_removed=False here too"
                 )
-            values = self.shards.local_values(state["removed_weights"] or {}, packed["bits"])
+            values = self.shards.local_values(state["removed_weights"] or {}, packed["bits"], masks)
             self.removed_weights.load_state_dict(values, masks)
         for name, mask in masks.items():
             self.count(name, mask)
         self.apply()
         if isinstance(self.enforcer, SoftMaskEnforcer):
-            dense = self.shards.local_values(state["dense"], packed["bits"])
+            dense = self.shards.local_values(state["dense"], packed["bits"], masks)
             self.enforcer.load_dense_values(dense)
         self.target = float(state["target"])
         self.sparsity_before_cut = float(state["sparsity_before_cut"])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -93,6 +94,7 @@ def restart_loaders(trainer: pl.Trainer) -> None:
 def save_atomic(trainer: pl.Trainer, path: str, save: Callable[[str], None]) -> None:
     """Write a local file beside its place and rename it: readers see the old or the new file.
 
+    The folder of a sharded checkpoint takes two renames, between which the old one is `PATH.old`.
     Lightning moves a checkpoint from the system's temporary folder, which across file systems is a
     copy that a kill can cut short.
 
@@ -110,12 +112,36 @@ def save_atomic(trainer: pl.Trainer, path: str, save: Callable[[str], None]) -> 
         return
     part = Path(f"{path}.part")
     try:
+        if trainer.is_global_zero and part.is_dir():  # of a killed run
+            _remove(part)
         save(str(part))
         if trainer.is_global_zero:
-            os.replace(part, path)
+            _replace(part, Path(path))
     except BaseException as error:
         with suppress(OSError):
-            part.unlink(missing_ok=True)
+            if trainer.is_global_zero or not part.is_dir():  # ranks share a folder
+                _remove(part)
         if isinstance(error, OSError):
             raise write_error(path, error) from error
         raise
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Move a file or folder to where another may be."""
+    if not new.is_dir() and not path.is_dir():
+        os.replace(new, path)
+        return
+    old = Path(f"{path}.old")
+    _remove(old)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(new, path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -88,22 +88,6 @@ def check_sharding_supported(trainer: pl.Trainer, pruner: BasePruner) -> None:
     names = f"parameters are sharded among ranks ({', '.join(sharded[:3])}, ...)"
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         raise ConfigError(f"{names}, and LBFGS needs whole ones: write another optimizer")
-    if getattr(strategy, "_save_distributed_checkpoint", False) and (what := _unsharded(pruner)):
-        raise ConfigError(
-            f"{name} saves every rank's shards of weights and optimizer state, but not {what}: "
-            f"leave that out, or write {name}(save_distributed_checkpoint=False)"
-        )
-
-
-def _unsharded(pruner: Pruner) -> str:
-    """What the pruner saves besides masks that cannot be sharded; '' if nothing."""
-    if pruner.state.removed_weights is not None:
-        return "removed values (keep_removed=True)"
-    if pruner.state.soft:
-        return "dense values beneath masks (soft=True)"
-    if pruner.collects_gradients:
-        return "the statistics of the criterion"
-    return "running means of gradients (grow='momentum')" if pruner.state.averages_gradients else ""
 
 
 def check_same_model(module: nn.Module, pruner: BasePruner) -> None:

@@ -10,6 +10,7 @@ optimizer step by a hook of the optimizer: Lightning runs forward and backward i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic
@@ -47,6 +48,7 @@ from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.criteria.base import TrackingCriterion
 from regrow.io.checkpoints import read_checkpoint
+from regrow.io.sharded_checkpoints import file_of, load_shards, move_shards, saves_shards
 from regrow.masks.masks import Masks
 from regrow.pruning.base import BasePruner
 from regrow.pruning.config import PruningConfig
@@ -60,7 +62,7 @@ from regrow.schedules.progress import Progress
 from regrow.schedules.time import Timeline
 from regrow.utils.errors import StateError
 from regrow.utils.modes import no_compile
-from regrow.utils.names import accept_compile_prefix
+from regrow.utils.names import accept_compile_prefix, named_parameters
 from regrow.utils.optimizers import find_optimizers, trained_parameters
 
 
@@ -97,6 +99,7 @@ class PruningCallback(Callback, Generic[P]):
         self.session = PruningSession(strategy, schedule, final, on_change, self.state_key)
         self._loaded: Mapping[str, Any] | None = None  # a state that training has not resumed yet
         self._evaluates = False  # whether checkpoints are loaded to validate, test or predict
+        self._saves_shards = False  # whether checkpoints are sharded
         self._module_hooks: list[RemovableHandle] = []
         self._batch_start: Sequence[Callback] = ()
         self._gradients: Sequence[Callback] = ()
@@ -204,17 +207,18 @@ class PruningCallback(Callback, Generic[P]):
 
         Args:
             model: The module.
-            ckpt: A Lightning checkpoint whose masks are loaded; None: the present masks are applied
-                to the model, if there are any.
+            ckpt: A Lightning checkpoint whose masks are loaded, a file or the folder of a sharded
+                one; None: the present masks are applied to the model, if there are any.
 
         Raises:
             StateError: If the checkpoint has no masks of this callback that match the model.
         """
         state: Mapping[str, Any] | None = None
         if ckpt is not None:
-            checkpoint = read_checkpoint(ckpt)
-            state = self._require_state(checkpoint)
+            checkpoint = read_checkpoint(file_of(ckpt))
             check_masked_state(checkpoint, self.state_key, None)
+            load_shards(checkpoint, self.state_key, ckpt, named_parameters(model))
+            state = self._require_state(checkpoint)
             if state["pruner"] is None:
                 raise StateError(f"{ckpt} was saved before {self.state_key} had seen a model")
         elif self.session.current is not None:
@@ -227,6 +231,7 @@ class PruningCallback(Callback, Generic[P]):
         Dispatcher.of(trainer).add_children(self)
         self._loaded, self._evaluates, self.session.transaction = None, False, Transaction()
         self._guard = MaskGuard(self.session, trainer, pl_module)
+        self._saves_shards = saves_shards(trainer.strategy)
         self._module_hooks.append(accept_compile_prefix(pl_module))
         if stage == "fit":  # another fit, another plan
             self.session.progress = Progress()
@@ -235,7 +240,9 @@ class PruningCallback(Callback, Generic[P]):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         session, self._evaluates = self.session, trainer.state.fn != TrainerFn.FITTING
-        state = check_masked_state(checkpoint, self.state_key, trainer.ckpt_path)
+        check_masked_state(checkpoint, self.state_key, trainer.ckpt_path)
+        named = named_parameters(pl_module)
+        state = load_shards(checkpoint, self.state_key, trainer.ckpt_path, named)
         if not self._evaluates:
             then = self._require_state(checkpoint)["children"]
             now = [type(child).__name__ for child in self.children]
@@ -389,6 +396,7 @@ class PruningCallback(Callback, Generic[P]):
     ) -> None:
         self.session.mask_averages()  # in place: the checkpoint may hold its tensors already
         self._check("in a checkpoint")
+        move_shards(checkpoint, self.state_key)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.session.mask_averages()
@@ -417,7 +425,10 @@ class PruningCallback(Callback, Generic[P]):
         if self._loaded is not None:  # not resumed yet, as within a learning-rate finder
             return dict(self._loaded)
         children = [type(child).__name__ for child in self.children]
-        return {**self.session.state_dict(), "children": children}
+        current = self.session.current
+        sharded = current is not None and self._saves_shards
+        with current.state.shards.keep_sharded() if current and sharded else nullcontext():
+            return {**self.session.state_dict(), "children": children}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         check_format(state_dict, FORMAT, self.state_key)
