@@ -32,11 +32,14 @@ from regrow.callbacks.core.checks import check_not_sharded, check_pruner_fits
 from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.compatibility import check_can_freeze, check_combination
 from regrow.callbacks.core.dispatch import Dispatcher, SuiteEvents
-from regrow.callbacks.core.early_end import warn_ended_early, warn_may_end_early
 from regrow.callbacks.core.gradients import amp_step_skipped, unscaled_gradients
 from regrow.callbacks.core.mask_guard import MaskGuard
 from regrow.callbacks.core.session import FORMAT, P, PruningSession, PruningStrategy
-from regrow.callbacks.core.summary import print_summary
+from regrow.callbacks.core.summary import (
+    print_summary,
+    warn_ended_early,
+    warn_may_end_early,
+)
 from regrow.callbacks.core.weight_use import watch_weight_use
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
