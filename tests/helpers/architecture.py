@@ -57,7 +57,6 @@ SHORT_FILES = {  # below 40 lines, each for a reason
     "utils/imports.py": "optional dependencies",
     "utils/paths.py": "where conf/ and recipes/ are",
     "callbacks/sparse_early_stopping.py": "one public callback a file",
-    "app/cli/recipes_command.py": "one sub-command a file",
     "app/data/fashion_mnist.py": "one data set a file",
     "sensitivity_analysis/scan_options.py": "read by the command line, which must not import torch",
 }

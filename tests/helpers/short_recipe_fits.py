@@ -17,8 +17,13 @@ from omegaconf import DictConfig
 from small_images import write_cifar, write_fashion_mnist, write_photographs
 
 from regrow.app.config.recipes import register
-from regrow.app.training.build import build_callbacks, build_data, build_module, build_pruning
-from regrow.app.training.default_teacher import with_teacher
+from regrow.app.training.build import (
+    build_callbacks,
+    build_data,
+    build_module,
+    build_pruning,
+    with_teacher,
+)
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.utils.paths import config_dir
 

@@ -10,11 +10,10 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 
-from regrow.report.advice import count_of
+from regrow.report.fairness import count_of
 from regrow.report.load import JobWithoutResult
-from regrow.report.page_data import make_page_data
+from regrow.report.page_data import load_template, make_page_data, read_asset
 from regrow.report.tasks import Task, cross_task_advice
-from regrow.report.templates import load_template, read_asset
 from regrow.utils.imports import import_optional
 
 NamedJobs = Sequence[tuple[str, JobWithoutResult]]

@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: MIT
-"""Data of the HTML page, as read by its scripts."""
+"""Data and templates of the HTML page."""
 
 from __future__ import annotations
 
+import functools
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regrow.report.curves import downsample, find_metric_files, read_curves, spaced_indices
 from regrow.report.load import Run
-from regrow.report.statistics import Plot, Point, Spread
+from regrow.report.statistics import Plot, Point, Spread, format_percent, format_points
 from regrow.report.table import COLUMNS, Values
 from regrow.report.tasks import Task
-from regrow.report.templates import load_template
+from regrow.utils.imports import import_optional
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _NUMBERS = 150_000  # in all curves and events together: about a megabyte
 Texts = dict[str, int]  # indices of texts; a text that is looked up is added
@@ -116,3 +123,31 @@ def _events(run: Run, limit: int) -> list[list[Any]]:
 def _round(value: float) -> float:
     """Round to as many digits as a plot can show."""
     return float(f"{value:.6g}")
+
+
+def read_asset(name: str) -> str:
+    """Read a file that is part of the page."""
+    return (files("regrow.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def load_template(name: str) -> Template:
+    """Load a template, which escapes all values for HTML.
+
+    Raises:
+        ConfigError: If jinja2 is not installed.
+    """
+    jinja2 = import_optional("the page of the report", "report", "jinja2")
+    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, **options)
+    environment.filters |= {"percent": format_percent, "points": format_points}
+    environment.filters["wrap"] = lambda text: jinja2.utils.markupsafe.Markup(wrap_escaped(text))
+    environment.tests["seed"] = lambda override: override.startswith("seed=")
+    template: Template = environment.from_string(read_asset(name))
+    return template
+
+
+def wrap_escaped(text: str) -> str:
+    """Wrap a text into at most four lines of 64 characters, each after a `<br>`, as HTML."""
+    lines = textwrap.wrap(text, 64, max_lines=4, placeholder=" …")
+    return "".join(f"<br>{escape(line)}" for line in lines)

@@ -70,6 +70,30 @@ class Spread(NamedTuple):
         return abs(self.mean - other.mean) <= self.deviation + other.deviation
 
 
+def format_percent(value: Spread) -> str:
+    """Format a fraction with its standard deviation, in per cent.
+
+    Example:
+        >>> format_percent(Spread(0.8837, 0.0017, 3)), format_percent(Spread(0.9, None, 1))
+        ('88.37 ± 0.17 % (n = 3)', '90.00 % (n = 1)')
+    """
+    return f"{100 * value.mean:.2f}{_format_deviation(value)} % (n = {value.n})"
+
+
+def format_points(value: Spread) -> str:
+    """Format a change of accuracy, in percentage points.
+
+    Example:
+        >>> format_points(Spread(-0.0144, 0.001, 3))
+        '-1.44 ± 0.10 points'
+    """
+    return f"{100 * value.mean:+.2f}{_format_deviation(value)} points"
+
+
+def _format_deviation(value: Spread) -> str:
+    return "" if value.deviation is None else f" ± {100 * value.deviation:.2f}"
+
+
 def compute_spreads(groups: Any, columns: Sequence[str]) -> list[dict[str, Spread]]:
     """Compute the spread of each group of a `DataFrameGroupBy`, of columns that all rows have.
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from regrow.report.advice import Advice, count_of
-from regrow.report.fairness import find_uncertain, find_unfair
+from regrow.report.fairness import Advice, count_of, find_uncertain, find_unfair
 from regrow.report.load import Run
 from regrow.report.run_identity import (
     baseline_key,

@@ -110,10 +110,7 @@ def sensitivity(
         example_input = getattr(model, "example_input_array", None)
     options = {"masks": masks, "include": include, "exclude": exclude, "seed": seed}
     units, excluded = find_units(model, by, criterion, example_input=example_input, **options)
-    accuracy = measure_accuracy(model, evaluate)
-    totals = count_totals(model, example_input)
-    rows = tuple(scan(model, evaluate, units, values, accuracy, totals))
-    return Sensitivities(accuracy, rows, excluded)
+    return scan(model, evaluate, units, excluded, values, example_input)
 
 
 def find_units(
@@ -141,16 +138,15 @@ def scan(
     model: nn.Module,
     evaluate: Evaluate,
     units: Iterable[PruningUnit],
+    excluded: Mapping[str, str],
     sparsities: Sequence[float],
-    accuracy: float,
-    totals: tuple[int, float | None],
-) -> Iterator[Sensitivity]:
-    """Yield one row for each unit, once it is measured.
-
-    `accuracy` and `totals` are those of the unchanged model, by `measure_accuracy` and
-    `count_totals`.
-    """
-    params, macs = totals
+    example_input: Any,
+) -> Sensitivities:
+    """Measure the accuracy at each sparsity of each unit; arguments as in `sensitivity`."""
+    accuracy = measure_accuracy(model, evaluate)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    macs = None if example_input is None else count_macs(model, example_input).macs
+    rows = []
     for unit in units:
         known, found = {unit.n_pruned: accuracy}, {}  # by count, by sparsity
         for sparsity in sparsities:
@@ -159,7 +155,7 @@ def scan(
                 with zero_temporarily(model, unit.zeros(count)):
                     known[count] = measure_accuracy(model, evaluate)
             found[sparsity] = known[count]
-        yield Sensitivity(
+        row = Sensitivity(
             unit.name,
             unit.size,
             unit.n_pruned / unit.size,
@@ -168,6 +164,8 @@ def scan(
             None if macs is None or unit.macs is None else unit.macs / macs,
             found,
         )
+        rows.append(row)
+    return Sensitivities(accuracy, tuple(rows), excluded)
 
 
 @contextmanager
@@ -196,12 +194,6 @@ def measure_accuracy(model: nn.Module, evaluate: Evaluate) -> float:
     if not math.isfinite(value):
         raise StateError(f"evaluate must return a finite number, higher is better, got {result!r}")
     return value
-
-
-def count_totals(model: nn.Module, example_input: Any) -> tuple[int, float | None]:
-    """Count all parameters, and all MACs of one example if one is given."""
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return params, None if example_input is None else count_macs(model, example_input).macs
 
 
 def check_sparsities(given: Sequence[float]) -> tuple[float, ...]:

@@ -55,14 +55,10 @@ def weight_units(
     exclude: Iterable[str] | None = None,
     seed: int = 0,
 ) -> tuple[list[PruningUnit], dict[str, str]]:
-    """Find the layers to prune, and rank the weights within each.
+    """Find the layers to prune, and rank the weights within each; arguments as in `sensitivity`.
 
     Returns:
         The units in the order of the model, and reasons why other parameters are not pruned.
-
-    Raises:
-        ConfigError: For a criterion that collects its scores in training.
-        StateError: For masks of another model, or missing gradients.
     """
     rule = get_criterion(criterion)
     if isinstance(rule, TrackingCriterion):
@@ -94,13 +90,7 @@ def channel_units(
 ) -> tuple[list[PruningUnit], dict[str, str]]:
     """Find the groups of channels that could be cut, and rank the channels within each.
 
-    A channel counts as pruned if it is masked in all its parameters.
-
-    Returns:
-        The units, and reasons why other groups are not pruned.
-
-    Raises:
-        ConfigError: If the model cannot be traced, or no channel can be cut.
+    A channel counts as pruned if it is masked in all its parameters. Returns as `weight_units`.
     """
     method = ChannelConfig(criterion, include=include, exclude=exclude, seed=seed)
     pruner = ChannelPruner(model, example_input, method, keep_removed=False)

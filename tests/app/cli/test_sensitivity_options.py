@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from regrow.app.cli import sensitivity_options
-from regrow.app.cli.parser import Parser
-from regrow.app.cli.sensitivity_options import ScanOptions
+from regrow.app.cli.parser import Parser, read_scan_options
+from regrow.sensitivity_analysis.scan_options import ScanOptions
 from regrow.sensitivity_analysis.scan_table import format_points
 from regrow.utils.errors import ConfigError
 
@@ -23,7 +22,7 @@ HERE = "run/here.ckpt"
 
 
 def read_options(words):
-    return sensitivity_options.read_options(Parser("regrow sensitivity"), words)
+    return read_scan_options(Parser("regrow sensitivity"), words)
 
 
 def test_nothing_said_means_these():

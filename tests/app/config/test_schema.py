@@ -15,7 +15,7 @@ from regrow.app.config.instantiate import instantiate_node, instantiate_partial,
 from regrow.app.config.overrides import check_groups
 from regrow.app.config.schema import check_schema
 from regrow.app.experiment.run import train
-from regrow.app.launch.objectives import check_objectives
+from regrow.app.launch.search import check_objectives
 from regrow.app.training.build import build_pruning
 from regrow.app.training.preflight import set_up
 from regrow.utils.errors import ConfigError, StateError
@@ -42,8 +42,10 @@ TYPES = [
 KINDS = [
     ("seed", -1, "seed must be a whole number of at least 0, got -1"),
     ("dense_epochs", -1, "dense_epochs must be a whole number of at least 0, got -1"),
-    ("threads", "foo", "threads must be a whole number"),
-    ("label_smoothing", 1, r"label_smoothing must be a number in \[0, 1\), got 1: write 0.1"),
+    *(
+        ("threads", given, "threads must be .*write threads=1, or threads=auto")
+        for given in (0, -1, "all")
+    ),
     ("finetune.lr", -1, r"finetune\.lr must be a number above 0"),
     ("finetune.batch_size", 0, r"finetune\.batch_size must be a whole number of at least 1"),
     ("latency.batch", 0, r"latency\.batch must be a whole number of at least 1, got 0"),
@@ -58,6 +60,7 @@ KINDS = [
     ("callbacks.x", {"a": 1}, r"callbacks\.x must be a mapping with a _target_"),
 ]
 REFUSED = [
+    ("label_smoothing", 1, r"label_smoothing must be in \[0, 1\), got 1.0: write 0.1"),
     ("optimizer.lr", "foo", "optimizer could not be created from its settings: TypeError: '<'"),
     (
         "optimizer.lr",

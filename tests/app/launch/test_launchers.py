@@ -7,7 +7,7 @@ import json
 import pytest
 
 from regrow.app.config.overrides import check_plugins
-from regrow.app.launch.threads import cores
+from regrow.app.launch.hydra_app import cores
 from regrow.utils.errors import ConfigError
 
 WORDS = ("recipe=digits/gmp", "pruning.sparsity=90,0.5")

@@ -3,8 +3,7 @@
 
 import pytest
 
-from regrow.app.launch.objectives import DIRECTIONS, check_objectives, measured
-from regrow.app.launch.search import requeue_running
+from regrow.app.launch.search import DIRECTIONS, check_objectives, measured, requeue_running
 from regrow.utils.errors import ConfigError
 
 optuna = pytest.importorskip("optuna")

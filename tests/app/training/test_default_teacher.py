@@ -10,7 +10,7 @@ from regrow.app.config.hashing import config_hash
 from regrow.app.experiment.dense_baseline import train_dense_baseline
 from regrow.app.experiment.run import train
 from regrow.app.models.digits_cnn import DigitsCNN
-from regrow.app.training.default_teacher import with_teacher, without_teacher
+from regrow.app.training.build import build_pruning, with_teacher, without_teacher
 from regrow.callbacks.support.teacher import digest
 from regrow.utils.errors import ConfigError
 
@@ -49,7 +49,6 @@ def test_a_named_teacher_stays(job):
 
 
 def test_a_plan_needs_no_control(job, tmp_path):
-    from regrow.app.training.build import build_pruning
     from regrow.app.training.preflight import set_up
 
     cfg = job(*TAUGHT)

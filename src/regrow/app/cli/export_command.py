@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from regrow.app.data.base import DataModule
-from regrow.app.experiment.load_run import first_masks, load_run, load_small
+from regrow.app.experiment.load_run import combined_masks, load_run, load_small
 from regrow.app.training.build import build_data, build_module
 from regrow.app.training.classifier import Classifier
 from regrow.channels.cut.channel_cut import ChannelCut, load
@@ -53,7 +53,7 @@ def export_checkpoint(path: Path, to: str, out: Path) -> None:
     console.print(_summary(exported, source), soft_wrap=True)
     dense_bytes = exported.bytes if plan is None else written_size(dense.network, to, images)
     repeats = max(2, int(OmegaConf.select(cfg, "latency.repeats", default=50)))
-    sizes, masks = (dense_bytes, exported.bytes), first_masks(checkpoint)
+    sizes, masks = (dense_bytes, exported.bytes), combined_masks(checkpoint)
     console.print(cost_table(dense, small, masks, sizes, images, repeats))
 
 

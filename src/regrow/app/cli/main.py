@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import regrow
-from regrow.app.cli.parser import Once, Parser
+from regrow.app.cli.parser import Once, Parser, read_scan_options
 from regrow.utils.errors import ConfigError, RegrowError, check_choice, suggest
 
 DESCRIPTION = "regrow: prune neural networks without losing a weight you may want back"
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"regrow {regrow.__version__}")
         return 0
     try:
-        _command(args[0])(args[1:])
+        _run(args[0], args[1:])
     except RegrowError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -62,35 +62,51 @@ def _overview() -> ArgumentParser:
     parser = Parser("regrow", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("-V", "--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, text in {**HYDRA, **{name: text for name, (_, text) in COMMANDS.items()}}.items():
+    for name, text in (*HYDRA.items(), *((name, text) for name, (_, text) in COMMANDS.items())):
         commands.add_parser(name, help=text)
     return parser
 
 
-def _command(name: str) -> Callable[[list[str]], None]:
+def _run(name: str, args: list[str]) -> None:
     if name in HYDRA:
-        return lambda args: _run_hydra(name, args)
-    if name in ("-sc", "--shell-completion"):
-        return _complete
-    if name in COMMANDS:
+        from regrow.app.launch.hydra_app import launch
+
+        launch(name, args)
+    elif name in ("-sc", "--shell-completion"):
+        _complete(args)
+    elif name in COMMANDS:
         run, text = COMMANDS[name]
-        return lambda args: run(Parser(f"regrow {name}", description=text), args)
-    if "=" in name:
+        run(Parser(f"regrow {name}", description=text), args)
+    elif "=" in name:
         raise ConfigError(f"the command is missing: write `regrow train {name}`")
-    known = (*HYDRA, *COMMANDS)
-    raise ConfigError(f"no command {name!r}: {suggest(name, known)} (see `regrow --help`)")
+    else:
+        hint = suggest(name, (*HYDRA, *COMMANDS))
+        raise ConfigError(f"no command {name!r}: {hint} (see `regrow --help`)")
 
 
-def _run_hydra(name: str, args: list[str]) -> None:
-    from regrow.app.launch.hydra_app import launch
+def _complete(args: Sequence[str]) -> None:
+    """Print the completions of the last word of COMP_LINE.
 
-    launch(name, args)
+    Hydra's shell script calls `regrow -sc query=SHELL`. Sub-commands and recipes are completed
+    here, groups and settings by Hydra, on the line without the sub-command.
+    """
+    if not args or not args[0].startswith("query=") or "COMP_LINE" not in os.environ:
+        raise ConfigError('-sc installs completion: eval "$(regrow train -sc install=bash)"')
+    line = os.environ["COMP_LINE"]
+    program, _, rest = line.partition(" ")
+    command, space, rest = rest.lstrip().partition(" ")
+    last = line.rsplit(" ", 1)[-1]
+    if not space:
+        print("\n".join(name for name in (*HYDRA, *COMMANDS) if name.startswith(command)))
+    elif command in HYDRA and last.startswith("recipe="):
+        from regrow.app.config.recipes import recipe_files
 
-
-def _complete(args: list[str]) -> None:
-    from regrow.app.cli.completion import complete
-
-    complete(args, (*HYDRA, *COMMANDS))
+        names = (f"recipe={name}" for name in recipe_files())
+        print("\n".join(name for name in names if name.startswith(last)))
+    elif command in HYDRA:
+        os.environ["COMP_LINE"] = f"{program} {rest}"
+        os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
+        _run(command, ["-sc", *args])
 
 
 def _inspect(parser: Parser, args: list[str]) -> None:
@@ -117,9 +133,7 @@ def _export(parser: Parser, args: list[str]) -> None:
 
 
 def _sensitivity(parser: Parser, args: list[str]) -> None:
-    from regrow.app.cli.sensitivity_options import read_options
-
-    options = read_options(parser, args)
+    options = read_scan_options(parser, args)
     from regrow.app.cli.sensitivity_command import show_sensitivity
 
     show_sensitivity(options)
@@ -138,11 +152,35 @@ def _report(parser: Parser, args: list[str]) -> None:
 
 
 def _recipes(parser: Parser, args: list[str]) -> None:
+    """Print the recipes that contain every word: one table for each data and model."""
     parser.add_argument("word", nargs="*", help="show recipes that contain every word")
-    options = parser.parse_all(args)
-    from regrow.app.cli.recipes_command import show
+    words = parser.parse_all(args).word
+    from rich.console import Console
+    from rich.table import Table
 
-    show(options.word)
+    from regrow.app.config.recipes import ABOUT, load, recipe_files
+
+    tables: dict[str, Table] = {}
+    for name, path in recipe_files().items():
+        about = dict.fromkeys(ABOUT, "-") | {
+            str(key): str(value) for key, value in load(path).about.items() if value is not None
+        }
+        if not all(word.lower() in f"{name} {' '.join(about.values())}".lower() for word in words):
+            continue
+        title = f"{about['data']}, {about['model']}"
+        if title not in tables:
+            tables[title] = Table("recipe", "method", "published", "source", title=title)
+            tables[title].columns[0].no_wrap = True
+        tables[title].add_row(name, about["method"], about["published"], about["source"])
+    if not tables:
+        given = " ".join(words)
+        raise ConfigError(f"No recipe matches {given!r}: {suggest(given, recipe_files())}")
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no width: keep a recipe on one line, for grep
+    for table in tables.values():
+        table.box, table.title_justify, table.pad_edge = None, "left", False
+        console.print(table, end="\n\n")
 
 
 COMMANDS: dict[str, tuple[Callable[[Parser, list[str]], None], str]] = {

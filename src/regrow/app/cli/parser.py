@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""An argument parser that raises errors of regrow."""
+"""An argument parser that raises errors of regrow, and the options of `regrow sensitivity`.
+
+Nothing here imports torch, so that errors of the command line appear at once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from regrow.utils.errors import ConfigError, suggest
+from regrow.sensitivity_analysis.scan_options import ScanOptions
+from regrow.utils.errors import (
+    ConfigError,
+    check_choice,
+    check_count,
+    check_positive,
+    check_sparsity,
+    suggest,
+)
 
 
 class Parser(ArgumentParser):
@@ -55,3 +66,63 @@ class Once(Action):
             parser.error(f"{option} needs a value")
         seen.add(self.dest)
         setattr(space, self.dest, values)
+
+
+def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
+    """Parse and check the options of `regrow sensitivity`.
+
+    Raises:
+        ConfigError: For an option that is unknown, missing or out of range.
+    """
+    for name, default, text in (
+        ("sparsities", "0.3,0.5,0.7,0.9", "sparsities to try"),
+        ("by", "weights", "weights or channels"),
+        ("criterion", None, "criterion that ranks them; default: magnitude, or l2 for channels"),
+        ("samples", None, "number of validation samples; default: all"),
+        ("max-drop", "0.01", "accuracy that a layer may lose, as a fraction"),
+        ("include", None, "patterns of layers to try, separated by commas"),
+        ("exclude", None, "patterns of layers to leave out"),
+        ("out", None, "folder of table and plot; default: that of the checkpoint"),
+    ):
+        parser.add_argument(f"--{name}", action=Once, default=default, help=text)
+    given = parser.parse_checkpoint(args)
+    max_drop = _number("--max-drop", given.max_drop)
+    if check_positive("--max-drop", max_drop, "--max-drop 0.01 for one point") >= 1:
+        raise ConfigError(
+            f"--max-drop is a fraction, got {max_drop:g}: write --max-drop 0.01 for one point"
+        )
+    samples = given.samples
+    return ScanOptions(
+        given.checkpoint,
+        Path(given.out) if given.out else given.checkpoint.parent,
+        _sparsities(given.sparsities),
+        check_choice("--by", given.by, ("weights", "channels")),
+        given.criterion,
+        None if samples is None else check_count("--samples", _integer("--samples", samples)),
+        max_drop,
+        _patterns(given.include),
+        _patterns(given.exclude),
+    )
+
+
+def _sparsities(text: str) -> tuple[float, ...]:
+    values = [_number("--sparsities", part) for part in text.split(",")]
+    return tuple(sorted({check_sparsity("--sparsities", v, zero=False) for v in values}))
+
+
+def _patterns(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _number(what: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{what} takes numbers such as 0.5, got {text.strip()!r}") from None
+
+
+def _integer(what: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{what} takes a whole number such as 1000, got {text!r}") from None

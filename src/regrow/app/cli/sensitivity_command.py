@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
@@ -20,8 +20,6 @@ from regrow.criteria.base import Criterion, needs_gradients
 from regrow.sensitivity_analysis.recommend import Recommendation, recommend
 from regrow.sensitivity_analysis.scan import (
     DEFAULT_CRITERIA,
-    Sensitivities,
-    count_totals,
     find_units,
     measure_accuracy,
     scan,
@@ -79,33 +77,19 @@ def show_sensitivity(options: ScanOptions) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 160)  # a pipe has no width: keep a layer on one line
-    sensitivities = _scan(module, evaluate, units, excluded, options.sparsities, console)
-    step = recommend(sensitivities, options.max_drop)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        tracked = progress.track(units, description="one layer at a time")
+        example = module.example_input_array
+        found = scan(module, evaluate, tracked, excluded, options.sparsities, example)
+    step = recommend(found, options.max_drop)
     together = None
     if options.by == "weights":
         together = _measure_all_limits(module, evaluate, units, step)
-    console.print(sensitivity_table(sensitivities, options, evaluate.count, remarks))
-    table = write_csv(sensitivities, options)
-    files = f"{table}; {write_plot(sensitivities, options, table)}"
-    for text in (format_recommendation(sensitivities, step, options, together), files):
+    console.print(sensitivity_table(found, options, evaluate.count, remarks))
+    table = write_csv(found, options)
+    files = f"{table}; {write_plot(found, options, table)}"
+    for text in (format_recommendation(found, step, options, together), files):
         console.print(text, soft_wrap=True, markup=False, highlight=False)
-
-
-def _scan(
-    module: Classifier,
-    evaluate: Validation,
-    units: Sequence[PruningUnit],
-    excluded: Mapping[str, str],
-    sparsities: Sequence[float],
-    console: Console,
-) -> Sensitivities:
-    """Measure all units, with a progress bar in a terminal."""
-    accuracy = measure_accuracy(module, evaluate)
-    totals = count_totals(module, module.example_input_array)
-    scanned = scan(module, evaluate, units, sparsities, accuracy, totals)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        rows = tuple(progress.track(scanned, len(units), description="one layer at a time"))
-    return Sensitivities(accuracy, rows, excluded)
 
 
 def _measure_all_limits(

@@ -126,13 +126,11 @@ def _at_least(least: int) -> Callable[[str, Any], object]:
 
 
 def _check_threads(name: str, value: Any) -> None:
-    if value != "auto":
-        check_count(name, value)
-
-
-def _check_below_one(name: str, value: Any) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(f"{name} must be a number in [0, 1), got {value!r}: write 0.1 for 10 %")
+    if value != "auto" and not (isinstance(value, int) and value > 0):
+        raise ConfigError(
+            f"{name} must be a whole number of at least 1, auto or null, got {value!r}: write "
+            "threads=1, or threads=auto to share the cores among simultaneous jobs"
+        )
 
 
 _RANGES: Mapping[str, Callable[[str, Any], object]] = {
@@ -140,7 +138,6 @@ _RANGES: Mapping[str, Callable[[str, Any], object]] = {
     "dense_epochs": _at_least(0),
     "finetune.lr": lambda name, value: check_positive(name, value, "0.01"),
     "finetune.batch_size": check_count,
-    "label_smoothing": _check_below_one,
     "threads": _check_threads,
     "latency.batch": check_count,
     "latency.repeats": check_count,

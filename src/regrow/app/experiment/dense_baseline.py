@@ -14,7 +14,7 @@ from regrow.app.config.hashing import config_hash, settings
 from regrow.app.config.initial_weights import load_initial_weights, network_weights
 from regrow.app.experiment.evaluate import measure
 from regrow.app.experiment.result import Measurements
-from regrow.app.training.default_teacher import editable_copy, without_teacher
+from regrow.app.training.build import editable_copy, without_teacher
 from regrow.app.training.distributed_fit import fit
 from regrow.app.training.locks import wait_for
 from regrow.io.checkpoints import read_checkpoint

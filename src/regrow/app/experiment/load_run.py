@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,22 +89,12 @@ def load_small(module: Classifier, checkpoint: dict[str, Any]) -> ChannelCut | N
     return plan
 
 
-def first_masks(checkpoint: Mapping[str, Any]) -> Masks | None:
-    """Return the masks of the first pruner in a checkpoint."""
-    return next(_all_masks(checkpoint), None)
-
-
 def combined_masks(checkpoint: Mapping[str, Any]) -> Masks | None:
     """Return the combined masks of all pruners in a checkpoint."""
     masks: dict[str, Tensor] = {}
-    for part in _all_masks(checkpoint):
-        for name, mask in part.items():
-            masks[name] = mask & masks[name] if name in masks else mask
-    return Masks(masks) if masks else None
-
-
-def _all_masks(checkpoint: Mapping[str, Any]) -> Iterator[Masks]:
     for state in (checkpoint.get("callbacks") or {}).values():
         pruner = state.get("pruner") if isinstance(state, dict) else None
         if isinstance(pruner, dict) and "masks" in pruner:
-            yield Masks.unpack(pruner["masks"])
+            for name, mask in Masks.unpack(pruner["masks"]).items():
+                masks[name] = mask & masks[name] if name in masks else mask
+    return Masks(masks) if masks else None

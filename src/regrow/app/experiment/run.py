@@ -32,12 +32,11 @@ from regrow.app.experiment.result import (
 )
 from regrow.app.experiment.result_table import show_result
 from regrow.app.experiment.small_checkpoint import small_checkpoint, summarize_channels
-from regrow.app.training.build import build_pruning
-from regrow.app.training.default_teacher import with_teacher
+from regrow.app.training.build import build_pruning, with_teacher
 from regrow.app.training.distributed_fit import fit
 from regrow.app.training.locks import exclusive
 from regrow.app.training.preflight import check_settings, set_up
-from regrow.app.training.sparsity_levels import LevelRecord, LevelRecorder, clear_levels
+from regrow.app.training.sparsity_levels import LevelRecord, LevelRecorder
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.files import read_json, write_atomic, write_json
@@ -85,7 +84,7 @@ def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
     result["verdict"] = verdict(result)
     recipe_export.write_recipe(cfg, folder)
     write_json(folder / FILE, result)
-    clear_levels(folder)
+    shutil.rmtree(folder / "levels", ignore_errors=True)
     return result
 
 

@@ -28,9 +28,8 @@ _log = logging.getLogger("regrow")
 
 @dataclass(frozen=True)
 class Failed:
-    """Type and message of the error of a job, which returns it so that the sweep continues."""
+    """Message of the error of a job, which returns it so that the sweep continues."""
 
-    error: str
     message: str
 
 
@@ -60,35 +59,31 @@ def record_failure(job: Job) -> Job:
             return job(cfg)
         except Exception as error:
             cause, message = root_cause(error)
-            failed = Failed(type(cause).__name__, message)
             if not isinstance(cause, BusyError):  # then the folder is another process's
-                _write(path, _content(cfg, failed))
+                _write(path, cfg, type(cause).__name__, message)
             if hydra.mode != RunMode.MULTIRUN:
                 raise
             ours = isinstance(cause, RegrowError) and os.environ.get("HYDRA_FULL_ERROR") != "1"
             _log.error("this job failed: %s", message, exc_info=None if ours else error)
-            return failed
+            return Failed(message)
 
     return run
 
 
-def _write(path: Path, content: FailureRecord) -> None:
-    """Write the file; if that fails, only log it, so that the first error stays visible."""
-    try:
-        write_json(path, content)
-    except StateError as error:
-        _log.error("failed.json was not written: %s", error)
-
-
-def _content(cfg: DictConfig, failed: Failed) -> FailureRecord:
+def _write(path: Path, cfg: DictConfig, error: str, message: str) -> None:
+    """Write failed.json; if that fails, only log it, so that the first error stays visible."""
     hydra = HydraConfig.get()
     settings: Any = OmegaConf.to_container(cfg, resolve=False)  # one may be unreadable
     seed = settings.get("seed")
-    return {
+    content: FailureRecord = {
         "recipe": str(hydra.runtime.choices["recipe"]),
         "overrides": override_strings(hydra.overrides.task),
         "seed": seed if isinstance(seed, int) else str(seed),
-        "error": failed.error,
-        "message": failed.message,
+        "error": error,
+        "message": message,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    try:
+        write_json(path, content)
+    except StateError as failure:
+        _log.error("failed.json was not written: %s", failure)

@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
+from types import FrameType
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,11 +24,8 @@ from regrow.app.config.overrides import check_groups, check_plugins, defer_to_jo
 from regrow.app.config.recipes import check_names, register, replace_recipe_files
 from regrow.app.config.schema import check_schema
 from regrow.app.launch.failures import Job, record_failure
-from regrow.app.launch.objectives import check_measured, check_objectives, measured
-from regrow.app.launch.search import is_search
-from regrow.app.launch.signals import handle_sigterm
+from regrow.app.launch.search import check_measured, check_objectives, is_search, measured
 from regrow.app.launch.sweep_callback import finish_sweep
-from regrow.app.launch.threads import cores, threads_of
 from regrow.utils.errors import ConfigError, RegrowError
 from regrow.utils.paths import config_dir
 
@@ -62,6 +64,71 @@ def launch(command: str, args: list[str]) -> None:
         succeeded = finish_sweep()
     if not succeeded:
         raise SystemExit(1)
+
+
+@contextmanager
+def handle_sigterm() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM, so that `finally` blocks stop the processes of a launcher."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def cores() -> int:
+    """Count the cores that this process may use; a cluster may allow fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads_of(
+    given: int | str | None, launcher: Mapping[str, Any], sweeper: Mapping[str, Any], available: int
+) -> int | None:
+    """Compute the CPU threads of one job.
+
+    Args:
+        given: A number, "auto", or None for torch's default.
+        launcher: Hydra's launcher settings.
+        sweeper: Hydra's sweeper settings.
+        available: Cores that this process may use.
+
+    Raises:
+        ConfigError: If the number of simultaneous jobs is unknown.
+
+    Example:
+        >>> threads_of("auto", {"_target_": "x.JoblibLauncher", "n_jobs": 2}, {}, 8)
+        4
+    """
+    if isinstance(given, str):
+        jobs = _simultaneous_jobs(launcher, sweeper, available)
+        return launcher.get("cpus_per_task") or max(1, available // jobs)
+    return given
+
+
+def _simultaneous_jobs(
+    launcher: Mapping[str, Any], sweeper: Mapping[str, Any], available: int
+) -> int:
+    kind = str(launcher["_target_"]).rpartition(".")[2]
+    if kind == "JoblibLauncher":
+        given = int(launcher["n_jobs"])
+        jobs = given if given > 0 else available + 1 + given  # joblib: -1 is one job a core
+        batch = sweeper.get("n_jobs")
+        return max(1, min(jobs, batch or jobs))
+    if kind == "LocalLauncher" and launcher.get("cpus_per_task") is None:
+        raise ConfigError(
+            "threads=auto: the number of simultaneous jobs is unknown, submitit_local starts all: "
+            "write hydra.launcher.cpus_per_task=1, or threads=1"
+        )
+    return 1  # one after another, or each on a separate node
 
 
 def _check_no_sweep(args: Sequence[str]) -> None:

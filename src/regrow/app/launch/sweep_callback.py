@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -16,12 +16,12 @@ from omegaconf import DictConfig
 from regrow.app.config.run_dirs import sweep_folder
 from regrow.app.launch.failures import Failed
 from regrow.app.launch.search import prepare
-from regrow.app.launch.signals import exit_with_parent
 from regrow.app.launch.sweep import REPORT, Sweep, rebuild, summarize_failures
-from regrow.utils.errors import BusyError, RegrowError
+from regrow.app.training.locks import exclusive, exit_with_parent
+from regrow.utils.errors import RegrowError
 
 # The sweep that this process started, and the lock of its folder.
-_started: list[tuple[Sweep, FileLock]] = []
+_started: list[tuple[Sweep, ExitStack]] = []
 
 
 class SweepNotes(Callback):
@@ -38,10 +38,13 @@ class SweepNotes(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         name = sweep_folder(config.hydra.overrides.task)
-        self.sweep = Sweep(Path(config.hydra.runtime.cwd, self.folder, name))
+        folder = Path(config.hydra.runtime.cwd, self.folder, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.sweep, lock = Sweep(folder), ExitStack()
         try:
-            _started.append((self.sweep, _lock(self.sweep.folder)))
-            prepare(config, self.sweep.folder)
+            lock.enter_context(exclusive(folder, "sweep", "change an override"))
+            _started.append((self.sweep, lock))
+            prepare(config, folder)
         except RegrowError as error:
             # Hydra turns any other exception here into a warning
             print(f"error: {error}", file=sys.stderr)
@@ -70,7 +73,7 @@ def finish_sweep() -> bool:
     """
     succeeded = True
     while _started:
-        sweep, hold = _started.pop()
+        sweep, lock = _started.pop()
         if notes := sweep.notes():
             rebuild(sweep.folder)
         for line in (lost := summarize_failures(notes)):
@@ -79,17 +82,5 @@ def finish_sweep() -> bool:
         report = sweep.folder / REPORT
         if notes and report.is_file():
             print(f"report: {os.path.relpath(report)}")
-        hold.release()
+        lock.close()
     return succeeded
-
-
-def _lock(folder: Path) -> FileLock:
-    folder.mkdir(parents=True, exist_ok=True)
-    hold = FileLock(folder / ".lock")
-    try:
-        hold.acquire(timeout=0)
-    except Timeout as error:
-        raise BusyError(
-            f"another process is running this sweep ({folder}): wait for it, or change an override"
-        ) from error
-    return hold

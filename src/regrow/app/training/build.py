@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import random
 from collections.abc import Mapping
@@ -17,7 +18,12 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from regrow.app.config.instantiate import instantiate_node, instantiate_partial, wrap_error
+from regrow.app.config.instantiate import (
+    instantiate_node,
+    instantiate_partial,
+    public_path,
+    wrap_error,
+)
 from regrow.app.data.base import DataModule
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.locks import on_rank_zero
@@ -35,6 +41,9 @@ QUIET: dict[str, Any] = {
     "enable_model_summary": False,
 }
 _ONLY_WITH_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
+_DISTILL = ("regrow.Distill",)
+# Callbacks without effect on a dense network.
+_PRUNED_ONLY = (*_DISTILL, "regrow.AlternatingPhases")
 
 
 def seed_all(seed: int) -> None:
@@ -216,3 +225,39 @@ def flatten_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]
         name = f"{prefix}{key}"
         flat |= flatten_settings(value, f"{name}/") if isinstance(value, dict) else {name: value}
     return flat
+
+
+def with_teacher(cfg: DictConfig, teacher: Path | str) -> DictConfig:
+    """Return the configuration with `teacher` for each `Distill` without one."""
+    names = _matching_callbacks(cfg, _DISTILL)
+    missing = [name for name in names if cfg.callbacks[name].get("teacher") is None]
+    if not missing:
+        return cfg
+    changed = editable_copy(cfg)
+    for name in missing:
+        changed.callbacks[name].teacher = str(teacher)
+    return changed
+
+
+def without_teacher(cfg: DictConfig) -> DictConfig:
+    """Return the configuration without `Distill` and `AlternatingPhases`, for a dense network."""
+    changed = editable_copy(cfg)
+    for name in _matching_callbacks(cfg, _PRUNED_ONLY):
+        changed.callbacks.pop(name)
+    return changed
+
+
+def _matching_callbacks(cfg: DictConfig, targets: tuple[str, ...]) -> list[str]:
+    nodes = cfg.get("callbacks") or {}
+    return [
+        str(name)
+        for name, node in nodes.items()
+        if node and public_path(str(node.get("_target_"))) in targets
+    ]
+
+
+def editable_copy(cfg: DictConfig) -> DictConfig:
+    """Return a copy of a configuration to which keys can be added."""
+    changed = copy.deepcopy(cfg)
+    OmegaConf.set_struct(changed, False)
+    return changed

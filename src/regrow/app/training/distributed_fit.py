@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -26,9 +25,8 @@ from torch import Tensor
 from regrow.app.config.instantiate import wrap_error
 from regrow.app.config.recipe_export import named_recipe
 from regrow.app.training.build import QUIET, build_pruning
-from regrow.app.training.cluster import under_submitit
-from regrow.app.training.fit import FitResult, fit_in_process
-from regrow.app.training.locks import exclusive, on_rank_zero
+from regrow.app.training.fit import FitResult, fit_in_process, under_submitit
+from regrow.app.training.locks import exclusive, exit_with_parent, on_rank_zero
 from regrow.app.training.sparsity_levels import LevelRecord, LevelRecorder
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.checkpoints import read_checkpoint
@@ -163,7 +161,7 @@ def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def main(request: Path) -> None:
     """Run the fit of one rank; rank 0 records the result."""
-    _exit_with_parent(int(os.environ["REGROW_PARENT"]))
+    exit_with_parent(int(os.environ["REGROW_PARENT"]))
     cfg = OmegaConf.load(request / CONFIG)
     assert isinstance(cfg, DictConfig)
     quiet_third_party()
@@ -189,20 +187,6 @@ def main(request: Path) -> None:
             failure = {"type": type(error).__name__, "message": str(error)}
             write_json(request / FAILED, failure)
         raise SystemExit(1) from error
-
-
-def _exit_with_parent(parent: int) -> None:
-    """Exit soon after the process that started the fit has ended."""
-
-    def watch() -> None:
-        while True:
-            try:
-                os.kill(parent, 0)
-            except OSError:
-                os._exit(1)
-            time.sleep(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""A resumable fit in this process."""
+"""A resumable fit in this process, on a cluster too."""
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor
@@ -25,13 +30,14 @@ from regrow.app.training.build import (
     log_settings,
 )
 from regrow.app.training.classifier import Classifier
-from regrow.app.training.cluster import cluster_callbacks, cluster_plugins
 from regrow.app.training.sparsity_levels import LevelRecorder
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint, SparseModelCheckpoint
 from regrow.io.checkpoints import check_checksums
 from regrow.utils.errors import ConfigError, StateError
+
+_log = logging.getLogger("regrow")
 
 
 @dataclass
@@ -133,3 +139,40 @@ def _prune_without_training(
     trainer.strategy.connect(module)
     save_atomic(trainer, str(path), trainer.save_checkpoint)
     return path
+
+
+def under_submitit(env: Mapping[str, str]) -> bool:
+    """Whether submitit started this process and handles time-outs and preemption."""
+    return "SUBMITIT_EXECUTOR" in env
+
+
+def cluster_plugins(env: Mapping[str, str], ranks: int = 1) -> list[Any]:
+    """Return the Trainer plugins for a cluster; empty where Lightning's default is right.
+
+    Under SLURM Lightning requeues a job before its time limit and waits for ranks started by srun.
+    Both must be off if submitit requeues, or if one task starts all `ranks` processes.
+    """
+    on_slurm = any(name.startswith("SLURM_") for name in env)
+    if on_slurm and (under_submitit(env) or ranks > 1):
+        return [LightningEnvironment()]
+    return []
+
+
+def cluster_callbacks(env: Mapping[str, str]) -> list[pl.Callback]:
+    """Return the callbacks that keep a job alive until submitit has requeued it."""
+    return [_IgnoreSigterm()] if under_submitit(env) else []
+
+
+class _IgnoreSigterm(pl.Callback):
+    """Ignore SIGTERM during a fit, as submitit does.
+
+    A scheduler announces preemption by SIGTERM, possibly before the signal at which submitit
+    requeues. Lightning restores the former handler after the fit.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, _log_sigterm)
+
+
+def _log_sigterm(signum: int, frame: FrameType | None) -> None:
+    _log.warning("SIGTERM ignored: training continues until the job is requeued or killed")

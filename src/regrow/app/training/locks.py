@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""File locks between jobs, and the rank of this process."""
+"""File locks between jobs; the rank and the parent of this process."""
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +23,12 @@ def on_rank_zero() -> bool:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Lock the folder of a run.
+def exclusive(
+    folder: Path,
+    what: str = "job",
+    instead: str = "choose another folder with hydra.run.dir=...",
+) -> Iterator[None]:
+    """Lock the folder of a job or a sweep.
 
     Raises:
         BusyError: If another process has locked it.
@@ -31,8 +38,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise BusyError(
-            f"another process is running this job in {folder}: wait for it, or choose "
-            "another folder with hydra.run.dir=..."
+            f"another process is running this {what} in {folder}: wait for it, or {instead}"
         ) from error
 
 
@@ -47,3 +53,28 @@ def wait_for(path: Path, waiting_for: str) -> Iterator[None]:
         acquired = lock.acquire()
     with acquired:
         yield
+
+
+@functools.cache
+def exit_with_parent(parent: int) -> None:
+    """Exit soon after the process `parent` has ended, even if it was killed.
+
+    Otherwise this one would lock its folder against a restart, and start the next job in the queue.
+    """
+    child = os.getppid() == parent
+
+    def is_alive() -> bool:
+        if child:  # a killed parent keeps its number until it was waited for
+            return os.getppid() == parent
+        try:
+            os.kill(parent, 0)
+        except OSError:
+            return False
+        return True
+
+    def watch() -> None:
+        while is_alive():
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

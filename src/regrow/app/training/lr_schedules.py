@@ -19,7 +19,7 @@ from numbers import Real
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from regrow.utils.errors import ConfigError, check_count
+from regrow.utils.errors import ConfigError, check_count, check_positive
 
 
 def constant(optimizer: Optimizer, total_steps: int, warmup: float = 0.0) -> LambdaLR:
@@ -91,8 +91,7 @@ def multistep(
         >>> factor(799), factor(800), round(factor(1200), 6)
         (1.0, 0.1, 0.01)
     """
-    if isinstance(of, bool) or not isinstance(of, Real) or not float(of) > 0:
-        raise ConfigError(f"of must be a number above 0, got {of!r}: write 90 for 90 epochs")
+    check_positive("of", of, "90 for 90 epochs")
     places = [_check_fraction("milestones", place, of) for place in milestones]
     if places != sorted(set(places)):
         raise ConfigError(

@@ -15,9 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from regrow.app.config.initial_weights import SCRATCH, load_initial_weights
 from regrow.app.config.instantiate import instantiate_node, is_foreign, wrap_error
 from regrow.app.data.base import DataModule
-from regrow.app.training.build import QUIET, build_callbacks, build_data, build_module
+from regrow.app.training.build import (
+    QUIET,
+    build_callbacks,
+    build_data,
+    build_module,
+    with_teacher,
+)
 from regrow.app.training.classifier import Classifier
-from regrow.app.training.default_teacher import with_teacher
 from regrow.app.training.distributed_fit import check_single_node, world_size
 from regrow.callbacks.accuracy_budget import AccuracyBudget
 from regrow.callbacks.core.base import Callback

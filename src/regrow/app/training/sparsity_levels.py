@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -26,11 +25,6 @@ class LevelRecord(TypedDict):
     val_loss: NotRequired[float]
     test_accuracy: NotRequired[float]
     test_loss: NotRequired[float]
-
-
-def clear_levels(run: Path) -> None:
-    """Delete the weights of all levels of a run."""
-    shutil.rmtree(run / "levels", ignore_errors=True)
 
 
 class LevelRecorder(pl.Callback):
