@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tiny_fits import WEIGHTS, Net, fit, loader, zeros
 
 from regrow import DynamicSparseTraining, MagnitudePruning, SparseEarlyStopping, Table
@@ -83,13 +84,14 @@ def test_should_stop_warns_at_the_end():
     assert "trainer.should_stop ended the fit at sparsity 0.25 instead of 0.75" in end
 
 
-def test_an_interrupted_fit_warns():
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SIGTERMException])
+def test_an_interrupted_fit_warns(signal):
     class Interrupts(Callback):
         def on_train_batch_start(self, trainer, *_):
             if trainer.global_step == 12:
-                raise KeyboardInterrupt
+                raise signal
 
-    match = r"KeyboardInterrupt ended the fit at sparsity 0\.25 instead of 0\.75"
+    match = rf"{signal.__name__} ended the fit at sparsity 0\.25 instead of 0\.75"
     with pytest.warns(UserWarning, match=match), pytest.raises(SystemExit):
         fit(Net(), MagnitudePruning(0.75, schedule=LEVELS), Interrupts(), max_epochs=10)
 
