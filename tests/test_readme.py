@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The README: its programs run, and what its commands name is there."""
+"""README, guide and results: programs run, and the files that commands name exist."""
 
 import ast
 import re
@@ -9,7 +9,9 @@ import pytest
 
 from regrow.app.config.recipes import recipe_files
 
-TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+CHECKOUT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "docs/guide.md", "docs/results.md")
+TEXT = "\n".join((CHECKOUT / name).read_text() for name in DOCUMENTS)
 PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 COMMANDS = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.S))
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from regrow.io.export import export as export
     from regrow.learned.methods import SoftMovement as SoftMovement
     from regrow.masks.masks import Masks as Masks
+    from regrow.masks.zeros import sparsity as sparsity
     from regrow.profiling.metrics import EffectiveMACs as EffectiveMACs
     from regrow.profiling.metrics import MaskOverlap as MaskOverlap
     from regrow.profiling.metrics import Sparsity as Sparsity
@@ -105,6 +106,7 @@ _HOME = {
     "prune": "pruning.functional",
     "sensitivity": "sensitivity_analysis.scan",
     "snip": "criteria.saliency",
+    "sparsity": "masks.zeros",
     "synflow": "criteria.synflow",
 }
 

@@ -229,7 +229,7 @@ def test_channels_last_changes_nothing(granularity):
         ({"layers": {"fc": 90}}, "the sparsity of layers 'fc' must be in .* write 0.9 for 90 %"),
         ({"layers": {"fc": 0.9}, "granularity": "2:4"}, "has sparsity 0.5 and no other"),
         ({"include": 3}, "include must be layer patterns"),
-        ({"exclude": []}, "exclude must be layer patterns"),
+        ({"include": []}, "include must be layer patterns"),
     ],
 )
 def test_settings_refused(settings, message):

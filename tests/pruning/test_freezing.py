@@ -94,8 +94,8 @@ def test_released():
     assert pruner.enforcer.before_step == pruner.enforcer.after_step == []
 
 
-def test_what_others_write_stays():
-    """Un-pruning or rewinding while survivors are held is not undone by the next step."""
+def test_freezing_keeps_values_written_between_steps():
+    """Un-pruning and direct writes while survivors are frozen are not undone by the next step."""
     model, optimizer, pruner = made()
     pruner.regrow(0.2, train="regrown", optimizers=[optimizer])
     train(model, optimizer, 1)

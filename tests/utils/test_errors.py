@@ -44,7 +44,7 @@ def test_sparsities(value):
         (-0.1, r"must be in \[0, 1\), got -0.1:"),
         (math.nan, r"must be in \[0, 1\), got nan:"),
         (math.inf, r"must be in \[0, 1\), got inf:"),
-        ("0.9", r"must be a number in \[0, 1\), got '0.9'"),
+        ("0.9", r"sparsity is the text '0.9', not a number: write 0.9"),
         (None, "must be a number"),
         (True, "must be a number"),
         (torch.tensor(0.5), "must be a number"),
@@ -63,7 +63,7 @@ def test_zero_may_be_refused():
     assert check_rate("rate", 0.2) == 0.2
 
 
-@pytest.mark.parametrize("given", [0, -1, 1.5, "3", True, None])
+@pytest.mark.parametrize("given", [0, -1, 1.5, "three", True, None])
 def test_counts_refused(given):
     with pytest.raises(ConfigError, match="rounds must be a whole number of at least 1"):
         check_count("rounds", given)

@@ -65,10 +65,13 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
             Linear weights.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
         granularity: "weight"; static masks may also be "2:4" (any "n:m") or "block:4x4".
+        on_misfit: As in `MagnitudePruning`.
         seed: Seed of the first masks, growth and initializers.
         skip_update: Whether the step whose gradients grew weights skips its optimizer update, as
             in the paper of RigL.
         keep_removed: Whether removed values are stored, for `unprune` and `init="removed"`.
+        from_zeros: Whether the weights that are exactly zero when the fit starts are the first
+            masks, in place of random ones.
         on_change: What to do on resume if the remaining updates have moved; see
             `MagnitudePruning`.
 
@@ -101,9 +104,11 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
         granularity: str = "weight",
+        on_misfit: str = "raise",
         seed: int = 0,
         skip_update: bool = False,
         keep_removed: bool = False,
+        from_zeros: bool = False,
         on_change: str = "refuse",
     ) -> None:
         if isinstance(drop, str):
@@ -130,12 +135,13 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
             )
         if initializer is removed_values and not keep_removed:
             raise ConfigError("init='removed' needs the removed values: write keep_removed=True")
-        config = PruningConfig(drop, distribution, granularity, None, include, exclude, seed)
+        config = PruningConfig(
+            drop, distribution, granularity, None, include, exclude, seed, on_misfit
+        )
         final = config.check_target(sparsity)
         updates = DropGrowSchedule(every, end)
-        strategy = DropGrow(
-            config, bool(keep_removed), updates, grow, initializer, drop_fraction, skip_update
-        )
+        moving = (grow, initializer, drop_fraction, skip_update, from_zeros)
+        strategy = DropGrow(config, bool(keep_removed), updates, *moving)
         super().__init__(strategy, updates if moves else OneShot(0), final, on_change)
         self.strategy = strategy
 
@@ -156,7 +162,7 @@ class DropGrow(GradualMagnitude):
         config: How weights are ranked for dropping.
         updates: When masks move.
         initializer: Values of grown weights.
-        keep_removed, grow, drop_fraction, skip_update: See `DynamicSparseTraining`.
+        keep_removed, grow, drop_fraction, skip_update, from_zeros: See `DynamicSparseTraining`.
     """
 
     constant_sparsity = True
@@ -170,8 +176,9 @@ class DropGrow(GradualMagnitude):
         initializer: Initializer,
         drop_fraction: float,
         skip_update: bool,
+        from_zeros: bool = False,
     ) -> None:
-        super().__init__(config, keep_removed)
+        super().__init__(config, keep_removed, from_zeros=from_zeros)
         self.updates, self.grow, self.initializer = updates, grow, initializer
         self.drop_fraction, self.skip_update = drop_fraction, skip_update
         self.moves = grow != "none"

@@ -43,7 +43,11 @@ class MagnitudePruning(PruningCallback[Pruner]):
         criterion: "magnitude", "random", "gradient", "taylor", "snip", "movement", a callable
             `(weight, grad) -> scores` of the weight's shape, or a `TrackingCriterion`.
         granularity: "weight", "2:4" (any "n:m") or "block:4x4".
+        on_misfit: What to do with layers that groups or blocks do not divide: "raise" an error that
+            lists them, or "skip" them with a warning.
         layers: Targets of single layers, `{"*.fc.weight": 0.5}`; `sparsity` applies to the others.
+        min_density: Fraction of its weights that each layer keeps at least, those with a separate
+            target excepted.
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
             Linear weights.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
@@ -52,6 +56,8 @@ class MagnitudePruning(PruningCallback[Pruner]):
             (dynamic network surgery); needs one more copy of the weights.
         keep_removed: What is stored for `unprune`, in host memory and in checkpoints: True
             (values), "moments" (values and optimizer state) or False.
+        from_zeros: Whether weights that are exactly zero when the fit starts, as in a network that
+            was pruned before, are masked from then on.
         seed: Seed of random criteria.
         on_change: What to do on resume if max_epochs, batch size or ranks moved the remaining
             events: "refuse" (raise), "keep" their steps, or "stretch" them.
@@ -82,19 +88,32 @@ class MagnitudePruning(PruningCallback[Pruner]):
         distribution: str = "global",
         criterion: str | TrackingCriterion | Callable[..., Tensor] = "magnitude",
         granularity: str = "weight",
+        on_misfit: str = "raise",
         layers: dict[str, float] | None = None,
+        min_density: float = 0.0,
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
         rewind: TimeLike | Rewind | None = None,
         soft: bool = False,
         keep_removed: bool | str = True,
+        from_zeros: bool = False,
         seed: int = 0,
         on_change: str = "refuse",
     ) -> None:
         if not isinstance(soft, bool):
             raise ConfigError(f"soft must be True or False, got {soft!r}")
         keep = check_keep_removed(keep_removed)
-        method = PruningConfig(criterion, distribution, granularity, layers, include, exclude, seed)
+        method = PruningConfig(
+            criterion,
+            distribution,
+            granularity,
+            layers,
+            include,
+            exclude,
+            seed,
+            on_misfit,
+            min_density,
+        )
         chosen = make_schedule(schedule, begin, end, every)
         if sparsity is DEFAULT_SPARSITY and isinstance(chosen, (Exponential, Table)):
             sparsity = sparsity if chosen.final is None else chosen.final
@@ -104,5 +123,5 @@ class MagnitudePruning(PruningCallback[Pruner]):
                 f"sparsity=0 leaves layers={dict(layers)} nothing to move in proportion to: write "
                 "include=[...] with these layers, and their sparsity as sparsity"
             )
-        strategy = GradualMagnitude(method, keep, soft)
+        strategy = GradualMagnitude(method, keep, soft, from_zeros)
         super().__init__(strategy, chosen, final, on_change, make_rewind(rewind))

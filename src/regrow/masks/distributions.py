@@ -156,16 +156,21 @@ DISTRIBUTIONS: Mapping[str, Distribution] = {
 }
 
 
+def _most(layer: LayerSize) -> int:
+    """The number of units that may be pruned; earlier pruning may have gone further."""
+    return max(layer.pruned, layer.units - min(layer.least, layer.units))
+
+
 def _pruned_count(layers: Sequence[LayerSize], sparsity: float) -> int:
     """Return how many units of all layers a sparsity prunes, and check that it is possible."""
     total = sum(layer.units for layer in layers)
     count = round(sparsity * total)
-    most = sum(layer.units - min(layer.least, layer.units) for layer in layers)
+    most = sum(map(_most, layers))
     if count > most:
         raise ConfigError(
             f"{count} of {total} cannot be pruned: each of {len(layers)} layers keeps at least "
             f"{max(layer.least for layer in layers)}, which allows sparsity {most / total:.6g} at "
-            "most: write a lower sparsity, or exclude small layers"
+            "most: write a lower sparsity or min_density, or exclude small layers"
         )
     return count
 
@@ -175,7 +180,7 @@ def _separate_pools(
 ) -> list[Pool]:
     count = _pruned_count(layers, sparsity)
     least = [layer.pruned for layer in layers]
-    most = [layer.units - min(layer.least, layer.units) for layer in layers]
+    most = [*map(_most, layers)]
     return [Pool((i,), n) for i, n in enumerate(largest_remainders(ideal, count, least, most))]
 
 

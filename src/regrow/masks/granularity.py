@@ -48,8 +48,8 @@ class Granularity(Protocol):
     @property
     def least(self) -> int: ...
 
-    def check(self, target: Target) -> None:
-        """Check that a parameter's shape can be grouped; else raise ConfigError."""
+    def misfit(self, target: Target) -> str | None:
+        """Say why a parameter's shape cannot be grouped; None if it can."""
         ...
 
     def check_rows(self, target: Target, shard: Shard) -> None:
@@ -77,7 +77,7 @@ class Weight:
     limit = 1.0
     least = 1
 
-    def check(self, target: Target) -> None:
+    def misfit(self, target: Target) -> str | None:
         return None
 
     def check_rows(self, target: Target, shard: Shard) -> None:
@@ -124,15 +124,16 @@ class NofM:
         self.weights = m - n
         self.limit = (m - n) / m
 
-    def check(self, target: Target) -> None:
+    def misfit(self, target: Target) -> str | None:
         dim = target.input_dim
         size = 0 if dim is None else target.parameter.shape[dim]
-        if dim is None or size % self.m:
-            has = "no input dimension" if dim is None else f"{size} inputs"
-            raise ConfigError(
-                f"granularity {self.n}:{self.m} does not divide {target.name}, which has {has} "
-                f"(shape {tuple(target.parameter.shape)}): write exclude=[{target.name!r}]"
-            )
+        if dim is not None and size % self.m == 0:
+            return None
+        has = "no input dimension" if dim is None else f"{size} inputs"
+        return (
+            f"granularity {self.n}:{self.m} does not divide {target.name}, which has {has} "
+            f"(shape {tuple(target.parameter.shape)})"
+        )
 
     def check_rows(self, target: Target, shard: Shard) -> None:
         _check_shard_boundaries(f"{self.n}:{self.m}", target, 1, shard)
@@ -182,16 +183,13 @@ class Block:
         self.weights = rows * columns
         self.outputs = rows
 
-    def check(self, target: Target) -> None:
+    def misfit(self, target: Target) -> str | None:
         shape = tuple(target.parameter.shape)
         if target.input_dim is not None:
             out, rest = _matrix(target.parameter, target.input_dim).shape
             if out % self.rows == 0 and rest % self.columns == 0:
-                return
-        raise ConfigError(
-            f"blocks of {self.rows}x{self.columns} do not tile {target.name} of shape {shape}: "
-            f"write exclude=[{target.name!r}]"
-        )
+                return None
+        return f"blocks of {self.rows}x{self.columns} do not tile {target.name} of shape {shape}"
 
     def check_rows(self, target: Target, shard: Shard) -> None:
         _check_shard_boundaries(f"block:{self.rows}x{self.columns}", target, self.rows, shard)

@@ -6,14 +6,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from regrow.distributed.shard import Shard, is_dtensor, local_tensor, shard_of
+from regrow.distributed.shard import (
+    Shard,
+    is_dtensor,
+    local_tensor,
+    shard_of,
+    to_dtensor_like,
+)
 from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.masks.targets import select_targets
 from regrow.utils.bits import is_packed_mask, joined_bits, pack_bits, unpack_bits
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.names import strip_compile_prefix
@@ -109,6 +116,32 @@ class Masks(Mapping[str, Tensor]):
         check_pack(packed)
         shapes, bits = packed.get("shapes", {}), packed.get("bits", {})
         return cls({n: unpack_bits(bits[n], shape, rows.get(n)) for n, shape in shapes.items()})
+
+    @classmethod
+    def from_zeros(
+        cls,
+        model: nn.Module,
+        include: Iterable[str] | None = None,
+        exclude: Iterable[str] | None = None,
+    ) -> Masks:
+        """Make masks that prune the weights of a model that are exactly zero.
+
+        Args:
+            model: A model that was pruned before; not changed.
+            include: Patterns of parameters or modules; None: the weights of all linear maps.
+            exclude: Patterns of those to leave out.
+
+        Raises:
+            ConfigError, StateError: See `regrow.masks.targets.select_targets`.
+
+        Example:
+            >>> layer = nn.Linear(2, 2)
+            >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+            >>> Masks.from_zeros(layer)["weight"].tolist()
+            [[True, False], [False, False]]
+        """
+        targets = select_targets(model, include, exclude).targets
+        return cls({t.name: to_dtensor_like(t.parameter, t.weight != 0) for t in targets})
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
         """Check that the masks match `parameters`.

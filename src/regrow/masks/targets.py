@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from regrow.distributed.shard import Shard, local_tensor, reshard_fsdp, shard_of
 from regrow.masks.shared_memory import check_memory_not_shared
-from regrow.utils.errors import ConfigError, StateError, closest_names
+from regrow.utils.errors import ConfigError, StateError, check_patterns, closest_names
 from regrow.utils.names import matches_pattern, name_parts, strip_compile_prefix
 
 _LAYER_TYPES = (_ConvNd, nn.Linear)
@@ -126,6 +126,19 @@ class TargetSelection:
         """
         return [entry.names[0] for entry in _match(pattern, self._entries, what)]
 
+    def without(self, names: Iterable[str], reason: str) -> TargetSelection:
+        """Return the selection without some targets, given why they are left out.
+
+        Raises:
+            ConfigError: If none is left.
+        """
+        reasons = dict.fromkeys(names, reason)
+        targets = tuple(t for t in self.targets if t.name not in reasons)
+        if not targets:
+            raise ConfigError(f"nothing is left to prune: {', '.join(reasons)}: {reason}")
+        entries = tuple(e for e in self._entries if e.names[0] not in reasons)
+        return TargetSelection(targets, {**self.reasons, **reasons}, self.total, entries)
+
 
 def select_targets(
     model: nn.Module,
@@ -156,6 +169,7 @@ def select_targets(
         >>> [target.name for target in select_targets(net, exclude=["@last"]).targets]
         ['0.weight']
     """
+    include, exclude = check_patterns("include", include), check_patterns("exclude", exclude)
     reshard_fsdp(model)  # back to the sharded parameters
     entries = _entries(model)
     reasons: dict[str, str] = dict(_computed_weights(model))

@@ -37,7 +37,7 @@ def global_topk_masks(
     *,
     among_pruned: bool = False,
     magnitude: bool = False,
-    min_keep: int = 1,
+    min_keep: int | Sequence[int] = 1,
     names: Sequence[str] | None = None,
     shards: Sequence[Shard | None] | None = None,
 ) -> list[Tensor]:
@@ -52,7 +52,7 @@ def global_topk_masks(
         kept: One tensor per layer, 0 where pruned already; None where nothing is.
         among_pruned: Rank the elements that `kept` marks as pruned (regrowth); others are False.
         magnitude: Rank by |score|.
-        min_keep: Minimum number of kept elements of each tensor; the others are pruned more.
+        min_keep: Minimum number of kept elements, for all tensors or one number per tensor.
         names: Names for messages.
         shards: Shards of the layers; every rank must call with the same `n_prune` and receives the
             masks of its rows. Only histograms and counts are communicated.
@@ -81,21 +81,27 @@ def global_topk_masks(
     pairs = zip(local_sizes, local_kept, strict=True)
     ranked = totals.sums(size - count if among_pruned else count for size, count in pairs)
     quota = n_prune - (sum(sizes) - sum(ranked))
-    if not 0 <= quota <= sum(ranked) - sum(min(min_keep, count) for count in ranked):
+    floors = _floors(min_keep, ranked)
+    if not 0 <= quota <= sum(ranked) - sum(floors):
         raise ConfigError(
             f"{n_prune} of {sum(sizes)} places cannot be pruned: {sum(sizes) - sum(ranked)} are "
-            f"pruned already, and at least {min_keep} must stay in each of {len(sizes)} layers"
+            f"pruned already, and at least {max(floors)} must stay in each of {len(sizes)} layers"
         )
     pool = _Pool(lazy, kept, among_pruned, magnitude, names, totals)
-    masks = _masks_with_floors(pool, ranked, quota, min_keep)
+    masks = _masks_with_floors(pool, ranked, quota, floors)
     return [masks[index] for index in range(len(scores))]
 
 
+def _floors(min_keep: int | Sequence[int], ranked: Sequence[int]) -> list[int]:
+    """Return the minimum number of kept elements per tensor; those pruned already do not count."""
+    least = [min_keep] * len(ranked) if isinstance(min_keep, int) else min_keep
+    return [min(floor, count) for floor, count in zip(least, ranked, strict=True)]
+
+
 def _masks_with_floors(
-    pool: _Pool, ranked: Sequence[int], quota: int, min_keep: int
+    pool: _Pool, ranked: Sequence[int], quota: int, floors: Sequence[int]
 ) -> dict[int, Tensor]:
-    """Prune `quota` elements together, layer by layer where `min_keep` would be violated."""
-    floors = [min(min_keep, count) for count in ranked]
+    """Prune `quota` elements together, layer by layer where `floors` would be violated."""
     masks: dict[int, Tensor] = {}
     together = list(range(len(ranked)))
     while together:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -65,13 +66,14 @@ def choose_masks(
         layers = zip(computed, alive, targets, strict=True)
         units = [lamp_scores(unit, live, target.name) for unit, live, target in layers]
     masks: dict[int, Tensor] = {}
-    for pool in _pools(method, granularity, targets, units, alive, sparsity, own):
+    pools, least = _pools(method, granularity, targets, units, alive, sparsity, own)
+    for pool in pools:
         chosen = global_topk_masks(
             [units[i] for i in pool.layers],
             pool.pruned,
             [alive[i] for i in pool.layers],
             magnitude=by_magnitude,
-            min_keep=granularity.least,
+            min_keep=[least[i] for i in pool.layers],
             names=[targets[i].name for i in pool.layers],
             shards=[targets[i].shard for i in pool.layers],
         )
@@ -105,8 +107,8 @@ def _pools(
     alive: Sequence[Tensor | None],
     sparsity: float,
     own: Mapping[str, float],
-) -> list[Pool]:
-    """Distribute a sparsity over layers, as numbers of units."""
+) -> tuple[list[Pool], list[int]]:
+    """Distribute a sparsity over layers, as numbers of units; also return how many must stay."""
     totals = ShardedCounts([target.shard for target in targets])
     here = [as_lazy(unit).like.numel() for unit in units]
     sizes = totals.sums(here)
@@ -114,8 +116,16 @@ def _pools(
         0 if live is None else size - int(live.count_nonzero())
         for size, live in zip(here, alive, strict=True)
     )
+    # of the units of n:m groups, which keep n weights, fewer need to stay
+    share = 1 - (1 - method.min_density) / granularity.limit
     layers = [
-        LayerSize(target.name, tuple(target.parameter.shape), size, n_pruned, granularity.least)
+        LayerSize(
+            target.name,
+            tuple(target.parameter.shape),
+            size,
+            n_pruned,
+            max(granularity.least, 0 if target.name in own else math.ceil(share * size - 1e-6)),
+        )
         for target, size, n_pruned in zip(targets, sizes, pruned, strict=True)
     ]
     rest = [i for i, target in enumerate(targets) if target.name not in own]
@@ -128,4 +138,4 @@ def _pools(
         if target.name in own:
             [pool] = uniform([layers[i]], own[target.name] / granularity.limit)
             pools.append(Pool((i,), pool.pruned))
-    return pools
+    return pools, [layer.least for layer in layers]

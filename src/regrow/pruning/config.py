@@ -14,6 +14,7 @@ from regrow.utils.errors import (
     ConfigError,
     StateError,
     check_choice,
+    check_not_text,
     check_patterns,
     check_sparsity,
 )
@@ -31,6 +32,10 @@ class PruningConfig(NamedTuple):
         include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of parameters not to prune.
         seed: For criteria that draw random numbers.
+        on_misfit: What to do with layers that groups or blocks do not divide: "raise" an error, or
+            "skip" them, so that they stay dense.
+        min_density: Fraction of its weights that each layer without a separate sparsity keeps at
+            least.
     """
 
     criterion: str | Criterion | TrackingCriterion = "magnitude"
@@ -40,6 +45,8 @@ class PruningConfig(NamedTuple):
     include: Iterable[str] | None = None
     exclude: Iterable[str] | None = None
     seed: int = 0
+    on_misfit: str = "raise"
+    min_density: float = 0.0
 
     def validated(self) -> PruningConfig:
         """Check all settings that can be checked without a model, and return them normalised.
@@ -48,7 +55,9 @@ class PruningConfig(NamedTuple):
             ConfigError: For an invalid setting.
         """
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
+        check_choice("on_misfit", self.on_misfit, ("raise", "skip"))
         make_granularity(self.granularity)
+        check_not_text("seed", self.seed)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be a whole number, got {self.seed!r}")
         if self.layers is not None and not isinstance(self.layers, Mapping):
@@ -68,6 +77,7 @@ class PruningConfig(NamedTuple):
         return self._replace(
             criterion=criterion,
             layers=layers,
+            min_density=check_sparsity("min_density", self.min_density),
             include=check_patterns("include", self.include),
             exclude=check_patterns("exclude", self.exclude),
         )
@@ -77,7 +87,9 @@ class PruningConfig(NamedTuple):
         criterion = self.criterion
         name = criterion if isinstance(criterion, str) else None
         name = name or getattr(criterion, "__name__", type(criterion).__name__)
+        floor = {"min_density": self.min_density} if self.min_density else {}
         return {
+            **floor,
             "criterion": name,
             "distribution": self.distribution,
             "granularity": self.granularity,
@@ -92,7 +104,8 @@ class PruningConfig(NamedTuple):
             StateError: Naming the settings that differ.
         """
         now = self.to_dict()
-        changed = [f"{k}={was!r}, now {now[k]!r}" for k, was in saved.items() if was != now[k]]
+        pairs = {key: (saved.get(key, 0), now.get(key, 0)) for key in {**now, **saved}}
+        changed = [f"{k}={was!r}, now {new!r}" for k, (was, new) in pairs.items() if was != new]
         if changed:
             raise StateError(
                 f"the checkpoint was pruned with {'; '.join(changed)}: restore that, or load the "

@@ -78,6 +78,8 @@ def prune(
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
     seed: int = 0,
+    on_misfit: str = "raise",
+    min_density: float = 0.0,
 ) -> Masks:
     """Prune a model in place, once, and return the masks.
 
@@ -92,6 +94,8 @@ def prune(
         include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of parameters not to prune.
         seed: For random criteria.
+        on_misfit: "skip" leaves layers dense that the granularity does not divide.
+        min_density: Fraction of its weights that each layer keeps at least.
 
     Returns:
         The masks by parameter name; pass them to `regrow.enforce` to train further.
@@ -105,7 +109,9 @@ def prune(
         >>> masks.sparsity, int((net[0].weight == 0).sum())
         (0.5, 32)
     """
-    config = PruningConfig(criterion, distribution, granularity, layers, include, exclude, seed)
+    config = PruningConfig(
+        criterion, distribution, granularity, layers, include, exclude, seed, on_misfit, min_density
+    )
     pruner = Pruner(model, config)
     sparsity, dense = config.check_target(sparsity), [None] * len(pruner.targets)
     chosen = choose_masks(pruner.method, pruner.targets, dense, sparsity, pruner.layer_targets, 0)
@@ -114,4 +120,6 @@ def prune(
         target.weight.masked_fill_(~mask, 0.0)
     if pruner.state.shards.ranks is not None:
         reshard_fsdp(model)
-    return Masks({target.name: to_dtensor_like(target.parameter, mask) for target, mask in pairs})
+    masks = Masks({t.name: to_dtensor_like(t.parameter, mask) for t, mask in pairs})
+    pruner.warn_of_thin_layers({name: masks.density(name) for name in masks})
+    return masks

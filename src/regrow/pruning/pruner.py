@@ -15,8 +15,9 @@ from regrow.criteria.elementwise import magnitude
 from regrow.criteria.movement import Movement
 from regrow.criteria.precomputed import Scores
 from regrow.io.integrity import verify_digest, with_digest
-from regrow.masks.granularity import make_granularity
-from regrow.masks.targets import Target, select_targets
+from regrow.masks.granularity import Weight, make_granularity, mask_from_units
+from regrow.masks.targets import Target, TargetSelection, select_targets
+from regrow.masks.zeros import count_zeros, describe_zeros
 from regrow.pruning.base import BasePruner
 from regrow.pruning.compute_masks import choose_masks
 from regrow.pruning.config import PruningConfig
@@ -33,7 +34,8 @@ from regrow.pruning.restore import (
 )
 from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState, MaskStateDict
 from regrow.pruning.transaction import atomic
-from regrow.utils.errors import ConfigError, StateError, check_sparsity
+from regrow.utils.errors import ConfigError, StateError, check_bool, check_sparsity
+from regrow.utils.logging import warn
 from regrow.utils.optimizers import as_list, find_optimizers, trained_parameters
 
 
@@ -53,6 +55,8 @@ class Pruner(BasePruner):
         keep_removed: What is stored for `unprune`: values (True), with optimizer moments
             ("moments"), or nothing (False).
         soft: Whether dense values keep training under the masks; weights return with these.
+        from_zeros: Whether weights that are exactly zero are masked from the start; see
+            `mask_zeros`.
 
     Raises:
         ConfigError, StateError: See `regrow.masks.targets.select_targets`; also for a granularity
@@ -71,19 +75,20 @@ class Pruner(BasePruner):
         *,
         keep_removed: KeepRemoved = False,
         soft: bool = False,
+        from_zeros: bool = False,
     ) -> None:
         self.method = (method or PruningConfig()).validated()
-        selection = select_targets(model, self.method.include, self.method.exclude)
+        self.granularity = make_granularity(self.method.granularity)
+        selection = self._select_fitting(model)
         self.state = MaskState(model, selection, keep_removed, soft, self.method.seed)
         self.criterion = get_criterion(self.method.criterion)
         # read at every step, and slow to compute
         self.needs_gradients = needs_gradients(self.criterion)
         self.collects_gradients = isinstance(self.criterion, TrackingCriterion)
-        self.granularity = make_granularity(self.method.granularity)
         for target in self.targets:
-            self.granularity.check(target)
             self._check_sharding(target)
         self.layer_targets: dict[str, float] = {}
+        self._thin: set[str] = set()  # layers that were warned of
         for pattern, sparsity in (self.method.layers or {}).items():
             names = selection.match(pattern, "layers")
             if all(self.layer_targets.get(name, sparsity) != sparsity for name in names):
@@ -93,6 +98,36 @@ class Pruner(BasePruner):
                 )
             for name in names:
                 self.layer_targets.setdefault(name, sparsity)
+        if check_bool("from_zeros", from_zeros):
+            self.mask_zeros()
+
+    @atomic
+    def mask_zeros(self) -> None:
+        """Mask the weights that are exactly zero, as those of a network that was pruned before.
+
+        With n:m or blocks, only units that are complete: groups with m - n zeros, blocks of zeros.
+
+        Raises:
+            ConfigError: For a parameter of zeros only, which could never train.
+        """
+        masks, granularity = {}, self.granularity
+        for target in self.targets:
+            mask = target.weight != 0
+            if not isinstance(granularity, Weight):
+                units = granularity.kept_units(mask, target.input_dim)
+                scores = target.weight.abs()
+                mask = mask_from_units(granularity, units, scores, target.input_dim)
+            masks[target.name] = mask
+        kept = self.state.shards.sums({n: int(mask.count_nonzero()) for n, mask in masks.items()})
+        if empty := [name for name in masks if not kept[name]]:
+            raise ConfigError(
+                f"all weights of {', '.join(empty[:5])} are zero, and masked by from_zeros=True "
+                f"they would never train: write exclude={empty}"
+            )
+        for name, mask in masks.items():
+            self.state.set(name, mask)
+        self.state.apply()
+        self.state.target = self.sparsity
 
     def progress_towards(self, final: float) -> float:
         """Return the sparsity of the layers without a separate target, on the way to `final`.
@@ -165,6 +200,7 @@ class Pruner(BasePruner):
         shared = self.total - sum(t.parameter.numel() for t in self.targets if t.name in own)
         separate = sum(t.parameter.numel() * own.get(t.name, 0.0) for t in self.targets)
         self.state.target = (sparsity * shared + separate) / self.total
+        self.warn_of_thin_layers(self.densities)
         return self.record_event("prune" if self.sparsity >= before else "dense", before)
 
     @atomic
@@ -252,10 +288,29 @@ class Pruner(BasePruner):
         more = describe_regrowth(by, init, chosen.amount, train)
         return self.record_event("regrow", before, **more)
 
+    def warn_of_thin_layers(self, densities: Mapping[str, float]) -> None:
+        """Warn, once, of layers that keep under 1 % although nobody asked for that."""
+        if self.method.distribution == "uniform":
+            return
+        sizes = {t.name: t.parameter.numel() for t in self.targets}
+        thin = {
+            name: round(density * sizes[name])
+            for name, density in densities.items()
+            if density < 0.01 and name not in self._thin and name not in self.layer_targets
+        }
+        if thin:
+            self._thin.update(thin)
+            listed = ", ".join(f"{name} ({thin[name]:,} of {sizes[name]:,})" for name in thin)
+            warn(
+                f"under 1 % of the weights are kept in {listed}: to keep more in every layer, "
+                "write min_density=0.01, or distribution='erk'"
+            )
+
     def hook(self, optimizer: Optimizer | Iterable[Optimizer]) -> Handle:
         """Enforce the masks in a training loop, also after they change.
 
         Masks gradients before each `optimizer.step()` and weights after it; the present ones now.
+        Warns if more than 1 % of the weights are zero and not masked, unless they were regrown.
 
         Args:
             optimizer: One optimizer, or all that train the targets; Fabric's too.
@@ -275,6 +330,7 @@ class Pruner(BasePruner):
         """
         given = as_list(optimizer)
         self.enforce(find_optimizers(*given))
+        self._warn_of_zeros()
         return self.enforcer.install(given)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
@@ -319,6 +375,35 @@ class Pruner(BasePruner):
         shared = self._shared_targets()
         pruned = sum(self.state.pruned_count(target.name) for target in shared)
         return pruned / sum(target.parameter.numel() for target in shared)
+
+    def _select_fitting(self, model: nn.Module) -> TargetSelection:
+        """Select the targets; those that the granularity does not divide raise, or stay dense."""
+        selection = select_targets(model, self.method.include, self.method.exclude)
+        reasons = {t.name: self.granularity.misfit(t) for t in selection.targets}
+        misfits = {name: why for name, why in reasons.items() if why is not None}
+        if not misfits:
+            return selection
+        listed = "; ".join(misfits.values())
+        if self.method.on_misfit == "raise":
+            raise ConfigError(
+                f"{listed}: write exclude={[*misfits]}, or on_misfit='skip' to leave such layers "
+                "dense"
+            )
+        reason = (
+            f"excluded by on_misfit='skip': {self.method.granularity} does not divide its shape"
+        )
+        fitting = selection.without(misfits, reason)
+        warn(f"{len(misfits)} layers stay dense: {listed}")
+        return fitting
+
+    def _warn_of_zeros(self) -> None:
+        """Warn of zeros that no mask covers, unless this pruner may have written them."""
+        if self.state.returned_weights:
+            return
+        kept = {name: [mask] for name, mask in self.state.working_masks().items()}
+        sizes = {target.name: target.parameter.numel() for target in self.targets}
+        if message := describe_zeros(count_zeros(self.targets, kept), sizes):
+            warn(message)
 
     def _check_sharding(self, target: Target) -> None:
         """Check that nothing needs the whole of a sharded layer."""

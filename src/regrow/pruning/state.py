@@ -148,6 +148,16 @@ class MaskState:
         pairs = ((target, self.enforcer.mask(target.name)) for target in self.targets)
         return Masks({t.name: to_dtensor_like(t.parameter, mask) for t, mask in pairs}, kept)
 
+    @property
+    def returned_weights(self) -> bool:
+        """Whether the last event let pruned weights return, which may be zero since."""
+        return bool(self.history) and self.history[-1]["kind"] not in ("prune", "compact")
+
+    def working_masks(self) -> dict[str, Tensor]:
+        """The masks of parameters of which something is pruned, non-zero = kept; no copies."""
+        masks = {target.name: self.enforcer.kept(target.name) for target in self.targets}
+        return {name: mask for name, mask in masks.items() if mask is not None}
+
     def pruned_count(self, name: str) -> int:
         """Return the number of pruned weights of one parameter, over all ranks."""
         return self._pruned[name]

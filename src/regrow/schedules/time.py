@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
 
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, check_not_text
 
 Unit = Literal["ep", "it", "fit"]
 TimeLike = float | str  # in this order, because command lines try one after the other
@@ -53,6 +53,7 @@ def parse_time(what: str, given: object) -> Time:
         match = _PATTERN.fullmatch(given)
         if match:
             return Time(int(match[1]), "ep" if match[2] == "ep" else "it")
+        check_not_text(what, given)
     elif isinstance(given, Real) and not isinstance(given, bool):
         value = float(given)
         if value == 0:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
-from regrow.utils.errors import ConfigError, check_choice, check_count
+from regrow.utils.errors import ConfigError, check_choice, check_count, check_not_text
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Drop:
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, ("max", "min"))
+        check_not_text("by", self.by)
         if isinstance(self.by, bool) or not isinstance(self.by, Real) or not self.by >= 0:
             raise ConfigError(f"by must be a number of at least 0, got {self.by!r}: write by=0.01")
 

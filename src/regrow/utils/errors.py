@@ -107,6 +107,28 @@ def check_callable(what: str, given: str | F, named: Mapping[str, F]) -> F:
     return given
 
 
+def check_not_text(what: str, given: object) -> None:
+    """Check that a number is not given as text, as a variable of the environment is.
+
+    Example:
+        >>> check_not_text("seed", "3")
+        Traceback (most recent call last):
+            ...
+        regrow.ConfigError: seed is the text '3', not a number: write 3, in YAML without quotes, \
+or ${oc.decode:${oc.env:NAME}} for a variable of the environment
+    """
+    if not isinstance(given, str):
+        return
+    try:
+        float(given)
+    except ValueError:
+        return
+    raise ConfigError(
+        f"{what} is the text {given!r}, not a number: write {given.strip()}, in YAML without "
+        "quotes, or ${oc.decode:${oc.env:NAME}} for a variable of the environment"
+    )
+
+
 def check_sparsity(what: str, given: object, *, zero: bool = True) -> float:
     """Return `given` as a float in [0, 1): the fraction of weights to prune.
 
@@ -116,6 +138,7 @@ def check_sparsity(what: str, given: object, *, zero: bool = True) -> float:
             ...
         regrow.ConfigError: sparsity must be in [0, 1), got 90: write 0.9 for 90 %
     """
+    check_not_text(what, given)
     if isinstance(given, bool) or not isinstance(given, Real):
         raise ConfigError(f"{what} must be a number in [0, 1), got {given!r}: write 0.9 for 90 %")
     value = float(given)
@@ -137,6 +160,7 @@ def check_rate(what: str, given: object) -> float:
 
 def check_positive(what: str, given: object, example: str) -> float:
     """Return `given` as a float above 0."""
+    check_not_text(what, given)
     if isinstance(given, bool) or not isinstance(given, Real) or not float(given) > 0:
         raise ConfigError(f"{what} must be a number above 0, got {given!r}: write {example}")
     return float(given)
@@ -144,9 +168,17 @@ def check_positive(what: str, given: object, example: str) -> float:
 
 def check_count(what: str, given: object, *, least: int = 1) -> int:
     """Return `given` as an int of at least `least`."""
+    check_not_text(what, given)
     if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:
         raise ConfigError(f"{what} must be a whole number of at least {least}, got {given!r}")
     return int(given)
+
+
+def check_bool(what: str, given: object) -> bool:
+    """Return `given` if it is True or False."""
+    if isinstance(given, bool):
+        return given
+    raise ConfigError(f"{what} must be True or False, got {given!r}")
 
 
 def check_keep_removed(given: object) -> bool | Literal["moments"]:
@@ -165,8 +197,11 @@ def check_patterns(what: str, given: object) -> tuple[str, ...] | None:
     if isinstance(given, str):
         return (given,)
     patterns = tuple(given) if isinstance(given, Iterable) else (given,)
+    if not patterns and what == "exclude":
+        return None  # nothing is excluded
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        more = ", or None for all" if what == "include" else ""
         raise ConfigError(
-            f'{what} must be layer patterns such as ["layer4.*", "fc"], got {given!r}'
+            f'{what} must be layer patterns such as ["layer4.*", "fc"]{more}, got {given!r}'
         )
     return patterns

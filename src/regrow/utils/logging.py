@@ -17,6 +17,12 @@ def info(message: str) -> None:
     _log.info(message)
 
 
+@rank_zero_only
+def warn(message: str, stacklevel: int = 2) -> None:
+    """Warn the user, on rank 0 only."""
+    warnings.warn(message, stacklevel=stacklevel + 2)
+
+
 def quiet_third_party() -> None:
     """Silence Lightning below warnings: a run sets up many Trainers, each with a banner."""
     for name in ("lightning.pytorch", "lightning.fabric"):

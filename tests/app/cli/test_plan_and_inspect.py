@@ -118,9 +118,57 @@ def test_inspect_shows_masks_progress_and_costs(job, tmp_path, capsys):
 
 
 def test_inspect_of_a_dense_checkpoint(tmp_path, capsys):
-    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}}, tmp_path / "dense.ckpt")
+    torch.save({"state_dict": {"fc.weight": torch.ones(2, 3)}}, tmp_path / "dense.ckpt")
     inspect(tmp_path / "dense.ckpt")
-    assert "no masks: a dense network" in capsys.readouterr().out
+    assert "no masks; 0 of 6 weights (0.0%) are exactly zero" in capsys.readouterr().out
+
+
+def sparse_state():
+    """3 of 4 weights are zero; those of vectors and integers are not counted."""
+    weight = torch.tensor([[1.0, 0.0], [-0.0, 0.0]])
+    return {"fc.weight": weight, "fc.bias": torch.zeros(2), "steps": torch.zeros(2, 2).long()}
+
+
+def saved_by_torch_prune():
+    layer = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[9.0, 1.0], [2.0, 3.0]]))
+    torch.nn.utils.prune.l1_unstructured(layer, "weight", 3)
+    return {f"fc.{key}": value for key, value in layer.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        lambda: sparse_state(),
+        lambda: {"state_dict": sparse_state(), "epoch": 3},
+        lambda: {"model": sparse_state(), "optimizer": {"state": {}}, "epoch": 3},
+        lambda: {"epoch": 3, "args": {"lr": 0.1}, "model_state_dict": sparse_state()},
+        lambda: {"fc.weight": sparse_state()["fc.weight"].half()},
+        lambda: {"fc.weight": sparse_state()["fc.weight"].to(torch.float8_e4m3fn)},
+        saved_by_torch_prune,
+    ],
+)
+def test_inspect_counts_the_zeros_of_any_state_dict(saved, tmp_path, capsys):
+    torch.save(saved(), tmp_path / "weights.pt")
+    inspect(tmp_path / "weights.pt")
+    shown = capsys.readouterr().out
+    assert "no masks; 3 of 4 weights (75.0%) are exactly zero" in shown
+    [line] = [row for row in shown.splitlines() if "fc.weight" in row]
+    assert [cell.strip() for cell in line.split("│")[1:5]] == ["fc.weight", "2x2", "4", "3"]
+
+
+def test_inspect_counts_the_zeros_of_safetensors(tmp_path, capsys):
+    library = pytest.importorskip("safetensors.torch")
+    library.save_file(sparse_state(), tmp_path / "weights.safetensors")
+    inspect(tmp_path / "weights.safetensors")
+    assert "no masks; 3 of 4 weights (75.0%) are exactly zero" in capsys.readouterr().out
+
+
+def test_inspect_of_a_file_without_weights(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "state.pt")
+    with pytest.raises(StateError, match="has no tensors"):
+        inspect(tmp_path / "state.pt")
 
 
 def test_inspect_of_a_damaged_file(tmp_path):

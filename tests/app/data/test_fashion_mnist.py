@@ -50,11 +50,7 @@ def test_torchvisions_own_folder_is_read(tmp_path: Path) -> None:
     assert data.read()[0][0].shape == (30, 1, 28, 28)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [b"", b"<html>", gzip.compress(b"short"), b"\x1f\x8bxxxx"],
-    ids=["empty", "not gzip", "too short", "cut gzip"],
-)
+@pytest.mark.parametrize("damage", [b"", b"<html>", gzip.compress(b"short"), b"\x1f\x8bxxxx"])
 def test_damaged_files_are_refused(damage: bytes, tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path / "mine", train=30, test=6)
     (tmp_path / "mine" / "t10k-labels-idx1-ubyte.gz").write_bytes(damage)

@@ -181,6 +181,23 @@ def test_start_from_a_run_and_from_a_checkpoint(done, job, tmp_path):
         assert result["sparsity"] == pytest.approx(0.9, abs=1e-3)
 
 
+def test_zeros_of_another_tool_stay_zero(done, job, tmp_path):
+    """Of a file of weights without masks, pruned to 90 % before; the command prunes to 95 %."""
+    _, result, folder = done
+    saved = torch.load(folder / result["checkpoint"], weights_only=True)["state_dict"]
+    weights = {name.removeprefix("network."): value for name, value in saved.items()}
+    zeros = {name: value == 0 for name, value in weights.items() if value.dim() > 1}
+    torch.save(weights, tmp_path / "sparse.pt")
+    words = ("recipe=digits/oneshot", f"start={tmp_path / 'sparse.pt'}", "pruning.sparsity=0.95")
+    ended = train(job(*words, "pruning.from_zeros=true", folder="zeros"))
+    assert ended["sparsity"] == pytest.approx(0.95, abs=1e-4)
+    file = tmp_path / "zeros" / ended["checkpoint"]
+    last = torch.load(file, weights_only=True)["state_dict"]
+    assert sum(int(places.sum()) for places in zeros.values()) > 10_000
+    for name, places in zeros.items():
+        assert not last[f"network.{name}"][places].any()
+
+
 def test_finetune_settings_are_those_of_the_second_fit(job, tmp_path):
     words = ("recipe=digits/oneshot", "trainer.max_epochs=1", "dense_epochs=1")
     train(job(*words, "finetune.lr=0.001", "finetune.batch_size=100"))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -20,20 +21,27 @@ from regrow.callbacks.support.checkpoint_shapes import fit_shapes
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.graph.groups import groups
 from regrow.io.checkpoints import KEY, read_checkpoint
+from regrow.io.safetensors import SUFFIX, read_tensors
 from regrow.masks.masks import Masks
 from regrow.profiling.cost import cost
 from regrow.profiling.macs import positions
 from regrow.utils.batches import two_examples
+from regrow.utils.errors import StateError
 
 
 def inspect(path: Path) -> None:
-    """Print shapes, sparsities and progress of a checkpoint, and MACs if it is of a run.
+    """Print shapes, zeros, sparsities and progress of a checkpoint, and MACs if it is of a run.
+
+    Args:
+        path: A checkpoint of Lightning, or any file of named tensors.
 
     Raises:
-        StateError: If the file is damaged.
+        StateError: If the file is damaged, or has no tensors.
     """
-    checkpoint = read_checkpoint(path)
-    state: Mapping[str, Tensor] = checkpoint.get("state_dict", checkpoint)
+    checkpoint = read_tensors(path) if path.suffix == SUFFIX else read_checkpoint(path)
+    state = _find_weights(checkpoint) if isinstance(checkpoint, Mapping) else {}
+    if not state:
+        raise StateError(f"{path} has no tensors by name: write the path of a checkpoint")
     console = Console()
     time = {key: checkpoint[key] for key in ("epoch", "global_step") if key in checkpoint}
     console.print(f"{path} ({path.stat().st_size / 2**20:.2f} MiB) {time or ''}")
@@ -48,7 +56,7 @@ def inspect(path: Path) -> None:
         fit_shapes(module, checkpoint)
         macs = dict(positions(module, module.example_input_array))
     if not pruners:
-        console.print(_layer_table(state, None, {}, "no masks: a dense network"))
+        console.print(_layer_table(state, None, {}, f"no masks; {_describe_zeros(state)}"))
     for key, saved in pruners.items():
         masks = Masks.unpack(saved["pruner"]["masks"])
         console.print(_layer_table(state, masks, macs, key))
@@ -59,6 +67,39 @@ def inspect(path: Path) -> None:
         module.network.load_state_dict(network_weights(checkpoint))
         for saved in pruners.values():
             console.print(_cost_table(module, Masks.unpack(saved["pruner"]["masks"])))
+
+
+def _find_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights in a checkpoint of any training code: the mapping with most tensors.
+
+    Weights under `torch.nn.utils.prune` are multiplied by their masks.
+    """
+    inner = [checkpoint.get("state_dict"), checkpoint, *checkpoint.values()]
+    named = [
+        {str(key): value for key, value in each.items() if isinstance(value, Tensor)}
+        for each in inner
+        if isinstance(each, Mapping)
+    ]
+    lightning = isinstance(checkpoint.get("state_dict"), Mapping)
+    weights = named[0] if lightning else max(named, key=len)
+    for name in [key.removesuffix("_mask") for key in weights if key.endswith("_mask")]:
+        if f"{name}_orig" in weights:
+            weights[name] = weights.pop(f"{name}_orig") * weights.pop(f"{name}_mask")
+    return weights
+
+
+def _count_zeros(tensor: Tensor) -> int | None:
+    """Count the zeros of the weights of a layer; None for other tensors."""
+    if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.layout is not torch.strided:
+        return None
+    tensor = tensor.float() if tensor.itemsize == 1 else tensor
+    return tensor.numel() - int(tensor.count_nonzero())
+
+
+def _describe_zeros(state: Mapping[str, Tensor]) -> str:
+    zeros = {name: count for name in state if (count := _count_zeros(state[name])) is not None}
+    count, total = sum(zeros.values()), sum(state[name].numel() for name in zeros)
+    return f"{count:,} of {total:,} weights ({count / max(1, total):.1%}) are exactly zero"
 
 
 def _load_network(path: Path) -> Classifier | None:
@@ -82,7 +123,8 @@ def _channel_table(module: Classifier, checkpoint: Mapping[str, Any]) -> Table:
 def _layer_table(
     state: Mapping[str, Tensor], masks: Masks | None, macs: Mapping[str, float], title: str
 ) -> Table:
-    table = Table("parameter", "shape", "weights", "kept", "sparsity", "MACs kept", title=title)
+    columns = ("parameter", "shape", "weights", "zeros", "kept", "sparsity", "MACs kept")
+    table = Table(*columns, title=title)
     for name, tensor in state.items():
         shape = "x".join(map(str, tensor.shape))
         kept, sparsity = tensor.numel(), ""
@@ -90,7 +132,9 @@ def _layer_table(
             kept = int(masks[name].count_nonzero())
             sparsity = f"{1 - masks.density(name):.4f}"
         used = f"{kept * macs[name]:,.0f}" if masks is not None and name in macs else ""
-        table.add_row(name, shape, f"{tensor.numel():,}", f"{kept:,}", sparsity, used)
+        zeros = _count_zeros(tensor)
+        shown = "" if zeros is None else f"{zeros:,}"
+        table.add_row(name, shape, f"{tensor.numel():,}", shown, f"{kept:,}", sparsity, used)
     return table
 
 

@@ -123,6 +123,11 @@ def check_target_reachable(pruner: BasePruner, start: float, final: float) -> No
             "in proportion to it: write include=[...] with these layers, and their sparsity as "
             "sparsity"
         )
+    if pruner.units(start) > pruner.units(final) > 0 and not pruner.history:
+        raise ConfigError(
+            f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: to keep "
+            f"exactly its zeros, write sparsity={start!r} or more"
+        )
     if pruner.units(start) > pruner.units(final) > 0:
         raise ConfigError(
             f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: ask for "

@@ -28,7 +28,10 @@ from regrow.callbacks.core.checkpoint_files import (
     check_masked_state,
     require_state,
 )
-from regrow.callbacks.core.checks import check_not_sharded, check_pruner_fits
+from regrow.callbacks.core.checks import (
+    check_not_sharded,
+    check_pruner_fits,
+)
 from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.compatibility import check_can_freeze, check_combination
 from regrow.callbacks.core.dispatch import Dispatcher, SuiteEvents
@@ -39,6 +42,7 @@ from regrow.callbacks.core.summary import (
     print_summary,
     warn_ended_early,
     warn_may_end_early,
+    warn_of_zeros,
 )
 from regrow.callbacks.core.weight_use import watch_weight_use
 from regrow.channels.config import ChannelConfig
@@ -284,6 +288,9 @@ class PruningCallback(Callback, Generic[P]):
         self._module_hooks += watch_weight_use(pl_module, self.pruner.targets)
         print_summary(trainer, session, type(self).__name__)
         warn_may_end_early(trainer, session)
+        sessions = [callback.session for callback in pruning_callbacks(trainer)]
+        if sessions[-1] is session:  # now all have their masks
+            warn_of_zeros(sessions)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -23,7 +23,7 @@ from regrow.pruning.transaction import Transaction
 from regrow.schedules.base import Milestone, PruningPlan, Schedule, layer_sparsities
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Timeline
-from regrow.utils.errors import StateError, check_choice
+from regrow.utils.errors import RegrowError, StateError, check_bool, check_choice
 from regrow.utils.optimizers import Removable, add_step_hooks
 
 FORMAT = 3
@@ -132,6 +132,9 @@ class PruningStrategy(Generic[P]):
     def before_fit(self, session: PruningSession[P]) -> None:
         """Prepare a fit that does not resume, before its events are planned."""
 
+    def on_new_model(self, pruner: P) -> None:
+        """Mask a model that comes without saved masks."""
+
     def after_plan(self, session: PruningSession[P], timeline: Timeline) -> None:
         """Change the plan of a fit that does not resume."""
 
@@ -172,12 +175,34 @@ class PruningStrategy(Generic[P]):
 
 
 class GradualMagnitude(PruningStrategy[Pruner]):
-    """Prunes weights to the sparsity of each milestone."""
+    """Prunes weights to the sparsity of each milestone.
+
+    Args:
+        config, keep_removed, soft: See `PruningStrategy`.
+        from_zeros: Whether weights that are zero when the first fit starts are masked.
+    """
 
     config: PruningConfig
 
+    def __init__(
+        self,
+        config: PruningConfig,
+        keep_removed: KeepRemoved,
+        soft: bool = False,
+        from_zeros: bool = False,
+    ) -> None:
+        super().__init__(config, keep_removed, soft)
+        self.from_zeros = check_bool("from_zeros", from_zeros)
+
     def make_pruner(self, model: nn.Module) -> Pruner:
         return Pruner(model, self.config, keep_removed=self.keep_removed, soft=self.soft)
+
+    def on_new_model(self, pruner: Pruner) -> None:
+        if self.from_zeros and not (pruner.pruned or pruner.history):
+            pruner.mask_zeros()
+
+    def before_fit(self, session: PruningSession[Pruner]) -> None:
+        self.on_new_model(session.pruner)
 
 
 class PruningSession(Generic[P]):
@@ -256,7 +281,9 @@ class PruningSession(Generic[P]):
         try:
             if state is not None:
                 self.load(state)
-        except StateError:
+            else:
+                self.strategy.on_new_model(self.current)
+        except RegrowError:
             self.current = before
             raise
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Table of the pruned parameters at the start of a fit, and warnings of fits that end early."""
+"""What a fit says of its pruning: parameters and zeros at its start, warnings of early ends."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelSummary, ProgressBar, Timer
@@ -11,9 +12,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from regrow.callbacks.core.session import PruningSession
+from regrow.masks.zeros import count_zeros, describe_zeros
 from regrow.pruning.config import PruningConfig
 from regrow.schedules.time import Time, Timeline
 from regrow.utils.names import named_parameters
@@ -178,3 +181,35 @@ def _must_reach(trainer: pl.Trainer, timeline: Timeline, step: int) -> bool:
         return True
     known = trainer.min_epochs and timeline.steps_per_epoch is not None
     return bool(known) and timeline.step(Time(trainer.min_epochs or 0, "ep")) > step
+
+
+def warn_of_zeros(sessions: Sequence[PruningSession]) -> None:
+    """Warn if more than 1 % of the weights are zero and not masked: training changes them.
+
+    Vectors are not counted: biases and scales of norms may well be zero at the start.
+
+    Args:
+        sessions: Those of all pruning callbacks, after they began or resumed the fit.
+    """
+    kept: dict[str, list[Tensor]] = {}
+    for session in sessions:
+        for name, mask in session.pruner.state.working_masks().items():
+            kept.setdefault(name, []).append(mask)
+    targets = {
+        target.name: target
+        for session in sessions
+        if not _may_have_written_zeros(session)
+        for target in session.pruner.targets
+        if target.parameter.dim() > 1
+    }
+    zeros = count_zeros([*targets.values()], kept)
+    sizes = {name: target.parameter.numel() for name, target in targets.items()}
+    if message := describe_zeros(zeros, sizes):
+        rank_zero_warn(message)
+
+
+def _may_have_written_zeros(session: PruningSession) -> bool:
+    """Check whether a resumed event, learned masks or regrowth left zeros outside of masks."""
+    pruner = session.pruner
+    changes = session.strategy.is_changing(pruner) or pruner.state.returned_weights
+    return changes or session.progress.n_done > 0

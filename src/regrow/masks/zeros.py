@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""Zeros among the prunable weights, whoever wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.masks.targets import Target, select_targets
+
+_FEW = 0.01  # a smaller share of zeros may be chance
+
+
+def sparsity(
+    model: nn.Module,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+) -> float:
+    """Compute the fraction of the prunable weights that are exactly zero, masked or not.
+
+    Args:
+        model: The model; not changed.
+        include: Patterns of parameters or modules to count; None: the weights of all linear maps.
+        exclude: Patterns of those to leave out.
+
+    Raises:
+        ConfigError, StateError: See `regrow.masks.targets.select_targets`.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+        >>> sparsity(layer)
+        0.75
+    """
+    targets = select_targets(model, include, exclude).targets
+    return sum(count_zeros(targets).values()) / sum(t.parameter.numel() for t in targets)
+
+
+@torch.no_grad()
+def count_zeros(
+    targets: Sequence[Target], kept: Mapping[str, Sequence[Tensor]] | None = None
+) -> dict[str, int]:
+    """Count the zeros of each target that no mask prunes, over all ranks.
+
+    Args:
+        targets: The parameters.
+        kept: Masks of parameters by name, non-zero = kept.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+        >>> targets = select_targets(layer).targets
+        >>> mask = torch.tensor([[True, True], [False, False]])
+        >>> count_zeros(targets), count_zeros(targets, {"weight": [mask]})
+        ({'weight': 3}, {'weight': 1})
+    """
+    counts = []
+    for target in targets:
+        weight = target.weight
+        zeros = weight.numel() - int(weight.count_nonzero())
+        masks = (kept or {}).get(target.name, ())
+        if zeros and masks:
+            unmasked = weight == 0
+            for mask in masks:
+                unmasked.logical_and_(mask.to(weight.device) != 0)
+            zeros = int(unmasked.count_nonzero())
+        counts.append(zeros)
+    sums = ShardedCounts([target.shard for target in targets]).sums(counts)
+    return {target.name: count for target, count in zip(targets, sums, strict=True)}
+
+
+def describe_zeros(zeros: Mapping[str, int], sizes: Mapping[str, int]) -> str | None:
+    """Describe zeros that training would change; None if they are 1 % of the weights or less.
+
+    Args:
+        zeros: Number of zeros that no mask prunes, by parameter name.
+        sizes: Number of weights of each parameter.
+
+    Example:
+        >>> describe_zeros({"fc.weight": 1}, {"fc.weight": 1000})
+    """
+    count, total = sum(zeros.values()), sum(sizes.values())
+    if count <= _FEW * total:
+        return None
+    most = [name for name in sorted(zeros, key=lambda name: -zeros[name]) if zeros[name]]
+    listed = ", ".join(f"{name} ({zeros[name]:,} of {sizes[name]:,})" for name in most[:3])
+    more = f" and {len(most) - 3} more" if len(most) > 3 else ""
+    whole = [name for name in most if zeros[name] == sizes[name]]
+    empty = (
+        f" (all of {', '.join(whole[:3])} is zero: if it was initialised so, exclude it then)"
+        if whole
+        else ""
+    )
+    return (
+        f"{count:,} of {total:,} prunable weights ({count / total:.1%}) are exactly zero and not "
+        f"masked: {listed}{more}. They are trained as all other weights, and pruned anew. To keep "
+        "the zeros of an earlier pruning as masks, write from_zeros=True (MagnitudePruning, "
+        f"DynamicSparseTraining, Pruner){empty}"
+    )
