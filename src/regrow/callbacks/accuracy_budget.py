@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any, TypedDict, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback, PruneEvent, PrunerOwner
@@ -18,9 +21,10 @@ from regrow.callbacks.core.consistency import reduce_metric
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import pruners
 from regrow.callbacks.support.fit_snapshot import FitSnapshot, SnapshotState
+from regrow.schedules.base import Milestone, PruningPlan
 from regrow.schedules.bisection import Bisection, BisectionStateDict
 from regrow.schedules.progress import Progress
-from regrow.schedules.time import Time, TimeLike, parse_time
+from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_positive, check_rate
 from regrow.utils.lightning_classes import lightning_classes
 
@@ -78,8 +82,8 @@ class AccuracyBudget(Callback):
         resolution: The step of sparsity at which the search ends.
 
     Raises:
-        ConfigError: For invalid settings; if the remaining events and their recovery times exceed
-            the fit; beside `DynamicSparseTraining`, whose sparsity is constant.
+        ConfigError: For invalid settings; if the fit has no room for one event and its recovery;
+            beside `DynamicSparseTraining`, whose sparsity is constant.
         StateError: If the metric is never logged, or no validation precedes the first event.
 
     Example:
@@ -133,8 +137,10 @@ class AccuracyBudget(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._clock is None:
             self._set_clock(trainer)
-            self._pruner.progress.adaptive = True
-            self._check_alone(trainer, self._pruner.progress)
+            progress = self._pruner.progress
+            if not progress.adaptive:  # else resumed: the plan was made by the fit that was cut
+                progress.adaptive = True
+                self._make_room(trainer, progress)
         if self._lost is not None:  # before the pruner's event of this batch
             self._roll_back(trainer, pl_module)
 
@@ -272,16 +278,86 @@ class AccuracyBudget(Callback):
         if judged and (cut or not ahead):
             judged[-1]["reason"] = self.search.reason(ahead[0].sparsity if ahead else None)
 
-    def _check_alone(self, trainer: pl.Trainer, progress: Progress) -> None:
-        """Check that events and recovery times fit into the fit, one after the other."""
+    def _make_room(self, trainer: pl.Trainer, progress: Progress) -> None:
+        """Drop events until the others and their recovery times fit into the fit."""
         assert self._clock is not None
-        timeline = self._clock.timeline(*self._clock.start_step())
-        step = timeline.start
-        for milestone in progress.remaining:
+        timeline, planned = self._clock.timeline(*self._clock.start_step()), progress.remaining
+        if timeline.end is None or not planned:
+            return
+        validations = _validated_steps(trainer, timeline)
+        # a dense value is measured before the first event
+        measured = self.reference is not None or not validations or len(planned) == 1
+        first = timeline.start if measured else validations[0]
+        step, fits = timeline.start, planned[0].step >= first
+        for milestone in planned:  # each waits until the last one is judged
             step = max(step, milestone.step) + self._length
-        if timeline.end is not None and progress.remaining and step > timeline.end:
+            later = bisect_left(validations, step)
+            fits &= later < len(validations) if validations else step <= timeline.end
+            step = validations[later] if later < len(validations) else step
+        if fits:
+            return
+        kept = with_recovery(planned, self._length, validations, first)
+        if not kept:
             raise ConfigError(
-                f"{len(progress.remaining)} events, each with {self.recover} of recovery, end at "
-                f"step {step}, the fit before step {timeline.end}: write fewer events (a longer "
-                "every), a shorter recover, or train longer"
+                f"{len(planned)} events, each with {self.recover} of recovery, end at step "
+                f"{step}, the fit before step {timeline.end}, and there is no room for one event "
+                "between the first validation and the last: write a shorter recover, validate "
+                "more often, or train longer"
             )
+        progress.plan = progress.plan[: progress.n_done] + kept
+        rank_zero_info(
+            f"AccuracyBudget judges each event after {self.recover} of recovery: of "
+            f"{len(planned)} planned events {len(kept)} remain, at steps "
+            f"{', '.join(str(milestone.step) for milestone in kept)}"
+        )
+
+
+def with_recovery(
+    plan: PruningPlan, recover: int, validations: Sequence[int], first: int = 0
+) -> PruningPlan:
+    """Choose events of a plan so that each is judged before the next one.
+
+    An event at step s is judged at the first validation at s + `recover` or later. Events are
+    chosen from the last to the first; the last one chosen gets the plan's final sparsity.
+
+    Args:
+        plan: The planned events.
+        recover: Steps of training before an event is judged.
+        validations: The steps at which validation runs, increasing.
+        first: The first step at which an event may come.
+
+    Returns:
+        The chosen events; none if no event can be judged.
+
+    Example:
+        >>> plan = tuple(Milestone(step, step / 100) for step in range(10, 80))
+        >>> [(m.step, m.sparsity) for m in with_recovery(plan, 10, range(10, 101, 10))]
+        [(10, 0.1), (20, 0.2), (30, 0.3), (40, 0.4), (50, 0.5), (60, 0.6), (79, 0.79)]
+    """
+    chosen: list[Milestone] = []
+    limit = validations[-1] if validations else -1
+    for milestone in reversed(plan):
+        judged = bisect_left(validations, milestone.step + recover)
+        if milestone.step < first or judged == len(validations) or validations[judged] > limit:
+            continue
+        sparsity = milestone.sparsity if chosen else plan[-1].sparsity
+        chosen.append(Milestone(milestone.step, sparsity))
+        limit = milestone.step
+    return tuple(reversed(chosen))
+
+
+def _validated_steps(trainer: pl.Trainer, timeline: Timeline) -> list[int]:
+    """The steps of a fit at which validation runs."""
+    end, every = timeline.end, trainer.check_val_every_n_epoch
+    if end is None or timeline.steps_per_epoch is None:
+        return []
+    batches = int(trainer.num_training_batches)
+    share = min(1.0, (trainer.val_check_batch or batches) / batches) if every else 1.0
+    steps, epoch = list[int](), 0
+    while (begin := timeline.step(Time(epoch, "ep"))) < end:
+        length = timeline.step(Time(epoch + 1, "ep")) - begin
+        if (trainer.current_epoch + epoch + 1) % (every or 1) == 0:
+            count = int(1 / share)
+            steps += [begin + math.ceil(length * share * (k + 1)) for k in range(count)]
+        epoch += 1
+    return [step for step in steps if step <= end]

@@ -32,6 +32,8 @@ class SparseEarlyStopping(EarlyStopping):
         5
     """
 
+    waits_for_target = True  # others warn beside a pruning callback
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         check_has_pruner(trainer, self, stage)
         super().setup(trainer, pl_module, stage)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,7 +15,6 @@ from regrow.callbacks.core.base import waits_for_gradients
 from regrow.distributed.shard import is_dtensor, reshard_fsdp
 from regrow.pruning.base import BasePruner
 from regrow.pruning.pruner import Pruner
-from regrow.schedules.base import Milestone
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.lightning_classes import lightning_classes
 from regrow.utils.names import named_parameters
@@ -155,15 +153,4 @@ def check_not_sharded(pruner: BasePruner) -> None:
         raise StateError(
             "masks of sharded parameters can only be carried over by a checkpoint: save one, and "
             "call attach(model, ckpt)"
-        )
-
-
-def warn_unfinished(trainer: pl.Trainer, remaining: Sequence[Milestone], sparsity: float) -> None:
-    """Warn of a fit that ended before its planned events."""
-    if remaining and not trainer.should_stop:
-        rank_zero_warn(
-            f"the fit ended at sparsity {sparsity:.4g}, before {len(remaining)} planned "
-            f"events, the last of them to sparsity {remaining[-1].sparsity:.4g}. Does the module "
-            "call step() of a raw optimizer? Lightning neither counts such steps nor calls hooks "
-            "on their gradients: use self.optimizers()"
         )

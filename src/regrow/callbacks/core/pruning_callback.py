@@ -34,7 +34,6 @@ from regrow.callbacks.core.checks import (
     check_not_sharded,
     check_pruner_fits,
     check_same_package,
-    warn_unfinished,
 )
 from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.compatibility import check_can_freeze, check_combination
@@ -42,7 +41,12 @@ from regrow.callbacks.core.dispatch import Dispatcher, SuiteEvents
 from regrow.callbacks.core.gradients import amp_step_skipped, unscaled_gradients
 from regrow.callbacks.core.mask_guard import MaskGuard
 from regrow.callbacks.core.session import FORMAT, P, PruningSession, PruningStrategy
-from regrow.callbacks.core.summary import print_summary, warn_of_zeros
+from regrow.callbacks.core.summary import (
+    print_summary,
+    warn_ended_early,
+    warn_may_end_early,
+    warn_of_zeros,
+)
 from regrow.callbacks.core.weight_use import watch_weight_use
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
@@ -293,6 +297,7 @@ class PruningCallback(Callback, Generic[P]):
         self._find_listeners(trainer, pl_module)
         self._module_hooks += watch_weight_use(pl_module, self.pruner.targets)
         print_summary(trainer, session, type(self).__name__)
+        warn_may_end_early(trainer, session)
         sessions = [callback.session for callback in pruning_callbacks(trainer)]
         if sessions[-1] is session:  # now all have their masks
             warn_of_zeros(sessions)
@@ -403,7 +408,7 @@ class PruningCallback(Callback, Generic[P]):
         if self.session.averages.copies:
             self.pruner.enforcer.weights()  # the average may have gone into the module already
         self._check("at the end of training")
-        warn_unfinished(trainer, self.progress.remaining, self.sparsity)
+        warn_ended_early(trainer, self.session)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         state, self._loaded = self._loaded, None
@@ -419,6 +424,7 @@ class PruningCallback(Callback, Generic[P]):
         if self.session.current is not None:
             self.session.current.flush_dense()
             self.session.current.enforcer.weights()  # the step may have been interrupted
+            warn_ended_early(trainer, self.session, exception)
         self._stop()
 
     def state_dict(self) -> dict[str, Any]:
