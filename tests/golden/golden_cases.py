@@ -86,6 +86,7 @@ def pruning_cases() -> dict[str, Case]:
 
 
 def square(weight: torch.Tensor, grad: torch.Tensor | None) -> torch.Tensor:
+    assert grad is not None  # read, so that events wait for gradients
     return weight.square()
 
 
