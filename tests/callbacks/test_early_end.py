@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A fit that stops before its target warns at its start and at its end, with the sparsity."""
 
+import importlib
 import time
 import warnings
 from datetime import timedelta
@@ -127,3 +128,10 @@ def test_a_fit_that_stops_at_its_target_does_not_warn_at_the_end(callbacks):
     module, texts = caught(*callbacks())
     assert not [text for text in texts if "instead of" in text]
     assert zeros(module) >= 3 * WEIGHTS // 4 - 1
+
+
+def test_early_stopping_of_the_other_package_warns():
+    others = importlib.import_module("pytorch_lightning.callbacks")
+    stop = others.EarlyStopping("loss", patience=1)
+    _, texts = caught(MagnitudePruning(0.75, schedule=LEVELS), stop)
+    assert [text.partition(" ")[0] for text in texts] == ["EarlyStopping", "EarlyStopping"]
