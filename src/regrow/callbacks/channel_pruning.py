@@ -160,7 +160,7 @@ class ChannelPruning(PruningCallback[ChannelPruner]):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: of must be one of channels, latency, macs, params, got 'flops': \
-there are: channels, latency, macs, params
+write 'macs'
     """
 
     cuts_channels = True

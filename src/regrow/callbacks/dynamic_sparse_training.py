@@ -88,7 +88,7 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         Traceback (most recent call last):
             ...
         regrow.ConfigError: grow must be one of gradient, momentum, none, random, got \
-'gradients': did you mean 'gradient'?
+'gradients': write 'gradient'
     """
 
     @answer_other_arguments

@@ -44,6 +44,8 @@ def move_shards(checkpoint: dict[str, Any], key: str) -> None:
         checkpoint: As Lightning will write it; the state in it is replaced, not changed.
         key: The callback's state key.
     """
+    if key not in checkpoint.get("callbacks", {}):  # weights only
+        return
     moved: dict[str, Tensor] = {}
 
     def move(path: Any, value: Any) -> Any:

@@ -53,7 +53,8 @@ def parse_time(what: str, given: object) -> Time:
         match = _PATTERN.fullmatch(given)
         if match:
             return Time(int(match[1]), "ep" if match[2] == "ep" else "it")
-        check_not_text(what, given)
+        if re.fullmatch(r"\s*(0|0?\.\d+|1\.0*)\s*", given):  # else a unit is missing
+            check_not_text(what, given)
     elif isinstance(given, Real) and not isinstance(given, bool):
         value = float(given)
         if value == 0:

@@ -12,6 +12,13 @@ from regrow import MagnitudePruning, OneShot
 from regrow.callbacks.core.summary import render_summary
 
 
+@pytest.fixture(autouse=True)
+def lightning_logs(caplog):
+    """Lightning's log lines are shown, whatever ran before in this process."""
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        yield
+
+
 class Mixed(Net):
     def __init__(self):
         super().__init__(SGD)
