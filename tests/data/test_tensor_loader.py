@@ -143,7 +143,7 @@ def test_state_of_another_epoch_is_refused_in_its_middle_only(other: dict[str, i
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, "8"])
 def test_batch_size_must_be_a_count(batch_size: Any) -> None:
     with pytest.raises(
-        ConfigError, match="batch_size (must be a whole number of at least 1|is the text '8')"
+        ConfigError, match=r"batch_size (must be a whole number of at least 1|is the text '8')"
     ):
         make(batch_size=batch_size)
 
