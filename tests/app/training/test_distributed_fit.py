@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from regrow.app.experiment.run import train
+from regrow.app.training import distributed_fit
 from regrow.app.training.build import build_data
 from regrow.app.training.distributed_fit import check_single_node, world_size
 from regrow.app.training.preflight import on_one_device
@@ -107,6 +108,27 @@ def test_a_killed_command_takes_its_ranks_along_and_goes_on(kind, tmp_path):
     for key in ("history", "levels", "sparsity"):
         assert again[key] == whole[key]
     assert again["pruned"]["accuracy"] == whole["pruned"]["accuracy"]
+
+
+def test_ranks_that_do_not_stop_are_killed(monkeypatch):
+    """As two ranks that wait for each other in a collective."""
+    monkeypatch.setattr(distributed_fit, "STOP_SECONDS", 0.5)
+    program = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print(flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True
+    )
+    process.stdout.readline()  # it ignores SIGTERM from here on
+
+    def stop():
+        with distributed_fit.forward_signals(process):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert process.wait(30) == -signal.SIGKILL
+
+    with pytest.raises(SystemExit, match="143"):
+        stop()
 
 
 def ranks_of(folder: Path) -> list[str]:

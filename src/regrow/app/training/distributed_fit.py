@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -38,6 +38,7 @@ from regrow.utils.logging import quiet_third_party
 # Files in the folder "ranks": the request, and the answer of rank 0.
 CONFIG, RECIPE, START = "config.yaml", "recipe.json", "start.pt"
 DONE, FAILED = "fitted.json", "error.json"
+STOP_SECONDS = 30.0  # from a forwarded signal until ranks that have not stopped are killed
 
 
 class FitRecord(TypedDict):
@@ -119,7 +120,7 @@ def _fit_in_subprocess(cfg: DictConfig, folder: Path, weights: Mapping[str, Tens
     command = [sys.executable, "-m", "regrow.app.training.distributed_fit", str(request.absolute())]
     environ = os.environ | {"REGROW_PARENT": str(os.getpid())}
     process = subprocess.Popen(command, env=environ, start_new_session=True)
-    with _forward_signals(process):
+    with forward_signals(process):
         status = process.wait()
     if (request / FAILED).is_file():
         failed = read_json(request / FAILED)
@@ -132,13 +133,24 @@ def _fit_in_subprocess(cfg: DictConfig, folder: Path, weights: Mapping[str, Tens
 
 
 @contextmanager
-def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Forward termination signals to all training processes and wait for them."""
+def forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Forward termination signals to all training processes and wait for them.
+
+    Ranks that stop at different batches may wait for each other in a collective: after
+    `STOP_SECONDS`, or at a second signal, all are killed.
+    """
     received: list[int] = []
+    timer = threading.Timer(STOP_SECONDS, lambda: _kill(process))
+    timer.daemon = True
 
     def forward(number: int, frame: object) -> None:
-        os.killpg(process.pid, signal.SIGKILL if number in received else number)
+        if number in received:
+            _kill(process)
+            return
+        if not received:
+            timer.start()
         received.append(number)
+        os.killpg(process.pid, number)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # handlers can be set in the main thread only
@@ -152,11 +164,18 @@ def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        timer.cancel()
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
             process.wait()
     if signal.SIGTERM in received:
         raise SystemExit(128 + signal.SIGTERM)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its group, if there are any left."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def main(request: Path) -> None:
