@@ -120,7 +120,7 @@ def test_a_checkpoint_without_the_masks_is_refused_by_name(callbacks, there, sav
 def test_weights_alone_are_refused(tmp_path):
     made = fit(Net(ADAM), one_shot())
     made.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
-    refused(tmp_path / "weights.ckpt", "", error=Exception)
+    refused(tmp_path / "weights.ckpt", "contains only the model", error=KeyError)
 
 
 def rename(checkpoint):

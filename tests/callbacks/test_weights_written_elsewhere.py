@@ -223,4 +223,7 @@ def test_an_ordinary_fit_warns_of_nothing(kw):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*written.*")
         warnings.filterwarnings("error", ".*replaced.*")
-        fit(Net(), pruning(**kw), val=loader(), max_epochs=3)
+        masks = pruning(**kw)
+        made = fit(Net(), masks, val=loader(), max_epochs=3)
+    assert masks.sparsity == 0.75
+    assert live(made.lightning_module, masks.masks) == 0

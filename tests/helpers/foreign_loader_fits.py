@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interrupted_fits import Cut
 from lightning.pytorch import (
     Callback,
     LightningDataModule,
@@ -57,17 +58,6 @@ class Net(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.1, total_steps=steps)
         return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class Cut(Callback):
-    """Ends the fit once a checkpoint was written."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        if self.path.exists():
-            raise KeyboardInterrupt
 
 
 class Seen(Callback):

@@ -187,6 +187,8 @@ def test_a_plain_loop_is_not_warned_of_its_own_zeros():
     with pruner.hook(sgd):
         pass
     pruner.regrow(0.5, init="zero")
+    zeros, total = zeros_of(net)
+    assert zeros - pruner.pruned > 0.01 * total  # so many would be warned of, had it not made them
     with pruner.hook(sgd):
         pass
 

@@ -132,6 +132,10 @@ def test_a_layer_is_named_once():
 
 @pytest.mark.filterwarnings("error")
 def test_layers_are_not_named_where_it_was_asked_for():
-    regrow.prune(network(), 0.9, min_density=0.01)  # as the warning advises
-    regrow.prune(network(), 0.995, distribution="uniform")
-    regrow.prune(network(), 0.4, layers={"0": 0.999})
+    masks = regrow.prune(network(), 0.9, min_density=0.01)  # as the warning advises
+    assert int(masks["0.weight"].sum()) == 20  # of 2,000
+    for masks in (
+        regrow.prune(network(), 0.995, distribution="uniform"),
+        regrow.prune(network(), 0.4, layers={"0": 0.999}),
+    ):
+        assert masks["0.weight"].float().mean() < 0.01  # else nothing was to be named

@@ -74,8 +74,12 @@ def test_nothing_fits():
 
 @pytest.mark.filterwarnings("error")
 def test_nothing_is_said_where_all_fit():
-    regrow.prune(nn.Linear(4, 4), 0.5, granularity="2:4", on_misfit="skip")
-    regrow.prune(network(), 0.5, on_misfit="skip")
+    masks = regrow.prune(nn.Linear(4, 4), 0.5, granularity="2:4", on_misfit="skip")
+    assert masks["weight"].sum(1).tolist() == [2] * 4
+    net = network()
+    assert regrow.prune(net, 0.5, on_misfit="skip").keys() == {
+        name for name, parameter in net.named_parameters() if name.endswith("weight")
+    }
 
 
 def test_callbacks_pass_it_on():

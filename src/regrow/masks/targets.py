@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from regrow.distributed.shard import Shard, local_tensor, reshard_fsdp, shard_of
 from regrow.masks.shared_memory import check_memory_not_shared
-from regrow.utils.errors import ConfigError, StateError, check_patterns, closest_names
+from regrow.utils.errors import ConfigError, StateError, check_patterns, closest_names, join_limited
 from regrow.utils.names import matches_pattern, name_parts, strip_compile_prefix
 
 _LAYER_TYPES = (_ConvNd, nn.Linear)
@@ -274,10 +274,9 @@ def _matches(
             e for e in candidates if not by_name or e.default or _names_last_part(pattern, e)
         ]
         if not allowed:
-            kinds = ", ".join(f"{entry.names[0]} ({entry.kind})" for entry in candidates[:3])
-            more = f" and {len(candidates) - 3} more" if len(candidates) > 3 else ""
+            kinds = join_limited(f"{entry.names[0]} ({entry.kind})" for entry in candidates)
             raise ConfigError(
-                f"{what} pattern {pattern!r} matches only {kinds}{more}, pruned only when the last "
+                f"{what} pattern {pattern!r} matches only {kinds}, pruned only when the last "
                 f"part of the name is spelt out: write {[e.names[0] for e in candidates]}"
             )
         for entry in allowed:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from regrow.distributed.sharded_counts import ShardedCounts
 from regrow.masks.targets import Target, select_targets
+from regrow.utils.errors import join_limited
 
 _FEW = 0.01  # a smaller share of zeros may be chance
 
@@ -86,8 +87,7 @@ def describe_zeros(zeros: Mapping[str, int], sizes: Mapping[str, int]) -> str | 
     if count <= _FEW * total:
         return None
     most = [name for name in sorted(zeros, key=lambda name: -zeros[name]) if zeros[name]]
-    listed = ", ".join(f"{name} ({zeros[name]:,} of {sizes[name]:,})" for name in most[:3])
-    more = f" and {len(most) - 3} more" if len(most) > 3 else ""
+    listed = join_limited(f"{name} ({zeros[name]:,} of {sizes[name]:,})" for name in most)
     whole = [name for name in most if zeros[name] == sizes[name]]
     empty = (
         f" (all of {', '.join(whole[:3])} is zero: if it was initialised so, exclude it then)"
@@ -96,7 +96,7 @@ def describe_zeros(zeros: Mapping[str, int], sizes: Mapping[str, int]) -> str | 
     )
     return (
         f"{count:,} of {total:,} prunable weights ({count / total:.1%}) are exactly zero and not "
-        f"masked: {listed}{more}. They are trained as all other weights, and pruned anew. To keep "
+        f"masked: {listed}. They are trained as all other weights, and pruned anew. To keep "
         "the zeros of an earlier pruning as masks, write from_zeros=True (MagnitudePruning, "
         f"DynamicSparseTraining, Pruner){empty}"
     )

@@ -25,6 +25,7 @@ from regrow.utils.optimizers import (
     add_step_hooks,
     clear_quantized_state,
     find_optimizers,
+    is_foreign,
     is_per_weight,
     warn_not_clearable,
 )
@@ -199,8 +200,7 @@ class MaskEnforcer:
                 closure computes.
         """
         # third-party optimizers may do the same as those in `_REFILLING`
-        foreign = not type(optimizer).__module__.startswith("torch.optim")
-        refills = foreign or isinstance(optimizer, _REFILLING)
+        refills = is_foreign(optimizer) or isinstance(optimizer, _REFILLING)
 
         def after(*_: Any) -> None:
             if self.transaction.failed is not None:

@@ -13,6 +13,7 @@ from regrow.report.load import Run
 from regrow.report.run_identity import SERVING
 from regrow.report.statistics import Point, Series, format_percent
 from regrow.report.table import describe_start
+from regrow.utils.errors import join_limited
 
 MIN_SEEDS = 3
 _NEAR = 0.02  # points whose densities differ by at most this fraction are compared
@@ -30,18 +31,6 @@ class Advice(NamedTuple):
     title: str  # what makes the comparison unfair
     findings: tuple[str, ...]  # one sentence each, with the methods concerned
     todo: str
-
-
-def join_limited(items: Iterable[str], limit: int = 8) -> str:
-    """Join at most `limit` items by commas.
-
-    Example:
-        >>> join_limited(["a", "b", "c"], limit=2)
-        'a, b and 1 more'
-    """
-    items = list(items)
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
 
 
 def count_of(number: int, noun: str) -> str:
@@ -69,7 +58,7 @@ def format_groups(groups: Mapping[Hashable, Iterable[str]]) -> str:
         >>> format_groups({0.1: ["gmp", "imp"], 0.01: ["rigl"]})
         '0.1 (gmp, imp); 0.01 (rigl)'
     """
-    parts = [f"{value} ({join_limited(names)})" for value, names in groups.items()]
+    parts = [f"{value} ({join_limited(names, 8)})" for value, names in groups.items()]
     return "; ".join(parts[:8]) + (f"; and {len(parts) - 8} more values" * (len(parts) > 8))
 
 
@@ -240,10 +229,11 @@ def _check_starts(runs: NamedRuns) -> Iterator[Advice]:
         given = any(r.settings.get("start") not in (None, "scratch") for r, _ in starts.values())
         kinds = starts if given else {k: v for k, v in starts.items() if k != "scratch"}
         if len(kinds) > 1:
-            parts = (
-                f"{describe_start(run) if kind.startswith('sha') else kind} ({join_limited(names)})"
+            parts = [
+                f"{describe_start(run) if kind.startswith('sha') else kind} "
+                f"({join_limited(names, 8)})"
                 for kind, (run, names) in kinds.items()
-            )
+            ]
             yield Advice(
                 "Different starting checkpoints",
                 (f"At seed {seed}: {join_limited(parts, 6)}.",),
@@ -270,7 +260,7 @@ def _check_monitors(runs: NamedRuns) -> Iterator[Advice]:
     if names:
         yield Advice(
             "Chosen on the test set",
-            (f"A checkpoint or a sparsity was chosen by test accuracy: {join_limited(names)}.",),
+            (f"A checkpoint or a sparsity was chosen by test accuracy: {join_limited(names, 8)}.",),
             "Choose on validation data, monitor=val/accuracy: accuracy is biased on the data on "
             "which a network was chosen.",
         )

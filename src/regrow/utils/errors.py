@@ -148,6 +148,18 @@ def check_callable(what: str, given: str | F, named: Mapping[str, F]) -> F:
     return given
 
 
+def join_limited(items: Iterable[str], limit: int = 3, separator: str = ", ") -> str:
+    """Join at most `limit` items, and say how many more there are.
+
+    Example:
+        >>> join_limited(["a", "b", "c"], limit=2)
+        'a, b and 1 more'
+    """
+    items = list(items)
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return separator.join(items[:limit]) + more
+
+
 def check_not_text(what: str, given: object) -> None:
     """Check that a number is not given as text, as a variable of the environment is.
 

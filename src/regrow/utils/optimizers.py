@@ -28,6 +28,16 @@ def trained_parameters(*optimizers: Optimizer) -> set[int]:
     return {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
 
 
+def is_foreign(optimizer: object) -> bool:
+    """Check whether an optimizer is of another package than torch.
+
+    Example:
+        >>> is_foreign(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1))
+        False
+    """
+    return not type(optimizer).__module__.startswith("torch.optim")
+
+
 def as_list(optimizer: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
     """Return one optimizer, of torch or not, or several as a list."""
     if hasattr(optimizer, "param_groups"):
@@ -161,7 +171,7 @@ def warn_not_clearable(
         shape: The parameter's shape.
         warned: The ids of optimizers already warned about; updated.
     """
-    if id(optimizer) in warned or type(optimizer).__module__.startswith("torch.optim"):
+    if id(optimizer) in warned or not is_foreign(optimizer):
         return
     names = not_clearable(state, shape)
     if names:

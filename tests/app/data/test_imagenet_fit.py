@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupted_fits import Cut
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -20,17 +21,6 @@ from regrow.app.training.lr_schedules import cosine
 from regrow.callbacks.random_state import RandomState
 
 pytestmark = pytest.mark.vision
-
-
-class Cut(Callback):
-    """Ends the process after a checkpoint was written."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        if self.path.exists():
-            raise KeyboardInterrupt
 
 
 def fit(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupted_fits import Cut
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from slow_cases import mark_rest_slow
@@ -25,17 +26,6 @@ torch.set_num_threads(1)
 
 BATCHES = 10  # 1257 training samples in batches of 128
 EPOCHS = 3
-
-
-class Cut(Callback):
-    """Ends the process after a checkpoint was written, as a crash would."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        if self.path.exists():
-            raise KeyboardInterrupt
 
 
 class Batches(Callback):

@@ -16,7 +16,7 @@ from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.channels.graph.groups import Group
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.io.files import write_atomic
-from regrow.utils.errors import StateError
+from regrow.utils.errors import StateError, join_limited
 
 NAME = "small.ckpt"
 _TRAINING_KEYS = ("optimizer_states", "lr_schedulers", "loops")
@@ -54,8 +54,7 @@ def groups_table(groups: Sequence[Group], removed: dict[str, int]) -> Table:
     """Return a table of channel groups: members, removed channels, and why some stay."""
     table = Table("group", "channels", "gone", "members", "remarks", title="channels")
     for group in groups:
-        members = [f"{name}[{dim}]" for name, dim in group.members]
-        shown = ", ".join(members[:3]) + (f" and {len(members) - 3} more" * (len(members) > 3))
+        shown = join_limited(f"{name}[{dim}]" for name, dim in group.members)
         remarks = [f"not prunable: {group.fixed_reason}"] if group.fixed_reason else []
         remarks += [f"approximate: {reason}" for reason in group.approximate_reasons]
         gone = removed.get(group.name, 0)

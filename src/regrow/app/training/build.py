@@ -31,7 +31,7 @@ from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.sparse_early_stopping import SparseEarlyStopping
 from regrow.callbacks.sparse_model_checkpoint import SparseModelCheckpoint
-from regrow.utils.errors import ConfigError, suggest
+from regrow.utils.errors import ConfigError, join_limited, suggest
 
 # Arguments of a Trainer that writes and prints nothing.
 QUIET: dict[str, Any] = {
@@ -193,9 +193,8 @@ def check_weights_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tens
         if name in weights and weights[name].shape != tensor.shape
     ]
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ConfigError(
-            f"the weights of start= do not fit the model: {'; '.join(problems[:5])}{more}"
+            f"the weights of start= do not fit the model: {join_limited(problems, 5, '; ')}"
         )
 
 

@@ -99,13 +99,17 @@ def check_same_model(module: nn.Module, pruner: BasePruner) -> None:
 
 def check_parameters_not_replaced(module: nn.Module, pruner: BasePruner) -> None:
     """Check that the model's parameters are the ones that were masked."""
-    named = named_parameters(module)
-    lost = [t.name for t in pruner.targets if named.get(t.name) is not t.parameter]
-    if lost:
+    if lost := replaced_parameters(module, pruner):
         raise StateError(
             f"{', '.join(lost[:5])} of the model were replaced by other parameters since they were "
             "masked: call attach(model) to carry the masks over"
         )
+
+
+def replaced_parameters(module: nn.Module, pruner: BasePruner) -> list[str]:
+    """The names of masked parameters that the model has replaced by others."""
+    named = named_parameters(module)
+    return [t.name for t in pruner.targets if named.get(t.name) is not t.parameter]
 
 
 def check_gradients_together(optimizers: Sequence[Optimizer], pruner: BasePruner) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.optim import Optimizer
 
+from regrow.callbacks.core.checks import replaced_parameters
 from regrow.callbacks.core.session import PruningSession
 from regrow.distributed.shard import reshard_fsdp
-from regrow.utils.errors import StateError
+from regrow.utils.errors import StateError, join_limited
 from regrow.utils.lightning_classes import overrides
 from regrow.utils.names import named_parameters
-from regrow.utils.optimizers import trained_parameters
+from regrow.utils.optimizers import is_foreign, trained_parameters
 
 # Hooks that run between two optimizer steps, where weights may be written.
 _HOOKS = (
@@ -35,7 +35,8 @@ _HOOKS = (
     "on_save_checkpoint",
     "optimizer_step",
 )
-_OTHERS = ("regrow.", "lightning.", "pytorch_lightning.")  # callbacks that do not write weights
+# Callbacks of these packages write no pruned weights.
+_TRUSTED_PACKAGES = ("regrow.", "lightning.", "pytorch_lightning.")
 
 
 class MaskGuard:
@@ -88,10 +89,10 @@ class MaskGuard:
         if pruner is None or pruner.model is not self.module:
             return
         reshard_fsdp(self.module)
-        now = named_parameters(self.module)
-        lost = [t.name for t in pruner.targets if now.get(t.name) is not t.parameter]
+        lost = replaced_parameters(self.module, pruner)
         if not lost:
             return
+        now = named_parameters(self.module)
         shapes = {target.name: target.parameter.shape for target in pruner.targets}
         for name in lost:
             if session.strategy.learns_masks or name not in now or now[name].shape != shapes[name]:
@@ -104,22 +105,22 @@ class MaskGuard:
         session.rebind()
         trained = trained_parameters(*session.optimizers)
         idle = [name for name in lost if id(now[name]) not in trained]
-        rank_zero_warn(
-            f"{_listed(lost)} of the model were replaced by new parameters within the fit: their "
-            "masks were carried over"
-            + (
-                f", but no optimizer trains {_listed(idle)}: copy values into the present "
-                "parameters, or hand the new ones to the optimizer"
-                if idle and session.optimizers
-                else ""
-            )
+        message = (
+            f"{join_limited(lost)} of the model were replaced by new parameters within the fit: "
+            "their masks were carried over"
         )
+        if idle and session.optimizers:
+            message += (
+                f", but no optimizer trains {join_limited(idle)}: copy values into the present "
+                "parameters, or hand the new ones to the optimizer"
+            )
+        rank_zero_warn(message)
 
     def _warn(self, names: Sequence[str], when: str) -> None:
         suspects = ", ".join(self._suspects()) or "none of the module's or a callback's hooks"
         rank_zero_warn(
-            f"pruned weights of {_listed(names)} were written after the optimizer's step and were "
-            f"not zero {when}; they are zero again, there and from now on wherever they are "
+            f"pruned weights of {join_limited(names)} were written after the optimizer's step and "
+            f"were not zero {when}; they are zero again, there and from now on wherever they are "
             f"checked. What may have written them: {suspects}. Write weights before the "
             "optimizer's step, or exclude parameters that are not to be pruned"
         )
@@ -130,21 +131,12 @@ class MaskGuard:
             if overrides(self.module, hook, "LightningModule"):
                 yield f"{type(self.module).__name__}.{hook}"
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if not type(callback).__module__.startswith(_OTHERS):
+            if not type(callback).__module__.startswith(_TRUSTED_PACKAGES):
                 for hook in _HOOKS:
                     if overrides(callback, hook, "Callback"):
                         yield f"{type(callback).__name__}.{hook}"
         yield from {
             f"the optimizer {type(optimizer).__name__}": None
             for optimizer in self.session.optimizers
-            if _is_foreign(optimizer)
+            if is_foreign(optimizer)
         }
-
-
-def _is_foreign(optimizer: Optimizer) -> bool:
-    return not type(optimizer).__module__.startswith("torch.optim")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -372,29 +372,9 @@ class PruningCallback(Callback, Generic[P]):
         dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0:  # not before: hooks of the module or others may write until here
-            self._check("in validation")
+            self._check("as evaluation began")
 
-    def on_test_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if batch_idx == 0:
-            self._check("in test")
-
-    def on_predict_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if batch_idx == 0:
-            self._check("in prediction")
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

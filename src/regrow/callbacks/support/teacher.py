@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.io.checkpoints import read_checkpoint
-from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.errors import ConfigError, StateError, join_limited
 from regrow.utils.names import strip_compile_prefix
 
 START = "start"
@@ -118,10 +118,9 @@ def _load(teacher: nn.Module, path: Path) -> None:
         if n in weights and weights[n].shape != tensor.shape
     ]
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ConfigError(
-            f"the weights in {path} do not fit a copy of the student: {'; '.join(problems[:5])}"
-            f"{more}. For another architecture write teacher=MODULE"
+            f"the weights in {path} do not fit a copy of the student: "
+            f"{join_limited(problems, 5, '; ')}. For another architecture write teacher=MODULE"
         )
     with torch.no_grad():
         for name, tensor in own.items():
