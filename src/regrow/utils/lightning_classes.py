@@ -8,9 +8,12 @@ callbacks are subclasses of both, and `isinstance` checks of Lightning's classes
 from __future__ import annotations
 
 import importlib
-import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+from lightning_utilities.core import rank_zero
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -30,12 +33,25 @@ def lightning_classes(name: str) -> tuple[type[Any], ...]:
     found = []
     for package in _PACKAGES:
         try:
-            imported = importlib.import_module(f"{package}.{module}".rstrip("."))
+            with _keep_logger():
+                imported = importlib.import_module(f"{package}.{module}".rstrip("."))
         except ImportError:  # pytorch_lightning is optional
             continue
         if (each := getattr(imported, attribute, None)) is not None:
             found.append(each)
     return tuple(found)
+
+
+@contextmanager
+def _keep_logger() -> Iterator[None]:
+    """Keep the logger of the distribution that was imported first, where people silence it.
+
+    Each of them, when imported, directs the log lines of both to its own logger.
+    """
+    before = rank_zero.log
+    yield
+    if before.name.startswith(_PACKAGES):
+        rank_zero.log = before
 
 
 def overrides(instance: object, hook: str, name: str) -> bool:
