@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Zeros among the prunable weights, whoever wrote them."""
+"""Count the zeros among the prunable weights of a model, masked or not."""
 
 from __future__ import annotations
 
