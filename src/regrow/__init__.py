@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regrow.calibration.calibrate import calibrate as calibrate
     from regrow.callbacks.accuracy_budget import AccuracyBudget as AccuracyBudget
     from regrow.callbacks.alternating_phases import AlternatingPhases as AlternatingPhases
     from regrow.callbacks.channel_pruning import ChannelPruning as ChannelPruning
@@ -100,6 +101,7 @@ _HOME = {
     "SparsityMonitor": "callbacks.sparsity_monitor",
     "StateError": "utils.errors",
     "Table": "schedules.one_shot",
+    "calibrate": "calibration.calibrate",
     "enforce": "pruning.functional",
     "export": "io.export",
     "grasp": "criteria.saliency",
