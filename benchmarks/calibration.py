@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from regrow import calibrate
+from regrow import Masks, calibrate
 from regrow.app.models.cifar_resnet import CifarResNet
 from regrow.app.models.lenet import LeNet5, LeNet300100
 from regrow.channels import recalibrate
@@ -82,6 +82,15 @@ def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
     return 100 * right / len(x)
 
 
+@torch.no_grad()
+def masked(model: nn.Module, masks: Masks) -> nn.Module:
+    """A copy of a model with zeros where masks say so."""
+    model = copy.deepcopy(model)
+    for name, mask in masks.items():
+        model.get_parameter(name).mul_(mask)
+    return model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=[*MODELS], choices=[*MODELS])
@@ -102,20 +111,19 @@ def main() -> None:
             train(trained, x, y, given.epochs, seed)
             dense.append(accuracy(trained, *tests))
             data = [x[torch.randperm(len(x))[:1024]]]
-            normed = any(isinstance(m, nn.BatchNorm2d) for m in trained.modules())
             for criterion in given.criteria:
                 for level in given.levels:
-                    for way in ("raw", "bn", "refit") if normed else ("raw", "refit"):
-                        model = copy.deepcopy(trained)
-                        start = time.perf_counter()
-                        refit = way == "refit"
-                        calibrate(model, data, level, criterion=criterion, refit=refit)
-                        if refit:
-                            seconds.setdefault(criterion, []).append(time.perf_counter() - start)
-                        if way == "bn":
-                            recalibrate(model, data)
+                    model = copy.deepcopy(trained)
+                    start = time.perf_counter()
+                    masks = calibrate(model, data, level, criterion=criterion).masks
+                    seconds.setdefault(criterion, []).append(time.perf_counter() - start)
+                    made = {"raw": masked(trained, masks), "refit": model}
+                    if any(isinstance(m, nn.BatchNorm2d) for m in trained.modules()):
+                        made["bn"] = masked(trained, masks)
+                        recalibrate(made["bn"], data)
+                    for way, network in made.items():
                         key = criterion, way, level
-                        found.setdefault(key, []).append(accuracy(model, *tests))
+                        found.setdefault(key, []).append(accuracy(network, *tests))
         table = Table(title=f"{name}, dense {statistics.mean(dense):.2f} %")
         table.add_column("criterion")
         table.add_column("after")

@@ -17,6 +17,7 @@ from regrow.calibration.moments import Data, input_moments, paired_moments
 from regrow.calibration.refit import refit_matrix
 from regrow.calibration.scores import CRITERIA
 from regrow.criteria.precomputed import Scores
+from regrow.masks.distributions import erk_densities
 from regrow.masks.masks import Masks
 from regrow.masks.targets import select_targets
 from regrow.pruning.functional import prune
@@ -75,83 +76,82 @@ def calibrate(
     refit: bool = True,
     samples: int = 1024,
     distribution: str | None = None,
-    granularity: str = "weight",
-    layers: Mapping[str, float] | None = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
-    on_misfit: str = "raise",
-    min_density: float = 0.0,
     damping: float = 1e-3,
     max_rows: int = 16384,
-    seed: int = 0,
+    **settings: Any,
 ) -> Calibration:
     """Prune a trained model in place with unlabelled data, without training.
 
-    Weights are scored by the second moments of their layers' inputs. Then, layer by layer in the
-    order in which they run, the kept weights and the bias are refitted by least squares: a layer
-    reproduces the outputs it had in the dense network, from the inputs that the network pruned so
-    far gives it. Memory: a copy of the model, the `samples` inputs, and for scoring one
+    Linear layers and convolutions are scored by the second moments of their inputs. Then, layer by
+    layer in the order in which they run, kept weights and biases are refitted by least squares: a
+    layer reproduces the outputs that it had in the dense network, from the inputs that the network
+    pruned so far gives it. Memory: a copy of the model, the inputs, and for scoring one
     `(features, features)` matrix per layer in float64.
 
     Args:
-        model: The model. Linear layers and convolutions are calibrated; other selected weights are
-            an error.
+        model: The model.
         data: Batches, such as a DataLoader: tensors, tuples or lists whose first element is the
-            input, or dicts of keyword arguments. Labels are not used.
+            input, or dicts of keyword arguments.
         sparsity: Fraction of the selected weights to prune, in [0, 1); reached exactly.
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
         refit: Whether kept weights are refitted.
         samples: Number of examples to use.
-        distribution: "global", "uniform", "erk" or "lamp"; None: "uniform" for "wanda", "ria" and
+        distribution: "global", "uniform", "erk" or "lamp"; None: "erk" for "wanda", "ria" and
             "sparsegpt", which compare weights within a layer, else "global".
-        granularity: See `regrow.prune`, like the five that follow.
-        layers: Separate sparsity for some layers.
-        include: Patterns of parameters to prune.
+        include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of parameters not to prune.
-        on_misfit: What to do with layers that the granularity does not divide.
-        min_density: Fraction of its weights that each layer keeps at least.
         damping: Ridge term, as a fraction of the mean squared input.
-        max_rows: Largest number of input rows (positions of a convolution) of a batch that are
-            used, drawn at random.
-        seed: For that draw.
+        max_rows: Largest number of positions of a batch that a convolution uses, drawn at random.
+        settings: `granularity`, `layers`, `min_density`, `on_misfit` and `seed` of `regrow.prune`.
 
     Returns:
         The masks, and the dense values with which `undo` restores the model.
 
     Raises:
-        ConfigError: For invalid settings, too few examples, or layers that cannot be calibrated.
-        StateError: For inputs that are not finite. The model is unchanged after an error.
-
-    Source: see `regrow.calibration.scores` and `regrow.calibration.refit`.
+        ConfigError, StateError: For invalid settings, other layers, inputs that are not finite. The
+            model is unchanged.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
-        >>> result = calibrate(net, [torch.randn(64, 8)], 0.5, samples=64)
+        >>> result = calibrate(net, [torch.randn(64, 8)], 0.5)
         >>> result.sparsity, int((net[0].weight == 0).sum() + (net[2].weight == 0).sum())
         (0.5, 80)
     """
     check_choice("criterion", criterion, NAMES)
+    settings |= {"distribution": check_distribution(criterion, distribution)}
+    settings |= {"include": include, "exclude": exclude}
     sparsity = check_sparsity("sparsity", sparsity)
-    distribution = check_distribution(criterion, distribution)
-    if criterion == "sparsegpt" and layers:
-        raise ConfigError(
-            "criterion='sparsegpt' removes the same fraction of every layer: leave layers= out, "
-            "or write criterion='obs'"
-        )
     batches = inputs_of(data, check_count("samples", samples))
-    chosen = calibrated_layers(model, include, exclude)
-    dense, calibration = copy.deepcopy(model), Data(batches, max_rows, seed)
+    used = Data(batches, max_rows, settings.get("seed", 0))
+    return _prune_and_refit(model, used, sparsity, criterion, refit, damping, settings)
+
+
+def _prune_and_refit(
+    model: nn.Module,
+    data: Data,
+    sparsity: float,
+    criterion: str,
+    refit: bool,
+    damping: float,
+    settings: Mapping[str, Any],
+) -> Calibration:
+    """Prune and refit; restore the model after an error."""
+    if criterion == "sparsegpt" and settings.get("layers"):
+        raise ConfigError(
+            "criterion='sparsegpt' sweeps each layer for the sparsity of its distribution: leave "
+            "layers= out, or write criterion='obs'"
+        )
+    layers = calibrated_layers(model, settings["include"], settings["exclude"])
+    dense = copy.deepcopy(model)
     before = {name: p.detach().clone() for name, p in named_parameters(model).items()}
     try:
-        ordered, scores = score_layers(model, chosen, calibration, criterion, sparsity, damping)
-        masks = prune(
-            model, sparsity, distribution=distribution, criterion=scores, granularity=granularity,
-            layers=layers, include=include, exclude=exclude, seed=seed, on_misfit=on_misfit,
-            min_density=min_density,
-        )  # fmt: skip
-        result = Calibration(masks)
+        wanted = layer_sparsities(layers, settings["distribution"], sparsity)
+        ordered, scores = score_layers(model, layers, data, criterion, wanted, damping)
+        result = Calibration(prune(model, sparsity, criterion=scores, **settings))
         if refit:
-            result.rows = refit_layers(model, dense, ordered, masks, calibration, damping)
+            result.rows = refit_layers(model, dense, ordered, result.masks, data, damping)
     except BaseException:
         Calibration(Masks({}), dense=before).undo(model)
         raise
@@ -162,12 +162,13 @@ def calibrate(
 
 def check_distribution(criterion: str, distribution: str | None) -> str:
     """Return a distribution that goes with a criterion, or its default for None."""
+    within = criterion in ("wanda", "ria", "sparsegpt")
     if distribution is None:
-        return "uniform" if criterion in ("wanda", "ria", "sparsegpt") else "global"
-    if criterion == "sparsegpt" and distribution != "uniform":
+        return "erk" if within else "global"
+    if within and distribution not in ("erk", "uniform"):
         raise ConfigError(
-            "criterion='sparsegpt' removes the same fraction of every layer: write "
-            "distribution='uniform', or criterion='obs'"
+            f"criterion={criterion!r} compares weights within a layer only: write "
+            "distribution='erk' or 'uniform', or criterion='obs'"
         )
     return distribution
 
@@ -218,10 +219,18 @@ def score_layers(
     layers: Sequence[LayerRows],
     data: Data,
     criterion: str,
-    sparsity: float,
+    sparsities: Mapping[str, float],
     damping: float,
 ) -> tuple[list[LayerRows], Scores | str]:
     """Return the layers in the order in which they run, and a criterion for `regrow.prune`.
+
+    Args:
+        model: The model.
+        layers: The layers to score.
+        data: Calibration data.
+        criterion: A name.
+        sparsities: Sparsity of each layer, for "sparsegpt".
+        damping: For "obs".
 
     Raises:
         ConfigError: If a layer does not run.
@@ -238,10 +247,22 @@ def score_layers(
         return ordered, criterion
     return ordered, Scores(
         {
-            layer.name: score_layer(layer, found[layer.name].xx, criterion, sparsity, damping)
+            layer.name: score_layer(
+                layer, found[layer.name].xx, criterion, sparsities[layer.name], damping
+            )
             for layer in ordered
         }
     )
+
+
+def layer_sparsities(
+    layers: Sequence[LayerRows], distribution: str, sparsity: float
+) -> dict[str, float]:
+    """Return the sparsity of each layer under "erk", else the same for all."""
+    shapes = [layer.module.weight.shape for layer in layers]
+    densities = erk_densities(shapes, sparsity) if distribution == "erk" else []
+    kept = densities or [1 - sparsity] * len(layers)
+    return {layer.name: 1 - density for layer, density in zip(layers, kept, strict=True)}
 
 
 @torch.no_grad()

@@ -40,20 +40,18 @@ class Moments:
 
     def __init__(self) -> None:
         self.rows = 0
+        self.xy = self.y = None
 
     def add(self, inputs: Tensor, outputs: Tensor | None) -> None:
         """Add rows; outputs belong to the same rows."""
         x = inputs.double()
         y = None if outputs is None else outputs.double()
-        new = (x.mT @ x, None if y is None else x.mT @ y, x.sum(1), None if y is None else y.sum(1))
-        if not self.rows:
-            self.xx, self.xy, self.x, self.y = new
-        else:
-            self.xx += new[0]
-            self.x += new[2]
-            if self.xy is not None and self.y is not None:
-                self.xy += new[1]
-                self.y += new[3]
+        xx, sums = x.mT @ x, x.sum(1)
+        self.xx, self.x = (self.xx + xx, self.x + sums) if self.rows else (xx, sums)
+        if y is not None:
+            xy, sums = x.mT @ y, y.sum(1)
+            self.xy = xy if self.xy is None else self.xy + xy
+            self.y = sums if self.y is None else self.y + sums
         self.rows += x.shape[1]
 
     def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
@@ -152,6 +150,12 @@ def paired_moments(
         for batch in data.batches:
             inputs = [given for given, _ in _calls(model, layer.module, batch)]
             outputs = [output for _, output in _calls(dense, twin.module, batch)]
+            if len(inputs) != len(outputs) or not inputs:
+                raise StateError(
+                    f"{layer.name} is called {len(inputs)} times in the model and {len(outputs)} "
+                    "times in its copy: calibration needs a forward pass that does not depend on "
+                    "weights or on attributes that copy.deepcopy shares"
+                )
             for given, output in zip(inputs, outputs, strict=True):
                 x, y = layer.inputs(given), twin.outputs(output)
                 seen = moments.rows

@@ -18,7 +18,7 @@ def refit_rows(
 
     With S the kept positions of a row, w_S = (H_SS + l I)^-1 (g_S + l v_S), where H = X^T X,
     g = X^T y, v are the present weights and l = damping * mean(diag H): ridge regression towards
-    the present weights.
+    the present weights. A damping below 1e-8 counts as 1e-8, for inputs that depend on each other.
 
     Args:
         matrix: Present weights `(out, features)`.
@@ -36,7 +36,7 @@ def refit_rows(
         >>> refit_rows(torch.ones(1, 2), keep, x.T @ x, x.T @ x.sum(1, keepdim=True), 0.0)
         tensor([[1.5000, 0.0000]], dtype=torch.float64)
     """
-    ridge = damping * xx.diagonal().mean()
+    ridge = max(damping, 1e-8) * xx.diagonal().mean().clamp_min(1e-30)
     present = matrix.double()
     counts = mask.sum(1)
     solved = torch.zeros_like(present)
@@ -58,18 +58,10 @@ def refit_rows(
         hessian = xx[kept[:, :, None], kept[:, None, :]] * (real[:, :, None] & real[:, None, :])
         hessian.diagonal(dim1=1, dim2=2).add_(torch.where(real, ridge, 1.0))
         goal = xy.mT[rows].gather(1, kept) + ridge * present[rows].gather(1, kept)
-        values = _solve(hessian, goal * real)
+        factor = torch.linalg.cholesky(hessian)
+        values = torch.cholesky_solve((goal * real)[:, :, None], factor)[:, :, 0]
         solved[rows[:, None], kept] = torch.where(real, values, 0.0)
     return torch.where(mask, solved, 0.0)
-
-
-def _solve(hessian: Tensor, goal: Tensor) -> Tensor:
-    factor, failed = torch.linalg.cholesky_ex(hessian)
-    values = torch.cholesky_solve(goal[:, :, None], factor)[:, :, 0]
-    if bool(failed.any()):  # singular: the least-squares solution of least norm
-        bad = failed > 0
-        values[bad] = torch.linalg.lstsq(hessian[bad], goal[bad, :, None]).solution[:, :, 0]
-    return values
 
 
 def refit_matrix(

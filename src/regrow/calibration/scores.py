@@ -82,10 +82,10 @@ def obs(matrix: Tensor, xx: Tensor, damping: float = 1e-3, block: int = 32) -> T
     """
     hessian = damped(xx, damping)
     inverse = torch.linalg.inv(hessian)
-    weights = matrix.double()
+    weights = matrix.double() * (xx.diagonal() > 0)  # weights of dead inputs have no effect
     size = max(float(((weights @ hessian) * weights).sum()), 1e-30)
     rows = max(1, MEMORY // (8 * inverse.numel()))
-    parts = [_obs_rows(part, inverse, block) for part in weights.split(rows)]
+    parts = [_obs_rows(part, inverse, block) for part in torch.split(weights, rows)]
     return torch.cat(parts) / size
 
 
@@ -142,7 +142,8 @@ def sparsegpt(
     """
     inverse = torch.linalg.inv(damped(xx, damping))
     upper = torch.linalg.cholesky(inverse, upper=True)
-    weights, scores = matrix.double().clone(), torch.zeros_like(matrix, dtype=torch.float64)
+    weights = matrix.double() * (xx.diagonal() > 0)
+    scores = torch.zeros_like(weights)
     features = weights.shape[1]
     goal = removed = 0
     for start in range(0, features, block):

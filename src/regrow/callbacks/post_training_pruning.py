@@ -17,6 +17,7 @@ from regrow.calibration.calibrate import (
     calibrated_layers,
     check_distribution,
     inputs_of,
+    layer_sparsities,
     refit_layers,
     score_layers,
 )
@@ -32,7 +33,14 @@ from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
-from regrow.utils.errors import check_bool, check_choice, check_count, check_keep_removed
+from regrow.utils.errors import (
+    ConfigError,
+    check_bool,
+    check_choice,
+    check_count,
+    check_keep_removed,
+)
+from regrow.utils.lightning_classes import overrides
 from regrow.utils.names import matches_pattern, named_parameters
 
 
@@ -64,7 +72,7 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
         refit: Whether kept weights are refitted.
         batches: Number of training batches to use, on each rank.
-        distribution: "global", "uniform", "erk" or "lamp"; None: "uniform" for "wanda", "ria" and
+        distribution: "global", "uniform", "erk" or "lamp"; None: "erk" for "wanda", "ria" and
             "sparsegpt", which compare weights within a layer, else "global".
         granularity: "weight", "2:4" (any "n:m") or "block:4x4".
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
@@ -125,6 +133,11 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         super().on_fit_start(trainer, pl_module)
         unsharded_targets(pl_module, self.method.include, self.method.exclude)
         calibrated_layers(pl_module, self.method.include, self.method.exclude)
+        if not overrides(pl_module, "forward", "LightningModule"):
+            raise ConfigError(
+                f"PostTrainingPruning runs forward(), which {type(pl_module).__name__} does not "
+                "have: define forward(self, inputs)"
+            )
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -180,9 +193,8 @@ class Calibrated(GradualMagnitude):
         with isolate_rng(), torch.autocast(device, enabled=False):
             dense = probe_copy(trainer, module) if self.refit else None
             layers = calibrated_layers(module, self.config.include, self.config.exclude)
-            ordered, scores = score_layers(
-                module, layers, data, self.scoring, due.sparsity, self.damping
-            )
+            wanted = layer_sparsities(layers, self.config.distribution, due.sparsity)
+            ordered, scores = score_layers(module, layers, data, self.scoring, wanted, self.damping)
             given = scores if isinstance(scores, Scores) else None
             entry = pruner.prune_to(due.sparsity, optimizers, scores=given)
             if dense is not None:
