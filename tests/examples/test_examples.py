@@ -80,12 +80,12 @@ def plain(checkout, tmp_path_factory):
     return run(checkout, "plain.py", folder), folder
 
 
-def test_plain_pruned_saved_and_undone(plain):
+def test_plain_example_prunes_saves_and_unprunes(plain):
     said, folder = plain
     check(said, state(folder)[1])
 
 
-def test_fabric_on_one_device_is_plain_pytorch_to_the_bit(plain, checkout, tmp_path):
+def test_fabric_on_one_device_equals_plain_pytorch_exactly(plain, checkout, tmp_path):
     said = run(checkout, "fabric.py", tmp_path / "run")
     found, net = state(tmp_path / "run")
     assert same(found, state(plain[1])[0])
@@ -93,7 +93,7 @@ def test_fabric_on_one_device_is_plain_pytorch_to_the_bit(plain, checkout, tmp_p
 
 
 @pytest.mark.parametrize("name", ["plain.py", pytest.param("fabric.py", marks=GUARD)])
-def test_killed_it_goes_on_to_the_same_bits(name, plain, checkout, tmp_path):
+def test_killed_run_resumes_to_the_same_result(name, plain, checkout, tmp_path):
     folder = tmp_path / "run"
     said = run(checkout, name, folder, kill=r"epoch 1: sparsity 0\.[1-8]")
     assert "pruned gradually" not in said
@@ -107,7 +107,7 @@ def test_killed_it_goes_on_to_the_same_bits(name, plain, checkout, tmp_path):
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_devices(strategy, plain, checkout, tmp_path):
+def test_two_devices_agree_and_resume_exactly(strategy, plain, checkout, tmp_path):
     words = ["--devices", "2", "--strategy", strategy]
     said = run(checkout, "fabric.py", tmp_path / "whole", *words)
     found, net = state(tmp_path / "whole")
