@@ -11,7 +11,7 @@ def zeros(model):
     return sum(int((p == 0).sum()) for p in model.parameters() if p.dim() > 1)
 
 
-def test_a_loop_of_ones_own_holds_the_masks_as_they_change():
+def test_changing_masks_hold_in_a_custom_loop():
     """Momentum and weight decay pull at every weight; what is pruned stays +0.0 all the same."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))  # 300 weights
