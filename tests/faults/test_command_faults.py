@@ -68,7 +68,7 @@ def whole(tmp_path_factory, checkout):
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_killed_at_any_time_it_ends_in_the_same(whole, tmp_path, checkout):
+def test_run_killed_at_any_time_resumes_to_the_same_result(whole, tmp_path, checkout):
     (end, seconds), draw, kills = whole, random.Random(0), 0
     for _ in range(6):
         process = started(tmp_path, checkout)
@@ -90,7 +90,7 @@ def test_killed_at_any_time_it_ends_in_the_same(whole, tmp_path, checkout):
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [8, 40])
-def test_a_full_disk_is_one_line_and_then_it_goes_on(limit, whole, tmp_path, checkout):
+def test_full_disk_gives_one_line_and_the_next_run_resumes(limit, whole, tmp_path, checkout):
     """With room for nothing but notes: neither the config nor a checkpoint is half there."""
     status, said = finished(tmp_path, checkout, limit)
     assert status == 1
@@ -107,7 +107,7 @@ def test_a_full_disk_is_one_line_and_then_it_goes_on(limit, whole, tmp_path, che
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named(whole, tmp_path, checkout):
+def test_damaged_checkpoint_raises_with_its_name(whole, tmp_path, checkout):
     process, last = started(tmp_path, checkout), tmp_path / "run" / "checkpoints" / "last.ckpt"
     until = time.monotonic() + 300
     while not last.exists() and time.monotonic() < until:

@@ -133,7 +133,7 @@ def test_out_of_memory_at_every_operation(name, stride):
     assert over
 
 
-def test_a_whole_state_mends_what_failed():
+def test_loading_a_whole_state_recovers_from_a_failed_event():
     pruner, optimizer = made(keep_removed=True)
     state, weights = copy.deepcopy(pruner.state_dict()), copied(pruner.model)
     for left in range(1, 1000):

@@ -67,7 +67,7 @@ RARELY = [pytest.param(name, marks=pytest.mark.slow) for name in SCENARIOS if na
 
 
 @pytest.mark.parametrize("name", [*OFTEN, *RARELY])
-def test_out_of_memory_within_a_fit(name, tmp_path, monkeypatch):
+def test_fit_out_of_memory_resumes_exactly(name, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         mode = starve(patch, 10**9)
         whole = fit(tmp_path / "whole", name)
@@ -89,7 +89,7 @@ def test_out_of_memory_within_a_fit(name, tmp_path, monkeypatch):
         assert equal(end_of(folder / "end.ckpt"), whole)
 
 
-def test_a_way_back_that_fails_after_the_event_is_not_saved(tmp_path, monkeypatch):
+def test_failed_rewind_after_an_event_is_not_saved(tmp_path, monkeypatch):
     """The event is whole by then, so nothing else would know."""
 
     def fails(self, *_):

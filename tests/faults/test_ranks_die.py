@@ -66,7 +66,7 @@ def same(one, other):
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", ["steps", "rigl"])
-def test_a_rank_that_is_killed(plan, tmp_path):
+def test_fit_with_a_killed_rank_resumes_exactly(plan, tmp_path):
     whole = gloo_ranks.run(f"PLAN = {plan!r}\n{WHOLE}", tmp_path)
     died(plan, tmp_path, 2)
     for mine, other in zip(gloo_ranks.run(f"PLAN = {plan!r}\n{ON}", tmp_path), whole, strict=True):
@@ -106,7 +106,7 @@ train(PLAN, OUT / "first", Save())
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 3)])
-def test_other_ranks_go_on(first, then, tmp_path):
+def test_resume_with_another_number_of_ranks_raises_keeps_or_stretches(first, then, tmp_path):
     """Events in epochs move with the number of steps an epoch has, and that is refused or told."""
     (tmp_path / "ckpt").mkdir()
     gloo_ranks.run(f"PLAN = 'epochs'\n{CUT}", tmp_path, first)
@@ -130,7 +130,7 @@ def test_other_ranks_go_on(first, then, tmp_path):
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_events_in_steps_stay_where_they_were(tmp_path):
+def test_events_given_in_steps_resume_with_another_number_of_ranks(tmp_path):
     """Told in steps, nothing moves: masks, history and place in the plan go on."""
     (tmp_path / "ckpt").mkdir()
     gloo_ranks.run("PLAN = 'steps'\n" + CUT, tmp_path, 2)

@@ -84,7 +84,7 @@ def check_undoing(run):
 
 @few(20)
 @given(fits())
-def test_promises(spec):
+def test_random_fits_keep_the_promises(spec):
     with TemporaryDirectory() as folder:
         check(spec, Path(folder))
 
@@ -92,6 +92,6 @@ def test_promises(spec):
 @pytest.mark.slow
 @many(800)
 @given(fits())
-def test_promises_many_times(spec):
+def test_random_fits_keep_the_promises_many_times(spec):
     with TemporaryDirectory() as folder:
         check(spec, Path(folder))

@@ -90,5 +90,5 @@ NETWORKS = [
     [case[1:] for case in NETWORKS],
     ids=[case[0] for case in NETWORKS],
 )
-def test_what_counts_when_it_is_zero(model, x, sizes, approximate):
+def test_groups_whose_zeros_affect_the_output_are_approximate(model, x, sizes, approximate):
     check(model, x, sizes, approximate)
