@@ -15,7 +15,7 @@ FILES = sorted(config_dir("conf").glob("app/data/*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_files_say_every_setting(path: Path) -> None:
+def test_config_files_contain_every_setting(path: Path) -> None:
     node = OmegaConf.merge({"seed": 3}, {"data": OmegaConf.load(path)}).data
     target = get_object(node["_target_"])
     defaults = {

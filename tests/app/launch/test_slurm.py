@@ -57,7 +57,7 @@ exec(dedent({body!r}))
 
 
 @pytest.mark.slow
-def test_a_preempted_job_of_slurm_is_requeued_once(begin, found, tmp_path):
+def test_preempted_slurm_job_is_requeued_once(begin, found, tmp_path):
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, body in PROGRAMS.items():
