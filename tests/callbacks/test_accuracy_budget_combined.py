@@ -41,7 +41,7 @@ SOME_ORDERS = mark_rest_slow(ORDERS, ORDERS[:2])
 @pytest.mark.parametrize("order", SOME_ORDERS)
 @pytest.mark.parametrize("by", ["random", "gradient"])
 @pytest.mark.parametrize("at", ["17it", "23it"])
-def test_regrowth_within_a_recovery_comes_after_it(at, by, order):
+def test_regrowth_due_in_a_recovery_is_postponed(at, by, order):
     """The judged network is the one that it would be without Regrow, to the bit."""
 
     class Judged(Judge):
@@ -66,7 +66,7 @@ def test_regrowth_within_a_recovery_comes_after_it(at, by, order):
 
 @pytest.mark.parametrize("order", SOME_ORDERS)
 @pytest.mark.parametrize("by", ["random", "gradient"])
-def test_regrowth_comes_before_the_next_try(by, order):
+def test_regrowth_precedes_the_next_event(by, order):
     """0.75 fails; 0.5 would be tried at once, and open the next recovery."""
     grows = Regrow(at="33it", fraction=0.5, by=by, init="zero")
     pruning, _ = run(grows, limit=0.6, resolution=0.1, order=order)
@@ -97,7 +97,7 @@ def test_conditions_are_not_evaluated_within_a_recovery(when, order):
 
 @pytest.mark.parametrize("cut", mark_rest_slow([25, 33, 41, 49, 57], [33, 57]))
 @pytest.mark.parametrize("at", ["17it", "34it"])
-def test_a_waiting_regrowth_is_resumed(at, cut, tmp_path):
+def test_postponed_regrowth_is_resumed(at, cut, tmp_path):
     """Cut in the middle of a recovery (after step 24, 40), and between it and what waited."""
 
     class Cut(Callback):
@@ -126,7 +126,7 @@ def test_a_waiting_regrowth_is_resumed(at, cut, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.6])
-def test_manual_changes_are_judged(limit):
+def test_manual_changes_are_measured_against_the_budget(limit):
     """Half of what the event pruned comes back within its recovery: 0.375 is judged."""
 
     class Hand(Events):

@@ -77,7 +77,7 @@ def run(saves=None, plugin=None, **kw):
 
 
 @pytest.mark.parametrize("kind", [ModelCheckpoint, SparseModelCheckpoint])
-def test_files_are_those_that_are_written_at_once(kind, tmp_path):
+def test_async_files_equal_synchronous_ones(kind, tmp_path):
     held = Held()
     for name, plugin in (("now", TorchCheckpointIO()), ("later", AsyncCheckpointIO(held))):
         saves = kind(tmp_path / name, filename="{step}", every_n_train_steps=2, save_top_k=-1)
@@ -100,7 +100,7 @@ def test_files_are_those_that_are_written_at_once(kind, tmp_path):
         assert equal(whole, run(plugin=AsyncCheckpointIO(Held()), ckpt_path=path)), name
 
 
-def test_written_when_training_is_over(tmp_path):
+def test_files_written_after_training_hold_the_state_of_their_step(tmp_path):
     """The writer of the first file waits for the fit's end: the queue holds every moment."""
     end = threading.Event()
 
@@ -119,7 +119,7 @@ def test_written_when_training_is_over(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [ModelCheckpoint, SparseModelCheckpoint])
-def test_a_plugin_that_writes_folders(kind, tmp_path):
+def test_checkpoint_plugin_that_writes_folders_resumes(kind, tmp_path):
     saves = kind(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
     whole = run(saves, Sharded())
     paths = [path for path in tmp_path.iterdir() if path.suffix == ".ckpt"]

@@ -95,7 +95,7 @@ def test_manual_clipping_counts_kept_weights(how, clip):
     check(module, pruning, clip, how)
 
 
-def test_soft_pruning_clips_what_the_dense_values_learn_from():
+def test_soft_pruning_clips_the_gradients_of_dense_values():
     module, pruning = Automatic(), one_shot(soft=True)
     fit(module, Dense(), pruning, gradient_clip_val=0.05, max_epochs=1)
     check(module, pruning, 0.05, "norm", soft=True)
@@ -119,7 +119,7 @@ def test_scaled_gradients_are_clipped_unscaled(how, clip):
     check(module, pruning, clip, how)
 
 
-def test_a_window_is_clipped_by_the_norm_of_its_sum():
+def test_accumulated_gradients_are_clipped_by_the_norm_of_their_sum():
     module, pruning = Automatic(), one_shot()
     fit(module, Dense(), pruning, accumulate_grad_batches=4, gradient_clip_val=0.05, max_epochs=2)
     module.dense = module.dense[3::4] * 2  # sums stand at each window's last batch

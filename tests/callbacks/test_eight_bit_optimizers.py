@@ -44,7 +44,7 @@ def fitted(make, *callbacks, **kw):
 @pytest.mark.parametrize(
     ("make", "warns"), [(Blockwise, 1), (Coded, 0), (ADAFACTOR, 0)], ids=["blocks", "codes", "af"]
 )
-def test_pruned_weights_are_zero_whatever_the_state(make, warns, tmp_path):
+def test_pruned_weights_are_zero_with_quantised_optimizer_state(make, warns, tmp_path):
     saved = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1)
     pruning = MagnitudePruning(0.8, schedule=EVENTS)
     watch, module, said = fitted(make, pruning, saved, enable_checkpointing=True)
@@ -88,7 +88,7 @@ def test_regrown_weights_have_zero_state(make):
     assert torch.equal(layer.weight[gone], back[gone])
 
 
-def test_codes_are_no_moments_to_keep():
+def test_quantised_moments_are_not_stored():
     """Put back beside other scales, codes would mean other numbers."""
     layer = nn.Linear(20, 20, bias=False)
     optimizer, pruner = Coded(layer.parameters()), Pruner(layer, keep_removed="moments")
@@ -98,7 +98,7 @@ def test_codes_are_no_moments_to_keep():
     assert list(pruner.state.removed_weights.values) == ["weight"]
 
 
-def test_scalars_and_tables_cause_no_warning():
+def test_scalar_and_table_state_causes_no_warning():
     state = {
         "step": torch.tensor(3.0),
         "exp_avg": torch.zeros(4, 5),
@@ -115,7 +115,7 @@ def test_scalars_and_tables_cause_no_warning():
 
 
 @pytest.mark.parametrize("make", [Blockwise, partial(optim.NAdam, lr=0.01)], ids=["8bit", "nadam"])
-def test_state_returns_in_its_own_types(make):
+def test_state_is_restored_in_its_dtypes(make):
     """torch's own loading would make bytes and float32 scalars the parameter's type."""
     layer = nn.Linear(300, 2).bfloat16()
     optimizer = make(layer.parameters())

@@ -40,7 +40,7 @@ def killed_at(folder, checkout, step, delay):
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_twice_and_resumed(seed, tmp_path, checkout):
+def test_fit_killed_twice_resumes_exactly(seed, tmp_path, checkout):
     draw = random.Random(seed)
     whole, folder = run(tmp_path / "whole"), tmp_path / "killed"
     first = killed_at(folder, checkout, draw.randrange(60), draw.uniform(0, 0.05))

@@ -169,7 +169,7 @@ def test_unprune_restores_dense_values():
         assert torch.equal(weights(module)[name][~mask], dense[name][~mask])
 
 
-def test_moments_of_pruned_weights_are_clean():
+def test_moments_of_pruned_weights_are_zero():
     learned, module = LearnedMasks("l0", 0.8), Wide(ADAMW)
 
     class Look(Events):
@@ -221,7 +221,7 @@ def test_fast_dev_run_hardens_at_once():
     assert learned.masks.pruned == round(0.8 * TOTAL)
 
 
-def test_loads_into_another_model(tmp_path):
+def test_state_loads_into_another_model(tmp_path):
     learned, module = LearnedMasks("str", 0.8), Wide()
     made = fit(module, learned)
     made.save_checkpoint(tmp_path / "end.ckpt")
@@ -247,7 +247,7 @@ def test_averages_follow_the_hardened_masks(method):
 
 
 @pytest.mark.parametrize("method", ["str", "edge_popup"])
-def test_a_compiled_network_learns_the_same(method):
+def test_compiled_network_learns_the_same_masks(method):
     found = []
     for compiled in (False, True):
         module, learned = Wide(), LearnedMasks(method, 0.8)

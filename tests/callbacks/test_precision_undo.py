@@ -96,7 +96,7 @@ def test_a_budget_rolls_back_bit_exactly(at):
 
 
 @pytest.mark.parametrize("at", [(2,), (3,), (8,), (2, 3, 4, 9)])
-def test_rewinding_goes_back_to_the_same_step(at):
+def test_rewinding_restores_the_same_step(at):
     """Remembered at step 3, gone back to by the event at 8, whatever overflowed."""
     module, steps = overflowing(*at, make=ADAM), Steps()
     pruning = MagnitudePruning(0.5, schedule=Table({"8it": 0.5}))

@@ -65,7 +65,7 @@ def test_accumulated_windows_and_manual_counts_regrow_once():
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("clip", [None, 0.01])
-def test_growth_by_gradient_sees_them_dense(first, clip):
+def test_growth_by_gradient_uses_dense_gradients(first, clip):
     """Those come back whose dense gradient was largest, sorted by NumPy's rule."""
     look, prunes = Before(5), pruning()
     grows = Regrow(at="5it", count=20, by="gradient", init="zero")
@@ -98,7 +98,7 @@ def test_a_custom_growth_criterion_sees_gradients():
     assert found[0] == found[1]
 
 
-def test_pruning_due_in_the_same_step_comes_after():
+def test_pruning_due_in_the_same_step_follows_regrowth():
     """It would mask the gradients to grow by."""
     plan = Table({"2it": 0.6, "5it": 0.8})
     prunes = MagnitudePruning(0.8, schedule=plan, criterion="gradient")

@@ -102,7 +102,7 @@ def test_all_averaging_settings_are_supported(averaging, rule, updates, order):
 
 
 @ORDERS
-def test_what_must_be_zero_is_found_out_by_another(order, tmp_path):
+def test_final_model_is_zero_where_masks_said_so_during_the_fit(order, tmp_path):
     averaging, module, watch = exponential(), Net(SGD), Watch()
     saves = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
     pruning = GRADUAL(keep_removed=False)
@@ -145,7 +145,7 @@ class Pruned(Callback):
 
 @ORDERS
 @pytest.mark.parametrize("last", ["checkpoint", "end"])
-def test_a_rule_that_makes_something_of_zeros(order, last, tmp_path):
+def test_custom_average_that_changes_zeros_is_masked(order, last, tmp_path):
     pruning, module = GRADUAL(), Net(ADAM)
     look, saves = Pruned(pruning), ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
     more = (saves,) if last == "checkpoint" else ()

@@ -128,7 +128,7 @@ class Restarts(Mirror):
 @pytest.mark.parametrize("order", ["before", "behind"])
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
 @pytest.mark.parametrize("rewind", [Rewind("3it"), Rewind("0it", ["weights"], reinit=1)])
-def test_rewinding_begins_a_new_average(criterion, rewind, order):
+def test_rewinding_starts_a_new_average(criterion, rewind, order):
     averaging, module = exponential(), Normed(ADAM)
     mirror = Restarts(averaging, late=criterion == "taylor")
     pruning = MagnitudePruning(0.875, schedule=ROUNDS(), rewind=rewind, criterion=criterion)
@@ -140,7 +140,7 @@ def test_rewinding_begins_a_new_average(criterion, rewind, order):
 
 
 @pytest.mark.parametrize("what", ["lr", "finetune"])
-def test_where_weights_stay_the_average_goes_on(what):
+def test_rewinding_without_weights_continues_the_average(what):
     averaging, module = exponential(), Normed(ADAM)
     mirror = Mirror(averaging)
     pruning = MagnitudePruning(0.875, schedule=ROUNDS(), rewind=Rewind("3it", what))
@@ -149,7 +149,7 @@ def test_where_weights_stay_the_average_goes_on(what):
     assert same(arrays(module), mirror.average)
 
 
-def test_a_second_fit_goes_on_from_the_average(tmp_path):
+def test_second_fit_continues_from_the_average(tmp_path):
     averaging, module = exponential(), Net(ADAM)
     first = MagnitudePruning(0.5, schedule=Table({"3it": 0.5}))
     made = fit(module, averaging, first, max_epochs=1)
@@ -164,7 +164,7 @@ def test_a_second_fit_goes_on_from_the_average(tmp_path):
     assert zeros_of(module) == WEIGHTS // 2
 
 
-def test_weights_that_come_back_after_the_fit_are_saved(tmp_path):
+def test_weights_restored_after_the_fit_are_saved(tmp_path):
     """Lightning goes on saving the average, so it must have them."""
     pruning, module = MagnitudePruning(0.5, schedule=Table({"3it": 0.5})), Net(ADAM)
     made = fit(module, exponential(), pruning)
@@ -181,7 +181,7 @@ class Raises(Callback):
             raise RuntimeError("now")
 
 
-def test_a_fit_that_breaks_off_leaves_both_masked():
+def test_interrupted_fit_leaves_model_and_average_masked():
     averaging, module = exponential(), Net(ADAM)
     pruning = MagnitudePruning(0.5, schedule=Table({"3it": 0.5}))
     with pytest.raises(RuntimeError, match="now"):

@@ -68,7 +68,7 @@ def test_gradients_of_pruned_weights_change_nothing(make, poison):
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
-def test_pruned_weights_of_a_module_that_sets_its_gradients_to_none():
+def test_module_that_sets_gradients_to_none_skips_the_step():
     class Skips(Net):
         def on_before_optimizer_step(self, optimizer):
             for p in self.parameters():

@@ -64,7 +64,7 @@ def test_keep_uses_the_steps_of_the_checkpoint(cut):
     assert resumed(cut, on_change="keep", max_epochs=8) == [8, 12, 16]
 
 
-def test_keep_with_a_fit_that_ends_too_early_is_refused(cut):
+def test_keep_with_a_fit_that_ends_too_early_raises(cut):
     module, pruning = Net(), MagnitudePruning(0.8, schedule=LINEAR, on_change="keep")
     with pytest.raises(ConfigError, match="ends before step 16"):
         fit(module, pruning, ckpt_path=cut, max_epochs=2)
@@ -78,11 +78,11 @@ def test_stretch_uses_the_steps_of_the_present_fit(cut):
     assert resumed(cut, on_change="stretch", max_steps=16) == [6, 8]
 
 
-def test_stretch_where_all_would_be_past_goes_to_the_target_at_once(cut):
+def test_stretch_into_the_past_prunes_to_the_target_at_once(cut):
     assert resumed(cut, on_change="stretch", max_steps=9) == [6]
 
 
-def test_another_schedule_is_a_change(cut):
+def test_another_schedule_raises(cut):
     module, pruning = Net(), MagnitudePruning(0.8, schedule=Table({"9it": 0.8}))
     with pytest.raises(ConfigError, match="3 from step 8"):
         fit(module, pruning, ckpt_path=cut, max_epochs=4)
@@ -90,7 +90,7 @@ def test_another_schedule_is_a_change(cut):
     assert resumed(cut, Table({"9it": 0.8}), "stretch") == [9]
 
 
-def test_after_the_last_event_nothing_can_move(tmp_path):
+def test_changed_settings_after_the_last_event_are_ignored(tmp_path):
     made = fit(Net(), MagnitudePruning(0.8, schedule=LINEAR), max_epochs=4)
     made.save_checkpoint(tmp_path / "end.ckpt")
     events = Events()

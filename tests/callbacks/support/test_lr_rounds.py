@@ -11,7 +11,7 @@ from regrow import ConfigError, Exponential, MagnitudePruning, Rewind
 from regrow.callbacks.rewind import lr_schedule_steps
 
 
-def test_a_schedule_of_the_whole_fit_is_refused():
+def test_schedule_over_the_whole_fit_raises():
     with pytest.raises(ConfigError, match=r"LambdaLR continues after one round.*total_steps=8"):
         fit(Normed(steps=4 * BATCHES), pruning(), max_epochs=4)
     with pytest.raises(ConfigError, match="total_steps=8"):
@@ -50,14 +50,14 @@ class Scheduled(Net):
 
 
 @pytest.mark.parametrize("name", FITTING)
-def test_schedules_of_one_round_are_taken(name):
+def test_schedules_of_one_round_are_accepted(name):
     pruner = pruning("0it")
     fit(Scheduled(FITTING[name]), pruner, max_epochs=4)
     assert pruner.reached
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_longer_and_shorter_schedules_are_refused(name):
+def test_longer_and_shorter_schedules_raise(name):
     with pytest.raises(ConfigError, match=r"one round|ends after"):
         fit(Scheduled(REFUSED[name]), pruning("0it"), max_epochs=4)
 
@@ -70,7 +70,7 @@ def test_schedules_by_epoch_are_counted_in_epochs():
         fit(Scheduled(lambda o: SCHEDULERS.PolynomialLR(o, 9), "epoch"), rounds, max_epochs=9)
 
 
-def test_a_module_is_told_how_long_a_round_is():
+def test_lr_schedule_steps_gives_the_length_of_a_round():
     class Asking(Normed):
         def configure_optimizers(self):
             self.steps = lr_schedule_steps(self.trainer)
