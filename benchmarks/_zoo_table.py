@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table of `zoo.py`, and the figures on top of it."""
+"""The table of `zoo.py`, and the summary above it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ version 1.2) says of itself, with hints: 81 of 85 models of torchvision 0.13.1.
 
 
 def right(row: Row, share: str) -> bool:
-    """Smaller and nothing wrong."""
+    """Smaller and correct."""
     facts = row["shares"].get(share, {})
     return bool(facts.get("shapes") and facts.get("smaller") and facts.get("finite", True))
 

@@ -68,7 +68,7 @@ def check(said, net):
     assert gone == round(0.9 * WEIGHTS)
     assert f"pruned gradually: accuracy {accuracy(net):.4f}, sparsity 0.9000" in said
     assert "pruned at once: accuracy" in said
-    assert "un-pruned: the same to the bit: True" in said
+    assert "un-pruned: weights restored exactly: True" in said
     assert float(re.search(r"dense: accuracy (\S+)", said)[1]) > 0.8
     assert accuracy(net) > 0.8
 
