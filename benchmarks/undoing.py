@@ -32,9 +32,9 @@ from regrow.callbacks.core.base import Callback
 
 SPARSITY, FIFTH = 0.98, 0.2
 TRIED, PRUNED, BACK, REST, END = 2, 3, 6, 8, 10  # epochs
-LOOKS = 4  # how often an epoch accuracy is measured
+LOOKS = 4  # measurements of accuracy per epoch
 DENSE, GROWN, STAYS = "never pruned", "a fifth by gradient, then the rest", "stays pruned"
-# what happens at which epoch, beside what all but the first have in common
+# actions by epoch, beside those that all arms but the first have in common
 ARMS = {
     DENSE: {},
     GROWN: {REST: lambda pruning: pruning.unprune()},  # and Regrow in its Trainer

@@ -67,7 +67,7 @@ def check(said, net):
     gone = sum(int((net[f"{i}.weight"].view(torch.int32) == 0).sum()) for i in (0, 2))
     assert gone == round(0.9 * WEIGHTS)
     assert f"pruned gradually: accuracy {accuracy(net):.4f}, sparsity 0.9000" in said
-    assert "pruned at once: accuracy" in said
+    assert "pruned in one shot: accuracy" in said
     assert "un-pruned: weights restored exactly: True" in said
     assert float(re.search(r"dense: accuracy (\S+)", said)[1]) > 0.8
     assert accuracy(net) > 0.8
