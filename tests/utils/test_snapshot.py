@@ -172,5 +172,5 @@ def test_another_module_raises_with_the_names():
 def test_other_optimizers_raise():
     training = Training()
     memory = TrainingSnapshot(**training.parts)
-    with pytest.raises(StateError, match="1 rates were remembered, 2 are there"):
+    with pytest.raises(StateError, match="holds 1 rates, got 2"):
         memory.restore(rates=[training.optimizer, training.optimizer])

@@ -40,7 +40,7 @@ WORDS = {
     "an unknown unit": ({"end": "3 epochs"}, "must be a time such as"),
     "no time at all": ({"every": 0}, "every must be above 0"),
     "begin after end": ({"begin": 0.8, "end": 0.2}, "lies after end"),
-    "times beside an object": ({"schedule": Cubic(), "begin": 0.1}, "carries its own times"),
+    "times beside an object": ({"schedule": Cubic(), "begin": 0.1}, "has its own times"),
     "times a name has not": ({"schedule": "one_shot", "end": 0.5}, "'one_shot' has no end"),
     "layers without sparsities": ({"layers": ["fc"]}, "layers must map"),
     "layers with percent": ({"layers": {"body.0": 50}}, r"body\.0.*must be in \[0, 1\)"),
