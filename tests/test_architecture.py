@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The rules of the source tree hold, and a planted breach of each rule is found."""
+"""The rules of the source tree hold, and a planted violation of each rule is found."""
 
 import ast
 import shutil

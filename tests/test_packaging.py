@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a stranger gets: the built wheel in an empty environment, and a checkout."""
+"""The built wheel in an empty environment, and a checkout."""
 
 import os
 import subprocess

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Zero is zero beside optimizers of 8 bits and factored ones; what cannot be cleared is said."""
+"""Pruned weights are zero under 8-bit and factored optimizers; a warning names state that stays."""
 
 import warnings
 from functools import partial

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Scores against NumPy, and what is refused."""
+"""Scores compared with NumPy, and errors."""
 
 import functools
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The examples run as a user runs them, and a killed one goes on to the same bits."""
+"""The examples run from the command line, and a killed one resumes exactly."""
 
 import os
 import re
@@ -17,7 +17,7 @@ GUARD = [pytest.mark.slow, pytest.mark.guard]
 
 
 def run(checkout, name, folder, *words, kill=None):
-    """What `python examples/NAME.py` prints; where it says `kill`, all of its processes die."""
+    """The output of `python examples/NAME.py`, whose processes are killed at the text `kill`."""
     command = [sys.executable, checkout / "examples" / name, "--epochs", str(EPOCHS)]
     env = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
     job = subprocess.Popen(

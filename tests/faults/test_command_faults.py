@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`regrow train` killed again and again, on a full disk, from a damaged checkpoint."""
+"""`regrow train` killed repeatedly, on a full disk, and from a damaged checkpoint."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TIMES = ("latency_ms", "seconds")
 
 
 def started(folder, checkout, limit=None):
-    """The command, running in a folder; the disk may have room for small files alone."""
+    """Start the command in a folder, optionally on a disk with room only for small files."""
     command = [sys.executable, "-m", "regrow", "train", *WORDS]
     if limit is not None:  # in blocks of 1024 bytes; Python gets an error instead of a signal
         command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
@@ -38,7 +38,7 @@ def finished(folder, checkout, limit=None):
 
 
 def outcome(folder):
-    """What a run came to, without what a clock says."""
+    """The result of a run without its timings."""
     result = json.loads((folder / "run" / "result.json").read_text())
     numbers = {
         part: {k: v for k, v in result[part].items() if k not in TIMES}
@@ -50,7 +50,7 @@ def outcome(folder):
 
 
 def look(folder):
-    """Whatever stands under its final name is whole."""
+    """Check that every file with its final name is complete."""
     for path in folder.rglob("*.ckpt"):
         read_checkpoint(path)
     for path in folder.rglob("*.json"):
@@ -91,7 +91,7 @@ def test_run_killed_at_any_time_resumes_to_the_same_result(whole, tmp_path, chec
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [8, 40])
 def test_full_disk_gives_one_line_and_the_next_run_resumes(limit, whole, tmp_path, checkout):
-    """With room for nothing but notes: neither the config nor a checkpoint is half there."""
+    """With room only for small files, neither the config nor a checkpoint is partly written."""
     status, said = finished(tmp_path, checkout, limit)
     assert status == 1
     assert "could not be written" in said

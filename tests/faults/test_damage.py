@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Damaged checkpoints: refused, or loaded to exactly the right state; never to wrong masks."""
+"""Damaged checkpoints raise an error or load exactly the right state, never wrong masks."""
 
 import io
 import random
@@ -27,14 +27,14 @@ KEY = pruning().state_key
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A checkpoint of step 8 as bytes, what is in it, and what a run comes to in the end."""
+    """A checkpoint of step 8 as bytes, its content, and the result of the uninterrupted run."""
     folder = tmp_path_factory.mktemp("saved")
     whole = run(folder / "end.ckpt", pruning(), Save(folder / "cut.ckpt", 8))
     return (folder / "cut.ckpt").read_bytes(), read(folder / "cut.ckpt"), whole
 
 
 def flipped(raw, draw):
-    """One bit of it is another one."""
+    """Flip one random bit."""
     place = draw.randrange(8 * len(raw))
     other = bytearray(raw)
     other[place // 8] ^= 1 << place % 8
@@ -56,7 +56,7 @@ def test_flipped_bit_raises_or_is_harmless(seed, saved, tmp_path):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_digest_alone_finds_flipped_bits(seed, saved):
-    """As where a checkpoint came through other hands than a file's."""
+    """For a checkpoint that is not loaded from a file with checksums."""
     raw, right, _ = saved
     right = right["callbacks"][KEY]["pruner"]
     draw, wrong = random.Random(seed), 0
@@ -102,7 +102,7 @@ def as_bytes(state):
 
 
 def test_resume_from_a_flipped_file_raises_or_is_exact(saved, tmp_path):
-    """Through the Trainer: refused, or the run ends as it would have."""
+    """Loaded by the Trainer: an error, or the result of the uninterrupted run."""
     raw, _, whole = saved
     draw, refused = random.Random(0), 0
     for _ in range(12):
@@ -131,7 +131,7 @@ def test_truncated_checkpoint_raises(part, saved, tmp_path):
 
 
 def test_every_flipped_mask_bit_is_found_before_training(saved, tmp_path):
-    """The bits that matter most, each of a layer's: found by the file's checksum."""
+    """Each mask bit of a layer is flipped, and found by the file's checksum."""
     raw, right, _ = saved
     bits = right["callbacks"][KEY]["pruner"]["masks"]["bits"]["body.2.weight"]
     start = raw.index(bits.numpy().tobytes())

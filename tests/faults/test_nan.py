@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""NaN: cleaned at pruned places, refused as a score, not written over the last checkpoint."""
+"""NaN becomes zero at pruned places, raises an error as a score, and keeps the last checkpoint."""
 
 import math
 
@@ -24,7 +24,7 @@ TWICE = Table({"3it": 0.5, "9it": 0.8})
 
 
 class Poison(Callback):
-    """Before pruning callbacks see gradients, those of zero weights become NaN or Inf."""
+    """Replace gradients of zero weights by NaN or Inf before pruning callbacks read them."""
 
     def __init__(self, value):
         self.value = value
@@ -47,7 +47,7 @@ def test_nan_at_pruned_places_becomes_zero(value, tmp_path):
 
 
 class Breaks(Callback):
-    """A weight of the second layer that is kept becomes NaN."""
+    """Replace a kept weight of the second layer by NaN."""
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         if trainer.global_step == 9:  # the next thing that happens is an event
@@ -79,7 +79,7 @@ def test_nan_score_raises_with_the_name_and_changes_nothing(name):
 
 
 class Diverges(Noisy):
-    """The loss of one batch is NaN, on the first try."""
+    """A module whose loss is NaN for one batch of its first fit."""
 
     bad = 13
 
@@ -112,7 +112,7 @@ def test_nan_loss_leaves_a_checkpoint_to_resume_from(tmp_path):
 
 
 class Judged(Noisy):
-    """What validation logs is said in advance."""
+    """A module that logs given validation metrics."""
 
     values = ()
 
@@ -144,5 +144,5 @@ def test_nan_metric_after_an_event_rolls_it_back():
     pruning = judged(1.0, math.nan, math.nan, math.nan, math.nan, math.nan)
     kinds = [entry["kind"] for entry in pruning.history]
     assert kinds[0] == "rollback"
-    assert "prune" not in kinds  # what was taken back is out of the history
+    assert "prune" not in kinds  # rolled back events are removed from the history
     assert pruning.sparsity == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Masks beside weights they are not of: of another moment, another network, another kind."""
+"""Masks loaded with weights of another step, another network or another callback."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def changed(path, change):
 
 
 def alive(name, weight):
-    """A pruned weight of the last layer lives."""
+    """Set a pruned weight of the last layer to a nonzero value."""
     if name == "body.2.weight":
         place = (weight == 0).nonzero()[0]
         weight[tuple(place)] = 1e-30
@@ -75,14 +75,14 @@ SETS = {
 
 @pytest.mark.parametrize("kind", SETS)
 def test_saved_state_resumes_exactly(kind, tmp_path):
-    """Dense values beneath soft masks are no pruned weights alive in the file."""
+    """Dense values of soft masks do not count as nonzero pruned weights."""
     whole = run(tmp_path / "end.ckpt", *SETS[kind](), Save(tmp_path / "cut.ckpt", 5))
     again = run(tmp_path / "end.ckpt", *SETS[kind](), ckpt_path=tmp_path / "cut.ckpt")
     assert equal(whole, again)
 
 
 def test_attach_applies_masks_to_other_weights(tmp_path):
-    """The file is of one moment; the model's own weights may be any."""
+    """Masks and weights of the file match; the model's own weights may be any."""
     saved(tmp_path / "a.ckpt", MagnitudePruning(0.5, schedule=ALL))
     module, pruning = Net(seed=5), MagnitudePruning(0.5, schedule=ALL)
     before = {name: w.clone() for name, w in weights(module).items()}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A disk that is full and a folder that takes no file: what stood there stands, the error is clear.
+"""A full disk or an unwritable folder keeps existing files and raises a clear error.
 
-The disk is really full for this process: the system refuses to make any file larger than a limit.
+The limit is set by the operating system: no file of this process can grow beyond it.
 """
 
 import errno
@@ -40,7 +40,7 @@ def full_disk(size):
 
 
 class Fills(Callback):
-    """The disk is full from a step on."""
+    """Make the disk full from a step on."""
 
     def __init__(self, step):
         self.step, self.disk = step, full_disk(2000)
@@ -121,7 +121,7 @@ def test_file_in_place_of_a_folder_raises(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_read_only_folder_raises(kind, tmp_path, monkeypatch):
-    """Between writing aside and renaming."""
+    """The folder becomes read-only between writing the temporary file and renaming it."""
     name, write = WRITERS[kind]
     path = tmp_path / name
     path.write_text("what was there")

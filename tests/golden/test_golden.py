@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the code computes is what it computed when golden.json was recorded."""
+"""The results of every case equal those recorded in golden.json."""
 
 import copy
 
@@ -21,7 +21,7 @@ def test_every_case_is_recorded():
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_results_equal_the_recorded_ones(name):
-    """To the bit on the machine it was recorded on; else counts, events and sums."""
+    """Exactly on the machine of the record; elsewhere by counts, events and sums."""
     assert not differences(RECORDED["cases"][name], compute(name), EXACT)
 
 
@@ -49,7 +49,7 @@ def test_changed_digest_is_reported(key):
 
 
 class Flipped:
-    """A pruner like another one, but for one bit of one mask."""
+    """A pruner that differs from another one in one mask bit."""
 
     def __init__(self, pruner):
         self.history = pruner.history

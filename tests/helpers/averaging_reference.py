@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What averaged weights must be, computed with NumPy beside Lightning's callbacks."""
+"""A NumPy reference for averaged weights, updated alongside Lightning's callbacks."""
 
 import numpy as np
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging

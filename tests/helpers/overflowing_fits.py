@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""float16 with a gradient scaler on the CPU, and networks whose steps overflow when told to."""
+"""float16 with a gradient scaler on the CPU, and networks that overflow at given steps."""
 
 import torch
 from lightning.pytorch import Callback

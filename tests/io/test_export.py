@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Exported files, read by the programs that they are for."""
+"""Exported files, read by the programs that use them."""
 
 import importlib.util
 
@@ -18,7 +18,7 @@ from regrow.utils.errors import ConfigError, StateError
 
 
 class Fixed(nn.Module):
-    """Knows no batch size but two."""
+    """A module that accepts only batches of two."""
 
     def __init__(self):
         super().__init__()
@@ -29,7 +29,7 @@ class Fixed(nn.Module):
 
 
 class Dice(nn.Module):
-    """Never computes the same twice."""
+    """A module with random outputs."""
 
     def forward(self, x):
         return nn.functional.dropout(x, 0.5, training=True)
@@ -117,7 +117,7 @@ def test_model_with_one_fixed_batch_size_is_reported(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
 def test_first_layer_that_works_in_place_leaves_the_example_unchanged(tmp_path, suffix):
-    """On its own input: the example stays, and the file computes the same."""
+    """The example input is unchanged, and the file computes the same."""
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2))
     example = -torch.ones(2, 3)
     done = regrow.export(model, tmp_path / f"model.{suffix}", example)

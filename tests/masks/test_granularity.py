@@ -117,7 +117,7 @@ def test_blocks_tile_the_matrix_of_outputs_by_inputs(layer, rows, columns):
 
 @given(st.integers(1, 3), st.integers(2, 4), st.integers(1, 4), st.integers(0, 99))
 def test_units_can_be_read_back_from_their_mask(out, m, groups, seed):
-    """Which units are whole can be read off a mask that came from them."""
+    """The kept units can be recovered from a mask made from them."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(out, m * groups, generator=generator)
     kept = torch.rand(out, groups, generator=generator) > 0.5

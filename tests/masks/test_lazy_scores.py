@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Scores that are computed where they are read: the masks of scores that stand, for any part."""
+"""Lazily computed scores give the masks of stored scores, for any chunk size."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Parameters that share memory without being one parameter are refused by name."""
+"""Parameters that share memory without being tied raise an error with their names."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_transposed_view_raises_with_both_names():
 
 
 def test_excluding_one_of_two_shared_weights_raises_too():
-    """A zero in one is a zero in the other: the dense one would be pruned in secret."""
+    """A zero in one is a zero in the other, so the excluded one would be pruned as well."""
     with pytest.raises(StateError, match=r"enc\.weight and dec\.weight share memory"):
         regrow.prune(Autoencoder(), 0.5, exclude=["dec.*"])
 

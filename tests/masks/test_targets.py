@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is chosen, by which pattern, and what is refused."""
+"""Selection of parameters by patterns, and errors."""
 
 import pytest
 import torch

@@ -56,7 +56,7 @@ def test_large_tensors_in_any_memory_layout_equal_a_stable_sort(levels, magnitud
 
 @pytest.mark.parametrize("count", [0, 40, 3_000, 9_000])
 def test_tensor_arithmetic_of_other_devices_equals_a_stable_sort(count, monkeypatch):
-    """There integers stay tensors."""
+    """On other devices, integer views stay tensors."""
     for module in (regrow.masks.sort_keys, regrow.masks.topk_single, regrow.masks.topk):
         monkeypatch.setattr(module, "as_numpy", lambda tensor: tensor)
     for scores in (torch.randn(9_000), torch.randn(30, 30, 10).mul(3).round().permute(2, 0, 1)):
@@ -66,7 +66,7 @@ def test_tensor_arithmetic_of_other_devices_equals_a_stable_sort(count, monkeypa
 
 
 def test_unrepresentative_sample_does_not_change_the_result():
-    """All large scores stand where the sample does not look."""
+    """All large scores are at positions that are not sampled."""
     scores = torch.linspace(0, 1, 100_000)
     scores[7::14] += 10
     among = torch.ones(100_000, dtype=torch.bool)

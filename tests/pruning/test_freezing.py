@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is held stays to the bit, whatever the optimizer does; what trains, trains."""
+"""Frozen weights stay exactly unchanged under every optimizer; the others train."""
 
 import copy
 
@@ -95,7 +95,7 @@ def test_all_weights_train_after_freezing_ends():
 
 
 def test_freezing_keeps_values_written_between_steps():
-    """Un-pruning and direct writes while survivors are frozen are not undone by the next step."""
+    """Un-pruning and direct writes to frozen weights are not undone by the next step."""
     model, optimizer, pruner = made()
     pruner.regrow(0.2, train="regrown", optimizers=[optimizer])
     train(model, optimizer, 1)
@@ -146,7 +146,7 @@ def test_nan_gradients_of_frozen_weights_become_zero():
 
 
 def test_freezing_continues_after_loading():
-    """A run that was cut goes on to the same bits."""
+    """An interrupted run resumes exactly."""
     model, optimizer, pruner = made()
     pruner.regrow(0.5, train="regrown", optimizers=[optimizer])
     train(model, optimizer, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Regrowth: exactly so many come back, where the rule says, and nothing else changes a bit."""
+"""Regrowth: exact counts, at the places of the criterion, and no other weight changes."""
 
 import copy
 

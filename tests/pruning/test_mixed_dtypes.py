@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layers of several floating types in one model: one exact ranking, removed values to the bit."""
+"""Layers of several dtypes in one model: one exact ranking, exact removed values."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A pruner in a training loop of one's own."""
+"""A pruner in a plain training loop."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ def zeros(model):
 
 
 def test_changing_masks_hold_in_a_custom_loop():
-    """Momentum and weight decay pull at every weight; what is pruned stays +0.0 all the same."""
+    """Pruned weights stay +0.0 under momentum and weight decay."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))  # 300 weights
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Values of what comes back: known to be had before anything is written."""
+"""Values of regrown weights are all computed before any is written."""
 
 import copy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The vault, against a plain dictionary of what was removed where."""
+"""Stored removed values, compared with a plain dictionary."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ chances = st.lists(st.floats(0, 1), min_size=1, max_size=5)
 
 @given(st.integers(0, 10**6), shapes, chances, st.sampled_from(list(DTYPES)), st.booleans())
 def test_stored_values_follow_any_sequence_of_masks(seed, shape, densities, dtype, last_channels):
-    """What came back in between is forgotten; all else has its value of the first removal."""
+    """Values of weights that returned are dropped; the others keep the value of their removal."""
     generator = torch.Generator().manual_seed(seed)
     weight, vault, removed, earlier = drawn(seed, shape, dtype), RemovedWeights(), {}, None
     if last_channels and len(shape) == 4:

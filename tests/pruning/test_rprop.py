@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rprop's step sizes where weights come back: those of a weight that begins."""
+"""Rprop's step sizes of regrown weights are the initial ones."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Un-prune and regrow by the vault: values and optimizer moments, to the bit."""
+"""Un-pruning and regrowth restore removed values and moments exactly."""
 
 import copy
 
@@ -140,7 +140,7 @@ def test_moments_stay_zero_if_only_values_are_stored():
 
 
 def test_a_change_without_optimizers_leaves_no_stale_moments():
-    """Between fits nobody has moments: what is kept of them follows the masks all the same."""
+    """Without optimizers, stored moments still follow the masks."""
     for change in (
         lambda pruner: pruner.unprune("0"),
         lambda pruner: pruner.regrow(0.5),

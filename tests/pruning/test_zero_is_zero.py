@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Zero is zero, whatever the optimizer and the precision; through `regrow.enforce`."""
+"""Pruned weights are zero under every optimizer and precision, through `regrow.enforce`."""
 
 from functools import partial
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every recipe composes, is built and trains: two steps at full depth, on data of its format."""
+"""Every recipe composes, builds and trains its full model for two steps on small data."""
 
 from __future__ import annotations
 

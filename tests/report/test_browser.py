@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The page in a real browser: pointed at, sorted, filtered, in the dark, on a phone."""
+"""The page in a real browser: hovering, sorting, filtering, dark mode, narrow screen."""
 
 import csv
 import itertools

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Other pages in a browser: several tasks, many rows, nothing but failures."""
+"""Other pages in a browser: several tasks, many rows, only failed jobs."""
 
 import pytest
 from fake_results import result, write
@@ -12,7 +12,7 @@ TOP5 = {"dense": {"accuracy_top5": 0.999}, "pruned": {"accuracy_top5": 0.99}}
 
 @pytest.fixture
 def opened(chromium, tmp_path):
-    """Writes a report of results, opens it, and sees that nothing went wrong on it."""
+    """Write a report of results, open it, and check that the page has no errors."""
 
     def open_(*contents):
         for index, content in enumerate(contents):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each warning where it is due, and none where it is not."""
+"""Each warning appears if and only if it applies."""
 
 import pytest
 from fake_results import dense_result, result, task

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What seeds do not allow to say: both ways."""
+"""Warnings about seeds appear if and only if they apply."""
 
 import pytest
 from fake_results import result, runs, task

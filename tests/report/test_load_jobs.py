@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which folders are jobs, and what becomes of those without a result."""
+"""Which folders are jobs, and how jobs without a result are listed."""
 
 import json
 import time

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading a result: all of it or a reason."""
+"""A result is read completely, or an error gives the reason."""
 
 import json
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What belongs together, and how it is called."""
+"""Grouping of runs into methods and tasks, and their names."""
 
 import pytest
 from fake_results import result, runs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The files of a report: whole, small, harmless, and quickly made."""
+"""The files of a report are complete, small and escaped."""
 
 import base64
 import csv
@@ -103,7 +103,7 @@ def test_missing_folder_or_jobs_raise(tmp_path):
 
 
 def hide(monkeypatch, package):
-    """Make a package look like one that is not installed."""
+    """Make a package appear not installed."""
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == package else find(n))
 

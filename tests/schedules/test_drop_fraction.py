@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""When masks of sparse training move."""
+"""Update steps of sparse training."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Progress through a plan, against a plain walk over all steps."""
+"""Progress through a plan, compared with a loop over all steps."""
 
 import pytest
 from hypothesis import given
@@ -40,7 +40,7 @@ def test_every_milestone_comes_once_at_its_step(plan):
 
 @given(plans(), st.sets(st.integers(0, 45)))
 def test_of_missed_milestones_only_the_last_is_due(plan, asked):
-    """Where steps are skipped, the highest level that is due counts, and nothing comes twice."""
+    """If steps are skipped, the highest level that is due counts, and nothing happens twice."""
     expected, level = [], 0.0
     for step in sorted(asked):
         now = max([m.sparsity for m in plan if m.step <= step], default=0.0)

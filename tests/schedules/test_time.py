@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Times and where they lie."""
+"""Times and the steps they stand for."""
 
 import pytest
 from hypothesis import given

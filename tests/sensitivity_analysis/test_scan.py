@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sensitivity: exactly one layer is pruned while it is evaluated, then all is as it was."""
+"""Exactly one layer is pruned while it is evaluated, and the model is restored afterwards."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Groups of channels that are tried one at a time: zeroed everywhere, nothing else touched."""
+"""Channel groups are zeroed one at a time, and nothing else changes."""
 
 import pytest
 import torch

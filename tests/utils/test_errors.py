@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What messages say."""
+"""Argument checks and their messages."""
 
 import math
 
