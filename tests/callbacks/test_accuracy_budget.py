@@ -45,7 +45,7 @@ def test_ends_with_the_sparsest_model_within_the_budget(limit):
 
 @pytest.mark.parametrize("make", [SGD, ADAM])
 def test_rollback_equals_the_state_before_the_event(make):
-    """Copies taken by somebody else, just before the event and just after the rollback."""
+    """Compared by copies made just before the event and just after the rollback."""
 
     class Witness(Callback):
         def __init__(self):
@@ -95,7 +95,7 @@ def test_event_without_validation_is_rolled_back_at_the_end(tmp_path):
 
 
 def test_last_checkpoint_has_the_accepted_model(tmp_path):
-    """The second event fails at the fit's end: what is saved is what was before it."""
+    """The second event fails at the fit's end: the state before it is saved."""
     keep = SparseModelCheckpoint(dirpath=tmp_path, monitor="acc", mode="max")
     pruning, _, module, _ = run(0.3, (0.25, 0.75), 5, more=[keep])
     assert pruning.sparsity == 0.25
@@ -134,7 +134,7 @@ def test_resumed_search_is_the_uninterrupted_one(tmp_path):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_next_event_follows_a_rollback_at_once(first):
-    """Were it a step late, its recovery would be too, and so would be every judgement."""
+    """A delay of one step would move the recovery and every later measurement."""
     pruning = MagnitudePruning(schedule=table(0.25, 0.75))
     budget = AccuracyBudget("acc", max_drop=0.1, resolution=0.05)
     callbacks = [budget, pruning] if first else [pruning, budget]
@@ -161,7 +161,7 @@ class Stops(Callback):
 
 
 def said(pruning):
-    """What each event lost, and why the search ended."""
+    """The loss of each event, and why the search ended."""
     return [(e["kind"], e.get("lost", "?"), e.get("reason")) for e in pruning.history]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""AC/DC against a loop by hand: masks by magnitude at each compression, zeros when it ends."""
+"""AC/DC compared with a manual loop: magnitude masks at each sparse phase, then zeros."""
 
 import pytest
 import torch

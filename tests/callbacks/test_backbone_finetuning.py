@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""BackboneFinetuning: a backbone that is frozen at first and joins the optimizer midway."""
+"""BackboneFinetuning: a backbone that is frozen first and added to the optimizer later."""
 
 from functools import partial
 
@@ -137,7 +137,7 @@ def test_only_the_head_is_ranked_while_the_backbone_is_frozen():
 
 
 class Mended(BackboneFinetuning):
-    """Lightning's own, resumed after the backbone joined, leaves it frozen."""
+    """Lightning's callback leaves the backbone frozen after a resume; this one does not."""
 
     def on_fit_start(self, trainer, pl_module):
         super().on_fit_start(trainer, pl_module)
@@ -178,7 +178,7 @@ def test_masks_hold_if_the_backbone_stays_frozen_after_a_resume(tmp_path):
 
 
 class Rates(Watch):
-    """Remembers the learning rates of all groups at each step."""
+    """Record the learning rates of all groups at each step."""
 
     def __init__(self):
         super().__init__()
@@ -206,7 +206,7 @@ def test_rewinding_to_before_unfreezing_restores_the_state(what):
 
 
 def test_a_rollback_across_unfreezing_restores_the_state():
-    """Pruned at step 8, where it joins, and judged worse after the validation of that epoch."""
+    """Pruned at step 8, at unfreezing, and rolled back after the validation of that epoch."""
 
     class Scored(Transfer):
         def on_validation_epoch_end(self):

@@ -87,7 +87,7 @@ def test_works_beside_other_features(kw, criterion):
 
 
 def test_taylor_scores_use_the_dense_gradients():
-    """Masked by the squared sums of g * w over all that a channel holds, found here by hand."""
+    """Squared sums of g * w over all members of a channel, computed here by hand."""
     seen = {}
 
     class Scores(Callback):
@@ -162,7 +162,7 @@ def test_weights_only_checkpoints_save_and_load(tmp_path):
 
 
 class Fragile(Net):
-    """Its forward wants a certain number of channels, from some moment on."""
+    """A network whose forward requires a number of channels from some step on."""
 
     wanted = None
 

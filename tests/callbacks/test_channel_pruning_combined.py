@@ -22,7 +22,7 @@ from regrow.utils.errors import ConfigError
 
 
 class Scored(Net):
-    """Its metric is decided here: as good as dense while that many channels live."""
+    """A network whose metric equals the dense one while enough channels are left."""
 
     def __init__(self, least, **kw):
         super().__init__(**kw)
@@ -41,7 +41,7 @@ def now(trainer, pl_module):
 
 
 class Shapes(SuiteCallback):
-    """The module's shapes, state and optimizer as each batch starts, and after a cut there."""
+    """Record shapes, state and optimizer at the start of each batch, and after a cut."""
 
     def __init__(self):
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Settings that cannot be meant are refused before training, with what to write."""
+"""Wrong settings raise before training, with what to write."""
 
 import warnings
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Latency as the unit, with a clock that depends on nothing but sizes."""
+"""Latency as the unit, with a timer that depends only on sizes."""
 
 import pytest
 import torch

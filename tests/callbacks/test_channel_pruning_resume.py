@@ -34,7 +34,7 @@ def ended(module, channels, made):
 
 
 def timer(model):
-    """Milliseconds that depend on nothing but sizes."""
+    """Milliseconds that depend only on sizes."""
     a, b = sizes(model)
     return 1.0 + (6 * a + a * b + b * 3) / 100
 

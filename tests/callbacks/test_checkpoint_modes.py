@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ModelCheckpoint in every mode: each file obeys the masks, loads safely and is resumed exactly."""
+"""ModelCheckpoint in every mode: each file is masked, weights-only and resumes exactly."""
 
 from datetime import timedelta
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What stands in a checkpoint, and which checkpoints are refused."""
+"""Contents of checkpoints, and checkpoints that raise an error."""
 
 from types import SimpleNamespace
 
@@ -51,7 +51,7 @@ def saved(tmp_path):
 
 
 def refused(path, match, *callbacks, error=StateError):
-    """Nothing is trained, and no weight changed by the refusal itself."""
+    """The error trains nothing and changes no weight."""
     module = Net(ADAM)
     with pytest.raises(error, match=match):
         fit(module, *(callbacks or [one_shot()]), ckpt_path=path, max_epochs=4)
@@ -235,7 +235,7 @@ def test_evaluation_before_a_fit_does_not_affect_it(step, tmp_path):
 
 
 def test_evaluation_of_one_model_does_not_affect_a_fit_of_another(tmp_path):
-    """The masks are those of the tested network, and no business of a fresh one."""
+    """The masks of the tested network do not affect a new network."""
     fit(Net(ADAM), MagnitudePruning(0.8, schedule=OneShot(0)), everywhere(tmp_path),
         enable_checkpointing=True)  # fmt: skip
     tested, fresh, pruning = Net(ADAM), Net(ADAM, seed=5), MagnitudePruning(0.8, schedule=LEVELS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Clipping acts on live gradients, by norm and by value; the reference is NumPy."""
+"""Clipping acts on gradients of kept weights, by norm and by value; compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def arrays(module):
 
 
 def clipped(gradients, kept, clip, how):
-    """What is left of dense gradients."""
+    """The clipped gradients."""
     live = [np.where(k, g, 0) for k, g in zip(kept, gradients, strict=True)]
     if how == "value":
         return [np.clip(g, -clip, clip) for g in live]

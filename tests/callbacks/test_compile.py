@@ -35,7 +35,7 @@ PRUNERS = {
 
 @contextmanager
 def counting():
-    """A compiler that compiles nothing and counts what it is given."""
+    """A compiler backend that only counts the graphs it is given."""
     torch._dynamo.reset()
     yield CompileCounter()
     torch._dynamo.reset()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Channels of a compiled network: the same cuts as of a plain one, under the same names."""
+"""Channels of a compiled network are cut like those of a plain one, with the same names."""
 
 import pytest
 import torch

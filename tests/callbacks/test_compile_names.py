@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`torch.compile` adds a prefix to names; nothing of regrow's knows it, and either run resumes."""
+"""`torch.compile` adds a prefix to names, which does not appear in regrow's state."""
 
 import copy
 
@@ -82,7 +82,7 @@ RARE = [pytest.param(k, marks=pytest.mark.slow) for k in CALLBACKS if k not in O
 @DIRECTIONS
 @pytest.mark.parametrize("kind", [*OFTEN, *RARE])
 def test_compiled_and_plain_runs_resume_each_other(first, second, kind, tmp_path):
-    """Weights, masks, vault, what is held and remembered: bit for bit the uninterrupted run."""
+    """Weights, masks, removed values and snapshots equal the uninterrupted run exactly."""
     saved = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
     whole, callbacks = first(), CALLBACKS[kind]()
     fit(whole, *callbacks, saved, val=loader(2), max_epochs=3, enable_checkpointing=True)

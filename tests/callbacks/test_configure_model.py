@@ -59,7 +59,7 @@ def test_misspelt_layer_raises_before_training():
 
 
 def test_layer_added_for_a_second_fit_stays_dense_unless_included():
-    """What is pruned was chosen when the model was seen first; `attach` chooses anew."""
+    """Parameters are selected at the first fit; `attach` selects again."""
 
     class Growing(Later):
         wide = False

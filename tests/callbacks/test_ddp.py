@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ranks prune, regrow and roll back alike; what one of them does alone is refused on all."""
+"""Ranks prune, regrow and roll back equally; a change on one rank raises on all."""
 
 import gloo_ranks
 import pytest

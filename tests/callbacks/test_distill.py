@@ -48,7 +48,7 @@ def by_hand(make=SGD, epochs=2, every=1, context=None):
 
 
 def moved(module, make=SGD):
-    """How far from a fit without a teacher: a test that cannot tell the two is none."""
+    """The distance from a fit without a teacher, to show that the test is sensitive."""
     plain = Net(make)
     fit(plain)
     return max(float((plain.state_dict()[n] - v).abs().max()) for n, v in by_hand(make).items())
@@ -136,7 +136,7 @@ def test_other_outputs_of_the_training_step_are_kept():
 
 
 class Untouched(pl.Callback):
-    """Looks at the module in the middle of a fit."""
+    """Check the module in the middle of a fit."""
 
     def __init__(self, callback):
         self.callback, self.looks = callback, 0

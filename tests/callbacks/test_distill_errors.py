@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What cannot be taught is refused by name, and a resumed fit has the teacher it had."""
+"""Unsupported modules raise, and a resumed fit has the same teacher."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sparse training in other kinds of fits, and beside others."""
+"""Sparse training in other kinds of fits, and with other callbacks."""
 
 from functools import partial
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sparse training that is cut and resumed, and taken up elsewhere."""
+"""Sparse training that is interrupted and resumed, or attached to another model."""
 
 from functools import partial
 from pathlib import Path

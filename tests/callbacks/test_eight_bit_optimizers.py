@@ -95,7 +95,7 @@ def test_regrown_weights_have_zero_state(make):
 
 
 def test_quantised_moments_are_not_stored():
-    """Put back beside other scales, codes would mean other numbers."""
+    """With other scales, restored codes would stand for other numbers."""
     layer = nn.Linear(20, 20, bias=False)
     optimizer, pruner = Coded(layer.parameters()), Pruner(layer, keep_removed="moments")
     layer.weight.grad = torch.randn(20, 20)

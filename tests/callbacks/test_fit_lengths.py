@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fits of every length: what can be scheduled comes at its time, and what cannot is refused."""
+"""Fits of every length: events happen at their times, and impossible schedules raise."""
 
 import pytest
 from lightning.pytorch import Callback

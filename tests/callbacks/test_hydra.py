@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The callbacks from Hydra nodes: containers of OmegaConf are as good as plain ones."""
+"""The callbacks built from Hydra nodes: OmegaConf containers work like plain ones."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SIGKILL at a random moment, and the run goes on from last.ckpt as if nothing had happened."""
+"""A fit killed by SIGKILL at a random moment resumes from last.ckpt exactly."""
 
 import os
 import random

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`LearnedMasks` in whole fits: targets, zeros, events, and what the rest of a fit sees."""
+"""`LearnedMasks` in whole fits: targets, zeros, events, validation and checkpoints."""
 
 from functools import partial
 
@@ -137,7 +137,7 @@ def test_rewinding_restores_weights_under_learned_masks():
 
 
 def test_a_budget_rolls_back_hardening_and_learning_resumes():
-    """Validation says that 0.9 is too much; what was learned is there again, and 0.45 holds."""
+    """0.9 exceeds the budget and is rolled back to the learned state; 0.45 is accepted."""
 
     class Judged(Wide):
         def validation_step(self, batch, batch_idx):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `LearnedMasks` refuses: each message says what was given and what to write."""
+"""Errors of `LearnedMasks`: each message says what was given and what to write."""
 
 import pytest
 import torch

@@ -30,7 +30,7 @@ class Scheduled(Net):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resumed_run_is_the_uninterrupted_one(method, tmp_path):
-    """From the dense part, from within the learning, and from after it, to the bit."""
+    """From before, during and after the learning, bit-exactly."""
     whole, learned = Scheduled(ADAMW), LearnedMasks(method, 0.8, begin="5it", end="11it")
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
     made = fit(whole, learned, keep, max_epochs=4, data=loader(4), enable_checkpointing=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Learned masks where the weights are unusual, or a resumed run differs from what was begun."""
+"""Learned masks with unusual weights, or resumed with other settings."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Several fits with one callback, and what looks like a fit but is none."""
+"""Several fits with one callback, and tuner runs, which are no fits."""
 
 import pytest
 import torch
@@ -114,7 +114,7 @@ def test_no_hook_is_left_after_a_fit_or_an_exception():
 @pytest.mark.parametrize("sparsity", mark_rest_slow([0.3, 0.75], [0.75]))
 @pytest.mark.parametrize("own", [(0.5, 0.25), (0.9, 0.8), (0.3, 0.3)])
 def test_targets_for_all_layers_hold_over_two_fits(own, sparsity, schedule):
-    """Whatever they are: the sparsity beside them is nobody's, and gives the pace alone."""
+    """The general sparsity applies to no layer and only sets the pace."""
     module, events = Net(), Events()
     layers = {"body.0": own[0], "body.2": own[1]}
     pruning = MagnitudePruning(sparsity, schedule=schedule, layers=layers)

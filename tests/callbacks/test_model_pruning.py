@@ -21,7 +21,7 @@ FAMILIES = [pl, pytorch_lightning]
 
 
 class Own(pl.callbacks.ModelPruning):
-    """A subclass of somebody."""
+    """A user's subclass."""
 
 
 def methods():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Movement pruning whose masks may move: scores go on everywhere, also where weights are pruned."""
+"""Movement pruning with changing masks: scores accumulate at pruned places too."""
 
 from functools import partial
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Parameter groups with settings of their own, one that comes later, and layers frozen midway."""
+"""Parameter groups with different settings, a group added later, and layers frozen midway."""
 
 import pytest
 import torch

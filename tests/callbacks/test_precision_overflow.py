@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Steps that overflow skip, repeat and revive nothing: schedules, growth, sparse training."""
+"""Overflowing steps do not skip or repeat events: schedules, growth, sparse training."""
 
 from functools import partial
 
@@ -51,7 +51,7 @@ def test_events_are_unaffected_by_overflow_with_accumulation(at, make):
 
 @pytest.mark.parametrize("criterion", ["taylor", "movement"])
 def test_overflow_outside_the_pruned_weights_postpones_too(criterion):
-    """The step is skipped for a bias; nothing is ranked by it, nothing is lost."""
+    """The step is skipped because of a bias; its gradients are not ranked."""
     module, counted, events = BiasOverflows(SGD), Steps(), Events()
     module.at = (4, 5)
     pruning = MagnitudePruning(0.5, schedule=OneShot("4it"), criterion=criterion)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fits whose weights are no float32: all in one other type, or of several in one model."""
+"""Fits with other dtypes than float32: one for all, or several in one model."""
 
 import copy
 from functools import partial
@@ -97,7 +97,7 @@ OTHERS = {
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(kind, net, precision, tmp_path):
-    """Everything that is held beside the weights keeps its type through a checkpoint."""
+    """All stored values keep their dtype through a checkpoint."""
     make = partial(optim.SGD, lr=0.05, momentum=0.9)
     whole, callbacks = net(make), OTHERS[kind]()
     saved = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Overflow beside soft pruning, budgets, rewinding and resumes: what is taken back is exact."""
+"""Overflow with soft pruning, budgets, rewinding and resumes: restored states are exact."""
 
 import pytest
 import torch

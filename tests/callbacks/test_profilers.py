@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every profiler runs beside a pruner, names its hooks, and changes no bit."""
+"""Every profiler works with a pruner, lists its hooks, and does not change results."""
 
 import pytest
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pruning before the first step: masks by independent scores, and a fit that nobody looked into."""
+"""Pruning before the first step: masks by independent scores; scoring does not change the fit."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ class Full(Net):
 
 
 class Stopped(Callback):
-    """Remembers the module's weights, buffers and generators right after the event."""
+    """Record the module's weights, buffers and generators right after the event."""
 
     def on_prune_event(self, trainer, pl_module, event):
         self.state, self.drawn = copied(pl_module), torch.get_rng_state()
@@ -135,7 +135,7 @@ def test_fit_equals_one_started_with_the_same_masks(settings, source):
     made, drawn = run(module, pruning, watch, data=data())
 
     class Given(Callback):
-        """Plain PyTorch's door to the same masks."""
+        """The same masks by the functions for plain PyTorch."""
 
         def on_train_start(self, trainer, pl_module):
             self.handle = enforce(pl_module, pruning.masks, trainer.optimizers)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ranks that prune before the first step hold the same masks: those of all their batches."""
+"""Ranks that prune before the first step have equal masks, from the batches of all ranks."""
 
 import gloo_ranks
 import pytest

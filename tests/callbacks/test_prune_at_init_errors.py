@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pruning before the first step: what it refuses, and networks that are hard to look at."""
+"""Pruning before the first step: errors, and networks that are hard to score."""
 
 import threading
 from typing import ClassVar

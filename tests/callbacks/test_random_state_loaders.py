@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Resumed fits with loaders of other libraries are the uninterrupted fits, where that can be."""
+"""Resumed fits with loaders of other libraries equal the uninterrupted ones where possible."""
 
 from __future__ import annotations
 

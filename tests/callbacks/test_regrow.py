@@ -141,7 +141,7 @@ def test_a_later_regrowth_ends_freezing():
 @pytest.mark.parametrize("cut", [1, 2, 3])
 @pytest.mark.parametrize("by", ["random", "gradient"])
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, cut, by):
-    """Held places, what has fired, the vault: bit for bit, cut before, between and after."""
+    """Frozen weights, past events and removed values, interrupted before, between and after."""
     found = []
     for path in (None, tmp_path / f"epoch={cut}.ckpt"):
         module, prunes = Net(ADAM), pruning(keep_removed="moments")
@@ -167,7 +167,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, cut, by):
 @pytest.mark.parametrize("init", ["removed", "unprune"])
 @pytest.mark.parametrize("make", [SGD, ADAM])
 def test_moments_survive_a_resume(tmp_path, make, init):
-    """Pruned at step 4, cut at the epoch's end, brought back at step 12: as if never cut."""
+    """Pruned at step 4, interrupted at the epoch's end, regrown at step 12."""
     found = []
     for path in (None, tmp_path / "epoch=0.ckpt"):
         module = Net(make)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A resumed run is the uninterrupted run, bit for bit, wherever it was cut."""
+"""A resumed run equals the uninterrupted run exactly, wherever it was interrupted."""
 
 import tempfile
 from functools import partial

@@ -74,7 +74,7 @@ def by_hand(make, what, back=BACK, epochs=4):
 
 @torch.no_grad()
 def mask(module, optimizer, masks):
-    """Everything of a pruned weight is nothing."""
+    """Zero a pruned weight, its gradient and its momentum."""
     for name, parameter in module.named_parameters():
         if name in masks:
             parameter[~masks[name]] = 0

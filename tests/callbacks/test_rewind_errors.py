@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rewinding that cannot be meant is refused before the first step."""
+"""Wrong settings of rewinding raise before the first step."""
 
 import pytest
 from rewinding_fits import Normed, pruning

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sharded checkpoints of FSDP2 carry removed values and all else that pruning stores a weight."""
+"""Sharded checkpoints of FSDP2 contain removed values and all other per-weight state."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The core on parameters that FSDP2 has cut among ranks: what one process does with whole ones."""
+"""The core on parameters sharded by FSDP2 equals one process with whole parameters."""
 
 import gloo_ranks
 import pytest

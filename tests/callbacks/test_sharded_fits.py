@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fits whose parameters FSDP2 has cut among ranks: the masks are those of DDP's whole ones."""
+"""Fits with parameters sharded by FSDP2 have the masks of DDP."""
 
 import gloo_ranks
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Replicas of a sharded model (HSDP): ranks that hold the same rows must hold the same values."""
+"""Replicas of a sharded model (HSDP): ranks with the same rows must have equal values."""
 
 import gloo_ranks
 import pytest

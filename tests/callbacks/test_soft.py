@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Soft pruning against a loop by hand: masked forward, dense update, masks by dense values."""
+"""Soft pruning compared with a manual loop: masked forward, dense update, dense ranking."""
 
 from functools import partial
 
@@ -53,7 +53,7 @@ def soft(**kw):
 
 
 class Watch(Callback):
-    """Sees that outside the update the weights obey, and remembers the dense gradients' work."""
+    """Check that weights are masked outside the update, and record dense values."""
 
     def __init__(self, pruning):
         super().__init__()
@@ -85,7 +85,7 @@ def test_equals_a_manual_training_loop(make):
 
 
 def test_weights_can_return_between_events():
-    """The point of it: some that an event pruned a later one keeps."""
+    """Some weights pruned by one event are kept by a later one."""
     seen = []
 
     class Masks(Callback):

@@ -175,7 +175,7 @@ class Keep(Callback):
 
 
 def test_run_resumed_twice_from_epoch_ends_loses_no_batch(tmp_path):
-    """Lightning's own checkpoints of that moment repeat batches when they are resumed twice."""
+    """Lightning's own checkpoints of that step repeat batches when resumed twice."""
 
     def run(folder, ckpt_path=None):
         saves = SparseModelCheckpoint(folder, monitor="score", every_n_train_steps=2)
@@ -230,7 +230,7 @@ def test_without_a_pruning_callback_they_raise(callback):
 
 
 def test_early_stopping_waits_for_the_target():
-    """The score falls all the time; patience begins to count when all is pruned."""
+    """The score falls all the time; patience counts from the target on."""
     stop = SparseEarlyStopping("score", mode="max", patience=2)
     module = scored(100, 90, 80, 7, 6, 5, 4, 3)
     made = fit(module, MagnitudePruning(0.8, schedule=LEVELS), stop, val=loader(), max_epochs=8)

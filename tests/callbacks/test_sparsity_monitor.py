@@ -15,7 +15,7 @@ LEVELS = Table({"3it": 0.5, "9it": 0.75})
 
 
 class Seen(Callback):
-    """Remembers what the other callbacks and the progress bar could read after each batch."""
+    """Record what other callbacks and the progress bar can read after each batch."""
 
     def __init__(self):
         self.metrics, self.bars, self.measured = [], [], []

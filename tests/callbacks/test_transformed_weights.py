@@ -99,7 +99,7 @@ def test_following_the_advice_silences_it():
 
 @pytest.mark.parametrize("kind", [StandardizedConv, PlainSubclass])
 def test_checking_does_not_change_training(kind):
-    """The same fit without the callback's look: a dense network, trained by hand."""
+    """The same fit without the check: a dense network in a manual loop."""
     module = Net(kind)
     masks = MagnitudePruning(0.5, schedule=OneShot("1ep"))
     with warnings.catch_warnings():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What pruning removed comes back to the bit: in a fit, between fits, from a checkpoint."""
+"""Removed values are restored exactly: in a fit, between fits, from a checkpoint."""
 
 import pytest
 import torch
@@ -241,7 +241,7 @@ def test_a_failing_listener_does_not_leave_half_a_change():
 
 
 def test_removed_values_match_the_loaded_masks(tmp_path):
-    """Resumed between two events, un-pruned at the end: bits as if never interrupted."""
+    """Resumed between two events, un-pruned at the end: equal to the uninterrupted run."""
     found = []
     for cut in (None, tmp_path / "epoch=0.ckpt"):
         module, pruning = Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS)

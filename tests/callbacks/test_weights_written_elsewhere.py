@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pruned weights that other code writes after the optimizer's step are zero again, and named."""
+"""Pruned weights written by other code after the step are masked again, with a warning."""
 
 import copy
 import warnings
@@ -23,7 +23,7 @@ def live(module, masks):
 
 
 class Observe(Callback):
-    """Counts live pruned weights where people look: in validation, in test, in checkpoints."""
+    """Count nonzero pruned weights in validation, in test and in checkpoints."""
 
     def __init__(self):
         self.seen = {}

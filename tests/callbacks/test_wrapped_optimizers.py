@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Optimizers that step in their own way, or hold another optimizer, keep pruned weights at zero."""
+"""Pruned weights stay zero under optimizers with their own step or an inner optimizer."""
 
 import warnings
 from collections import defaultdict

@@ -39,7 +39,7 @@ class Overflowing(Net):
 )
 @pytest.mark.parametrize("make", [SGD, ADAM])
 def test_pruned_weights_are_zero_with_a_gradient_scaler(make, at):
-    """No event is skipped or repeated by a step that overflows, and no weight revived."""
+    """Overflowing steps skip or repeat no event and change no pruned weight."""
     watch, pruning = Watch(), MagnitudePruning(0.8, schedule=Table({"3it": 0.5, "9it": 0.8}))
     module = Overflowing(make)
     module.at = at

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A fit that starts with zeros which no mask covers says so, and keeps them where asked."""
+"""A fit that starts with unmasked zeros warns, and keeps them with from_zeros=True."""
 
 import warnings
 
@@ -103,7 +103,7 @@ def test_zeros_stay_zero_with_from_zeros(callback):
 
 
 def test_only_nonzero_weights_train():
-    """The sparsity that is there: nothing is pruned, and nothing revives."""
+    """At the present sparsity nothing is pruned and no zero changes."""
     net, callback = sparse(), MagnitudePruning(0.75, from_zeros=True)
     before = zero_places(net)
     fit(net, callback)

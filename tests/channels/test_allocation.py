@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Choices: the least important first, within the budget, in round counts."""
+"""Allocation: least important channels first, within the budget, in rounded counts."""
 
 import pytest
 import torch

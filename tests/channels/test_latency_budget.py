@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A budget in milliseconds, against clocks whose answer is known."""
+"""A budget in milliseconds, with timers of known results."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def network():
 
 
 def by_weights(model):
-    """A clock that takes a microsecond a weight."""
+    """A timer of one microsecond per weight."""
     return sum(p.numel() for p in model.parameters() if p.ndim == 2) / 1000
 
 

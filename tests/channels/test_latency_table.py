@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Latency tables: what they say between the sizes that were measured."""
+"""Latency tables interpolate between measured sizes."""
 
 import json
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sizes that are told before a cut are those that are counted after it."""
+"""Sizes predicted before a cut equal those counted after it."""
 
 import copy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training goes on through masks and cuts as if the small model had been built by hand."""
+"""Training through masks and cuts equals training of the small model built by hand."""
 
 import copy
 from functools import partial

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command in processes of its own: killed, run side by side, and on Fashion-MNIST."""
+"""The command in separate processes: killed, run in parallel, and on Fashion-MNIST."""
 
 import json
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`regrow export`: what the file computes is what the checkpoint holds."""
+"""`regrow export`: the file computes the same as the checkpoint."""
 
 import re
 

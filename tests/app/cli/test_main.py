@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command as a user meets it: quick, and clear about mistakes."""
+"""The command line: fast help, and clear errors."""
 
 import json
 import os

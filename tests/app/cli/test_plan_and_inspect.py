@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`regrow plan` and `regrow inspect`: what they show is what the run does."""
+"""`regrow plan` and `regrow inspect` show what the run does."""
 
 import json
 

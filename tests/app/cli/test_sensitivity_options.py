@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The words after `regrow sensitivity`: mistakes are one clear line, at once."""
+"""The options of `regrow sensitivity`: mistakes give a one-line error at once."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every configuration file composes, says only what is known, and builds."""
+"""Every configuration file composes, has only known keys, and can be instantiated."""
 
 import copy
 import functools

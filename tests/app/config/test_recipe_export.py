@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The recipe of a finished run: run again, it has the same settings."""
+"""The recipe of a finished run has the same settings when run again."""
 
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ def test_exported_recipe_can_be_overridden(tmp_path):
 
 
 def test_options_of_a_config_dir_are_written_out():
-    """They are not where the recipe goes; and regrow's own defaults of them are not wanted."""
+    """They may be missing where the recipe is used; regrow's defaults must not replace them."""
     cfg = composed("recipe=digits/gmp", "seed=1")
     cfg.model = {"_target_": "my.Net", "layers": 3}
     found = recipe_of(cfg, dict(HydraConfig.get().runtime.choices) | {"model": "mine"})

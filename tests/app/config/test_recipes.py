@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Recipes in files outside the package: found, named by their content, refused when unclear."""
+"""Recipe files outside the package are found and named by content; ambiguous ones raise."""
 
 import hashlib
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Names of folders: readable, of one folder each, and never the same for two sets of overrides."""
+"""Names of run folders are readable, valid, and unique for each set of overrides."""
 
 import pytest
 from hypothesis import given

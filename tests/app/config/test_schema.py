@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Configurations that lack something, or have something of another kind, are refused by name."""
+"""Configurations with missing or wrong values raise an error that names the key."""
 
 import copy
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""CIFAR as torchvision reads it: pixels, checksums, and what is said of missing files."""
+"""CIFAR as torchvision reads it: pixels, checksums, and errors for missing files."""
 
 from __future__ import annotations
 

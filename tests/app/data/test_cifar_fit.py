@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The real reading and augmenting code in a real fit, and in one that was cut."""
+"""Reading and augmentation in a fit, and in an interrupted and resumed one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each file of conf/app/data says every setting of its data module, with its default."""
+"""Each file of conf/app/data contains every setting of its data module, with its default."""
 
 import inspect
 from pathlib import Path

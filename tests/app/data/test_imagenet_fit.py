@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Image files through a real fit; one that is cut and resumed with other workers is the same."""
+"""A fit on image files, and an equal one that is resumed with other workers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command with an accuracy budget: what it judged is in the result and on the screen."""
+"""The command with an accuracy budget: decisions are in the result and printed."""
 
 import csv
 import json

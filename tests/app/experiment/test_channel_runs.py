@@ -19,7 +19,7 @@ CHANNEL = ("recipe=digits/channel", "pruning.begin=0", "pruning.end=0.5", "pruni
 
 
 def small_network(path: Path) -> DigitsCNN:
-    """The network of a checkpoint, as a stranger would load it: no Lightning, no Hydra."""
+    """The network of a checkpoint, loaded without Lightning and Hydra."""
     checkpoint = torch.load(path, weights_only=True)
     inside = "network."
     plan = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the command measured is what the report says."""
+"""The report shows what the command measured."""
 
 import csv
 

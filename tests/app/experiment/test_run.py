@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The main job on small runs: what it writes, keeps, goes on from and refuses."""
+"""The main job on small runs: files, resume and errors."""
 
 import copy
 import json
@@ -103,7 +103,7 @@ def test_dense_baseline_is_trained_once(done, job, monkeypatch):
 
 
 def test_killed_run_resumes_bit_exactly(done, job, tmp_path, monkeypatch):
-    """Cut in the middle of the second epoch: what follows is what would have been."""
+    """Interrupted in the middle of the second epoch."""
     _, result, folder = done
     whole = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 

@@ -69,7 +69,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, list[Path]]]:
 
 @pytest.fixture
 def begin(checkout: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `regrow train -m WORDS...` in its own process session, which is killed after the test."""
+    """Starts `regrow train -m WORDS...` in its own process session, killed after the test."""
     started: list[subprocess.Popen[str]] = []
 
     def run(*words: str, **env: str) -> subprocess.Popen[str]:

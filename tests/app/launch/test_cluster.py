@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One requeuer, a share of the cores for each job, and what a sweep says at its end."""
+"""Requeueing, cores per job, and the summary of a sweep."""
 
 import signal
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sweeps whose jobs run in other processes: the same words, errors and files."""
+"""Sweeps whose jobs run in other processes have the same errors and files."""
 
 import importlib.util
 import json

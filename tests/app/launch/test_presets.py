@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The presets of the group `sweep`: the jobs that they stand for, and a few of them run."""
+"""The presets of the group `sweep`: their jobs, and runs of a few of them."""
 
 import json
 

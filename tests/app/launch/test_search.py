@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A search with Optuna: objectives from validation, a study that goes on, what is refused."""
+"""A search with Optuna: validation objectives, a continued study, errors."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sweeps that are stopped, killed or preempted: the same folder goes on to the same bits."""
+"""Sweeps that are stopped, killed or preempted resume exactly in the same folder."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def state(root):
 
 @pytest.fixture
 def whole(sweep, reports, found, tmp_path):
-    """The result and weights of the sweep that nobody stopped, in the same folder before."""
+    """The result and weights of the uninterrupted sweep, in the same folder before."""
     assert sweep(*LONGER) == 0
     [result], weights = found("result.json").values(), state(tmp_path)
     (tmp_path / "outputs").rename(tmp_path / "before")

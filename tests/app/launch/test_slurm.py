@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""submitit's way through SLURM, with small stand-ins for SLURM's own programs."""
+"""submitit with SLURM, with small replacements for SLURM's programs."""
 
 import json
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sweeps with Hydra's own launcher: failures, going on, the report, one data set a process."""
+"""Sweeps with Hydra's own launcher: failures, resume, the report, one data set per process."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every model that can be chosen by name is built, as large as its file says."""
+"""Every model of conf/app/model is built with the parameter count of its file."""
 
 from __future__ import annotations
 

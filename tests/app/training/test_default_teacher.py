@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command's teacher is the run's own dense control; phases alternate by recipe."""
+"""The default teacher is the run's dense baseline; alternating phases are configured by name."""
 
 import json
 

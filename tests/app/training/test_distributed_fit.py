@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command on two devices: the ranks train in processes of their own, one process decides."""
+"""The command on two devices: ranks train in separate processes, one process decides."""
 
 import json
 import os

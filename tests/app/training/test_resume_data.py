@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A run that was cut and resumed is the uninterrupted run, bit for bit."""
+"""An interrupted and resumed run equals the uninterrupted run exactly."""
 
 from __future__ import annotations
 

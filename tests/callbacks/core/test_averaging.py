@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Averages obey the masks at all times, against NumPy: what goes, what comes back, the rest."""
+"""Averages are masked at all times, compared with NumPy: pruned, returning and other weights."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ FALLS = Table({"3it": 0.5, "11it": 0.75})
 
 
 class Unprune(Callback):
-    """Takes everything back at step 10; the next event prunes again."""
+    """Un-prune at step 10; the next event prunes again."""
 
     def __init__(self, pruning):
         super().__init__()
@@ -115,14 +115,14 @@ def test_final_model_is_zero_where_masks_said_so_during_the_fit(order, tmp_path)
 
 
 class Shifted(WeightAveraging):
-    """A rule that makes something of two zeros."""
+    """An average of two zeros that is not zero."""
 
     def __init__(self):
         super().__init__(avg_fn=lambda average, weight, count: (average + weight) / 2 + 0.01)
 
 
 class Pruned(Callback):
-    """Looks where the module is validated and in checkpoints."""
+    """Check at validation and in checkpoints."""
 
     def __init__(self, pruning):
         super().__init__()

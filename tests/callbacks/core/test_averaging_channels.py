@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Averages beside channel pruning: masked with it, cut with it, saved and loaded in its shapes."""
+"""Averages with channel pruning are masked, cut, saved and loaded in the same shapes."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ class Loadable(ChannelsMixin, Net):
 
 
 class Slices(Mirror):
-    """Cuts its average too, by hand: rows that are zero, and what stands beside them."""
+    """Cut the average by hand: the zero rows and the matching columns."""
 
     def on_compact(self, trainer, pl_module, plan):
         kept = {layer: self.average[f"{layer}.weight"].any(1) for layer in PLACES}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints of averaged weights: resumed to the bit, and tested by others."""
+"""Checkpoints of averaged weights resume exactly and can be tested."""
 
 from functools import partial
 
@@ -108,7 +108,7 @@ def test_resumed_run_is_the_uninterrupted_run(average, way, order, tmp_path):
 
 
 class Tested(Callback):
-    """What is tested is sparse, and is what the checkpoint says."""
+    """Check that the tested weights are sparse and those of the checkpoint."""
 
     def __init__(self, expected):
         self.expected, self.seen = expected, 0
@@ -141,7 +141,7 @@ def test_best_checkpoint_is_the_masked_average(beside, tmp_path):
 
 
 def test_weights_only_checkpoint_is_sparse(tmp_path):
-    """Lightning saves the live ones then, for it asks no callback."""
+    """Lightning then saves the current weights, without calling callbacks."""
     saves = everywhere(tmp_path, save_weights_only=True)
     pruning = MagnitudePruning(0.8, schedule=Cubic("3it", "28it", "5it"))
     run(Net(ADAM), exponential(), pruning, saves, enable_checkpointing=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Stochastic weight averaging: by epochs, swapped in at the end, with an epoch for batch norms."""
+"""Stochastic weight averaging: per epoch, swapped in at the end, with a batch-norm epoch."""
 
 import pytest
 import torch

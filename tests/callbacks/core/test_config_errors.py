@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every mistake gets its designed error before the first training step."""
+"""Every wrong setting raises its own error before the first training step."""
 
 import pytest
 import torch

@@ -42,7 +42,7 @@ class Scheduled(Net):
 
 
 def common(folder):
-    """What watches, saves, stops and counts."""
+    """Callbacks that check, save, stop and count."""
     return [
         SparsityMonitor(),
         RandomState(),

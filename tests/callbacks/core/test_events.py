@@ -91,7 +91,7 @@ def test_the_default_is_cubic_from_a_fifth_to_three_quarters():
 
 
 class Weights(Callback):
-    """Remembers the weights at each epoch's first batch, validation and checkpoint."""
+    """Record the weights at each epoch's first batch, validation and checkpoint."""
 
     def __init__(self):
         self.validated, self.saved, self.masked = [], [], []
@@ -180,7 +180,7 @@ def test_layer_targets_move_in_proportion():
 
 
 def test_layer_targets_without_a_general_target_raise():
-    """The others set the pace, so there would be none."""
+    """Layer targets move in proportion to the general target, which is missing here."""
     with pytest.raises(ConfigError, match="write include="):
         MagnitudePruning(0, schedule=OneShot("3it"), layers={"body.2": 0.5})
     module = Net()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Gradients in the fit: clip norms count live weights only, poison where pruned vanishes."""
+"""Gradients in the fit: clip norms count kept weights only, NaN at pruned places vanishes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from regrow import MagnitudePruning, OneShot, Table
 
 
 class Clipped(Net):
-    """Remembers dense gradients, and what is left of them after clipping."""
+    """Record dense gradients, and gradients after clipping."""
 
     def __init__(self, *args, scale=1.0):
         super().__init__(*args)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Criteria that look at gradients see them dense, unscaled, reduced and unclipped."""
+"""Gradient criteria read dense, unscaled, reduced and unclipped gradients."""
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_scores_equal_a_manual_computation(criterion, condition):
 
 
 def test_second_event_uses_dense_gradients_and_keeps_pruned_weights():
-    """Scores of pruned places count for nothing: what is pruned stays pruned."""
+    """Scores at pruned places are ignored: pruned weights stay pruned."""
     pruning = MagnitudePruning(0.6, schedule=Table({"1it": 0.3, "2it": 0.6}), criterion="gradient")
     fit(Net(SGD), pruning, max_epochs=1)
     *_, (weights, dense) = trained(start(), 2)
@@ -133,7 +133,7 @@ def test_movement_includes_gradients_of_pruned_weights():
 
 @pytest.mark.parametrize("criterion", ["taylor", "movement"])
 def test_another_pruning_callback_changes_no_score(criterion):
-    """Each gradient is seen once, dense, whichever callback masks first."""
+    """Each gradient is read once, dense, whichever callback masks first."""
     alone = MagnitudePruning(0.6, schedule=OneShot("4it"), criterion=criterion, include="body.0")
     fit(Net(ADAM), alone)
     for first in (False, True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A resume under other settings: refused, unless told to keep the steps or to stretch them."""
+"""A resume with other settings raises, unless told to keep or to stretch the steps."""
 
 from functools import partial
 
@@ -72,7 +72,7 @@ def test_keep_with_a_fit_that_ends_too_early_raises(cut):
 
 
 def test_stretch_uses_the_steps_of_the_present_fit(cut):
-    """Events that would lie in the past, or below what is pruned already, are left out."""
+    """Events in the past or below the present sparsity are dropped."""
     assert resumed(cut, on_change="stretch", max_epochs=8) == [16, 24, 32]
     assert resumed(cut, on_change="stretch", max_epochs=3) == [6, 9, 12]
     assert resumed(cut, on_change="stretch", max_steps=16) == [6, 8]
@@ -101,7 +101,7 @@ def test_changed_settings_after_the_last_event_are_ignored(tmp_path):
 
 
 def test_stretch_under_manual_optimisation_counts_batches(tmp_path):
-    """Two steps a batch: what lies behind is counted in batches, as the plan is."""
+    """With two steps per batch, the past is counted in batches, like the plan."""
 
     class Manual(Net):
         def __init__(self):

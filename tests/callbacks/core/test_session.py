@@ -16,7 +16,7 @@ PLAN = Table({"2it": 0.5, "4it": 0.75})
 
 
 def begun(net, clock=None, events=None, on_change="refuse", criterion="magnitude"):
-    """A session, and the optimizer of a fit that it has entered."""
+    """A session in a started fit, and its optimizer."""
     strategy = GradualMagnitude(PruningConfig(criterion), True)
     session = PruningSession(strategy, PLAN, 0.75, on_change)
     session.attach(net)
@@ -26,7 +26,7 @@ def begun(net, clock=None, events=None, on_change="refuse", criterion="magnitude
 
 
 def train(net, session, optimizer, clock, until):
-    """The loop that a callback of any framework would write."""
+    """A training loop that drives the session."""
     while clock.now < until:
         torch.manual_seed(100 + clock.now)
         session.step()

@@ -14,7 +14,7 @@ from regrow.callbacks.core.summary import render_summary
 
 @pytest.fixture(autouse=True)
 def lightning_logs(caplog):
-    """Lightning's log lines are shown, whatever ran before in this process."""
+    """Show Lightning's log lines, independent of earlier tests in this process."""
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         yield
 
@@ -45,7 +45,7 @@ def attached(**kw):
 
 
 def caption(shown):
-    """What stands below the table, as one line."""
+    """The caption of the table, as one line."""
     return " ".join(line.strip() for line in shown.rpartition("┘")[2].splitlines())
 
 
@@ -158,7 +158,7 @@ def test_frozen_layers_are_marked_and_pruned():
 
 
 class Recurrent(Net):
-    """Three fifths of the parameters lie in an embedding."""
+    """A network with 60 % of its parameters in an embedding."""
 
     def __init__(self):
         super().__init__(SGD)

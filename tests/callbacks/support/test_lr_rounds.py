@@ -84,7 +84,7 @@ def test_lr_schedule_steps_gives_the_length_of_a_round():
 
 
 def test_shorter_later_rounds_end_where_the_schedule_ends():
-    """Back to step k, a round has k steps less of the schedule before it than the first one."""
+    """Rounds rewound to step k have k steps fewer than the first one."""
     seen = []
 
     class Rates(Callback):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sizes that forward code reads from attributes follow a cut; numbers that only look alike stay."""
+"""Attributes that hold cut sizes follow a cut; other equal numbers do not."""
 
 import pytest
 import torch

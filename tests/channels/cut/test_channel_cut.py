@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Plans: training goes on with the optimizers' state, and checkpoints rebuild the small model."""
+"""Plans: training continues with the optimizer state, and checkpoints rebuild the small model."""
 
 import copy
 import io

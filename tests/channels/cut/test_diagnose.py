@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Groups that a module's own code cannot lose are found by where it raises, not by trying all."""
+"""Groups that a module's code cannot lose are found by the error location, not by trying all."""
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ class Derived(nn.Module):
 
 
 class Strict(Derived):
-    """Bears no cut at all."""
+    """A module that fails on any cut."""
 
     def forward(self, x):
         if not torch.compiler.is_exporting() and self.inner.weight.shape != (24, 24):
@@ -36,7 +36,7 @@ class Strict(Derived):
 
 
 class Cached(nn.Module):
-    """Keeps what it made of a parameter until it trains again."""
+    """Caches a tensor derived from a parameter until it is in training mode again."""
 
     def __init__(self, width):
         super().__init__()

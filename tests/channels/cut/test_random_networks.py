@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Blocks composed by lot: a cut network computes what the masked one does, or nothing is cut."""
+"""Randomly composed blocks: a cut network computes what the masked one does, or nothing is cut."""
 
 import copy
 

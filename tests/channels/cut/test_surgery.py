@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A cut keeps the parameters themselves; whatever is raised on the way, the model is as before."""
+"""A cut keeps the Parameter objects; after any error the model is unchanged."""
 
 import copy
 from contextlib import suppress
@@ -186,7 +186,7 @@ def test_cut_keeps_parameter_objects_frozen_flags_and_statistics(case):
 
 
 def test_model_trains_after_a_cut(case):
-    """Also where a graph of before the cut is still held."""
+    """Also while an autograd graph from before the cut exists."""
     model, bench, removed = case
     old = model(X).sum()
     bench.find_valid(removed)

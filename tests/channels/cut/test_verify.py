@@ -17,7 +17,7 @@ def net(run):
 
 
 def half_fixed(m, x):
-    """The width of `a` stands in the code, that of `b` does not."""
+    """The width of `a` is written in the code, that of `b` is not."""
     return m.c(m.a(x).view(len(x), 8, 8, 8)) + m.d(m.b(x))
 
 
@@ -30,7 +30,7 @@ def test_groups_that_fail_are_kept_and_other_groups_make_up_for_them():
 
 
 def test_model_with_a_fixed_batch_size_is_cut():
-    """What it could not do before, it need not do afterwards."""
+    """Other batch sizes fail before the cut, so they are not required after it."""
     model = net(lambda m, x: m.c(m.a(x).relu()).view(2, 2, 8, 8) + m.d(m.b(x)))
     assert prune(model, IMAGE, 0.5).removed
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Where zeroed channels still count, the group says so; its channels are right all the same.
+"""Groups whose zeroed channels still affect the output say so; their members are correct.
 
-Zeros are no oracle here. That channels can change places without a change of the outputs is.
+The reference is that permuting the channels does not change the outputs.
 """
 
 import pytest

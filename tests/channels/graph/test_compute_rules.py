@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layers between a first and a last one: their channels go with them, and zeros computed the same.
+"""Layers between a first and a last one are cut together and compute what zeros did.
 
 Each row says how many channels each group has, by hand.
 """

@@ -17,7 +17,7 @@ def rows(run, **layers):
 
 
 def reduced(name):
-    """The reduction over the last dimension, which the channels pass through."""
+    """A reduction over the last dimension, which keeps the channels."""
     return lambda m, x: m.c(getattr(torch, name)(m.a(x)[:, :, None].expand(-1, -1, 5), 2)[0])
 
 

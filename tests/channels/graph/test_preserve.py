@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A look at a model leaves no trace in it: attributes, buffers, hooks, random state."""
+"""Analysis leaves a model unchanged: attributes, buffers, hooks, random state."""
 
 import copy
 import random

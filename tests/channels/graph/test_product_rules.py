@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Products of tensors: heads are cut whole, whatever way they are multiplied."""
+"""Products of tensors: whole heads are cut, however they are multiplied."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tracing: it changes nothing, sees training's own layers, and says what it cannot see."""
+"""Tracing changes nothing, includes layers used only in training, and reports its limits."""
 
 import copy
 

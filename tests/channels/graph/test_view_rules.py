@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Operations that carry channels elsewhere; each row lists the groups that this makes."""
+"""Operations that move channels; each row lists the resulting groups."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which shards are meant, and what a tar file must hold."""
+"""Selection of shards, and the required contents of a tar file."""
 
 from __future__ import annotations
 
