@@ -63,7 +63,7 @@ def test_other_schedules_raise_with_their_own_argument(name):
     assert module.trained == 0
 
 
-def test_the_usual_line_raises_unless_the_rate_does_not_rewind():
+def test_schedule_over_the_whole_fit_raises_if_the_rate_is_rewound():
     class Usual(Net):
         def configure_optimizers(self):
             optimizer = SGD(self.parameters())
@@ -86,7 +86,7 @@ def test_schedules_by_epoch_are_counted_in_epochs():
         fit(module, rounds(), max_epochs=9)
 
 
-def test_a_cosine_that_rises_again_raises():
+def test_cosine_longer_than_its_period_raises():
     """Rounds back to step 3 reach step 11 of the schedule, and torch's cosine is periodic."""
     module = Scheduled(lambda o: COSINE(o, BATCHES))
     with pytest.raises(ConfigError, match=r"rises again until step 11.*restart_each_round"):
