@@ -128,7 +128,7 @@ def test_checkpoint_saved_manually_during_a_fit_resumes(tmp_path):
 
 
 def test_checkpoint_saved_on_an_exception_resumes(tmp_path):
-    """Lightning counts the batch that failed as begun: a resumed run goes on behind it."""
+    """Lightning counts the failed batch as started: a resumed run continues after it."""
 
     class Fails(Callback):
         def on_train_batch_start(self, trainer, *_):

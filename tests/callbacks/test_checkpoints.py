@@ -206,7 +206,7 @@ def everywhere(folder):
 
 
 def test_evaluating_a_checkpoint_uses_its_masks(tmp_path):
-    """Masks go with the weights that were loaded, and training goes on from there."""
+    """Masks belong to the loaded weights, and training continues from there."""
     module, pruning, events = Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS), Events()
     made = trainer(everywhere(tmp_path), pruning, events, enable_checkpointing=True)
     made.fit(module, loader())

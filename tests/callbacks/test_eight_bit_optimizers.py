@@ -75,7 +75,7 @@ def test_weights_move_between_masks(make):
 
 @pytest.mark.parametrize("make", [Coded, optim.Adagrad], ids=["codes", "floats"])
 def test_regrown_weights_have_zero_state(make):
-    """With its gradient zero, a weight that came back stands still: nothing pushes it."""
+    """With zero gradient a regrown weight does not change, since its moment is zero."""
     torch.manual_seed(0)
     layer = nn.Linear(20, 20, bias=False)
     optimizer, pruner = make(layer.parameters(), lr=0.1), Pruner(layer, keep_removed=True)

@@ -119,7 +119,7 @@ PRUNERS = {
 
 @pytest.mark.parametrize("kind", PRUNERS)
 def test_a_resumed_run_is_the_uninterrupted_one(kind, tmp_path):
-    """Cut at an epoch's end whose last step overflowed; the scale goes on where it stood."""
+    """Interrupted at an epoch's end whose last step overflowed; the scale continues."""
     at = (3, 7, 9, 12)
     whole, pruning = overflowing(*at, make=ADAM), PRUNERS[kind]()
     saved = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)

@@ -30,7 +30,7 @@ def overflowing(*at, make=None):
 
 
 class BiasOverflows(Net):
-    """Only the gradient of a bias, which nobody prunes, is infinite at these steps."""
+    """Only the gradient of a bias, which is not pruned, is infinite at these steps."""
 
     at = ()
 

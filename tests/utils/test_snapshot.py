@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is remembered comes back to the bit, any number of times."""
+"""A snapshot can be restored exactly, any number of times."""
 
 import copy
 import io

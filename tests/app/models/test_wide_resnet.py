@@ -59,7 +59,7 @@ def test_stages_halve_the_image() -> None:
 
 
 def test_norm_and_relu_come_before_the_convolutions() -> None:
-    """What comes in goes on untouched where the shape stays, and activated where it changes."""
+    """The shortcut takes the raw input if the shape is unchanged, else the activated input."""
     x = torch.randn(2, 4, 8, 8)
     same, wider = WideBlock(4, 4, stride=1).eval(), WideBlock(4, 8, stride=1).eval()
     for block in (same, wider):

@@ -86,7 +86,7 @@ def test_schedules_by_epoch_are_counted_in_epochs():
         fit(module, rounds(), max_epochs=9)
 
 
-def test_cosine_longer_than_its_period_raises():
+def test_round_longer_than_the_period_of_a_cosine_raises():
     """Rounds back to step 3 reach step 11 of the schedule, and torch's cosine is periodic."""
     module = Scheduled(lambda o: COSINE(o, BATCHES))
     with pytest.raises(ConfigError, match=r"rises again until step 11.*restart_each_round"):
