@@ -63,3 +63,18 @@ def test_moments_of_half_precision_are_summed_in_double():
     moments = Moments()
     moments.add(x, None)
     assert moments.xx.item() == pytest.approx(4000 * float(x[0, 0, 0]) ** 2, rel=1e-12)
+
+
+def test_sums_of_ranks_add_up():
+    x, y, _, _ = sample()
+    whole, ranks = Moments(), [Moments(), Moments()]
+    whole.add(x[None], y[None])
+    for rank, rows in zip(ranks, (slice(0, 80), slice(80, 200)), strict=True):
+        rank.add(x[None, rows], y[None, rows])
+    # in the order in which `reduce` asks for them: rows, xx, x, xy, y
+    other = ranks[1]
+    sums = iter([torch.tensor(other.rows), other.xx, other.x, other.xy, other.y])
+    ranks[0].reduce(lambda values: values + next(sums))
+    for name in ("xx", "x", "xy", "y"):
+        assert torch.allclose(getattr(ranks[0], name), getattr(whole, name))
+    assert ranks[0].rows == 200
