@@ -50,7 +50,7 @@ class MagnitudePruning(PruningCallback[Pruner]):
         criterion: "magnitude", "relative_magnitude" (|w| / std(w) of its layer), "random",
             "gradient", "taylor", "snip", "movement", a callable `(weight, grad) -> scores` of the
             weight's shape, or a `TrackingCriterion`.
-        granularity: "weight", "2:4" (any "n:m") or "block:4x4".
+        granularity: "weight", "2:4" (any "n:m"), "block:4x4" or "head" (of attention).
         on_misfit: What to do with layers that groups or blocks do not divide: "raise" an error that
             lists them, or "skip" them with a warning.
         layers: Targets of single layers, `{"*.fc.weight": 0.5}`; `sparsity` applies to the others.

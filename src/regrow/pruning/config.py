@@ -28,7 +28,7 @@ class PruningConfig(NamedTuple):
         criterion: A name ("magnitude", "relative_magnitude", "random", "gradient", "taylor",
             "snip", "movement"), a callable `(weight, grad) -> scores`, or a tracking criterion.
         distribution: "global", "uniform", "erk" or "lamp".
-        granularity: "weight", "2:4" (any "n:m") or "block:4x4".
+        granularity: "weight", "2:4" (any "n:m"), "block:4x4" or "head" (of attention).
         layers: Separate final sparsity for some layers, `{pattern: sparsity}`.
         include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of parameters not to prune.
@@ -75,6 +75,11 @@ class PruningConfig(NamedTuple):
             raise ConfigError(
                 "LAMP compares squared scores, and those of movement are negative where weights "
                 "shrink: write distribution='global', 'uniform' or 'erk'"
+            )
+        if self.granularity == "head" and self.layers:
+            raise ConfigError(
+                "layers= has sparsities of single weights, and a head is pruned in several: write "
+                "a second callback with include= in place of layers="
             )
         layers = {
             pattern: self.check_target(sparsity, f"the sparsity of layers {pattern!r}")

@@ -94,7 +94,7 @@ def prune(
         distribution: "global", "uniform", "erk" or "lamp".
         criterion: A name or any callable `(weight, grad) -> scores`; those that need gradients
             read `parameter.grad`, so run a backward pass first.
-        granularity: "weight", "2:4" (any "n:m") or "block:4x4".
+        granularity: "weight", "2:4" (any "n:m"), "block:4x4" or "head" (of attention).
         layers: Separate sparsity for some layers, `{pattern: sparsity}`.
         include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of parameters not to prune.

@@ -15,11 +15,12 @@ from regrow.criteria.elementwise import magnitude
 from regrow.criteria.movement import Movement
 from regrow.criteria.precomputed import Scores
 from regrow.io.integrity import verify_digest, with_digest
-from regrow.masks.granularity import Weight, make_granularity, mask_from_units
+from regrow.masks.granularity import Head, make_granularity, weights_per_unit
+from regrow.masks.heads import RECOGNISED
 from regrow.masks.targets import Target, TargetSelection, select_targets
 from regrow.masks.zeros import count_zeros, describe_zeros
 from regrow.pruning.base import BasePruner
-from regrow.pruning.compute_masks import choose_masks
+from regrow.pruning.compute_masks import choose_masks, mask_complete_units
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.enforcer import Handle, SoftMaskEnforcer
 from regrow.pruning.freezing import TrainSpec
@@ -87,6 +88,7 @@ class Pruner(BasePruner):
         self.collects_gradients = isinstance(self.criterion, TrackingCriterion)
         for target in self.targets:
             self._check_sharding(target)
+        self._unit = weights_per_unit(self.granularity, self.targets)
         self.layer_targets: dict[str, float] = {}
         self._thin: set[str] = set()  # layers that were warned of
         for pattern, sparsity in (self.method.layers or {}).items():
@@ -110,14 +112,9 @@ class Pruner(BasePruner):
         Raises:
             ConfigError: For a parameter of zeros only, which could never train.
         """
-        masks, granularity = {}, self.granularity
-        for target in self.targets:
-            mask = target.weight != 0
-            if not isinstance(granularity, Weight):
-                units = granularity.kept_units(mask, target.input_dim)
-                scores = target.weight.abs()
-                mask = mask_from_units(granularity, units, scores, target.input_dim)
-            masks[target.name] = mask
+        nonzero = [target.weight != 0 for target in self.targets]
+        complete = mask_complete_units(self.granularity, self.targets, nonzero)
+        masks = {target.name: mask for target, mask in zip(self.targets, complete, strict=True)}
         kept = self.state.shards.sums({n: int(mask.count_nonzero()) for n, mask in masks.items()})
         if empty := [name for name in masks if not kept[name]]:
             raise ConfigError(
@@ -142,7 +139,7 @@ class Pruner(BasePruner):
     def units(self, sparsity: float) -> int:
         """Return how many units (weights, groups, blocks) of the shared targets are pruned."""
         weights = sum(target.parameter.numel() for target in self._shared_targets())
-        return round(sparsity * weights / self.granularity.weights)
+        return round(sparsity * weights / self._unit)
 
     def check_reachable(self, sparsity: float) -> None:
         """Check that a sparsity can be reached, by computing masks by magnitude.
@@ -423,15 +420,15 @@ class Pruner(BasePruner):
         misfits = {name: why for name, why in reasons.items() if why is not None}
         if not misfits:
             return selection
-        listed = "; ".join(misfits.values())
+        heads = isinstance(self.granularity, Head)
+        listed = "; ".join(misfits.values()) + (f" ({RECOGNISED})" if heads else "")
         if self.method.on_misfit == "raise":
             raise ConfigError(
                 f"{listed}: write exclude={[*misfits]}, or on_misfit='skip' to leave such layers "
                 "dense"
             )
-        reason = (
-            f"excluded by on_misfit='skip': {self.method.granularity} does not divide its shape"
-        )
+        why = "it has no head" if heads else f"{self.method.granularity} does not divide its shape"
+        reason = f"excluded by on_misfit='skip': {why}"
         fitting = selection.without(misfits, reason)
         warn(f"{len(misfits)} layers stay dense: {listed}")
         return fitting
