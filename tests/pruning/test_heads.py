@@ -281,11 +281,31 @@ class Packed(Timm):
     __module__ = "mine"
 
 
+class Talking(Timm):
+    """A linear layer mixes the heads' attention."""
+
+    __module__ = "timm.models.cait"
+
+    def __init__(self):
+        super().__init__()
+        self.proj_l = nn.Linear(HEADS, HEADS)
+
+
+class Normed(Separate):
+    """Queries are normalised over all heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.q_norm = nn.LayerNorm(WIDTH)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (Grouped, "2 heads of keys and values are shared"),
         (Packed, "order of q, k and v"),
+        (Talking, "mixes them"),
+        (Normed, "mixes them"),
         (lambda: Separate(("a", "b", "c", "d")), "no head"),
         (lambda: nn.Sequential(nn.Linear(4, 4)), "no head"),
     ],

@@ -147,4 +147,17 @@ def _unknown(module: nn.Module, heads: int, layout: Mapping[str, _Layout]) -> st
     own = isinstance(module, nn.MultiheadAttention)
     if inputs[0][1] == 3 and not own and type(module).__module__.partition(".")[0] != "timm":
         return "no known heads: the order of q, k and v in it is known of PyTorch and timm only"
+    if not own and _mixes_heads(module, heads, values):
+        return "no heads of its own: a layer or norm of its module mixes them"
     return None
+
+
+def _mixes_heads(module: nn.Module, heads: int, size: int) -> bool:
+    """Whether a layer from heads to heads, or a norm over all of them, lets one change others."""
+    for part in module.modules():
+        weight = getattr(part, "weight", None)
+        if not isinstance(weight, Tensor) or is_lazy(weight):
+            continue
+        if tuple(weight.shape[:2]) == (heads, heads) or tuple(weight.shape) == (size,):
+            return True
+    return False
