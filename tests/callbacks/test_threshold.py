@@ -152,6 +152,7 @@ class Stops(Callback):
         ({"granularity": "2:4"}, "threshold.*granularity"),
         ({"layers": {"*": 0.5}}, "threshold.*layers"),
         ({"schedule": "exponential"}, "threshold.*schedule='linear'"),
+        ({"schedule": Table({"1ep": 0.2})}, r"ends at threshold 0\.2, but threshold=0\.1"),
         ({"schedule": Exponential(0.5, "1ep")}, "threshold.*schedule='linear'"),
     ],
 )

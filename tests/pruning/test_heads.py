@@ -8,6 +8,8 @@ from torch import nn
 
 import regrow
 from regrow import ConfigError, MagnitudePruning, Pruner
+from regrow.masks.granularity import Head
+from regrow.masks.targets import select_targets
 from regrow.pruning.config import PruningConfig
 
 HEADS, SIZE, BATCH, LENGTH = 4, 3, 2, 5
@@ -324,6 +326,12 @@ def test_heads_of_different_sizes_are_refused():
     net = nn.Sequential(Torch(), nn.MultiheadAttention(WIDTH, 2))
     with pytest.raises(ConfigError, match="different numbers of weights"):
         regrow.prune(net, 0.5, granularity="head")
+
+
+def test_sharded_heads_are_refused():
+    [first, *_] = select_targets(Torch()).targets
+    with pytest.raises(ConfigError, match="'ddp'"):
+        Head().check_rows(first, None)
 
 
 def test_separate_targets_of_single_layers_are_refused():

@@ -40,7 +40,7 @@ class MagnitudePruning(PruningCallback[Pruner]):
             table's last row, the end of an exponential schedule, or 0.9.
         threshold: Prune the weights whose score is below it instead of a fraction: by magnitude
             |w| < threshold, with criterion "relative_magnitude" |w| < threshold std(w). It rises
-            from 0 by the schedule (a table lists thresholds); pruned weights stay pruned.
+            from 0 by the schedule (a `Table` lists those below 1); pruned weights stay pruned.
         schedule: "one_shot", "linear", "cubic", "cosine", "exponential", "cyclic" or "acdc" with
             the three times below, or a schedule object.
         begin: First event: "3ep", "500it", or a fraction of the fit; None: 0.2.
@@ -200,5 +200,10 @@ def _check_threshold(sparsity: float | None, schedule: Schedule, threshold: floa
         raise ConfigError(
             f"{schedule} prunes a fraction of the remaining weights in each round, and "
             f"threshold={threshold} is no fraction: write schedule='linear' with the same every"
+        )
+    if isinstance(schedule, Table) and schedule.final != threshold:
+        raise ConfigError(
+            f"the table ends at threshold {schedule.final}, but threshold={threshold} was asked "
+            "for: make them the same"
         )
     return threshold
