@@ -22,7 +22,7 @@ from regrow.masks.granularity import (
     mask_from_units,
     units_of,
 )
-from regrow.masks.lazy_scores import ScoresLike, as_lazy, whole_scores
+from regrow.masks.lazy_scores import ScoresLike, as_lazy, elementwise_scores, whole_scores
 from regrow.masks.targets import Target
 from regrow.masks.topk import global_topk_masks
 from regrow.pruning.config import PruningConfig
@@ -96,15 +96,16 @@ def mask_complete_units(
     Example:
         >>> from regrow.masks.targets import select_targets
         >>> layer = torch.nn.Linear(4, 1)
-        >>> kept = [torch.tensor([[True, False, False, False]])]
-        >>> mask_complete_units(make_granularity("1:2"), select_targets(layer).targets, kept)
-        [tensor([[ True, False, False,  True]])]
+        >>> layer.weight.data = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+        >>> targets = select_targets(layer).targets
+        >>> mask_complete_units(make_granularity("block:1x2"), targets, [layer.weight != 0])
+        [tensor([[ True,  True, False, False]])]
     """
     if isinstance(granularity, Weight):
         return list(kept)
     groups = _groups(granularity, targets)
     units = {i: _alive(granularity, group, targets, kept) for i, group in enumerate(groups)}
-    scores = [target.weight.abs() for target in targets]
+    scores = [elementwise_scores(magnitude, target.weight) for target in targets]
     nothing = [None] * len(targets)
     found = {i: unit for i, unit in units.items() if unit is not None}
     return _weight_masks(granularity, groups, targets, found, nothing, scores, nothing)
