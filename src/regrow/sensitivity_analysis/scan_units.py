@@ -20,8 +20,8 @@ from regrow.criteria.base import Criterion, TrackingCriterion, compute_scores, g
 from regrow.criteria.elementwise import magnitude
 from regrow.masks.targets import Target, select_targets
 from regrow.masks.topk import global_topk_masks
-from regrow.profiling.cost import checked_masks
 from regrow.profiling.macs import positions
+from regrow.profiling.pruned_counts import checked_masks
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.names import named_parameters, strip_compile_prefix
 
