@@ -43,10 +43,12 @@ class Run:
     Attributes:
         folder: Its folder.
         result: Content of its result.json.
+        name: Its folder relative to that of the report.
     """
 
     folder: Path
     result: Mapping[str, Any]
+    name: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -88,8 +90,8 @@ class Run:
         return (self.settings.get(group) or {}).get(name)
 
 
-def read_run(folder: Path) -> Run:
-    """Read the result of a job.
+def read_run(folder: Path, name: str = "") -> Run:
+    """Read the result of a job; `name` is that of the run.
 
     Raises:
         DataError: If its result.json is damaged or has another format.
@@ -117,7 +119,7 @@ def read_run(folder: Path) -> Run:
         _check("pruned.", result["pruned"], _NETWORK_FIELDS)
     for level in result["levels"]:
         _check("levels.", level, {"sparsity": Real, "test_accuracy": Real})
-    return Run(folder, result)
+    return Run(folder, result, name)
 
 
 def _raise_not_finite(constant: str) -> None:
@@ -140,7 +142,7 @@ def _check(prefix: str, value: Any, types: Mapping[str, type]) -> None:
 class JobWithoutResult:
     """A job whose result is missing or cannot be read."""
 
-    folder: Path
+    name: str  # as of a `Run`
     state: str  # "failed", "unfinished" or "unreadable"
     reason: str
     overrides: str = ""  # with the recipe
@@ -154,27 +156,31 @@ class Jobs:
     Attributes:
         runs: Finished jobs, one for each config hash.
         without_result: All other jobs.
-        copies: Folders whose run is also in another folder.
+        copies: Names of jobs whose run is also in another folder.
     """
 
     runs: list[Run] = field(default_factory=list)
     without_result: list[JobWithoutResult] = field(default_factory=list)
-    copies: list[Path] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
 
 
-def read_jobs(folders: Sequence[Path]) -> Jobs:
-    """Read each folder as a job; one with a result and a later failure is listed as both."""
+def read_jobs(folders: Sequence[Path], root: Path) -> Jobs:
+    """Read each folder as a job, named relative to `root`.
+
+    One with a result and a later failure is listed as both.
+    """
     jobs, seen = Jobs(), set()
     for folder in folders:
-        job = _read_job(folder)
+        name = Path(os.path.relpath(folder, root)).as_posix()
+        job = _read_job(folder, name)
         if isinstance(job, JobWithoutResult):
             jobs.without_result.append(job)
             continue
         if (folder / FAILED).is_file():
             remark = "; the result shown is an earlier one of this folder"
-            jobs.without_result.append(_read_failure(folder, remark))
+            jobs.without_result.append(_read_failure(folder, name, remark))
         if job.result["config_hash"] in seen:
-            jobs.copies.append(folder)
+            jobs.copies.append(name)
         else:
             jobs.runs.append(job)
         seen.add(job.result["config_hash"])
@@ -196,23 +202,23 @@ def find_jobs(folder: Path) -> list[Path]:
     return jobs
 
 
-def _read_job(folder: Path) -> Run | JobWithoutResult:
+def _read_job(folder: Path, name: str) -> Run | JobWithoutResult:
     try:
-        return read_run(folder)
+        return read_run(folder, name)
     except DataError as error:
-        return JobWithoutResult(folder, "unreadable", str(error), when=_modified(folder / FILE))
+        return JobWithoutResult(name, "unreadable", str(error), when=_modified(folder / FILE))
     except FileNotFoundError:
         pass
     if (folder / FAILED).is_file():
-        return _read_failure(folder)
+        return _read_failure(folder, name)
     last = max(_modified(path) for path in (folder / CLAIMED, *find_metric_files(folder)))
     reason = "not started yet"
     if (folder / CLAIMED).is_file():
         reason = "no result yet: still running, or stopped; the same command resumes it"
-    return JobWithoutResult(folder, "unfinished", reason, when=last)
+    return JobWithoutResult(name, "unfinished", reason, when=last)
 
 
-def _read_failure(folder: Path, remark: str = "") -> JobWithoutResult:
+def _read_failure(folder: Path, name: str, remark: str = "") -> JobWithoutResult:
     failure = _read_object(folder / FAILED)
     parts = [str(failure[key]) for key in ("error", "message") if failure.get(key)]
     reason = (": ".join(parts) or "no reason recorded") + remark
@@ -221,7 +227,7 @@ def _read_failure(folder: Path, remark: str = "") -> JobWithoutResult:
     when = _modified(folder / FAILED)
     if failure.get("when"):
         when = _to_local_time(str(failure["when"]))
-    return JobWithoutResult(folder, "failed", reason, " ".join(words), when)
+    return JobWithoutResult(name, "failed", reason, " ".join(words), when)
 
 
 def _without_recipe(overrides: Sequence[Any]) -> list[str]:
@@ -252,8 +258,3 @@ def _to_local_time(when: str) -> str:
     except ValueError:
         return when
     return moment.astimezone().replace(tzinfo=None).isoformat(" ", "seconds")
-
-
-def relative_names(folder: Path, paths: Sequence[Path]) -> list[str]:
-    """Return paths relative to a folder, with forward slashes."""
-    return [Path(os.path.relpath(path, folder)).as_posix() for path in paths]

@@ -86,7 +86,7 @@ NAMES = tuple(column.name for column in COLUMNS)
 Values = dict[str, Any]  # by column name; None if not measured
 
 
-def run_rows(run: Run, folder: str, method: str) -> list[Values]:
+def run_rows(run: Run, method: str) -> list[Values]:
     """Make the rows of a run: its levels in the order of training, then the final network.
 
     Of a level only the accuracy was measured. If weights are pruned, its parameters follow from
@@ -95,7 +95,7 @@ def run_rows(run: Run, folder: str, method: str) -> list[Values]:
     result, latency = run.result, (run.pruned or {}).get("latency_ms")
     shared = {
         **{"theoretical_speedup": 1.0, "compression": 1.0, **result},
-        **{"folder": folder, "method": method, "data": data_name(run), "model": model_name(run)},
+        **{"folder": run.name, "method": method, "data": data_name(run), "model": model_name(run)},
         **{"overrides": " ".join(run.overrides), "start": describe_start(run)},
         **{"lr": run.rate, "train_batch": run.batch_size},
         "excluded": format_excluded(result.get("excluded") or {}),

@@ -46,15 +46,15 @@ class Task(NamedTuple):
     advice: list[Advice]
 
 
-def make_tasks(runs: Sequence[Run], folders: Sequence[str]) -> list[Task]:
-    """Sort runs, with the names of their folders, into tasks; the one with most runs is first.
+def make_tasks(runs: Sequence[Run]) -> list[Task]:
+    """Sort runs into tasks; the one with most runs is first.
 
     Raises:
         ConfigError: If pandas is not installed.
     """
-    groups: dict[str, list[tuple[Run, str]]] = {}
-    for run, folder in zip(runs, folders, strict=True):
-        groups.setdefault(task_key(run), []).append((run, folder))
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(task_key(run), []).append(run)
     return [_make_task(group) for group in sorted(groups.values(), key=len, reverse=True)]
 
 
@@ -68,14 +68,13 @@ def cross_task_advice(tasks: Sequence[Task]) -> list[Advice]:
     return [Advice("Different data or models", findings, todo)]
 
 
-def _make_task(group: Sequence[tuple[Run, str]]) -> Task:
+def _make_task(runs: Sequence[Run]) -> Task:
     pandas = import_optional("a report", "report", "pandas")
-    runs = [run for run, _ in group]
     names = method_names(runs)
     records = []
-    for run, folder in group:
+    for run in runs:
         keys = (run, point_key(run), baseline_key(run), baseline_key(run, seeds=False))
-        for values in run_rows(run, folder, names[method_key(run)]):
+        for values in run_rows(run, names[method_key(run)]):
             records.append((*values.values(), *keys))
     rows = pandas.DataFrame(records, columns=[*NAMES, *_KEYS], dtype=object)
     plot, dense = make_plot(rows), runs[0].dense
