@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from regrow.io.files import write_atomic
+from regrow.io.files import write_text
 from regrow.report.load import find_jobs, read_jobs
 from regrow.report.page import render_page, summarize
 from regrow.report.table import make_csv
@@ -70,16 +70,12 @@ def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenRep
     found = read_jobs(folders, folder)
     tasks = make_tasks(found.runs)
     table, page = folder / TABLE, folder / PAGE
-    _write_text(table, make_csv(task.rows for task in tasks))
+    write_text(table, make_csv(task.rows for task in tasks))
     try:
         title = f"regrow: {folder.resolve().name}"
         text = render_page(title, tasks, found.without_result, found.copies, datetime.now())
     except ConfigError as error:
         raise ConfigError(f"{table} is written, {PAGE} is not: {error}") from error
-    _write_text(page, text)
+    write_text(page, text)
     warnings = len(cross_task_advice(tasks)) + sum(len(task.advice) for task in tasks)
     return WrittenReport(table, page, summarize(tasks, found.without_result), warnings)
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
