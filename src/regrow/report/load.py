@@ -38,21 +38,19 @@ _NETWORK_FIELDS = dict.fromkeys(("accuracy", "params", "macs", "bytes"), Real)
 
 @dataclass(frozen=True)
 class Run:
-    """One finished job.
-
-    Attributes:
-        folder: Its folder.
-        result: Content of its result.json.
-        name: Its folder relative to that of the report.
-    """
+    """One finished job."""
 
     folder: Path
-    result: Mapping[str, Any]
-    name: str = ""
+    result: Mapping[str, Any]  # content of its result.json
+    name: str = ""  # its folder relative to that of the report
 
     @property
     def settings(self) -> dict[str, Any]:
         return dict(self.result["settings"])
+
+    def setting(self, path: str) -> Any:
+        """Return a setting by its dotted path, such as "optimizer.lr"; None if it is not set."""
+        return look_up(self.settings, path)
 
     @property
     def overrides(self) -> list[str]:
@@ -73,21 +71,26 @@ class Run:
     @property
     def rate(self) -> float | None:
         """Learning rate of the fit in which pruning took place."""
-        rate = self._fit_setting("optimizer", "lr")
+        rate = self._fit_setting("optimizer.lr")
         return float(rate) if isinstance(rate, Real) else None
 
     @property
     def batch_size(self) -> int | None:
         """Batch size of the fit in which pruning took place."""
-        size = self._fit_setting("data", "batch_size")
+        size = self._fit_setting("data.batch_size")
         return size if isinstance(size, int) else None
 
-    def _fit_setting(self, group: str, name: str) -> Any:
+    def _fit_setting(self, path: str) -> Any:
         """Return a setting of the fit; fine-tuning of a trained network may have its own."""
-        own = (self.settings.get("finetune") or {}).get(name)
-        if own is not None and self.settings.get("start") != "scratch":
-            return own
-        return (self.settings.get(group) or {}).get(name)
+        own = self.setting(f"finetune.{path.rpartition('.')[2]}")
+        return self.setting(path) if own is None or self.setting("start") == "scratch" else own
+
+
+def look_up(value: Any, path: str) -> Any:
+    """Return a value of nested mappings by its dotted path; None if there is none."""
+    for key in path.split("."):
+        value = (value or {}).get(key)
+    return value
 
 
 def read_run(folder: Path, name: str = "") -> Run:
@@ -151,17 +154,11 @@ class JobWithoutResult:
 
 @dataclass(frozen=True)
 class Jobs:
-    """All jobs of a report.
+    """All jobs of a report."""
 
-    Attributes:
-        runs: Finished jobs, one for each config hash.
-        without_result: All other jobs.
-        copies: Names of jobs whose run is also in another folder.
-    """
-
-    runs: list[Run] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)  # one for each config hash
     without_result: list[JobWithoutResult] = field(default_factory=list)
-    copies: list[str] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)  # names of jobs whose run is also elsewhere
 
 
 def read_jobs(folders: Sequence[Path], root: Path) -> Jobs:

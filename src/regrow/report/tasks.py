@@ -29,21 +29,13 @@ _KEYS = ("run", "point", "baseline", "baseline_kind")
 
 
 class Task(NamedTuple):
-    """All runs of the same data and model.
+    """All runs of the same data and model."""
 
-    Attributes:
-        name: Data and model.
-        size: Parameters and MACs of the dense model, as text.
-        rows: Table rows of all runs, and the columns `run`, `point`, `baseline`, `baseline_kind`.
-        plot: Their points.
-        advice: What makes a comparison of them unfair.
-    """
-
-    name: str
-    size: str
-    rows: DataFrame
+    name: str  # data and model
+    size: str  # parameters and MACs of the dense model
+    rows: DataFrame  # table rows of all runs, with the columns `_KEYS`
     plot: Plot
-    advice: list[Advice]
+    advice: list[Advice]  # what makes a comparison of them unfair
 
 
 def make_tasks(runs: Sequence[Run]) -> list[Task]:

@@ -19,19 +19,12 @@ TABLE, PAGE = "results.csv", "report.html"
 
 
 class WrittenReport(NamedTuple):
-    """The files of a report, and a summary.
+    """The files of a report, and a summary."""
 
-    Attributes:
-        table: Path of results.csv.
-        page: Path of report.html.
-        summary: Number of jobs by state, as text.
-        warnings: Number of warnings about comparisons.
-    """
-
-    table: Path
-    page: Path
-    summary: str
-    warnings: int
+    table: Path  # results.csv
+    page: Path  # report.html
+    summary: str  # number of jobs by state
+    warnings: int  # number of warnings about comparisons
 
 
 def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenReport:
