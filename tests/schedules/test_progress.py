@@ -52,7 +52,7 @@ def test_missed_steps_are_made_good_by_the_last_of_them(plan, asked):
 
 @given(plans(), st.integers(0, 45))
 def test_cut_anywhere_it_goes_on_as_if_never_cut(plan, cut):
-    whole, first = Progress(plan, start=0.1, first=3, epoch=2), Progress(plan, 0, 0.1, 3, 2)
+    whole, first = Progress(plan, start=0.1, epochs={2: 3}), Progress(plan, 0, 0.1, {2: 3, 3: 9})
     expected = walk(whole, range(46))
     before = walk(first, range(cut))
     again = Progress()
@@ -69,8 +69,9 @@ def test_a_plan_with_equal_levels_and_zeros():
 
 def test_what_is_begun_and_reached():
     assert not Progress().started
-    assert Progress((), 0, 0.0, 0, 0).reached
-    progress = Progress((Milestone(3, 0.5),), epoch=0)
+    assert Progress((), 0, 0.0, {0: 0}).reached
+    progress = Progress((Milestone(3, 0.5),), epochs={4: 30, 5: 38})
+    assert progress.first == 30
     assert progress.started
     assert not progress.reached
     assert progress.remaining == progress.plan
@@ -98,8 +99,51 @@ def test_keep():
 def test_stretch_to_later_and_to_earlier():
     assert resumed_plan(STORED, LATER, 1, 6, "stretch") == (STORED[0], *LATER[1:])
     assert resumed_plan(STORED, LATER, 0, 3, "stretch") == LATER
-    assert resumed_plan(STORED, EARLIER, 1, 5, "stretch") == (STORED[0], Milestone(6, 0.9))
-    assert resumed_plan(STORED, EARLIER, 1, 9, "stretch") == (STORED[0], Milestone(9, 0.9))
+    assert resumed_plan(STORED, EARLIER, 1, 5, "stretch") == (STORED[0], *EARLIER[1:])
+
+
+def test_after_a_stretch_the_last_of_the_events_that_are_past_comes_at_once():
+    for now, sparsity in [(5, 0.6), (9, 0.9)]:
+        progress = Progress(resumed_plan(STORED, EARLIER, 1, now, "stretch"), 1)
+        assert walk(progress, range(now, 20))[0] == (now, sparsity)
+
+
+PHASES = tuple(Milestone(step, level) for step, level in [(4, 0.9), (8, 0.0), (12, 0.9), (16, 0.0)])
+
+
+def test_phases_go_on_from_the_one_that_should_be_now():
+    """Stored with other numbers of phases than planned, at step 9: it should be dense."""
+    dense, sparse = (Milestone(2, 0.9), Milestone(6, 0.0)), (Milestone(2, 0.9),)
+    assert resumed_plan((*dense, Milestone(10, 0.9)), PHASES, 2, 9, "stretch")[2:] == PHASES[2:]
+    assert resumed_plan((*sparse, Milestone(10, 0.0)), PHASES, 1, 9, "stretch")[1:] == PHASES[1:]
+
+
+def test_updates_at_one_sparsity_are_not_made_good():
+    updates = tuple(Milestone(step, 0.9) for step in (0, 4, 8, 12))
+    assert resumed_plan(updates[:3], updates, 1, 6, "stretch") == (updates[0], *updates[2:])
+
+
+def test_a_plan_that_was_stretched_resumes_without_a_change():
+    """What happened before a change of lengths does not count."""
+    stretched = resumed_plan(STORED, LATER, 1, 6, "stretch")
+    for now in (7, 12, 19):
+        assert resumed_plan(stretched, LATER, 1, now, "refuse") == stretched
+    assert resumed_plan(stretched, LATER, 2, 25, "refuse") == stretched
+
+
+def test_a_milestone_that_equals_a_past_one_is_marked():
+    plan = (Milestone(4, 0.9), Milestone(6, 0.0), Milestone(4, 0.9))
+    progress = Progress(plan, 2)
+    progress.mark_done(plan[2])
+    assert progress.reached
+
+
+def test_a_change_without_a_plan_raises_by_name():
+    def none(timeline, start):
+        raise ConfigError("no room")
+
+    with pytest.raises(ConfigError, match=r"epochs have other lengths.*no room"):
+        Progress(STORED).replan(none, Timeline(40), 3)
 
 
 def test_refuse_says_both_plans():
@@ -114,9 +158,8 @@ def test_stretching_never_forgets_the_past_and_never_goes_back(stored, planned, 
     walk(progress, range(now))
     plan = resumed_plan(stored, planned, progress.n_done, now, "stretch")
     assert plan[: progress.n_done] == stored[: progress.n_done]
-    ahead = plan[progress.n_done :]
-    assert all(milestone.step >= now for milestone in ahead)
-    levels = [milestone.sparsity for milestone in ahead]
+    events = walk(Progress(plan, progress.n_done), range(now, 42))
+    levels = [sparsity for _, sparsity in events]
     assert levels == sorted(levels)
     if planned and progress.n_done < len(stored) and planned != stored:
         assert plan[-1].sparsity == planned[-1].sparsity
@@ -128,7 +171,7 @@ def planned(timeline, start):
 
 def test_resume_by_the_timeline_of_now():
     plan = planned(Timeline(40), 0.0)
-    progress = Progress(plan, 1, 0.0, 0, 0)
+    progress = Progress(plan, 1, 0.0, {0: 0})
     progress.resume(planned, Timeline(40), 12, "refuse")
     assert progress.plan == plan
     with pytest.raises(ConfigError, match="events still to come"):
@@ -138,12 +181,12 @@ def test_resume_by_the_timeline_of_now():
 
 
 def test_resume_in_a_fit_that_ends_before_the_last_event():
-    progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, 0, 0)
+    progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, {0: 0})
     with pytest.raises(ConfigError, match="plans an event at step 20, but the fit now ends before"):
         progress.resume(planned, Timeline(20), 12, "keep")
 
 
 def test_resume_where_the_end_is_unknown():
-    progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, 0, 0)
+    progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, {0: 0})
     progress.resume(planned, Timeline(None), 12, "keep")
     assert len(progress.remaining) == 1

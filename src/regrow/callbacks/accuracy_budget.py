@@ -118,7 +118,7 @@ class AccuracyBudget(Callback):
         self._lost: float | None = None  # by the event that is to be rolled back
         self._snapshot: FitSnapshot | None = None
         self._clock: Clock | None = None
-        self._length = 0
+        self._epoch: dict[int, int] = {}  # the present one, and its first step
 
     @property
     def settled(self) -> bool:
@@ -133,22 +133,24 @@ class AccuracyBudget(Callback):
                 f"AccuracyBudget judges one pruning callback, the Trainer has {len(callbacks)}"
             )
         [self._pruner] = callbacks
+        self._clock = Clock(trainer, [self.recover])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._clock is None:
-            self._set_clock(trainer)
-            progress = self._pruner.progress
-            if not progress.adaptive:  # else resumed: the plan was made by the fit that was cut
-                progress.adaptive = True
-                self._make_room(trainer, progress)
         if self._lost is not None:  # before the pruner's event of this batch
             self._roll_back(trainer, pl_module)
+
+    def on_suite_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._clock is not None
+        self._epoch = {int(trainer.current_epoch): self._clock.current_step()}
+        progress, searches = self._pruner.progress, self.search.lowest_rejected is not None
+        moved = not searches and self._pruner.session.replan()
+        if moved or not progress.adaptive:  # else resumed: the plan is that of the fit that was cut
+            self._make_room(trainer, progress)
+            progress.adaptive = True
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._clock is None:  # resumed in the middle of an epoch
-            self._set_clock(trainer)
         if self._lost is not None:  # validated in the middle of an epoch
             self._roll_back(trainer, pl_module)
         elif self.settled:
@@ -223,10 +225,11 @@ class AccuracyBudget(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._clock = None
 
-    def _set_clock(self, trainer: pl.Trainer) -> None:
-        self._clock = Clock(trainer, [self.recover])
-        first, epoch = self._clock.start_step()
-        self._length = self._clock.timeline(first, epoch).length(self.recover)
+    @property
+    def _length(self) -> int:
+        """The steps of recovery after an event, by the length of the present epoch."""
+        assert self._clock is not None
+        return self._clock.timeline(self._epoch).length(self.recover)
 
     def _behind(self) -> int:
         """The number of steps done; call it after a batch."""
@@ -281,7 +284,8 @@ class AccuracyBudget(Callback):
     def _make_room(self, trainer: pl.Trainer, progress: Progress) -> None:
         """Drop events until the others and their recovery times fit into the fit."""
         assert self._clock is not None
-        timeline, planned = self._clock.timeline(*self._clock.start_step()), progress.remaining
+        timeline = self._clock.timeline(self._epoch)
+        planned = tuple(Milestone(max(s, timeline.start), level) for s, level in progress.remaining)
         if timeline.end is None or not planned:
             return
         validations = _validated_steps(trainer, timeline)
@@ -297,6 +301,8 @@ class AccuracyBudget(Callback):
         if fits:
             return
         kept = with_recovery(planned, self._length, validations, first)
+        if not kept and progress.adaptive:
+            return  # epochs have become shorter, and may become longer again
         if not kept:
             raise ConfigError(
                 f"{len(planned)} events, each with {self.recover} of recovery, end at step "

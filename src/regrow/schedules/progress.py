@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypedDict
 
@@ -19,8 +19,7 @@ class ProgressStateDict(TypedDict):
     plan: list[list[float]]  # [step, sparsity] of each milestone
     fired: int  # n_done
     start: float
-    first: int
-    epoch: int
+    epochs: dict[int, int]
     led: bool  # adaptive
 
 
@@ -32,8 +31,8 @@ class Progress:
         plan: The milestones.
         n_done: The number of milestones that have happened.
         start: The sparsity at the start of the plan.
-        first: The step at its start.
-        epoch: The epoch at its start; -1 before any fit.
+        epochs: The first step of each epoch that has begun since then, by its number; empty before
+            any fit.
         adaptive: Whether an accuracy budget controls the plan: it delays events, which then happen
             one by one, and changes later milestones.
 
@@ -46,14 +45,18 @@ class Progress:
     plan: PruningPlan = ()
     n_done: int = 0
     start: float = 0.0
-    first: int = 0
-    epoch: int = -1
+    epochs: dict[int, int] = field(default_factory=dict)
     adaptive: bool = False
 
     @property
     def started(self) -> bool:
         """Whether a fit has been planned."""
-        return self.epoch >= 0
+        return bool(self.epochs)
+
+    @property
+    def first(self) -> int:
+        """The step at the start of the plan."""
+        return next(iter(self.epochs.values()), 0)
 
     @property
     def reached(self) -> bool:
@@ -84,7 +87,7 @@ class Progress:
 
     def mark_done(self, milestone: Milestone) -> None:
         """Mark a milestone, and those before it, as happened."""
-        self.n_done = self.plan.index(milestone) + 1
+        self.n_done = self.plan.index(milestone, self.n_done) + 1
 
     def set_next(self, step: int, sparsity: float | None) -> None:
         """Replace the remaining milestones by one, or by none if `sparsity` is None."""
@@ -96,16 +99,14 @@ class Progress:
             "plan": [[int(step), float(sparsity)] for step, sparsity in self.plan],
             "fired": self.n_done,
             "start": self.start,
-            "first": self.first,
-            "epoch": self.epoch,
+            "epochs": dict(self.epochs),
             "led": self.adaptive,
         }
 
     def load_state_dict(self, state: ProgressStateDict) -> None:
         self.plan = tuple(Milestone(int(step), float(s)) for step, s in state["plan"])
-        self.n_done, self.first = int(state["fired"]), int(state["first"])
-        self.start, self.epoch = float(state["start"]), int(state["epoch"])
-        self.adaptive = bool(state["led"])
+        self.n_done, self.start = int(state["fired"]), float(state["start"])
+        self.epochs, self.adaptive = dict(state["epochs"]), bool(state["led"])
 
     def resume(
         self,
@@ -137,6 +138,28 @@ class Progress:
                 f"before step {timeline.end}: train longer, or write on_change='stretch'"
             )
 
+    def replan(
+        self, resolve: Callable[[Timeline, float], PruningPlan], timeline: Timeline, now: int
+    ) -> None:
+        """Move the remaining milestones, because the length of epochs has changed.
+
+        Args:
+            resolve: As for `resume`.
+            timeline: The fit by the present length of its epochs.
+            now: The present step.
+
+        Raises:
+            ConfigError: If the schedule has no plan for this timeline.
+        """
+        try:
+            planned = resolve(timeline, self.start)
+        except ConfigError as error:
+            raise ConfigError(
+                "epochs have other lengths than planned, and the events to come cannot be planned "
+                f"anew: {error}"
+            ) from error
+        self.plan = resumed_plan(self.plan, planned, self.n_done, now, "stretch")
+
 
 def resumed_plan(
     stored: PruningPlan, planned: PruningPlan, fired: int, now: int, on_change: str
@@ -161,6 +184,17 @@ def resumed_plan(
     """
     if planned == stored or fired == len(stored) or on_change == "keep":
         return stored
+    reached = stored[fired - 1].sparsity if fired else 0.0
+    if len(planned) == len(stored) and len({milestone.sparsity for milestone in planned}) > 1:
+        remaining = planned[fired:]
+    elif any(a.sparsity >= b.sparsity for a, b in pairwise(planned)):
+        passed = sum(milestone.step < now for milestone in planned)
+        passed -= bool(passed and planned[passed - 1].sparsity != reached)  # it comes now
+        remaining = planned[passed:]
+    else:
+        remaining = tuple(milestone for milestone in planned if milestone.sparsity > reached)
+    if remaining == stored[fired:]:
+        return stored
     if on_change == "refuse":
         raise ConfigError(
             f"the events still to come are not those of the checkpoint, which plans "
@@ -168,12 +202,6 @@ def resumed_plan(
             "max_epochs, batch size, ranks or settings?): restore them, or write on_change='keep' "
             "(steps as in the checkpoint) or on_change='stretch' (steps as now)"
         )
-    if len(planned) == len(stored) or any(a.sparsity > b.sparsity for a, b in pairwise(planned)):
-        same = fired if len(planned) == len(stored) else 0
-        remaining = tuple(milestone for milestone in planned[same:] if milestone.step >= now)
-    else:
-        reached = stored[fired - 1].sparsity if fired else 0.0
-        remaining = tuple(m for m in planned if m.step >= now and m.sparsity > reached)
     return stored[:fired] + (remaining or tuple(Milestone(now, m.sparsity) for m in planned[-1:]))
 
 

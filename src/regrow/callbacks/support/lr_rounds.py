@@ -49,7 +49,7 @@ def round_length(trainer: pl.Trainer) -> int | None:
         clock = Clock(trainer, callback.schedule.times())
         first, epoch = clock.start_step()
         if not clock.manual and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            steps |= {m.step for m in callback.resolve(clock.timeline(first, epoch))}
+            steps |= {m.step for m in callback.resolve(clock.timeline({epoch: first}))}
     return longest_round(sorted(steps), first) or None
 
 
