@@ -82,18 +82,28 @@ LATER = (Milestone(10, 0.3), Milestone(20, 0.6), Milestone(30, 0.9))
 EARLIER = (Milestone(2, 0.3), Milestone(4, 0.6), Milestone(6, 0.9))
 
 
-@pytest.mark.parametrize("on_change", ["refuse", "keep", "stretch"])
+@pytest.mark.parametrize("on_change", ["refuse", "stretch"])
 def test_an_unchanged_plan_stays(on_change):
     assert resumed_plan(STORED, STORED, 1, 6, on_change) == STORED
 
 
-@pytest.mark.parametrize("on_change", ["refuse", "keep", "stretch"])
+@pytest.mark.parametrize("on_change", ["refuse", "stretch"])
 def test_a_finished_plan_stays(on_change):
     assert resumed_plan(STORED, LATER, 3, 16, on_change) == STORED
 
 
 def test_keep():
-    assert resumed_plan(STORED, LATER, 1, 6, "keep") == STORED
+    def later(timeline, start):
+        return LATER
+
+    def refused(timeline, start):
+        raise ConfigError("no room")
+
+    for resolve in (later, refused):
+        progress = Progress(STORED, 1)
+        assert not progress.resume(resolve, Timeline(40), 6, "keep")
+        assert progress.plan == STORED
+    assert Progress(LATER, 1).resume(later, Timeline(40), 6, "keep")
 
 
 def test_stretch_to_later_and_to_earlier():

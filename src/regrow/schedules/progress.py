@@ -114,29 +114,41 @@ class Progress:
         timeline: Timeline,
         now: int,
         on_change: str,
-    ) -> None:
+    ) -> bool:
         """Resume from a checkpoint, whose resolved steps take precedence where possible.
 
         Args:
             resolve: Makes a plan from a timeline and a starting sparsity.
             timeline: The fit by the present settings.
             now: The step at which the fit resumes.
-            on_change: See `resumed_plan`.
+            on_change: "keep" (the stored steps), else see `resumed_plan`.
+
+        Returns:
+            Whether the plan is that of the timeline, not one of other settings that was kept.
 
         Raises:
             ConfigError: If the present settings plan other remaining events and `on_change` is
                 "refuse", or if the fit ends before the last event.
         """
         if self.reached or self.adaptive:
-            return
-        if on_change != "keep":
+            return True
+        keep = on_change == "keep"
+        how = "stretch" if keep else on_change
+        try:
             planned = resolve(timeline, self.start)
-            self.plan = resumed_plan(self.plan, planned, self.n_done, now, on_change)
+            moved = resumed_plan(self.plan, planned, self.n_done, now, how)
+        except ConfigError:
+            if not keep:
+                raise
+            moved = ()
+        follows = not keep or moved == self.plan
+        self.plan = moved if follows else self.plan
         if timeline.end is not None and not self.reached and self.plan[-1].step >= timeline.end:
             raise ConfigError(
                 f"the checkpoint plans an event at step {self.plan[-1].step}, but the fit now ends "
                 f"before step {timeline.end}: train longer, or write on_change='stretch'"
             )
+        return follows
 
     def replan(
         self, resolve: Callable[[Timeline, float], PruningPlan], timeline: Timeline, now: int
@@ -171,7 +183,7 @@ def resumed_plan(
         planned: The plan of the present settings.
         fired: The number of stored milestones that have happened.
         now: The step at which the fit resumes.
-        on_change: "refuse", "keep" (the stored steps) or "stretch" (the planned ones).
+        on_change: "refuse" or "stretch" (the planned steps).
 
     Raises:
         ConfigError: If the remaining milestones differ and `on_change` is "refuse".
@@ -182,7 +194,7 @@ def resumed_plan(
         >>> resumed_plan(old, new, fired=1, now=6, on_change="stretch")
         (Milestone(step=5, sparsity=0.5), Milestone(step=20, sparsity=0.9))
     """
-    if planned == stored or fired == len(stored) or on_change == "keep":
+    if planned == stored or fired == len(stored):
         return stored
     reached = stored[fired - 1].sparsity if fired else 0.0
     if len(planned) == len(stored) and len({milestone.sparsity for milestone in planned}) > 1:

@@ -312,7 +312,7 @@ class PruningCallback(Callback, Generic[P]):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._starting:  # only now, because hooks of the epoch's start may change accumulation
-            self._starting, starting = (), self._starting
+            starting, self._starting = self._starting, ()
             for callback in starting:
                 callback.on_suite_epoch_start(trainer, pl_module)
         for callback in self._batch_start:

@@ -341,9 +341,9 @@ class PruningSession(Generic[P]):
         self.strategy.config.check_matches(state["method"])
         self.load(state)
         now, _ = self.time.start_step()
-        self.progress.resume(self.resolve, self.timeline, now, self.on_change)
+        follows = self.progress.resume(self.resolve, self.timeline, now, self.on_change)
         self.strategy.after_resume(self, state)
-        self._timeline = None if self.on_change == "keep" else self.timeline
+        self._timeline = self.timeline if follows else None
 
     def begin_epoch(self) -> None:
         """Record where an epoch begins; call it at its first batch, and when training resumes."""
@@ -353,7 +353,7 @@ class PruningSession(Generic[P]):
         """Move the events to come if the length of epochs has changed; call it as `begin_epoch`.
 
         Returns:
-            Whether it has. After a resume with on_change="keep" events keep their steps.
+            Whether it has. Events that a resume with on_change="keep" has kept stay there.
 
         Raises:
             ConfigError: If the schedule has no plan for such epochs.

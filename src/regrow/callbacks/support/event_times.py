@@ -81,7 +81,7 @@ class EventTimes:
                 "write on_change='keep' (steps as in the checkpoint) or on_change='stretch' (as "
                 "now)"
             )
-        if self.on_change == "keep":
+        if self.on_change == "keep" and stored != self.remaining:
             self._steps, self._moves = list(state["steps"]), False
         self._check_within_fit(clock)
 
