@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.channels.graph.groups import Group
+from regrow.utils.errors import StateError
 from regrow.utils.modes import clear_compiled
 from regrow.utils.names import modules, tensors
 
@@ -26,14 +27,25 @@ class UndoLog:
         data: (tensor, values before, gradient before).
         attributes: (module, attribute, value before).
         model: The cut model.
+        shapes: Shapes after the cut, in the order of `data`.
+
+    Raises:
+        StateError: When it is called, if a later cut has changed the shapes again.
     """
 
     data: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)
     attributes: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
     model: nn.Module | None = None
+    shapes: list[torch.Size] = field(default_factory=list)
 
     def __call__(self) -> None:
         """Restore everything, last change first."""
+        for (tensor, before, _), shape in zip(self.data, self.shapes, strict=False):
+            if tensor.shape not in (shape, before.shape):
+                raise StateError(
+                    f"a later cut has changed a tensor from {tuple(shape)} to "
+                    f"{tuple(tensor.shape)}: undo the later cut first"
+                )
         try:
             self._restore()
         except BaseException:  # interrupted: restore the rest before raising
@@ -142,6 +154,7 @@ def cut(
                 continue
             values = change(tensor.data, kept[name])
             undo.data.append((tensor, tensor.data, tensor.grad))
+            undo.shapes.append(values.shape)
             tensor.grad = None
             set_data(tensor, values)
     clear_compiled(model)
