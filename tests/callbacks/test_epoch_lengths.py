@@ -132,6 +132,17 @@ def test_epoch_times_follow_accumulation_that_the_module_changes():
     assert epochs.steps == [1, 3, 7, 23]
 
 
+def test_epoch_times_follow_accumulation_that_falls_within_an_epoch():
+    class Falls(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            trainer.accumulate_grad_batches = 4 if batch_idx < 4 else 1
+
+    epochs = Epochs()
+    fit(Net(), epochs, Falls(), by_epoch(), accumulate_grad_batches=4, max_epochs=6)
+    check_by_epoch(epochs)
+    assert epochs.steps == [5, 10, 15, 25]
+
+
 def test_epoch_times_follow_batches_under_manual_optimisation():
     class Manual(Net):
         def __init__(self):

@@ -131,6 +131,29 @@ def test_resumed_run_with_an_accumulation_scheduler(tmp_path):
     check_resumes(tmp_path, make, saves)
 
 
+def test_an_epoch_that_is_longer_after_a_resume_does_not_bring_later_events(tmp_path):
+    """Lightning trains the rest of a cut epoch without its scheduler's accumulation."""
+
+    class SaveInMiddle(Save):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if (trainer.current_epoch, batch_idx) == (1, 3):
+                trainer.save_checkpoint(self.path)
+
+    def fit(*callbacks, **kw):
+        pruning = MagnitudePruning(0.5, schedule=OneShot("3ep"))
+        scheduler = GradientAccumulationScheduler({0: 4})
+        data = Changing((8,) * 6, shuffled)
+        fit_changing(Net(), *callbacks, scheduler, pruning, data=data, **kw)
+
+    cut, epochs = tmp_path / "cut.ckpt", Epochs()
+    save = SaveInMiddle(cut, 0)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(save, Cut(cut))
+    fit(epochs, ckpt_path=cut)
+    assert epochs.at == [(3, 0)]
+    assert epochs.starts == [7, 9, 11, 13]  # epoch 1 had five steps instead of two
+
+
 @pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_batch_start"])
 @pytest.mark.parametrize("first", [True, False])
 def test_an_epoch_is_counted_once_where_its_start_was_saved(hook, first, tmp_path):

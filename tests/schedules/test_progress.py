@@ -148,6 +148,16 @@ def test_a_milestone_that_equals_a_past_one_is_marked():
     assert progress.reached
 
 
+def test_what_belongs_to_a_later_epoch_waits_while_the_present_one_is_longer_than_planned():
+    """The second of two epochs begins at step 4 and should end before step 8."""
+    progress = Progress((Milestone(6, 0.5), Milestone(8, 0.9)), epochs={0: 0, 1: 4})
+    timeline = Timeline(16, 4)
+    assert [progress.due(step, timeline) for step in (5, 7, 9)] == [None, *progress.plan[:1] * 2]
+    assert progress.due(9) == progress.plan[1]
+    progress.epochs[2] = 11
+    assert progress.due(11, Timeline(23, ((0, 4), (1, 7), (2, 4)))) == progress.plan[1]
+
+
 def test_a_change_without_a_plan_raises_by_name():
     def none(timeline, start):
         raise ConfigError("no room")

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TypedDict
 
 from regrow.schedules.base import Milestone, PruningPlan
-from regrow.schedules.time import Timeline
+from regrow.schedules.time import Time, Timeline
 from regrow.utils.errors import ConfigError
 
 
@@ -78,12 +78,19 @@ class Progress:
         """Whether all milestones that prune have happened."""
         return not any(milestone.sparsity for milestone in self.remaining)
 
-    def due(self, now: int) -> Milestone | None:
-        """Return the milestone due at step `now`; the last of several, the first if adaptive."""
-        if self.reached or self.plan[self.n_done].step > now:
-            return None
+    def due(self, now: int, timeline: Timeline | None = None) -> Milestone | None:
+        """Return the milestone due at step `now`; the last of several, the first if adaptive.
+
+        Args:
+            now: The present step.
+            timeline: Milestones of later epochs wait for them, even if the present epoch has more
+                steps than in this timeline; None: only steps count.
+        """
         due = [milestone for milestone in self.remaining if milestone.step <= now]
-        return due[0] if self.adaptive else due[-1]
+        if due and timeline is not None:
+            end = timeline.step(Time(len(self.epochs), "ep"))  # of the present epoch
+            due = [milestone for milestone in due if milestone.step < end]
+        return None if not due else due[0] if self.adaptive else due[-1]
 
     def mark_done(self, milestone: Milestone) -> None:
         """Mark a milestone, and those before it, as happened."""

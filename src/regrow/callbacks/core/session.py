@@ -227,6 +227,7 @@ class PruningSession(Generic[P]):
         self.averages = Averages()
         self.current: P | None = None
         self._timeline: Timeline | None = None  # of which the events are planned
+        self._by_epoch = any(time.unit == "ep" and time.amount for time in schedule.times())
         self._handles: list[Removable] = []
         self._manual = False
 
@@ -350,13 +351,9 @@ class PruningSession(Generic[P]):
         self.progress.epochs.setdefault(self.time.position()[1], self.time.current_step())
 
     def replan(self) -> bool:
-        """Move the events to come if the length of epochs has changed; call it as `begin_epoch`.
+        """Move the events to come if epochs have changed in length, and return whether they have.
 
-        Returns:
-            Whether it has. Events that a resume with on_change="keep" has kept stay there.
-
-        Raises:
-            ConfigError: If the schedule has no plan for such epochs.
+        Call it as `begin_epoch`. What a resume with on_change="keep" has kept does not move.
         """
         self.begin_epoch()
         progress, before = self.progress, self._timeline
@@ -376,7 +373,9 @@ class PruningSession(Generic[P]):
         if done >= len(plan) or clock is None:
             return None
         now = clock.current_step()
-        return progress.due(now) if plan[done].step <= now else None
+        if plan[done].step > now:
+            return None
+        return progress.due(now, self._timeline if self._by_epoch else None)
 
     def step(self) -> None:
         """Run a due event, unless it needs gradients; call it before each batch."""
