@@ -2,7 +2,8 @@
 """Linear, cubic and cosine increase of the sparsity.
 
 A schedule is a frozen dataclass that turns a target and a timeline into a plan: the milestones
-(step, sparsity) at which masks change.
+(step, sparsity) at which masks change. p is the completed fraction of the steps from `begin` to
+`end`, or of the epochs, if both are given in epochs.
 """
 
 from __future__ import annotations
