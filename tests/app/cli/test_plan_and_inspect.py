@@ -42,6 +42,15 @@ def test_plan_of_erk_shows_each_layer(job, capsys):
     assert total == pytest.approx(0.9 * 14_288, abs=2)
 
 
+def test_plan_of_a_threshold_shows_thresholds(job, capsys):
+    plan(job(*GMP, "pruning=threshold", "pruning.sparsity=null"))
+    shown = capsys.readouterr().out
+    [head] = [line for line in shown.splitlines() if "epoch" in line and "step" in line]
+    assert "threshold" in head
+    assert " 1.0000 " in shown, "the last threshold"
+    assert "by the weights" in shown
+
+
 IMP = ("recipe=digits/imp", "trainer.max_epochs=8", "pruning.schedule.every=2ep")
 ADAM = ("optimizer=adam",)
 ADAGRAD = (*ADAM, "optimizer._target_=torch.optim.Adagrad")
