@@ -10,7 +10,7 @@ from tiny_fits import SGD, Net, copied, fit, loader, read, trainer, weights
 
 import regrow
 from regrow import PostTrainingPruning
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, StateError
 
 
 class Callable(Net):
@@ -165,3 +165,24 @@ def test_evaluation_before_and_after_without_training():
     assert after["val/loss"] != before["val/loss"]
     result.undo(module)
     assert run.validate(module, loader()) == [before]
+
+
+@pytest.mark.parametrize("criterion", ["obs", "magnitude"])
+def test_an_attached_model_is_calibrated_outside_a_fit(criterion):
+    module = trained()
+    before, reference = copied(module), copy.deepcopy(module)
+    callback = PostTrainingPruning(0.5, criterion=criterion)
+    callback.attach(module)
+    entry = callback.calibrate(loader())
+    assert entry["after"] == callback.sparsity == 0.5
+    regrow.calibrate(reference, loader(), 0.5, criterion=criterion)
+    assert all(map(torch.equal, module.parameters(), reference.parameters()))
+    callback.unprune()
+    assert all(torch.equal(value, before[n]) for n, value in module.state_dict().items())
+
+
+def test_pruning_by_hand_needs_calibration_data():
+    callback = PostTrainingPruning(0.5)
+    callback.attach(trained())
+    with pytest.raises(StateError, match=r"call calibrate\(batches\)"):
+        callback.prune_to(0.5)

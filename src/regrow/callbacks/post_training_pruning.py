@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict, cast
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow.calibration.calibrate import (
@@ -35,6 +36,7 @@ from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
 from regrow.utils.errors import (
     ConfigError,
+    StateError,
     check_bool,
     check_choice,
     check_count,
@@ -64,7 +66,8 @@ class PostTrainingPruning(PruningCallback[Pruner]):
     reproduces its dense outputs from the inputs that the pruned network gives it. Labels are not
     used. The fit that follows fine-tunes with the masks kept. Without a fit: `regrow.calibrate`.
 
-    Under several ranks the sums of all ranks are used. Random generators and the data loader keep
+    Outside a fit: `attach(model)`, then `calibrate(batches)`. Under several ranks the sums of all
+    ranks are used. Random generators and the data loader keep
     their state.
 
     Args:
@@ -117,7 +120,8 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         check_choice("criterion", criterion, NAMES)
         distribution = check_distribution(criterion, distribution)
         keep = check_keep_removed(keep_removed)
-        config = PruningConfig("magnitude", distribution, granularity, None, include, exclude, seed)
+        named = criterion if criterion == "magnitude" else _named(criterion)
+        config = PruningConfig(named, distribution, granularity, None, include, exclude, seed)
         strategy = Calibrated(
             config,
             keep,
@@ -149,6 +153,25 @@ class PostTrainingPruning(PruningCallback[Pruner]):
             finally:
                 self.strategy.seen = None
 
+    def calibrate(self, batches: Iterable[Any]) -> HistoryEntry:
+        """Prune an attached model now, without a fit; see `attach`.
+
+        Args:
+            batches: Tensors, tuples or lists whose first element is the input, or dicts of keyword
+                arguments.
+
+        Raises:
+            ConfigError: If there are none.
+        """
+        data = Data(inputs_of(batches, None), seed=self.method.seed)
+        module = self.pruner.model
+        dense = copy.deepcopy(module) if self.strategy.refit else None
+        return self.session.change(
+            lambda optimizers: self.strategy.calibrate(
+                self.pruner, module, dense, data, self.final, optimizers
+            )
+        )
+
     def unprune(self, names: Iterable[str] | str | None = None) -> HistoryEntry:
         """Restore removed weights, and refitted ones that have not been trained since."""
         entry = super().unprune(names)
@@ -160,7 +183,7 @@ class Calibrated(GradualMagnitude):
     """Prune once by calibrated scores, and refit.
 
     Args:
-        config: Its criterion is not used.
+        config: Its criterion only names the method.
         keep_removed, scoring, refit, batches, damping: See `PostTrainingPruning`.
     """
 
@@ -189,18 +212,30 @@ class Calibrated(GradualMagnitude):
         ahead = [batch for _, batch in peek_batches(trainer, batch, count)]
         total = None if trainer.world_size == 1 else lambda values: _total(trainer, values)
         data = Data(inputs_of(ahead, None), seed=self.config.seed, total=total)
-        pruner, device = session.pruner, module.device.type
-        with isolate_rng(), torch.autocast(device, enabled=False):
+        with isolate_rng(), torch.autocast(module.device.type, enabled=False):
             dense = probe_copy(trainer, module) if self.refit else None
-            layers = calibrated_layers(module, self.config.include, self.config.exclude)
-            wanted = layer_sparsities(layers, self.config.distribution, due.sparsity)
-            ordered, scores = score_layers(module, layers, data, self.scoring, wanted, self.damping)
-            given = scores if isinstance(scores, Scores) else None
-            entry = pruner.prune_to(due.sparsity, optimizers, scores=given)
-            if dense is not None:
-                before = {name: p.detach().cpu() for name, p in named_parameters(dense).items()}
-                refit_layers(module, dense, ordered, pruner.masks, data, self.damping)
-                self._store(pruner, before)
+            pruner, sparsity = session.pruner, due.sparsity
+            return self.calibrate(pruner, module, dense, data, sparsity, optimizers)
+
+    def calibrate(
+        self,
+        pruner: Pruner,
+        module: nn.Module,
+        dense: nn.Module | None,
+        data: Data,
+        sparsity: float,
+        optimizers: list[Optimizer],
+    ) -> HistoryEntry:
+        """Prune by calibrated scores, and refit if there is a dense copy of the module."""
+        layers = calibrated_layers(module, self.config.include, self.config.exclude)
+        wanted = layer_sparsities(layers, self.config.distribution, sparsity)
+        ordered, scores = score_layers(module, layers, data, self.scoring, wanted, self.damping)
+        given = scores if isinstance(scores, Scores) else None
+        entry = pruner.prune_to(sparsity, optimizers, scores=given)
+        if dense is not None:
+            before = {name: p.detach().cpu() for name, p in named_parameters(dense).items()}
+            refit_layers(module, dense, ordered, pruner.masks, data, self.damping)
+            self._store(pruner, before)
         return entry
 
     def _store(self, pruner: Pruner, before: Mapping[str, Tensor]) -> None:
@@ -237,3 +272,16 @@ def _total(trainer: pl.Trainer, values: Tensor) -> Tensor:
     reduced = trainer.strategy.reduce(values, reduce_op="sum")
     assert isinstance(reduced, Tensor)
     return reduced
+
+
+def _named(method: str) -> Callable[[Tensor], Tensor]:
+    """A placeholder for a criterion that cannot rank by weights alone."""
+
+    def calibrated(weight: Tensor) -> Tensor:
+        raise StateError(
+            f"PostTrainingPruning ranks weights by {method!r} on calibration data: outside a fit, "
+            "call calibrate(batches)"
+        )
+
+    calibrated.__name__ = method
+    return calibrated
