@@ -227,6 +227,22 @@ def at_init_cases() -> dict[str, Case]:
     return cases
 
 
+def calibration_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for criterion in ("obs", "wanda", "sparsegpt"):
+        callbacks = one(regrow.PostTrainingPruning, 0.6, criterion=criterion, batches=4)
+        cases[f"calibration/{criterion}"] = partial(resumed, callbacks)
+    cases["calibration/images"] = partial(
+        resumed, one(regrow.PostTrainingPruning, 0.6), image_net, shape=IMAGE
+    )
+    return cases
+
+
+def threshold_cases() -> dict[str, Case]:
+    callbacks = one(MagnitudePruning, threshold=0.1, begin="3it", end="25it", every="5it")
+    return {"magnitude/threshold": partial(resumed, callbacks)}
+
+
 def regrowth_cases() -> dict[str, Case]:
     def run(make: Callable[[], Any] = Net, early: bool = True, **kw: Any) -> Case:
         levels = regrow.Table({"5it": 0.7} if early else LEVELS)
@@ -393,6 +409,8 @@ CASES: dict[str, Case] = (
     | channel_cases()
     | sparse_training_cases()
     | at_init_cases()
+    | calibration_cases()
+    | threshold_cases()
     | regrowth_cases()
     | undo_cases()
     | budget_cases()
