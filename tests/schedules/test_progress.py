@@ -34,7 +34,7 @@ def walk(progress, steps):
 def test_every_milestone_comes_once_at_its_step(plan):
     progress = Progress(plan)
     assert walk(progress, range(42)) == list(plan)
-    assert progress.reached
+    assert progress.all_done
     assert walk(progress, range(42)) == []
 
 
@@ -69,10 +69,10 @@ def test_a_plan_with_equal_levels_and_zeros():
 
 def test_what_is_begun_and_reached():
     assert not Progress().started
-    assert Progress((), 0, 0.0, 0, 0).reached
+    assert Progress((), 0, 0.0, 0, 0).all_done
     progress = Progress((Milestone(3, 0.5),), epoch=0)
     assert progress.started
-    assert not progress.reached
+    assert not progress.all_done
     assert progress.remaining == progress.plan
 
 

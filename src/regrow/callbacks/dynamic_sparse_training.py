@@ -250,7 +250,7 @@ class DropGrow(GradualMagnitude):
 
     def after_resume(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
         progress = session.progress
-        if session.on_change != "stretch" or not self.moves or progress.reached:
+        if session.on_change != "stretch" or not self.moves or progress.all_done:
             return
         (now, _), timeline = session.time.start_step(), session.timeline
         planned = session.resolve(timeline, progress.start)
@@ -273,9 +273,9 @@ class DropGrow(GradualMagnitude):
         momenta = {name: mean.clone() for name, mean in means.items()}  # updated in place
         return {"end": self.end, "momenta": momenta, "explored": self.explored.state_dict()}
 
-    def reached(self, session: PruningSession[Pruner]) -> bool:
+    def schedule_done(self, session: PruningSession[Pruner]) -> bool:
         """Whether the network has the target sparsity, which it has from the first step."""
         return session.progress.started and session.is_as_sparse(())
 
     def at_target(self, session: PruningSession[Pruner]) -> bool:
-        return self.reached(session)
+        return self.schedule_done(session)

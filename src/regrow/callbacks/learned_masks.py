@@ -235,7 +235,7 @@ did you mean 'l0'?
     @property
     def keeps_dense_copy(self) -> bool:
         """Whether dense weights are stored: while masks are learned."""
-        return not self.progress.started or not self.progress.reached
+        return not self.progress.started or not self.progress.all_done
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
@@ -252,7 +252,7 @@ did you mean 'l0'?
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         super().on_suite_batch_start(trainer, pl_module, batch, batch_idx)
-        if self.progress.reached:
+        if self.progress.all_done:
             return
         learner, now = self.pruner.learner, self.session.time.current_step()
         if not learner.active and now >= self.strategy.first:
@@ -361,7 +361,7 @@ class LearnedMask(PruningStrategy[LearnedPruner]):
         self, session: PruningSession[LearnedPruner], state: Mapping[str, Any]
     ) -> None:
         self.first, learner = int(state["first"]), session.pruner.learner
-        if not (learner.active or session.progress.reached):
+        if not (learner.active or session.progress.all_done):
             planned, first = self.first, self.learning.first(session.timeline)
             if first != planned and session.on_change == "refuse":
                 raise ConfigError(

@@ -150,7 +150,7 @@ did you mean 'snip'?
         scoring = self.strategy.scoring
         if scoring == "random":
             return
-        unsharded_targets(pl_module, self.method.include, self.method.exclude)
+        unsharded_targets(pl_module, self.config.include, self.config.exclude)
         if scoring in GRADIENTS and not pl_module.automatic_optimization:
             raise ConfigError(
                 f"method={scoring!r} needs the loss that training_step returns, and under "

@@ -67,12 +67,12 @@ class ChannelPruner(BasePruner):
     Args:
         model: The model.
         example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
-        method: Settings.
+        config: Settings.
         keep_removed: Whether removed values are stored, for `unprune` and `expand`.
 
     Attributes:
         not_prunable: Groups that a trial at the start could not cut, with the error.
-        dense: Size of the original model, in the unit `method.of`.
+        dense: Size of the original model, in the unit `config.of`.
 
     Raises:
         ConfigError: If the model cannot be traced, or no channel can be cut.
@@ -92,22 +92,22 @@ class ChannelPruner(BasePruner):
         self,
         model: nn.Module,
         example_input: Any,
-        method: ChannelConfig | None = None,
+        config: ChannelConfig | None = None,
         *,
         keep_removed: KeepRemoved = True,
     ) -> None:
-        self.method = (method or ChannelConfig()).validated()
+        self.config = (config or ChannelConfig()).validated()
         self.example_input = two_examples(example_input, model)
-        self.needs_gradients = self.method.needs_gradients
+        self.needs_gradients = self.config.needs_gradients
         self.collects_gradients = False
         self.layer_targets = {}  # channels have one target
         self.not_prunable: dict[str, str] = {}
-        self.watch = LatencyTimer(self.method.timer, example_input)
+        self.watch = LatencyTimer(self.config.timer, example_input)
         self._saved = 0.0  # fraction of the original latency
         traced = trace(model, self.example_input)
         groups = self._groups(traced, model)
         selection = _selection(model, groups)
-        self.state = MaskState(model, selection, keep_removed, seed=self.method.seed)
+        self.state = MaskState(model, selection, keep_removed, seed=self.config.seed)
         self.masker = ChannelMasker(self.state, groups)
         self.cutter = ChannelCutter(self.masker, self._trace, self._analyse)
         self._set_trial(traced)
@@ -132,8 +132,8 @@ class ChannelPruner(BasePruner):
 
     @property
     def sparsity(self) -> float:
-        """The fraction of `method.of` that is masked or cut."""
-        if self.method.of == "latency":
+        """The fraction of `config.of` that is masked or cut."""
+        if self.config.of == "latency":
             return self._saved
         return 1 - self._left(self.removed) / self.dense
 
@@ -156,9 +156,9 @@ class ChannelPruner(BasePruner):
         self._chosen(sparsity, nothing if self.needs_gradients else self._scores())
 
     def affordable(self) -> float:
-        """The sparsity at which a forward pass takes `method.latency_ms`."""
-        assert self.method.latency_ms is not None
-        return max(0.0, 1 - self.method.latency_ms / self._original_ms())
+        """The sparsity at which a forward pass takes `config.latency_ms`."""
+        assert self.config.latency_ms is not None
+        return max(0.0, 1 - self.config.latency_ms / self._original_ms())
 
     def prune_to(
         self,
@@ -171,7 +171,7 @@ class ChannelPruner(BasePruner):
         Removed channels stay removed, but 0 restores all masked channels.
 
         Args:
-            sparsity: Fraction of `method.of`, in [0, 1).
+            sparsity: Fraction of `config.of`, in [0, 1).
             optimizers: Their state at masked positions is zeroed.
             own: Not used: channels have one target.
 
@@ -348,7 +348,7 @@ class ChannelPruner(BasePruner):
         self, back: Mapping[str, Tensor], initializer: Initializer, optimizers: list[Optimizer]
     ) -> dict[str, Tensor]:
         regrown = self.masker.bring_back(back, initializer, optimizers)
-        if self.method.of == "latency":
+        if self.config.of == "latency":
             self._saved = self._measured()
         return regrown
 
@@ -368,13 +368,13 @@ class ChannelPruner(BasePruner):
 
     def _scores(self) -> dict[str, Tensor]:
         tensors = parameters(self.model)
-        seed = self.method.seed * 1000 + len(self.history)
-        rule = get_channel_criterion(self.method.criterion, seed)
+        seed = self.config.seed * 1000 + len(self.history)
+        rule = get_channel_criterion(self.config.criterion, seed)
         return {group.name: channel_scores(group, tensors, rule) for group in self.free}
 
     def _chosen(self, sparsity: float, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Choose the channels to remove, in addition to the masked ones."""
-        if self.method.of != "latency":
+        if self.config.of != "latency":
             budget = (1 - sparsity) * self.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
             return self._choose(scores, self._left, budget)
         dense = self._original_ms()
@@ -407,9 +407,9 @@ class ChannelPruner(BasePruner):
             scores,
             size,
             budget,
-            distribution=self.method.distribution,
-            round_to=self.method.round_to,
-            min_channels=self.method.min_channels,
+            distribution=self.config.distribution,
+            round_to=self.config.round_to,
+            min_channels=self.config.min_channels,
             gone={name: c for name, c in self.removed.items() if len(c)},
         )
 
@@ -418,7 +418,7 @@ class ChannelPruner(BasePruner):
         return trace(self.model, self.example_input)
 
     def _groups(self, traced: Trace, model: nn.Module) -> tuple[Group, ...]:
-        found = select_groups(groups_from_trace(traced, model), model, self.method)
+        found = select_groups(groups_from_trace(traced, model), model, self.config)
         return fix_groups(found, self.not_prunable)
 
     def _analyse(self, traced: Trace) -> None:
@@ -429,7 +429,7 @@ class ChannelPruner(BasePruner):
 
     def _set_trial(self, traced: Trace) -> None:
         self.cutter.trial = TrialCut(self.model, traced, self.groups, self.example_input)
-        of = "channels" if self.method.of == "latency" else self.method.of
+        of = "channels" if self.config.of == "latency" else self.config.of
         self.sizes = Sizes(self.model, self.free, self.example_input, of)
 
     def _try_cuts(self) -> None:

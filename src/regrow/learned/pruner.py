@@ -96,5 +96,5 @@ class LearnedPruner(Pruner):
         window = self.learner.window
         due = target_at(self.learner.progress, window.target, window.ramp)
         kept = [None] * len(self.targets)
-        masks = choose_masks(self.method, self.targets, kept, due, self.layer_targets, 0)
+        masks = choose_masks(self.config, self.targets, kept, due, self.layer_targets, 0)
         return {target.name: mask for target, mask in zip(self.targets, masks, strict=True)}

@@ -28,7 +28,7 @@ from regrow.pruning.config import PruningConfig
 
 @torch.no_grad()
 def choose_masks(
-    method: PruningConfig,
+    config: PruningConfig,
     targets: Sequence[Target],
     kept: Sequence[Tensor | None],
     sparsity: float,
@@ -38,7 +38,7 @@ def choose_masks(
     """Compute the next bool masks of some parameters; pruned weights stay pruned.
 
     Args:
-        method: Validated settings.
+        config: Validated settings.
         targets: The parameters.
         kept: Present working masks (non-zero = kept), None where nothing is pruned.
         sparsity: Of the targets without a separate sparsity.
@@ -48,12 +48,12 @@ def choose_masks(
     Raises:
         ConfigError, StateError: See `Pruner.prune_to`.
     """
-    granularity = make_granularity(method.granularity)
+    granularity = make_granularity(config.granularity)
     whole = isinstance(granularity, Weight)
     dims = [target.input_dim for target in targets]
     # the weights themselves are ranked by magnitude, which saves a copy of all of them
-    by_magnitude = method.criterion is magnitude and whole and method.distribution != "lamp"
-    scores = [_scores(method, target, by_magnitude, event) for target in targets]
+    by_magnitude = config.criterion is magnitude and whole and config.distribution != "lamp"
+    scores = [_scores(config, target, by_magnitude, event) for target in targets]
     alive, units = list(kept), scores  # in units from here on
     if not whole:
         units = [units_of(granularity, s, d) for s, d in zip(scores, dims, strict=True)]
@@ -61,12 +61,12 @@ def choose_masks(
             None if k is None else granularity.kept_units(k != 0, d)
             for k, d in zip(kept, dims, strict=True)
         ]
-    if method.distribution == "lamp":
+    if config.distribution == "lamp":
         computed = [unit for unit in units if isinstance(unit, Tensor)]  # all, see `_scores`
         layers = zip(computed, alive, targets, strict=True)
         units = [lamp_scores(unit, live, target.name) for unit, live, target in layers]
     masks: dict[int, Tensor] = {}
-    pools, least = _pools(method, granularity, targets, units, alive, sparsity, own)
+    pools, least = _pools(config, granularity, targets, units, alive, sparsity, own)
     for pool in pools:
         chosen = global_topk_masks(
             [units[i] for i in pool.layers],
@@ -88,19 +88,19 @@ def choose_masks(
     return [masks[i] for i in range(len(targets))]
 
 
-def _scores(method: PruningConfig, target: Target, by_magnitude: bool, event: int) -> ScoresLike:
+def _scores(config: PruningConfig, target: Target, by_magnitude: bool, event: int) -> ScoresLike:
     """Compute the scores of one target, lazily where possible."""
     if by_magnitude:
         return target.weight
-    criterion = get_criterion(method.criterion)
+    criterion = get_criterion(config.criterion)
     # LAMP sorts whole layers
-    compute = compute_scores if method.distribution == "lamp" else lazy_criterion_scores
+    compute = compute_scores if config.distribution == "lamp" else lazy_criterion_scores
     weight, grad = target.parameter.detach(), target.parameter.grad
-    return compute(criterion, target.name, weight, grad, (method.seed, event))
+    return compute(criterion, target.name, weight, grad, (config.seed, event))
 
 
 def _pools(
-    method: PruningConfig,
+    config: PruningConfig,
     granularity: Granularity,
     targets: Sequence[Target],
     units: Sequence[ScoresLike],
@@ -117,7 +117,7 @@ def _pools(
         for size, live in zip(here, alive, strict=True)
     )
     # of the units of n:m groups, which keep n weights, fewer need to stay
-    share = 1 - (1 - method.min_density) / granularity.limit
+    share = 1 - (1 - config.min_density) / granularity.limit
     layers = [
         LayerSize(
             target.name,
@@ -131,7 +131,7 @@ def _pools(
     rest = [i for i, target in enumerate(targets) if target.name not in own]
     pools: list[Pool] = []
     if rest:
-        distribute = DISTRIBUTIONS[method.distribution]
+        distribute = DISTRIBUTIONS[config.distribution]
         for pool in distribute([layers[i] for i in rest], sparsity / granularity.limit):
             pools.append(Pool(tuple(rest[i] for i in pool.layers), pool.pruned))
     for i, target in enumerate(targets):

@@ -68,11 +68,11 @@ def draw_masks(
         >>> draw_masks(pruner, 0.9)["pruned"]
         90
     """
-    before, method = pruner.sparsity, pruner.method._replace(criterion=random)
+    before, config = pruner.sparsity, pruner.config._replace(criterion=random)
     optimizers = list(optimizers)
     kept = [pruner.enforcer.kept(target.name) for target in pruner.targets]
     event = len(pruner.history)
-    masks = choose_masks(method, pruner.targets, kept, sparsity, pruner.layer_targets, event)
+    masks = choose_masks(config, pruner.targets, kept, sparsity, pruner.layer_targets, event)
     for target, mask in zip(pruner.targets, masks, strict=True):
         pruner.state.set(target.name, mask, optimizers)
     pruner.enforce(optimizers)

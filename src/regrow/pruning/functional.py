@@ -116,7 +116,7 @@ def prune(
     )
     pruner = Pruner(model, config)
     sparsity, dense = config.check_target(sparsity), [None] * len(pruner.targets)
-    chosen = choose_masks(pruner.method, pruner.targets, dense, sparsity, pruner.layer_targets, 0)
+    chosen = choose_masks(pruner.config, pruner.targets, dense, sparsity, pruner.layer_targets, 0)
     pairs = list(zip(pruner.targets, chosen, strict=True))
     for target, mask in pairs:
         target.weight.masked_fill_(~mask, 0.0)

@@ -51,7 +51,7 @@ class Pruner(BasePruner):
 
     Args:
         model: The model; parameters are changed in place, never replaced, and no module is touched.
-        method: How to rank and group.
+        config: How to rank and group.
         keep_removed: What is stored for `unprune`: values (True), with optimizer moments
             ("moments"), or nothing (False).
         soft: Whether dense values keep training under the masks; weights return with these.
@@ -71,17 +71,17 @@ class Pruner(BasePruner):
     def __init__(
         self,
         model: nn.Module,
-        method: PruningConfig | None = None,
+        config: PruningConfig | None = None,
         *,
         keep_removed: KeepRemoved = False,
         soft: bool = False,
         from_zeros: bool = False,
     ) -> None:
-        self.method = (method or PruningConfig()).validated()
-        self.granularity = make_granularity(self.method.granularity)
+        self.config = (config or PruningConfig()).validated()
+        self.granularity = make_granularity(self.config.granularity)
         selection = self._select_fitting(model)
-        self.state = MaskState(model, selection, keep_removed, soft, self.method.seed)
-        self.criterion = get_criterion(self.method.criterion)
+        self.state = MaskState(model, selection, keep_removed, soft, self.config.seed)
+        self.criterion = get_criterion(self.config.criterion)
         # read at every step, and slow to compute
         self.needs_gradients = needs_gradients(self.criterion)
         self.collects_gradients = isinstance(self.criterion, TrackingCriterion)
@@ -89,7 +89,7 @@ class Pruner(BasePruner):
             self._check_sharding(target)
         self.layer_targets: dict[str, float] = {}
         self._thin: set[str] = set()  # layers that were warned of
-        for pattern, sparsity in (self.method.layers or {}).items():
+        for pattern, sparsity in (self.config.layers or {}).items():
             names = selection.match(pattern, "layers")
             if all(self.layer_targets.get(name, sparsity) != sparsity for name in names):
                 raise ConfigError(
@@ -151,8 +151,8 @@ class Pruner(BasePruner):
             ConfigError: If it cannot be distributed over the layers.
         """
         kept = [self.enforcer.kept(target.name) for target in self.targets]
-        method = self.method._replace(criterion=magnitude)
-        choose_masks(method, self.targets, kept, sparsity, self.layer_targets, 0)
+        config = self.config._replace(criterion=magnitude)
+        choose_masks(config, self.targets, kept, sparsity, self.layer_targets, 0)
 
     @atomic
     def prune_to(
@@ -183,7 +183,7 @@ class Pruner(BasePruner):
         sparsity, optimizers = check_sparsity("sparsity", sparsity), list(optimizers)
         if sparsity > self.granularity.limit:
             raise ConfigError(
-                f"granularity {self.method.granularity!r} reaches sparsity "
+                f"granularity {self.config.granularity!r} reaches sparsity "
                 f"{self.granularity.limit:.4g} at most, got {sparsity}"
             )
         if own is None:
@@ -290,7 +290,7 @@ class Pruner(BasePruner):
 
     def warn_of_thin_layers(self, densities: Mapping[str, float]) -> None:
         """Warn, once, of layers that keep under 1 % although nobody asked for that."""
-        if self.method.distribution == "uniform":
+        if self.config.distribution == "uniform":
             return
         sizes = {t.name: t.parameter.numel() for t in self.targets}
         thin = {
@@ -378,19 +378,19 @@ class Pruner(BasePruner):
 
     def _select_fitting(self, model: nn.Module) -> TargetSelection:
         """Select the targets; those that the granularity does not divide raise, or stay dense."""
-        selection = select_targets(model, self.method.include, self.method.exclude)
+        selection = select_targets(model, self.config.include, self.config.exclude)
         reasons = {t.name: self.granularity.misfit(t) for t in selection.targets}
         misfits = {name: why for name, why in reasons.items() if why is not None}
         if not misfits:
             return selection
         listed = "; ".join(misfits.values())
-        if self.method.on_misfit == "raise":
+        if self.config.on_misfit == "raise":
             raise ConfigError(
                 f"{listed}: write exclude={[*misfits]}, or on_misfit='skip' to leave such layers "
                 "dense"
             )
         reason = (
-            f"excluded by on_misfit='skip': {self.method.granularity} does not divide its shape"
+            f"excluded by on_misfit='skip': {self.config.granularity} does not divide its shape"
         )
         fitting = selection.without(misfits, reason)
         warn(f"{len(misfits)} layers stay dense: {listed}")
@@ -409,7 +409,7 @@ class Pruner(BasePruner):
         """Check that nothing needs the whole of a sharded layer."""
         if target.shard is None:
             return
-        if self.method.distribution == "lamp":
+        if self.config.distribution == "lamp":
             raise ConfigError(
                 f"distribution='lamp' sums over all weights of a layer in order, and "
                 f"{target.name} is sharded among ranks: write 'global', 'uniform' or 'erk'"
@@ -434,10 +434,10 @@ class Pruner(BasePruner):
             if isinstance(self.enforcer, SoftMaskEnforcer):  # all compete, by their dense values
                 kept = [None] * len(kept)
                 self.enforcer.insert()
-            event, method = len(self.history), self.method
+            event, config = len(self.history), self.config
             if scores is not None:
-                method = method._replace(criterion=Scores(scores))
-            return choose_masks(method, self.targets, kept, sparsity, own, event)
+                config = config._replace(criterion=Scores(scores))
+            return choose_masks(config, self.targets, kept, sparsity, own, event)
         except BaseException:
             self.enforcer.weights()  # move the dense values of soft pruning out again
             raise

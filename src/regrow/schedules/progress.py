@@ -56,7 +56,7 @@ class Progress:
         return self.epoch >= 0
 
     @property
-    def reached(self) -> bool:
+    def all_done(self) -> bool:
         """Whether all milestones have happened."""
         return self.n_done >= len(self.plan)
 
@@ -77,7 +77,7 @@ class Progress:
 
     def due(self, now: int) -> Milestone | None:
         """Return the milestone due at step `now`; the last of several, the first if adaptive."""
-        if self.reached or self.plan[self.n_done].step > now:
+        if self.all_done or self.plan[self.n_done].step > now:
             return None
         due = [milestone for milestone in self.remaining if milestone.step <= now]
         return due[0] if self.adaptive else due[-1]
@@ -126,12 +126,12 @@ class Progress:
             ConfigError: If the present settings plan other remaining events and `on_change` is
                 "refuse", or if the fit ends before the last event.
         """
-        if self.reached or self.adaptive:
+        if self.all_done or self.adaptive:
             return
         if on_change != "keep":
             planned = resolve(timeline, self.start)
             self.plan = resumed_plan(self.plan, planned, self.n_done, now, on_change)
-        if timeline.end is not None and not self.reached and self.plan[-1].step >= timeline.end:
+        if timeline.end is not None and not self.all_done and self.plan[-1].step >= timeline.end:
             raise ConfigError(
                 f"the checkpoint plans an event at step {self.plan[-1].step}, but the fit now ends "
                 f"before step {timeline.end}: train longer, or write on_change='stretch'"

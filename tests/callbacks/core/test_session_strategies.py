@@ -46,7 +46,7 @@ def train(net, session, optimizer, clock, until):
     while clock.now < until:
         torch.manual_seed(100 + clock.now)
         session.step()
-        idle = learner is not None and not (learner.active or session.progress.reached)
+        idle = learner is not None and not (learner.active or session.progress.all_done)
         if idle and clock.now >= session.strategy.first:
             session.strategy.start(session, clock.now)
         loss = net(torch.randn(4, 8)).square().sum()

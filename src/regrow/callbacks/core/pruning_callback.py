@@ -92,12 +92,12 @@ class PruningCallback(Callback, Generic[P]):
         children: tuple[Callback, ...] = (),
     ) -> None:
         super().__init__()
-        self.method: PruningConfig | ChannelConfig = strategy.config
+        self.config: PruningConfig | ChannelConfig = strategy.config
         self.schedule = schedule
         self.keep_removed, self.soft = strategy.keep_removed, strategy.soft
         self.constant_sparsity = strategy.constant_sparsity
         self.learns_masks = strategy.learns_masks
-        criterion = self.method.criterion
+        criterion = self.config.criterion
         self.tracks_gradients = criterion == "movement" or isinstance(criterion, TrackingCriterion)
         self.children = children
         self.session = PruningSession(strategy, schedule, final, on_change, self.state_key)
@@ -112,7 +112,7 @@ class PruningCallback(Callback, Generic[P]):
 
     @cached_property
     def state_key(self) -> str:  # Lightning reads it around every hook, so computed once
-        return self._generate_state_key(include=self.method.include, exclude=self.method.exclude)
+        return self._generate_state_key(include=self.config.include, exclude=self.config.exclude)
 
     @property
     def pruner(self) -> P:
@@ -166,9 +166,9 @@ class PruningCallback(Callback, Generic[P]):
         return self.soft
 
     @property
-    def reached(self) -> bool:
+    def schedule_done(self) -> bool:
         """Whether all planned events have happened, and nothing was regrown since."""
-        return self.session.strategy.reached(self.session)
+        return self.session.strategy.schedule_done(self.session)
 
     @property
     def at_target(self) -> bool:

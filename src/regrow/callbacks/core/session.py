@@ -55,7 +55,7 @@ class SessionState(TypedDict, total=False):
     Attributes:
         format: Version of this layout.
         final: Sparsity at which the schedule ends.
-        method: The settings of `PruningConfig` or `ChannelConfig`, as text.
+        config: The settings of `PruningConfig` or `ChannelConfig`, as text.
         pruner: State of the pruner: masks, history, removed values; None before the first fit.
         progress: Plan and number of past events; None before the first fit.
         children: Names of the child callbacks, which save their own states.
@@ -63,7 +63,7 @@ class SessionState(TypedDict, total=False):
 
     format: int
     final: float
-    method: dict[str, str]
+    config: dict[str, str]
     pruner: dict[str, Any] | None
     progress: dict[str, Any] | None
     children: list[str]
@@ -163,10 +163,10 @@ class PruningStrategy(Generic[P]):
         """The kept fraction of each parameter."""
         return pruner.densities
 
-    def reached(self, session: PruningSession[P]) -> bool:
+    def schedule_done(self, session: PruningSession[P]) -> bool:
         """Whether all planned events have happened, and nothing was regrown since."""
         progress = session.progress
-        return progress.started and progress.reached and session.is_as_sparse(progress.plan)
+        return progress.started and progress.all_done and session.is_as_sparse(progress.plan)
 
     def at_target(self, session: PruningSession[P]) -> bool:
         """Whether no event that prunes is left; a plan may end dense after that."""
@@ -352,7 +352,7 @@ class PruningSession(Generic[P]):
                 f"the checkpoint was pruned towards sparsity {state['final']:g}, this callback "
                 f"towards {self.final:g}: to change the target, load the weights and start a fit"
             )
-        self.strategy.config.check_matches(state["method"])
+        self.strategy.config.check_matches(state["config"])
         self.load(state)
         now, _ = self.time.start_step()
         self.progress.resume(self.resolve, self.timeline, now, self.on_change)
@@ -453,7 +453,7 @@ class PruningSession(Generic[P]):
         state: dict[str, Any] = {
             "format": FORMAT,
             "final": self.final,
-            "method": self.strategy.config.to_dict(),
+            "config": self.strategy.config.to_dict(),
             "pruner": None if self.current is None else self.current.state_dict(),
             "progress": self.progress.state_dict() if self.progress.started else None,
             **self.strategy.state_dict(self),
