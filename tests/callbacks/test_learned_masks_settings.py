@@ -35,7 +35,7 @@ def test_weights_above_every_threshold_end_at_the_target(scale):
         def on_train_batch_end(self, *_):
             if learned.changes_between_events:
                 seen.extend(
-                    float(s) for s in learned.pruner.learner.state_dict()["scores"].values()
+                    float(s) for s in learned.strategy.learner.state_dict()["scores"].values()
                 )
 
     fit(module, learned, Look(), max_epochs=6)

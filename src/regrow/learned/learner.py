@@ -5,15 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from regrow.learned.controller import LearningWindow, SparsityController, quantile
+from regrow.learned.controller import LearningWindow, SparsityController, quantile, target_at
 from regrow.learned.methods import MaskContext, MaskMethod
 from regrow.learned.reparametrize import Reparametrization
+from regrow.pruning.compute_masks import choose_masks
+from regrow.pruning.pruner import Pruner
+from regrow.pruning.state import HistoryEntry
 from regrow.utils.errors import StateError
 
 OPTIMIZERS = ("adam", "sgd")
@@ -80,6 +84,42 @@ class Learner(Reparametrization):
         self.zeros: dict[str, int] = {}
         self.optimizer: Optimizer | None = None
         self.window, self.controller = LearningWindow(0.0, 0.0), SparsityController(0.0)
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """The fraction of each parameter that was not zero at the last update."""
+        return {n: 1 - zeros / self.parameters[n].numel() for n, zeros in self.zeros.items()}
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of effective weights that were exactly zero at the last update."""
+        total = sum(parameter.numel() for parameter in self.parameters.values())
+        return sum(self.zeros.values()) / total
+
+    def attach_to(self, pruner: Pruner) -> None:
+        """Learn the masks of a pruner, whose criterion is a `MarginCriterion` of this learner."""
+        self.attach(pruner.enforcer.parameters)
+        self.choose = partial(self._highest, pruner)
+        pruner.collects_gradients = False  # the learner receives gradients by itself
+
+    @torch.no_grad()
+    def harden(
+        self, pruner: Pruner, sparsity: float, optimizers: Iterable[Optimizer] = ()
+    ) -> HistoryEntry:
+        """Fix the learned masks at exactly `sparsity`, ranked by the margins.
+
+        Kept weights have their effective values; the dense values of the others are stored.
+        """
+        effective = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._copy(self.dense)
+        try:
+            entry = pruner.prune_to(sparsity, optimizers)
+        finally:
+            self._copy(effective)
+        pruner.state.apply()
+        entry["learned"] = self.window.share
+        self.stop()
+        return entry
 
     def start(self, window: LearningWindow, rate: float | None = None) -> None:
         """Begin to learn.
@@ -179,7 +219,7 @@ class Learner(Reparametrization):
         }
 
     @torch.no_grad()
-    def load_state_dict(self, state: LearnerStateDict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`, for the attached parameters."""
         self.stop()
         if not state:
@@ -200,6 +240,19 @@ class Learner(Reparametrization):
         scores = torch.stack([scores.detach().mean() for scores in self.scores.values()])
         return self.method.penalty_slope(margin, scores, MaskContext(self.progress))
 
+    def _copy(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    def _highest(self, pruner: Pruner) -> dict[str, Tensor]:
+        """Compute masks of the highest scores at the present sparsity, for methods that rank."""
+        if not (self.method.needs_topk and self.active):
+            return {}
+        due = target_at(self.progress, self.window.target, self.window.ramp)
+        targets = pruner.targets
+        masks = choose_masks(pruner.config, targets, [None] * len(targets), due, {}, 0)
+        return {target.name: mask for target, mask in zip(targets, masks, strict=True)}
+
     def _make_optimizer(self) -> Optimizer:
         if self.kind == "adam":
             return Adam(self.scores.values(), lr=self.rate)
@@ -218,7 +271,7 @@ class Learner(Reparametrization):
 
 
 class MarginCriterion:
-    """A criterion whose scores are the margins of a learner; it stores nothing itself."""
+    """A criterion whose scores are the margins of a learner, and whose state is the learner's."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -229,7 +282,8 @@ class MarginCriterion:
     def scores(self, name: str, weight: Tensor) -> Tensor:
         return self.learner.margin(name)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.learner.state_dict())
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

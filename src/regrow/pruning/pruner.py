@@ -42,7 +42,7 @@ from regrow.utils.optimizers import as_list, find_optimizers, trained_parameters
 class PrunerStateDict(MaskStateDict, total=False):
     """State of a `Pruner`: that of its `MaskState`, of its criterion, and digests."""
 
-    criterion: dict[str, Tensor]  # what a tracking criterion has collected, else empty
+    criterion: dict[str, Any]  # state of a tracking criterion, else empty
     seal: dict[str, Any]  # see `regrow.io.integrity`
 
 

@@ -89,7 +89,6 @@ class MaskState:
         originals: Remembered values by name, for `init="original"`.
         momenta: Running means of dense gradients by name, where growth by momentum is used.
         averages_gradients: Whether it is used.
-        before_set: Called with name and new mask before `set` stores removed weights.
     """
 
     def __init__(
@@ -117,7 +116,6 @@ class MaskState:
         self.originals: dict[str, Tensor] = {}
         self.momenta: dict[str, Tensor] = {}
         self.averages_gradients = False
-        self.before_set: Callable[[str, Tensor], None] | None = None
         self._pruned = dict.fromkeys(self.enforcer.parameters, 0)
 
     @property
@@ -211,8 +209,6 @@ class MaskState:
     def set(self, name: str, mask: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
         """Replace one mask; weights that it newly prunes are stored before they become zero."""
         self.enforcer.transaction.mark_started()
-        if self.before_set is not None:
-            self.before_set(name, mask)
         parameter, removed = self.enforcer.parameters[name], self.removed_weights
         if removed is not None:
             before = self.enforcer.mask(name) if removed.values else None

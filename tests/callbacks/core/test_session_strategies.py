@@ -42,7 +42,7 @@ def start(name, clock, net, events=None):
 
 def train(net, session, optimizer, clock, until):
     """A loop as another framework would write it; returns the sparsity after each step."""
-    learner, found = getattr(session.pruner, "learner", None), []
+    learner, found = getattr(session.strategy, "learner", None), []
     while clock.now < until:
         torch.manual_seed(100 + clock.now)
         session.step()

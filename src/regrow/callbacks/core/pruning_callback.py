@@ -347,7 +347,9 @@ class PruningCallback(Callback, Generic[P]):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         pruner = self.session.current
         if pruner and (self.soft or self.learns_masks or pruner.state.freezer.free is not None):
-            pruner.flush_dense()  # a scaler that skips the step runs no hook after it
+            self.session.strategy.flush_dense(
+                pruner
+            )  # a scaler that skips the step runs no hook after it
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
@@ -402,7 +404,7 @@ class PruningCallback(Callback, Generic[P]):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         if self.session.current is not None:
-            self.session.current.flush_dense()
+            self.session.strategy.flush_dense(self.session.current)
             self.session.current.enforcer.weights()  # the step may have been interrupted
             warn_ended_early(trainer, self.session, exception)
         self._stop()

@@ -147,9 +147,13 @@ class PruningStrategy(Generic[P]):
     def after_load(self, session: PruningSession[P], state: Mapping[str, Any]) -> None:
         """Load the strategy's own state, after the pruner's."""
 
-    def state_dict(self, session: PruningSession[P]) -> dict[str, Any]:
-        """The strategy's own state, saved with the session's."""
+    def state_dict(self, session: PruningSession[P]) -> Mapping[str, object]:
+        """The strategy's own state, a TypedDict that is saved with the session's."""
         return {}
+
+    def flush_dense(self, pruner: P) -> None:
+        """Move dense values out of the parameters if no optimizer step did."""
+        pruner.flush_dense()
 
     def is_changing(self, pruner: P) -> bool:
         """Whether the sparsity changes between events too."""
