@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from regrow import ConfigError, StateError
-from regrow.learned.controller import LearningWindow
 from regrow.learned.learner import Learner, MarginCriterion
+from regrow.learned.learning_window import LearningWindow
 from regrow.learned.methods import STR
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.pruner import Pruner

@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 from regrow.callbacks.core.gradients import amp_step_skipped
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import PruningSession, PruningStrategy
-from regrow.learned.controller import LearningWindow
 from regrow.learned.learner import OPTIMIZERS, Learner, MarginCriterion
+from regrow.learned.learning_window import LearningWindow
 from regrow.learned.methods import MaskMethod, get_method
-from regrow.pruning.config import PruningConfig
+from regrow.pruning.config import PruningConfig, check_same_settings
 from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry, KeepRemoved
@@ -215,10 +215,10 @@ did you mean 'l0'?
         learning = Learning(begin, end)
         settings = {
             "method": repr(rule) if is_dataclass(rule) else type(rule).__name__,
-            "ramp": str(ramp),
-            "score_lr": str(score_lr),
+            "ramp": ramp,
+            "score_lr": score_lr,
             "score_optimizer": f"{score_optimizer}, {score_momentum}",
-            "train_weights": str(train_weights),
+            "train_weights": train_weights,
         }
         strategy = LearnedMask(learner, config, keep, learning, ramp, score_lr, settings)
         super().__init__(strategy, learning, final, on_change)
@@ -281,7 +281,7 @@ class LearnedMaskStateDict(TypedDict):
     """State of `LearnedMask`; that of its learner is saved as the criterion's."""
 
     first: int  # the step at which learning begins
-    learning: dict[str, str]  # settings as text, which a resume must not change
+    learning: dict[str, Any]  # settings that a resume must not change
 
 
 class LearnedMask(PruningStrategy[Pruner]):
@@ -292,7 +292,7 @@ class LearnedMask(PruningStrategy[Pruner]):
         config: Its criterion is the margin of the learned scores.
         keep_removed, ramp, score_lr: See `LearnedMasks`.
         learning: When masks are learned.
-        settings: As text, compared when a fit resumes.
+        settings: Compared when a fit resumes.
     """
 
     learns_masks = True
@@ -306,7 +306,7 @@ class LearnedMask(PruningStrategy[Pruner]):
         learning: Learning,
         ramp: float,
         score_lr: float | None,
-        settings: Mapping[str, str],
+        settings: Mapping[str, Any],
     ) -> None:
         super().__init__(config, keep_removed)
         self.learning, self.ramp, self.score_lr = learning, ramp, score_lr
@@ -360,14 +360,7 @@ class LearnedMask(PruningStrategy[Pruner]):
             self.first = begun if dry else self.learning.first(timeline)
 
     def before_resume(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
-        then, now = state["learning"], self.settings
-        keys = [key for key in now if then.get(key) != now[key]]
-        changed = [f"{key}={then.get(key)}, now {now[key]}" for key in keys]
-        if changed:
-            raise StateError(
-                f"the checkpoint learned its masks with {'; '.join(changed)}: restore that, or "
-                "load the weights and start a fit"
-            )
+        check_same_settings(state["learning"], self.settings)
 
     def after_resume(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
         self.first, learner = int(state["first"]), self.learner

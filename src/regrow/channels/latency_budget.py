@@ -41,11 +41,6 @@ class LatencyTimer:
     Args:
         timer: Function `model -> milliseconds`; None: the median measured here.
         example_input: A batch; only its size is used.
-
-    Example:
-        >>> watch = LatencyTimer(lambda model: 2.0, torch.zeros(8, 4))
-        >>> watch.size, watch(nn.Linear(4, 2), torch.zeros(2, 4))
-        (8, 2.0)
     """
 
     def __init__(self, timer: Callable[[nn.Module], float] | None, example_input: Any) -> None:
@@ -88,10 +83,7 @@ def latency_budget(
         trial: Cuts the model.
         timer: Returns a model's milliseconds.
         dense: Milliseconds of the model without a cut.
-        limit: Milliseconds that a forward pass may take.
-
-    Raises:
-        ConfigError: If no cut is fast enough, with the latency of the fastest one.
+        limit: Milliseconds that a forward pass may take; `ConfigError` if no cut is so fast.
     """
     if dense <= limit:
         return {}

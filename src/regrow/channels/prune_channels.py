@@ -166,11 +166,7 @@ def fix_groups(groups: Sequence[Group], reasons: Mapping[str, str]) -> tuple[Gro
 def select_groups(
     groups: Sequence[Group], model: nn.Module, config: ChannelConfig
 ) -> tuple[Group, ...]:
-    """Mark groups of layers that `include` and `exclude` leave out as not prunable.
-
-    Raises:
-        ConfigError: For a pattern that matches nothing, with the nearest names.
-    """
+    """Mark groups of layers that `include` and `exclude` leave out as not prunable."""
     if config.include is None and config.exclude is None:
         return tuple(groups)
     wanted = {t.name for t in select_targets(model, config.include, config.exclude).targets}
@@ -214,11 +210,7 @@ class LinkedGroups:
 
 
 class BudgetCorrection:
-    """A correction of a budget of MACs, as products without weights (attention) shrink too.
-
-    Attributes:
-        now: MACs to add to the budget.
-    """
+    """Adds MACs to a budget, because products without weights (attention) shrink too."""
 
     def __init__(self, tries: int = 4) -> None:
         self.now, self._valid, self._tries = 0.0, 0.0, tries

@@ -41,13 +41,7 @@ from regrow.utils.names import parameters
 class ChannelPrunerState(MaskStateDict, ChannelMaskerState):
     """What `ChannelPruner.state_dict` returns, with a digest.
 
-    Attributes:
-        cuts: Each cut with the values that it removed.
-        example: The example input.
-        not_prunable: See `ChannelPruner`.
-        dense_size: The attribute `dense` of `ChannelPruner`.
-        saved: Saved fraction of the dense latency.
-        watch: State of the latency timer.
+    `saved` is the saved fraction of the dense latency, `dense_size` the attribute `dense`.
     """
 
     cuts: list[StoredCut]
@@ -168,15 +162,7 @@ class ChannelPruner(BasePruner):
     ) -> HistoryEntry:
         """Mask channels until at least `sparsity` of the original model is removed.
 
-        Removed channels stay removed, but 0 restores all masked channels.
-
-        Args:
-            sparsity: Fraction of `config.of`, in [0, 1).
-            optimizers: Their state at masked positions is zeroed.
-            own: Not used: channels have one target.
-
-        Returns:
-            The new entry of `history`.
+        Removed channels stay removed, but 0 restores all masked channels. `own` is not used.
 
         Raises:
             ConfigError: For a sparsity out of range, below the present one, or unreachable.
@@ -238,7 +224,7 @@ class ChannelPruner(BasePruner):
         train: TrainSpec = "all",
         optimizers: Iterable[Optimizer] = (),
     ) -> HistoryEntry:
-        """Unmask some channels.
+        """Unmask some channels; see `Pruner.regrow` for the arguments.
 
         With `init="removed"` their values are restored. Otherwise layers that compute a channel get
         new rows, its norms scale 1 and shift 0, and the columns that read it are zero: the outputs
@@ -248,17 +234,10 @@ class ChannelPruner(BasePruner):
             fraction: Fraction of the masked channels in `names`; or
             count: number of channels.
             by: "random" or "removed" (the largest norm of the removed values first).
-            init: New values: see `regrow.pruning.initializers`.
+            init: New values, not "zero", with which a channel would never learn.
             names: Patterns of layers; None: all.
-            train: Which weights train afterwards: see `Pruner.regrow`.
+            train: Which weights train afterwards.
             optimizers: Their state of returning weights is zeroed.
-
-        Returns:
-            The new entry of `history`.
-
-        Raises:
-            ConfigError: For a criterion that needs gradients, as those of a masked channel are
-                zero, and for `init="zero"`, with which a channel would never learn.
         """
         initializer = check_regrowth(by, init)
         spec, before, pool = (
@@ -284,10 +263,7 @@ class ChannelPruner(BasePruner):
         """Cut the masked channels out of parameters, buffers, optimizer state and masks.
 
         The cut model is verified; its parameters are the same objects. Optimizer state of another
-        shape than its parameter is reset.
-
-        Returns:
-            The cut, or None if nothing is masked.
+        shape than its parameter is reset. Returns None if nothing is masked.
 
         Raises:
             StateError: If a masked group cannot be cut; the model is not changed.
@@ -302,11 +278,8 @@ class ChannelPruner(BasePruner):
     def expand(self, optimizers: Iterable[Optimizer] = ()) -> HistoryEntry:
         """Restore the original shapes, and all removed values bit-exactly.
 
-        Weights that were not removed keep their present values. Optimizer state of returning
-        weights is zero, and everything trains.
-
-        Raises:
-            StateError: If nothing was stored.
+        Other weights keep their present values. Optimizer state of returning weights is zero, and
+        everything trains. `StateError` if nothing was stored.
         """
         self._check_stored()
         before = self.sparsity

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from regrow.learned.controller import LearningWindow, SparsityController, quantile, target_at
+from regrow.learned.controller import SparsityController, quantile
+from regrow.learned.learning_window import LearningWindow, target_at
 from regrow.learned.methods import MaskContext, MaskMethod
 from regrow.learned.reparametrize import Reparametrization
 from regrow.pruning.compute_masks import choose_masks
@@ -97,7 +98,7 @@ class Learner(Reparametrization):
         return sum(self.zeros.values()) / total
 
     def attach_to(self, pruner: Pruner) -> None:
-        """Learn the masks of a pruner, whose criterion is a `MarginCriterion` of this learner."""
+        """Learn the masks of a pruner, whose criterion is a `MarginCriterion`."""
         self.attach(pruner.enforcer.parameters)
         self.choose = partial(self._highest, pruner)
         pruner.collects_gradients = False  # the learner receives gradients by itself
@@ -122,12 +123,7 @@ class Learner(Reparametrization):
         return entry
 
     def start(self, window: LearningWindow, rate: float | None = None) -> None:
-        """Begin to learn.
-
-        Args:
-            window: When masks are learned.
-            rate: The scores' learning rate; None: one that moves a score through its range.
-        """
+        """Begin to learn; without a rate, at one that moves a score through its range."""
         self.stop()
         self.window = window
         self.rate = self.method.lr_range / window.length if rate is None else rate
@@ -144,15 +140,9 @@ class Learner(Reparametrization):
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer, now: int, factor: float = 1.0) -> None:
-        """Step the scores after an optimizer's step, and write effective weights.
+        """Step the scores after an optimizer's step number `now`, and write effective weights.
 
-        Args:
-            optimizer: The optimizer that has stepped.
-            now: The number of the step.
-            factor: Of the scores' learning rate.
-
-        Raises:
-            StateError: See `collect_dense`.
+        `factor` is that of the scores' learning rate. Errors: see `collect_dense`.
         """
         assert self.optimizer is not None
         stepped = self.collect_dense(optimizer)
@@ -168,11 +158,7 @@ class Learner(Reparametrization):
 
     @torch.no_grad()
     def update_penalty(self, now: int) -> None:
-        """Count zeros and set the penalty that leads to the sparsity due at the next update.
-
-        Args:
-            now: The step that was just made.
-        """
+        """Count zeros after step `now`, and set the penalty that leads to the next sparsity due."""
         window, pruned, total = self.window, 0, 0
         margins = {name: self.margin(name) for name in self.parameters}
         for name, margin in margins.items():
@@ -189,11 +175,7 @@ class Learner(Reparametrization):
 
     @torch.no_grad()
     def margin(self, name: str) -> Tensor:
-        """Compute the margin of each weight; the method would prune those of 0 and less.
-
-        Raises:
-            StateError: If nothing is being learned.
-        """
+        """Compute the margin of each weight; the method would prune those of 0 and less."""
         if name not in self.scores:
             raise StateError(
                 f"no mask of {name} is being learned now: learned masks are chosen once, at the "

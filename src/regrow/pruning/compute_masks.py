@@ -44,9 +44,6 @@ def choose_masks(
         sparsity: Of the targets without a separate sparsity.
         own: Sparsity of the others, by name.
         event: Number of the event, for random draws.
-
-    Raises:
-        ConfigError, StateError: See `Pruner.prune_to`.
     """
     granularity = make_granularity(config.granularity)
     whole = isinstance(granularity, Weight)

@@ -106,9 +106,6 @@ class Pruner(BasePruner):
         """Mask the weights that are exactly zero, as those of a network that was pruned before.
 
         With n:m or blocks, only units that are complete: groups with m - n zeros, blocks of zeros.
-
-        Raises:
-            ConfigError: For a parameter of zeros only, which could never train.
         """
         masks, granularity = {}, self.granularity
         for target in self.targets:
@@ -145,11 +142,7 @@ class Pruner(BasePruner):
         return round(sparsity * weights / self.granularity.weights)
 
     def check_reachable(self, sparsity: float) -> None:
-        """Check that a sparsity can be reached, by computing masks by magnitude.
-
-        Raises:
-            ConfigError: If it cannot be distributed over the layers.
-        """
+        """Raise `ConfigError` if a sparsity cannot be distributed, as masks by magnitude show."""
         kept = [self.enforcer.kept(target.name) for target in self.targets]
         config = self.config._replace(criterion=magnitude)
         choose_masks(config, self.targets, kept, sparsity, self.layer_targets, 0)
@@ -334,11 +327,7 @@ class Pruner(BasePruner):
         return self.enforcer.install(given)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
-        """Pass this step's gradients to a tracking criterion.
-
-        Args:
-            optimizer: Only gradients of its parameters are new; None: all are.
-        """
+        """Pass this step's gradients, of one optimizer or of all, to a tracking criterion."""
         if not isinstance(self.criterion, TrackingCriterion):
             return
         trained = set() if optimizer is None else trained_parameters(optimizer)
@@ -351,11 +340,7 @@ class Pruner(BasePruner):
                 self.criterion.update(target.name, weight, grad)
 
     def state_dict(self) -> PrunerStateDict:
-        """Return the state of masks and criterion.
-
-        Raises:
-            StateError: See `MaskState.state_dict`.
-        """
+        """Return the state of masks and criterion."""
         criterion = self.criterion
         tracked = criterion.state_dict() if isinstance(criterion, TrackingCriterion) else {}
         own = {"criterion": self.state.shards.gather(tracked)}

@@ -27,7 +27,6 @@ from regrow.pruning.initializers import (
     Initializer,
     MakeRegrown,
     RegrownWeights,
-    callable_name,
     initial_values,
     make_initializer,
     removed_values,
@@ -35,6 +34,7 @@ from regrow.pruning.initializers import (
 from regrow.pruning.removed_weights import MOMENT
 from regrow.pruning.state import MaskState, moments
 from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.names import callable_name
 from regrow.utils.random import make_generator
 
 
@@ -56,14 +56,9 @@ def restore_removed(
 
 @dataclass(frozen=True)
 class Selected:
-    """Weights that are selected to return.
+    """The number of weights that are selected to return, their places by name, and their values.
 
-    Attributes:
-        amount: Their number.
-        places: Bool tensors by parameter name, True = returns.
-        initializer: Computes their values.
-        makes: One per parameter; see `regrow.pruning.initializers.MakeRegrown`.
-        values: See `regrow.pruning.initializers.initial_values`; in the same order.
+    `makes` and `values` are in the same order: see `regrow.pruning.initializers.initial_values`.
     """
 
     amount: int

@@ -16,7 +16,7 @@ from regrow.callbacks.core.checks import check_gradients_together, check_target_
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.pruning.base import BasePruner
-from regrow.pruning.config import PruningConfig
+from regrow.pruning.config import PruningConfig, check_same_settings
 from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.pruning.transaction import Transaction
@@ -356,7 +356,7 @@ class PruningSession(Generic[P]):
                 f"the checkpoint was pruned towards sparsity {state['final']:g}, this callback "
                 f"towards {self.final:g}: to change the target, load the weights and start a fit"
             )
-        self.strategy.config.check_matches(state["config"])
+        check_same_settings(state["config"], self.strategy.config.to_dict())
         self.load(state)
         now, _ = self.time.start_step()
         self.progress.resume(self.resolve, self.timeline, now, self.on_change)

@@ -22,10 +22,7 @@ KeptIndices = dict[str, dict[int, Tensor]]  # bool vectors of what stays, by ten
 class UndoLog:
     """What a cut replaced; calling it restores the model.
 
-    Attributes:
-        data: (tensor, values before, gradient before).
-        attributes: (module, attribute, value before).
-        model: The cut model.
+    `data` are (tensor, values before, gradient before), `attributes` (module, name, value before).
     """
 
     data: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)

@@ -72,7 +72,6 @@ class Verified:
 
     Attributes:
         undo: Undoes the cut.
-        patched: Attributes of the model's own modules that were changed.
         failed: Groups that could not be cut, with the error.
         error: Largest difference from the masked network, relative to its largest output.
     """
@@ -111,9 +110,7 @@ class TrialCut:
     ) -> Verified:
         """Cut as many of the given groups as can be; if anything is raised, nothing is cut.
 
-        Args:
-            removed: Channels to remove.
-            linked: Sets of groups that can be cut only together.
+        `linked` are sets of groups that can be cut only together.
         """
         exact = {g.name: not g.approximate_reasons for g in self.groups}
         for names in linked:
@@ -201,8 +198,7 @@ class TrialCut:
     def _cut(self, removed: RemovedChannels) -> tuple[UndoLog, list[str], float]:
         """Cut and verify, first with old attributes and then with new ones, or in reverse.
 
-        Raises:
-            CutFailed: If both fail; the model is restored.
+        After `CutFailed`, if both fail, the model is restored.
         """
         kept = kept_indices(self.groups, removed)
         if frozenset(removed) in self._known:  # checked before
