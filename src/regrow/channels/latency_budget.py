@@ -71,6 +71,7 @@ class LatencyTimer:
 
 def latency_budget(
     choose: Callable[[float], dict[str, Tensor]],
+    macs: float,
     trial: TrialCut,
     timer: Callable[[nn.Module], float],
     dense: float,
@@ -79,7 +80,8 @@ def latency_budget(
     """Find the smallest cut whose measured latency meets a limit, by bisection over MACs.
 
     Args:
-        choose: Returns the channels to remove so that a share of the MACs remains.
+        choose: Returns the channels to remove so that some MACs remain.
+        macs: Those of the model without a cut.
         trial: Cuts the model.
         timer: Returns a model's milliseconds.
         dense: Milliseconds of the model without a cut.
@@ -92,7 +94,7 @@ def latency_budget(
     for _ in range(ROUNDS):
         share = (low + high) / 2
         try:
-            removed = choose(share)
+            removed = choose(share * macs)
         except ConfigError:  # so few MACs cannot be reached
             low = share
             continue

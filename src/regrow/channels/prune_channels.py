@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from regrow.channels.allocation import TOLERANCE, RoundTo, allocate
 from regrow.channels.config import ChannelConfig
@@ -112,7 +112,8 @@ def _cut_until_valid(
         if config.of == "latency":
             dense = timer.original(model, example_input)
             removed = latency_budget(
-                partial(_choose_share, choose, sizes.dense),
+                choose,
+                sizes.dense,
                 trial,
                 lambda small: timer(small, example_input),
                 dense,
@@ -139,12 +140,6 @@ def _cut_until_valid(
         not_prunable={group.name: group.fixed_reason for group in groups if group.fixed_reason},
         error=found.error,
     )
-
-
-def _choose_share(
-    choose: Callable[[float], dict[str, Tensor]], dense: float, share: float
-) -> dict[str, Tensor]:
-    return choose(share * dense)
 
 
 def prunable_groups(groups: Sequence[Group]) -> list[Group]:

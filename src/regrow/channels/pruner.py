@@ -353,7 +353,8 @@ class ChannelPruner(BasePruner):
         dense = self._original_ms()
         macs = Sizes(self.model, self.free, self.example_input, "macs")
         chosen = latency_budget(
-            lambda share: self._choose(scores, macs.after, share * macs.dense),
+            lambda budget: self._choose(scores, macs.after, budget),
+            macs.dense,
             self.cutter.trial,
             lambda model: self.watch(model, self.example_input),
             self.watch(self.model, self.example_input) if self.cutter.cuts else dense,

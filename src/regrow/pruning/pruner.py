@@ -23,14 +23,13 @@ from regrow.pruning.compute_masks import choose_masks
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.enforcer import Handle, SoftMaskEnforcer
 from regrow.pruning.freezing import TrainSpec
-from regrow.pruning.growth import GrowthCriterion
+from regrow.pruning.growth import GrowthCriterion, regrow_count
 from regrow.pruning.initializers import Initializer
 from regrow.pruning.restore import (
     check_not_soft,
     describe_regrowth,
     restore_removed,
-    select_returning,
-    write_selected,
+    return_pruned,
 )
 from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState, MaskStateDict
 from regrow.pruning.transaction import atomic
@@ -273,13 +272,14 @@ class Pruner(BasePruner):
         """
         check_not_soft(self.state)
         before, optimizers, freezer = self.sparsity, list(optimizers), self.state.freezer
-        train = freezer.check(train)
-        chosen = select_returning(self.state, self.named(names), fraction, count, by, init, train)
-        write_selected(self.state, chosen, optimizers)
-        freezer.set(train, chosen.places)
+        train, targets = freezer.check(train), self.named(names)
+        pruned = sum(self.state.pruned_count(target.name) for target in targets)
+        amount = regrow_count(fraction, count, pruned)
+        if train == "regrown" and not amount:
+            raise ConfigError("no weight returns, so train='regrown' leaves nothing to train")
+        freezer.set(train, return_pruned(self.state, targets, amount, by, init, optimizers))
         self.enforce(optimizers)
-        more = describe_regrowth(by, init, chosen.amount, train)
-        return self.record_event("regrow", before, **more)
+        return self.record_event("regrow", before, **describe_regrowth(by, init, amount, train))
 
     def warn_of_thin_layers(self, densities: Mapping[str, float]) -> None:
         """Warn, once, of layers that keep under 1 % although nobody asked for that."""

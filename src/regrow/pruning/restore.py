@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,6 @@ from regrow.pruning.growth import (
     check_supports_sharding,
     get_growth_criterion,
     gradient_growth,
-    regrow_count,
     select_regrown,
 )
 from regrow.pruning.initializers import (
@@ -54,35 +52,20 @@ def restore_removed(
         state.count(target.name, torch.ones_like(weight, dtype=torch.bool))
 
 
-@dataclass(frozen=True)
-class Selected:
-    """The number of weights that are selected to return, their places by name, and their values.
-
-    `makes` and `values` are in the same order: see `regrow.pruning.initializers.initial_values`.
-    """
-
-    amount: int
-    places: dict[str, Tensor]
-    initializer: Initializer
-    makes: Sequence[MakeRegrown]
-    values: Sequence[Initializer]
-
-
-def select_returning(
+def return_pruned(
     state: MaskState,
     targets: Sequence[Target],
-    fraction: float | None,
-    count: int | None,
+    amount: int,
     by: str | GrowthCriterion,
     init: str | Initializer,
-    train: str | tuple[str, ...],
-) -> Selected:
-    """Select pruned weights and prepare their values, without a change; see `Pruner.regrow`."""
-    amount = regrow_count(fraction, count, sum(state.pruned_count(t.name) for t in targets))
+    optimizers: Sequence[Optimizer],
+) -> dict[str, Tensor]:
+    """Let pruned weights return; see `Pruner.regrow`.
+
+    Returns bool tensors by parameter name, True = returned.
+    """
     growth, initializer = get_growth_criterion(by), make_initializer(init)
     check_supports_sharding(growth, initializer, targets)
-    if train == "regrown" and not amount:
-        raise ConfigError("no weight returns, so train='regrown' leaves nothing to train")
     if growth is gradient_growth and amount:
         _check_gradients_dense(state, targets)
     kept = [state.enforcer.kept(target.name) for target in targets]
@@ -94,15 +77,11 @@ def select_returning(
     if state.shards.ranks is None:  # else all ranks must do the same
         targets = [target for target in targets if places[target.name].any()]
     makes = [partial(make_regrown, state, t, places[t.name], seed, initializer) for t in targets]
-    return Selected(amount, places, initializer, makes, initial_values(initializer, makes))
-
-
-def write_selected(state: MaskState, chosen: Selected, optimizers: Sequence[Optimizer]) -> None:
-    """Write the values of selected weights, and add them to the masks."""
-    state.enforcer.transaction.mark_started()
-    restore = chosen.initializer is removed_values
-    for make, value in zip(chosen.makes, chosen.values, strict=True):
-        write_regrown(state, make, value, restore, optimizers)
+    values = initial_values(initializer, makes)
+    state.enforcer.transaction.mark_started()  # nothing was changed so far
+    for make, value in zip(makes, values, strict=True):
+        write_regrown(state, make, value, initializer is removed_values, optimizers)
+    return places
 
 
 def make_regrown(

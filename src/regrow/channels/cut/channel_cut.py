@@ -20,7 +20,6 @@ from regrow.utils.names import (
     accept_compile_prefix,
     modules,
     parameters,
-    strip_compile_prefix,
     tensors,
 )
 
@@ -130,7 +129,7 @@ class ChannelCut:
 
     def check_cut_model(self, model: nn.Module) -> None:
         """Raise `StateError` if a model has other shapes than this cut leaves."""
-        shapes = {strip_compile_prefix(n): t.shape for n, t in tensors(model).items()}
+        shapes = {name: tensor.shape for name, tensor in tensors(model).items()}
         for name in self.shapes:
             cut = self.cut_shape(name)
             if shapes.get(name) != cut:
