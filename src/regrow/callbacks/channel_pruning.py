@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
 from regrow.callbacks.core.averaging import Averages
+from regrow.callbacks.core.checkpoint_files import check_masked_state
 from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.dispatch import Dispatcher
 from regrow.callbacks.core.pruning_callback import PruningCallback
@@ -23,6 +26,12 @@ from regrow.callbacks.support.checkpoint_shapes import (
     find_example,
     fit_shapes,
     training_inputs,
+)
+from regrow.callbacks.support.compact_checkpoints import (
+    MASKED,
+    load_compact,
+    present_weights,
+    write_compact_checkpoints,
 )
 from regrow.channels.allocation import RoundTo
 from regrow.channels.batch_norm_recalibration import recalibrate
@@ -92,14 +101,11 @@ def rewrap(trainer: pl.Trainer) -> None:
         strategy.configure_ddp()
 
 
-def recalibrate_on(trainer: pl.Trainer, module: pl.LightningModule, count: int) -> None:
-    """Estimate batch-norm statistics again on training batches after a fit."""
-    batches = training_inputs(trainer, count)
+def recalibrate_on(
+    trainer: pl.Trainer, module: pl.LightningModule, batches: Sequence[Tensor]
+) -> None:
+    """Estimate batch-norm statistics again on batches, if any; other ranks take the first one's."""
     if not batches:
-        rank_zero_warn(
-            "recalibrate= needs training batches that are tensors or (inputs, ...), so statistics "
-            "stay as they are: call regrow.channels.recalibrate(module, batches)"
-        )
         return
     before, device = module.device, trainer.strategy.root_device
     module.to(device)
@@ -120,7 +126,11 @@ class ChannelPruning(PruningCallback[ChannelPruner]):
 
     An event masks the least important channels in all layers that share them, including the weights
     that read them. Each cut is first tried and verified. Masked channels are cut out at the end of
-    the fit or at events, and out of averages (EMA, SWA) as well.
+    the fit or at events, and out of averages (EMA, SWA) as well. The fit's end then writes
+    `compact-NAME.ckpt` beside the best and the last checkpoint of each `ModelCheckpoint`: the cut
+    network's weights, the record of the cut and hyper-parameters. After the fit, validation, test
+    and prediction with `ckpt_path` cut a full checkpoint's channels too; of a checkpoint with more
+    channels than the final network, the final network returns afterwards.
 
     Args:
         sparsity: Fraction of `of` to remove from the original network, in [0, 1). Default: a
@@ -213,6 +223,7 @@ write 'macs'
         self.recalibrate = check_count("recalibrate", recalibrate, least=0)
         self._last_failed_event = -1  # the history's length when a cut within the fit failed
         self._hooks = ShapeHooks()
+        self._final: tuple[dict[str, Any], dict[str, Any]] | None = None  # pruner and weights
 
     @property
     def plan(self) -> ChannelCut:
@@ -269,15 +280,28 @@ write 'macs'
         if self.session.current is None:
             return
         super().on_fit_end(trainer, pl_module)
-        if self.compact_at is not None and self._try_to_compact() and self.recalibrate:
-            recalibrate_on(trainer, pl_module, self.recalibrate)
-            self.session.averages.copy_from_model(pl_module)  # it went into the module before
+        if self.compact_at is None:
+            return
+        self._try_to_compact()
+        if not self.plan.kept or self._is_masked():
+            return
+        batches = training_inputs(trainer, self.recalibrate) if self.recalibrate else []
+        if self.recalibrate and not batches:
+            rank_zero_warn(
+                "recalibrate= needs training batches that are tensors or (inputs, ...), so "
+                "statistics stay as they are: call regrow.channels.recalibrate(module, batches)"
+            )
+        finish = partial(recalibrate_on, trainer, pl_module, batches)
+        finish()
+        self.session.averages.copy_from_model(pl_module)  # it went into the module before
+        write_compact_checkpoints(trainer, self.pruner, pl_module, self.state_key, finish)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.strategy.remember((checkpoint.get("callbacks") or {}).get(self.state_key))
-        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if not self._evaluates:  # else the masks were loaded and cut before the weights
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -288,6 +312,10 @@ write 'macs'
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
         self._hooks.remove()
+        if self._final is not None:
+            (state, weights), self._final = self._final, None
+            self.pruner.load_state_dict(state)
+            pl_module.load_state_dict(weights)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -295,11 +323,15 @@ write 'macs'
         super().on_exception(trainer, pl_module, exception)
         self._hooks.remove()
 
+    def _is_masked(self) -> bool:
+        """Whether channels are masked and not cut."""
+        return any(len(channels) for channels in self.pruner.removed.values())
+
     def _compact_settled(self, trainer: pl.Trainer) -> None:
         """Cut, within the fit, channels whose event can no longer be rolled back."""
-        masked = any(len(channels) for channels in self.pruner.removed.values())
         tried = self._last_failed_event == len(self.history)
-        if self.compact_at == "event" and masked and not tried and no_event_pending(trainer):
+        due = self.compact_at == "event" and self._is_masked() and not tried
+        if due and no_event_pending(trainer):
             self._try_to_compact()
             self._last_failed_event = len(self.history)
 
@@ -337,16 +369,38 @@ write 'macs'
         ):
             self.strategy.remember(state)  # while there are channels to be found
             session.current = self.strategy.make_pruner(module)
+        fitting = module.trainer.state.fn == TrainerFn.FITTING
         if session.current is None or session.current.model is not module:
             fit_shapes(module, checkpoint)
-        else:
+        elif fitting or not self.plan.kept or self._is_masked():
             session.current.reshape(cuts)
+        else:
+            self._load_compact(module, checkpoint, state.get("pruner"))
         Averages(module.trainer).resize(module)
+
+    def _load_compact(
+        self, module: pl.LightningModule, checkpoint: Any, state: Mapping[str, Any] | None
+    ) -> None:
+        """Cut a checkpoint's channels after the fit, and remember a final network with fewer."""
+        check_masked_state(checkpoint, self.state_key, module.trainer.ckpt_path)
+        self._evaluates = True
+        weights = present_weights(module, module.state_dict())
+        final = self.pruner.state_dict(), weights
+        load_compact(self.pruner, module, checkpoint, state)
+        present = module.state_dict()
+        if any(present[name].numel() > value.numel() for name, value in weights.items()):
+            self._final = final
+            rank_zero_info(
+                "the checkpoint has more channels than the final network, which returns afterwards"
+            )
+        checkpoint["state_dict"] = present_weights(module, checkpoint["state_dict"])
 
     def _tell_shapes(self, checkpoint: dict[str, Any]) -> None:
         pruner = self.session.current
         if pruner is not None and pruner.plan.kept:
             checkpoint[KEY] = pruner.plan.state_dict()
+        if pruner is not None and self.compact_at is not None and self._is_masked():
+            checkpoint[MASKED] = {name: c.clone() for name, c in pruner.removed.items()}
 
 
 class Channels(PruningStrategy[ChannelPruner]):

@@ -56,6 +56,7 @@ def allocate(
     min_channels: int = 1,
     gone: RemovedChannels | None = None,
     links: Sequence[Sequence[str]] = (),
+    fixed: Callable[[], str] | None = None,
 ) -> dict[str, Tensor]:
     """Choose the channels to remove, so that what remains is within a budget and close to it.
 
@@ -69,6 +70,7 @@ def allocate(
         min_channels: Minimum number of channels that stay in a group.
         gone: Channels that are removed already.
         links: Sets of groups that keep the same fraction; rounded where all can be.
+        fixed: Describes the groups that cannot be cut, for the error.
 
     Example:
         >>> scores = {"fc": torch.tensor([3.0, 1.0, 2.0, 4.0])}
@@ -93,15 +95,21 @@ def allocate(
         stops = first | {step.group: step.stop for step in chosen} | linked
         return {name: orders[name][:stop] for name, stop in stops.items()}
 
-    if size(removed(steps)) > budget:
-        raise ConfigError(
-            f"{budget:.6g} cannot be reached: with {min_channels} channel(s) kept in every group, "
-            f"{size(removed(steps)):.6g} of {size({}):.6g} remain; ask for less sparsity, lower "
-            "round_to or min_channels, or exclude fewer layers"
-        )
+    _check_reachable(size(removed(steps)), size({}), budget, min_channels, fixed)
     enough = bisect_left(range(len(steps)), True, key=lambda n: size(removed(steps[:n])) <= budget)
     best = _refine(steps, enough, size, removed, budget)
     return {name: channels.sort().values for name, channels in removed(best).items()}
+
+
+def _check_reachable(
+    least: float, dense: float, budget: float, min_channels: int, fixed: Callable[[], str] | None
+) -> None:
+    if least > budget:
+        raise ConfigError(
+            f"{budget:.6g} cannot be reached: with {min_channels} channel(s) kept in every group, "
+            f"{least:.6g} of {dense:.6g} remain; ask for less sparsity, lower round_to or "
+            f"min_channels, or exclude fewer layers. {fixed() if fixed else ''}".rstrip()
+        )
 
 
 def _ordered(

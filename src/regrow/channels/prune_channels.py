@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from regrow.channels.allocation import TOLERANCE, RoundTo, allocate
@@ -95,7 +96,7 @@ def _cut_until_valid(
     linked: list[Link] = []
     together, correction = LinkedGroups(), BudgetCorrection()
     while True:
-        free = prunable_groups(groups)
+        free = prunable_groups(groups, model, two)
         scores = {g.name: channel_scores(g, parameters(model), criterion) for g in free}
         sizes = Sizes(model, free, two, "macs" if config.of == "latency" else config.of)
         choose = partial(
@@ -107,6 +108,7 @@ def _cut_until_valid(
             round_to=config.round_to,
             min_channels=config.min_channels,
             links=linked,
+            fixed=partial(describe_fixed, groups, model, two),
         )
         budget = (1 - sparsity) * sizes.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
         if config.of == "latency":
@@ -142,13 +144,35 @@ def _cut_until_valid(
     )
 
 
-def prunable_groups(groups: Sequence[Group]) -> list[Group]:
+def prunable_groups(groups: Sequence[Group], model: nn.Module, example_input: Any) -> list[Group]:
     """Return the groups that can be cut; raise `ConfigError` if there are none."""
     free = [group for group in groups if not group.fixed_reason]
     if not free:
-        reasons = sorted({group.fixed_reason or "" for group in groups})
-        raise ConfigError(f"no channels can be cut: {'; '.join(reasons[:5])}")
+        raise ConfigError(f"no channels can be cut: {describe_fixed(groups, model, example_input)}")
     return free
+
+
+def describe_fixed(
+    groups: Sequence[Group], model: nn.Module, example_input: Any, most: int = 5
+) -> str:
+    """List the groups that cannot be cut, those with most MACs first, with the reasons."""
+    fixed = [group for group in groups if group.fixed_reason]
+    if not fixed:
+        return "no group is fixed" if groups else "the model has no layers with channels"
+    macs, weights = (Sizes(model, fixed, example_input, of) for of in ("macs", "params"))
+    shares: dict[str, tuple[float, str]] = {}
+    for group in fixed:
+        every = {group.name: torch.arange(group.size)}
+        share = 1 - macs.after(every) / max(macs.dense, 1)
+        shares[group.name] = share, "MACs"
+        if not share:  # the work of some layers, such as recurrent ones, is not counted
+            shares[group.name] = 1 - weights.after(every) / max(weights.dense, 1), "parameters"
+    fixed.sort(key=lambda group: -shares[group.name][0])
+    lines = []
+    for group in fixed[:most]:
+        share, unit = shares[group.name]
+        lines.append(f"{group.name} ({share:.0%} of the {unit}): {group.fixed_reason}")
+    return "; ".join(lines) + (f"; and {len(fixed) - most} more" if len(fixed) > most else "")
 
 
 def fix_groups(groups: Sequence[Group], reasons: Mapping[str, str]) -> tuple[Group, ...]:

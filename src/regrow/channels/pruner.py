@@ -22,7 +22,12 @@ from regrow.channels.graph.groups import Group, groups_from_trace
 from regrow.channels.graph.trace import Trace, trace
 from regrow.channels.importance import channel_scores, get_channel_criterion
 from regrow.channels.latency_budget import LatencyTimer, LatencyTimerState, latency_budget
-from regrow.channels.prune_channels import fix_groups, prunable_groups, select_groups
+from regrow.channels.prune_channels import (
+    describe_fixed,
+    fix_groups,
+    prunable_groups,
+    select_groups,
+)
 from regrow.channels.size import Sizes
 from regrow.io.integrity import verify_digest, with_digest
 from regrow.masks.targets import TargetSelection, selection_by_name
@@ -107,7 +112,7 @@ class ChannelPruner(BasePruner):
         self._set_trial(traced)
         self._try_cuts()
         self.dense = self.sizes.dense  # of prunable groups
-        prunable_groups(self.groups)
+        prunable_groups(self.groups, model, self.example_input)
 
     @property
     def groups(self) -> Sequence[Group]:
@@ -385,6 +390,7 @@ class ChannelPruner(BasePruner):
             round_to=self.config.round_to,
             min_channels=self.config.min_channels,
             gone={name: c for name, c in self.removed.items() if len(c)},
+            fixed=lambda: describe_fixed(self.groups, self.model, self.example_input),
         )
 
     def _trace(self) -> Trace:

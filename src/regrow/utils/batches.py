@@ -58,13 +58,13 @@ def resize_batch(example_input: Any, count: int) -> Any:
 
 
 def two_examples(example_input: Any, model: nn.Module) -> Any:
-    """Resize a batch to two examples, with the model's dtype and device.
+    """Resize a batch to two examples, with the dtype and device of the model's first parameter.
 
     Example:
         >>> two_examples(torch.zeros(1, 4), nn.Linear(4, 2)).shape
         torch.Size([2, 4])
     """
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.zeros(()))
 
     def convert(x: Any) -> Any:
         if not isinstance(x, Tensor):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.channels.graph.groups import Group
+from regrow.utils.errors import StateError
 from regrow.utils.modes import clear_compiled
 from regrow.utils.names import modules, tensors
 
@@ -22,15 +23,24 @@ KeptIndices = dict[str, dict[int, Tensor]]  # bool vectors of what stays, by ten
 class UndoLog:
     """What a cut replaced; calling it restores the model.
 
-    `data` are (tensor, values before, gradient before), `attributes` (module, name, value before).
+    `data` are (tensor, values before, gradient before), `attributes` (module, name, value before),
+    `shapes` those after the cut, in the order of `data`. `StateError` when it is called after a
+    later cut has changed the shapes again.
     """
 
     data: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)
     attributes: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
     model: nn.Module | None = None
+    shapes: list[torch.Size] = field(default_factory=list)
 
     def __call__(self) -> None:
         """Restore everything, last change first."""
+        for (tensor, before, _), shape in zip(self.data, self.shapes, strict=False):
+            if tensor.shape not in (shape, before.shape):
+                raise StateError(
+                    f"a later cut has changed a tensor from {tuple(shape)} to "
+                    f"{tuple(tensor.shape)}: undo the later cut first"
+                )
         try:
             self._restore()
         except BaseException:  # interrupted: restore the rest before raising
@@ -139,6 +149,7 @@ def cut(
                 continue
             values = change(tensor.data, kept[name])
             undo.data.append((tensor, tensor.data, tensor.grad))
+            undo.shapes.append(values.shape)
             tensor.grad = None
             set_data(tensor, values)
     clear_compiled(model)

@@ -99,10 +99,15 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
     classes = [torch.unique(roots[a:b]) for a, b in pairwise(bounds)]
     shared = torch.bincount(torch.cat([*classes, roots[:0]]), minlength=len(labels)) > 1
     blocks_of: dict[int, list[int]] = {}  # blocks of labels in which a class occurs
+    transposed = _transposed(model)
     for block, block_classes in enumerate(classes):
         for root in block_classes[shared[block_classes]].tolist():
             blocks_of.setdefault(root, []).append(block)
-    transposed = _transposed(model)
+    for block, block_classes in enumerate(classes):  # fixed outputs that nothing else holds
+        name, dim = labels.owners[block]
+        if dim == (name in transposed):  # False == 0
+            for root in block_classes[~shared[block_classes]].tolist():
+                blocks_of |= {root: [block]} if root in fixed else {}
     channels_of: dict[tuple[tuple[int, ...], bool], list[int]] = {}
     for root, blocks in blocks_of.items():
         names = {labels.owners[block][0] for block in blocks}

@@ -17,7 +17,7 @@ from regrow.channels.graph.preserve import preserve_state, without_hooks
 from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import ConfigError
 from regrow.utils.modes import module_mode, no_attention_fastpath
-from regrow.utils.names import parameters, tensors
+from regrow.utils.names import modules, parameters, tensors
 
 
 @dataclass
@@ -116,6 +116,15 @@ def _export(model: nn.Module, example_input: Any) -> torch.export.ExportedProgra
         line = "".join(str(error).splitlines()[:1])
         raise ConfigError(
             f"torch.export cannot trace {type(model).__name__}, so the channels that "
-            f"belong together are not known: {type(error).__name__}: {line[:300]}; remove control "
-            "flow that depends on data from its forward, or check example_input"
+            f"belong together are not known: {type(error).__name__}: {line[:300]}; "
+            f"{_advice(model)}"
         ) from error
+
+
+def _advice(model: nn.Module) -> str:
+    """What may help a model that cannot be traced."""
+    for path, module in modules(model).items():
+        if getattr(getattr(module, "config", None), "use_cache", False) is True:
+            owner = f"model.{path}" if path else "model"
+            return f"outputs include caches of keys and values: set {owner}.config.use_cache=False"
+    return "remove control flow that depends on data from its forward, or check example_input"
