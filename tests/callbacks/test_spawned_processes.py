@@ -40,7 +40,7 @@ def test_every_public_callback_is_here():
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
 @pytest.mark.parametrize("name", [*PRUNING, *BESIDE])
-def test_they_raise_as_a_fit_starts(name, strategy):
+def test_pruning_callbacks_raise_at_the_start_of_a_fit(name, strategy):
     """Without the processes, in each of which Lightning calls `setup` first of all."""
     pruner = PRUNING.get(name, PRUNING["MagnitudePruning"])()
     callbacks = [pruner, BESIDE[name]()] if name in BESIDE else [pruner]
@@ -64,7 +64,7 @@ def test_evaluation_may_be_in_other_processes():
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_two_processes(method):
+def test_two_spawned_processes_raise(method):
     strategy = DDPStrategy(process_group_backend="gloo", start_method=method)
     with pytest.raises(ProcessRaisedException, match=LOST.format("MagnitudePruning")):
         fit(Net(), prune_at_start(), strategy=strategy, devices=2)

@@ -48,7 +48,7 @@ class Scheduled(Net):
 
 
 @pytest.mark.parametrize("name", FITTING)
-def test_schedules_of_one_round_are_taken(name):
+def test_schedules_of_one_round_are_accepted(name):
     pruner = pruning("0it")
     fit(Scheduled(FITTING[name]), pruner, max_epochs=4)
     assert pruner.schedule_done
@@ -63,7 +63,7 @@ def test_other_schedules_raise_with_their_own_argument(name):
     assert module.trained == 0
 
 
-def test_the_usual_line_raises_unless_the_rate_does_not_rewind():
+def test_schedule_over_the_whole_fit_raises_if_the_rate_is_rewound():
     class Usual(Net):
         def configure_optimizers(self):
             optimizer = SGD(self.parameters())
@@ -86,7 +86,7 @@ def test_schedules_by_epoch_are_counted_in_epochs():
         fit(module, rounds(), max_epochs=9)
 
 
-def test_a_cosine_that_rises_again_raises():
+def test_round_longer_than_the_period_of_a_cosine_raises():
     """Rounds back to step 3 reach step 11 of the schedule, and torch's cosine is periodic."""
     module = Scheduled(lambda o: COSINE(o, BATCHES))
     with pytest.raises(ConfigError, match=r"rises again until step 11.*restart_each_round"):
@@ -96,7 +96,7 @@ def test_a_cosine_that_rises_again_raises():
 
 
 def test_shorter_later_rounds_end_where_the_schedule_ends():
-    """Back to step k, a round has k steps less of the schedule before it than the first one."""
+    """Rounds rewound to step k have k steps fewer than the first one."""
     seen = []
 
     class Rates(Callback):

@@ -88,7 +88,7 @@ def one_round(make, steps, hold):
     return seen + [optimizer.param_groups[0]["lr"]] * hold
 
 
-def test_cosine_rounds_are_equation_5_of_sgdr():
+def test_cosine_rounds_equal_equation_5_of_sgdr():
     """Loshchilov and Hutter 2017: T_i = the steps of a round, T_cur = those since its start."""
     fit(Scheduled(eta_min=0.01), rates := Rates(), rounds("0it"), max_epochs=4)
     expected = [
@@ -118,7 +118,7 @@ def test_fine_tuning_holds_the_last_rate():
         assert rates.seen == pytest.approx(one_round(alone, BATCHES, 3 * BATCHES), abs=1e-9)
 
 
-def test_epochs_and_accumulation():
+def test_rounds_in_epochs_work_with_accumulation():
     """Three epochs a round, four steps an epoch."""
     pruning = MagnitudePruning(0.75, schedule=ROUNDS(every="3ep"), rewind="0it")
     module = Scheduled(interval="epoch")
@@ -127,7 +127,7 @@ def test_epochs_and_accumulation():
     assert rates.seen == pytest.approx(3 * [rate for rate in cosine for _ in range(4)])
 
 
-def test_steps_where_accumulation_changes():
+def test_rounds_follow_changing_accumulation():
     """Epochs of four steps, then of eight: later rounds are longer, and their length counts."""
 
     def rates(interval):
@@ -173,7 +173,7 @@ class TwoOptimizers(Net):
                 scheduler.step()
 
 
-def test_several_optimizers_under_manual_optimisation():
+def test_several_optimizers_work_under_manual_optimisation():
     fit(module := TwoOptimizers(), rounds("0it"), max_epochs=4)
     cosine = [(1 + math.cos(math.pi * step / BATCHES)) / 2 for step in range(BATCHES)]
     for index, rate in enumerate((RATE, 0.2)):
@@ -204,7 +204,7 @@ def test_resumed_within_a_round_is_uninterrupted(kind, tmp_path):
         assert equal(state, resumed), cut
 
 
-def test_a_fit_that_does_not_rewind_has_the_plain_scheduler_of_the_whole_fit():
+def test_fit_without_rewinding_uses_the_scheduler_over_the_whole_fit():
     fit(module := Scheduled(eta_min=0.01), MagnitudePruning(0.5), max_epochs=4)
     [config] = module.trainer.lr_scheduler_configs
     assert type(config.scheduler) is COSINE
@@ -217,7 +217,7 @@ def test_a_fit_that_does_not_rewind_has_the_plain_scheduler_of_the_whole_fit():
     assert type(module.trainer.lr_scheduler_configs[0].scheduler) is COSINE
 
 
-def test_a_second_fit_has_rounds_of_its_own():
+def test_second_fit_has_its_own_rounds():
     pruning = MagnitudePruning(0.5, schedule=Exponential(0.5, "1ep"), rewind="0it")
     module = Scheduled()
     fit(module, pruning, max_epochs=2)
@@ -226,7 +226,7 @@ def test_a_second_fit_has_rounds_of_its_own():
     assert rates.seen == pytest.approx(cosine)
 
 
-def test_from_hydra():
+def test_wrapper_can_be_built_from_hydra():
     scheduler = hydra.utils.instantiate({
         "_target_": "regrow.restart_each_round",
         "_partial_": True,
@@ -264,7 +264,7 @@ INVALID = {
 
 
 @pytest.mark.parametrize("kind", INVALID)
-def test_what_cannot_restart_raises(kind):
+def test_schedulers_that_cannot_restart_raise(kind):
     settings, message = INVALID[kind]
     module = Scheduled(**settings)
     with pytest.raises(ConfigError, match=message):
@@ -272,7 +272,7 @@ def test_what_cannot_restart_raises(kind):
     assert module.trained == 0
 
 
-def test_a_scheduler_that_is_made_already_raises():
+def test_scheduler_object_instead_of_a_class_raises():
     module = Scheduled(COSINE(SGD([torch.zeros(1)]), 8))
     with pytest.raises(ConfigError, match=r"restart_each_round\(CosineAnnealingLR, optimizer"):
         fit(module, rounds("0it"), max_epochs=4)
@@ -291,7 +291,7 @@ def test_steps_under_manual_optimisation_raise():
         fit(TwoOptimizers(), pruning, max_epochs=4)
 
 
-def test_the_rate_a_scheduler_tells_is_the_optimizers():
+def test_get_last_lr_equals_the_optimizers_rate():
     fit(module := Scheduled(), rounds("3it"), max_epochs=4)
     [scheduler] = [config.scheduler for config in module.trainer.lr_scheduler_configs]
     assert isinstance(scheduler, RoundLR)

@@ -98,6 +98,7 @@ class PruningCallback(Callback, Generic[P]):
         self.keep_removed, self.soft = strategy.keep_removed, strategy.soft
         self.constant_sparsity = strategy.constant_sparsity
         self.learns_masks = strategy.learns_masks
+        self.uses_threshold = strategy.unit == "threshold"
         criterion = self.config.criterion
         self.tracks_gradients = criterion == "movement" or isinstance(criterion, TrackingCriterion)
         self.children = children
