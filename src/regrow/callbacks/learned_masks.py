@@ -359,6 +359,12 @@ class LearnedMask(PruningStrategy[Pruner]):
             dry, begun = session.time.dry_run, session.progress.first
             self.first = begun if dry else self.learning.first(timeline)
 
+    def after_replan(self, session: PruningSession[Pruner], timeline: Timeline) -> None:
+        if self.learner.active:
+            self.learner.window.last = session.progress.plan[-1].step
+        else:
+            self.first = self.learning.first(timeline)
+
     def before_resume(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
         check_same_settings(state["learning"], self.settings)
 
