@@ -26,14 +26,14 @@ def run(limit, levels, epochs, make=SGD, more=(), **kw):
 def test_a_budget_that_is_never_exceeded_changes_nothing():
     pruning, _, _, _ = run(1.0, (0.25, 0.5), 8)
     assert [entry["after"] for entry in pruning.history] == [0.25, 0.5]
-    assert pruning.reached
+    assert pruning.schedule_done
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.4, 0.55, 0.7])
 def test_ends_with_the_sparsest_model_within_the_budget(limit):
     pruning, budget, module, _ = run(limit, (0.25, 0.75), 24)
     assert limit - 0.06 <= pruning.sparsity <= limit
-    assert pruning.reached
+    assert pruning.schedule_done
     assert budget.settled
     kinds = [entry["kind"] for entry in pruning.history]
     assert "rollback" in kinds

@@ -107,7 +107,7 @@ def test_latency_budget_already_met_cuts_nothing():
         warnings.simplefilter("ignore")
         run(module, channels)
     assert left(module) == 20
-    assert channels.reached
+    assert channels.schedule_done
     assert not channels.history
 
 

@@ -161,7 +161,7 @@ def test_resuming_a_finished_run_restores_its_masks(name, tmp_path):
     again, other = PRUNERS[name](), Net(ADAM, seed=1)
     made = fit(other, again, data=data(), ckpt_path=tmp_path / "end.ckpt")
     assert other.trained == 0
-    assert again.reached
+    assert again.schedule_done
     assert equal(again.state_dict(), pruning.state_dict())
     made.save_checkpoint(tmp_path / "copy.ckpt")
     for one in (module, other):

@@ -245,10 +245,10 @@ def test_target_is_reached_from_the_first_step(tmp_path):
 
     class Asking(Events):
         def on_train_batch_start(self, *_):
-            reached.append(pruning.reached)
+            reached.append(pruning.schedule_done)
 
         def on_train_batch_end(self, *_):
-            reached.append(pruning.reached)
+            reached.append(pruning.schedule_done)
 
     keeper = SparseModelCheckpoint(tmp_path, "epoch{epoch}", monitor="val/loss", save_top_k=-1)
     fit(Net(), Asking(), pruning, keeper, val=loader(), enable_checkpointing=True)

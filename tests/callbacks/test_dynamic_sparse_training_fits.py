@@ -37,7 +37,7 @@ def test_manually_restored_weights_are_pruned_again():
     assert [entry["kind"] for entry in pruning.history] == [
         "prune", "drop_and_grow", "regrow", "prune", "drop_and_grow",
     ]  # fmt: skip
-    assert pruning.reached
+    assert pruning.schedule_done
     assert pruning.masks.pruned == round(0.8 * WEIGHTS)
 
 
@@ -67,7 +67,7 @@ def test_dry_run_zero_sparsity_and_zero_epochs_work():
     assert [entry["kind"] for entry in pruning.history] == ["prune"]
     nothing = sparse(sparsity=0)
     fit(Net(), nothing)
-    assert nothing.reached
+    assert nothing.schedule_done
     assert nothing.history == []
     untrained = sparse()
     fit(Net(), untrained, max_epochs=0)

@@ -239,7 +239,7 @@ def test_the_default_schedule_reaches_its_target_and_never_falls(lengths):
     fit_changing(module, epochs, pruning, data=Changing(lengths))
     assert epochs.zeros[-1] == WEIGHTS // 2
     assert epochs.zeros == sorted(epochs.zeros)
-    assert pruning.reached
+    assert pruning.schedule_done
 
 
 def test_an_event_that_a_shorter_fit_has_passed_comes_at_once():
@@ -269,7 +269,7 @@ def test_an_event_that_would_lie_past_the_end_is_warned_of_at_once(schedule, ste
         pruning, data = MagnitudePruning(0.8, schedule=schedule), Changing((8, 2, 2, last))
         with pytest.warns(UserWarning, match=message):
             fit_changing(Net(), pruning, data=data, max_epochs=4)
-        assert pruning.reached is expected
+        assert pruning.schedule_done is expected
         assert not expected or pruning.history[-1]["step"] == step
 
 

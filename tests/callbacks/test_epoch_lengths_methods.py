@@ -99,7 +99,7 @@ def test_masks_are_learned_in_their_epochs(method):
     assert epochs.at == [(4, 0)]
     assert learns.seen == tuple(range(STARTS[1], STARTS[4]))
     assert zeros(module) == 72
-    assert masks.pruner.learner.window.last == STARTS[4]
+    assert masks.strategy.learner.window.last == STARTS[4]
 
 
 class Copies(Callback):
@@ -200,6 +200,6 @@ def test_a_budget_chooses_events_anew_for_the_epochs_that_are(schedule, lengths)
     budget = AccuracyBudget("acc", max_drop=0.1)
     data = Changing(lengths)
     fit_changing(Judge(pruning, 1.0), epochs, pruning, budget, data=data)
-    assert pruning.reached
+    assert pruning.schedule_done
     assert epochs.zeros[-1] == 72
     assert all(entry["lost"] == 0 for entry in pruning.history)

@@ -68,14 +68,14 @@ def test_criterion_may_be_a_function_by_path():
     pruning = made(sparsity=0.5, schedule="one_shot", criterion=node)
     module = Net()
     fit(module, pruning)
-    assert pruning.method.criterion is torch.abs
+    assert pruning.config.criterion is torch.abs
     assert zeros(module) == 72
 
 
 def test_each_callback_gets_its_own_movement_object():
     node = {"_target_": "regrow.Movement"}
     first, second = (made(sparsity=0.5, schedule="one_shot", criterion=node) for _ in range(2))
-    assert first.method.criterion is not second.method.criterion
+    assert first.config.criterion is not second.config.criterion
 
 
 def test_omegaconf_containers_are_accepted_directly():

@@ -82,7 +82,7 @@ def test_validation_and_checkpoints_see_effective_weights_without_noise(method, 
             trainer.save_checkpoint(path)
             saved = read(path)["state_dict"]
             assert all(torch.equal(saved[name], weight) for name, weight in found.items())
-            learner = learned.pruner.learner
+            learner = learned.strategy.learner
             if learner.active:
                 learner.deterministic()
                 assert all(torch.equal(weights(pl_module)[n], w) for n, w in found.items())
@@ -159,7 +159,7 @@ def test_unprune_restores_dense_values():
 
     class Keep(Events):
         def before_prune_event(self, trainer, pl_module, pruner):
-            dense.update({n: w.clone() for n, w in pruner.pruner.learner.dense.items()})
+            dense.update({n: w.clone() for n, w in pruner.strategy.learner.dense.items()})
 
     module = Wide()
     fit(module, learned, Keep())
@@ -205,7 +205,7 @@ def test_weights_are_fixed_only_with_train_weights_false(trains):
     class Look(Events):
         def on_train_batch_end(self, trainer, pl_module, *_):
             if learned.changes_between_events:
-                found = learned.pruner.learner.dense
+                found = learned.strategy.learner.dense
                 self.seen += [torch.equal(found[n], w) != trains for n, w in start.items()]
                 assert zeros(pl_module) == round(0.5 * TOTAL)
 

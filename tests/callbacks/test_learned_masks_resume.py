@@ -38,7 +38,7 @@ def test_resumed_run_is_the_uninterrupted_one(method, tmp_path):
     for step in (4, 8, 12):
         module, again = Scheduled(ADAMW), LearnedMasks(method, 0.8, begin="5it", end="11it")
         path = tmp_path / f"step={step}.ckpt"
-        active = read(path)["callbacks"][again.state_key]["pruner"]["learner"]
+        active = read(path)["callbacks"][again.state_key]["pruner"]["criterion"]
         assert bool(active) == (step == 8)
         made = fit(module, again, data=loader(4), max_epochs=4, ckpt_path=path)
         made.save_checkpoint(tmp_path / "again.ckpt")
@@ -83,7 +83,9 @@ def test_masks_are_learned_in_bf16(method, precision):
 
         def on_train_batch_end(self, trainer, pl_module, *_):
             if learned.changes_between_events:
-                assert all(s.dtype == torch.float32 for s in learned.pruner.learner.scores.values())
+                assert all(
+                    s.dtype == torch.float32 for s in learned.strategy.learner.scores.values()
+                )
                 self.looks += 1
 
     look = Look()
@@ -115,7 +117,7 @@ def test_skipped_step_changes_nothing(method):
     class Look(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if batch_idx in (4, 5) and learned.changes_between_events:
-                learner = learned.pruner.learner
+                learner = learned.strategy.learner
                 state = learner.state_dict()
                 now = [*weights(pl_module).values(), *state["dense"].values()]
                 now += state["scores"].values()
@@ -153,7 +155,7 @@ def test_manual_optimisation_with_two_optimizers_works(method):
     class Look(Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             if learned.changes_between_events:
-                dense = learned.pruner.learner.dense
+                dense = learned.strategy.learner.dense
                 moved.append([not torch.equal(dense[name], starts[name]) for name in dense])
 
     fit(module, learned, Look(), max_epochs=6)
@@ -186,7 +188,7 @@ for method in ("str", "cs", "l0", "edge_popup"):
         found = []
         def on_train_batch_end(self, trainer, pl_module, *_):
             if learned.changes_between_events:
-                learner = learned.pruner.learner.state_dict()
+                learner = learned.strategy.learner.state_dict()
                 self.found = [*learner["scores"].values(), *learner["dense"].values()]
                 self.found = [tensor.clone() for tensor in self.found]
                 self.penalty = learner["penalty"]

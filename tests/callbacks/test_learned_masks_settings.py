@@ -35,7 +35,7 @@ def test_weights_above_every_threshold_end_at_the_target(scale):
         def on_train_batch_end(self, *_):
             if learned.changes_between_events:
                 seen.extend(
-                    float(s) for s in learned.pruner.learner.state_dict()["scores"].values()
+                    float(s) for s in learned.strategy.learner.state_dict()["scores"].values()
                 )
 
     fit(module, learned, Look(), max_epochs=6)
@@ -79,7 +79,7 @@ def test_changed_begin_is_stretched_kept_or_raises(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"score_optimizer": "sgd"}, "score_optimizer=adam, 0.9, now sgd, 0.9"),
+        ({"score_optimizer": "sgd"}, "score_optimizer='adam, 0.9', now 'sgd, 0.9'"),
         ({"score_lr": 0.5}, "score_lr=None, now 0.5"),
         ({"train_weights": False}, "train_weights=None, now False"),
         ({"ramp": 0.2}, "ramp=0.7, now 0.2"),

@@ -138,7 +138,7 @@ def test_events_missed_by_raw_optimizer_steps_cause_a_warning(settings):
     pruning = MagnitudePruning(0.5, include="body.0", **settings)
     with pytest.warns(UserWarning, match=r"before 1 planned events.*use self\.optimizers"):
         fit(Manual(raw=True), pruning)
-    assert not pruning.reached
+    assert not pruning.schedule_done
 
 
 @pytest.mark.parametrize(("at", "begun"), [("2ep", 2 * BATCHES + 1), (0.5, 2 * BATCHES + 1)])

@@ -91,7 +91,7 @@ def test_prunes_once_to_the_exact_target_before_the_first_step(method, sparsity)
     assert not seen.steps
     assert seen.trained == 0
     assert seen.grads == [None] * 6
-    assert pruning.reached
+    assert pruning.schedule_done
 
 
 @pytest.mark.parametrize("batches", [1, 3])

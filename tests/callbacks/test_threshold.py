@@ -47,7 +47,7 @@ def test_the_threshold_rises_by_the_schedule_and_prunes_what_lies_below():
             expected = np.where(np.abs(values.numpy()) < np.float32(t), 0, values.numpy())
             assert np.array_equal(after[name].numpy(), expected)
     assert 0 < zeros(module) == pruning.masks.pruned
-    assert pruning.reached
+    assert pruning.schedule_done
     assert pruning.sparsity == pruning.target == zeros(module) / 144
 
 

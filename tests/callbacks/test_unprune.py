@@ -120,7 +120,7 @@ def test_manual_pruning_within_a_fit_keeps_its_masks():
     fit(module, events, pruning, At(5, lambda: pruning.prune_to(0.9)))
     assert events.steps[:2] == [3, 5]
     assert zeros(module) == round(0.9 * WEIGHTS), "what is pruned stays pruned"
-    assert pruning.reached
+    assert pruning.schedule_done
 
 
 def test_prune_to_zero_restores_all_weights():

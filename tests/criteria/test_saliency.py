@@ -194,4 +194,4 @@ def test_missing_scores_raise_with_the_name():
     with pytest.raises(StateError, match=r"no scores of 2\.weight \(there are some of 0\.weight\)"):
         pruner.prune_to(0.5, scores=Scores({"0.weight": torch.rand(3, 4)}))
     assert pruner.pruned == 0
-    assert pruner.method.criterion is regrow.Pruner(network()).method.criterion
+    assert pruner.config.criterion is regrow.Pruner(network()).config.criterion

@@ -34,7 +34,7 @@ def trained(pruner, optimizer, steps=2):
 
 def made(sparsity=0.4, **kw):
     """A pruner after an event, and its optimizer."""
-    pruner = Pruner(network(), PruningConfig(**kw.pop("method", {})), **kw)
+    pruner = Pruner(network(), PruningConfig(**kw.pop("config", {})), **kw)
     optimizer = optim.Adam(pruner.model.parameters(), lr=0.01)
     trained(pruner, optimizer)
     if sparsity:
@@ -66,9 +66,9 @@ def older():
 ACTS = {
     "prune": (lambda: made(keep_removed=True), lambda p, o: p.prune_to(0.7, [o])),
     "moments": (lambda: made(keep_removed="moments"), lambda p, o: p.prune_to(0.7, [o])),
-    "taylor": (lambda: made(method={"criterion": "taylor"}), lambda p, o: p.prune_to(0.7, [o])),
+    "taylor": (lambda: made(config={"criterion": "taylor"}), lambda p, o: p.prune_to(0.7, [o])),
     "blocks": (
-        lambda: made(method={"granularity": "block:1x2", "distribution": "erk"}),
+        lambda: made(config={"granularity": "block:1x2", "distribution": "erk"}),
         lambda p, o: p.prune_to(0.7, [o]),
     ),
     "dense": (lambda: made(keep_removed=True), lambda p, o: p.prune_to(0.0, [o])),

@@ -48,9 +48,9 @@ class Core(RuleBasedStateMachine):
         if ties:  # few values
             for parameter in self.model.parameters():
                 parameter.data = (parameter.data * 4).round() / 4
-        self.method = PruningConfig(distribution=distribution)
+        self.config = PruningConfig(distribution=distribution)
         self.keep = keep
-        self.pruner = Pruner(self.model, self.method, keep_removed=keep)
+        self.pruner = Pruner(self.model, self.config, keep_removed=keep)
         self.names = [target.name for target in self.pruner.targets]
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.hook = self.pruner.enforcer.hook(self.optimizer)
@@ -106,7 +106,7 @@ class Core(RuleBasedStateMachine):
         reachable = self.pruned() <= count <= self.size() - len(self.names)
         if refused:
             assert sparsity
-            assert not (reachable and self.method.distribution == "global")
+            assert not (reachable and self.config.distribution == "global")
             return
         kept = self.found()
         if sparsity == 0:
@@ -118,7 +118,7 @@ class Core(RuleBasedStateMachine):
         else:
             assert self.size() - sum(int(mask.sum()) for mask in kept.values()) == count
             parts = [[name] for name in self.names]
-            if self.method.distribution == "global":
+            if self.config.distribution == "global":
                 parts = [self.names]
             for names in parts:
                 went = sum(kept[n].size - int(kept[n].sum()) for n in names)
@@ -211,7 +211,7 @@ class Core(RuleBasedStateMachine):
         state = torch.load(file, weights_only=True)
         history = list(self.pruner.history)
         self.hook.remove()
-        self.pruner = Pruner(self.model, self.method, keep_removed=self.keep)
+        self.pruner = Pruner(self.model, self.config, keep_removed=self.keep)
         self.pruner.load_state_dict(state)
         self.hook = self.pruner.enforcer.hook(self.optimizer)
         assert self.pruner.history == history

@@ -50,7 +50,7 @@ def check(spec, folder):
 
 def check_target(run):
     """The target is hit, and a second fit holds it."""
-    counts, reached = [], all(pruning.progress.reached for pruning in run.pruners)
+    counts, reached = [], all(pruning.progress.all_done for pruning in run.pruners)
     for pruning, (name, arguments) in zip(run.pruners, run.spec.pruners, strict=True):
         plan = pruning.progress.plan
         last = plan[-1].sparsity if plan and name == "MagnitudePruning" else pruning.final

@@ -24,7 +24,7 @@ class Before(Events):
 
     def before_prune_event(self, trainer, pl_module, pruner):
         self.zeros = zeros(pl_module)
-        learner = pruner.pruner.learner
+        learner = pruner.strategy.learner
         learner.update_penalty(trainer.global_step - 1)
         self.share, self.effective = learner.window.share, dict(weights(pl_module))
         self.effective = {name: weight.clone() for name, weight in self.effective.items()}

@@ -7,12 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.learned.controller import (
-    LearningWindow,
-    SparsityController,
-    quantile,
-    target_at,
-)
+from regrow.learned.controller import SparsityController, quantile
+from regrow.learned.learning_window import LearningWindow, target_at
 from regrow.learned.methods import (
     L0,
     METHODS,

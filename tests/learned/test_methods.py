@@ -9,15 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.learned.mask_functions import (
-    hard_concrete,
-    inverse_temperature,
-    prob_active,
-    sigmoid_gate,
-    soft_threshold,
-    topk_straight_through,
+from regrow.learned.methods import (
+    L0,
+    METHODS,
+    STR,
+    ContinuousSparsification,
+    EdgePopup,
+    MaskContext,
+    MaskMethod,
+    get_method,
 )
-from regrow.learned.methods import METHODS, MaskContext, MaskMethod, get_method
 
 WIDE = torch.float64
 
@@ -43,10 +44,10 @@ def by_numpy(name, w, s, u):
 
 
 CASES = {
-    "str": lambda w, s, u: soft_threshold(w, s),
-    "cs": lambda w, s, u: sigmoid_gate(w, s, 3.0),
-    "l0 at rest": lambda w, s, u: hard_concrete(w, s),
-    "l0": lambda w, s, u: hard_concrete(w, s, u.logit()),
+    "str": lambda w, s, u: STR().weights(w, s, MaskContext()),
+    "cs": lambda w, s, u: ContinuousSparsification(most=3.0).weights(w, s, MaskContext(1.0)),
+    "l0 at rest": lambda w, s, u: L0().weights(w, s, MaskContext()),
+    "l0": lambda w, s, u: L0().weights(w, s, MaskContext(noise=u.logit())),
 }
 
 
@@ -78,7 +79,7 @@ def test_gradients_equal_central_differences_in_numpy(name, seed):
 def test_gradient_of_a_layers_threshold_sums_over_its_weights():
     weight = torch.tensor([[1.0, -2.0], [0.1, -0.3]], dtype=WIDE)
     score, upstream = torch.tensor(0.0, dtype=WIDE), torch.tensor([[1.0, 2.0], [4.0, 8.0]])
-    _, back = torch.func.vjp(soft_threshold, weight, score)
+    _, back = torch.func.vjp(lambda w, s: STR().weights(w, s, MaskContext()), weight, score)
     to_weight, to_score = back(upstream.to(WIDE))
     assert to_weight.tolist() == [[1.0, 2.0], [0.0, 0.0]]
     assert float(to_score) == -0.25 * 1.0 + 0.25 * 2.0  # sigmoid'(0) = 1/4
@@ -87,7 +88,8 @@ def test_gradient_of_a_layers_threshold_sums_over_its_weights():
 def test_topk_gradient_is_straight_through():
     weight, scores, _ = drawn()
     mask = scores.abs() >= scores.abs().flatten().sort().values[20]
-    value, back = torch.func.vjp(lambda w, s: topk_straight_through(w, s, mask), weight, scores)
+    given = MaskContext(mask=mask)
+    value, back = torch.func.vjp(lambda w, s: EdgePopup().weights(w, s, given), weight, scores)
     assert torch.equal(value, torch.where(mask, weight, torch.zeros_like(weight)))
     upstream = torch.randn(weight.shape, dtype=WIDE)
     to_weight, to_scores = back(upstream)
@@ -95,12 +97,14 @@ def test_topk_gradient_is_straight_through():
     torch.testing.assert_close(to_scores, upstream * weight * scores.sign())
 
 
-def test_probability_of_open_gates_equals_their_sampled_fraction():
+def test_penalty_of_gates_is_their_open_fraction():
+    """The gradient is p (1 - p), because p, the fraction, is a sigmoid of the score."""
     log_alpha = torch.linspace(-4, 4, 9, dtype=WIDE)[:, None].expand(9, 200_000)
     noise = torch.rand(log_alpha.shape, dtype=WIDE, generator=torch.Generator().manual_seed(1))
-    gates = hard_concrete(torch.ones_like(log_alpha), log_alpha, noise.logit())
-    share = (gates > 0).double().mean(1)
-    torch.testing.assert_close(share, prob_active(log_alpha[:, 0]), atol=0.005, rtol=0)
+    given = MaskContext(noise=noise.logit())
+    share = (L0().weights(torch.ones_like(log_alpha), log_alpha, given) > 0).double().mean(1)
+    slope = L0().penalty_grad(log_alpha[:, 0], given)
+    torch.testing.assert_close(share * (1 - share), slope, atol=0.005, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -126,8 +130,7 @@ def test_closed_form_gradients_equal_autograd(name, seed):
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(1, 1000))
 def test_beta_rises_exponentially(one, other, most):
     """Equal stretches of time multiply it by the same factor."""
-    middle = inverse_temperature((one + other) / 2, most)
-    assert middle**2 == pytest.approx(
-        inverse_temperature(one, most) * inverse_temperature(other, most), rel=1e-9
-    )
+    method = ContinuousSparsification(most=most)
+    low, middle, high = (method.beta(MaskContext(p)) for p in (one, (one + other) / 2, other))
+    assert middle**2 == pytest.approx(low * high, rel=1e-9)
     assert 1 <= middle <= most * (1 + 1e-12)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from regrow.learned.controller import LearningWindow
 from regrow.learned.learner import Learner
+from regrow.learned.learning_window import LearningWindow
 from regrow.learned.methods import L0, STR, ContinuousSparsification, EdgePopup
 from regrow.learned.reparametrize import Reparametrization
 from regrow.utils.errors import StateError

@@ -348,6 +348,6 @@ def test_an_encoder_of_torch():
 
 
 def test_the_callback_takes_it():
-    assert MagnitudePruning(0.5, granularity="head").method.granularity == "head"
+    assert MagnitudePruning(0.5, granularity="head").config.granularity == "head"
     with pytest.raises(ConfigError, match="'head'"):
         MagnitudePruning(0.5, granularity="heads")

@@ -34,7 +34,7 @@ def walk(progress, steps):
 def test_every_milestone_comes_once_at_its_step(plan):
     progress = Progress(plan)
     assert walk(progress, range(42)) == list(plan)
-    assert progress.reached
+    assert progress.all_done
     assert walk(progress, range(42)) == []
 
 
@@ -69,11 +69,11 @@ def test_plan_may_repeat_levels_and_return_to_zero():
 
 def test_started_and_reached_follow_the_plan():
     assert not Progress().started
-    assert Progress((), 0, 0.0, {0: 0}).reached
+    assert Progress((), 0, 0.0, {0: 0}).all_done
     progress = Progress((Milestone(3, 0.5),), epochs={4: 30, 5: 38})
     assert progress.first == 30
     assert progress.started
-    assert not progress.reached
+    assert not progress.all_done
     assert progress.remaining == progress.plan
 
 
@@ -145,7 +145,7 @@ def test_a_milestone_that_equals_a_past_one_is_marked():
     plan = (Milestone(4, 0.9), Milestone(6, 0.0), Milestone(4, 0.9))
     progress = Progress(plan, 2)
     progress.mark_done(plan[2])
-    assert progress.reached
+    assert progress.all_done
 
 
 def test_what_belongs_to_a_later_epoch_waits_while_the_present_one_is_longer_than_planned():

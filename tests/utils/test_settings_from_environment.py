@@ -32,7 +32,7 @@ def network():
     "make", [MagnitudePruning, DynamicSparseTraining, PruneAtInit, ChannelPruning, LearnedMasks]
 )
 def test_an_empty_list_excludes_nothing(make, empty):
-    assert not make(exclude=empty).method.exclude
+    assert not make(exclude=empty).config.exclude
     assert make(exclude=empty).state_key == make().state_key
 
 

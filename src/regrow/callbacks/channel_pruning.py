@@ -73,8 +73,8 @@ _DDP = lightning_classes("strategies.DDPStrategy")
 
 def check_single_process(trainer: pl.Trainer, callback: ChannelPruning) -> None:
     """Check what several ranks do not support; DDP moves a cut at events to the fit's end."""
-    assert isinstance(callback.method, ChannelConfig)
-    if callback.method.of == "latency":
+    assert isinstance(callback.config, ChannelConfig)
+    if callback.config.of == "latency":
         raise ConfigError(
             "of='latency' is measured, and ranks would measure differently: write of='macs', "
             "or train on one device"
@@ -202,7 +202,7 @@ write 'macs'
         on_change: str = "refuse",
     ) -> None:
         check_settings(compact, keep_removed, latency_ms, sparsity is not DEFAULT_SPARSITY)
-        method = ChannelConfig(
+        config = ChannelConfig(
             criterion, distribution, of, round_to, min_channels, include, exclude, seed, timer,
             latency_ms,
         )  # fmt: skip
@@ -215,7 +215,7 @@ write 'macs'
                 "sides never learns: write another schedule"
             )
         final = check_sparsity("sparsity", sparsity)
-        strategy = Channels(method, keep_removed, example_input)
+        strategy = Channels(config, keep_removed, example_input)
         super().__init__(strategy, chosen, final, on_change, make_rewind(rewind))
         self.strategy = strategy
         self.compact_at = compact

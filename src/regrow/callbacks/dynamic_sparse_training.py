@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from regrow.callbacks.core.gradients import drop_gradients
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import GradualMagnitude, PruningSession
 from regrow.criteria.base import CRITERIA, TrackingCriterion
+from regrow.masks.masks import PackedMasks
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.drop_and_grow import (
     GROW,
@@ -158,6 +159,14 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         self.strategy.skips = False
 
 
+class DropGrowStateDict(TypedDict):
+    """State of `DropGrow`."""
+
+    end: int  # the step of the last update
+    momenta: dict[str, Tensor]  # running means of dense gradients, by parameter name
+    explored: PackedMasks  # True where a weight was kept at some time
+
+
 class DropGrow(GradualMagnitude):
     """Draw masks at the first step, then drop weights and grow as many at each update.
 
@@ -254,7 +263,7 @@ class DropGrow(GradualMagnitude):
             self.end = self.updates.stop(timeline)
 
     def after_resume(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
-        if session.on_change == "stretch" and self.moves and not session.progress.reached:
+        if session.on_change == "stretch" and self.moves and not session.progress.all_done:
             self.end = self.updates.stop(session.timeline)
 
     def after_load(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
@@ -266,15 +275,15 @@ class DropGrow(GradualMagnitude):
         }
         self.explored.load_state_dict(state["explored"], parameters)
 
-    def state_dict(self, session: PruningSession[Pruner]) -> dict[str, Any]:
+    def state_dict(self, session: PruningSession[Pruner]) -> DropGrowStateDict:
         pruner = session.current
         means = {} if pruner is None else pruner.state.shards.gather(pruner.state.momenta)
         momenta = {name: mean.clone() for name, mean in means.items()}  # updated in place
         return {"end": self.end, "momenta": momenta, "explored": self.explored.state_dict()}
 
-    def reached(self, session: PruningSession[Pruner]) -> bool:
+    def schedule_done(self, session: PruningSession[Pruner]) -> bool:
         """Whether the network has the target sparsity, which it has from the first step."""
         return session.progress.started and session.is_as_sparse(())
 
     def at_target(self, session: PruningSession[Pruner]) -> bool:
-        return self.reached(session)
+        return self.schedule_done(session)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning.pytorch as pl
 import torch
@@ -15,11 +15,10 @@ from torch.optim import Optimizer
 from regrow.callbacks.core.gradients import amp_step_skipped
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import PruningSession, PruningStrategy
-from regrow.learned.controller import LearningWindow
 from regrow.learned.learner import OPTIMIZERS, Learner, MarginCriterion
+from regrow.learned.learning_window import LearningWindow
 from regrow.learned.methods import MaskMethod, get_method
-from regrow.learned.pruner import LearnedPruner
-from regrow.pruning.config import PruningConfig
+from regrow.pruning.config import PruningConfig, check_same_settings
 from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry, KeepRemoved
@@ -124,7 +123,7 @@ class Learning(ProportionalLayers):
         return (Milestone(last, target),)
 
 
-class LearnedMasks(PruningCallback[LearnedPruner]):
+class LearnedMasks(PruningCallback[Pruner]):
     """Learn which weights to keep, reach a target sparsity, and harden the masks.
 
     From `begin` to `end` the module computes with effective weights f(w, s), in validation and
@@ -216,12 +215,12 @@ did you mean 'l0'?
         learning = Learning(begin, end)
         settings = {
             "method": repr(rule) if is_dataclass(rule) else type(rule).__name__,
-            "ramp": str(ramp),
-            "score_lr": str(score_lr),
+            "ramp": ramp,
+            "score_lr": score_lr,
             "score_optimizer": f"{score_optimizer}, {score_momentum}",
-            "train_weights": str(train_weights),
+            "train_weights": train_weights,
         }
-        strategy = LearnedMask(config, keep, learning, ramp, score_lr, settings)
+        strategy = LearnedMask(learner, config, keep, learning, ramp, score_lr, settings)
         super().__init__(strategy, learning, final, on_change)
         self.strategy = strategy
 
@@ -235,7 +234,7 @@ did you mean 'l0'?
     @property
     def keeps_dense_copy(self) -> bool:
         """Whether dense weights are stored: while masks are learned."""
-        return not self.progress.started or not self.progress.reached
+        return not self.progress.started or not self.progress.all_done
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
@@ -246,15 +245,15 @@ did you mean 'l0'?
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self.pruner.learner.deterministic()  # what was restored may be of another device
+        self.strategy.learner.deterministic()  # what was restored may be of another device
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         super().on_suite_batch_start(trainer, pl_module, batch, batch_idx)
-        if self.progress.reached:
+        if self.progress.all_done:
             return
-        learner, now = self.pruner.learner, self.session.time.current_step()
+        learner, now = self.strategy.learner, self.session.time.current_step()
         if not learner.active and now >= self.strategy.first:
             self.strategy.start(self.session, now)
         if learner.active and learner.method.stochastic:
@@ -267,25 +266,33 @@ did you mean 'l0'?
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         # no hook follows a skipped step
         if self.changes_between_events and not amp_step_skipped(trainer, optimizer):
-            self.pruner.learner.backward_to_dense(optimizer)
+            self.strategy.learner.backward_to_dense(optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         clock = self.session.clock
         if clock is None or not self.changes_between_events:
             return
-        learner = self.pruner.learner
+        learner = self.strategy.learner
         factors = [rate_factor(optimizer, p) for p in learner.targets_of(optimizer)[:1]]
         learner.step(optimizer, clock.current_step(), *factors)
 
 
-class LearnedMask(PruningStrategy[LearnedPruner]):
+class LearnedMaskStateDict(TypedDict):
+    """State of `LearnedMask`; that of its learner is saved as the criterion's."""
+
+    first: int  # the step at which learning begins
+    learning: dict[str, Any]  # settings that a resume must not change
+
+
+class LearnedMask(PruningStrategy[Pruner]):
     """Learn masks in the steps of `learning`, and harden them at the last one.
 
     Args:
+        learner: Dense weights and scores.
         config: Its criterion is the margin of the learned scores.
         keep_removed, ramp, score_lr: See `LearnedMasks`.
         learning: When masks are learned.
-        settings: As text, compared when a fit resumes.
+        settings: Compared when a fit resumes.
     """
 
     learns_masks = True
@@ -293,48 +300,55 @@ class LearnedMask(PruningStrategy[LearnedPruner]):
 
     def __init__(
         self,
+        learner: Learner,
         config: PruningConfig,
         keep_removed: KeepRemoved,
         learning: Learning,
         ramp: float,
         score_lr: float | None,
-        settings: Mapping[str, str],
+        settings: Mapping[str, Any],
     ) -> None:
         super().__init__(config, keep_removed)
         self.learning, self.ramp, self.score_lr = learning, ramp, score_lr
-        self.settings = settings
+        self.learner, self.settings = learner, settings
         self.first = 0  # the step at which learning begins
 
-    def make_pruner(self, model: nn.Module) -> LearnedPruner:
-        return LearnedPruner(model, self.config, self.keep_removed)
+    def make_pruner(self, model: nn.Module) -> Pruner:
+        pruner = Pruner(model, self.config, keep_removed=self.keep_removed)
+        self.learner.attach_to(pruner)
+        return pruner
 
-    def start(self, session: PruningSession[LearnedPruner], now: int) -> None:
+    def start(self, session: PruningSession[Pruner], now: int) -> None:
         """Start to learn at a step."""
         last = session.progress.plan[-1].step
         window = LearningWindow(session.final, self.ramp, now, last)
-        session.pruner.learner.start(window, self.score_lr)
+        self.learner.start(window, self.score_lr)
 
     def apply(
-        self, session: PruningSession[LearnedPruner], due: Milestone, optimizers: list[Optimizer]
+        self, session: PruningSession[Pruner], due: Milestone, optimizers: list[Optimizer]
     ) -> HistoryEntry:
-        if not session.pruner.learner.active:
+        if not self.learner.active:
             self.start(session, due.step)
-        return session.pruner.harden(due.sparsity, optimizers)
+        return self.learner.harden(session.pruner, due.sparsity, optimizers)
 
-    def is_changing(self, pruner: LearnedPruner) -> bool:
-        return pruner.learner.active
+    def flush_dense(self, pruner: Pruner) -> None:
+        super().flush_dense(pruner)
+        self.learner.flush_dense()
 
-    def sparsity(self, pruner: LearnedPruner) -> float:
+    def is_changing(self, pruner: Pruner) -> bool:
+        return self.learner.active
+
+    def sparsity(self, pruner: Pruner) -> float:
         """While masks are learned, the fraction of effective weights that are zero."""
-        return pruner.zero_share if pruner.learner.active else pruner.sparsity
+        return self.learner.sparsity if self.learner.active else pruner.sparsity
 
-    def densities(self, pruner: LearnedPruner) -> dict[str, float]:
-        return pruner.nonzero if pruner.learner.active else pruner.densities
+    def densities(self, pruner: Pruner) -> dict[str, float]:
+        return self.learner.densities if self.learner.active else pruner.densities
 
-    def before_fit(self, session: PruningSession[LearnedPruner]) -> None:
-        session.pruner.learner.stop()  # another fit learns anew, from the present weights
+    def before_fit(self, session: PruningSession[Pruner]) -> None:
+        self.learner.stop()  # another fit learns anew, from the present weights
 
-    def after_plan(self, session: PruningSession[LearnedPruner], timeline: Timeline) -> None:
+    def after_plan(self, session: PruningSession[Pruner], timeline: Timeline) -> None:
         if session.progress.plan:
             if session.pruner.pruned:
                 raise ConfigError(
@@ -345,30 +359,18 @@ class LearnedMask(PruningStrategy[LearnedPruner]):
             dry, begun = session.time.dry_run, session.progress.first
             self.first = begun if dry else self.learning.first(timeline)
 
-    def after_replan(self, session: PruningSession[LearnedPruner], timeline: Timeline) -> None:
-        learner = session.pruner.learner
-        if learner.active:
-            learner.window.last = session.progress.plan[-1].step
+    def after_replan(self, session: PruningSession[Pruner], timeline: Timeline) -> None:
+        if self.learner.active:
+            self.learner.window.last = session.progress.plan[-1].step
         else:
             self.first = self.learning.first(timeline)
 
-    def before_resume(
-        self, session: PruningSession[LearnedPruner], state: Mapping[str, Any]
-    ) -> None:
-        then, now = state["learning"], self.settings
-        keys = [key for key in now if then.get(key) != now[key]]
-        changed = [f"{key}={then.get(key)}, now {now[key]}" for key in keys]
-        if changed:
-            raise StateError(
-                f"the checkpoint learned its masks with {'; '.join(changed)}: restore that, or "
-                "load the weights and start a fit"
-            )
+    def before_resume(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
+        check_same_settings(state["learning"], self.settings)
 
-    def after_resume(
-        self, session: PruningSession[LearnedPruner], state: Mapping[str, Any]
-    ) -> None:
-        self.first, learner = int(state["first"]), session.pruner.learner
-        if not (learner.active or session.progress.reached):
+    def after_resume(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
+        self.first, learner = int(state["first"]), self.learner
+        if not (learner.active or session.progress.all_done):
             planned, first = self.first, self.learning.first(session.timeline)
             if first != planned and session.on_change == "refuse":
                 raise ConfigError(
@@ -380,7 +382,7 @@ class LearnedMask(PruningStrategy[LearnedPruner]):
         if learner.active and session.progress.plan:
             learner.window.last = session.progress.plan[-1].step
 
-    def state_dict(self, session: PruningSession[LearnedPruner]) -> dict[str, Any]:
+    def state_dict(self, session: PruningSession[Pruner]) -> LearnedMaskStateDict:
         return {"first": self.first, "learning": dict(self.settings)}
 
 

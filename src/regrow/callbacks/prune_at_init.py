@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow.callbacks.core.pruning_callback import PruningCallback
@@ -23,7 +24,7 @@ from regrow.callbacks.support.probe import (
     training_loss,
 )
 from regrow.criteria.precomputed import Scores
-from regrow.criteria.saliency import grasp, snip, unsharded_targets
+from regrow.criteria.saliency import Loss, grasp, snip, unsharded_targets
 from regrow.criteria.synflow import synflow
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.migration import answer_other_arguments
@@ -150,7 +151,7 @@ did you mean 'snip'?
         scoring = self.strategy.scoring
         if scoring == "random":
             return
-        unsharded_targets(pl_module, self.method.include, self.method.exclude)
+        unsharded_targets(pl_module, self.config.include, self.config.exclude)
         if scoring in GRADIENTS and not pl_module.automatic_optimization:
             raise ConfigError(
                 f"method={scoring!r} needs the loss that training_step returns, and under "
@@ -166,15 +167,45 @@ did you mean 'snip'?
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self.session.due() is not None:
-            self.strategy.seen = _Seen(trainer, pl_module, batch)
+            self.strategy.make_probe = partial(self._make_probe, trainer, pl_module, batch)
             try:
                 self.session.step()
             finally:
-                self.strategy.seen = None
+                self.strategy.make_probe = None
+
+    def _make_probe(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> Probe:
+        twin, strategy = probe_copy(trainer, module), trainer.strategy
+        if self.strategy.scoring == "synflow":  # devices may add up in another order
+            return Probe(twin, example_for(module, batch), partial(_broadcast, trainer))
+
+        def mean(grad: Tensor) -> Tensor:
+            reduced = strategy.reduce(grad, reduce_op="mean")
+            assert isinstance(reduced, Tensor)
+            return reduced
+
+        count = 1 if trainer.fast_dev_run else self.strategy.batches  # type: ignore[attr-defined]
+        return Probe(twin, peek_batches(trainer, batch, count), mean, training_loss)
+
+
+class Probe(NamedTuple):
+    """What an untrained network is scored with.
+
+    Attributes:
+        model: The network, or a copy of it.
+        data: Batches, the second arguments of `loss`; for "synflow" an example input.
+        across_ranks: Combines what each rank computed: the mean of gradients, for "synflow" the
+            scores of the first.
+        loss: `(model, batch) -> loss`; not used by "synflow".
+    """
+
+    model: nn.Module
+    data: Any
+    across_ranks: Callable[[Tensor], Tensor]
+    loss: Loss | None = None
 
 
 class AtInit(GradualMagnitude):
-    """Prune once, by scores of a copy of the module on the fit's first batches.
+    """Prune once, by scores of the untrained network.
 
     Args:
         config: Its criterion only names the method, except for "random".
@@ -196,7 +227,7 @@ class AtInit(GradualMagnitude):
         super().__init__(config, keep_removed)
         self.scoring, self.batches, self.rounds = scoring, batches, rounds
         self.temperature, self.logits = temperature, logits
-        self.seen: _Seen | None = None  # during the first step
+        self.make_probe: Callable[[], Probe] | None = None  # set while a session steps
 
     def acts_on_gradients(self, pruner: Pruner) -> bool:
         return False
@@ -207,45 +238,23 @@ class AtInit(GradualMagnitude):
         if self.scoring == "random":
             return super().apply(session, due, optimizers)
         pruner = session.pruner
-        with isolate_rng(), torch.autocast(_device(pruner).type, enabled=False):
+        device = pruner.targets[0].parameter.device.type
+        with isolate_rng(), torch.autocast(device, enabled=False):
             scores = self._scores(pruner, due.sparsity)
         return pruner.prune_to(due.sparsity, optimizers, scores=scores)
 
     def _scores(self, pruner: Pruner, sparsity: float) -> Mapping[str, Tensor]:
-        assert self.seen is not None
-        trainer, module, batch = self.seen
-        twin, strategy = probe_copy(trainer, module), trainer.strategy
+        assert self.make_probe is not None
+        model, data, across_ranks, loss = self.make_probe()
         chosen = {"include": self.config.include, "exclude": self.config.exclude}
         if self.scoring == "synflow":
-            example = example_for(module, batch)
             kept = pruner.masks
-            scores = synflow(twin, example, sparsity, rounds=self.rounds, kept=kept, **chosen)
-            # the first rank's: devices may add up in another order
-            return {n: _broadcast(trainer, s) for n, s in scores.items()}
-        count = 1 if trainer.fast_dev_run else self.batches  # type: ignore[attr-defined]
-        ahead = peek_batches(trainer, batch, count)
-
-        def mean(grad: Tensor) -> Tensor:
-            reduced = strategy.reduce(grad, reduce_op="mean")
-            assert isinstance(reduced, Tensor)
-            return reduced
-
+            scores = synflow(model, data, sparsity, rounds=self.rounds, kept=kept, **chosen)
+            return {name: across_ranks(values) for name, values in scores.items()}
         cold = self.temperature
-        looked = nullcontext() if cold is None else scaled_logits(twin, self.logits, cold)
+        looked = nullcontext() if cold is None else scaled_logits(model, self.logits, cold)
         with looked, torch.compiler.set_stance("force_eager"):
-            return GRADIENTS[self.scoring](twin, ahead, training_loss, mean=mean, **chosen)
-
-
-class _Seen(NamedTuple):
-    """Trainer, module and batch of the first step."""
-
-    trainer: pl.Trainer
-    module: pl.LightningModule
-    batch: Any
-
-
-def _device(pruner: Pruner) -> torch.device:
-    return pruner.targets[0].parameter.device
+            return GRADIENTS[self.scoring](model, data, loss, mean=across_ranks, **chosen)
 
 
 def _broadcast(trainer: pl.Trainer, scores: Tensor) -> Tensor:

@@ -64,16 +64,13 @@ def allocate(
         groups: The groups that may be cut.
         scores: Scores `(channels,)` by group.
         size: Returns the size that remains after a cut.
-        budget: The size that may remain.
+        budget: The size that may remain; `ConfigError` if it cannot be met.
         distribution: "global" (least important first) or "uniform" (the same fraction of each).
         round_to: See `ChannelConfig`.
         min_channels: Minimum number of channels that stay in a group.
         gone: Channels that are removed already.
         links: Sets of groups that keep the same fraction; rounded where all can be.
         fixed: Describes the groups that cannot be cut, for the error.
-
-    Raises:
-        ConfigError: If the budget cannot be met.
 
     Example:
         >>> scores = {"fc": torch.tensor([3.0, 1.0, 2.0, 4.0])}

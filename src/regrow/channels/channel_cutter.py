@@ -37,7 +37,7 @@ class ChannelCutter:
 
     Attributes:
         trial: Tries cuts of the present model.
-        plan: All cuts since the original shapes as one; empty without cuts.
+        plan: All cuts since the original shapes as one.
         cuts: Each cut with the values that it removed.
     """
 
@@ -114,11 +114,7 @@ class ChannelCutter:
 
     @atomic
     def reshape(self, cuts: Sequence[StoredCut]) -> None:
-        """Set the shapes, not the values, of the model after some cuts, if it has others.
-
-        Raises:
-            StateError: If they are cuts of another model.
-        """
+        """Set the shapes, not the values, of the model after some cuts, if it has others."""
         if [comparable(cut) for cut in cuts] == [comparable(cut) for cut in self.cuts]:
             self.cuts = [*cuts]
             return

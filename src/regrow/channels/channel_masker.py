@@ -16,7 +16,7 @@ from regrow.channels.graph.groups import Group
 from regrow.channels.importance import sum_by_channel
 from regrow.masks.targets import Target, TargetSelection
 from regrow.pruning.initializers import Initializer, RegrownWeights, removed_values
-from regrow.pruning.restore import write_regrown
+from regrow.pruning.restore import make_regrown, write_regrown
 from regrow.pruning.state import MaskState
 from regrow.pruning.transaction import atomic
 from regrow.utils.names import buffers
@@ -99,11 +99,9 @@ class ChannelMaskerState(TypedDict):
 class ChannelMasker:
     """Masks channels in all their parameters, and restores them.
 
-    Args:
+    Attributes:
         state: Masks of every parameter that holds a part of a channel.
         groups: The model's groups of channels.
-
-    Attributes:
         removed: Indices of the masked channels, by group.
         statistics: Buffers as they were when their channels were masked; zero elsewhere.
     """
@@ -145,8 +143,7 @@ class ChannelMasker:
     ) -> dict[str, Tensor]:
         """Unmask channels, with restored values if the initializer is `removed_values`.
 
-        Returns:
-            Bool tensors of the weights that are kept again, by parameter.
+        Returns bool tensors of the weights that are kept again, by parameter.
         """
         state, restore = self.state, initializer is removed_values
         left = {
@@ -158,23 +155,10 @@ class ChannelMasker:
         seed, regrown = (state.seed, len(state.history)), {}
         self.enforcer.transaction.mark_started()
         for target in state.targets:
-            old = channel_mask(target.name, target.parameter, before)
             places = pruned_now(target.name, target.parameter, before, after)
-            if old is None or places is None or not bool(places.any()):
+            if places is None or not bool(places.any()):
                 continue
-            removed = state.removed_weights
-            make = partial(
-                RegrownWeights,
-                target.name,
-                target.parameter.detach(),
-                old,
-                places,
-                make_generator(*seed, f"{target.name} init"),
-                target.input_dim,
-                target.groups,
-                None if removed is None else removed.dense(target, old),
-                state.originals.get(target.name),
-            )
+            make = partial(make_regrown, state, target, places, seed, initializer)
             read = columns.get(target.name)
             new = partial(initial_channel, initializer=initializer, columns=read)
             write_regrown(state, make, initializer if restore else new, restore, optimizers)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -13,12 +13,12 @@ from regrow.channels.importance import ChannelCriterion, get_channel_criterion, 
 from regrow.channels.size import UNITS
 from regrow.utils.errors import (
     ConfigError,
-    StateError,
     check_choice,
     check_count,
     check_patterns,
     check_positive,
 )
+from regrow.utils.names import callable_name
 
 
 class ChannelConfig(NamedTuple):
@@ -50,11 +50,7 @@ class ChannelConfig(NamedTuple):
     latency_ms: float | None = None
 
     def validated(self) -> ChannelConfig:
-        """Check all settings, and return them with patterns as tuples.
-
-        Raises:
-            ConfigError: For a setting that is not allowed.
-        """
+        """Check all settings, and return them with patterns as tuples."""
         get_channel_criterion(self.criterion, self.seed)
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
         check_choice("of", self.of, (*UNITS, "latency"))
@@ -80,26 +76,11 @@ class ChannelConfig(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that must be the same when a checkpoint is resumed."""
-        name = self.criterion
-        if not isinstance(name, str):
-            name = getattr(name, "__name__", type(name).__name__)
         return {
-            "criterion": name,
+            "criterion": callable_name(self.criterion),
             "distribution": self.distribution,
             "of": self.of,
             "round_to": self.round_to,
             "min_channels": self.min_channels,
             "latency_ms": self.latency_ms,
         }
-
-    def check_matches(self, words: Mapping[str, Any]) -> None:
-        """Raise `StateError` if a checkpoint was pruned with other settings."""
-        now = self.to_dict()
-        changed = [
-            f"{k}={was!r}, now {now.get(k)!r}" for k, was in words.items() if was != now.get(k)
-        ]
-        if changed:
-            raise StateError(
-                f"the checkpoint was pruned with {'; '.join(changed)}: restore that, or load the "
-                "weights and start a fit"
-            )

@@ -30,11 +30,7 @@ def l2(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def bn_scale(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Absolute scale of the norms of a channel (Liu et al. 2017); train with `slimming` for it.
-
-    Raises:
-        ConfigError: If the group has no norm.
-    """
+    """Absolute scale of the norms of a channel (Liu et al. 2017); train with `slimming` for it."""
     total = torch.zeros(group.size, dtype=torch.float64)
     scales = [(n, d) for n, d in group.members if _is_scale(n, tensors)]
     if not scales:
@@ -48,11 +44,7 @@ def bn_scale(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def taylor(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Squared first-order change of the loss, `(sum of g * w)^2` (Molchanov et al. 2019, eq. 8).
-
-    Raises:
-        StateError: If a member has no gradient.
-    """
+    """Squared first-order change of the loss, `(sum of g * w)^2` (Molchanov et al. 2019, eq. 8)."""
     total = torch.zeros(group.size, dtype=torch.float64)
     for name, dim in group.members:
         weight = tensors.get(name)

@@ -41,11 +41,6 @@ class LatencyTimer:
     Args:
         timer: Function `model -> milliseconds`; None: the median measured here.
         example_input: A batch; only its size is used.
-
-    Example:
-        >>> watch = LatencyTimer(lambda model: 2.0, torch.zeros(8, 4))
-        >>> watch.size, watch(nn.Linear(4, 2), torch.zeros(2, 4))
-        (8, 2.0)
     """
 
     def __init__(self, timer: Callable[[nn.Module], float] | None, example_input: Any) -> None:
@@ -76,6 +71,7 @@ class LatencyTimer:
 
 def latency_budget(
     choose: Callable[[float], dict[str, Tensor]],
+    macs: float,
     trial: TrialCut,
     timer: Callable[[nn.Module], float],
     dense: float,
@@ -84,14 +80,12 @@ def latency_budget(
     """Find the smallest cut whose measured latency meets a limit, by bisection over MACs.
 
     Args:
-        choose: Returns the channels to remove so that a share of the MACs remains.
+        choose: Returns the channels to remove so that some MACs remain.
+        macs: Those of the model without a cut.
         trial: Cuts the model.
         timer: Returns a model's milliseconds.
         dense: Milliseconds of the model without a cut.
-        limit: Milliseconds that a forward pass may take.
-
-    Raises:
-        ConfigError: If no cut is fast enough, with the latency of the fastest one.
+        limit: Milliseconds that a forward pass may take; `ConfigError` if no cut is so fast.
     """
     if dense <= limit:
         return {}
@@ -100,7 +94,7 @@ def latency_budget(
     for _ in range(ROUNDS):
         share = (low + high) / 2
         try:
-            removed = choose(share)
+            removed = choose(share * macs)
         except ConfigError:  # so few MACs cannot be reached
             low = share
             continue

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regrow.channels.allocation import TOLERANCE, RoundTo, allocate
 from regrow.channels.config import ChannelConfig
@@ -114,7 +114,8 @@ def _cut_until_valid(
         if config.of == "latency":
             dense = timer.original(model, example_input)
             removed = latency_budget(
-                partial(_choose_share, choose, sizes.dense),
+                choose,
+                sizes.dense,
                 trial,
                 lambda small: timer(small, example_input),
                 dense,
@@ -141,12 +142,6 @@ def _cut_until_valid(
         not_prunable={group.name: group.fixed_reason for group in groups if group.fixed_reason},
         error=found.error,
     )
-
-
-def _choose_share(
-    choose: Callable[[float], dict[str, Tensor]], dense: float, share: float
-) -> dict[str, Tensor]:
-    return choose(share * dense)
 
 
 def prunable_groups(groups: Sequence[Group], model: nn.Module, example_input: Any) -> list[Group]:
@@ -190,11 +185,7 @@ def fix_groups(groups: Sequence[Group], reasons: Mapping[str, str]) -> tuple[Gro
 def select_groups(
     groups: Sequence[Group], model: nn.Module, config: ChannelConfig
 ) -> tuple[Group, ...]:
-    """Mark groups of layers that `include` and `exclude` leave out as not prunable.
-
-    Raises:
-        ConfigError: For a pattern that matches nothing, with the nearest names.
-    """
+    """Mark groups of layers that `include` and `exclude` leave out as not prunable."""
     if config.include is None and config.exclude is None:
         return tuple(groups)
     wanted = {t.name for t in select_targets(model, config.include, config.exclude).targets}
@@ -238,11 +229,7 @@ class LinkedGroups:
 
 
 class BudgetCorrection:
-    """A correction of a budget of MACs, as products without weights (attention) shrink too.
-
-    Attributes:
-        now: MACs to add to the budget.
-    """
+    """Adds MACs to a budget, because products without weights (attention) shrink too."""
 
     def __init__(self, tries: int = 4) -> None:
         self.now, self._valid, self._tries = 0.0, 0.0, tries

@@ -46,13 +46,7 @@ from regrow.utils.names import parameters
 class ChannelPrunerState(MaskStateDict, ChannelMaskerState):
     """What `ChannelPruner.state_dict` returns, with a digest.
 
-    Attributes:
-        cuts: Each cut with the values that it removed.
-        example: The example input.
-        not_prunable: See `ChannelPruner`.
-        dense_size: The attribute `dense` of `ChannelPruner`.
-        saved: Saved fraction of the dense latency.
-        watch: State of the latency timer.
+    `saved` is the saved fraction of the dense latency, `dense_size` the attribute `dense`.
     """
 
     cuts: list[StoredCut]
@@ -72,12 +66,12 @@ class ChannelPruner(BasePruner):
     Args:
         model: The model.
         example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
-        method: Settings.
+        config: Settings.
         keep_removed: Whether removed values are stored, for `unprune` and `expand`.
 
     Attributes:
         not_prunable: Groups that a trial at the start could not cut, with the error.
-        dense: Size of the original model, in the unit `method.of`.
+        dense: Size of the original model, in the unit `config.of`.
 
     Raises:
         ConfigError: If the model cannot be traced, or no channel can be cut.
@@ -97,22 +91,22 @@ class ChannelPruner(BasePruner):
         self,
         model: nn.Module,
         example_input: Any,
-        method: ChannelConfig | None = None,
+        config: ChannelConfig | None = None,
         *,
         keep_removed: KeepRemoved = True,
     ) -> None:
-        self.method = (method or ChannelConfig()).validated()
+        self.config = (config or ChannelConfig()).validated()
         self.example_input = two_examples(example_input, model)
-        self.needs_gradients = self.method.needs_gradients
+        self.needs_gradients = self.config.needs_gradients
         self.collects_gradients = False
         self.layer_targets = {}  # channels have one target
         self.not_prunable: dict[str, str] = {}
-        self.watch = LatencyTimer(self.method.timer, example_input)
+        self.watch = LatencyTimer(self.config.timer, example_input)
         self._saved = 0.0  # fraction of the original latency
         traced = trace(model, self.example_input)
         groups = self._groups(traced, model)
         selection = _selection(model, groups)
-        self.state = MaskState(model, selection, keep_removed, seed=self.method.seed)
+        self.state = MaskState(model, selection, keep_removed, seed=self.config.seed)
         self.masker = ChannelMasker(self.state, groups)
         self.cutter = ChannelCutter(self.masker, self._trace, self._analyse)
         self._set_trial(traced)
@@ -137,8 +131,8 @@ class ChannelPruner(BasePruner):
 
     @property
     def sparsity(self) -> float:
-        """The fraction of `method.of` that is masked or cut."""
-        if self.method.of == "latency":
+        """The fraction of `config.of` that is masked or cut."""
+        if self.config.of == "latency":
             return self._saved
         return 1 - self._left(self.removed) / self.dense
 
@@ -161,9 +155,9 @@ class ChannelPruner(BasePruner):
         self._chosen(sparsity, nothing if self.needs_gradients else self._scores())
 
     def affordable(self) -> float:
-        """The sparsity at which a forward pass takes `method.latency_ms`."""
-        assert self.method.latency_ms is not None
-        return max(0.0, 1 - self.method.latency_ms / self._original_ms())
+        """The sparsity at which a forward pass takes `config.latency_ms`."""
+        assert self.config.latency_ms is not None
+        return max(0.0, 1 - self.config.latency_ms / self._original_ms())
 
     def prune_to(
         self,
@@ -173,15 +167,7 @@ class ChannelPruner(BasePruner):
     ) -> HistoryEntry:
         """Mask channels until at least `sparsity` of the original model is removed.
 
-        Removed channels stay removed, but 0 restores all masked channels.
-
-        Args:
-            sparsity: Fraction of `method.of`, in [0, 1).
-            optimizers: Their state at masked positions is zeroed.
-            own: Not used: channels have one target.
-
-        Returns:
-            The new entry of `history`.
+        Removed channels stay removed, but 0 restores all masked channels. `own` is not used.
 
         Raises:
             ConfigError: For a sparsity out of range, below the present one, or unreachable.
@@ -243,7 +229,7 @@ class ChannelPruner(BasePruner):
         train: TrainSpec = "all",
         optimizers: Iterable[Optimizer] = (),
     ) -> HistoryEntry:
-        """Unmask some channels.
+        """Unmask some channels; see `Pruner.regrow` for the arguments.
 
         With `init="removed"` their values are restored. Otherwise layers that compute a channel get
         new rows, its norms scale 1 and shift 0, and the columns that read it are zero: the outputs
@@ -253,17 +239,10 @@ class ChannelPruner(BasePruner):
             fraction: Fraction of the masked channels in `names`; or
             count: number of channels.
             by: "random" or "removed" (the largest norm of the removed values first).
-            init: New values: see `regrow.pruning.initializers`.
+            init: New values, not "zero", with which a channel would never learn.
             names: Patterns of layers; None: all.
-            train: Which weights train afterwards: see `Pruner.regrow`.
+            train: Which weights train afterwards.
             optimizers: Their state of returning weights is zeroed.
-
-        Returns:
-            The new entry of `history`.
-
-        Raises:
-            ConfigError: For a criterion that needs gradients, as those of a masked channel are
-                zero, and for `init="zero"`, with which a channel would never learn.
         """
         initializer = check_regrowth(by, init)
         spec, before, pool = (
@@ -289,10 +268,7 @@ class ChannelPruner(BasePruner):
         """Cut the masked channels out of parameters, buffers, optimizer state and masks.
 
         The cut model is verified; its parameters are the same objects. Optimizer state of another
-        shape than its parameter is reset.
-
-        Returns:
-            The cut, or None if nothing is masked.
+        shape than its parameter is reset. Returns None if nothing is masked.
 
         Raises:
             StateError: If a masked group cannot be cut; the model is not changed.
@@ -307,11 +283,8 @@ class ChannelPruner(BasePruner):
     def expand(self, optimizers: Iterable[Optimizer] = ()) -> HistoryEntry:
         """Restore the original shapes, and all removed values bit-exactly.
 
-        Weights that were not removed keep their present values. Optimizer state of returning
-        weights is zero, and everything trains.
-
-        Raises:
-            StateError: If nothing was stored.
+        Other weights keep their present values. Optimizer state of returning weights is zero, and
+        everything trains. `StateError` if nothing was stored.
         """
         self._check_stored()
         before = self.sparsity
@@ -353,7 +326,7 @@ class ChannelPruner(BasePruner):
         self, back: Mapping[str, Tensor], initializer: Initializer, optimizers: list[Optimizer]
     ) -> dict[str, Tensor]:
         regrown = self.masker.bring_back(back, initializer, optimizers)
-        if self.method.of == "latency":
+        if self.config.of == "latency":
             self._saved = self._measured()
         return regrown
 
@@ -373,19 +346,20 @@ class ChannelPruner(BasePruner):
 
     def _scores(self) -> dict[str, Tensor]:
         tensors = parameters(self.model)
-        seed = self.method.seed * 1000 + len(self.history)
-        rule = get_channel_criterion(self.method.criterion, seed)
+        seed = self.config.seed * 1000 + len(self.history)
+        rule = get_channel_criterion(self.config.criterion, seed)
         return {group.name: channel_scores(group, tensors, rule) for group in self.free}
 
     def _chosen(self, sparsity: float, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Choose the channels to remove, in addition to the masked ones."""
-        if self.method.of != "latency":
+        if self.config.of != "latency":
             budget = (1 - sparsity) * self.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
             return self._choose(scores, self._left, budget)
         dense = self._original_ms()
         macs = Sizes(self.model, self.free, self.example_input, "macs")
         chosen = latency_budget(
-            lambda share: self._choose(scores, macs.after, share * macs.dense),
+            lambda budget: self._choose(scores, macs.after, budget),
+            macs.dense,
             self.cutter.trial,
             lambda model: self.watch(model, self.example_input),
             self.watch(self.model, self.example_input) if self.cutter.cuts else dense,
@@ -412,9 +386,9 @@ class ChannelPruner(BasePruner):
             scores,
             size,
             budget,
-            distribution=self.method.distribution,
-            round_to=self.method.round_to,
-            min_channels=self.method.min_channels,
+            distribution=self.config.distribution,
+            round_to=self.config.round_to,
+            min_channels=self.config.min_channels,
             gone={name: c for name, c in self.removed.items() if len(c)},
             fixed=lambda: describe_fixed(self.groups, self.model, self.example_input),
         )
@@ -424,7 +398,7 @@ class ChannelPruner(BasePruner):
         return trace(self.model, self.example_input)
 
     def _groups(self, traced: Trace, model: nn.Module) -> tuple[Group, ...]:
-        found = select_groups(groups_from_trace(traced, model), model, self.method)
+        found = select_groups(groups_from_trace(traced, model), model, self.config)
         return fix_groups(found, self.not_prunable)
 
     def _analyse(self, traced: Trace) -> None:
@@ -435,7 +409,7 @@ class ChannelPruner(BasePruner):
 
     def _set_trial(self, traced: Trace) -> None:
         self.cutter.trial = TrialCut(self.model, traced, self.groups, self.example_input)
-        of = "channels" if self.method.of == "latency" else self.method.of
+        of = "channels" if self.config.of == "latency" else self.config.of
         self.sizes = Sizes(self.model, self.free, self.example_input, of)
 
     def _try_cuts(self) -> None:

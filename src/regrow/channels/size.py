@@ -22,19 +22,10 @@ UNITS = ("channels", "macs", "params")
 
 
 class Sizes:
-    """Sizes of a model without some channels, in one unit.
+    """Sizes of a model without some channels, in one unit: "channels", "macs" or "params".
 
     Each weight costs one MAC at each output position; products without weights (attention) count
-    with their present size.
-
-    Args:
-        model: The dense model.
-        groups: The groups that may be cut.
-        example_input: Needed for MACs.
-        of: "channels", "macs" or "params".
-
-    Attributes:
-        dense: The size before any cut.
+    with their present size. `dense` is the size before any cut.
 
     Example:
         >>> from regrow.channels.graph.groups import groups

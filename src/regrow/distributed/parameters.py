@@ -61,7 +61,7 @@ class Shards(Mapping[str, Shard | None]):
         return len(self._shards)
 
     def _shard(self, key: str) -> Shard | None:
-        return self._shards[key.partition(MOMENT)[0]]
+        return self._shards.get(key.partition(MOMENT)[0])
 
     def sums(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Sum counts per parameter over the shards; one all-reduce."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from regrow.learned.controller import LearningWindow, SparsityController, quantile
+from regrow.learned.controller import SparsityController, quantile
+from regrow.learned.learning_window import LearningWindow, target_at
 from regrow.learned.methods import MaskContext, MaskMethod
 from regrow.learned.reparametrize import Reparametrization
+from regrow.pruning.compute_masks import choose_masks
+from regrow.pruning.pruner import Pruner
+from regrow.pruning.state import HistoryEntry
 from regrow.utils.errors import StateError
 
 OPTIMIZERS = ("adam", "sgd")
@@ -81,13 +86,44 @@ class Learner(Reparametrization):
         self.optimizer: Optimizer | None = None
         self.window, self.controller = LearningWindow(0.0, 0.0), SparsityController(0.0)
 
-    def start(self, window: LearningWindow, rate: float | None = None) -> None:
-        """Begin to learn.
+    @property
+    def densities(self) -> dict[str, float]:
+        """The fraction of each parameter that was not zero at the last update."""
+        return {n: 1 - zeros / self.parameters[n].numel() for n, zeros in self.zeros.items()}
 
-        Args:
-            window: When masks are learned.
-            rate: The scores' learning rate; None: one that moves a score through its range.
+    @property
+    def sparsity(self) -> float:
+        """The fraction of effective weights that were exactly zero at the last update."""
+        total = sum(parameter.numel() for parameter in self.parameters.values())
+        return sum(self.zeros.values()) / total
+
+    def attach_to(self, pruner: Pruner) -> None:
+        """Learn the masks of a pruner, whose criterion is a `MarginCriterion`."""
+        self.attach(pruner.enforcer.parameters)
+        self.choose = partial(self._highest, pruner)
+        pruner.collects_gradients = False  # the learner receives gradients by itself
+
+    @torch.no_grad()
+    def harden(
+        self, pruner: Pruner, sparsity: float, optimizers: Iterable[Optimizer] = ()
+    ) -> HistoryEntry:
+        """Fix the learned masks at exactly `sparsity`, ranked by the margins.
+
+        Kept weights have their effective values; the dense values of the others are stored.
         """
+        effective = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._copy(self.dense)
+        try:
+            entry = pruner.prune_to(sparsity, optimizers)
+        finally:
+            self._copy(effective)
+        pruner.state.apply()
+        entry["learned"] = self.window.share
+        self.stop()
+        return entry
+
+    def start(self, window: LearningWindow, rate: float | None = None) -> None:
+        """Begin to learn; without a rate, at one that moves a score through its range."""
         self.stop()
         self.window = window
         self.rate = self.method.lr_range / window.length if rate is None else rate
@@ -104,15 +140,9 @@ class Learner(Reparametrization):
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer, now: int, factor: float = 1.0) -> None:
-        """Step the scores after an optimizer's step, and write effective weights.
+        """Step the scores after an optimizer's step number `now`, and write effective weights.
 
-        Args:
-            optimizer: The optimizer that has stepped.
-            now: The number of the step.
-            factor: Of the scores' learning rate.
-
-        Raises:
-            StateError: See `collect_dense`.
+        `factor` is that of the scores' learning rate. Errors: see `collect_dense`.
         """
         assert self.optimizer is not None
         stepped = self.collect_dense(optimizer)
@@ -128,11 +158,7 @@ class Learner(Reparametrization):
 
     @torch.no_grad()
     def update_penalty(self, now: int) -> None:
-        """Count zeros and set the penalty that leads to the sparsity due at the next update.
-
-        Args:
-            now: The step that was just made.
-        """
+        """Count zeros after step `now`, and set the penalty that leads to the next sparsity due."""
         window, pruned, total = self.window, 0, 0
         margins = {name: self.margin(name) for name in self.parameters}
         for name, margin in margins.items():
@@ -149,11 +175,7 @@ class Learner(Reparametrization):
 
     @torch.no_grad()
     def margin(self, name: str) -> Tensor:
-        """Compute the margin of each weight; the method would prune those of 0 and less.
-
-        Raises:
-            StateError: If nothing is being learned.
-        """
+        """Compute the margin of each weight; the method would prune those of 0 and less."""
         if name not in self.scores:
             raise StateError(
                 f"no mask of {name} is being learned now: learned masks are chosen once, at the "
@@ -179,7 +201,7 @@ class Learner(Reparametrization):
         }
 
     @torch.no_grad()
-    def load_state_dict(self, state: LearnerStateDict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`, for the attached parameters."""
         self.stop()
         if not state:
@@ -200,6 +222,19 @@ class Learner(Reparametrization):
         scores = torch.stack([scores.detach().mean() for scores in self.scores.values()])
         return self.method.penalty_slope(margin, scores, MaskContext(self.progress))
 
+    def _copy(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    def _highest(self, pruner: Pruner) -> dict[str, Tensor]:
+        """Compute masks of the highest scores at the present sparsity, for methods that rank."""
+        if not (self.method.needs_topk and self.active):
+            return {}
+        due = target_at(self.progress, self.window.target, self.window.ramp)
+        targets = pruner.targets
+        masks = choose_masks(pruner.config, targets, [None] * len(targets), due, {}, 0)
+        return {target.name: mask for target, mask in zip(targets, masks, strict=True)}
+
     def _make_optimizer(self) -> Optimizer:
         if self.kind == "adam":
             return Adam(self.scores.values(), lr=self.rate)
@@ -218,7 +253,7 @@ class Learner(Reparametrization):
 
 
 class MarginCriterion:
-    """A criterion whose scores are the margins of a learner; it stores nothing itself."""
+    """A criterion whose scores are the margins of a learner, and whose state is the learner's."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -229,7 +264,8 @@ class MarginCriterion:
     def scores(self, name: str, weight: Tensor) -> Tensor:
         return self.learner.margin(name)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.learner.state_dict())
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

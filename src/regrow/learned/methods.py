@@ -16,21 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regrow.learned.mask_functions import (
-    HIGH,
-    LOW,
-    TEMPERATURE,
-    hard_concrete,
-    inverse_temperature,
-    prob_active,
-    sigmoid_gate,
-    soft_threshold,
-    topk_straight_through,
-)
 from regrow.utils.errors import check_choice, check_rate
 
 VJP = tuple[Tensor, Tensor]
 """Gradients with respect to weights and scores."""
+
+# The hard-concrete distribution: temperature and ends of the stretched interval.
+TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 
 
 class MaskContext(NamedTuple):
@@ -103,14 +95,21 @@ class MaskMethod:
 
 @dataclass(frozen=True)
 class STR(MaskMethod):
-    """Learn one soft threshold per layer, which weight decay of its score raises.
+    """Learn one soft threshold per layer: f = sign(w) relu(|w| - sigmoid(s)).
 
-    The regulariser is (s - top)^2 / 2. In the paper scores decay towards 0, a threshold of 1/2 that
-    some weights exceed; no weight above sigmoid(top) is pruned by its threshold.
+    Weight decay raises the score: the regulariser is (s - top)^2 / 2. In the paper scores decay
+    towards 0, a threshold of 1/2 that some weights exceed; no weight above sigmoid(top) is pruned
+    by its threshold.
 
     Attributes:
         first: The initial score; sigmoid(-8) prunes weights below 0.0003.
         top: The score towards which scores decay.
+
+    Source: Kusupati et al. 2020 (STR), arXiv:2002.03231, eq. 3 and 4.
+
+    Example:
+        >>> STR().weights(torch.tensor([2.0, -0.25]), torch.tensor(0.0), MaskContext())
+        tensor([1.5000, 0.0000])
     """
 
     penalty_range: ClassVar[float] = 30.0
@@ -126,12 +125,13 @@ class STR(MaskMethod):
         return torch.full((), self.first, device=weight.device)
 
     def weights(self, weight: Tensor, scores: Tensor, given: MaskContext) -> Tensor:
-        return soft_threshold(weight, scores)
+        threshold = scores.sigmoid()
+        return weight - torch.clamp(weight, -threshold, threshold)  # the same, in two passes
 
     def vjp(self, weight: Tensor, scores: Tensor, given: MaskContext, grad: Tensor) -> VJP:
         """d/dw = g [|w| > t]; d/ds = -t (1 - t) sum of g sign(w) [|w| > t], t = sigmoid(s)."""
         threshold = scores.sigmoid()
-        signs = soft_threshold(weight, scores).sign_()
+        signs = self.weights(weight, scores, given).sign_()
         through = grad * signs
         to_scores = -threshold * (1 - threshold) * through.sum()
         return through.mul_(signs), to_scores
@@ -149,11 +149,13 @@ class STR(MaskMethod):
 
 @dataclass(frozen=True)
 class ContinuousSparsification(MaskMethod):
-    """Learn one sigmoid gate per weight, regularised by sum sigmoid(beta s); kept where s > 0.
+    """Learn one gate per weight, regularised by its sum: f = w sigmoid(beta s), kept where s > 0.
 
     Attributes:
         first: The initial score.
         most: The last beta.
+
+    Source: Savarese et al. 2020 (continuous sparsification), arXiv:1912.04427, eq. 7 and section 4.
     """
 
     penalty_range: ClassVar[float] = 2.0
@@ -165,17 +167,17 @@ class ContinuousSparsification(MaskMethod):
         return torch.full_like(weight, self.first)
 
     def weights(self, weight: Tensor, scores: Tensor, given: MaskContext) -> Tensor:
-        return sigmoid_gate(weight, scores, self._beta(given))
+        return weight * (self.beta(given) * scores).sigmoid()
 
     def vjp(self, weight: Tensor, scores: Tensor, given: MaskContext, grad: Tensor) -> VJP:
         """d/dw = g c; d/ds = g w beta c (1 - c), with c = sigmoid(beta s)."""
-        gate = (self._beta(given) * scores).sigmoid_()
+        gate = (self.beta(given) * scores).sigmoid_()
         to_weight = grad * gate
-        return to_weight, (1 - gate).mul_(to_weight).mul_(weight).mul_(self._beta(given))
+        return to_weight, (1 - gate).mul_(to_weight).mul_(weight).mul_(self.beta(given))
 
     def penalty_grad(self, scores: Tensor, given: MaskContext) -> Tensor:
-        gate = (self._beta(given) * scores).sigmoid_()
-        return (1 - gate).mul_(gate).mul_(self._beta(given))
+        gate = (self.beta(given) * scores).sigmoid_()
+        return (1 - gate).mul_(gate).mul_(self.beta(given))
 
     def margin(self, weight: Tensor, scores: Tensor) -> Tensor:
         return scores
@@ -183,8 +185,9 @@ class ContinuousSparsification(MaskMethod):
     def penalty_slope(self, margin: float, scores: Tensor, given: MaskContext) -> float:
         return float(self.penalty_grad(torch.tensor(margin, dtype=torch.float64), given))
 
-    def _beta(self, given: MaskContext) -> float:
-        return inverse_temperature(given.progress, self.most)
+    def beta(self, given: MaskContext) -> float:
+        """Compute the inverse temperature, which grows exponentially from 1 to `most`."""
+        return float(self.most**given.progress)
 
 
 class _Shifted(MaskMethod):
@@ -211,8 +214,17 @@ class _Shifted(MaskMethod):
 class L0(_Shifted):
     """Learn one hard-concrete gate per weight, regularised by sum P(gate > 0).
 
+    f = w clamp(c (1.1 + 0.1) - 0.1, 0, 1). With noise n = log u - log(1 - u), u uniform in (0, 1),
+    c = sigmoid((n + s) / (2/3)); at evaluation c = sigmoid(s).
+
     Attributes:
         keep: The initial probability that a weight is kept, as in dropout.
+
+    Source: Louizos et al. 2018 (L0 regularisation), arXiv:1712.01312, eq. 10 to 13.
+
+    Example:
+        >>> L0().weights(torch.tensor([2.0, 2.0]), torch.tensor([-3.0, 3.0]), MaskContext())
+        tensor([0., 2.])
     """
 
     stochastic: ClassVar[bool] = True
@@ -224,7 +236,7 @@ class L0(_Shifted):
         return math.log(self.keep / (1 - self.keep)) + 0.01 * noise.to(weight.dtype)
 
     def weights(self, weight: Tensor, scores: Tensor, given: MaskContext) -> Tensor:
-        return hard_concrete(weight, scores, given.noise)
+        return weight * (self._concrete(scores, given) * (HIGH - LOW) + LOW).clamp(0, 1)
 
     def vjp(self, weight: Tensor, scores: Tensor, given: MaskContext, grad: Tensor) -> VJP:
         """d/dw = g gate; d/ds = g w 1.2 c (1 - c) / (2/3) where the gate is not clamped.
@@ -232,24 +244,35 @@ class L0(_Shifted):
         Without noise there is no 2/3.
         """
         heat = 1.0 if given.noise is None else TEMPERATURE
-        concrete = (scores if given.noise is None else given.noise + scores).div(heat).sigmoid_()
+        concrete = self._concrete(scores, given)
         gate = concrete * (HIGH - LOW) + LOW
         inside = (gate >= 0).logical_and_(gate <= 1)
         slope = (1 - concrete).mul_(concrete).mul_(inside).mul_((HIGH - LOW) / heat)
         return gate.clamp_(0, 1).mul_(grad), slope.mul_(weight).mul_(grad)
 
     def penalty_grad(self, scores: Tensor, given: MaskContext) -> Tensor:
-        active = prob_active(scores)
+        active = (scores - TEMPERATURE * math.log(-LOW / HIGH)).sigmoid()  # P(gate > 0)
         return (1 - active).mul_(active)
 
     @property
     def shut(self) -> float:
         return math.log(-LOW / HIGH)
 
+    def _concrete(self, scores: Tensor, given: MaskContext) -> Tensor:
+        if given.noise is None:
+            return scores.sigmoid()
+        return ((given.noise + scores) / TEMPERATURE).sigmoid()
+
 
 @dataclass(frozen=True)
 class EdgePopup(MaskMethod):
-    """Keep the highest |s| of each layer, exactly as many as asked for; weights do not train."""
+    """Keep the highest |s| of each layer, exactly as many as asked for; weights do not train.
+
+    f = w h, with h = 1 for the highest |s|. The gradient passes straight through h:
+    d/ds = g w sign(s), also where h prunes.
+
+    Source: Ramanujan et al. 2020 (edge-popup), arXiv:1911.13299, section 3.
+    """
 
     needs_topk: ClassVar[bool] = True
     lr_range: ClassVar[float] = 5.0
@@ -263,7 +286,8 @@ class EdgePopup(MaskMethod):
 
     def weights(self, weight: Tensor, scores: Tensor, given: MaskContext) -> Tensor:
         assert given.mask is not None
-        return topk_straight_through(weight, scores, given.mask)
+        size = scores.abs()
+        return weight * (given.mask + (size - size.detach()))
 
     def vjp(self, weight: Tensor, scores: Tensor, given: MaskContext, grad: Tensor) -> VJP:
         """d/dw = g h; d/ds = g w sign(s)."""
@@ -326,15 +350,7 @@ METHODS: Mapping[str, type[MaskMethod]] = {
 
 
 def get_method(method: str | MaskMethod) -> MaskMethod:
-    """Return a method by name, or a given method unchanged.
-
-    Raises:
-        ConfigError: For anything else.
-
-    Example:
-        >>> get_method("l0")
-        L0(keep=0.8)
-    """
+    """Return a method by name, or a given method unchanged."""
     if isinstance(method, MaskMethod):
         return method
     return METHODS[check_choice("method", method, METHODS)]()

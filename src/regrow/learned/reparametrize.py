@@ -35,17 +35,6 @@ class Reparametrization:
         scores: Their scores.
         progress: The completed fraction of the learning.
         choose: Returns the masks of the highest scores, for methods that rank.
-
-    Example:
-        >>> from regrow.learned.methods import STR
-        >>> weight = nn.Parameter(torch.tensor([2.0, -0.25]))
-        >>> effective = Reparametrization(STR(first=0.0))
-        >>> effective.attach({"w": weight}); effective.begin(); weight.tolist()
-        [1.5, 0.0]
-        >>> sgd = torch.optim.SGD([weight], lr=0.1)
-        >>> weight.sum().backward()
-        >>> effective.backward_to_dense(sgd); weight.tolist(), weight.grad.tolist()  # before a step
-        ([2.0, -0.25], [1.0, 0.0])
     """
 
     def __init__(self, method: MaskMethod, *, train_weights: bool = True, seed: int = 0) -> None:
@@ -111,11 +100,7 @@ class Reparametrization:
 
     @torch.no_grad()
     def backward_to_dense(self, optimizer: Optimizer) -> None:
-        """Propagate gradients to dense weights and scores, and write the dense weights.
-
-        Args:
-            optimizer: The optimizer that steps next; only its parameters change.
-        """
+        """Propagate gradients to dense weights and scores, and write the weights that step next."""
         for name in self._names(optimizer):
             parameter, scores = self.parameters[name], self.scores[name].detach()
             if parameter.grad is None or name in self._inside:
@@ -132,13 +117,10 @@ class Reparametrization:
 
     @torch.no_grad()
     def collect_dense(self, optimizer: Optimizer) -> list[str]:
-        """Store the dense weights that an optimizer's step has updated.
+        """Store the dense weights that a step has updated; `write_effective` must follow.
 
-        Returns:
-            The names of those that had a gradient; `write_effective` must follow.
-
-        Raises:
-            StateError: If the step was made without `backward_to_dense`, on effective weights.
+        Returns the names of those that had a gradient. `StateError` if the step was made without
+        `backward_to_dense`, on effective weights.
         """
         names = self._names(optimizer)
         missed = [n for n in names if n not in self._inside and self.parameters[n].grad is not None]

@@ -30,7 +30,7 @@ from regrow.pruning.config import PruningConfig
 
 @torch.no_grad()
 def choose_masks(
-    method: PruningConfig,
+    config: PruningConfig,
     targets: Sequence[Target],
     kept: Sequence[Tensor | None],
     sparsity: float,
@@ -41,33 +41,30 @@ def choose_masks(
     """Compute the next bool masks of some parameters; pruned weights stay pruned.
 
     Args:
-        method: Validated settings.
+        config: Validated settings.
         targets: The parameters.
         kept: Present working masks (non-zero = kept), None where nothing is pruned.
         sparsity: Of the targets without a separate sparsity.
         own: Sparsity of the others, by name.
         event: Number of the event, for random draws.
         threshold: Prune the scores below it, as far as `min_density` allows, instead of a fraction.
-
-    Raises:
-        ConfigError, StateError: See `Pruner.prune_to`.
     """
-    granularity = make_granularity(method.granularity)
+    granularity = make_granularity(config.granularity)
     ranks_weights = threshold is None and isinstance(granularity, Weight)
     # the weights themselves are ranked by magnitude, which saves a copy of all of them
-    by_magnitude = method.criterion is magnitude and ranks_weights and method.distribution != "lamp"
-    scores = [_scores(method, target, by_magnitude, event) for target in targets]
+    by_magnitude = config.criterion is magnitude and ranks_weights and config.distribution != "lamp"
+    scores = [_scores(config, target, by_magnitude, event) for target in targets]
     groups = _groups(granularity, targets)
     units = [_units(granularity, group, targets, scores) for group in groups]
     alive = [_alive(granularity, group, targets, kept) for group in groups]
     firsts = [targets[group[0]] for group in groups]
-    if method.distribution == "lamp":
+    if config.distribution == "lamp":
         computed = [unit for unit in units if isinstance(unit, Tensor)]  # all, see `_scores`
         triples = zip(computed, alive, firsts, strict=True)
         units = [lamp_scores(unit, live, target.name) for unit, live, target in triples]
-    layers = _layer_sizes(method, granularity, firsts, units, alive, own)
+    layers = _layer_sizes(config, granularity, firsts, units, alive, own)
     if threshold is None:
-        pools = _pools(method, layers, sparsity / granularity.limit, own, granularity.limit)
+        pools = _pools(config, layers, sparsity / granularity.limit, own, granularity.limit)
     else:
         pools = _pools_below(threshold, firsts, layers, units, alive)
     masks: dict[int, Tensor] = {}
@@ -174,19 +171,19 @@ def _weight_masks(
     return [result[i] for i in range(len(targets))]
 
 
-def _scores(method: PruningConfig, target: Target, by_magnitude: bool, event: int) -> ScoresLike:
+def _scores(config: PruningConfig, target: Target, by_magnitude: bool, event: int) -> ScoresLike:
     """Compute the scores of one target, lazily where possible."""
     if by_magnitude:
         return target.weight
-    criterion = get_criterion(method.criterion)
+    criterion = get_criterion(config.criterion)
     # LAMP sorts whole layers
-    compute = compute_scores if method.distribution == "lamp" else lazy_criterion_scores
+    compute = compute_scores if config.distribution == "lamp" else lazy_criterion_scores
     weight, grad = target.parameter.detach(), target.parameter.grad
-    return compute(criterion, target.name, weight, grad, (method.seed, event))
+    return compute(criterion, target.name, weight, grad, (config.seed, event))
 
 
 def _layer_sizes(
-    method: PruningConfig,
+    config: PruningConfig,
     granularity: Granularity | Head,
     targets: Sequence[Target],
     units: Sequence[ScoresLike],
@@ -202,7 +199,7 @@ def _layer_sizes(
         for size, live in zip(here, alive, strict=True)
     )
     # of the units of n:m groups, which keep n weights, fewer need to stay
-    share = 1 - (1 - method.min_density) / granularity.limit
+    share = 1 - (1 - config.min_density) / granularity.limit
     return [
         LayerSize(
             target.name,
@@ -216,7 +213,7 @@ def _layer_sizes(
 
 
 def _pools(
-    method: PruningConfig,
+    config: PruningConfig,
     layers: Sequence[LayerSize],
     share: float,
     own: Mapping[str, float],
@@ -226,7 +223,7 @@ def _pools(
     rest = [i for i, layer in enumerate(layers) if layer.name not in own]
     pools: list[Pool] = []
     if rest:
-        for pool in DISTRIBUTIONS[method.distribution]([layers[i] for i in rest], share):
+        for pool in DISTRIBUTIONS[config.distribution]([layers[i] for i in rest], share):
             pools.append(Pool(tuple(rest[i] for i in pool.layers), pool.pruned))
     for i, layer in enumerate(layers):
         if layer.name in own:

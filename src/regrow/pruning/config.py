@@ -19,6 +19,18 @@ from regrow.utils.errors import (
     check_positive,
     check_sparsity,
 )
+from regrow.utils.names import callable_name
+
+
+def check_same_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `StateError` if a checkpoint has other settings, naming those that differ."""
+    pairs = {key: (saved.get(key, 0), now.get(key, 0)) for key in {**now, **saved}}
+    changed = [f"{k}={was!r}, now {new!r}" for k, (was, new) in pairs.items() if was != new]
+    if changed:
+        raise StateError(
+            f"the checkpoint was pruned with {'; '.join(changed)}: restore that, or load the "
+            "weights and start a fit"
+        )
 
 
 class PruningConfig(NamedTuple):
@@ -53,11 +65,7 @@ class PruningConfig(NamedTuple):
     threshold: float | None = None
 
     def validated(self) -> PruningConfig:
-        """Check all settings that can be checked without a model, and return them normalised.
-
-        Raises:
-            ConfigError: For an invalid setting.
-        """
+        """Check all settings that can be checked without a model, and return them normalised."""
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
         check_choice("on_misfit", self.on_misfit, ("raise", "skip"))
         make_granularity(self.granularity)
@@ -95,33 +103,15 @@ class PruningConfig(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that a resume must not change, as builtin values."""
-        criterion = self.criterion
-        name = criterion if isinstance(criterion, str) else None
-        name = name or getattr(criterion, "__name__", type(criterion).__name__)
         optional = {"min_density": self.min_density, "threshold": self.threshold}
         return {
             **{key: value for key, value in optional.items() if value},
-            "criterion": name,
+            "criterion": callable_name(self.criterion),
             "distribution": self.distribution,
             "granularity": self.granularity,
             "layers": dict(self.layers or {}),
             "seed": self.seed,
         }
-
-    def check_matches(self, saved: Mapping[str, Any]) -> None:
-        """Check that a checkpoint has the same settings.
-
-        Raises:
-            StateError: Naming the settings that differ.
-        """
-        now = self.to_dict()
-        pairs = {key: (saved.get(key, 0), now.get(key, 0)) for key in {**now, **saved}}
-        changed = [f"{k}={was!r}, now {new!r}" for k, (was, new) in pairs.items() if was != new]
-        if changed:
-            raise StateError(
-                f"the checkpoint was pruned with {'; '.join(changed)}: restore that, or load the "
-                "weights and start a fit"
-            )
 
     def check_threshold(self, threshold: object) -> float:
         """Return a threshold if the other settings have a meaning beside it.
@@ -142,11 +132,7 @@ class PruningConfig(NamedTuple):
         return value
 
     def check_target(self, sparsity: object, what: str = "sparsity") -> float:
-        """Return a final sparsity if the granularity can reach it.
-
-        Raises:
-            ConfigError: If it is no number in [0, 1), or n:m and neither 0 nor (m - n) / m.
-        """
+        """Return a final sparsity if the granularity can reach it."""
         value = check_sparsity(what, sparsity)
         limit = make_granularity(self.granularity).limit
         if limit == 1 or value == 0:

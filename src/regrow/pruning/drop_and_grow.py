@@ -58,21 +58,12 @@ BETA = 0.9
 def draw_masks(
     pruner: Pruner, sparsity: float, optimizers: Iterable[Optimizer] = ()
 ) -> HistoryEntry:
-    """Prune at random to the layer densities of the distribution, to start sparse training.
-
-    Raises:
-        ConfigError: If the sparsity is out of reach.
-
-    Example:
-        >>> pruner = Pruner(torch.nn.Linear(10, 10))
-        >>> draw_masks(pruner, 0.9)["pruned"]
-        90
-    """
-    before, method = pruner.sparsity, pruner.method._replace(criterion=random)
+    """Prune at random to the layer densities of the distribution, to start sparse training."""
+    before, config = pruner.sparsity, pruner.config._replace(criterion=random)
     optimizers = list(optimizers)
     kept = [pruner.enforcer.kept(target.name) for target in pruner.targets]
     event = len(pruner.history)
-    masks = choose_masks(method, pruner.targets, kept, sparsity, pruner.layer_targets, event)
+    masks = choose_masks(config, pruner.targets, kept, sparsity, pruner.layer_targets, event)
     for target, mask in zip(pruner.targets, masks, strict=True):
         pruner.state.set(target.name, mask, optimizers)
     pruner.enforce(optimizers)
@@ -93,20 +84,8 @@ def drop_and_grow(
 ) -> HistoryEntry:
     """Update the masks once; each layer keeps as many weights as before.
 
-    Of k kept weights of a layer, round(share k) are dropped, lowest scores first; as many grow
-    among all others, those just dropped included.
-
-    Args:
-        pruner: The pruner whose masks change.
-        share: Fraction of the kept weights to drop, in [0, 1).
-        drop: Criterion of the weights to drop.
-        grow: "gradient" (RigL), "random" (SET), "momentum" (SNFS) or a growth criterion.
-        init: Values of new weights: see `regrow.pruning.initializers`.
-        optimizers: Their state of dropped and of new weights becomes zero.
-
-    Raises:
-        ConfigError: For an unknown name.
-        StateError: If a criterion lacks its input, naming the parameter.
+    Of k kept weights of a layer, round(share k) are dropped, lowest scores by `drop` first; as many
+    grow among all others, those just dropped included. Optimizer state of both becomes zero.
 
     Source: Evci et al. 2020 (RigL), Mocanu et al. 2018 (SET), Dettmers et al. 2019 (SNFS).
 
@@ -146,20 +125,9 @@ def drop_and_grow(
 
 @torch.no_grad()
 def update_gradient_momentum(pruner: Pruner, optimizer: Optimizer | None = None) -> None:
-    """Update the running means of dense gradients: m = 0.9 m + 0.1 g, from m = 0.
-
-    Args:
-        pruner: The pruner; means are in `pruner.state.momenta`.
-        optimizer: Only gradients of its parameters are new; None: all are.
+    """Update `pruner.state.momenta`, the means of dense gradients: m = 0.9 m + 0.1 g, from m = 0.
 
     Source: Dettmers and Zettlemoyer 2019, section 3.1.
-
-    Example:
-        >>> pruner = Pruner(torch.nn.Linear(2, 1))
-        >>> pruner.targets[0].parameter.grad = torch.tensor([[1.0, 2.0]])
-        >>> update_gradient_momentum(pruner)
-        >>> pruner.state.momenta["weight"]
-        tensor([[0.1000, 0.2000]])
     """
     trained = set() if optimizer is None else trained_parameters(optimizer)
     momenta = pruner.state.momenta
@@ -221,21 +189,11 @@ def _make_grown(
 
 
 class ExploredMask:
-    """Records which weights were kept at some time of sparse training: one bool per weight.
+    """Records which weights were kept at some time of sparse training: `seen`, one bool per weight.
 
     In host memory; those of sharded parameters are DTensors, sharded alike.
 
-    Attributes:
-        seen: Bool tensors by parameter name, True = kept at some time.
-
     Source: Liu et al. 2021 (in-time over-parameterisation), section 3.1.
-
-    Example:
-        >>> explored = ExploredMask()
-        >>> explored.add({"w": Tensor([1, 0, 0, 0]) > 0})
-        0.25
-        >>> explored.add({"w": Tensor([0, 1, 0, 0]) > 0})
-        0.5
     """
 
     def __init__(self) -> None:

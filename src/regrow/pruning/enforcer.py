@@ -8,7 +8,7 @@ The working mask is an integer of the weight's width, 0 where pruned and -1 wher
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -35,14 +35,10 @@ _REFILLING = (torch.optim.Adamax, torch.optim.Rprop)
 
 
 class MaskEnforcer:
-    """Stores the working masks of some parameters and applies them.
-
-    Of a sharded parameter (a DTensor) it masks the rows of this rank.
-
-    Args:
-        parameters: The parameters by name; they are changed in place, never replaced.
+    """Stores the working masks of some parameters and applies them; of a DTensor this rank's rows.
 
     Attributes:
+        parameters: The parameters by name; they are changed in place, never replaced.
         transaction: Prevents training after a partly failed mask update.
         before_step: Functions to call before an optimizer step.
         after_step: Functions to call after it, before weights are masked.
@@ -194,10 +190,7 @@ class MaskEnforcer:
     def hook(self, optimizer: Optimizer, *, gradients: bool = False) -> Handle:
         """Mask the weights after each step of an optimizer.
 
-        Args:
-            optimizer: The optimizer.
-            gradients: Whether to mask gradients before each step too, and those that the step's
-                closure computes.
+        With `gradients` mask those before each step too, and those of the step's closure.
         """
         # third-party optimizers may do the same as those in `_REFILLING`
         refills = is_foreign(optimizer) or isinstance(optimizer, _REFILLING)
@@ -256,28 +249,17 @@ class MaskEnforcer:
         return mask
 
 
-class Handle:
+class Handle(ExitStack):
     """Removes hooks; also a context manager."""
 
     def __init__(self, handles: Iterable[Removable]) -> None:
-        self._handles = list(handles)
+        super().__init__()
+        for handle in handles:
+            self.callback(handle.remove)
 
     def remove(self) -> None:
         """Remove the hooks; weights do not change."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.remove()
+        self.close()
 
 
 def working_mask(mask: Tensor, parameter: Tensor) -> Tensor:

@@ -28,21 +28,8 @@ class Freezer:
     two steps, so other writes to the model are kept. Buffers (running statistics) are not frozen.
     Costs one copy of the frozen parameters a step; nothing while all train.
 
-    Args:
-        model: The model, compiled or not.
-        enforcer: Runs `before` and `after` around each step.
-
     Attributes:
         free: What trains, a bool mask per parameter; None: all.
-
-    Example:
-        >>> from regrow import Pruner
-        >>> pruner = Pruner(nn.Linear(10, 10))
-        >>> _ = pruner.prune_to(0.9)
-        >>> _ = pruner.regrow(count=5, train="regrown")
-        >>> free = pruner.state.freezer.free
-        >>> free.pruned, free.total  # the bias is frozen too
-        (105, 110)
     """
 
     def __init__(self, model: nn.Module, enforcer: MaskEnforcer) -> None:
@@ -54,11 +41,7 @@ class Freezer:
         self._before: dict[str, Tensor] = {}
 
     def check(self, train: TrainSpec) -> str | tuple[str, ...]:
-        """Check a setting of what trains, and return it with patterns as a tuple.
-
-        Raises:
-            ConfigError: If a pattern matches no parameter, with the nearest names.
-        """
+        """Check a setting of what trains, and return it with patterns as a tuple."""
         if train == "all":
             return train
         if any(map(is_dtensor, self._named().values())):
@@ -76,12 +59,7 @@ class Freezer:
         return patterns
 
     def set(self, train: TrainSpec, regrown: Mapping[str, Tensor]) -> None:
-        """Set what trains from now on.
-
-        Args:
-            train: "all" (nothing is frozen), "regrown", or patterns.
-            regrown: Bool tensors of the positions that have returned, by name.
-        """
+        """Set what trains from now on; `regrown` marks the positions that have returned."""
         train = self.check(train)
         if train == "all":
             self._apply(None)
@@ -133,11 +111,7 @@ class Freezer:
         return None if self.free is None else self.free.pack()
 
     def load_state_dict(self, state: PackedMasks | None) -> None:
-        """Restore the result of `state_dict`.
-
-        Raises:
-            StateError: If it belongs to other parameters, naming them.
-        """
+        """Restore the result of `state_dict`."""
         free = None if state is None else Masks.unpack(state)
         if free is not None:
             free.check(self._named())

@@ -120,7 +120,7 @@ def prune(
     pruner = Pruner(model, config)
     final = config.check_target(sparsity) if threshold is None else 0.0
     own, dense = pruner.layer_targets, [None] * len(pruner.targets)
-    chosen = choose_masks(pruner.method, pruner.targets, dense, final, own, 0, threshold)
+    chosen = choose_masks(pruner.config, pruner.targets, dense, final, own, 0, threshold)
     pairs = list(zip(pruner.targets, chosen, strict=True))
     for target, mask in pairs:
         target.weight.masked_fill_(~mask, 0.0)

@@ -13,7 +13,7 @@ from regrow.distributed.sharded_random import sharded_random
 from regrow.masks.lazy_scores import ScoresLike, materialized_scores, random_scores
 from regrow.masks.targets import Target
 from regrow.masks.topk import global_topk_masks
-from regrow.pruning.initializers import BY_ROWS, Initializer, callable_name, sparse_he
+from regrow.pruning.initializers import BY_ROWS, Initializer, sparse_he
 from regrow.utils.errors import (
     ConfigError,
     StateError,
@@ -21,6 +21,7 @@ from regrow.utils.errors import (
     check_count,
     check_sparsity,
 )
+from regrow.utils.names import callable_name
 from regrow.utils.random import make_generator
 
 GrowthCriterion = Callable[[Target, Tensor | None, Tensor | None, torch.Generator], Tensor]
@@ -49,10 +50,7 @@ def gradient_growth(
 def momentum_growth(
     target: Target, momentum: Tensor | None, removed: Tensor | None, generator: torch.Generator
 ) -> Tensor:
-    """Size of the running mean of dense gradients, as in SNFS.
-
-    Source: Dettmers and Zettlemoyer 2019.
-    """
+    """Size of the running mean of dense gradients, as in SNFS. Source: Dettmers et al. 2019."""
     if momentum is None:
         raise StateError(
             f"there is no running mean of dense gradients of {target.name}: grow by 'momentum' "
@@ -85,20 +83,12 @@ MAGNITUDES = (gradient_growth, momentum_growth, removed_growth)
 
 
 def get_growth_criterion(by: str | GrowthCriterion) -> GrowthCriterion:
-    """Return a growth criterion by name, or a given callable unchanged.
-
-    Example:
-        >>> get_growth_criterion("gradient") is gradient_growth
-        True
-    """
+    """Return a growth criterion by name, or a given callable unchanged."""
     return check_callable("by", by, GROWTHS)
 
 
 def regrow_count(fraction: float | None, count: int | None, pruned: int) -> int:
     """Compute how many of the pruned weights return.
-
-    Raises:
-        ConfigError: If not exactly one of fraction and count is given, or it is out of range.
 
     Example:
         >>> regrow_count(0.1, None, 90)
@@ -126,7 +116,7 @@ def select_regrown(
     removed: Callable[[Target], Tensor | None],
     seed: tuple[int, int],
 ) -> list[Tensor]:
-    """Select the pruned weights that return.
+    """Select the pruned weights that return, as bool masks; of equal scores the later ones do.
 
     Args:
         growth: Scores pruned weights; the highest return.
@@ -136,13 +126,6 @@ def select_regrown(
         momenta: Running means of dense gradients by name, for growth by momentum.
         removed: Returns removed values in the weight's shape, where they were stored.
         seed: (seed, event), for random draws.
-
-    Returns:
-        Bool masks, True = returns; of equal scores the later position returns.
-
-    Raises:
-        ConfigError: If fewer weights are pruned than requested.
-        StateError: If the criterion lacks its input, or its scores do not fit, naming the layer.
     """
     names, shards = [target.name for target in targets], [target.shard for target in targets]
     pruned = ShardedCounts(shards).sums(
@@ -184,10 +167,7 @@ def growth_scores(
     removed: Callable[[Target], Tensor | None],
     seed: tuple[int, int],
 ) -> ScoresLike:
-    """Compute the scores of one target, lazily for built-in criteria; signed for `MAGNITUDES`.
-
-    Args and Raises: as `select_regrown`.
-    """
+    """Compute the scores of one target, lazily for built-in criteria; signed for `MAGNITUDES`."""
     name, weight = target.name, target.weight
     if growth is random_growth:
         return random_scores(weight, target.shard, lambda: make_generator(*seed, name))
@@ -211,11 +191,7 @@ def growth_scores(
 def check_supports_sharding(
     growth: GrowthCriterion, initializer: Initializer, targets: Iterable[Target]
 ) -> None:
-    """Check that criterion and initializer need only the local rows of sharded parameters.
-
-    Raises:
-        ConfigError: Naming the parameter and what to write.
-    """
+    """Check that criterion and initializer need only the local rows of sharded parameters."""
     for target in targets:
         if target.shard is None:
             continue

@@ -105,10 +105,7 @@ def kaiming_uniform(back: RegrownWeights) -> Tensor:
 
 
 def xavier(back: RegrownWeights) -> Tensor:
-    """Uniform in +-sqrt(6 / (fan_in + fan_out)).
-
-    Source: Glorot and Bengio 2010, eq. 16.
-    """
+    """Uniform in +-sqrt(6 / (fan_in + fan_out)). Source: Glorot and Bengio 2010, eq. 16."""
     return _uniform(back).mul_(math.sqrt(6 / sum(fans(back))))
 
 
@@ -139,9 +136,6 @@ def orthogonal(back: RegrownWeights) -> Tensor:
 
     Random rows of the matrix `(out, in kh kw)` are orthogonalised against the span of the others
     and scaled to the survivors' mean norm.
-
-    Raises:
-        StateError: If a filter returns only in part, or no direction is left.
 
     Source: Prakash et al. 2019 (RePr), section 4.
     """
@@ -196,15 +190,7 @@ BY_ROWS = (zero, removed_values, original, he, sparse_he, kaiming_normal, kaimin
 
 
 def make_initializer(init: str | Initializer) -> Initializer:
-    """Return an initializer by name, or a given callable unchanged.
-
-    Raises:
-        ConfigError: For an unknown name or something that cannot be called.
-
-    Example:
-        >>> make_initializer("he") is he
-        True
-    """
+    """Return an initializer by name, or a given callable unchanged."""
     return check_callable("init", init, INITIALIZERS)
 
 
@@ -248,16 +234,6 @@ def _uniform(back: RegrownWeights) -> Tensor:
     return numbers.mul_(2).sub_(1).to(back.weight)
 
 
-def callable_name(given: object) -> str:
-    """Return the name of a growth criterion or an initializer.
-
-    Example:
-        >>> callable_name("he"), callable_name(sparse_he)
-        ('he', 'sparse_he')
-    """
-    return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
-
-
 MakeRegrown = Callable[[], RegrownWeights]
 """Makes one parameter's `RegrownWeights`: equal ones, until the parameter is written to."""
 
@@ -268,16 +244,6 @@ def initial_values(initializer: Initializer, makes: Sequence[MakeRegrown]) -> li
     Initializers in `BY_ROWS` are called only then, so that the values of one parameter exist at a
     time; they are called now too where they may raise an error. Others are called now, and their
     values at returning positions are stored.
-
-    Raises:
-        StateError: If an initializer lacks its input, or returns another shape.
-
-    Example:
-        >>> masks = torch.eye(2, dtype=torch.bool)
-        >>> back = RegrownWeights("w", torch.zeros(2), *masks, torch.Generator())
-        >>> [values] = initial_values(zero, [lambda: back])
-        >>> values(back)
-        tensor([0., 0.])
     """
     if initializer not in BY_ROWS:
         return [_stored(_checked(initializer, make()), make()) for make in makes]

@@ -43,12 +43,9 @@ _CRITERIA = {  # of torch.nn.utils.prune, and our criteria
 
 
 def answer_other_arguments(call: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function or an `__init__` with a parameter `sparsity`.
+    """Decorate a function or an `__init__` to answer other tools' arguments with the line to write.
 
     The signature stays: command lines and configs are made from it.
-
-    Raises:
-        ConfigError: For arguments of other pruning tools, with the line to write.
     """
     names = list(inspect.signature(call).parameters)
     other = {*_SPARSITY, *_MODEL_PRUNING} - {*names}

@@ -24,14 +24,13 @@ from regrow.pruning.compute_masks import choose_masks, mask_complete_units
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.enforcer import Handle, SoftMaskEnforcer
 from regrow.pruning.freezing import TrainSpec
-from regrow.pruning.growth import GrowthCriterion
+from regrow.pruning.growth import GrowthCriterion, regrow_count
 from regrow.pruning.initializers import Initializer
 from regrow.pruning.restore import (
     check_not_soft,
     describe_regrowth,
     restore_removed,
-    select_returning,
-    write_selected,
+    return_pruned,
 )
 from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState, MaskStateDict
 from regrow.pruning.transaction import atomic
@@ -43,7 +42,7 @@ from regrow.utils.optimizers import as_list, find_optimizers, trained_parameters
 class PrunerStateDict(MaskStateDict, total=False):
     """State of a `Pruner`: that of its `MaskState`, of its criterion, and digests."""
 
-    criterion: dict[str, Tensor]  # what a tracking criterion has collected, else empty
+    criterion: dict[str, Any]  # state of a tracking criterion, else empty
     seal: dict[str, Any]  # see `regrow.io.integrity`
 
 
@@ -52,7 +51,7 @@ class Pruner(BasePruner):
 
     Args:
         model: The model; parameters are changed in place, never replaced, and no module is touched.
-        method: How to rank and group.
+        config: How to rank and group.
         keep_removed: What is stored for `unprune`: values (True), with optimizer moments
             ("moments"), or nothing (False).
         soft: Whether dense values keep training under the masks; weights return with these.
@@ -72,17 +71,17 @@ class Pruner(BasePruner):
     def __init__(
         self,
         model: nn.Module,
-        method: PruningConfig | None = None,
+        config: PruningConfig | None = None,
         *,
         keep_removed: KeepRemoved = False,
         soft: bool = False,
         from_zeros: bool = False,
     ) -> None:
-        self.method = (method or PruningConfig()).validated()
-        self.granularity = make_granularity(self.method.granularity)
+        self.config = (config or PruningConfig()).validated()
+        self.granularity = make_granularity(self.config.granularity)
         selection = self._select_fitting(model)
-        self.state = MaskState(model, selection, keep_removed, soft, self.method.seed)
-        self.criterion = get_criterion(self.method.criterion)
+        self.state = MaskState(model, selection, keep_removed, soft, self.config.seed)
+        self.criterion = get_criterion(self.config.criterion)
         # read at every step, and slow to compute
         self.needs_gradients = needs_gradients(self.criterion)
         self.collects_gradients = isinstance(self.criterion, TrackingCriterion)
@@ -91,7 +90,7 @@ class Pruner(BasePruner):
         self._unit = weights_per_unit(self.granularity, self.targets)
         self.layer_targets: dict[str, float] = {}
         self._thin: set[str] = set()  # layers that were warned of
-        for pattern, sparsity in (self.method.layers or {}).items():
+        for pattern, sparsity in (self.config.layers or {}).items():
             names = selection.match(pattern, "layers")
             if all(self.layer_targets.get(name, sparsity) != sparsity for name in names):
                 raise ConfigError(
@@ -108,9 +107,6 @@ class Pruner(BasePruner):
         """Mask the weights that are exactly zero, as those of a network that was pruned before.
 
         With n:m or blocks, only units that are complete: groups with m - n zeros, blocks of zeros.
-
-        Raises:
-            ConfigError: For a parameter of zeros only, which could never train.
         """
         nonzero = [target.weight != 0 for target in self.targets]
         complete = mask_complete_units(self.granularity, self.targets, nonzero)
@@ -142,14 +138,10 @@ class Pruner(BasePruner):
         return round(sparsity * weights / self._unit)
 
     def check_reachable(self, sparsity: float) -> None:
-        """Check that a sparsity can be reached, by computing masks by magnitude.
-
-        Raises:
-            ConfigError: If it cannot be distributed over the layers.
-        """
+        """Raise `ConfigError` if a sparsity cannot be distributed, as masks by magnitude show."""
         kept = [self.enforcer.kept(target.name) for target in self.targets]
-        method = self.method._replace(criterion=magnitude)
-        choose_masks(method, self.targets, kept, sparsity, self.layer_targets, 0)
+        config = self.config._replace(criterion=magnitude)
+        choose_masks(config, self.targets, kept, sparsity, self.layer_targets, 0)
 
     @atomic
     def prune_to(
@@ -180,7 +172,7 @@ class Pruner(BasePruner):
         sparsity, optimizers = check_sparsity("sparsity", sparsity), list(optimizers)
         if sparsity > self.granularity.limit:
             raise ConfigError(
-                f"granularity {self.method.granularity!r} reaches sparsity "
+                f"granularity {self.config.granularity!r} reaches sparsity "
                 f"{self.granularity.limit:.4g} at most, got {sparsity}"
             )
         if own is None:
@@ -224,7 +216,7 @@ class Pruner(BasePruner):
             >>> pruner.prune_below(0.6)["pruned"]
             2
         """
-        threshold, optimizers = self.method.check_threshold(threshold), list(optimizers)
+        threshold, optimizers = self.config.check_threshold(threshold), list(optimizers)
         before = self.sparsity
         self._set(self._next_masks(0.0, {}, None, threshold), optimizers)
         self.state.target = self.sparsity
@@ -308,13 +300,14 @@ class Pruner(BasePruner):
         """
         check_not_soft(self.state)
         before, optimizers, freezer = self.sparsity, list(optimizers), self.state.freezer
-        train = freezer.check(train)
-        chosen = select_returning(self.state, self.named(names), fraction, count, by, init, train)
-        write_selected(self.state, chosen, optimizers)
-        freezer.set(train, chosen.places)
+        train, targets = freezer.check(train), self.named(names)
+        pruned = sum(self.state.pruned_count(target.name) for target in targets)
+        amount = regrow_count(fraction, count, pruned)
+        if train == "regrown" and not amount:
+            raise ConfigError("no weight returns, so train='regrown' leaves nothing to train")
+        freezer.set(train, return_pruned(self.state, targets, amount, by, init, optimizers))
         self.enforce(optimizers)
-        more = describe_regrowth(by, init, chosen.amount, train)
-        return self.record_event("regrow", before, **more)
+        return self.record_event("regrow", before, **describe_regrowth(by, init, amount, train))
 
     def warn_of_thin_layers(
         self, densities: Mapping[str, float], threshold: float | None = None
@@ -323,7 +316,7 @@ class Pruner(BasePruner):
 
         With a threshold, also of those that it would have emptied.
         """
-        if self.method.distribution == "uniform":
+        if self.config.distribution == "uniform":
             return
         sizes = {t.name: t.parameter.numel() for t in self.targets}
         thin = {
@@ -371,11 +364,7 @@ class Pruner(BasePruner):
         return self.enforcer.install(given)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
-        """Pass this step's gradients to a tracking criterion.
-
-        Args:
-            optimizer: Only gradients of its parameters are new; None: all are.
-        """
+        """Pass this step's gradients, of one optimizer or of all, to a tracking criterion."""
         if not isinstance(self.criterion, TrackingCriterion):
             return
         trained = set() if optimizer is None else trained_parameters(optimizer)
@@ -388,11 +377,7 @@ class Pruner(BasePruner):
                 self.criterion.update(target.name, weight, grad)
 
     def state_dict(self) -> PrunerStateDict:
-        """Return the state of masks and criterion.
-
-        Raises:
-            StateError: See `MaskState.state_dict`.
-        """
+        """Return the state of masks and criterion."""
         criterion = self.criterion
         tracked = criterion.state_dict() if isinstance(criterion, TrackingCriterion) else {}
         own = {"criterion": self.state.shards.gather(tracked)}
@@ -415,19 +400,19 @@ class Pruner(BasePruner):
 
     def _select_fitting(self, model: nn.Module) -> TargetSelection:
         """Select the targets; those that the granularity does not divide raise, or stay dense."""
-        selection = select_targets(model, self.method.include, self.method.exclude)
+        selection = select_targets(model, self.config.include, self.config.exclude)
         reasons = {t.name: self.granularity.misfit(t) for t in selection.targets}
         misfits = {name: why for name, why in reasons.items() if why is not None}
         if not misfits:
             return selection
         heads = isinstance(self.granularity, Head)
         listed = "; ".join(misfits.values()) + (f" ({RECOGNISED})" if heads else "")
-        if self.method.on_misfit == "raise":
+        if self.config.on_misfit == "raise":
             raise ConfigError(
                 f"{listed}: write exclude={[*misfits]}, or on_misfit='skip' to leave such layers "
                 "dense"
             )
-        why = "it has no head" if heads else f"{self.method.granularity} does not divide its shape"
+        why = "it has no head" if heads else f"{self.config.granularity} does not divide its shape"
         reason = f"excluded by on_misfit='skip': {why}"
         fitting = selection.without(misfits, reason)
         warn(f"{len(misfits)} layers stay dense: {listed}")
@@ -446,7 +431,7 @@ class Pruner(BasePruner):
         """Check that nothing needs the whole of a sharded layer."""
         if target.shard is None:
             return
-        if self.method.distribution == "lamp":
+        if self.config.distribution == "lamp":
             raise ConfigError(
                 f"distribution='lamp' sums over all weights of a layer in order, and "
                 f"{target.name} is sharded among ranks: write 'global', 'uniform' or 'erk'"
@@ -472,10 +457,10 @@ class Pruner(BasePruner):
             if isinstance(self.enforcer, SoftMaskEnforcer):  # all compete, by their dense values
                 kept = [None] * len(kept)
                 self.enforcer.insert()
-            event, method = len(self.history), self.method
+            event, config = len(self.history), self.config
             if scores is not None:
-                method = method._replace(criterion=Scores(scores))
-            return choose_masks(method, self.targets, kept, sparsity, own, event, threshold)
+                config = config._replace(criterion=Scores(scores))
+            return choose_masks(config, self.targets, kept, sparsity, own, event, threshold)
         except BaseException:
             self.enforcer.weights()  # move the dense values of soft pruning out again
             raise

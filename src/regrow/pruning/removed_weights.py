@@ -17,17 +17,12 @@ from regrow.utils.errors import StateError
 class RemovedWeights:
     """The value that each pruned weight had when it was pruned, in host memory.
 
-    One compact tensor per parameter, in flat-index order of its pruned positions; the positions
-    themselves are in the mask.
-
-    Attributes:
-        values: Compact tensors by parameter name, and of optimizer moments by
-            `name + MOMENT + key`.
+    `values` has one compact tensor per parameter, in flat-index order of its pruned positions, and
+    of each optimizer moment by `name + MOMENT + key`; the positions are in the mask.
 
     Example:
         >>> removed, weight = RemovedWeights(), torch.tensor([1.0, 2.0, 3.0])
-        >>> removed.store("w", weight, torch.tensor([True, False, True]))
-        >>> removed.values["w"]
+        >>> removed.store("w", weight, torch.tensor([True, False, True])); removed.values["w"]
         tensor([2.])
     """
 
@@ -41,15 +36,10 @@ class RemovedWeights:
 
     @torch.no_grad()
     def store(self, name: str, weight: Tensor, mask: Tensor, before: Tensor | None = None) -> None:
-        """Store the values that a new mask removes, before the weights are zeroed.
+        """Store the values that a new mask (True = kept) removes, before the weights are zeroed.
 
-        Values removed earlier stay as stored; those of weights that return are dropped.
-
-        Args:
-            name: The parameter's name.
-            weight: Its present value, any shape.
-            mask: The new mask of that shape, True = kept.
-            before: The mask until now; required where values are stored already.
+        Values removed earlier stay as stored; those of weights that return are dropped. `before` is
+        the mask until now, required where values are stored already.
         """
         pruned = ~mask.reshape(-1).to(weight.device)
         values = _chosen(weight.detach().reshape(-1), pruned).cpu()
@@ -110,11 +100,7 @@ class RemovedWeights:
         return dict(self.values)
 
     def load_state_dict(self, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-        """Restore the result of `state_dict`, with the masks saved at the same time.
-
-        Raises:
-            StateError: If values and masks do not match, naming the parameter.
-        """
+        """Restore the result of `state_dict`, with the masks saved at the same time."""
         values = {}
         lost = [name for name, mask in masks.items() if name not in state and not mask.all()]
         for name in [*state, *lost]:

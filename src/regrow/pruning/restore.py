@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,6 @@ from regrow.pruning.growth import (
     check_supports_sharding,
     get_growth_criterion,
     gradient_growth,
-    regrow_count,
     select_regrown,
 )
 from regrow.pruning.initializers import (
@@ -27,7 +25,6 @@ from regrow.pruning.initializers import (
     Initializer,
     MakeRegrown,
     RegrownWeights,
-    callable_name,
     initial_values,
     make_initializer,
     removed_values,
@@ -35,6 +32,7 @@ from regrow.pruning.initializers import (
 from regrow.pruning.removed_weights import MOMENT
 from regrow.pruning.state import MaskState, moments
 from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.names import callable_name
 from regrow.utils.random import make_generator
 
 
@@ -54,40 +52,20 @@ def restore_removed(
         state.count(target.name, torch.ones_like(weight, dtype=torch.bool))
 
 
-@dataclass(frozen=True)
-class Selected:
-    """Weights that are selected to return.
-
-    Attributes:
-        amount: Their number.
-        places: Bool tensors by parameter name, True = returns.
-        initializer: Computes their values.
-        makes: One per parameter; see `regrow.pruning.initializers.MakeRegrown`.
-        values: See `regrow.pruning.initializers.initial_values`; in the same order.
-    """
-
-    amount: int
-    places: dict[str, Tensor]
-    initializer: Initializer
-    makes: Sequence[MakeRegrown]
-    values: Sequence[Initializer]
-
-
-def select_returning(
+def return_pruned(
     state: MaskState,
     targets: Sequence[Target],
-    fraction: float | None,
-    count: int | None,
+    amount: int,
     by: str | GrowthCriterion,
     init: str | Initializer,
-    train: str | tuple[str, ...],
-) -> Selected:
-    """Select pruned weights and prepare their values, without a change; see `Pruner.regrow`."""
-    amount = regrow_count(fraction, count, sum(state.pruned_count(t.name) for t in targets))
+    optimizers: Sequence[Optimizer],
+) -> dict[str, Tensor]:
+    """Let pruned weights return; see `Pruner.regrow`.
+
+    Returns bool tensors by parameter name, True = returned.
+    """
     growth, initializer = get_growth_criterion(by), make_initializer(init)
     check_supports_sharding(growth, initializer, targets)
-    if train == "regrown" and not amount:
-        raise ConfigError("no weight returns, so train='regrown' leaves nothing to train")
     if growth is gradient_growth and amount:
         _check_gradients_dense(state, targets)
     kept = [state.enforcer.kept(target.name) for target in targets]
@@ -99,15 +77,11 @@ def select_returning(
     if state.shards.ranks is None:  # else all ranks must do the same
         targets = [target for target in targets if places[target.name].any()]
     makes = [partial(make_regrown, state, t, places[t.name], seed, initializer) for t in targets]
-    return Selected(amount, places, initializer, makes, initial_values(initializer, makes))
-
-
-def write_selected(state: MaskState, chosen: Selected, optimizers: Sequence[Optimizer]) -> None:
-    """Write the values of selected weights, and add them to the masks."""
-    state.enforcer.transaction.mark_started()
-    restore = chosen.initializer is removed_values
-    for make, value in zip(chosen.makes, chosen.values, strict=True):
-        write_regrown(state, make, value, restore, optimizers)
+    values = initial_values(initializer, makes)
+    state.enforcer.transaction.mark_started()  # nothing was changed so far
+    for make, value in zip(makes, values, strict=True):
+        write_regrown(state, make, value, initializer is removed_values, optimizers)
+    return places
 
 
 def make_regrown(

@@ -74,9 +74,7 @@ class MaskState:
     Args:
         model: The model; parameters are changed in place, never replaced, and no module is touched.
         selection: What is pruned.
-        keep_removed: What is stored of pruned weights: values (True), values and optimizer moments
-            ("moments"), or nothing (False).
-        soft: Whether dense values keep training under the masks.
+        keep_removed, soft: See `regrow.Pruner`.
         seed: For random draws, with the number of the event and the parameter's name.
 
     Attributes:
@@ -88,9 +86,7 @@ class MaskState:
         sparsity_before_cut: The sparsity when another pruner cut channels out; it counts as reached
             from then on.
         originals: Remembered values by name, for `init="original"`.
-        momenta: Running means of dense gradients by name, where growth by momentum is used.
-        averages_gradients: Whether it is used.
-        before_set: Called with name and new mask before `set` stores removed weights.
+        momenta: Running means of dense gradients by name, if `averages_gradients`.
     """
 
     def __init__(
@@ -118,7 +114,6 @@ class MaskState:
         self.originals: dict[str, Tensor] = {}
         self.momenta: dict[str, Tensor] = {}
         self.averages_gradients = False
-        self.before_set: Callable[[str, Tensor], None] | None = None
         self._pruned = dict.fromkeys(self.enforcer.parameters, 0)
 
     @property
@@ -170,11 +165,7 @@ class MaskState:
         return sum(self._pruned[target.name] for target in self.named(names))
 
     def named(self, names: Iterable[str] | str | None) -> list[Target]:
-        """Return the targets that patterns match; None: all.
-
-        Raises:
-            ConfigError: If a pattern matches none, with the nearest names.
-        """
+        """Return the targets that patterns match, each at least one; None: all."""
         patterns = ["*"] if names is None else check_patterns("names", names) or ()
         matched = {name for pattern in patterns for name in self.selection.match(pattern, "names")}
         return [target for target in self.targets if target.name in matched]
@@ -212,8 +203,6 @@ class MaskState:
     def set(self, name: str, mask: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
         """Replace one mask; weights that it newly prunes are stored before they become zero."""
         self.enforcer.transaction.mark_started()
-        if self.before_set is not None:
-            self.before_set(name, mask)
         parameter, removed = self.enforcer.parameters[name], self.removed_weights
         if removed is not None:
             before = self.enforcer.mask(name) if removed.values else None
@@ -234,11 +223,7 @@ class MaskState:
 
     @atomic
     def set_masks(self, masks: Masks | Mapping[str, Tensor]) -> None:
-        """Replace all masks and zero the weights that they prune.
-
-        Raises:
-            StateError: If they do not fit, naming the parameters.
-        """
+        """Replace all masks and zero the weights that they prune; `StateError` names misfits."""
         masks = masks if isinstance(masks, Masks) else Masks(masks)
         masks.check(self.enforcer.parameters)
         for target in self.targets:
@@ -259,8 +244,7 @@ class MaskState:
     def resize(self, change: Callable[[str, Tensor], Tensor]) -> None:
         """Change masks and stored tensors along with parameters that lost channels.
 
-        Args:
-            change: `(name, tensor) -> tensor`, from the shape before to the shape after.
+        `change(name, tensor)` returns a tensor of the new shape.
         """
         masks = {t.name: self.enforcer.mask(t.name).cpu() for t in self.targets}
         removed = self.removed_weights
@@ -298,13 +282,10 @@ class MaskState:
         return self.history[-1]
 
     def state_dict(self) -> MaskStateDict:
-        """Return the state to save.
+        """Return the state to save; `StateError` after a change that failed half-way.
 
         If parameters are sharded, every rank must call; only the first receives the tensors, but
         within `shards.keep_sharded()` each its own, as DTensors.
-
-        Raises:
-            StateError: If the last change failed half-way, see `Transaction`.
         """
         self.enforcer.transaction.check()
         soft = self.enforcer if isinstance(self.enforcer, SoftMaskEnforcer) else None
@@ -323,11 +304,7 @@ class MaskState:
 
     @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the result of `state_dict`.
-
-        Raises:
-            StateError: If it belongs to other parameters, naming them.
-        """
+        """Restore the result of `state_dict`; `StateError` names other parameters."""
         packed = state["masks"]
         check_shapes(packed.get("shapes", {}), self.enforcer.parameters)
         masks = Masks.unpack(packed, self.shards)

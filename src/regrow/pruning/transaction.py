@@ -22,16 +22,6 @@ class Transaction:
     error in the selection changes nothing. After an error in the changes, such as running out of
     memory, nothing is rolled back, because that would need memory too: saving and training raise
     an error from then on.
-
-    Example:
-        >>> transaction = Transaction()
-        >>> with transaction.guard("prune_to"):
-        ...     raise MemoryError
-        Traceback (most recent call last):
-            ...
-        MemoryError
-        >>> transaction.failed is None  # nothing was changed
-        True
     """
 
     def __init__(self) -> None:
@@ -47,11 +37,7 @@ class Transaction:
         self.failed = None
 
     def check(self) -> None:
-        """Check that the last update was completed.
-
-        Raises:
-            StateError: Naming the update, and what to do.
-        """
+        """Raise `StateError` if the last update was not completed."""
         if self.failed is not None:
             raise StateError(
                 f"{self.failed} failed half-way, so masks and weights do not match and can be "

@@ -59,7 +59,7 @@ class Progress:
         return next(iter(self.epochs.values()), 0)
 
     @property
-    def reached(self) -> bool:
+    def all_done(self) -> bool:
         """Whether all milestones have happened."""
         return self.n_done >= len(self.plan)
 
@@ -137,7 +137,7 @@ class Progress:
             ConfigError: If the present settings plan other remaining events and `on_change` is
                 "refuse", or if the fit ends before the last event.
         """
-        if self.reached or self.adaptive:
+        if self.all_done or self.adaptive:
             return True
         keep = on_change == "keep"
         how = "stretch" if keep else on_change
@@ -150,7 +150,7 @@ class Progress:
             moved = ()
         follows = not keep or moved == self.plan
         self.plan = moved if follows else self.plan
-        if timeline.end is not None and not self.reached and self.plan[-1].step >= timeline.end:
+        if timeline.end is not None and not self.all_done and self.plan[-1].step >= timeline.end:
             raise ConfigError(
                 f"the checkpoint plans an event at step {self.plan[-1].step}, but the fit now ends "
                 f"before step {timeline.end}: train longer, or write on_change='stretch'"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Names of parameters, buffers and modules, without the prefix of torch.compile."""
+"""Names of functions, and of parameters and modules without the prefix of torch.compile."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def strip_compile_prefix(name: str) -> str:
         'fc.weight'
     """
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def callable_name(given: object) -> str:
+    """Return a name that stands for a function or an object, or the name of such a one.
+
+    Example:
+        >>> callable_name("he"), callable_name(torch.abs), callable_name(nn.Identity())
+        ('he', 'abs', 'Identity')
+    """
+    return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -170,8 +170,8 @@ def test_printed_next_step_is_a_valid_command(untrained, capsys, job):
     cfg = job("recipe=digits/gmp", *words)
     [line] = [line for line in shown.splitlines() if "MagnitudePruning(" in line]
     callback = eval(line.strip(), {"MagnitudePruning": MagnitudePruning})
-    assert callback.method.layers == dict(cfg.pruning.layers)
-    assert list(callback.method.exclude or []) == list(cfg.pruning.exclude or [])
+    assert callback.config.layers == dict(cfg.pruning.layers)
+    assert list(callback.config.exclude or []) == list(cfg.pruning.exclude or [])
     assert cfg.pruning.layers["network.fc.weight"] == 0.6
     build_module(cfg, build_data(cfg))
 

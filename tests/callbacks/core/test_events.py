@@ -74,7 +74,7 @@ def test_planned_sparsity_at_the_planned_step(case):
     assert [(e["step"], e["epoch"]) for e in pruning.history] == [
         (step, step // BATCHES) for step, _ in plan
     ]
-    assert pruning.reached
+    assert pruning.schedule_done
 
 
 def test_the_default_is_cubic_from_a_fifth_to_three_quarters():

@@ -97,7 +97,7 @@ def test_changed_settings_after_the_last_event_are_ignored(tmp_path):
     pruning = MagnitudePruning(0.8, schedule=LINEAR)
     fit(Net(), events, pruning, ckpt_path=tmp_path / "end.ckpt", max_epochs=6)
     assert events.steps == []
-    assert pruning.reached
+    assert pruning.schedule_done
 
 
 def test_stretch_under_manual_optimisation_counts_batches(tmp_path):

@@ -49,7 +49,7 @@ def test_events_happen_at_their_steps_and_zero_stays_zero():
         found.append(zeros(net))
     assert found == [0.0, 0.0, 0.5, 0.5, 0.75, 0.75, 0.75, 0.75]
     assert events.seen == ["before", (2, 0.0, 0.5), "before", (4, 0.5, 0.75)]
-    assert session.strategy.reached(session)
+    assert session.strategy.schedule_done(session)
     buffers = optimizer.state[net[0].weight]["momentum_buffer"]
     assert not buffers[net[0].weight == 0].any()
 

@@ -16,11 +16,15 @@ from regrow import (
     StateError,
     Table,
 )
+from regrow.callbacks.prune_at_init import Probe
 
 EXAMPLE = torch.zeros(2, 8)
 
 CALLBACKS = {
     "at init": lambda: PruneAtInit(0.5, method="random"),
+    "snip": lambda: scored("snip", batches()),
+    "grasp": lambda: scored("grasp", batches()),
+    "synflow": lambda: scored("synflow", EXAMPLE, rounds=1),
     "rigl": lambda: DynamicSparseTraining(0.5, every="2it", end="6it", distribution="uniform"),
     "set": lambda: DynamicSparseTraining(0.5, grow="random", every="2it", end="6it"),
     "snfs": lambda: DynamicSparseTraining(0.5, grow="momentum", every="2it", end="6it"),
@@ -29,6 +33,24 @@ CALLBACKS = {
         0.5, schedule=Table({"2it": 0.25, "4it": 0.5}), example_input=EXAMPLE, round_to=1
     ),
 }
+
+
+def batches():
+    """Two batches to score with."""
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(4, 8, generator=generator) for _ in range(2)]
+
+
+def squares(model, batch):
+    return model(batch).square().mean()
+
+
+def scored(method, data, **settings):
+    """Pruning at initialisation by scores that need a network and data, but no Trainer."""
+    callback = PruneAtInit(0.5, method=method, **settings)
+    strategy = callback.strategy
+    strategy.make_probe = lambda: Probe(callback.pruner.model, data, lambda t: t, squares)
+    return callback
 
 
 def start(name, clock, net, events=None):
@@ -42,11 +64,11 @@ def start(name, clock, net, events=None):
 
 def train(net, session, optimizer, clock, until):
     """A training loop that drives the session; returns the sparsity after each step."""
-    learner, found = getattr(session.pruner, "learner", None), []
+    learner, found = getattr(session.strategy, "learner", None), []
     while clock.now < until:
         torch.manual_seed(100 + clock.now)
         session.step()
-        idle = learner is not None and not (learner.active or session.progress.reached)
+        idle = learner is not None and not (learner.active or session.progress.all_done)
         if idle and clock.now >= session.strategy.first:
             session.strategy.start(session, clock.now)
         loss = net(torch.randn(4, 8)).square().sum()
@@ -75,6 +97,51 @@ def test_pruning_at_init_prunes_once_before_the_first_step():
     session.begin()
     assert train(net, session, optimizer, clock, LENGTH) == [0.5] * LENGTH
     assert events.seen == ["before", (0, 0.0, 0.5)]
+    assert zeros(net) == 0.5
+
+
+def snip_by_formula(weights, net):
+    """|g w|, with g the gradient of the mean loss."""
+    loss = sum(squares(net, batch) for batch in batches()) / 2
+    return [(g * w).abs() for g, w in zip(torch.autograd.grad(loss, weights), weights, strict=True)]
+
+
+def grasp_by_formula(weights, net):
+    """w (H g), which is half the derivative of g g, here by dense Hessians."""
+    shapes = [w.shape for w in weights]
+
+    def loss(flat):
+        one, two = (part.view(s) for part, s in zip(flat.split([64, 32]), shapes, strict=True))
+        values = {"0.weight": one, "2.weight": two}
+        outputs = [torch.func.functional_call(net, values, (batch,)) for batch in batches()]
+        return sum(output.square().mean() for output in outputs) / 2
+
+    flat = torch.cat([w.detach().flatten() for w in weights])
+    gradient = torch.autograd.functional.jacobian(loss, flat)
+    scores = flat * (torch.autograd.functional.hessian(loss, flat) @ gradient)
+    return [part.view(s) for part, s in zip(scores.split([64, 32]), shapes, strict=True)]
+
+
+def synflow_by_formula(weights, net):
+    """The sum over all paths through a weight of the product of their |w|, in a linear network."""
+    first, second = (w.detach().double().abs() for w in weights)
+    return [first * second.sum(0)[:, None], second * first.sum(1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [("snip", snip_by_formula), ("grasp", grasp_by_formula), ("synflow", synflow_by_formula)],
+)
+def test_pruning_at_init_keeps_the_highest_scores_of_its_formula(name, formula):
+    net, clock = network(), Clock()
+    session, optimizer = start(name, clock, net)
+    weights = [net[0].weight, net[2].weight]
+    expected = torch.cat([s.flatten() for s in formula(weights, net)])
+    session.begin()
+    assert train(net, session, optimizer, clock, LENGTH) == [0.5] * LENGTH
+    kept = torch.cat([mask.flatten() for mask in session.pruner.masks.values()])
+    assert set(expected.topk(48).indices.tolist()) == set(kept.nonzero().flatten().tolist())
+    assert kinds(session) == [("prune", 0)]
     assert zeros(net) == 0.5
 
 

@@ -51,7 +51,7 @@ class Scheduled(Net):
 def test_schedules_of_one_round_are_accepted(name):
     pruner = pruning("0it")
     fit(Scheduled(FITTING[name]), pruner, max_epochs=4)
-    assert pruner.reached
+    assert pruner.schedule_done
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -111,4 +111,4 @@ def test_shorter_later_rounds_end_where_the_schedule_ends():
     rate = SGD.keywords["lr"]
     whole = [rate * falling(BATCHES, step) for step in range(BATCHES)]
     assert seen == pytest.approx(whole + 3 * whole[BACK:])
-    assert pruner.reached
+    assert pruner.schedule_done

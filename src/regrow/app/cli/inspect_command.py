@@ -129,7 +129,7 @@ def _describe_progress(saved: Mapping[str, Any], masks: Masks) -> str:
     pruner, progress = saved["pruner"], saved["progress"]
     lines = [f"sparsity {masks.sparsity:.4f} of the prunable, target {pruner['target']:.4f}"]
     if "cuts" in pruner:
-        lines[0] += f" of the {saved['method']['of']}; cut {len(pruner['cuts'])} times"
+        lines[0] += f" of the {saved['config']['of']}; cut {len(pruner['cuts'])} times"
     if progress is not None:
         plan, fired = progress["plan"], progress["fired"]
         ahead = f"; next at step {plan[fired][0]}" if fired < len(plan) else ""

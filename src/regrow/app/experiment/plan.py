@@ -81,11 +81,11 @@ def _layer_table(pruning: PruningCallback, module: nn.Module) -> Table:
 def _layer_sparsities(pruning: PruningCallback) -> dict[str, float]:
     """Return the final sparsities that do not depend on the weights."""
     pruner, sparsities = pruning.pruner, dict(pruning.pruner.layer_targets)
-    if pruning.method.distribution not in ("uniform", "erk"):
+    if pruning.config.distribution not in ("uniform", "erk"):
         return sparsities
     free = [target for target in pruner.targets if target.name not in sparsities]
     layers = [LayerSize(t.name, tuple(t.parameter.shape), t.parameter.numel()) for t in free]
-    for pool in DISTRIBUTIONS[pruning.method.distribution](layers, pruning.final):
+    for pool in DISTRIBUTIONS[pruning.config.distribution](layers, pruning.final):
         [index] = pool.layers
         sparsities[layers[index].name] = pool.pruned / layers[index].units
     return sparsities

@@ -76,7 +76,7 @@ def summarize_channels(pruning: ChannelPruning, dense_params: int) -> dict[str, 
     }
     not_prunable = {group.name: group.fixed_reason for group in pruner.groups if group.fixed_reason}
     return {
-        "of": pruner.method.of,
+        "of": pruner.config.of,
         "sparsity": pruner.sparsity,
         "sparsity_total": 1 - params / dense_params,
         "layers": gone,

@@ -94,13 +94,13 @@ class PruningCallback(Callback, Generic[P]):
         children: tuple[Callback, ...] = (),
     ) -> None:
         super().__init__()
-        self.method: PruningConfig | ChannelConfig = strategy.config
+        self.config: PruningConfig | ChannelConfig = strategy.config
         self.schedule = schedule
         self.keep_removed, self.soft = strategy.keep_removed, strategy.soft
         self.constant_sparsity = strategy.constant_sparsity
         self.learns_masks = strategy.learns_masks
         self.uses_threshold = strategy.unit == "threshold"
-        criterion = self.method.criterion
+        criterion = self.config.criterion
         self.tracks_gradients = criterion == "movement" or isinstance(criterion, TrackingCriterion)
         self.children = children
         self.session = PruningSession(strategy, schedule, final, on_change, self.state_key)
@@ -117,7 +117,7 @@ class PruningCallback(Callback, Generic[P]):
 
     @cached_property
     def state_key(self) -> str:  # Lightning reads it around every hook, so computed once
-        return self._generate_state_key(include=self.method.include, exclude=self.method.exclude)
+        return self._generate_state_key(include=self.config.include, exclude=self.config.exclude)
 
     @property
     def pruner(self) -> P:
@@ -171,9 +171,9 @@ class PruningCallback(Callback, Generic[P]):
         return self.soft
 
     @property
-    def reached(self) -> bool:
+    def schedule_done(self) -> bool:
         """Whether all planned events have happened, and nothing was regrown since."""
-        return self.session.strategy.reached(self.session)
+        return self.session.strategy.schedule_done(self.session)
 
     @property
     def at_target(self) -> bool:
@@ -366,7 +366,9 @@ class PruningCallback(Callback, Generic[P]):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         pruner = self.session.current
         if pruner and (self.soft or self.learns_masks or pruner.state.freezer.free is not None):
-            pruner.flush_dense()  # a scaler that skips the step runs no hook after it
+            self.session.strategy.flush_dense(
+                pruner
+            )  # a scaler that skips the step runs no hook after it
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
@@ -421,7 +423,7 @@ class PruningCallback(Callback, Generic[P]):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         if self.session.current is not None:
-            self.session.current.flush_dense()
+            self.session.strategy.flush_dense(self.session.current)
             self.session.current.enforcer.weights()  # the step may have been interrupted
             warn_ended_early(trainer, self.session, exception)
         self._stop()

@@ -22,7 +22,9 @@ def no_event_pending(trainer: pl.Trainer) -> bool:
 
 def all_schedules_done(trainer: pl.Trainer) -> bool:
     """Whether all pruning callbacks have had all planned events, and none may be rolled back."""
-    return no_event_pending(trainer) and all(callback.reached for callback in pruners(trainer))
+    return no_event_pending(trainer) and all(
+        callback.schedule_done for callback in pruners(trainer)
+    )
 
 
 def all_at_target(trainer: pl.Trainer) -> bool:

@@ -18,7 +18,7 @@ from regrow.callbacks.core.checks import check_gradients_together, check_target_
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.pruning.base import BasePruner
-from regrow.pruning.config import PruningConfig
+from regrow.pruning.config import PruningConfig, check_same_settings
 from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.pruning.transaction import Transaction
@@ -37,7 +37,7 @@ class SessionState(TypedDict, total=False):
     Attributes:
         format: Version of this layout.
         final: Sparsity at which the schedule ends.
-        method: The settings of `PruningConfig` or `ChannelConfig`, as text.
+        config: The settings of `PruningConfig` or `ChannelConfig`, as text.
         pruner: State of the pruner: masks, history, removed values; None before the first fit.
         progress: Plan and number of past events; None before the first fit.
         children: Names of the child callbacks, which save their own states.
@@ -45,7 +45,7 @@ class SessionState(TypedDict, total=False):
 
     format: int
     final: float
-    method: dict[str, str]
+    config: dict[str, str]
     pruner: dict[str, Any] | None
     progress: dict[str, Any] | None
     children: list[str]
@@ -133,9 +133,13 @@ class PruningStrategy(Generic[P]):
     def after_load(self, session: PruningSession[P], state: Mapping[str, Any]) -> None:
         """Load the strategy's own state, after the pruner's."""
 
-    def state_dict(self, session: PruningSession[P]) -> dict[str, Any]:
-        """The strategy's own state, saved with the session's."""
+    def state_dict(self, session: PruningSession[P]) -> Mapping[str, object]:
+        """The strategy's own state, a TypedDict that is saved with the session's."""
         return {}
+
+    def flush_dense(self, pruner: P) -> None:
+        """Move dense values out of the parameters if no optimizer step did."""
+        pruner.flush_dense()
 
     def is_changing(self, pruner: P) -> bool:
         """Whether the sparsity changes between events too."""
@@ -149,10 +153,10 @@ class PruningStrategy(Generic[P]):
         """The kept fraction of each parameter."""
         return pruner.densities
 
-    def reached(self, session: PruningSession[P]) -> bool:
+    def schedule_done(self, session: PruningSession[P]) -> bool:
         """Whether all planned events have happened, and nothing was regrown since."""
         progress = session.progress
-        return progress.started and progress.reached and session.is_as_sparse(progress.plan)
+        return progress.started and progress.all_done and session.is_as_sparse(progress.plan)
 
     def at_target(self, session: PruningSession[P]) -> bool:
         """Whether no event that prunes is left; a plan may end dense after that."""
@@ -161,12 +165,7 @@ class PruningStrategy(Generic[P]):
 
 
 class GradualMagnitude(PruningStrategy[Pruner]):
-    """Prunes weights to the sparsity of each milestone.
-
-    Args:
-        config, keep_removed, soft: See `PruningStrategy`.
-        from_zeros: Whether weights that are zero when the first fit starts are masked.
-    """
+    """Prunes weights; with `from_zeros` also those that are zero when the first fit starts."""
 
     config: PruningConfig
 
@@ -335,7 +334,7 @@ class PruningSession(Generic[P]):
     def resume(self, state: Mapping[str, Any]) -> None:
         """Load masks, plan and number of past events to continue an interrupted fit."""
         self.strategy.before_resume(self, state)
-        self.strategy.config.check_matches(state["method"])
+        check_same_settings(state["config"], self.strategy.config.to_dict())
         if state["final"] != self.final:
             raise StateError(
                 f"the checkpoint was pruned towards sparsity {state['final']:g}, this callback "
@@ -358,7 +357,7 @@ class PruningSession(Generic[P]):
         """
         self.begin_epoch()
         progress, before = self.progress, self._timeline
-        if before is None or progress.reached or self.time.dry_run:
+        if before is None or progress.all_done or self.time.dry_run:
             return False
         self._timeline = timeline = replace(self.timeline, estimated=True)
         if timeline == before:
@@ -461,7 +460,7 @@ class PruningSession(Generic[P]):
         state: dict[str, Any] = {
             "format": FORMAT,
             "final": self.final,
-            "method": self.strategy.config.to_dict(),
+            "config": self.strategy.config.to_dict(),
             "pruner": None if self.current is None else self.current.state_dict(),
             "progress": self.progress.state_dict() if self.progress.started else None,
             **self.strategy.state_dict(self),

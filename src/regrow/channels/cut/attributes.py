@@ -57,8 +57,8 @@ def size_changes(traced: Trace, kept: KeptIndices) -> dict[str, dict[int, int]]:
     return {module: sizes for module, sizes in changes.items() if sizes}
 
 
-def set_sizes(model: nn.Module, sizes: dict[str, dict[int, int]], undo: UndoLog) -> list[str]:
-    """Set attributes of modules to their new sizes; return the names of these attributes."""
+def set_sizes(model: nn.Module, sizes: dict[str, dict[int, int]], undo: UndoLog) -> None:
+    """Set attributes of modules to their new sizes."""
     changes, by_path = [], modules(model)
     for path, mapping in sizes.items():
         module = by_path.get(path)
@@ -69,10 +69,9 @@ def set_sizes(model: nn.Module, sizes: dict[str, dict[int, int]], undo: UndoLog)
                 continue
             new = _replace_sizes(value, mapping)
             if new is not None:
-                changes.append((path, module, name, new))
-    for _, module, name, new in changes:
-        undo.set(module, name, new)
-    return [f"{path}.{name}" if path else name for path, _, name, _ in changes]
+                changes.append((module, name, new))
+    for change in changes:
+        undo.set(*change)
 
 
 def _replace_sizes(value: Any, mapping: dict[int, int]) -> Any:

@@ -20,7 +20,6 @@ from regrow.utils.names import (
     accept_compile_prefix,
     modules,
     parameters,
-    strip_compile_prefix,
     tensors,
 )
 
@@ -30,10 +29,7 @@ FORMAT = 1
 class ChannelCutState(TypedDict):
     """What `ChannelCut.state_dict` returns: its attributes as tensors and builtin types.
 
-    Attributes:
-        format: Version of this layout.
-        kept: As in `ChannelCut`, with dimensions as strings.
-        attributes: (module, attribute, new value), like `before` with the old ones.
+    Dimensions are strings; attributes are triples (module, attribute, value).
     """
 
     format: int
@@ -47,12 +43,9 @@ class ChannelCutState(TypedDict):
 
 
 class StoredCut(TypedDict):
-    """One cut in a state dict.
+    """One cut in a state dict, with the values that it removed, by parameter and by buffer.
 
-    Attributes:
-        plan: The cut.
-        removed_weights: Removed values by parameter; empty if they were not kept.
-        statistics: Removed values by buffer.
+    `removed_weights` is empty if values were not kept.
     """
 
     plan: ChannelCutState
@@ -99,11 +92,7 @@ class ChannelCut:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> ChannelCut:
-        """Restore a record from its `state_dict`.
-
-        Raises:
-            StateError: If it has another format.
-        """
+        """Restore a record from its `state_dict`."""
         if state.get("format") != FORMAT:
             raise StateError(
                 f"the channel plan has format {state.get('format')}, this version reads {FORMAT}"
@@ -119,11 +108,7 @@ class ChannelCut:
         )
 
     def apply(self, model: nn.Module) -> UndoLog:
-        """Cut a model of the original shapes, without tracing it.
-
-        Raises:
-            StateError: If the model has other shapes; it is not changed.
-        """
+        """Cut a model of the original shapes, without tracing it; `StateError` for other shapes."""
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors(model).items()}
         other = [name for name, shape in self.shapes.items() if shapes.get(name) != shape]
         if other:
@@ -144,7 +129,7 @@ class ChannelCut:
 
     def check_cut_model(self, model: nn.Module) -> None:
         """Raise `StateError` if a model has other shapes than this cut leaves."""
-        shapes = {strip_compile_prefix(n): t.shape for n, t in tensors(model).items()}
+        shapes = {name: tensor.shape for name, tensor in tensors(model).items()}
         for name in self.shapes:
             cut = self.cut_shape(name)
             if shapes.get(name) != cut:

@@ -18,20 +18,7 @@ from regrow.utils.names import modules
 
 
 def raising_modules(error: BaseException, model: nn.Module) -> list[str]:
-    """Return the modules in whose forward an error was raised, innermost first, but not the model.
-
-    Example:
-        >>> import torch
-        >>> class Block(nn.Module):
-        ...     def forward(self, x):
-        ...         return x.view(2, 3)
-        >>> net = nn.Sequential(nn.Identity(), Block())
-        >>> try:
-        ...     _ = net(torch.zeros(4))
-        ... except RuntimeError as error:
-        ...     raising_modules(error, net)
-        ['1']
-    """
+    """Return the modules in whose forward an error was raised, innermost first."""
     paths = {id(module): path for path, module in modules(model).items()}
     found = []
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -42,12 +29,7 @@ def raising_modules(error: BaseException, model: nn.Module) -> list[str]:
 
 
 def structure_key(group: Group) -> tuple[object, ...]:
-    """Return a key that groups of repeated blocks share: size, and members without numbers.
-
-    Example:
-        >>> structure_key(Group("block.1", 4, {("block.1.weight", 0): None}))
-        (4, ('block.#.weight', 0))
-    """
+    """Return a key that groups of repeated blocks share: size, and members without numbers."""
     names = sorted({(re.sub(r"\d+", "#", name), dim) for name, dim in group.members})
     return group.size, *names
 
@@ -104,17 +86,11 @@ def find_linkable(
     paths: Collection[str],
     tried: Collection[tuple[str, ...]] = (),
 ) -> list[tuple[str, ...]]:
-    """Return sets of groups that the same code uses, and that may keep the same fraction.
+    """Return sets of groups that the same code, in the modules `paths`, uses.
 
     Code that computes one size from two others, such as `width // heads`, works if the quotient
-    stays; pieces of a split that are equal stay equal.
-
-    Args:
-        traced: Labels of the network.
-        groups: All groups.
-        names: Groups that made the network fail; equal groups elsewhere are included.
-        paths: Modules with that code.
-        tried: Sets that failed already.
+    stays; pieces of a split that are equal stay equal. So they may keep the same fraction. `names`
+    are groups that made the network fail; equal groups elsewhere are included.
     """
     failed = set(names)
     keys = {structure_key(group) for group in groups if group.name in failed}

@@ -23,14 +23,9 @@ KeptIndices = dict[str, dict[int, Tensor]]  # bool vectors of what stays, by ten
 class UndoLog:
     """What a cut replaced; calling it restores the model.
 
-    Attributes:
-        data: (tensor, values before, gradient before).
-        attributes: (module, attribute, value before).
-        model: The cut model.
-        shapes: Shapes after the cut, in the order of `data`.
-
-    Raises:
-        StateError: When it is called, if a later cut has changed the shapes again.
+    `data` are (tensor, values before, gradient before), `attributes` (module, name, value before),
+    `shapes` those after the cut, in the order of `data`. `StateError` when it is called after a
+    later cut has changed the shapes again.
     """
 
     data: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)

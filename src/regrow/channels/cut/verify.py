@@ -72,13 +72,11 @@ class Verified:
 
     Attributes:
         undo: Undoes the cut.
-        patched: Attributes of the model's own modules that were changed.
         failed: Groups that could not be cut, with the error.
         error: Largest difference from the masked network, relative to its largest output.
     """
 
     undo: UndoLog
-    patched: list[str]
     failed: dict[str, str]
     error: float
 
@@ -111,9 +109,7 @@ class TrialCut:
     ) -> Verified:
         """Cut as many of the given groups as can be; if anything is raised, nothing is cut.
 
-        Args:
-            removed: Channels to remove.
-            linked: Sets of groups that can be cut only together.
+        `linked` are sets of groups that can be cut only together.
         """
         exact = {g.name: not g.approximate_reasons for g in self.groups}
         for names in linked:
@@ -127,8 +123,8 @@ class TrialCut:
             names = [name for name in asked if exact[name] is wanted]
             if names:
                 good = self._blame_modules(good, names, removed, failed)
-        undo, patched, error = self._cut({name: removed[name] for name in good})
-        return Verified(undo, patched, failed, error)
+        undo, error = self._cut({name: removed[name] for name in good})
+        return Verified(undo, failed, error)
 
     def links(
         self, names: Iterable[str], tried: Collection[tuple[str, ...]] = ()
@@ -198,16 +194,16 @@ class TrialCut:
             return self._bisect(good, names[half:], removed, failed)
         return [*good, *names]
 
-    def _cut(self, removed: RemovedChannels) -> tuple[UndoLog, list[str], float]:
+    def _cut(self, removed: RemovedChannels) -> tuple[UndoLog, float]:
         """Cut and verify, first with old attributes and then with new ones, or in reverse.
 
-        Raises:
-            CutFailed: If both fail; the model is restored.
+        After `CutFailed`, if both fail, the model is restored.
         """
         kept = kept_indices(self.groups, removed)
         if frozenset(removed) in self._known:  # checked before
             undo, (sizes, error) = UndoLog(), self._known[frozenset(removed)]
-            return undo, self._make(kept, sizes, undo), error
+            self._make(kept, sizes, undo)
+            return undo, error
         exact = not any(g.approximate_reasons for g in self.groups if g.name in removed)
         reference: list[Tensor] | None = None
         sizes = size_changes(self.traced, kept)
@@ -232,7 +228,8 @@ class TrialCut:
             else:
                 self._known[frozenset(removed)] = (patches, error)
                 undo()
-                return undo, self._make(kept, patches, undo), error
+                self._make(kept, patches, undo)
+                return undo, error
         assert reason is not None
         raise reason
 
@@ -254,11 +251,11 @@ class TrialCut:
                 same = types.get(paths[0])
                 patches |= {path: new for path, new in sizes.items() if types.get(path) is same}
 
-    def _make(self, kept: Any, sizes: Sizes, undo: UndoLog) -> list[str]:
+    def _make(self, kept: Any, sizes: Sizes, undo: UndoLog) -> None:
         try:
             cut(self.model, kept, undo)
             tell_modules(self.model, kept, undo)
-            return set_sizes(self.model, sizes, undo) if sizes else []
+            set_sizes(self.model, sizes, undo)
         except BaseException:
             undo()
             raise

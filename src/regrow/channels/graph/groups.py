@@ -164,12 +164,7 @@ def _name(places: Sequence[Place]) -> str:
 
 
 def _ranges(places: Tensor) -> str:
-    """Format integers as ranges, at most four.
-
-    Example:
-        >>> _ranges(torch.tensor([0, 1, 2, 7]))
-        '0-2,7'
-    """
+    """Format integers as ranges, at most four."""
     numbers = places.tolist()
     breaks = [0, *(i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1)]
     ends = [*breaks[1:], len(numbers)]

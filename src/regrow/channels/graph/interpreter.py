@@ -32,10 +32,7 @@ from regrow.utils.names import strip_compile_prefix
 class Site:
     """A call whose arguments may be sizes: a view, a split, a slice, a layer.
 
-    Attributes:
-        module: Path of the module whose forward contains it.
-        shape: Shape of the result.
-        label_axes: Labels of the result.
+    `module` is the path of the module that calls; shape and labels are those of the result.
     """
 
     module: str
@@ -44,13 +41,10 @@ class Site:
 
 
 class Interpreter:
-    """Interprets one graph on labelled tensors.
+    """Interprets one graph on labelled tensors, and unites `labels` meanwhile.
 
-    Args:
-        labels: Labels, united while the graph is interpreted.
-        sites: Receives the calls whose arguments may be sizes.
-        module: The graph.
-        fix_output: Whether its output is the network's output, whose channels cannot be cut.
+    `sites` receives the calls whose arguments may be sizes; `fix_output` says whether the output is
+    the network's, whose channels cannot be cut.
     """
 
     def __init__(

@@ -25,7 +25,6 @@ class Trace:
     """Labels of a network, united as its forward pass unites them.
 
     Attributes:
-        labels: The labels.
         values: Labels of each parameter and buffer, by name.
         sites: Calls whose arguments may be sizes.
         used: Parameters and buffers that the graph reads.
@@ -41,14 +40,7 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
     """Label the parameters and buffers of a model, and unite labels as its forward pass does.
 
     The model is traced in eval mode, and also in training mode if some parameters, such as those
-    of auxiliary heads, are used only there.
-
-    Args:
-        model: The model; it is not changed.
-        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
-
-    Raises:
-        ConfigError: If `torch.export` cannot trace it, or its parameters are sharded.
+    of auxiliary heads, are used only there. `ConfigError` if `torch.export` cannot trace it.
     """
     sharded = [name for name, tensor in tensors(model).items() if is_dtensor(tensor)]
     if sharded:

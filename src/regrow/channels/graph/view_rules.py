@@ -18,11 +18,7 @@ from regrow.channels.graph.operations import VIEWS
 
 
 def move(labels: Labels, name: str, target: Any, args: Sequence[Any], kwargs: Any) -> Any:
-    """Run an operation of `MOVES` on the labels of its first argument.
-
-    Returns:
-        A labelled tensor, or a list where the operation returns several tensors.
-    """
+    """Run an operation of `MOVES` on the labels of its first argument."""
     first: LabelledTensor = args[0]
     if name.endswith("_as"):  # uses only the other shape
         args = [first, args[1].shape]
