@@ -135,8 +135,8 @@ class PostTrainingPruning(PruningCallback[Pruner]):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        unsharded_targets(pl_module, self.method.include, self.method.exclude)
-        calibrated_layers(pl_module, self.method.include, self.method.exclude)
+        unsharded_targets(pl_module, self.config.include, self.config.exclude)
+        calibrated_layers(pl_module, self.config.include, self.config.exclude)
         if not overrides(pl_module, "forward", "LightningModule"):
             raise ConfigError(
                 f"PostTrainingPruning runs forward(), which {type(pl_module).__name__} does not "
@@ -163,7 +163,7 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         Raises:
             ConfigError: If there are none.
         """
-        data = Data(inputs_of(batches, None), seed=self.method.seed)
+        data = Data(inputs_of(batches, None), seed=self.config.seed)
         module = self.pruner.model
         dense = copy.deepcopy(module) if self.strategy.refit else None
         return self.session.change(
