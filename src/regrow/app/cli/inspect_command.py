@@ -7,16 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from regrow.app.config.initial_weights import network_weights
 from regrow.app.experiment.small_checkpoint import groups_table
-from regrow.app.training.build import build_data, build_module
-from regrow.app.training.classifier import Classifier
+from regrow.app.training.build import build_data, build_module, load_weights
 from regrow.callbacks.support.checkpoint_shapes import fit_shapes
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.graph.groups import groups
@@ -64,7 +63,7 @@ def inspect(path: Path) -> None:
         if module is not None and "cuts" in saved["pruner"]:
             console.print(_channel_table(module, checkpoint))
     if module is not None:
-        module.network.load_state_dict(network_weights(checkpoint))
+        load_weights(module, checkpoint)
         for saved in pruners.values():
             console.print(_cost_table(module, Masks.unpack(saved["pruner"]["masks"])))
 
@@ -102,7 +101,7 @@ def _describe_zeros(state: Mapping[str, Tensor]) -> str:
     return f"{count:,} of {total:,} weights ({count / max(1, total):.1%}) are exactly zero"
 
 
-def _load_network(path: Path) -> Classifier | None:
+def _load_network(path: Path) -> pl.LightningModule | None:
     """Return the run's network, if its configuration is in the run's folder."""
     config = path.resolve().parent.parent / ".hydra" / "config.yaml"
     if not config.is_file():
@@ -112,7 +111,7 @@ def _load_network(path: Path) -> Classifier | None:
     return build_module(cfg, build_data(cfg))
 
 
-def _channel_table(module: Classifier, checkpoint: Mapping[str, Any]) -> Table:
+def _channel_table(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> Table:
     """Return the channel groups of the network, with the number of channels cut so far."""
     example = two_examples(module.example_input_array, module)
     plan = checkpoint.get(KEY)
@@ -154,7 +153,7 @@ def _describe_progress(saved: Mapping[str, Any], masks: Masks) -> str:
     return "\n".join(lines)
 
 
-def _cost_table(module: Classifier, masks: Masks) -> Table:
+def _cost_table(module: pl.LightningModule, masks: Masks) -> Table:
     table = Table("", "dense", "masked", title="cost")
     dense = cost(module, module.example_input_array)
     masked = cost(module, module.example_input_array, masks)

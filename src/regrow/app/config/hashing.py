@@ -23,6 +23,7 @@ UNIMPORTANT = {
     "data": {"root", "download", "train", "test"},
     "callbacks": {"progress", "sparsity_monitor"},
 }
+CLASSIFICATION = {"_target_": "regrow.app.training.Classifier"}
 _HASHED = (
     *(group for group in GROUPS if group != "logger"),
     *("seed", "start", "dense_epochs", "finetune", "label_smoothing", "monitor", "monitor_mode"),
@@ -33,7 +34,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     """Return the settings that a result depends on, as plain containers."""
     values: dict[str, Any] = {}
     for part in _HASHED:
-        node = cfg[part]
+        node = cfg.get(part)  # older runs have no task
         if isinstance(node, DictConfig):
             node = node.copy()
             OmegaConf.set_struct(node, False)
@@ -43,6 +44,10 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
             node = OmegaConf.to_container(node, resolve=True)
         values[part] = _with_public_paths(node)
     values["start"] = _hash_start(cfg.start)
+    if values["task"] in (None, CLASSIFICATION):
+        del values["task"]  # hashes are older than tasks
+    if code := _hash_code(values):
+        values["code"] = code
     return values
 
 
@@ -50,6 +55,22 @@ def config_hash(cfg: DictConfig) -> str:
     """Compute a short hash of `settings`: runs with equal hashes have equal results."""
     text = json.dumps(settings(cfg), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _hash_code(node: Any) -> dict[str, str]:
+    """Hash the files of the current folder that `_target_`s name, by their paths."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return {}
+    found: dict[str, str] = {}
+    for value in node.values():
+        found |= _hash_code(value)
+    module = str(node.get("_target_", "")).rpartition(".")[0]
+    file = Path(f"{module.replace('.', '/')}.py")
+    if file.is_file():
+        found[file.as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return found
 
 
 def _with_public_paths(node: Any) -> Any:
