@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The core on parameters that FSDP2 has cut among ranks: what one process does with whole ones."""
+"""The core on parameters sharded by FSDP2 equals one process with whole parameters."""
 
 import gloo_ranks
 import pytest
@@ -133,6 +133,16 @@ for method in methods:
         pruner.unprune()
     assert same(one, network()) and same(other, network())
 said["methods"] = len(methods)
+"""
+
+THRESHOLDS = """
+for criterion, low, high in (("magnitude", 0.02, 0.1), ("relative_magnitude", 0.3, 1.2)):
+    method = PruningConfig(criterion, min_density=0.3)
+    pruners = [Pruner(model, method) for model in (cut(network()), network())]
+    for threshold in (low, high):
+        for pruner in pruners:
+            pruner.prune_below(threshold)
+        assert same_masks(*pruners) and 0 < pruners[0].sparsity <= 0.7, (criterion, threshold)
 """
 
 RETURNS = """
@@ -273,8 +283,8 @@ said["dimension"] = refusal(lambda: Pruner(odd))
 """
 
 
-def test_masks_values_and_moments_are_those_of_one_process(tmp_path):
-    program = SETUP + SELECTION + EVENTS + RETURNS + REFUSED
+def test_masks_values_and_moments_equal_those_of_one_process(tmp_path):
+    program = SETUP + SELECTION + EVENTS + THRESHOLDS + RETURNS + REFUSED
     heard = gloo_ranks.run(program, tmp_path, timeout=300)
     assert heard[0]["moments"] == 5 * 3  # a value and two moments a layer
     for said in heard:
@@ -296,10 +306,10 @@ def test_masks_values_and_moments_are_those_of_one_process(tmp_path):
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_three_ranks(tmp_path):
+def test_three_ranks_equal_one_process(tmp_path):
     """One of them holds no row of the small layers."""
     for said in gloo_ranks.run(
-        SETUP + SELECTION + RETURNS + REFUSED, tmp_path, ranks=3, timeout=300
+        SETUP + SELECTION + THRESHOLDS + RETURNS + REFUSED, tmp_path, ranks=3, timeout=300
     ):
         assert "10 rows each, which splits units" in said["block"]
         assert said["digest"]

@@ -94,6 +94,7 @@ class AccuracyBudget(Callback):
     """
 
     needs_whole_parameters = needs_rising_sparsity = restores_weights = True
+    searches_sparsity = True
     _pruner: PruningCallback  # from the fit's start
 
     def __init__(

@@ -65,7 +65,8 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
             Linear weights.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
-        granularity: "weight"; static masks may also be "2:4" (any "n:m") or "block:4x4".
+        granularity: "weight"; static masks may also be "2:4" (any "n:m"), "block:4x4" or
+            "head" (of attention).
         on_misfit: As in `MagnitudePruning`.
         seed: Seed of the first masks, growth and initializers.
         skip_update: Whether the step whose gradients grew weights skips its optimizer update, as

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -11,16 +12,22 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 _log = logging.getLogger("regrow")
 
 
-@rank_zero_only
 def info(message: str) -> None:
     """Log one line for the user, on rank 0 only; Hydra writes it to the run's log too."""
-    _log.info(message)
+    if _is_first_rank():
+        _log.info(message)
 
 
-@rank_zero_only
 def warn(message: str, stacklevel: int = 2) -> None:
     """Warn the user, on rank 0 only."""
-    warnings.warn(message, stacklevel=stacklevel + 2)
+    if _is_first_rank():
+        warnings.warn(message, stacklevel=stacklevel + 1)
+
+
+def _is_first_rank() -> bool:
+    """Whether this is rank 0, also where Lightning, which sets the rank, was never imported."""
+    rank = getattr(rank_zero_only, "rank", None)
+    return int(os.environ.get("RANK", "0") if rank is None else rank) == 0
 
 
 def quiet_third_party() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each file of conf/app/data says every setting of its data module, with its default."""
+"""Each file of conf/app/data contains every setting of its data module, with its default."""
 
 import inspect
 from pathlib import Path
@@ -19,7 +19,7 @@ OWN = ("own", "datasets")  # of the user
 @pytest.mark.parametrize(
     "path", [path for path in FILES if path.stem not in OWN], ids=lambda path: path.stem
 )
-def test_files_say_every_setting(path: Path) -> None:
+def test_config_files_contain_every_setting(path: Path) -> None:
     node = OmegaConf.merge({"seed": 3}, {"data": OmegaConf.load(path)}).data
     target = get_object(node["_target_"])
     defaults = {
@@ -40,7 +40,7 @@ def test_files_say_every_setting(path: Path) -> None:
     assert instantiate(node).seed == 3
 
 
-def test_datasets_say_the_settings_of_the_resumable_data_module() -> None:
+def test_datasets_config_contains_the_settings_of_the_resumable_data_module() -> None:
     [path] = [path for path in FILES if path.stem == "datasets"]
     node = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(node, dict)

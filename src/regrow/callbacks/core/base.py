@@ -65,6 +65,8 @@ class Callback(LightningCallback):
         needs_whole_parameters: Whether it does not support sharded parameters.
         constant_sparsity: Whether the sparsity is the same from the first step to the last.
         needs_rising_sparsity: Whether it acts on events that prune further.
+        searches_sparsity: Whether it changes the sparsity of events.
+        uses_threshold: Whether its events have thresholds instead of sparsities.
         restores_weights: Whether it sets weights back to an earlier step.
         rewinds: Whether it is a `Rewind`.
         cuts_channels: Whether it prunes channels.
@@ -79,6 +81,8 @@ class Callback(LightningCallback):
     needs_whole_parameters = False
     constant_sparsity = False
     needs_rising_sparsity = False
+    searches_sparsity = False
+    uses_threshold = False
     restores_weights = False
     rewinds = False
     cuts_channels = False

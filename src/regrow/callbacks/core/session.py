@@ -83,6 +83,7 @@ class PruningStrategy(Generic[P]):
 
     constant_sparsity = False
     learns_masks = False
+    unit = "sparsity"  # of milestones, for messages
 
     def __init__(
         self, config: PruningConfig | ChannelConfig, keep_removed: KeepRemoved, soft: bool = False
@@ -347,12 +348,12 @@ class PruningSession(Generic[P]):
     def resume(self, state: Mapping[str, Any]) -> None:
         """Load masks, plan and number of past events to continue an interrupted fit."""
         self.strategy.before_resume(self, state)
+        self.strategy.config.check_matches(state["method"])
         if state["final"] != self.final:
             raise StateError(
                 f"the checkpoint was pruned towards sparsity {state['final']:g}, this callback "
                 f"towards {self.final:g}: to change the target, load the weights and start a fit"
             )
-        self.strategy.config.check_matches(state["method"])
         self.load(state)
         now, _ = self.time.start_step()
         self.progress.resume(self.resolve, self.timeline, now, self.on_change)

@@ -69,14 +69,15 @@ def _notes(session: PruningSession) -> Iterator[str]:
     if plan:
         yield (
             f"{len(plan)} event{'s' if len(plan) > 1 else ''}, from step {plan[0].step} to step "
-            f"{plan[-1].step}, to sparsity {plan[-1].sparsity:.4g} "
+            f"{plan[-1].step}, to {session.strategy.unit} {plan[-1].sparsity:.4g} "
             f"({session.strategy.config.distribution})"
         )
     else:
         yield "no events planned"
     if session.strategy.keep_removed:
         size = sum(t.parameter.numel() * t.parameter.element_size() for t in pruner.targets)
-        most = size * max(session.final, pruner.sparsity) / 2**20
+        share = session.final if session.strategy.unit == "sparsity" else 1.0
+        most = size * max(share, pruner.sparsity) / 2**20
         yield (
             f"removed values are stored for unprune: at most {most:.1f} MiB of host memory and of "
             "each checkpoint (keep_removed=False stores none)"
@@ -137,8 +138,8 @@ def warn_may_end_early(trainer: pl.Trainer, session: PruningSession) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if name := _stops_early(callback):
             rank_zero_warn(
-                f"{name} may end the fit before the last pruning event, at step {last} (sparsity "
-                f"{sparsity:.4g}): {_advice(callback, last)}"
+                f"{name} may end the fit before the last pruning event, at step {last} "
+                f"({session.strategy.unit} {sparsity:.4g}): {_advice(callback, last)}"
             )
 
 
@@ -157,12 +158,12 @@ def warn_ended_early(
     signal = isinstance(interrupted, (KeyboardInterrupt, *_SIGTERM))
     if session.current is None or not progress.remaining or (interrupted and not signal):
         return
-    sparsity = session.strategy.sparsity(session.current)
+    sparsity, unit = session.strategy.sparsity(session.current), session.strategy.unit
     target, count = progress.remaining[-1].sparsity, len(progress.remaining)
     if interrupted is None and not trainer.should_stop:
         rank_zero_warn(
             f"the fit ended at sparsity {sparsity:.4g}, before {count} planned events, the last "
-            f"of them to sparsity {target:.4g}. Does the module call step() of a raw optimizer? "
+            f"of them to {unit} {target:.4g}. Does the module call step() of a raw optimizer? "
             "Lightning neither counts such steps nor calls hooks on their gradients: use "
             "self.optimizers()"
         )
@@ -178,8 +179,9 @@ def warn_ended_early(
         stopping = [c for c in trainer.callbacks if _has_stopped(c)]  # type: ignore[attr-defined]
         cause = _stops_early(stopping[0]) if stopping else "trainer.should_stop"
         advice = _advice(stopping[0] if stopping else None, events[-1].step)
+    wanted = "instead of" if unit == "sparsity" else "before threshold"
     rank_zero_warn(
-        f"{cause} ended the fit at sparsity {sparsity:.4g} instead of {events[-1].sparsity:.4g}: "
+        f"{cause} ended the fit at sparsity {sparsity:.4g} {wanted} {events[-1].sparsity:.4g}: "
         f"{left}; {advice}"
     )
 
