@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from regrow.app.cli.main import main
 
@@ -129,3 +130,34 @@ def test_mistakes_are_named_before_training(folder, words, message, capsys):
     said = capsys.readouterr().err
     assert re.search(message, said), said
     assert not [*folder.rglob("*.ckpt")]
+
+
+def test_a_target_inherits_nothing_from_options_and_recipes(folder, capsys):
+    words = ["data._target_=my_module.PointsData", "+model.width=9", "model._target_=my_model.Net"]
+    main(["train", "recipe=cifar10/resnet20_gmp", *words, "--cfg", "job"])
+    cfg = yaml.safe_load(capsys.readouterr().out)
+    assert cfg["data"] == {"_target_": "my_module.PointsData"}
+    assert cfg["model"] == {"_target_": "my_model.Net", "width": 9}
+    assert cfg["trainer"]["max_epochs"] > 100  # of the recipe
+    main(["train", "model=digits_cnn", "model._target_=my_model.Net", "--cfg", "job"])
+    assert {*yaml.safe_load(capsys.readouterr().out)["model"]} > {"_target_", "width"}
+
+
+def test_an_edited_file_is_another_run(folder):
+    words = [*command("my_recipe.yaml"), "trainer.max_epochs=1", "pruning.every=0.5", *QUICK]
+    assert main(words) == 0
+    file = folder / "my_data.py"
+    file.write_text(file.read_text() + "# edited\n")
+    with pytest.raises(SystemExit):
+        main(words)  # the folder has a run with other settings
+    assert main([*words, "force=true"]) == 0
+    assert len([*folder.glob("outputs/controls/*/result.json")]) == 2
+
+
+def test_an_error_in_a_modules_own_step_ends_the_run(folder):
+    file = folder / "my_module.py"
+    step = "        return self.loss(batch)\n"
+    file.write_text(file.read_text().replace(step, "        raise OSError('no disk')\n", 1))
+    with pytest.raises(SystemExit):
+        main([*command("my_module.Regression"), "trainer.max_epochs=1", *QUICK])
+    assert not [*folder.rglob("result.json")]

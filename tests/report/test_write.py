@@ -69,7 +69,7 @@ def test_job_output_is_escaped(tmp_path):
     assert "<script>alert" not in text
     assert "<img" not in text
     assert "&lt;script&gt;alert(1)" in text
-    assert EVIL in data_of(tmp_path)["texts"]  # whole, as data
+    assert ["Verdict", EVIL] in data_of(tmp_path)["runs"][0]["facts"]  # whole, as data
 
 
 def test_jobs_that_failed_are_shown_with_their_reason(tmp_path):

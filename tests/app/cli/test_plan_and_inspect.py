@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from regrow.app.cli.inspect_command import inspect
 from regrow.app.experiment.plan import plan
@@ -124,6 +125,20 @@ def test_inspect_shows_masks_progress_and_costs(job, tmp_path, capsys):
     for name, sparsity in result["layers"].items():
         [line] = [row for row in shown.splitlines() if name in row]
         assert f"{sparsity:.4f}" in line
+
+
+def test_inspect_shows_the_cost_of_a_run_with_its_configuration(job, tmp_path, capsys):
+    cfg = job(*GMP)
+    result = train(cfg)
+    (tmp_path / "run" / ".hydra").mkdir(exist_ok=True)
+    OmegaConf.save(cfg, tmp_path / "run" / ".hydra" / "config.yaml")
+    capsys.readouterr()
+    inspect(tmp_path / "run" / result["checkpoint"])
+    shown = capsys.readouterr().out
+    for name in ("params", "macs", "bytes"):
+        [line] = [row for row in shown.splitlines() if f"│ {name} " in row]
+        cells = [cell.strip() for cell in line.split("│")[2:4]]
+        assert cells == [f"{result[network][name]:,}" for network in ("dense", "pruned")]
 
 
 def test_inspect_shows_a_dense_checkpoint(tmp_path, capsys):

@@ -118,14 +118,15 @@ def _cost_table(
     table.add_row("parameters", f"{dense.params:,}", parameters)
     table.add_row("MACs per image", f"{dense.macs:,}", "by layer density")
     for name, size in (("weights", dense.bytes), ("optimizer state", optimizer)):
-        table.add_row(name, _format_size(size), _format_size(size))
+        table.add_row(name, format_size(size), format_size(size))
     total = dense.bytes + optimizer + sum(parts.values())
     for name, size in (parts | {"checkpoint": total}).items():
-        table.add_row(name, "", _format_size(size))
+        table.add_row(name, "", format_size(size))
     return table
 
 
-def _format_size(count: int) -> str:
+def format_size(count: int) -> str:
+    """Format a number of bytes in MiB."""
     return f"{count / 2**20:.2f} MiB"
 
 

@@ -14,9 +14,7 @@ import torch
 from regrow.app.training.sparsity_levels import LevelRecord
 from regrow.io.files import read_json
 from regrow.profiling.latency import Latency
-
-FORMAT = 1
-FILE = "result.json"
+from regrow.report.load import FILE
 
 
 class LatencyRecord(TypedDict):
