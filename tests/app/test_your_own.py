@@ -108,6 +108,10 @@ def test_own_recipe_is_a_file(folder):
     assert result["sparsity"] == pytest.approx(0.9, abs=1e-2)
     assert {*result["settings"]["model"]} == {"_target_", "inputs", "classes"}
     assert {*result["settings"]["code"]} == {"my_model.py", "my_data.py"}
+    # all of the data counts, and is in the recipe that repeats the run
+    assert result["settings"]["data"]["train"]["count"] == 600
+    [written] = folder.glob("outputs/my_recipe*/*/*/recipe.yaml")
+    assert yaml.safe_load(written.read_text())["data"]["train"]["count"] == 600
 
 
 @pytest.mark.parametrize(

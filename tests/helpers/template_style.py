@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A data module and a LightningModule as application templates have them, on made images."""
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from regrow.app.config.instantiate import public_path
 from regrow.app.config.schema import GROUPS
 
 # Settings that do not change a result: paths and what is displayed.
-UNIMPORTANT = {
+_UNIMPORTANT = {
     "trainer": {
         *("default_root_dir", "enable_progress_bar", "enable_model_summary"),
         *("log_every_n_steps", "profiler"),
@@ -30,6 +31,13 @@ _HASHED = (
 )
 
 
+def unimportant(group: str, node: Mapping[Any, Any]) -> set[str]:
+    """Return the settings of a group that do not change a result; none of the user's own data."""
+    if group == "data" and not str(node.get("_target_")).startswith("regrow.app.data."):
+        return set()
+    return _UNIMPORTANT.get(group, set())
+
+
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """Return the settings that a result depends on, as plain containers."""
     values: dict[str, Any] = {}
@@ -39,7 +47,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
             node = node.copy()
             OmegaConf.set_struct(node, False)
             node._set_parent(cfg)  # interpolations such as ${seed} look upwards
-            for key in UNIMPORTANT.get(part, set()):
+            for key in unimportant(part, node):
                 node.pop(key, None)
             node = OmegaConf.to_container(node, resolve=True)
         values[part] = _with_public_paths(node)

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from regrow.app.config.hashing import UNIMPORTANT, config_hash
+from regrow.app.config.hashing import config_hash, unimportant
 from regrow.app.config.schema import GROUPS
 from regrow.io.files import write_atomic
 from regrow.utils.paths import config_dir
@@ -116,7 +116,7 @@ def _group(group: str, choice: Any, value: Any) -> tuple[str | None, Any]:
     node = _packaged(group, option)
     if node is None or not isinstance(value, dict):
         return None, value
-    hidden = UNIMPORTANT.get(group, set())
+    hidden = unimportant(group, value)
     shown = {key: part for key, part in value.items() if key not in hidden}
     node = {key: part for key, part in node.items() if key not in hidden}
     difference = _difference(node, shown)
