@@ -7,7 +7,6 @@ import gzip
 import importlib.util
 import json
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -155,9 +154,7 @@ def many(folder, jobs, epochs):
 
 def test_page_of_two_hundred_jobs_stays_small(tmp_path):
     many(tmp_path, 200, epochs=200)
-    start = time.perf_counter()
     write_report(tmp_path)
-    assert time.perf_counter() - start < 10
     assert (tmp_path / "report.html").stat().st_size < LIMIT
     assert len(lines(tmp_path)) == 200 * 21
 

@@ -249,15 +249,13 @@ class DropGrow(GradualMagnitude):
         progress.plan = session.resolve(timeline, progress.start)
         self.end = self.updates.stop(timeline)
 
+    def after_replan(self, session: PruningSession[Pruner], timeline: Timeline) -> None:
+        if self.moves:
+            self.end = self.updates.stop(timeline)
+
     def after_resume(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
-        progress = session.progress
-        if session.on_change != "stretch" or not self.moves or progress.reached:
-            return
-        (now, _), timeline = session.time.start_step(), session.timeline
-        planned = session.resolve(timeline, progress.start)
-        ahead = tuple(milestone for milestone in planned if milestone.step >= now)
-        progress.plan = progress.plan[: progress.n_done] + ahead
-        self.end = self.updates.stop(timeline)
+        if session.on_change == "stretch" and self.moves and not session.progress.reached:
+            self.end = self.updates.stop(session.timeline)
 
     def after_load(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
         pruner, self.end = session.pruner, int(state["end"])

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from regrow.callbacks.core.session import PruningSession
 from regrow.masks.zeros import count_zeros, describe_zeros
 from regrow.pruning.config import PruningConfig
+from regrow.schedules.base import PruningPlan
 from regrow.schedules.time import Time, Timeline
 from regrow.utils.lightning_classes import lightning_classes
 from regrow.utils.names import named_parameters
@@ -127,6 +128,22 @@ def print_summary(trainer: pl.Trainer, session: PruningSession, name: str) -> No
         console.print(render_summary(session, name, console.width))
 
 
+def report_moved_events(session: PruningSession, before: PruningPlan) -> None:
+    """Log where the events to come are now, and warn if the fit seems to end before the last."""
+    now, end = session.progress.remaining, session.timeline.end
+    if now != before:
+        rank_zero_info(
+            f"the length of epochs has changed: {len(now)} pruning events are left, the last at "
+            f"step {now[-1].step} (it was step {before[-1].step})"
+        )
+    if end is not None and now[-1].step >= end:
+        rank_zero_warn(
+            f"the length of epochs has changed: if it stays so, the fit ends before step {end}, "
+            f"and the last pruning event, at step {now[-1].step}, never comes: write an earlier "
+            "time, or train longer"
+        )
+
+
 def warn_may_end_early(trainer: pl.Trainer, session: PruningSession) -> None:
     """Warn at the start of callbacks that can stop the fit before its last pruning event."""
     events = [m for m in session.progress.remaining if m.sparsity]
@@ -161,11 +178,10 @@ def warn_ended_early(
     sparsity, unit = session.strategy.sparsity(session.current), session.strategy.unit
     target, count = progress.remaining[-1].sparsity, len(progress.remaining)
     if interrupted is None and not trainer.should_stop:
+        cause = session.time.why_missed(progress.remaining[0].step, progress.epochs)
         rank_zero_warn(
             f"the fit ended at sparsity {sparsity:.4g}, before {count} planned events, the last "
-            f"of them to {unit} {target:.4g}. Does the module call step() of a raw optimizer? "
-            "Lightning neither counts such steps nor calls hooks on their gradients: use "
-            "self.optimizers()"
+            f"of them to {unit} {target:.4g}: {cause}"
         )
         return
     events = [milestone for milestone in progress.plan if milestone.sparsity]
