@@ -88,7 +88,7 @@ def fit(clock, callbacks, batches):
     )
     sgd = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
     network = torchvision.models.resnet50()
-    model = Classifier(network, sgd, num_classes=1000, input_shape=(3, 224, 224))
+    model = Classifier(network, sgd, num_classes=1000)
     trainer.fit(model, DataLoader(batches, batch_size=None))
     for callback in callbacks:
         print(f"{type(callback).__name__}: {callback.sparsity:.4f} masked", flush=True)

@@ -7,6 +7,7 @@ import pytest
 from fake_results import dense_result, result, write
 
 from regrow.report.load import read_run
+from regrow.report.tasks import make_tasks
 from regrow.utils.errors import DataError
 
 
@@ -56,3 +57,27 @@ def test_learning_rate_and_batch_size_are_read_from_the_fit(tmp_path):
     assert (scratch.rate, scratch.batch_size) == (0.05, 64)  # no fine-tuning: those do not count
     later = read_run(write(tmp_path / "b", result(setting=tuned | {"start": None})))
     assert (later.rate, later.batch_size) == (0.01, 32)
+
+
+def with_metric(name, mode, value):
+    """A result whose module logs another metric than accuracy."""
+    content = result(metric=name, metric_mode=mode)
+    for network in (content["dense"], content["pruned"]):
+        del network["accuracy"]
+        network[name] = value
+    content["levels"] = [{"sparsity": 0.5, "monitored": 0.8, f"test_{name}": 0.7, "epoch": 1}]
+    return content
+
+
+def test_another_fraction_takes_the_place_of_the_accuracy(tmp_path):
+    run = read_run(write(tmp_path, with_metric("f1", "max", 0.75)))
+    [task] = make_tasks([run])
+    assert task.name.endswith(" · f1")
+    assert task.rows["accuracy"].tolist() == [0.7, 0.75]
+    assert task.rows["val_accuracy"].tolist() == [0.8, None]
+
+
+@pytest.mark.parametrize(("mode", "value"), [("min", 0.5), ("max", 31.0), ("max", None)])
+def test_metrics_that_are_no_fractions_are_not_shown_as_such(tmp_path, mode, value):
+    with pytest.raises(DataError, match="has the metric mse, the report compares fractions"):
+        read_run(write(tmp_path, with_metric("mse", mode, value)))

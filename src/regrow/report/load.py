@@ -115,6 +115,8 @@ def read_run(folder: Path, name: str = "") -> Run:
             "run the job again, or make the report with the version that wrote it "
             f"(regrow {version or 'of unknown version'})"
         )
+    if (metric := str(result.get("metric", "accuracy"))) != "accuracy":
+        _show_as_accuracy(result, metric)
     _check("", result, _FIELDS)
     _check("dense.", result["dense"], _NETWORK_FIELDS)
     if result.get("pruned") is not None:
@@ -123,6 +125,26 @@ def read_run(folder: Path, name: str = "") -> Run:
     for level in result["levels"]:
         _check("levels.", level, {"sparsity": Real, "test_accuracy": Real})
     return Run(folder, result, name)
+
+
+def _show_as_accuracy(result: dict[str, Any], metric: str) -> None:
+    """Copy another metric of a result, such as an F1 score, to the fields of the accuracy.
+
+    Raises:
+        DataError: If it is no fraction of which more is better.
+    """
+    networks = [one for one in (result.get("dense"), result.get("pruned")) if one]
+    for network in networks:
+        network["accuracy"] = network.get(metric)
+    for level in result.get("levels") or ():
+        level["test_accuracy"], level["val_accuracy"] = level[f"test_{metric}"], level["monitored"]
+    values = [network["accuracy"] for network in networks]
+    fractions = all(isinstance(value, Real) and 0 <= float(value) <= 1 for value in values)
+    if result.get("metric_mode") != "max" or not fractions:
+        raise DataError(
+            f"{FILE} has the metric {metric}, the report compares fractions of which more is "
+            "better: read the values in this file"
+        )
 
 
 def _raise_not_finite(constant: str) -> None:

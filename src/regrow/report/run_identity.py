@@ -47,8 +47,14 @@ def without_seeds(value: Any) -> Any:
 
 
 def task_key(run: Run) -> str:
-    """Return a key of the data and the model."""
-    return hash_settings([_data(run), run.setting("model")])
+    """Return a key of the data, the model, and the metric if it is another than accuracy."""
+    return hash_settings([_data(run), run.setting("model"), *other_metric(run)])
+
+
+def other_metric(run: Run) -> list[str]:
+    """Return the name of the metric that the run has in place of the accuracy, if any."""
+    metric = str(run.result.get("metric", "accuracy"))
+    return [] if metric == "accuracy" else [metric]
 
 
 def point_key(run: Run) -> str:

@@ -14,6 +14,7 @@ from regrow.report.run_identity import (
     method_key,
     method_names,
     model_name,
+    other_metric,
     point_key,
     task_key,
 )
@@ -72,7 +73,7 @@ def _make_task(runs: Sequence[Run]) -> Task:
     plot, dense = make_plot(rows), runs[0].dense
     advice = find_unfair([(names[method_key(run)], run) for run in runs])
     return Task(
-        f"{data_name(runs[0])} · {model_name(runs[0])}",
+        " · ".join((data_name(runs[0]), model_name(runs[0]), *other_metric(runs[0]))),
         f"{dense['params']:,} parameters, {dense['macs']:,} MACs per image",
         rows,
         plot,

@@ -16,13 +16,20 @@ def test_weights_of_a_plain_state_dict_and_of_a_checkpoint(tmp_path):
     wrapped = {f"network.{name}": tensor for name, tensor in layer.state_dict().items()}
     torch.save({"state_dict": wrapped | {"metric": torch.ones(1)}}, tmp_path / "lightning.ckpt")
     for name in ("plain.pt", "lightning.ckpt"):
-        weights = load_initial_weights(str(tmp_path / name))
+        weights = network_weights(load_initial_weights(str(tmp_path / name)), ("weight", "bias"))
         assert {*weights} == {"weight", "bias"}
         assert torch.equal(weights["weight"], layer.weight)
 
 
 def test_weights_with_compiled_names_load():
-    assert {*network_weights({"network._orig_mod.fc.weight": torch.ones(1)})} == {"fc.weight"}
+    saved = {"network._orig_mod.fc.weight": torch.ones(1)}
+    assert {*network_weights(saved, ("fc.weight",))} == {"fc.weight"}
+
+
+def test_a_prefix_that_the_network_has_stays():
+    """A LightningModule with a submodule `network`, and other weights beside it."""
+    own = {"network.weight": torch.ones(1), "head.weight": torch.ones(1)}
+    assert network_weights({"state_dict": own}, own) == own
 
 
 def test_pretrained_name_is_loaded_from_torchvision(monkeypatch):

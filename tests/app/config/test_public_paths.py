@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from regrow.app.config.hashing import config_hash
+from regrow.app.config.hashing import config_hash, settings
 from regrow.app.config.instantiate import public_path
 from regrow.utils.paths import config_dir
 
@@ -60,3 +60,10 @@ def test_hash_uses_public_paths(job):
 @pytest.mark.parametrize("target", ["regrow.nowhere.Thing", "timm.create_model", "regrow.Nothing"])
 def test_other_paths_are_kept(target):
     assert public_path(target) == target
+
+
+def test_tasks_and_own_code_are_in_the_settings_of_runs_that_have_them(job):
+    """Hashes of other runs are as they were."""
+    assert not {"task", "code"} & {*settings(job("recipe=digits/gmp"))}
+    cfg = job("recipe=digits/gmp", "task=own", "task._target_=mine.Task")
+    assert settings(cfg)["task"] == {"_target_": "mine.Task"}

@@ -9,12 +9,16 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from regrow.app.data.base import DataModule, ImageDataModule
+from regrow.data import ResumableDataModule
 from regrow.utils.paths import config_dir
 
 FILES = sorted(config_dir("conf").glob("app/data/*.yaml"))
+OWN = ("own", "datasets")  # of the user
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem not in OWN], ids=lambda path: path.stem
+)
 def test_config_files_contain_every_setting(path: Path) -> None:
     node = OmegaConf.merge({"seed": 3}, {"data": OmegaConf.load(path)}).data
     target = get_object(node["_target_"])
@@ -34,3 +38,13 @@ def test_config_files_contain_every_setting(path: Path) -> None:
     del given["_target_"]
     assert given == defaults | {"seed": 3}
     assert instantiate(node).seed == 3
+
+
+def test_datasets_config_contains_the_settings_of_the_resumable_data_module() -> None:
+    [path] = [path for path in FILES if path.stem == "datasets"]
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(node, dict)
+    parameters = inspect.signature(ResumableDataModule).parameters
+    assert {*node} - {"_target_"} == {*parameters} - {"collate_fn", "loading"}
+    for name in ("batch_size", "shuffle", "drop_last", "num_workers"):
+        assert node[name] == parameters[name].default

@@ -33,7 +33,7 @@ def fit(
     )  # fmt: skip
     network = network.to(memory_format=torch.channels_last)
     sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-    model = Classifier(network, sgd, cosine, num_classes=3, input_shape=(3, 16, 16))
+    model = Classifier(network, sgd, cosine, num_classes=3)
     given = {"num_classes": 3, "size": 16, "resize": 20, "batch_size": 4, "seed": 3}
     given |= {"num_workers": workers, "transforms": "rand_augment"}
     data: ImageNet | ImageNetShards = ImageNet(root=str(root), val_size=6, **given)

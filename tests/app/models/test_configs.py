@@ -21,6 +21,7 @@ FOREIGN = ("torchvision", "timm", "resnet50", "mobilenet_v2", "efficientnet_lite
 MODELS = [
     pytest.param(path, id=path.stem, marks=pytest.mark.vision if path.stem in FOREIGN else ())
     for path in FILES
+    if path.stem != "own"
 ]
 
 

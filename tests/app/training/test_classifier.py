@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -124,13 +124,6 @@ def test_checkpoint_is_weights_only_and_holds_no_settings(tmp_path: Path) -> Non
     )
     x = torch.randn(5, 1, 2, 2)
     assert torch.equal(again(x), model(x))
-
-
-def test_example_input_has_the_data_shape() -> None:
-    example = make(input_shape=[1, 2, 2]).example_input_array
-    assert isinstance(example, Tensor)
-    assert example.shape == (1, 1, 2, 2)
-    assert make().example_input_array is None
 
 
 @pytest.mark.parametrize(

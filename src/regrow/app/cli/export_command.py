@@ -8,23 +8,25 @@ import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from regrow.app.data.base import DataModule
 from regrow.app.experiment.load_run import combined_masks, load_run, load_small
-from regrow.app.training.build import build_data, build_module
-from regrow.app.training.classifier import Classifier
+from regrow.app.training.build import build_data, build_module, network_of
+from regrow.app.training.module_metrics import split_of
 from regrow.channels.cut.channel_cut import ChannelCut, load
 from regrow.io.export import SUFFIXES, Exported, export, written_size
 from regrow.io.files import temporary_beside
 from regrow.masks.masks import Masks
 from regrow.profiling.cost import cost
 from regrow.profiling.latency import latencies
+from regrow.utils.batches import noise_like, resize_batch
 from regrow.utils.errors import DataError, StateError
 
 _IMAGES = 32  # number of images for the check of the file
@@ -47,30 +49,34 @@ def export_checkpoint(path: Path, to: str, out: Path) -> None:
     data = build_data(cfg)
     dense, small = build_module(cfg, data), build_module(cfg, data)
     plan = load_small(small, checkpoint)
-    images, source = some_images(data)
-    exported = _export(small.network, copy.deepcopy(dense.network), out, to, images, plan)
+    images, source = some_images(dense, data)
+    network = network_of(dense)
+    exported = _export(network_of(small), copy.deepcopy(network), out, to, images, plan)
     console = Console()
     console.print(_summary(exported, source), soft_wrap=True)
-    dense_bytes = exported.bytes if plan is None else written_size(dense.network, to, images)
+    dense_bytes = exported.bytes if plan is None else written_size(network, to, images)
     repeats = max(2, int(OmegaConf.select(cfg, "latency.repeats", default=50)))
     sizes, masks = (dense_bytes, exported.bytes), combined_masks(checkpoint)
     console.print(cost_table(dense, small, masks, sizes, images, repeats))
 
 
-def some_images(data: DataModule) -> tuple[Tensor, str]:
-    """Return images of the test set, or random ones if it is missing, with a description."""
+def some_images(module: pl.LightningModule, data: pl.LightningDataModule) -> tuple[Any, str]:
+    """Return inputs of the test set (or validation set), or random ones if it is missing."""
     try:
-        images, _ = next(iter(data.test_dataloader()))
-        return images[:_IMAGES], f"{len(images[:_IMAGES])} test images"
+        split = split_of(module, data)
+        data.prepare_data()
+        data.setup("test" if split == "test" else "validate")
+        loader = data.test_dataloader() if split == "test" else data.val_dataloader()
+        images = next(iter(loader))[0][:_IMAGES]
+        return images, f"{len(images)} {split} images"
     except (DataError, ImportError):
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(_IMAGES, *data.input_shape, generator=generator)
+        images = noise_like(resize_batch(module.example_input_array, _IMAGES))
         return images, f"{_IMAGES} random images, as the test set is missing"
 
 
 def cost_table(
-    dense: Classifier,
-    small: Classifier,
+    dense: nn.Module,
+    small: nn.Module,
     masks: Masks | None,
     sizes: tuple[int, int],
     images: Tensor,
@@ -87,7 +93,7 @@ def cost_table(
         ("bytes on disk", *sizes),
     ):
         table.add_row(label, f"{old:,}", f"{new:,}", f"{old / max(1, new):.2f}x fewer")
-    networks = [dense.network, small.network]
+    networks = [network_of(dense), network_of(small)]
     for label, (slow, fast) in _measure_latencies(networks, images, repeats).items():
         table.add_row(label, f"{slow:.3f}", f"{fast:.3f}", f"{slow / fast:.2f}x as fast")
     table.caption = (

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +17,6 @@ from regrow.app.experiment.evaluate import load_network
 from regrow.app.experiment.load_run import config_file, run_config
 from regrow.app.experiment.plan import format_size
 from regrow.app.experiment.small_checkpoint import groups_table
-from regrow.app.training.classifier import Classifier
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.graph.groups import groups
 from regrow.io.checkpoints import KEY, read_checkpoint
@@ -99,7 +99,7 @@ def _describe_zeros(state: Mapping[str, Tensor]) -> str:
     return f"{count:,} of {total:,} weights ({count / max(1, total):.1%}) are exactly zero"
 
 
-def _channel_table(module: Classifier, checkpoint: Mapping[str, Any]) -> Table:
+def _channel_table(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> Table:
     """Return the channel groups of the network, with the number of channels cut so far."""
     example = two_examples(module.example_input_array, module)
     plan = checkpoint.get(KEY)
@@ -141,7 +141,7 @@ def _describe_progress(saved: Mapping[str, Any], masks: Masks) -> str:
     return "\n".join(lines)
 
 
-def _cost_table(module: Classifier, masks: Masks) -> Table:
+def _cost_table(module: pl.LightningModule, masks: Masks) -> Table:
     table = Table("", "dense", "masked", title="cost")
     dense = cost(module, module.example_input_array)
     masked = cost(module, module.example_input_array, masks)

@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after `regrow`; None: those of `sys.argv`.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for the user's own models and data, after installed packages
     if not args or args[0] in ("-h", "--help"):
         print(_overview().format_help(), end="")
         return 0

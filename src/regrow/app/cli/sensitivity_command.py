@@ -56,6 +56,8 @@ def show_sensitivity(options: ScanOptions) -> None:
         raise ConfigError(f"--out {options.out} cannot be a folder: {error}") from error
     data = build_data(cfg)
     module = build_module(cfg, data)
+    if not isinstance(module, Classifier):
+        raise ConfigError(f"{type(module).__name__} is no classification of the command; {_ADVICE}")
     remarks = []
     if load_small(module, checkpoint) is not None:
         remarks.append("the network has removed channels: sparsities are of the remaining ones")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ PRETRAINED = "pretrained:"
 SCRATCH = "scratch"
 
 
-def load_initial_weights(start: str) -> dict[str, Tensor]:
-    """Load the weights of the network that `start` names.
+def load_initial_weights(start: str) -> dict[str, Any]:
+    """Load the state dict of the network that `start` names.
 
     Args:
         start: A checkpoint of Lightning or a plain state dict, the folder of a run, or
@@ -32,7 +32,8 @@ def load_initial_weights(start: str) -> dict[str, Tensor]:
     """
     if start.startswith(PRETRAINED):
         return _pretrained(start.removeprefix(PRETRAINED))
-    return network_weights(read_checkpoint(checkpoint_of(Path(start))))
+    checkpoint = read_checkpoint(checkpoint_of(Path(start)))
+    return dict(checkpoint.get("state_dict", checkpoint))
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -50,10 +51,18 @@ def checkpoint_of(path: Path) -> Path:
     )
 
 
-def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the weights in a checkpoint, without the prefixes of modules around the network."""
+def network_weights(checkpoint: Mapping[str, Any], names: Container[str]) -> dict[str, Tensor]:
+    """Return the weights in a checkpoint under the names that a network has.
+
+    Args:
+        checkpoint: A checkpoint, or a plain state dict.
+        names: Names of the network's weights; the prefix `network.` of a task is removed if no
+            weight has one of them.
+    """
     state = checkpoint.get("state_dict", checkpoint)
     weights = {str(name).replace("_orig_mod.", ""): value for name, value in state.items()}
+    if any(name in names for name in weights):
+        return weights
     prefix = "network."
     inner = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     return inner or weights

@@ -48,13 +48,13 @@ def public_path(target: str) -> str:
     return target
 
 
-def instantiate_node(what: str, node: Any, kind: type[T], **given: Any) -> T:
+def instantiate_node(what: str, node: Any, kind: type[T] | tuple[type[T], ...], **given: Any) -> T:
     """Instantiate a config node.
 
     Args:
         what: Its key in the configuration, such as "model" or "callbacks.progress".
         node: A mapping with `_target_`.
-        kind: The class that the result must have.
+        kind: The class that the result must have, or several.
         given: Further arguments.
 
     Raises:
@@ -69,9 +69,10 @@ def instantiate_node(what: str, node: Any, kind: type[T], **given: Any) -> T:
     except Exception as error:
         raise wrap_error(f"{what} could not be created from its settings", error) from error
     if not isinstance(thing, kind):
+        needed = kind[0] if isinstance(kind, tuple) else kind
         raise ConfigError(
-            f"{what}._target_={target} makes a {type(thing).__name__}, {kind.__name__} is needed: "
-            f"write one of the options of {what.partition('.')[0]} (regrow train --help)"
+            f"{what}._target_={target} makes a {type(thing).__name__}, {needed.__name__} is "
+            f"needed: write one of the options of {what.partition('.')[0]} (regrow train --help)"
         )
     return thing
 

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from regrow.app.config.schema import GROUPS
+from regrow.app.config.schema import GROUPS, OWN_GROUPS
 from regrow.utils.errors import ConfigError
 from regrow.utils.paths import config_dir
 
@@ -69,6 +69,35 @@ def _choice(word: str) -> str:
 
 def _is_swept(value: str) -> bool:
     return "," in _ENCLOSED.sub("", value) or _FUNCTION.match(value) is not None
+
+
+def choose_own(args: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Choose the empty option `own` of a group whose `_target_` is given without an option.
+
+    Otherwise the arguments of the default option would be passed to the new target. Settings of
+    such a group, and of data=datasets, need no `+`.
+
+    Returns:
+        The command line, and the groups that start empty, in which settings of a recipe are
+        ignored.
+
+    Example:
+        >>> choose_own(["recipe=digits/gmp", "model._target_=mine.Net", "model.depth=2"])
+        (['model=own', 'recipe=digits/gmp', 'model._target_=mine.Net', '++model.depth=2'], \
+{'model'})
+    """
+    keys = [word.lstrip("+").partition("=")[0] for word in args]
+    own = {group for group in OWN_GROUPS if f"{group}._target_" in keys and group not in keys}
+    free = own | ({"data"} if "data=datasets" in args else set())
+
+    def added(word: str, key: str) -> str:
+        group, _, setting = key.partition(".")
+        return (
+            f"++{word.lstrip('+')}" if group in free and setting not in ("", "_target_") else word
+        )
+
+    changed = [added(word, key) for word, key in zip(args, keys, strict=True)]
+    return [*(f"{group}=own" for group in sorted(own)), *changed], own
 
 
 def check_groups(args: Sequence[str]) -> None:

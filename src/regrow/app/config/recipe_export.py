@@ -12,8 +12,9 @@ from typing import Any
 import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from regrow.app.config.hashing import UNIMPORTANT, config_hash
+from regrow.app.config.hashing import config_hash, unimportant
 from regrow.app.config.schema import GROUPS
 from regrow.io.files import write_atomic
 from regrow.utils.paths import config_dir
@@ -31,7 +32,11 @@ def write_recipe(cfg: DictConfig, folder: Path) -> Path:
 
 
 class RecipeName(pl.Callback):
-    """Store the recipe of the run, from `named_recipe`, in every checkpoint."""
+    """Store the recipe of the run, from `named_recipe`, in every checkpoint.
+
+    Arguments that `save_hyperparameters` stored and a checkpoint of plain values cannot hold, such
+    as networks and partial functions, are left out: the recipe has them.
+    """
 
     def __init__(self, recipe: Mapping[str, str]) -> None:
         super().__init__()
@@ -41,6 +46,24 @@ class RecipeName(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[KEY] = dict(self.recipe)
+        for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+            if key in checkpoint:
+                kept = dict(checkpoint[key])
+                checkpoint[key] = {name: value for name, value in kept.items() if is_plain(value)}
+        checkpoint.pop("hparams_type", None)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value consists of tensors and builtin types.
+
+    Example:
+        >>> is_plain({"lr": [0.1, None]}), is_plain(dict)
+        (True, False)
+    """
+    if type(value) in (dict, list, tuple):
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        return all(map(is_plain, parts))
+    return value is None or type(value) in (bool, int, float, str, Tensor)
 
 
 def named_recipe(cfg: DictConfig) -> dict[str, str]:
@@ -93,7 +116,7 @@ def _group(group: str, choice: Any, value: Any) -> tuple[str | None, Any]:
     node = _packaged(group, option)
     if node is None or not isinstance(value, dict):
         return None, value
-    hidden = UNIMPORTANT.get(group, set())
+    hidden = unimportant(group, value)
     shown = {key: part for key, part in value.items() if key not in hidden}
     node = {key: part for key, part in node.items() if key not in hidden}
     difference = _difference(node, shown)

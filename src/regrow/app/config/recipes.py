@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from regrow.app.config.schema import Settings
+from regrow.app.config.schema import OWN_GROUPS, Settings
 from regrow.utils.errors import ConfigError, suggest
 from regrow.utils.paths import config_dir
 
@@ -147,15 +147,28 @@ class _RecipeNode(ConfigNode):
     `regrow train --help` lists: 72 parsed recipes would take seconds.
     """
 
-    def __init__(self, name: str, group: str, path: Path) -> None:
+    def __init__(self, name: str, group: str, path: Path, own: Iterable[str]) -> None:
         self.name, self.group, self.package, self.provider = name, group, "_global_", str(path)
+        self.own = own
 
     @cached_property
     def node(self) -> DictConfig:  # type: ignore[override]
-        return load(Path(str(self.provider)))
+        return _without_groups(load(Path(str(self.provider))), self.own)
 
 
-def register(given: Mapping[str, Path] | None = None) -> None:
+def _without_groups(recipe: DictConfig, own: Iterable[str]) -> DictConfig:
+    """Leave out groups that start empty; choose `own` for those with a `_target_` and no option."""
+    for group in own:
+        recipe.pop(group, None)
+    defaults = recipe.get("defaults") or []
+    chosen = {str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry}
+    for group in OWN_GROUPS:
+        if "_target_" in (recipe.get(group) or {}) and f"override /{group}" not in chosen:
+            recipe["defaults"] = [*(recipe.get("defaults") or []), {f"override /{group}": "own"}]
+    return recipe
+
+
+def register(given: Mapping[str, Path] | None = None, own: Collection[str] = ()) -> None:
     """Add the types of the settings and the recipes to Hydra's config store.
 
     A search path would not find the recipes: the group is `recipe`, the folder `recipes`. Launchers
@@ -163,6 +176,7 @@ def register(given: Mapping[str, Path] | None = None) -> None:
 
     Args:
         given: Files outside the package, by name.
+        own: Groups that start empty: their settings in recipes are left out.
 
     Raises:
         ConfigError: If one of these is no recipe.
@@ -171,14 +185,14 @@ def register(given: Mapping[str, Path] | None = None) -> None:
     store.store("settings", Settings, provider="regrow")
     for name, path in (given or {}).items():
         group, _, stem = f"recipe/{name}".rpartition("/")
-        node = read_recipe(path)
+        node = _without_groups(read_recipe(path), own)
         store.store(stem, node, group=group, package="_global_", provider=str(path))
     for name, path in recipe_files().items():
         group, _, stem = f"recipe/{name}".rpartition("/")
         folder = store.repo
         for part in group.split("/"):
             folder = folder.setdefault(part, {})
-        folder[f"{stem}.yaml"] = _RecipeNode(f"{stem}.yaml", group, path)
+        folder[f"{stem}.yaml"] = _RecipeNode(f"{stem}.yaml", group, path, own)
 
 
 def check_names(args: Sequence[str], given: Iterable[str] = ()) -> None:

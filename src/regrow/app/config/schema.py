@@ -13,8 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from regrow.utils.errors import ConfigError, check_count, check_positive
 
 GROUPS = (
-    "model", "data", "optimizer", "scheduler", "pruning", "trainer", "callbacks", "logger",
+    "model", "data", "task", "optimizer", "scheduler", "pruning", "trainer", "callbacks", "logger",
 )  # fmt: skip
+OWN_GROUPS = ("model", "data", "task")  # whose targets may be the user's own
 _MAY_BE_EMPTY = ("scheduler", "pruning", "logger")
 _OPTIONAL_TARGET = ("pruning", "callbacks", "logger")
 
@@ -46,12 +47,13 @@ class Paths:
 class Settings:
     """Types of the settings of `regrow train`; train.yaml has their defaults and meanings.
 
-    The eight groups hold nodes with a `_target_`, whose settings their classes check. Unions keep a
+    The nine groups hold nodes with a `_target_`, whose settings their classes check. Unions keep a
     number as it is written: 1 and 1.0 have different hashes.
     """
 
     model: Any = MISSING
     data: Any = MISSING
+    task: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
     pruning: Any = MISSING

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
-from torch import Tensor
 
 from regrow.app.config.hashing import config_hash, settings
-from regrow.app.config.initial_weights import load_initial_weights, network_weights
+from regrow.app.config.initial_weights import load_initial_weights
 from regrow.app.experiment.evaluate import measure
 from regrow.app.experiment.result import Measurements
 from regrow.app.training.build import editable_copy, without_teacher
@@ -59,13 +58,13 @@ def train_dense_baseline(cfg: DictConfig) -> DenseBaseline:
     return DenseBaseline(folder / result["checkpoint"], result["block"], total_epochs(cfg))
 
 
-def start_weights(cfg: DictConfig) -> dict[str, Tensor] | None:
+def start_weights(cfg: DictConfig) -> dict[str, Any] | None:
     """Return the weights before the fit; None: as initialized."""
     if cfg.start == "scratch":
         return None
     if cfg.start is None:
         dense = train_dense_baseline(_dense_training(cfg))
-        return network_weights(read_checkpoint(dense.checkpoint))
+        return dict(read_checkpoint(dense.checkpoint)["state_dict"])
     return load_initial_weights(cfg.start)
 
 

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig
+from torch.utils._pytree import tree_map
 
-from regrow.app.config.initial_weights import network_weights
-from regrow.app.data.base import DataModule
 from regrow.app.experiment.result import Measurements
-from regrow.app.training.build import QUIET, build_data, build_module
-from regrow.app.training.classifier import Classifier
+from regrow.app.training.build import build_data, build_module, load_weights
+from regrow.app.training.module_metrics import evaluate, metric_of
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.support.checkpoint_shapes import fit_shapes
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.profiling.cost import cost
 from regrow.profiling.latency import Latency, latency
+from regrow.utils.batches import resize_batch
 from regrow.utils.errors import StateError
 
 _ROUNDS = 5  # of timing; the median round is reported
@@ -30,7 +30,7 @@ class MeasuredNetwork(NamedTuple):
     """A network loaded from a checkpoint, its measurements, and its sparsity by the pruner."""
 
     block: Measurements
-    module: Classifier
+    module: pl.LightningModule
     sparsity: float = 0.0
 
 
@@ -38,7 +38,7 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
     """Load a checkpoint, with masks if `pruning` is given, and measure it.
 
     Raises:
-        StateError: If accuracy or loss is not finite.
+        StateError: If its metric or loss is not finite.
     """
     module, data = load_network(cfg, checkpoint)
     masks, sparsity = None, 0.0
@@ -47,9 +47,10 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
         masks, sparsity = pruning.masks, pruning.sparsity
     size = cost(module, module.example_input_array, masks)
     scores = evaluate(cfg, module, data)
-    if not all(math.isfinite(value) for value in scores.values()):
+    judged = [scores[name] for name in (metric_of(cfg, module)[0], "loss") if name in scores]
+    if not all(map(math.isfinite, judged)):
         raise StateError(
-            f"{checkpoint} has {scores} on the test set: training has diverged, write a lower "
+            f"{checkpoint} has {scores}: training has diverged, write a lower "
             "optimizer.lr (or finetune.lr)"
         )
     block: Any = {**scores, "params": size.params, "macs": size.macs, "bytes": size.bytes}
@@ -58,37 +59,28 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
 
 def load_network(
     cfg: DictConfig, checkpoint: Path | dict[str, Any]
-) -> tuple[Classifier, DataModule]:
+) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     """Load the network of a checkpoint (a file or its content), and its data."""
     state = read_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     data = build_data(cfg)
     if KEY not in state:
-        return build_module(cfg, data, network_weights(state)), data
+        return build_module(cfg, data, state), data
     module = build_module(cfg, data)
     fit_shapes(module, state)
-    module.network.load_state_dict(network_weights(state))
+    load_weights(module, state)
     return module, data
 
 
-def evaluate(cfg: DictConfig, module: Classifier, data: DataModule) -> dict[str, float]:
-    """Compute accuracy (a fraction) and loss on the test set."""
-    trainer = pl.Trainer(
-        accelerator=cfg.trainer.get("accelerator", "auto"),
-        devices=1,
-        precision=cfg.trainer.get("precision"),
-        **QUIET,
-    )
-    [scores] = trainer.test(module, datamodule=data, verbose=False)
-    return {name.removeprefix("test/"): float(value) for name, value in scores.items()}
-
-
-def time_networks(cfg: DictConfig, *modules: Classifier) -> list[Latency]:
+def time_networks(cfg: DictConfig, *modules: pl.LightningModule) -> list[Latency]:
     """Measure latencies in alternation, so that load on the machine affects all networks."""
-    shape = modules[0].example_input_array
-    assert isinstance(shape, torch.Tensor)
     dtype = next(modules[-1].parameters()).dtype  # trainer.precision may have changed it
-    images = shape.new_zeros(int(cfg.latency.batch), *shape.shape[1:], dtype=dtype)
     modules = tuple(module.to(dtype) for module in modules)
+    example = resize_batch(modules[0].example_input_array, int(cfg.latency.batch))
+
+    def convert(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+    images = tree_map(convert, example)
     repeats = max(2, int(cfg.latency.repeats) // _ROUNDS)
     rounds = [[latency(m, images, repeats=repeats) for m in modules] for _ in range(_ROUNDS)]
     return [

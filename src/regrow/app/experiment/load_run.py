@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor
+from torch import Tensor, nn
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from regrow.app.config.initial_weights import network_weights
-from regrow.app.training.classifier import Classifier
+from regrow.app.training.build import load_weights, network_of
 from regrow.channels.cut.channel_cut import ChannelCut, make_channel_cut
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.masks.masks import Masks
 from regrow.utils.errors import ConfigError, StateError
 
-_INNER = "network."  # prefix of the names in a Classifier
+_INNER = "network."  # prefix of the names in a task
 _ADVICE = "in Python, regrow.export(model, path, example_input) exports any model"
 _NEEDED = {"model", "data", "optimizer", "scheduler", "finetune", "seed", "start"}
 
@@ -66,7 +65,7 @@ def load_run(path: Path, advice: str = _ADVICE) -> tuple[DictConfig, dict[str, A
     return cfg, checkpoint
 
 
-def load_small(module: Classifier, checkpoint: dict[str, Any]) -> ChannelCut | None:
+def load_small(module: nn.Module, checkpoint: dict[str, Any]) -> ChannelCut | None:
     """Cut a new module to the shapes of the checkpoint and load the weights.
 
     Returns:
@@ -79,16 +78,18 @@ def load_small(module: Classifier, checkpoint: dict[str, Any]) -> ChannelCut | N
     if KEY in checkpoint:
         saved = ChannelCut.from_state(checkpoint[KEY])
         undo = saved.apply(module)
+        network = network_of(module)
+        prefix = "" if network is module else _INNER
         plan = make_channel_cut(
-            module.network,
-            {name.removeprefix(_INNER): dims for name, dims in saved.kept.items()},
+            network,
+            {name.removeprefix(prefix): dims for name, dims in saved.kept.items()},
             undo,
             removed=saved.removed,
             not_prunable=saved.not_prunable,
             error=saved.error,
         )
     try:
-        module.network.load_state_dict(network_weights(checkpoint))
+        load_weights(module, checkpoint)
     except RuntimeError as error:
         raise StateError(f"the checkpoint's weights are of another network: {error}") from error
     return plan

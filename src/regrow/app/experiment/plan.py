@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.optim import Optimizer
 
 from regrow.app.experiment.small_checkpoint import groups_table
 from regrow.app.training.build import build_callbacks, build_pruning
-from regrow.app.training.classifier import Classifier
 from regrow.app.training.preflight import set_up
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.core.pruning_callback import PruningCallback
@@ -37,14 +38,14 @@ def plan(cfg: DictConfig) -> None:
     pruning = build_pruning(cfg)
     if pruning is None:
         raise ConfigError("pruning=none plans nothing: write pruning=gmp, or recipe=digits/gmp")
-    module, steps = set_up(cfg, pruning)
+    module, _, optimizers, steps = set_up(cfg, pruning)
     console = Console()
     console.print(_event_table(pruning.progress.plan, steps, pruning))
     if isinstance(pruning, ChannelPruning):
         console.print(groups_table(pruning.pruner.groups, {}))
         return
     console.print(_layer_table(pruning, module))
-    console.print(_cost_table(cfg, pruning, module))
+    console.print(_cost_table(cfg, pruning, module, optimizers))
 
 
 def _event_table(milestones: tuple[Milestone, ...], steps: int, pruning: PruningCallback) -> Table:
@@ -91,9 +92,14 @@ def _layer_sparsities(pruning: PruningCallback) -> dict[str, float]:
     return sparsities
 
 
-def _cost_table(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> Table:
+def _cost_table(
+    cfg: DictConfig,
+    pruning: PruningCallback,
+    module: nn.Module,
+    optimizers: Sequence[Optimizer],
+) -> Table:
     """Return the cost of the dense network and the parts of a checkpoint at the target."""
-    pruner, optimizer = pruning.pruner, _optimizer_bytes(cfg, module)
+    pruner, optimizer = pruning.pruner, _optimizer_bytes(optimizers)
     dense = cost(module, module.example_input_array)
     sparsity = 0.0 if pruning.uses_threshold else pruning.final  # a threshold may prune nothing
     pruned = sum(
@@ -105,7 +111,7 @@ def _cost_table(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -
         "masks": sum(-(-target.parameter.numel() // 8) for target in pruner.targets),
         "removed values": pruned * width if pruning.keep_removed else 0,
     }
-    if snapshot := _rewind_bytes(cfg, pruning, module):
+    if snapshot := _rewind_bytes(cfg, pruning, module, optimizers):
         parts["rewind snapshot"] = snapshot
     table = Table("", "dense", "at the target", title="cost")
     parameters = "by the weights" if pruning.uses_threshold else f"{dense.params - pruned:,}"
@@ -124,26 +130,32 @@ def format_size(count: int) -> str:
     return f"{count / 2**20:.2f} MiB"
 
 
-def _rewind_bytes(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -> int:
+def _rewind_bytes(
+    cfg: DictConfig,
+    pruning: PruningCallback,
+    module: nn.Module,
+    optimizers: Sequence[Optimizer],
+) -> int:
     """Return the bytes of the tensors that a rewind restores."""
     rewinds = [*pruning.children, *build_callbacks(cfg, pruning)]
     parts = [part for rewind in rewinds if isinstance(rewind, Rewind) for part in rewind.parts]
     tensors = [*module.parameters(), *module.buffers()]
     sizes = {
         "weights": sum(tensor.nbytes for tensor in tensors),
-        "optimizer": _optimizer_bytes(cfg, module),
-        "fresh": _optimizer_bytes(cfg, module, steps=0),
+        "optimizer": _optimizer_bytes(optimizers),
+        "fresh": _optimizer_bytes(optimizers, steps=0),
     }
     return sum(sizes.get(part, 0) for part in parts)
 
 
-def _optimizer_bytes(cfg: DictConfig, module: Classifier, steps: int = 1) -> int:
-    """Return the bytes of the optimizer state, from steps of a copy with zero gradients."""
-    twin = copy.deepcopy(module.network)
-    optimizer = module.optimizer(twin.parameters())
-    for parameter in twin.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    for _ in range(steps):
-        optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type,return-value]
-    tensors = [t for state in optimizer.state.values() for t in state.values()]
-    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+def _optimizer_bytes(optimizers: Sequence[Optimizer], steps: int = 1) -> int:
+    """Return the bytes of the optimizer states, from steps of copies with zero gradients."""
+    total = 0
+    for optimizer in map(copy.deepcopy, optimizers):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
+        for _ in range(steps):
+            optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type,return-value]
+        tensors = [t for state in optimizer.state.values() for t in state.values()]
+        total += sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+    return total

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
@@ -43,8 +43,9 @@ def latency_record(latency: Latency) -> LatencyRecord:
 class Measurements(TypedDict):
     """Measurements of one network on the test set.
 
-    `accuracy` and `accuracy_top5` (more than 10 classes) are fractions; `params` and `macs` count
-    unpruned weights and the multiply-accumulates of one image.
+    `accuracy` and `accuracy_top5` (more than 10 classes) are fractions; a LightningModule or a task
+    of the user has the metrics that it logs instead. `params` and `macs` count unpruned weights and
+    the multiply-accumulates of one image.
     """
 
     accuracy: float
@@ -81,7 +82,9 @@ class Result(TypedDict):
     `of` is what was pruned (weights or channels); `sparsity` counts prunable units, and
     `sparsity_total` all weights; `layers` has the sparsity of each layer and `excluded` the reason
     for each layer that was not pruned. `compression`, `theoretical_speedup` (MACs) and
-    `measured_speedup` (median latency) are dense / pruned; `accuracy_drop` is a fraction.
+    `measured_speedup` (median latency) are dense / pruned. `metric` is what networks are compared
+    by ("accuracy", a fraction, if absent), `metric_mode` whether "max" or "min" is best, and
+    `accuracy_drop` how much worse it is after pruning; `split` is what was measured on.
     """
 
     format: int
@@ -113,6 +116,9 @@ class Result(TypedDict):
     compression: NotRequired[float]
     theoretical_speedup: NotRequired[float]
     measured_speedup: NotRequired[float]
+    metric: NotRequired[str]
+    metric_mode: NotRequired[str]
+    split: NotRequired[str]
 
 
 def finished_result(folder: Path, config_hash: str) -> Result | None:
@@ -130,10 +136,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def compare(dense: Measurements, pruned: Measurements) -> dict[str, float]:
+def compare(
+    dense: Measurements, pruned: Measurements, metric: str = "accuracy", mode: str = "max"
+) -> dict[str, float]:
     """Compare the pruned network with the dense one; see `Result`."""
+    before, after = (cast("dict[str, Any]", block)[metric] for block in (dense, pruned))
     return {
-        "accuracy_drop": dense["accuracy"] - pruned["accuracy"],
+        "accuracy_drop": before - after if mode == "max" else after - before,
         "compression": dense["params"] / max(1, pruned["params"]),
         "theoretical_speedup": dense["macs"] / max(1, pruned["macs"]),
         "measured_speedup": dense["latency_ms"]["median"] / pruned["latency_ms"]["median"],
@@ -177,10 +186,16 @@ def verdict(result: Result) -> str:
         'dense: accuracy 90.00 %'
     """
     dense, pruned = result["dense"], result["pruned"]
+    metric, of_val = result.get("metric", "accuracy"), result.get("split") == "val"
+    where = " on the validation set" if of_val else ""
     if pruned is None:
-        return f"dense: accuracy {dense['accuracy']:.2%}".replace("%", " %")
-    points = 100 * result["accuracy_drop"]
-    change = f"{abs(points):.2f} points {'lost' if points > 0 else 'gained'}"
+        value: float = cast("dict[str, Any]", dense)[metric]
+        shown = f"{value:.2%}".replace("%", " %") if metric == "accuracy" else f"{value:.4g}"
+        return f"dense: {metric} {shown}{where}"
+    drop = result["accuracy_drop"]
+    change = f"{abs(100 * drop):.2f} points {'lost' if drop > 0 else 'gained'}{where}"
+    if metric != "accuracy":
+        change = f"{metric} {abs(drop):.4g} {'worse' if drop > 0 else 'better'}{where}"
     of = result.get("of", "weights")
     gone = "of the prunable are zero" if of == "weights" else f"of the {of} are gone"
     size = f"{result['compression']:.1f}x fewer parameters ({result['sparsity']:.1%} {gone}), "

@@ -26,7 +26,9 @@ def result_table(result: dict[str, Any]) -> Table:
     table = Table("", title=f"{result['recipe']} (seed {result['seed']})")
     for head in ("dense",) if pruned is None else ("dense", "pruned", "change"):
         table.add_column(head, justify="right")
-    for label, key, form in _ROWS:
+    known = {key for _, key, _ in _ROWS}
+    own = [(key, key, "{:.4g}".format) for key in dense if key not in known]
+    for label, key, form in (*own, *_ROWS):
         if key in dense:
             row = [label, form(dense[key])]
             if pruned is not None:
@@ -44,9 +46,13 @@ def result_table(result: dict[str, Any]) -> Table:
 def levels_table(result: dict[str, Any]) -> Table:
     """Return the table of accuracy at each trained sparsity."""
     table = Table("sparsity", "epoch", "validation", "test", title="levels")
+    metric = result.get("metric", "accuracy")
     for level in result["levels"]:
         cells = (level.get("val_accuracy"), level.get("test_accuracy"))
-        shown = ["-" if cell is None else f"{100 * cell:.2f} %" for cell in cells]
+        if metric != "accuracy":
+            cells = (level["monitored"], level[f"test_{metric}"])
+        unit = (100, ".2f", " %") if metric == "accuracy" else (1, ".4g", "")
+        shown = ["-" if c is None else f"{unit[0] * c:{unit[1]}}{unit[2]}" for c in cells]
         table.add_row(f"{100 * level['sparsity']:.2f} %", str(level["epoch"]), *shown)
     return table
 
@@ -80,4 +86,6 @@ def _change(key: str, dense: Any, pruned: Any) -> str:
         return f"{pruned - dense:+.4f}"
     if key == "latency_ms":
         return f"{dense['median'] / pruned['median']:.2f}x as fast"
+    if isinstance(dense, float):  # another metric
+        return f"{pruned - dense:+.4g}"
     return f"{dense / max(1, pruned):.2f}x fewer"

@@ -33,6 +33,7 @@ from regrow.app.experiment.small_checkpoint import small_checkpoint, summarize_c
 from regrow.app.training.build import build_pruning, with_teacher
 from regrow.app.training.distributed_fit import fit
 from regrow.app.training.locks import exclusive
+from regrow.app.training.module_metrics import evaluate, metric_of, split_of
 from regrow.app.training.preflight import check_settings, set_up
 from regrow.app.training.sparsity_levels import LevelRecord, LevelRecorder
 from regrow.callbacks.channel_pruning import ChannelPruning
@@ -71,15 +72,18 @@ def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
     if result is not None:
         info(f"{folder / FILE}: already finished; use force=true to rerun")
         return result
-    set_up(cfg, build_pruning(cfg))
+    module, data, *_ = set_up(cfg, build_pruning(cfg))
+    metric, mode = metric_of(cfg, module)
+    judged = {"metric": metric, "metric_mode": mode, "split": split_of(module, data)}
     _claim_folder(folder, key)
     started = time.perf_counter()
     baseline = train_dense_baseline(cfg)
     measured = _dense_fields(cfg, folder, baseline)
     if pruning is not None:
         measured |= _prune_and_measure(cfg, folder, pruning, baseline)
+        measured |= compare(measured["dense"], measured["pruned"], metric, mode)
     seconds = round(time.perf_counter() - started, 1)
-    result = cast(Result, _run_fields(cfg, key) | measured | {"seconds": seconds})
+    result = cast(Result, _run_fields(cfg, key) | judged | measured | {"seconds": seconds})
     result["verdict"] = verdict(result)
     recipe_export.write_recipe(cfg, folder)
     write_json(folder / FILE, result)
@@ -123,7 +127,6 @@ def _prune_and_measure(
         "dense": dense_block,
         "pruned": pruned_block,
         **_sparsity_fields(reloaded, network),
-        **compare(dense_block, pruned_block),
         "levels": levels,
         "history": reloaded.history,
         "budget": budget(reloaded.history),
@@ -154,11 +157,12 @@ def _test_levels(
     for index, (level, weights) in enumerate(recorder.weights()):
         last = index == len(recorder.levels) - 1
         if last and level["sparsity"] == pruned.sparsity:
-            accuracy, loss = pruned.block["accuracy"], pruned.block["loss"]
+            scores: Any = pruned.block
         else:
-            scores = evaluation.evaluate(cfg, *evaluation.load_network(cfg, weights))
-            accuracy, loss = scores["accuracy"], scores["loss"]
-        levels.append({**level, "test_accuracy": accuracy, "test_loss": loss})
+            scores = evaluate(cfg, *evaluation.load_network(cfg, weights))
+        shown = {metric_of(cfg, pruned.module)[0], "loss"} & scores.keys()
+        tested: Any = {f"test_{name}": scores[name] for name in sorted(shown)}
+        levels.append({**level, **tested})
     return levels
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from regrow.app.config.instantiate import root_cause
-from regrow.app.config.overrides import check_groups, check_plugins, defer_to_jobs
+from regrow.app.config.overrides import check_groups, check_plugins, choose_own, defer_to_jobs
 from regrow.app.config.recipes import check_names, register, replace_recipe_files
 from regrow.app.config.schema import check_schema
 from regrow.app.launch.failures import Job, record_failure
@@ -42,14 +42,15 @@ def launch(command: str, args: list[str]) -> None:
     args, given = replace_recipe_files(args)
     check_names(args, given)
     check_groups(args)
-    register(given)
+    args, own = choose_own(args)
+    register(given, own)
     extra = NO_FILES if command == "plan" else ()
     run = hydra.main(
         version_base="1.3", config_path=str(config_dir("conf") / "app"), config_name="train"
     )
     # Hydra reads sys.argv, without the sub-command.
     _command_line[:] = sys.argv
-    sys.argv[1:] = [*extra, *map(quote_value, defer_to_jobs(args))]
+    sys.argv[1:] = [*extra, *defer_to_jobs([*map(quote_value, args)])]
     try:
         with handle_sigterm():
             run(JOBS[command])()

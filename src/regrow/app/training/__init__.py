@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""One resumable fit, built from a configuration."""
+"""One resumable fit, built from a configuration.
+
+Classes are imported when first used.
+"""
 
 import importlib
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("constant", "cosine", "linear", "multistep"):
+    modules = {"Classifier": "classifier", "Task": "classifier"}
+    modules |= dict.fromkeys(("constant", "cosine", "linear", "multistep"), "lr_schedules")
+    if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.lr_schedules"), name)
+    return getattr(importlib.import_module(f"{__name__}.{modules[name]}"), name)

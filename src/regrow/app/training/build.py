@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -18,28 +20,24 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from regrow.app.config.hashing import CLASSIFICATION
+from regrow.app.config.initial_weights import network_weights
 from regrow.app.config.instantiate import (
     instantiate_node,
     instantiate_partial,
     public_path,
     wrap_error,
 )
-from regrow.app.data.base import DataModule
-from regrow.app.training.classifier import Classifier
+from regrow.app.training.classifier import Classifier, Task
 from regrow.app.training.locks import on_rank_zero
 from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.sparse_early_stopping import SparseEarlyStopping
 from regrow.callbacks.sparse_model_checkpoint import SparseModelCheckpoint
+from regrow.data.dataset_loader import seed_generators
 from regrow.utils.errors import ConfigError, join_limited, suggest
+from regrow.utils.lightning_classes import lightning_classes
 
-# Arguments of a Trainer that writes and prints nothing.
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 _ONLY_WITH_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
 _DISTILL = ("regrow.Distill",)
 # Callbacks without effect on a dense network.
@@ -53,59 +51,160 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
-def build_data(cfg: DictConfig) -> DataModule:
+def build_data(cfg: DictConfig) -> pl.LightningDataModule:
     """Return the data module, with the batch size of fine-tuning if set."""
+    seed_all(cfg.seed)
     node = cfg.data
     if fine_tunes(cfg) and cfg.finetune.batch_size is not None:
-        node = OmegaConf.merge(node, {"batch_size": cfg.finetune.batch_size})
-    return instantiate_node("data", node, DataModule)  # type: ignore[type-abstract]
+        node = editable_copy(node)
+        node._set_parent(cfg)
+        node.batch_size = cfg.finetune.batch_size
+    return _make_data(node)
+
+
+def _make_data(node: DictConfig) -> pl.LightningDataModule:
+    try:
+        kinds: tuple[type[pl.LightningDataModule], ...] = lightning_classes("LightningDataModule")
+        return instantiate_node("data", node, kinds)
+    except ConfigError as error:
+        if "LightningDataModule is needed" not in str(error):
+            raise
+        raise ConfigError(
+            f"{error}; for datasets of torch write data=datasets data.train._target_=..., for "
+            "loaders a LightningDataModule that returns them"
+        ) from error
 
 
 def build_module(
-    cfg: DictConfig, data: DataModule, weights: Mapping[str, Tensor] | None = None
-) -> Classifier:
-    """Return the module to train, initialized by the seed or with `weights`.
+    cfg: DictConfig, data: pl.LightningDataModule, weights: Mapping[str, Any] | None = None
+) -> pl.LightningModule:
+    """Return the module to train, initialized by the seed or with the weights of a checkpoint.
+
+    A LightningModule is returned as it is; an `nn.Module` becomes the network of the `task`.
 
     Raises:
         ConfigError: If the weights do not fit the network, or the network does not fit the data.
     """
     seed_all(cfg.seed)
-    network = instantiate_node("model", cfg.model, torch.nn.Module)
+    model = instantiate_node("model", cfg.model, torch.nn.Module)
     if weights is not None:
-        check_weights_fit(network.state_dict(), weights)
-        network.load_state_dict(weights)
-    _check_classes_match(cfg, network, data)
-    if data.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    overrides = {"lr": cfg.finetune.lr} if fine_tunes(cfg) and cfg.finetune.lr is not None else {}
-    return Classifier(
-        network,
-        instantiate_partial("optimizer", cfg.optimizer, **overrides),
-        instantiate_partial("scheduler", cfg.scheduler) if cfg.scheduler else None,
-        num_classes=data.num_classes,
-        label_smoothing=float(cfg.get("label_smoothing", 0.0)),  # older runs have none
-        input_shape=data.input_shape,
-    )
+        own = model.state_dict()
+        weights = network_weights(weights, own)
+        check_weights_fit(own, weights)
+        model.load_state_dict(weights)
+    if isinstance(model, lightning_classes("LightningModule")):
+        module: Any = model
+        if module.example_input_array is None:
+            module.example_input_array = example_input(cfg, data)
+    else:
+        example = example_input(cfg, data)
+        module = _make_task(cfg, model, data, example)
+        module.example_input_array = example
+    if getattr(data, "channels_last", False):
+        module.to(memory_format=torch.channels_last)
+    return cast("pl.LightningModule", module)
 
 
-def _check_classes_match(cfg: DictConfig, network: torch.nn.Module, data: DataModule) -> None:
-    """Check by a forward pass that the network fits the images and classes of the data."""
+def _make_task(
+    cfg: DictConfig, network: torch.nn.Module, data: pl.LightningDataModule, example: Any
+) -> Task:
+    node = cfg.get("task") or CLASSIFICATION  # older runs have none
+    make = instantiate_node("task", node, functools.partial, _partial_=True)
+    settings: dict[str, Any] = {}
+    smoothing = float(cfg.get("label_smoothing", 0.0))  # older runs have none
+    if isinstance(make.func, type) and issubclass(make.func, Classifier):
+        settings["num_classes"] = _count_classes(cfg, network, data, example)
+        settings["label_smoothing"] = smoothing
+    elif smoothing:
+        raise ConfigError(f"label_smoothing={smoothing} has no effect with {node['_target_']}")
+    rate = {"lr": cfg.finetune.lr} if fine_tunes(cfg) and cfg.finetune.lr is not None else {}
+    optimizer = instantiate_partial("optimizer", cfg.optimizer, **rate)
+    scheduler = instantiate_partial("scheduler", cfg.scheduler) if cfg.scheduler else None
+    try:
+        task = make(network, optimizer, scheduler, **settings)
+    except Exception as error:
+        raise wrap_error("task could not be created from its settings", error) from error
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"task._target_={node['_target_']} makes a {type(task).__name__}: write a subclass of "
+            "regrow.app.training.Task, or give a whole LightningModule as model._target_"
+        )
+    return task
+
+
+def network_of(module: torch.nn.Module) -> torch.nn.Module:
+    """Return the network of a task, or a LightningModule of another kind itself."""
+    return module.network if isinstance(module, Task) else module
+
+
+def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Load the weights of a checkpoint into the network of a module, whose shapes they have."""
+    network = network_of(module)
+    network.load_state_dict(network_weights(checkpoint, network.state_dict()))
+
+
+def example_input(cfg: DictConfig, data: pl.LightningDataModule) -> Any:
+    """Return the input of one example: zeros of `data.input_shape`, or from a training batch.
+
+    Raises:
+        ConfigError: If a batch is neither a tensor nor `(inputs, ...)`.
+    """
+    shape = getattr(data, "input_shape", None)
+    if shape is not None:
+        return torch.zeros(1, *shape)
+    node = OmegaConf.to_container(editable_copy(cfg).data, resolve=True)
+    batch = _first_batch(json.dumps(node, default=str))
+    inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(inputs, Tensor):
+        raise ConfigError(
+            f"the inputs of a training batch are no tensor but {type(inputs).__name__}: set "
+            "example_input_array in the LightningModule, which forward() takes"
+        )
+    return inputs[:1].clone()
+
+
+@functools.cache
+def _first_batch(node: str) -> Any:
+    """Read the first training batch of a data module of its own, with the settings in JSON."""
+    data = _make_data(OmegaConf.create(json.loads(node)))
+    with seed_generators(0):
+        try:
+            data.prepare_data()
+            data.setup("fit")
+            return next(iter(data.train_dataloader()))
+        except Exception as error:
+            raise wrap_error("data gives no training batch", error) from error
+
+
+def _count_classes(
+    cfg: DictConfig, network: torch.nn.Module, data: pl.LightningDataModule, example: Any
+) -> int:
+    """Count classes by a forward pass, and check that the network fits those of the data."""
     pair = f"model {cfg.model['_target_']} does not fit data {cfg.data['_target_']}"
+    shape = tuple(example.shape[1:])
     try:
         with torch.no_grad():
-            logits = network.eval()(torch.zeros(1, *data.input_shape))
+            logits = network.eval()(example)
     except RuntimeError as error:
         raise ConfigError(
-            f"{pair}, whose images are {data.input_shape}: {error}; choose another model, or set "
+            f"{pair}, whose images are {shape}: {error}; choose another model, or set "
             "model.in_channels or model.input_shape"
         ) from error
     finally:
         network.train()
-    if logits.shape != (1, data.num_classes):
+    classes = getattr(data, "num_classes", None)
+    if isinstance(logits, Tensor) and logits.shape == (1, classes or logits.shape[-1]):
+        return int(logits.shape[-1])
+    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if classes is None:
         raise ConfigError(
-            f"{pair}: its output for one image has shape {tuple(logits.shape)}, the data has "
-            f"{data.num_classes} classes: write model.num_classes={data.num_classes}"
+            f"task=classification needs logits (N, classes), the output of {cfg.model['_target_']} "
+            f"for one example is {given}: write task._target_=..., or give a LightningModule"
         )
+    raise ConfigError(
+        f"{pair}: its output for one image has shape {given}, the data has {classes} classes: "
+        f"write model.num_classes={classes}"
+    )
 
 
 def fine_tunes(cfg: DictConfig) -> bool:
@@ -148,7 +247,8 @@ def _check_known_keys(node: DictConfig) -> None:
 def build_callbacks(cfg: DictConfig, pruning: PruningCallback | None) -> list[pl.Callback]:
     """Return the enabled callbacks, the pruning callback first."""
     nodes = [(f"callbacks.{name}", node) for name, node in cfg.callbacks.items() if node]
-    callbacks = [instantiate_node(name, node, pl.Callback, _convert_="all") for name, node in nodes]
+    kinds = lightning_classes("Callback")
+    callbacks = [instantiate_node(name, node, kinds, _convert_="all") for name, node in nodes]
     if pruning is None:
         return [callback for callback in callbacks if not isinstance(callback, _ONLY_WITH_PRUNING)]
     return [pruning, *callbacks]
@@ -168,7 +268,8 @@ def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
         node.save_dir = str(folder)
     _keep_earlier_metrics(folder / "logs" / "metrics.csv")
     try:
-        return instantiate_node("logger", node, Logger, _convert_="all")  # type: ignore[type-abstract]
+        kinds: tuple[type[Logger], ...] = lightning_classes("loggers.Logger")
+        return instantiate_node("logger", node, kinds, _convert_="all")
     except ConfigError as error:
         cause = error.__cause__ and error.__cause__.__cause__
         if not isinstance(cause, ImportError):

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The LightningModule of the recipes."""
+"""LightningModules of the command: a task around a network, and classification."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -22,32 +21,24 @@ from regrow.utils.errors import ConfigError, check_count
 Batch = tuple[Tensor, Tensor]
 
 
-class Classifier(LightningModule):
-    """Image classification with cross-entropy.
+class Task(LightningModule):
+    """A network with the optimizer and the schedule of the configuration.
 
-    Logs `train/loss`, `val/loss`, `val/accuracy`, `test/loss`, `test/accuracy`, and with more than
-    10 classes `val/accuracy_top5` and `test/accuracy_top5`. Accuracies are fractions of all
-    samples. Saves no hyper-parameters, so that checkpoints load with `weights_only=True`.
+    A subclass defines the steps (`training_step`, `validation_step`, `test_step`) and what they
+    log. The command calls it with the three arguments below and the other keys of `task`.
 
     Args:
-        network: Images (N, C, H, W) -> logits (N, num_classes).
+        network: The model.
         optimizer: Called with the parameters, such as `functools.partial(SGD, lr=0.1)`.
         scheduler: A scheduler's class or a function of `(optimizer, total_steps)`, see
             `restart_each_round`; stepped after every optimizer step. None: constant learning rate.
-        num_classes: Number of classes.
-        label_smoothing: In [0, 1), in the training loss only.
-        input_shape: (channels, height, width) of one image, for `example_input_array`.
-
-    Raises:
-        ConfigError: For an invalid value.
 
     Example:
-        >>> from functools import partial
-        >>> from torch.optim import SGD
-        >>> model = Classifier(nn.Flatten(), partial(SGD, lr=0.1), num_classes=4,
-        ...                    input_shape=(1, 2, 2))
-        >>> model(model.example_input_array).shape
-        torch.Size([1, 4])
+        >>> class Regression(Task):
+        ...     def training_step(self, batch, batch_idx):
+        ...         return F.mse_loss(self(batch[0]), batch[1])
+        >>> Regression(nn.Linear(4, 1), torch.optim.Adam)(torch.zeros(2, 4)).shape
+        torch.Size([2, 1])
     """
 
     def __init__(
@@ -55,45 +46,15 @@ class Classifier(LightningModule):
         network: nn.Module,
         optimizer: Callable[[Iterator[nn.Parameter]], Optimizer],
         scheduler: Callable[..., LRScheduler] | None = None,
-        *,
-        num_classes: int,
-        label_smoothing: float = 0.0,
-        input_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(
-                f"label_smoothing must be in [0, 1), got {label_smoothing}: write 0.1 for 10 %"
-            )
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.label_smoothing = label_smoothing
-        metrics = _accuracies(check_count("num_classes", num_classes, least=2))
-        self.val_accuracy = metrics.clone(prefix="val/")
-        self.test_accuracy = metrics.clone(prefix="test/")
-        if input_shape is not None:
-            self.example_input_array = torch.zeros(1, *input_shape)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, num_classes) for images (N, C, H, W)."""
-        logits: Tensor = self.network(images)
-        return logits
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
-        images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the validation loss and accuracy."""
-        self._evaluate(batch, "val/loss", self.val_accuracy)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the test loss and accuracy."""
-        self._evaluate(batch, "test/loss", self.test_accuracy)
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Return the output of the network."""
+        return self.network(*inputs, **named)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, and the schedule over the fit or over one rewinding round.
@@ -109,6 +70,66 @@ class Classifier(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+class Classifier(Task):
+    """Classification with cross-entropy.
+
+    Logs `train/loss`, `val/loss`, `val/accuracy`, `test/loss`, `test/accuracy`, and with more than
+    10 classes `val/accuracy_top5` and `test/accuracy_top5`. Accuracies are fractions of all
+    samples. Saves no hyper-parameters, so that checkpoints load with `weights_only=True`.
+
+    Args:
+        network: Inputs (N, ...) -> logits (N, num_classes).
+        optimizer: As for `Task`.
+        scheduler: As for `Task`.
+        num_classes: Number of classes.
+        label_smoothing: In [0, 1), in the training loss only.
+
+    Raises:
+        ConfigError: For an invalid value.
+
+    Example:
+        >>> from functools import partial
+        >>> from torch.optim import SGD
+        >>> model = Classifier(nn.Flatten(), partial(SGD, lr=0.1), num_classes=4)
+        >>> model(torch.zeros(1, 1, 2, 2)).shape
+        torch.Size([1, 4])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[[Iterator[nn.Parameter]], Optimizer],
+        scheduler: Callable[..., LRScheduler] | None = None,
+        *,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(network, optimizer, scheduler)
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(
+                f"label_smoothing must be in [0, 1), got {label_smoothing}: write 0.1 for 10 %"
+            )
+        self.label_smoothing = label_smoothing
+        metrics = _accuracies(check_count("num_classes", num_classes, least=2))
+        self.val_accuracy = metrics.clone(prefix="val/")
+        self.test_accuracy = metrics.clone(prefix="test/")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one batch."""
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the validation loss and accuracy."""
+        self._evaluate(batch, "val/loss", self.val_accuracy)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the test loss and accuracy."""
+        self._evaluate(batch, "test/loss", self.test_accuracy)
 
     def _evaluate(self, batch: Batch, name: str, metrics: MetricCollection) -> None:
         images, labels = batch

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from regrow.app.config.instantiate import wrap_error
 from regrow.app.config.recipe_export import named_recipe
-from regrow.app.training.build import QUIET, build_pruning
+from regrow.app.training.build import build_pruning
 from regrow.app.training.fit import FitResult, fit_in_process, under_submitit
 from regrow.app.training.locks import exclusive, exit_with_parent, on_rank_zero
+from regrow.app.training.module_metrics import QUIET
 from regrow.app.training.sparsity_levels import LevelRecord, LevelRecorder
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.checkpoints import read_checkpoint

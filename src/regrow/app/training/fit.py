@@ -29,7 +29,7 @@ from regrow.app.training.build import (
     build_module,
     log_settings,
 )
-from regrow.app.training.classifier import Classifier
+from regrow.app.training.lightning_packages import follow, lightning_package, with_package
 from regrow.app.training.sparsity_levels import LevelRecorder
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.pruning_callback import PruningCallback
@@ -80,6 +80,8 @@ def fit_in_process(
     """
     data = build_data(cfg)
     module = build_module(cfg, data, weights)
+    package = lightning_package(module)
+    cfg, data = with_package(cfg, package), follow(data, package)
     checkpoints = folder / "checkpoints"
     best = _make_checkpoint_callback(cfg, checkpoints, pruning)
     callbacks, levels = build_callbacks(cfg, pruning), None
@@ -92,7 +94,7 @@ def fit_in_process(
     trainer = instantiate_node(
         "trainer",
         cfg.trainer,
-        pl.Trainer,
+        package.Trainer,
         callbacks=[*callbacks, best, RecipeName(recipe), *cluster_callbacks(os.environ)],
         plugins=cluster_plugins(os.environ, ranks) or cfg.trainer.get("plugins"),
         logger=logger,
@@ -127,7 +129,7 @@ def _make_checkpoint_callback(
 
 
 def _prune_without_training(
-    trainer: pl.Trainer, module: Classifier, pruning: PruningCallback | None, path: Path
+    trainer: pl.Trainer, module: pl.LightningModule, pruning: PruningCallback | None, path: Path
 ) -> Path:
     if pruning is not None:
         pruning.attach(module)

@@ -5,33 +5,47 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from typing import cast
+from contextlib import suppress
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
 
 from regrow.app.config.initial_weights import SCRATCH, load_initial_weights
 from regrow.app.config.instantiate import instantiate_node, is_foreign, wrap_error
-from regrow.app.data.base import DataModule
 from regrow.app.training.build import (
-    QUIET,
     build_callbacks,
     build_data,
     build_module,
     with_teacher,
 )
-from regrow.app.training.classifier import Classifier
+from regrow.app.training.classifier import Classifier, Task
 from regrow.app.training.distributed_fit import check_single_node, world_size
+from regrow.app.training.lightning_packages import follow, lightning_package, with_package
+from regrow.app.training.module_metrics import LOGGED, QUIET, check_metrics, split_of
 from regrow.callbacks.accuracy_budget import AccuracyBudget
 from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.support.teacher import START
 from regrow.schedules.base import Milestone
 from regrow.utils.errors import ConfigError, check_choice, suggest
+from regrow.utils.logging import info
 
-LOGGED = ("val/accuracy", "val/accuracy_top5", "val/loss")
+# Settings of a task, not of a LightningModule.
+_OF_TASKS = ("task", "optimizer", "scheduler", "label_smoothing")
+
+
+class SetUp(NamedTuple):
+    """A fit that was set up: module, data, optimizers, and optimizer steps per epoch."""
+
+    module: pl.LightningModule
+    data: pl.LightningDataModule
+    optimizers: list[Optimizer]
+    steps: int
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -42,7 +56,6 @@ def check_settings(cfg: DictConfig) -> None:
     """
     check_single_node()
     world_size(cfg)
-    check_choice("monitor", cfg.monitor, LOGGED)
     check_choice("monitor_mode", cfg.monitor_mode, ("max", "min"))
     if cfg.trainer.get("fast_dev_run"):
         raise ConfigError(
@@ -58,11 +71,8 @@ def check_settings(cfg: DictConfig) -> None:
                 )
 
 
-def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier, int]:
+def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> SetUp:
     """Set up a fit and stop it before its first step; `pruning` keeps its pruner and plan.
-
-    Returns:
-        The module and the optimizer steps per epoch.
 
     Raises:
         ConfigError, StateError: What the fit itself would raise.
@@ -70,36 +80,77 @@ def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier
     data = build_data(cfg)
     weights = None if cfg.start in (None, SCRATCH) else load_initial_weights(cfg.start)
     module = build_module(cfg, data, weights)
+    _check_used(cfg, module)
+    package = lightning_package(module)
+    cfg, data = with_package(cfg, package), follow(data, package)
     if cfg.trainer.get("max_epochs") == 0:
+        check_metrics(cfg, module, data)
         if pruning is not None:
             pruning.attach(module)
             pruning.progress.plan = (Milestone(0, pruning.final),)
-        return module, 1
+        return SetUp(module, data, [], 1)
     callbacks = build_callbacks(with_teacher(cfg, START), pruning)  # the baseline is trained later
-    _check_monitors_logged(callbacks)
-    _try_optimizer_step(module)
+    if isinstance(module, Classifier):
+        _check_monitors_logged(callbacks)
+    if isinstance(module, Task):
+        _try_optimizer_step(module)
     suite = [c for c in callbacks if isinstance(c, Callback)]
+    stop = _StopBeforeFirstStep()
     with tempfile.TemporaryDirectory() as folder:
         trainer = instantiate_node(
             "trainer",
             on_one_device(cfg, data),
-            pl.Trainer,
-            callbacks=[*suite, _StopBeforeFirstStep()],
+            package.Trainer,
+            callbacks=[*suite, stop],
             **QUIET,
             num_sanity_val_steps=0,
             default_root_dir=folder,
             _convert_="all",
         )
         try:
-            trainer.fit(module, datamodule=data)
-        except _SetupDone:
-            pass
+            with suppress(_SetupDone):
+                trainer.fit(module, datamodule=data)
+            check_metrics(cfg, module, data)
         except Exception as error:  # nothing has trained: foreign errors are about settings
             if not is_foreign(error):
                 raise
             raise wrap_error("the fit cannot be set up", error) from error
-    batches = trainer.num_training_batches
-    return module, max(1, -(-int(batches) // int(trainer.accumulate_grad_batches)))
+    _say_what_holds(module, data, trainer)
+    steps = max(1, -(-int(trainer.num_training_batches) // int(trainer.accumulate_grad_batches)))
+    return SetUp(module, data, stop.optimizers, steps)
+
+
+def _check_used(cfg: DictConfig, module: pl.LightningModule) -> None:
+    """Raise for settings of the command line that a LightningModule of its own does not use."""
+    if isinstance(module, Task):
+        return
+    words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    words += [f"finetune.lr={cfg.finetune.lr}"] if cfg.finetune.lr is not None else []
+    for word in words:
+        key = str(word).lstrip("+~").partition("=")[0]
+        if key.partition(".")[0] in _OF_TASKS or key == "finetune.lr":
+            raise ConfigError(
+                f"{word} has no effect: model._target_={cfg.model['_target_']} is a "
+                "LightningModule, which has its own loss and optimizers: leave it out, and set "
+                "arguments of the module, model.NAME=..."
+            )
+
+
+def _say_what_holds(module: pl.LightningModule, data: Any, trainer: pl.Trainer) -> None:
+    """Log what differs from a recipe of regrow: optimizers, the measured split, exact resume."""
+    if not isinstance(module, Task):
+        info(
+            f"{type(module).__name__} is trained as itself: the settings "
+            f"{', '.join(_OF_TASKS)} are not used"
+        )
+    if split_of(module, data) == "val":
+        info("no test set: networks are measured on the validation set, which also selects them")
+    if not hasattr(trainer.train_dataloader, "state_dict"):
+        info(
+            f"the training loader ({type(trainer.train_dataloader).__name__}) does not save its "
+            "position: a run that is resumed from the end of an epoch is the uninterrupted one, "
+            "but the rest of an interrupted epoch would have a new order (data=datasets has not)"
+        )
 
 
 def _check_monitors_logged(callbacks: Sequence[pl.Callback]) -> None:
@@ -117,7 +168,7 @@ def _check_monitors_logged(callbacks: Sequence[pl.Callback]) -> None:
             )
 
 
-def _try_optimizer_step(module: Classifier) -> None:
+def _try_optimizer_step(module: Task) -> None:
     """Run one optimizer step on one weight: some invalid values raise only then."""
     weight = torch.nn.Parameter(torch.zeros(1, 1))
     weight.grad = torch.zeros(1, 1)
@@ -128,7 +179,7 @@ def _try_optimizer_step(module: Classifier) -> None:
         raise wrap_error("the optimizer cannot step with its settings", error) from error
 
 
-def on_one_device(cfg: DictConfig, data: DataModule) -> DictConfig:
+def on_one_device(cfg: DictConfig, data: pl.LightningDataModule) -> DictConfig:
     """Return trainer settings for one device with the batches of one rank."""
     world, node = world_size(cfg), cfg.trainer.copy()
     if world > 1:
@@ -151,4 +202,5 @@ class _SetupDone(Exception):
 
 class _StopBeforeFirstStep(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.optimizers = list(trainer.optimizers)
         raise _SetupDone

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from typing import cast
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.app.data.base import DataModule
 from regrow.app.training.classifier import Batch
 from regrow.utils.batches import device_of
 from regrow.utils.modes import eval_mode
+
+_SUBSET_BATCH = 256
 
 
 class Validation:
@@ -25,7 +28,7 @@ class Validation:
     `count` is the number of samples of the last call.
     """
 
-    def __init__(self, data: DataModule, samples: int | None = None) -> None:
+    def __init__(self, data: pl.LightningDataModule, samples: int | None = None) -> None:
         data.prepare_data()
         data.setup("validate")
         self._data = data
@@ -44,13 +47,13 @@ class Validation:
 
     def _batches(self) -> Iterable[Batch]:
         if self._subset is None:
-            return self._data.val_dataloader()
-        size, (images, labels) = self._data.batch_size, self._subset
+            return cast("Iterable[Batch]", self._data.val_dataloader())
+        size, (images, labels) = _SUBSET_BATCH, self._subset
         starts = range(0, len(labels), size)
         return ((images[i : i + size], labels[i : i + size]) for i in starts)
 
 
-def leave_gradients(module: nn.Module, data: DataModule, batches: int) -> int:
+def leave_gradients(module: nn.Module, data: pl.LightningDataModule, batches: int) -> int:
     """Set the gradients to those of the mean loss over some training batches, in eval mode.
 
     Returns:

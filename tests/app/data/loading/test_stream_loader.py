@@ -196,7 +196,7 @@ class Seen(Callback):
 def test_fit_on_shards_trains(shards: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.Flatten(), nn.Linear(64, 3))
     sgd = partial(torch.optim.SGD, lr=0.05)
-    model = Classifier(network, sgd, num_classes=3, input_shape=(3, 16, 16))
+    model = Classifier(network, sgd, num_classes=3)
     seen = Seen()
     trainer = Trainer(
         max_epochs=2,

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""Evaluate a module, and name the metric by which its networks are compared."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from omegaconf import DictConfig
+
+from regrow.app.training.classifier import Classifier
+from regrow.app.training.lightning_packages import follow, lightning_package
+from regrow.data.data_module import ResumableDataModule
+from regrow.utils.errors import ConfigError, check_choice, join_limited, suggest
+from regrow.utils.lightning_classes import overrides
+
+LOGGED = ("val/accuracy", "val/accuracy_top5", "val/loss")  # by a Classifier, in validation
+# Arguments of a Trainer that writes and prints nothing.
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+Split = Literal["val", "test"]
+_PREFIX = re.compile(r"^(validation|valid|val|test)[/_.-]")
+
+
+def metric_of(cfg: DictConfig, module: pl.LightningModule) -> tuple[str, str]:
+    """Return the metric by which networks are compared, and whether "max" or "min" is best.
+
+    It is the accuracy of a `Classifier`, else what `monitor` names, without "val/" or "val_".
+    """
+    if isinstance(module, Classifier):
+        return "accuracy", "max"
+    return without_split(cfg.monitor), str(cfg.monitor_mode)
+
+
+def without_split(name: str) -> str:
+    """Remove the name of a split from the name of a metric.
+
+    Example:
+        >>> without_split("val/acc"), without_split("test_f1"), without_split("loss")
+        ('acc', 'f1', 'loss')
+    """
+    return _PREFIX.sub("", name)
+
+
+def split_of(module: pl.LightningModule, data: pl.LightningDataModule) -> Split:
+    """Return the split that networks are measured on: "val" if there is no test step or set."""
+    if not overrides(module, "test_step", "LightningModule"):
+        return "val"
+    if isinstance(data, ResumableDataModule):
+        data.prepare_data()
+        data.setup("test")
+        return "val" if data.test is None else "test"
+    return "test" if overrides(data, "test_dataloader", "LightningDataModule") else "val"
+
+
+def evaluate(
+    cfg: DictConfig, module: pl.LightningModule, data: pl.LightningDataModule
+) -> dict[str, float]:
+    """Compute the metrics that the module logs, on the split of `split_of`, by short names."""
+    scores = _run(cfg, module, data, split_of(module, data))
+    return {without_split(name): value for name, value in scores.items()}
+
+
+def check_metrics(
+    cfg: DictConfig, module: pl.LightningModule, data: pl.LightningDataModule
+) -> None:
+    """Check, on one batch of each split, that the module logs what the command reads.
+
+    Raises:
+        ConfigError: With the metrics that are logged.
+    """
+    if isinstance(module, Classifier):
+        check_choice("monitor", cfg.monitor, LOGGED)
+        return
+    name = type(module).__name__
+    validated = _run(cfg, module, data, "val", limit_val_batches=1)
+    if cfg.monitor not in validated:
+        raise ConfigError(
+            f"monitor={cfg.monitor} is not logged in validation by {name}, which logs "
+            f"{join_limited(validated) or 'nothing'}: {suggest(cfg.monitor, validated)} (write "
+            "monitor=NAME, and monitor_mode=min where lower is better)"
+        )
+    split, (metric, _) = split_of(module, data), metric_of(cfg, module)
+    measured = _run(cfg, module, data, split, limit_test_batches=1, limit_val_batches=1)
+    if metric not in map(without_split, measured):
+        raise ConfigError(
+            f"monitor={cfg.monitor} needs its counterpart in test_step of {name}, which logs "
+            f"{join_limited(measured) or 'nothing'}: log 'test/{metric}' there"
+        )
+
+
+def _run(
+    cfg: DictConfig,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    split: Split,
+    **options: Any,
+) -> dict[str, float]:
+    package = lightning_package(module)
+    trainer = package.Trainer(
+        accelerator=cfg.trainer.get("accelerator", "auto"),
+        devices=1,
+        precision=cfg.trainer.get("precision"),
+        **QUIET,
+        **options,
+    )
+    run = trainer.test if split == "test" else trainer.validate
+    found = run(module, datamodule=follow(data, package), verbose=False)
+    return {name: float(value) for scores in found for name, value in scores.items()}

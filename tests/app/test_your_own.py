@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""docs/your_own.md: its files and commands, run as they are printed."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from regrow.app.cli.main import main
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "your_own.md"
+QUICK = [
+    *("latency.repeats=3", "~callbacks.progress", "+trainer.enable_progress_bar=false"),
+    *("trainer.accelerator=cpu", "logger=none"),
+]
+
+
+def blocks(language):
+    """The code blocks of the page."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+
+
+def command(word):
+    """The arguments of the page's command that contains a word."""
+    [found] = [block for block in blocks("sh") if word in block]
+    return shlex.split(found.replace("\\\n", " "))[1:]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the page's files, in which commands are started."""
+    for block in (*blocks("python"), *blocks("yaml")):
+        (tmp_path / block.partition("\n")[0].removeprefix("# ")).write_text(block)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = {*sys.modules}
+    yield tmp_path
+    for name in {*sys.modules} - before:
+        if name.startswith(("my_", "mnist")):
+            del sys.modules[name]
+
+
+def run(*words, epochs=2):
+    """The result of `regrow WORDS...`."""
+    assert main([*words, f"trainer.max_epochs={epochs}", "pruning.every=0.1", *QUICK]) == 0
+    [file] = [f for f in Path("outputs").rglob("result.json") if "controls" not in f.parts]
+    return json.loads(file.read_text())
+
+
+def test_own_model_is_trained_for_classification(folder):
+    result = run(*command("my_model.Net model.width"))
+    assert result["dense"]["params"] == 65 * 64 + 65 * 10
+    assert result["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert result["metric"] == "accuracy"
+    # arguments of the default model are not passed
+    assert result["settings"]["model"] == {"_target_": "my_model.Net", "width": 64}
+    assert [*result["settings"]["code"]] == ["my_model.py"]
+
+
+def test_own_datasets_are_trained_on(folder):
+    result = run(*command("data.train.noise"), epochs=4)
+    assert result["split"] == "test"
+    assert result["dense"]["accuracy"] > 0.7
+    assert result["dense"]["params"] == 3 * 32 + 33 * 3
+
+
+def test_without_a_test_set_the_validation_set_is_measured_and_named(folder, capsys):
+    words = [word for word in command("data.train.noise") if "data.test" not in word]
+    result = run(*words)
+    assert result["split"] == "val"
+    assert "on the validation set" in result["verdict"]
+    assert result["dense"]["accuracy"] * 150 == pytest.approx(
+        round(result["dense"]["accuracy"] * 150), abs=1e-4
+    )
+
+
+def test_own_lightning_module_is_trained_as_itself(folder):
+    result = run(*command("my_module.Regression"))
+    assert (result["metric"], result["metric_mode"], result["split"]) == ("mse", "min", "test")
+    assert "accuracy" not in result["dense"]
+    assert result["dense"]["params"] == 3 * 32 + 33
+    assert result["accuracy_drop"] == result["pruned"]["mse"] - result["dense"]["mse"]
+    assert {*result["levels"][-1]} >= {"monitored", "test_mse"}
+    [last] = folder.glob("outputs/custom/*/*/checkpoints/last.ckpt")
+    saved = torch.load(last, weights_only=True)
+    assert "exp_avg" in saved["optimizer_states"][0]["state"][0]  # its own Adam
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == 0.02
+    assert {*saved["state_dict"]} == {f"net.{n}.{p}" for n in (0, 2) for p in ("weight", "bias")}
+    assert saved["hyper_parameters"] == {"width": 32, "lr": 0.02}
+
+
+def test_own_task_uses_the_commands_optimizer_and_its_own_metric(folder):
+    result = run(*command("my_task"))
+    assert result["metric"] == "f1"
+    assert {"f1", "loss"} <= {*result["pruned"]}
+    [last] = folder.glob("outputs/custom/*/*/checkpoints/last.ckpt")
+    saved = torch.load(last, weights_only=True)
+    assert "momentum_buffer" in saved["optimizer_states"][0]["state"][0]
+
+
+def test_own_recipe_is_a_file(folder):
+    result = run(*command("my_recipe.yaml"))
+    assert result["sparsity"] == pytest.approx(0.9, abs=1e-2)
+    assert {*result["settings"]["model"]} == {"_target_", "inputs", "classes"}
+    assert {*result["settings"]["code"]} == {"my_model.py", "my_data.py"}
+    # all of the data counts, and is in the recipe that repeats the run
+    assert result["settings"]["data"]["train"]["count"] == 600
+    [written] = folder.glob("outputs/my_recipe*/*/*/recipe.yaml")
+    assert yaml.safe_load(written.read_text())["data"]["train"]["count"] == 600
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optimizer.lr=0.1"], r"optimizer\.lr=0\.1 has no effect: .* is a LightningModule"),
+        (["finetune.lr=0.1", "start=null"], r"finetune\.lr=0\.1 has no effect"),
+        (["monitor=val_mae"], r"monitor=val_mae is not logged in validation by Regression, which "),
+        (["model.depth=3"], "model could not be created .*unexpected keyword argument 'depth'"),
+        (["data._target_=my_data.Points", "data.count=9"], "write data=datasets"),
+        (["data.width=3"], "data could not be created .*unexpected keyword argument 'width'"),
+        (["model._target_=my_module.Nothing"], "Nothing"),
+    ],
+)
+def test_mistakes_are_named_before_training(folder, words, message, capsys):
+    given = [word.partition("=")[0] for word in words]
+    kept = [word for word in command("my_module.Regression") if word.partition("=")[0] not in given]
+    with pytest.raises(SystemExit):
+        main([*kept, *words, *QUICK])
+    said = capsys.readouterr().err
+    assert re.search(message, said), said
+    assert not [*folder.rglob("*.ckpt")]
+
+
+def test_a_target_inherits_nothing_from_options_and_recipes(folder, capsys):
+    words = ["data._target_=my_module.PointsData", "+model.width=9", "model._target_=my_model.Net"]
+    main(["train", "recipe=cifar10/resnet20_gmp", *words, "--cfg", "job"])
+    cfg = yaml.safe_load(capsys.readouterr().out)
+    assert cfg["data"] == {"_target_": "my_module.PointsData"}
+    assert cfg["model"] == {"_target_": "my_model.Net", "width": 9}
+    assert cfg["trainer"]["max_epochs"] > 100  # of the recipe
+    main(["train", "model=digits_cnn", "model._target_=my_model.Net", "--cfg", "job"])
+    assert {*yaml.safe_load(capsys.readouterr().out)["model"]} > {"_target_", "width"}
+
+
+def test_an_edited_file_is_another_run(folder):
+    words = [*command("my_recipe.yaml"), "trainer.max_epochs=1", "pruning.every=0.5", *QUICK]
+    assert main(words) == 0
+    file = folder / "my_data.py"
+    file.write_text(file.read_text() + "# edited\n")
+    with pytest.raises(SystemExit):
+        main(words)  # the folder has a run with other settings
+    assert main([*words, "force=true"]) == 0
+    assert len([*folder.glob("outputs/controls/*/result.json")]) == 2
+
+
+def test_an_error_in_a_modules_own_step_ends_the_run(folder):
+    file = folder / "my_module.py"
+    step = "        return self.loss(batch)\n"
+    file.write_text(file.read_text().replace(step, "        raise OSError('no disk')\n", 1))
+    with pytest.raises(SystemExit):
+        main([*command("my_module.Regression"), "trainer.max_epochs=1", *QUICK])
+    assert not [*folder.rglob("result.json")]
