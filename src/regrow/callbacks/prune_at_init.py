@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -39,7 +37,7 @@ from regrow.utils.errors import (
     check_keep_removed,
     check_positive,
 )
-from regrow.utils.lightning_classes import overrides
+from regrow.utils.lightning_classes import overrides, pl
 
 GRADIENTS: Mapping[str, Callable[..., Scores]] = {"snip": snip, "grasp": grasp}
 
@@ -207,7 +205,7 @@ class AtInit(GradualMagnitude):
         if self.scoring == "random":
             return super().apply(session, due, optimizers)
         pruner = session.pruner
-        with isolate_rng(), torch.autocast(_device(pruner).type, enabled=False):
+        with pl.utilities.seed.isolate_rng(), torch.autocast(_device(pruner).type, enabled=False):
             scores = self._scores(pruner, due.sparsity)
         return pruner.prune_to(due.sparsity, optimizers, scores=scores)
 

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from hydra.utils import get_object
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -32,6 +30,7 @@ from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.sparse_early_stopping import SparseEarlyStopping
 from regrow.callbacks.sparse_model_checkpoint import SparseModelCheckpoint
 from regrow.utils.errors import ConfigError, join_limited, suggest
+from regrow.utils.lightning_classes import pl
 
 # Arguments of a Trainer that writes and prints nothing.
 QUIET: dict[str, Any] = {
@@ -154,7 +153,7 @@ def build_callbacks(cfg: DictConfig, pruning: PruningCallback | None) -> list[pl
     return [pruning, *callbacks]
 
 
-def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
+def build_logger(cfg: DictConfig, folder: Path) -> pl.loggers.Logger | bool:
     """Return the logger, writing into `folder`; False for `logger=none`.
 
     Raises:
@@ -168,7 +167,7 @@ def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
         node.save_dir = str(folder)
     _keep_earlier_metrics(folder / "logs" / "metrics.csv")
     try:
-        return instantiate_node("logger", node, Logger, _convert_="all")  # type: ignore[type-abstract]
+        return instantiate_node("logger", node, pl.loggers.Logger, _convert_="all")  # type: ignore[type-abstract]
     except ConfigError as error:
         cause = error.__cause__ and error.__cause__.__cause__
         if not isinstance(cause, ImportError):

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -19,11 +17,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from regrow.callbacks.rewind import lr_schedule_steps
 from regrow.utils.errors import ConfigError, check_count
+from regrow.utils.lightning_classes import pl
 
 Batch = tuple[Tensor, Tensor]
 
 
-class Classifier(LightningModule):
+class Classifier(pl.LightningModule):
     """Image classification with cross-entropy.
 
     Logs `train/loss`, `val/loss`, `val/accuracy`, `test/loss`, `test/accuracy`, and with more than
@@ -96,7 +95,7 @@ class Classifier(LightningModule):
         """Log the test loss and accuracy."""
         self._evaluate(batch, "test/loss", self.test_accuracy)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> pl.utilities.types.OptimizerLRScheduler:
         """Return the optimizer, and the schedule over the fit or over one rewinding round.
 
         Raises:

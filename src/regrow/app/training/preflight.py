@@ -7,9 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import cast
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import DictConfig, OmegaConf
 
 from regrow.app.config.initial_weights import SCRATCH, load_initial_weights
@@ -30,6 +28,7 @@ from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.support.teacher import START
 from regrow.schedules.base import Milestone
 from regrow.utils.errors import ConfigError, check_choice, suggest
+from regrow.utils.lightning_classes import pl
 
 LOGGED = ("val/accuracy", "val/accuracy_top5", "val/loss")
 
@@ -109,7 +108,7 @@ def _check_monitors_logged(callbacks: Sequence[pl.Callback]) -> None:
     known = (*LOGGED, "train/loss", "pruning/sparsity", "pruning/target")
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        stops = isinstance(callback, EarlyStopping | AccuracyBudget)
+        stops = isinstance(callback, pl.callbacks.EarlyStopping | AccuracyBudget)
         if stops and isinstance(monitor, str) and monitor not in known:
             raise ConfigError(
                 f"{type(callback).__name__} monitors {monitor!r}, which is never logged: "

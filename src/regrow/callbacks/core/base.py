@@ -6,14 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import lightning.pytorch as pl
 from torch.optim import Optimizer
 
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.pruning.base import BasePruner
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.progress import Progress
-from regrow.utils.lightning_classes import base_class
+from regrow.utils.lightning_classes import base_class, pl
 
 
 class PrunerOwner(Protocol):
@@ -51,7 +50,7 @@ class PruneEvent:
 
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback as LightningCallback
+    LightningCallback = pl.Callback
 else:
     LightningCallback = base_class("Callback")
 

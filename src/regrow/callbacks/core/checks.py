@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import lightning.pytorch as pl
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -16,7 +15,7 @@ from regrow.distributed.shard import is_dtensor, reshard_fsdp
 from regrow.pruning.base import BasePruner
 from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import ConfigError, StateError
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.names import named_parameters
 
 _SHARDED = tuple(

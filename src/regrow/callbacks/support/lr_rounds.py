@@ -9,10 +9,8 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import LRSchedulerConfig
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -20,6 +18,7 @@ from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.pruning_callback import pruning_callbacks
 from regrow.schedules.time import Time, Timeline
 from regrow.utils.errors import ConfigError
+from regrow.utils.lightning_classes import pl
 
 # Less than this part of a schedule's range is no change: totals that are off by a step pass.
 _SLACK = 1e-3
@@ -111,7 +110,7 @@ def _epoch(timeline: Timeline) -> int:
     return timeline.length(Time(1, "ep"))
 
 
-def _simulated(config: LRSchedulerConfig, count: int) -> list[list[float]]:
+def _simulated(config: pl.utilities.types.LRSchedulerConfig, count: int) -> list[list[float]]:
     """The rates at step 0, 1, ... of a copy of the scheduler on a dummy optimizer."""
     scheduler = config.scheduler
     assert isinstance(scheduler, LRScheduler)
