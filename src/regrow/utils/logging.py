@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -11,16 +12,21 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 _log = logging.getLogger("regrow")
 
 
-@rank_zero_only
 def info(message: str) -> None:
     """Log one line for the user, on rank 0 only; Hydra writes it to the run's log too."""
-    _log.info(message)
+    if _is_rank_zero():
+        _log.info(message)
 
 
-@rank_zero_only
 def warn(message: str, stacklevel: int = 2) -> None:
     """Warn the user, on rank 0 only."""
-    warnings.warn(message, stacklevel=stacklevel + 2)
+    if _is_rank_zero():
+        warnings.warn(message, stacklevel=stacklevel + 1)
+
+
+def _is_rank_zero() -> bool:
+    """Whether this is rank 0: Lightning sets the rank, and without Lightning torchrun does."""
+    return int(getattr(rank_zero_only, "rank", os.environ.get("RANK", 0))) == 0
 
 
 def quiet_third_party() -> None:
