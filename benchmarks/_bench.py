@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the benchmarks share: fair timing, peak memory, sweeps, and how results are shown."""
+"""Shared by the benchmarks: interleaved timing, peak memory, sweeps, and printed results."""
 
 import argparse
 import json
@@ -58,7 +58,7 @@ def lenet() -> nn.ModuleList:
 def interleaved(
     variants: Mapping[str, Callable[[], Callable[[], object]]], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of CPU time of each variant in each round; all run in every round, in turn.
+    """Seconds of CPU time of each variant in each round; every round runs all variants in turn.
 
     A variant makes ready and returns what is timed. CPU time, because other processes may share
     the machine; every round starts with another variant.

@@ -7,7 +7,7 @@ from pathlib import Path
 from _plotting import FIXED, SAVED, opened
 
 COLOURS = ("#0072b2", "#d55e00", "#008f68")
-LEFT = 77.5  # what lies further left is written at the edge
+LEFT = 77.5  # lower accuracies are written at the left edge
 
 
 def draw(table: Path, picture: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every picture begins with: matplotlib without a screen, and the rows of its table."""
+"""Shared by the pictures: matplotlib without a display, and the rows of the table."""
 
 import csv
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The picture of `undoing.py`, from its table; the same table gives the same bytes."""
+"""The picture of `undoing.py`, from its table; equal tables give identical files."""
 
 from itertools import groupby
 from operator import itemgetter
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from _plotting import FIXED, SAVED, opened
 
-# colours that stay apart for colour-blind eyes (Okabe and Ito 2008)
+# colors that color-blind readers can distinguish (Okabe and Ito 2008)
 STYLES = {
     "never pruned": ("#6e6e6e", "--"),
     "a fifth by gradient, then the rest": ("#0072b2", "-"),
@@ -68,11 +68,11 @@ def _one_fit(axes, arms):
 def _ways_back(axes, arms):
     ends, before = {}, 5.5
     for arm, points in arms.items():
-        common = arm in list(arms)[:2]  # until epoch 6 all the others are one
+        common = arm in list(arms)[:2]  # until epoch 6 all other arms are equal
         ends[arm] = _line(axes, arm, points, start=before if common else 6, linewidth=1.5)
     gap, last = 0.42, float("-inf")
     for arm, (epoch, value) in sorted(ends.items(), key=lambda item: item[1][1]):
-        last = max(value, last + gap)  # labels give way upwards
+        last = max(value, last + gap)  # labels that would overlap move up
         axes.text(epoch + 0.12, last, f"{value:.1f}  {arm}", color=STYLES[arm][0], va="center")
     lowest = [p["accuracy"] for p in arms["He-initialised"] if p["event"] == "regrow"]
     axes.text(6.45, 84.25, f"{float(lowest[0]):.0f} at once", color=STYLES["He-initialised"][0])

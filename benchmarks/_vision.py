@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Torchvision's and timm's models for benchmarks, with numbers that hide nothing."""
+"""Torchvision's and timm's models for benchmarks, without constant parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def needed(*packages: str) -> None:
-    """Ends the program, in peace, where a package is missing."""
+    """Exit with status 0 and a message if a package is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         print(f"left out, as it needs {', '.join(missing)}: see `make zoo`")
@@ -37,7 +37,7 @@ def build(source: str, name: str, **given: Any) -> nn.Module:
 
 
 def unsettle(model: nn.Module) -> None:
-    """What starts as one number everywhere gets random values: zeros and ones would hide much."""
+    """Randomize parameters and buffers that are constant: zeros and ones would hide wrong cuts."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(tensor: Tensor | None, low: float, high: float) -> None:
@@ -61,7 +61,7 @@ def pixels(model: nn.Module) -> int:
 
 
 def heads(model: nn.Module, classes: int = 1000) -> list[nn.Module]:
-    """The layers that give the classes, as Torch-Pruning has to be told."""
+    """The classifier layers, which Torch-Pruning must be told to ignore."""
     found = []
     for module in model.modules():
         size = getattr(module, "out_features", getattr(module, "out_channels", None))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One architecture of `zoo.py`, in a process of its own: writes one line of JSON a fact.
+"""One architecture of `zoo.py`, in its own process: writes one line of JSON for each fact.
 
 Times are CPU time: other processes may share the machine. The limit is one of CPU time too.
 """
@@ -32,7 +32,7 @@ OUTPUT = "the network's output"
 
 
 def tell(**facts: Any) -> None:
-    """What is told stays told, whatever happens next."""
+    """Print facts at once, so that they are kept if the process dies later."""
     print(json.dumps(facts), flush=True)
 
 
@@ -42,7 +42,7 @@ def words(error: BaseException) -> str:
 
 
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
-    model.train().eval()  # some keep a table of attention biases until they train again
+    model.train().eval()  # some models cache a table of attention biases in eval mode
     with torch.no_grad():
         made = model(x)
     leaves = tree_leaves(dict(made) if isinstance(made, dict) else made)
@@ -85,7 +85,7 @@ def ours(model: nn.Module, x: Tensor) -> None:
         untouched=same(before, held(model)),
     )
     tell(permuted=permuted(model, x, groups, expected))
-    # what rounding does to this network, whose weights nobody trained
+    # the effect of rounding on this network, whose weights are untrained
     tell(noise=apart(outputs(model, x * (1 + 1e-15)), expected))
     for share in SHARES:
         facts: dict[str, Any] = {}
@@ -158,7 +158,7 @@ def exactness(
 def permuted(
     model: nn.Module, x: Tensor, groups: tuple[Group, ...], expected: list[Tensor]
 ) -> float:
-    """How much the outputs change where the channels of every group change places: not at all."""
+    """How much the outputs change when the channels of every group are permuted; should be 0."""
     parameters = dict(model.named_parameters()) | dict(model.named_buffers())
     saved = {name: p.data for name, p in parameters.items()}
     generator = torch.Generator().manual_seed(0)
@@ -225,7 +225,7 @@ def peer(model: nn.Module, x: Tensor) -> None:
 def child(
     side: str, source: str, name: str, size: int | None, argument: str, limit: int, file: Path
 ) -> None:
-    """What a process of its own runs; facts go to the file."""
+    """Entry point of the process; facts go to the file."""
     sys.stdout = file.open("w")
     sys.stderr = file.with_suffix(".err").open("w")
     torch.set_num_threads(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table of `zoo.py`, and the figures on top of it."""
+"""The table of `zoo.py`, and the summary above it."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ HEAD = """# Which networks can be cut
 {summary}
 
 *Correctly smaller*: runs with batches of two sizes, outputs of the same shape, fewer parameters.
-The cut of the exact groups computes what the masked network does, and channels of all groups may
-change places without any effect, both checked by the benchmark's own code (relative error under
-1e-8, or under 100 times what a change of the input by 1e-15 does); what fails that is *wrong*.
-*Half cut*: anything but the bits of before after an error, or after `plan.undo()`. *Held back*:
-groups that must stay for another reason than being the output, found before a cut.
+A cut of the exact groups computes what the masked network does, and permuting the channels of a
+group does not change the outputs; the benchmark checks both with its own code (relative error under
+1e-8, or under 100 times the effect of a change of the input by 1e-15). A network that fails a check
+is *wrong*. *Half cut*: the network is not restored exactly after an error or after `plan.undo()`.
+*Held back*: groups that cannot be cut, other than those of the output, as found before a cut.
 
 Torch-Pruning: group magnitude, default settings, classifier ignored, no hints such as `num_heads`
-or `unwrapped_parameters`, 45 seconds of CPU time; small steps until no more than the MACs asked
-remain. It is only asked to run, with outputs of the same shape and fewer parameters. Its README (of
-version 1.2) says of itself, with hints: 81 of 85 models of torchvision 0.13.1.
+or `unwrapped_parameters`, 45 seconds of CPU time; small steps until no more than the target MACs
+remain. It is only required to run, with outputs of the same shape and fewer parameters. Its README
+(version 1.2) reports 81 of 85 models of torchvision 0.13.1, with hints.
 """
 
 
 def right(row: Row, share: str) -> bool:
-    """Smaller and nothing wrong."""
+    """Smaller and correct."""
     facts = row["shares"].get(share, {})
     return bool(facts.get("shapes") and facts.get("smaller") and facts.get("finite", True))
 

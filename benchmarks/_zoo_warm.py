@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What each process of `zoo.py` needs once: imported before it starts, and not timed."""
+"""Imports that each process of `zoo.py` makes before it starts; they are not timed."""
 
 import _vision  # noqa: F401
 import timm  # noqa: F401

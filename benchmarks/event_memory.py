@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Claim: an event needs under 2 bytes a weight of a rank, beside the working mask.
+"""Claim: an event needs under 2 bytes per weight of a rank, beside the working mask.
 
-Whatever built-in criterion or rule it ranks by, but LAMP, which sorts whole layers. That is the
-masks, a chunk, and while one layer is written up to 8 bytes for each of its weights: eight equal
-layers, in one process and over two ranks (FSDP2, gloo), and for comparison one layer alone.
-Resident memory at its peak. What an event leaves behind for good (a first working mask, as wide as
-the weights) is not counted: these events change masks that are there.
+This holds for every built-in criterion and growth criterion except LAMP, which sorts whole layers.
+The memory is that of the masks, one chunk, and up to 8 bytes for each weight of the layer that is
+being written. Measured as peak resident memory with eight equal layers, in one process and over two
+ranks (FSDP2, gloo), and for comparison with a single layer. The first working mask, as wide as the
+weights, remains after an event and is not counted: these events change existing masks.
 """
 
 import gc
@@ -73,7 +73,7 @@ def measured(parameters, name, mesh=None, layers=LAYERS):
             grad = torch.randn(target.weight.shape)
             target.parameter.grad = to_dtensor_like(target.parameter, grad)
     own = sum(local_tensor(layer.weight).numel() for layer in net)
-    gc.collect()  # what an earlier event left in cycles
+    gc.collect()  # garbage of an earlier event
     extra = peak_extra(lambda: act(pruner))
     return extra / own - (0 if first else 4)  # the working mask that was not there
 
@@ -111,7 +111,7 @@ def together(ranks, parameters, names):
 
 
 def sizes(parameters, layers=LAYERS):
-    """About as many, in layers that blocks tile."""
+    """About this many weights, in layers that blocks divide."""
     return layers * (64 * round(math.sqrt(parameters / layers) / 64)) ** 2
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Claim: a step that learns masks costs at most so many times a dense step, within `Trainer.fit`.
+"""Claim: the time of a step that learns masks, relative to a dense step, within `Trainer.fit`.
 
-LeNet-300-100, batches of 128, SGD with momentum, one thread: few computations for each weight, so
-that what is done once a weight weighs most. Fits take turns as in `trainer_overhead`; steps of the
-second epoch are timed, all of them within the learning.
+LeNet-300-100, batches of 128, SGD with momentum, one thread: few operations per weight, so that the
+relative cost of work per weight is largest. Fits take turns as in `trainer_overhead`; steps of the
+second epoch are timed, during which masks are learned.
 """
 
 import lightning.pytorch as pl
@@ -31,7 +31,7 @@ VARIANTS = {DENSE: list, SOFT: soft} | {m: learned(m) for m in LIMITS} | {AGAIN:
 
 
 class Stop(pl.Callback):
-    """Ends the fit after the epoch that is timed; as far as callbacks know it goes on."""
+    """End the fit after the timed epoch, while callbacks plan for a longer fit."""
 
     def on_train_epoch_end(self, trainer, *_):
         trainer.should_stop = trainer.current_epoch == 1

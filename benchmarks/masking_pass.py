@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Claim: holding masks costs one pass over the weights at memory speed.
+"""Claim: masking weights costs one pass over them at memory speed.
 
 One masking pass takes at most 1.2 times a `copy_` of the same tensors, and it turns NaN and Inf
 into zero, which multiplying by a mask does not.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Claim: at 98 % sparsity how a network is pruned decides what it still knows.
+"""Claim: at 98 % sparsity the accuracy depends strongly on the method.
 
 LeNet-300-100 on Fashion-MNIST, equal total epochs, several seeds: gradual beats one-shot with
 fine-tuning, one-shot without retraining collapses, magnitude beats random. Runs the recipes as a

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Claim: a whole training step of ResNet-50 under masks costs at most 1.05 times a dense one.
+"""Claim: a whole training step of ResNet-50 with masks costs at most 1.05 times a dense one.
 
 Batches of 32 noise images of 224 x 224, SGD with momentum, one thread, within `Trainer.fit`:
 forward, backward, optimizer and callbacks. Four fits run in one process and take turns step by
-step, every round in another order, so that what else the machine does meets all of them. Masks are
-in place from the first step, which is not timed: 80 % of the weights, or the channels of half of
-the multiply-adds, masked but not cut out.
+step, every round in another order, so that other load on the machine affects all of them equally.
+Masks exist from the first step, which is not timed: 80 % of the weights, or channels with half of
+the MACs, masked but not cut out.
 """
 
 import logging
@@ -32,7 +32,7 @@ SPARSITY = 0.8
 
 
 class Clock(pl.Callback):
-    """CPU time of each step but the first, from one beginning to the next."""
+    """CPU time of each step but the first, from the start of a step to the start of the next."""
 
     def __init__(self, ring, member):
         self.ring, self.member, self.times, self.start = ring, member, [], None
@@ -50,7 +50,7 @@ class Clock(pl.Callback):
 
 
 class Patient(Ring):
-    """Turns that may last minutes."""
+    """Take turns that may last minutes."""
 
     def wait(self, member):
         with self.moved:

@@ -3,8 +3,8 @@
 
 The layers of a ResNet-18, 11 million weights, 90 % of them masked, SGD with momentum, in both
 memory formats. The step is a forward and backward pass on small images at full resolution, as for
-CIFAR (larger images make steps longer and updates cheaper), the optimizer, and the masks after it.
-A per-layer `topk` is measured beside.
+CIFAR (larger images make steps longer and updates cheaper), the optimizer, and masking after it.
+An update by `topk` for each layer is measured for comparison.
 """
 
 import statistics
@@ -54,7 +54,7 @@ class ResNet18(nn.Module):
 
 
 def by_topk(weights, masks, optimizer):
-    """The usual implementation: two sorted lists a layer, float masks."""
+    """The usual implementation: `topk` twice for each layer, float masks."""
     for weight, mask in zip(weights, masks, strict=True):
         kept = int(mask.sum())
         count = round(SHARE * kept)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Claims: an event costs time and memory in proportion to the weights of a rank, and what ranks
-send one another does not depend on how many weights there are.
+"""Claims: time and memory of an event are proportional to the weights of a rank, and the bytes that
+ranks send are independent of the number of weights.
 
 An event is `Pruner.prune_to`, magnitude, global. Bytes sent are those of every tensor that a rank
 hands to a collective, seen by PyTorch's dispatcher. Each point runs in fresh processes.
@@ -40,7 +40,7 @@ HANDED = {"allreduce_": 0, "allgather_": 1, "gather_": 1, "broadcast_": 0}
 
 
 class Sent(TorchDispatchMode):
-    """Adds up what this rank hands to collectives; one that it does not know is an error."""
+    """Count the bytes this rank passes to collectives; an unknown collective raises an error."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +71,7 @@ def network(parameters, dtype, mesh=None, layers=LAYERS):
 def events(parameters, dtype, mesh=None):
     """One point: weights here, peak extra bytes a weight beside the working mask, ns, bytes sent.
 
-    The first event makes the working mask and tells of memory; the later ones tell of time.
+    Memory is measured at the first event, which makes the working mask; time at the later ones.
     """
     net = network(parameters, dtype, mesh)
     own = sum(local_tensor(layer.weight).numel() for layer in net)

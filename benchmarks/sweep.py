@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Claim: pruning methods compared fairly are one command, and one page says which to take.
+"""Claim: one command compares pruning methods fairly, and one page shows the result.
 
 `regrow train -m sweep=methods` (six methods at two sparsities and three seeds on Fashion-MNIST) or,
 with `--preset compare`, every method of the suite at three; two jobs at once (joblib). Finished
-jobs are skipped, so a stopped run goes on. The first report is pictured by headless Chromium into
-docs/sweep.png; the second becomes the table of docs/compare.md and docs/compare.svg (matplotlib).
-What is shown stands beside it as a csv file.
+jobs are skipped, so a stopped run continues. A screenshot of the first report, by headless
+Chromium, is docs/sweep.png; the second report is the source of the table in docs/compare.md and of
+docs/compare.svg (matplotlib). The numbers are saved next to them as csv files.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def beside(table: list[dict[str, str]]) -> list[str]:
 
 
 def insert(document: Path, lines: list[str]) -> None:
-    """Puts a table between the two marks of a document; its words stay."""
+    """Replace the table between the two markers of a document."""
     head, _, rest = document.read_text().partition(MARK)
     _, _, tail = rest.partition(MARK)
     document.write_text("\n".join([f"{head}{MARK}", *lines, f"{MARK}{tail}"]))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Claims: rewinding beats fine-tuning, a ticket its controls, and RigL masks that stand still.
+"""Claims: rewinding beats fine-tuning, a winning ticket its controls, and RigL fixed masks.
 
 LeNet-300-100 on Fashion-MNIST, several seeds, test accuracy; within a group all have equal total
-epochs. Runs the recipes as a sweep (finished jobs are not run again). One-shot pruning stands here
-with three ways to train on, because how far ahead rewinding is depends on which one it meets.
+epochs. Runs the recipes as a sweep (finished jobs are not run again). One-shot pruning is listed
+with three fine-tuning schedules, because the advantage of rewinding depends on the schedule.
 """
 
 import json
@@ -56,7 +56,7 @@ def row(group: str, method: str, results: list[Row]) -> Row:
 
 
 def claim(better: str, worse: str, least: float, found: dict[str, list[Row]]) -> Row:
-    """How many points one is ahead of the other, seed by seed."""
+    """Difference of two methods in points, seed by seed."""
     pairs = zip(accuracies(found[better]), accuracies(found[worse]), strict=True)
     mean, std = spread([one - other for one, other in pairs])
     names = {"better": better, "worse": worse}

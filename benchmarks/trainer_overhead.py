@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Claim: training under masks costs at most 1.08 times dense training, within `Trainer.fit`.
+"""Claim: training with masks costs at most 1.08 times dense training, within `Trainer.fit`.
 
-LeNet-300-100, batches of 128, SGD with momentum, one thread, beside Lightning's `ModelPruning`.
-Four fits run in one process and take turns, so that what else the machine does meets all of them.
-A turn lasts some steps, of which the first are not timed: a fit that goes on alone finds its
-weights in the cache. Each prunes in its first epoch, and steps of its second one are timed. Most
-of the cost are two passes over all weights, which a busy machine's memory slows down more than it
-does matrix products.
+LeNet-300-100, batches of 128, SGD with momentum, one thread, compared with Lightning's
+`ModelPruning`. Four fits run in one process and take turns, so that other load on the machine
+affects all of them equally. A turn lasts several steps, of which the first are not timed, because a
+fit that runs alone finds its weights in the cache. Each fit prunes in its first epoch; steps of the
+second epoch are timed. Most of the cost is two passes over all weights, which other load on the
+memory slows down more than matrix products.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from regrow import MagnitudePruning
 DENSE, AGAIN, BASE = "dense", "dense again (null control)", "mean of both dense"
 OURS, THEIRS = "regrow MagnitudePruning", "Lightning ModelPruning"
 BATCH, SPARSITY = 128, 0.9
-BLOCK, WARM = 20, 3  # steps of a turn, and those of them that warm the cache up
+BLOCK, WARM = 20, 3  # steps of a turn, and how many of them warm up the cache
 
 
 class LeNet(pl.LightningModule):
@@ -48,7 +48,7 @@ class LeNet(pl.LightningModule):
 
 
 class Ring:
-    """Lets threads go on one at a time, each once a cycle, every cycle in another order."""
+    """Run threads one at a time, each once per cycle, every cycle in another order."""
 
     def __init__(self, members):
         orders = itertools.cycle(itertools.permutations(range(members)))
@@ -67,7 +67,7 @@ class Ring:
 
 
 class Clock(Callback):
-    """CPU time of each step of the second epoch, from one beginning to the next."""
+    """CPU time of each step of the second epoch, from the start of a step to the next start."""
 
     def __init__(self, ring, member):
         self.ring, self.member, self.times, self.start = ring, member, [], None

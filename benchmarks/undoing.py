@@ -2,9 +2,10 @@
 """Claim: pruning can be undone, at any moment of a fit.
 
 LeNet-300-100 on Fashion-MNIST with the settings of the recipes, 10 epochs, several seeds. At epoch
-2, 98 % of the weights go and come back at once: to the bit the network that was never pruned, now
-and an epoch later. At epoch 3 they go for good, and at epoch 6 come back in several ways. Writes
-docs/undoing.csv, and docs/undoing.svg with matplotlib (`pip install regrow[plots]`).
+2, 98 % of the weights are pruned and restored at once: the network then equals the one that was
+never pruned, bit-exactly, also an epoch later. At epoch 3 they are pruned again, and at epoch 6
+they return in several ways. Writes docs/undoing.csv, and docs/undoing.svg with matplotlib
+(`pip install regrow[plots]`).
 """
 
 import csv
@@ -31,9 +32,9 @@ from regrow.callbacks.core.base import Callback
 
 SPARSITY, FIFTH = 0.98, 0.2
 TRIED, PRUNED, BACK, REST, END = 2, 3, 6, 8, 10  # epochs
-LOOKS = 4  # how often an epoch accuracy is measured
+LOOKS = 4  # measurements of accuracy per epoch
 DENSE, GROWN, STAYS = "never pruned", "a fifth by gradient, then the rest", "stays pruned"
-# what happens at which epoch, beside what all but the first have in common
+# actions by epoch, beside those that all arms but the first have in common
 ARMS = {
     DENSE: {},
     GROWN: {REST: lambda pruning: pruning.unprune()},  # and Regrow in its Trainer
@@ -50,7 +51,7 @@ ARMS = {
 
 
 class Script(Callback):
-    """Does what an arm says at the start of its epochs, and measures before and after."""
+    """Apply an arm's actions at the start of epochs, and measure before and after."""
 
     def __init__(self, pruning, acts, samples):
         self.pruning, self.acts = pruning, acts
@@ -89,7 +90,7 @@ class Script(Callback):
 
 
 def fit(arm, seed, folder):
-    """One fit; arms that are the same until `BACK` go on from the first one's checkpoint."""
+    """One fit; arms that are equal until `BACK` start from the first one's checkpoint."""
     pl.seed_everything(seed, verbose=False)
     data = FashionMNIST(batch_size=128, val_size=0.1, seed=seed)
     data.prepare_data()
@@ -137,7 +138,7 @@ def trained(seeds, folder):
 
 
 def curves(rows):
-    """One row a moment of each arm: mean, lowest and highest accuracy over seeds."""
+    """One row for each arm and time: mean, lowest and highest accuracy over seeds."""
     found = []
     for arm, fits in rows.items():
         for moment in zip(*fits, strict=True):
@@ -157,7 +158,7 @@ def curves(rows):
 
 
 def at(points, arm, epoch, last=True):
-    """Accuracy of an arm at an epoch: after all that happens then, or before."""
+    """Accuracy of an arm at an epoch, after its actions or before them."""
     here = [p["accuracy"] for p in points if p["arm"] == arm and p["epoch"] == epoch]
     return here[-1 if last else 0]
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Claims: keeping what was removed costs its own bytes; going back costs one copy of the state.
+"""Claims: removed values take only their own bytes; restoring a snapshot costs one state copy.
 
-The layers of a ResNet-18, 11 million weights, SGD with momentum, 90 % pruned at once. Bytes are
-those of every tensor that is held, and of what `torch.save` writes. Times are of an event, against
-one that keeps nothing; of remembering and going back, against `copy_` of weights and moments into
-memory that is there already (`clone`, which has to ask for it, stands beside).
+The layers of a ResNet-18, 11 million weights, SGD with momentum, 90 % pruned in one event. Bytes
+are those of every tensor that is kept, and of what `torch.save` writes. An event is timed against
+one that keeps nothing; taking and restoring a snapshot against `copy_` of weights and moments into
+allocated memory (`clone`, which allocates it, is listed too).
 """
 
 import copy
@@ -24,9 +24,9 @@ SPARSITY = 0.9
 NONE, VALUES, MOMENTS = False, True, "moments"
 LABELS = {NONE: "nothing kept", VALUES: "values kept", MOMENTS: "moments kept too"}
 COPY, CLONE = "copy_ of the state", "clone of the state"
-# what remembers and goes back, and the most it may take, in `copy_`
-REMEMBER, BACK = "Rewind remembers", "Rewind goes back"
-SNAPSHOT, UNDO = "AccuracyBudget remembers", "AccuracyBudget takes back"
+# what is saved and restored, and the allowed time as a multiple of `copy_`
+REMEMBER, BACK = "Rewind: save", "Rewind: restore"
+SNAPSHOT, UNDO = "AccuracyBudget: save", "AccuracyBudget: restore"
 MOST = {REMEMBER: 3, BACK: 3, SNAPSHOT: 6, UNDO: 6}
 
 
@@ -42,7 +42,7 @@ def trained():
 
 
 def held(value):
-    """Bytes of all tensors that an object holds."""
+    """Bytes of all tensors in an object."""
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, dict):
@@ -68,7 +68,7 @@ def pruned(keep):
 
 
 def keeping(model, optimizer, rounds):
-    """Rows and claims of the vault."""
+    """Rows and claims of stored removed values."""
 
     def event(keep):
         def ready():
@@ -82,7 +82,7 @@ def keeping(model, optimizer, rounds):
 
     found = interleaved({keep: event(keep) for keep in LABELS}, rounds)
     rows, claims, checkpoint = [], {}, {}
-    for keep, tensors in zip(LABELS, (0, 1, 2), strict=True):  # of each weight that goes
+    for keep, tensors in zip(LABELS, (0, 1, 2), strict=True):  # of each pruned weight
         pruner, own, other = pruned(keep)
         gone = 4 * tensors * pruner.pruned
         vault = held(pruner.state.removed_weights)
@@ -92,16 +92,16 @@ def keeping(model, optimizer, rounds):
         rows.append(
             {
                 "what": LABELS[keep],
-                "MB held": vault / 1e6,
-                "MB that went": gone / 1e6,
+                "MB stored": vault / 1e6,
+                "MB removed": gone / 1e6,
                 "checkpoint, MB": checkpoint[keep] / 1e6,
                 "ms": 1e3 * statistics.median(found[keep]),
                 "time": ratio(found, keep, NONE),
             }
         )
         if gone:
-            claims[f"held / what went, {LABELS[keep]}"] = (vault / gone, 1)
-            claims[f"growth of a checkpoint / what went, {LABELS[keep]}"] = (more / gone, 1.001)
+            claims[f"stored / removed, {LABELS[keep]}"] = (vault / gone, 1)
+            claims[f"growth of a checkpoint / removed, {LABELS[keep]}"] = (more / gone, 1.001)
     claims["time of an event, values kept / nothing kept"] = (ratio(found, VALUES, NONE), 2)
     return rows, claims
 
@@ -137,14 +137,14 @@ def going_back(rounds):
     found = interleaved({name: lambda act=act: act for name, act in variants.items()}, rounds)
     sizes = {
         COPY: state,
-        "Rewind remembers": held(memory),
-        "AccuracyBudget remembers": held(snapshot),
+        "Rewind: save": held(memory),
+        "AccuracyBudget: save": held(snapshot),
     }
     rows = [
         {
             "what": name,
-            "MB held": sizes[name] / 1e6 if name in sizes else "",
-            "MB that went": "",
+            "MB stored": sizes[name] / 1e6 if name in sizes else "",
+            "MB removed": "",
             "checkpoint, MB": "",
             "ms": 1e3 * statistics.median(found[name]),
             "time": ratio(found, name, COPY),
@@ -161,7 +161,7 @@ def main():
     torch.manual_seed(0)
     rows, claims = keeping(*trained(), options.rounds)
     more_rows, more_claims = going_back(options.rounds)
-    show("What can come back", rows + more_rows, claims | more_claims, options.out)
+    show("Stored state", rows + more_rows, claims | more_claims, options.out)
 
 
 if __name__ == "__main__":

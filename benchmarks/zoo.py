@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Claim: channel pruning works on any of more than 100 architectures, and is never half done.
+"""Claim: channel pruning works on more than 100 architectures and leaves none partly cut.
 
 Each of `_zoo_models.py` loses 30 % and 50 % of its MACs, in a process of its own with a limit of
 CPU time, and so does Torch-Pruning on the same model in the same run. Results are appended to a
-file as they come: a stopped run goes on where it stopped; `--again NAME` repeats one.
+file as they come: a stopped run continues where it stopped; `--again NAME` repeats one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 LIMITS = {"ours": 120, "peer": 45}  # seconds of CPU time
 FORKS = get_context("forkserver")  # a child starts with everything imported
 FORKS.set_forkserver_preload(["_zoo_one", "_zoo_warm"])
-SLOWER = 6  # how much longer the clock on the wall may run: the machine may be shared
+SLOWER = 6  # wall time allowed, as a multiple of CPU time: the machine may be shared
 
 
 def key(row: Row) -> tuple[str, str, str]:
@@ -46,7 +46,7 @@ def read(path: Path) -> dict[tuple[str, str, str], Row]:
 
 
 def run(side: str, source: str, name: str, size: int | None, argument: str) -> Row:
-    """One model in a child; what it told before it ended, and how it ended."""
+    """One model in a child process: the facts it wrote, and how it ended."""
     limit = LIMITS[side]
     row: Row = {"side": side, "source": source, "name": name, "shares": {}}
     with tempfile.TemporaryDirectory() as folder:

@@ -27,41 +27,41 @@ def network():
 
 
 def batches(epoch):
-    """The order follows from the epoch, so that a resumed run is the uninterrupted one."""
+    """Batches in an order that depends only on the epoch, so that a resumed run is exact."""
     return torch.randperm(TRAIN, generator=torch.Generator().manual_seed(epoch)).split(64)
 
 
 def sharded(net, mesh):
-    """Cuts the network among ranks, layer by layer."""
+    """Shards the network among ranks, layer by layer."""
     for layer in (net[0], net[2], net):
         fully_shard(layer, mesh=mesh["data_parallel"])
     return net
 
 
 def strategy(name, devices):
-    """Fabric's strategy, over gloo, which needs no GPU."""
+    """Fabric's strategy, with gloo, which needs no GPU."""
     if name == "fsdp2":
         return ModelParallelStrategy(sharded, devices, 1, False, process_group_backend="gloo")
     return DDPStrategy(process_group_backend="gloo") if name == "ddp" else "auto"
 
 
 def accuracy(fabric, model):
-    """The part of the test set that it names rightly."""
+    """Fraction of the test set that is classified correctly."""
     with torch.no_grad():
         found = model(fabric.to_device(IMAGES[TRAIN:])).argmax(1).cpu()
     return (found == LABELS[TRAIN:]).double().mean().item()
 
 
 def train(fabric, sparsity, epochs, file):
-    """Trains, prunes on the way, and goes on from the file where there is one."""
+    """Train with gradual pruning, and resume from the file if it exists."""
     net = network()
     model = fabric.setup_module(net)
     optimizer = fabric.setup_optimizers(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
-    pruner = regrow.Pruner(net, keep_removed=True)  # the network's own names, its own shards
+    pruner = regrow.Pruner(net, keep_removed=True)  # of the unwrapped network: plain names
     state = {"model": model, "optimizer": optimizer, "pruner": pruner, "epoch": -1}
     if file.exists():
         fabric.load(file, state, weights_only=True)
-    pruner.hook(optimizer)  # from now on what is pruned stays zero
+    pruner.hook(optimizer)  # masks weights after each step
     steps, rank, ranks = len(batches(0)), fabric.global_rank, fabric.world_size
     plan = regrow.Cubic(0.2, 0.75, "10it").plan(sparsity, Timeline(epochs * steps))
     due = dict(plan)  # step: sparsity
@@ -77,24 +77,24 @@ def train(fabric, sparsity, epochs, file):
         state["epoch"] = epoch
         fabric.save(f"{file}.part", state)
         if fabric.is_global_zero:
-            os.replace(f"{file}.part", file)  # a checkpoint is whole, or the one before
+            os.replace(f"{file}.part", file)  # atomic: an interrupted save keeps the old file
         fabric.print(f"epoch {epoch}: sparsity {pruner.sparsity:.4f}")
     return model, pruner
 
 
 def undone(fabric, model):
-    """Whether every weight is as it was, to the bit, after pruning and un-pruning at once."""
+    """Whether every weight is exactly as before after pruning and un-pruning."""
     before = [parameter.clone() for parameter in model.parameters()]
     pruner = regrow.Pruner(model.module, keep_removed=True)
     pruner.prune_to(0.9)
     found = accuracy(fabric, model)
-    fabric.print(f"pruned at once: accuracy {found:.4f}, sparsity {pruner.sparsity:.4f}")
+    fabric.print(f"pruned in one shot: accuracy {found:.4f}, sparsity {pruner.sparsity:.4f}")
     pruner.unprune()
     return all(map(torch.equal, before, model.parameters()))
 
 
 def main():
-    """Compares a dense network, one pruned at once, and one pruned while it trains."""
+    """Compare a dense network, one pruned in one shot, and one pruned while it trains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("outputs/fabric"), help="checkpoints")
@@ -112,7 +112,7 @@ def main():
 
     model, pruner = train(fabric, 0.0, options.epochs, options.folder / "dense.pt")
     fabric.print(f"dense: accuracy {accuracy(fabric, model):.4f}")
-    fabric.print(f"un-pruned: the same to the bit: {undone(fabric, model)}")
+    fabric.print(f"un-pruned: weights restored exactly: {undone(fabric, model)}")
     model, pruner = train(fabric, 0.9, options.epochs, options.folder / "sparse.pt")
     found = accuracy(fabric, model)
     fabric.print(f"pruned gradually: accuracy {found:.4f}, sparsity {pruner.sparsity:.4f}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Gradual pruning in a training loop of your own: `python examples/plain.py`."""
+"""Gradual pruning in a plain PyTorch training loop: `python examples/plain.py`."""
 
 import argparse
 import os
@@ -24,18 +24,18 @@ def network():
 
 
 def batches(epoch):
-    """The order follows from the epoch, so that a resumed run is the uninterrupted one."""
+    """Batches in an order that depends only on the epoch, so that a resumed run is exact."""
     return torch.randperm(TRAIN, generator=torch.Generator().manual_seed(epoch)).split(64)
 
 
 def accuracy(net):
-    """The part of the test set that it names rightly."""
+    """Fraction of the test set that is classified correctly."""
     with torch.no_grad():
         return (net(IMAGES[TRAIN:]).argmax(1) == LABELS[TRAIN:]).double().mean().item()
 
 
 def train(net, sparsity, epochs, file):
-    """Trains, prunes on the way, and goes on from the file where there is one."""
+    """Train with gradual pruning, and resume from the file if it exists."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     pruner = regrow.Pruner(net, keep_removed=True)
     parts = {"net": net, "optimizer": optimizer, "pruner": pruner}
@@ -47,7 +47,7 @@ def train(net, sparsity, epochs, file):
         first = state["epoch"] + 1
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    pruner.hook(optimizer)  # from now on what is pruned stays zero
+    pruner.hook(optimizer)  # masks weights after each step
     for epoch in range(first, epochs):
         for step, places in enumerate(batches(epoch), start=epoch * steps):
             if step in due:
@@ -57,23 +57,23 @@ def train(net, sparsity, epochs, file):
             optimizer.step()
         state = {name: part.state_dict() for name, part in parts.items()}
         torch.save(state | {"epoch": epoch}, f"{file}.part")
-        os.replace(f"{file}.part", file)  # a checkpoint is whole, or the one before
+        os.replace(f"{file}.part", file)  # atomic: an interrupted save keeps the old file
         print(f"epoch {epoch}: sparsity {pruner.sparsity:.4f}", flush=True)
     return pruner
 
 
 def undone(net):
-    """Whether every weight is as it was, to the bit, after pruning and un-pruning at once."""
+    """Whether every weight is exactly as before after pruning and un-pruning."""
     before = [parameter.clone() for parameter in net.parameters()]
     pruner = regrow.Pruner(net, keep_removed=True)
     pruner.prune_to(0.9)
-    print(f"pruned at once: accuracy {accuracy(net):.4f}, sparsity {pruner.sparsity:.4f}")
+    print(f"pruned in one shot: accuracy {accuracy(net):.4f}, sparsity {pruner.sparsity:.4f}")
     pruner.unprune()
     return all(map(torch.equal, before, net.parameters()))
 
 
 def main():
-    """Compares a dense network, one pruned at once, and one pruned while it trains."""
+    """Compare a dense network, one pruned in one shot, and one pruned while it trains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("outputs/plain"), help="checkpoints")
@@ -82,7 +82,7 @@ def main():
     dense, sparse = network(), network()
     train(dense, 0.0, options.epochs, options.folder / "dense.pt")
     print(f"dense: accuracy {accuracy(dense):.4f}")
-    print(f"un-pruned: the same to the bit: {undone(dense)}")
+    print(f"un-pruned: weights restored exactly: {undone(dense)}")
     pruner = train(sparse, 0.9, options.epochs, options.folder / "sparse.pt")
     print(f"pruned gradually: accuracy {accuracy(sparse):.4f}, sparsity {pruner.sparsity:.4f}")
 

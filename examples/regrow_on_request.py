@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
 """A callback that regrows weights of a running fit when a JSON file appears.
 
-Put it before the pruning callback into the Trainer's list, so that it sees dense gradients::
+List it before the pruning callback, so that it reads dense gradients::
 
     pruning = MagnitudePruning(0.9)
     Trainer(callbacks=[RegrowOnRequest(pruning, "regrow.json"), pruning])
 
-then, while the fit runs, from a shell (move the file into place in one step)::
+While the fit runs, create the file in a shell, with `mv` so that it appears complete::
 
     echo '{"fraction": 0.1, "by": "gradient", "init": "zero"}' > new && mv new regrow.json
 
-The file is renamed to regrow.json.done, or to regrow.json.refused with the reason at its end.
+The file is then renamed to regrow.json.done, or, with the error appended, to regrow.json.refused.
 """
 
 import json
@@ -35,7 +35,7 @@ class RegrowOnRequest(pl.Callback):
         self.pruning, self.path = pruning, Path(path)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        """Read the file on the first rank, and regrow on all of them."""
+        """Read the file on rank 0, and regrow on all ranks."""
         there = trainer.is_global_zero and self.path.exists()
         text = trainer.strategy.broadcast(self.path.read_text() if there else None)
         if text is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The rules of the source tree hold, and a planted breach of each rule is found."""
+"""The rules of the source tree hold, and a planted violation of each rule is found."""
 
 import ast
 import shutil
@@ -86,7 +86,7 @@ BREACHES = [
 @pytest.mark.parametrize(
     ("rule", "files"), BREACHES, ids=[f"{rule.__name__}-{len(files)}" for rule, files in BREACHES]
 )
-def test_planted_breach_is_found(rule, files, tree, tmp_path):
+def test_planted_violation_is_found(rule, files, tree, tmp_path):
     copy = tmp_path / "src"
     shutil.copytree(PACKAGE, copy / "regrow", ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in files.items():
@@ -97,7 +97,7 @@ def test_planted_breach_is_found(rule, files, tree, tmp_path):
     assert new, "the rule does not see the breach"
 
 
-def test_every_file_names_its_licence():
+def test_every_file_names_its_license():
     for folder in ("src", "tests", "benchmarks", "examples"):
         for path in (CHECKOUT / folder).rglob("*.py"):
             assert path.read_text().startswith("# SPDX-License-Identifier: MIT\n"), path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the documents point to is there."""
+"""Files, tests and tables that the documents name exist and match."""
 
 import ast
 import csv

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a stranger gets: the built wheel in an empty environment, and a checkout."""
+"""The built wheel in an empty environment, and a checkout."""
 
 import os
 import subprocess
@@ -79,26 +79,26 @@ def app(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_right_regrow_is_under_test(python, app):
+def test_imported_package_is_the_one_under_test(python, app):
     interpreter, env, home = python
     done = call(interpreter, "-c", "import regrow; print(regrow.__file__)", cwd=app, **env)
     assert done.stdout.startswith(home)
 
 
-def test_a_strangers_app_gets_pruning(python, app):
+def test_other_hydra_apps_get_the_pruning_group(python, app):
     interpreter, env, _ = python
     out = call(interpreter, "app.py", "+pruning=gmp", "pruning.sparsity=0.5", cwd=app, **env).stdout
     assert "_target_: regrow.MagnitudePruning" in out
     assert "sparsity: 0.5" in out
 
 
-def test_it_can_be_put_among_the_callbacks(python, app):
+def test_pruning_group_can_be_placed_among_callbacks(python, app):
     interpreter, env, _ = python
     out = call(interpreter, "app.py", "+pruning@callbacks.x=gmp", cwd=app, **env).stdout
     assert "callbacks:\n  x:\n    _target_: regrow.MagnitudePruning" in out
 
 
-def test_a_strangers_app_sees_nothing_else_of_ours(python, app):
+def test_other_hydra_apps_get_no_other_group(python, app):
     interpreter, env, _ = python
     out = call(interpreter, "app.py", "--help", cwd=app, **env).stdout
     listed = out.partition("command line)")[0].partition("== Config ==")[0]
@@ -107,7 +107,7 @@ def test_a_strangers_app_sees_nothing_else_of_ours(python, app):
     assert "model: mine\n" in listed
 
 
-def test_a_strangers_own_pruning_group_wins(python, app):
+def test_pruning_group_of_the_app_has_precedence(python, app):
     own = app / "conf" / "pruning"
     own.mkdir()
     (own / "gmp.yaml").write_text("mine: 1\n")
@@ -117,14 +117,14 @@ def test_a_strangers_own_pruning_group_wins(python, app):
     assert "_target_" not in out
 
 
-def test_the_command_is_installed(installed, app):
+def test_command_is_installed(installed, app):
     command = installed.parent / "regrow"
     assert "fashion_mnist/lenet300_gmp" in call(command, "recipes", cwd=app).stdout
     out = call(command, "train", "recipe=digits/gmp", "--cfg", "job", cwd=app).stdout
     assert "_target_: regrow.MagnitudePruning" in out
 
 
-def test_wheel_holds_configuration_and_types(dist, checkout):
+def test_wheel_contains_configuration_and_type_marker(dist, checkout):
     (wheel,) = dist.glob("*.whl")
     names = {*zipfile.ZipFile(wheel).namelist()}
     for folder in ("conf", "recipes"):
@@ -139,7 +139,7 @@ def test_wheel_holds_configuration_and_types(dist, checkout):
     assert tops == {"regrow", "hydra_plugins"}
 
 
-def test_sdist_is_complete_and_has_nothing_else(dist):
+def test_sdist_contains_the_project_and_no_build_outputs(dist):
     (archive,) = dist.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         tops = {name.split("/")[1] for name in tar.getnames() if "/" in name}

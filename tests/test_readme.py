@@ -21,13 +21,13 @@ COMMANDS = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.S))
     [p for p in PROGRAMS if p.startswith(("from", "import"))],
     ids=["trainer", "plain", "channels"],
 )
-def test_programs_run(program, tmp_path, monkeypatch):
+def test_example_programs_run(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(program, {"__name__": "readme"})
     assert "regrow" in program
 
 
-def test_settings_in_the_other_programs_build():
+def test_settings_in_other_snippets_can_be_constructed():
     """Statements that make one object of the suite."""
     import regrow
 
@@ -41,7 +41,7 @@ def test_settings_in_the_other_programs_build():
     assert made >= 4
 
 
-def test_recipes_and_benchmarks_are_there(checkout):
+def test_mentioned_recipes_and_benchmarks_exist(checkout):
     recipes = re.findall(r"recipe=([\w/,]+)", COMMANDS)
     assert recipes
     for name in {name for found in recipes for name in found.split(",")}:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from regrow.callbacks.sparsity_monitor import SparsityMonitor as SparsityMonitor
     from regrow.callbacks.support.checkpoint_shapes import ChannelsMixin as ChannelsMixin
+    from regrow.callbacks.support.lr_rounds import restart_each_round as restart_each_round
     from regrow.channels.pruner import ChannelPruner as ChannelPruner
     from regrow.criteria.movement import Movement as Movement
     from regrow.criteria.precomputed import Scores as Scores
@@ -104,6 +105,7 @@ _HOME = {
     "export": "io.export",
     "grasp": "criteria.saliency",
     "prune": "pruning.functional",
+    "restart_each_round": "callbacks.support.lr_rounds",
     "sensitivity": "sensitivity_analysis.scan",
     "snip": "criteria.saliency",
     "sparsity": "masks.zeros",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Jobs of the command, run in this process: importing Lightning again for each would be slow."""
+"""Run jobs of the command in this process, which avoids importing Lightning for each job."""
 
 from collections.abc import Callable
 from pathlib import Path

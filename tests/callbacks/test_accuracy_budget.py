@@ -45,7 +45,7 @@ def test_ends_with_the_sparsest_model_within_the_budget(limit):
 
 @pytest.mark.parametrize("make", [SGD, ADAM])
 def test_rollback_equals_the_state_before_the_event(make):
-    """Copies taken by somebody else, just before the event and just after the rollback."""
+    """Compared by copies made just before the event and just after the rollback."""
 
     class Witness(Callback):
         def __init__(self):
@@ -85,7 +85,7 @@ def test_the_next_event_waits_for_the_recovery():
     assert second == 24  # the step after the validation that judged
 
 
-def test_an_unjudged_event_is_rolled_back_at_the_end(tmp_path):
+def test_event_without_validation_is_rolled_back_at_the_end(tmp_path):
     keep = SparseModelCheckpoint(dirpath=tmp_path, monitor="acc", mode="max")
     pruning, _, module, _ = run(1.0, (0.25, 0.5), 6, more=[keep], recover="1ep")
     assert pruning.sparsity == 0.5  # judged at the last epoch's end
@@ -95,7 +95,7 @@ def test_an_unjudged_event_is_rolled_back_at_the_end(tmp_path):
 
 
 def test_last_checkpoint_has_the_accepted_model(tmp_path):
-    """The second event fails at the fit's end: what is saved is what was before it."""
+    """The second event fails at the fit's end: the state before it is saved."""
     keep = SparseModelCheckpoint(dirpath=tmp_path, monitor="acc", mode="max")
     pruning, _, module, _ = run(0.3, (0.25, 0.75), 5, more=[keep])
     assert pruning.sparsity == 0.25
@@ -133,8 +133,8 @@ def test_resumed_search_is_the_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_try_follows_the_rollback_at_once(first):
-    """Were it a step late, its recovery would be too, and so would be every judgement."""
+def test_next_event_follows_a_rollback_at_once(first):
+    """A delay of one step would move the recovery and every later measurement."""
     pruning = MagnitudePruning(schedule=table(0.25, 0.75))
     budget = AccuracyBudget("acc", max_drop=0.1, resolution=0.05)
     callbacks = [budget, pruning] if first else [pruning, budget]
@@ -161,7 +161,7 @@ class Stops(Callback):
 
 
 def said(pruning):
-    """What each event lost, and why the search ended."""
+    """The loss of each event, and why the search ended."""
     return [(e["kind"], e.get("lost", "?"), e.get("reason")) for e in pruning.history]
 
 
@@ -191,7 +191,7 @@ def test_history_says_why_it_ended():
         (0.3, 44, [0, 0.5, None], "0.5 was judged: sparsity 0.25 held, 0.75 lost too much"),
     ],
 )
-def test_a_fit_that_ends_first_says_so(limit, stop, rest, words, tmp_path):
+def test_history_records_that_the_fit_ended_first(limit, stop, rest, words, tmp_path):
     keep = SparseModelCheckpoint(dirpath=tmp_path, monitor="acc", mode="max")
     pruning = MagnitudePruning(schedule=table(0.25, 0.75))
     budget = AccuracyBudget("acc", max_drop=0.1, resolution=0.05)
@@ -229,7 +229,7 @@ def test_a_nan_metric_rolls_back_and_is_not_recorded(value):
     assert pruning.sparsity == 0.25
 
 
-def test_no_validation_before_the_first_event_is_an_error():
+def test_missing_validation_before_the_first_event_raises():
     pruning = MagnitudePruning(0.5, schedule="one_shot", begin=0)
     job = trainer(pruning, AccuracyBudget("acc", 0.1), max_epochs=4)
     with pytest.raises(StateError, match="no validation before the first event"):
@@ -240,7 +240,7 @@ def test_no_validation_before_the_first_event_is_an_error():
     assert pruning.sparsity == 0.5
 
 
-def test_metric_that_is_never_logged_is_named():
+def test_metric_that_is_never_logged_raises_with_its_name():
     pruning = MagnitudePruning(schedule=table(0.25))
     job = trainer(pruning, AccuracyBudget("accuracy", 0.1), max_epochs=6)
     with pytest.raises(
@@ -249,7 +249,7 @@ def test_metric_that_is_never_logged_is_named():
         job.fit(Judge(pruning, 1.0), loader(), loader(2))
 
 
-def test_a_schedule_that_cannot_fit_is_refused_before_training():
+def test_schedule_that_cannot_fit_raises_before_training():
     pruning = MagnitudePruning(0.5)
     module = Judge(pruning, 1.0)
     job = trainer(pruning, AccuracyBudget("acc", 0.1), max_epochs=1)
@@ -258,6 +258,6 @@ def test_a_schedule_that_cannot_fit_is_refused_before_training():
     assert module.trained == 0
 
 
-def test_needs_one_pruner():
+def test_exactly_one_pruner_is_required():
     with pytest.raises(ConfigError, match="judges one pruning callback, the Trainer has 0"):
         trainer(AccuracyBudget("acc", 0.1), max_epochs=1).fit(Net(), loader(), loader(2))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What else changes masks while a budget judges: regrowth waits, a hand is taken into account."""
+"""Other mask changes during a budget: regrowth is postponed, manual changes are measured."""
 
 import pytest
 import torch
@@ -41,8 +41,8 @@ SOME_ORDERS = mark_rest_slow(ORDERS, ORDERS[:2])
 @pytest.mark.parametrize("order", SOME_ORDERS)
 @pytest.mark.parametrize("by", ["random", "gradient"])
 @pytest.mark.parametrize("at", ["17it", "23it"])
-def test_regrowth_within_a_recovery_comes_after_it(at, by, order):
-    """The judged network is the one that it would be without Regrow, to the bit."""
+def test_regrowth_due_in_a_recovery_is_postponed(at, by, order):
+    """The measured network equals that of a run without Regrow exactly."""
 
     class Judged(Judge):
         def validation_step(self, batch, batch_idx):
@@ -66,8 +66,8 @@ def test_regrowth_within_a_recovery_comes_after_it(at, by, order):
 
 @pytest.mark.parametrize("order", SOME_ORDERS)
 @pytest.mark.parametrize("by", ["random", "gradient"])
-def test_regrowth_comes_before_the_next_try(by, order):
-    """0.75 fails; 0.5 would be tried at once, and open the next recovery."""
+def test_regrowth_precedes_the_next_event(by, order):
+    """0.75 fails; 0.5 would be tried at once and start the next recovery."""
     grows = Regrow(at="33it", fraction=0.5, by=by, init="zero")
     pruning, _ = run(grows, limit=0.6, resolution=0.1, order=order)
     taken_back, back, tried = pruning.history[1:4]  # a rollback takes the event's entry too
@@ -88,7 +88,7 @@ def test_two_waiting_regrowths_do_not_block_each_other():
 @pytest.mark.parametrize("order", SOME_ORDERS)
 @pytest.mark.parametrize("when", [Drop("acc", by=0.2), Plateau("acc", patience=2)])
 def test_conditions_are_not_evaluated_within_a_recovery(when, order):
-    """The fall to 0.5 is taken back; Plateau's second validation in a row never comes before."""
+    """The drop to 0.5 is rolled back, before Plateau's second validation in a row."""
     levels = (0.75,)
     grows = Regrow(when=when, fraction=0.5)
     pruning, _ = run(grows, limit=0.6, resolution=0.8, levels=levels, epochs=4, order=order)
@@ -97,8 +97,8 @@ def test_conditions_are_not_evaluated_within_a_recovery(when, order):
 
 @pytest.mark.parametrize("cut", mark_rest_slow([25, 33, 41, 49, 57], [33, 57]))
 @pytest.mark.parametrize("at", ["17it", "34it"])
-def test_a_waiting_regrowth_is_resumed(at, cut, tmp_path):
-    """Cut in the middle of a recovery (after step 24, 40), and between it and what waited."""
+def test_postponed_regrowth_is_resumed(at, cut, tmp_path):
+    """Interrupted during a recovery (after step 24, 40), and before the postponed regrowth."""
 
     class Cut(Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
@@ -126,8 +126,8 @@ def test_a_waiting_regrowth_is_resumed(at, cut, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.6])
-def test_manual_changes_are_judged(limit):
-    """Half of what the event pruned comes back within its recovery: 0.375 is judged."""
+def test_manual_changes_are_measured_against_the_budget(limit):
+    """Half of the pruned weights return during the recovery: 0.375 is measured."""
 
     class Hand(Events):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):

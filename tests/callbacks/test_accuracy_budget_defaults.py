@@ -43,19 +43,19 @@ def test_every_schedule_reaches_its_target_within_the_budget(epochs, recover, sc
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.6])
-def test_the_search_still_ends_below_its_limit(limit):
+def test_search_ends_below_its_limit(limit):
     pruning = run(MagnitudePruning(0.9), limit, epochs=24)
     assert limit - 0.06 <= pruning.sparsity <= limit
 
 
 @pytest.mark.parametrize("kw", [{"check_val_every_n_epoch": 2}, {"val_check_interval": 0.25}])
-def test_rare_and_frequent_validations(kw):
+def test_rare_and_frequent_validations_work(kw):
     pruning = run(MagnitudePruning(0.9), epochs=12, **kw)
     assert pruning.sparsity == pytest.approx(0.9, abs=1 / WEIGHTS)
     assert all("lost" in entry for entry in pruning.history if entry["kind"] == "prune")
 
 
-def test_a_schedule_with_room_keeps_its_events():
+def test_schedule_with_enough_room_keeps_its_events():
     levels = Table({"2ep": 0.25, "4ep": 0.5})
     assert [e["step"] for e in run(MagnitudePruning(0.5, schedule=levels)).history] == [16, 32]
 

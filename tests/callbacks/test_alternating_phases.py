@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""AC/DC against a loop by hand: masks by magnitude at each compression, zeros when it ends."""
+"""AC/DC compared with a manual loop: magnitude masks at each sparse phase, then zeros."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_resetting_the_optimizer_changes_the_result():
     assert max(float((one[n] - other[n]).abs().max()) for n in one) > 1e-3
 
 
-def test_masks_move_from_one_compression_to_the_next():
+def test_masks_differ_between_sparse_phases():
     module, pruning = Net(SGD), MagnitudePruning(0.8, schedule=SCHEDULE)
     seen = []
 

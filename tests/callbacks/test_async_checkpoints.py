@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints that are written while training goes on hold the moment they were asked for."""
+"""Asynchronously written checkpoints hold the state at the time of saving."""
 
 import copy
 import threading
@@ -36,7 +36,7 @@ def data():
 
 
 class Held(TorchCheckpointIO):
-    """Writes nothing before it is let go, or some steps of training later."""
+    """Delay writing until released, or for some training steps."""
 
     def __init__(self, wait=lambda: time.sleep(0.02)):
         self.wait, self.threads = wait, set()
@@ -48,7 +48,7 @@ class Held(TorchCheckpointIO):
 
 
 class Sharded(TorchCheckpointIO):
-    """A folder a checkpoint: tensors as shards of torch.distributed, and all the rest."""
+    """Write a checkpoint as a folder: tensors as torch.distributed shards, and the rest."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         path = Path(path)
@@ -77,7 +77,7 @@ def run(saves=None, plugin=None, **kw):
 
 
 @pytest.mark.parametrize("kind", [ModelCheckpoint, SparseModelCheckpoint])
-def test_files_are_those_that_are_written_at_once(kind, tmp_path):
+def test_async_files_equal_synchronous_ones(kind, tmp_path):
     held = Held()
     for name, plugin in (("now", TorchCheckpointIO()), ("later", AsyncCheckpointIO(held))):
         saves = kind(tmp_path / name, filename="{step}", every_n_train_steps=2, save_top_k=-1)
@@ -100,8 +100,8 @@ def test_files_are_those_that_are_written_at_once(kind, tmp_path):
         assert equal(whole, run(plugin=AsyncCheckpointIO(Held()), ckpt_path=path)), name
 
 
-def test_written_when_training_is_over(tmp_path):
-    """The writer of the first file waits for the fit's end: the queue holds every moment."""
+def test_files_written_after_training_hold_the_state_of_their_step(tmp_path):
+    """The first file is written after the fit's end: the queue holds every state."""
     end = threading.Event()
 
     class Ends(Callback):
@@ -119,7 +119,7 @@ def test_written_when_training_is_over(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [ModelCheckpoint, SparseModelCheckpoint])
-def test_a_plugin_that_writes_folders(kind, tmp_path):
+def test_checkpoint_plugin_that_writes_folders_resumes(kind, tmp_path):
     saves = kind(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
     whole = run(saves, Sharded())
     paths = [path for path in tmp_path.iterdir() if path.suffix == ".ckpt"]
@@ -130,7 +130,7 @@ def test_a_plugin_that_writes_folders(kind, tmp_path):
 
 
 class Frozen(Callback):
-    """Takes the state of every callback at each step, and a copy of it."""
+    """Record the state of every callback at each step, and a copy of it."""
 
     def __init__(self):
         self.taken = []
@@ -167,7 +167,7 @@ SUITES = {
 
 @pytest.mark.parametrize("name", SUITES)
 def test_a_returned_state_never_changes(name):
-    """So that whoever writes it later, a plugin's thread, writes what it was."""
+    """So that a plugin's thread that writes it later writes the state of its step."""
     frozen, suite = Frozen(), SUITES[name]()
     fit(Net(ADAM), *suite, frozen, data=data(), val=loader(), max_epochs=4)
     assert len(frozen.taken) >= 16 * len(suite)

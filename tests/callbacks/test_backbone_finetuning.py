@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""BackboneFinetuning: a backbone that is frozen at first and joins the optimizer midway."""
+"""BackboneFinetuning: a backbone that is frozen first and added to the optimizer later."""
 
 from functools import partial
 
@@ -83,7 +83,7 @@ def test_pruned_weights_stay_zero_before_and_after_unfreezing(first, make):
 
 
 @pytest.mark.parametrize("keep", [True, "moments"])
-def test_what_was_removed_comes_back_with_the_moments_it_had(keep):
+def test_removed_weights_are_restored_with_their_moments(keep):
     class Removed(Watch):
         def on_prune_event(self, trainer, pl_module, event):
             gone = ~event.pruner.masks["body.0.weight"]
@@ -98,7 +98,7 @@ def test_what_was_removed_comes_back_with_the_moments_it_had(keep):
     assert torch.equal(module.body[0].weight.detach()[gone], removed.values[gone])
 
 
-def test_gradients_of_a_backbone_that_has_joined_are_ranked():
+def test_gradients_of_an_unfrozen_backbone_are_ranked():
     """Taylor scores of the step at hand: |g w|."""
 
     class Seen(Watch):
@@ -123,13 +123,13 @@ def test_gradients_of_a_backbone_that_has_joined_are_ranked():
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "movement"])
-def test_gradients_of_a_frozen_backbone_are_missed_by_name(criterion):
+def test_missing_gradients_of_a_frozen_backbone_raise_with_the_name(criterion):
     pruning = MagnitudePruning(0.5, schedule=OneShot("3it"), criterion=criterion)
     with pytest.raises((ConfigError, StateError), match="frozen"):
         run(finetuning(), pruning)
 
 
-def test_the_head_alone_is_ranked_while_the_backbone_is_frozen():
+def test_only_the_head_is_ranked_while_the_backbone_is_frozen():
     module = Transfer()
     pruning = MagnitudePruning(0.5, schedule=OneShot("3it"), criterion="taylor", include="body.2")
     run(finetuning(), pruning, module=module)
@@ -137,7 +137,7 @@ def test_the_head_alone_is_ranked_while_the_backbone_is_frozen():
 
 
 class Mended(BackboneFinetuning):
-    """Lightning's own, resumed after the backbone joined, leaves it frozen."""
+    """Lightning's callback leaves the backbone frozen after a resume; this one does not."""
 
     def on_fit_start(self, trainer, pl_module):
         super().on_fit_start(trainer, pl_module)
@@ -168,7 +168,7 @@ def test_resumed_run_is_the_uninterrupted_run(first, criterion, tmp_path):
         assert equal(whole, go(ckpt_path=tmp_path / f"{cut}.ckpt")), cut
 
 
-def test_where_lightning_leaves_it_frozen_masks_hold_all_the_same(tmp_path):
+def test_masks_hold_if_the_backbone_stays_frozen_after_a_resume(tmp_path):
     saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     run(finetuning(), MagnitudePruning(0.8, schedule=LEVELS), saves, enable_checkpointing=True)
     module, pruning = Transfer(), MagnitudePruning(0.8, schedule=LEVELS)
@@ -178,7 +178,7 @@ def test_where_lightning_leaves_it_frozen_masks_hold_all_the_same(tmp_path):
 
 
 class Rates(Watch):
-    """Remembers the learning rates of all groups at each step."""
+    """Record the learning rates of all groups at each step."""
 
     def __init__(self):
         super().__init__()
@@ -191,7 +191,7 @@ class Rates(Watch):
 
 
 @pytest.mark.parametrize("what", ["weights", "lr", ["weights", "lr", "optimizer"]])
-def test_rewinding_to_before_the_backbone_joined(what):
+def test_rewinding_to_before_unfreezing_restores_the_state(what):
     """Its group was not there then: it keeps its rate, and the others go back to theirs."""
     watch, module = Rates(), Transfer()
     start = module.body[0].weight.detach().clone()
@@ -206,7 +206,7 @@ def test_rewinding_to_before_the_backbone_joined(what):
 
 
 def test_a_rollback_across_unfreezing_restores_the_state():
-    """Pruned at step 8, where it joins, and judged worse after the validation of that epoch."""
+    """Pruned at step 8, at unfreezing, and rolled back after the validation of that epoch."""
 
     class Scored(Transfer):
         def on_validation_epoch_end(self):

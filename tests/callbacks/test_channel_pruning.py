@@ -18,7 +18,7 @@ ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 
 
 @pytest.mark.parametrize("make", [SGD, ADAMW])
-def test_zero_is_zero_everywhere_and_the_target_is_reached(make, tmp_path):
+def test_masked_channels_are_zero_and_the_target_is_reached(make, tmp_path):
     channels, module = pruning(), Net(make)
     watch = Zeros(channels)
     saves = ModelCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1)
@@ -35,7 +35,7 @@ def test_zero_is_zero_everywhere_and_the_target_is_reached(make, tmp_path):
 
 
 @pytest.mark.parametrize("compact", ["event", "end", None])
-def test_when_channels_are_cut_out(compact):
+def test_compact_sets_when_channels_are_cut(compact):
     shapes = []
 
     class Shapes(Callback):
@@ -57,7 +57,7 @@ def test_when_channels_are_cut_out(compact):
     assert sizes(module) == (12, 8)
 
 
-def test_the_cut_model_is_the_masked_one_in_double_precision():
+def test_cut_model_equals_the_masked_one_in_float64():
     channels, module = pruning(compact=None), Net()
     run(module, channels, precision="64-true")
     masked = output(module)
@@ -86,8 +86,8 @@ def test_works_beside_other_features(kw, criterion):
     assert [e["kind"] for e in channels.history] == ["prune", "compact"]
 
 
-def test_taylor_scores_are_those_of_the_gradients():
-    """Masked by the squared sums of g * w over all that a channel holds, found here by hand."""
+def test_taylor_scores_use_the_dense_gradients():
+    """Squared sums of g * w over all members of a channel, computed here by hand."""
     seen = {}
 
     class Scores(Callback):
@@ -107,7 +107,7 @@ def test_taylor_scores_are_those_of_the_gradients():
     assert sorted(map(int, removed)) == sorted(least.tolist())
 
 
-def test_no_gradient_of_a_window_is_lost_to_a_cut():
+def test_accumulated_gradients_survive_a_cut():
     """A budget accepts in the middle of a window of accumulated gradients: the cut waits."""
     whole = []
 
@@ -136,7 +136,7 @@ def test_no_gradient_of_a_window_is_lost_to_a_cut():
     assert [e["kind"] for e in channels.history] == ["prune", "compact"]
 
 
-def test_a_second_fit_goes_on_from_the_small_model(tmp_path):
+def test_second_fit_continues_with_the_small_model(tmp_path):
     channels, module = pruning(), Net()
     made = run(module, channels)
     events = len(channels.history)
@@ -149,7 +149,7 @@ def test_a_second_fit_goes_on_from_the_small_model(tmp_path):
     assert made.global_step == 24
 
 
-def test_weights_alone_can_be_saved_and_loaded_too(tmp_path):
+def test_weights_only_checkpoints_save_and_load(tmp_path):
     from regrow.channels import load
 
     saves = ModelCheckpoint(tmp_path, filename="w", save_weights_only=True)
@@ -162,7 +162,7 @@ def test_weights_alone_can_be_saved_and_loaded_too(tmp_path):
 
 
 class Fragile(Net):
-    """Its forward wants a certain number of channels, from some moment on."""
+    """A network whose forward requires a number of channels from some step on."""
 
     wanted = None
 
@@ -173,7 +173,7 @@ class Fragile(Net):
 
 
 @pytest.mark.parametrize("compact", ["end", "event"])
-def test_a_cut_that_fails_leaves_the_model_masked_and_whole(compact):
+def test_failed_cut_leaves_the_model_masked_and_uncut(compact):
     module, channels = Fragile(ADAM), pruning(compact=compact)
 
     class Later(Callback):
@@ -192,7 +192,7 @@ def test_a_cut_that_fails_leaves_the_model_masked_and_whole(compact):
     assert left(module) == 8
 
 
-def test_a_trial_that_fails_pins_the_group_and_says_why():
+def test_failed_trial_fixes_the_group_and_gives_the_reason():
     module, channels = Fragile(ADAM), pruning(0.3, schedule="one_shot")
     module.wanted = (12,)
     with pytest.warns(UserWarning, match=r"body\.0 keeps its channels.*not so many"):

@@ -22,7 +22,7 @@ from regrow.utils.errors import ConfigError
 
 
 class Scored(Net):
-    """Its metric is decided here: as good as dense while that many channels live."""
+    """A network whose metric equals the dense one while enough channels are left."""
 
     def __init__(self, least, **kw):
         super().__init__(**kw)
@@ -41,7 +41,7 @@ def now(trainer, pl_module):
 
 
 class Shapes(SuiteCallback):
-    """The module's shapes, state and optimizer as each batch starts, and after a cut there."""
+    """Record shapes, state and optimizer at the start of each batch, and after a cut."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,7 @@ def budget(**kw):
 
 
 @pytest.mark.parametrize("compact", ["event", "end"])
-def test_only_what_a_budget_accepts_is_cut(compact, tmp_path):
+def test_only_channels_accepted_by_the_budget_are_cut(compact, tmp_path):
     schedule = Table({"8it": 0.25, "16it": 0.6})
     module, before, after, events = Scored(least=14), Shapes(), Shapes(), Events()
     channels = pruning(schedule=schedule, compact=compact)
@@ -92,7 +92,7 @@ def test_only_what_a_budget_accepts_is_cut(compact, tmp_path):
     assert saved["pruner"]["history"][-1]["kind"] in ("rollback", "compact", "prune")
 
 
-def test_weights_and_channels_in_one_fit():
+def test_weights_and_channels_are_pruned_in_one_fit():
     seen = {}
 
     class Look(Callback):
@@ -138,7 +138,7 @@ def test_zeros_of_weights_and_channels_add_up():
         assert torch.equal(dict(module.named_parameters())[name] != 0, kept)
 
 
-def test_best_is_ranked_after_both(tmp_path):
+def test_best_checkpoint_is_ranked_after_both_targets(tmp_path):
     weights = MagnitudePruning(0.4, schedule="one_shot", begin="5it")
     channels = pruning(0.5, schedule="one_shot", begin="9it", compact="event")
     best = SparseModelCheckpoint(tmp_path, monitor="val/loss")
@@ -156,7 +156,7 @@ def test_best_is_ranked_after_both(tmp_path):
         assert not dict(module.named_parameters())[name][~mask].any()
 
 
-def test_two_rewinds_go_back_to_the_remembered_copy():
+def test_both_pruners_rewind_to_the_stored_state():
     shapes, after = Shapes(), Shapes()
     channels = pruning(
         0.64, schedule=Exponential(0.4, every="8it", begin="16it"), rewind="1ep", compact="event"
@@ -192,13 +192,13 @@ def test_two_rewinds_go_back_to_the_remembered_copy():
         (lambda: pruning(0.3, include="body.0"), "two ChannelPruning would cut"),
     ],
 )
-def test_per_weight_statistics_beside_a_cut_raise(other, words):
+def test_callbacks_with_per_weight_statistics_raise_with_cuts(other, words):
     with pytest.raises(ConfigError, match=words):
         run(Net(), pruning(), other())
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_recalibrated_after_the_cut(count):
+def test_batch_norms_are_recalibrated_after_the_cut(count):
     channels, module = pruning(recalibrate=count), Net()
     held = []
 

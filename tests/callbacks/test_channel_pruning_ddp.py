@@ -51,7 +51,7 @@ torch.save({"state": state, "kinds": kinds, "left": left(module), "refused": ref
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_both_ranks_cut_the_same(tmp_path):
+def test_ranks_cut_the_same_channels(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

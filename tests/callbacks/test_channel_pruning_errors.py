@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Settings that cannot be meant are refused before training, with what to write."""
+"""Wrong settings raise before training, with what to write."""
 
 import warnings
 
@@ -100,7 +100,7 @@ def test_a_table_sets_the_default_target():
     assert ChannelPruning().final == 0.5
 
 
-def test_a_latency_already_met_cuts_nothing():
+def test_latency_budget_already_met_cuts_nothing():
     channels = ChannelPruning(of="latency", latency_ms=100.0, timer=timer, schedule="linear")
     module = Net()
     with warnings.catch_warnings():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Latency as the unit, with a clock that depends on nothing but sizes."""
+"""Latency as the unit, with a timer that depends only on sizes."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_milliseconds_are_met_and_stored(tmp_path):
         run(Net(), other, ckpt_path=tmp_path / "a.ckpt", max_epochs=4)
 
 
-def test_what_comes_back_is_not_saved_any_more():
+def test_regrown_channels_lower_the_saved_latency():
     module = Net()
     pruner = ChannelPruner(
         module, torch.zeros(2, 6), ChannelConfig(of="latency", timer=timer, round_to=1)
@@ -63,7 +63,7 @@ def test_what_comes_back_is_not_saved_any_more():
     assert sizes(module) == (12, 8)
 
 
-def test_a_batch_is_timed_as_large_as_it_was(monkeypatch):
+def test_latency_uses_the_original_batch_size(monkeypatch):
     """Also after a resume, whose checkpoint holds two examples."""
     seen = []
 

@@ -34,7 +34,7 @@ def ended(module, channels, made):
 
 
 def timer(model):
-    """Milliseconds that depend on nothing but sizes."""
+    """Milliseconds that depend only on sizes."""
     a, b = sizes(model)
     return 1.0 + (6 * a + a * b + b * 3) / 100
 
@@ -95,7 +95,7 @@ def test_the_same_callback_resumes_from_larger_shapes(tmp_path):
         assert all(equal(value, ended(module, channels, job)[k]) for k, value in whole.items())
 
 
-def test_a_run_that_had_ended_is_cut_too(tmp_path):
+def test_resuming_a_finished_run_cuts_it(tmp_path):
     saves = ModelCheckpoint(tmp_path, save_last=True)
     module = Net()
     run(module, pruning(compact="end"), saves, enable_checkpointing=True)
@@ -107,7 +107,7 @@ def test_a_run_that_had_ended_is_cut_too(tmp_path):
 
 
 @pytest.mark.parametrize("compact", ["end", "event"])
-def test_best_has_other_shapes_than_the_module(compact, tmp_path):
+def test_best_checkpoint_with_other_shapes_loads(compact, tmp_path):
     channels, module = pruning(compact=compact), Net()
     early = ModelCheckpoint(tmp_path / "early", filename="a", every_n_train_steps=5)
     best = SparseModelCheckpoint(tmp_path / "best", monitor="val/loss")
@@ -155,7 +155,7 @@ def test_plain_pytorch_loads_the_small_model(tmp_path):
     assert sizes(Mixed.load_from_checkpoint(tmp_path / "whole.ckpt")) == (12, 8)
 
 
-def test_attached_outside_a_fit(tmp_path):
+def test_attach_works_outside_a_fit(tmp_path):
     channels, module = pruning(compact="event"), Net()
     run(module, channels).save_checkpoint(tmp_path / "a.ckpt")
     again, other = pruning(compact="event", example_input=torch.zeros(2, 6)), Net(seed=1)
@@ -167,7 +167,7 @@ def test_attached_outside_a_fit(tmp_path):
         pruning().attach(Net())
 
 
-def test_expand_within_a_fit_is_refused():
+def test_expand_during_a_fit_raises():
     class Expands(Callback):
         def on_train_batch_start(self, trainer, module, *_):
             if trainer.global_step == 5:
@@ -178,7 +178,7 @@ def test_expand_within_a_fit_is_refused():
         run(Net(), channels, Expands())
 
 
-def test_the_loader_is_where_it_was_after_the_example_was_taken():
+def test_taking_an_example_batch_does_not_move_the_loader():
     """Also a loader's own generator: the order of batches is that of a run without."""
     from tiny_fits import fit, samples
     from torch.utils.data import DataLoader

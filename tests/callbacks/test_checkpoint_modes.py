@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ModelCheckpoint in every mode: each file obeys the masks, loads safely and is resumed exactly."""
+"""ModelCheckpoint in every mode: each file is masked, weights-only and resumes exactly."""
 
 from datetime import timedelta
 
@@ -95,7 +95,7 @@ def test_every_checkpoint_mode_resumes(mode, kind, tmp_path):
         assert equal(whole, run(module=Logs(ADAM, seed=1), ckpt_path=path, **half)), path.name
 
 
-def test_checkpoints_of_weights_are_sparse_but_do_not_resume(tmp_path):
+def test_weights_only_checkpoints_are_sparse_but_do_not_resume(tmp_path):
     saves = ModelCheckpoint(tmp_path, save_top_k=-1, save_weights_only=True, filename="{epoch}")
     whole = run(saves, enable_checkpointing=True)
     for epoch, sparsity in enumerate((0.5, 0.8, 0.8)):
@@ -112,7 +112,7 @@ def test_checkpoints_of_weights_are_sparse_but_do_not_resume(tmp_path):
     assert fresh.trained == 0
 
 
-def test_saved_by_hand_within_a_fit(tmp_path):
+def test_checkpoint_saved_manually_during_a_fit_resumes(tmp_path):
     class Saves(Callback):
         def on_train_batch_end(self, trainer, *_):
             if trainer.global_step in (7, 13, 14):
@@ -127,8 +127,8 @@ def test_saved_by_hand_within_a_fit(tmp_path):
         assert equal(whole, run(module=Logs(ADAM, seed=1), ckpt_path=tmp_path / f"{name}.ckpt"))
 
 
-def test_saved_on_an_exception(tmp_path):
-    """Lightning counts the batch that failed as begun: a resumed run goes on behind it."""
+def test_checkpoint_saved_on_an_exception_resumes(tmp_path):
+    """Lightning counts the failed batch as started: a resumed run continues after it."""
 
     class Fails(Callback):
         def on_train_batch_start(self, trainer, *_):
@@ -154,7 +154,7 @@ PRUNERS = {
 
 
 @pytest.mark.parametrize("name", PRUNERS)
-def test_a_run_that_had_ended_has_its_masks_again(name, tmp_path):
+def test_resuming_a_finished_run_restores_its_masks(name, tmp_path):
     """Lightning trains nothing then, and calls no hook of training."""
     pruning, module = PRUNERS[name](), Net(ADAM)
     fit(module, pruning, data=data()).save_checkpoint(tmp_path / "end.ckpt")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What stands in a checkpoint, and which checkpoints are refused."""
+"""Contents of checkpoints, and checkpoints that raise an error."""
 
 from types import SimpleNamespace
 
@@ -51,14 +51,14 @@ def saved(tmp_path):
 
 
 def refused(path, match, *callbacks, error=StateError):
-    """Nothing is trained, and no weight changed by the refusal itself."""
+    """The error trains nothing and changes no weight."""
     module = Net(ADAM)
     with pytest.raises(error, match=match):
         fit(module, *(callbacks or [one_shot()]), ckpt_path=path, max_epochs=4)
     assert module.trained == 0
 
 
-def test_it_loads_safely_and_holds_tensors_and_builtins_only(saved):
+def test_checkpoint_is_weights_only_and_holds_tensors_and_builtins(saved):
     def walk(value):
         if isinstance(value, dict):
             for key, inner in value.items():
@@ -95,7 +95,7 @@ def test_masks_are_packed_bits(sparsity, saved):
     assert state["removed_weights"] is None
 
 
-def test_removed_values_take_no_more_space_than_removed(saved):
+def test_removed_values_take_only_their_own_space(saved):
     state = read(saved())["callbacks"][KEY]["pruner"]
     size = sum(v.numel() * v.element_size() for v in state["removed_weights"].values())
     assert size == 4 * round(0.8 * WEIGHTS)
@@ -113,11 +113,11 @@ def test_state_dict_works_before_a_fit():
         ((Events(),), "no callback"),
     ],
 )
-def test_a_checkpoint_without_the_masks_is_refused_by_name(callbacks, there, saved):
+def test_checkpoint_without_masks_raises_with_the_name(callbacks, there, saved):
     refused(saved(*callbacks), f"has no masks of MagnitudePruning.*{there}.*load the weights into")
 
 
-def test_weights_alone_are_refused(tmp_path):
+def test_weights_only_checkpoint_does_not_resume(tmp_path):
     made = fit(Net(ADAM), one_shot())
     made.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
     refused(tmp_path / "weights.ckpt", "contains only the model", error=KeyError)
@@ -156,7 +156,7 @@ def other_format(checkpoint):
         (other_format, "format 99"),
     ],
 )
-def test_masks_that_do_not_fit_are_refused_by_name(change, match, saved):
+def test_masks_that_do_not_fit_raise_with_the_name(change, match, saved):
     def resealed(checkpoint):  # well made, of something else
         change(checkpoint)
         state = checkpoint["callbacks"][KEY]
@@ -206,7 +206,7 @@ def everywhere(folder):
 
 
 def test_evaluating_a_checkpoint_uses_its_masks(tmp_path):
-    """Masks go with the weights that were loaded, and training goes on from there."""
+    """Masks belong to the loaded weights, and training continues from there."""
     module, pruning, events = Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS), Events()
     made = trainer(everywhere(tmp_path), pruning, events, enable_checkpointing=True)
     made.fit(module, loader())
@@ -221,7 +221,7 @@ def test_evaluating_a_checkpoint_uses_its_masks(tmp_path):
 
 
 @pytest.mark.parametrize("step", [2, 5, 16])
-def test_evaluation_before_any_fit_and_then_a_fit(step, tmp_path):
+def test_evaluation_before_a_fit_does_not_affect_it(step, tmp_path):
     fit(Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS), everywhere(tmp_path),
         enable_checkpointing=True)  # fmt: skip
     module, pruning = Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS)
@@ -234,8 +234,8 @@ def test_evaluation_before_any_fit_and_then_a_fit(step, tmp_path):
         assert not p[places[name]].any(), "what was pruned stays pruned"
 
 
-def test_evaluation_of_one_model_and_a_fit_of_another(tmp_path):
-    """The masks are those of the tested network, and no business of a fresh one."""
+def test_evaluation_of_one_model_does_not_affect_a_fit_of_another(tmp_path):
+    """The masks of the tested network do not affect a new network."""
     fit(Net(ADAM), MagnitudePruning(0.8, schedule=OneShot(0)), everywhere(tmp_path),
         enable_checkpointing=True)  # fmt: skip
     tested, fresh, pruning = Net(ADAM), Net(ADAM, seed=5), MagnitudePruning(0.8, schedule=LEVELS)
@@ -273,7 +273,7 @@ def test_optimizer_state_at_pruned_places_is_zero_in_the_file(saved):
     assert seen.count == 2
 
 
-def test_state_after_a_test_of_another_moment_is_that_of_the_weights(tmp_path):
+def test_state_saved_after_testing_another_checkpoint_matches_the_weights(tmp_path):
     pruning, module = prune_at_start(0.5), Net()
     job = trainer(pruning)
     job.fit(module, loader())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Clipping acts on live gradients, by norm and by value; the reference is NumPy."""
+"""Clipping acts on gradients of kept weights, by norm and by value; compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def arrays(module):
 
 
 def clipped(gradients, kept, clip, how):
-    """What is left of dense gradients."""
+    """The clipped gradients."""
     live = [np.where(k, g, 0) for k, g in zip(kept, gradients, strict=True)]
     if how == "value":
         return [np.clip(g, -clip, clip) for g in live]
@@ -95,7 +95,7 @@ def test_manual_clipping_counts_kept_weights(how, clip):
     check(module, pruning, clip, how)
 
 
-def test_soft_pruning_clips_what_the_dense_values_learn_from():
+def test_soft_pruning_clips_the_gradients_of_dense_values():
     module, pruning = Automatic(), one_shot(soft=True)
     fit(module, Dense(), pruning, gradient_clip_val=0.05, max_epochs=1)
     check(module, pruning, 0.05, "norm", soft=True)
@@ -119,7 +119,7 @@ def test_scaled_gradients_are_clipped_unscaled(how, clip):
     check(module, pruning, clip, how)
 
 
-def test_a_window_is_clipped_by_the_norm_of_its_sum():
+def test_accumulated_gradients_are_clipped_by_the_norm_of_their_sum():
     module, pruning = Automatic(), one_shot()
     fit(module, Dense(), pruning, accumulate_grad_batches=4, gradient_clip_val=0.05, max_epochs=2)
     module.dense = module.dense[3::4] * 2  # sums stand at each window's last batch

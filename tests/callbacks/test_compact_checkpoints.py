@@ -45,7 +45,7 @@ def test_small_files_compute_what_the_full_ones_do(tmp_path, compact):
     assert callback.sparsity == 0.6
 
 
-def test_the_fit_leaves_model_and_callback_as_without_small_files(tmp_path):
+def test_small_files_do_not_change_model_and_callback(tmp_path):
     kw = {"monitor": "val/loss", "save_last": True, "filename": "a"}
     with_files = fit(tmp_path / "a", saves=ModelCheckpoint(tmp_path / "a", **kw))
     module, callback = Net(), pruning()
@@ -58,7 +58,7 @@ def test_the_fit_leaves_model_and_callback_as_without_small_files(tmp_path):
     assert all(map(torch.equal, module.parameters(), with_files[0].parameters()))
 
 
-def test_a_process_without_regrow_loads_the_weights(tmp_path):
+def test_weights_load_in_a_process_without_regrow(tmp_path):
     _, _, _, saves = fit(tmp_path)
     path = compact_path(saves.last_model_path)
     code = f"""
@@ -108,7 +108,7 @@ def test_testing_best_leaves_small_shapes_and_best_weights(tmp_path, weights_onl
         assert sizes(module) == (12, 8)
 
 
-def test_testing_a_larger_checkpoint_gives_the_final_network_back(tmp_path):
+def test_testing_a_larger_checkpoint_restores_the_final_network_afterwards(tmp_path):
     saves = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     module, callback, trainer, _ = fit(tmp_path, saves=saves)
     before, history = output(module), list(callback.history)
@@ -136,7 +136,7 @@ def test_the_best_model_may_have_fewer_channels_removed_than_the_last(tmp_path):
     assert (output(small) - expected(saves.best_model_path, small)).abs().max() < 1e-5
 
 
-def test_statistics_are_estimated_again_in_small_files(tmp_path):
+def test_batch_norm_statistics_are_recalibrated_in_small_files(tmp_path):
     module, _, _, saves = fit(tmp_path, pruning(recalibrate=4))
     small = channels.load(Net, compact_path(saves.last_model_path))
     assert torch.equal(small.body[1].running_mean, module.body[1].running_mean)
@@ -172,7 +172,7 @@ def test_resuming_by_name_does_not_take_a_small_file(tmp_path):
     assert callback.sparsity == 0.6
 
 
-def test_a_damaged_checkpoint_is_warned_of_and_the_fit_ends(tmp_path):
+def test_damaged_checkpoint_causes_a_warning_and_the_fit_ends(tmp_path):
     class Damage(pl.Callback):
         def on_train_end(self, trainer, module):
             for path in Path(tmp_path).glob("*.ckpt"):
@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_is_warned_of_and_the_fit_ends(tmp_path):
     assert left(module) == 8
 
 
-def test_what_a_module_saves_itself_is_in_the_small_file(tmp_path):
+def test_state_saved_by_the_module_is_in_the_small_file(tmp_path):
     class Words(Net):
         def on_save_checkpoint(self, checkpoint):
             checkpoint["words"] = ["a", "b"]

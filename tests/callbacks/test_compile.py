@@ -35,7 +35,7 @@ PRUNERS = {
 
 @contextmanager
 def counting():
-    """A compiler that compiles nothing and counts what it is given."""
+    """A compiler backend that only counts the graphs it is given."""
     torch._dynamo.reset()
     yield CompileCounter()
     torch._dynamo.reset()
@@ -122,7 +122,7 @@ def test_a_compiled_step_is_not_compiled_again(kind):
 
 
 @pytest.mark.parametrize("kind", ["gradual", "soft"])
-def test_a_bare_compiled_step(kind):
+def test_pruning_adds_no_compilation_to_a_plain_compiled_step(kind):
     seen = []
     for callbacks in ([], PRUNERS[kind]()):
         with counting() as counter:
@@ -145,7 +145,7 @@ def real_compiler():
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("real", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_backward_is_compiled_too(backend, precision):
+def test_masks_hold_with_a_compiled_backward(backend, precision):
     module = Inner(real_compiler() if backend == "real" else backend)
     watch, pruning = Watch(), MagnitudePruning(0.8, schedule=EVENTS)
     fit(module, watch, pruning, val=loader(2), precision=precision)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Channels of a compiled network: the same cuts as of a plain one, under the same names."""
+"""Channels of a compiled network are cut like those of a plain one, with the same names."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def bare(module):
 @pytest.mark.parametrize(
     ("compact", "of"), [("end", "macs"), ("event", "channels"), ("event", "params")]
 )
-def test_the_same_channels_go(compact, of):
+def test_compiled_networks_lose_the_same_channels(compact, of):
     """MACs are counted by plain names: of a compiled network too, and cut as far."""
     found = []
     for net in (Wide, Compiled):
@@ -63,7 +63,7 @@ def test_the_same_channels_go(compact, of):
 
 @pytest.mark.parametrize(("first", "second"), [(Wide, Compiled), (Compiled, Wide)])
 @pytest.mark.parametrize("compact", ["end", "event"])
-def test_either_run_resumes_and_loads_the_other(first, second, compact, tmp_path):
+def test_compiled_and_plain_runs_resume_and_load_each_other(first, second, compact, tmp_path):
     saved = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
     whole, callback = first(), pruning(compact)
     made = fit(whole, callback, saved, enable_checkpointing=True)

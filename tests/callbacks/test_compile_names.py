@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`torch.compile` adds a prefix to names; nothing of regrow's knows it, and either run resumes."""
+"""`torch.compile` adds a prefix to names, which does not appear in regrow's state."""
 
 import copy
 
@@ -81,8 +81,8 @@ RARE = [pytest.param(k, marks=pytest.mark.slow) for k in CALLBACKS if k not in O
 
 @DIRECTIONS
 @pytest.mark.parametrize("kind", [*OFTEN, *RARE])
-def test_either_run_resumes_the_other(first, second, kind, tmp_path):
-    """Weights, masks, vault, what is held and remembered: bit for bit the uninterrupted run."""
+def test_compiled_and_plain_runs_resume_each_other(first, second, kind, tmp_path):
+    """Weights, masks, removed values and snapshots equal the uninterrupted run exactly."""
     saved = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
     whole, callbacks = first(), CALLBACKS[kind]()
     fit(whole, *callbacks, saved, val=loader(2), max_epochs=3, enable_checkpointing=True)
@@ -115,7 +115,7 @@ def test_a_compiled_checkpoint_is_tested_and_attached(first, second, tmp_path):
     assert third.pruner.state.pruned_in(["body.0"]) == 0
 
 
-def test_a_missing_weight_is_still_missing(tmp_path):
+def test_missing_weights_still_raise(tmp_path):
     """Only names that differ by the prefix are taken for one another."""
     made = fit(Compiled(), MagnitudePruning(0.8, schedule=EVENTS))
     made.save_checkpoint(tmp_path / "end.ckpt")
@@ -127,7 +127,7 @@ def test_a_missing_weight_is_still_missing(tmp_path):
         fit(plain(), pruning, max_epochs=3, ckpt_path=tmp_path / "other.ckpt")
 
 
-def test_the_hook_on_names_is_gone_after_the_fit():
+def test_name_hook_is_removed_after_the_fit():
     module = plain()
     fit(module, MagnitudePruning(0.8, schedule=EVENTS))
     assert not module._load_state_dict_pre_hooks
@@ -136,7 +136,7 @@ def test_the_hook_on_names_is_gone_after_the_fit():
     copy.deepcopy(module)
 
 
-def test_logged_names_and_patterns_and_plain_functions():
+def test_logs_patterns_and_functions_use_plain_names():
     logged = {}
 
     class Keys(Compiled):

@@ -51,15 +51,15 @@ def test_layers_created_in_configure_model_are_pruned_and_resumed(name, tmp_path
         assert equal(whole, run(Later(), name, ckpt_path=tmp_path / f"step={step}.ckpt")), step
 
 
-def test_a_misspelt_layer_is_refused_before_training():
+def test_misspelt_layer_raises_before_training():
     module = Later()
     with pytest.raises(ConfigError, match=r"body\.0"):
         fit(module, MagnitudePruning(0.8, schedule=OneShot(0), include="bodi.0"))
     assert module.trained == 0
 
 
-def test_a_layer_that_a_second_fit_adds_is_left_dense_until_asked_for():
-    """What is pruned was chosen when the model was seen first; `attach` chooses anew."""
+def test_layer_added_for_a_second_fit_stays_dense_unless_included():
+    """Parameters are selected at the first fit; `attach` selects again."""
 
     class Growing(Later):
         wide = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ranks prune, regrow and roll back alike; what one of them does alone is refused on all."""
+"""Ranks prune, regrow and roll back equally; a change on one rank raises on all."""
 
 import gloo_ranks
 import pytest
@@ -52,7 +52,7 @@ for name, make in CASES.items():
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=[pytest.mark.slow, pytest.mark.guard])])
-def test_ranks_prune_alike(world, tmp_path):
+def test_ranks_have_equal_masks_and_weights(world, tmp_path):
     first, *others = gloo_ranks.run(MANY, tmp_path, world)
     for name, mine in first.items():
         for other in others:
@@ -112,7 +112,7 @@ for name, pruner in {
 """
 
 
-def test_two_ranks_are_one_process_with_batches_of_both(tmp_path):
+def test_two_ranks_equal_one_process_with_both_batches(tmp_path):
     found = gloo_ranks.run(SAME, tmp_path)[0]
     alone = {
         "weights": MagnitudePruning(0.75, every="1it"),

@@ -48,7 +48,7 @@ def by_hand(make=SGD, epochs=2, every=1, context=None):
 
 
 def moved(module, make=SGD):
-    """How far from a fit without a teacher: a test that cannot tell the two is none."""
+    """The distance from a fit without a teacher, to show that the test is sensitive."""
     plain = Net(make)
     fit(plain)
     return max(float((plain.state_dict()[n] - v).abs().max()) for n, v in by_hand(make).items())
@@ -79,7 +79,7 @@ def test_accumulation_divides_both_terms():
     close(module, by_hand(every=4))
 
 
-def test_bf16_teaches_under_the_same_autocast():
+def test_teacher_runs_under_the_same_bf16_autocast():
     module = Called()
     fit(module, distill(), precision="bf16-mixed")
     close(module, by_hand(context=partial(torch.autocast, "cpu", torch.bfloat16)), 1e-5)
@@ -94,7 +94,7 @@ def test_a_scaler_scales_both_terms():
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_true_precisions_train(precision):
+def test_true_half_precisions_train(precision):
     module = Called()
     fit(module, distill(), precision=precision)
     assert all(p.isfinite().all() for p in module.parameters())
@@ -102,7 +102,7 @@ def test_true_precisions_train(precision):
         close(module.float(), by_hand(), 1e-5)
 
 
-def test_lbfgs_is_taught_at_each_closure():
+def test_lbfgs_uses_the_teacher_at_each_closure():
     losses = []
 
     class Seen(pl.Callback):
@@ -114,7 +114,7 @@ def test_lbfgs_is_taught_at_each_closure():
     assert losses[-1] < losses[0] / 2
 
 
-def test_a_skipped_step_stays_skipped():
+def test_skipped_step_changes_nothing():
     class Skips(Called):
         def training_step(self, batch, batch_idx):
             return None if batch_idx % 2 else super().training_step(batch, batch_idx)
@@ -124,7 +124,7 @@ def test_a_skipped_step_stays_skipped():
     assert module.trained == 8
 
 
-def test_what_a_step_returns_beside_the_loss_is_kept():
+def test_other_outputs_of_the_training_step_are_kept():
     seen = []
 
     class Outputs(pl.Callback):
@@ -136,7 +136,7 @@ def test_what_a_step_returns_beside_the_loss_is_kept():
 
 
 class Untouched(pl.Callback):
-    """Looks at the module in the middle of a fit."""
+    """Check the module in the middle of a fit."""
 
     def __init__(self, callback):
         self.callback, self.looks = callback, 0
@@ -157,7 +157,7 @@ class Untouched(pl.Callback):
         pickle.loads(pickle.dumps(module.body))
 
 
-def test_teacher_is_nowhere_in_the_module_and_stays_as_it_was():
+def test_teacher_is_not_part_of_the_module_and_is_unchanged():
     given = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 3))
     before, module = copied(given), Called()
     made = distill(given)
@@ -175,7 +175,7 @@ def test_teacher_is_nowhere_in_the_module_and_stays_as_it_was():
     assert "training_step" not in done.strategy.__dict__
 
 
-def test_nothing_is_left_after_an_error():
+def test_error_leaves_no_hook_behind():
     class Fails(Called):
         def training_step(self, batch, batch_idx):
             if batch_idx == 3:
@@ -189,7 +189,7 @@ def test_nothing_is_left_after_an_error():
     assert not any(m._forward_hooks for m in module.modules())
 
 
-def test_checkpoint_holds_a_hash_and_not_the_teacher(tmp_path):
+def test_checkpoint_holds_a_hash_of_the_teacher_only(tmp_path):
     made = fit(Called(), distill(), MagnitudePruning(0.5, schedule=Table({"3it": 0.5})))
     made.save_checkpoint(tmp_path / "a.ckpt")
     saved = read(tmp_path / "a.ckpt")

@@ -26,7 +26,7 @@ PRUNERS = {
 
 
 @pytest.mark.parametrize("name", PRUNERS)
-def test_any_order_gives_the_same_bits(name):
+def test_order_of_callbacks_does_not_change_the_result(name):
     found = []
     for order in itertools.permutations([lambda: distill(), PRUNERS[name]]):
         module = Called(ADAM)
@@ -37,7 +37,7 @@ def test_any_order_gives_the_same_bits(name):
     assert equal(*found)
 
 
-def test_zero_is_zero_under_a_teacher():
+def test_pruned_weights_stay_zero_under_distillation():
     watch = Watch()
     fit(
         Called(ADAM),
@@ -51,7 +51,7 @@ def test_zero_is_zero_under_a_teacher():
 
 
 @pytest.mark.parametrize("compact", ["event", "end"])
-def test_channels_go_from_the_student_and_not_from_its_teacher(compact, tmp_path):
+def test_channels_are_removed_from_the_student_only(compact, tmp_path):
     student, wise = tiny_channel_fits.Net(), tiny_channel_fits.Net(seed=4)
     callback = Distill(wise, weight=0.5)
     pruning = tiny_channel_fits.pruning(compact=compact)
@@ -61,7 +61,7 @@ def test_channels_go_from_the_student_and_not_from_its_teacher(compact, tmp_path
     assert equal(copied(callback.teacher), copied(wise))
 
 
-def test_a_cut_student_resumes_with_its_whole_teacher(tmp_path):
+def test_cut_student_resumes_with_an_uncut_teacher(tmp_path):
     def run(*callbacks, **kw):
         student = tiny_channel_fits.Net()
         pruning = tiny_channel_fits.pruning(compact="event")
@@ -73,7 +73,7 @@ def test_a_cut_student_resumes_with_its_whole_teacher(tmp_path):
     assert equal(run(ckpt_path=tmp_path / "step=16.ckpt"), whole)
 
 
-def test_an_average_of_weights_is_of_the_student_alone():
+def test_average_contains_the_student_only():
     module = Called(ADAM)
     fit(module, exponential(decay=0.999), distill(), PRUNERS["gradual"]())
     assert zeros(module) == 72
@@ -105,7 +105,7 @@ class Plain(Called):
 
 
 @pytest.mark.parametrize("given", ["module", "start"])
-def test_a_module_compiled_whole_teaches_and_learns(given):
+def test_compiled_modules_can_be_teacher_and_student(given):
     def make():
         module = Plain(ADAM, seed=3)
         return module, torch.compile(module, backend="eager")
@@ -153,7 +153,7 @@ except StateError as error:
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_ranks_have_one_teacher_and_learn_alike(tmp_path):
+def test_ranks_have_the_same_teacher_and_equal_weights(tmp_path):
     first, second = gloo_ranks.run(SHARED, tmp_path)
     assert "teacher of rank 1 is not that of rank 0" in first["error"] == second["error"]
     for name in ("forward", "network", "unused", "static"):
@@ -166,7 +166,7 @@ def test_ranks_have_one_teacher_and_learn_alike(tmp_path):
         close(module, first[name], 1e-5)
 
 
-def test_teacher_need_not_be_of_the_students_kind():
+def test_teacher_may_have_another_architecture():
     module = Called(ADAM)
     wise = nn.Sequential(nn.Linear(6, 50), nn.ReLU(), nn.Linear(50, 3))
     fit(module, Distill(wise, weight=1.0, temperature=1.0), max_epochs=40)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What cannot be taught is refused by name, and a resumed fit has the teacher it had."""
+"""Unsupported modules raise, and a resumed fit has the same teacher."""
 
 import pytest
 import torch
@@ -87,14 +87,14 @@ def test_outputs_without_logits_raise_before_any_update(module, callback, messag
     assert equal(copied(made), before)
 
 
-def test_checkpoint_of_another_architecture_is_refused(tmp_path):
+def test_checkpoint_of_another_architecture_raises(tmp_path):
     torch.save({"state_dict": {"body.0.weight": torch.zeros(16, 7)}}, tmp_path / "t.ckpt")
     with pytest.raises(ConfigError, match=r"body.0.weight is \(16, 7\) instead of \(16, 6\)"):
         fit(Called(), Distill(tmp_path / "t.ckpt"))
 
 
 @pytest.mark.parametrize("prefix", ["", "body.", "student.body."])
-def test_a_checkpoint_teaches_as_the_module_it_was_saved_from(tmp_path, prefix):
+def test_teacher_from_a_checkpoint_equals_its_module(tmp_path, prefix):
     wise = teacher()
     weights = {f"{prefix}{name}": value for name, value in wise.state_dict().items()}
     torch.save({"state_dict": weights, "other": 3}, tmp_path / "t.ckpt")
@@ -104,7 +104,7 @@ def test_a_checkpoint_teaches_as_the_module_it_was_saved_from(tmp_path, prefix):
     assert equal(copied(one), copied(other))
 
 
-def test_the_student_at_its_start_teaches(tmp_path):
+def test_initial_student_can_be_the_teacher(tmp_path):
     one, other = Called(seed=3), Called(seed=3)
     fit(one, distill("start"), MagnitudePruning(0.5, schedule=Table({"2it": 0.5})))
     fit(other, distill(Net(seed=3).body), MagnitudePruning(0.5, schedule=Table({"2it": 0.5})))
@@ -130,7 +130,7 @@ def test_resumed_fit_is_the_uninterrupted_one(tmp_path, step, wise):
     assert equal(pruned(None, wise, data=loader(5), max_epochs=5, ckpt_path=path), whole)
 
 
-def test_resume_with_another_teacher_or_none_before_is_refused(tmp_path):
+def test_resume_with_another_or_a_new_teacher_raises(tmp_path):
     pruned(tmp_path)
     path = tmp_path / "step=10.ckpt"
     with pytest.raises(StateError, match="trained with another teacher"):
@@ -142,14 +142,14 @@ def test_resume_with_another_teacher_or_none_before_is_refused(tmp_path):
         pruned(ckpt_path=tmp_path / "plain.ckpt")
 
 
-def test_resume_with_another_weight_is_refused(tmp_path):
+def test_resume_with_another_weight_raises(tmp_path):
     made = fit(Called(), Distill(teacher(), weight=0.5))
     made.save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(StateError, match=r"trained with weight=0.5, now it is 0.6"):
         fit(Called(), Distill(teacher(), weight=0.6), max_epochs=3, ckpt_path=tmp_path / "a.ckpt")
 
 
-def test_a_second_fit_goes_on_with_its_teacher():
+def test_second_fit_keeps_the_teacher():
     module, callback = Called(), distill()
     fit(module, callback)
     before = copied(module)

@@ -153,7 +153,7 @@ def test_the_very_first_step_is_sparse():
     assert seen[0] == round(0.8 * WEIGHTS)
 
 
-def test_random_growth_reads_no_gradient_and_momentum_all():
+def test_growth_criteria_differ_and_only_momentum_stores_means():
     rules = {grow: sparse(grow=grow) for grow in ("gradient", "random", "momentum")}
     for pruning in rules.values():
         fit(Net(), pruning)
@@ -166,7 +166,7 @@ def test_random_growth_reads_no_gradient_and_momentum_all():
         assert (again.masks.digest() == rules["random"].masks.digest()) == (seed == 0)
 
 
-def test_the_running_mean_sees_every_dense_gradient():
+def test_gradient_momentum_uses_every_dense_gradient():
     seen, pruning = [], sparse(grow="momentum")
 
     class Dense(Events):
@@ -184,7 +184,7 @@ def test_the_running_mean_sees_every_dense_gradient():
     assert all(np.count_nonzero(grad) > kept for grad in seen)  # dense ones
 
 
-def test_the_update_step_can_be_skipped():
+def test_optimizer_step_of_an_update_can_be_skipped():
     pruning = sparse(skip_update=True)
     record, module, steps = Record(pruning), Net(ADAM), {}
 
@@ -240,7 +240,7 @@ def test_overlap_and_explored_are_logged(tmp_path):
     assert str(pruning.history[1]["overlap"]) in text
 
 
-def test_the_target_is_reached_from_the_first_step_on(tmp_path):
+def test_target_is_reached_from_the_first_step(tmp_path):
     pruning, reached = sparse(), []
 
     class Asking(Events):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Settings of sparse training that cannot be meant."""
+"""Wrong settings of sparse training raise."""
 
 from functools import partial
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sparse training in other kinds of fits, and beside others."""
+"""Sparse training in other kinds of fits, and with other callbacks."""
 
 from functools import partial
 
@@ -61,7 +61,7 @@ def test_init_original_uses_values_of_the_fits_start():
     assert [entry["kind"] for entry in pruning.history[2:]] == ["drop_and_grow"] * 3
 
 
-def test_dry_run_zero_sparsity_and_zero_epochs():
+def test_dry_run_zero_sparsity_and_zero_epochs_work():
     pruning = sparse()
     fit(Net(), pruning, fast_dev_run=True)
     assert [entry["kind"] for entry in pruning.history] == ["prune"]
@@ -74,7 +74,7 @@ def test_dry_run_zero_sparsity_and_zero_epochs():
     assert untrained.history == []
 
 
-def test_manual_optimisation():
+def test_masks_move_under_manual_optimisation():
     class Manual(Net):
         automatic_optimization = False
 
@@ -90,7 +90,7 @@ def test_manual_optimisation():
     assert events.steps == UPDATES
 
 
-def test_beside_another_pruner():
+def test_works_beside_another_pruner():
     one, other = sparse(include="body.0"), MagnitudePruning(
         0.5, schedule=OneShot("5it"), criterion="taylor", include="body.2"
     )  # fmt: skip
@@ -98,7 +98,7 @@ def test_beside_another_pruner():
     assert (one.masks.pruned, other.masks.pruned) == (77, 24)
 
 
-def test_static_masks_support_groups():
+def test_static_masks_support_parameter_groups():
     pruning, module = sparse(sparsity=0.5, grow="none", granularity="2:4", include="body.2"), Net()
     fit(module, pruning)
     assert ((module.body[2].weight != 0).view(3, 4, 4).sum(2) == 2).all()

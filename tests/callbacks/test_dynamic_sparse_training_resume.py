@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sparse training that is cut and resumed, and taken up elsewhere."""
+"""Sparse training that is interrupted and resumed, or attached to another model."""
 
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_resumed_run_is_the_uninterrupted_run(case, tmp_path):
             assert equal(whole[what], resumed[what]), f"{what}, cut at {cut}"
 
 
-def test_another_length_is_refused_kept_or_stretched(tmp_path):
+def test_changed_fit_length_raises_keeps_or_stretches(tmp_path):
     settings = {"every": "3it", "end": 0.5}
     run(SGD, sparse(**settings), everywhere(tmp_path))
     path = tmp_path / "8.ckpt"
@@ -91,13 +91,13 @@ def test_another_length_is_refused_kept_or_stretched(tmp_path):
         assert shares == [drop_fraction_at(step, end, 0.5) for step in steps[3:]]
 
 
-def test_a_checkpoint_of_another_target_is_refused(tmp_path):
+def test_checkpoint_of_another_target_raises(tmp_path):
     run(SGD, sparse(), everywhere(tmp_path))
     with pytest.raises(StateError, match="towards sparsity"):
         run(SGD, DynamicSparseTraining(0.5), ckpt_path=tmp_path / "4.ckpt")
 
 
-def test_taken_up_by_a_checkpoint_and_by_another_model(tmp_path):
+def test_attach_restores_masks_and_gradient_momentum(tmp_path):
     pruning, module = sparse(grow="momentum", end="12it"), Net()
     made = fit(module, pruning, ModelCheckpoint(tmp_path), enable_checkpointing=True)
     path = tmp_path / "end.ckpt"

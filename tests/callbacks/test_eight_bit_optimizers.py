@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Zero is zero beside optimizers of 8 bits and factored ones; what cannot be cleared is said."""
+"""Pruned weights are zero under 8-bit and factored optimizers; a warning names state that stays."""
 
 import warnings
 from functools import partial
@@ -38,13 +38,17 @@ def fitted(make, *callbacks, **kw):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         fit(module, watch, *callbacks, val=loader(), **kw)
-    return watch, module, [str(w.message) for w in said if "in another form" in str(w.message)]
+    return (
+        watch,
+        module,
+        [str(w.message) for w in said if "as one number per weight" in str(w.message)],
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "warns"), [(Blockwise, 1), (Coded, 0), (ADAFACTOR, 0)], ids=["blocks", "codes", "af"]
 )
-def test_pruned_weights_are_zero_whatever_the_state(make, warns, tmp_path):
+def test_pruned_weights_are_zero_with_quantised_optimizer_state(make, warns, tmp_path):
     saved = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1)
     pruning = MagnitudePruning(0.8, schedule=EVENTS)
     watch, module, said = fitted(make, pruning, saved, enable_checkpointing=True)
@@ -52,7 +56,9 @@ def test_pruned_weights_are_zero_whatever_the_state(make, warns, tmp_path):
     assert zeros(module) == round(0.8 * WEIGHTS)
     assert watch.looks > 16 * 2
     assert len(said) == warns, "once a fit"
-    assert all("Blockwise keeps codes" in text and "regrow, unprune" in text for text in said)
+    assert all(
+        "Blockwise does not store codes" in text and "regrow, unprune" in text for text in said
+    )
     assert all(read(path) for path in tmp_path.glob("*.ckpt"))
 
 
@@ -69,7 +75,7 @@ def test_weights_move_between_masks(make):
 
 @pytest.mark.parametrize("make", [Coded, optim.Adagrad], ids=["codes", "floats"])
 def test_regrown_weights_have_zero_state(make):
-    """With its gradient zero, a weight that came back stands still: nothing pushes it."""
+    """With zero gradient a regrown weight does not change, since its moment is zero."""
     torch.manual_seed(0)
     layer = nn.Linear(20, 20, bias=False)
     optimizer, pruner = make(layer.parameters(), lr=0.1), Pruner(layer, keep_removed=True)
@@ -88,8 +94,8 @@ def test_regrown_weights_have_zero_state(make):
     assert torch.equal(layer.weight[gone], back[gone])
 
 
-def test_codes_are_no_moments_to_keep():
-    """Put back beside other scales, codes would mean other numbers."""
+def test_quantised_moments_are_not_stored():
+    """With other scales, restored codes would stand for other numbers."""
     layer = nn.Linear(20, 20, bias=False)
     optimizer, pruner = Coded(layer.parameters()), Pruner(layer, keep_removed="moments")
     layer.weight.grad = torch.randn(20, 20)
@@ -98,7 +104,7 @@ def test_codes_are_no_moments_to_keep():
     assert list(pruner.state.removed_weights.values) == ["weight"]
 
 
-def test_scalars_and_tables_cause_no_warning():
+def test_scalar_and_table_state_causes_no_warning():
     state = {
         "step": torch.tensor(3.0),
         "exp_avg": torch.zeros(4, 5),
@@ -115,7 +121,7 @@ def test_scalars_and_tables_cause_no_warning():
 
 
 @pytest.mark.parametrize("make", [Blockwise, partial(optim.NAdam, lr=0.01)], ids=["8bit", "nadam"])
-def test_state_returns_in_its_own_types(make):
+def test_state_is_restored_in_its_dtypes(make):
     """torch's own loading would make bytes and float32 scalars the parameter's type."""
     layer = nn.Linear(300, 2).bfloat16()
     optimizer = make(layer.parameters())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fits of every length: what can be scheduled comes at its time, and what cannot is refused."""
+"""Fits of every length: events happen at their times, and impossible schedules raise."""
 
 import pytest
 from lightning.pytorch import Callback
@@ -24,20 +24,20 @@ def test_fractions_follow_overfit_batches():
     assert events.seen == [(2, 0.25), (6, 0.5)]
 
 
-def test_max_steps_ends_the_fit_that_fractions_are_of():
+def test_fractions_are_of_the_fit_cut_by_max_steps():
     events = Events()
     fit(Net(), events, MagnitudePruning(0.5, schedule=OneShot(0.5)), max_epochs=4, max_steps=10)
     assert events.steps == [5]
 
 
 @pytest.mark.parametrize("most", [{"max_epochs": -1}, {"max_epochs": None}])
-def test_max_steps_alone(most):
+def test_fractions_follow_max_steps_alone(most):
     events = Events()
     fit(Net(), events, MagnitudePruning(0.5, schedule=OneShot(0.5)), max_steps=20, **most)
     assert events.steps == [10]
 
 
-def test_unlimited_epochs():
+def test_unlimited_epochs_require_absolute_times():
     class Stops(Callback):
         def on_train_batch_end(self, trainer, *_):
             trainer.should_stop = trainer.global_step == 12
@@ -52,7 +52,7 @@ def test_unlimited_epochs():
     assert events.seen == [(8, 0.25), (10, 0.5)]
 
 
-def test_iterable_data_without_a_length():
+def test_data_without_a_length_requires_steps_or_max_steps():
     module = Net()
     for time, what in [(0.5, "write '3ep' or '500it'"), ("1ep", "write '500it'")]:
         with pytest.raises(ConfigError, match=what):
@@ -92,7 +92,7 @@ class Epochs(Events):
         self.at.append((event.epoch, self.batch))
 
 
-def test_epochs_stay_epochs_where_accumulation_changes():
+def test_epoch_times_hold_if_accumulation_changes():
     epochs = Epochs()
     accumulation = GradientAccumulationScheduler({1: 2, 3: 8})
     pruning = MagnitudePruning(0.5, schedule=Linear("1ep", "5ep", "1ep"))
@@ -100,7 +100,7 @@ def test_epochs_stay_epochs_where_accumulation_changes():
     assert epochs.at == [(2, 0), (3, 0), (4, 0), (5, 0)]
 
 
-def test_an_event_comes_once_an_accumulation_window_and_at_its_beginning():
+def test_events_occur_once_at_the_start_of_an_accumulation_window():
     epochs = Epochs()
     pruning = MagnitudePruning(0.5, schedule=OneShot("1it"))
     fit(Net(), epochs, pruning, accumulate_grad_batches=3, max_epochs=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Holding notes values and puts them back: not beside callbacks that keep others for them."""
+"""Freezing restores values, which conflicts with callbacks that keep dense copies."""
 
 import pytest
 from tiny_fits import Net, fit

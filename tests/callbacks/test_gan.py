@@ -146,7 +146,7 @@ def test_resumed_run_is_the_uninterrupted_run(suite, tmp_path):
         assert equal(whole, run(suite(), ckpt_path=tmp_path / f"step={step}.ckpt")), step
 
 
-def test_gradients_are_ranked_at_the_step_of_the_own_optimizer():
+def test_gradients_are_ranked_at_the_step_of_their_optimizer():
     """Taylor scores |g w|, of the gradients that plain PyTorch finds for the same batch."""
     suite = [
         MagnitudePruning(0.5, schedule=OneShot("1ep"), include=part, criterion="taylor")

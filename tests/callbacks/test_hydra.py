@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The callbacks from Hydra nodes: containers of OmegaConf are as good as plain ones."""
+"""The callbacks built from Hydra nodes: OmegaConf containers work like plain ones."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def made(**node):
 TABLE = {"_target_": "regrow.Table", "rows": {"3it": 0.25, "1ep": 0.5}}
 
 
-def test_layers_patterns_and_a_table():
+def test_layers_patterns_and_tables_come_from_hydra():
     module = Net()
     pruning = made(
         sparsity=0.5,
@@ -31,7 +31,7 @@ def test_layers_patterns_and_a_table():
 
 
 @pytest.mark.parametrize("convert", ["none", "partial", "object", "all"])
-def test_every_way_of_converting(convert):
+def test_every_convert_mode_works(convert):
     module = Net()
     pruning = made(
         sparsity=0.5,
@@ -44,13 +44,13 @@ def test_every_way_of_converting(convert):
     assert [int((layer.weight == 0).sum()) for layer in module.body[::2]] == [48, 12]
 
 
-def test_fractions_as_a_tables_keys():
+def test_table_keys_may_be_fractions():
     pruning = made(sparsity=0.5, schedule={"_target_": "regrow.Table", "rows": {0.25: 0.5}})
     fit(Net(), pruning)
     assert [entry["step"] for entry in pruning.history] == [4]
 
 
-def test_the_checkpoint_still_loads_safely_and_in_a_callback_from_python(tmp_path):
+def test_checkpoint_loads_weights_only_and_in_a_python_made_callback(tmp_path):
     pruning = made(sparsity=0.5, schedule=TABLE, include=["body.0"], layers={"body.0.weight": 0.5})
     trainer = fit(Net(), pruning)
     trainer.save_checkpoint(tmp_path / "end.ckpt")
@@ -63,7 +63,7 @@ def test_the_checkpoint_still_loads_safely_and_in_a_callback_from_python(tmp_pat
         MagnitudePruning(0.5).attach(model, tmp_path / "end.ckpt")
 
 
-def test_a_criterion_by_method():
+def test_criterion_may_be_a_function_by_path():
     node = {"_target_": "hydra.utils.get_method", "path": "torch.abs"}
     pruning = made(sparsity=0.5, schedule="one_shot", criterion=node)
     module = Net()
@@ -72,13 +72,13 @@ def test_a_criterion_by_method():
     assert zeros(module) == 72
 
 
-def test_movement_of_its_own():
+def test_each_callback_gets_its_own_movement_object():
     node = {"_target_": "regrow.Movement"}
     first, second = (made(sparsity=0.5, schedule="one_shot", criterion=node) for _ in range(2))
     assert first.method.criterion is not second.method.criterion
 
 
-def test_containers_given_directly():
+def test_omegaconf_containers_are_accepted_directly():
     pruning = MagnitudePruning(
         0.5,
         schedule="one_shot",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SIGKILL at a random moment, and the run goes on from last.ckpt as if nothing had happened."""
+"""A fit killed by SIGKILL at a random moment resumes from last.ckpt exactly."""
 
 import os
 import random
@@ -40,7 +40,7 @@ def killed_at(folder, checkout, step, delay):
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_twice_and_resumed(seed, tmp_path, checkout):
+def test_fit_killed_twice_resumes_exactly(seed, tmp_path, checkout):
     draw = random.Random(seed)
     whole, folder = run(tmp_path / "whole"), tmp_path / "killed"
     first = killed_at(folder, checkout, draw.randrange(60), draw.uniform(0, 0.05))

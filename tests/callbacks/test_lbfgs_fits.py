@@ -38,7 +38,7 @@ def data():
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_equals_lbfgs_on_the_masked_function(search):
-    """The reference knows no masks of ours: its forward pass multiplies weights by 0 and 1."""
+    """The reference multiplies weights by 0 and 1 in its forward pass."""
     module, pruning = Net(lbfgs(search)), MagnitudePruning(0.8, schedule=OneShot(0))
     fit(module, pruning, data=data(), max_epochs=2)
     plain = Net()

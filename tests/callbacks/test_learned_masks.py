@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`LearnedMasks` in whole fits: targets, zeros, events, and what the rest of a fit sees."""
+"""`LearnedMasks` in whole fits: targets, zeros, events, validation and checkpoints."""
 
 from functools import partial
 
@@ -138,7 +138,7 @@ def test_rewinding_restores_weights_under_learned_masks():
 
 
 def test_a_budget_rolls_back_hardening_and_learning_resumes():
-    """Validation says that 0.9 is too much; what was learned is there again, and 0.45 holds."""
+    """0.9 exceeds the budget and is rolled back to the learned state; 0.45 is accepted."""
 
     class Judged(Wide):
         def validation_step(self, batch, batch_idx):
@@ -170,7 +170,7 @@ def test_unprune_restores_dense_values():
         assert torch.equal(weights(module)[name][~mask], dense[name][~mask])
 
 
-def test_moments_of_pruned_weights_are_clean():
+def test_moments_of_pruned_weights_are_zero():
     learned, module = LearnedMasks("l0", 0.8), Wide(ADAMW)
 
     class Look(Events):
@@ -222,7 +222,7 @@ def test_fast_dev_run_hardens_at_once():
     assert learned.masks.pruned == round(0.8 * TOTAL)
 
 
-def test_loads_into_another_model(tmp_path):
+def test_state_loads_into_another_model(tmp_path):
     learned, module = LearnedMasks("str", 0.8), Wide()
     made = fit(module, learned)
     made.save_checkpoint(tmp_path / "end.ckpt")
@@ -248,7 +248,7 @@ def test_averages_follow_the_hardened_masks(method):
 
 
 @pytest.mark.parametrize("method", ["str", "edge_popup"])
-def test_a_compiled_network_learns_the_same(method):
+def test_compiled_network_learns_the_same_masks(method):
     found = []
     for compiled in (False, True):
         module, learned = Wide(), LearnedMasks(method, 0.8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `LearnedMasks` refuses: each message says what was given and what to write."""
+"""Errors of `LearnedMasks`: each message says what was given and what to write."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_another_callback_on_other_weights_works():
     assert int((module.body[2].weight == 0).sum()) == 24
 
 
-def test_channel_pruning_beside_it_raises():
+def test_channel_pruning_with_learned_masks_raises():
     module = Net()
     module.example_input_array = torch.zeros(1, 6)
     message = refused(module, LearnedMasks(), ChannelPruning(0.5, compact=None))

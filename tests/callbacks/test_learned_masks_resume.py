@@ -30,7 +30,7 @@ class Scheduled(Net):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resumed_run_is_the_uninterrupted_one(method, tmp_path):
-    """From the dense part, from within the learning, and from after it, to the bit."""
+    """From before, during and after the learning, bit-exactly."""
     whole, learned = Scheduled(ADAMW), LearnedMasks(method, 0.8, begin="5it", end="11it")
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
     made = fit(whole, learned, keep, max_epochs=4, data=loader(4), enable_checkpointing=True)
@@ -57,7 +57,7 @@ def test_resuming_with_another_method_raises(tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_accumulated_batches_are_one_big_batch(method):
+def test_accumulated_batches_equal_one_large_batch(method):
     """With gates that are drawn too: once a window."""
     found = []
     for size, by in ((8, 1), (4, 2)):
@@ -75,7 +75,7 @@ def test_accumulated_batches_are_one_big_batch(method):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("method", METHODS)
-def test_learns_in_bf16(method, precision):
+def test_masks_are_learned_in_bf16(method, precision):
     module, learned = Net(ADAMW), LearnedMasks(method, 0.8)
 
     class Look(Callback):
@@ -102,7 +102,7 @@ def cast(precision):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_that_a_scaler_skips_moves_nothing(method):
+def test_skipped_step_changes_nothing(method):
     """Neither dense weights nor scores; effective weights stand after it."""
 
     class Overflow(Net):
@@ -145,7 +145,7 @@ class Two(Net):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_manual_optimisation_with_two_optimizers(method):
+def test_manual_optimisation_with_two_optimizers_works(method):
     module, learned = Two(), LearnedMasks(method, 0.8)
     starts = weights(Two())
     moved = []
@@ -170,7 +170,7 @@ def test_steps_of_a_raw_optimizer_raise():
         fit(Raw(), LearnedMasks("str"), max_epochs=2)
 
 
-def test_lbfgs_is_refused_before_training():
+def test_lbfgs_raises_before_training():
     module = Net(partial(torch.optim.LBFGS, max_iter=2))
     with pytest.raises(ConfigError, match="LBFGS runs the network within its step"):
         trainer(LearnedMasks()).fit(module, loader())
@@ -200,7 +200,7 @@ for method in ("str", "cs", "l0", "edge_popup"):
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_ranks_learn_alike(tmp_path):
+def test_ranks_learn_equal_masks(tmp_path):
     one, other = gloo_ranks.run(RANKS, tmp_path)
     assert equal(one, other)
     for method in METHODS:

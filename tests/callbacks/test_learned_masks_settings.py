@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Learned masks where the weights are unusual, or a resumed run differs from what was begun."""
+"""Learned masks with unusual weights, or resumed with other settings."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_weights_above_every_threshold_end_at_the_target(scale):
 
 
 @pytest.mark.parametrize("method", ["str", "cs", "l0"])
-def test_a_layer_that_begins_at_zero(method):
+def test_layer_of_zeros_trains_to_the_target(method):
     module = Net()
     torch.nn.init.zeros_(module.body[2].weight)
     learned = LearnedMasks(method, 0.5)
@@ -59,7 +59,7 @@ def begun(tmp_path, **kw):
     return path
 
 
-def test_a_moved_begin_is_stretched_kept_or_raises(tmp_path):
+def test_changed_begin_is_stretched_kept_or_raises(tmp_path):
     path = begun(tmp_path, begin=0.5, end=0.75)
 
     def resumed(on_change, **kw):

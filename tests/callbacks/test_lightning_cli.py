@@ -47,7 +47,7 @@ def node(path, **init_args):
     return {"class_path": path} | ({"init_args": init_args} if init_args else {})
 
 
-def test_callbacks_from_yaml(tmp_path):
+def test_callbacks_are_built_from_yaml(tmp_path):
     """Names of the package itself, which are resolved when first used."""
     cli = run(
         tmp_path,
@@ -63,7 +63,7 @@ def test_callbacks_from_yaml(tmp_path):
 
 
 @pytest.mark.parametrize("times", [{"begin": 0.125, "end": 0.5, "every": 0.125}])
-def test_fractions_stay_fractions(times, tmp_path):
+def test_float_times_are_fractions_of_the_fit(times, tmp_path):
     cli = run(tmp_path, node("regrow.MagnitudePruning", sparsity=0.5, **times))
     [pruning] = [c for c in cli.trainer.callbacks if isinstance(c, regrow.MagnitudePruning)]
     assert [entry["step"] for entry in pruning.history] == [4, 6, 8]
@@ -96,7 +96,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_nested_schedule(name, tmp_path):
+def test_schedules_can_be_nested(name, tmp_path):
     schedule, sparsity, expected = SCHEDULES[name]
     given = {} if sparsity is None else {"sparsity": sparsity}
     cli = run(tmp_path, node("regrow.MagnitudePruning", schedule=schedule, **given))
@@ -105,7 +105,7 @@ def test_a_nested_schedule(name, tmp_path):
 
 
 @pytest.mark.parametrize("criterion", ["taylor", node("regrow.Movement")])
-def test_a_criterion_by_name_or_object(criterion, tmp_path):
+def test_criterion_may_be_a_name_or_an_object(criterion, tmp_path):
     cli = run(
         tmp_path,
         node("regrow.MagnitudePruning", sparsity=0.5, schedule="one_shot", criterion=criterion),
@@ -113,7 +113,7 @@ def test_a_criterion_by_name_or_object(criterion, tmp_path):
     assert zeros(cli.model) == WEIGHTS // 2
 
 
-def test_on_the_command_line(tmp_path):
+def test_callbacks_are_set_on_the_command_line(tmp_path):
     cli = run(
         tmp_path,
         words=[
@@ -131,13 +131,13 @@ def test_on_the_command_line(tmp_path):
     ("settings", "message"),
     [({"sparsity": 90}, "write 0.9 for 90 %"), ({"sparcity": 0.9}, "sparcity")],
 )
-def test_mistakes_end_with_a_message(settings, message, tmp_path, capsys):
+def test_wrong_settings_end_with_a_message(settings, message, tmp_path, capsys):
     with pytest.raises((SystemExit, ValueError)) as caught:
         run(tmp_path, node("regrow.MagnitudePruning", **settings))
     assert message in capsys.readouterr().err + str(caught.value)
 
 
-def test_the_printed_config_is_one_that_can_be_run(tmp_path, capsys):
+def test_printed_config_can_be_run(tmp_path, capsys):
     schedule = node("regrow.Exponential", rate=0.5, every="4it")
     pruning = node("regrow.MagnitudePruning", schedule=schedule, sparsity=0.75)
     with pytest.raises(SystemExit):

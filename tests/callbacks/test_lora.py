@@ -55,7 +55,7 @@ class Adapted(Net):
 BASES = ["body.0.base.weight", "body.2.base.weight"]
 
 
-def test_frozen_weights_are_pruned_and_adapters_train_on():
+def test_frozen_weights_are_pruned_while_adapters_train():
     module, pruning = Adapted(), MagnitudePruning(0.8, schedule=LEVELS)
     start = copied(module)
     fit(module, pruning)
@@ -73,7 +73,7 @@ def test_frozen_weights_are_pruned_and_adapters_train_on():
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor", "movement"])
-def test_adapters_by_name(criterion):
+def test_adapters_are_pruned_if_included_by_name(criterion):
     module = Adapted(SGD)
     start = copied(module)
     pruning = MagnitudePruning(
@@ -88,7 +88,7 @@ def test_adapters_by_name(criterion):
         assert torch.equal(now[name], start[name])
 
 
-def test_gradients_of_frozen_weights_are_refused():
+def test_gradient_criterion_on_frozen_weights_raises():
     module = Adapted()
     with pytest.raises(ConfigError, match="frozen layers"):
         fit(module, MagnitudePruning(0.5, schedule=OneShot("4it"), criterion="taylor"))
@@ -175,7 +175,7 @@ def test_tied_weights_are_counted_once_and_pruned_in_both_places(name, tmp_path)
         assert int((state["decoder.weight"] == 0).sum()) == {2: 0, 6: 24, 8: 24, 12: 72}[step]
 
 
-def test_moments_of_tied_weights_are_forgotten_once_and_gradients_add_up():
+def test_tied_weights_have_one_set_of_moments_and_summed_gradients():
     """By hand: the gradient of a shared weight is that of both uses, masked once."""
     module, plain = Tied(SGD), Tied(SGD)
     pruning = MagnitudePruning(0.5, schedule=OneShot(0), include="embedding.weight")

@@ -68,7 +68,7 @@ def test_epochs_and_fractions_are_counted_in_batches():
         assert batches.at == expected
 
 
-def test_it_counts_steps_of_all_optimizers():
+def test_steps_of_all_optimizers_are_counted():
     events = Events()
     fit(Manual(), events, MagnitudePruning(0.5, schedule=Table({"6it": 0.25, "10it": 0.5})))
     assert events.steps == [6, 10]
@@ -85,14 +85,14 @@ def test_a_second_fit_counts_its_epochs_from_its_own_start():
     assert batches.at[1:] == [(3 * BATCHES + 1, 3)]
 
 
-def test_mixed_units_are_refused():
+def test_mixed_units_raise():
     module = Manual()
     with pytest.raises(ConfigError, match="cannot be mixed"):
         fit(module, MagnitudePruning(0.5, schedule=Table({"6it": 0.25, "1ep": 0.5})))
     assert module.trained == 0
 
 
-def test_a_gradient_criterion_over_two_optimizers_is_refused_and_one_each_works():
+def test_gradient_criterion_over_two_optimizers_raises_and_one_each_works():
     module = Manual()
     with pytest.raises(ConfigError, match="no optimizer trains all of them"):
         fit(module, MagnitudePruning(0.5, schedule=OneShot(0), criterion="taylor"))
@@ -109,7 +109,7 @@ def test_a_gradient_criterion_over_two_optimizers_is_refused_and_one_each_works(
     assert torch.count_nonzero(module.body[2].weight) == 24
 
 
-def test_lbfgs_in_manual_optimisation():
+def test_pruned_weights_stay_zero_with_lbfgs():
     class Closing(Net):
         def __init__(self):
             super().__init__(lambda parameters: optim.LBFGS(parameters, lr=0.1, max_iter=3))
@@ -133,7 +133,7 @@ def test_lbfgs_in_manual_optimisation():
     "settings",
     [{"schedule": OneShot("3it")}, {"schedule": OneShot(0.25), "criterion": "taylor"}],
 )
-def test_warns_of_events_missed_by_raw_steps(settings):
+def test_events_missed_by_raw_optimizer_steps_cause_a_warning(settings):
     """Lightning neither counts raw steps nor shows their gradients."""
     pruning = MagnitudePruning(0.5, include="body.0", **settings)
     with pytest.warns(UserWarning, match=r"before 1 planned events.*use self\.optimizers"):
@@ -143,7 +143,7 @@ def test_warns_of_events_missed_by_raw_steps(settings):
 
 @pytest.mark.parametrize(("at", "begun"), [("2ep", 2 * BATCHES + 1), (0.5, 2 * BATCHES + 1)])
 @pytest.mark.parametrize("raw", [False, True])
-def test_regrowth_at_epochs_and_fractions(raw, at, begun):
+def test_regrowth_times_may_be_epochs_and_fractions(raw, at, begun):
     batches, pruning = Batches(), MagnitudePruning(0.8, schedule=OneShot("1ep"))
     module = Manual(raw)
     fit(module, batches, pruning, Regrow(at=at, count=20, init="he"), max_epochs=4)
@@ -152,7 +152,7 @@ def test_regrowth_at_epochs_and_fractions(raw, at, begun):
     assert zeros(module) == round(0.8 * WEIGHTS) - 20
 
 
-def test_regrowth_at_steps_of_either_optimizer():
+def test_regrowth_counts_steps_of_either_optimizer():
     events, pruning = Events(), MagnitudePruning(0.8, schedule=OneShot("4it"))
     module = Manual()
     fit(module, events, pruning, Regrow(at="10it", fraction=0.5, init="he"))
@@ -160,7 +160,7 @@ def test_regrowth_at_steps_of_either_optimizer():
     assert zeros(module) == 115 - round(0.5 * 115)
 
 
-def test_only_the_regrown_train_under_manual_optimisation():
+def test_only_regrown_weights_train_if_asked():
     class Steps(Batches):
         def on_train_batch_start(self, trainer, pl_module, *_):
             super().on_train_batch_start()
@@ -203,7 +203,7 @@ def anything(target, momentum, removed, generator):
         lambda: [DynamicSparseTraining(0.8, grow="momentum", every="4it", end="12it")],
     ],
 )
-def test_growth_that_looks_at_gradients_sees_dense_ones(callbacks):
+def test_growth_by_gradient_uses_dense_gradients(callbacks):
     """The reference: the same fit under automatic optimisation."""
 
     class Automatic(Net):
@@ -220,14 +220,14 @@ def test_growth_that_looks_at_gradients_sees_dense_ones(callbacks):
     assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
 
 
-def test_sparse_training_that_looks_at_none():
+def test_sparse_training_without_gradient_growth_works():
     module, pruning = OneOptimizer(), DynamicSparseTraining(0.8, grow="random", every=0.25)
     fit(module, pruning, max_epochs=4)
     assert [entry["kind"] for entry in pruning.history] == ["prune", *["drop_and_grow"] * 2]
     assert zeros(module) >= round(0.8 * WEIGHTS) == pruning.masks.pruned
 
 
-def test_warns_of_regrowth_missed_by_raw_steps():
+def test_regrowth_missed_by_raw_optimizer_steps_causes_a_warning():
     pruning = MagnitudePruning(0.5, schedule=OneShot(0))
     with pytest.warns(UserWarning, match=r"ended before Regrow acted at step 5.*self\.optimizers"):
         fit(Manual(raw=True), pruning, Regrow(at="5it", count=1))

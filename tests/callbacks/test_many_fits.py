@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Several fits with one callback, and what looks like a fit but is none."""
+"""Several fits with one callback, and tuner runs, which are no fits."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_a_second_fit_keeps_the_sparsity():
     assert zeros(module) == round(0.8 * WEIGHTS)
 
 
-def test_another_trainer_does_not_prune_again():
+def test_second_trainer_does_not_prune_again():
     watch, pruning, module = Watch(), MagnitudePruning(0.5, schedule=OneShot(0)), Net()
     trainer(pruning).fit(module, loader())
     trainer(watch, pruning).fit(module, loader())
@@ -53,7 +53,7 @@ def test_another_trainer_does_not_prune_again():
     assert zeros(module) == WEIGHTS // 2
 
 
-def test_a_second_fit_goes_on_from_the_sparsity_the_model_has():
+def test_second_fit_continues_from_the_present_sparsity():
     """Linear from where the model is to the target, in the second fit's own time."""
     events = Events()
     pruning, module = MagnitudePruning(0.8, schedule=Linear(0, 0.5, "4it")), Net()
@@ -79,7 +79,7 @@ def test_epochs_and_steps_count_from_the_second_fits_start():
     assert events.steps == [3, 8, 19, 24]
 
 
-def test_an_interrupted_fit_and_another_one():
+def test_fit_after_an_interrupted_fit_continues():
     class Interrupt(Events):
         armed = True
 
@@ -113,8 +113,8 @@ def test_no_hook_is_left_after_a_fit_or_an_exception():
 @pytest.mark.parametrize("schedule", [Linear(0, "9it", "3it"), Exponential(0.5, "3it")])
 @pytest.mark.parametrize("sparsity", mark_rest_slow([0.3, 0.75], [0.75]))
 @pytest.mark.parametrize("own", [(0.5, 0.25), (0.9, 0.8), (0.3, 0.3)])
-def test_all_layers_with_targets_of_their_own_in_two_fits(own, sparsity, schedule):
-    """Whatever they are: the sparsity beside them is nobody's, and gives the pace alone."""
+def test_targets_for_all_layers_hold_over_two_fits(own, sparsity, schedule):
+    """The general sparsity applies to no layer and only sets the pace."""
     module, events = Net(), Events()
     layers = {"body.0": own[0], "body.2": own[1]}
     pruning = MagnitudePruning(sparsity, schedule=schedule, layers=layers)
@@ -128,7 +128,7 @@ def test_all_layers_with_targets_of_their_own_in_two_fits(own, sparsity, schedul
     assert len(events.seen) == count
 
 
-def test_one_layer_with_a_target_of_its_own_in_two_fits():
+def test_target_for_one_layer_holds_over_two_fits():
     module, events = Net(), Events()
     pruning = MagnitudePruning(0.75, schedule=Linear(0, "9it", "3it"), layers={"body.2": 0.25})
     made = trainer(events, pruning)
@@ -138,7 +138,7 @@ def test_one_layer_with_a_target_of_its_own_in_two_fits():
     assert events.steps == [3, 6, 9]
 
 
-def test_another_model_object_is_refused():
+def test_another_model_object_raises():
     pruning, module, other = MagnitudePruning(0.5, schedule=OneShot(0)), Net(), Net()
     trainer(pruning).fit(module, loader())
     with pytest.raises(StateError, match="another model object: call attach"):
@@ -194,7 +194,7 @@ def test_the_learning_rate_finder_triggers_no_event(pruned):
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_the_learning_rate_finder_as_a_callback(first):
+def test_learning_rate_finder_callback_triggers_no_event(first):
     events, pruning = Events(), MagnitudePruning(0.8, schedule=Table({"1it": 0.4, "9it": 0.8}))
     finder = LearningRateFinder(num_training_steps=5, min_lr=1e-4)
     module = Tunable()
@@ -229,7 +229,7 @@ def test_the_batch_size_scaler_triggers_no_event(mode, pruned):
 
 
 @pytest.mark.parametrize("layers", [{"body.2": 0.5}, {"body.0": 0.5, "body.2": 0.5}])
-def test_targets_in_proportion_to_less_than_a_weight_are_refused(layers):
+def test_proportional_layer_targets_below_one_weight_raise(layers):
     """Nothing would ever be pruned, though layers have targets of their own."""
     module = Net()
     with pytest.raises(ConfigError, match=r"sparsity=0\.001 is less than one weight"):
@@ -237,7 +237,7 @@ def test_targets_in_proportion_to_less_than_a_weight_are_refused(layers):
     assert module.trained == 0
 
 
-def test_parameters_replaced_between_fits_are_named():
+def test_parameters_replaced_between_fits_raise_with_their_names():
     pruning, module = prune_at_start(), Net()
     trainer(pruning).fit(module, loader())
     module.body[2] = nn.Linear(16, 3)

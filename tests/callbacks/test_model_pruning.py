@@ -21,7 +21,7 @@ FAMILIES = [pl, pytorch_lightning]
 
 
 class Own(pl.callbacks.ModelPruning):
-    """A subclass of somebody."""
+    """A user's subclass."""
 
 
 def methods():
@@ -34,7 +34,7 @@ def methods():
 
 @pytest.mark.parametrize("pruning", list(methods()), ids=lambda c: type(c).__name__)
 @pytest.mark.parametrize("theirs_first", [True, False])
-def test_it_raises_by_name_before_training(pruning, theirs_first):
+def test_model_pruning_raises_before_training(pruning, theirs_first):
     theirs = pl.callbacks.ModelPruning("l1_unstructured", amount=0.5)
     both = (theirs, pruning) if theirs_first else (pruning, theirs)
     module = Net(SGD)
@@ -45,12 +45,12 @@ def test_it_raises_by_name_before_training(pruning, theirs_first):
 
 
 @pytest.mark.parametrize("kind", [*(f.callbacks.ModelPruning for f in FAMILIES), Own])
-def test_each_class_of_it(kind):
+def test_every_model_pruning_class_raises(kind):
     with pytest.raises(ConfigError, match=kind.__name__):
         fit(Net(SGD), MagnitudePruning(0.5), kind("l1_unstructured", amount=0.5))
 
 
-def test_after_a_fit_with_it_the_model_is_pruned_as_any_other():
+def test_model_pruned_by_model_pruning_can_be_pruned_afterwards():
     module = Net(SGD)
     fit(module, pl.callbacks.ModelPruning("l1_unstructured", amount=0.2))
     assert isinstance(module.body[0].weight, nn.Parameter)

@@ -25,7 +25,7 @@ class Copies(Callback):
         self.made.append(copy.deepcopy(pl_module.body))
 
 
-def test_keys_and_objects_stay_and_copies_are_plain(tmp_path):
+def test_keys_and_objects_are_unchanged_and_copies_are_plain(tmp_path):
     module, copies = Net(ADAM), Copies()
     keys, objects = list(module.state_dict()), [*module.parameters(), *module.modules()]
     hooks = [dict(m.__dict__) for m in module.body.modules()]
@@ -45,7 +45,7 @@ def test_keys_and_objects_stay_and_copies_are_plain(tmp_path):
     fresh.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
 
 
-def test_a_compiled_inner_module():
+def test_compiled_inner_module_is_pruned():
     module, watch = Net(ADAM), Watch()
     plain, plain_pruning = (
         Net(ADAM),
@@ -62,13 +62,13 @@ def test_a_compiled_inner_module():
     assert all(torch.equal(pruning.masks[n], plain_pruning.masks[n]) for n in pruning.masks)
 
 
-def test_a_compiled_lightning_module():
+def test_compiled_lightning_module_is_pruned():
     module = Net(ADAM)
     fit(torch.compile(module, backend="eager"), MagnitudePruning(0.8, schedule=OneShot("3it")))
     assert zeros(module) == round(0.8 * WEIGHTS)
 
 
-def test_a_profiler(tmp_path):
+def test_profiler_times_the_callback(tmp_path):
     profiler, module = SimpleProfiler(tmp_path, "profile"), Net()
     fit(module, MagnitudePruning(0.8, schedule=OneShot("3it")), profiler=profiler)
     assert zeros(module) == round(0.8 * WEIGHTS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Movement pruning whose masks may move: scores go on everywhere, also where weights are pruned."""
+"""Movement pruning with changing masks: scores accumulate at pruned places too."""
 
 from functools import partial
 
@@ -75,7 +75,7 @@ def test_equals_a_manual_training_loop(make):
         torch.testing.assert_close(held[name], scores[name], atol=1e-6, rtol=1e-5)
 
 
-def test_the_reference_lets_pruned_weights_come_back():
+def test_reference_lets_pruned_weights_return():
     assert by_hand(FAST, 16)[3] > 0
 
 

@@ -56,7 +56,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("target", [0.9, *(pytest.param(t, marks=SLOW) for t in (0.8, 0.95))])
-def test_the_target_is_learned_within_half_a_point_and_then_hit_exactly(target):
+def test_sparsity_is_learned_within_half_a_point_then_reached_exactly(target):
     before, learned, module = Before(), LearnedMasks(SoftMovement(), target), Wide()
     fit(module, learned, before, data=loader(20), max_epochs=16)
     assert abs(before.share - target) < 0.005
@@ -75,6 +75,6 @@ def test_resumed_fit_is_the_uninterrupted_one(tmp_path):
     assert equal(run(ckpt_path=tmp_path / "step=16.ckpt"), whole)
 
 
-def test_a_threshold_is_a_share():
+def test_threshold_outside_zero_to_one_raises():
     with pytest.raises(ConfigError, match=r"threshold must be in \[0, 1\), got 3"):
         SoftMovement(3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Parameter groups with settings of their own, one that comes later, and layers frozen midway."""
+"""Parameter groups with different settings, a group added later, and layers frozen midway."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ class Late(Callback):
 
 
 @pytest.mark.parametrize("make", [optim.Adam, optim.SGD, optim.RMSprop])
-def test_a_group_added_later_is_masked_too(make):
+def test_parameter_group_added_later_is_masked(make):
     class Partly(Net):
         def configure_optimizers(self):
             momentum = {"momentum": 0.9} if make is not optim.Adam else {}
@@ -101,7 +101,7 @@ class Freeze(Callback):
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_a_layer_that_is_frozen_midway(set_to_none):
+def test_layer_frozen_during_the_fit_stays_masked(set_to_none):
     class Zeroed(Net):
         def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
             optimizer.zero_grad(set_to_none=set_to_none)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Steps that overflow skip, repeat and revive nothing: schedules, growth, sparse training."""
+"""Overflowing steps do not skip or repeat events: schedules, growth, sparse training."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ OVERFLOWS = {"at it": (8,), "before": (7,), "after": (9,), "many": (0, 7, 8, 9, 
 
 @pytest.mark.parametrize("times", SCHEDULES)
 @pytest.mark.parametrize("at", mark_rest_slow(OVERFLOWS, ["at it", "many"]))
-def test_events_come_when_they_would_without_overflow(times, at):
+def test_overflow_does_not_move_events(times, at):
     """The clock is `trainer.global_step`, which skipped steps count in."""
     seen = []
     for steps in ((), OVERFLOWS[at]):
@@ -50,8 +50,8 @@ def test_events_are_unaffected_by_overflow_with_accumulation(at, make):
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "movement"])
-def test_an_overflow_outside_the_pruned_weights_counts_too(criterion):
-    """The step is skipped for a bias; nothing is ranked by it, nothing is lost."""
+def test_overflow_outside_the_pruned_weights_postpones_too(criterion):
+    """The step is skipped because of a bias; its gradients are not ranked."""
     module, counted, events = BiasOverflows(SGD), Steps(), Events()
     module.at = (4, 5)
     pruning = MagnitudePruning(0.5, schedule=OneShot("4it"), criterion=criterion)
@@ -60,7 +60,7 @@ def test_an_overflow_outside_the_pruned_weights_counts_too(criterion):
     assert events.seen == [(6, 0.5)]
 
 
-def test_movement_gathers_unscaled_gradients_of_a_fused_step():
+def test_movement_accumulates_unscaled_gradients_of_a_fused_step():
     """Lightning leaves them scaled there; the scale grows, so sums of them would be no sums."""
     runs = []
     for fused in (True, False):
@@ -74,7 +74,7 @@ def test_movement_gathers_unscaled_gradients_of_a_fused_step():
 
 @pytest.mark.parametrize("make", [SGD, partial(optim.AdamW, lr=0.01, fused=True)])
 @pytest.mark.parametrize("skip", [False, True])
-def test_growth_by_gradient_waits_for_a_finite_one(make, skip):
+def test_growth_by_gradient_waits_for_finite_gradients(make, skip):
     """RigL's update, due at an overflow, comes at the next step, by that one's gradients."""
     counted, events, module = Steps(), Events(), overflowing(4, 5, make=make)
     training = DynamicSparseTraining(
@@ -95,7 +95,7 @@ def test_growth_by_gradient_waits_for_a_finite_one(make, skip):
 
 
 @pytest.mark.parametrize("grow", ["momentum", "random"])
-def test_other_growth_goes_on_through_overflows(grow):
+def test_other_growth_continues_during_overflow(grow):
     module, events = overflowing(0, 4, 9), Events()
     training = DynamicSparseTraining(0.8, every="4it", end=1.0, grow=grow)
     fit(module, events, training, **scaled())
@@ -112,7 +112,7 @@ def test_regrowth_by_gradient_waits_too():
     assert pruning.pruner.pruned == round(0.8 * WEIGHTS) - 10
 
 
-def test_without_a_scaler_nothing_is_taken_for_overflow():
+def test_infinite_gradients_without_a_scaler_are_no_overflow():
     """bfloat16 has no scaler: nothing skips the step, so nothing waits."""
     events, module = Events(), Net(SGD)
     pruning = MagnitudePruning(0.5, schedule=OneShot("4it"), criterion="taylor")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fits whose weights are no float32: all in one other type, or of several in one model."""
+"""Fits with other dtypes than float32: one for all, or several in one model."""
 
 import copy
 from functools import partial
@@ -50,7 +50,7 @@ class Half(Mixed):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("make", ["sgd", "fused", "factors"])
-def test_pruned_weights_are_zero_in_every_type(precision, make, tmp_path):
+def test_pruned_weights_are_zero_in_every_dtype(precision, make, tmp_path):
     watch, module = AnyWatch(), Net(MAKES[make])
     saved = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
     pruning = MagnitudePruning(0.8, schedule=EVENTS)
@@ -66,7 +66,7 @@ def test_pruned_weights_are_zero_in_every_type(precision, make, tmp_path):
 
 @pytest.mark.parametrize("net", [Mixed, Half])
 @pytest.mark.parametrize("make", ["sgd", "fused", "factors"])
-def test_layers_of_several_types(net, make):
+def test_layers_may_have_different_dtypes(net, make):
     """One ranking over both: NumPy's, on the exact values."""
     watch, module = AnyWatch(), net(MAKES[make])
     pruning = MagnitudePruning(0.8, schedule=EVENTS)
@@ -97,7 +97,7 @@ OTHERS = {
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(kind, net, precision, tmp_path):
-    """Everything that is held beside the weights keeps its type through a checkpoint."""
+    """All stored values keep their dtype through a checkpoint."""
     make = partial(optim.SGD, lr=0.05, momentum=0.9)
     whole, callbacks = net(make), OTHERS[kind]()
     saved = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
@@ -133,7 +133,7 @@ def test_a_budget_rolls_back_low_precision_bit_exactly(make):
 
 
 @pytest.mark.parametrize("precisions", [("32-true", "bf16-true"), ("bf16-true", "64-true")])
-def test_a_second_fit_in_another_precision_holds_the_masks(precisions):
+def test_second_fit_in_another_precision_keeps_the_masks(precisions):
     module, pruning = Net(ADAM), MagnitudePruning(0.8, schedule=Table({"3it": 0.8}))
     fit(module, pruning, max_epochs=1, precision=precisions[0])
     masks = {name: mask.clone() for name, mask in pruning.masks.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Overflow beside soft pruning, budgets, rewinding and resumes: what is taken back is exact."""
+"""Overflow with soft pruning, budgets, rewinding and resumes: restored states are exact."""
 
 import pytest
 import torch
@@ -96,7 +96,7 @@ def test_a_budget_rolls_back_bit_exactly(at):
 
 
 @pytest.mark.parametrize("at", [(2,), (3,), (8,), (2, 3, 4, 9)])
-def test_rewinding_goes_back_to_the_same_step(at):
+def test_rewinding_restores_the_same_step(at):
     """Remembered at step 3, gone back to by the event at 8, whatever overflowed."""
     module, steps = overflowing(*at, make=ADAM), Steps()
     pruning = MagnitudePruning(0.5, schedule=Table({"8it": 0.5}))
@@ -119,7 +119,7 @@ PRUNERS = {
 
 @pytest.mark.parametrize("kind", PRUNERS)
 def test_a_resumed_run_is_the_uninterrupted_one(kind, tmp_path):
-    """Cut at an epoch's end whose last step overflowed; the scale goes on where it stood."""
+    """Interrupted at an epoch's end whose last step overflowed; the scale continues."""
     at = (3, 7, 9, 12)
     whole, pruning = overflowing(*at, make=ADAM), PRUNERS[kind]()
     saved = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every profiler runs beside a pruner, names its hooks, and changes no bit."""
+"""Every profiler works with a pruner, lists its hooks, and does not change results."""
 
 import pytest
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
@@ -41,5 +41,5 @@ def test_a_profiler_does_not_change_the_result(name, make, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROFILERS)
-def test_profilers_by_name(name):
+def test_profilers_selected_by_name_do_not_change_the_result(name):
     assert equal(run(gradual, profiler=name), run(gradual))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pruning before the first step: masks by independent scores, and a fit that nobody looked into."""
+"""Pruning before the first step: masks by independent scores; scoring does not change the fit."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ class Full(Net):
 
 
 class Stopped(Callback):
-    """Remembers the module's weights, buffers and generators right after the event."""
+    """Record the module's weights, buffers and generators right after the event."""
 
     def on_prune_event(self, trainer, pl_module, event):
         self.state, self.drawn = copied(pl_module), torch.get_rng_state()
@@ -78,7 +78,7 @@ def run(module, *callbacks, data=None, **kw):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sparsity", mark_rest_slow([0.5, 0.9], [0.9]))
-def test_it_prunes_once_and_exactly_before_the_first_step(method, sparsity):
+def test_prunes_once_to_the_exact_target_before_the_first_step(method, sparsity):
     module, pruning, events, seen = (
         Full(),
         PruneAtInit(sparsity, **METHODS[method]),
@@ -95,7 +95,7 @@ def test_it_prunes_once_and_exactly_before_the_first_step(method, sparsity):
 
 
 @pytest.mark.parametrize("batches", [1, 3])
-def test_snip_is_that_of_the_first_batches(batches):
+def test_snip_scores_use_the_first_batches(batches):
     """Gradients by a plain backward pass over the same batches, in one."""
     module, pruning = Net(), PruneAtInit(0.7, method="snip", batches=batches)
     twin, rows = Net(), 4 * batches
@@ -119,7 +119,7 @@ def test_snip_is_that_of_the_first_batches(batches):
         ),
     ],
 )
-def test_the_fit_is_one_that_began_with_these_masks(settings, source):
+def test_fit_equals_one_started_with_the_same_masks(settings, source):
     """Weights, losses, buffers and generators of a run that took the masks without scoring."""
 
     def data():
@@ -135,7 +135,7 @@ def test_the_fit_is_one_that_began_with_these_masks(settings, source):
     made, drawn = run(module, pruning, watch, data=data())
 
     class Given(Callback):
-        """Plain PyTorch's door to the same masks."""
+        """The same masks by the functions for plain PyTorch."""
 
         def on_train_start(self, trainer, pl_module):
             self.handle = enforce(pl_module, pruning.masks, trainer.optimizers)
@@ -153,7 +153,7 @@ def test_the_fit_is_one_that_began_with_these_masks(settings, source):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("cut", [1, 11])
-def test_resumed_it_is_the_uninterrupted_run(method, cut, tmp_path):
+def test_resumed_run_is_the_uninterrupted_run(method, cut, tmp_path):
     def go(folder, steps, ckpt_path=None):
         module, pruning = Full(ADAM), PruneAtInit(0.8, **METHODS[method])
         saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=cut, save_top_k=-1)
@@ -179,7 +179,7 @@ def test_resumed_it_is_the_uninterrupted_run(method, cut, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_checkpoint_from_before_the_event_leads_to_the_same_masks(method, tmp_path):
+def test_resuming_before_the_event_gives_the_same_masks(method, tmp_path):
     class Early(Callback):
         def on_train_start(self, trainer, pl_module):
             trainer.save_checkpoint(tmp_path / "early.ckpt")
@@ -225,7 +225,7 @@ def test_accumulation_scores_single_batches():
     assert equal(dict(one.masks), dict(other.masks))
 
 
-def test_a_dry_run_prunes_by_one_batch():
+def test_dry_run_scores_one_batch():
     pruning = PruneAtInit(0.8, batches=100)
     made = trainer(pruning, fast_dev_run=True)
     made.fit(Net(), loader())
@@ -240,7 +240,7 @@ class Called(Full):
 
 
 @pytest.mark.parametrize(("made", "logits"), [(Called, None), (Full, "body"), (Net, "body")])
-def test_grasp_at_a_temperature_is_that_of_the_loss_of_divided_logits(made, logits):
+def test_grasp_with_temperature_uses_divided_logits(made, logits):
     """Hessian times gradient of cross-entropy(logits / T), written out, on the same batches."""
 
     def loss(body, batch):
@@ -267,7 +267,7 @@ def test_grasp_at_a_temperature_is_that_of_the_loss_of_divided_logits(made, logi
     assert not module.body._forward_hooks
 
 
-def test_the_logits_of_a_compiled_part_go_by_their_plain_name():
+def test_logits_module_of_a_compiled_network_has_its_plain_name():
     """Its last layer is what the loss sees, so all three say the same."""
     masks = []
     for logits in ("body", "body.4", None):

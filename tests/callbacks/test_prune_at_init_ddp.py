@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ranks that prune before the first step hold the same masks: those of all their batches."""
+"""Ranks that prune before the first step have equal masks, from the batches of all ranks."""
 
 import gloo_ranks
 import pytest
@@ -80,7 +80,7 @@ for method in ("random", "snip", "grasp", "synflow"):
 """
 
 
-def test_sharded_weights_are_refused_by_name_but_for_the_control(tmp_path):
+def test_sharded_weights_raise_except_for_random_masks(tmp_path):
     for said in gloo_ranks.run(SHARDED, tmp_path):
         assert said["random"] == round(0.7 * WEIGHTS) / WEIGHTS
         for method in ("snip", "grasp", "synflow"):

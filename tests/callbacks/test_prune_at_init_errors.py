@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pruning before the first step: what it refuses, and networks that are hard to look at."""
+"""Pruning before the first step: errors, and networks that are hard to score."""
 
 import threading
 from typing import ClassVar
@@ -95,7 +95,7 @@ def test_metrics_and_logs_count_each_batch_once():
 
 @pytest.mark.parametrize("method", GRADIENTS)
 @pytest.mark.parametrize("way", WAYS)
-def test_compiled_networks_are_looked_at_as_plain_ones(method, way):
+def test_compiled_networks_have_the_scores_of_plain_ones(method, way):
     """A compiled backward pass has no second derivative."""
     torch._dynamo.reset()
     module, wrapper = WAYS[way]("aot_eager")
@@ -108,7 +108,7 @@ def test_compiled_networks_are_looked_at_as_plain_ones(method, way):
 
 
 @pytest.mark.parametrize("method", GRADIENTS)
-def test_half_precision_with_a_scaler_scores_in_full(method):
+def test_half_precision_with_a_scaler_scores_in_float32(method):
     pruning, plain = PruneAtInit(0.7, method=method), PruneAtInit(0.7, method=method)
     fit(Net(), pruning, **scaled(2.0**20))
     fit(Net(), plain)
@@ -123,13 +123,13 @@ def test_lbfgs_is_supported(method):
 
 
 @pytest.mark.parametrize("method", ["synflow", "random"])
-def test_manual_optimisation_goes_with_what_needs_no_loss(method):
+def test_manual_optimisation_works_with_methods_that_need_no_loss(method):
     module, pruning = Manual(), PruneAtInit(0.7, method=method)
     fit(module, pruning)
     assert zeros(module) == round(0.7 * WEIGHTS)
 
 
-def test_beside_another_pruner_it_goes_on():
+def test_works_beside_another_pruner():
     module = Net()
     first = PruneAtInit(0.5, method="snip")
     fit(module, first, MagnitudePruning(0.9, begin=0.2, include=["body.2"]))
@@ -137,7 +137,7 @@ def test_beside_another_pruner_it_goes_on():
     assert zeros(module) >= 0.5 * WEIGHTS
 
 
-def test_other_masks_by_hand_are_refused_and_undone_ones_come_back():
+def test_manual_pruning_raises_and_unprune_works():
     module, pruning = Net(), PruneAtInit(0.5)
     fit(module, pruning)
     with pytest.raises(StateError, match=r"by snip once, at the fit's first step.*Magnitude"):

@@ -140,12 +140,12 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_the_same_bits(name):
+def test_every_method_gives_equal_results_in_both_packages(name):
     both(lambda family: METHODS[name]())
 
 
 @pytest.mark.parametrize("name", ["EMAWeightAveraging", "WeightAveraging", "SWA", "accumulation"])
-def test_callbacks_of_lightning_are_recognised(name):
+def test_callbacks_of_both_packages_are_recognised(name):
     """Averages obey the masks, and epochs stay epochs."""
     state, ours, theirs = both(lambda family: [gradual(), callback_of(family, name)])
     steps = [[entry["step"] for entry in c[0].history] for c in (ours, theirs)]
@@ -155,7 +155,7 @@ def test_callbacks_of_lightning_are_recognised(name):
 
 @BOTH
 @pytest.mark.parametrize("key", FAMILIES)
-def test_swa_of_the_other_package_works_too(key):
+def test_swa_of_the_other_package_works(key):
     module = module_of(FAMILIES[key])
     fit(FAMILIES[key], module, gradual(), callback_of(OTHER[key], "SWA"))
     assert zeros(module.state_dict()) == 108
@@ -164,7 +164,7 @@ def test_swa_of_the_other_package_works_too(key):
 @BOTH
 @pytest.mark.parametrize("key", FAMILIES)
 @pytest.mark.parametrize("name", ["EMAWeightAveraging", "WeightAveraging", "accumulation"])
-def test_callbacks_of_the_other_package_raise_with_what_to_import(name, key):
+def test_callbacks_of_the_other_package_raise_with_the_right_import(name, key):
     package = FAMILIES[key].__name__
     kind = type(callback_of(FAMILIES[key], name)).__name__
     line = rf"write from {package}\.callbacks import {kind}"
@@ -189,7 +189,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(family, tmp_path):
 
 @pytest.mark.parametrize("average", [True, False])
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_a_sparse_checkpoint_is_the_trainers_own(family, average, tmp_path):
+def test_sparse_checkpoint_derives_from_the_trainers_package(family, average, tmp_path):
     """It is the only one, the best is sparse, and `ckpt_path="best"` is that one."""
     saves = SparseModelCheckpoint(tmp_path, monitor="accuracy", mode="max")
     averages = [callback_of(family, "EMAWeightAveraging")] if average else []
@@ -207,7 +207,7 @@ def test_a_sparse_checkpoint_is_the_trainers_own(family, average, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_early_stopping_is_the_trainers_own(family):
+def test_early_stopping_derives_from_the_trainers_package(family):
     stops = SparseEarlyStopping("accuracy", mode="min", patience=1)
     trainer = fit(family, module_of(family), gradual(), stops, max_epochs=50)
     assert trainer.early_stopping_callback is stops
@@ -222,7 +222,7 @@ def test_one_callback_needs_no_list(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_checks_of_lightnings_classes(family):
+def test_isinstance_checks_cover_both_packages(family):
     swa = family.callbacks.StochasticWeightAveraging(0.01)
     with pytest.raises(ConfigError, match="StochasticWeightAveraging"):
         fit(family, module_of(family), gradual(), swa, AccuracyBudget("accuracy", 1.0))
@@ -231,7 +231,7 @@ def test_checks_of_lightnings_classes(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_weights_written_after_the_step_are_noticed(family):
+def test_weights_written_after_the_step_are_detected(family):
     def on_train_epoch_end(self):
         with torch.no_grad():
             self.body[0].weight.add_(0.1)
@@ -243,7 +243,7 @@ def test_weights_written_after_the_step_are_noticed(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_a_cut_module_is_loaded_again(family, tmp_path):
+def test_cut_module_loads_under_both_packages(family, tmp_path):
     module = module_of(family, SGD, base=(ChannelsMixin,))
     trainer = fit(family, module, ChannelPruning(0.5))
     trainer.save_checkpoint(tmp_path / "cut.ckpt")

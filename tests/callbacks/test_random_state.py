@@ -81,7 +81,7 @@ def test_resumed_run_is_the_uninterrupted_run(save: dict[str, Any], tmp_path: Pa
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
-def test_capture_and_restore_all_generators() -> None:
+def test_all_generators_are_captured_and_restored() -> None:
     np.random.normal()  # leaves a second normal number in store
     state = capture_random_state()
     expected = [draw() for _ in range(3)]
@@ -98,7 +98,7 @@ def test_state_survives_a_weights_only_file(tmp_path: Path) -> None:
     assert draw() == expected
 
 
-def test_restored_at_the_start_of_training_and_once() -> None:
+def test_state_is_restored_once_at_the_start_of_training() -> None:
     callback, trainer = RandomState(), Trainer(accelerator="cpu", logger=False)
     state = capture_random_state()
     expected = draw()
@@ -115,7 +115,7 @@ def test_restored_at_the_start_of_training_and_once() -> None:
     assert draw() != expected
 
 
-def test_what_an_evaluation_loaded_is_not_restored_by_a_later_fit() -> None:
+def test_state_loaded_by_an_evaluation_is_not_restored_by_a_later_fit() -> None:
     callback, trainer = RandomState(), Trainer(accelerator="cpu", logger=False)
     callback.setup(trainer, None, "validate")
     callback.load_state_dict(capture_random_state())
@@ -125,7 +125,7 @@ def test_what_an_evaluation_loaded_is_not_restored_by_a_later_fit() -> None:
     assert draw() != expected
 
 
-def test_other_ranks_draw_other_numbers_the_same_every_time() -> None:
+def test_other_ranks_draw_different_but_reproducible_numbers() -> None:
     state = capture_random_state()
     drawn = []
     for rank in (0, 1, 2, 1):
@@ -136,7 +136,7 @@ def test_other_ranks_draw_other_numbers_the_same_every_time() -> None:
         assert len({numbers[i] for numbers in drawn}) == 3
 
 
-def test_a_machine_with_other_devices_is_warned_of() -> None:
+def test_different_devices_cause_a_warning() -> None:
     state = capture_random_state()
     # one device more or fewer than here
     state["cuda"] = [] if state["cuda"] else [torch.zeros(16, dtype=torch.uint8)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Resumed fits with loaders of other libraries are the uninterrupted fits, where that can be."""
+"""Resumed fits with loaders of other libraries equal the uninterrupted ones where possible."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ EPOCH_ENDS = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("moment", EPOCH_ENDS)
-def test_plain_loader_at_the_end_of_an_epoch(moment: str, tmp_path: Path) -> None:
+def test_plain_loader_resumes_exactly_from_the_end_of_an_epoch(moment: str, tmp_path: Path) -> None:
     check_equal(tmp_path, plain, EPOCH_ENDS[moment], RandomState)
 
 
@@ -70,32 +70,34 @@ def test_plain_loader_at_the_end_of_an_epoch(moment: str, tmp_path: Path) -> Non
     ],
     ids=str,
 )
-def test_plain_loader_in_other_fits(kw: dict[str, Any], tmp_path: Path) -> None:
+def test_plain_loader_resumes_exactly_in_other_kinds_of_fit(
+    kw: dict[str, Any], tmp_path: Path
+) -> None:
     check_equal(tmp_path, plain, EPOCH_ENDS["train end"], RandomState, **kw)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("steps", [5, 10])
-def test_plain_loader_at_the_last_batch(steps: int, tmp_path: Path) -> None:
+def test_plain_loader_resumes_exactly_from_the_last_batch(steps: int, tmp_path: Path) -> None:
     """Without validation: Lightning resumes after the validation that this batch precedes."""
     check_equal(tmp_path, plain, {"every_n_train_steps": steps}, RandomState, validate=False)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_plain_loader_with_workers(tmp_path: Path) -> None:
+def test_plain_loader_with_workers_resumes_exactly(tmp_path: Path) -> None:
     check_equal(tmp_path, lambda: plain(2), EPOCH_ENDS["train end"], RandomState)
 
 
 @pytest.mark.parametrize("one_cycle", [False, True])
 @pytest.mark.parametrize("steps", [3, 5, 7])
-def test_stateful_loader(one_cycle: bool, steps: int, tmp_path: Path) -> None:
+def test_stateful_loader_resumes_exactly(one_cycle: bool, steps: int, tmp_path: Path) -> None:
     """Lightning forgets the position if the schedule asks for the number of steps (#20550)."""
     save = {"every_n_train_steps": steps}
     kw = {"one_cycle": one_cycle, "validate": steps != 5}
     check_equal(tmp_path, StatefulLoader, save, RandomState, **kw)
 
 
-def test_workers_whose_numbers_are_lost_are_warned_of(tmp_path: Path) -> None:
+def test_lost_generator_states_of_workers_cause_a_warning(tmp_path: Path) -> None:
     class Loader(StatefulLoader):
         num_workers = 2
 
@@ -104,7 +106,7 @@ def test_workers_whose_numbers_are_lost_are_warned_of(tmp_path: Path) -> None:
         fit(tmp_path / "r", Loader, {}, RandomState(), resume=tmp_path / "cut.ckpt")
 
 
-def test_pruning_restores_the_position_too(tmp_path: Path) -> None:
+def test_pruning_callbacks_restore_the_loader_position(tmp_path: Path) -> None:
     save, make = {"every_n_train_steps": 7}, StatefulLoader
     fit(tmp_path, make, save, MagnitudePruning(0.5), cut=True, one_cycle=True)
     resume, kw = tmp_path / "cut.ckpt", {"one_cycle": True}

@@ -65,7 +65,7 @@ def test_accumulated_windows_and_manual_counts_regrow_once():
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("clip", [None, 0.01])
-def test_growth_by_gradient_sees_them_dense(first, clip):
+def test_growth_by_gradient_uses_dense_gradients(first, clip):
     """Those come back whose dense gradient was largest, sorted by NumPy's rule."""
     look, prunes = Before(5), pruning()
     grows = Regrow(at="5it", count=20, by="gradient", init="zero")
@@ -98,7 +98,7 @@ def test_a_custom_growth_criterion_sees_gradients():
     assert found[0] == found[1]
 
 
-def test_pruning_due_in_the_same_step_comes_after():
+def test_pruning_due_in_the_same_step_follows_regrowth():
     """It would mask the gradients to grow by."""
     plan = Table({"2it": 0.6, "5it": 0.8})
     prunes = MagnitudePruning(0.8, schedule=plan, criterion="gradient")
@@ -141,7 +141,7 @@ def test_a_later_regrowth_ends_freezing():
 @pytest.mark.parametrize("cut", [1, 2, 3])
 @pytest.mark.parametrize("by", ["random", "gradient"])
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, cut, by):
-    """Held places, what has fired, the vault: bit for bit, cut before, between and after."""
+    """Frozen weights, past events and removed values, interrupted before, between and after."""
     found = []
     for path in (None, tmp_path / f"epoch={cut}.ckpt"):
         module, prunes = Net(ADAM), pruning(keep_removed="moments")
@@ -167,7 +167,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, cut, by):
 @pytest.mark.parametrize("init", ["removed", "unprune"])
 @pytest.mark.parametrize("make", [SGD, ADAM])
 def test_moments_survive_a_resume(tmp_path, make, init):
-    """Pruned at step 4, cut at the epoch's end, brought back at step 12: as if never cut."""
+    """Pruned at step 4, interrupted at the epoch's end, regrown at step 12."""
     found = []
     for path in (None, tmp_path / "epoch=0.ckpt"):
         module = Net(make)

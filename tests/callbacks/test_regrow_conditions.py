@@ -71,7 +71,7 @@ def test_a_resumed_condition_fires_at_the_same_step(tmp_path):
     assert [entry["step"] for entry in found[0]] == [2, 24, 40]
 
 
-def test_nan_counts_once_as_a_drop_and_never_as_an_improvement():
+def test_nan_is_one_drop_and_never_an_improvement():
     nan = float("nan")
     seen, fell = Drop("m").update(nan, TriggerState(0.5))
     assert fell

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A resumed run is the uninterrupted run, bit for bit, wherever it was cut."""
+"""A resumed run equals the uninterrupted run exactly, wherever it was interrupted."""
 
 import tempfile
 from functools import partial
@@ -155,7 +155,7 @@ def test_resumes_after_an_exception(error, tmp_path):
     assert all(equal(whole[what], resumed[what]) for what in whole)
 
 
-def test_saved_on_the_exception_itself(tmp_path):
+def test_checkpoint_saved_on_the_exception_resumes(tmp_path):
     make, pruning = CASES["adam"]
     saves = ModelCheckpoint(tmp_path, filename="cut", save_on_exception=True)
     with pytest.raises(RuntimeError):
@@ -166,7 +166,7 @@ def test_saved_on_the_exception_itself(tmp_path):
     assert [entry["step"] for entry in state["pruner"]["history"]] == [3, 11]
 
 
-def test_cut_twice(tmp_path):
+def test_run_interrupted_twice_resumes_exactly(tmp_path):
     make, pruning = CASES["adam"]
     whole = run(make, pruning())
     for number, (error_at, resume) in enumerate([(7, None), (15, "0.ckpt")]):
@@ -196,7 +196,7 @@ def test_the_same_callback_object_resumes_an_interrupted_fit(tmp_path):
     assert equal(saved["callbacks"][callback.state_key], whole[callback.state_key])
 
 
-def test_a_second_fit_is_resumed_too(tmp_path):
+def test_second_fit_can_be_resumed(tmp_path):
     """Steps, epochs and fractions of the second fit's own, cut in its middle."""
 
     def second(made, module):

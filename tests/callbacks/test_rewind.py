@@ -74,7 +74,7 @@ def by_hand(make, what, back=BACK, epochs=4):
 
 @torch.no_grad()
 def mask(module, optimizer, masks):
-    """Everything of a pruned weight is nothing."""
+    """Zero a pruned weight, its gradient and its momentum."""
     for name, parameter in module.named_parameters():
         if name in masks:
             parameter[~masks[name]] = 0
@@ -131,7 +131,7 @@ def test_each_rewind_is_bit_exact(make):
     assert looks.start["body.1.running_mean"].any()
 
 
-def test_as_argument_or_callback_is_the_same():
+def test_rewind_argument_equals_rewind_callback():
     one, two, three = Normed(), Normed(), Normed()
     fit(one, pruning(), max_epochs=4)
     fit(two, pruning(None), Rewind(f"{BACK}it"), max_epochs=4)
@@ -141,7 +141,7 @@ def test_as_argument_or_callback_is_the_same():
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_resumed_in_every_phase_is_uninterrupted(beside, tmp_path):
+def test_resumed_run_is_the_uninterrupted_run_in_every_phase(beside, tmp_path):
     def run(folder=None, **kw):
         saving = [] if folder is None else [
             ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
@@ -167,7 +167,7 @@ def test_resumed_in_every_phase_is_uninterrupted(beside, tmp_path):
         assert equal(whole, resumed), cut
 
 
-def test_the_control_trains_the_tickets_mask_from_other_weights():
+def test_reinit_control_trains_the_ticket_mask_from_other_weights():
     def run(reinit):
         looks, callback = Looks(0), pruning(Rewind("0it", reinit=reinit))
         fit(Normed(), callback, looks, max_epochs=4)
@@ -184,7 +184,7 @@ def test_the_control_trains_the_tickets_mask_from_other_weights():
         assert {*after[kept].tolist()} <= start
 
 
-def test_a_random_mask_of_the_same_densities_is_a_setting():
+def test_random_mask_control_keeps_the_layer_densities():
     fit(Normed(), ticket := pruning(), max_epochs=4)
     densities = {name: 1 - ticket.masks.density(name) for name in ticket.masks}
     control = MagnitudePruning(
@@ -198,7 +198,7 @@ def test_a_random_mask_of_the_same_densities_is_a_setting():
 
 
 @pytest.mark.parametrize("make", [SGD, ADAM, partial(optim.Adagrad, lr=0.1)])
-def test_events_within_a_step_go_back_at_its_end(make):
+def test_events_within_a_step_rewind_at_its_end(make):
     looks = []
 
     class After(Callback):
@@ -216,7 +216,7 @@ def test_events_within_a_step_go_back_at_its_end(make):
             assert torch.equal(state[name][live], start[name][live]), name
 
 
-def test_accumulation_and_a_second_fit():
+def test_rewinding_works_with_accumulation_and_in_a_second_fit():
     callback = pruning("2it")
     module = Normed(steps=4)
     fit(module, callback, max_epochs=4, accumulate_grad_batches=2)
@@ -244,7 +244,7 @@ def test_regrowth_does_not_rewind():
         assert torch.equal(back.after[name][live], tensor[live])
 
 
-def test_fast_dev_run_goes_through():
+def test_fast_dev_run_works():
     pruner = pruning()
     fit(Normed(), pruner, fast_dev_run=True)
     assert pruner.sparsity == pytest.approx(pruner.final, abs=0.01)

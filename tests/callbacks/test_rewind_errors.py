@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rewinding that cannot be meant is refused before the first step."""
+"""Wrong settings of rewinding raise before the first step."""
 
 import pytest
 from rewinding_fits import Normed, pruning
@@ -24,7 +24,7 @@ def test_a_missing_pruning_callback_raises():
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_step_after_the_first_event_is_refused(first):
+def test_step_after_the_first_event_raises(first):
     callbacks = [pruning(None), Rewind("9it")]
     module = Normed()
     with pytest.raises(ConfigError, match="to=9it is step 9, but the first event comes at step 8"):
@@ -48,7 +48,7 @@ def test_invalid_settings_raise(given, message):
         Rewind(**given)
 
 
-def test_an_unreachable_step_is_refused():
+def test_unreachable_step_raises():
     with pytest.raises(ConfigError, match="to=99it is step 99"):
         fit(Normed(), pruning("99it"), max_epochs=4)
 
@@ -62,7 +62,7 @@ def test_a_checkpoint_without_rewind_raises(own, tmp_path):
         fit(Net(), *callbacks, max_epochs=5, ckpt_path=tmp_path / "plain.ckpt")
 
 
-def test_other_parts_than_those_of_the_checkpoint_are_refused(tmp_path):
+def test_resume_with_other_rewound_parts_raises(tmp_path):
     made = fit(Net(), pruning(), max_epochs=4)
     made.save_checkpoint(tmp_path / "end.ckpt")
     with pytest.raises(StateError, match="write the same what="):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sharded checkpoints of FSDP2 carry removed values and all else that pruning stores a weight."""
+"""Sharded checkpoints of FSDP2 contain removed values and all other per-weight state."""
 
 from pathlib import Path
 
@@ -163,7 +163,7 @@ said["files"] = sorted(path.name for path in (OUT / "best").iterdir())
 
 
 @between_ranks
-def test_the_defaults_of_fsdp2_and_of_pruning_work_together(tmp_path):
+def test_defaults_of_fsdp2_and_pruning_work_together(tmp_path):
     """Saved by two ranks; resumed by two, three and one, and read by a process without ranks."""
     one, other = gloo_ranks.run(SETUP + SAVED, tmp_path)
     assert one["elsewhere"] == other["elsewhere"]
@@ -197,7 +197,7 @@ def test_the_defaults_of_fsdp2_and_of_pruning_work_together(tmp_path):
 
 
 @between_ranks
-def test_all_that_pruning_stores_resumes_from_sharded_checkpoints(tmp_path):
+def test_all_pruning_state_resumes_from_sharded_checkpoints(tmp_path):
     for said in gloo_ranks.run(SETUP + METHODS, tmp_path, timeout=500):
         assert said["methods"] == 6
         kept, last = said["files"]

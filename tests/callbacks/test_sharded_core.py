@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The core on parameters that FSDP2 has cut among ranks: what one process does with whole ones."""
+"""The core on parameters sharded by FSDP2 equals one process with whole parameters."""
 
 import gloo_ranks
 import pytest
@@ -273,7 +273,7 @@ said["dimension"] = refusal(lambda: Pruner(odd))
 """
 
 
-def test_masks_values_and_moments_are_those_of_one_process(tmp_path):
+def test_masks_values_and_moments_equal_those_of_one_process(tmp_path):
     program = SETUP + SELECTION + EVENTS + RETURNS + REFUSED
     heard = gloo_ranks.run(program, tmp_path, timeout=300)
     assert heard[0]["moments"] == 5 * 3  # a value and two moments a layer
@@ -296,7 +296,7 @@ def test_masks_values_and_moments_are_those_of_one_process(tmp_path):
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_three_ranks(tmp_path):
+def test_three_ranks_equal_one_process(tmp_path):
     """One of them holds no row of the small layers."""
     for said in gloo_ranks.run(
         SETUP + SELECTION + RETURNS + REFUSED, tmp_path, ranks=3, timeout=300

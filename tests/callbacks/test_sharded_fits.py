@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fits whose parameters FSDP2 has cut among ranks: the masks are those of DDP's whole ones."""
+"""Fits with parameters sharded by FSDP2 have the masks of DDP."""
 
 import gloo_ranks
 import pytest
@@ -163,13 +163,13 @@ said["lbfgs"] = refusal(MagnitudePruning(0.5), module=Sharded(torch.optim.LBFGS)
 """
 
 
-def test_masks_are_those_of_ddp(tmp_path):
+def test_masks_equal_those_of_ddp(tmp_path):
     program = "from pytest import approx as pytest_approx\n" + SETUP + FITS
     for said in gloo_ranks.run(program, tmp_path, timeout=500):
         assert len(said) == 10
 
 
-def test_resumed_fits_end_in_the_same_bits(tmp_path):
+def test_resumed_fits_are_bit_exact(tmp_path):
     one, other = gloo_ranks.run(SETUP + RESUMED, tmp_path, timeout=500)
     for said in (one, other):
         assert said["back"] == said["gone"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Replicas of a sharded model (HSDP): ranks that hold the same rows must hold the same values."""
+"""Replicas of a sharded model (HSDP): ranks with the same rows must have equal values."""
 
 import gloo_ranks
 import pytest
@@ -88,7 +88,7 @@ said["back"] = True
 """
 
 
-def test_ranks_that_differ_raise_and_checkpoints_have_rows_once(tmp_path):
+def test_replicas_that_differ_raise_and_checkpoints_store_rows_once(tmp_path):
     for said in gloo_ranks.run(PROGRAM + CHECKPOINT, tmp_path, ranks=4):
         assert "weights of rank 3 differ" in said["rows"]
         assert "weights of rank 2 differ" in said["whole"]

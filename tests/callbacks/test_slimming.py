@@ -40,7 +40,7 @@ def fit(module: pl.LightningModule, **settings) -> None:
     trainer.fit(module, data)
 
 
-def test_scales_move_by_rate_times_weight_a_step():
+def test_scales_shrink_by_rate_times_weight_each_step():
     module = Still(nn.BatchNorm1d(3))
     with torch.no_grad():
         module.norm.weight.copy_(torch.tensor([1.0, -2.0, 0.0]))
@@ -49,6 +49,6 @@ def test_scales_move_by_rate_times_weight_a_step():
     assert torch.allclose(module.norm.weight, torch.tensor([0.9, -1.9, 0.0]))
 
 
-def test_a_module_without_norms_is_refused():
+def test_module_without_norms_raises():
     with pytest.raises(ConfigError, match="has none"):
         fit(Still(nn.Linear(3, 3)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Soft pruning against a loop by hand: masked forward, dense update, masks by dense values."""
+"""Soft pruning compared with a manual loop: masked forward, dense update, dense ranking."""
 
 from functools import partial
 
@@ -53,7 +53,7 @@ def soft(**kw):
 
 
 class Watch(Callback):
-    """Sees that outside the update the weights obey, and remembers the dense gradients' work."""
+    """Check that weights are masked outside the update, and record dense values."""
 
     def __init__(self, pruning):
         super().__init__()
@@ -84,8 +84,8 @@ def test_equals_a_manual_training_loop(make):
         torch.testing.assert_close(weight, dense[name])
 
 
-def test_weights_come_back_between_events():
-    """The point of it: some that an event pruned a later one keeps."""
+def test_weights_can_return_between_events():
+    """Some weights pruned by one event are kept by a later one."""
     seen = []
 
     class Masks(Callback):
@@ -136,7 +136,7 @@ def test_state_round_trip_keeps_the_dense_values():
     assert torch.equal(other_layer.weight, dense)
 
 
-def test_a_scaler_that_skips_a_step_leaves_no_dense_value_in():
+def test_skipped_step_leaves_no_dense_value_in_the_module():
     class Overflow(Net):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
@@ -149,14 +149,14 @@ def test_a_scaler_that_skips_a_step_leaves_no_dense_value_in():
     assert all(bool(p.isfinite().all()) for p in module.parameters())
 
 
-def test_lbfgs_is_refused_before_training():
+def test_lbfgs_raises_before_training():
     module = Net(partial(torch.optim.LBFGS, max_iter=2))
     with pytest.raises(ConfigError, match="LBFGS runs the network within its step"):
         trainer(soft()).fit(module, loader())
     assert module.trained == 0
 
 
-def test_regrow_is_refused():
+def test_regrow_raises():
     pruner = Pruner(torch.nn.Linear(4, 4), soft=True)
     pruner.prune_to(0.5)
     with pytest.raises(ConfigError, match="weights return by themselves"):

@@ -43,7 +43,7 @@ def pruned(path):
     return sum(int((w == 0).sum()) for w in weights)
 
 
-def test_the_best_is_never_the_dense_model(tmp_path):
+def test_best_checkpoint_is_never_dense(tmp_path):
     """The dense model scores best by far; the best of the sparse ones is the second of them."""
     saves = SparseModelCheckpoint(tmp_path, filename="{epoch}", monitor="score", mode="max")
     module = scored(100, 90, 80, 5, 7, 6)
@@ -113,7 +113,7 @@ def test_a_misspelt_monitor_raises(tmp_path):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_of_a_cycle_that_ends_dense_the_last_sparse_phase_is_ranked(first, tmp_path):
+def test_last_sparse_phase_is_ranked_in_a_cycle_that_ends_dense(first, tmp_path):
     """Sparse in epochs 1 and 3, dense in 2 and from 4 on, where it scores best."""
     saves = SparseModelCheckpoint(
         tmp_path, filename="{epoch}", monitor="score", mode="max", save_top_k=-1
@@ -149,7 +149,7 @@ def test_ranking_waits_for_both_pruning_callbacks(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"epoch=3.ckpt", "last.ckpt"}
 
 
-def test_ranking_goes_on_after_a_resume(tmp_path):
+def test_ranking_continues_after_a_resume(tmp_path):
     def run(epochs, **kw):
         saves = SparseModelCheckpoint(tmp_path, filename="{epoch}", monitor="score", mode="max")
         fit(scored(100, 90, 80, 7, 5, 6), MagnitudePruning(0.8, schedule=Table({"8it": 0.4,
@@ -174,8 +174,8 @@ class Keep(Callback):
             shutil.copy(last, self.folder / f"at{trainer.global_step}.ckpt")
 
 
-def test_a_run_cut_at_an_epochs_last_batch_and_then_again_loses_no_batch(tmp_path):
-    """Lightning's own checkpoints of that moment repeat batches when they are resumed twice."""
+def test_run_resumed_twice_from_epoch_ends_loses_no_batch(tmp_path):
+    """Lightning's own checkpoints of that step repeat batches when resumed twice."""
 
     def run(folder, ckpt_path=None):
         saves = SparseModelCheckpoint(folder, monitor="score", every_n_train_steps=2)
@@ -230,7 +230,7 @@ def test_without_a_pruning_callback_they_raise(callback):
 
 
 def test_early_stopping_waits_for_the_target():
-    """The score falls all the time; patience begins to count when all is pruned."""
+    """The score falls all the time; patience counts from the target on."""
     stop = SparseEarlyStopping("score", mode="max", patience=2)
     module = scored(100, 90, 80, 7, 6, 5, 4, 3)
     made = fit(module, MagnitudePruning(0.8, schedule=LEVELS), stop, val=loader(), max_epochs=8)
@@ -247,7 +247,7 @@ def test_early_stopping_with_a_threshold_the_dense_model_meets():
 
 
 @pytest.mark.parametrize("at_train_end", [True, False])
-def test_early_stopping_at_either_end(at_train_end):
+def test_early_stopping_works_at_the_end_of_training_or_validation(at_train_end):
     stop = SparseEarlyStopping(
         "score", mode="max", patience=1, check_on_train_epoch_end=at_train_end
     )
@@ -256,14 +256,14 @@ def test_early_stopping_at_either_end(at_train_end):
     assert made.current_epoch == 5
 
 
-def test_sparsity_zero_waits_for_nothing():
+def test_sparsity_zero_stops_like_plain_early_stopping():
     stop = SparseEarlyStopping("score", mode="max", patience=1)
     made = fit(scored(9, 8, 7, 6), MagnitudePruning(0), stop, val=loader(), max_epochs=4)
     assert made.current_epoch == 2
     assert torch.count_nonzero(made.lightning_module.body[0].weight) == 96
 
 
-def test_unknown_monitor_is_named_after_the_first_validation(tmp_path):
+def test_unknown_monitor_raises_after_the_first_validation(tmp_path):
     keep = SparseModelCheckpoint(dirpath=tmp_path, monitor="val/los")
     pruning = MagnitudePruning(0.5, schedule=Table({f"{4 * BATCHES}it": 0.5}))
     job = trainer(pruning, keep, max_epochs=6, enable_checkpointing=True)
@@ -325,21 +325,21 @@ def test_last_ckpt_of_a_plain_model_checkpoint_is_shared(tmp_path):
 
 @pytest.mark.parametrize("saved", ["last.ckpt", "epoch=1-step=16.ckpt"])
 @pytest.mark.parametrize("top", [1, 2])
-def test_a_resumed_run_goes_on_with_its_last_ckpt(saved, top, tmp_path):
+def test_resumed_run_overwrites_its_last_ckpt(saved, top, tmp_path):
     slashed(tmp_path, sparse(tmp_path), epochs=2)
     slashed(tmp_path, sparse(tmp_path, save_top_k=top), ckpt_path=tmp_path / saved)
     assert {name for name in files(tmp_path) if name.startswith("last")} == {"last.ckpt"}
     assert read(tmp_path / "last.ckpt")["global_step"] == 3 * BATCHES
 
 
-def test_a_folder_that_was_moved_goes_on_with_its_last_ckpt(tmp_path):
+def test_moved_folder_keeps_one_last_ckpt(tmp_path):
     slashed(tmp_path, sparse(tmp_path / "a"), epochs=2)
     (tmp_path / "a").rename(tmp_path / "b")
     slashed(tmp_path, sparse(tmp_path / "b"), ckpt_path=tmp_path / "b" / "last.ckpt")
     assert {n for n in files(tmp_path) if "last" in n} == {"b/last.ckpt"}
 
 
-def test_another_run_in_the_folder_is_warned_of_by_name(tmp_path):
+def test_checkpoint_of_another_run_in_the_folder_causes_a_warning(tmp_path):
     """The earlier run's file stays, and the warning says which is this run's."""
     slashed(tmp_path, sparse(tmp_path), epochs=2)
     before = (tmp_path / "last.ckpt").read_bytes()

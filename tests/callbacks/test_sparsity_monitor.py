@@ -15,7 +15,7 @@ LEVELS = Table({"3it": 0.5, "9it": 0.75})
 
 
 class Seen(Callback):
-    """Remembers what the other callbacks and the progress bar could read after each batch."""
+    """Record what other callbacks and the progress bar can read after each batch."""
 
     def __init__(self):
         self.metrics, self.bars, self.measured = [], [], []
@@ -27,7 +27,7 @@ class Seen(Callback):
         self.measured.append([int((p == 0).sum()) / p.numel() for p in weights])
 
 
-def test_sparsity_is_known_after_every_batch():
+def test_sparsity_is_logged_after_every_batch():
     seen = Seen()
     fit(Net(), MagnitudePruning(0.75, schedule=LEVELS), SparsityMonitor(), seen)
     for step, (metrics, bar) in enumerate(zip(seen.metrics, seen.bars, strict=True)):
@@ -38,7 +38,7 @@ def test_sparsity_is_known_after_every_batch():
         assert "pruning/target" not in bar
 
 
-def test_densities_of_layers_at_the_epochs_end():
+def test_layer_densities_are_logged_at_the_end_of_an_epoch():
     seen, module = Seen(), Net()
     made = fit(module, MagnitudePruning(0.75, schedule=LEVELS), SparsityMonitor(), seen)
     for name, sparsity in zip(("body.0.weight", "body.2.weight"), seen.measured[-1], strict=True):
@@ -55,7 +55,7 @@ def test_prog_bar_false_hides_the_sparsity():
     assert not any("pruning/sparsity" in bar for bar in seen.bars)
 
 
-def test_rows_of_a_logger(tmp_path):
+def test_logger_receives_one_row_per_epoch(tmp_path):
     logger = CSVLogger(tmp_path)
     monitor = SparsityMonitor()
     fit(Net(), MagnitudePruning(0.75, schedule=LEVELS), monitor, logger=logger, val=loader())
@@ -70,7 +70,7 @@ def test_rows_of_a_logger(tmp_path):
         assert float(row["pruning/target"]) == pytest.approx(float(row["pruning/sparsity"]))
 
 
-def test_masks_are_counted_and_not_zeros():
+def test_sparsity_counts_masks_and_not_zeros():
     """A weight that happens to be zero is not pruned."""
     module = Net()
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_masks_are_counted_and_not_zeros():
     assert seen.metrics[0]["pruning/sparsity"] == 0
 
 
-def test_a_change_by_hand_is_logged_too():
+def test_manual_changes_are_logged():
     class ByHand(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if trainer.global_step == 12:

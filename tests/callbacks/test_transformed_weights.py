@@ -80,7 +80,7 @@ def texts_of(kind, **kw):
 
 
 @pytest.mark.parametrize("kind", [StandardizedConv, FoldedIntoOneCall])
-def test_layers_that_fill_zeros_are_named_once(kind):
+def test_layers_whose_forward_fills_zeros_are_named_once(kind):
     _, texts = texts_of(kind)
     assert len(texts) == 1
     assert "second.weight" in texts[0]
@@ -89,7 +89,7 @@ def test_layers_that_fill_zeros_are_named_once(kind):
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, PlainSubclass, ScaledConv])
-def test_layers_that_use_zeros_as_zeros_are_not_named(kind):
+def test_layers_that_use_weights_unchanged_are_not_named(kind):
     assert texts_of(kind)[1] == []
 
 
@@ -98,8 +98,8 @@ def test_following_the_advice_silences_it():
 
 
 @pytest.mark.parametrize("kind", [StandardizedConv, PlainSubclass])
-def test_looking_leaves_training_as_it_is(kind):
-    """The same fit without the callback's look: a dense network, trained by hand."""
+def test_checking_does_not_change_training(kind):
+    """The same fit without the check: a dense network in a manual loop."""
     module = Net(kind)
     masks = MagnitudePruning(0.5, schedule=OneShot("1ep"))
     with warnings.catch_warnings():

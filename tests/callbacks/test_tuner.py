@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What Lightning's tuners try out leaves no trace: the fit afterwards is the fit without them."""
+"""Lightning's tuners leave no trace: the fit afterwards equals the fit without them."""
 
 import copy
 
@@ -101,7 +101,7 @@ def test_finder_callbacks_only_change_the_found_setting(kind, first):
 
 
 def test_a_resumed_fit_with_a_finder_has_its_masks(tmp_path):
-    """Lightning's own step counter begins anew beside its finder; what was pruned stays pruned."""
+    """Lightning's step counter restarts with its finder; pruned weights stay pruned."""
 
     def run(*callbacks, **kw):
         module, pruning = Tunable(), MagnitudePruning(0.8, schedule=LEVELS)

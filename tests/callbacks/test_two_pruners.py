@@ -21,7 +21,7 @@ from tiny_fits import (
 from regrow import AccuracyBudget, ConfigError, MagnitudePruning, OneShot, SparsityMonitor, Table
 
 
-def test_disjoint_selections():
+def test_pruners_of_disjoint_selections_both_reach_their_targets():
     first = MagnitudePruning(0.5, schedule=OneShot("2it"), include="body.0")
     second = MagnitudePruning(
         0.75, schedule=Table({"3it": 0.5, "9it": 0.75}), include="body.2", criterion="taylor"
@@ -36,7 +36,7 @@ def test_disjoint_selections():
     assert torch.equal(alone.body[0].weight == 0, ~first.masks["body.0.weight"])
 
 
-def test_overlapping_selections():
+def test_zeros_of_overlapping_selections_add_up():
     small = MagnitudePruning(0.5, schedule=OneShot("2it"))
     chance = MagnitudePruning(
         0.5, schedule=OneShot("4it"), criterion="random", include=["body.0", "body.2"]
@@ -71,7 +71,7 @@ def test_both_are_resumed(tmp_path):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_soft_masks_over_another_pruners_weights_are_refused(first):
+def test_soft_masks_on_weights_of_another_pruner_raise(first):
     """Weight decay would make moments of the dense values, where the other's say zero."""
     soft = MagnitudePruning(0.5, schedule=OneShot("2it"), soft=True, include="body.0")
     hard = MagnitudePruning(0.5, schedule=OneShot("2it"))

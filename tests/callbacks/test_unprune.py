@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What pruning removed comes back to the bit: in a fit, between fits, from a checkpoint."""
+"""Removed values are restored exactly: in a fit, between fits, from a checkpoint."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_unpruned_weights_train_within_a_fit():
         assert (p != seen["found"][name]).all(), "all weights learn again"
 
 
-def test_unprune_of_one_layer():
+def test_unprune_restores_one_layer():
     module, snapshots, pruning = Net(), Snapshots(), MagnitudePruning(0.8, schedule=LEVELS)
     fit(module, snapshots, pruning)
     expected = removed(pruning, snapshots, weights(module))
@@ -170,7 +170,7 @@ def test_unprune_after_attaching_a_checkpoint(tmp_path):
     assert equal(weights(loaded), expected)
 
 
-def test_an_attached_model_is_trained_on(tmp_path):
+def test_attached_model_can_be_trained(tmp_path):
     end_of_a_fit(tmp_path / "end.ckpt")
     loaded, other = Net.load_from_checkpoint(tmp_path / "end.ckpt"), MagnitudePruning(0.8)
     other.attach(loaded, tmp_path / "end.ckpt")
@@ -181,7 +181,7 @@ def test_an_attached_model_is_trained_on(tmp_path):
     assert zeros(loaded) == round(0.8 * WEIGHTS)
 
 
-def test_an_attached_model_is_pruned_on(tmp_path):
+def test_attached_model_can_be_pruned_further(tmp_path):
     end_of_a_fit(tmp_path / "end.ckpt")
     loaded = Net.load_from_checkpoint(tmp_path / "end.ckpt")
     other, events = MagnitudePruning(0.9, schedule=OneShot("2it")), Events()
@@ -193,7 +193,7 @@ def test_an_attached_model_is_pruned_on(tmp_path):
     assert all((p[places[name]] == 0).all() for name, p in weights(loaded).items())
 
 
-def test_attach_carries_the_present_masks_to_another_object():
+def test_attach_moves_masks_to_another_model_object():
     module, pruning = Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS)
     fit(module, pruning)
     masks, copy = dict(pruning.masks), Net(ADAM)
@@ -241,7 +241,7 @@ def test_a_failing_listener_does_not_leave_half_a_change():
 
 
 def test_removed_values_match_the_loaded_masks(tmp_path):
-    """Resumed between two events, un-pruned at the end: bits as if never interrupted."""
+    """Resumed between two events, un-pruned at the end: equal to the uninterrupted run."""
     found = []
     for cut in (None, tmp_path / "epoch=0.ckpt"):
         module, pruning = Net(ADAM), MagnitudePruning(0.8, schedule=LEVELS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pruned weights that other code writes after the optimizer's step are zero again, and named."""
+"""Pruned weights written by other code after the step are masked again, with a warning."""
 
 import copy
 import warnings
@@ -23,7 +23,7 @@ def live(module, masks):
 
 
 class Observe(Callback):
-    """Counts live pruned weights where people look: in validation, in test, in checkpoints."""
+    """Count nonzero pruned weights in validation, in test and in checkpoints."""
 
     def __init__(self):
         self.seen = {}
@@ -119,7 +119,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_pruned_weights_are_zero_wherever_they_are_looked_at(kind, tmp_path):
+def test_pruned_weights_are_zero_at_validation_saving_and_the_end(kind, tmp_path):
     module, named = WRITERS[kind]
     observe = Observe()
     with warnings.catch_warnings(record=True) as caught:
@@ -135,7 +135,7 @@ def test_pruned_weights_are_zero_wherever_they_are_looked_at(kind, tmp_path):
 
 
 @pytest.mark.parametrize("swap_first", [True, False])
-def test_averages_swapped_in_by_a_foreign_callback_obey_the_masks(swap_first):
+def test_averages_swapped_in_by_a_custom_callback_are_masked(swap_first):
     swap, masks, observe = SwapAverageIn(), pruning(), Observe()
     order = (swap, masks) if swap_first else (masks, swap)
     with pytest.warns(UserWarning, match="SwapAverageIn"):
@@ -145,7 +145,7 @@ def test_averages_swapped_in_by_a_foreign_callback_obey_the_masks(swap_first):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_checkpoint_saved_after_foreign_writes_can_be_resumed(kind, tmp_path):
+def test_checkpoint_saved_after_other_code_wrote_weights_can_be_resumed(kind, tmp_path):
     module, _ = WRITERS[kind]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -179,7 +179,7 @@ class ReplacesHead(Callback):
 
 
 @pytest.mark.parametrize("replace", [Assigns, ReplacesHead])
-def test_replaced_parameters_are_noticed_and_masked(replace, tmp_path):
+def test_replaced_parameters_are_detected_and_masked(replace, tmp_path):
     masks, observe = pruning(), Observe()
     with pytest.warns(UserWarning, match=r"body\.2\.weight.*replaced.*no optimizer trains"):
         made = fit(Net(), masks, replace(), observe, val=loader(), max_epochs=3)
@@ -192,12 +192,12 @@ def test_replaced_parameters_are_noticed_and_masked(replace, tmp_path):
     assert resumed.sparsity == masks.sparsity
 
 
-def test_parameters_replaced_by_others_of_another_shape_are_refused_by_name():
+def test_parameters_replaced_with_another_shape_raise_with_the_name():
     with pytest.raises(StateError, match=r"body\.2\.weight"):
         fit(Net(), pruning(), ReplacesHead(out=5), max_epochs=3)
 
 
-def test_parameters_replaced_before_the_event_are_noticed():
+def test_parameters_replaced_before_the_event_are_detected():
     masks = MagnitudePruning(0.75, schedule=OneShot("2ep"))
     with pytest.warns(UserWarning, match="replaced"):
         made = fit(Net(), masks, Assigns(), max_epochs=4)
@@ -210,7 +210,7 @@ class NoisyForward(NoisyValidationStart):
         return self.body(inputs)
 
 
-def test_channel_masks_obey_too():
+def test_channel_masks_are_restored():
     masks = ChannelPruning(0.5, schedule=OneShot(0), example_input=torch.zeros(2, 6))
     observe = Observe()
     with pytest.warns(UserWarning, match="written"):
@@ -219,7 +219,7 @@ def test_channel_masks_obey_too():
 
 
 @pytest.mark.parametrize("kw", [{}, {"soft": True}, {"keep_removed": "moments"}])
-def test_an_ordinary_fit_warns_of_nothing(kw):
+def test_ordinary_fit_causes_no_warning(kw):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*written.*")
         warnings.filterwarnings("error", ".*replaced.*")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Optimizers that step in their own way, or hold another optimizer, keep pruned weights at zero."""
+"""Pruned weights stay zero under optimizers with their own step or an inner optimizer."""
 
 import warnings
 from collections import defaultdict
@@ -141,7 +141,7 @@ def quiet_fit(module, masks, **kw):
     return counts, [str(w.message) for w in caught]
 
 
-def test_sam_in_manual_optimisation():
+def test_pruned_weights_stay_zero_with_sam_in_manual_optimisation():
     module, masks = ManualSAM(), MagnitudePruning(0.75, schedule=OneShot("1ep"))
     module.masks = masks
     counts, texts = quiet_fit(module, masks, max_epochs=3)
@@ -152,7 +152,7 @@ def test_sam_in_manual_optimisation():
     assert not [text for text in texts if "written" in text]
 
 
-def test_sam_in_manual_optimisation_equals_sam_of_a_masked_network():
+def test_sam_in_manual_optimisation_equals_sam_on_the_masked_network():
     """Written out by hand: gradients are masked before each of the two steps."""
     module, masks = ManualSAM(), MagnitudePruning(0.75, schedule=OneShot(0), keep_removed=False)
     fit(module, masks, max_epochs=2)
@@ -186,7 +186,7 @@ def test_sam_in_manual_optimisation_equals_sam_of_a_masked_network():
         torch.testing.assert_close(value, parameters[name])
 
 
-def test_sam_in_automatic_optimisation():
+def test_pruned_weights_stay_zero_with_sam_in_automatic_optimisation():
     module = Net(make=lambda parameters: SAM(parameters, lr=0.1, momentum=0.9))
     masks = MagnitudePruning(0.75, schedule=OneShot(0))
     counts, texts = quiet_fit(module, masks, max_epochs=3)
@@ -198,7 +198,7 @@ def test_sam_in_automatic_optimisation():
 @pytest.mark.parametrize("manual", [False, True])
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("kind", [Lookahead, SubclassedLookahead])
-def test_lookahead(manual, raw, kind):
+def test_pruned_weights_stay_zero_with_lookahead(manual, raw, kind):
     class Module(Net):
         def __init__(self):
             super().__init__(make=lambda parameters: kind(optim.SGD(parameters, lr=0.1)))
@@ -224,7 +224,7 @@ def test_lookahead(manual, raw, kind):
     assert not any(module.live)
 
 
-def test_weights_stepped_without_any_optimizer_are_noticed_within_the_epoch():
+def test_weights_changed_without_an_optimizer_are_detected_within_the_epoch():
     module, masks = HidesItsOptimizer(), MagnitudePruning(0.75, schedule=OneShot(0))
     counts, texts = quiet_fit(module, masks, max_epochs=3)
     assert not any(counts)
@@ -234,7 +234,7 @@ def test_weights_stepped_without_any_optimizer_are_noticed_within_the_epoch():
 
 
 @pytest.mark.parametrize("which", ["sam", Lookahead, SubclassedLookahead])
-def test_enforce_holds_inner_optimizers(which):
+def test_enforce_masks_after_steps_of_inner_optimizers(which):
     net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
     inputs, labels = torch.randn(32, 6), torch.randint(3, (32,))
     parameters = net.parameters()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Zero is zero in `Trainer.fit`, for every optimizer that torch offers."""
+"""Pruned weights are zero in `Trainer.fit`, for every optimizer of torch."""
 
 from functools import partial
 

@@ -12,7 +12,7 @@ from regrow import MagnitudePruning, OneShot, Table
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 @pytest.mark.parametrize("make", [SGD, ADAM])
-def test_other_precisions(make, precision):
+def test_pruned_weights_are_zero_in_other_precisions(make, precision):
     watch = Watch() if precision == "bf16-mixed" else Events()
     pruning, module = MagnitudePruning(0.8, schedule=Table({"3it": 0.5, "9it": 0.8})), Net(make)
     fit(module, watch, pruning, precision=precision)
@@ -38,8 +38,8 @@ class Overflowing(Net):
     "at", mark_rest_slow([(), (3,), (2, 3, 4), (0,), (15,)], [(), (2, 3, 4), (0,)])
 )
 @pytest.mark.parametrize("make", [SGD, ADAM])
-def test_scaled_gradients(make, at):
-    """No event is skipped or repeated by a step that overflows, and no weight revived."""
+def test_pruned_weights_are_zero_with_a_gradient_scaler(make, at):
+    """Overflowing steps skip or repeat no event and change no pruned weight."""
     watch, pruning = Watch(), MagnitudePruning(0.8, schedule=Table({"3it": 0.5, "9it": 0.8}))
     module = Overflowing(make)
     module.at = at
@@ -58,7 +58,7 @@ def test_a_gradient_criterion_waits_for_a_step_that_does_not_overflow(criterion)
     assert zeros(module) == WEIGHTS // 2
 
 
-def test_movement_takes_nothing_in_from_steps_that_overflow():
+def test_movement_ignores_steps_that_overflow():
     module = Overflowing()
     module.at = (1, 4)
     pruning = MagnitudePruning(0.5, schedule=OneShot("8it"), criterion="movement")

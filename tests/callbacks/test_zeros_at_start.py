@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A fit that starts with zeros which no mask covers says so, and keeps them where asked."""
+"""A fit that starts with unmasked zeros warns, and keeps them with from_zeros=True."""
 
 import warnings
 
@@ -78,7 +78,7 @@ def test_zeros_are_counted_in_a_warning(callback):
     assert "body.0.weight" in message
 
 
-def test_what_the_warning_says_is_true_without_from_zeros():
+def test_zeros_are_pruned_anew_without_from_zeros():
     revived = Revived()
     warned(sparse(), MagnitudePruning(0.9), revived)
     assert revived.counts[0] > 50
@@ -94,7 +94,7 @@ def test_what_the_warning_says_is_true_without_from_zeros():
         lambda: MagnitudePruning(0.9, from_zeros=True, distribution="uniform"),
     ],
 )
-def test_zeros_stay_zero(callback):
+def test_zeros_stay_zero_with_from_zeros(callback):
     revived, callback = Revived(), callback()
     net = sparse()
     assert not warned(net, callback, revived)
@@ -102,8 +102,8 @@ def test_zeros_stay_zero(callback):
     assert callback.sparsity == round(0.9 * WEIGHTS) / WEIGHTS
 
 
-def test_exactly_the_zeros_are_trained_around():
-    """The sparsity that is there: nothing is pruned, and nothing revives."""
+def test_only_nonzero_weights_train():
+    """At the present sparsity nothing is pruned and no zero changes."""
     net, callback = sparse(), MagnitudePruning(0.75, from_zeros=True)
     before = zero_places(net)
     fit(net, callback)
@@ -161,19 +161,19 @@ def test_a_resumed_fit_takes_the_masks_of_the_checkpoint(tmp_path):
         lambda: MagnitudePruning(0.75, schedule="acdc", every="2it"),
     ],
 )
-def test_own_zeros_are_not_warned_of(fits):
+def test_own_zeros_cause_no_warning(fits):
     net, callback = Net(), fits()
     assert not warned(net, callback)
     assert not warned(net, callback)
 
 
-def test_a_second_pruner_knows_the_masks_of_the_first():
+def test_masks_of_the_first_pruner_cause_no_warning_in_the_second():
     net = sparse()
     first = MagnitudePruning(0.75, from_zeros=True)
     assert not warned(net, first, MagnitudePruning(0.9, include=["body.0"]))
 
 
-def test_few_zeros_and_zeros_elsewhere_are_not_warned_of():
+def test_few_zeros_and_zeros_elsewhere_cause_no_warning():
     net = Net()
     with torch.no_grad():
         net.body[0].weight[0, 0] = 0.0  # 1 of 144 is below 1 %
@@ -181,7 +181,7 @@ def test_few_zeros_and_zeros_elsewhere_are_not_warned_of():
     assert not warned(net, MagnitudePruning(0.9, include=["*.weight", "*.bias"]))
 
 
-def test_layers_that_are_wholly_zero_are_named():
+def test_layers_of_zeros_are_named_in_the_warning():
     net = Net()
     torch.nn.init.zeros_(net.body[2].weight)
     [message] = warned(net, MagnitudePruning(0.9))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Choices: the least important first, within the budget, in round counts."""
+"""Allocation: least important channels first, within the budget, in rounded counts."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def chosen(groups, scores, fraction, **settings):
         assume(False)
 
 
-def test_the_least_important_go_by_hand():
+def test_least_important_channels_are_removed_by_hand():
     groups = [Group("a", 4, {}), Group("b", 3, {})]
     scores = {"a": torch.tensor([4.0, 1, 6, 2]), "b": torch.tensor([3.0, 9, 8])}
     found = allocate(groups, scores, counter(groups), 4, round_to=1)
@@ -42,7 +42,9 @@ def test_the_least_important_go_by_hand():
 
 @given(SIZES, st.integers(0, 99), st.floats(0.05, 1), st.sampled_from([1, 2, 4, "auto"]),
        st.integers(1, 3), st.sampled_from(["global", "uniform"]))  # fmt: skip
-def test_within_the_budget_in_round_counts(sizes, seed, fraction, multiple, floor, distribution):
+def test_allocation_meets_budget_rounding_and_minimum(
+    sizes, seed, fraction, multiple, floor, distribution
+):
     groups, scores = made(sizes, seed)
     settings = {"round_to": multiple, "min_channels": floor, "distribution": distribution}
     found = chosen(groups, scores, fraction, **settings)
@@ -59,7 +61,7 @@ def test_within_the_budget_in_round_counts(sizes, seed, fraction, multiple, floo
 
 
 @given(SIZES, st.integers(0, 99), st.integers(2, 16), st.integers(2, 16))
-def test_a_smaller_budget_never_leaves_more(sizes, seed, one, two):
+def test_smaller_budget_never_keeps_more(sizes, seed, one, two):
     groups, scores = made(sizes, seed)
     for sixteenths in sorted((one, two)):
         removed = chosen(groups, scores, sixteenths / 16, round_to=1)
@@ -77,7 +79,7 @@ def test_uniform_takes_the_same_fraction_of_each(sizes, seed, fraction):
 
 
 @given(st.lists(st.integers(2, 12), min_size=2, max_size=4), st.integers(0, 99), st.floats(0.3, 1))
-def test_prices_differ(sizes, seed, fraction):
+def test_groups_with_different_costs_meet_the_budget(sizes, seed, fraction):
     groups, scores = made(sizes, seed)
     size = counter(groups, {g.name: 10.0**i for i, g in enumerate(groups)})
     budget = fraction * size({})
@@ -90,7 +92,7 @@ def test_prices_differ(sizes, seed, fraction):
 
 
 @given(st.integers(4, 30), st.integers(0, 99), st.integers(1, 3))
-def test_what_is_gone_stays_gone(size, seed, gone):
+def test_removed_channels_stay_removed(size, seed, gone):
     groups, scores = made([size, size], seed)
     first = {"g0": torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:gone]}
     found = allocate(groups, scores, counter(groups), size, round_to=1, gone=first)
@@ -98,7 +100,7 @@ def test_what_is_gone_stays_gone(size, seed, gone):
     assert counter(groups)(found) <= size
 
 
-def test_what_cannot_be_reached():
+def test_unreachable_budgets_and_wrong_settings_raise():
     groups, scores = made([8, 8], 0)
     with pytest.raises(ConfigError, match=r"2 cannot be reached: with 3 channel\(s\) kept .* 6 of"):
         allocate(groups, scores, counter(groups), 2, min_channels=3, round_to=1)
@@ -107,6 +109,6 @@ def test_what_cannot_be_reached():
             allocate(groups, scores, counter(groups), 8, **wrong)
 
 
-def test_rounding_by_itself():
+def test_rounding_multiple_depends_on_the_width():
     assert [rounding(n, "auto") for n in (31, 32, 63, 64)] == [1, 8, 8, 16]
     assert rounding(100, 4) == 4

@@ -24,7 +24,7 @@ def batches(count=3):
     return [torch.randn(5, 2, 8, 8) for _ in range(count)]
 
 
-def test_means_and_variances_are_those_of_numpy():
+def test_means_and_variances_equal_numpys():
     model, given = net().double(), [b.double() for b in batches()]
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     assert recalibrate(model, iter(given)) == 3
@@ -66,7 +66,7 @@ def test_nothing_changes_after_an_error():
         assert not any(module.training for module in model.modules())
 
 
-def test_inputs_of_several_kinds():
+def test_inputs_may_be_tuples_or_dicts():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()

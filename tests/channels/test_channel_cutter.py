@@ -11,7 +11,7 @@ from hand_cut_network import PLACES, equal, net, output, pruner, taken, train
 from regrow.utils.errors import ConfigError, StateError
 
 
-def test_the_least_l2_norms_go_and_all_they_hold_is_zero():
+def test_channels_of_smallest_l2_norm_become_zero():
     model = net()
     rows = model[0].weight.detach().numpy(), model[3].weight.detach().numpy()
     columns = rows[1], model[5].weight.detach().numpy()
@@ -33,7 +33,7 @@ def test_the_least_l2_norms_go_and_all_they_hold_is_zero():
 
 
 @pytest.mark.parametrize("of", ["channels", "macs", "params"])
-def test_never_more_is_kept_than_asked(of):
+def test_size_never_exceeds_the_target(of):
     model = net()
     made = pruner(model, of=of)
     full = {"channels": 20, "macs": 6 * 12 + 12 * 8 + 8 * 3}
@@ -48,7 +48,7 @@ def test_never_more_is_kept_than_asked(of):
         assert made.sparsity == pytest.approx(1 - size[of] / full[of])
 
 
-def test_the_small_model_computes_what_the_masked_one_did():
+def test_small_model_computes_what_the_masked_one_did():
     model = net()
     made = pruner(model)
     made.prune_to(0.5)
@@ -93,7 +93,7 @@ def test_unprune_is_exact(steps):
                 assert state["state"][number]["exp_avg"].any()
 
 
-def test_unprune_by_name_and_after_a_cut():
+def test_unprune_works_by_name_and_raises_after_a_cut():
     model = net()
     before = output(model)
     made = pruner(model)
@@ -113,7 +113,7 @@ def test_unprune_by_name_and_after_a_cut():
     assert made.target == 0.5
 
 
-def test_expand_gives_shapes_and_values_back_to_the_bit():
+def test_expand_restores_shapes_and_values_exactly():
     model = net()
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
@@ -145,7 +145,7 @@ def test_expand_gives_shapes_and_values_back_to_the_bit():
 
 
 @pytest.mark.parametrize("by", ["random", "removed"])
-def test_regrown_channels_change_nothing_at_once_and_learn(by):
+def test_regrown_channels_keep_the_output_and_then_train(by):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     made = pruner(model)
@@ -180,7 +180,7 @@ def test_regrown_channels_change_nothing_at_once_and_learn(by):
                 assert not torch.equal(now.select(dim, c), then.select(dim, c)), (member, c)
 
 
-def test_regrow_with_removed_values_is_exact_and_others_are_refused():
+def test_regrow_with_removed_values_is_exact_and_other_values_raise():
     model = net()
     before = copy.deepcopy(model.state_dict())
     made = pruner(model)
@@ -201,7 +201,7 @@ def test_regrow_with_removed_values_is_exact_and_others_are_refused():
             act()
 
 
-def test_state_goes_to_another_model_of_either_shape():
+def test_state_loads_into_a_model_of_either_shape():
     model = net()
     made = pruner(model)
     made.prune_to(0.3)

@@ -33,7 +33,7 @@ def over_mean(scores):
     return scores / scores.mean()
 
 
-def test_sums_of_absolute_weights(case):
+def test_l1_sums_absolute_weights(case):
     group, tensors = case
     rows, columns = arrays(tensors, lambda t: t)
     expected = over_mean(np.abs(rows).sum(1) + np.abs(columns).sum((0, 2)))
@@ -42,7 +42,7 @@ def test_sums_of_absolute_weights(case):
     )
 
 
-def test_euclidean_norms(case):
+def test_l2_is_the_euclidean_norm(case):
     group, tensors = case
     rows, columns = arrays(tensors, lambda t: t)
     expected = over_mean(np.sqrt((rows**2).sum(1) + (columns**2).sum((0, 2))))
@@ -51,7 +51,7 @@ def test_euclidean_norms(case):
     )
 
 
-def test_scales_of_norms(case):
+def test_bn_reads_norm_scales(case):
     group, tensors = case
     expected = np.abs(tensors["1.weight"].detach().numpy())
     np.testing.assert_allclose(
@@ -62,7 +62,7 @@ def test_scales_of_norms(case):
         channel_scores(plain, {}, CHANNEL_CRITERIA["bn"])
 
 
-def test_first_order_change_of_the_loss(case):
+def test_taylor_is_the_first_order_change_of_the_loss(case):
     group, tensors = case
     rows, columns = arrays(tensors, lambda t: t * t.grad)
     total = rows.sum(1) + columns.sum((0, 2))
@@ -76,7 +76,7 @@ def test_first_order_change_of_the_loss(case):
         channel_scores(group, bare, CHANNEL_CRITERIA["taylor"])
 
 
-def test_distances_to_other_filters(case):
+def test_fpgm_sums_distances_to_other_filters(case):
     group, tensors = case
     rows, _ = arrays(tensors, lambda t: t)
     expected = over_mean(np.linalg.norm(rows[:, None] - rows[None], axis=-1).sum(1))
@@ -85,7 +85,7 @@ def test_distances_to_other_filters(case):
     )
 
 
-def test_filters_of_a_transposed_convolution_are_its_columns():
+def test_filters_of_a_transposed_convolution_are_its_weight_columns():
     model = distinct(nn.Sequential(nn.ConvTranspose1d(3, 5, 2), nn.Conv1d(5, 2, 1)))
     group = groups(model, torch.zeros(2, 3, 6, dtype=torch.float64))[0]
     rows = model[0].weight.detach().numpy().transpose(1, 0, 2).reshape(5, -1)
@@ -94,7 +94,7 @@ def test_filters_of_a_transposed_convolution_are_its_columns():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_lots_depend_on_seed_and_group(case):
+def test_random_scores_depend_on_seed_and_group(case):
     group, tensors = case
     one, again, other = (
         channel_scores(group, tensors, get_channel_criterion("random", s)) for s in "112"
@@ -103,7 +103,7 @@ def test_lots_depend_on_seed_and_group(case):
     assert not torch.equal(one, other)
 
 
-def test_own_criteria_are_checked(case):
+def test_custom_criteria_are_checked(case):
     group, tensors = case
     with pytest.raises(ConfigError, match=r"the criterion gave \(3,\) for the 5 channels of 0"):
         channel_scores(group, tensors, lambda group, tensors: torch.ones(3))
@@ -113,7 +113,7 @@ def test_own_criteria_are_checked(case):
         get_channel_criterion("tailor", 0)
 
 
-def test_slimming(case):
+def test_slimming_penalty_sums_absolute_scales(case):
     _, tensors = case
     expected = np.abs(tensors["1.weight"].detach().numpy()).sum()
     assert slimming(tensors).item() == pytest.approx(expected)

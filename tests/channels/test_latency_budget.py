@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A budget in milliseconds, against clocks whose answer is known."""
+"""A budget in milliseconds, with timers of known results."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def network():
 
 
 def by_weights(model):
-    """A clock that takes a microsecond a weight."""
+    """A timer of one microsecond per weight."""
     return sum(p.numel() for p in model.parameters() if p.ndim == 2) / 1000
 
 
@@ -28,7 +28,7 @@ def held(model):
 
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.75])
-def test_the_budget_is_met_and_hardly_passed(sparsity):
+def test_latency_budget_is_met_closely(sparsity):
     model = network()
     dense = by_weights(model)
     prune(model, X, sparsity, of="latency", timer=by_weights, round_to=1)
@@ -36,13 +36,13 @@ def test_the_budget_is_met_and_hardly_passed(sparsity):
     assert by_weights(model) > (1 - sparsity) * dense - 0.06 * dense  # 7 halvings, whole channels
 
 
-def test_milliseconds_instead_of_a_fraction():
+def test_budget_may_be_given_in_milliseconds():
     model = network()
     prune(model, X, of="latency", latency_ms=2.0, timer=by_weights, round_to=1)
     assert 1.7 < by_weights(model) <= 2.0
 
 
-def test_a_model_that_is_fast_enough_is_not_cut():
+def test_model_within_the_budget_is_not_cut():
     model = network()
     before = held(model)
     plan = prune(model, X, of="latency", latency_ms=100.0, timer=by_weights)
@@ -50,7 +50,7 @@ def test_a_model_that_is_fast_enough_is_not_cut():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_what_no_cut_reaches_is_said_with_the_fastest_and_leaves_the_model():
+def test_unreachable_budget_raises_with_the_fastest_cut_and_keeps_the_model():
     model = network()
     before = held(model)
     with pytest.raises(ConfigError, match=r"4\.48 ms.*fastest cut"):
@@ -58,7 +58,7 @@ def test_what_no_cut_reaches_is_said_with_the_fastest_and_leaves_the_model():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_clock_that_fails_leaves_the_model():
+def test_failing_timer_leaves_the_model_unchanged():
     model, calls = network(), []
 
     def broken(small):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Latency tables: what they say between the sizes that were measured."""
+"""Latency tables interpolate between measured sizes."""
 
 import json
 
@@ -16,7 +16,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4))
 
 
-def test_interpolates_the_work_of_each_layer():
+def test_table_interpolates_each_layer():
     table = LatencyTable({"0": [(3, 4, 1.0), (3, 8, 3.0)], "3": [(64, 4, 0.5), (128, 4, 1.5)]})
     model = network()
     assert table(model) == pytest.approx(3.0 + 1.5)
@@ -26,7 +26,7 @@ def test_interpolates_the_work_of_each_layer():
     assert table(model) == pytest.approx(2.0 + 1.0)
 
 
-def test_measures_every_layer_and_leaves_the_model_alone():
+def test_measuring_covers_every_layer_and_leaves_the_model_unchanged():
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     table = LatencyTable.measure(model, torch.zeros(2, 3, 6, 6), fractions=(0.5,), repeats=2)
@@ -38,7 +38,7 @@ def test_measures_every_layer_and_leaves_the_model_alone():
     assert model[0].out_channels == 8
 
 
-def test_a_saved_table_says_the_same(tmp_path):
+def test_saved_table_loads_equal(tmp_path):
     table = LatencyTable({"0": [(3, 8, 3.0)]}, device="a phone", batch=4)
     table.save(tmp_path / "table.json")
     assert json.loads((tmp_path / "table.json").read_text())["device"] == "a phone"
@@ -46,7 +46,7 @@ def test_a_saved_table_says_the_same(tmp_path):
     assert (again.layers, again.device, again.batch) == (table.layers, "a phone", 4)
 
 
-def test_it_is_a_budget():
+def test_table_serves_as_a_timer_for_a_budget():
     model = network()
     table = LatencyTable({"0": [(3, 1, 1.0), (3, 8, 8.0)]})
     regrow.channels.prune(model, torch.zeros(2, 3, 6, 6), of="latency", latency_ms=4.5, timer=table)
@@ -55,12 +55,12 @@ def test_it_is_a_budget():
 
 
 @pytest.mark.parametrize("rows", [[], [(1, 2)], [(1, 2, 0.0)]])
-def test_rows_that_cannot_be_meant_are_refused(rows):
+def test_wrong_rows_raise(rows):
     with pytest.raises(ConfigError, match="inputs, outputs, milliseconds"):
         LatencyTable({"0": rows})
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_table_of_another_model_raises(tmp_path):
     with pytest.raises(ConfigError, match="layer 'conv9'"):
         LatencyTable({"conv9": [(1, 1, 1.0)]})(network())
     with pytest.raises(DataError, match="no latency table"):

@@ -37,14 +37,14 @@ def test_every_fixed_group_is_listed_with_its_reason_and_share(norm):
     assert text.index("first (") < text.index("last (")
 
 
-def test_what_cannot_be_reached_names_the_fixed_groups():
+def test_unreachable_target_raises_with_the_fixed_groups():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 32))
     with pytest.raises(ConfigError, match=r"cannot be reached.*2 \(89% of the MACs\): the netw"):
         prune(model, torch.zeros(2, 4), 0.95, of="macs")
 
 
 @pytest.mark.parametrize("look", [groups, prune])
-def test_a_model_without_parameters(look):
+def test_model_without_parameters_raises(look):
     if look is groups:
         assert groups(nn.ReLU(), torch.zeros(2, 4)) == ()
     else:
@@ -82,7 +82,7 @@ class Cached(nn.Module):
         return (y, SimpleNamespace(keys=y)) if self.config.use_cache else y
 
 
-def test_a_cache_in_the_outputs_is_answered_with_the_line_to_write():
+def test_cache_in_the_outputs_raises_with_the_line_to_write():
     model = nn.Sequential(nn.Linear(4, 4), Cached())
     with pytest.raises(ConfigError, match=r"set model.1.config.use_cache=False"):
         prune(model, torch.zeros(2, 4), 0.5)
@@ -90,7 +90,7 @@ def test_a_cache_in_the_outputs_is_answered_with_the_line_to_write():
     assert prune(model, torch.zeros(2, 4), 0.5, round_to=1).removed == {"0": 2}
 
 
-def test_the_callback_refuses_with_the_same_reasons():
+def test_callback_raises_with_the_same_reasons():
     callback = ChannelPruning(0.5, example_input=torch.zeros(2, 5, 16))
     with pytest.raises(ConfigError, match=r"first \(89% of the MACs\): no rule for lstm"):
         callback.strategy.make_pruner(Recurrent(nn.Identity()))

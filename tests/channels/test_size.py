@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sizes that are told before a cut are those that are counted after it."""
+"""Sizes predicted before a cut equal those counted after it."""
 
 import copy
 
@@ -42,7 +42,7 @@ def counted(model, of):
 
 @pytest.mark.parametrize("of", ["macs", "params"])
 @pytest.mark.parametrize("seed", range(3))
-def test_sizes_are_those_of_the_cut_model(of, seed):
+def test_predicted_sizes_equal_those_of_the_cut_model(of, seed):
     model = network()
     traced = trace(model, X)
     found = groups_from_trace(traced, model)
@@ -66,7 +66,7 @@ def test_channels_are_counted_by_group():
 
 @pytest.mark.parametrize("of", ["macs", "params", "channels"])
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.8])
-def test_no_more_than_the_budget_is_left(of, sparsity):
+def test_remaining_size_meets_the_budget_closely(of, sparsity):
     model = network()
     free = [group for group in groups(model, X) if not group.fixed_reason]
     dense = copy.deepcopy(model)

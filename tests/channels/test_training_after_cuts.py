@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training goes on through masks and cuts as if the small model had been built by hand."""
+"""Training through masks and cuts equals training of the small model built by hand."""
 
 import copy
 from functools import partial
@@ -48,7 +48,7 @@ def rebuilt(model, optimizer, removed, make):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_it_trains_on_as_the_small_model_built_by_hand(kind):
+def test_training_continues_like_the_small_model_built_by_hand(kind):
     make = OPTIMIZERS[kind]
     model = net()
     optimizer = make(model.parameters())
@@ -72,7 +72,7 @@ def test_it_trains_on_as_the_small_model_built_by_hand(kind):
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(optimizer.state[a][key]))
 
 
-def test_an_old_graph_does_not_break_backward():
+def test_autograd_graph_of_the_old_shapes_does_not_break_backward():
     model = net()
     old = model(inputs()).sum()  # holds the gradient accumulators of the old shapes
     made = pruner(model)
@@ -111,7 +111,7 @@ def test_zero_is_zero_after_every_step(kind):
         partial(optim.Rprop, lr=0.01),
     ],
 )
-def test_state_of_other_shapes_begins_anew(make):
+def test_factored_optimizer_state_is_reset(make):
     model = net()
     optimizer = make(model.parameters())
     made = pruner(model)
@@ -136,7 +136,7 @@ def test_state_of_other_shapes_begins_anew(make):
         assert not torch.equal(output(model), before)
 
 
-def test_what_is_held_follows_the_cut():
+def test_freezing_follows_the_cut():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.1)
     made = pruner(model)
@@ -177,7 +177,7 @@ class Scaled(nn.Module):
         return self.head((self.conv(x) * self.scale).relu().mean((2, 3)))
 
 
-def test_buffers_of_any_shape_come_back():
+def test_buffers_of_any_shape_are_restored():
     torch.manual_seed(0)
     model, x = Scaled(), torch.randn(4, 2, 5, 5)
     before, scale, whole = model(x).detach(), model.scale.clone(), copy.deepcopy(model)
@@ -198,7 +198,7 @@ def test_buffers_of_any_shape_come_back():
     assert torch.equal(model(x), before)
 
 
-def test_down_to_one_channel():
+def test_repeated_cuts_reach_one_channel():
     model = net()
     made = ChannelPruner(model, INPUT, ChannelConfig(distribution="uniform"))
     for sparsity, left in ((0.5, 10), (0.85, 3), (0.9, 2)):
@@ -218,7 +218,7 @@ def test_down_to_one_channel():
 
 
 @pytest.mark.parametrize("cut", [True, False])
-def test_counts_are_rounded_as_those_of_the_original(cut):
+def test_rounding_follows_the_original_width(cut):
     model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
     made = ChannelPruner(model, torch.zeros(2, 4))
     for sparsity, left in ((0.4, 32), (0.55, 16)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Scores against NumPy, and what is refused."""
+"""Scores compared with NumPy, and errors."""
 
 import functools
 
@@ -30,7 +30,7 @@ def pair(dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_formulas(dtype):
+def test_scores_equal_their_formulas_in_numpy(dtype):
     weight, grad = pair(dtype)
     w, g = weight.double().numpy(), grad.double().numpy()
     for found, wanted in [
@@ -73,7 +73,7 @@ def test_movement_is_saved_and_restored():
         one.scores("fc.weight", weight)
 
 
-def test_random_depends_on_seed_event_and_name_alone():
+def test_random_scores_depend_only_on_seed_event_and_name():
     def draw(seed, event, name):
         torch.rand(7)  # what else is drawn must not matter
         return compute_scores(get_criterion("random"), name, torch.zeros(50), None, (seed, event))
@@ -88,7 +88,7 @@ def test_random_depends_on_seed_event_and_name_alone():
     assert torch.equal(torch.get_rng_state(), before), "the global generator is left alone"
 
 
-def test_random_is_the_same_in_every_layout_and_precision():
+def test_random_scores_do_not_depend_on_layout_and_precision():
     plain = torch.zeros(4, 3, 2, 2)
     wanted = random(plain, generator=make_generator(0, 0, "w"))
     for weight in (plain.to(memory_format=torch.channels_last), plain.half()):
@@ -123,7 +123,7 @@ def test_a_criterion_that_reads_gradients_raises_without():
         regrow.prune(torch.nn.Linear(8, 8), 0.5, criterion=Seeing())
 
 
-def test_needs_gradients():
+def test_criteria_say_whether_they_need_gradients():
     assert {name for name in CRITERIA if needs_gradients(get_criterion(name))} == {
         "gradient",
         "taylor",
@@ -150,7 +150,7 @@ def test_any_callable_is_a_criterion():
     assert torch.equal(compute_scores(torch.abs, "w", weight, None, (0, 0)), weight.abs())
 
 
-def test_names():
+def test_names_make_criteria():
     assert get_criterion("snip") is taylor
     assert isinstance(get_criterion("movement"), TrackingCriterion)
     assert get_criterion("movement") is not get_criterion("movement")
@@ -162,12 +162,12 @@ def test_names():
         get_criterion(Movement)
 
 
-def test_a_missing_gradient_is_an_error():
+def test_missing_gradient_raises():
     with pytest.raises(StateError, match=r"needs the gradient of fc.weight, which has none"):
         compute_scores(taylor, "fc.weight", torch.ones(2), None, (0, 0))
 
 
 @pytest.mark.parametrize("bad", [lambda w: w.sum(), lambda w: w.argsort()])
-def test_scores_must_fit_their_weight(bad):
+def test_scores_of_another_shape_raise(bad):
     with pytest.raises(StateError, match=r"scores of w must be floating point of shape \(4,\)"):
         compute_scores(bad, "w", torch.ones(4), None, (0, 0))

@@ -63,7 +63,7 @@ def hessian_product(model, batches):
     return {n: part.view(s) for n, part, s in zip(names, parts, shapes, strict=True)}
 
 
-def test_snip_is_weight_times_gradient_by_hand():
+def test_snip_equals_weight_times_gradient_by_hand():
     model, batches = network(), some_batches()
     scores = snip(model, batches, loss)
     inputs, labels = (torch.cat(part).numpy() for part in zip(*batches, strict=True))
@@ -72,14 +72,14 @@ def test_snip_is_weight_times_gradient_by_hand():
         np.testing.assert_allclose(scores[name].numpy(), np.abs(weight * gradient), rtol=1e-10)
 
 
-def test_the_gradient_is_averaged_before_its_size_is_taken():
+def test_snip_averages_gradients_before_taking_the_magnitude():
     """Gradients of two batches that cancel leave nothing."""
     model = nn.Linear(2, 1, bias=False)
     scores = snip(model, [torch.ones(1, 2), -torch.ones(1, 2)], lambda net, x: net(x).sum())
     assert not scores["weight"].any()
 
 
-def test_grasp_is_the_weight_times_hessian_times_gradient():
+def test_grasp_equals_weight_times_hessian_times_gradient():
     model, batches = network(), some_batches()
     scores = grasp(model, batches, loss)
     for name, product in hessian_product(model, batches).items():
@@ -107,7 +107,7 @@ def test_grasp_keeps_the_weights_whose_removal_hurts_gradient_flow():
 
 
 @pytest.mark.parametrize("method", [snip, grasp])
-def test_nothing_of_the_model_changes(method):
+def test_model_is_unchanged(method):
     model = network()
     model[0].weight.grad = torch.ones_like(model[0].weight)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -138,7 +138,7 @@ def test_gradients_are_averaged_over_ranks(method):
         assert round_ < 2 or all(torch.allclose(scores[n], wanted[n]) for n in wanted)
 
 
-def test_scores_are_a_criterion():
+def test_scores_can_be_used_as_a_criterion():
     model = network()
     scores = snip(model, some_batches(), loss)
     masks = regrow.prune(model, 0.5, criterion=scores)
@@ -148,7 +148,7 @@ def test_scores_are_a_criterion():
     assert flat[kept].min() >= flat[~kept].max()
 
 
-def test_a_linear_loss_has_no_flow_to_lose():
+def test_grasp_of_a_linear_loss_is_zero():
     model = nn.Linear(2, 1)
     assert not grasp(model, [torch.ones(1, 2)], lambda net, x: net(x).sum())["weight"].any()
 
@@ -163,7 +163,7 @@ def test_a_linear_loss_has_no_flow_to_lose():
     ],
 )
 @pytest.mark.parametrize("method", [snip, grasp])
-def test_what_has_no_gradient_is_refused(method, make, batches, of, words):
+def test_weights_without_gradient_raise(method, make, batches, of, words):
     with pytest.raises((ConfigError, StateError), match=words):
         method(make(), batches, of)
 
@@ -175,12 +175,12 @@ class Distances(nn.Module):
         return torch.cdist(value, torch.eye(2, dtype=value.dtype), p=1.5)
 
 
-def test_grasp_names_the_lack_of_second_derivatives():
+def test_grasp_raises_without_second_derivatives():
     with pytest.raises(ConfigError, match=r"second derivatives.*write method='snip'"):
         grasp(nn.Sequential(network(), Distances()), some_batches(), loss)
 
 
-def test_grasp_looks_through_attention():
+def test_grasp_works_with_attention():
     """The fast kernel has no second derivative, the plain one has."""
     torch.manual_seed(0)
     net = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
@@ -189,7 +189,7 @@ def test_grasp_looks_through_attention():
     assert all(bool(score.isfinite().all()) and bool(score.any()) for score in scores.values())
 
 
-def test_missing_scores_are_named():
+def test_missing_scores_raise_with_the_name():
     pruner = regrow.Pruner(network())
     with pytest.raises(StateError, match=r"no scores of 2\.weight \(there are some of 0\.weight\)"):
         pruner.prune_to(0.5, scores=Scores({"0.weight": torch.rand(3, 4)}))

@@ -55,7 +55,7 @@ def algorithm(matrices, sparsity, rounds):
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid])
-def test_scores_are_those_of_the_linear_network(activation):
+def test_scores_equal_those_of_the_linearized_network(activation):
     net = chain(5, 7, 4, 3, activation=activation)
     scores = synflow(net, torch.randn(2, 5), 0.0, rounds=1)
     matrices = [m.weight.detach().double().numpy() for m in net if isinstance(m, nn.Linear)]
@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_linear_network(activation):
 
 
 @pytest.mark.parametrize("rounds", [1, 5, 40])
-def test_rounds_are_those_of_the_paper(rounds):
+def test_rounds_follow_the_schedule_of_the_paper(rounds):
     net = chain(20, 30, 16, 10)
     matrices = [m.weight.detach().double().numpy() for m in net if isinstance(m, nn.Linear)]
     scores = synflow(net, torch.zeros(1, 20), 0.9, rounds=rounds)
@@ -90,7 +90,7 @@ class Branches(nn.Module):
         return nn.functional.log_softmax(self.last(x.mean((2, 3))), 1)
 
 
-def test_what_flows_is_the_same_in_each_layer_of_a_chain():
+def test_score_sums_are_equal_in_every_layer_of_a_chain():
     """A layer's scores sum up to R; those around a skip connection to R together."""
     net = VGG(depth=11, width=4)
     sums = [float(s.sum()) for s in synflow(net, torch.zeros(1, 3, 32, 32), 0.0, rounds=1).values()]
@@ -129,7 +129,7 @@ def test_no_layer_of_vgg_is_emptied_at_a_thousandth(depth, width):
     assert min(int(mask.sum()) for mask in by_gradient.values()) == 1, "SNIP collapses here"
 
 
-def test_deep_networks_stay_in_range():
+def test_scores_of_deep_networks_do_not_overflow():
     """In single precision this flow would be infinite."""
     net = chain(*[64] * 120, activation=nn.Identity, bias=False)
     for layer in net:
@@ -140,7 +140,7 @@ def test_deep_networks_stay_in_range():
     assert sums == pytest.approx([sums[0]] * len(sums), rel=1e-6)
 
 
-def test_what_exceeds_double_precision_is_refused():
+def test_scores_beyond_float64_raise():
     net = chain(8, 8, 8)
     for layer in (net[0], net[2]):
         nn.init.constant_(layer.weight, 1e38)
@@ -150,7 +150,7 @@ def test_what_exceeds_double_precision_is_refused():
         synflow(net, torch.ones(1, 8), 0.5)
 
 
-def test_where_nothing_flows_is_named():
+def test_layers_without_flow_raise_with_their_names():
     net = Branches()
     net.idle = nn.Linear(4, 4)
     with pytest.raises(ConfigError, match=r"nothing flows through idle.weight.*exclude=\['idle"):
@@ -166,7 +166,7 @@ def test_the_model_is_not_changed():
     assert all(p.grad is None and p.dtype == torch.float32 for p in net.parameters())
 
 
-def test_it_goes_on_from_masks():
+def test_scoring_continues_from_given_masks():
     net = chain(20, 30, 16, 10)
     half = regrow.prune(net, 0.5)
     scores = synflow(net, torch.zeros(1, 20), 0.9, rounds=10, kept=half)
@@ -180,6 +180,6 @@ def test_it_goes_on_from_masks():
     ("change", "words"),
     [({"sparsity": 90}, "sparsity must be in"), ({"rounds": 0}, "rounds must be")],
 )
-def test_bad_settings_are_refused(change, words):
+def test_wrong_settings_raise(change, words):
     with pytest.raises(ConfigError, match=words):
         synflow(chain(2, 2), torch.ones(1, 2), **({"sparsity": 0.5} | change))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A fit on somebody's own dataset that is killed and resumed is the uninterrupted fit."""
+"""A killed and resumed fit on any map-style dataset equals the uninterrupted fit."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_ranks_share_one_order_in_equal_parts(samples: int, world: int) -> None:
     assert 0 <= len(dealt) - samples < world
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_order_differs_between_epochs_and_seeds() -> None:
     orders = {
         tuple(epoch_order(50, shuffle=True, seed=seed, epoch=epoch).tolist())
         for seed in range(3)
@@ -45,7 +45,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len(orders) == 9
 
 
-def test_global_generators_neither_matter_nor_change() -> None:
+def test_global_generators_are_neither_used_nor_changed() -> None:
     torch.manual_seed(0)
     first = epoch_order(50, shuffle=True, seed=0, epoch=0)
     state = torch.get_rng_state()

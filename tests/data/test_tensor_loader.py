@@ -29,7 +29,7 @@ def epoch(loader: BatchLoader, number: int) -> list[tuple[list[float], list[int]
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.booleans())
-def test_batches_are_the_epoch_in_pieces(samples: int, batch_size: int, drop_last: bool) -> None:
+def test_batches_cover_the_epoch_once(samples: int, batch_size: int, drop_last: bool) -> None:
     if drop_last and samples < batch_size:
         return
     loader = make(samples, batch_size, drop_last=drop_last)
@@ -45,7 +45,7 @@ def test_batches_are_the_epoch_in_pieces(samples: int, batch_size: int, drop_las
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 3), st.data())
-def test_a_loaded_state_goes_on_with_the_next_batch(
+def test_loaded_state_continues_with_the_next_batch(
     samples: int, batch_size: int, number: int, data: st.DataObject
 ) -> None:
     whole = make(samples, batch_size, transform=noise)
@@ -67,7 +67,7 @@ def test_a_loaded_state_goes_on_with_the_next_batch(
     assert epoch(again, number + 1) == expected[1]
 
 
-def test_naming_another_epoch_after_loading_starts_that_epoch() -> None:
+def test_set_epoch_after_loading_starts_that_epoch() -> None:
     loader = make()
     loader.load_state_dict({"epoch": 1, "batch": 2, "batches": 4, "seed": 0, "skipped": 0})
     assert epoch(loader, 2) == epoch(make(), 2)
@@ -84,14 +84,14 @@ def test_an_epoch_without_batches_right_after_loading_does_not_count() -> None:
     assert epoch(again, 5) == epoch(make(), 4)
 
 
-def test_epochs_may_be_named_in_any_order_without_a_state() -> None:
+def test_set_epoch_works_in_any_order_without_a_state() -> None:
     loader = make()
     loader.set_epoch(7)
     assert epoch(loader, 9) == epoch(make(), 9)
     assert epoch(loader, 0) == epoch(make(), 0)
 
 
-def test_global_generator_neither_matters_nor_changes() -> None:
+def test_global_generator_is_neither_used_nor_changed() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = epoch(make(transform=noise), 0)
@@ -110,7 +110,7 @@ def test_augmentation_differs_by_batch_epoch_and_seed() -> None:
     assert len(drawn) == 16
 
 
-def test_ranks_take_shares_of_equal_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_take_equal_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = []
     for rank in range(3):
         monkeypatch.setattr(module, "rank_and_world", lambda rank=rank: (rank, 3))
@@ -130,7 +130,7 @@ def test_state_holds_builtin_numbers_only() -> None:
 
 
 @pytest.mark.parametrize("other", [{"batch_size": 2}, {"seed": 1}, {"samples": 20}])
-def test_state_of_another_epoch_is_refused_in_its_middle_only(other: dict[str, int]) -> None:
+def test_state_of_other_batches_raises_in_mid_epoch_only(other: dict[str, int]) -> None:
     loader = make()
     batches = iter(loader)
     next(batches)
@@ -148,7 +148,7 @@ def test_batch_size_must_be_a_count(batch_size: Any) -> None:
         make(batch_size=batch_size)
 
 
-def test_sizes_must_fit() -> None:
+def test_sizes_that_do_not_fit_raise() -> None:
     with pytest.raises(ConfigError, match="equally many"):
         BatchLoader(torch.zeros(3), torch.zeros(2), batch_size=1)
     with pytest.raises(ConfigError, match="write at most 10"):

@@ -54,7 +54,7 @@ def by_hand(held, chunk):
 
 @pytest.mark.parametrize("chunk", [4, 1 << 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_against_whole_numbers(chunk, dtype, monkeypatch):
+def test_fingerprint_equals_integer_arithmetic_by_hand(chunk, dtype, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", chunk)
     for masked in (True, False):
         held = enforcer(dtype, masked=masked)
@@ -62,7 +62,7 @@ def test_against_whole_numbers(chunk, dtype, monkeypatch):
 
 
 @given(st.integers(0, 14), st.booleans())
-def test_one_place_more_or_less_is_seen(place, weight):
+def test_one_mask_bit_changes_the_fingerprint(place, weight):
     held = enforcer()
     before = fingerprint(*parts(held))
     assert before == fingerprint(*parts(enforcer()))

@@ -56,6 +56,6 @@ def test_the_counter_sees_every_collective(scaling):
         dist.destroy_process_group()
 
 
-def test_the_line_through_points_that_lie_on_one(scaling):
+def test_fitted_line_through_collinear_points_is_exact(scaling):
     points = [{"million": n, "s": 0.5 + 3e-3 * n} for n in (1, 10, 1000)]
     assert scaling.line(points) == pytest.approx((0.5, 3e-9))

@@ -17,13 +17,13 @@ def memory(checkout, monkeypatch):
     return found
 
 
-def test_events_of_one_process(memory):
+def test_memory_of_events_in_one_process(memory):
     found = memory.in_child(memory.alone, memory.sizes(3.2e7), FEW)
     assert all(0.5 < extra < 2 for extra in found.values()), found  # there are masks at least
 
 
 @pytest.mark.slow
-def test_all_events_alone_and_on_two_ranks(memory):
+def test_memory_of_events_on_one_and_two_ranks(memory):
     names = list(memory.EVENTS)
     found = memory.in_child(memory.alone, memory.sizes(4e7), names)
     assert all(0.5 < extra < 2 for extra in found.values()), found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The examples run as a user runs them, and a killed one goes on to the same bits."""
+"""The examples run from the command line, and a killed one resumes exactly."""
 
 import os
 import re
@@ -17,7 +17,7 @@ GUARD = [pytest.mark.slow, pytest.mark.guard]
 
 
 def run(checkout, name, folder, *words, kill=None):
-    """What `python examples/NAME.py` prints; where it says `kill`, all of its processes die."""
+    """The output of `python examples/NAME.py`, whose processes are killed at the text `kill`."""
     command = [sys.executable, checkout / "examples" / name, "--epochs", str(EPOCHS)]
     env = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
     job = subprocess.Popen(
@@ -67,8 +67,8 @@ def check(said, net):
     gone = sum(int((net[f"{i}.weight"].view(torch.int32) == 0).sum()) for i in (0, 2))
     assert gone == round(0.9 * WEIGHTS)
     assert f"pruned gradually: accuracy {accuracy(net):.4f}, sparsity 0.9000" in said
-    assert "pruned at once: accuracy" in said
-    assert "un-pruned: the same to the bit: True" in said
+    assert "pruned in one shot: accuracy" in said
+    assert "un-pruned: weights restored exactly: True" in said
     assert float(re.search(r"dense: accuracy (\S+)", said)[1]) > 0.8
     assert accuracy(net) > 0.8
 
@@ -80,12 +80,12 @@ def plain(checkout, tmp_path_factory):
     return run(checkout, "plain.py", folder), folder
 
 
-def test_plain_pruned_saved_and_undone(plain):
+def test_plain_example_prunes_saves_and_unprunes(plain):
     said, folder = plain
     check(said, state(folder)[1])
 
 
-def test_fabric_on_one_device_is_plain_pytorch_to_the_bit(plain, checkout, tmp_path):
+def test_fabric_on_one_device_equals_plain_pytorch_exactly(plain, checkout, tmp_path):
     said = run(checkout, "fabric.py", tmp_path / "run")
     found, net = state(tmp_path / "run")
     assert same(found, state(plain[1])[0])
@@ -93,7 +93,7 @@ def test_fabric_on_one_device_is_plain_pytorch_to_the_bit(plain, checkout, tmp_p
 
 
 @pytest.mark.parametrize("name", ["plain.py", pytest.param("fabric.py", marks=GUARD)])
-def test_killed_it_goes_on_to_the_same_bits(name, plain, checkout, tmp_path):
+def test_killed_run_resumes_to_the_same_result(name, plain, checkout, tmp_path):
     folder = tmp_path / "run"
     said = run(checkout, name, folder, kill=r"epoch 1: sparsity 0\.[1-8]")
     assert "pruned gradually" not in said
@@ -107,7 +107,7 @@ def test_killed_it_goes_on_to_the_same_bits(name, plain, checkout, tmp_path):
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_devices(strategy, plain, checkout, tmp_path):
+def test_two_devices_agree_and_resume_exactly(strategy, plain, checkout, tmp_path):
     words = ["--devices", "2", "--strategy", strategy]
     said = run(checkout, "fabric.py", tmp_path / "whole", *words)
     found, net = state(tmp_path / "whole")

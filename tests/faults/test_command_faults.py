@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`regrow train` killed again and again, on a full disk, from a damaged checkpoint."""
+"""`regrow train` killed repeatedly, on a full disk, and from a damaged checkpoint."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TIMES = ("latency_ms", "seconds")
 
 
 def started(folder, checkout, limit=None):
-    """The command, running in a folder; the disk may have room for small files alone."""
+    """Start the command in a folder, optionally on a disk with room only for small files."""
     command = [sys.executable, "-m", "regrow", "train", *WORDS]
     if limit is not None:  # in blocks of 1024 bytes; Python gets an error instead of a signal
         command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
@@ -38,7 +38,7 @@ def finished(folder, checkout, limit=None):
 
 
 def outcome(folder):
-    """What a run came to, without what a clock says."""
+    """The result of a run without its timings."""
     result = json.loads((folder / "run" / "result.json").read_text())
     numbers = {
         part: {k: v for k, v in result[part].items() if k not in TIMES}
@@ -50,7 +50,7 @@ def outcome(folder):
 
 
 def look(folder):
-    """Whatever stands under its final name is whole."""
+    """Check that every file with its final name is complete."""
     for path in folder.rglob("*.ckpt"):
         read_checkpoint(path)
     for path in folder.rglob("*.json"):
@@ -68,7 +68,7 @@ def whole(tmp_path_factory, checkout):
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_killed_at_any_time_it_ends_in_the_same(whole, tmp_path, checkout):
+def test_run_killed_at_any_time_resumes_to_the_same_result(whole, tmp_path, checkout):
     (end, seconds), draw, kills = whole, random.Random(0), 0
     for _ in range(6):
         process = started(tmp_path, checkout)
@@ -90,8 +90,8 @@ def test_killed_at_any_time_it_ends_in_the_same(whole, tmp_path, checkout):
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [8, 40])
-def test_a_full_disk_is_one_line_and_then_it_goes_on(limit, whole, tmp_path, checkout):
-    """With room for nothing but notes: neither the config nor a checkpoint is half there."""
+def test_full_disk_gives_one_line_and_the_next_run_resumes(limit, whole, tmp_path, checkout):
+    """With room only for small files, neither the config nor a checkpoint is partly written."""
     status, said = finished(tmp_path, checkout, limit)
     assert status == 1
     assert "could not be written" in said
@@ -107,7 +107,7 @@ def test_a_full_disk_is_one_line_and_then_it_goes_on(limit, whole, tmp_path, che
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named(whole, tmp_path, checkout):
+def test_damaged_checkpoint_raises_with_its_name(whole, tmp_path, checkout):
     process, last = started(tmp_path, checkout), tmp_path / "run" / "checkpoints" / "last.ckpt"
     until = time.monotonic() + 300
     while not last.exists() and time.monotonic() < until:

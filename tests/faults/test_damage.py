@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Damaged checkpoints: refused, or loaded to exactly the right state; never to wrong masks."""
+"""Damaged checkpoints raise an error or load exactly the right state, never wrong masks."""
 
 import io
 import random
@@ -27,14 +27,14 @@ KEY = pruning().state_key
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A checkpoint of step 8 as bytes, what is in it, and what a run comes to in the end."""
+    """A checkpoint of step 8 as bytes, its content, and the result of the uninterrupted run."""
     folder = tmp_path_factory.mktemp("saved")
     whole = run(folder / "end.ckpt", pruning(), Save(folder / "cut.ckpt", 8))
     return (folder / "cut.ckpt").read_bytes(), read(folder / "cut.ckpt"), whole
 
 
 def flipped(raw, draw):
-    """One bit of it is another one."""
+    """Flip one random bit."""
     place = draw.randrange(8 * len(raw))
     other = bytearray(raw)
     other[place // 8] ^= 1 << place % 8
@@ -42,7 +42,7 @@ def flipped(raw, draw):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_any_flipped_bit_is_refused_or_harmless(seed, saved, tmp_path):
+def test_flipped_bit_raises_or_is_harmless(seed, saved, tmp_path):
     raw, right, _ = saved
     draw, path, refused = random.Random(seed), tmp_path / "bad.ckpt", 0
     for _ in range(CASES):
@@ -55,8 +55,8 @@ def test_any_flipped_bit_is_refused_or_harmless(seed, saved, tmp_path):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_seal_alone_finds_what_no_checksum_guards(seed, saved):
-    """As where a checkpoint came through other hands than a file's."""
+def test_digest_alone_finds_flipped_bits(seed, saved):
+    """For a checkpoint that is not loaded from a file with checksums."""
     raw, right, _ = saved
     right = right["callbacks"][KEY]["pruner"]
     draw, wrong = random.Random(seed), 0
@@ -78,7 +78,7 @@ def test_the_seal_alone_finds_what_no_checksum_guards(seed, saved):
     assert wrong == 3, "these would have been loaded"
 
 
-def test_a_flipped_bit_of_each_kind_is_named(saved):
+def test_flipped_bit_of_each_kind_raises_with_the_file_name(saved):
     _, right, _ = saved
     state = right["callbacks"][KEY]["pruner"]
     verify_digest(state)
@@ -101,8 +101,8 @@ def as_bytes(state):
     return buffer.getvalue()
 
 
-def test_resumed_from_a_flipped_file(saved, tmp_path):
-    """Through the Trainer: refused, or the run ends as it would have."""
+def test_resume_from_a_flipped_file_raises_or_is_exact(saved, tmp_path):
+    """Loaded by the Trainer: an error, or the result of the uninterrupted run."""
     raw, _, whole = saved
     draw, refused = random.Random(0), 0
     for _ in range(12):
@@ -118,7 +118,7 @@ def test_resumed_from_a_flipped_file(saved, tmp_path):
 
 
 @pytest.mark.parametrize("part", [0, 0.001, 0.3, 0.9, 0.999])
-def test_cut_short(part, saved, tmp_path):
+def test_truncated_checkpoint_raises(part, saved, tmp_path):
     raw, _, _ = saved
     path = tmp_path / "cut.ckpt"
     path.write_bytes(raw[: int(part * len(raw))])
@@ -131,7 +131,7 @@ def test_cut_short(part, saved, tmp_path):
 
 
 def test_every_flipped_mask_bit_is_found_before_training(saved, tmp_path):
-    """The bits that matter most, each of a layer's: found by the file's checksum."""
+    """Each mask bit of a layer is flipped, and found by the file's checksum."""
     raw, right, _ = saved
     bits = right["callbacks"][KEY]["pruner"]["masks"]["bits"]["body.2.weight"]
     start = raw.index(bits.numpy().tobytes())
@@ -148,7 +148,7 @@ def test_every_flipped_mask_bit_is_found_before_training(saved, tmp_path):
     assert zipfile.is_zipfile(tmp_path / "bad.ckpt")
 
 
-def test_a_state_without_seal_and_one_of_another_format(saved, tmp_path):
+def test_state_without_digest_or_of_another_format_raises(saved, tmp_path):
     checkpoint = saved[1]
     state = checkpoint["callbacks"][KEY]
     bare = {name: value for name, value in state["pruner"].items() if name != "seal"}
@@ -162,7 +162,7 @@ def test_a_state_without_seal_and_one_of_another_format(saved, tmp_path):
             trainer(pruning()).fit(Net(ADAM), data(), ckpt_path=path)
 
 
-def test_a_seal_holds_every_kind_of_value():
+def test_digest_covers_every_kind_of_value():
     state = {
         "a": [1, 1.5, None, "x", True, (2, 3)],
         "b": {"half": torch.ones(3, dtype=torch.bfloat16), "none": torch.empty(0)},

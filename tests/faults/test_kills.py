@@ -34,7 +34,7 @@ def campaign(folder, checkout, seed, kills, names):
 
 
 @pytest.mark.parametrize(("kills", "each"), [(12, 1), pytest.param(50, 5, marks=GUARD)])
-def test_killed_fifty_times(kills, each, tmp_path, checkout):
+def test_repeatedly_killed_fits_resume_exactly(kills, each, tmp_path, checkout):
     seen = campaign(tmp_path, checkout, 0, kills, ["gradual", "rigl"])
     assert seen["broken"] == []
     assert seen["wrong"] == []
@@ -44,7 +44,7 @@ def test_killed_fifty_times(kills, each, tmp_path, checkout):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_killed_in_every_scenario(seed, tmp_path, checkout):
+def test_every_scenario_resumes_exactly_after_kills(seed, tmp_path, checkout):
     seen = campaign(tmp_path, checkout, seed, 100, [*SCENARIOS])
     assert seen["broken"] == []
     assert seen["wrong"] == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Memory that runs out at any operation of a change of masks: nothing happened, or it is over."""
+"""Out of memory at any operation of a mask update: nothing changed, or training cannot continue."""
 
 import copy
 
@@ -21,7 +21,7 @@ def network():
 
 
 def trained(pruner, optimizer, steps=2):
-    """Some steps, so that there are moments and gradients."""
+    """Train some steps, so that there are moments and gradients."""
     handle = [pruner.enforcer.hook(optimizer, gradients=True)]
     for _ in range(steps):
         optimizer.zero_grad()
@@ -33,7 +33,7 @@ def trained(pruner, optimizer, steps=2):
 
 
 def made(sparsity=0.4, **kw):
-    """A pruner in the middle of things, and its optimizer."""
+    """A pruner after an event, and its optimizer."""
     pruner = Pruner(network(), PruningConfig(**kw.pop("method", {})), **kw)
     optimizer = optim.Adam(pruner.model.parameters(), lr=0.01)
     trained(pruner, optimizer)
@@ -96,7 +96,7 @@ def everything(pruner, optimizer):
 
 
 def refused(pruner, optimizer):
-    """Whether nobody can save these masks, apply them or train on."""
+    """Whether saving the masks, applying them and training all raise an error."""
     uses = [
         pruner.state_dict,
         lambda: pruner.enforce([optimizer]),
@@ -133,7 +133,7 @@ def test_out_of_memory_at_every_operation(name, stride):
     assert over
 
 
-def test_a_whole_state_mends_what_failed():
+def test_loading_a_whole_state_recovers_from_a_failed_event():
     pruner, optimizer = made(keep_removed=True)
     state, weights = copy.deepcopy(pruner.state_dict()), copied(pruner.model)
     for left in range(1, 1000):

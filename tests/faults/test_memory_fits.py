@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Memory that runs out within a fit's event: no checkpoint is half of it, the last one goes on."""
+"""Out of memory during an event of a fit: checkpoints are complete, and the last one resumes."""
 
 import random
 from contextlib import nullcontext
@@ -24,7 +24,7 @@ INSIDE = [(PruningSession, "fire"), (PruningSession, "change"), (FitSnapshot, "r
 
 
 def starve(monkeypatch, left):
-    """The `left`-th operation of all events together gets no memory; how many there were."""
+    """Fail the `left`-th operation of all events; returns a counter of operations."""
     mode, depth = Full(left), 0
 
     def starved(whole):
@@ -52,7 +52,7 @@ def fit(folder, name, *more, **kw):
 
 
 def events(checkpoint):
-    """How many masks were made until a checkpoint, which its weights must obey."""
+    """The events in a checkpoint, after a check that its weights are masked."""
     [state] = (
         s
         for k, s in checkpoint["callbacks"].items()
@@ -67,7 +67,7 @@ RARELY = [pytest.param(name, marks=pytest.mark.slow) for name in SCENARIOS if na
 
 
 @pytest.mark.parametrize("name", [*OFTEN, *RARELY])
-def test_out_of_memory_within_a_fit(name, tmp_path, monkeypatch):
+def test_fit_out_of_memory_resumes_exactly(name, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         mode = starve(patch, 10**9)
         whole = fit(tmp_path / "whole", name)
@@ -89,8 +89,8 @@ def test_out_of_memory_within_a_fit(name, tmp_path, monkeypatch):
         assert equal(end_of(folder / "end.ckpt"), whole)
 
 
-def test_a_way_back_that_fails_after_the_event_is_not_saved(tmp_path, monkeypatch):
-    """The event is whole by then, so nothing else would know."""
+def test_failed_rewind_after_an_event_is_not_saved(tmp_path, monkeypatch):
+    """The event itself is complete, so only the rewind can report the failure."""
 
     def fails(self, *_):
         raise torch.OutOfMemoryError

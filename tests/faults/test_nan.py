@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""NaN: cleaned at pruned places, refused as a score, not written over the last checkpoint."""
+"""NaN becomes zero at pruned places, raises an error as a score, and keeps the last checkpoint."""
 
 import math
 
@@ -24,7 +24,7 @@ TWICE = Table({"3it": 0.5, "9it": 0.8})
 
 
 class Poison(Callback):
-    """Before pruning callbacks see gradients, those of zero weights become NaN or Inf."""
+    """Replace gradients of zero weights by NaN or Inf before pruning callbacks read them."""
 
     def __init__(self, value):
         self.value = value
@@ -36,7 +36,7 @@ class Poison(Callback):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_nan_where_nothing_is_trained_vanishes(value, tmp_path):
+def test_nan_at_pruned_places_becomes_zero(value, tmp_path):
     whole = run(tmp_path / "whole.ckpt", MagnitudePruning(0.8, schedule=TWICE))
     again = run(
         tmp_path / "again.ckpt", Poison(value), MagnitudePruning(0.8, schedule=TWICE),
@@ -47,7 +47,7 @@ def test_nan_where_nothing_is_trained_vanishes(value, tmp_path):
 
 
 class Breaks(Callback):
-    """A weight of the second layer that is kept becomes NaN."""
+    """Replace a kept weight of the second layer by NaN."""
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         if trainer.global_step == 9:  # the next thing that happens is an event
@@ -66,7 +66,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_nan_score_is_refused_by_name_and_nothing_has_changed(name):
+def test_nan_score_raises_with_the_name_and_changes_nothing(name):
     pruning = METHODS[name]()
     module = Noisy(ADAM)
     layer = "body.0.weight" if name in ("taylor", "rigl") else "body.2.weight"  # by gradients: all
@@ -79,7 +79,7 @@ def test_a_nan_score_is_refused_by_name_and_nothing_has_changed(name):
 
 
 class Diverges(Noisy):
-    """The loss of one batch is NaN, on the first try."""
+    """A module whose loss is NaN for one batch of its first fit."""
 
     bad = 13
 
@@ -100,7 +100,7 @@ def noisy(folder, module, **kw):
     return [part for i, part in enumerate(end) if i != 2]
 
 
-def test_a_nan_loss_leaves_the_last_checkpoint_to_go_on_from(tmp_path):
+def test_nan_loss_leaves_a_checkpoint_to_resume_from(tmp_path):
     """With detect_anomaly the step is stopped; without faults that changes nothing."""
     whole = noisy(tmp_path / "whole", Noisy(ADAM), detect_anomaly=True)
     assert equal(whole, noisy(tmp_path / "plain", Noisy(ADAM)))
@@ -112,7 +112,7 @@ def test_a_nan_loss_leaves_the_last_checkpoint_to_go_on_from(tmp_path):
 
 
 class Judged(Noisy):
-    """What validation logs is said in advance."""
+    """A module that logs given validation metrics."""
 
     values = ()
 
@@ -130,19 +130,19 @@ def judged(*values):
     return pruning
 
 
-def test_a_budget_without_a_dense_number_prunes_nothing():
+def test_budget_without_a_dense_metric_prunes_nothing():
     with pytest.raises(StateError, match="logged a number"):
         judged(math.nan)
 
 
-def test_a_nan_before_another_number_is_no_reference():
+def test_nan_metric_is_not_taken_as_the_reference():
     pruning = judged(1.0, 0.95, 0.95, 0.95, 0.95, 0.95)
     assert [entry["kind"] for entry in pruning.history][:2] == ["prune", "prune"]
 
 
-def test_a_nan_after_an_event_takes_it_back():
+def test_nan_metric_after_an_event_rolls_it_back():
     pruning = judged(1.0, math.nan, math.nan, math.nan, math.nan, math.nan)
     kinds = [entry["kind"] for entry in pruning.history]
     assert kinds[0] == "rollback"
-    assert "prune" not in kinds  # what was taken back is out of the history
+    assert "prune" not in kinds  # rolled back events are removed from the history
     assert pruning.sparsity == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Masks beside weights they are not of: of another moment, another network, another kind."""
+"""Masks loaded with weights of another step, another network or another callback."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def changed(path, change):
 
 
 def alive(name, weight):
-    """A pruned weight of the last layer lives."""
+    """Set a pruned weight of the last layer to a nonzero value."""
     if name == "body.2.weight":
         place = (weight == 0).nonzero()[0]
         weight[tuple(place)] = 1e-30
@@ -46,7 +46,7 @@ def nan(name, weight):
 
 @pytest.mark.parametrize("change", [alive, minus, nan])
 @pytest.mark.parametrize("stage", ["fit", "test", "attach"])
-def test_a_pruned_weight_that_lives_is_refused_by_name(stage, change, tmp_path):
+def test_nonzero_pruned_weight_raises_with_the_name(stage, change, tmp_path):
     path = tmp_path / "a.ckpt"
     saved(path, MagnitudePruning(0.5, schedule=ALL))
     changed(path, change)
@@ -74,15 +74,15 @@ SETS = {
 
 
 @pytest.mark.parametrize("kind", SETS)
-def test_what_was_saved_is_taken(kind, tmp_path):
-    """Dense values beneath soft masks are no pruned weights alive in the file."""
+def test_saved_state_resumes_exactly(kind, tmp_path):
+    """Dense values of soft masks do not count as nonzero pruned weights."""
     whole = run(tmp_path / "end.ckpt", *SETS[kind](), Save(tmp_path / "cut.ckpt", 5))
     again = run(tmp_path / "end.ckpt", *SETS[kind](), ckpt_path=tmp_path / "cut.ckpt")
     assert equal(whole, again)
 
 
-def test_masks_are_laid_on_other_weights_on_purpose(tmp_path):
-    """The file is of one moment; the model's own weights may be any."""
+def test_attach_applies_masks_to_other_weights(tmp_path):
+    """Masks and weights of the file match; the model's own weights may be any."""
     saved(tmp_path / "a.ckpt", MagnitudePruning(0.5, schedule=ALL))
     module, pruning = Net(seed=5), MagnitudePruning(0.5, schedule=ALL)
     before = {name: w.clone() for name, w in weights(module).items()}
@@ -110,7 +110,7 @@ class Named(Net):
         (Named, r"body\.0\.0\.weight has no mask; body\.0\.weight is masked but not selected here"),
     ],
 )
-def test_masks_of_another_network_are_refused_by_name(kind, words, tmp_path):
+def test_masks_of_another_network_raise_with_the_names(kind, words, tmp_path):
     saved(tmp_path / "a.ckpt", MagnitudePruning(0.5, schedule=ALL))
     module, pruning = kind(), MagnitudePruning(0.5, schedule=ALL)
     before = copied(module)
@@ -123,7 +123,7 @@ def test_masks_of_another_network_are_refused_by_name(kind, words, tmp_path):
         )
 
 
-def test_masks_of_another_kind_are_refused_by_name(tmp_path):
+def test_masks_of_another_callback_raise_with_the_names(tmp_path):
     saved(tmp_path / "a.ckpt", MagnitudePruning(0.5, schedule=ALL))
     other = ChannelPruning(0.5, example_input=torch.zeros(2, 6))
     with pytest.raises(StateError, match=r"no masks of ChannelPruning.*MagnitudePruning"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ranks that die leave a checkpoint to go on from, with as many ranks or with others."""
+"""After a rank is killed, the checkpoint resumes with the same or another number of ranks."""
 
 import gloo_ranks
 import pytest
@@ -50,7 +50,7 @@ WHOLE = FIT + 'said |= train(PLAN, OUT / "whole")\n'
 
 
 def died(plan, folder, world):
-    """Trains until the last rank is killed; the others are taken down with it."""
+    """Train until the last rank is killed, which ends the others too."""
     with pytest.raises(AssertionError):
         gloo_ranks.run(f"PLAN = {plan!r}\n{DIES}", folder, world, 120)
     last = folder / "ckpt" / "last.ckpt"
@@ -66,7 +66,7 @@ def same(one, other):
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", ["steps", "rigl"])
-def test_a_rank_that_is_killed(plan, tmp_path):
+def test_fit_with_a_killed_rank_resumes_exactly(plan, tmp_path):
     whole = gloo_ranks.run(f"PLAN = {plan!r}\n{WHOLE}", tmp_path)
     died(plan, tmp_path, 2)
     for mine, other in zip(gloo_ranks.run(f"PLAN = {plan!r}\n{ON}", tmp_path), whole, strict=True):
@@ -106,8 +106,8 @@ train(PLAN, OUT / "first", Save())
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 3)])
-def test_other_ranks_go_on(first, then, tmp_path):
-    """Events in epochs move with the number of steps an epoch has, and that is refused or told."""
+def test_resume_with_another_number_of_ranks_raises_keeps_or_stretches(first, then, tmp_path):
+    """Events given in epochs move with the steps per epoch: an error, unless on_change says how."""
     (tmp_path / "ckpt").mkdir()
     gloo_ranks.run(f"PLAN = 'epochs'\n{CUT}", tmp_path, first)
     before = 24 // first  # steps of the first epoch; the first event is still to come
@@ -130,8 +130,8 @@ def test_other_ranks_go_on(first, then, tmp_path):
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_events_in_steps_stay_where_they_were(tmp_path):
-    """Told in steps, nothing moves: masks, history and place in the plan go on."""
+def test_events_given_in_steps_resume_with_another_number_of_ranks(tmp_path):
+    """Events given in steps do not move: masks, history and progress continue."""
     (tmp_path / "ckpt").mkdir()
     gloo_ranks.run("PLAN = 'steps'\n" + CUT, tmp_path, 2)
     cut = read(tmp_path / "ckpt" / "cut.ckpt")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A disk that is full and a folder that takes no file: what stood there stands, the error is clear.
+"""A full disk or an unwritable folder keeps existing files and raises a clear error.
 
-The disk is really full for this process: the system refuses to make any file larger than a limit.
+The limit is set by the operating system: no file of this process can grow beyond it.
 """
 
 import errno
@@ -40,7 +40,7 @@ def full_disk(size):
 
 
 class Fills(Callback):
-    """The disk is full from a step on."""
+    """Make the disk full from a step on."""
 
     def __init__(self, step):
         self.step, self.disk = step, full_disk(2000)
@@ -66,7 +66,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_full_while_a_checkpoint_is_saved(kind, tmp_path):
+def test_full_disk_keeps_the_previous_checkpoint(kind, tmp_path):
     make, error, words = KINDS[kind]
     whole = run(tmp_path / "whole.ckpt", *SCENARIOS["gradual"]()[0])
     folder = tmp_path / "run"
@@ -98,7 +98,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_full_while_a_file_is_written(kind, tmp_path):
+def test_full_disk_keeps_the_previous_file(kind, tmp_path):
     name, write = WRITERS[kind]
     path = tmp_path / name
     path.write_text("what was there")
@@ -111,7 +111,7 @@ def test_full_while_a_file_is_written(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_file_where_a_folder_should_be(kind, tmp_path):
+def test_file_in_place_of_a_folder_raises(kind, tmp_path):
     name, write = WRITERS[kind]
     (tmp_path / "place").write_text("a file")
     with pytest.raises((StateError, regrow.ConfigError), match=r"(could not|cannot) be written"):
@@ -120,8 +120,8 @@ def test_a_file_where_a_folder_should_be(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_folder_that_became_read_only(kind, tmp_path, monkeypatch):
-    """Between writing aside and renaming."""
+def test_read_only_folder_raises(kind, tmp_path, monkeypatch):
+    """The folder becomes read-only between writing the temporary file and renaming it."""
     name, write = WRITERS[kind]
     path = tmp_path / name
     path.write_text("what was there")
@@ -138,7 +138,7 @@ def test_a_folder_that_became_read_only(kind, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_checkpoints_in_a_folder_that_cannot_be(tmp_path):
+def test_checkpoint_folder_that_cannot_be_made_raises(tmp_path):
     (tmp_path / "place").write_text("a file")
     saving = SparseModelCheckpoint(tmp_path / "place", monitor="train/loss", every_n_train_steps=1)
     with pytest.raises((OSError, StateError), match="place"):
@@ -146,7 +146,7 @@ def test_checkpoints_in_a_folder_that_cannot_be(tmp_path):
     assert (tmp_path / "place").read_text() == "a file"
 
 
-def test_the_model_is_as_it_was(tmp_path):
+def test_model_is_unchanged_after_a_failed_export(tmp_path):
     module = Net()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with full_disk(100), pytest.raises(StateError):

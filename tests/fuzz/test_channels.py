@@ -90,7 +90,7 @@ def check(spec, folder):
 
 @few(4)
 @given(cutting())
-def test_cut_or_masked(spec):
+def test_random_channel_fits_keep_the_promises(spec):
     with TemporaryDirectory() as folder:
         check(spec, Path(folder))
 
@@ -98,6 +98,6 @@ def test_cut_or_masked(spec):
 @pytest.mark.slow
 @many(150)
 @given(cutting())
-def test_cut_or_masked_many_times(spec):
+def test_random_channel_fits_keep_the_promises_many_times(spec):
     with TemporaryDirectory() as folder:
         check(spec, Path(folder))

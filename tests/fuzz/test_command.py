@@ -60,12 +60,12 @@ def check(words):
 
 @few(4)
 @given(command_lines())
-def test_a_result_or_a_designed_error(words):
+def test_command_gives_a_result_or_a_clear_error(words):
     check(words)
 
 
 @pytest.mark.slow
 @many(400)
 @given(command_lines())
-def test_a_result_or_a_designed_error_many_times(words):
+def test_command_gives_a_result_or_a_clear_error_many_times(words):
     check(words)

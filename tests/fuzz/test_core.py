@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The core without a Trainer: random changes of masks, with plain NumPy dictionaries beside."""
+"""The core without a Trainer: random mask changes compared with NumPy dictionaries."""
 
 import io
 import itertools

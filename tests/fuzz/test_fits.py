@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Random models, targets, schedules, events, optimizers and kill points, held to the promises."""
+"""Random models, targets, schedules, events, optimizers and interruptions keep the guarantees."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ def end(run, folder):
 
 
 def check(spec, folder):
-    """A fit is refused before its first step, or keeps its promises to the end and after a cut."""
+    """A fit raises before its first step, or keeps its guarantees, also after a resume."""
     run, saved = made(spec), folder / "cut.ckpt"
     if run is None:
         return event("refused when made")
@@ -70,7 +70,7 @@ def check_target(run):
 
 
 def check_undoing(run):
-    """What was removed comes back to the bit."""
+    """Removed values are restored exactly."""
     [pruning, *others], watch = run.pruners, run.watches[0]
     if others or pruning.soft or not pruning.keep_removed:
         return
@@ -84,7 +84,7 @@ def check_undoing(run):
 
 @few(20)
 @given(fits())
-def test_promises(spec):
+def test_random_fits_keep_the_promises(spec):
     with TemporaryDirectory() as folder:
         check(spec, Path(folder))
 
@@ -92,6 +92,6 @@ def test_promises(spec):
 @pytest.mark.slow
 @many(800)
 @given(fits())
-def test_promises_many_times(spec):
+def test_random_fits_keep_the_promises_many_times(spec):
     with TemporaryDirectory() as folder:
         check(spec, Path(folder))

@@ -44,7 +44,7 @@ def seed_all(seed: int = 0) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """One thread, and no words; levels of logging are as they were afterwards."""
+    """Use one thread and no log output; restore the log levels afterwards."""
     torch.set_num_threads(1)
     names = ("lightning", "lightning.pytorch", "lightning.fabric", "regrow")
     before = {name: logging.getLogger(name).level for name in names}
@@ -84,7 +84,7 @@ class Residual(nn.Module):
 
 
 class Net(LightningModule):
-    """A classifier; the same numbers every time it is made."""
+    """A classifier with the same initial weights every time."""
 
     def __init__(self, make: Callable = dense, optimizer: Callable = SGD, seed: int = 0) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ ADDED_METRICS = ("pruning/sparsity_total",)  # logged only since the values were
 
 
 class Memo(Logger):
-    """Remembers what is logged."""
+    """Record what is logged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,11 +159,11 @@ class Memo(Logger):
 
 
 class Stopped(Exception):
-    """The fit is cut."""
+    """Raised to interrupt the fit."""
 
 
 class Cut(Callback):
-    """Saves a checkpoint at a step and ends the fit there as a crash does; goes last."""
+    """Save a checkpoint at a step and interrupt the fit there; must be the last callback."""
 
     def __init__(self, step: int, path: Path) -> None:
         self.step, self.path = step, path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cases without a Trainer: functions, pruners in loops of one's own, channels."""
+"""Cases without a Trainer: functions, pruners in plain loops, channels."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def enforced() -> Any:
 
 
 def hooked(soft: bool = False) -> Any:
-    """A loop of one's own that prunes gradually, is saved, and goes on in another pruner."""
+    """A plain loop that prunes gradually, is saved, and continues with another pruner."""
     net, optimizer = built(optimizer=ADAMW)
     pruner = regrow.Pruner(net, keep_removed=True, soft=soft)
     with pruner.hook(optimizer):
@@ -123,7 +123,7 @@ def whole_rows() -> Any:
 
 
 def adopted() -> Any:
-    """By a callback outside a fit: pruned, handed to a copy, regrown there, un-pruned in part."""
+    """A callback outside a fit: prune, attach to a copy, regrow there, un-prune in part."""
     net, _ = built()
     made = callback_on(net, 0.8, layers={"0": 0.5}, keep_removed=True, seed=5)
     made.prune_to(0.8)
@@ -137,7 +137,7 @@ def adopted() -> Any:
 
 
 def from_zero() -> Any:
-    """Everything comes back at zero, and is pruned again."""
+    """All weights return at zero, and are pruned again."""
     net, optimizer = built()
     made = callback_on(net, granularity="block:4x4", distribution="uniform")
     made.prune_to(0.5)
@@ -161,7 +161,7 @@ def scored(method: str) -> Any:
 
 
 def movement() -> Any:
-    """Movement scores gathered in a loop of one's own."""
+    """Movement scores accumulated in a plain loop."""
     net, optimizer = built()
     made = callback_on(net, criterion="movement")
     for _ in range(2):
@@ -172,7 +172,7 @@ def movement() -> Any:
 
 
 def cut(sparsity: float = 0.5, undo: bool = False, **kw: Any) -> Any:
-    """Channels are cut at once, and brought back."""
+    """Channels are cut in one step, and the cut is undone."""
     net, _ = built(Residual)
     plan = regrow.channels.prune(net, IMAGES, sparsity, **{"round_to": 1} | kw)
     seen = [sorted(plan.removed.items()), digest(sorted(net.state_dict().items()))]
@@ -217,7 +217,7 @@ def masked_channels() -> Any:
 
 
 class held:
-    """Holds the masks after each step, also where the pruner has no hook of its own."""
+    """Apply the masks after each step, also for pruners without a hook."""
 
     def __init__(self, pruner: Any, optimizer: Any) -> None:
         self.handle = optimizer.register_step_post_hook(lambda *_: pruner.enforce([optimizer]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Recipes as the command composes and builds them, on small synthetic images."""
+"""Recipes, composed and built like the command, on small synthetic images."""
 
 from __future__ import annotations
 

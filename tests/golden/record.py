@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Records what every case computes, or compares with what was recorded.
+"""Record the result of every case, or compare with the recorded results.
 
 python tests/golden/record.py [--only PATTERN]            writes golden.json
 python tests/golden/record.py --check [--only PATTERN]    prints each difference

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the code computes is what it computed when golden.json was recorded."""
+"""The results of every case equal those recorded in golden.json."""
 
 import copy
 
@@ -20,13 +20,13 @@ def test_every_case_is_recorded():
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_same_as_recorded(name):
-    """To the bit on the machine it was recorded on; else counts, events and sums."""
+def test_results_equal_the_recorded_ones(name):
+    """Exactly on the machine of the record; elsewhere by counts, events and sums."""
     assert not differences(RECORDED["cases"][name], compute(name), EXACT)
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_another_count_event_or_sum_is_seen(exact):
+def test_changed_count_event_or_sum_is_reported(exact):
     old = RECORDED["cases"]["magnitude/global"]
     assert not differences(old, copy.deepcopy(old), exact)
     for key, value in (
@@ -41,7 +41,7 @@ def test_another_count_event_or_sum_is_seen(exact):
 
 
 @pytest.mark.parametrize("key", DIGESTS)
-def test_another_digest_is_seen(key):
+def test_changed_digest_is_reported(key):
     old = RECORDED["cases"]["magnitude/global"]
     changed = {**old, key: "0"}
     assert len(differences(old, changed, True)) == 1
@@ -49,7 +49,7 @@ def test_another_digest_is_seen(key):
 
 
 class Flipped:
-    """A pruner like another one, but for one bit of one mask."""
+    """A pruner that differs from another one in one mask bit."""
 
     def __init__(self, pruner):
         self.history = pruner.history
@@ -58,7 +58,7 @@ class Flipped:
         mask[5] = ~mask[5]
 
 
-def test_one_bit_makes_another_digest():
+def test_one_bit_changes_the_digest():
     torch.manual_seed(0)
     net = torch.nn.Linear(8, 4)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)

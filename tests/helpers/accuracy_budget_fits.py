@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A module whose logged accuracy depends on the sparsity alone, and a schedule for it."""
+"""A module whose logged accuracy depends only on the sparsity, and a schedule for it."""
 
 from tiny_fits import SGD, Net
 

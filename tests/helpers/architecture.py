@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rules of the source tree, each a function that lists the places that break it."""
+"""Rules of the source tree, each a function that lists its violations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PACKAGES = (
     "app.launch",
     "app.cli",
 )
-# Where heavy or optional companions may be imported.
+# Packages that may import heavy or optional dependencies.
 COMPANIONS = {
     "lightning": ("lightning_classes.py",),
     "pytorch_lightning": (),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What averaged weights must be, computed with NumPy beside Lightning's callbacks."""
+"""A NumPy reference for averaged weights, updated alongside Lightning's callbacks."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def arrays(module):
 
 
 def same(one, other):
-    """Whether two sets of arrays are equal to the bit, +0.0 and -0.0 told apart."""
+    """Whether two sets of arrays are exactly equal, +0.0 and -0.0 being different."""
     assert one.keys() == other.keys()
     return all((one[n].view(np.int32) == other[n].view(np.int32)).all() for n in one)
 

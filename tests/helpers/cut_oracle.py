@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a cut must compute, found without asking the code that cuts.
+"""A reference for cuts that does not use the code under test.
 
 All parameters hold different numbers, so those that a cut removes are known by their values. Zeroed
 in the original model they must give the same outputs; and a model whose channels have changed

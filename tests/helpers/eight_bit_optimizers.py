@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Optimizers whose state is not one float a weight, as those of 8 bits keep theirs."""
+"""Optimizers whose state is not one float per weight, like 8-bit optimizers."""
 
 import torch
 from torch import optim
@@ -32,7 +32,7 @@ class Blockwise(optim.Optimizer):
         parameter.sub_(self.moment(parameter), alpha=group["lr"])
 
     def moment(self, parameter):
-        """What the codes mean, in the parameter's shape."""
+        """The dequantized moment, in the parameter's shape."""
         state = self.state[parameter]
         if not state:
             return torch.zeros_like(parameter)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Memory that runs out: the n-th operation gets none."""
+"""A mode in which the n-th operation runs out of memory."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Full(TorchDispatchMode):
-    """Every operation needs memory, and the `left`-th gets none."""
+    """Raise an out-of-memory error at the `left`-th operation."""
 
     def __init__(self, left):
         super().__init__()

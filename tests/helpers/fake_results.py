@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Makes results of jobs, as `regrow train` writes them, without training."""
+"""Make results of jobs in the format of `regrow train`, without training."""
 
 import copy
 import hashlib

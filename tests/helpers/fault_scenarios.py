@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Short fits of every kind of pruning, for tests that stop them anywhere."""
+"""Short fits of every kind of pruning, for tests that interrupt them."""
 
 import torch
 from tiny_fits import loader
@@ -39,7 +39,7 @@ def regrown():
 
 
 def judged():
-    """Rolls back, too: the budget is tight."""
+    """A budget so small that events are rolled back."""
     pruning = MagnitudePruning(0.95, schedule=Table({"9it": 0.6, "13it": 0.95}))
     budget = AccuracyBudget("val/loss", 0.05, mode="min", recover="2it", resolution=0.1)
     return [pruning, budget], {"val": loader(2), "val_check_interval": 4, "max_epochs": 4}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The watching callback for weights of every floating type."""
+"""The zero-checking callback for weights of every floating-point dtype."""
 
 from tiny_fits import WEIGHTS, Watch, magnitude_masks, weights
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fits with loaders of other libraries, cut and resumed: every batch and the last weights."""
+"""Interrupted and resumed fits with loaders of other libraries: all batches, final weights."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Strategies: what a short fit is made of, as plain values from which it can be made again."""
+"""Hypothesis strategies for short fits, as plain values from which a fit can be rebuilt."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,7 +49,7 @@ class Fit:
 
     @property
     def resumable(self):
-        """Whether torch itself goes on exactly: it casts these optimizers' numbers when loading."""
+        """Whether torch resumes exactly: it casts the state of some optimizers when loading."""
         plain = self.precision in ("32-true", "bf16-mixed") and not getattr(
             self.network, "double", False
         )
@@ -235,7 +235,7 @@ def differ(pruners):
 
 @st.composite
 def fits(draw):
-    """A whole fit of a few steps; most are as they should be."""
+    """A whole fit of a few steps; most are valid."""
     batches, epochs = draw(st.integers(2, 5)), draw(st.integers(1, 3))
     accumulate = draw(st.sampled_from([1, 1, 1, 2, 3]))
     total = -(-batches // accumulate) * epochs  # steps

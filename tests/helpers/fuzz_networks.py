@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Strategies: small networks of odd shapes, and a module that trains one."""
+"""Hypothesis strategies for small networks of unusual shapes, and a module that trains them."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Body(nn.Sequential):
 
 
 class Net(LightningModule):
-    """Trains a network on three classes; the same numbers every time it is made."""
+    """Train a network on three classes, with the same initial weights every time."""
 
     def __init__(self, shape, make):
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Strategies: command lines of `regrow train`, as people write and as nobody should."""
+"""Hypothesis strategies for command lines of `regrow train`, valid and invalid."""
 
 from functools import cache
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A callback that holds a pruning callback to what it promises, at every moment of a fit."""
+"""A callback that checks the guarantees of a pruning callback at every step of a fit."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ def bits(tensor):
 
 
 class Promises(regrow.callbacks.core.base.Callback):
-    """Watches one pruning callback; put it before all others.
+    """Check one pruning callback; must be the first callback.
 
     Args:
         pruning: The callback.
@@ -42,7 +42,7 @@ class Promises(regrow.callbacks.core.base.Callback):
         self.prepare()
 
     def prepare(self):
-        """Takes down what is there before a change of masks."""
+        """Record the state before a change of masks."""
         targets = self.pruning.pruner.targets
         self.values = {t.name: t.parameter.detach().clone() for t in targets}
         grads = {t.name: t.parameter.grad for t in targets}
@@ -85,7 +85,7 @@ class Promises(regrow.callbacks.core.base.Callback):
         self.prepare()
 
     def check_choice(self, pruner, before, after):
-        """The lowest went, as many as there should be."""
+        """The lowest scores were pruned, and exactly as many as planned."""
         granularity = self.given.get("granularity", "weight")
         own = bool(self.given.get("layers"))
         weights, limit = unit(granularity)
@@ -131,7 +131,7 @@ class Promises(regrow.callbacks.core.base.Callback):
             assert set(kept) <= {int(granularity[0]), rows.shape[1]}, "n of m stay"
 
     def check_values(self, pruner, before, after, kind):
-        """What stays keeps its bits; what comes back has those it had, or none."""
+        """Kept weights are unchanged; returning weights have their removed values or zero."""
         for target in pruner.targets:
             name, now = target.name, bits(target.parameter)
             was, gone = bits(self.values[name]), self.gone.setdefault(name, was_zero(now))
@@ -174,7 +174,7 @@ class Promises(regrow.callbacks.core.base.Callback):
                         assert not value[torch.from_numpy(~kept)].any(), f"{key} of {name}"
 
     def follow_rollbacks(self):
-        """An accuracy budget takes back the last event, and nobody is told."""
+        """Follow an accuracy budget that rolls back the last event without a hook."""
         taken = sum(entry["kind"] == "rollback" for entry in self.pruning.history)
         if taken > self.taken:
             self.taken = taken

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What masks must be, by NumPy's stable sorting of scores from before the event."""
+"""A NumPy reference for masks: a stable sort of the scores before the event."""
 
 import re
 
@@ -25,7 +25,7 @@ def scores_of(criterion, weight, grad):
 
 
 def lowest(parts, kept, count):
-    """Kept places after the `count` lowest of all went, what was gone included.
+    """Kept places after pruning the `count` lowest scores, earlier pruned ones included.
 
     The highest of each part stays, the last one of equal ones.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Makes a drawn fit and runs it, whole or from a checkpoint."""
+"""Build a drawn fit and run it, from the start or from a checkpoint."""
 
 import warnings
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def build(name, given):
 
 
 class Acts(Callback):
-    """Changes masks by hand at some steps; what is refused must have changed nothing."""
+    """Change masks manually at some steps; a call that raises must change nothing."""
 
     def __init__(self, acts, pruning, watches):
         self.acts, self.pruning, self.watches = acts, pruning, watches
@@ -67,7 +67,7 @@ class Acts(Callback):
 
 
 class Save(Checkpoint):
-    """Saves after one step, when everybody else is done with it."""
+    """Save after one step, after all other callbacks."""
 
     def __init__(self, step, path):
         self.step, self.path = step, path
@@ -134,7 +134,7 @@ def default_dtype():
 
 @contextmanager
 def refusals(run, late=()):
-    """Lets a refusal pass into `run.error`; unless it is of those that come late, nothing trained.
+    """Store an expected error in `run.error`; except for late errors, no step was trained.
 
     Args:
         run: What is run within.

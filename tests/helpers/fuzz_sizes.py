@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How often: a few examples, always the same; many where time is no matter."""
+"""Number of examples: few and always the same by default, many in slow tests."""
 
 from hypothesis import HealthCheck, Phase, settings
 

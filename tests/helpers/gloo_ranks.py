@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs a program in several processes that train together over gloo, one a rank."""
+"""Run a program on several ranks over gloo, one process per rank."""
 
 import os
 import socket

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A small network whose channels are written down by hand, and what trains and compares it."""
+"""A small network with its channels listed by hand, and helpers to train and compare it."""
 
 import torch
 from torch import nn

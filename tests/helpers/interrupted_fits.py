@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fits that are cut and go on: a loader that can, a checkpoint half-way, what runs end in."""
+"""Interrupted and resumed fits: a resumable loader, a checkpoint in mid-fit, final states."""
 
 import random
 from pathlib import Path
@@ -24,7 +24,7 @@ class Save(Callback):
 
 
 class Cut(Callback):
-    """Ends the fit once a checkpoint was written, as a crash would."""
+    """Interrupt the fit after a checkpoint was written."""
 
     def __init__(self, path):
         self.path = path
@@ -62,7 +62,7 @@ def run(path, *callbacks, make=ADAM, **kw):
 
 
 def end_of(path):
-    """What two runs that are the same have in common, bit for bit."""
+    """The part of a final state that must be equal for equal runs."""
     end = read(path)
     callbacks = {key: state for key, state in end["callbacks"].items() if "Checkpoint" not in key}
     return [end["state_dict"], end["optimizer_states"], callbacks, end["global_step"]]

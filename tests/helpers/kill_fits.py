@@ -106,7 +106,7 @@ def broken_files(folder):
 
 
 def campaign(folder, seed, kills, names):
-    """Kills until there were enough; what was seen."""
+    """Kill and resume fits until `kills` is reached; returns the counts."""
     draw = random.Random(seed)
     seen = {"kills": 0, "timer": 0, "term": 0, "point": 0, "runs": 0, "wrong": [], "broken": []}
     wholes, spans = {}, {}

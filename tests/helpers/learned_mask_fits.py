@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A wide network for learned masks, and a record of what was learned before hardening."""
+"""A wide network for learned masks, and a record of the state before hardening."""
 
 import torch
 from tiny_fits import ADAM, Events, Net, weights, zeros

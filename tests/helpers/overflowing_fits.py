@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""float16 with a gradient scaler on the CPU, and networks whose steps overflow when told to."""
+"""float16 with a gradient scaler on the CPU, and networks that overflow at given steps."""
 
 import torch
 from lightning.pytorch import Callback
@@ -30,7 +30,7 @@ def overflowing(*at, make=None):
 
 
 class BiasOverflows(Net):
-    """Only the gradient of a bias, which nobody prunes, is infinite at these steps."""
+    """Only the gradient of a bias, which is not pruned, is infinite at these steps."""
 
     at = ()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A browser that looks at a page as a reader does, and notes what went wrong on it."""
+"""Headless Chromium that opens a report page and records errors on it."""
 
 import json
 import shutil

@@ -37,7 +37,7 @@ def pruning(rewind=f"{BACK}it", **kw):
 
 
 class Looks(Callback):
-    """What the module is right after each event, and right before the step to go back to."""
+    """The module's state after each event and before the step that is rewound to."""
 
     def __init__(self, back=BACK):
         self.back, self.start, self.after = back, None, []

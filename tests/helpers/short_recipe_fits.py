@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A recipe at its full depth for two steps, and small data in the format that it asks for."""
+"""Train a recipe's full model for two steps on small data in the right format."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Stop(pl.Callback):
 
 
 def _teacher(cfg: DictConfig, folder: Path) -> Path:
-    """In the dense control's place: a network of the same shape, untrained."""
+    """Replaces the dense baseline: an untrained network of the same shape."""
     file = folder / "teacher.ckpt"
     torch.save({"state_dict": build_module(cfg, build_data(cfg)).state_dict()}, file)
     return file

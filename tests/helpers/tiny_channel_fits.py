@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A small network with channels, and what watches them through a fit."""
+"""A small network with channels, and a callback that checks them during a fit."""
 
 import lightning.pytorch as pl
 import torch
@@ -109,7 +109,7 @@ def sizes(module):
 
 
 def left(module):
-    """How many of the twenty channels there are."""
+    """The number of channels that are left of twenty."""
     return sum(sizes(module))
 
 

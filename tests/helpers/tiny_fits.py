@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Small networks, data in memory and watching callbacks for the tests of the callbacks."""
+"""Small networks, in-memory data and checking callbacks for the tests of callbacks."""
 
 import itertools
 from functools import partial
@@ -22,7 +22,7 @@ ADAM = partial(optim.Adam, lr=0.01)
 
 
 class Net(LightningModule):
-    """Two linear layers, 144 prunable weights; the same numbers every time it is made."""
+    """Two linear layers, 144 prunable weights, with the same initial weights every time."""
 
     def __init__(self, make=SGD, seed=0):
         super().__init__()
@@ -112,7 +112,7 @@ def zeros(module):
 
 
 def magnitude_masks(tensors, count):
-    """NumPy's own choice of the `count` smallest, ties by order: True = kept, by name.
+    """Masks that prune the `count` smallest weights, by NumPy, ties by order: True = kept.
 
     The largest of each layer stays, so that none is emptied.
     """
@@ -130,7 +130,7 @@ def magnitude_masks(tensors, count):
 
 
 class Events(regrow.callbacks.core.base.Callback):
-    """Remembers every prune event and where it happened."""
+    """Record every prune event and the hook in which it happened."""
 
     def __init__(self):
         super().__init__()
@@ -147,7 +147,7 @@ class Events(regrow.callbacks.core.base.Callback):
 
 
 class Watch(Events):
-    """Checks after every step, at validation and in every checkpoint that zero is zero.
+    """Check after every step, at validation and in checkpoints that pruned weights are zero.
 
     Which weights must be zero it finds out by itself, with NumPy, from the weights before each
     event: put it before the pruning callback.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Exported files, read by the programs that they are for."""
+"""Exported files, read by the programs that use them."""
 
 import importlib.util
 
@@ -18,7 +18,7 @@ from regrow.utils.errors import ConfigError, StateError
 
 
 class Fixed(nn.Module):
-    """Knows no batch size but two."""
+    """A module that accepts only batches of two."""
 
     def __init__(self):
         super().__init__()
@@ -29,7 +29,7 @@ class Fixed(nn.Module):
 
 
 class Dice(nn.Module):
-    """Never computes the same twice."""
+    """A module with random outputs."""
 
     def forward(self, x):
         return nn.functional.dropout(x, 0.5, training=True)
@@ -104,7 +104,7 @@ def test_pt2_of_a_cut_model_runs_without_its_class(net, tmp_path):
         torch.testing.assert_close(loaded.module()(x), expected(net, x))
 
 
-def test_a_model_of_one_batch_size_says_so(tmp_path):
+def test_model_with_one_fixed_batch_size_is_reported(tmp_path):
     model = Fixed()
     with pytest.warns(UserWarning, match="takes batches of 2 only: .*batch"):
         done = regrow.export(model, tmp_path / "fixed.pt2", torch.randn(2, 3))
@@ -116,8 +116,8 @@ def test_a_model_of_one_batch_size_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
-def test_a_first_layer_that_works_in_place(tmp_path, suffix):
-    """On its own input: the example stays, and the file computes the same."""
+def test_first_layer_that_works_in_place_leaves_the_example_unchanged(tmp_path, suffix):
+    """The example input is unchanged, and the file computes the same."""
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2))
     example = -torch.ones(2, 3)
     done = regrow.export(model, tmp_path / f"model.{suffix}", example)
@@ -136,7 +136,7 @@ def test_a_failing_check_writes_nothing(tmp_path, standing):
     assert len([*tmp_path.iterdir()]) == (standing is not None)
 
 
-def test_what_stood_there_is_replaced_in_one_move(net, tmp_path):
+def test_existing_file_is_replaced_atomically(net, tmp_path):
     path = tmp_path / "net.safetensors"
     path.write_bytes(b"what was there")
     plain = tmp_path / "plain"
@@ -172,7 +172,7 @@ X = torch.zeros(2, 3, 6, 6)
         ("file/net.pt2", X, None, "cannot be written"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(net, tmp_path, name, example, to, message):
+def test_wrong_arguments_raise(net, tmp_path, name, example, to, message):
     (tmp_path / "folder.pt2").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=message):
@@ -180,7 +180,7 @@ def test_what_cannot_be_meant_is_refused(net, tmp_path, name, example, to, messa
     assert len([*tmp_path.iterdir()]) == 2
 
 
-def test_control_flow_on_data_is_refused(tmp_path):
+def test_data_dependent_control_flow_raises(tmp_path):
     with pytest.raises(ConfigError, match=r"Branch cannot be written as pt2: .*control flow"):
         regrow.export(Branch(), tmp_path / "branch.pt2", torch.ones(2, 3))
     assert not [*tmp_path.iterdir()]
@@ -196,7 +196,7 @@ def test_a_missing_package_is_named(net, tmp_path, monkeypatch, missing):
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_plan_of_another_model_is_refused(net, tmp_path):
+def test_plan_of_another_model_raises(net, tmp_path):
     plan = channels.prune(net, X, 0.5)
     with pytest.raises(StateError, match=r"plan= is of another model: it leaves conv\.weight"):
         regrow.export(Net(), tmp_path / "net.safetensors", plan=plan)

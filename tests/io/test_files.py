@@ -21,7 +21,7 @@ def test_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_what_json_cannot_say_is_refused_before_writing(tmp_path):
+def test_values_that_json_lacks_raise_before_writing(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not (tmp_path / "a.json").exists()
@@ -34,7 +34,7 @@ def test_damaged_json_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
-def test_colleagues_may_read_what_the_mask_lets_them(mask, mode, tmp_path):
+def test_written_files_have_the_permissions_of_the_umask(mask, mode, tmp_path):
     before = os.umask(mask)
     try:
         write_json(tmp_path / "a.json", {})

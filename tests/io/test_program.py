@@ -24,7 +24,7 @@ NAN, INF = float("nan"), float("inf")
         ([1.0], [[1.0]], None),
     ],
 )
-def test_differences(found, right, error):
+def test_difference_is_the_relative_error_or_raises(found, right, error):
     if error is None:
         with pytest.raises(ExportMismatch):
             difference([torch.tensor(found)], [torch.tensor(right)])

@@ -25,7 +25,7 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_safetensors_give_the_small_model_back(net, tmp_path):
+def test_safetensors_restore_the_small_model(net, tmp_path):
     plan = channels.prune(net, torch.randn(2, 3, 6, 6), 0.5)
     path = tmp_path / "net.safetensors"
     regrow.export(net, path, plan=plan)
@@ -43,12 +43,12 @@ def test_safetensors_give_the_small_model_back(net, tmp_path):
     }
 
 
-def test_safetensors_of_others_load_too(net, tmp_path):
+def test_safetensors_written_elsewhere_load(net, tmp_path):
     safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
     assert same(channels.load(Net, tmp_path / "net.safetensors").state_dict(), net.state_dict())
 
 
-def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path):
+def test_tied_weights_are_stored_once_and_load_tied(tmp_path):
     torch.manual_seed(0)
     model = Tied()
     for name, write in (
@@ -67,14 +67,14 @@ def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path):
     assert same(other.state_dict(), model.state_dict())
 
 
-def test_parts_of_one_memory_and_compiled_names(tmp_path):
+def test_views_and_compiled_names_are_exported(tmp_path):
     model = nn.Linear(4, 4)
     model.register_buffer("part", model.weight.detach()[1:3].t())
     regrow.export(torch.compile(model, backend="eager"), tmp_path / "model.safetensors")
     assert same(safetensors.torch.load_file(tmp_path / "model.safetensors"), model.state_dict())
 
 
-def test_metadata_keep_their_types(tmp_path):
+def test_metadata_keeps_its_types(tmp_path):
     more = {"regrow_x": {"tuple": (1, [2.5, None]), "bools": torch.tensor([True, False]), "1": {}}}
     write_tensors(tmp_path / "a.safetensors", {"w": torch.ones(2)}, more)
     found = read_tensors(tmp_path / "a.safetensors")["regrow_x"]
@@ -84,7 +84,7 @@ def test_metadata_keep_their_types(tmp_path):
         write_tensors(tmp_path / "b.safetensors", {}, {"regrow_x": {1: 2}})
 
 
-def test_a_damaged_or_foreign_file_is_refused(net, tmp_path):
+def test_damaged_or_foreign_file_raises(net, tmp_path):
     path = tmp_path / "net.safetensors"
     path.write_bytes(b"\x00" * 20)
     with pytest.raises(StateError, match="cannot be read as safetensors"):

@@ -31,7 +31,7 @@ def test_quantile_is_an_order_statistic(values, share):
     assert found == sorted(values)[rank - 1]
 
 
-def test_of_many_a_sample_is_asked():
+def test_quantile_of_many_values_is_estimated_from_a_sample():
     margins = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
     found = quantile([margins[:300_000], margins[300_000:]], 0.9)
     assert abs(float((margins <= found).double().mean()) - 0.9) < 0.002
@@ -45,13 +45,13 @@ def test_the_ramp_rises_to_the_target_and_stays(progress, target, ramp):
     assert target_at(min(1, progress + 0.01), target, ramp) >= due
 
 
-def test_without_a_ramp_the_target_is_due_at_once():
+def test_target_is_due_at_once_without_a_ramp():
     assert target_at(0.0, 0.7, ramp=0.0) == 0.7
 
 
 @pytest.mark.parametrize("target", [0.5, 0.9, 0.98])
 @pytest.mark.parametrize("push", [0.0, 0.002, 0.01])
-def test_holds_a_target_against_a_push_that_it_does_not_know(target, push):
+def test_target_holds_against_an_unknown_drift(target, push):
     """Scores drift upwards, noisily; within half a point in the end."""
     rng = np.random.default_rng(0)
     scores = rng.normal(3.0, 1.0, 20_000)
@@ -65,7 +65,7 @@ def test_holds_a_target_against_a_push_that_it_does_not_know(target, push):
     assert abs(float((scores <= 0).mean()) - target) < 0.005
 
 
-def test_never_faster_than_its_limit():
+def test_speed_never_exceeds_its_limit():
     controller = SparsityController(limit=0.1)
     assert controller.update(100.0, 1) == 0.1
     assert controller.update(-100.0, 1) == -0.1
@@ -80,7 +80,7 @@ def regulariser(rule, scores, progress):
 
 
 @pytest.mark.parametrize("rule", [STR(), L0(), ContinuousSparsification()])
-def test_the_pull_is_the_regularisers_gradient(rule):
+def test_penalty_gradient_equals_autograd(rule):
     scores = torch.linspace(-3, 3, 21, dtype=torch.float64, requires_grad=True)
     [expected] = torch.autograd.grad(regulariser(rule, scores, 0.3), scores)
     found = rule.penalty_grad(scores.detach(), MaskContext(progress=0.3))
@@ -89,7 +89,7 @@ def test_the_pull_is_the_regularisers_gradient(rule):
 
 @pytest.mark.parametrize("rule", [STR(), L0(), ContinuousSparsification()])
 @pytest.mark.parametrize("margin", [-0.5, 0.0, 0.02, 1.0])
-def test_slope_is_how_fast_the_pull_lowers_that_margin(rule, margin):
+def test_penalty_slope_equals_a_finite_difference_of_the_margin(rule, margin):
     """By taking a small step of it."""
     weight = torch.full((1,), 0.01, dtype=torch.float64)
     moment, step = MaskContext(progress=0.3), 1e-7
@@ -104,7 +104,7 @@ def test_slope_is_how_fast_the_pull_lowers_that_margin(rule, margin):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_margin_above_zero_is_a_weight_that_f_keeps(name):
+def test_weights_with_positive_margin_are_kept(name):
     rule = get_method(name)
     weight = torch.randn(200, generator=torch.Generator().manual_seed(0)) * 0.01
     scores = rule.init_scores(weight, torch.Generator().manual_seed(1))
@@ -119,6 +119,6 @@ def test_a_margin_above_zero_is_a_weight_that_f_keeps(name):
     assert kept.any()
 
 
-def test_unknown_methods_are_refused():
+def test_unknown_methods_raise():
     with pytest.raises(ConfigError, match=r"method must be one of .*, got 0.9"):
         get_method(0.9)

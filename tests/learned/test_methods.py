@@ -51,7 +51,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_values_are_those_of_numpy(name):
+def test_values_equal_numpys(name):
     weight, scores, noise = drawn()
     found = CASES[name](weight, scores, noise).numpy()
     expected = by_numpy(name, weight.numpy(), scores.numpy(), noise.numpy())
@@ -61,7 +61,7 @@ def test_values_are_those_of_numpy(name):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("seed", range(3))
-def test_gradients_are_those_of_numpys_differences(name, seed):
+def test_gradients_equal_central_differences_in_numpy(name, seed):
     """Central differences of the NumPy form, to 1e-6."""
     weight, scores, noise = drawn(seed)
     _, back = torch.func.vjp(lambda w, s: CASES[name](w, s, noise), weight, scores)
@@ -75,7 +75,7 @@ def test_gradients_are_those_of_numpys_differences(name, seed):
     np.testing.assert_allclose(to_scores.numpy(), g * of_scores / (2 * step), atol=1e-6)
 
 
-def test_one_threshold_a_layer_gathers_the_gradient_of_all_its_weights():
+def test_gradient_of_a_layers_threshold_sums_over_its_weights():
     weight = torch.tensor([[1.0, -2.0], [0.1, -0.3]], dtype=WIDE)
     score, upstream = torch.tensor(0.0, dtype=WIDE), torch.tensor([[1.0, 2.0], [4.0, 8.0]])
     _, back = torch.func.vjp(soft_threshold, weight, score)
@@ -84,7 +84,7 @@ def test_one_threshold_a_layer_gathers_the_gradient_of_all_its_weights():
     assert float(to_score) == -0.25 * 1.0 + 0.25 * 2.0  # sigmoid'(0) = 1/4
 
 
-def test_top_scores_are_exact_and_their_gradient_goes_to_all():
+def test_topk_gradient_is_straight_through():
     weight, scores, _ = drawn()
     mask = scores.abs() >= scores.abs().flatten().sort().values[20]
     value, back = torch.func.vjp(lambda w, s: topk_straight_through(w, s, mask), weight, scores)
@@ -95,7 +95,7 @@ def test_top_scores_are_exact_and_their_gradient_goes_to_all():
     torch.testing.assert_close(to_scores, upstream * weight * scores.sign())
 
 
-def test_the_chance_to_be_open_is_the_share_of_open_gates():
+def test_probability_of_open_gates_equals_their_sampled_fraction():
     log_alpha = torch.linspace(-4, 4, 9, dtype=WIDE)[:, None].expand(9, 200_000)
     noise = torch.rand(log_alpha.shape, dtype=WIDE, generator=torch.Generator().manual_seed(1))
     gates = hard_concrete(torch.ones_like(log_alpha), log_alpha, noise.logit())
@@ -105,7 +105,7 @@ def test_the_chance_to_be_open_is_the_share_of_open_gates():
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", METHODS)
-def test_closed_forms_are_the_products_of_f(name, seed):
+def test_closed_form_gradients_equal_autograd(name, seed):
     """Each rule's own against autograd through its f, noise or none."""
     rule = get_method(name)
     weight, scores, noise = drawn(seed)

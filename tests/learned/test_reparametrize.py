@@ -179,7 +179,7 @@ def test_a_skipped_step_leaves_effective_weights():
     assert learner.scores["w"].grad is None
 
 
-def test_weights_that_stand_still_are_touched_by_no_optimizer():
+def test_fixed_weights_are_not_changed_by_an_optimizer():
     weight, learner = one(ContinuousSparsification(), [2.0, -3.0], train_weights=False)
     decays = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.5)
     weight.grad = torch.ones(2)
@@ -190,7 +190,7 @@ def test_weights_that_stand_still_are_touched_by_no_optimizer():
     assert learner.scores["w"].grad is not None
 
 
-def test_a_step_past_the_hooks_is_refused():
+def test_step_without_hooks_raises():
     weight, learner = one(STR(), [2.0])
     sgd = torch.optim.SGD([weight], lr=1.0)
     weight.grad = torch.ones(1)
@@ -199,7 +199,7 @@ def test_a_step_past_the_hooks_is_refused():
         learner.collect_dense(sgd)
 
 
-def test_parameters_of_other_optimizers_are_left_alone():
+def test_parameters_of_other_optimizers_are_unchanged():
     weight, learner = one(STR(first=0.0), [2.0])
     other = nn.Parameter(torch.ones(1))
     weight.grad = torch.ones(1)

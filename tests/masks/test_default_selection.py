@@ -46,7 +46,7 @@ def test_weights_of_linear_maps_are_pruned_by_default(layer, weights):
     assert chosen(net) == [*expected, "fc.weight"]
 
 
-def test_a_recurrent_network_is_as_sparse_as_was_asked():
+def test_recurrent_network_reaches_the_target_sparsity():
     net = nn.ModuleDict({"lstm": nn.LSTM(8, 32), "fc": nn.Linear(32, 2)})
     masks = regrow.prune(net, 0.9)
     weights = [p for name, p in net.named_parameters() if "bias" not in name]
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         (["lstm"], ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]),
     ],
 )
-def test_patterns_take_all_they_say(include, expected):
+def test_patterns_select_every_matching_parameter(include, expected):
     assert chosen(Attention(), include=include) == expected
 
 
@@ -89,7 +89,7 @@ def test_patterns_take_all_they_say(include, expected):
         (["norm"], ["norm.weight", "norm.bias"]),
     ],
 )
-def test_the_advice_of_a_message_followed_literally_selects_what_was_wanted(pattern, wanted):
+def test_following_the_message_selects_the_intended_parameters(pattern, wanted):
     with pytest.raises(ConfigError) as error:
         select_targets(Attention(), include=pattern)
     advice = re.search(r"write (?:include=)?\[(.*?)\]", str(error.value))
@@ -97,13 +97,13 @@ def test_the_advice_of_a_message_followed_literally_selects_what_was_wanted(patt
     assert chosen(Attention(), include=names) == wanted
 
 
-def test_first_means_the_whole_first_layer():
+def test_first_pattern_selects_every_weight_of_the_first_layer():
     net = nn.ModuleDict({"lstm": nn.LSTM(4, 6), "fc": nn.Linear(6, 2)})
     assert chosen(net, include=["@first"]) == ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
     assert chosen(net, include=["@last"]) == ["fc.weight"]
 
 
-def test_the_share_of_prunable_parameters():
+def test_prunable_fraction_of_all_parameters():
     selection = select_targets(Attention())
     weights = 24 * 8 + 8 * 8 + 24 * 4 + 24 * 6
     assert selection.prunable == weights

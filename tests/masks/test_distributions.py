@@ -106,7 +106,7 @@ def hamilton(ideal, total):
 
 
 @given(st.lists(st.integers(2, 500), min_size=1, max_size=8), st.floats(0, 0.5))
-def test_uniform_is_hamiltons_method(sizes, sparsity):
+def test_uniform_uses_largest_remainders(sizes, sparsity):
     total = round(sparsity * sum(sizes))
     pools = uniform(layers(*((n,) for n in sizes)), sparsity)
     assert [pool.layers for pool in pools] == [(i,) for i in range(len(sizes))]
@@ -119,7 +119,7 @@ def test_uniform_is_hamiltons_method(sizes, sparsity):
     st.floats(0, 0.99),
     st.floats(0, 0.99),
 )
-def test_layers_sum_exactly_and_only_grow(share, shapes, one, two):
+def test_layer_counts_sum_exactly_and_never_shrink(share, shapes, one, two):
     few, many = sorted((one, two))
     start = layers(*shapes)
     most = sum(layer.units - 1 for layer in start)
@@ -139,18 +139,18 @@ def test_uniform_never_differs_by_more_than_one_weight_a_layer():
         assert abs(pool.pruned - 0.37 * size) < 1
 
 
-def test_global_is_one_pool_of_rounded_count():
+def test_global_is_one_pool_with_the_rounded_count():
     assert global_pool(layers((3, 5), (2, 3)), 0.9) == [Pool((0, 1), 19)]
     assert DISTRIBUTIONS["lamp"] is global_pool
 
 
 @pytest.mark.parametrize("share", [global_pool, uniform, erk])
-def test_a_minimum_that_makes_the_target_unreachable_is_an_error(share):
+def test_minimum_that_makes_the_target_unreachable_raises(share):
     with pytest.raises(ConfigError, match=r"each of 2 layers keeps at least 1.*sparsity 0.8 at"):
         share(layers((1, 5), (5, 1)), 0.95)
 
 
-def test_units_that_keep_weights_may_all_be_pruned():
+def test_n_of_m_groups_may_all_be_pruned():
     assert uniform(layers((1, 4), (2, 2), least=0), 1.0) == [Pool((0,), 4), Pool((1,), 4)]
 
 
@@ -158,7 +158,7 @@ def test_units_that_keep_weights_may_all_be_pruned():
     st.lists(st.tuples(st.floats(0, 50), st.integers(0, 20), st.integers(0, 30)), min_size=1),
     st.data(),
 )
-def test_whole_numbers_sum_within_bounds(rows, data):
+def test_rounded_counts_keep_the_sum_within_bounds(rows, data):
     ideal, least = [r[0] for r in rows], [r[1] for r in rows]
     most = [low + extra for low, (_, _, extra) in zip(least, rows, strict=True)]
     total = data.draw(st.integers(sum(least), sum(most)))
@@ -167,7 +167,7 @@ def test_whole_numbers_sum_within_bounds(rows, data):
     assert all(lo <= n <= hi for lo, n, hi in zip(least, found, most, strict=True))
 
 
-def test_whole_numbers_refuses_what_bounds_forbid():
+def test_rounded_counts_raise_if_bounds_forbid_the_sum():
     with pytest.raises(ConfigError, match="9 cannot be shared among 2 layers"):
         largest_remainders([4.5, 4.5], 9, [0, 0], [4, 4])
 
@@ -184,7 +184,7 @@ def lamp_reference(scores):
 
 
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]), min_size=1, max_size=30))
-def test_lamp_is_its_formula(values):
+def test_lamp_equals_its_formula(values):
     scores = torch.tensor(values)
     found = lamp_scores(scores).numpy()
     np.testing.assert_allclose(found, lamp_reference(scores), rtol=1e-12)
@@ -192,7 +192,7 @@ def test_lamp_is_its_formula(values):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_lamp_in_every_precision_and_layout(dtype):
+def test_lamp_does_not_depend_on_precision_and_layout(dtype):
     torch.manual_seed(0)
     scores = torch.rand(4, 3, 2, 2).to(dtype).contiguous(memory_format=torch.channels_last)
     found = lamp_scores(scores)
@@ -200,18 +200,18 @@ def test_lamp_in_every_precision_and_layout(dtype):
     assert found.stride() == scores.stride()
 
 
-def test_lamp_leaves_out_what_is_pruned():
+def test_lamp_ignores_pruned_weights():
     scores, kept = torch.tensor([4.0, 1.0, 2.0]), torch.tensor([0, -1, -1])
     assert lamp_scores(scores, kept).tolist() == pytest.approx([0, 1 / 5, 1])
 
 
-def test_lamp_refuses_negative_scores():
+def test_lamp_raises_for_negative_scores():
     with pytest.raises(StateError, match="LAMP compares squared scores"):
         lamp_scores(torch.tensor([1.0, -1.0]))
 
 
 @pytest.mark.parametrize("value", [float("inf"), 1e200])
-def test_lamp_names_what_is_infinite_once_squared(value):
+def test_lamp_raises_for_scores_that_overflow_when_squared(value):
     scores = torch.tensor([1.0, value, 2.0], dtype=torch.float64)
     with pytest.raises(StateError, match=r"fc has 1 scores that are infinite once squared"):
         lamp_scores(scores, name="fc")

@@ -33,7 +33,7 @@ def zeros_of(net):
     return sum(int((v == 0).sum()) for v in values), sum(v.size for v in values)
 
 
-def test_sparsity_of_a_model_that_nobody_masked():
+def test_sparsity_counts_zeros_of_an_unmasked_model():
     net = pruned_by_torch()
     zeros, total = zeros_of(net)
     assert regrow.sparsity(net) == zeros / total == 0.75
@@ -56,7 +56,7 @@ def test_masks_from_zeros_keep_what_is_not_zero():
     assert [*Masks.from_zeros(net, exclude=["0"])] == ["3.weight"]
 
 
-def test_masks_from_zeros_of_a_compiled_model():
+def test_masks_from_zeros_works_on_a_compiled_model():
     net = pruned_by_torch()
     masks = Masks.from_zeros(torch.compile(net))
     assert masks.digest() == Masks.from_zeros(net).digest()
@@ -73,7 +73,7 @@ def test_enforce_keeps_the_zeros_of_another_tool():
     assert np.array_equal(net[0].weight.detach().numpy() == 0, gone.numpy())
 
 
-def test_a_pruner_takes_zeros_as_masks_and_prunes_on():
+def test_pruner_takes_zeros_as_masks_and_prunes_further():
     net = pruned_by_torch()
     before = {i: net[i].weight.detach().clone() for i in (0, 3)}
     pruner = Pruner(net, from_zeros=True)
@@ -85,7 +85,7 @@ def test_a_pruner_takes_zeros_as_masks_and_prunes_on():
 
 
 @pytest.mark.parametrize("keep", [True, "moments"])
-def test_unprune_brings_back_only_what_the_pruner_removed(keep):
+def test_unprune_restores_only_weights_the_pruner_removed(keep):
     net = pruned_by_torch()
     before = net[0].weight.detach().clone()
     adam = torch.optim.Adam(net.parameters())
@@ -113,7 +113,7 @@ def test_negative_zeros_become_positive():
     assert not bool(net[0].weight[net[0].weight == 0].signbit().any())
 
 
-def test_a_layer_of_zeros_only_is_an_error():
+def test_layer_of_zeros_only_raises():
     """It would never train: zeros of an initialisation, or of a layer that was pruned away."""
     net = pruned_by_torch()
     nn.init.zeros_(net[3].weight)
@@ -122,7 +122,7 @@ def test_a_layer_of_zeros_only_is_an_error():
     assert Pruner(net, PruningConfig(exclude=["3.weight"]), from_zeros=True).sparsity > 0
 
 
-def test_from_zeros_must_be_a_truth_value():
+def test_from_zeros_must_be_a_bool():
     with pytest.raises(ConfigError, match="from_zeros must be True or False, got 'yes'"):
         Pruner(network(), from_zeros="yes")
 
@@ -136,7 +136,7 @@ def two_four(net, extra=()):
     return net
 
 
-def test_two_of_four_takes_groups_that_are_complete():
+def test_two_of_four_takes_complete_groups_only():
     """By hand: half of the 128 weights; a third zero of a group is no mask, its group is done."""
     method = PruningConfig(granularity="2:4", exclude=["@last"])
     pruner = Pruner(two_four(network()), method, from_zeros=True)
@@ -154,7 +154,7 @@ def test_two_of_four_takes_groups_that_are_complete():
     assert pruner.pruned == 64
 
 
-def test_blocks_take_whole_blocks():
+def test_blocks_take_whole_blocks_only():
     net = network()
     with torch.no_grad():
         net[0].weight[:4, :4] = 0.0
@@ -164,7 +164,7 @@ def test_blocks_take_whole_blocks():
     assert not pruner.masks["0.weight"][:4, :4].any()
 
 
-def test_a_plain_loop_is_warned():
+def test_zeros_in_a_plain_loop_cause_a_warning():
     net = pruned_by_torch()
     sgd = torch.optim.SGD(net.parameters(), lr=0.1)
     zeros, total = zeros_of(net)
@@ -176,7 +176,7 @@ def test_a_plain_loop_is_warned():
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_plain_loop_is_not_warned_of_its_own_zeros():
+def test_zeros_made_by_the_pruner_cause_no_warning():
     net = pruned_by_torch()
     sgd = torch.optim.SGD(net.parameters(), lr=0.1)
     with Pruner(net, from_zeros=True).hook(sgd):
@@ -193,7 +193,7 @@ def test_a_plain_loop_is_not_warned_of_its_own_zeros():
         pass
 
 
-def test_masked_by_torch_and_not_made_permanent():
+def test_sparsity_of_a_model_under_torch_prune_raises():
     net = network()
     torch_prune.l1_unstructured(net[0], "weight", 0.5)
     with pytest.raises(StateError, match=r"torch\.nn\.utils\.prune\.remove"):

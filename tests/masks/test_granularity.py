@@ -60,26 +60,26 @@ def test_n_of_m_keeps_n_of_every_m_inputs(layer, n, m):
     assert units.numel() * m == scores.numel()
 
 
-def test_a_group_is_scored_by_what_it_loses():
+def test_group_score_is_the_sum_of_its_smallest_scores():
     scores = torch.tensor([[5.0, 1.0, 4.0, 2.0, 9.0, 9.0, 0.0, 9.0]])
     assert NofM(2, 4).units(scores, 1).tolist() == [[3.0, 9.0]]
     assert NofM(1, 4).units(scores, 1).tolist() == [[7.0, 18.0]]
 
 
-def test_only_unkept_groups_are_finished():
+def test_only_groups_selected_for_pruning_lose_weights():
     scores = torch.arange(8.0).view(1, 8)
     mask = NofM(2, 4).mask(torch.tensor([[True, False]]), scores, 1)
     assert mask.int().tolist() == [[1, 1, 1, 1, 0, 0, 1, 1]]
     assert NofM(2, 4).kept_units(mask, 1).tolist() == [[True, False]]
 
 
-def test_nan_that_a_group_would_keep_is_seen_too():
+def test_nan_among_kept_weights_of_a_group_is_found():
     scores = torch.tensor([[1.0, 2.0, float("nan"), 3.0, 1.0, 1.0, 1.0, float("inf")]])
     assert NofM(2, 4).units(scores, 1).isnan().tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("rule", [NofM(2, 4), Block(2, 4)])
-def test_half_precision_scores_are_summed_wide(rule):
+def test_half_precision_scores_are_summed_in_float32(rule):
     scores = torch.full((2, 4), 2048.0).half()
     scores[0, 0] = 1.0  # 2048 + 1 has no half-precision value
     assert rule.units(scores, 1).dtype == torch.float32
@@ -116,8 +116,8 @@ def test_blocks_tile_the_matrix_of_outputs_by_inputs(layer, rows, columns):
 
 
 @given(st.integers(1, 3), st.integers(2, 4), st.integers(1, 4), st.integers(0, 99))
-def test_partly_kept_groups_survive_the_round_trip(out, m, groups, seed):
-    """Which units are whole can be read off a mask that came from them."""
+def test_units_can_be_read_back_from_their_mask(out, m, groups, seed):
+    """The kept units can be recovered from a mask made from them."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(out, m * groups, generator=generator)
     kept = torch.rand(out, groups, generator=generator) > 0.5
@@ -126,7 +126,7 @@ def test_partly_kept_groups_survive_the_round_trip(out, m, groups, seed):
         assert torch.equal(NofM(n, m).kept_units(mask, 1), kept)
 
 
-def test_weights_are_their_own_units():
+def test_single_weights_are_their_own_units():
     scores, kept = torch.tensor([1.0, 2.0]), torch.tensor([True, False])
     rule = Weight()
     assert rule.units(scores, None) is scores
@@ -145,30 +145,30 @@ def test_weights_are_their_own_units():
         ("block:4x2", Block, 8, 1, 1),
     ],
 )
-def test_names(name, kind, weights, limit, least):
+def test_names_make_granularities(name, kind, weights, limit, least):
     rule = make_granularity(name)
     assert isinstance(rule, kind)
     assert (rule.weights, rule.limit, rule.least) == (weights, limit, least)
 
 
 @pytest.mark.parametrize("name", ["2;4", "block:4", "channel", "", 124, "2:4:8"])
-def test_unknown_granularities_are_refused(name):
+def test_unknown_granularities_raise(name):
     with pytest.raises(ConfigError, match="granularity must be 'weight', 'n:m' such as '2:4'"):
         make_granularity(name)
 
 
 @pytest.mark.parametrize("name", ["4:4", "0:4", "5:4"])
-def test_n_of_m_needs_room(name):
+def test_n_of_m_requires_n_below_m(name):
     with pytest.raises(ConfigError, match="needs 0 < n < m"):
         make_granularity(name)
 
 
-def test_empty_blocks_are_refused():
+def test_empty_blocks_raise():
     with pytest.raises(ConfigError, match="at least 1x1"):
         make_granularity("block:0x4")
 
 
-def test_n_of_m_that_does_not_divide_is_named():
+def test_n_of_m_that_does_not_divide_raises_with_the_name():
     misfit = NofM(2, 4).misfit(target(nn.Linear(6, 4)))
     assert "2:4 does not divide weight, which has 6 inputs" in misfit
     bias = Target("fc.bias", nn.Parameter(torch.zeros(8)), None)

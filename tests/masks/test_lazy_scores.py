@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Scores that are computed where they are read: the masks of scores that stand, for any part."""
+"""Lazily computed scores give the masks of stored scores, for any chunk size."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def chunk(request, monkeypatch):
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("pruned", [0, 1, 130, 261])
-def test_masks_of_products_are_those_of_numpys(chunk, pruned, last):
+def test_masks_of_products_equal_numpys(chunk, pruned, last):
     weights, grads = tensors(0, last), tensors(1)
     scores = [
         elementwise_scores(lambda w, g: (w * g).abs(), w, g)
@@ -63,21 +63,21 @@ def test_masks_of_products_are_those_of_numpys(chunk, pruned, last):
     assert [mask.stride() for mask in masks] == [weight.stride() for weight in weights]
 
 
-def test_lots_are_those_of_one_draw(chunk):
+def test_chunked_random_scores_equal_one_draw(chunk):
     lots = [random_scores(weight, None, seeded(3 + i)) for i, weight in enumerate(tensors(0, True))]
     drawn = [torch.rand(s, generator=seeded(3 + i)()) for i, s in enumerate(SHAPES)]
     assert same(global_topk_masks(lots, 100), global_topk_masks(drawn, 100))
 
 
 @given(st.lists(st.integers(0, 3 * CHUNK), min_size=1, max_size=4))
-def test_a_stream_gives_what_one_draw_gives(counts):
+def test_random_stream_equals_one_draw(counts):
     size = sum(counts)
     wanted = torch.rand(size, generator=seeded(1)())
     numbers = RandomStream(torch.rand, (size,), None, seeded(1)())
     assert torch.equal(torch.cat([numbers.take(count) for count in counts]), wanted)
 
 
-def test_scores_made_for_a_pass_are_made_in_every_pass(chunk):
+def test_materialized_scores_are_computed_in_every_pass(chunk):
     made = []
 
     def make(values):
@@ -93,7 +93,7 @@ def test_scores_made_for_a_pass_are_made_in_every_pass(chunk):
 
 
 @given(st.integers(0, 99), st.integers(1, 40), st.sampled_from([None, 0.3, 1.0]))
-def test_absent_places_compete_among_themselves(seed, count, density):
+def test_only_pruned_places_are_ranked_with_among_pruned(seed, count, density):
     """The reference sorts the scores of the pruned places."""
     scores = tensors(seed)
     torch.manual_seed(seed)
@@ -108,7 +108,7 @@ def test_absent_places_compete_among_themselves(seed, count, density):
     assert np.array_equal(np.concatenate([mask.numpy().ravel() for mask in found]), wanted)
 
 
-def test_the_highest_of_computed_scores():
+def test_topk_of_elementwise_scores_equals_a_sort():
     weight, grad, _ = (torch.randn(40, 50, generator=seeded(i)()) for i in range(3))
     among = torch.rand(40, 50, generator=seeded(5)()) < 0.5
     scores = elementwise_scores(lambda w, g: (w * g).abs(), weight, grad)
@@ -121,7 +121,7 @@ def test_the_highest_of_computed_scores():
 @pytest.mark.parametrize("kind", ["2:4", "1:2", "block:2x3", "block:4x1"])
 @pytest.mark.parametrize("shape", [(8, 12), (8, 12, 2, 3)])
 @pytest.mark.parametrize("dim", [1, 0])
-def test_units_some_rows_at_a_time_are_those_of_the_whole(chunk, kind, shape, dim):
+def test_units_computed_in_row_chunks_equal_the_whole(chunk, kind, shape, dim):
     shape = shape if dim else (shape[1], shape[0], *shape[2:])
     granularity, weight = make_granularity(kind), torch.randn(shape)
     units = units_of(granularity, elementwise_scores(torch.abs, weight), dim)
@@ -132,7 +132,7 @@ def test_units_some_rows_at_a_time_are_those_of_the_whole(chunk, kind, shape, di
     assert torch.equal(mask, granularity.mask(kept, weight.abs(), dim))
 
 
-def test_nan_is_named_where_nobody_holds_the_scores(chunk):
+def test_nan_in_computed_scores_raises_with_the_name(chunk):
     weight = torch.tensor([1.0, float("nan"), 2.0])
     with pytest.raises(regrow.StateError, match="fc has 1 NaN scores"):
         global_topk_masks([elementwise_scores(torch.abs, weight)], 1, names=["fc"])
@@ -141,7 +141,7 @@ def test_nan_is_named_where_nobody_holds_the_scores(chunk):
     assert found[0].tolist() == [False, False, True]
 
 
-def test_what_is_read_gives_strides_and_type():
+def test_computed_scores_have_the_layout_of_the_weight():
     weight = torch.randn(2, 3, 4, 4, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     scores = elementwise_scores(lambda w, g: g.float() * w, weight, torch.randn(2, 3, 4, 4))
     assert isinstance(scores, LazyScores)

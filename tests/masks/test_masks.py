@@ -21,7 +21,7 @@ def some(*shapes, seed=0):
     )
 
 
-def test_counts():
+def test_total_pruned_sparsity_and_density_are_counted():
     masks = some((3, 5), (7,), ())
     kept = sum(int(mask.sum()) for mask in masks.values())
     assert (masks.total, masks.pruned) == (23, 23 - kept)
@@ -33,13 +33,13 @@ def test_counts():
 
 
 @pytest.mark.parametrize("bad", [torch.ones(2), torch.ones(2, dtype=torch.uint8), [True]])
-def test_only_bool_tensors(bad):
+def test_only_bool_tensors_are_taken(bad):
     with pytest.raises(ConfigError, match=r"the mask of fc.weight must be a bool tensor"):
         Masks({"fc.weight": bad})
 
 
 @given(st.lists(st.integers(0, 5), max_size=4), st.integers(0, 99))
-def test_packing_is_the_bits_in_flat_order(shape, seed):
+def test_packed_bits_are_in_flat_order(shape, seed):
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
     packed = pack_bits(mask)
     bits = [int(byte) >> i & 1 for byte in packed for i in range(8)]
@@ -48,7 +48,7 @@ def test_packing_is_the_bits_in_flat_order(shape, seed):
     assert torch.equal(unpack_bits(packed, shape), mask)
 
 
-def test_a_round_trip_through_a_safe_file():
+def test_masks_survive_a_weights_only_file():
     masks = some((3, 5), (4, 3, 2, 2), ())
     file = io.BytesIO()
     torch.save(masks.pack(), file)
@@ -59,7 +59,7 @@ def test_a_round_trip_through_a_safe_file():
     assert found.digest() == masks.digest()
 
 
-def test_strides_do_not_matter():
+def test_packing_does_not_depend_on_strides():
     mask = torch.rand(4, 3, 2, 2) < 0.5
     last = mask.contiguous(memory_format=torch.channels_last)
     assert torch.equal(pack_bits(mask), pack_bits(last))
@@ -89,12 +89,12 @@ def damaged(how):
         lambda p: p.pop("bits") and p["shapes"].pop("p0"),
     ],
 )
-def test_damage_is_refused_by_name(how):
+def test_damaged_masks_raise_with_the_name(how):
     with pytest.raises(StateError, match="packed masks of p1 are missing or damaged"):
         Masks.unpack(damaged(how))
 
 
-def test_masks_of_another_model_are_refused_by_name():
+def test_masks_of_another_model_raise_with_the_names():
     masks = some((3, 5), (9,))
     masks.check({"p0": torch.zeros(3, 5), "p1": torch.zeros(9)})
     with pytest.raises(StateError) as refusal:
@@ -105,7 +105,7 @@ def test_masks_of_another_model_are_refused_by_name():
         Masks.unpack({}).check({"p0": torch.zeros(3)})
 
 
-def test_digests_tell_names_shapes_and_bits_apart():
+def test_digest_depends_on_names_shapes_and_bits():
     mask = torch.ones(4, 4, dtype=torch.bool)
     other = mask.clone()
     other[0, 0] = False
@@ -120,7 +120,7 @@ def test_unpacked_masks_can_be_written_to():
 
 
 @given(st.lists(st.lists(st.booleans(), max_size=40), min_size=1, max_size=5))
-def test_joined_bits_are_those_of_all_places(parts):
+def test_joined_bits_equal_packing_all_at_once(parts):
     packed = [pack_bits(torch.tensor(part, dtype=torch.bool)) for part in parts]
     places = np.array([place for part in parts for place in part], dtype=bool)
     wanted = np.packbits(places, bitorder="little")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Parameters that share memory without being one parameter are refused by name."""
+"""Parameters that share memory without being tied raise an error with their names."""
 
 import pytest
 import torch
@@ -24,20 +24,20 @@ def sliced(first, second):
     return net
 
 
-def test_a_transposed_weight_is_refused_by_both_names():
+def test_transposed_view_raises_with_both_names():
     with pytest.raises(StateError, match=r"enc\.weight and dec\.weight share memory"):
         regrow.prune(Autoencoder(), 0.5)
     with pytest.raises(StateError, match=r"enc\.weight and dec\.weight share memory"):
         Pruner(Autoencoder())
 
 
-def test_excluding_one_of_them_does_not_help_and_is_refused_too():
-    """A zero in one is a zero in the other: the dense one would be pruned in secret."""
+def test_excluding_one_of_two_shared_weights_raises_too():
+    """A zero in one is a zero in the other, so the excluded one would be pruned as well."""
     with pytest.raises(StateError, match=r"enc\.weight and dec\.weight share memory"):
         regrow.prune(Autoencoder(), 0.5, exclude=["dec.*"])
 
 
-def test_partly_overlapping_views_are_refused():
+def test_partly_overlapping_views_raise():
     with pytest.raises(StateError, match=r"0\.weight and 1\.weight"):
         regrow.prune(sliced(slice(0, 4), slice(3, 7)), 0.5)
 
@@ -56,14 +56,14 @@ def test_interleaved_columns_of_one_buffer_are_pruned():
     assert zero == masks.pruned == 32
 
 
-def test_an_expanded_weight_is_refused():
+def test_expanded_weight_raises():
     net = nn.Sequential(nn.Linear(4, 4))
     net[0].weight.data = torch.randn(4).expand(4, 4)
     with pytest.raises(StateError, match=r"0\.weight.*same memory"):
         regrow.prune(net, 0.5)
 
 
-def test_tied_parameters_are_one_target_as_before():
+def test_tied_parameters_are_one_target():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight
     assert regrow.prune(net, 0.5).sparsity == 0.5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is chosen, by which pattern, and what is refused."""
+"""Selection of parameters by patterns, and errors."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_default_is_the_weights_of_convolutions_and_linear_layers():
     assert names == set(selection.reasons) | set(DEFAULT), "every parameter is accounted for"
 
 
-def test_input_dimensions():
+def test_input_dimension_of_each_layer():
     dims = {t.name: t.input_dim for t in select_targets(Net()).targets}
     assert dims.pop("up.weight") == 0
     assert set(dims.values()) == {1}
@@ -92,11 +92,11 @@ def test_input_dimensions():
         (["_orig_mod.fc"], ["fc.weight"]),
     ],
 )
-def test_patterns(patterns, names):
+def test_patterns_select_parameters(patterns, names):
     assert chosen(Net(), include=patterns) == names
 
 
-def test_a_bias_needs_its_last_part_spelt_out():
+def test_bias_is_selected_only_by_its_full_last_part():
     assert chosen(Net(), include=["*.bias"])[0] == "stem.bias"
     with pytest.raises(
         ConfigError, match=r"matches only emb.weight \(weight of Embedding\).*write"
@@ -104,7 +104,7 @@ def test_a_bias_needs_its_last_part_spelt_out():
         select_targets(Net(), include=["emb"])
 
 
-def test_exclude():
+def test_exclude_removes_parameters_and_gives_the_reason():
     selection = select_targets(Net(), exclude=["@first", "@depthwise", "fc"])
     assert [t.name for t in selection.targets] == [
         "layer1.0.conv.weight",
@@ -129,19 +129,19 @@ def test_a_pattern_without_a_match_lists_the_nearest_names(what):
         select_targets(Net(), **{what: ["qqqqqqqqqqqq"]})
 
 
-def test_depthwise_without_any_is_an_error():
+def test_depthwise_pattern_without_such_layers_raises():
     with pytest.raises(ConfigError, match="matches no parameter"):
         select_targets(nn.Linear(2, 2), exclude=["@depthwise"])
 
 
-def test_nothing_left_is_an_error():
+def test_selection_without_parameters_raises():
     with pytest.raises(ConfigError, match="nothing is left to prune"):
         select_targets(Net(), exclude=["*"])
     with pytest.raises(ConfigError, match="the model has 2 parameters"):
         select_targets(nn.LayerNorm(3))
 
 
-def test_own_targets_match_only_what_is_pruned():
+def test_layer_targets_match_only_selected_parameters():
     selection = select_targets(Net(), exclude=["stem"])
     assert selection.match("layer1.*.conv", "layers") == [DEFAULT[1], DEFAULT[3]]
     with pytest.raises(ConfigError, match="layers pattern 'stem' matches no parameter"):
@@ -156,7 +156,7 @@ def test_tied_weights_are_one_target_with_aliases():
     assert chosen(model, include=["2"]) == ["0.weight"]
 
 
-def test_a_head_tied_to_an_embedding_is_pruned_only_by_name():
+def test_head_tied_to_an_embedding_is_pruned_only_if_named():
     model = nn.ModuleDict({"emb": nn.Embedding(9, 4), "fc": nn.Linear(4, 4)})
     model["head"] = nn.Linear(4, 9, bias=False)
     model["head"].weight = model["emb"].weight
@@ -171,7 +171,7 @@ def test_frozen_weights_are_pruned_like_others():
     assert chosen(model) == ["weight"]
 
 
-def test_lazy_layers_are_refused_by_name_until_built():
+def test_uninitialized_lazy_layers_raise_with_their_name():
     model = nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(4))
     with pytest.raises(StateError, match=r"1.weight is not built yet \(a lazy layer\)"):
         select_targets(model)
@@ -180,7 +180,7 @@ def test_lazy_layers_are_refused_by_name_until_built():
     assert chosen(model) == ["0.weight", "1.weight"]
 
 
-def test_layers_under_torch_prune_are_refused_by_name():
+def test_layers_under_torch_prune_raise_with_their_name():
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3))
     prune.l1_unstructured(model[1], "weight", 0.5)
     with pytest.raises(StateError, match=r"1.weight is masked by torch.nn.utils.prune.*remove"):
@@ -205,12 +205,12 @@ def test_old_weight_norm_is_left_out_with_a_reason():
     assert "computed by its module" in selection.reasons["1.weight"]
 
 
-def test_complex_weights_are_refused():
+def test_complex_weights_raise():
     with pytest.raises(StateError, match=r"weight has dtype torch.complex64"):
         select_targets(nn.Linear(2, 2, dtype=torch.complex64))
 
 
-def test_compiled_models_are_seen_through():
+def test_names_of_compiled_models_are_plain():
     plain = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 3)))
     whole = torch.compile(plain, backend="eager")
     assert chosen(whole) == ["0.weight", "1.0.weight"]
@@ -226,7 +226,7 @@ def test_parametrized_layers_of_compiled_models_keep_their_plain_name():
 
 
 @pytest.mark.parametrize("name", ["fc.weight", "_orig_mod.fc.weight", "fc._orig_mod.weight"])
-def test_clean(name):
+def test_compile_prefix_is_stripped(name):
     assert strip_compile_prefix(name) == "fc.weight"
 
 
@@ -245,7 +245,7 @@ def test_parameters_without_elements_are_left_out():
         assert pruner.densities == {"1.weight": 0.5}
 
 
-def test_wildcard_weights_leave_norms_alone():
+def test_wildcard_for_weights_does_not_select_norms():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     assert [t.name for t in select_targets(model, include=["*.weight"]).targets] == [
         "0.weight",

@@ -62,7 +62,7 @@ def cases(draw):
 
 
 @given(cases())
-def test_equals_a_stable_sort(case):
+def test_masks_equal_a_stable_sort(case):
     scores, pruned, kept, magnitude, least = case
     found = global_topk_masks(scores, pruned, kept, magnitude=magnitude, min_keep=least)
     assert same(found, reference(scores, pruned, kept, magnitude=magnitude, least=least))
@@ -81,7 +81,7 @@ def test_more_pruning_keeps_what_was_pruned(data):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("magnitude", [True, False])
-def test_random_scores_across_chunks(monkeypatch, dtype, magnitude):
+def test_random_scores_in_chunks_equal_a_stable_sort(monkeypatch, dtype, magnitude):
     """Real-valued scores, each tensor cut into many chunks."""
     monkeypatch.setattr(regrow.masks.topk, "CHUNK", 37)
     torch.manual_seed(0)
@@ -114,7 +114,7 @@ def test_mixed_dtypes_are_compared_by_value():
     assert same(global_topk_masks(scores, 3), reference(scores, 3))
 
 
-def test_float8_scores():
+def test_float8_scores_are_ranked_by_value():
     scores = torch.tensor([1.0, -2.0, 0.5, 4.0]).to(torch.float8_e4m3fn)
     assert global_topk_masks([scores], 2, magnitude=True)[0].tolist() == [False, True, False, True]
 
@@ -127,7 +127,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_order_is_logical_whatever_the_strides(monkeypatch, layout):
+def test_order_does_not_depend_on_strides(monkeypatch, layout):
     monkeypatch.setattr(regrow.masks.topk, "CHUNK", 16)
     torch.manual_seed(0)
     plain = torch.randint(0, 4, (6, 4, 3, 2)).float()
@@ -142,13 +142,13 @@ def test_order_is_logical_whatever_the_strides(monkeypatch, layout):
         assert global_topk_masks([strided], pruned)[0].stride() == strided.stride()
 
 
-def test_expanded_scores():
+def test_expanded_scores_are_ranked_by_value():
     """One score a row, as a criterion may give it."""
     rows = torch.tensor([3.0, 1.0, 2.0]).unsqueeze(1).expand(3, 4)
     assert global_topk_masks([rows], 6)[0].int().tolist() == [[1] * 4, [0] * 4, [0, 0, 1, 1]]
 
 
-def test_no_tensor_is_emptied_and_the_others_make_up_for_it():
+def test_every_tensor_keeps_one_weight_and_the_total_is_exact():
     small, large = torch.full((4,), 0.01), torch.arange(1.0, 21.0)
     masks = global_topk_masks([small, large], 10)
     assert masks[0].tolist() == [False, False, False, True]
@@ -158,7 +158,7 @@ def test_no_tensor_is_emptied_and_the_others_make_up_for_it():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_nan_is_named(dtype, sign):
+def test_nan_raises_with_the_name(dtype, sign):
     scores = [torch.ones(3, dtype=dtype), torch.tensor([1.0, float("nan")], dtype=dtype) * sign]
     with pytest.raises(StateError, match=r"fc.weight has 1 NaN scores"):
         global_topk_masks(scores, 2, names=["conv.weight", "fc.weight"])
@@ -170,7 +170,7 @@ def test_nan_with_a_payload_in_the_low_bits_is_found():
         global_topk_masks([bits.view(torch.float32)], 1)
 
 
-def test_nan_at_a_pruned_place_does_not_matter():
+def test_nan_at_a_pruned_place_is_ignored():
     scores = torch.tensor([float("nan"), float("inf"), 1.0])
     kept = torch.tensor([False, True, True])
     assert global_topk_masks([scores], 2, [kept])[0].tolist() == [False, True, False]
@@ -183,12 +183,12 @@ def test_infinity_is_the_highest_score():
 
 
 @pytest.mark.parametrize("pruned", [-1, 6])
-def test_counts_out_of_reach_are_refused(pruned):
+def test_counts_out_of_reach_raise(pruned):
     with pytest.raises(ConfigError, match=f"{pruned} of 6 places cannot be pruned"):
         global_topk_masks([torch.ones(6)], pruned)
 
 
-def test_fewer_than_are_pruned_already_is_refused():
+def test_fewer_than_already_pruned_raises():
     with pytest.raises(ConfigError, match="2 are pruned already"):
         global_topk_masks([torch.ones(4)], 1, [torch.tensor([True, False, False, True])])
 
@@ -200,6 +200,6 @@ def test_scores_that_need_gradients_are_only_read():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_integer_type_is_as_wide(dtype):
+def test_integer_type_has_the_same_width(dtype):
     assert integer_type(dtype).itemsize == dtype.itemsize
     assert not integer_type(dtype).is_floating_point

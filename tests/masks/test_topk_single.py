@@ -27,7 +27,7 @@ def by_sorting(scores, count, among, magnitude):
 
 
 @given(st.data(), st.integers(1, 30), st.booleans(), st.sampled_from(DTYPES))
-def test_small_ones_with_many_ties(data, size, magnitude, dtype):
+def test_small_tensors_with_many_ties_equal_a_stable_sort(data, size, magnitude, dtype):
     levels = st.lists(st.integers(-2, 2), min_size=size, max_size=size)
     scores = torch.tensor(data.draw(levels)).to(dtype)
     among = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
@@ -39,7 +39,7 @@ def test_small_ones_with_many_ties(data, size, magnitude, dtype):
 @pytest.mark.parametrize("levels", [0, 1, 3, 300])
 @pytest.mark.parametrize("magnitude", [True, False])
 @pytest.mark.parametrize("last", [True, False])
-def test_large_ones_in_any_order_of_memory(levels, magnitude, last):
+def test_large_tensors_in_any_memory_layout_equal_a_stable_sort(levels, magnitude, last):
     """Ties go by the flat index, not by where they lie in memory."""
     generator = torch.Generator().manual_seed(levels)
     scores = torch.randn(64, 48, 5, 5, generator=generator)
@@ -55,8 +55,8 @@ def test_large_ones_in_any_order_of_memory(levels, magnitude, last):
 
 
 @pytest.mark.parametrize("count", [0, 40, 3_000, 9_000])
-def test_the_arithmetic_of_other_devices(count, monkeypatch):
-    """There integers stay tensors."""
+def test_tensor_arithmetic_of_other_devices_equals_a_stable_sort(count, monkeypatch):
+    """On other devices, integer views stay tensors."""
     for module in (regrow.masks.sort_keys, regrow.masks.topk_single, regrow.masks.topk):
         monkeypatch.setattr(module, "as_numpy", lambda tensor: tensor)
     for scores in (torch.randn(9_000), torch.randn(30, 30, 10).mul(3).round().permute(2, 0, 1)):
@@ -65,8 +65,8 @@ def test_the_arithmetic_of_other_devices(count, monkeypatch):
         np.testing.assert_array_equal(found.numpy(), wanted)
 
 
-def test_a_sample_that_misleads_is_seen_through():
-    """All large scores stand where the sample does not look."""
+def test_unrepresentative_sample_does_not_change_the_result():
+    """All large scores are at positions that are not sampled."""
     scores = torch.linspace(0, 1, 100_000)
     scores[7::14] += 10
     among = torch.ones(100_000, dtype=torch.bool)
@@ -78,7 +78,7 @@ def test_a_sample_that_misleads_is_seen_through():
 @pytest.mark.parametrize("nan", [float("nan"), -float("nan")])
 @pytest.mark.parametrize("magnitude", [True, False])
 @pytest.mark.parametrize("size", [50, 50_000])
-def test_nan_is_refused_among_the_places_alone(nan, magnitude, size):
+def test_nan_raises_only_at_candidate_places(nan, magnitude, size):
     scores, among = torch.arange(float(size)), torch.ones(size, dtype=torch.bool)
     scores[3] = torch.tensor(nan)
     with pytest.raises(StateError, match="fc has 1 NaN"):
@@ -89,13 +89,13 @@ def test_nan_is_refused_among_the_places_alone(nan, magnitude, size):
     ]
 
 
-def test_nothing_among_nothing():
+def test_empty_input_gives_an_empty_mask():
     assert topk_mask(torch.zeros(0), 0, torch.zeros(0, dtype=torch.bool)).tolist() == []
     assert not topk_mask(torch.ones(3), 0, torch.zeros(3, dtype=torch.bool)).any()
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
-def test_keys_are_ordered_as_scores_are(dtype):
+def test_sort_keys_are_ordered_like_scores(dtype):
     scores = torch.tensor([-float("inf"), -2.0, -0.0, 0.0, 1e-4, 3.0, float("inf")]).to(dtype)
     keys = SortKeys(dtype, magnitude=False)
     signed = keys(scores)
@@ -108,7 +108,7 @@ def test_keys_are_ordered_as_scores_are(dtype):
 
 
 @pytest.mark.parametrize("make", [torch.tensor, np.array])
-def test_arrays_and_tensors_are_ranked_alike(make):
+def test_arrays_and_tensors_are_ranked_equally(make):
     assert sorted_keys(make([3, -1, 2])).tolist() == [-1, 2, 3]
     assert nonzero(make([False, True, True])).tolist() == [1, 2]
     assert count_true(make([False, True, True])) == 2

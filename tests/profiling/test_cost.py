@@ -24,14 +24,14 @@ def network():
 IMAGES = torch.zeros(7, 3, 4, 4)
 
 
-def test_dense():
+def test_cost_of_a_dense_model_by_hand():
     params = (108 + 4) + (4 + 4) + (80 + 5)
     size = 4 * params + 4 * (4 + 4) + 8  # running statistics, and the number of batches
     assert cost(network(), IMAGES) == Cost(params, 4 * 108 + 80, size)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
-def test_pruned(sparsity):
+def test_cost_of_a_pruned_model_by_hand(sparsity):
     model = network()
     dense = cost(model, IMAGES)
     masks = regrow.prune(model, sparsity)
@@ -58,12 +58,12 @@ def test_shared_weights_count_once():
     assert (row.name, row.params, row.macs) == ("0.weight", 4, 8)
 
 
-def test_masks_that_do_not_fit_are_refused():
+def test_masks_that_do_not_fit_raise():
     with pytest.raises(StateError, match=r"9.weight is masked but not selected here"):
         cost(network(), IMAGES, {"9.weight": torch.ones(3, dtype=torch.bool)})
 
 
-def test_table():
+def test_table_lists_each_layer():
     model = network()
     masks = regrow.prune(model, 0.5, include=["4"])
     conv, linear = layer_table(model, IMAGES, masks)
@@ -95,7 +95,7 @@ class Sleeper(nn.Module):
         return x
 
 
-def test_latency():
+def test_latency_reports_quartiles_device_and_batch():
     model = Sleeper().train()
     found = latency(model, torch.zeros(6, 2), repeats=8, warmup=3)
     assert model.calls == 11
@@ -105,6 +105,6 @@ def test_latency():
     assert found.threads == torch.get_num_threads()
 
 
-def test_latency_needs_a_few_repeats():
+def test_latency_with_one_repeat_raises():
     with pytest.raises(ConfigError, match="repeats must be a whole number of at least 2"):
         latency(nn.Linear(2, 2), torch.zeros(1, 2), repeats=1)

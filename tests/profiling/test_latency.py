@@ -22,7 +22,7 @@ class Sleeper(nn.Module):
         return x
 
 
-def test_models_take_turns_in_eval_mode():
+def test_models_are_timed_alternately_in_eval_mode():
     calls = []
     slow, fast = Sleeper("slow", 0.02, calls), Sleeper("fast", 0.002, calls)
     fast.eval()
@@ -36,6 +36,6 @@ def test_models_take_turns_in_eval_mode():
     assert [(t.batch, t.repeats) for t in found] == [(3, 5), (3, 5)]
 
 
-def test_one_repeat_is_no_median():
+def test_one_repeat_raises():
     with pytest.raises(ConfigError, match="repeats must be a whole number of at least 2"):
         latencies([nn.Identity()], torch.zeros(1, 2), repeats=1)

@@ -18,7 +18,7 @@ def conv_output(size, kernel, stride, padding, dilation):
 
 
 @pytest.mark.parametrize("shape", [(3, 10), (3, 7, 10), (3, 7, 5, 10)])
-def test_linear_layers_work_at_every_row(shape):
+def test_linear_layers_are_counted_at_every_row(shape):
     rows = torch.zeros(shape)[0, ..., 0].numel()
     work = count_macs(nn.Linear(10, 4), torch.zeros(shape))
     assert work == (40 * rows, {"weight": rows})
@@ -28,7 +28,7 @@ def test_linear_layers_work_at_every_row(shape):
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "dilation"), [(3, 1, 0, 1), (3, 2, 1, 1), (5, 3, 2, 2)]
 )
-def test_convolutions(groups, kernel, stride, padding, dilation):
+def test_convolutions_by_hand(groups, kernel, stride, padding, dilation):
     layer = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups)
     height, width = (conv_output(n, kernel, stride, padding, dilation) for n in (17, 12))
     work = count_macs(layer, torch.zeros(5, 4, 17, 12))
@@ -37,7 +37,7 @@ def test_convolutions(groups, kernel, stride, padding, dilation):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_transposed_convolutions_work_at_every_input_position(groups):
+def test_transposed_convolutions_are_counted_at_every_input_position(groups):
     layer = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, groups=groups)
     work = count_macs(layer, torch.zeros(2, 4, 7, 5))
     assert work.positions == {"weight": 35}
@@ -52,7 +52,7 @@ def test_transposed_convolutions_work_at_every_input_position(groups):
         (nn.ConvTranspose1d(3, 5, 3), (2, 3, 9), 9),
     ],
 )
-def test_other_dimensions(layer, shape, used):
+def test_convolutions_of_1d_and_3d_by_hand(layer, shape, used):
     assert positions(layer, torch.zeros(shape)) == {"weight": used}
 
 
@@ -86,14 +86,14 @@ def test_a_residual_network_by_hand():
     assert work.macs == 1024 * 216 + 256 * (1152 + 2304 + 128) + 160
 
 
-def test_the_whole_is_what_torch_counts():
+def test_total_equals_torchs_flop_counter():
     model, images = Residual().eval(), torch.zeros(4, 3, 32, 32)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
     assert count_macs(model, images).macs == counter.get_total_flops() / 2 / 4
 
 
-def test_attention_counts_its_own_products_too():
+def test_attention_includes_its_own_products():
     """Projections use weights without their modules' forward, and the scores use none."""
     width, length, batch = 8, 5, 3
     layer = nn.TransformerEncoderLayer(width, 2, 16, batch_first=True)
@@ -109,7 +109,7 @@ def test_attention_counts_its_own_products_too():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_scaled_dot_product_attention():
+def test_scaled_dot_product_attention_by_hand():
     class Attention(nn.Module):
         def forward(self, x):
             return F.scaled_dot_product_attention(x, x, x)
@@ -136,7 +136,7 @@ def test_shared_layers_and_weights_count_as_often_as_they_are_used():
     )
 
 
-def test_weights_in_plain_parameters():
+def test_weights_in_plain_parameters_are_counted():
     class Plain(nn.Module):
         def __init__(self):
             super().__init__()
@@ -148,12 +148,12 @@ def test_weights_in_plain_parameters():
     assert count_macs(Plain(), torch.zeros(2, 5, 4)) == (120, {"own.0": 5})
 
 
-def test_a_bias_takes_no_part():
+def test_bias_is_not_counted():
     assert "bias" not in positions(nn.Linear(3, 3), torch.zeros(2, 3))
     assert "bias" not in positions(nn.Conv2d(3, 3, 1), torch.zeros(2, 3, 2, 2))
 
 
-def test_how_examples_are_given():
+def test_examples_may_be_tuples_or_dicts_of_batches():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -169,7 +169,7 @@ def test_how_examples_are_given():
             positions(Two(), bad)
 
 
-def test_the_model_is_left_as_it_was():
+def test_model_is_unchanged():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
     model.train()
     model[2].eval()
@@ -182,7 +182,7 @@ def test_the_model_is_left_as_it_was():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_also_when_its_forward_fails():
+def test_model_is_unchanged_when_forward_fails():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(4, 4)).train()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         count_macs(model, torch.zeros(2, 3))
@@ -190,14 +190,14 @@ def test_also_when_its_forward_fails():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_within_inference_mode():
+def test_counting_works_in_inference_mode():
     images = torch.zeros(4, 3, 32, 32)
     with torch.inference_mode():
         assert count_macs(Residual(), images) == count_macs(Residual(), images)
         assert count_macs(Residual(), images).positions["one.weight"] == 256
 
 
-def test_compiled_models():
+def test_counting_works_on_compiled_models():
     compiled = torch.compile(Residual(), backend="eager")
     images = torch.zeros(1, 3, 8, 8)
     assert count_macs(compiled, images) == count_macs(Residual(), images)
@@ -205,14 +205,14 @@ def test_compiled_models():
     assert positions(nested, torch.zeros(1, 3)) == {"0.weight": 1}
 
 
-def test_without_memory_on_the_meta_device():
+def test_counting_works_on_the_meta_device():
     with torch.device("meta"):
         model = Residual()
     assert count_macs(model, torch.zeros(2, 3, 32, 32)).positions["one.weight"] == 256
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_precisions_and_layouts(dtype):
+def test_counting_works_in_every_precision_and_layout(dtype):
     model = Residual().to(dtype).to(memory_format=torch.channels_last)
     images = torch.zeros(2, 3, 32, 32, dtype=dtype)
     assert count_macs(model, images) == count_macs(Residual(), images.float())

@@ -33,7 +33,7 @@ def flat(given):
 
 
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=4))
-def test_sparsity(seeds):
+def test_sparsity_is_the_pruned_fraction(seeds):
     metric = Sparsity()
     for seed in seeds:
         metric.update(Masks(masks(seed)))
@@ -42,7 +42,7 @@ def test_sparsity(seeds):
 
 
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=4))
-def test_effective_macs(seeds):
+def test_effective_macs_by_hand(seeds):
     used = {"a": 4.0, "b": 2.5, "other": 9.0}
     metric = EffectiveMACs(used, rest=10)
     for seed in seeds:
@@ -55,7 +55,7 @@ def test_effective_macs(seeds):
 
 
 @given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=4))
-def test_overlap(pairs):
+def test_overlap_is_intersection_over_union(pairs):
     metric = MaskOverlap()
     for one, other in pairs:
         metric.update(masks(one), masks(other))
@@ -64,7 +64,7 @@ def test_overlap(pairs):
     assert float(metric.compute()) == pytest.approx((a & b).sum() / (a | b).sum())
 
 
-def test_overlap_at_its_ends():
+def test_overlap_of_equal_and_of_disjoint_masks():
     metric = MaskOverlap()
     assert float(metric(masks(0), masks(0))) == 1
     inverse = {name: ~mask for name, mask in masks(0).items()}
@@ -91,7 +91,7 @@ def test_effective_macs_agree_with_the_cost_of_a_model():
         (MaskOverlap(), [(masks(0), masks(2)), (masks(1), masks(3))]),
     ],
 )
-def test_processes_add_up(metric, arguments):
+def test_counts_of_processes_add_up(metric, arguments):
     """Two processes with one update each, their states summed, are one with both."""
     parts = [copy.deepcopy(metric) for _ in arguments]
     for part, given_ in zip(parts, arguments, strict=True):
@@ -115,7 +115,7 @@ def test_large_counts_stay_exact():
     assert int(metric.part) == 2**40 + 2
 
 
-def test_what_does_not_fit_is_refused():
+def test_masks_that_do_not_fit_raise():
     with pytest.raises(ConfigError, match="the mask of a must be a bool tensor"):
         Sparsity().update({"a": torch.ones(2)})
     with pytest.raises(StateError, match="c has no mask"):

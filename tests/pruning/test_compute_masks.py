@@ -55,14 +55,14 @@ def test_counts_are_exact_and_masks_only_shrink(distribution, criterion, one, tw
 
 
 @pytest.mark.parametrize("distribution", ["global", "uniform", "erk", "lamp"])
-def test_the_same_on_every_run(distribution):
+def test_masks_are_the_same_on_every_run(distribution):
     masks = [
         choose(network(), PruningConfig("random", distribution, seed=3), 0.7) for _ in range(2)
     ]
     assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
 
 
-def test_global_magnitude_is_a_sort_of_all_weights():
+def test_global_magnitude_equals_a_sort_of_all_weights():
     model = network()
     flat = np.concatenate([w.abs().numpy().reshape(-1) for w in weights(model)])
     wanted = np.ones(len(flat), bool)
@@ -71,7 +71,7 @@ def test_global_magnitude_is_a_sort_of_all_weights():
     np.testing.assert_array_equal(found.numpy(), wanted)
 
 
-def test_lamp_is_a_sort_of_rescored_weights():
+def test_lamp_equals_a_sort_of_rescored_weights():
     model = network()
     rescored = []
     for w in weights(model):
@@ -106,7 +106,7 @@ def test_criteria_read_gradients(criterion):
     np.testing.assert_array_equal(found.numpy(), wanted)
 
 
-def test_a_frozen_layer_without_gradient_is_named():
+def test_frozen_layer_without_gradient_raises_with_its_name():
     model = network()
     for p in model[0].parameters():
         p.grad = torch.ones_like(p)
@@ -116,7 +116,7 @@ def test_a_frozen_layer_without_gradient_is_named():
 
 @pytest.mark.parametrize("granularity", ["weight", "2:4", "block:2x2"])
 @pytest.mark.parametrize("distribution", ["global", "uniform", "erk", "lamp"])
-def test_nan_is_named(granularity, distribution):
+def test_nan_raises_with_the_name(granularity, distribution):
     model = network()
     with torch.no_grad():
         model[1].weight[3, 2, 1, 0] = float("nan")
@@ -127,7 +127,7 @@ def test_nan_is_named(granularity, distribution):
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (1, 2)])
 @pytest.mark.parametrize("distribution", ["global", "uniform", "erk", "lamp"])
-def test_n_of_m_ends_with_n_of_every_m(n, m, distribution):
+def test_n_of_m_keeps_n_of_every_m_in_the_end(n, m, distribution):
     model, limit = network(), (m - n) / m
     method = PruningConfig(granularity=f"{n}:{m}", distribution=distribution)
     kept, total = None, sum(w.numel() for w in weights(model))
@@ -145,7 +145,7 @@ def test_n_of_m_ends_with_n_of_every_m(n, m, distribution):
         assert mask.movedim(dim, -1).reshape(-1, m).sum(1).eq(n).all()
 
 
-def test_gradual_n_of_m_finishes_the_groups_that_lose_least():
+def test_gradual_n_of_m_prunes_groups_with_the_smallest_loss_first():
     model = nn.Sequential(nn.Linear(4, 3, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(
@@ -174,7 +174,7 @@ def test_blocks_are_exact_to_one_block(distribution):
             assert set(blocks.flatten().tolist()) <= {0, 4}
 
 
-def test_own_targets_stand_beside_the_distribution():
+def test_layer_targets_work_with_a_distribution():
     model = network()
     masks = choose(model, PruningConfig(), 0.9, own={"0.weight": 0.25})
     sizes = [mask.numel() for mask in masks]
@@ -182,7 +182,7 @@ def test_own_targets_stand_beside_the_distribution():
     assert sum(int((~m).sum()) for m in masks[1:]) == round(0.9 * sum(sizes[1:]))
 
 
-def test_erk_shares_by_shape():
+def test_erk_densities_follow_the_layer_shapes():
     model = nn.Sequential(nn.Linear(784, 300), nn.Linear(300, 100), nn.Linear(100, 10))
     masks = choose(model, PruningConfig(distribution="erk"), 0.95)
     densities = [float(mask.float().mean()) for mask in masks]
@@ -192,7 +192,7 @@ def test_erk_shares_by_shape():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("granularity", ["weight", "2:4", "block:2x2"])
 @pytest.mark.parametrize("distribution", ["global", "lamp"])
-def test_precisions(dtype, granularity, distribution):
+def test_masks_are_exact_in_every_precision(dtype, granularity, distribution):
     model = network().to(dtype)
     masks = choose(model, PruningConfig(distribution=distribution, granularity=granularity), 0.5)
     total = sum(mask.numel() for mask in masks)
@@ -232,12 +232,12 @@ def test_channels_last_changes_nothing(granularity):
         ({"include": []}, "include must be layer patterns"),
     ],
 )
-def test_settings_refused(settings, message):
+def test_wrong_settings_raise(settings, message):
     with pytest.raises(ConfigError, match=message):
         PruningConfig(**settings).validated()
 
 
-def test_targets_of_n_of_m():
+def test_n_of_m_takes_its_own_sparsity_or_zero_only():
     one_three = PruningConfig(granularity="1:3")
     assert one_three.check_target(0.6667) == 2 / 3
     assert one_three.check_target(0) == 0
@@ -248,7 +248,7 @@ def test_targets_of_n_of_m():
     assert PruningConfig().check_target(0.5) == 0.5
 
 
-def test_a_minimum_out_of_reach_is_an_error():
+def test_unreachable_minimum_raises():
     model = nn.Sequential(*(nn.Linear(2, 1) for _ in range(3)))
     assert math.prod(model[0].weight.shape) == 2
     for distribution in ("global", "uniform", "erk", "lamp"):
@@ -256,7 +256,7 @@ def test_a_minimum_out_of_reach_is_an_error():
             choose(model, PruningConfig(distribution=distribution), 0.67)
 
 
-def test_lamp_does_not_call_an_infinity_a_nan():
+def test_lamp_tells_infinity_from_nan():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     for value, words in ((float("inf"), "1.weight has 1 scores that are inf"), (math.nan, "NaN")):
         model[1].weight.data[0, 0] = value
@@ -265,6 +265,6 @@ def test_lamp_does_not_call_an_infinity_a_nan():
 
 
 @pytest.mark.parametrize("criterion", ["movement", Movement()])
-def test_lamp_of_movement_is_refused_before_anything_trains(criterion):
+def test_lamp_with_movement_raises_at_construction(criterion):
     with pytest.raises(ConfigError, match="those of movement are negative"):
         PruningConfig(criterion=criterion, distribution="lamp").validated()

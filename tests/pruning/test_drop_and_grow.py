@@ -61,7 +61,7 @@ def by_hand(weight, mask, growth, share):
 
 
 @given(data=st.data(), size=st.integers(2, 24), share=st.floats(0, 0.99))
-def test_an_update_is_that_of_a_hand_computation(data, size, share):
+def test_update_equals_a_computation_in_numpy(data, size, share):
     few = st.lists(st.integers(-3, 3), min_size=size, max_size=size)  # few values, many ties
     weight = torch.tensor(data.draw(few), dtype=torch.float32)
     gradient = torch.tensor(data.draw(few), dtype=torch.float32)
@@ -82,7 +82,7 @@ def test_an_update_is_that_of_a_hand_computation(data, size, share):
 
 @pytest.mark.parametrize("levels", [0, 2, 40])
 @pytest.mark.parametrize("grow", ["gradient", "momentum"])
-def test_large_layers_too(grow, levels):
+def test_update_of_large_layers_equals_a_computation_in_numpy(grow, levels):
     """Here a sample tells where to look; with few levels of gradients it cannot."""
     layer = nn.Linear(200, 150, bias=False)
     pruner = Pruner(layer)
@@ -101,7 +101,7 @@ def test_large_layers_too(grow, levels):
         drop_and_grow(pruner, 0.3, grow=grow)
 
 
-def test_what_is_dropped_may_grow_at_once_and_was_never_gone():
+def test_dropped_weight_that_grows_at_once_is_unchanged():
     layer = nn.Linear(4, 1, bias=False)
     layer.weight.data = torch.tensor([[1.0, 2.0, 0.0, 0.0]])
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
@@ -118,7 +118,7 @@ def test_what_is_dropped_may_grow_at_once_and_was_never_gone():
 
 @pytest.mark.parametrize("grow", ["gradient", "random", "momentum"])
 @pytest.mark.parametrize("init", sorted({*INITIALIZERS} - {"orthogonal"}))
-def test_counts_stand_still_and_only_what_moves_changes(grow, init):
+def test_counts_are_constant_and_only_moved_weights_change(grow, init):
     net, pruner, optimizer = network()
     counts = {name: int(mask.sum()) for name, mask in pruner.masks.items()}
     for share in (0.5, 0.3, 0.9, 0.0):
@@ -146,7 +146,7 @@ def test_counts_stand_still_and_only_what_moves_changes(grow, init):
         gradients(net)
 
 
-def test_values_are_those_of_the_initialiser():
+def test_grown_values_are_those_of_the_initialiser():
     net, pruner, _ = network()
     first, before = pruner.state.originals[NAMES[0]], kept(pruner)[NAMES[0]]
     drop_and_grow(pruner, 0.5, init="original")
@@ -161,13 +161,13 @@ def test_values_are_those_of_the_initialiser():
     assert torch.equal(net[0].weight[back], gone[back])
 
 
-def test_the_drop_fraction_is_a_cosine():
+def test_drop_fraction_follows_a_cosine():
     shares = [drop_fraction_at(step, 200, 0.4) for step in range(0, 301, 50)]
     expected = [0.4 * math.cos(math.pi * step / 400) ** 2 for step in range(0, 201, 50)]
     assert shares == pytest.approx([*expected, 0, 0], abs=1e-12)  # cos^2(x / 2) = (1 + cos x) / 2
 
 
-def test_growth_and_drop_by_lot_depend_on_seed_event_and_name_alone():
+def test_random_growth_and_drop_depend_only_on_seed_event_and_name():
     def masks(seed, events):
         _, pruner, _ = network()
         pruner.state.seed = seed
@@ -186,7 +186,7 @@ def test_growth_and_drop_by_lot_depend_on_seed_event_and_name_alone():
     assert 25 * 2 / 3 - 2 < sum(moved) / len(moved) < 25 * 2 / 3 + 2
 
 
-def test_the_running_mean_of_gradients():
+def test_gradient_momentum_is_the_running_mean():
     net, pruner, optimizer = network()
     expected = {name: np.zeros(shape) for name, shape in zip(NAMES, SHAPES, strict=True)}
     for _ in range(4):
@@ -206,13 +206,13 @@ def test_the_running_mean_of_gradients():
         assert pruner.masks[name].numpy().ravel().tolist() == (survivors | grown).tolist()
 
 
-def test_means_of_another_optimizers_parameters_stand_still():
+def test_gradient_momentum_skips_parameters_of_other_optimizers():
     net, pruner, _ = network()
     update_gradient_momentum(pruner, torch.optim.SGD(net[0].parameters(), lr=0.1))
     assert [*pruner.state.momenta] == NAMES[:1]
 
 
-def test_any_criterion_drops():
+def test_any_criterion_can_choose_what_to_drop():
     net, pruner, _ = network()
     before, weight, grad = kept(pruner), net[0].weight.detach().clone(), net[0].weight.grad.clone()
     drop_and_grow(pruner, 0.4, drop="taylor")
@@ -220,7 +220,7 @@ def test_any_criterion_drops():
     assert pruner.masks[NAMES[0]].numpy().ravel().tolist() == (survivors | grown).tolist()
 
 
-def test_masks_are_drawn_to_the_layers_densities():
+def test_initial_masks_have_the_layer_densities():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(60, 50), nn.Linear(50, 10))
     shapes = [(50, 60), (10, 50)]
@@ -240,7 +240,7 @@ def test_masks_are_drawn_to_the_layers_densities():
         pruner.prune_to(0.9)
 
 
-def test_what_the_history_says():
+def test_history_entry_has_overlap_and_moved_count():
     _, pruner, _ = network()
     before = pruner.masks
     entry = drop_and_grow(pruner, 0.5)
@@ -273,7 +273,7 @@ def test_dense_layers_stay_dense_and_need_no_gradient():
         ({"grow": "gradient", "lost": 2}, StateError, "2.weight has no gradient"),
     ],
 )
-def test_what_cannot_be_done_changes_nothing(settings, error, words):
+def test_failed_update_changes_nothing(settings, error, words):
     net, pruner, _ = network()
     if "lost" in settings:
         net[settings.pop("lost")].weight.grad = None

@@ -55,7 +55,7 @@ def assert_zero(model, optimizer, masks):
                 assert not value[~mask].any()
 
 
-def test_sparse_gradients_are_refused():
+def test_sparse_gradients_raise():
     model = nn.Embedding(5, 3, sparse=True)
     masks = {"weight": torch.rand(5, 3) < 0.5}
     optimizer = optim.SparseAdam(model.parameters())
@@ -65,7 +65,7 @@ def test_sparse_gradients_are_refused():
         optimizer.step()
 
 
-def test_a_closure_is_given_by_name_or_position_and_its_loss_comes_back():
+def test_closure_may_be_positional_or_keyword_and_its_loss_is_returned():
     model = network()
     optimizer = sgd(model)
     masks = masks_of(model, 0.5)
@@ -82,7 +82,7 @@ def test_a_closure_is_given_by_name_or_position_and_its_loss_comes_back():
     assert_zero(model, optimizer, masks)
 
 
-def test_channels_last():
+def test_masks_hold_in_channels_last_layout():
     model = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
     optimizer = optim.AdamW(model.parameters())
     masks = {"weight": torch.rand(6, 4, 3, 3) < 0.5}
@@ -94,7 +94,7 @@ def test_channels_last():
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_module_is_left_alone():
+def test_module_keys_objects_and_hooks_are_unchanged():
     model = network()
     keys, objects = list(model.state_dict()), list(model.parameters())
     optimizer = adamw(model)
@@ -109,7 +109,7 @@ def test_the_module_is_left_alone():
     assert torch.equal(twin[0].weight, model[0].weight)
 
 
-def test_a_removed_handle_lets_weights_grow_back():
+def test_weights_change_after_the_handle_is_removed():
     model = network()
     optimizer = sgd(model)
     masks = masks_of(model, 0.5)
@@ -120,7 +120,7 @@ def test_a_removed_handle_lets_weights_grow_back():
     assert model[0].weight[~masks["0.weight"]].any()
 
 
-def test_two_optimizers():
+def test_masks_hold_under_two_optimizers():
     model = network()
     optimizers = [optim.SGD(model[0].parameters(), 0.1), optim.Adam(model[2].parameters())]
     masks = masks_of(model, 0.5)
@@ -133,7 +133,7 @@ def test_two_optimizers():
         assert_zero(model, optimizer, masks)
 
 
-def test_two_pruners_add_their_zeros():
+def test_zeros_of_two_pruners_add_up():
     model = network()
     optimizer = sgd(model)
     one, two = masks_of(model, 0.6, seed=1), masks_of(model, 0.6, seed=2)
@@ -143,7 +143,7 @@ def test_two_pruners_add_their_zeros():
     assert_zero(model, optimizer, two)
 
 
-def test_a_compiled_model_is_seen_through():
+def test_masks_hold_in_a_compiled_model():
     model = network()
     compiled = torch.compile(model, backend="eager")
     optimizer = adamw(compiled)
@@ -155,7 +155,7 @@ def test_a_compiled_model_is_seen_through():
     assert_zero(model, optimizer, masks)
 
 
-def test_a_tied_parameter_is_known_by_each_of_its_names():
+def test_tied_parameter_is_found_by_each_of_its_names():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     masks = {"1.weight": torch.eye(4, dtype=torch.bool)}
@@ -163,7 +163,7 @@ def test_a_tied_parameter_is_known_by_each_of_its_names():
         assert model[0].weight[~masks["1.weight"]].eq(0).all()
 
 
-def test_whatever_stood_there_becomes_plus_zero():
+def test_nan_inf_and_minus_zero_at_pruned_places_become_plus_zero():
     weight = nn.Parameter(torch.tensor([float("nan"), float("inf"), -0.0, -3.0, 2.0]))
     weight.grad = torch.tensor([float("nan"), -float("inf"), -0.0, 1.0, 2.0])
     enforcer = MaskEnforcer({"w": weight})
@@ -175,7 +175,7 @@ def test_whatever_stood_there_becomes_plus_zero():
         assert not tensor.signbit().any()
 
 
-def test_the_working_mask_follows_the_parameter():
+def test_working_mask_is_rebuilt_when_the_dtype_changes():
     """Casting swaps the data below the parameter; the mask is remade, not lost."""
     model = nn.Linear(4, 4)
     enforcer = MaskEnforcer({"weight": model.weight})
@@ -190,7 +190,7 @@ def test_the_working_mask_follows_the_parameter():
         assert enforcer.kept("weight").itemsize == dtype.itemsize
 
 
-def test_gradients_of_gradients():
+def test_gradients_with_a_graph_are_masked():
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
     [weight.grad] = torch.autograd.grad((weight**3).sum(), [weight], create_graph=True)
     enforcer = MaskEnforcer({"w": weight})
@@ -199,7 +199,7 @@ def test_gradients_of_gradients():
     assert weight.grad.tolist() == [0, 12]
 
 
-def test_the_weights_are_found_again_after_their_data_was_replaced():
+def test_masks_hold_after_weight_data_is_replaced():
     weight = nn.Parameter(torch.ones(4))
     enforcer = MaskEnforcer({"w": weight})
     enforcer.set_mask("w", torch.tensor([True, False, True, False]))
@@ -218,7 +218,7 @@ def test_the_weights_are_found_again_after_their_data_was_replaced():
     assert twin.parameters["w"].tolist() == [1, 0, 1, 0]
 
 
-def test_a_full_mask_costs_nothing():
+def test_full_mask_needs_no_working_mask():
     enforcer = MaskEnforcer({"w": nn.Parameter(torch.ones(3))})
     enforcer.set_mask("w", torch.tensor([True, False, True]))
     enforcer.set_mask("w", torch.ones(3, dtype=torch.bool))
@@ -235,7 +235,7 @@ def test_the_working_mask_has_the_parameters_width_and_strides():
     assert torch.equal(working, -mask.to(torch.int16))
 
 
-def test_state_of_another_width_is_masked_too():
+def test_optimizer_state_of_another_dtype_is_masked():
     """Mixed-precision optimizers keep float32 state beside half-precision weights."""
     weight = nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
     optimizer = optim.SGD([weight], 0.1)
@@ -247,7 +247,7 @@ def test_state_of_another_width_is_masked_too():
     assert int(optimizer.state[weight]["step"]) == 3
 
 
-def test_masks_that_do_not_fit_are_refused_by_name():
+def test_masks_that_do_not_fit_raise_with_the_name():
     model = network()
     optimizer = sgd(model)
     with pytest.raises(StateError, match=r"9.weight is masked but not selected here"):
@@ -258,7 +258,7 @@ def test_masks_that_do_not_fit_are_refused_by_name():
         enforce(model, {"0.weight": torch.ones(8, 6)}, optimizer)
 
 
-def test_prune_then_enforce():
+def test_prune_then_enforce_keeps_zeros():
     model = network()
     optimizer = adamw(model)
     masks = regrow.prune(model, 0.75)
@@ -270,7 +270,7 @@ def test_prune_then_enforce():
 
 
 @pytest.mark.parametrize("last", [True, False])
-def test_a_later_mask_takes_the_place_of_the_first(last):
+def test_later_mask_replaces_the_first(last):
     """In the same memory while the weight stays as it is, in new memory once it does not."""
     weight = nn.Parameter(torch.ones(4, 3, 2, 2))
     if last:
@@ -296,7 +296,7 @@ def one_rank():
     dist.destroy_process_group()
 
 
-def test_parameters_that_become_sharded_are_masked_in_their_own_part(one_rank):
+def test_parameters_sharded_later_are_masked_in_their_local_rows(one_rank):
     """`reset` with parameters of another kind: their local tensors are what is masked."""
     dense = nn.Parameter(torch.ones(4, 3))
     enforcer = MaskEnforcer({"weight": dense})

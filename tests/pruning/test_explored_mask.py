@@ -10,7 +10,7 @@ def masks(one, other):
     return {"a": torch.tensor(one, dtype=torch.bool), "b": torch.tensor(other, dtype=torch.bool)}
 
 
-def test_by_hand():
+def test_explored_fraction_by_hand():
     explored = ExploredMask()
     assert explored.add(masks([[1, 0], [0, 0]], [1, 1, 0, 0, 0, 0])) == 3 / 10
     assert explored.add(masks([[1, 0], [0, 0]], [1, 0, 1, 0, 0, 0])) == 4 / 10
@@ -18,7 +18,7 @@ def test_by_hand():
     assert explored.add(masks([[0, 0], [0, 0]], [0, 0, 0, 0, 0, 0])) == 6 / 10
 
 
-def test_given_masks_are_left_alone_and_state_goes_round():
+def test_given_masks_are_unchanged_and_state_round_trips():
     explored, first = ExploredMask(), masks([[1, 0], [0, 0]], [1, 0, 0])
     explored.add(first)
     explored.add(masks([[1, 1], [0, 0]], [1, 0, 0]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is held stays to the bit, whatever the optimizer does; what trains, trains."""
+"""Frozen weights stay exactly unchanged under every optimizer; the others train."""
 
 import copy
 
@@ -52,7 +52,7 @@ def bits(model):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_survivors_are_held(kind):
+def test_other_weights_are_frozen_while_regrown_weights_train(kind):
     model, optimizer, pruner = made(kind)
     masks = pruner.masks
     pruner.regrow(0.5, train="regrown", optimizers=[optimizer])
@@ -69,7 +69,7 @@ def test_survivors_are_held(kind):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_patterns(kind):
+def test_patterns_select_which_parameters_train(kind):
     model, optimizer, pruner = made(kind)
     pruner.regrow(0.5, train=["3", "1.bias"], optimizers=[optimizer])
     before = bits(model)
@@ -80,7 +80,7 @@ def test_patterns(kind):
     assert not after["3.weight"][~pruner.masks["3.weight"]].any()
 
 
-def test_released():
+def test_all_weights_train_after_freezing_ends():
     model, optimizer, pruner = made()
     pruner.regrow(0.5, train="regrown", optimizers=[optimizer])
     train(model, optimizer, 1)
@@ -95,7 +95,7 @@ def test_released():
 
 
 def test_freezing_keeps_values_written_between_steps():
-    """Un-pruning and direct writes while survivors are frozen are not undone by the next step."""
+    """Un-pruning and direct writes to frozen weights are not undone by the next step."""
     model, optimizer, pruner = made()
     pruner.regrow(0.2, train="regrown", optimizers=[optimizer])
     train(model, optimizer, 1)
@@ -110,7 +110,7 @@ def test_freezing_keeps_values_written_between_steps():
     assert (model[0].bias == 3).all()
 
 
-def test_pruning_goes_on_while_held():
+def test_pruning_continues_while_weights_are_frozen():
     model, optimizer, pruner = made()
     pruner.regrow(0.5, train="regrown", optimizers=[optimizer])
     pruner.prune_to(0.9, [optimizer])
@@ -120,7 +120,7 @@ def test_pruning_goes_on_while_held():
         assert not bits(model)[name][~mask].any()
 
 
-def test_a_skipped_step_leaves_nothing_behind():
+def test_skipped_step_leaves_no_copy_behind():
     """A scaler that overflows calls no hook after the step."""
     model, optimizer, pruner = made()
     pruner.regrow(0.5, train="regrown", optimizers=[optimizer])
@@ -132,7 +132,7 @@ def test_a_skipped_step_leaves_nothing_behind():
     assert (model[0].bias == 3).all()
 
 
-def test_gradients_of_what_is_held_are_zero_nan_too():
+def test_nan_gradients_of_frozen_weights_become_zero():
     model, optimizer, pruner = made()
     masks = pruner.masks
     pruner.regrow(0.5, train="regrown", optimizers=[optimizer])
@@ -145,8 +145,8 @@ def test_gradients_of_what_is_held_are_zero_nan_too():
         assert p.grad[back].isnan().all()
 
 
-def test_saved_and_loaded():
-    """A run that was cut goes on to the same bits."""
+def test_freezing_continues_after_loading():
+    """An interrupted run resumes exactly."""
     model, optimizer, pruner = made()
     pruner.regrow(0.5, train="regrown", optimizers=[optimizer])
     train(model, optimizer, 1)
@@ -163,7 +163,7 @@ def test_saved_and_loaded():
     assert all(t.dtype == torch.uint8 for t in packed.values()), "a bit a weight"
 
 
-def test_a_state_of_another_model_is_refused():
+def test_state_of_another_model_raises():
     _, optimizer, pruner = made()
     pruner.regrow(0.5, train="0", optimizers=[optimizer])
     state = pruner.state.freezer.state_dict()
@@ -172,7 +172,7 @@ def test_a_state_of_another_model_is_refused():
         other.state.freezer.load_state_dict(state)
 
 
-def test_mistakes_are_refused_before_anything_changes():
+def test_wrong_arguments_raise_before_anything_changes():
     model, _, pruner = made()
     before, masks = bits(model), pruner.masks.digest()
     for train_, words in (
@@ -189,7 +189,7 @@ def test_mistakes_are_refused_before_anything_changes():
     assert all(torch.equal(before[name], new) for name, new in bits(model).items())
 
 
-def test_shared_and_compiled_names():
+def test_shared_and_compiled_names_are_found():
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     model[1].weight = model[0].weight
     pruner = Pruner(torch.compile(model, backend="eager"), PruningConfig(include=["0.weight"]))

@@ -17,7 +17,7 @@ def network():
 
 @pytest.mark.parametrize("sparsity", [0, 0.123, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("distribution", ["global", "uniform", "erk", "lamp"])
-def test_the_target_is_hit_exactly(sparsity, distribution):
+def test_target_is_reached_exactly(sparsity, distribution):
     model = network()
     masks = regrow.prune(model, sparsity, distribution=distribution)
     assert masks.pruned == round(sparsity * 608)
@@ -27,7 +27,7 @@ def test_the_target_is_hit_exactly(sparsity, distribution):
     assert model[3].bias.all()
 
 
-def test_the_same_weights_as_torch():
+def test_pruned_weights_equal_torchs_global_unstructured():
     ours, theirs = network(), network()
     regrow.prune(ours, 0.8)
     layers = [(theirs[0], "weight"), (theirs[3], "weight")]
@@ -36,14 +36,14 @@ def test_the_same_weights_as_torch():
     assert torch.equal(ours[3].weight, theirs[3].weight)
 
 
-def test_a_criterion_of_ones_own():
+def test_custom_criterion_is_taken():
     model = network()
     masks = regrow.prune(model, 0.5, criterion=lambda w: -w.abs(), include=["3"])
     assert model[3].weight[masks["3.weight"]].abs().max() <= 0.12
     regrow.prune(network(), 0.5, criterion=torch.abs)
 
 
-def test_gradients_are_read_where_asked_for():
+def test_gradient_criteria_read_gradients():
     model = network()
     with pytest.raises(StateError, match=r"needs the gradient of 0.weight"):
         regrow.prune(model, 0.5, criterion="snip")
@@ -53,7 +53,7 @@ def test_gradients_are_read_where_asked_for():
     assert scores[~masks["3.weight"]].max() <= scores[masks["3.weight"]].min()
 
 
-def test_layers_include_exclude_and_seed():
+def test_layers_include_exclude_and_seed_are_passed_on():
     masks = regrow.prune(network(), 0.9, layers={"3": 0.5})
     assert masks.density("3.weight") == 0.5
     assert list(regrow.prune(network(), 0.9, exclude="@first")) == ["3.weight"]
@@ -62,7 +62,7 @@ def test_layers_include_exclude_and_seed():
     assert a.digest() == b.digest() != c.digest()
 
 
-def test_n_of_m_and_blocks():
+def test_n_of_m_and_block_granularity():
     masks = regrow.prune(network(), 0.5, granularity="2:4")
     groups = masks["0.weight"].movedim(1, -1).reshape(-1, 4).sum(1)
     assert groups.eq(2).all()
@@ -83,7 +83,7 @@ def test_n_of_m_and_blocks():
         ({"sparsity": 0.5, "layers": {"fc": 0.1}}, "layers pattern 'fc' matches no parameter"),
     ],
 )
-def test_refused_before_anything_changes(arguments, message):
+def test_wrong_arguments_raise_before_anything_changes(arguments, message):
     model = network()
     with pytest.raises(ConfigError, match=message):
         regrow.prune(model, **arguments)

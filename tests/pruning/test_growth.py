@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Regrowth: exactly so many come back, where the rule says, and nothing else changes a bit."""
+"""Regrowth: exact counts, at the places of the criterion, and no other weight changes."""
 
 import copy
 
@@ -41,7 +41,7 @@ def own_rule(target, momentum, removed, generator):
 
 
 @given(st.integers(0, 99), st.floats(0.05, 0.9), st.floats(0, 1), growths, inits, st.data())
-def test_only_what_comes_back_changes(seed, sparsity, fraction, by, init, data):
+def test_only_regrown_weights_change(seed, sparsity, fraction, by, init, data):
     model = network(seed)
     pruner = Pruner(model, keep_removed=True)
     pruner.remember_original()
@@ -74,7 +74,7 @@ def test_only_what_comes_back_changes(seed, sparsity, fraction, by, init, data):
 
 
 @given(st.integers(0, 99), st.integers(0, 60))
-def test_the_best_come_back(seed, count):
+def test_highest_scores_regrow_as_in_numpy(seed, count):
     """Against a stable sort in NumPy over both layers; ties by order, the later place first."""
     model = network(seed)
     pruner = Pruner(model)
@@ -93,7 +93,7 @@ def test_the_best_come_back(seed, count):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_counts_by_layer():
+def test_counts_may_be_given_by_layer():
     pruner = Pruner(network())
     pruner.prune_to(0.7)
     kept = [pruner.masks[t.name] for t in pruner.targets]
@@ -106,7 +106,7 @@ def test_counts_by_layer():
 
 
 @pytest.mark.parametrize("init", ["he", "survivors", "xavier"])
-def test_every_run_draws_the_same(init):
+def test_random_growth_is_reproducible(init):
     """Whatever was drawn before; another seed or event draws otherwise."""
 
     def run(drawn, seed=0, events=0):
@@ -126,7 +126,7 @@ def test_every_run_draws_the_same(init):
     assert run(1)[0] != run(1, events=1)[0]
 
 
-def test_a_dense_layer_needs_nothing():
+def test_dense_layer_needs_no_scores():
     """Neither gradients nor removed values are asked of a layer that is not pruned."""
     for by in ("removed", "gradient"):
         model = network()
@@ -139,7 +139,7 @@ def test_a_dense_layer_needs_nothing():
     assert Pruner(network()).regrow(0.5)["count"] == 0, "half of nothing"
 
 
-def test_what_a_rule_lacks_is_named():
+def test_missing_input_of_a_growth_criterion_raises():
     pruner = Pruner(network())
     pruner.prune_to(0.5)
     for by, words in {
@@ -158,7 +158,7 @@ def test_what_a_rule_lacks_is_named():
     assert len(pruner.history) == 1
 
 
-def test_masked_gradients_say_nothing():
+def test_growth_by_masked_gradients_raises():
     model = network()
     pruner = Pruner(model)
     pruner.prune_to(0.5)
@@ -168,7 +168,7 @@ def test_masked_gradients_say_nothing():
         pruner.regrow(0.5, by="gradient")
 
 
-def test_what_is_asked_wrongly_changes_nothing():
+def test_wrong_arguments_raise_and_change_nothing():
     model = network()
     pruner = Pruner(model)
     pruner.prune_to(0.5)
@@ -192,7 +192,7 @@ def test_what_is_asked_wrongly_changes_nothing():
     assert (pruner.masks.digest(), len(pruner.history)) == (masks, 1)
 
 
-def test_names_of_rules():
+def test_growth_criteria_are_given_by_name_or_callable():
     assert get_growth_criterion("gradient") is GROWTHS["gradient"] is gradient_growth
     weight = nn.Parameter(torch.zeros(3))
     target = Target("w", weight)
@@ -203,7 +203,7 @@ def test_names_of_rules():
         assert (scores >= 0).all()
 
 
-def test_the_whole_way_back():
+def test_regrowing_all_removed_values_restores_the_dense_model():
     model = network()
     before = copy.deepcopy(model.state_dict())
     pruner = Pruner(model, keep_removed=True)

@@ -56,7 +56,7 @@ def connections(layer):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_connections_are_those_of_the_layer(name):
+def test_connections_equal_those_measured_on_the_layer(name):
     """The counting itself, against which outputs move when an input does."""
     layer = LAYERS[name]
     inputs, outputs = connections(layer)
@@ -71,7 +71,7 @@ def test_the_connections_are_those_of_the_layer(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_fans_count_connections(name):
+def test_fan_in_and_fan_out_count_kept_connections(name):
     inputs, outputs = connections(LAYERS[name])
     fan_in, fan_out = fans(returns(LAYERS[name]))
     assert set(np.bincount(outputs.ravel())) == {fan_in}
@@ -101,7 +101,7 @@ def is_uniform(values, bound):
 
 
 @pytest.mark.parametrize("name", BIG)
-def test_spread_by_formula(name):
+def test_standard_deviations_equal_their_formulas(name):
     layer, fan_in, fan_out = BIG[name]
     made = {init: INITIALIZERS[init](returns(layer)) for init in INITIALIZERS if "ing_" in init}
     is_normal(made["kaiming_normal"], math.sqrt(2 / fan_in))
@@ -115,7 +115,7 @@ def test_spread_by_formula(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_sparse_he_counts_each_outputs_inputs(name):
+def test_sparse_he_uses_the_kept_inputs_of_each_output(name):
     """The same draw, scaled output by output with what is counted one by one."""
     layer = LAYERS[name]
     generator = torch.Generator().manual_seed(1)
@@ -129,7 +129,7 @@ def test_sparse_he_counts_each_outputs_inputs(name):
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
 
 
-def test_survivors_are_drawn_from_survivors():
+def test_survivors_draws_from_kept_weights():
     layer = nn.Linear(30, 20)
     kept = torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(3)) < 0.2
     found = INITIALIZERS["survivors"](returns(layer, kept=kept))
@@ -153,7 +153,7 @@ def of_filters(layer, chosen):
 
 
 @pytest.mark.parametrize("name", ["linear", "conv", "transposed", "transposed in groups"])
-def test_orthogonal_filters(name):
+def test_orthogonal_filters_are_orthogonal_to_kept_filters(name):
     layer = LAYERS[name]
     regrown = of_filters(layer, [1, 3])
     back = returns(layer, regrown, ~regrown)
@@ -168,7 +168,7 @@ def test_orthogonal_filters(name):
         assert math.sqrt(gram[new, new]) == pytest.approx(norm, rel=1e-5)
 
 
-def test_orthogonal_to_survivors_that_are_alike():
+def test_orthogonal_works_with_dependent_kept_filters():
     """Equal survivors span one direction: the two others are free."""
     layer = nn.Linear(3, 4)
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_orthogonal_to_survivors_that_are_alike():
     np.testing.assert_allclose(rows[2:] @ rows.T, 9 * np.eye(4)[2:], atol=1e-5)
 
 
-def test_what_cannot_be_orthogonal_is_refused():
+def test_impossible_orthogonal_regrowth_raises():
     layer = nn.Linear(2, 4)
     regrown = of_filters(layer, [3])
     with pytest.raises(StateError, match=r"1 filters come back, only 0 directions.*init='he'"):
@@ -190,7 +190,7 @@ def test_what_cannot_be_orthogonal_is_refused():
     np.testing.assert_allclose(rows @ rows.T, np.eye(4), atol=1e-6, err_msg="with no survivor")
 
 
-def test_zero_removed_and_original():
+def test_zero_removed_and_original_give_those_values():
     layer = nn.Linear(5, 4)
     removed, original = torch.randn(4, 5), torch.randn(4, 5)
     back = returns(layer, removed=removed, original=original)
@@ -205,7 +205,7 @@ def test_zero_removed_and_original():
 
 @pytest.mark.parametrize("init", INITIALIZERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_draws_repeat_and_fit(init, dtype):
+def test_draws_are_reproducible_and_have_the_shape_and_dtype(init, dtype):
     """Seeded by the generator alone; of the weight's shape and type, vectors too."""
     for layer in (nn.Linear(6, 4).to(dtype), nn.ConvTranspose2d(6, 4, 3, groups=2).to(dtype)):
         held = torch.randn(layer.weight.shape).to(dtype)
@@ -220,7 +220,7 @@ def test_draws_repeat_and_fit(init, dtype):
 
 
 @pytest.mark.parametrize("init", [i for i in INITIALIZERS if i not in ("orthogonal", "survivors")])
-def test_vectors(init):
+def test_vectors_are_initialised(init):
     values = torch.ones(7)
     nothing = torch.zeros(7, dtype=torch.bool)
     back = RegrownWeights(
@@ -229,7 +229,7 @@ def test_vectors(init):
     assert INITIALIZERS[init](back).shape == (7,)
 
 
-def test_names_and_callables():
+def test_initialisers_are_given_by_name_or_callable():
     assert make_initializer("xavier") is INITIALIZERS["xavier"]
     assert make_initializer(torch.zeros_like) is torch.zeros_like
     with pytest.raises(ConfigError, match="did you mean 'xavier'"):

@@ -50,14 +50,14 @@ LINES = [
 
 
 @pytest.mark.parametrize(("given", "line"), LINES)
-def test_arguments_of_model_pruning_are_answered_with_the_line_to_write(given, line):
+def test_arguments_of_model_pruning_raise_with_the_line_to_write(given, line):
     written, message = advice(lambda: MagnitudePruning(**given))
     assert written == line
     assert all(name in message for name in given if name != "exclude")
     eval(line, vars(regrow) | {"ChannelPruning": ChannelPruning})  # it is a valid line
 
 
-def test_the_rounds_of_model_pruning_are_explained():
+def test_repeated_pruning_of_model_pruning_raises_with_the_schedule_to_write():
     """Half of what remains after each of three epochs is 0.875."""
     _, message = advice(lambda: MagnitudePruning(amount=0.5))
     assert "what remains" in message
@@ -65,7 +65,7 @@ def test_the_rounds_of_model_pruning_are_explained():
     assert MagnitudePruning(schedule=Exponential(0.5, every="1ep", rounds=3)).final == 0.875
 
 
-def test_the_pruning_function_as_first_argument():
+def test_name_of_a_pruning_function_raises_with_the_line_to_write():
     written, _ = advice(lambda: MagnitudePruning("random_unstructured", amount=0.5))
     assert written == "MagnitudePruning(0.5, criterion='random')"
     net = nn.Linear(4, 4)
@@ -86,11 +86,11 @@ def test_the_pruning_function_as_first_argument():
         (lambda: regrow.prune(nn.Linear(4, 4), amount=0.5), "prune(model, 0.5)"),
     ],
 )
-def test_every_pruning_method_answers(call, line):
+def test_every_pruning_class_raises_with_the_line_to_write(call, line):
     assert advice(call)[0] == line
 
 
-def test_other_unknown_arguments_are_a_type_error_and_signatures_stay():
+def test_other_unknown_arguments_raise_type_error_and_signatures_are_unchanged():
     with pytest.raises(TypeError, match="sparsty"):
         MagnitudePruning(sparsty=0.5)
     parameters = inspect.signature(MagnitudePruning).parameters
@@ -120,7 +120,7 @@ NAMES = [
     ("what", "method", "theirs", "ours"),
     [(what, method, k, v) for what, method, names in NAMES for k, v in names.items()],
 )
-def test_names_of_other_tools_are_answered_with_ours(what, method, theirs, ours):
+def test_names_from_other_tools_raise_with_the_name_to_write(what, method, theirs, ours):
     with pytest.raises(ConfigError) as raised:
         method(0.5, **{what: theirs})
     assert f"write {ours!r}" in str(raised.value)
@@ -128,19 +128,19 @@ def test_names_of_other_tools_are_answered_with_ours(what, method, theirs, ours)
 
 
 @pytest.mark.parametrize("theirs", ["unstructured", "element", "l1_unstructured"])
-def test_granularity_of_single_weights(theirs):
+def test_names_for_single_weights_raise_with_granularity_weight(theirs):
     with pytest.raises(ConfigError, match="write 'weight'"):
         MagnitudePruning(0.5, granularity=theirs)
 
 
 @pytest.mark.parametrize("theirs", ["channel", "structured", "filter", "ln_structured"])
 @pytest.mark.parametrize("what", ["granularity", "criterion"])
-def test_structured_names_are_answered_with_channel_pruning(what, theirs):
+def test_structured_names_raise_with_channel_pruning(what, theirs):
     with pytest.raises(ConfigError, match="ChannelPruning"):
         MagnitudePruning(0.5, **{what: theirs})
 
 
-def test_nearest_names_are_answered_as_before():
+def test_misspelt_names_raise_with_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean 'cubic'"):
         MagnitudePruning(0.5, schedule="cubik")
     assert torch.is_tensor(regrow.prune(nn.Linear(4, 4), 0.5)["weight"])

@@ -60,13 +60,13 @@ def test_a_floor_holds_at_every_event():
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "erk", "lamp"])
-def test_other_distributions_keep_the_floor_too(distribution):
+def test_other_distributions_keep_the_floor(distribution):
     masks = regrow.prune(network(), 0.9, distribution=distribution, min_density=0.08)
     assert masks.pruned == 3600
     assert all(masks.density(name) >= 0.08 for name in masks)
 
 
-def test_groups_of_n_of_m():
+def test_n_of_m_keeps_the_floor():
     """2:4 at 0.4: four of five groups are pruned; a floor of 0.55 leaves a tenth of each layer."""
     net = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
     with torch.no_grad():
@@ -77,14 +77,14 @@ def test_groups_of_n_of_m():
     assert pruner.densities["0.weight"] == pytest.approx(0.55, abs=1e-9)
 
 
-def test_a_separate_target_is_below_the_floor_if_asked_for():
+def test_layer_target_may_be_below_the_floor():
     config = PruningConfig(min_density=0.2, layers={"1": 0.95})
     pruner = Pruner(network(), config)
     pruner.prune_to(0.5)
     assert pruner.densities["1.weight"] == pytest.approx(0.05)
 
 
-def test_masks_from_before_may_be_below_the_floor():
+def test_earlier_masks_may_be_below_the_floor():
     net = network()
     pruner = Pruner(net, PruningConfig(min_density=0.2))
     mask = torch.zeros(40, 50, dtype=torch.bool)
@@ -96,14 +96,14 @@ def test_masks_from_before_may_be_below_the_floor():
     assert pruner.densities["0.weight"] == pytest.approx(0.02)
 
 
-def test_a_floor_that_makes_the_target_unreachable():
+def test_floor_that_makes_the_target_unreachable_raises():
     with pytest.raises(ConfigError, match="min_density"):
         regrow.prune(network(), 0.9, min_density=0.2)
     with pytest.raises(ConfigError, match=r"min_density must be in \[0, 1\)"):
         MagnitudePruning(0.9, min_density=2)
 
 
-def test_a_resume_with_another_floor_is_an_error():
+def test_resume_with_another_floor_raises():
     old = PruningConfig(min_density=0.1).validated().to_dict()
     PruningConfig(min_density=0.1).validated().check_matches(old)
     for other in (PruningConfig(), PruningConfig(min_density=0.2)):
@@ -115,13 +115,13 @@ def test_a_resume_with_another_floor_is_an_error():
         )
 
 
-def test_a_layer_that_keeps_nearly_nothing_is_named():
+def test_nearly_empty_layer_is_named_in_a_warning():
     with pytest.warns(UserWarning, match=r"0\.weight \(1 of 2,000\).*min_density=") as seen:
         regrow.prune(network(), 0.9)
     assert len([w for w in seen if "min_density" in str(w.message)]) == 1
 
 
-def test_a_layer_is_named_once():
+def test_nearly_empty_layer_is_named_once():
     pruner = Pruner(network())
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -131,7 +131,7 @@ def test_a_layer_is_named_once():
 
 
 @pytest.mark.filterwarnings("error")
-def test_layers_are_not_named_where_it_was_asked_for():
+def test_requested_low_density_causes_no_warning():
     masks = regrow.prune(network(), 0.9, min_density=0.01)  # as the warning advises
     assert int(masks["0.weight"].sum()) == 20  # of 2,000
     for masks in (

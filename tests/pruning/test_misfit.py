@@ -49,7 +49,7 @@ def test_skipped_layers_stay_dense_and_are_listed_once(granularity, fits):
             assert torch.equal(net.get_parameter(name), old)
 
 
-def test_the_reason_is_kept_for_the_table():
+def test_reason_appears_in_the_table():
     with pytest.warns(UserWarning, match="stay dense"):
         pruner = Pruner(network(), PruningConfig(granularity="2:4", on_misfit="skip"))
     reasons = pruner.state.selection.reasons
@@ -59,7 +59,7 @@ def test_the_reason_is_kept_for_the_table():
         pruner.named("0")
 
 
-def test_layers_with_a_separate_target_are_matched_among_those_that_fit():
+def test_layer_targets_match_only_layers_that_fit():
     config = PruningConfig(granularity="2:4", on_misfit="skip", layers={"3": 0.0})
     with pytest.warns(UserWarning, match="stay dense"):
         pruner = Pruner(network(), config)
@@ -67,13 +67,13 @@ def test_layers_with_a_separate_target_are_matched_among_those_that_fit():
     assert pruner.densities == {"1.weight": 0.5, "3.weight": 1.0}
 
 
-def test_nothing_fits():
+def test_skipping_every_layer_raises():
     with pytest.raises(ConfigError, match="nothing is left to prune"):
         regrow.prune(nn.Linear(3, 3), 0.5, granularity="2:4", on_misfit="skip")
 
 
 @pytest.mark.filterwarnings("error")
-def test_nothing_is_said_where_all_fit():
+def test_no_warning_if_all_layers_fit():
     masks = regrow.prune(nn.Linear(4, 4), 0.5, granularity="2:4", on_misfit="skip")
     assert masks["weight"].sum(1).tolist() == [2] * 4
     net = network()
@@ -82,7 +82,7 @@ def test_nothing_is_said_where_all_fit():
     }
 
 
-def test_callbacks_pass_it_on():
+def test_callbacks_pass_on_misfit_to_the_pruner():
     for callback in (
         MagnitudePruning(0.5, schedule=OneShot(0), granularity="2:4", on_misfit="skip"),
         DynamicSparseTraining(0.5, grow="none", granularity="2:4", on_misfit="skip"),
@@ -96,7 +96,7 @@ def test_callbacks_pass_it_on():
         MagnitudePruning(0.5, granularity="2:4", on_misfit="pad")
 
 
-def test_state_of_a_pruner_that_skips_loads():
+def test_state_of_a_pruner_with_skipped_layers_loads():
     config = PruningConfig(granularity="2:4", on_misfit="skip")
     with pytest.warns(UserWarning, match="stay dense"):
         first, second = Pruner(network(), config), Pruner(network(), config)

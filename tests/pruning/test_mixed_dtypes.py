@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layers of several floating types in one model: one exact ranking, removed values to the bit."""
+"""Layers of several dtypes in one model: one exact ranking, exact removed values."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def is_zero(weight, mask):
 
 @pytest.mark.parametrize("types", [*PAIRS, TYPES], ids=str)
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
-def test_one_ranking_over_all_types(types, criterion):
+def test_weights_of_all_dtypes_are_ranked_together(types, criterion):
     net = model(*types)
     weights = [layer.weight for layer in net]
     for weight in weights:
@@ -55,7 +55,7 @@ def test_one_ranking_over_all_types(types, criterion):
 
 
 @given(st.integers(0, 10**6), st.floats(0.05, 0.6), st.permutations(TYPES))
-def test_equal_values_are_ties_in_every_type(seed, sparsity, types):
+def test_equal_values_are_ties_across_dtypes(seed, sparsity, types):
     """Halves and quarters are the same number in all of them; ties go by layer and place."""
     net = model(*types)
     generator = torch.Generator().manual_seed(seed)
@@ -73,7 +73,7 @@ def test_equal_values_are_ties_in_every_type(seed, sparsity, types):
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_the_vault_gives_every_bit_back(dtype):
+def test_unprune_is_exact_in_every_dtype(dtype):
     """-0.0, subnormals, the largest number, infinity and a NaN with its payload."""
     info = torch.finfo(dtype)
     weight = torch.randn(64).to(dtype)
@@ -93,7 +93,7 @@ def test_the_vault_gives_every_bit_back(dtype):
     assert torch.equal(weight.view(wide), before)
 
 
-def test_everything_comes_back_from_a_saved_file(tmp_path):
+def test_saved_pruner_restores_every_dtype_exactly(tmp_path):
     net = model(*TYPES)
     before = [layer.weight.detach().clone() for layer in net]
     pruner = Pruner(net, keep_removed=True)
@@ -111,7 +111,7 @@ def test_everything_comes_back_from_a_saved_file(tmp_path):
 
 
 @pytest.mark.parametrize("init", ["zero", "he", "removed", "survivors"])
-def test_regrowth_keeps_the_types(init):
+def test_regrowth_keeps_the_dtypes(init):
     net = model(*TYPES)
     pruner = Pruner(net, keep_removed=True)
     pruner.prune_to(0.8)
@@ -128,7 +128,7 @@ def test_regrowth_keeps_the_types(init):
 @pytest.mark.parametrize(
     "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu], ids=str
 )
-def test_types_of_a_byte_are_refused(dtype):
+def test_float8_parameters_raise(dtype):
     """In float8_e8m0fnu there is no zero at all; none of them is trained."""
     layer = nn.Linear(4, 4)
     layer.weight = nn.Parameter(torch.ones(4, 4).to(dtype), requires_grad=False)

@@ -52,7 +52,7 @@ def test_a_target_is_a_fraction_of_all_weights_and_never_compounds(sparsities):
     assert [entry["event"] for entry in pruner.history] == list(range(len(sparsities)))
 
 
-def test_history_and_target():
+def test_history_records_sparsity_before_and_after():
     pruner = Pruner(network())
     pruner.prune_to(0.5)
     pruner.prune_to(0.8)
@@ -78,7 +78,7 @@ def test_a_zero_weight_that_is_kept_is_not_pruned():
     assert not pruner.masks["2.weight"].all()
 
 
-def test_zero_brings_everything_back_at_zero():
+def test_pruning_to_zero_unmasks_all_weights_at_value_zero():
     model = network()
     pruner = Pruner(model)
     pruner.prune_to(0.9)
@@ -91,7 +91,7 @@ def test_zero_brings_everything_back_at_zero():
     assert model[0].weight.all()
 
 
-def test_less_than_before_is_refused():
+def test_lower_sparsity_raises():
     pruner = Pruner(network())
     pruner.prune_to(0.5)
     with pytest.raises(ConfigError, match=r"has sparsity 0.5 already, 0.4 is less.*prune_to\(0\)"):
@@ -99,7 +99,7 @@ def test_less_than_before_is_refused():
     assert pruner.prune_to(0.5)["pruned"] == 150, "the same again is nothing new"
 
 
-def test_nothing_changes_where_an_event_is_refused():
+def test_failed_event_changes_nothing():
     model = network()
     pruner = Pruner(model)
     pruner.prune_to(0.5)
@@ -115,7 +115,7 @@ def test_nothing_changes_where_an_event_is_refused():
     assert torch.equal(model[2].weight, before["2.weight"])
 
 
-def test_optimizer_state_and_gradients_are_forgotten():
+def test_optimizer_state_and_gradients_of_pruned_weights_are_zeroed():
     model = network()
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.randn(4, 10)).sum().backward()
@@ -130,7 +130,7 @@ def test_optimizer_state_and_gradients_are_forgotten():
             assert optimizer.state[parameter][key][mask].any()
 
 
-def test_own_targets():
+def test_layer_targets_are_reached():
     pruner = Pruner(network(), PruningConfig(layers={"2": 0.25}))
     pruner.prune_to(0.9)
     assert pruner.masks.density("2.weight") == 0.75
@@ -141,7 +141,7 @@ def test_own_targets():
         Pruner(network(), PruningConfig(layers={"fc": 0.25}))
 
 
-def test_granularities_are_checked_when_made():
+def test_granularity_is_checked_at_construction():
     with pytest.raises(ConfigError, match=r"2:4 does not divide 0.weight, which has 10 inputs"):
         Pruner(network(), PruningConfig(granularity="2:4"))
     with pytest.raises(ConfigError, match=r"blocks of 3x3 do not tile 0.weight"):
@@ -155,7 +155,7 @@ def test_granularities_are_checked_when_made():
     agrees(pruner)
 
 
-def test_masks_made_elsewhere():
+def test_given_masks_are_taken():
     model = network()
     pruner = Pruner(model)
     masks = {name: torch.rand(p.shape) < 0.5 for name, p in model.named_parameters() if p.dim() > 1}
@@ -166,7 +166,7 @@ def test_masks_made_elsewhere():
         pruner.set_masks({"0.weight": masks["0.weight"]})
 
 
-def test_saved_and_restored():
+def test_saved_pruner_continues_after_loading():
     model = network()
     pruner = Pruner(model, PruningConfig("movement"))
     model(torch.randn(4, 10)).square().sum().backward()
@@ -185,13 +185,13 @@ def test_saved_and_restored():
     assert other.masks.digest() == pruner.masks.digest(), "the criterion's evidence came along"
 
 
-def test_a_state_of_another_model_is_refused_by_name():
+def test_state_of_another_model_raises_with_the_names():
     state = Pruner(network()).state_dict()
     with pytest.raises(StateError, match=r"0.weight is .* its mask|0.weight has no mask"):
         Pruner(nn.Sequential(nn.Linear(3, 3))).load_state_dict(state)
 
 
-def test_random_events_differ_and_repeat():
+def test_random_events_differ_and_are_reproducible():
     def run():
         pruner = Pruner(network(), PruningConfig("random"))
         return [pruner.prune_to(s) and pruner.masks.digest() for s in (0.3, 0.6)]
@@ -199,7 +199,7 @@ def test_random_events_differ_and_repeat():
     assert run() == run()
 
 
-def test_movement_takes_gradients_as_they_come():
+def test_movement_accumulates_every_gradient():
     model = network()
     pruner = Pruner(model, PruningConfig("movement"))
     with pytest.raises(StateError, match=r"movement has seen no gradient of 0.weight"):
@@ -214,7 +214,7 @@ def test_movement_takes_gradients_as_they_come():
     agrees(pruner)
 
 
-def test_needs_gradients():
+def test_pruner_says_whether_it_needs_gradients():
     assert Pruner(network(), PruningConfig("taylor")).needs_gradients
     assert not Pruner(network(), PruningConfig("movement")).needs_gradients
     assert not Pruner(network()).needs_gradients
@@ -222,7 +222,7 @@ def test_needs_gradients():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_precisions_and_layouts(dtype, layout):
+def test_pruning_works_in_every_precision_and_layout(dtype, layout):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 4, 3))
     pruner = Pruner(model.to(dtype=dtype, memory_format=layout))
@@ -242,7 +242,7 @@ def test_tied_weights_count_once():
     agrees(pruner)
 
 
-def test_frozen_and_compiled_models():
+def test_frozen_and_compiled_models_are_pruned():
     model = network().requires_grad_(False)
     pruner = Pruner(torch.compile(model, backend="eager"))
     pruner.prune_to(0.9)
@@ -250,7 +250,7 @@ def test_frozen_and_compiled_models():
     assert zeros(model) == 270
 
 
-def test_members_of_a_parameter_list_by_name():
+def test_members_of_a_parameter_list_are_selected_by_name():
     model = nn.Module()
     model.own = nn.ParameterList([torch.randn(4, 4), torch.randn(6)])
     pruner = Pruner(model, PruningConfig(include=["own.0", "own.1"]))
@@ -267,7 +267,7 @@ def test_the_model_keeps_its_parameters_and_keys():
     assert list(model.state_dict()) == list(copy.deepcopy(model).state_dict()) == keys
 
 
-def test_removed_values_come_back_to_the_bit():
+def test_removed_values_are_restored_exactly():
     model = network()
     before = copy.deepcopy(model.state_dict())
     pruner = Pruner(model, keep_removed=True)

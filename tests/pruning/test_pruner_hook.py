@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A pruner in a training loop of one's own."""
+"""A pruner in a plain training loop."""
 
 import torch
 from torch import nn
@@ -11,8 +11,8 @@ def zeros(model):
     return sum(int((p == 0).sum()) for p in model.parameters() if p.dim() > 1)
 
 
-def test_a_loop_of_ones_own_holds_the_masks_as_they_change():
-    """Momentum and weight decay pull at every weight; what is pruned stays +0.0 all the same."""
+def test_changing_masks_hold_in_a_custom_loop():
+    """Pruned weights stay +0.0 under momentum and weight decay."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))  # 300 weights
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)

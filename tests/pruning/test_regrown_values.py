@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Values of what comes back: known to be had before anything is written."""
+"""Values of regrown weights are all computed before any is written."""
 
 import copy
 
@@ -41,7 +41,7 @@ def move(pruner, init):
 
 @pytest.mark.parametrize("act", [regrow, move])
 @pytest.mark.parametrize("init", ["original", lambda back: torch.zeros(3)])
-def test_values_of_another_shape_change_nothing(init, act):
+def test_values_of_another_shape_raise_and_change_nothing(init, act):
     """The first layer's would do: it must not be written before the second one's are known."""
     model, pruner = pruned()
     pruner.state.originals["1.weight"] = torch.zeros(2, 2)
@@ -55,7 +55,7 @@ def test_values_of_another_shape_change_nothing(init, act):
 
 
 @pytest.mark.parametrize("init", sorted(set(INITIALIZERS) - {"orthogonal", "survivors"}))
-def test_a_single_number_comes_back(init):
+def test_scalar_parameter_regrows(init):
     method = PruningConfig(include=["scale"], distribution="uniform", layers={"scale": 0.0})
     model = Scaled()
     pruner = Pruner(model, method, keep_removed=True)
@@ -68,7 +68,7 @@ def test_a_single_number_comes_back(init):
         assert model.scale.item() == torch.tensor(0.01).item()
 
 
-def test_a_rule_of_ones_own_may_write_into_what_zero_gives():
+def test_custom_initialiser_may_write_into_the_zeros():
     def counting(back):
         values = zero(back)
         values[back.regrown] = torch.arange(1.0, int(back.regrown.sum()) + 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The vault, against a plain dictionary of what was removed where."""
+"""Stored removed values, compared with a plain dictionary."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ chances = st.lists(st.floats(0, 1), min_size=1, max_size=5)
 
 
 @given(st.integers(0, 10**6), shapes, chances, st.sampled_from(list(DTYPES)), st.booleans())
-def test_any_course_of_masks(seed, shape, densities, dtype, last_channels):
-    """What came back in between is forgotten; all else has its value of the first removal."""
+def test_stored_values_follow_any_sequence_of_masks(seed, shape, densities, dtype, last_channels):
+    """Values of weights that returned are dropped; the others keep the value of their removal."""
     generator = torch.Generator().manual_seed(seed)
     weight, vault, removed, earlier = drawn(seed, shape, dtype), RemovedWeights(), {}, None
     if last_channels and len(shape) == 4:
@@ -70,14 +70,14 @@ def test_values_are_in_flat_order_and_compact():
     assert list(vault.state_dict()) == ["w"]
 
 
-def test_it_holds_the_values_and_nothing_else():
+def test_stored_values_take_no_extra_memory():
     vault, weight = RemovedWeights(), torch.randn(1000)
     vault.store("w", weight, weight > 0.5)
     assert list(vars(vault)) == ["values"]
     assert vault.values["w"].untyped_storage().nbytes() == 4 * int((weight <= 0.5).sum())
 
 
-def test_a_mask_that_keeps_all_leaves_nothing():
+def test_full_mask_stores_nothing():
     vault = RemovedWeights()
     vault.store("w", torch.ones(3), torch.tensor([True, True, True]))
     assert vault.state_dict() == {}
@@ -85,7 +85,7 @@ def test_a_mask_that_keeps_all_leaves_nothing():
     assert vault.bytes == 0
 
 
-def test_what_does_not_fit_the_masks_is_refused_by_name():
+def test_state_that_does_not_fit_the_masks_raises_with_the_name():
     vault = RemovedWeights()
     mask = {"fc.weight": torch.tensor([True, False, False])}
     for values, found in ((torch.ones(1), 1), (torch.ones(3), 3)):
@@ -95,7 +95,7 @@ def test_what_does_not_fit_the_masks_is_refused_by_name():
         vault.load_state_dict({}, mask)
 
 
-def test_a_loaded_vault_shares_nothing_with_its_source():
+def test_loaded_values_share_no_memory_with_their_source():
     values = torch.tensor([5.0])
     vault = RemovedWeights()
     mask = torch.tensor([True, False])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rprop's step sizes where weights come back: those of a weight that begins."""
+"""Rprop's step sizes of regrown weights are the initial ones."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def update(pruner, optimizer):
         update,
     ],
 )
-def test_what_comes_back_begins_with_the_groups_rate(bring):
+def test_regrown_weights_start_with_the_learning_rate_as_step_size(bring):
     """As a fresh optimizer would: the first step is of that length."""
     model, optimizer, pruner = made(keep_removed=True)
     kept = pruner.masks
@@ -71,7 +71,7 @@ def test_what_comes_back_begins_with_the_groups_rate(bring):
         assert torch.allclose(moved[moved > 0], torch.tensor(rate), rtol=1e-4)
 
 
-def test_remembered_step_sizes_come_back():
+def test_stored_step_sizes_are_restored():
     model, optimizer, pruner = made(keep_removed="moments")
     weight = model[0].weight
     first = optimizer.state[weight]["step_size"].clone()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Un-prune and regrow by the vault: values and optimizer moments, to the bit."""
+"""Un-pruning and regrowth restore removed values and moments exactly."""
 
 import copy
 
@@ -81,7 +81,7 @@ def two_events(kind, keep="moments"):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_moments_come_back_with_the_values(kind):
+def test_moments_are_restored_with_the_values(kind):
     model, optimizer, pruner, expected = two_events(kind)
     pruner.unprune(optimizers=[optimizer])
     assert same(picture(model, optimizer), expected)
@@ -89,7 +89,7 @@ def test_moments_come_back_with_the_values(kind):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_moments_come_back_by_regrowth(kind):
+def test_moments_are_restored_by_regrowth(kind):
     model, optimizer, pruner, expected = two_events(kind)
     before, masks = picture(model, optimizer), pruner.masks
     pruner.regrow(0.5, init="removed", optimizers=[optimizer])
@@ -105,7 +105,7 @@ def test_moments_come_back_by_regrowth(kind):
 
 
 @pytest.mark.parametrize("init", ["he", "zero"])
-def test_other_values_start_without_moments(init):
+def test_regrown_weights_with_new_values_have_zero_moments(init):
     model, optimizer, pruner, _ = two_events("adam")
     masks = pruner.masks
     pruner.regrow(0.5, init=init, optimizers=[optimizer])
@@ -116,7 +116,7 @@ def test_other_values_start_without_moments(init):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_saved_and_loaded(kind):
+def test_saved_pruner_restores_values_and_moments(kind):
     model, optimizer, pruner, expected = two_events(kind)
     state, weights = copy.deepcopy(pruner.state_dict()), copy.deepcopy(model.state_dict())
     model, other, again = made(kind)
@@ -127,7 +127,7 @@ def test_saved_and_loaded(kind):
     assert same(picture(model, other), expected)
 
 
-def test_values_alone_leave_moments_at_zero():
+def test_moments_stay_zero_if_only_values_are_stored():
     model, optimizer, pruner, expected = two_events("adam", keep=True)
     masks = pruner.masks
     pruner.unprune(optimizers=[optimizer])
@@ -140,7 +140,7 @@ def test_values_alone_leave_moments_at_zero():
 
 
 def test_a_change_without_optimizers_leaves_no_stale_moments():
-    """Between fits nobody has moments: what is kept of them follows the masks all the same."""
+    """Without optimizers, stored moments still follow the masks."""
     for change in (
         lambda pruner: pruner.unprune("0"),
         lambda pruner: pruner.regrow(0.5),
@@ -163,7 +163,7 @@ def test_a_change_without_optimizers_leaves_no_stale_moments():
             assert torch.equal(value, wanted), "live weights keep their moments"
 
 
-def test_moments_pruned_again_are_those_of_then():
+def test_moments_pruned_again_are_restored_as_of_the_last_event():
     model, optimizer, pruner, _ = two_events("sgd")
     pruner.unprune()
     train(model, optimizer, pruner, range(9, 12))
@@ -173,7 +173,7 @@ def test_moments_pruned_again_are_those_of_then():
     assert same(picture(model, optimizer), expected)
 
 
-def test_two_optimizers_of_one_weight():
+def test_weight_in_two_optimizers_gets_both_moments_back():
     model = network()
     both = [MAKERS["adam"](model.parameters()), MAKERS["adam"](model.parameters())]
     pruner = Pruner(model, keep_removed="moments")
@@ -185,7 +185,7 @@ def test_two_optimizers_of_one_weight():
     assert all(same(picture(model, o), e) for o, e in zip(both, expected, strict=True))
 
 
-def test_a_weight_of_the_second_event_has_its_value_of_then():
+def test_weight_of_the_second_event_has_its_value_before_that_event():
     model = network()
     pruner = Pruner(model, keep_removed=True)
     pruner.prune_to(0.4)
@@ -200,7 +200,7 @@ def test_a_weight_of_the_second_event_has_its_value_of_then():
         assert torch.equal(model.get_parameter(name)[mask], second[name][mask])
 
 
-def test_original_values():
+def test_original_values_regrow_after_remember_original():
     model = network()
     start = copy.deepcopy(model.state_dict())
     optimizer, pruner = MAKERS["sgd"](model.parameters()), Pruner(model)
@@ -219,7 +219,7 @@ def test_original_values():
         assert torch.equal(model.get_parameter(name)[~mask], start[name][~mask])
 
 
-def test_a_state_that_does_not_fit_changes_nothing():
+def test_state_that_does_not_fit_raises_and_changes_nothing():
     _, _, pruner, _ = two_events("adam")
     state = copy.deepcopy(pruner.state_dict())
     state = with_digest(
@@ -237,7 +237,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     assert (model[0].weight != 0).all()
 
 
-def test_values_without_moments_where_the_setting_changed():
+def test_stored_moments_load_into_a_pruner_that_keeps_values_only():
     """Saved with moments, loaded by a pruner that keeps values alone: they still follow."""
     model, optimizer, pruner, _ = two_events("adam")
     other = Pruner(model, keep_removed=True)

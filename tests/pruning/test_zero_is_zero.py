@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Zero is zero, whatever the optimizer and the precision; through `regrow.enforce`."""
+"""Pruned weights are zero under every optimizer and precision, through `regrow.enforce`."""
 
 from functools import partial
 
@@ -149,7 +149,7 @@ def test_every_optimizer_of_torch_is_tested():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", ["sgd momentum decay", "adam foreach", "adamw fused"])
-def test_other_precisions(name, dtype):
+def test_pruned_weights_are_zero_in_other_precisions(name, dtype):
     model = network(dtype)
     optimizer = made(name, model)
     if "eps" in optimizer.defaults:  # the usual 1e-8 is 0 in half precision
@@ -161,7 +161,7 @@ def test_other_precisions(name, dtype):
             assert_zero(model, optimizer, masks)
 
 
-def test_loss_scaling_with_half_precision_autocast():
+def test_pruned_weights_are_zero_under_autocast_and_loss_scaling():
     model = network()
     optimizer = made("adamw", model)
     scaler = torch.amp.GradScaler("cpu", init_scale=128)
@@ -177,7 +177,7 @@ def test_loss_scaling_with_half_precision_autocast():
             assert_zero(model, optimizer, masks)
 
 
-def test_a_learning_rate_schedule_beside_it():
+def test_pruned_weights_are_zero_with_a_learning_rate_schedule():
     model = network()
     optimizer = made("lbfgs", model)
     schedule = optim.lr_scheduler.StepLR(optimizer, 1)

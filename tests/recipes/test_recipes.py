@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every recipe composes, is built and trains: two steps at full depth, on data of its format."""
+"""Every recipe composes, builds and trains its full model for two steps on small data."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_recipe_trains(name: str, small_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in recipe_files() if n.startswith(("cifar", "imagenet"))])
-def test_header_says_what_it_aims_at_and_where_it_differs(name: str) -> None:
+def test_header_states_the_published_result_and_the_differences(name: str) -> None:
     path = recipe_files()[name]
     about = load(path).about
     lines = path.read_text().splitlines()
@@ -81,7 +81,7 @@ def test_header_says_what_it_aims_at_and_where_it_differs(name: str) -> None:
 
 
 @pytest.mark.vision
-def test_vgg16_loses_the_channels_of_the_paper(small_data: Path, tmp_path: Path) -> None:
+def test_vgg16_loses_as_many_channels_as_in_the_paper(small_data: Path, tmp_path: Path) -> None:
     """VGG-16-pruned-A: half of the first and the last six; 64 % of parameters, 34.2 % of MACs."""
     name = "cifar10/vgg16_channel"
     cfg = job(f"recipe={name}", *tiny(name, small_data))
@@ -95,7 +95,7 @@ def test_vgg16_loses_the_channels_of_the_paper(small_data: Path, tmp_path: Path)
 
 
 @pytest.mark.vision
-def test_two_of_four_leaves_the_first_convolution_alone(small_data: Path, tmp_path: Path) -> None:
+def test_two_of_four_leaves_the_first_convolution_dense(small_data: Path, tmp_path: Path) -> None:
     name = "imagenet/resnet50_two_four"
     cfg = job(f"recipe={name}", *tiny(name, small_data), *RESNET18)
     trainer, pruning = short_fit(cfg, tmp_path)

@@ -44,7 +44,7 @@ said["steps"], said["loss"] = trainer.global_step, float(trainer.callback_metric
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ranks_agree(name: str, small_data: Path, tmp_path: Path) -> None:
+def test_ranks_end_with_equal_results(name: str, small_data: Path, tmp_path: Path) -> None:
     program = PROGRAM.format(
         here=str(Path(__file__).parents[1] / "helpers"), name=name, data=str(small_data)
     )

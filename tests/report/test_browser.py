@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The page in a real browser: pointed at, sorted, filtered, in the dark, on a phone."""
+"""The page in a real browser: hovering, sorting, filtering, dark mode, narrow screen."""
 
 import csv
 import itertools
@@ -72,7 +72,7 @@ def pointed_at(page, trace, point):
     return page.js("return document.querySelector('#plot .hoverlayer').textContent")
 
 
-def test_the_browser_notes_what_goes_wrong(chromium, tmp_path):
+def test_browser_reports_errors_and_missing_files(chromium, tmp_path):
     bad = tmp_path / "bad.html"
     bad.write_text(
         "<html data-ready><script>console.error('a word')</script><img src='missing.png'>"
@@ -85,7 +85,7 @@ def test_the_browser_notes_what_goes_wrong(chromium, tmp_path):
     assert "asked for http://127.0.0.1:9/x.js" in said
 
 
-def test_a_point_tells_its_overrides_when_pointed_at(page):
+def test_hovering_a_point_shows_its_overrides(page):
     text = pointed_at(page, "gmp", 1)
     assert "pruning.sparsity=0.8" in text
     assert "top-1 89.20 ± 0.20 % (n = 3)" in text
@@ -94,13 +94,13 @@ def test_a_point_tells_its_overrides_when_pointed_at(page):
     assert page.driver.title != "broken"
 
 
-def test_the_dense_control_tells_its_spread(page):
+def test_dense_baseline_shows_its_spread(page):
     text = pointed_at(page, "dense baseline", 20)
     assert "top-1 97.10 ± 0.10 % (n = 3)" in text
     assert "of: gmp, imp" in text
 
 
-def test_another_axis_and_another_measure(page):
+def test_axes_can_be_changed(page):
     title = "return document.querySelector('#plot .xtitle').textContent"
     assert page.js(title).startswith("Sparsity")
     page.click("#axes [data-name=compression]")
@@ -115,7 +115,7 @@ def test_another_axis_and_another_measure(page):
     page.until(lambda: page.js(upward).startswith("Change against"))
 
 
-def test_the_front_is_marked_and_levels_are_shown_on_demand(page):
+def test_front_is_marked_and_levels_can_be_shown(page):
     names = "return document.getElementById('plot').data.map(t => t.name ?? '')"
     front = "return document.getElementById('plot').data.find(t => t.name === 'Pareto front').x"
     assert page.js(front) == [50, 80, 90]
@@ -124,7 +124,7 @@ def test_the_front_is_marked_and_levels_are_shown_on_demand(page):
     assert len(page.js(names)) == before + 6  # one curve an operating point
 
 
-def test_a_click_on_a_heading_sorts(page):
+def test_clicking_a_heading_sorts(page):
     for name in ("accuracy", "sparsity", "seconds"):
         page.click(f"#table th[data-name={name}] button")
         values = [float(text) for text in column(page, name)]
@@ -139,14 +139,14 @@ def test_a_click_on_a_heading_sorts(page):
     assert column(page, "folder") == sorted(column(page, "folder"))
 
 
-def test_the_keyboard_sorts_too(page):
+def test_keyboard_sorts(page):
     (button,) = page.find("#table th[data-name=accuracy] button")
     button.send_keys("\n")
     values = [float(text) for text in column(page, "accuracy")]
     assert values == sorted(values)
 
 
-def test_words_filter_the_table(page):
+def test_filter_narrows_the_table(page):
     (box,) = page.find("#filter")
     box.send_keys("IMP sparsity=0.8")
     page.until(lambda: len(column(page, "method")) == 3)
@@ -166,7 +166,7 @@ def test_the_table_has_numbers_on_the_right_and_units(page):
     assert "Model Net(width=16)" in page.find("#constant")[0].text
 
 
-def test_the_download_is_results_csv(page, folder):
+def test_download_equals_results_csv(page, folder):
     page.click("#download")
     saved = page.profile / "results.csv"
     page.until(saved.is_file)
@@ -195,12 +195,12 @@ def test_a_run_shows_its_layers_and_its_events(page):
     assert "pruning.sparsity=0.8" in page.find("#facts")[0].text
 
 
-def test_a_lost_job_is_there_with_its_reason(page):
+def test_failed_job_is_shown_with_its_reason(page):
     assert "DataError: no such file" in page.find("#without-result")[0].text
 
 
 @pytest.mark.parametrize("width", [320, 390])
-def test_a_phone_scrolls_no_page_sideways(chromium, folder, width):
+def test_narrow_screen_does_not_scroll_sideways(chromium, folder, width):
     chromium.open(folder / "report.html", width=width, height=844)
     wide, inner = chromium.js("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert wide <= inner == width
@@ -209,7 +209,7 @@ def test_a_phone_scrolls_no_page_sideways(chromium, folder, width):
     assert chromium.troubles() == []
 
 
-def test_the_dark_is_dark(chromium, folder):
+def test_dark_mode_has_a_dark_background(chromium, folder):
     colour = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
     letters = "return document.getElementById('plot')._fullLayout.font.color"
     chromium.open(folder / "report.html")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Other pages in a browser: several tasks, many rows, nothing but failures."""
+"""Other pages in a browser: several tasks, many rows, only failed jobs."""
 
 import pytest
 from fake_results import result, write
@@ -12,7 +12,7 @@ TOP5 = {"dense": {"accuracy_top5": 0.999}, "pruned": {"accuracy_top5": 0.99}}
 
 @pytest.fixture
 def opened(chromium, tmp_path):
-    """Writes a report of results, opens it, and sees that nothing went wrong on it."""
+    """Write a report of results, open it, and check that the page has no errors."""
 
     def open_(*contents):
         for index, content in enumerate(contents):
@@ -47,7 +47,7 @@ def test_one_task_needs_no_choice(opened):
     assert not page.find("#task-label")[0].is_displayed()
 
 
-def test_a_collapsed_method_does_not_press_the_others_into_a_line(opened):
+def test_collapsed_method_does_not_stretch_the_axis(opened):
     page = opened(
         result("gmp", 0.5, accuracy=0.96),
         result("gmp", 0.9, accuracy=0.95),
@@ -62,7 +62,7 @@ def test_a_collapsed_method_does_not_press_the_others_into_a_line(opened):
     assert low < 10
 
 
-def test_levels_are_a_curve_where_there_is_no_other(opened):
+def test_levels_are_drawn_if_there_is_no_other_curve(opened):
     levels = [{"sparsity": s, "test_accuracy": 0.9} for s in (0.2, 0.5)]
     page = opened(result("imp", levels=levels))
     assert page.find("#show-levels")[0].is_selected()
@@ -83,7 +83,7 @@ def test_very_many_rows_are_shown_in_part(opened):
     assert page.find("#count")[0].text == "601 of 601 rows, first 500 shown"
 
 
-def test_a_page_of_failures_alone(chromium, tmp_path):
+def test_page_with_failed_jobs_only(chromium, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "run.json").write_text("{}")
     write_report(tmp_path)
@@ -94,7 +94,7 @@ def test_a_page_of_failures_alone(chromium, tmp_path):
     assert chromium.troubles() == []
 
 
-def test_no_two_of_many_methods_look_alike(opened):
+def test_many_methods_have_distinct_marks(opened):
     page = opened(*(result(f"m{number:02}", accuracy=0.5 + number / 100) for number in range(40)))
     looks = page.js(
         "return document.getElementById('plot').data.filter((t) => /m[0-9]{2}/.test(t.name))"

@@ -15,14 +15,14 @@ def put(folder, **parts):
         (folder / f"{name.replace('_', '.')}.csv").write_text(HEAD + text)
 
 
-def test_parts_of_an_interrupted_run_come_first(tmp_path):
+def test_parts_of_an_interrupted_run_come_in_order(tmp_path):
     names = [f"metrics_{i}" for i in (10, 2, 0)]
     put(tmp_path / "logs", metrics="", **dict.fromkeys(names, ""))
     found = [file.name for file in find_metric_files(tmp_path)]
     assert found == ["metrics.0.csv", "metrics.2.csv", "metrics.10.csv", "metrics.csv"]
 
 
-def test_the_later_part_has_the_last_word(tmp_path):
+def test_later_part_overrides_an_earlier_one(tmp_path):
     put(
         tmp_path / "logs",
         metrics_0="0,10,0.5,,\n0,12,,0.9,\n1,20,0.6,,\n",
@@ -34,12 +34,12 @@ def test_the_later_part_has_the_last_word(tmp_path):
     ]
 
 
-def test_what_is_no_number_is_left_out(tmp_path):
+def test_values_that_are_no_numbers_are_skipped(tmp_path):
     put(tmp_path / "logs", metrics="0,10,nan,inf,\n0,,0.5,,\n0,x,0.5,,\n1,20,0.6,oops,\n1,30")
     assert read_curves(find_metric_files(tmp_path)) == [Curve("val/accuracy", [20], [0.6])]
 
 
-def test_files_without_steps_are_left_out(tmp_path):
+def test_files_without_steps_are_skipped(tmp_path):
     put(tmp_path / "logs", metrics="0,10,0.5,,\n")
     (tmp_path / "logs" / "metrics.0.csv").write_text("val/accuracy\n0.1\n")
     (tmp_path / "logs" / "metrics.1.csv").write_text("")
@@ -48,7 +48,7 @@ def test_files_without_steps_are_left_out(tmp_path):
     assert read_curves(files[:2]) == []
 
 
-def test_loggers_that_number_their_folders_are_found(tmp_path):
+def test_numbered_logger_folders_are_found(tmp_path):
     put(tmp_path / "logs" / "version_0", metrics="0,10,0.5,,\n")
     assert len(find_metric_files(tmp_path)) == 1
     assert find_metric_files(tmp_path / "nothing") == []

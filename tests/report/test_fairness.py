@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each warning where it is due, and none where it is not."""
+"""Each warning appears if and only if it applies."""
 
 import pytest
 from fake_results import dense_result, result, task
@@ -56,34 +56,34 @@ def test_a_fair_comparison_has_no_warning(same):
         ),
     ],
 )  # fmt: skip
-def test_what_differs_is_named_with_its_methods(title, found, one, other):
+def test_differing_settings_are_reported_with_their_methods(title, found, one, other):
     advice = both(one, other)[f"Different {title}"]
     assert found in " ".join(advice.findings)
     assert advice.todo.endswith(".")
 
 
-def test_fine_tuning_rates_do_not_count_from_scratch():
+def test_fine_tuning_settings_are_ignored_for_training_from_scratch():
     assert both({"finetune": {"lr": 0.3}}, {}) == {}
 
 
-def test_scratch_and_a_dense_training_of_its_own_are_fair_within_one_budget():
+def test_equal_total_epochs_are_fair_with_or_without_pretraining():
     """One-shot after 20 dense epochs, 10 dense and 10 fine-tuned, 20 gradual."""
     assert both({}, FIRST) == {}
     assert both({**FIRST, "dense_epochs": 10}, {**FIRST, "dense_epochs": 20}) == {}
 
 
-def test_different_total_epochs():
+def test_different_total_epochs_are_reported():
     found = both(FIRST, {**FIRST, "dense_epochs": 8}, epochs=28)
     assert "20 (gmp); 28 (imp)" in found["Different total epochs"].findings[0]
     assert "Different starting checkpoints" in found
 
 
-def test_unknown_total_epochs_are_said():
+def test_unknown_total_epochs_are_reported():
     found = both({}, {"start": FILE}, epochs=None)["Different total epochs"].findings[0]
     assert "20 (gmp); 20 after a checkpoint of unknown training (imp)" in found
 
 
-def test_a_dense_run_of_other_length_is_unfair_too():
+def test_dense_run_of_other_length_is_reported():
     contents = [result(seed=s) for s in range(3)]
     longer = dense_result() | {"epochs": 40}
     assert "Different total epochs" in warnings(*contents, longer)
@@ -99,7 +99,7 @@ def test_a_dense_run_of_other_length_is_unfair_too():
         ({"monitor": "latest/accuracy"}, False),
     ],
 )
-def test_what_is_chosen_on_the_test_set(setting, warned):
+def test_selection_on_the_test_set_is_reported(setting, warned):
     assert ("Chosen on the test set" in both(setting, setting)) == warned
 
 
@@ -111,5 +111,5 @@ def test_what_is_chosen_on_the_test_set(setting, warned):
         ("Sparsity of different things", {"of": "macs"}, "weights (gmp); macs (imp)"),
     ],
 )
-def test_measured_otherwise(title, change, found):
+def test_different_measurements_are_reported(title, change, found):
     assert found in both(**change)[title].findings[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which folders are jobs, and what becomes of those without a result."""
+"""Which folders are jobs, and how jobs without a result are listed."""
 
 import json
 import time
@@ -25,7 +25,7 @@ def put(folder, name, content):
     return folder
 
 
-def test_jobs_are_found_and_controls_are_none(tmp_path):
+def test_jobs_are_found_without_dense_baselines(tmp_path):
     one = write(tmp_path / "digits" / "gmp" / "seed=0", result())
     failed = put(tmp_path / "digits" / "imp", "failed.json", FAILURE)
     started = put(tmp_path / "digits" / "rigl", "run.json", {"config_hash": "a"})
@@ -36,7 +36,7 @@ def test_jobs_are_found_and_controls_are_none(tmp_path):
     assert find_jobs(one) == [one]
 
 
-def test_a_failed_job_tells_its_reason(tmp_path):
+def test_failed_job_has_its_reason(tmp_path):
     (job,) = read_jobs([put(tmp_path, "failed.json", FAILURE)]).without_result
     assert job.state == "failed"
     assert job.reason == "ConfigError: sparsity must be in [0, 1), got 90"
@@ -48,7 +48,7 @@ def test_a_failed_job_tells_its_reason(tmp_path):
     ("when", "told"),
     [("2026-01-02T03:04:05+00:00", "2026-01-02 05:04:05"), ("yesterday", "yesterday")],
 )
-def test_when_it_failed_is_told_in_local_time(tmp_path, monkeypatch, when, told):
+def test_time_of_failure_is_local(tmp_path, monkeypatch, when, told):
     monkeypatch.setenv("TZ", "UTC-2")  # two hours ahead of Greenwich
     time.tzset()
     (job,) = read_jobs([put(tmp_path, "failed.json", FAILURE | {"when": when})]).without_result
@@ -72,7 +72,7 @@ def test_a_failure_beside_an_earlier_result_hides_neither(tmp_path):
     )
 
 
-def test_unfinished_jobs(tmp_path):
+def test_unfinished_jobs_are_listed(tmp_path):
     started = put(tmp_path / "a", "run.json", {"config_hash": "a"})
     one, other = read_jobs([started, tmp_path / "b"]).without_result
     assert (one.state, other.state) == ("unfinished", "unfinished")
@@ -80,7 +80,7 @@ def test_unfinished_jobs(tmp_path):
     assert other.reason == "not started yet"
 
 
-def test_what_cannot_be_read_stops_no_other(tmp_path):
+def test_unreadable_job_does_not_stop_the_others(tmp_path):
     good = write(tmp_path / "good", result())
     old = write(tmp_path / "old", result(seed=1) | {"format": 0})
     jobs = read_jobs([old, good])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading a result: all of it or a reason."""
+"""A result is read completely, or an error gives the reason."""
 
 import json
 
@@ -11,7 +11,7 @@ from regrow.report.load import FILE, FORMAT, read_run
 from regrow.utils.errors import DataError
 
 
-def test_it_reads_what_the_command_writes():
+def test_results_written_by_the_command_are_read():
     assert (written.FORMAT, written.FILE) == (FORMAT, FILE)
 
 
@@ -32,30 +32,30 @@ def without(content, *path):
     "path",
     [("settings",), ("dense",), ("dense", "macs"), ("pruned", "accuracy"), ("sparsity_total",)],
 )
-def test_what_is_missing_is_named(tmp_path, path):
+def test_missing_keys_raise_with_their_names(tmp_path, path):
     with pytest.raises(DataError, match=rf"lacks {'.'.join(path)}: remove it and run"):
         read_run(write(tmp_path, without(result(), *path)))
 
 
-def test_another_kind_of_value_is_named(tmp_path):
+def test_values_of_another_type_raise_with_their_names(tmp_path):
     with pytest.raises(DataError, match=r"pruned.accuracy='high', which is not of type real"):
         read_run(write(tmp_path, result(pruned={"accuracy": "high"})))
 
 
-def test_another_format_is_refused_with_what_wrote_it(tmp_path):
+def test_another_format_raises_with_the_version_that_wrote_it(tmp_path):
     content = result(format=7, versions={"regrow": "9.9"})
     with pytest.raises(DataError, match=r"format 7, this version .* reads 1.*\(regrow 9.9\)"):
         read_run(write(tmp_path, content))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"format": NaN}'])
-def test_damage_is_said(tmp_path, text):
+def test_damaged_result_raises(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(DataError, match="remove it and run the job again"):
         read_run(tmp_path)
 
 
-def test_rate_and_batch_size_are_those_of_the_fit(tmp_path):
+def test_learning_rate_and_batch_size_are_read_from_the_fit(tmp_path):
     tuned = {"finetune": {"lr": 0.01, "batch_size": 32}}
     scratch = read_run(write(tmp_path / "a", result(setting=tuned)))
     assert (scratch.rate, scratch.batch_size) == (0.05, 64)  # no fine-tuning: those do not count

@@ -19,7 +19,7 @@ def spread(values):
 
 
 @given(accuracies)
-def test_as_numpy(values):
+def test_mean_and_spread_equal_numpys(values):
     found = spread(values)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-12)
     assert found.n == len(values)
@@ -29,7 +29,7 @@ def test_as_numpy(values):
         assert found.deviation == pytest.approx(np.std(values, ddof=1), abs=1e-9)
 
 
-def test_groups_are_apart_and_incomplete_columns_are_left_out():
+def test_groups_are_separate_and_incomplete_columns_are_skipped():
     rows = {"key": ["b", "a", "b"], "x": [1.0, 5.0, 3.0], "y": [1.0, 2.0, None]}
     first, second = compute_spreads(pandas.DataFrame(rows).groupby("key", sort=False), ["x", "y"])
     assert first == {"x": Spread(2.0, pytest.approx(2**0.5), 2)}
@@ -45,6 +45,6 @@ def test_groups_are_apart_and_incomplete_columns_are_left_out():
         (Spread(0.90, None, 1), Spread(0.90, 0.01, 3), None),  # one value has no interval
     ],
 )
-def test_intervals(one, other, expected):
+def test_overlap_of_intervals_by_hand(one, other, expected):
     assert one.overlaps(other) is expected
     assert other.overlaps(one) is expected

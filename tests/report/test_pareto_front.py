@@ -20,7 +20,7 @@ def dominates(other, one):
 
 
 @given(points)
-def test_it_is_what_no_other_point_dominates(found):
+def test_front_holds_the_points_that_no_other_dominates(found):
     expected = [not any(dominates(other, one) for other in found) for one in found]
     assert pareto_front([cost for cost, _ in found], [value for _, value in found]) == expected
 
@@ -34,6 +34,6 @@ def test_infinite_costs_are_compared():
 
 
 @pytest.mark.parametrize("bad", [([math.nan], [1]), ([1], [math.nan]), ([1, 2], [1])])
-def test_what_cannot_be_compared_is_refused(bad):
+def test_nan_and_unequal_lengths_raise(bad):
     with pytest.raises(ValueError, match=r"NaN|zip"):
         pareto_front(*bad)

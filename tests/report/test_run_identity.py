@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What belongs together, and how it is called."""
+"""Grouping of runs into methods and tasks, and their names."""
 
 import pytest
 from fake_results import result, runs
@@ -31,7 +31,7 @@ def test_seeds_are_one_point_and_sparsities_one_method():
     assert keys(method_key, result(), result("imp")) == [0, 1]
 
 
-def test_a_seed_that_is_set_is_not_one_that_is_unset():
+def test_set_and_unset_seeds_are_different_methods():
     """The re-initialised control differs from the ticket by nothing else."""
     assert keys(method_key, rewound(0, None), rewound(0, 0), rewound(1, 1)) == [0, 1, 1]
 
@@ -41,7 +41,7 @@ def test_each_seed_may_have_its_own_starting_checkpoint():
     assert keys(point_key, *starts, result()) == [0, 0, 2]
 
 
-def test_a_control_is_shared_by_whatever_differs_in_pruning_alone():
+def test_dense_baseline_is_shared_by_runs_that_differ_only_in_pruning():
     contents = [result(), result("imp", 0.5), result(seed=1), result(setting={"start": None})]
     assert keys(baseline_key, *contents) == [0, 0, 2, 3]
     assert keys(lambda run: baseline_key(run, seeds=False), *contents) == [0, 0, 0, 3]
@@ -57,7 +57,7 @@ def test_a_control_is_shared_by_whatever_differs_in_pruning_alone():
         ({"optimizer": {"lr": 1}}, True),
     ],
 )
-def test_a_task_is_data_and_model(setting, same):
+def test_task_key_is_data_and_model(setting, same):
     assert keys(task_key, result(), result(setting=setting)) == [0, 0 if same else 1]
 
 
@@ -71,7 +71,7 @@ def worded(method, *words, **setting):
     return result(method, setting=setting) | {"overrides": [f"recipe=digits/{method}", *words]}
 
 
-def test_names_say_what_not_all_have():
+def test_names_show_only_settings_that_differ():
     common = ("trainer.max_epochs=4", "seed=1", "pruning.sparsity=0.9", "paths.controls=/tmp/x")
     found = names(
         worded("gmp", *common),
@@ -81,13 +81,13 @@ def test_names_say_what_not_all_have():
     assert found == ["gmp", "imp optimizer.lr=0.1", "imp"]
 
 
-def test_names_differ_where_only_settings_do():
+def test_names_differ_if_only_settings_differ():
     one, other = names(worded("gmp"), worded("gmp", optimizer={"lr": 0.1}))
     assert one != other
     assert one.startswith("gmp #")
 
 
-def test_recipes_of_one_word_are_told_by_their_folder():
+def test_recipes_of_the_same_name_include_their_folder():
     there = worded("gmp", optimizer={"lr": 1}) | {"recipe": "mnist/gmp"}
     assert names(worded("gmp"), there) == ["digits/gmp", "mnist/gmp"]
 

@@ -13,7 +13,7 @@ def by_name(*contents):
     return {series.name: series for series in plot.series}, plot.dense
 
 
-def test_seeds_make_one_point_as_numpy_does():
+def test_seeds_make_one_point_with_numpys_mean_and_spread():
     found = {0: 0.95, 1: 0.93, 2: 0.96}
     series, _ = by_name(*(result(seed=s, accuracy=a) for s, a in found.items()))
     (point,) = series["gmp"].points
@@ -40,7 +40,7 @@ def test_points_of_a_method_are_in_the_order_of_sparsity():
     assert [point.x["sparsity"].mean for point in series["gmp"].points] == [0.5, 0.8, 0.9]
 
 
-def test_a_control_counts_once_however_many_share_it():
+def test_shared_dense_baseline_counts_once():
     """Two methods and a dense run, two seeds: two controls."""
     contents = [result(m, seed=s, control=0.97 + s / 100) for m in ("gmp", "imp") for s in (0, 1)]
     series, (control,) = by_name(*contents, dense_result(0, 0.97), dense_result(1, 0.98))
@@ -52,12 +52,12 @@ def test_a_control_counts_once_however_many_share_it():
     assert "sparsity" not in control.x
 
 
-def test_controls_of_other_training_are_apart():
+def test_dense_baselines_of_other_training_are_separate():
     _, controls = by_name(result(), result("imp", setting={"optimizer": {"lr": 0.1}}))
     assert len(controls) == 2
 
 
-def test_the_front_is_that_of_means_and_knows_the_dense_network():
+def test_pareto_front_uses_means_and_includes_the_dense_network():
     series, (control,) = by_name(
         result("a", 0.5, accuracy=0.96),
         result("a", 0.9, accuracy=0.94),
@@ -77,7 +77,7 @@ def test_the_front_is_that_of_means_and_knows_the_dense_network():
     assert ("sparsity", "accuracy") not in control.fronts
 
 
-def test_levels_belong_to_their_point():
+def test_levels_are_averaged_within_their_point():
     levels = [{"sparsity": s, "test_accuracy": 0.9 + s / 100} for s in (0.5, 0.2, 0.9)]
     series, _ = by_name(*(result(seed=s, levels=levels) for s in (0, 1)))
     (point,) = series["gmp"].points
@@ -86,7 +86,7 @@ def test_levels_belong_to_their_point():
     assert set(point.levels[0].x) == {"sparsity", "compression"}
 
 
-def test_very_many_methods_are_shown_by_recipe_without_lines():
+def test_many_methods_are_grouped_by_recipe_without_lines():
     rates = [result(setting={"optimizer": {"lr": i + 1}}) for i in range(MAX_LINES + 1)]
     series, _ = by_name(*rates)
     (one,) = series.values()

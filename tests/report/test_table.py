@@ -20,7 +20,7 @@ def rows(content):
     return run_rows(runs(content)[0], "job0", "gmp")
 
 
-def test_the_chosen_network():
+def test_row_of_a_run_has_every_column():
     (row,) = rows(result(accuracy=0.95, control=0.97))
     assert row["final"] == "yes"
     for name, value in {
@@ -59,14 +59,14 @@ def test_the_chosen_network():
         assert row[name] == value, name
 
 
-def test_top_5_is_there_where_it_was_measured():
+def test_top5_is_shown_if_measured():
     top5 = {"dense": {"accuracy_top5": 0.999}, "pruned": {"accuracy_top5": 0.99}}
     (row,) = rows(result(**top5))
     assert (row["accuracy_top5"], row["dense_accuracy_top5"]) == (0.99, 0.999)
     assert rows(result())[0]["accuracy_top5"] is None
 
 
-def test_levels_come_first_and_the_last_one_is_the_chosen():
+def test_levels_come_first_and_the_final_network_last():
     dense, half, final = rows(result(levels=LEVELS))
     assert [row["final"] for row in (dense, half, final)] == ["no", "no", "yes"]
     assert half["accuracy"] == 0.94
@@ -79,13 +79,13 @@ def test_levels_come_first_and_the_last_one_is_the_chosen():
     assert final["val_accuracy"] == 0.93
 
 
-def test_a_level_of_channels_has_no_parameters():
+def test_channel_levels_have_no_parameter_count():
     level = rows(result(levels=LEVELS[:2], of="macs"))[1]
     assert level["params"] is None
     assert level["compression"] is None
 
 
-def test_a_dense_run():
+def test_dense_run_has_one_row():
     (row,) = rows(dense_result())
     assert (row["sparsity"], row["compression"]) == (0, 1)
     assert (row["accuracy"], row["accuracy_drop"]) == (0.97, 0)
@@ -98,7 +98,7 @@ def test_many_excluded_layers_are_counted():
     assert found == "53 parameters (weight of BatchNorm2d); fc.weight (excluded by 'fc')"
 
 
-def test_csv_is_read_back():
+def test_csv_round_trips():
     """Quotes, commas and line ends within a value too."""
     odd = 'x="a,b"\nc'
     content = result(levels=LEVELS) | {"overrides": ["recipe=digits/gmp", odd]}

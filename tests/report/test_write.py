@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The files of a report: whole, small, harmless, and quickly made."""
+"""The files of a report are complete, small and escaped."""
 
 import base64
 import csv
@@ -32,7 +32,7 @@ def data_of(folder):
     return json.loads(gzip.decompress(base64.b64decode(found)))
 
 
-def test_both_files_say_what_was_run(tmp_path):
+def test_both_files_list_every_run(tmp_path):
     for seed in range(2):
         write(tmp_path / "gmp" / f"seed={seed}", result(seed=seed, accuracy=0.9))
     write(tmp_path / "dense", dense_result())
@@ -47,7 +47,7 @@ def test_both_files_say_what_was_run(tmp_path):
     }
 
 
-def test_only_the_given_jobs_count(tmp_path):
+def test_only_the_given_jobs_are_reported(tmp_path):
     jobs = [write(tmp_path / "jobs" / str(seed), result(seed=seed)) for seed in range(3)]
     sweep = tmp_path / "sweep"
     sweep.mkdir()
@@ -57,7 +57,7 @@ def test_only_the_given_jobs_count(tmp_path):
     assert "not started yet" in (sweep / "report.html").read_text()
 
 
-def test_what_jobs_write_is_no_markup(tmp_path):
+def test_job_output_is_escaped(tmp_path):
     content = result(EVIL) | {"overrides": [f"recipe={EVIL}", f"+x={EVIL}"], "verdict": EVIL}
     content["layers"] = {EVIL: 0.5}
     write(tmp_path / "job", content, metrics=f"step,val/accuracy {EVIL}\n1,0.5\n")
@@ -95,7 +95,7 @@ def test_warnings_are_counted_and_shown(tmp_path):
     assert "No unfair comparison was found" in text
 
 
-def test_no_folder_and_no_job(tmp_path):
+def test_missing_folder_or_jobs_raise(tmp_path):
     with pytest.raises(DataError, match=r"no folder .*: write `regrow report outputs`"):
         write_report(tmp_path / "nothing")
     with pytest.raises(DataError, match=r"no job below .*`regrow train recipe=digits/gmp`"):
@@ -103,7 +103,7 @@ def test_no_folder_and_no_job(tmp_path):
 
 
 def hide(monkeypatch, package):
-    """Make a package look like one that is not installed."""
+    """Make a package appear not installed."""
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == package else find(n))
 
@@ -128,7 +128,7 @@ def test_without_pandas_there_is_no_report(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_two_processes_at_once_leave_whole_files(tmp_path):
+def test_concurrent_writers_leave_whole_files(tmp_path):
     write(tmp_path / "a", result())
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write_report, [tmp_path] * 8))
@@ -153,7 +153,7 @@ def many(folder, jobs, epochs):
         write(folder / f"job{job:03d}", content, metrics)
 
 
-def test_two_hundred_jobs_take_seconds_and_stay_small(tmp_path):
+def test_page_of_two_hundred_jobs_stays_small(tmp_path):
     many(tmp_path, 200, epochs=200)
     start = time.perf_counter()
     write_report(tmp_path)
@@ -162,13 +162,13 @@ def test_two_hundred_jobs_take_seconds_and_stay_small(tmp_path):
     assert len(lines(tmp_path)) == 200 * 21
 
 
-def test_nothing_heavy_is_imported(python):
+def test_heavy_libraries_are_not_imported_with_the_package(python):
     heavy = {"torch", "numpy", "hydra", "plotly", "pandas", "jinja2"}
     program = f"import sys, regrow.report; print({{*sys.modules}} & {heavy})"
     assert python("-c", program).stdout.strip() == "set()"
 
 
-def test_the_command(regrow, tmp_path):
+def test_report_command_writes_both_files(regrow, tmp_path):
     write(tmp_path / "outputs" / "a", result())
     done = regrow("report", "outputs")
     assert done.returncode == 0, done.stderr
@@ -186,7 +186,7 @@ def test_the_command(regrow, tmp_path):
         ((".",), "no job below '.'"),
     ],
 )
-def test_the_command_says_what_to_write(regrow, words, said):
+def test_report_command_errors_say_what_to_write(regrow, words, said):
     done = regrow("report", *words)
     assert done.returncode == 1
     assert said in done.stderr

@@ -12,8 +12,8 @@ def test_no_candidate_before_a_failure():
 
 
 @given(limit=st.floats(0.0, 0.98), resolution=st.floats(0.005, 0.2))
-def test_ends_within_a_resolution_of_the_limit(limit, resolution):
-    """Against a world in which every sparsity up to `limit` holds and none above."""
+def test_search_ends_within_its_resolution_of_the_limit(limit, resolution):
+    """Every sparsity up to `limit` is accepted and none above it."""
     search = Bisection(resolution)
     search.reject(0.99)
     tries = 0

@@ -18,7 +18,7 @@ def phases(plan):
     return [(step // 10, "S" if sparsity else "D") for step, sparsity in plan]
 
 
-def test_the_papers_hundred_epochs():
+def test_acdc_phases_equal_the_100_epochs_of_the_paper():
     """Peste et al.: 10 epochs of warm-up, phases of 5, a dense one from 75 to 85, then sparse."""
     expected = [(10 + 5 * k, "SD"[k % 2]) for k in range(14)] + [(85, "S")]
     assert expected[-2:] == [(75, "D"), (85, "S")]
@@ -27,13 +27,13 @@ def test_the_papers_hundred_epochs():
     assert {sparsity for _, sparsity in ACDC().plan(0.9, EPOCHS)} == {0.0, 0.9}
 
 
-def test_sixteen_epochs():
+def test_acdc_phases_of_16_epochs():
     plan = ACDC("2ep", "13ep", "2ep").plan(0.98, Timeline(160, 10))
     assert phases(plan) == [(2, "S"), (4, "D"), (6, "S"), (8, "D"), (10, "S"), (12, "D"), (13, "S")]
 
 
 @pytest.mark.parametrize("end", range(30, 90))
-def test_it_is_always_compressed_anew_at_the_end(end):
+def test_acdc_prunes_again_at_its_end(end):
     plan = ACDC("10ep", f"{end}ep", "7ep").plan(0.5, EPOCHS)
     steps = [m.step for m in plan]
     assert plan[-1] == (10 * end, 0.5)
@@ -44,7 +44,7 @@ def test_it_is_always_compressed_anew_at_the_end(end):
     assert 0 < lengths[-1] <= 140
 
 
-def test_too_short_and_ends_that_are_not_sparse_are_refused():
+def test_too_short_fits_and_dense_ends_raise():
     with pytest.raises(ConfigError, match="no room for a sparse and a dense phase of every=5ep"):
         ACDC("10ep", "14ep", "5ep").plan(0.9, EPOCHS)
     with pytest.raises(ConfigError, match=r"AC/DC ends sparse: write Cyclic\(last='dense'\)"):
@@ -53,18 +53,18 @@ def test_too_short_and_ends_that_are_not_sparse_are_refused():
         ACDC("5ep", "3ep", "1ep")
 
 
-def test_by_name():
+def test_acdc_is_made_by_name():
     assert make_schedule("acdc", "1ep", "9ep", "2ep") == ACDC("1ep", "9ep", "2ep")
 
 
-def test_dense_sparse_dense_is_one_sparse_phase():
+def test_dense_sparse_dense_has_one_sparse_phase():
     """Han et al. 2017: dense, sparse, dense to the end."""
     plan = Cyclic("40ep", "70ep", "30ep", last="dense").plan(0.5, EPOCHS)
     assert phases(plan) == [(40, "S"), (70, "D")]
 
 
 @pytest.mark.parametrize("total", range(10, 120))
-def test_fractions_that_are_rounded_are_still_one_sparse_phase(total):
+def test_dense_sparse_dense_of_rounded_fractions_has_one_sparse_phase(total):
     """0.4 + 0.3 is 0.7, also where steps are rounded to a sum past it."""
     plan = Cyclic(0.4, 0.7, 0.3, last="dense").plan(0.5, Timeline(total))
     assert [sparsity for _, sparsity in plan] == [0.5, 0.0]

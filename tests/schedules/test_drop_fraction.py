@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""When masks of sparse training move."""
+"""Update steps of sparse training."""
 
 import pytest
 
@@ -24,14 +24,14 @@ def steps(updates, timeline, start=0.0):
         ("40it", 0.75, [0, 40]),
     ],
 )
-def test_multiples_of_every_until_the_end(every, end, expected):
+def test_updates_are_multiples_of_every_until_the_end(every, end, expected):
     assert steps(DropGrowSchedule(every, end), Timeline(100, 20)) == expected
     assert steps(DropGrowSchedule(every, end), Timeline(100, 20, 7)) == [
         7 + step for step in expected
     ]
 
 
-def test_masks_that_are_there_are_not_drawn_again():
+def test_existing_masks_are_not_drawn_again():
     assert steps(DropGrowSchedule("10it", "35it"), Timeline(100), start=0.9) == [10, 20, 30]
 
 
@@ -43,18 +43,18 @@ def test_masks_that_are_there_are_not_drawn_again():
         ("50it", "50it", "no update before end"),
     ],
 )
-def test_times_that_do_not_fit(every, end, words):
+def test_times_outside_the_fit_raise(every, end, words):
     with pytest.raises(ConfigError, match=words):
         DropGrowSchedule(every, end).plan(0.9, Timeline(100))
 
 
 @pytest.mark.parametrize("times", [(0, 0.75), ("0it", 0.75), ("10it", 0), (100, 0.75)])
-def test_times_that_cannot_be_meant(times):
+def test_zero_times_and_bare_numbers_raise(times):
     with pytest.raises(ConfigError, match=r"must be above 0|has no unit"):
         DropGrowSchedule(*times)
 
 
-def test_the_length_of_the_fit_may_be_unknown():
+def test_unknown_fit_length_works_with_absolute_times_only():
     assert steps(DropGrowSchedule("10it", "25it"), Timeline(None)) == [0, 10, 20]
     with pytest.raises(ConfigError, match="length is unknown"):
         DropGrowSchedule("10it", 0.5).plan(0.9, Timeline(None))

@@ -46,7 +46,7 @@ def test_gradual_schedules_follow_their_formula(kind, begin, length, every, targ
         assert sparsity == pytest.approx(start + (target - start) * FORMULAS[kind](progress))
 
 
-def test_zhu_and_gupta_in_their_own_symbols():
+def test_cubic_equals_the_formula_of_zhu_and_gupta():
     s_i, s_f, t0, n, delta = 0.0, 0.875, 100, 10, 20
     plan = Cubic("100it", "300it", "20it").plan(s_f, LINE)
     for t, s_t in plan:
@@ -55,14 +55,14 @@ def test_zhu_and_gupta_in_their_own_symbols():
     assert len(plan) == 10
 
 
-def test_the_end_is_never_missed():
+def test_event_at_the_end_is_never_missed():
     """every does not divide the way: the last event still comes at the end."""
     plan = Linear("0it", "95it", "30it").plan(0.8, LINE)
     assert [m.step for m in plan] == [30, 60, 90, 95]
     assert plan[-1].sparsity == 0.8
 
 
-def test_epochs_and_fractions():
+def test_epochs_and_fractions_become_steps():
     plan = Linear("1ep", "4ep", "1ep").plan(0.9, LINE)
     assert [m.step for m in plan] == [100, 150, 200]
     assert [m.step for m in Linear(0.2, 0.75, 0.25).plan(0.9, LINE)] == [450, 700, 750]
@@ -76,7 +76,7 @@ def test_begin_equal_to_end_is_one_shot(kind):
 
 
 @pytest.mark.parametrize("kind", [Linear, Cubic, Cosine, Cyclic])
-def test_every_longer_than_begin_to_end_is_refused(kind):
+def test_every_longer_than_begin_to_end_raises(kind):
     schedule = kind("10it", "20it", "11it")
     with pytest.raises(ConfigError, match=r"every=11it \(11 steps\) is longer than begin to end"):
         schedule.plan(0.9, LINE)
@@ -92,12 +92,12 @@ def test_every_longer_than_begin_to_end_is_refused(kind):
         (("1ep", "3ep", "often"), "every must be a time"),
     ],
 )
-def test_times_refused_at_once(kind, times, message):
+def test_wrong_times_raise_at_construction(kind, times, message):
     with pytest.raises(ConfigError, match=message):
         kind(*times)
 
 
-def test_times_refused_once_the_fit_is_known():
+def test_times_outside_the_fit_raise_when_planned():
     with pytest.raises(ConfigError, match=r"begin=5ep \(step 250\) lies after end=100it"):
         Linear("5ep", "100it", "1it").plan(0.9, LINE)
     with pytest.raises(ConfigError, match="end=20ep is step 1000, but the fit ends before step"):
@@ -108,7 +108,7 @@ def test_times_refused_once_the_fit_is_known():
         Cubic().plan(0.9, Timeline(total=None, steps_per_epoch=50))
 
 
-def test_one_shot():
+def test_one_shot_has_one_milestone():
     assert OneShot("3ep").plan(0.9, LINE) == ((150, 0.9),)
     assert OneShot(0).plan(0.9, LINE) == ((0, 0.9),)
     assert OneShot(0).plan(0.9, LINE, start=0.9) == ()
@@ -124,18 +124,18 @@ def test_cyclic_phases_alternate():
         Cyclic(last="wet")
 
 
-def test_dense_sparse_dense():
+def test_dense_sparse_dense_ends_dense():
     plan = Cyclic("1ep", "3ep", "2ep", last="dense").plan(0.5, LINE)
     assert plan == ((50, 0.5), (150, 0.0))
 
 
-def test_a_cycle_that_never_prunes_is_refused():
+def test_cycle_that_never_prunes_raises():
     with pytest.raises(ConfigError, match="nothing would ever be pruned"):
         Cyclic("3it", "3it", "1it", last="dense").plan(0.5, Timeline(10))
     assert Cyclic("3it", "3it", "1it").plan(0.5, Timeline(10)) == ((3, 0.5),)
 
 
-def test_table():
+def test_table_gives_its_own_milestones():
     table = Table({"3ep": 0.5, 0.5: 0.0, "700it": 0.9})
     assert table.plan(0.9, LINE) == ((150, 0.5), (500, 0.0), (700, 0.9))
 
@@ -150,12 +150,12 @@ def test_table():
         ({"3ep": 0.9, "6ep": 0.5}, "the table falls from 0.9 to 0.5 at 6ep"),
     ],
 )
-def test_tables_refused_at_once(rows, message):
+def test_wrong_tables_raise_at_construction(rows, message):
     with pytest.raises(ConfigError, match=message):
         Table(rows)
 
 
-def test_tables_refused_once_the_fit_is_known():
+def test_tables_outside_the_fit_raise_when_planned():
     with pytest.raises(ConfigError, match=r"ends at sparsity 0.5, but sparsity=0.9 was asked"):
         Table({"3ep": 0.5}).plan(0.9, LINE)
     with pytest.raises(ConfigError, match=r"must follow one another, got steps \[150, 100\]"):
@@ -187,12 +187,12 @@ def test_names_make_schedules():
         ({"schedule": "cubic", "every": 10}, "every=10 has no unit"),
     ],
 )
-def test_names_refused(arguments, message):
+def test_unknown_schedule_names_raise(arguments, message):
     with pytest.raises(ConfigError, match=message):
         make_schedule(**arguments)
 
 
-def test_schedules_are_values():
+def test_schedules_compare_by_value():
     assert Cubic() == Cubic()
     assert Linear("1ep") != Linear("2ep")
     assert Cubic() != Linear()
@@ -200,6 +200,6 @@ def test_schedules_are_values():
 
 
 @pytest.mark.parametrize("schedule", [Linear(), Cubic(), Cosine(), OneShot(), Cyclic()])
-def test_own_targets_arrive_together(schedule):
+def test_layer_targets_are_reached_together(schedule):
     assert schedule.layer_sparsity(0.9, 0.9, 0.3) == 0.3
     assert schedule.layer_sparsity(0.45, 0.9, 0.3) == pytest.approx(0.15)

@@ -26,7 +26,7 @@ def test_every_round_removes_the_rate_of_what_remains(rate, target):
     assert [m.step for m in plan] == [10 * k for k in range(1, len(plan) + 1)]
 
 
-def test_the_lottery_tickets_own_levels():
+def test_levels_equal_those_of_the_lottery_ticket_paper():
     """Frankle and Carbin 2019: 20 % a round leaves 51.2 % after 3, 21.1 % after 7, 3.6 after 15."""
     plan = Exponential(0.2, every="1ep").plan(1 - 0.8**15, ENDLESS)
     assert len(plan) == 15
@@ -35,13 +35,13 @@ def test_the_lottery_tickets_own_levels():
 
 
 @given(st.integers(1, 40), st.sampled_from([0.1, 0.2, 0.5]))
-def test_rounds_asked_for_are_rounds_made(rounds, rate):
+def test_rounds_gives_that_many_rounds(rounds, rate):
     schedule = Exponential(rate, "1it", rounds)
     assert schedule.final == 1 - (1 - rate) ** rounds
     assert len(schedule.plan(schedule.final, ENDLESS)) == rounds
 
 
-def test_begin():
+def test_first_round_is_at_begin_or_after_one_interval():
     plan = Exponential(0.5, every="2ep", begin=0).plan(0.75, ENDLESS)
     assert [m.step for m in plan] == [0, 20]
     plan = Exponential(0.5, every="2ep", begin="3ep").plan(0.75, ENDLESS)
@@ -50,20 +50,20 @@ def test_begin():
     assert [m.step for m in plan] == [25, 50]
 
 
-def test_it_goes_on_from_the_present_sparsity():
+def test_rounds_continue_from_the_present_sparsity():
     plan = Exponential(0.5, every="1it").plan(0.9, ENDLESS, start=0.5)
     assert [m.sparsity for m in plan] == [0.75, 0.875, 0.9]
     assert Exponential(0.5, every="1it").plan(0.5, ENDLESS, start=0.5) == ()
     assert Exponential(0.5, every="1it").plan(0.0, ENDLESS) == ()
 
 
-def test_a_fit_too_short_for_its_rounds_is_refused():
+def test_fit_too_short_for_its_rounds_raises():
     with pytest.raises(ConfigError, match=r"0.9 takes 11 rounds of 10it at rate 0.2.*room for 9"):
         Exponential(0.2, every="10it").plan(0.9, Timeline(total=100))
     assert len(Exponential(0.2, every="9it").plan(0.9, Timeline(total=100))) == 11
 
 
-def test_a_sparsity_that_contradicts_the_rounds_is_refused():
+def test_sparsity_that_contradicts_the_rounds_raises():
     with pytest.raises(ConfigError, match=r"3 rounds at rate 0.2 end at sparsity 0.488, but"):
         Exponential(0.2, "1ep", rounds=3).plan(0.9, ENDLESS)
 
@@ -79,12 +79,12 @@ def test_a_sparsity_that_contradicts_the_rounds_is_refused():
         ({"begin": 5}, "begin=5 has no unit"),
     ],
 )
-def test_settings_refused(settings, message):
+def test_wrong_settings_raise(settings, message):
     with pytest.raises(ConfigError, match=message):
         Exponential(**settings)
 
 
-def test_own_targets_take_as_many_rounds():
+def test_layer_targets_take_as_many_rounds():
     """A layer bound for 0.5 while the others go to 0.9 removes its own fixed rate a round."""
     schedule = Exponential(0.2, every="1it")
     plan = schedule.plan(1 - 0.8**10, ENDLESS)

@@ -13,7 +13,7 @@ from regrow.schedules.time import Time, Timeline
 from regrow.utils.errors import ConfigError
 
 
-def test_the_last_step_is_inside_and_the_end_is_not():
+def test_last_step_is_within_the_fit_and_its_end_is_not():
     line = Timeline(total=10, start=20)
     assert step_within("at", Time(9, "it"), line) == 29
     with pytest.raises(ConfigError, match=r"at=10it is step 30, but the fit ends before step 30"):
@@ -31,7 +31,7 @@ def test_milestones_that_change_nothing_are_left_out():
     assert drop_unchanged([Milestone(1, 0.5)], 0.5) == ()
 
 
-def test_own_targets_move_in_proportion():
+def test_layer_targets_move_in_proportion():
     rule = ProportionalLayers()
     assert rule.layer_sparsity(0.45, 0.9, 0.6) == pytest.approx(0.3)
     assert rule.layer_sparsity(0.9, 0.9, 0.6) == 0.6

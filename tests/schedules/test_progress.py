@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Progress through a plan, against a plain walk over all steps."""
+"""Progress through a plan, compared with a loop over all steps."""
 
 import pytest
 from hypothesis import given
@@ -39,8 +39,8 @@ def test_every_milestone_comes_once_at_its_step(plan):
 
 
 @given(plans(), st.sets(st.integers(0, 45)))
-def test_missed_steps_are_made_good_by_the_last_of_them(plan, asked):
-    """Where steps are skipped, the highest level that is due counts, and nothing comes twice."""
+def test_of_missed_milestones_only_the_last_is_due(plan, asked):
+    """If steps are skipped, the highest level that is due counts, and nothing happens twice."""
     expected, level = [], 0.0
     for step in sorted(asked):
         now = max([m.sparsity for m in plan if m.step <= step], default=0.0)
@@ -51,7 +51,7 @@ def test_missed_steps_are_made_good_by_the_last_of_them(plan, asked):
 
 
 @given(plans(), st.integers(0, 45))
-def test_cut_anywhere_it_goes_on_as_if_never_cut(plan, cut):
+def test_progress_restored_at_any_step_continues_unchanged(plan, cut):
     whole, first = Progress(plan, start=0.1, first=3, epoch=2), Progress(plan, 0, 0.1, 3, 2)
     expected = walk(whole, range(46))
     before = walk(first, range(cut))
@@ -61,13 +61,13 @@ def test_cut_anywhere_it_goes_on_as_if_never_cut(plan, cut):
     assert before + walk(again, range(cut, 46)) == expected
 
 
-def test_a_plan_with_equal_levels_and_zeros():
+def test_plan_may_repeat_levels_and_return_to_zero():
     plan = (Milestone(2, 0.9), Milestone(4, 0.0), Milestone(6, 0.9), Milestone(8, 0.0))
     assert walk(Progress(plan), range(9)) == list(plan)
     assert walk(Progress(plan), [5, 7, 9]) == [(5, 0.0), (7, 0.9), (9, 0.0)]
 
 
-def test_what_is_begun_and_reached():
+def test_started_and_reached_follow_the_plan():
     assert not Progress().started
     assert Progress((), 0, 0.0, 0, 0).reached
     progress = Progress((Milestone(3, 0.5),), epoch=0)
@@ -82,34 +82,34 @@ EARLIER = (Milestone(2, 0.3), Milestone(4, 0.6), Milestone(6, 0.9))
 
 
 @pytest.mark.parametrize("on_change", ["refuse", "keep", "stretch"])
-def test_an_unchanged_plan_stays(on_change):
+def test_unchanged_plan_is_kept_on_resume(on_change):
     assert resumed_plan(STORED, STORED, 1, 6, on_change) == STORED
 
 
 @pytest.mark.parametrize("on_change", ["refuse", "keep", "stretch"])
-def test_a_finished_plan_stays(on_change):
+def test_finished_plan_is_kept_on_resume(on_change):
     assert resumed_plan(STORED, LATER, 3, 16, on_change) == STORED
 
 
-def test_keep():
+def test_keep_uses_the_stored_plan():
     assert resumed_plan(STORED, LATER, 1, 6, "keep") == STORED
 
 
-def test_stretch_to_later_and_to_earlier():
+def test_stretch_moves_events_later_or_earlier():
     assert resumed_plan(STORED, LATER, 1, 6, "stretch") == (STORED[0], *LATER[1:])
     assert resumed_plan(STORED, LATER, 0, 3, "stretch") == LATER
     assert resumed_plan(STORED, EARLIER, 1, 5, "stretch") == (STORED[0], Milestone(6, 0.9))
     assert resumed_plan(STORED, EARLIER, 1, 9, "stretch") == (STORED[0], Milestone(9, 0.9))
 
 
-def test_refuse_says_both_plans():
+def test_refuse_raises_with_both_plans():
     message = r"plans 2 from step 10 .*0\.6\) to step 15 .*0\.9\), while now 3 from step 10"
     with pytest.raises(ConfigError, match=message):
         resumed_plan(STORED, LATER, 1, 6, "refuse")
 
 
 @given(plans(), plans(), st.integers(0, 40))
-def test_stretching_never_forgets_the_past_and_never_goes_back(stored, planned, now):
+def test_stretch_keeps_past_milestones_and_never_lowers_sparsity(stored, planned, now):
     progress = Progress(stored)
     walk(progress, range(now))
     plan = resumed_plan(stored, planned, progress.n_done, now, "stretch")
@@ -126,7 +126,7 @@ def planned(timeline, start):
     return Linear(0, 0.5, 0.25).plan(0.8, timeline, start)
 
 
-def test_resume_by_the_timeline_of_now():
+def test_resume_compares_with_the_present_timeline():
     plan = planned(Timeline(40), 0.0)
     progress = Progress(plan, 1, 0.0, 0, 0)
     progress.resume(planned, Timeline(40), 12, "refuse")
@@ -137,13 +137,13 @@ def test_resume_by_the_timeline_of_now():
     assert [m.step for m in progress.remaining] == [40]
 
 
-def test_resume_in_a_fit_that_ends_before_the_last_event():
+def test_resume_in_a_fit_that_ends_before_the_last_event_raises():
     progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, 0, 0)
     with pytest.raises(ConfigError, match="plans an event at step 20, but the fit now ends before"):
         progress.resume(planned, Timeline(20), 12, "keep")
 
 
-def test_resume_where_the_end_is_unknown():
+def test_resume_with_unknown_end_keeps_the_plan():
     progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, 0, 0)
     progress.resume(planned, Timeline(None), 12, "keep")
     assert len(progress.remaining) == 1

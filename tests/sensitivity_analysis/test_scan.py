@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sensitivity: exactly one layer is pruned while it is evaluated, then all is as it was."""
+"""Exactly one layer is pruned while it is evaluated, and the model is restored afterwards."""
 
 import math
 
@@ -82,7 +82,7 @@ def test_each_layer_alone_is_pruned_by_magnitude():
     assert set(found.excluded) == {"0.bias", "1.weight", "1.bias", "4.bias", "7.bias"}
 
 
-def test_shares_by_hand():
+def test_shares_of_parameters_and_macs_by_hand():
     found = sensitivity(network(), lambda net: 1.0, [0.5], example_input=torch.zeros(1, 1, 6, 6))
     params = 36 + 4 + 8 + 216 + 6 + 72 + 3
     macs = {"0.weight": 36 * 16, "4.weight": 216 * 4, "7.weight": 72}
@@ -93,7 +93,7 @@ def test_shares_by_hand():
     assert [row.macs for row in found.rows] == [None] * 3
 
 
-def test_an_example_of_the_module_counts():
+def test_example_input_array_of_the_module_is_used():
     net = network()
     net.example_input_array = torch.zeros(1, 1, 6, 6)
     assert sensitivity(net, lambda net: 1.0, [0.5]).rows[0].macs is not None
@@ -110,7 +110,7 @@ def test_an_evaluation_that_fails_leaves_the_model_as_it_was(fail_at):
     assert [module.training for module in net] == [i != 3 for i in range(8)]
 
 
-def test_gradients_and_parameters_stay_what_they_are():
+def test_gradients_and_parameters_are_unchanged():
     net = network()
     net(torch.randn(4, 1, 6, 6)).square().mean().backward()
     held = {name: (p, p.data_ptr(), p.grad.clone()) for name, p in net.named_parameters()}
@@ -154,7 +154,7 @@ def test_zeros_are_counted_from_the_original_weights(sparsities, criterion, star
         assert row.sparsity == (sizes[row.name] - kept[row.name]) / sizes[row.name]
 
 
-def test_what_is_pruned_already_is_not_evaluated_again():
+def test_sparsities_below_the_present_one_are_not_evaluated():
     net = network()
     masks = regrow.prune(net, 0.75, distribution="uniform")
     watch = Watch()
@@ -165,7 +165,7 @@ def test_what_is_pruned_already_is_not_evaluated_again():
         assert row.accuracy[0.9] != found.accuracy
 
 
-def test_masks_that_the_model_does_not_obey_are_refused():
+def test_masks_with_nonzero_pruned_weights_raise():
     net = network()
     masks = regrow.prune(network(), 0.5)
     with pytest.raises(StateError, match=r"prune weights of 0\.weight that are not zero"):
@@ -174,7 +174,7 @@ def test_masks_that_the_model_does_not_obey_are_refused():
         sensitivity(net, Watch(), [0.9], masks={"nowhere": torch.ones(1, dtype=torch.bool)})
 
 
-def test_one_weight_always_stays():
+def test_one_weight_is_always_kept():
     found = sensitivity(nn.Linear(2, 2), lambda net: float(net.weight.count_nonzero()), [0.99])
     assert found.rows[0].accuracy == {0.99: 1.0}
 
@@ -187,7 +187,7 @@ def test_tied_weights_are_one_layer():
     assert found.rows[0].accuracy[0.5] == 8
 
 
-def test_patterns_choose_the_layers():
+def test_patterns_select_the_layers():
     found = sensitivity(network(), Watch(), [0.5], exclude=["@last", "4"])
     assert [row.name for row in found.rows] == ["0.weight"]
     assert found.excluded["7.weight"] == "excluded by '@last'"
@@ -211,7 +211,7 @@ def test_patterns_choose_the_layers():
         ({"evaluate": lambda net: None}, StateError, "got None"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_refused(options, error, message):
+def test_wrong_arguments_raise(options, error, message):
     net = network()
     before = bits(net)
     with pytest.raises(error, match=message):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Groups of channels that are tried one at a time: zeroed everywhere, nothing else touched."""
+"""Channel groups are zeroed one at a time, and nothing else changes."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_one_group_is_zeroed_wherever_it_stands():
+def test_one_group_at_a_time_is_zeroed_in_every_member():
     net = network()
     before = {name: value.numpy().tobytes() for name, value in net.state_dict().items()}
     seen, found = states(net, [0.5, 0.9])
@@ -79,7 +79,7 @@ def test_one_group_is_zeroed_wherever_it_stands():
     assert "the network's output" in found.excluded["6"]
 
 
-def test_what_is_zeroed_computes_what_a_cut_network_does():
+def test_zeroed_group_computes_what_a_cut_network_does():
     """The cut is another piece of code; the excluded layers keep their channels."""
     outputs = []
 
@@ -94,7 +94,7 @@ def test_what_is_zeroed_computes_what_a_cut_network_does():
     torch.testing.assert_close(outputs[1], small.eval()(EXAMPLE).detach())
 
 
-def test_shares_by_hand():
+def test_shares_of_parameters_and_macs_by_hand():
     _, found = states(network(), [0.5])
     params = 36 + 4 + 8 + 216 + 6 + 72 + 3
     macs = {"0.weight": 36 * 16, "3.weight": 216 * 4, "6.weight": 72}
@@ -106,7 +106,7 @@ def test_shares_by_hand():
     assert second.macs == (macs["3.weight"] + macs["6.weight"]) / sum(macs.values())
 
 
-def test_masked_channels_count_as_gone_and_go_first():
+def test_masked_channels_count_as_removed_and_come_first():
     net = network()
     pruner = regrow.ChannelPruner(net, EXAMPLE, keep_removed=False)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_masked_channels_count_as_gone_and_go_first():
     assert same(seen[1], zeroed(net, "0", [3, 0]))
 
 
-def test_masks_of_weights_alone_make_no_channel_gone():
+def test_masks_of_weights_alone_remove_no_channel():
     """Its bias would still be added."""
     net = network()
     masks = {"0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)}
@@ -140,7 +140,7 @@ def test_masks_of_weights_alone_make_no_channel_gone():
     assert [unit.n_pruned for unit in units] == [0, 0]
 
 
-def test_groups_can_be_left_out_and_ranked_otherwise():
+def test_groups_can_be_excluded_and_ranked_by_another_criterion():
     _, found = states(network(), [0.5], exclude=["3"])
     assert [row.name for row in found.rows] == ["0"]
     assert found.excluded["3"] == "3.weight is excluded or not included"

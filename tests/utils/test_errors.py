@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What messages say."""
+"""Argument checks and their messages."""
 
 import math
 
@@ -21,7 +21,7 @@ from regrow.utils.errors import (
 )
 
 
-def test_own_errors_are_those_users_would_catch():
+def test_errors_derive_from_builtin_errors():
     assert issubclass(ConfigError, ValueError)
     assert issubclass(StateError, RuntimeError)
     assert issubclass(ConfigError, RegrowError)
@@ -29,7 +29,7 @@ def test_own_errors_are_those_users_would_catch():
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 0.5, 0.999, np.float32(0.25), np.float64(0.9)])
-def test_sparsities(value):
+def test_valid_sparsities_are_taken(value):
     assert check_sparsity("sparsity", value) == float(value)
     assert type(check_sparsity("sparsity", value)) is float
 
@@ -50,12 +50,12 @@ def test_sparsities(value):
         (torch.tensor(0.5), "must be a number"),
     ],
 )
-def test_sparsities_refused(given, message):
+def test_invalid_sparsities_raise(given, message):
     with pytest.raises(ConfigError, match=message):
         check_sparsity("sparsity", given)
 
 
-def test_zero_may_be_refused():
+def test_zero_raises_where_it_is_not_allowed():
     with pytest.raises(ConfigError, match="above 0"):
         check_sparsity("sparsity", 0, zero=False)
     with pytest.raises(ConfigError, match=r"rate must be in \(0, 1\), got 0: write 0.2"):
@@ -64,12 +64,12 @@ def test_zero_may_be_refused():
 
 
 @pytest.mark.parametrize("given", [0, -1, 1.5, "three", True, None])
-def test_counts_refused(given):
+def test_invalid_counts_raise(given):
     with pytest.raises(ConfigError, match="rounds must be a whole number of at least 1"):
         check_count("rounds", given)
 
 
-def test_counts():
+def test_valid_counts_are_taken():
     assert check_count("rounds", np.int64(3)) == 3
     assert check_count("event", 0, least=0) == 0
 
@@ -88,11 +88,11 @@ def test_choices_name_the_nearest():
     ("given", "patterns"),
     [(None, None), ("fc", ("fc",)), (["a", "b"], ("a", "b")), (("a",), ("a",))],
 )
-def test_patterns(given, patterns):
+def test_valid_patterns_are_taken(given, patterns):
     assert check_patterns("include", given) == patterns
 
 
 @pytest.mark.parametrize("given", [[], [3], 3, [None]])
-def test_patterns_refused(given):
+def test_invalid_patterns_raise(given):
     with pytest.raises(ConfigError, match="include must be layer patterns such as"):
         check_patterns("include", given)

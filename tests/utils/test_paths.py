@@ -7,7 +7,7 @@ from regrow.utils import paths as _paths
 from regrow.utils.errors import StateError
 
 
-def test_beside_the_package_comes_first(tmp_path, monkeypatch):
+def test_folder_inside_the_package_comes_first(tmp_path, monkeypatch):
     package = tmp_path / "src" / "regrow"
     (tmp_path / "conf").mkdir()
     package.mkdir(parents=True)

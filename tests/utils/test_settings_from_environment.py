@@ -43,7 +43,7 @@ def test_functions_take_an_empty_list_and_a_single_pattern():
     assert [*Masks.from_zeros(network(), exclude="1")] == ["0.weight"]
 
 
-def test_an_empty_list_includes_nothing_and_says_so():
+def test_empty_include_list_raises():
     with pytest.raises(ConfigError, match="or None for all, got"):
         MagnitudePruning(include=[])
     with pytest.raises(ConfigError, match="or None for all, got"):
@@ -72,7 +72,7 @@ def test_an_empty_list_includes_nothing_and_says_so():
         (lambda: regrow.prune(network(), "0.5"), "sparsity is the text '0.5'"),
     ],
 )
-def test_numbers_as_text_are_answered(make, text):
+def test_numbers_as_text_raise_with_what_to_write(make, text):
     """Hydra's ${oc.env:NAME} is text; what the message advises makes a number of it."""
     with pytest.raises(ConfigError) as raised:
         make()
@@ -80,13 +80,13 @@ def test_numbers_as_text_are_answered(make, text):
     assert "${oc.decode:${oc.env:NAME}}" in str(raised.value)
 
 
-def test_what_the_message_advises_works(monkeypatch):
+def test_following_the_message_works(monkeypatch):
     monkeypatch.setenv("NAME", "0.8")
     cfg = OmegaConf.create({"sparsity": "${oc.decode:${oc.env:NAME}}"})
     assert MagnitudePruning(cfg.sparsity).final == 0.8
 
 
 @pytest.mark.parametrize("given", ["high", "", "0.9%", "true"])
-def test_other_text_is_no_number(given):
+def test_other_text_raises(given):
     with pytest.raises(ConfigError, match="must be a number"):
         MagnitudePruning(given)

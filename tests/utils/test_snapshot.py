@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is remembered comes back to the bit, any number of times."""
+"""A snapshot can be restored exactly, any number of times."""
 
 import copy
 import io
@@ -89,7 +89,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("make", "schedule"), PAIRS)
-def test_every_return_is_as_right_as_the_first(make, schedule):
+def test_every_restore_equals_the_first(make, schedule):
     training = Training(make, schedule)
     training.steps(range(3))
     memory, then = TrainingSnapshot(training.net, **training.parts), training.state()
@@ -106,7 +106,7 @@ def test_every_return_is_as_right_as_the_first(make, schedule):
     assert objects == [id(p) for p in training.net.parameters()]
 
 
-def test_running_statistics_go_back():
+def test_running_statistics_are_restored():
     training = Training()
     memory = TrainingSnapshot(training.net)
     training.steps(range(5))
@@ -118,7 +118,7 @@ def test_running_statistics_go_back():
     assert norm.num_batches_tracked == 0
 
 
-def test_only_what_is_asked_for_goes_back():
+def test_only_the_requested_parts_are_restored():
     training = Training()
     memory = TrainingSnapshot(training.net, **training.parts)
     training.steps(range(5))
@@ -131,7 +131,7 @@ def test_only_what_is_asked_for_goes_back():
     assert not training.optimizer.state
 
 
-def test_survives_a_file_and_shares_nothing():
+def test_snapshot_survives_a_file_and_shares_no_memory():
     training = Training("adam")
     training.steps(range(3))
     memory, then = TrainingSnapshot(training.net, **training.parts), training.state()
@@ -147,7 +147,7 @@ def test_survives_a_file_and_shares_nothing():
     assert equal(then, training.state())
 
 
-def test_shuffling_is_another_draw_of_the_same_values():
+def test_shuffle_permutes_the_same_values():
     training = Training()
     memory, start = TrainingSnapshot(training.net), training.state()[0]
     memory.permuted(1).restore(training.net)
@@ -163,14 +163,14 @@ def test_shuffling_is_another_draw_of_the_same_values():
     assert equal(start, training.state()[0])
 
 
-def test_another_module_is_refused_by_name():
+def test_another_module_raises_with_the_names():
     memory = TrainingSnapshot(nn.Linear(2, 2))
     with pytest.raises(StateError, match=r"parameters are not those .* weight"):
         memory.restore(nn.Linear(3, 2))
 
 
-def test_other_optimizers_are_refused():
+def test_other_optimizers_raise():
     training = Training()
     memory = TrainingSnapshot(**training.parts)
-    with pytest.raises(StateError, match="1 rates were remembered, 2 are there"):
+    with pytest.raises(StateError, match="holds 1 rates, got 2"):
         memory.restore(rates=[training.optimizer, training.optimizer])

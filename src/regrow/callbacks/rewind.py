@@ -10,9 +10,8 @@ from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback, PruneEvent, waits_for_gradients
 from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.compatibility import check_combination
-from regrow.callbacks.core.dispatch import Dispatcher
 from regrow.callbacks.core.pruning_callback import pruning_callbacks
-from regrow.callbacks.support.lr_rounds import check_lr_schedules_fit, round_length
+from regrow.callbacks.support.lr_rounds import check_lr_schedules_fit
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.schedules.base import step_within
 from regrow.schedules.time import TimeLike, Timeline, parse_time
@@ -56,9 +55,10 @@ class Rewind(Callback):
     applied to them at once. Global step, epochs and data order do not go back. An average (EMA)
     restarts from the rewound weights.
 
-    A learning-rate schedule must span one round (`lr_schedule_steps`); after its end the rest of a
-    round trains at its last rate. A round that rewinds to step k starts at step k of the schedule:
-    with `Exponential(begin="10ep", every="9ep")` and `to="1ep"` each round ends with the schedule.
+    A learning-rate schedule must span one round: `restart_each_round` makes one of any scheduler.
+    After its end the rest of a round trains at its last rate. A round that rewinds to step k starts
+    at step k of the schedule: with `Exponential(begin="10ep", every="9ep")` and `to="1ep"` each
+    round ends with the schedule.
 
     Args:
         to: "500it", "3ep", "0it" (the initialization) or a fraction of the fit, counted from its
@@ -284,7 +284,8 @@ did you mean 'weights'?
                 f"{steps[0]}, before it: prune later, or write to='0it'"
             )
         if self.scheduled:
-            check_lr_schedules_fit(trainer, timeline, steps, self._step - timeline.start)
+            back = self._step - timeline.start if self.parts else None
+            check_lr_schedules_fit(trainer, timeline, steps, back)
 
 
 def make_rewind(rewind: TimeLike | Rewind | None) -> tuple[Rewind, ...]:
@@ -292,21 +293,3 @@ def make_rewind(rewind: TimeLike | Rewind | None) -> tuple[Rewind, ...]:
     if rewind is None:
         return ()
     return (rewind if isinstance(rewind, Rewind) else Rewind(rewind),)
-
-
-def rewinders(trainer: pl.Trainer) -> list[Rewind]:
-    """The callbacks that rewind, children of pruning callbacks included."""
-    return [c for c in Dispatcher.of(trainer).callbacks if isinstance(c, Rewind)]
-
-
-def lr_schedule_steps(trainer: pl.Trainer) -> int | None:
-    """The number of steps of a learning-rate schedule; call it in `configure_optimizers`.
-
-    Returns:
-        The optimizer steps of one round if the fit rewinds; else None.
-
-    Example:
-        >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-        >>> steps = lr_schedule_steps(trainer) or trainer.max_steps
-    """
-    return round_length(trainer) if rewinders(trainer) else None

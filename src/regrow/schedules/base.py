@@ -53,7 +53,7 @@ def layer_sparsities(
     return {
         name: max(
             schedule.layer_sparsity(sparsity, target, final),
-            1 - densities[name] if sparsity else 0.0,  # it may have been pruned by hand
+            1 - densities[name] if sparsity else 0.0,  # it may have been pruned manually
         )
         for name, final in own.items()
     }

@@ -51,7 +51,7 @@ def make_schedule(
             )
         if given:
             raise ConfigError(
-                f"{', '.join(given)} beside a schedule object: it carries its own times, write "
+                f"{', '.join(given)} beside a schedule object, which has its own times: write "
                 f"them in {schedule!r}"
             )
         return schedule

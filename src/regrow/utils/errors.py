@@ -161,7 +161,7 @@ def join_limited(items: Iterable[str], limit: int = 3, separator: str = ", ") ->
 
 
 def check_not_text(what: str, given: object) -> None:
-    """Check that a number is not given as text, as a variable of the environment is.
+    """Check that a number is not given as text, such as the value of an environment variable.
 
     Example:
         >>> check_not_text("seed", "3")

@@ -75,7 +75,7 @@ def matches_pattern(name: str, pattern: str) -> bool:
 
 
 def accept_compile_prefix(module: nn.Module) -> RemovableHandle:
-    """Let a module load weights whose names differ by `torch.compile`'s prefix alone.
+    """Let a module load weights whose names differ only by `torch.compile`'s prefix.
 
     Lightning loads a module's weights before it calls any callback, hence a hook of the module.
 

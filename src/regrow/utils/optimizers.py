@@ -177,10 +177,10 @@ def warn_not_clearable(
     if names:
         warned.add(id(optimizer))
         warnings.warn(
-            f"{type(optimizer).__name__} keeps {', '.join(names)} in another form than one number "
-            "a weight, which cannot be cleared where weights are pruned or kept with them. Pruned "
-            "weights stay exactly zero; one that comes back (regrow, unprune) may start with "
-            "momentum from before it was pruned",
+            f"{type(optimizer).__name__} does not store {', '.join(names)} as one number per "
+            "weight, so this state cannot be zeroed or kept for single weights. Pruned weights "
+            "stay exactly zero; one that returns (regrow, unprune) may start with momentum from "
+            "before it was pruned",
             stacklevel=2,
         )
 

@@ -35,7 +35,7 @@ class RandomStateDict(TypedDict):
 
 
 def make_generator(seed: int, event: int, name: str) -> torch.Generator:
-    """Make a generator that depends on (seed, event, name) alone, not on earlier draws."""
+    """Make a generator that depends only on (seed, event, name), not on earlier draws."""
     key = hashlib.blake2b(f"{seed}/{event}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 

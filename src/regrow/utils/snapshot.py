@@ -150,8 +150,8 @@ class TrainingSnapshot:
         objects, states = list(given), cast("dict[str, Any]", self._state)[what]
         if objects and len(objects) != len(states):
             raise StateError(
-                f"{len(states)} {what} were remembered, {len(objects)} are there: pass the "
-                "optimizers and schedulers that the snapshot was made of"
+                f"the snapshot holds {len(states)} {what}, got {len(objects)}: pass the optimizers "
+                "and schedulers that it was made of"
             )
         return list(zip(objects, states, strict=True)) if objects else []
 
@@ -184,7 +184,7 @@ def _write(copies: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: st
     changed = [n for n in sorted({*shapes, *copied}) if shapes.get(n) != copied.get(n)]
     if changed:
         raise StateError(
-            f"the module's {what} are not those that were remembered: {', '.join(changed[:5])} "
+            f"the module's {what} are not those of the snapshot: {', '.join(changed[:5])} "
             "were added, removed or reshaped since"
         )
     for name, tensor in tensors.items():

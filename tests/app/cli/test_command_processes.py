@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command in processes of its own: killed, run side by side, and on Fashion-MNIST."""
+"""The command in separate processes: killed, run in parallel, and on Fashion-MNIST."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_run_killed_at_random_moments_ends_as_the_uninterrupted_one(start, tmp_p
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_jobs_side_by_side_train_their_control_once(start, tmp_path):
+def test_parallel_jobs_train_their_dense_baseline_once(start, tmp_path):
     words = ("train", "recipe=digits/gmp", "trainer.max_epochs=2", *QUICK)
     jobs = [start(*words, f"pruning.sparsity={s}") for s in (0.8, 0.9)]
     outputs = [job.communicate(timeout=300)[0] for job in jobs]
@@ -74,7 +74,7 @@ def test_jobs_side_by_side_train_their_control_once(start, tmp_path):
     assert len(list((tmp_path / "outputs" / "controls").glob("*/result.json"))) == 1
 
 
-def test_error_is_one_message_and_nothing_is_trained(start, tmp_path):
+def test_configuration_error_is_one_message_before_training(start, tmp_path):
     job = start("train", "recipe=digits/gmp", "pruning.sparsity=90", *QUICK)
     output, _ = job.communicate(timeout=120)
     assert job.returncode == 1
@@ -85,7 +85,7 @@ def test_error_is_one_message_and_nothing_is_trained(start, tmp_path):
 
 @pytest.mark.vision
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_fashion_mnist_recipe_to_its_end(start, tmp_path):
+def test_fashion_mnist_recipe_runs_to_its_end(start, tmp_path):
     """LeNet-300-100, 16 epochs, 98 %: within two points and a half of the dense network."""
     job = start("train", "recipe=fashion_mnist/lenet300_gmp", *QUICK)
     output, _ = job.communicate(timeout=900)

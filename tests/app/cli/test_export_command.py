@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`regrow export`: what the file computes is what the checkpoint holds."""
+"""`regrow export`: the file computes the same as the checkpoint."""
 
 import re
 
@@ -50,7 +50,7 @@ def row(shown, label):
     return [cell.strip() for cell in line.split("│")[2:-1]]
 
 
-def test_a_masked_run_as_onnx(job, tmp_path, capsys):
+def test_masked_run_exports_to_onnx(job, tmp_path, capsys):
     cfg = job(*GMP)
     result = train(cfg)
     configured(cfg, tmp_path)
@@ -83,7 +83,7 @@ def test_a_masked_run_as_onnx(job, tmp_path, capsys):
     assert "as zeros" in re.sub(r"\s+", " ", shown)
 
 
-def test_a_cut_network_as_safetensors(cut, tmp_path, capsys):
+def test_cut_network_exports_to_safetensors(cut, tmp_path, capsys):
     path, network = cut
     out = tmp_path / "made" / "digits.safetensors"
     export_checkpoint(path, "safetensors", out)
@@ -103,7 +103,7 @@ def test_a_cut_network_as_safetensors(cut, tmp_path, capsys):
     assert "as zeros" not in shown
 
 
-def test_a_cut_network_as_pt2(cut, tmp_path, capsys):
+def test_cut_network_exports_to_pt2(cut, tmp_path, capsys):
     path, network = cut
     export_checkpoint(path, "pt2", tmp_path / "digits.pt2")
     x = torch.randn(5, 1, 8, 8)
@@ -114,7 +114,7 @@ def test_a_cut_network_as_pt2(cut, tmp_path, capsys):
     assert int(dense.replace(",", "")) > int(small.replace(",", ""))
 
 
-def test_without_the_test_set_random_images_serve(cut, tmp_path, capsys, monkeypatch):
+def test_random_images_are_used_without_the_test_set(cut, tmp_path, capsys, monkeypatch):
     from regrow.app.data.digits import Digits
 
     def missing(self):
@@ -131,7 +131,7 @@ def refused(path, tmp_path, error, message):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_checkpoint_that_is_not_of_a_run(tmp_path):
+def test_checkpoint_without_a_run_raises(tmp_path):
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": {}}, path)
     refused(path, tmp_path, ConfigError, "is not from a run of `regrow train`")
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_is_not_of_a_run(tmp_path):
     refused(path, tmp_path, StateError, r"config\.yaml is damaged")
 
 
-def test_a_checkpoint_of_another_network(cut, tmp_path):
+def test_checkpoint_of_another_network_raises(cut, tmp_path):
     path, _ = cut
     whole = torch.load(path, weights_only=True)
     plan = whole.pop(KEY)
@@ -171,7 +171,7 @@ def test_a_checkpoint_of_another_network(cut, tmp_path):
         (("here.ckpt", "--format=onnx"), "no option '--format'"),
     ],
 )
-def test_a_mistake_is_one_clear_line_at_once(regrow, tmp_path, words, message):
+def test_wrong_options_give_a_one_line_error(regrow, tmp_path, words, message):
     (tmp_path / "here.ckpt").touch()
     done = regrow("export", *words)
     assert done.returncode == 1
@@ -180,7 +180,7 @@ def test_a_mistake_is_one_clear_line_at_once(regrow, tmp_path, words, message):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_command_by_its_words(cut, tmp_path, monkeypatch, capsys):
+def test_command_line_options_select_format_and_path(cut, tmp_path, monkeypatch, capsys):
     from regrow.app.cli.main import main
 
     path, _ = cut

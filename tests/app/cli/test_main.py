@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command as a user meets it: quick, and clear about mistakes."""
+"""The command line: fast help, and clear errors."""
 
 import json
 import os
@@ -49,14 +49,14 @@ def modules_after(python, *words):
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
-def test_help_imports_next_to_nothing(python, words):
+def test_help_imports_no_heavy_library(python, words):
     modules, out = modules_after(python, *words)
     assert "regrow train recipe=digits/gmp" in out
     assert not {*HEAVY, "hydra", "omegaconf", "rich"} & {*modules}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_that_imports_next_to_nothing(python, name):
+def test_help_of_every_command_imports_no_heavy_library(python, name):
     program = f"import sys; sys.argv = ['regrow', {name!r}, '--help']\n" + HELP
     done = python("-c", program)
     assert done.returncode == 0, done.stderr
@@ -65,7 +65,7 @@ def test_every_command_has_help_that_imports_next_to_nothing(python, name):
     assert json.loads(done.stderr.splitlines()[-1]) == []
 
 
-def test_the_version(regrow, python):
+def test_version_is_printed(regrow, python):
     assert regrow("--version").stdout == f"regrow {__version__}\n"
     assert python("-m", "regrow", "-V").stdout == f"regrow {__version__}\n"
 
@@ -83,7 +83,7 @@ complete_line "regrow train pruning=gmp pruning.spar"
 """
 
 
-def test_the_shell_completes_commands_recipes_groups_and_settings(checkout, tmp_path):
+def test_shell_completion_offers_commands_recipes_groups_and_settings(checkout, tmp_path):
     """The line of `regrow --help`, in a real bash; `regrow` is a script on the PATH."""
     script = tmp_path / "regrow"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m regrow "$@"\n')
@@ -161,7 +161,7 @@ def test_recipes_can_be_searched(regrow):
         (("inspect", "nowhere.ckpt"), "no file 'nowhere.ckpt'"),
     ],
 )
-def test_a_mistake_is_one_clear_line(regrow, words, message):
+def test_user_error_is_one_line(regrow, words, message):
     done = regrow(*words)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -170,7 +170,7 @@ def test_a_mistake_is_one_clear_line(regrow, words, message):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_misspelt_key_is_refused(regrow, tmp_path):
+def test_misspelt_key_raises(regrow, tmp_path):
     done = regrow("train", "recipe=digits/gmp", "pruning.sparsty=0.5")
     assert done.returncode == 1
     assert "Key 'sparsty' is not in struct" in done.stderr
@@ -178,14 +178,14 @@ def test_a_misspelt_key_is_refused(regrow, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_misspelt_group_option_is_refused_with_the_options(regrow):
+def test_misspelt_group_option_raises_with_the_options(regrow):
     done = regrow("train", "pruning=gpm")
     assert done.returncode == 1
     assert "gmp" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_recipes_of_ones_own_folder_are_hydras(regrow, tmp_path):
+def test_recipes_of_a_config_dir_are_found_by_hydra(regrow, tmp_path):
     own = tmp_path / "mine" / "recipe" / "small.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("# @package _global_\nthreads: 7\n")
@@ -204,7 +204,7 @@ def test_runs_and_sweep_jobs_share_folders(regrow):
 # The job itself, without Hydra.
 
 
-def test_an_error_of_ours_is_unwrapped():
+def test_own_errors_are_unwrapped():
     inner = ConfigError("sparsity must be in [0, 1), got 90: write 0.9 for 90 %")
     outer = RuntimeError("Hydra's own words")
     outer.__cause__ = inner
@@ -213,7 +213,7 @@ def test_an_error_of_ours_is_unwrapped():
     assert root_cause(bug) == (bug, "a bug")
 
 
-def test_an_error_inside_instantiate_says_where(monkeypatch):
+def test_error_inside_instantiate_names_the_key(monkeypatch):
     from hydra.errors import CompactHydraException
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
@@ -230,7 +230,7 @@ def test_an_error_inside_instantiate_says_where(monkeypatch):
         job(cfg)
 
 
-def test_other_errors_are_left_alone():
+def test_other_errors_are_unchanged():
     def job(cfg):
         raise TypeError("a bug")
 
@@ -238,7 +238,7 @@ def test_other_errors_are_left_alone():
         plain_errors(job)(None)
 
 
-def test_the_job_gets_its_command_line_back(python, checkout, tmp_path):
+def test_job_sees_the_original_command_line(python, checkout, tmp_path):
     """Lightning starts other ranks with sys.argv, so the word `train` must still be there."""
     program = tmp_path / "program.py"
     program.write_text(
@@ -255,7 +255,7 @@ def test_the_job_gets_its_command_line_back(python, checkout, tmp_path):
     assert Path(tmp_path, "outputs/custom/seed=2/.hydra/config.yaml").is_file()
 
 
-def test_folder_names_stay_short_and_apart():
+def test_folder_names_are_short_and_unique():
     long = ",".join(f"some.setting.{k}={k}" for k in range(40))
     assert folder_name("a=1") == "a=1"
     assert len(folder_name(long)) < 255

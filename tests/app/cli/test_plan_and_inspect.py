@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`regrow plan` and `regrow inspect`: what they show is what the run does."""
+"""`regrow plan` and `regrow inspect` show what the run does."""
 
 import json
 
@@ -72,7 +72,7 @@ def tensor_bytes(state):
         ),
     ],
 )
-def test_plan_counts_what_a_rewind_remembers(job, words, capsys, tmp_path):
+def test_plan_includes_the_memory_of_a_rewind(job, words, capsys, tmp_path):
     """Against the tensors in the checkpoint that the run writes."""
     plan(job(*IMP, *words))
     rows = [line for line in capsys.readouterr().out.splitlines() if "rewind snapshot" in line]
@@ -87,7 +87,7 @@ def test_plan_counts_what_a_rewind_remembers(job, words, capsys, tmp_path):
         assert not rows
 
 
-def test_plan_writes_nothing_and_steps_never(job, tmp_path, monkeypatch):
+def test_plan_writes_nothing_and_trains_nothing(job, tmp_path, monkeypatch):
     from regrow.app.training.classifier import Classifier
 
     def never(*_):
@@ -98,7 +98,7 @@ def test_plan_writes_nothing_and_steps_never(job, tmp_path, monkeypatch):
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
-def test_plan_of_no_pruning_is_refused(job):
+def test_plan_without_pruning_raises(job):
     with pytest.raises(ConfigError, match="pruning=none plans nothing"):
         plan(job("recipe=digits/dense"))
 
@@ -117,7 +117,7 @@ def test_inspect_shows_masks_progress_and_costs(job, tmp_path, capsys):
         assert f"{sparsity:.4f}" in line
 
 
-def test_inspect_of_a_dense_checkpoint(tmp_path, capsys):
+def test_inspect_shows_a_dense_checkpoint(tmp_path, capsys):
     torch.save({"state_dict": {"fc.weight": torch.ones(2, 3)}}, tmp_path / "dense.ckpt")
     inspect(tmp_path / "dense.ckpt")
     assert "no masks; 0 of 6 weights (0.0%) are exactly zero" in capsys.readouterr().out
@@ -165,19 +165,19 @@ def test_inspect_counts_the_zeros_of_safetensors(tmp_path, capsys):
     assert "no masks; 3 of 4 weights (75.0%) are exactly zero" in capsys.readouterr().out
 
 
-def test_inspect_of_a_file_without_weights(tmp_path):
+def test_inspect_raises_for_a_file_without_weights(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "state.pt")
     with pytest.raises(StateError, match="has no tensors"):
         inspect(tmp_path / "state.pt")
 
 
-def test_inspect_of_a_damaged_file(tmp_path):
+def test_inspect_raises_for_a_damaged_file(tmp_path):
     (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
     with pytest.raises(StateError, match="cannot be read as a checkpoint"):
         inspect(tmp_path / "cut.ckpt")
 
 
-def test_result_file_is_json_a_stranger_can_read(job, tmp_path):
+def test_result_file_is_plain_json(job, tmp_path):
     train(job(*GMP))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert {"dense", "pruned", "sparsity", "levels", "history", "verdict"} <= result.keys()

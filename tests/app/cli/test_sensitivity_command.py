@@ -83,7 +83,7 @@ def run(*words):
     assert main(["sensitivity", *map(str, words)]) == 0
 
 
-def test_a_pruned_run_layer_by_layer(job, tmp_path, capsys):
+def test_pruned_run_is_scanned_layer_by_layer(job, tmp_path, capsys):
     cfg = job(*GMP)
     result = train(cfg)
     configured(cfg, tmp_path)
@@ -117,7 +117,7 @@ def test_a_pruned_run_layer_by_layer(job, tmp_path, capsys):
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="http', page)
 
 
-def test_a_network_whose_channels_were_cut(job, tmp_path, capsys):
+def test_network_with_cut_channels_is_scanned(job, tmp_path, capsys):
     cfg = job(*GMP)
     module = build_module(cfg, build_data(cfg))
     plan = channels.prune(module, torch.randn(2, 1, 8, 8), 0.5)
@@ -137,7 +137,7 @@ def test_a_network_whose_channels_were_cut(job, tmp_path, capsys):
     assert float(found[f"network.{name}"]["accuracy_at_0.5"]) == right
 
 
-def test_channels_of_a_group_are_zeroed_everywhere(untrained, capsys):
+def test_channels_of_a_group_are_zeroed_in_every_member(untrained, capsys):
     run(untrained, "--by", "channels", "--sparsities", "0.5", "--criterion", "l1")
     assert "ranked by l1" in capsys.readouterr().out
     found = table(untrained.with_name("sensitivity_channels.csv"))
@@ -157,7 +157,7 @@ def test_channels_of_a_group_are_zeroed_everywhere(untrained, capsys):
     assert (line["channels"], line["weights_held"]) == ("32", str(9_216 + 64 + 320))
 
 
-def test_the_next_step_can_be_pasted(untrained, capsys, job):
+def test_printed_next_step_is_a_valid_command(untrained, capsys, job):
     """One layer of three is sensitive: the words are those of the command."""
     state = torch.load(untrained, weights_only=True)
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_the_test_set_is_never_read(untrained, monkeypatch):
 
 
 @pytest.mark.parametrize("missing", [("plotly",), ("plotly", "matplotlib")])
-def test_without_plotly_a_picture_or_a_hint(untrained, monkeypatch, capsys, missing):
+def test_missing_plot_libraries_leave_the_table_and_a_hint(untrained, monkeypatch, capsys, missing):
     there = importlib.util.find_spec
     if "matplotlib" not in missing and there("matplotlib") is None:
         missing = (*missing, "matplotlib")
@@ -223,7 +223,7 @@ def test_without_plotly_a_picture_or_a_hint(untrained, monkeypatch, capsys, miss
         assert "sensitivity.svg" in shown
 
 
-def test_masks_of_all_pruners_count():
+def test_masks_of_all_pruners_are_respected():
     one = Masks({"a": torch.tensor([True, True, False]), "b": torch.tensor([False])})
     two = Masks({"a": torch.tensor([True, False, True])})
     held = {
@@ -241,7 +241,7 @@ def refused(capsys, message, *words):
     assert message in capsys.readouterr().err
 
 
-def test_what_cannot_be_tried_is_refused(untrained, tmp_path, capsys, monkeypatch):
+def test_wrong_options_and_checkpoints_are_errors(untrained, tmp_path, capsys, monkeypatch):
     refused(capsys, "did you mean 'magnitude'", untrained, "--criterion", "magnitud")
     refused(capsys, "collects its scores in training", untrained, "--criterion", "movement")
     refused(
@@ -267,6 +267,6 @@ def test_the_device_of_the_run_is_used():
     assert (command._choose_device(cfg).type == "cuda") == torch.cuda.is_available()
 
 
-def test_help_names_it(capsys):
+def test_help_lists_the_command(capsys):
     main(["--help"])
     assert "sensitivity  prune one layer at a time" in capsys.readouterr().out

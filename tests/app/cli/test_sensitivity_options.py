@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The words after `regrow sensitivity`: mistakes are one clear line, at once."""
+"""The options of `regrow sensitivity`: mistakes give a one-line error at once."""
 
 from pathlib import Path
 
@@ -25,13 +25,13 @@ def read_options(words):
     return read_scan_options(Parser("regrow sensitivity"), words)
 
 
-def test_nothing_said_means_these():
+def test_defaults():
     assert read_options([HERE]) == ScanOptions(
         Path(HERE), Path("run"), (0.3, 0.5, 0.7, 0.9), "weights", None, None, 0.01, None, None
     )
 
 
-def test_all_can_be_said_in_both_ways():
+def test_options_are_read_with_space_or_equals_sign():
     words = "--sparsities 0.9,.5,0.9 --by=channels --criterion l1 --samples=20 --max-drop 0.005 "
     words += f"{HERE} --include a.*,b --exclude=@last --out there"
     assert read_options(words.split()) == ScanOptions(
@@ -40,7 +40,7 @@ def test_all_can_be_said_in_both_ways():
 
 
 @pytest.mark.parametrize(("drop", "words"), [("0.01", "1 point"), ("0.005", "0.5 points")])
-def test_points_in_words(drop, words):
+def test_drop_is_printed_in_points(drop, words):
     assert format_points(read_options([HERE, "--max-drop", drop]).max_drop) == words
 
 
@@ -67,14 +67,14 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES)
-def test_a_mistake_is_named(words, message):
+def test_wrong_options_raise_with_their_name(words, message):
     with pytest.raises(ConfigError) as refused:
         read_options(words)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_a_mistake_is_one_line_before_torch_is_imported(python):
+def test_wrong_options_give_a_one_line_error_before_torch_is_imported(python):
     program = (
         "import sys\n"
         "from regrow.app.cli.main import main\n"

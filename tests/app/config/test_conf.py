@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every configuration file composes, says only what is known, and builds."""
+"""Every configuration file composes, has only known keys, and can be instantiated."""
 
 import copy
 import functools
@@ -46,7 +46,7 @@ def groups(recipe: DictConfig) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SHARED, ids=lambda path: path.stem)
-def test_shared_files_are_one_node_that_fits_its_target(path: Path):
+def test_shared_files_match_the_signature_of_their_target(path: Path):
     text = path.read_text()
     assert text.startswith("# "), "the first line says what it is"
     assert "@package" not in text, "a header would forbid +pruning@callbacks.pruning=..."
@@ -60,7 +60,7 @@ def test_shared_files_are_one_node_that_fits_its_target(path: Path):
 
 
 @pytest.mark.parametrize("path", SHARED, ids=lambda path: path.stem)
-def test_shared_files_build(path: Path):
+def test_shared_files_can_be_instantiated(path: Path):
     cfg = job(f"pruning={path.stem}")
     pruning = instantiate(cfg.pruning)
     if path.stem == "none":
@@ -70,7 +70,7 @@ def test_shared_files_build(path: Path):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_says_what_it_is(name: str):
+def test_recipe_has_an_about_block(name: str):
     recipe = load(RECIPES[name])
     assert {*recipe.about} == {*ABOUT}
     assert all(recipe.about[key] for key in ("data", "model", "method"))
@@ -80,7 +80,7 @@ def test_recipe_says_what_it_is(name: str):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_sets_only_what_there_is(name: str):
+def test_recipe_sets_only_existing_keys(name: str):
     """Hydra lets a file add keys, so a misspelt one would pass in silence."""
     recipe = load(RECIPES[name])
     base = job(*groups(recipe))
@@ -100,7 +100,7 @@ def test_recipe_sets_only_what_there_is(name: str):
         for name in RECIPES
     ],
 )
-def test_recipe_builds(name: str, tmp_path: Path):
+def test_recipe_can_be_instantiated(name: str, tmp_path: Path):
     cfg = job(f"recipe={name}")
     # deterministic=true would be a setting of this whole process
     cfg.trainer.update(accelerator="cpu", deterministic=False, default_root_dir=str(tmp_path))
@@ -113,7 +113,7 @@ OWN = [n for n in RECIPES if n.startswith(("digits/", "fashion_mnist/"))]
 
 
 @pytest.mark.parametrize("name", [n for n in OWN if load(RECIPES[n]).get("start") is None])
-def test_retraining_recipes_spend_the_budget_of_their_control(name: str):
+def test_retraining_recipes_have_the_total_epochs_of_their_baseline(name: str):
     """Equal total epochs: otherwise the comparison would be one of training time.
 
     Recipes after a paper are as long as the paper's; their own control is as long as they are.
@@ -125,7 +125,7 @@ def test_retraining_recipes_spend_the_budget_of_their_control(name: str):
     assert cfg.dense_epochs + cfg.trainer.max_epochs == control.trainer.max_epochs
 
 
-def test_the_default_is_the_dense_network():
+def test_default_config_trains_the_dense_network():
     cfg = job()
     assert cfg.pruning == {}
     assert cfg.seed == 0

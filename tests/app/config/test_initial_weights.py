@@ -21,11 +21,11 @@ def test_weights_of_a_plain_state_dict_and_of_a_checkpoint(tmp_path):
         assert torch.equal(weights["weight"], layer.weight)
 
 
-def test_compiled_names_are_seen_through():
+def test_weights_with_compiled_names_load():
     assert {*network_weights({"network._orig_mod.fc.weight": torch.ones(1)})} == {"fc.weight"}
 
 
-def test_pretrained_by_name_asks_torchvision(monkeypatch):
+def test_pretrained_name_is_loaded_from_torchvision(monkeypatch):
     """A stand-in for the library, which would download."""
     models = types.ModuleType("torchvision.models")
     layer = nn.Linear(2, 2)
@@ -80,7 +80,7 @@ def both(monkeypatch):
         ("torchvision/shared", 1),
     ],
 )
-def test_the_library_may_be_named_and_the_weights_too(both, name, outputs):
+def test_pretrained_name_may_include_library_and_weights(both, name, outputs):
     assert load_initial_weights(f"pretrained:{name}")["weight"].shape == (outputs, 1)
 
 
@@ -93,18 +93,18 @@ def test_the_library_may_be_named_and_the_weights_too(both, name, outputs):
         ("tim/shared", "must be one of timm, torchvision, got 'tim': did you mean 'timm'"),
     ],
 )
-def test_unknown_pretrained_names_are_refused(both, name, message):
+def test_unknown_pretrained_names_raise(both, name, message):
     with pytest.raises(ConfigError, match=message):
         load_initial_weights(f"pretrained:{name}")
 
 
-def test_library_that_is_not_installed_is_named(monkeypatch):
+def test_missing_library_raises_with_its_name(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'needs timm: pip install "regrow\[vision\]", or'):
         load_initial_weights("pretrained:timm/resnet50")
 
 
-def test_failed_download_says_what_else_to_do(both, monkeypatch):
+def test_failed_download_raises_with_the_alternative(both, monkeypatch):
     def offline(name, weights):
         raise OSError("no route")
 
@@ -115,12 +115,12 @@ def test_failed_download_says_what_else_to_do(both, monkeypatch):
         load_initial_weights("pretrained:shared")
 
 
-def test_folder_without_a_result_is_refused(tmp_path):
+def test_folder_without_a_result_raises(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no result\.json"):
         checkpoint_of(tmp_path)
 
 
-def test_pickled_code_is_refused(tmp_path):
+def test_pickled_code_raises(tmp_path):
     torch.save({"state_dict": print}, tmp_path / "evil.ckpt")
     with pytest.raises(StateError, match="tensors and plain values"):
         load_initial_weights(str(tmp_path / "evil.ckpt"))

@@ -37,7 +37,7 @@ def test_targets_are_public(target):
     assert public_path(private_path(target)) == target
 
 
-def test_the_hash_is_that_of_the_public_paths(job):
+def test_hash_uses_public_paths(job):
     cfg = job("recipe=digits/gmp", "pruning.schedule={_target_:regrow.Linear,begin:0,end:1}")
     moved = cfg.copy()
     OmegaConf.set_struct(moved, False)

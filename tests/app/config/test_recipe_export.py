@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The recipe of a finished run: run again, it has the same settings."""
+"""The recipe of a finished run has the same settings when run again."""
 
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def repeated(tmp_path: Path, *words: str) -> tuple[DictConfig, DictConfig]:
         for number, name in enumerate(RECIPES)
     ],
 )
-def test_each_recipe_is_repeated(name, tmp_path):
+def test_exported_recipe_repeats_each_recipe(name, tmp_path):
     cfg, again = repeated(tmp_path, f"recipe={name}")
     assert config_hash(again) == config_hash(cfg)
     assert important(again) == important(cfg)
@@ -117,7 +117,7 @@ def test_each_recipe_is_repeated(name, tmp_path):
         ("+about.note='a: b # c'", "start=pretrained:resnet18"),
     ],
 )
-def test_what_the_command_line_said_is_repeated(words, tmp_path):
+def test_exported_recipe_repeats_the_overrides(words, tmp_path):
     cfg, again = repeated(tmp_path, *words)
     assert config_hash(again) == config_hash(cfg)
     assert important(again) == important(cfg)
@@ -132,7 +132,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("number", range(max(map(len, GROUPS.values()))))
-def test_options_as_they_are_need_their_names_alone(number, tmp_path):
+def test_unchanged_options_are_exported_by_name(number, tmp_path):
     """So the recipe is a difference, to which other options can be given."""
     options = {group: names[number % len(names)] for group, names in GROUPS.items()}
     cfg, again = repeated(tmp_path, *(f"{group}={name}" for group, name in options.items()))
@@ -143,7 +143,7 @@ def test_options_as_they_are_need_their_names_alone(number, tmp_path):
         assert group not in recipe
 
 
-def test_a_repeated_run_repeats_and_can_be_changed(tmp_path):
+def test_exported_recipe_can_be_overridden(tmp_path):
     cfg, again = repeated(tmp_path, "recipe=digits/gmp", "~pruning.seed", "seed=2")
     (tmp_path / "second").mkdir()
     path = write_recipe(again, tmp_path / "second")
@@ -153,8 +153,8 @@ def test_a_repeated_run_repeats_and_can_be_changed(tmp_path):
     assert (changed.model.depth, changed.pruning.sparsity, changed.seed) == (8, 0.4, 5)
 
 
-def test_options_of_ones_own_folder_are_written_out():
-    """They are not where the recipe goes; and regrow's own defaults of them are not wanted."""
+def test_options_of_a_config_dir_are_written_out():
+    """They may be missing where the recipe is used; regrow's defaults must not replace them."""
     cfg = composed("recipe=digits/gmp", "seed=1")
     cfg.model = {"_target_": "my.Net", "layers": 3}
     found = recipe_of(cfg, dict(HydraConfig.get().runtime.choices) | {"model": "mine"})
@@ -164,7 +164,7 @@ def test_options_of_ones_own_folder_are_written_out():
     assert found["seed"] == 1
 
 
-def test_the_header_says_how_to_run_it():
+def test_header_says_how_to_run_the_recipe():
     cfg = composed("recipe=digits/gmp")
     head = [line for line in recipe_text(cfg).splitlines() if line.startswith("#")]
     assert f"The run of digits/gmp, regrow 0.1.0, settings {config_hash(cfg)}" in head[0]
@@ -172,14 +172,14 @@ def test_the_header_says_how_to_run_it():
     assert len(head) == 3
 
 
-def test_the_header_says_that_it_needs_a_checkpoint(tmp_path):
+def test_header_says_if_a_checkpoint_is_needed(tmp_path):
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "dense.ckpt")
     cfg, again = repeated(tmp_path, f"start={tmp_path}/dense.ckpt")
     assert "# It needs the checkpoint of start=" in (tmp_path / "recipe.yaml").read_text()
     assert config_hash(again) == config_hash(cfg)
 
 
-def test_a_checkpoint_names_its_recipe(job, tmp_path):
+def test_checkpoint_holds_the_name_of_its_recipe(job, tmp_path):
     cfg = job("recipe=digits/gmp", "pruning.sparsity=0.8")
     data = build_data(cfg)
     trainer = pl.Trainer(
@@ -205,7 +205,7 @@ def test_a_checkpoint_names_its_recipe(job, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_and_the_run_of_its_recipe_have_one_result(job, tmp_path):
+def test_run_of_an_exported_recipe_has_the_same_result(job, tmp_path):
     cfg = job("recipe=digits/gmp", "pruning.sparsity=0.5", "seed=1")
     results = [train(cfg)]
     path = write_recipe(cfg, tmp_path / "run")

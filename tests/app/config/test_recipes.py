@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Recipes in files outside the package: found, named by their content, refused when unclear."""
+"""Recipe files outside the package are found and named by content; ambiguous ones raise."""
 
 import hashlib
 from pathlib import Path
@@ -42,7 +42,7 @@ def short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def test_a_path_becomes_a_name_of_stem_and_content(tmp_path):
+def test_path_becomes_a_name_of_stem_and_hash(tmp_path):
     path, name = write("sub/mine.yaml"), f"mine-{short(TEXT)}"
     for word in (f"recipe={path}", f"recipe={tmp_path / path}", f"recipe='{path}'"):
         words, files = replace_recipe_files(["seed=1", word, "-m"])
@@ -54,7 +54,7 @@ def test_a_path_becomes_a_name_of_stem_and_content(tmp_path):
     assert replace_recipe_files([f"recipe={path}"])[0] == [f"recipe=mine-{short(edited)}"]
 
 
-def test_a_home_folder_is_found(tmp_path, monkeypatch):
+def test_tilde_in_a_path_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write("mine.yaml")
     assert replace_recipe_files(["recipe=~/mine.yaml"])[0] == [f"recipe=mine-{short(TEXT)}"]
@@ -73,11 +73,11 @@ def test_paths_and_names_mix_in_a_sweep():
 
 
 @given(st.lists(st.text("ab/._-=", min_size=1), min_size=1))
-def test_without_files_values_are_what_commas_part(parts):
+def test_names_without_files_are_split_at_commas(parts):
     assert split_recipes(",".join(parts)) == parts
 
 
-def test_names_are_folders_anywhere():
+def test_recipe_names_are_valid_folder_names():
     write("my own, second try (b).yaml")
     (name,) = replace_recipe_files(["recipe=my own, second try (b).yaml"])[1]
     assert name == f"my_own_second_try_b-{short(TEXT)}"
@@ -98,7 +98,7 @@ def test_a_missing_file_is_named(word, message):
         replace_recipe_files([word])
 
 
-def test_what_hydra_is_told_to_find_is_left_to_it():
+def test_recipes_in_a_config_dir_are_left_to_hydra():
     words = ["--config-dir=mine", "recipe=small.yaml"]
     assert replace_recipe_files(words) == (words, {})
 
@@ -122,7 +122,7 @@ def test_a_file_without_its_suffix_is_suggested():
         ("finetune: 3", "int is not a subclass of Finetune"),
     ],
 )
-def test_what_is_no_recipe_is_refused(text, message):
+def test_files_that_are_no_recipes_raise(text, message):
     path = write("bad.yaml", text)
     with pytest.raises(ConfigError, match=message) as refused:
         read_recipe(path)
@@ -130,19 +130,19 @@ def test_what_is_no_recipe_is_refused(text, message):
     assert "\n" not in str(refused.value)
 
 
-def test_bytes_that_are_no_text_are_refused():
+def test_files_that_are_no_text_raise():
     Path("bad.yaml").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ConfigError, match="cannot be read as YAML"):
         read_recipe(Path("bad.yaml"))
 
 
-def test_an_empty_file_and_words_of_ones_own_are_fine():
+def test_empty_recipes_and_custom_keys_are_accepted():
     assert read_recipe(write("empty.yaml", "")) == {}
     own = "about: {who: me, width: 8}\nhydra: {job: {name: mine}}\nmodel: {width: 4}\n"
     assert read_recipe(write("own.yaml", own)).about.width == 8
 
 
-def test_it_composes_like_a_recipe_of_the_package(job):
+def test_recipe_file_composes_like_a_packaged_recipe(job):
     words, files = replace_recipe_files([f"recipe={write('mine.yaml')}"])
     register(files)
     cfg = job(*words, "pruning.every=0.2")
@@ -150,7 +150,7 @@ def test_it_composes_like_a_recipe_of_the_package(job):
     assert (cfg.start, cfg.pruning.schedule, cfg.trainer.max_epochs) == ("scratch", "cubic", 2)
 
 
-def test_runs_get_a_readable_folder_of_their_own(regrow):
+def test_runs_of_a_recipe_file_get_their_own_folder(regrow):
     write("mine.yaml")
     words = ("recipe=mine.yaml", "model.width=8", "seed=3")
     out = regrow("train", *words, "--cfg", "all", "--resolve").stdout
@@ -160,14 +160,14 @@ def test_runs_get_a_readable_folder_of_their_own(regrow):
 
 
 @pytest.mark.parametrize("command", ["train", "plan"])
-def test_a_missing_file_is_one_clear_line(regrow, command):
+def test_missing_file_gives_a_one_line_error(regrow, command):
     done = regrow(command, "recipe=nowhere.yaml")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: no file 'nowhere.yaml'")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_jobs_of_other_processes_know_the_files(python, tmp_path):
+def test_recipe_files_reach_jobs_in_other_processes(python, tmp_path):
     """What Hydra's launchers do: the state of the parent is taken over, then the job composed."""
     program = tmp_path / "program.py"
     program.write_text(

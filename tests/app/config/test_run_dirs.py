@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Names of folders: readable, of one folder each, and never the same for two sets of overrides."""
+"""Names of run folders are readable, valid, and unique for each set of overrides."""
 
 import pytest
 from hypothesis import given
@@ -30,7 +30,7 @@ LONG = [f"some.setting.{k}={k}" for k in range(40)]
         (["pruning=gmp"], "pruning=gmp"),
     ],
 )
-def test_a_jobs_folder_reads_as_its_overrides(words, name):
+def test_job_folder_spells_its_overrides(words, name):
     assert job_folder(words) == name
 
 
@@ -49,7 +49,7 @@ def test_a_jobs_folder_reads_as_its_overrides(words, name):
         (LONG, [*LONG[:-1], "some.setting.39=40"]),
     ],
 )
-def test_two_sets_of_overrides_have_two_folders(first, second):
+def test_different_overrides_have_different_folders(first, second):
     assert job_folder(first) != job_folder(second)
 
 
@@ -70,7 +70,7 @@ def words(values):
 
 
 @given(settings, settings)
-def test_names_are_told_apart_and_are_one_folder(first, second):
+def test_folder_names_are_unique_and_valid(first, second):
     names = [job_folder(words(values)) for values in (first, second)]
     assert (names[0] == names[1]) == (first == second)
     for name in names:
@@ -79,12 +79,12 @@ def test_names_are_told_apart_and_are_one_folder(first, second):
         assert name not in (".", "..")
 
 
-def test_long_names_keep_their_beginning():
+def test_long_names_are_shortened_at_the_end():
     text = ",".join(LONG)
     assert folder_name(text).startswith(text[:LONGEST])
 
 
-def test_a_sweep_has_one_name_however_it_is_started_again():
+def test_restarted_sweep_has_the_same_name():
     words = ["seed=0,1", "recipe=digits/gmp,digits/imp", "pruning.sparsity=0.8,0.9"]
     name = sweep_folder(words)
     assert name.startswith("recipe=digits.gmp,digits.imp,pruning.sparsity=0.8,0.9,seed=0,1")
@@ -94,7 +94,7 @@ def test_a_sweep_has_one_name_however_it_is_started_again():
     assert sweep_folder([]) == "defaults"
 
 
-def test_a_setting_that_cannot_be_read_still_has_a_folder():
+def test_unparsable_override_has_a_folder():
     """So that the job starts, and says which one it is."""
     words = OmegaConf.create({"seed": 3, "task": ["a.b=${seed}", "a.c=${nowhere}"]}).task
     assert override_strings(words[:1]) == ["a.b=3"]

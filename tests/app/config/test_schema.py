@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Configurations that lack something, or have something of another kind, are refused by name."""
+"""Configurations with missing or wrong values raise an error that names the key."""
 
 import copy
 import re
@@ -106,7 +106,7 @@ def changed(cfg, path, value):
 
 
 @pytest.mark.parametrize(("word", "message"), TYPES)
-def test_values_of_other_types_are_rejected_at_composition(job, word, message):
+def test_values_of_other_types_raise_at_composition(job, word, message):
     with pytest.raises(HydraException) as refused:
         job(*GMP, word)
     said = f"{refused.value} {refused.value.__cause__}"  # Hydra prints both
@@ -114,7 +114,7 @@ def test_values_of_other_types_are_rejected_at_composition(job, word, message):
     assert word.strip("~").partition("=")[0] in said
 
 
-def test_what_is_of_another_kind_is_named(job):
+def test_values_of_another_kind_raise_with_their_key(job):
     cfg = job(*GMP)
     check_schema(cfg)
     for path, value, message in KINDS:
@@ -122,12 +122,12 @@ def test_what_is_of_another_kind_is_named(job):
             check_schema(changed(cfg, path, value))
 
 
-def test_objectives_that_are_no_names():
+def test_objectives_that_are_no_names_raise():
     with pytest.raises(ConfigError, match="objectives must be names, each once, got -1"):
         check_objectives(-1)
 
 
-def test_what_may_be_empty_is_not_refused(job):
+def test_optional_nodes_may_be_empty(job):
     for word in ("logger=none", "pruning=none", "callbacks.random_state=null", "dense_epochs=0"):
         words = GMP[:1] if word.startswith("pruning") else GMP
         cfg = job(*words, word)
@@ -146,32 +146,32 @@ def test_what_may_be_empty_is_not_refused(job):
         ("sweep=null", "leave it out"),
     ],
 )
-def test_an_option_is_a_name(word, message):
+def test_group_given_a_value_raises_with_its_options(word, message):
     with pytest.raises(ConfigError, match=message):
         check_groups([word])
 
 
-def test_names_sweeps_and_other_words_are_let_through():
+def test_group_names_and_sweep_syntax_are_accepted():
     check_groups(
         ["model=lenet5", "recipe=a,b", "sweep=[optuna,seeds]", "pruning=choice(gmp,erk)", "seed=1"]
     )
     check_groups(["model=", "logger=[csv", "-m", "~logger", "+model.x=null"])  # Hydra's to refuse
 
 
-def test_what_others_refuse_is_passed_on_before_training(job):
+def test_errors_of_other_libraries_are_raised_before_training(job):
     cfg = job(*GMP, "trainer.accelerator=cpu")
     for path, value, message in REFUSED:
         with pytest.raises(ConfigError, match=message):
             train(changed(cfg, path, value))
 
 
-def test_a_dense_run_is_tried_too(job, tmp_path):
+def test_dense_run_is_checked_before_training(job, tmp_path):
     with pytest.raises(ConfigError, match="optimizer could not be created"):
         train(job("recipe=digits/dense", "optimizer.lr=foo"))
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_errors_of_ours_stay_what_they_are():
+def test_own_errors_keep_their_type():
     def ours():
         raise StateError("mine")
 
@@ -184,7 +184,7 @@ def test_errors_of_ours_stay_what_they_are():
     assert (type(found), str(found)) == (StateError, "mine (in model.head)")
 
 
-def test_a_bug_of_ours_in_the_set_up_is_no_refusal(job, monkeypatch):
+def test_bug_in_the_setup_is_no_config_error(job, monkeypatch):
     monkeypatch.setattr(
         "regrow.callbacks.core.pruning_callback.print_summary", None
     )  # called: a TypeError there
@@ -193,7 +193,7 @@ def test_a_bug_of_ours_in_the_set_up_is_no_refusal(job, monkeypatch):
         set_up(cfg, build_pruning(cfg))
 
 
-def test_what_is_made_is_what_is_needed():
+def test_instantiated_objects_have_the_required_type():
     node = OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1})
     assert isinstance(instantiate_node("model", node, nn.Module), nn.Linear)
     with pytest.raises(ConfigError, match=r"write optimizer\._partial_=true"):
@@ -204,13 +204,13 @@ def test_what_is_made_is_what_is_needed():
     assert isinstance(late([torch.zeros(1, requires_grad=True)]), torch.optim.SGD)
 
 
-def test_other_precisions_are_timed_too(job):
+def test_latency_is_measured_in_other_precisions(job):
     result = train(job(*GMP, "trainer.precision=64-true", "trainer.max_epochs=1"))
     assert result["pruned"]["latency_ms"]["median"] > 0
 
 
 @pytest.mark.parametrize("word", ["~seed", "seed='${nowhere}'", "seed=???"])
-def test_a_folder_that_cannot_be_named_is_one_clear_line(word, monkeypatch, tmp_path, capsys):
+def test_invalid_run_folder_gives_a_one_line_error(word, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "recipe=digits/gmp", word]) == 1
     last = capsys.readouterr().err.splitlines()[-1]

@@ -34,7 +34,7 @@ def numbers(loader: Any) -> list[int]:
     return [int(image.max()) for images, _ in loader for image in images]
 
 
-def test_splits_are_disjoint_whole_and_stratified() -> None:
+def test_splits_are_disjoint_complete_and_stratified() -> None:
     data = Stripes(batch_size=5, val_size=8)
     data.setup("fit")
     train, val = numbers(data.train_dataloader()), numbers(data.val_dataloader())
@@ -43,7 +43,7 @@ def test_splits_are_disjoint_whole_and_stratified() -> None:
     assert numbers(data.test_dataloader()) == list(range(100, 112))
 
 
-def test_the_seed_decides_the_split_and_the_order() -> None:
+def test_split_and_order_depend_on_the_seed() -> None:
     def both(seed: int) -> tuple[list[int], list[int]]:
         data = Stripes(batch_size=5, val_size=8, seed=seed)
         data.setup()
@@ -110,6 +110,6 @@ def test_position_reaches_a_loader_made_before_or_after() -> None:
         ({"augment": "crop"}, "did you mean 'crop_flip'"),
     ],
 )
-def test_arguments_are_checked_at_construction(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_raise_at_construction(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Stripes(**wrong)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""CIFAR as torchvision reads it: pixels, checksums, and what is said of missing files."""
+"""CIFAR as torchvision reads it: pixels, checksums, and errors for missing files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_batches_are_read_as_they_were_written(
 
 
 @pytest.mark.vision
-def test_archive_that_lies_there_is_verified_unpacked_and_kept(
+def test_existing_archive_is_verified_unpacked_and_kept(
     cifar: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision import datasets
@@ -81,7 +81,7 @@ def test_changed_file_is_not_unpickled(
 
 
 @pytest.mark.vision
-def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_missing_files_raise_with_what_to_do(tmp_path: Path) -> None:
     data = CIFAR10(root=str(tmp_path), download=False)
     for call in (data.prepare_data, data.setup):
         with pytest.raises(DataError) as error:
@@ -91,7 +91,7 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 
 @KINDS
-def test_missing_library_is_named(
+def test_missing_library_raises_with_its_name(
     kind: type[CIFAR10 | CIFAR100], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
@@ -103,7 +103,7 @@ def test_missing_library_is_named(
 
 
 @pytest.mark.vision
-def test_normalisation_may_be_another(cifar: Write, tmp_path: Path) -> None:
+def test_normalization_can_be_set(cifar: Write, tmp_path: Path) -> None:
     cifar(tmp_path, 10)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     data = CIFAR10(root=str(tmp_path), mean=mean, std=std, val_size=5)
@@ -115,7 +115,7 @@ def test_normalisation_may_be_another(cifar: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.vision
-def test_channels_last_is_a_layout_and_changes_no_value(cifar: Write, tmp_path: Path) -> None:
+def test_channels_last_changes_no_value(cifar: Write, tmp_path: Path) -> None:
     cifar(tmp_path, 10)
     plain, last = (
         next(iter(CIFAR10(root=str(tmp_path), val_size=5, channels_last=is_).train_dataloader()))[0]
@@ -136,6 +136,6 @@ def test_channels_last_is_a_layout_and_changes_no_value(cifar: Write, tmp_path: 
         ({"val_size": 50000}, "from 1 to 49999"),
     ],
 )
-def test_arguments_are_checked_at_construction(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_raise_at_construction(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CIFAR10(**wrong)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The real reading and augmenting code in a real fit, and in one that was cut."""
+"""Reading and augmentation in a fit, and in an interrupted and resumed one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def fit(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_fit_that_was_cut_sees_the_same_pixels(cifar: Callable[..., Any], tmp_path: Path) -> None:
+def test_resumed_fit_sees_the_same_pixels(cifar: Callable[..., Any], tmp_path: Path) -> None:
     cifar(tmp_path, 100, each=60)  # 50 to train on: 4 batches an epoch
     whole, cut, rest = Seen(), Seen(tmp_path / "cut.ckpt"), Seen()
     wanted = fit(tmp_path, whole)
@@ -94,7 +94,7 @@ def test_ranks_augment_their_own_share(
     assert not any(torch.equal(*pair) for pair in zip(*seen, strict=True))
 
 
-def test_augmentation_is_that_of_the_uninterrupted_run_alone(
+def test_augmentation_depends_only_on_seed_epoch_and_batch(
     cifar: Callable[..., Any], tmp_path: Path
 ) -> None:
     cifar(tmp_path, 10)

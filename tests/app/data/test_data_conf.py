@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each file of conf/app/data says every setting of its data module, with its default."""
+"""Each file of conf/app/data contains every setting of its data module, with its default."""
 
 import inspect
 from pathlib import Path
@@ -15,7 +15,7 @@ FILES = sorted(config_dir("conf").glob("app/data/*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_files_say_every_setting(path: Path) -> None:
+def test_config_files_contain_every_setting(path: Path) -> None:
     node = OmegaConf.merge({"seed": 3}, {"data": OmegaConf.load(path)}).data
     target = get_object(node["_target_"])
     defaults = {

@@ -22,7 +22,7 @@ def test_sizes_and_classes() -> None:
     assert np.array_equal(np.bincount(labels) + np.bincount(test_labels), counts)
 
 
-def test_nothing_is_lost_or_changed() -> None:
+def test_splits_contain_every_image_unchanged() -> None:
     train, test = Digits().read()
     mine = np.concatenate(
         [
@@ -42,7 +42,7 @@ def test_the_test_set_does_not_depend_on_the_seed() -> None:
     assert torch.equal(first, second)
 
 
-def test_constants_are_those_of_the_training_set() -> None:
+def test_normalization_constants_are_those_of_the_training_set() -> None:
     (images, _), _ = Digits().read()
     pixels = images.numpy() / Digits.scale
     assert pixels.max() == 1
@@ -50,7 +50,7 @@ def test_constants_are_those_of_the_training_set() -> None:
     assert Digits.std[0] == pytest.approx(pixels.std(), abs=1e-5)
 
 
-def test_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_scikit_learn_raises_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     digits._read.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match="pip install scikit-learn"):

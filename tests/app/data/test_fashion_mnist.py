@@ -23,7 +23,7 @@ FILES = {
 }
 
 
-def test_packed_files_of_a_folder_are_read_and_left_alone(tmp_path: Path) -> None:
+def test_compressed_files_are_read_and_left_unchanged(tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path / "mine", train=30, test=6)
     before = sorted((tmp_path / "mine").iterdir())
     data = FashionMNIST(root=str(tmp_path / "mine"), val_size=3, download=False)
@@ -51,7 +51,7 @@ def test_torchvisions_own_folder_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"<html>", gzip.compress(b"short"), b"\x1f\x8bxxxx"])
-def test_damaged_files_are_refused(damage: bytes, tmp_path: Path) -> None:
+def test_damaged_files_raise(damage: bytes, tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path / "mine", train=30, test=6)
     (tmp_path / "mine" / "t10k-labels-idx1-ubyte.gz").write_bytes(damage)
     data = FashionMNIST(root=str(tmp_path / "mine"))
@@ -60,7 +60,7 @@ def test_damaged_files_are_refused(damage: bytes, tmp_path: Path) -> None:
             call()
 
 
-def test_wrong_download_is_refused(
+def test_wrong_download_raises(
     public: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that answers with other files; torchvision compares their MD5 sums."""
@@ -74,7 +74,7 @@ def test_wrong_download_is_refused(
         data.prepare_data()
 
 
-def test_missing_files_are_fetched_once(
+def test_missing_files_are_downloaded_once(
     public: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision import datasets
@@ -91,7 +91,7 @@ def test_missing_files_are_fetched_once(
     assert data.read()[0][0].shape == (30, 1, 28, 28)
 
 
-def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_missing_files_raise_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         FashionMNIST(root=str(tmp_path / "nowhere"), download=False).prepare_data()
     for words in ("FashionMNIST (31 MB)", "nowhere", "data.root=DIR", "data.download=true"):
@@ -105,7 +105,7 @@ def test_validation_must_leave_something_to_train_on() -> None:
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
-def test_the_real_files() -> None:
+def test_real_files_have_their_known_content() -> None:
     data = FashionMNIST(download=False)
     data.prepare_data()
     (images, labels), (test_images, test_labels) = data.read()

@@ -75,7 +75,7 @@ def test_evaluated_images_are_the_files_in_order(photographs: Path, workers: int
 
 
 @pytest.mark.vision
-def test_pixels_depend_on_seed_epoch_and_image_alone(photographs: Path) -> None:
+def test_pixels_depend_only_on_seed_epoch_and_image(photographs: Path) -> None:
     """Not on workers, nor on batches, nor on global generators, which stay as they were."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -93,7 +93,7 @@ def test_pixels_depend_on_seed_epoch_and_image_alone(photographs: Path) -> None:
 
 
 @pytest.mark.vision
-def test_every_epoch_and_seed_crops_anew(photographs: Path) -> None:
+def test_crops_differ_between_epochs_and_seeds(photographs: Path) -> None:
     def drawn(number: int, **given: Any) -> set[bytes]:
         data = make(photographs, channels_last=False, **given)
         return {image.numpy().tobytes() for images, _ in epoch(data, number) for image in images}
@@ -106,7 +106,7 @@ def test_every_epoch_and_seed_crops_anew(photographs: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cut", [1, 3, 5])
 @pytest.mark.vision
-def test_a_loaded_position_goes_on_with_the_next_batch(
+def test_loaded_position_continues_with_the_next_batch(
     photographs: Path, workers: int, cut: int
 ) -> None:
     first, again = make(photographs, num_workers=2), make(photographs, num_workers=workers)
@@ -122,7 +122,7 @@ def test_a_loaded_position_goes_on_with_the_next_batch(
 
 
 @pytest.mark.vision
-def test_a_position_of_other_batches_is_refused(photographs: Path) -> None:
+def test_position_of_other_batches_raises(photographs: Path) -> None:
     first = make(photographs)
     next(iter(first.train_dataloader()))
     other = make(photographs, batch_size=5)
@@ -146,7 +146,7 @@ def test_ranks_share_one_order(photographs: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.vision
-def test_layout_of_the_batches(photographs: Path, last: bool) -> None:
+def test_batches_may_be_channels_last(photographs: Path, last: bool) -> None:
     images, _ = next(iter(make(photographs, channels_last=last).train_dataloader()))
     layout = torch.channels_last if last else torch.contiguous_format
     assert images.is_contiguous(memory_format=layout)
@@ -154,14 +154,14 @@ def test_layout_of_the_batches(photographs: Path, last: bool) -> None:
 
 
 @pytest.mark.vision
-def test_classes_are_counted_where_asked(photographs: Path) -> None:
+def test_number_of_classes_is_checked_if_given(photographs: Path) -> None:
     assert make(photographs, num_classes=None).num_classes == 3
     with pytest.raises(DataError, match=r"3 class folders instead of 1000.*num_classes=3"):
         make(photographs, num_classes=1000).setup()
 
 
 @pytest.mark.vision
-def test_what_is_missing_is_named_with_its_place_and_size(tmp_path: Path) -> None:
+def test_missing_data_raises_with_its_place_and_size(tmp_path: Path) -> None:
     for data in (ImageNet(), ImageNet(root=str(tmp_path))):
         for call in (data.prepare_data, data.setup):
             with pytest.raises(DataError) as error:
@@ -174,7 +174,7 @@ def test_what_is_missing_is_named_with_its_place_and_size(tmp_path: Path) -> Non
 
 
 @pytest.mark.vision
-def test_folders_of_another_kind_are_refused(photographs: Path, tmp_path: Path) -> None:
+def test_folders_of_another_layout_raise(photographs: Path, tmp_path: Path) -> None:
     def copy(name: str) -> Path:
         return Path(shutil.copytree(photographs, tmp_path / name))
 
@@ -216,12 +216,14 @@ def test_folders_of_another_kind_are_refused(photographs: Path, tmp_path: Path) 
         ({"size": 0}, "size must be"),
     ],
 )
-def test_arguments_are_checked_at_construction(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_raise_at_construction(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(Path("nowhere"), **wrong)
 
 
-def test_what_must_be_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_raises_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for part in ("train", "val"):
         (tmp_path / part / "n01").mkdir(parents=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
@@ -234,7 +236,7 @@ def test_what_must_be_installed_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.vision
 @pytest.mark.parametrize("foreign", [False, True])
 @pytest.mark.vision
-def test_rand_augment_and_own_transforms_depend_on_seed_epoch_and_image(
+def test_custom_transforms_depend_only_on_seed_epoch_and_image(
     photographs: Path, foreign: bool
 ) -> None:
     from torchvision.transforms import v2
@@ -257,7 +259,7 @@ def test_rand_augment_and_own_transforms_depend_on_seed_epoch_and_image(
 @pytest.mark.vision
 @pytest.mark.parametrize("wrong", ["size", "dtype"])
 @pytest.mark.vision
-def test_own_transforms_must_return_bytes_of_the_size(photographs: Path, wrong: str) -> None:
+def test_custom_transforms_must_return_uint8_of_the_size(photographs: Path, wrong: str) -> None:
     from torchvision.transforms import v2
 
     steps = [v2.Resize((16, 16) if wrong == "dtype" else (8, 8)), v2.ToImage()]

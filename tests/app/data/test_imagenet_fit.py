@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Image files through a real fit; one that is cut and resumed with other workers is the same."""
+"""A fit on image files, and an equal one that is resumed with other workers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def fit(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_neither_workers_nor_a_cut_change_a_weight(photographs: Path, tmp_path: Path) -> None:
+def test_weights_do_not_depend_on_workers_or_a_resume(photographs: Path, tmp_path: Path) -> None:
     wanted = fit(photographs, workers=0)
     fit(photographs, workers=2, cut=tmp_path / "cut.ckpt")
     found = fit(photographs, workers=0, resume=tmp_path / "cut.ckpt")
@@ -78,9 +78,7 @@ def test_neither_workers_nor_a_cut_change_a_weight(photographs: Path, tmp_path: 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_cut_changes_no_weight_of_a_fit_on_shards(
-    shards: Path, workers: int, tmp_path: Path
-) -> None:
+def test_resumed_fit_on_shards_is_bit_exact(shards: Path, workers: int, tmp_path: Path) -> None:
     wanted = fit(shards, workers)
     fit(shards, workers, cut=tmp_path / "cut.ckpt")
     found = fit(shards, workers, resume=tmp_path / "cut.ckpt")
@@ -88,6 +86,6 @@ def test_cut_changes_no_weight_of_a_fit_on_shards(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_mixed_precision(photographs: Path) -> None:
+def test_fit_in_mixed_precision(photographs: Path) -> None:
     state = fit(photographs, workers=0, precision="bf16-mixed")
     assert all(value.isfinite().all() for value in state.values())

@@ -14,7 +14,7 @@ from regrow.utils.errors import ConfigError
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=80), st.integers(0, 9), st.data())
-def test_classes_give_their_share_and_the_sum_is_exact(
+def test_classes_are_proportional_and_the_sum_is_exact(
     labels: list[int], seed: int, data: st.DataObject
 ) -> None:
     held_out = data.draw(st.integers(1, len(labels) - 1))
@@ -27,7 +27,7 @@ def test_classes_give_their_share_and_the_sum_is_exact(
         assert abs(mine - Fraction(held_out * size, len(labels))) < 1
 
 
-def test_the_seed_decides_which() -> None:
+def test_split_depends_on_the_seed() -> None:
     labels = torch.arange(100) % 5
     first = split_stratified(labels, 20, 0)[1]
     assert torch.equal(split_stratified(labels, 20, 0)[1], first)
@@ -35,11 +35,11 @@ def test_the_seed_decides_which() -> None:
 
 
 @pytest.mark.parametrize(("given_", "count"), [(0.25, 25), (1, 1), (99, 99)])
-def test_held_out_counts(given_: float, count: int) -> None:
+def test_held_out_size_may_be_a_count_or_a_fraction(given_: float, count: int) -> None:
     assert check_val_size("val_size", given_, 100) == count
 
 
 @pytest.mark.parametrize("wrong", [0, 0.0, 0.999, 1.0, 100, -1, 0.001, "0.1", None, True])
-def test_what_cannot_be_held_out(wrong: Any) -> None:
+def test_impossible_held_out_sizes_raise(wrong: Any) -> None:
     with pytest.raises(ConfigError, match=r"val_size must be .* from 1 to 99, got .*write 0\.1"):
         check_val_size("val_size", wrong, 100)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command with an accuracy budget: what it judged is in the result and on the screen."""
+"""The command with an accuracy budget: decisions are in the result and printed."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ def accuracies(folder):
     return {int(row["epoch"]): float(row["val/accuracy"]) for row in rows}
 
 
-def test_judgements_are_in_the_result_and_on_the_screen(job, tmp_path, capsys):
+def test_decisions_are_in_the_result_and_printed(job, tmp_path, capsys):
     result = train(job(*BUDGET))
     shown = " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
@@ -50,7 +50,7 @@ def test_judgements_are_in_the_result_and_on_the_screen(job, tmp_path, capsys):
     assert result["history"][-1]["reason"] == found["reason"]
 
 
-def test_a_search_that_the_fit_cuts_still_has_its_result(job):
+def test_search_cut_by_the_end_of_the_fit_has_a_result(job):
     """Against a reference of 2 nothing holds; what is left is the dense network."""
     words = ("pruning.end=2ep", "callbacks.budget.reference=2.0", "trainer.max_epochs=4")
     result = train(job(*BUDGET, *words))
@@ -59,12 +59,12 @@ def test_a_search_that_the_fit_cuts_still_has_its_result(job):
     assert result["budget"]["reason"].startswith("the fit ended before sparsity 0.1088 was judged")
 
 
-def test_without_a_budget_there_is_none(job):
+def test_result_without_budget_has_no_budget_block(job):
     assert train(job("recipe=digits/gmp", "pruning.every=0.1"))["budget"] is None
 
 
 @pytest.mark.parametrize("act", [train, plan])
-def test_what_a_budget_refuses_is_refused_before_anything_trains(act, job, monkeypatch):
+def test_budget_errors_are_raised_before_training(act, job, monkeypatch):
     from regrow.app.training.classifier import Classifier
 
     def never(*_):

@@ -19,7 +19,7 @@ CHANNEL = ("recipe=digits/channel", "pruning.begin=0", "pruning.end=0.5", "pruni
 
 
 def small_network(path: Path) -> DigitsCNN:
-    """The network of a checkpoint, as a stranger would load it: no Lightning, no Hydra."""
+    """The network of a checkpoint, loaded without Lightning and Hydra."""
     checkpoint = torch.load(path, weights_only=True)
     inside = "network."
     plan = {
@@ -36,7 +36,7 @@ def small_network(path: Path) -> DigitsCNN:
 
 
 @pytest.mark.parametrize("compact", ["end", "event"])
-def test_the_result_is_that_of_a_smaller_network(job, tmp_path, compact, capsys):
+def test_result_measures_the_smaller_network(job, tmp_path, compact, capsys):
     cfg = job(*CHANNEL, f"pruning.compact={compact}")
     result = train(cfg)
     network = small_network(tmp_path / "run" / result["checkpoint"])
@@ -63,25 +63,25 @@ def test_the_result_is_that_of_a_smaller_network(job, tmp_path, compact, capsys)
     assert "target 0.5000 of the macs" in shown
 
 
-def test_a_finished_job_stands(job):
+def test_finished_job_is_not_run_again(job):
     first = train(job(*CHANNEL))
     assert train(job(*CHANNEL)) == first
 
 
-def test_masks_alone_when_nothing_is_to_be_cut(job, tmp_path):
+def test_compact_none_only_masks_channels(job, tmp_path):
     result = train(job(*CHANNEL, "pruning.compact=null"))
     checkpoint = torch.load(tmp_path / "run" / result["checkpoint"], weights_only=True)
     assert KEY not in checkpoint
     assert result["dense"]["macs"] > result["pruned"]["macs"]
 
 
-def test_one_shot_without_training(job, tmp_path):
+def test_one_shot_without_training_cuts_channels(job, tmp_path):
     result = train(job(*CHANNEL, "start=null", "dense_epochs=1", "trainer.max_epochs=0"))
     network = small_network(tmp_path / "run" / result["checkpoint"])
     assert sum(parameter.numel() for parameter in network.parameters()) < 14_458
 
 
-def test_the_plan_names_what_belongs_together(job, capsys):
+def test_plan_shows_events_and_groups_that_cannot_be_cut(job, capsys):
     plan(job(*CHANNEL))
     shown = " ".join(capsys.readouterr().out.split())
     assert "not prunable: the" in shown

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the command measured is what the report says."""
+"""The report shows what the command measured."""
 
 import csv
 
@@ -7,7 +7,7 @@ from regrow.app.experiment.run import train
 from regrow.report import write_report
 
 
-def test_a_pruned_and_a_dense_run(job, tmp_path):
+def test_reported_numbers_of_a_pruned_and_a_dense_run(job, tmp_path):
     result = train(job("recipe=digits/gmp", "pruning.every=0.1", folder="gmp"))
     train(job("recipe=digits/dense", folder="dense"))
     done = write_report(tmp_path)

@@ -9,7 +9,7 @@ def block(accuracy, params, macs, latency):
     return {"accuracy": accuracy, "params": params, "macs": macs, "latency_ms": times}
 
 
-def test_compare_by_hand():
+def test_comparison_by_hand():
     found = compare(block(0.9, 1000, 500, 4.0), block(0.88, 100, 125, 2.0))
     assert found == {
         "accuracy_drop": pytest.approx(0.02),
@@ -20,7 +20,7 @@ def test_compare_by_hand():
 
 
 @pytest.mark.parametrize(("latency", "said"), [(2.0, "2.00x as fast"), (3.9, "not faster")])
-def test_verdict_calls_faster_only_what_lies_apart(latency, said):
+def test_verdict_says_faster_only_if_intervals_are_disjoint(latency, said):
     """The quartiles must not overlap: 4.0 +- 10 % against 3.9 +- 10 % is no difference."""
     dense, pruned = block(0.9, 1000, 500, 4.0), block(0.92, 100, 125, latency)
     result = {"dense": dense, "pruned": pruned, "sparsity": 0.9} | compare(dense, pruned)

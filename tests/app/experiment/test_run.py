@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The main job on small runs: what it writes, keeps, goes on from and refuses."""
+"""The main job on small runs: files, resume and errors."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ def done(finished, job, tmp_path):
     return job(*GMP), copy.deepcopy(result), tmp_path / "run"
 
 
-def test_result_says_what_was_measured(done):
+def test_result_holds_what_was_measured(done):
     _, result, folder = done
     assert json.loads((folder / "result.json").read_text()) == result
     weights = 14_288  # of the convolutions and the linear layer, by hand: see the model's tests
@@ -55,7 +55,7 @@ def test_result_says_what_was_measured(done):
     assert "not faster" in result["verdict"] or "as fast" in result["verdict"]
 
 
-def test_accuracy_is_that_of_the_file(done):
+def test_accuracy_is_measured_on_the_saved_file(done):
     """Reloaded by hand: a plain network and a plain loop."""
     _, result, folder = done
     from regrow.app.data.digits import Digits
@@ -81,7 +81,7 @@ def test_finished_job_is_not_run_again(done, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
-def test_force_runs_it_again_to_the_same_numbers(done, job):
+def test_force_repeats_the_run_with_the_same_numbers(done, job):
     _, result, _ = done
     again = train(job(*GMP, "force=true"))
     for part in ("dense", "pruned"):
@@ -90,20 +90,20 @@ def test_force_runs_it_again_to_the_same_numbers(done, job):
     assert again["history"] == result["history"]
 
 
-def test_folder_of_other_settings_is_refused(done, job):
+def test_folder_of_other_settings_raises(done, job):
     with pytest.raises(ConfigError, match=r"has a run with other settings.*force=true"):
         train(job(*GMP, "pruning.sparsity=0.8"))
 
 
-def test_dense_control_is_trained_once(done, job, monkeypatch):
+def test_dense_baseline_is_trained_once(done, job, monkeypatch):
     cfg, _, _ = done
     monkeypatch.setattr("regrow.app.experiment.dense_baseline.fit", None)  # calling it would fail
     control = train_dense_baseline(cfg)
     assert train_dense_baseline(job(*GMP, "pruning.sparsity=0.8", folder="other")) == control
 
 
-def test_killed_run_goes_on_to_the_same_bits(done, job, tmp_path, monkeypatch):
-    """Cut in the middle of the second epoch: what follows is what would have been."""
+def test_killed_run_resumes_bit_exactly(done, job, tmp_path, monkeypatch):
+    """Interrupted in the middle of the second epoch."""
     _, result, folder = done
     whole = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
@@ -139,7 +139,7 @@ def test_killed_run_goes_on_to_the_same_bits(done, job, tmp_path, monkeypatch):
     assert all(map(torch.equal, moments, others))
 
 
-def test_nothing_half_written_is_left(done):
+def test_run_folder_holds_only_complete_files(done):
     _, _, folder = done
     assert files(folder) == {
         ".lock",
@@ -166,7 +166,7 @@ def test_one_shot_without_retraining_prunes_the_trained_network(job, tmp_path):
         assert torch.equal(tensor, torch.where(tensor == 0, tensor, dense[name]))
 
 
-def test_dense_recipe_is_its_own_control(job):
+def test_dense_recipe_is_its_own_baseline(job):
     result = train(job("recipe=digits/dense"))
     assert result["pruned"] is None
     assert result["verdict"].startswith("dense: accuracy")
@@ -181,7 +181,7 @@ def test_start_from_a_run_and_from_a_checkpoint(done, job, tmp_path):
         assert result["sparsity"] == pytest.approx(0.9, abs=1e-3)
 
 
-def test_zeros_of_another_tool_stay_zero(done, job, tmp_path):
+def test_from_zeros_keeps_zeros_of_another_tool(done, job, tmp_path):
     """Of a file of weights without masks, pruned to 90 % before; the command prunes to 95 %."""
     _, result, folder = done
     saved = torch.load(folder / result["checkpoint"], weights_only=True)["state_dict"]
@@ -234,7 +234,7 @@ def test_finetune_settings_are_those_of_the_second_fit(job, tmp_path):
         (("finetune.lr=0.001",), "has no effect with start=scratch"),
     ],
 )
-def test_mistakes_are_named_before_training(job, words, message, monkeypatch, tmp_path):
+def test_wrong_settings_raise_before_training(job, words, message, monkeypatch, tmp_path):
     from regrow.app.training.classifier import Classifier
 
     def never(*_):
@@ -251,20 +251,20 @@ def test_mistakes_are_named_before_training(job, words, message, monkeypatch, tm
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_plain_word_for_a_group_that_was_not_found(job):
+def test_uncomposed_pruning_group_raises(job):
     cfg = job("recipe=digits/gmp")
     cfg.pruning = "gmp"
     with pytest.raises(ConfigError, match="is regrow installed in this environment"):
         train(cfg)
 
 
-def test_damaged_start_is_named(job, tmp_path):
+def test_damaged_start_raises_with_its_name(job, tmp_path):
     (tmp_path / "bad.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
     with pytest.raises(StateError, match=r"bad\.ckpt cannot be read"):
         train(job("recipe=digits/oneshot", f"start={tmp_path / 'bad.ckpt'}"))
 
 
-def test_a_start_that_was_trained_anew_is_another_start(job, tmp_path):
+def test_retrained_start_changes_the_hash(job, tmp_path):
     """A run's folder counts by the checkpoint in it, not by its path."""
     train(job("recipe=digits/dense", folder="first"))
     words = ("recipe=digits/oneshot", f"start={tmp_path / 'first'}", "trainer.max_epochs=0")
@@ -276,7 +276,7 @@ def test_a_start_that_was_trained_anew_is_another_start(job, tmp_path):
     assert after["dense"]["accuracy"] != before["dense"]["accuracy"]
 
 
-def test_run_killed_before_its_result_is_written_goes_on(job, monkeypatch):
+def test_run_killed_before_its_result_is_written_resumes(job, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
@@ -297,18 +297,18 @@ def test_each_sparse_phase_has_its_own_accuracy(job):
     assert sparse[-1]["test_accuracy"] == result["pruned"]["accuracy"]
 
 
-def test_callbacks_beside_pruning_do_not_disturb_the_control(job):
+def test_other_callbacks_do_not_change_the_dense_baseline(job):
     stop = "{_target_:regrow.SparseEarlyStopping,monitor:val/loss}"
     result = train(job(*GMP, f"+callbacks.stop={stop}"))
     assert result["sparsity"] == pytest.approx(0.9, abs=1e-4)
 
 
-def test_diverged_training_is_named(job):
+def test_diverged_training_raises(job):
     with pytest.raises(StateError, match=r"training has diverged, write a lower optimizer\.lr"):
         train(job("recipe=digits/dense", "optimizer.lr=1e9"))
 
 
-def test_the_same_job_twice_at_once_is_refused(job, tmp_path):
+def test_same_job_started_twice_raises(job, tmp_path):
     from filelock import FileLock
 
     cfg = job(*GMP)

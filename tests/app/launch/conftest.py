@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sweeps of tiny jobs, in this process or in one of their own."""
+"""Run sweeps of tiny jobs, in this process or in a separate one."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ TINY = (
 
 @pytest.fixture
 def tiny() -> tuple[str, ...]:
-    """The words that make any job of these sweeps small."""
+    """Overrides that make any job of these sweeps small."""
     return TINY
 
 
@@ -54,7 +54,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 @pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, list[Path]]]:
-    """Every report that is asked for, in the place of building it: its folder and jobs."""
+    """Replace the building of reports by a record of their folders and jobs."""
     asked: list[tuple[Path, list[Path]]] = []
 
     def write_report(folder: Path, jobs: list[Path] | None = None) -> None:
@@ -69,7 +69,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, list[Path]]]:
 
 @pytest.fixture
 def begin(checkout: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `regrow train -m WORDS...` in a session of its own, which is gone after the test."""
+    """Starts `regrow train -m WORDS...` in its own process session, killed after the test."""
     started: list[subprocess.Popen[str]] = []
 
     def run(*words: str, **env: str) -> subprocess.Popen[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One requeuer, a share of the cores for each job, and what a sweep says at its end."""
+"""Requeueing, cores per job, and the summary of a sweep."""
 
 import signal
 
@@ -45,7 +45,7 @@ def environment(plugins):
         ({"SUBMITIT_EXECUTOR": "local"}, 1, False),
     ],
 )
-def test_one_program_requeues(monkeypatch, env, ranks, slurm):
+def test_lightning_requeues_only_under_plain_slurm(monkeypatch, env, ranks, slurm):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     found = environment(cluster_plugins(env, ranks))
@@ -56,12 +56,12 @@ def test_one_program_requeues(monkeypatch, env, ranks, slurm):
         assert not found.creates_processes_externally
 
 
-def test_nothing_is_asked_where_there_is_no_cluster():
+def test_no_plugin_is_added_without_a_cluster():
     assert cluster_plugins({"HOME": "/root", "LOCAL_RANK": "1"}, 2) == []
     assert cluster_callbacks(SLURM) == []
 
 
-def test_a_fit_under_submitit_outlives_sigterm(tmp_path):
+def test_fit_under_submitit_ignores_sigterm(tmp_path):
     [callback] = cluster_callbacks(SUBMITIT)
     seen = []
 
@@ -115,16 +115,16 @@ QUEUE = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.Sl
         ("auto", QUEUE | {"cpus_per_task": 4}, {}, 4),
     ],
 )
-def test_threads_are_a_share_of_eight_cores(given, launcher, sweeper, threads):
+def test_threads_auto_divides_the_cores_among_jobs(given, launcher, sweeper, threads):
     assert threads_of(given, launcher, sweeper, 8) == threads
 
 
-def test_threads_of_jobs_that_nobody_counts_are_asked_for():
+def test_threads_auto_with_unknown_cores_raises():
     with pytest.raises(ConfigError, match=r"hydra\.launcher\.cpus_per_task=1"):
         threads_of("auto", LOCAL | {"cpus_per_task": None}, {}, 8)
 
 
-def test_a_sweep_finds_its_jobs_again(tmp_path):
+def test_restarted_sweep_finds_its_jobs(tmp_path):
     folder, jobs = tmp_path / "sweeps" / "s", [tmp_path / "a" / "x=1", tmp_path / "b" / "x=1"]
     for job in jobs:
         job.mkdir(parents=True)
@@ -143,5 +143,5 @@ def test_a_sweep_finds_its_jobs_again(tmp_path):
     assert sweep_jobs(moved / "sweeps" / "s") == [moved / "a" / "x=1"], "what is gone is left out"
 
 
-def test_a_sweep_that_went_well_needs_no_words():
+def test_sweep_without_failures_prints_no_summary():
     assert summarize_failures([{"job": "a", "state": "done", "message": ""}]) == []

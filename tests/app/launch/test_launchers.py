@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sweeps whose jobs run in other processes: the same words, errors and files."""
+"""Sweeps whose jobs run in other processes have the same errors and files."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ class Probe(Callback):
     ],
     ids=lambda words: words[0],
 )
-def test_one_override_moves_a_sweep_to_other_processes(begin, found, tmp_path, launcher):
+def test_launcher_override_runs_jobs_in_other_processes(begin, found, tmp_path, launcher):
     name, *settings = launcher
     (tmp_path / "probe.py").write_text(PROBE)
     probe = "+hydra.callbacks.probe._target_=probe.Probe"
@@ -71,7 +71,7 @@ def test_one_override_moves_a_sweep_to_other_processes(begin, found, tmp_path, l
         ("sweep=[seeds,optuna]", r"pip install \"regrow\[optuna\]\""),
     ],
 )
-def test_a_launcher_that_is_not_installed_says_how(monkeypatch, word, message):
+def test_missing_launcher_raises_with_the_install_command(monkeypatch, word, message):
     real = importlib.util.find_spec
     hidden = ("hydra_plugins.hydra_",)
     monkeypatch.setattr(

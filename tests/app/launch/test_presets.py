@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The presets of the group `sweep`: the jobs that they stand for, and a few of them run."""
+"""The presets of the group `sweep`: their jobs, and runs of a few of them."""
 
 import json
 
@@ -35,7 +35,7 @@ def jobs(sweep, reports, monkeypatch):
     return listed
 
 
-def test_ladder_halves_what_remains(jobs):
+def test_ladder_halves_the_remaining_weights(jobs):
     seen = jobs("sweep=ladder", "recipe=digits/gmp")
     assert [cfg.pruning.sparsity for _, cfg in seen] == [1 - 0.5**k for k in range(1, 6)]
 
@@ -60,13 +60,13 @@ def test_every_method_is_compared(jobs):
     assert {cfg.pruning.sparsity for _, cfg in seen} == {0.98}
 
 
-def test_fine_tuning_is_a_grid(jobs):
+def test_finetune_preset_is_a_grid(jobs):
     seen = jobs("sweep=finetune", "recipe=digits/oneshot")
     pairs = [(cfg.finetune.lr, cfg.finetune.batch_size) for _, cfg in seen]
     assert pairs == [(lr, size) for lr in (0.001, 0.003, 0.01, 0.03) for size in (32, 128)]
 
 
-def test_a_preset_is_a_sweep_without_a_flag(sweep, reports, tiny, monkeypatch):
+def test_preset_sweeps_without_the_multirun_flag(sweep, reports, tiny, monkeypatch):
     seeds = []
     monkeypatch.setattr("regrow.app.experiment.run.train", lambda cfg: seeds.append(cfg.seed))
     launch("train", [*tiny, "sweep=seeds", "recipe=digits/gmp"])
@@ -74,7 +74,7 @@ def test_a_preset_is_a_sweep_without_a_flag(sweep, reports, tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("varied", ["recipe=digits/gmp,digits/imp", "pruning=gmp,erk"])
-def test_a_setting_of_what_varies_may_be_given_once(jobs, varied):
+def test_setting_of_a_swept_group_may_be_given_once(jobs, varied):
     """Hydra alone would look for it in the pruning that no job has."""
     seen = jobs(varied, "pruning.sparsity=0.9", "pruning.exclude=[a,b]", "finetune.lr=1e-3")
     found = {(cfg.pruning.sparsity, *cfg.pruning.exclude, cfg.finetune.lr) for _, cfg in seen}
@@ -82,7 +82,7 @@ def test_a_setting_of_what_varies_may_be_given_once(jobs, varied):
     assert len(seen) == 2
 
 
-def test_the_command_line_wins(jobs):
+def test_command_line_overrides_a_preset(jobs):
     seen = jobs("sweep=methods", "recipe=digits/gmp,digits/imp", "seed=7")
     assert [(name, cfg.seed) for name, cfg in seen] == [("digits/gmp", 7), ("digits/imp", 7)]
     [(_, cfg)] = jobs("sweep=ladder", "recipe=digits/gmp", "pruning.sparsity=0.3")
@@ -97,7 +97,7 @@ def test_the_command_line_wins(jobs):
         (("sweep=seeds", "recipe=digits/gmp"), "seed", "4"),
     ],
 )
-def test_jobs_of_a_preset_run(sweep, found, reports, words, key, values):
+def test_preset_jobs_run(sweep, found, reports, words, key, values):
     narrow = [f"{key}={values}"]
     if key == "finetune.lr":
         narrow.append("finetune.batch_size=128")
@@ -111,7 +111,7 @@ def test_jobs_of_a_preset_run(sweep, found, reports, words, key, values):
 @pytest.mark.slow
 @pytest.mark.vision
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_every_method_of_the_comparison_runs(sweep, reports, tiny, tmp_path):
+def test_every_method_of_the_compare_preset_runs(sweep, reports, tiny, tmp_path):
     """All 16 epochs, of ten batches each: RigL moves weights every 100 steps."""
     few = ("+trainer.limit_train_batches=10", "+trainer.limit_val_batches=2")
     own = [word for word in tiny if not word.startswith("trainer.max_epochs")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A search with Optuna: objectives from validation, a study that goes on, what is refused."""
+"""A search with Optuna: validation objectives, a continued study, errors."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def study_in(tmp_path):
     return optuna.load_study(study_name=summary.study_name, storage=storage)
 
 
-def test_objectives_are_those_of_the_chosen_network():
+def test_objectives_are_measured_on_the_selected_checkpoint():
     assert measured(RESULT, ["val_accuracy", "sparsity"]) == (0.7, 0.8)
     assert measured(RESULT, ["val_loss"]) == 0.6
     assert measured(RESULT, ["compression", "macs", "latency_ms"]) == (5.0, 100.0, 1.5)
@@ -43,16 +43,16 @@ def test_objectives_are_those_of_the_chosen_network():
         (["sparsity", "sparsity"], "each once"),
     ],
 )
-def test_other_objectives_are_refused(given, message):
+def test_unknown_objectives_raise(given, message):
     with pytest.raises(ConfigError, match=message):
         check_objectives(given)
 
 
-def test_no_objective_is_of_the_test_set():
+def test_objectives_do_not_use_the_test_set():
     assert not [name for name in DIRECTIONS if "test" in name or name in ("accuracy", "loss")]
 
 
-def test_two_and_two_trials_are_four(sweep, found, reports, tmp_path):
+def test_second_search_adds_trials_to_the_study(sweep, found, reports, tmp_path):
     for count in (2, 4):
         assert sweep(*SEARCH) == 0
         trials = study_in(tmp_path).trials
@@ -65,7 +65,7 @@ def test_two_and_two_trials_are_four(sweep, found, reports, tmp_path):
     assert len(reports[-1][1]) == 4
 
 
-def test_one_override_is_enough(sweep, reports, tmp_path, monkeypatch):
+def test_search_needs_one_override_only(sweep, reports, tmp_path, monkeypatch):
     """The directions are those of the objectives, a failed trial stops no other."""
     runs = []
 
@@ -86,7 +86,7 @@ def test_one_override_is_enough(sweep, reports, tmp_path, monkeypatch):
     assert sweep(*words, "objectives=val_accuracy", "hydra.sweeper.n_trials=1") == 0
 
 
-def test_a_trial_that_was_cut_is_tried_again(sweep, reports, tmp_path, monkeypatch):
+def test_interrupted_trial_is_repeated(sweep, reports, tmp_path, monkeypatch):
     runs = []
 
     def train(cfg):
@@ -113,7 +113,7 @@ def test_a_trial_that_was_cut_is_tried_again(sweep, reports, tmp_path, monkeypat
         (("trainer.max_epochs=0", "start=null"), "validates nothing: write trainer.max_epochs=1"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(sweep, reports, capfd, words, message):
+def test_unsupported_searches_raise(sweep, reports, capfd, words, message):
     search = ("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,0.2)", "hydra.sweeper.n_trials=1")
     recipe = () if words == ("pruning=none",) else ("recipe=digits/gmp",)
     assert sweep(*search, *recipe, *words) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sweeps that are stopped, killed or preempted: the same folder goes on to the same bits."""
+"""Sweeps that are stopped, killed or preempted resume exactly in the same folder."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def state(root):
 
 @pytest.fixture
 def whole(sweep, reports, found, tmp_path):
-    """The result and weights of the sweep that nobody stopped, in the same folder before."""
+    """The result and weights of the uninterrupted sweep, in the same folder before."""
     assert sweep(*LONGER) == 0
     [result], weights = found("result.json").values(), state(tmp_path)
     (tmp_path / "outputs").rename(tmp_path / "before")
@@ -73,7 +73,7 @@ def submitit_tasks(root):
     return [task for starter in starters for task in children(starter)]
 
 
-def test_sigterm_stops_a_sweep_and_is_no_failure(begin, found, tmp_path):
+def test_sigterm_stops_a_sweep_without_marking_failures(begin, found, tmp_path):
     command = begin("recipe=digits/gmp", "trainer.max_epochs=160", "seed=0,1")
     wait_for(lambda: [*tmp_path.glob("outputs/**/last.ckpt")])
     command.terminate()
@@ -88,7 +88,7 @@ def test_sigterm_stops_a_sweep_and_is_no_failure(begin, found, tmp_path):
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_joblib_takes_its_processes_with_it(begin, found, sweep, whole, tmp_path, number):
+def test_joblib_workers_end_with_the_command(begin, found, sweep, whole, tmp_path, number):
     command = begin(*LONGER, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     half_way(tmp_path)
     wait_for(lambda: len(found("run.json")) == 2)
@@ -106,7 +106,7 @@ def test_joblib_takes_its_processes_with_it(begin, found, sweep, whole, tmp_path
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_submitit_puts_a_preempted_job_back(begin, found, whole, tmp_path):
+def test_submitit_requeues_a_preempted_job(begin, found, whole, tmp_path):
     """First SIGTERM, as a scheduler announces it, then the signal at which submitit requeues."""
     words = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10")
     command = begin(*LONGER, *words)
@@ -126,9 +126,7 @@ def test_submitit_puts_a_preempted_job_back(begin, found, whole, tmp_path):
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_a_job_of_submitit_that_is_killed_goes_on_with_the_same_command(
-    begin, found, sweep, whole, tmp_path
-):
+def test_killed_submitit_job_resumes_with_the_same_command(begin, found, sweep, whole, tmp_path):
     command = begin(*LONGER, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10")
     half_way(tmp_path)
     [task] = submitit_tasks(tmp_path)

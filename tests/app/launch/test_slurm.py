@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""submitit's way through SLURM, with small stand-ins for SLURM's own programs."""
+"""submitit with SLURM, with small replacements for SLURM's programs."""
 
 import json
 import os
@@ -57,7 +57,7 @@ exec(dedent({body!r}))
 
 
 @pytest.mark.slow
-def test_a_preempted_job_of_slurm_is_requeued_once(begin, found, tmp_path):
+def test_preempted_slurm_job_is_requeued_once(begin, found, tmp_path):
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, body in PROGRAMS.items():

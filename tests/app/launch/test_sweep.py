@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sweeps with Hydra's own launcher: failures, going on, the report, one data set a process."""
+"""Sweeps with Hydra's own launcher: failures, resume, the report, one data set per process."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from regrow.app.launch.hydra_app import launch
 GMP = "recipe=digits/gmp"
 
 
-def test_a_failed_job_stops_no_other(sweep, found, reports, capfd, tmp_path):
+def test_failed_job_does_not_stop_the_others(sweep, found, reports, capfd, tmp_path):
     digits._read.cache_clear()
     assert sweep(GMP, "pruning.sparsity=0.5,90,0.75", "hydra.sweeper.max_batch_size=1") == 1
     results, failures = found("result.json"), found("failed.json")
@@ -49,7 +49,7 @@ def test_a_failed_job_stops_no_other(sweep, found, reports, capfd, tmp_path):
     assert digits._read.cache_info().misses == 1, "the data are read once a process"
 
 
-def test_a_stopped_sweep_goes_on(sweep, found, reports, monkeypatch, capfd):
+def test_stopped_sweep_continues(sweep, found, reports, monkeypatch, capfd):
     """Finished jobs are skipped, the one that was cut resumes, the failed one runs again."""
     from regrow.app.experiment import evaluate
 
@@ -102,7 +102,7 @@ def trained():
     return {path: path.stat().st_mtime_ns for path in Path.cwd().glob("outputs/digits/**/*.ckpt")}
 
 
-def test_a_report_that_cannot_be_built_fails_no_job(sweep, found, monkeypatch, capfd):
+def test_failing_report_fails_no_job(sweep, found, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "regrow.report.write", None)
     assert sweep(GMP) == 0
     assert len(found("result.json")) == 1
@@ -111,7 +111,7 @@ def test_a_report_that_cannot_be_built_fails_no_job(sweep, found, monkeypatch, c
     assert len(lines) == 2, "after the job and at the end"
 
 
-def test_a_single_run_finds_the_job_of_a_sweep(sweep, found, reports, capfd, tiny):
+def test_single_run_shares_the_folder_of_a_sweep_job(sweep, found, reports, capfd, tiny):
     assert sweep(GMP, "optimizer.lr=1e-2") == 0
     launch("train", [*tiny, GMP, "optimizer.lr=0.01"])
     assert len(found("result.json")) == 1
@@ -119,7 +119,7 @@ def test_a_single_run_finds_the_job_of_a_sweep(sweep, found, reports, capfd, tin
     assert len(reports) == 2, "a single run belongs to no sweep"
 
 
-def test_a_failed_run_leaves_the_same_file(sweep, found, capfd):
+def test_failed_single_run_writes_failed_json(sweep, found, capfd):
     with pytest.raises(SystemExit):
         launch("train", [GMP, "pruning.sparsity=90"])
     assert "error: sparsity must be in [0, 1), got 90" in capfd.readouterr().err
@@ -127,7 +127,7 @@ def test_a_failed_run_leaves_the_same_file(sweep, found, capfd):
     assert failed["error"] == "ConfigError"
 
 
-def test_the_same_sweep_twice_at_once_is_refused(sweep, found, capfd, tmp_path, tiny):
+def test_same_sweep_started_twice_raises(sweep, found, capfd, tmp_path, tiny):
     folder = tmp_path / "outputs" / "sweeps" / sweep_folder([*tiny, "seed=0,1"])
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"):
@@ -136,7 +136,7 @@ def test_the_same_sweep_twice_at_once_is_refused(sweep, found, capfd, tmp_path, 
     assert not found("run.json")
 
 
-def test_a_folder_that_another_process_holds_is_not_marked(sweep, found, reports, capfd, tiny):
+def test_folder_locked_by_another_process_is_not_marked_failed(sweep, found, reports, capfd, tiny):
     """Its own process says whether it failed."""
     folder = Path("outputs/digits/gmp", job_folder(tiny), "seed=0").absolute()
     folder.mkdir(parents=True)

@@ -23,7 +23,7 @@ def count(depth: int, w: int, classes: int, channels: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("depth", "width"), [(8, 8), (20, 16), (20, 5), (56, 16)])
-def test_counts(depth: int, width: int) -> None:
+def test_parameter_counts_by_formula(depth: int, width: int) -> None:
     network = CifarResNet(depth, width, num_classes=7, in_channels=1)
     weights, norms = count(depth, width, 7, 1)
     assert weights == sum(
@@ -58,7 +58,7 @@ def test_block_adds_its_shortcut() -> None:
     torch.testing.assert_close(block(x), x.clamp(min=0))
 
 
-def test_he_initialisation() -> None:
+def test_weights_have_he_initialisation() -> None:
     torch.manual_seed(0)
     conv = CifarResNet().layer3[1].conv1
     assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.02)
@@ -71,6 +71,6 @@ def test_depth_must_be_6n_plus_2(depth: int) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"depth": "20"}, {"width": 0}, {"in_channels": -1}])
-def test_sizes_are_counts(wrong: dict[str, int]) -> None:
+def test_sizes_must_be_counts(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"must be a whole number|depth is the text"):
         CifarResNet(**wrong)

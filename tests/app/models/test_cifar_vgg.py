@@ -18,7 +18,7 @@ CHANNELS = {
 
 @pytest.mark.parametrize("depth", CHANNELS)
 @pytest.mark.parametrize("width", [3, 8])
-def test_counts(depth: int, width: int) -> None:
+def test_parameter_counts_by_formula(depth: int, width: int) -> None:
     outputs = [width * times for times in CHANNELS[depth]]
     inputs = [1, *outputs[:-1]]
     convolutions = sum(9 * i * o for i, o in zip(inputs, outputs, strict=True))
@@ -37,11 +37,11 @@ def test_vgg16_has_its_known_size() -> None:
 
 
 @pytest.mark.parametrize("size", [16, 28, 32])
-def test_image_sizes(size: int) -> None:
+def test_several_image_sizes_are_supported(size: int) -> None:
     assert VGG(11, 2, num_classes=4, in_channels=1)(torch.zeros(2, 1, size, size)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(("depth", "near"), [(18, 19), (12, 11), (50, 19)])
-def test_depth_is_one_of_four(depth: int, near: int) -> None:
+def test_depth_must_be_one_of_four(depth: int, near: int) -> None:
     with pytest.raises(ConfigError, match=f"11, 13, 16 or 19, got {depth}: write {near}"):
         VGG(depth)

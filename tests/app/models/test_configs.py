@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every model that can be chosen by name is built, as large as its file says."""
+"""Every model of conf/app/model is built with the parameter count of its file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODELS = [
 
 
 @pytest.mark.parametrize("path", MODELS)
-def test_model_is_built_as_large_as_its_file_says(path: Path) -> None:
+def test_model_has_the_parameter_count_in_its_config(path: Path) -> None:
     with torch.device("meta"):
         network = instantiate(OmegaConf.load(path))
     text = path.read_text()
@@ -41,9 +41,7 @@ def test_model_is_built_as_large_as_its_file_says(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_missing_library_is_named_with_its_extra(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_library_raises_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     node = OmegaConf.load(config_dir("conf") / "app" / "model" / f"{name}.yaml")
     package = node["_target_"].partition(".")[0]

@@ -9,7 +9,7 @@ from regrow.app.models.digits_cnn import DigitsCNN
 from regrow.utils.errors import ConfigError
 
 
-def test_counts() -> None:
+def test_parameter_counts_by_formula() -> None:
     network = DigitsCNN()
     weights = 1 * 16 * 9 + 16 * 32 * 9 + 32 * 32 * 9 + 32 * 10
     assert weights == 14288
@@ -23,12 +23,12 @@ def test_counts() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 8, 28])
-def test_any_image_size(size: int) -> None:
+def test_any_image_size_is_accepted(size: int) -> None:
     out = DigitsCNN(num_classes=7, in_channels=3, width=4)(torch.zeros(2, 3, size, size))
     assert out.shape == (2, 7)
 
 
-def test_arguments_are_checked() -> None:
+def test_wrong_arguments_raise() -> None:
     with pytest.raises(ConfigError, match="width must be"):
         DigitsCNN(width=0)
     with pytest.raises(ConfigError, match="num_classes must be"):

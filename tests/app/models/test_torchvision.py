@@ -45,7 +45,7 @@ def test_name_is_built_by_its_library(words: tuple[str, ...], module: str) -> No
     assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
 
 
-def test_sizes_are_the_published_ones() -> None:
+def test_parameter_counts_equal_the_published_ones() -> None:
     """Of the recipes' headers: 4.1 billion multiply-adds, 76.13 % and 71.88 %."""
     torchvision = pytest.importorskip("torchvision")
     assert cost(build("model=resnet50"), torch.zeros(1, 3, 224, 224)).macs == 4_089_184_256
@@ -67,7 +67,7 @@ def test_width_and_dropout_of_mobilenet() -> None:
     assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0]
 
 
-def test_unknown_pretrained_names_are_refused() -> None:
+def test_unknown_pretrained_names_raise() -> None:
     with pytest.raises(ConfigError, match=r"Unknown model resnet49.*timm: Unknown model"):
         load_initial_weights("pretrained:resnet49")
     with pytest.raises(ConfigError, match="resnet50 has no weights V9"):

@@ -24,7 +24,7 @@ def count(depth: int, k: int, classes: int, channels: int = 3) -> int:
 
 
 @pytest.mark.parametrize(("depth", "width"), [(10, 1), (16, 3), (22, 2), (40, 1)])
-def test_counts(depth: int, width: int) -> None:
+def test_parameter_counts_by_formula(depth: int, width: int) -> None:
     network = WideResNet(depth, width, num_classes=7, in_channels=1)
     assert sum(p.numel() for p in network.parameters()) == count(depth, width, 7, 1)
     shortcuts = sum(m.kernel_size == (1, 1) for m in network.modules() if isinstance(m, nn.Conv2d))
@@ -37,12 +37,12 @@ def test_counts(depth: int, width: int) -> None:
 @pytest.mark.parametrize(
     ("depth", "width", "millions"), [(28, 10, 36.5), (40, 4, 8.9), (16, 8, 11.0), (22, 2, 1.08)]
 )
-def test_published_sizes(depth: int, width: int, millions: float) -> None:
+def test_parameter_counts_equal_the_published_ones(depth: int, width: int, millions: float) -> None:
     """The paper's tables 4 and 5, in millions; WRN-22-2 is of the sparse training papers."""
     assert count(depth, width, 10) == pytest.approx(millions * 1e6, rel=0.01)
 
 
-def test_the_two_of_the_recipes_have_their_known_sizes() -> None:
+def test_models_of_the_recipes_have_their_known_sizes() -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in WideResNet(28, 10).parameters()) == 36479194
         assert sum(p.numel() for p in WideResNet(22, 2).parameters()) == 1079642
@@ -59,7 +59,7 @@ def test_stages_halve_the_image() -> None:
 
 
 def test_norm_and_relu_come_before_the_convolutions() -> None:
-    """What comes in goes on untouched where the shape stays, and activated where it changes."""
+    """The shortcut takes the raw input if the shape is unchanged, else the activated input."""
     x = torch.randn(2, 4, 8, 8)
     same, wider = WideBlock(4, 4, stride=1).eval(), WideBlock(4, 8, stride=1).eval()
     for block in (same, wider):
@@ -71,7 +71,7 @@ def test_norm_and_relu_come_before_the_convolutions() -> None:
     torch.testing.assert_close(wider(x), torch.einsum("oi,nihw->nohw", weight, active))
 
 
-def test_he_initialisation() -> None:
+def test_weights_have_he_initialisation() -> None:
     torch.manual_seed(0)
     conv = WideResNet(10, 4).layer3[0].conv2
     assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 256)), rel=0.02)
@@ -84,6 +84,6 @@ def test_depth_must_be_6n_plus_4(depth: int) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"depth": "28"}, {"width": 0}, {"num_classes": -1}])
-def test_sizes_are_counts(wrong: dict[str, int]) -> None:
+def test_sizes_must_be_counts(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"must be a whole number|depth is the text"):
         WideResNet(**wrong)

@@ -8,7 +8,7 @@ from regrow.app.training.build import build_data, build_logger, build_module, fl
 from regrow.utils.errors import ConfigError
 
 
-def test_tensorboard_by_name(job, tmp_path):
+def test_tensorboard_is_selected_by_name(job, tmp_path):
     logger = build_logger(job("logger=tensorboard"), tmp_path / "here")
     logger.log_metrics({"a": 1.0}, step=0)
     logger.save()
@@ -16,21 +16,21 @@ def test_tensorboard_by_name(job, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "package"), [("mlflow", "mlflow"), ("wandb", "wandb")])
-def test_logger_whose_package_is_missing_is_refused(job, tmp_path, name, package, monkeypatch):
+def test_logger_without_its_package_raises(job, tmp_path, name, package, monkeypatch):
     if importlib.util.find_spec(package) is not None:
         pytest.skip(f"{package} is installed")
     with pytest.raises(ConfigError, match=r"not installed.*write logger=csv"):
         build_logger(job(f"logger={name}"), tmp_path)
 
 
-def test_interrupted_curve_is_kept(job, tmp_path):
+def test_log_of_an_interrupted_run_is_kept(job, tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "metrics.csv").write_text("step\n1\n")
     build_logger(job(), tmp_path)
     assert (tmp_path / "logs" / "metrics.0.csv").read_text() == "step\n1\n"
 
 
-def test_same_seed_same_weights_and_other_seed_others(job):
+def test_weights_depend_on_the_seed_only(job):
     def first(seed):
         cfg = job(f"seed={seed}")
         return next(build_module(cfg, build_data(cfg)).parameters())
@@ -39,7 +39,7 @@ def test_same_seed_same_weights_and_other_seed_others(job):
     assert not torch.equal(first(1), first(2))
 
 
-def test_misfit_of_weights_names_what_is_wrong(job):
+def test_weights_that_do_not_fit_raise_with_the_names(job):
     cfg = job()
     data = build_data(cfg)
     weights = dict(build_module(cfg, data).network.state_dict())
@@ -49,5 +49,5 @@ def test_misfit_of_weights_names_what_is_wrong(job):
         build_module(cfg, data, weights)
 
 
-def test_plain_is_flat():
+def test_settings_are_flattened_for_loggers():
     assert flatten_settings({"a": {"b": 1}, "c": [2]}) == {"a/b": 1, "c": [2]}

@@ -74,7 +74,7 @@ def test_training_reduces_the_loss_and_logs_it() -> None:
     assert "train/loss" in fit.callback_metrics
 
 
-def test_label_smoothing_is_in_the_training_loss_alone() -> None:
+def test_label_smoothing_applies_to_the_training_loss_only() -> None:
     model, data = make(label_smoothing=0.3), loader(batch_size=20)
     logits, labels = model(data.images).detach().numpy(), data.labels.numpy()
     shifted = logits - logits.max(1, keepdims=True)
@@ -89,7 +89,7 @@ def test_label_smoothing_is_in_the_training_loss_alone() -> None:
 
 
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, 6), (2, 4)])
-def test_scheduler_is_told_the_length_and_stepped_every_step(accumulate: int, steps: int) -> None:
+def test_scheduler_gets_the_total_steps_and_steps_every_batch(accumulate: int, steps: int) -> None:
     told: list[int] = []
     asked: list[int] = []
 
@@ -103,15 +103,15 @@ def test_scheduler_is_told_the_length_and_stepped_every_step(accumulate: int, st
     assert asked == list(range(steps + 1))
 
 
-def test_schedule_without_a_length_is_refused() -> None:
+def test_schedule_without_a_length_raises() -> None:
     def schedule(optimizer: Optimizer, total_steps: int) -> LambdaLR:
         raise AssertionError("not reached")
 
-    with pytest.raises(ConfigError, match=r"write trainer\.max_epochs=N"):
+    with pytest.raises(ConfigError, match="write max_epochs=N"):
         trainer(max_epochs=-1).fit(make(scheduler=schedule), loader())
 
 
-def test_checkpoint_holds_weights_only_types_and_no_settings(tmp_path: Path) -> None:
+def test_checkpoint_is_weights_only_and_holds_no_settings(tmp_path: Path) -> None:
     model, fit = make(), trainer(max_epochs=1)
     fit.fit(model, loader())
     fit.save_checkpoint(tmp_path / "a.ckpt")
@@ -126,7 +126,7 @@ def test_checkpoint_holds_weights_only_types_and_no_settings(tmp_path: Path) -> 
     assert torch.equal(again(x), model(x))
 
 
-def test_example_input() -> None:
+def test_example_input_has_the_data_shape() -> None:
     example = make(input_shape=[1, 2, 2]).example_input_array
     assert isinstance(example, Tensor)
     assert example.shape == (1, 1, 2, 2)
@@ -136,6 +136,6 @@ def test_example_input() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"num_classes": 1}]
 )
-def test_values_are_checked(wrong: dict[str, Any]) -> None:
+def test_wrong_values_raise(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         make(**wrong)

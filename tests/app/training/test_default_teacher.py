@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command's teacher is the run's own dense control; phases alternate by recipe."""
+"""The default teacher is the run's dense baseline; alternating phases are configured by name."""
 
 import json
 
@@ -18,7 +18,7 @@ GMP = ("recipe=digits/gmp", "pruning.every=0.1")
 TAUGHT = (*GMP, "callbacks=distill")
 
 
-def test_the_dense_control_teaches_and_is_the_one_of_untaught_runs(job, tmp_path):
+def test_default_teacher_is_the_shared_dense_baseline(job, tmp_path):
     cfg = job(*TAUGHT)
     control = train_dense_baseline(job(*GMP, folder="plain"))
     result = train(job(*TAUGHT))
@@ -35,11 +35,11 @@ def test_the_dense_control_teaches_and_is_the_one_of_untaught_runs(job, tmp_path
     assert settings["callbacks"]["distill"]["teacher"] is None
 
 
-def test_a_taught_run_is_another_run(job):
+def test_distilled_run_has_another_hash(job):
     assert config_hash(job(*GMP)) != config_hash(job(*TAUGHT))
 
 
-def test_a_named_teacher_stays(job):
+def test_given_teacher_is_kept(job):
     cfg = job(*TAUGHT, "callbacks.distill.teacher=mine.ckpt")
     assert with_teacher(cfg, "other.ckpt") is cfg
     assert "distill" not in without_teacher(cfg).callbacks
@@ -48,7 +48,7 @@ def test_a_named_teacher_stays(job):
         train(cfg)
 
 
-def test_a_plan_needs_no_control(job, tmp_path):
+def test_plan_trains_no_dense_baseline(job, tmp_path):
     from regrow.app.training.preflight import set_up
 
     cfg = job(*TAUGHT)
@@ -56,7 +56,7 @@ def test_a_plan_needs_no_control(job, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
-def test_alternating_phases_have_the_same_control(job):
+def test_alternating_phases_share_the_dense_baseline(job):
     keys = [
         config_hash(without_teacher(job(*GMP, *w)))
         for w in ((), ["callbacks=alternating_phases"], ["callbacks=distill"])
@@ -65,7 +65,7 @@ def test_alternating_phases_have_the_same_control(job):
 
 
 @pytest.mark.slow
-def test_alternating_phases_by_name(job):
+def test_alternating_phases_are_selected_by_name(job):
     words = (
         "recipe=digits/gmp",
         "pruning=acdc",

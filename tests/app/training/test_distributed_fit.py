@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command on two devices: the ranks train in processes of their own, one process decides."""
+"""The command on two devices: ranks train in separate processes, one process decides."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_two_ranks_train_and_one_process_measures(job, tmp_path):
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_an_error_of_the_ranks_is_the_users_own(job, monkeypatch):
+def test_error_on_a_rank_keeps_its_type_and_message(job, monkeypatch):
     monkeypatch.setattr(
         "regrow.app.experiment.run.set_up", lambda *_: None
     )  # found only when it trains
@@ -51,7 +51,7 @@ def test_an_error_of_the_ranks_is_the_users_own(job, monkeypatch):
         train(cfg)
 
 
-def test_a_plan_counts_each_ranks_batches(job):
+def test_plan_counts_batches_of_each_rank(job):
     cfg = job(*SMALL)
     node = on_one_device(cfg, build_data(cfg))
     assert (node.devices, node.limit_train_batches) == (1, 11)
@@ -59,7 +59,7 @@ def test_a_plan_counts_each_ranks_batches(job):
     assert on_one_device(cfg, build_data(cfg)) == cfg.trainer
 
 
-def test_how_many_devices(job):
+def test_number_of_devices_is_read_from_the_trainer_settings(job):
     assert world_size(job(*SMALL)) == 2
     assert world_size(job("recipe=digits/gmp", "trainer.accelerator=cpu")) == 1
     with pytest.raises(ConfigError, match=r"num_nodes=2.*one node"):
@@ -67,7 +67,7 @@ def test_how_many_devices(job):
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])
-def test_one_of_many_processes_is_refused(name):
+def test_command_started_as_one_of_many_processes_raises(name):
     check_single_node({name: "1"})
     with pytest.raises(ConfigError, match=f"{name}=4.*trainer.devices=N"):
         check_single_node({name: "4"})
@@ -76,7 +76,7 @@ def test_one_of_many_processes_is_refused(name):
 @pytest.mark.guard
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_command_takes_its_ranks_along_and_goes_on(kind, tmp_path):
+def test_killed_command_ends_its_ranks_and_resumes(kind, tmp_path):
     command = [
         sys.executable, "-m", "regrow", "train", *SMALL, "trainer.max_epochs=12",
         "latency.repeats=3", "~callbacks.progress", "+trainer.enable_progress_bar=false",

@@ -27,31 +27,31 @@ def rates(make: Callable[[SGD], LRScheduler], steps: int) -> list[float]:
 
 
 @given(st.integers(1, 60), st.floats(0, 1))
-def test_cosine_is_torchs(total: int, final: float) -> None:
+def test_cosine_equals_torchs(total: int, final: float) -> None:
     mine = rates(lambda sgd: cosine(sgd, total, final=final), total)
     theirs = rates(lambda sgd: CosineAnnealingLR(sgd, total, eta_min=0.2 * final), total)
     assert mine == pytest.approx(theirs, abs=1e-9)
 
 
 @given(st.integers(1, 60), st.floats(0.01, 1))
-def test_linear_is_torchs(total: int, final: float) -> None:
+def test_linear_equals_torchs(total: int, final: float) -> None:
     mine = rates(lambda sgd: linear(sgd, total, final=final), total)
     theirs = rates(lambda sgd: LinearLR(sgd, 1.0, final, total), total)
     assert mine == pytest.approx(theirs, abs=1e-9)
 
 
-def test_multistep_is_torchs() -> None:
+def test_multistep_equals_torchs() -> None:
     mine = rates(lambda sgd: multistep(sgd, 41, (0.3, 0.5, 0.75), gamma=0.2), 41)
     theirs = rates(lambda sgd: MultiStepLR(sgd, [12, 20, 31], 0.2), 41)
     assert mine == pytest.approx(theirs)
 
 
-def test_constant() -> None:
+def test_constant_never_changes() -> None:
     assert rates(lambda sgd: constant(sgd, 5), 5) == [0.2] * 6
 
 
 @pytest.mark.parametrize("schedule", [constant, linear, cosine])
-def test_warmup_rises_to_the_full_rate_and_the_rest_follows(schedule: Any) -> None:
+def test_warmup_rises_to_the_full_rate_before_the_schedule(schedule: Any) -> None:
     seen = rates(lambda sgd: schedule(sgd, 20, warmup=0.25), 20)
     assert seen[:5] == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2])
     assert seen[5:] == pytest.approx(rates(lambda sgd: schedule(sgd, 15), 15))
@@ -63,7 +63,7 @@ def test_milestones_count_the_warmup() -> None:
 
 
 @given(epoch=st.integers(1, 400), shorter=st.sampled_from([1, 2, 5]))
-def test_milestones_in_epochs_come_out_exactly(epoch: int, shorter: int) -> None:
+def test_milestones_in_epochs_are_exact(epoch: int, shorter: int) -> None:
     """Against whole numbers: 90 epochs with a warm-up of 5 and drops at 30, 60 and 80."""
     total = 90 * epoch // shorter
     sgd = SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
@@ -77,12 +77,12 @@ def test_milestones_in_epochs_come_out_exactly(epoch: int, shorter: int) -> None
 
 
 @pytest.mark.parametrize("schedule", [linear, cosine])
-def test_rate_stays_at_the_end(schedule: Any) -> None:
+def test_rate_stays_constant_after_the_end(schedule: Any) -> None:
     assert rates(lambda sgd: schedule(sgd, 4, final=0.5), 9)[4:] == pytest.approx([0.1] * 6)
 
 
 @pytest.mark.parametrize("schedule", [constant, linear, cosine, multistep])
-def test_rates_go_on_after_a_resume_bit_for_bit(schedule: Any) -> None:
+def test_rates_after_a_resume_are_bit_exact(schedule: Any) -> None:
     whole = rates(lambda sgd: schedule(sgd, 20, warmup=0.1), 20)
     first, second = (SGD([torch.zeros(1, requires_grad=True)], lr=0.2) for _ in range(2))
     before, after = schedule(first, 20, warmup=0.1), schedule(second, 20, warmup=0.1)
@@ -114,7 +114,7 @@ def test_rates_go_on_after_a_resume_bit_for_bit(schedule: Any) -> None:
         ({"total_steps": 0}, "total_steps must be"),
     ],
 )
-def test_values_are_checked(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_values_raise(wrong: dict[str, Any], message: str) -> None:
     sgd = SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
     with pytest.raises(ConfigError, match=message):
         multistep(sgd, **{"total_steps": 10, **wrong})

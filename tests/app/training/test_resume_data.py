@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A run that was cut and resumed is the uninterrupted run, bit for bit."""
+"""An interrupted and resumed run equals the uninterrupted run exactly."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_resumed_run_is_the_uninterrupted_run(case: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("bound", [{}, {"max_steps": 25, "max_epochs": -1}])
-def test_run_that_was_cut_twice(bound: dict[str, int], tmp_path: Path) -> None:
+def test_run_interrupted_twice_resumes_exactly(bound: dict[str, int], tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", {}, dropout=0.3, **bound)
     first, second = tmp_path / "first", tmp_path / "second"
     run(first, {"every_n_epochs": 1}, cut=True, dropout=0.3, **bound)

@@ -28,7 +28,7 @@ def whole(data):
 
 
 @pytest.mark.parametrize("label", [0, 7])
-def test_the_fraction_that_is_right(label):
+def test_accuracy_is_the_correct_fraction(label):
     data = Digits(batch_size=50, val_size=120)
     evaluate = Validation(data)
     images, labels = whole(data)
@@ -38,7 +38,7 @@ def test_the_fraction_that_is_right(label):
     assert torch.equal(torch.cat(model.seen), images)
 
 
-def test_samples_are_drawn_once_from_the_whole_set():
+def test_sample_is_drawn_once_from_the_whole_set():
     data = Digits(batch_size=16, val_size=120)
     images, _ = whole(data)
     drawn = []
@@ -57,7 +57,7 @@ def test_samples_are_drawn_once_from_the_whole_set():
     assert max(places) >= 90
 
 
-def test_more_samples_than_there_are_mean_all():
+def test_sample_size_above_the_set_means_the_whole_set():
     data = Digits(val_size=120)
     few, every = Validation(data, 10_000), Validation(data)
     one, other = Constant(3), Constant(3)
@@ -65,7 +65,7 @@ def test_more_samples_than_there_are_mean_all():
     assert few.count == every.count == 120
 
 
-def test_gradients_are_those_of_the_mean_loss():
+def test_gradients_equal_those_of_the_mean_loss():
     data = Digits(batch_size=100, augment=None)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))

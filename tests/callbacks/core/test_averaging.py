@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Averages obey the masks at all times, against NumPy: what goes, what comes back, the rest."""
+"""Averages are masked at all times, compared with NumPy: pruned, returning and other weights."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ FALLS = Table({"3it": 0.5, "11it": 0.75})
 
 
 class Unprune(Callback):
-    """Takes everything back at step 10; the next event prunes again."""
+    """Un-prune at step 10; the next event prunes again."""
 
     def __init__(self, pruning):
         super().__init__()
@@ -113,7 +113,7 @@ def test_all_averaging_settings_are_supported(averaging, rule, updates, order):
 
 
 @ORDERS
-def test_what_must_be_zero_is_found_out_by_another(order, tmp_path):
+def test_final_model_is_zero_where_masks_said_so_during_the_fit(order, tmp_path):
     averaging, module, watch = exponential(), Net(SGD), Watch()
     saves = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
     pruning = GRADUAL(keep_removed=False)
@@ -126,14 +126,14 @@ def test_what_must_be_zero_is_found_out_by_another(order, tmp_path):
 
 
 class Shifted(WeightAveraging):
-    """A rule that makes something of two zeros."""
+    """An average of two zeros that is not zero."""
 
     def __init__(self):
         super().__init__(avg_fn=lambda average, weight, count: (average + weight) / 2 + 0.01)
 
 
 class Pruned(Callback):
-    """Looks where the module is validated and in checkpoints."""
+    """Check at validation and in checkpoints."""
 
     def __init__(self, pruning):
         super().__init__()
@@ -156,7 +156,7 @@ class Pruned(Callback):
 
 @ORDERS
 @pytest.mark.parametrize("last", ["checkpoint", "end"])
-def test_a_rule_that_makes_something_of_zeros(order, last, tmp_path):
+def test_custom_average_that_changes_zeros_is_masked(order, last, tmp_path):
     pruning, module = GRADUAL(), Net(ADAM)
     look, saves = Pruned(pruning), ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
     more = (saves,) if last == "checkpoint" else ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Averages beside channel pruning: masked with it, cut with it, saved and loaded in its shapes."""
+"""Averages with channel pruning are masked, cut, saved and loaded in the same shapes."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ class Loadable(ChannelsMixin, Net):
 
 
 class Slices(Mirror):
-    """Cuts its average too, by hand: rows that are zero, and what stands beside them."""
+    """Cut the average by hand: the zero rows and the matching columns."""
 
     def on_compact(self, trainer, pl_module, plan):
         kept = {layer: self.average[f"{layer}.weight"].any(1) for layer in PLACES}
@@ -55,7 +55,7 @@ def test_the_average_equals_a_numpy_reference(compact, order, tmp_path):
     assert equal(read(tmp_path / "end.ckpt")["state_dict"], copied(module))
 
 
-def test_the_cut_model_computes_what_the_masked_average_did():
+def test_cut_model_computes_what_the_masked_average_did():
     outputs = []
     for compact in (None, "end"):
         module = Net()
@@ -64,7 +64,7 @@ def test_the_cut_model_computes_what_the_masked_average_did():
     torch.testing.assert_close(outputs[1], outputs[0])
 
 
-def test_channels_that_come_back_begin_at_their_values():
+def test_regrown_channels_start_at_their_values_in_the_average():
     averaging, module, channels = exponential(), Net(), pruning(compact=None)
     mirror = Mirror(averaging)
 
@@ -103,7 +103,7 @@ def test_resumed_run_is_the_uninterrupted_run(compact, average, tmp_path):
 
 @pytest.mark.parametrize("recalibrate", [0, 2])
 @pytest.mark.parametrize("compact", ["end", "event"])
-def test_what_is_saved_is_loaded_by_others(compact, recalibrate, tmp_path):
+def test_saved_model_loads_with_and_without_averaging(compact, recalibrate, tmp_path):
     module, channels = Loadable(), pruning(compact=compact, recalibrate=recalibrate)
     made = run(module, exponential(), channels)
     made.save_checkpoint(tmp_path / "end.ckpt")
@@ -117,7 +117,7 @@ def test_what_is_saved_is_loaded_by_others(compact, recalibrate, tmp_path):
         assert torch.equal(output(other), output(module))
 
 
-def test_expanded_after_the_fit_it_is_saved_whole(tmp_path):
+def test_model_expanded_after_the_fit_is_saved_full_size(tmp_path):
     module, channels = Net(), pruning()
     made = run(module, exponential(), channels)
     assert left(module) == 8
@@ -127,7 +127,7 @@ def test_expanded_after_the_fit_it_is_saved_whole(tmp_path):
     assert equal(read(tmp_path / "end.ckpt")["state_dict"], copied(module))
 
 
-def test_cut_by_hand_after_the_fit_it_is_saved_small(tmp_path):
+def test_model_cut_after_the_fit_is_saved_small(tmp_path):
     module, channels = Loadable(), pruning(compact=None)
     made = run(module, exponential(), channels)
     channels.compact()

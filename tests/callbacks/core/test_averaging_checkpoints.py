@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints of averaged weights: resumed to the bit, and tested by others."""
+"""Checkpoints of averaged weights resume exactly and can be tested."""
 
 from functools import partial
 
@@ -107,7 +107,7 @@ def test_resumed_run_is_the_uninterrupted_run(average, way, order, tmp_path):
 
 
 class Tested(Callback):
-    """What is tested is sparse, and is what the checkpoint says."""
+    """Check that the tested weights are sparse and those of the checkpoint."""
 
     def __init__(self, expected):
         self.expected, self.seen = expected, 0
@@ -118,7 +118,7 @@ class Tested(Callback):
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["with the average", "without it"])
-def test_the_best_is_an_average_and_tested_as_one(beside, tmp_path):
+def test_best_checkpoint_is_the_masked_average(beside, tmp_path):
     best = SparseModelCheckpoint(tmp_path, filename="best", monitor="val/loss")
     pruning = MagnitudePruning(0.8, schedule=Cubic("3it", "28it", "5it"))
     run(Net(ADAM), exponential(), pruning, best, enable_checkpointing=True)
@@ -139,8 +139,8 @@ def test_the_best_is_an_average_and_tested_as_one(beside, tmp_path):
     assert zeros_of(plain) == round(again.sparsity * WEIGHTS)
 
 
-def test_weights_alone_are_sparse_too(tmp_path):
-    """Lightning saves the live ones then, for it asks no callback."""
+def test_weights_only_checkpoint_is_sparse(tmp_path):
+    """Lightning then saves the current weights, without calling callbacks."""
     saves = everywhere(tmp_path, save_weights_only=True)
     pruning = MagnitudePruning(0.8, schedule=Cubic("3it", "28it", "5it"))
     run(Net(ADAM), exponential(), pruning, saves, enable_checkpointing=True)
@@ -149,7 +149,7 @@ def test_weights_alone_are_sparse_too(tmp_path):
     assert zeros_of(other) == round(0.8 * WEIGHTS)
 
 
-def test_an_average_that_is_new_at_a_resume_begins_sparse(tmp_path):
+def test_averaging_added_at_a_resume_starts_sparse(tmp_path):
     saves = everywhere(tmp_path)
     ways = partial(MagnitudePruning, 0.8, schedule=Cubic("3it", "28it", "5it"))
     run(Net(ADAM), ways(), saves, enable_checkpointing=True)
@@ -160,7 +160,7 @@ def test_an_average_that_is_new_at_a_resume_begins_sparse(tmp_path):
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_ranks_average_alike(tmp_path):
+def test_ranks_have_equal_averages(tmp_path):
     """Under DDP each rank has an average of its own: they are the same, and sparse."""
     program = """
 from averaging_reference import Mirror, arrays, exponential, same, zeros_of
@@ -181,7 +181,7 @@ said = {"state": state(module), "zeros": zeros_of(module)}
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_sharded_parameters_are_refused(tmp_path):
+def test_sharded_parameters_raise(tmp_path):
     program = """
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard

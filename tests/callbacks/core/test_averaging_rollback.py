@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Averages go back where weights do: after a rollback, with rewinding, and between fits."""
+"""Averages are restored with the weights: after a rollback, with rewinding, between fits."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ class Judge(Net):
 
 
 class GoesBack(Mirror):
-    """What was averaged before an event is what there is after it was taken back."""
+    """Check that after a rollback the average is that from before the event."""
 
     def __init__(self, averaging, pruning):
         super().__init__(averaging)
@@ -69,7 +69,7 @@ class Stops(Callback):
 @ORDERS
 @pytest.mark.parametrize(("limit", "epochs"), [(0.3, 5), (0.4, 14), (1.0, 8)])
 def test_a_rollback_restores_the_average(limit, epochs, order, tmp_path):
-    """In the fit's middle, at its end because it failed, and because nothing has judged it."""
+    """In mid-fit, and at the end because the event failed or was not measured."""
     averaging, module = exponential(), Judge(limit)
     pruning = MagnitudePruning(schedule=Table({"1ep": 0.25, "26it": 0.75}))
     budget = AccuracyBudget("acc", max_drop=0.1, resolution=0.05, recover="1ep")
@@ -97,7 +97,7 @@ def zeros_of_state(state):
 
 
 class Restarts(Mirror):
-    """After each event the average is the rewound module, and has counted nothing."""
+    """Check that after each event the average equals the rewound module, with a count of zero."""
 
     def __init__(self, averaging, late):
         super().__init__(averaging)
@@ -128,7 +128,7 @@ class Restarts(Mirror):
 @pytest.mark.parametrize("order", ["before", "behind"])
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
 @pytest.mark.parametrize("rewind", [Rewind("3it"), Rewind("0it", ["weights"], reinit=1)])
-def test_rewinding_begins_a_new_average(criterion, rewind, order):
+def test_rewinding_starts_a_new_average(criterion, rewind, order):
     averaging, module = exponential(), Normed(ADAM)
     mirror = Restarts(averaging, late=criterion == "taylor")
     pruning = MagnitudePruning(0.875, schedule=ROUNDS(), rewind=rewind, criterion=criterion)
@@ -140,7 +140,7 @@ def test_rewinding_begins_a_new_average(criterion, rewind, order):
 
 
 @pytest.mark.parametrize("what", ["lr", "finetune"])
-def test_where_weights_stay_the_average_goes_on(what):
+def test_rewinding_without_weights_continues_the_average(what):
     averaging, module = exponential(), Normed(ADAM)
     mirror = Mirror(averaging)
     pruning = MagnitudePruning(0.875, schedule=ROUNDS(), rewind=Rewind("3it", what))
@@ -149,7 +149,7 @@ def test_where_weights_stay_the_average_goes_on(what):
     assert same(arrays(module), mirror.average)
 
 
-def test_a_second_fit_goes_on_from_the_average(tmp_path):
+def test_second_fit_continues_from_the_average(tmp_path):
     averaging, module = exponential(), Net(ADAM)
     first = MagnitudePruning(0.5, schedule=Table({"3it": 0.5}))
     made = fit(module, averaging, first, max_epochs=1)
@@ -164,8 +164,8 @@ def test_a_second_fit_goes_on_from_the_average(tmp_path):
     assert zeros_of(module) == WEIGHTS // 2
 
 
-def test_weights_that_come_back_after_the_fit_are_saved(tmp_path):
-    """Lightning goes on saving the average, so it must have them."""
+def test_weights_restored_after_the_fit_are_saved(tmp_path):
+    """Lightning still saves the average, so the average must contain them."""
     pruning, module = MagnitudePruning(0.5, schedule=Table({"3it": 0.5})), Net(ADAM)
     made = fit(module, exponential(), pruning)
     pruning.unprune("body.0.weight")
@@ -181,7 +181,7 @@ class Raises(Callback):
             raise RuntimeError("now")
 
 
-def test_a_fit_that_breaks_off_leaves_both_masked():
+def test_interrupted_fit_leaves_model_and_average_masked():
     averaging, module = exponential(), Net(ADAM)
     pruning = MagnitudePruning(0.5, schedule=Table({"3it": 0.5}))
     with pytest.raises(RuntimeError, match="now"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Stochastic weight averaging: by epochs, swapped in at the end, with an epoch for batch norms."""
+"""Stochastic weight averaging: per epoch, swapped in at the end, with a batch-norm epoch."""
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ class LastEpoch(Callback):
 
 
 @ORDERS
-def test_an_epoch_for_batch_norms(order):
+def test_batch_norm_epoch_uses_the_masked_average(order):
     """The weights of that epoch are the average; fractions are those of the trained epochs."""
     averaging, module = swa(), Normed(ADAM, steps=1000)
     mirror, last, events = ByEpoch(averaging), LastEpoch(), Events()
@@ -117,7 +117,7 @@ def test_an_epoch_for_batch_norms(order):
     assert events.steps == [24, 36]
 
 
-def test_stopped_before_it_is_swapped_in():
+def test_average_not_swapped_in_is_masked():
     averaging, module = swa(), Net(SGD)
     mirror = ByEpoch(averaging)
     pruning = MagnitudePruning(0.8, schedule=Table({"10it": 0.8}))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every mistake gets its designed error before the first training step."""
+"""Every wrong setting raises its own error before the first training step."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ WORDS = {
     "an unknown unit": ({"end": "3 epochs"}, "must be a time such as"),
     "no time at all": ({"every": 0}, "every must be above 0"),
     "begin after end": ({"begin": 0.8, "end": 0.2}, "lies after end"),
-    "times beside an object": ({"schedule": Cubic(), "begin": 0.1}, "carries its own times"),
+    "times beside an object": ({"schedule": Cubic(), "begin": 0.1}, "has its own times"),
     "times a name has not": ({"schedule": "one_shot", "end": 0.5}, "'one_shot' has no end"),
     "layers without sparsities": ({"layers": ["fc"]}, "layers must map"),
     "layers with percent": ({"layers": {"body.0": 50}}, r"body\.0.*must be in \[0, 1\)"),
@@ -128,7 +128,7 @@ def refused(module, match, error=StateError, **kw):
     assert module.trained == 0
 
 
-def test_models_that_cannot_be_pruned_as_they_are():
+def test_unsupported_models_raise():
     module = Net()
     module.body[0] = nn.LazyLinear(16)
     refused(module, r"body\.0\.weight is not built yet")
@@ -154,7 +154,7 @@ def test_sharded_strategies_raise(kind):
     check_sharding_supported(made, Pruner(Net()))
 
 
-def test_nan_weights_name_the_layer_when_they_are_ranked():
+def test_nan_weights_raise_with_the_layer_when_ranked():
     module = Net()
     with torch.no_grad():
         module.body[2].weight[0, 0] = float("nan")
@@ -163,7 +163,7 @@ def test_nan_weights_name_the_layer_when_they_are_ranked():
     assert module.trained == 0
 
 
-def test_a_layer_the_loss_does_not_use_names_itself():
+def test_layer_without_gradient_raises_with_its_name():
     module = Net(SGD)
     module.spare = nn.Linear(4, 4)
     pruning = MagnitudePruning(0.5, schedule=OneShot("1it"), criterion="taylor")
@@ -171,7 +171,7 @@ def test_a_layer_the_loss_does_not_use_names_itself():
         fit(module, pruning)
 
 
-def test_a_parameter_that_no_optimizer_trains_is_pruned_all_the_same():
+def test_parameter_without_an_optimizer_is_pruned():
     """Frozen weights are ranked, masked and stay so."""
     module = Net(lambda parameters: optim.SGD([p for p in parameters if p.requires_grad], lr=0.1))
     module.body[0].requires_grad_(False)
@@ -179,19 +179,19 @@ def test_a_parameter_that_no_optimizer_trains_is_pruned_all_the_same():
     assert int((module.body[0].weight == 0).sum() + (module.body[2].weight == 0).sum()) == 72
 
 
-def test_cyclic_whose_phases_do_not_fit_is_refused():
+def test_cyclic_phases_that_do_not_fit_raise():
     with pytest.raises(ConfigError, match="is longer than begin to end"):
         trainer(MagnitudePruning(0.5, schedule=Cyclic("1ep", "2ep", "5ep")), max_epochs=6).fit(
             Net(), loader()
         )
 
 
-def test_overlapping_layers_with_two_targets_are_refused():
+def test_overlapping_layer_targets_raise():
     with pytest.raises(ConfigError, match=r"layers 'body\.2' never counts"):
         trainer(prune_at_start(0.5, layers={"*": 0.2, "body.2": 0.9})).fit(Net(), loader())
 
 
-def test_a_criterion_that_works_in_place_is_refused():
+def test_criterion_that_modifies_weights_in_place_raises():
     module = Net()
     before = [p.clone() for p in module.parameters()]
     with pytest.raises(StateError, match=r"changed body\.0\.weight in place"):

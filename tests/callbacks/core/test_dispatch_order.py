@@ -42,7 +42,7 @@ class Scheduled(Net):
 
 
 def common(folder):
-    """What watches, saves, stops and counts."""
+    """Callbacks that check, save, stop and count."""
     return [
         SparsityMonitor(),
         RandomState(),
@@ -132,7 +132,7 @@ MANY = [pytest.param(suite, marks=pytest.mark.slow) for suite in (gradual, spars
 
 
 @pytest.mark.parametrize("suite", [ranked_by_gradients, at_one_step, budget, *MANY])
-def test_any_order_is_the_same_fit(suite, tmp_path):
+def test_order_of_callbacks_does_not_change_the_fit(suite, tmp_path):
     count = len(suite(tmp_path))
     first = run(suite, tmp_path / "0", range(count))
     assert any(entry["kind"] != "prune" for one in first["history"] for entry in one) or count == 10

@@ -91,7 +91,7 @@ def test_the_default_is_cubic_from_a_fifth_to_three_quarters():
 
 
 class Weights(Callback):
-    """Remembers the weights at each epoch's first batch, validation and checkpoint."""
+    """Record the weights at each epoch's first batch, validation and checkpoint."""
 
     def __init__(self):
         self.validated, self.saved, self.masked = [], [], []
@@ -163,7 +163,7 @@ def test_events_without_validation_or_at_several_validations_an_epoch():
         assert events.seen == [(3, 0.25), (8, 0.5)]
 
 
-def test_layers_with_targets_of_their_own_move_in_proportion():
+def test_layer_targets_move_in_proportion():
     events, module = Events(), Net()
     pruning = MagnitudePruning(
         0.75, schedule=Linear(0, "9it", "3it"), layers={"body.2": 0.5}, distribution="uniform"
@@ -179,8 +179,8 @@ def test_layers_with_targets_of_their_own_move_in_proportion():
         assert counts[step] == [round(96 * 0.75 * share), round(48 * 0.5 * share)]
 
 
-def test_layers_beside_others_that_stay_dense_are_refused():
-    """The others set the pace, so there would be none."""
+def test_layer_targets_without_a_general_target_raise():
+    """Layer targets move in proportion to the general target, which is missing here."""
     with pytest.raises(ConfigError, match="write include="):
         MagnitudePruning(0, schedule=OneShot("3it"), layers={"body.2": 0.5})
     module = Net()

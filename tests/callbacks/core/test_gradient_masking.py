@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Gradients in the fit: clip norms count live weights only, poison where pruned vanishes."""
+"""Gradients in the fit: clip norms count kept weights only, NaN at pruned places vanishes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from regrow import MagnitudePruning, OneShot, Table
 
 
 class Clipped(Net):
-    """Remembers dense gradients, and what is left of them after clipping."""
+    """Record dense gradients, and gradients after clipping."""
 
     def __init__(self, *args, scale=1.0):
         super().__init__(*args)
@@ -68,7 +68,7 @@ def test_gradients_of_pruned_weights_change_nothing(make, poison):
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
-def test_pruned_weights_of_a_module_that_sets_its_gradients_to_none():
+def test_module_that_sets_gradients_to_none_skips_the_step():
     class Skips(Net):
         def on_before_optimizer_step(self, optimizer):
             for p in self.parameters():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Criteria that look at gradients see them dense, unscaled, reduced and unclipped."""
+"""Gradient criteria read dense, unscaled, reduced and unclipped gradients."""
 
 import numpy as np
 import pytest
@@ -90,8 +90,8 @@ def test_scores_equal_a_manual_computation(criterion, condition):
     assert all(torch.equal(pruning.masks[name], expected[name]) for name in expected)
 
 
-def test_a_second_event_sees_dense_gradients_but_never_revives():
-    """Scores of pruned places count for nothing: what is pruned stays pruned."""
+def test_second_event_uses_dense_gradients_and_keeps_pruned_weights():
+    """Scores at pruned places are ignored: pruned weights stay pruned."""
     pruning = MagnitudePruning(0.6, schedule=Table({"1it": 0.3, "2it": 0.6}), criterion="gradient")
     fit(Net(SGD), pruning, max_epochs=1)
     *_, (weights, dense) = trained(start(), 2)
@@ -120,7 +120,7 @@ def test_movement_is_the_sum_over_all_steps(clip, spell):
     assert all(torch.equal(pruning.masks[name], expected[name]) for name in expected)
 
 
-def test_movement_goes_on_by_the_gradients_of_pruned_weights_too():
+def test_movement_includes_gradients_of_pruned_weights():
     pruning = MagnitudePruning(0.6, schedule=OneShot("1it"), criterion="movement")
     fit(Net(SGD), pruning, max_epochs=1, max_steps=2)
     evidence = pruning.pruner.criterion.state_dict()
@@ -132,8 +132,8 @@ def test_movement_goes_on_by_the_gradients_of_pruned_weights_too():
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "movement"])
-def test_another_pruning_callback_beside_it_changes_no_score(criterion):
-    """Each gradient is seen once, dense, whichever callback masks first."""
+def test_another_pruning_callback_changes_no_score(criterion):
+    """Each gradient is read once, dense, whichever callback masks first."""
     alone = MagnitudePruning(0.6, schedule=OneShot("4it"), criterion=criterion, include="body.0")
     fit(Net(ADAM), alone)
     for first in (False, True):
@@ -174,7 +174,7 @@ def test_custom_criteria_are_supported():
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "gradient", "movement"])
-def test_a_frozen_layer_is_refused_before_training(criterion):
+def test_frozen_layer_raises_before_training(criterion):
     module = Net(lambda parameters: optim.SGD([p for p in parameters if p.requires_grad], lr=0.1))
     module.body[0].requires_grad_(False)
     with pytest.raises(ConfigError, match="exclude what is not trained"):
@@ -182,7 +182,7 @@ def test_a_frozen_layer_is_refused_before_training(criterion):
     assert module.trained == 0
 
 
-def test_random_is_the_same_on_every_run_and_another_with_another_seed():
+def test_random_scores_depend_on_the_seed_only():
     masks = []
     for number, seed in enumerate([0, 0, 1]):
         torch.manual_seed(number)

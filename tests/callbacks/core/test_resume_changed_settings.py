@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A resume under other settings: refused, unless told to keep the steps or to stretch them."""
+"""A resume with other settings raises, unless told to keep or to stretch the steps."""
 
 from functools import partial
 
@@ -64,7 +64,7 @@ def test_keep_uses_the_steps_of_the_checkpoint(cut):
     assert resumed(cut, on_change="keep", max_epochs=8) == [8, 12, 16]
 
 
-def test_keep_with_a_fit_that_ends_too_early_is_refused(cut):
+def test_keep_with_a_fit_that_ends_too_early_raises(cut):
     module, pruning = Net(), MagnitudePruning(0.8, schedule=LINEAR, on_change="keep")
     with pytest.raises(ConfigError, match="ends before step 16"):
         fit(module, pruning, ckpt_path=cut, max_epochs=2)
@@ -72,17 +72,17 @@ def test_keep_with_a_fit_that_ends_too_early_is_refused(cut):
 
 
 def test_stretch_uses_the_steps_of_the_present_fit(cut):
-    """Events that would lie in the past, or below what is pruned already, are left out."""
+    """Events in the past or below the present sparsity are dropped."""
     assert resumed(cut, on_change="stretch", max_epochs=8) == [16, 24, 32]
     assert resumed(cut, on_change="stretch", max_epochs=3) == [6, 9, 12]
     assert resumed(cut, on_change="stretch", max_steps=16) == [6, 8]
 
 
-def test_stretch_where_all_would_be_past_goes_to_the_target_at_once(cut):
+def test_stretch_into_the_past_prunes_to_the_target_at_once(cut):
     assert resumed(cut, on_change="stretch", max_steps=9) == [6]
 
 
-def test_another_schedule_is_a_change(cut):
+def test_another_schedule_raises(cut):
     module, pruning = Net(), MagnitudePruning(0.8, schedule=Table({"9it": 0.8}))
     with pytest.raises(ConfigError, match="3 from step 8"):
         fit(module, pruning, ckpt_path=cut, max_epochs=4)
@@ -90,7 +90,7 @@ def test_another_schedule_is_a_change(cut):
     assert resumed(cut, Table({"9it": 0.8}), "stretch") == [9]
 
 
-def test_after_the_last_event_nothing_can_move(tmp_path):
+def test_changed_settings_after_the_last_event_are_ignored(tmp_path):
     made = fit(Net(), MagnitudePruning(0.8, schedule=LINEAR), max_epochs=4)
     made.save_checkpoint(tmp_path / "end.ckpt")
     events = Events()
@@ -101,7 +101,7 @@ def test_after_the_last_event_nothing_can_move(tmp_path):
 
 
 def test_stretch_under_manual_optimisation_counts_batches(tmp_path):
-    """Two steps a batch: what lies behind is counted in batches, as the plan is."""
+    """With two steps per batch, the past is counted in batches, like the plan."""
 
     class Manual(Net):
         def __init__(self):

@@ -16,7 +16,7 @@ PLAN = Table({"2it": 0.5, "4it": 0.75})
 
 
 def begun(net, clock=None, events=None, on_change="refuse", criterion="magnitude"):
-    """A session, and the optimizer of a fit that it has entered."""
+    """A session in a started fit, and its optimizer."""
     strategy = GradualMagnitude(PruningConfig(criterion), True)
     session = PruningSession(strategy, PLAN, 0.75, on_change)
     session.attach(net)
@@ -26,7 +26,7 @@ def begun(net, clock=None, events=None, on_change="refuse", criterion="magnitude
 
 
 def train(net, session, optimizer, clock, until):
-    """The loop that a callback of any framework would write."""
+    """A training loop that drives the session."""
     while clock.now < until:
         torch.manual_seed(100 + clock.now)
         session.step()
@@ -54,7 +54,7 @@ def test_events_happen_at_their_steps_and_zero_stays_zero():
     assert not buffers[net[0].weight == 0].any()
 
 
-def test_an_event_by_gradients_waits_for_them():
+def test_gradient_event_waits_for_gradients():
     net, clock = network(), Clock()
     session, optimizer = begun(net, clock, criterion="gradient")
     session.begin()
@@ -103,7 +103,7 @@ def test_a_resumed_session_is_the_uninterrupted_one(cut):
     assert after.pruner.history == session.pruner.history
 
 
-def test_another_target_is_not_resumed():
+def test_resuming_with_another_target_raises():
     net = network()
     session, _ = begun(net)
     session.begin()
@@ -125,7 +125,7 @@ def test_a_dry_run_has_one_event_at_its_first_step():
     assert zeros(net) == 0.75
 
 
-def test_an_event_that_fails_half_way_is_not_saved(monkeypatch):
+def test_partly_failed_event_is_not_saved(monkeypatch):
     net, clock = network(), Clock()
     session, optimizer = begun(net, clock, Listeners())
     session.begin()
@@ -140,7 +140,7 @@ def test_an_event_that_fails_half_way_is_not_saved(monkeypatch):
         session.state_dict()
 
 
-def test_hooks_are_gone_after_the_fit():
+def test_hooks_are_removed_after_the_fit():
     net, clock = network(), Clock()
     session, optimizer = begun(net, clock)
     session.begin()

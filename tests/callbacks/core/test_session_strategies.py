@@ -32,7 +32,7 @@ CALLBACKS = {
 
 
 def start(name, clock, net, events=None):
-    """The session of a callback, in a fit that neither began nor resumed, and its optimizer."""
+    """The session of a callback at the start of a fit, and its optimizer."""
     session = CALLBACKS[name]().session
     session.attach(net)
     optimizer = optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -41,7 +41,7 @@ def start(name, clock, net, events=None):
 
 
 def train(net, session, optimizer, clock, until):
-    """A loop as another framework would write it; returns the sparsity after each step."""
+    """A training loop that drives the session; returns the sparsity after each step."""
     learner, found = getattr(session.pruner, "learner", None), []
     while clock.now < until:
         torch.manual_seed(100 + clock.now)

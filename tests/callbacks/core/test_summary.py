@@ -14,7 +14,7 @@ from regrow.callbacks.core.summary import render_summary
 
 @pytest.fixture(autouse=True)
 def lightning_logs(caplog):
-    """Lightning's log lines are shown, whatever ran before in this process."""
+    """Show Lightning's log lines, independent of earlier tests in this process."""
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         yield
 
@@ -45,7 +45,7 @@ def attached(**kw):
 
 
 def caption(shown):
-    """What stands below the table, as one line."""
+    """The caption of the table, as one line."""
     return " ".join(line.strip() for line in shown.rpartition("┘")[2].splitlines())
 
 
@@ -59,14 +59,14 @@ def test_lists_pruned_parameters_and_sums_up_the_others():
     ) in caption(shown)
 
 
-def test_targets_of_layers():
+def test_layer_targets_are_shown():
     found = rows(text(attached(layers={"body.3": 0.5}, distribution="uniform")))
     assert found["body.0.weight"] == "0.75"
     assert found["body.3.weight"] == "0.5"
     assert found["body.0.weight"] != found["body.3.weight"]
 
 
-def test_included_only():
+def test_excluded_parameters_are_summed_up():
     shown = text(attached(include=["table.weight", "body.0"]))
     assert rows(shown) == {"table.weight": "shared", "body.0.weight": "shared"}
     rest = 2 * 16 + 16 + 3 + 48
@@ -86,7 +86,7 @@ class Deep(Net):
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_long_names_are_cut_on_the_left(width):
+def test_long_names_are_shortened_on_the_left(width):
     callback = MagnitudePruning(0.75, schedule=OneShot("3it"))
     callback.attach(Deep())
     console = Console(width=width, record=True)
@@ -103,7 +103,7 @@ def test_long_names_are_cut_on_the_left(width):
         assert any(full.endswith(name.removeprefix("…")) for full in names)
 
 
-def test_names_that_would_look_alike_are_not_cut():
+def test_names_that_would_look_alike_are_not_shortened():
     module = Net(SGD)
     tail = "the_same_long_tail_of_both_of_these_names_here"
     module.body = nn.Sequential()
@@ -123,7 +123,7 @@ def test_memory_of_removed_values_is_shown(keep):
     assert ("unprune" in text(attached(keep_removed=keep))) == keep
 
 
-def test_it_is_printed_at_the_start_with_the_plan(capsys, monkeypatch):
+def test_summary_and_plan_are_printed_at_the_start(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     pruning = MagnitudePruning(0.75, begin="2it", end="10it", every="4it")
     fit(Mixed(), pruning, enable_model_summary=True)
@@ -134,19 +134,19 @@ def test_it_is_printed_at_the_start_with_the_plan(capsys, monkeypatch):
 
 @pytest.mark.parametrize("summary", [True, False])
 @pytest.mark.parametrize("bar", [True, False])
-def test_it_is_printed_whatever_lightning_prints(summary, bar, capsys):
+def test_summary_does_not_depend_on_lightnings_model_summary(summary, bar, capsys):
     fit(Mixed(), MagnitudePruning(0.75), max_epochs=20, enable_model_summary=summary,
         enable_progress_bar=bar)  # fmt: skip
     assert capsys.readouterr().out.count("prunable weights") == 1
 
 
-def test_it_is_silenced_with_lightnings_log_lines(capsys, caplog):
+def test_summary_is_silenced_with_lightnings_log(capsys, caplog):
     with caplog.at_level("WARNING", logger="lightning.pytorch.utilities.rank_zero"):
         fit(Mixed(), MagnitudePruning(0.75), max_epochs=20)
     assert "prunable weights" not in capsys.readouterr().out
 
 
-def test_frozen_layers_are_marked_and_pruned_all_the_same():
+def test_frozen_layers_are_marked_and_pruned():
     callback, module = MagnitudePruning(0.75, schedule=OneShot("3it")), Mixed()
     module.body[0].weight.requires_grad_(False)
     fit(module, callback, max_steps=5, max_epochs=-1)
@@ -158,7 +158,7 @@ def test_frozen_layers_are_marked_and_pruned_all_the_same():
 
 
 class Recurrent(Net):
-    """Three fifths of the parameters lie in an embedding."""
+    """A network with 60 % of its parameters in an embedding."""
 
     def __init__(self):
         super().__init__(SGD)
@@ -173,7 +173,7 @@ def test_the_prunable_share_is_logged(caplog):
     assert line in caplog.text
 
 
-def test_a_large_dense_share_is_warned_of_by_name():
+def test_large_dense_share_causes_a_warning_with_the_names():
     with pytest.warns(UserWarning, match=r"table\.weight \(240\)"):
         fit(Recurrent(), MagnitudePruning(0.75, schedule=OneShot("3it")), max_steps=5)
     with warnings.catch_warnings():

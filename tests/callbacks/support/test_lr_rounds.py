@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Learning-rate schedules must span one round of a fit that rewinds."""
 
+from functools import partial
+
 import pytest
 from lightning.pytorch import Callback
 from rewinding_fits import BACK, ROUNDS, Normed, falling, pruning
@@ -8,35 +10,31 @@ from tiny_fits import BATCHES, SGD, Net, fit
 from torch import optim
 
 from regrow import ConfigError, Exponential, MagnitudePruning, Rewind
-from regrow.callbacks.rewind import lr_schedule_steps
-
-
-def test_a_schedule_of_the_whole_fit_is_refused():
-    with pytest.raises(ConfigError, match=r"LambdaLR continues after one round.*total_steps=8"):
-        fit(Normed(steps=4 * BATCHES), pruning(), max_epochs=4)
-    with pytest.raises(ConfigError, match="total_steps=8"):
-        fit(Normed(steps=4 * BATCHES), pruning(Rewind(0, "finetune")), max_epochs=4)
-    fit(Normed(steps=4 * BATCHES), pruning(Rewind("3it", ["weights"])), max_epochs=4)
-
 
 SCHEDULERS = optim.lr_scheduler
+COSINE = SCHEDULERS.CosineAnnealingLR
 FITTING = {
     "constant": lambda o: SCHEDULERS.ConstantLR(o, 1.0),
-    "cosine": lambda o: SCHEDULERS.CosineAnnealingLR(o, BATCHES),
+    "cosine": lambda o: COSINE(o, BATCHES),
     "restarts": lambda o: SCHEDULERS.CosineAnnealingWarmRestarts(o, 1),
     "polynomial": lambda o: SCHEDULERS.PolynomialLR(o, BATCHES),
     "multistep": lambda o: SCHEDULERS.MultiStepLR(o, [4, 6]),
     "one cycle": lambda o: SCHEDULERS.OneCycleLR(o, 0.1, BATCHES),
 }
-REFUSED = {
-    "cosine": lambda o: SCHEDULERS.CosineAnnealingLR(o, 4 * BATCHES),
-    "exponential": lambda o: SCHEDULERS.ExponentialLR(o, 0.99),
-    "polynomial": lambda o: SCHEDULERS.PolynomialLR(o, 4 * BATCHES),
-    "multistep": lambda o: SCHEDULERS.MultiStepLR(o, [16, 24]),
-    "one cycle": lambda o: SCHEDULERS.OneCycleLR(o, 0.1, 4 * BATCHES),
-    "warm-up": lambda o: SCHEDULERS.LinearLR(o, 0.1, total_iters=20),
-    "too short": lambda o: SCHEDULERS.OneCycleLR(o, 0.1, BATCHES - 2),
-}
+FIT = 4 * BATCHES
+REFUSED = {  # and what the error says to write
+    "cosine": (lambda o: COSINE(o, FIT), r"T_max=8, or regrow\.restart_each_round\(CosineAnn"),
+    "exponential": (lambda o: SCHEDULERS.ExponentialLR(o, 0.99), "gamma for 8 steps, or regrow"),
+    "polynomial": (lambda o: SCHEDULERS.PolynomialLR(o, FIT), "total_iters=8, or regrow"),
+    "multistep": (lambda o: SCHEDULERS.MultiStepLR(o, [16, 24]), "milestones for 8 steps, or"),
+    "step": (lambda o: SCHEDULERS.StepLR(o, 9), "step_size for 8 steps, or regrow"),
+    "lambda": (lambda o: SCHEDULERS.LambdaLR(o, partial(falling, FIT)), "lr_lambda for 8 steps"),
+    "one cycle": (lambda o: SCHEDULERS.OneCycleLR(o, 0.1, FIT), "total_steps=8, or regrow"),
+    "warm-up": (lambda o: SCHEDULERS.LinearLR(o, 0.1, total_iters=20), "total_iters=8, or"),
+    "too short": (
+        lambda o: SCHEDULERS.OneCycleLR(o, 0.1, BATCHES - 2), "ends after 6 steps.*write regrow"
+    ),
+}  # fmt: skip
 
 
 class Scheduled(Net):
@@ -50,41 +48,55 @@ class Scheduled(Net):
 
 
 @pytest.mark.parametrize("name", FITTING)
-def test_schedules_of_one_round_are_taken(name):
+def test_schedules_of_one_round_are_accepted(name):
     pruner = pruning("0it")
     fit(Scheduled(FITTING[name]), pruner, max_epochs=4)
     assert pruner.reached
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_longer_and_shorter_schedules_are_refused(name):
-    with pytest.raises(ConfigError, match=r"one round|ends after"):
-        fit(Scheduled(REFUSED[name]), pruning("0it"), max_epochs=4)
+def test_other_schedules_raise_with_their_own_argument(name):
+    schedule, message = REFUSED[name]
+    module = Scheduled(schedule)
+    with pytest.raises(ConfigError, match=message):
+        fit(module, pruning("0it"), max_epochs=4)
+    assert module.trained == 0
+
+
+def test_schedule_over_the_whole_fit_raises_if_the_rate_is_rewound():
+    class Usual(Net):
+        def configure_optimizers(self):
+            optimizer = SGD(self.parameters())
+            scheduler = COSINE(optimizer, self.trainer.estimated_stepping_batches)
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    for what in ("weights", "lr", "finetune"):
+        with pytest.raises(ConfigError, match="not the whole fit: write T_max=8, or regrow"):
+            fit(Usual(), pruning(Rewind(0, what)), max_epochs=4)
+    fit(Usual(), pruning(Rewind("3it", ["weights"])), max_epochs=4)
 
 
 def test_schedules_by_epoch_are_counted_in_epochs():
-    rounds = MagnitudePruning(0.75, schedule=ROUNDS(every="3ep"), rewind="0it")
-    fit(Scheduled(lambda o: SCHEDULERS.PolynomialLR(o, 3), "epoch"), rounds, max_epochs=9)
-    rounds = MagnitudePruning(0.75, schedule=ROUNDS(every="3ep"), rewind="0it")
-    with pytest.raises(ConfigError, match="T_max=3"):
-        fit(Scheduled(lambda o: SCHEDULERS.PolynomialLR(o, 9), "epoch"), rounds, max_epochs=9)
+    def rounds():
+        return MagnitudePruning(0.75, schedule=ROUNDS(every="3ep"), rewind="0it")
+
+    fit(Scheduled(lambda o: SCHEDULERS.PolynomialLR(o, 3), "epoch"), rounds(), max_epochs=9)
+    module = Scheduled(lambda o: COSINE(o, 9), "epoch")
+    with pytest.raises(ConfigError, match=r'T_max=3, or regrow.*\.\.\., interval="epoch"\)'):
+        fit(module, rounds(), max_epochs=9)
 
 
-def test_a_module_is_told_how_long_a_round_is():
-    class Asking(Normed):
-        def configure_optimizers(self):
-            self.steps = lr_schedule_steps(self.trainer)
-            return super().configure_optimizers()
-
-    module = Asking()
-    fit(module, pruning(), max_epochs=4)
-    assert module.steps == BATCHES
-    fit(module := Net(), MagnitudePruning(0.5))
-    assert lr_schedule_steps(module.trainer) is None
+def test_round_longer_than_the_period_of_a_cosine_raises():
+    """Rounds back to step 3 reach step 11 of the schedule, and torch's cosine is periodic."""
+    module = Scheduled(lambda o: COSINE(o, BATCHES))
+    with pytest.raises(ConfigError, match=r"rises again until step 11.*restart_each_round"):
+        fit(module, pruning("3it"), max_epochs=4)
+    with pytest.raises(ConfigError, match="rises again until step 32"):
+        fit(module, pruning(Rewind("0it", "finetune")), max_epochs=4)
 
 
 def test_shorter_later_rounds_end_where_the_schedule_ends():
-    """Back to step k, a round has k steps less of the schedule before it than the first one."""
+    """Rounds rewound to step k have k steps fewer than the first one."""
     seen = []
 
     class Rates(Callback):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sizes that forward code reads from attributes follow a cut; numbers that only look alike stay."""
+"""Attributes that hold cut sizes follow a cut; other equal numbers do not."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def cut(heads, by):
 
 
 @pytest.mark.parametrize("by", [1, 2, 3])
-def test_a_cut_model_is_the_one_built_small(by):
+def test_cut_model_equals_the_model_built_small(by):
     model, small = cut(4, by)
     model.double(), small.double()
     with torch.no_grad():  # l2 of a head's members follows its rows alone
@@ -54,7 +54,7 @@ def test_a_cut_model_is_the_one_built_small(by):
     torch.testing.assert_close(model(X.double()), small(X.double()), rtol=1e-12, atol=1e-12)
 
 
-def test_attributes_of_the_cut_size_follow_and_others_stay():
+def test_only_attributes_of_the_cut_size_change():
     model, _ = cut(4, 2)
     plan = prune(model, X, 0.5, round_to=1)
     sizes = (model.heads, *model.shape)
@@ -64,7 +64,7 @@ def test_attributes_of_the_cut_size_follow_and_others_stay():
     assert (model.heads, model.shape) == (4, (4, 2))
 
 
-def test_a_list_stays_a_list_and_a_tuple_a_tuple():
+def test_lists_and_tuples_keep_their_type():
     class Split(nn.Module):
         def __init__(self):
             super().__init__()

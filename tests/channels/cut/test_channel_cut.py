@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Plans: training goes on with the optimizers' state, and checkpoints rebuild the small model."""
+"""Plans: training continues with the optimizer state, and checkpoints rebuild the small model."""
 
 import copy
 import io
@@ -65,7 +65,7 @@ def by_hand(values, original, small):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_training_goes_on_as_if_the_model_had_been_built_small(kind):
+def test_training_continues_like_a_model_built_small(kind):
     model = network()
     optimizer = MAKERS[kind](model.parameters())
     steps(model, optimizer, 4)
@@ -88,7 +88,7 @@ def test_training_goes_on_as_if_the_model_had_been_built_small(kind):
     assert equal(model, small)
 
 
-def test_state_without_a_step_yet():
+def test_empty_optimizer_state_is_cut():
     model = network()
     optimizer = MAKERS["adam"](model.parameters())
     slice_optimizer_state([optimizer], model, prune(model, X, 0.5))
@@ -100,7 +100,7 @@ def test_state_without_a_step_yet():
     assert equal(model, small)
 
 
-def test_a_state_dict_holds_tensors_and_builtin_types_alone():
+def test_state_dict_holds_only_tensors_and_builtin_types():
     model = network()
     plan = prune(model, X, 0.5)
     file = io.BytesIO()
@@ -115,7 +115,7 @@ def test_a_state_dict_holds_tensors_and_builtin_types_alone():
     assert (other.width, other.a.out_features, other.norm.num_features) == (4, 8, 8)
 
 
-def test_two_cuts_in_a_row_are_one_plan():
+def test_two_successive_cuts_make_one_plan():
     model = network()
     first = prune(model, X, 0.25)
     state = copy.deepcopy(first)
@@ -130,7 +130,7 @@ def test_two_cuts_in_a_row_are_one_plan():
     assert first.kept["a.bias"][0].tolist() == state.kept["a.bias"][0].tolist(), "it is unchanged"
 
 
-def test_plans_of_another_model_leave_it_untouched():
+def test_plan_of_another_model_raises_and_changes_nothing():
     plan = prune(network(), X, 0.5)
     for model in (network(6), nn.Linear(6, 3)):
         before = copy.deepcopy(model)
@@ -147,13 +147,13 @@ def plan_applied(plan):
     return model
 
 
-def test_an_unknown_format():
+def test_unknown_format_raises():
     with pytest.raises(StateError, match="format 9, this version reads"):
         ChannelCut.from_state({"format": 9})
 
 
 @pytest.mark.parametrize("how", ["class", "model", "file"])
-def test_a_checkpoint_gives_the_small_model(how, tmp_path):
+def test_checkpoint_restores_the_small_model(how, tmp_path):
     model = network()
     plan = prune(model, X, 0.5)
     checkpoint = {"state_dict": model.state_dict(), KEY: plan.state_dict()}
@@ -168,7 +168,7 @@ def test_a_checkpoint_gives_the_small_model(how, tmp_path):
     assert equal(load(Split, {"state_dict": network().state_dict()}), network())
 
 
-def test_weights_that_do_not_fit_leave_the_model_untouched():
+def test_weights_that_do_not_fit_raise_and_change_nothing():
     plan, model = prune(network(), X, 0.5), network()
     checkpoint = {"state_dict": network().state_dict(), KEY: plan.state_dict()}
     with pytest.raises(StateError, match="weights are of another model"):
@@ -177,7 +177,7 @@ def test_weights_that_do_not_fit_leave_the_model_untouched():
     assert model.width == 8
 
 
-def test_a_cut_model_grows_back_with_zeros_where_channels_were():
+def test_expanded_model_has_zeros_in_removed_channels():
     model = network()
     original = copy.deepcopy(model)
     plan = prune(model, X, 0.5)
@@ -198,7 +198,7 @@ def test_a_cut_model_grows_back_with_zeros_where_channels_were():
             assert torch.equal(plan.scatter(name, small[name]), value)
 
 
-def test_nine_tenths_of_the_channels_are_nine_tenths():
+def test_channel_count_ignores_float_rounding_of_the_target():
     model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 2))
     plan = prune(model, X, 0.9, round_to=1)  # 1 - 0.9 is less than 0.1 in binary
     assert plan.removed == {"0": 9}

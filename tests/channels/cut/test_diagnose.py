@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Groups that a module's own code cannot lose are found by where it raises, not by trying all."""
+"""Groups that a module's code cannot lose are found by the error location, not by trying all."""
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ class Derived(nn.Module):
 
 
 class Strict(Derived):
-    """Bears no cut at all."""
+    """A module that fails on any cut."""
 
     def forward(self, x):
         if not torch.compiler.is_exporting() and self.inner.weight.shape != (24, 24):
@@ -36,7 +36,7 @@ class Strict(Derived):
 
 
 class Cached(nn.Module):
-    """Keeps what it made of a parameter until it trains again."""
+    """Caches a tensor derived from a parameter until it is in training mode again."""
 
     def __init__(self, width):
         super().__init__()
@@ -68,7 +68,7 @@ class Block(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
 
-def test_sizes_that_follow_from_two_others_are_cut_in_step():
+def test_sizes_derived_from_two_groups_are_cut_together():
     net, x = derived(), torch.randn(2, 7, 5, dtype=torch.float64)
     plan = prune(net, x, 0.6, of="params")
     assert plan.not_prunable == {"13": "the network's output"}
@@ -80,7 +80,7 @@ def test_sizes_that_follow_from_two_others_are_cut_in_step():
     assert plan.error < 1e-12
 
 
-def test_what_cannot_go_in_step_is_held_back_and_the_rest_goes():
+def test_groups_that_cannot_be_cut_together_are_kept_and_the_rest_is_cut():
     net, x = derived(kind=Strict), torch.randn(2, 7, 5, dtype=torch.float64)
     plan = prune(net, x, 0.3, of="params")
     # the hidden layers, and the only width that no such module sees
@@ -89,7 +89,7 @@ def test_what_cannot_go_in_step_is_held_back_and_the_rest_goes():
     assert plan.error < 1e-12
 
 
-def test_one_block_tells_of_all_that_are_alike(monkeypatch):
+def test_number_of_trials_does_not_grow_with_equal_blocks(monkeypatch):
     runs, run = {}, TrialCut._outputs
     for blocks in (4, 12):
         net, x = derived(blocks), torch.randn(2, 7, 5, dtype=torch.float64)
@@ -105,7 +105,7 @@ def test_one_block_tells_of_all_that_are_alike(monkeypatch):
     assert runs[12] == runs[4]
 
 
-def test_an_error_that_names_nobody_is_found_by_halves():
+def test_errors_without_a_layer_name_are_found_by_bisection():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
@@ -123,7 +123,7 @@ def test_an_error_that_names_nobody_is_found_by_halves():
     assert plan.not_prunable["two"] == "ValueError: six are needed"
 
 
-def test_what_was_kept_of_parameters_is_forgotten():
+def test_cached_tensors_of_parameters_are_cleared():
     net = nn.Sequential(nn.Linear(5, 8), Cached(8), nn.Linear(8, 3)).double().eval()
     x = torch.randn(2, 5, dtype=torch.float64)
     with torch.no_grad():
@@ -146,7 +146,7 @@ class Meeting:
         return [each for each in self.sets if stuck & {*each} and each not in tried]
 
 
-def test_where_a_set_fails_too_only_the_group_that_failed_alone_cannot_be_cut():
+def test_only_the_group_that_failed_alone_is_fixed_if_a_set_fails_too():
     together, bench = LinkedGroups(), Meeting(("width", "heads"))
     pins, linked = together.after(bench, {"width": "not divisible"}, [])
     assert (pins, linked) == ({}, [("width", "heads")])  # retried: can still be cut
@@ -154,7 +154,7 @@ def test_where_a_set_fails_too_only_the_group_that_failed_alone_cannot_be_cut():
     assert (pins, linked) == ({"width": "not divisible"}, [])  # heads may go without it
 
 
-def test_valid_sets_stay_and_a_group_without_others_cannot_be_cut():
+def test_valid_sets_are_kept_and_a_failing_single_group_is_fixed():
     together, bench = LinkedGroups(), Meeting(("a", "b"))
     _, linked = together.after(bench, {"a": "x"}, [("c", "d")])
     assert linked == [("c", "d"), ("a", "b")]

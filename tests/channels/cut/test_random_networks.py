@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Blocks composed by lot: a cut network computes what the masked one does, or nothing is cut."""
+"""Randomly composed blocks: a cut network computes what the masked one does, or nothing is cut."""
 
 import copy
 
@@ -103,7 +103,7 @@ QUICK = {
 
 @settings(max_examples=settings.default.max_examples * 2 // 5, **QUICK)
 @given(networks(), st.integers(0, 9))
-def test_a_cut_computes_what_zeros_did(model, seed):
+def test_cut_network_computes_what_the_masked_one_did(model, seed):
     traced = trace(model, X)
     groups = groups_from_trace(traced, model)
     before = outputs(model, X)

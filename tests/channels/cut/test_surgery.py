@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A cut keeps the parameters themselves; whatever is raised on the way, the model is as before."""
+"""A cut keeps the Parameter objects; after any error the model is unchanged."""
 
 import copy
 from contextlib import suppress
@@ -119,7 +119,7 @@ STEPS = [
 
 @pytest.mark.parametrize(("owner", "name"), STEPS, ids=[name for _, name in STEPS])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("full")], ids=type)
-def test_a_failure_anywhere_changes_nothing(case, monkeypatch, owner, name, error):
+def test_failed_cut_changes_nothing(case, monkeypatch, owner, name, error):
     model, bench, removed = case
     before = picture(model)
     kind = (KeyboardInterrupt, MemoryError)
@@ -138,7 +138,7 @@ def test_a_failure_anywhere_changes_nothing(case, monkeypatch, owner, name, erro
 @pytest.mark.parametrize(
     ("owner", "name"), [(surgery, "slice_tensor"), (surgery, "set_data"), (UndoLog, "set")]
 )
-def test_a_plan_that_fails_half_way_changes_nothing(case, monkeypatch, owner, name):
+def test_partly_applied_plan_is_undone(case, monkeypatch, owner, name):
     model, bench, removed = case
     found = bench.find_valid(removed)
     plan = make_channel_cut(model, kept_indices(bench.groups, removed), found.undo)
@@ -167,7 +167,7 @@ def test_undo_restores_every_bit(case):
     same(picture(model), before)
 
 
-def test_what_a_cut_keeps(case):
+def test_cut_keeps_parameter_objects_frozen_flags_and_statistics(case):
     """The same parameters, frozen ones frozen, statistics beside their channels, no gradients."""
     model, bench, removed = case
     original, ids = copy.deepcopy(model), {n: id(p) for n, p in model.named_parameters()}
@@ -185,8 +185,8 @@ def test_what_a_cut_keeps(case):
     assert not model.a.weight.untyped_storage().nbytes() > model.a.weight.numel() * 8
 
 
-def test_training_goes_on(case):
-    """Also where a graph of before the cut is still held."""
+def test_model_trains_after_a_cut(case):
+    """Also while an autograd graph from before the cut exists."""
     model, bench, removed = case
     old = model(X).sum()
     bench.find_valid(removed)
@@ -195,7 +195,7 @@ def test_training_goes_on(case):
     del old
 
 
-def test_channels_last_stays():
+def test_channels_last_layout_is_kept():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)).to(
         memory_format=torch.channels_last
     )
@@ -207,21 +207,21 @@ def test_channels_last_stays():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_narrow_numbers(dtype):
+def test_half_precision_models_keep_their_dtype(dtype):
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).to(dtype)
     plan = prune(model, torch.zeros(2, 6, dtype=dtype), 0.5)
     assert plan.removed == {"0": 4}
     assert {p.dtype for p in model.parameters()} == {dtype}
 
 
-def test_slices_and_masks_by_hand():
+def test_sliced_and_masked_tensors_by_hand():
     tensor = torch.arange(12.0).reshape(3, 4)
     dims = {0: torch.tensor([True, False, True]), 1: torch.tensor([True, True, False, False])}
     assert slice_tensor(tensor, dims).tolist() == [[0, 1], [8, 9]]
     assert mask_tensor(tensor, dims).tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [8, 9, 0, 0]]
 
 
-def test_steps_without_a_bench(analysed):
+def test_cut_works_without_trial_runs(analysed):
     origin, _, groups = analysed
     model, undo = copy.deepcopy(origin), UndoLog()
     before = picture(model)

@@ -17,11 +17,11 @@ def net(run):
 
 
 def half_fixed(m, x):
-    """The width of `a` stands in the code, that of `b` does not."""
+    """The width of `a` is written in the code, that of `b` is not."""
     return m.c(m.a(x).view(len(x), 8, 8, 8)) + m.d(m.b(x))
 
 
-def test_what_breaks_stays_and_its_share_is_taken_elsewhere():
+def test_groups_that_fail_are_kept_and_other_groups_make_up_for_them():
     model = net(half_fixed)
     plan = prune(model, IMAGE, 0.5)
     assert plan.removed == {"b": 4}
@@ -29,14 +29,14 @@ def test_what_breaks_stays_and_its_share_is_taken_elsewhere():
     assert model.a.out_channels == 8
 
 
-def test_a_model_that_takes_one_batch_alone():
-    """What it could not do before, it need not do afterwards."""
+def test_model_with_a_fixed_batch_size_is_cut():
+    """Other batch sizes fail before the cut, so they are not required after it."""
     model = net(lambda m, x: m.c(m.a(x).relu()).view(2, 2, 8, 8) + m.d(m.b(x)))
     assert prune(model, IMAGE, 0.5).removed
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_trying_leaves_statistics_modes_and_lots_alone(training):
+def test_trial_runs_leave_statistics_modes_and_random_state_unchanged(training):
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout(), nn.Conv2d(8, 2, 1)
     )  # fmt: skip

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Where zeroed channels still count, the group says so; its channels are right all the same.
+"""Groups whose zeroed channels still affect the output say so; their members are correct.
 
-Zeros are no oracle here. That channels can change places without a change of the outputs is.
+The reference is that permuting the channels does not change the outputs.
 """
 
 import pytest
@@ -90,5 +90,5 @@ NETWORKS = [
     [case[1:] for case in NETWORKS],
     ids=[case[0] for case in NETWORKS],
 )
-def test_what_counts_when_it_is_zero(model, x, sizes, approximate):
+def test_groups_whose_zeros_affect_the_output_are_approximate(model, x, sizes, approximate):
     check(model, x, sizes, approximate)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layers between a first and a last one: their channels go with them, and zeros computed the same.
+"""Layers between a first and a last one are cut together and compute what zeros did.
 
 Each row says how many channels each group has, by hand.
 """
@@ -169,7 +169,7 @@ NETWORKS = [
 @pytest.mark.parametrize(
     ("model", "x", "sizes"), [case[1:] for case in NETWORKS], ids=[case[0] for case in NETWORKS]
 )
-def test_layers(model, x, sizes):
+def test_layers_are_cut_correctly(model, x, sizes):
     check(model, x, sizes)
 
 
@@ -189,7 +189,7 @@ def test_members_of_a_convolution_by_hand():
     }
 
 
-def test_the_sizes_that_layers_show_are_new():
+def test_layer_attributes_show_the_new_sizes():
     model = image(
         nn.BatchNorm2d(8),
         nn.Conv2d(8, 8, 3, groups=8),
@@ -207,7 +207,7 @@ def test_the_sizes_that_layers_show_are_new():
 
 
 @pytest.mark.parametrize("out", [4, 2])
-def test_a_transposed_convolution_makes_its_columns(out):
+def test_transposed_convolution_outputs_are_weight_columns(out):
     """Its weight is (in, out, kernel): a group is named after the layer that makes it."""
     model = nn.Sequential(nn.ConvTranspose1d(3, out, 1), nn.Conv1d(out, 2, 1))
     groups, _ = check(model, SEQUENCE, {"0": out})

@@ -185,7 +185,7 @@ NETWORKS = [
 @pytest.mark.parametrize(
     ("model", "x", "sizes"), [case[1:] for case in NETWORKS], ids=[case[0] for case in NETWORKS]
 )
-def test_networks(model, x, sizes):
+def test_whole_networks_are_cut_correctly(model, x, sizes):
     check(model, x, sizes)
 
 
@@ -204,7 +204,7 @@ def test_networks(model, x, sizes):
     ],
     ids=["fft", "cumsum", "lstm", "gru", "index"],
 )
-def test_what_no_rule_covers_stays_with_a_reason(run, layer, reason):
+def test_operators_without_a_rule_prevent_a_cut_and_give_a_reason(run, layer, reason):
     width = 5 if "fft" in reason else 4 if "gru" in reason or "lstm" in reason else 8
     last = 2 if "index" in reason else width
     model = Net(run, a=nn.Linear(6, 8), d=layer, c=nn.Linear(last, 2))
@@ -213,7 +213,7 @@ def test_what_no_rule_covers_stays_with_a_reason(run, layer, reason):
     assert not stuck or reason in stuck[0]
 
 
-def test_a_group_in_words():
+def test_group_prints_its_members_and_reasons():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(1, 4), nn.Conv2d(4, 2, 1))
     first, last = groups(model, IMAGE.float())
     assert str(first).splitlines() == [

@@ -26,7 +26,7 @@ PAIRS = st.lists(
 
 
 @given(PAIRS)
-def test_classes_are_those_of_a_plain_union_find(calls):
+def test_classes_equal_those_of_a_plain_union_find(calls):
     labels, plain = Labels(), Plain(30)
     labels.new("a", 0, 30)
     for pairs in calls:
@@ -40,7 +40,7 @@ def test_classes_are_those_of_a_plain_union_find(calls):
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=40))
-def test_new_labels_follow_one_another(counts):
+def test_new_labels_are_consecutive(counts):
     labels = Labels()
     made = [labels.new(str(i), i, count) for i, count in enumerate(counts)]
     assert torch.cat(made).tolist() == [*range(1, sum(counts) + 1)]
@@ -50,7 +50,7 @@ def test_new_labels_follow_one_another(counts):
     assert torch.equal(labels.find(torch.cat(made)), torch.cat(made))
 
 
-def test_what_meets_a_fixed_place_cannot_be_cut():
+def test_labels_united_with_a_fixed_place_are_fixed():
     labels = Labels()
     made = labels.new("a", 0, 4)
     labels.unite(made, torch.tensor([FIXED, FIXED, int(made[3]), int(made[3])]), "padding")
@@ -59,7 +59,7 @@ def test_what_meets_a_fixed_place_cannot_be_cut():
     assert labels.find(made).tolist() == [1, 2, 3, 3]
 
 
-def test_a_value_names_the_dimensions_that_vary():
+def test_varying_dims_follow_united_labels():
     labels = Labels()
     rows, columns = labels.new("a", 0, 3), labels.new("a", 1, 2)
     value = labels.value((3, 2), [make_axis(rows, 0, 2), make_axis(columns, 1, 2)])
@@ -70,14 +70,14 @@ def test_a_value_names_the_dimensions_that_vary():
     assert value.varies(1)
 
 
-def test_tied_labels_stay_along_one_dimension():
+def test_unite_except_keeps_one_dimension_apart():
     labels = Labels()
     axis = labels.new("a", 0, 6).reshape(2, 3)
     assert labels.unite_except(axis, 1, "heads").tolist() == [[1, 2, 3]]
     assert labels.find(axis).tolist() == [[1, 2, 3], [1, 2, 3]]
 
 
-def test_adding_a_fixed_length_pins():
+def test_adding_a_tensor_of_fixed_length_fixes_labels():
     labels = Labels()
     value = labels.value((2, 3), [make_axis(labels.new("a", 0, 3), 1, 2)])
     for other, is_fixed in (

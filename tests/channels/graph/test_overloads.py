@@ -17,7 +17,7 @@ def rows(run, **layers):
 
 
 def reduced(name):
-    """The reduction over the last dimension, which the channels pass through."""
+    """A reduction over the last dimension, which keeps the channels."""
     return lambda m, x: m.c(getattr(torch, name)(m.a(x)[:, :, None].expand(-1, -1, 5), 2)[0])
 
 
@@ -29,7 +29,7 @@ def transposed(m, x):
 
 
 @pytest.mark.parametrize("name", ["max", "min", "maximum", "minimum", "fmax"])
-def test_the_larger_of_two_tensors_is_elementwise(name):
+def test_maximum_of_two_tensors_is_elementwise(name):
     """The channels of both sides are cut together."""
     model = rows(lambda m, x: m.c(getattr(torch, name)(m.a(x), m.b(x))))
     found, _ = check(model, ROW, {"a": 8})
@@ -40,7 +40,7 @@ def test_the_larger_of_two_tensors_is_elementwise(name):
 
 
 @pytest.mark.parametrize("name", ["max", "min"])
-def test_the_larger_of_a_tensor_and_one_column(name):
+def test_maximum_with_one_column_broadcasts(name):
     model = rows(lambda m, x: m.c(getattr(torch, name)(m.a(x), m.b(x))), b=nn.Linear(6, 1))
     check(model, ROW, {"a": 8})
 
@@ -51,12 +51,12 @@ def test_a_reduction_over_another_dimension_keeps_the_channels(name):
 
 
 @pytest.mark.parametrize("name", ["max", "min", "mean", "std"])
-def test_a_reduction_over_everything_leaves_a_number(name):
+def test_reduction_over_all_dimensions_gives_a_number(name):
     model = rows(lambda m, x: m.c(m.a(x)) * getattr(torch, name)(x))
     check(model, ROW, {"a": 8})
 
 
-def test_one_operator_for_both_directions_of_a_convolution():
+def test_transposed_convolution_shares_the_operator_of_convolution():
     weight = torch.zeros(8, 6, 2, 2)  # (in, out, kh, kw)
     model = Net(transposed, a=nn.Conv2d(3, 8, 1), w=weight, c=nn.Conv2d(6, 2, 1))
     check(model, IMAGE, {"w": 8, "w#2": 6})
@@ -97,6 +97,6 @@ def test_a_number_has_no_channels(run):
     check(Numbers(run), ROW, {"a": 8})
 
 
-def test_a_number_that_data_decides():
+def test_data_dependent_number_does_not_prevent_a_cut():
     model = rows(lambda m, x: m.c(m.a(x)) * x.sum().item())
     assert [g.size for g in groups(model.double(), ROW) if not g.fixed_reason] == [8]

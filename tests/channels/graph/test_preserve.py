@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A look at a model leaves no trace in it: attributes, buffers, hooks, random state."""
+"""Analysis leaves a model unchanged: attributes, buffers, hooks, random state."""
 
 import copy
 import random
@@ -92,7 +92,7 @@ LOOKS = [lambda model: groups(model, X), look_with_sizes, look_with_trials]
 
 
 @given(ways=st.sets(st.sampled_from(WAYS)), training=st.booleans(), look=st.sampled_from(LOOKS))
-def test_a_look_changes_nothing(ways, training, look):
+def test_analysis_leaves_the_model_unchanged(ways, training, look):
     model = Head(ways).train(training)
     before, state = copy.deepcopy(picture(model)), copy.deepcopy(model.state_dict())
     ids, drawn = [id(t) for t in model.state_dict(keep_vars=True).values()], generators()
@@ -106,7 +106,7 @@ def test_a_look_changes_nothing(ways, training, look):
 
 
 @pytest.mark.parametrize("kwargs", [False, True])
-def test_hooks_see_no_fake_tensor_and_stay(kwargs):
+def test_hooks_are_not_called_with_fake_tensors_and_remain(kwargs):
     model, seen = Head([]), []
 
     def hook(module, *given):
@@ -125,7 +125,7 @@ def test_hooks_see_no_fake_tensor_and_stay(kwargs):
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 @pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
-def test_hooks_that_compute_weights_are_part_of_the_network(wrap):
+def test_hooks_that_compute_weights_are_traced(wrap):
     model = nn.Sequential(wrap(nn.Linear(4, 6)), nn.Linear(6, 2))
     before = {name: id(value) for name, value in vars(model[0]).items()}
     groups(model, X)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Products of tensors: heads are cut whole, whatever way they are multiplied."""
+"""Products of tensors: whole heads are cut, however they are multiplied."""
 
 import pytest
 import torch
@@ -184,11 +184,11 @@ NETWORKS = [
 @pytest.mark.parametrize(
     ("model", "sizes"), [case[1:] for case in NETWORKS], ids=[case[0] for case in NETWORKS]
 )
-def test_products(model, sizes):
+def test_matrix_products_are_cut_correctly(model, sizes):
     check(model, ROWS, sizes)
 
 
-def test_a_product_without_weights_counts():
+def test_products_without_weights_are_cut_correctly():
     def run(m, x):
         return m.c(F.relu(m.q(x)) @ (F.relu(m.k(x)).mT @ m.v(x)))
 
@@ -196,7 +196,7 @@ def test_a_product_without_weights_counts():
     check(model, ROWS, {"q": 8, "v": 4}, {"q"})
 
 
-def test_a_transformer():
+def test_transformer_is_cut_correctly():
     model = nn.Sequential(
         nn.Linear(6, 8),
         Block(Attention("one operation", 8), 8),
@@ -208,13 +208,13 @@ def test_a_transformer():
     assert (cut[2].attention.heads, cut[2].attention.size) == (2, 3)
 
 
-def test_multihead_attention_holds_where_heads_and_width_shrink_alike():
+def test_multihead_attention_loses_heads_and_width_together():
     model = nn.Sequential(nn.Linear(6, 8), Packed(8, 4), nn.Linear(8, 2))
     _, cut = check(model, ROWS, {"0": 8, "1.inner": 4, "1.inner.out_proj": 8})
     assert (cut[1].inner.embed_dim, cut[1].inner.num_heads) == (4, 2)
 
 
-def test_torchs_own_transformer_layers():
+def test_torchs_transformer_layers_are_cut_correctly():
     layer = nn.TransformerEncoderLayer(6, 2, 16, batch_first=True)
     sizes = {"self_attn": 2, "linear1": 16}
     check(layer, ROWS, sizes, refused={"self_attn"})  # its width is that of the input

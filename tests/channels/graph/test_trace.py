@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tracing: it changes nothing, sees training's own layers, and says what it cannot see."""
+"""Tracing changes nothing, includes layers used only in training, and reports its limits."""
 
 import copy
 
@@ -30,14 +30,14 @@ class Auxiliary(nn.Module):
         return (y, self.extra(x)) if self.training else y
 
 
-def test_heads_of_training_alone_are_cut_too():
+def test_heads_used_only_in_training_are_cut():
     _, model = check(Auxiliary(), IMAGE, {"a.0": 8, "b": 6})
     assert model.a[1].num_batches_tracked == 0, "tracing in training mode counts nothing"
     assert model.extra.weight.shape == (2, 4, 1, 1)
     assert [tuple(y.shape) for y in model.train()(IMAGE)] == [(2, 2, 8, 8)] * 2
 
 
-def test_tracing_leaves_the_model_alone():
+def test_tracing_leaves_the_model_unchanged():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 2, 1))
     model = distinct(model).train()
     model[2].eval()
@@ -52,7 +52,7 @@ def test_tracing_leaves_the_model_alone():
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
-def test_control_flow_by_data():
+def test_data_dependent_control_flow_raises():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -68,7 +68,7 @@ def test_control_flow_by_data():
         prune(model, torch.zeros(2, 5))
 
 
-def test_nothing_but_an_output():
+def test_network_with_only_an_output_layer_raises():
     with pytest.raises(
         ConfigError, match=r"cut: weight \(100% of the MACs\): the network's output"
     ):

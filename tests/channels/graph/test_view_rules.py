@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Operations that carry channels elsewhere; each row lists the groups that this makes."""
+"""Operations that move channels; each row lists the resulting groups."""
 
 import pytest
 import torch
@@ -134,17 +134,17 @@ NETWORKS = [
 @pytest.mark.parametrize(
     ("model", "sizes"), [case[1:] for case in NETWORKS], ids=[case[0] for case in NETWORKS]
 )
-def test_channels_that_move(model, sizes):
+def test_reshaped_permuted_and_joined_channels_are_cut_correctly(model, sizes):
     check(model, IMAGE, sizes)
 
 
-def test_pieces_of_a_width_that_is_an_attribute():
+def test_split_by_a_width_attribute_is_cut_and_the_attribute_updated():
     model = with_width(Net(thirds, a=conv(3, 12), c=conv(12, 2), d=conv(4, 4), e=conv(4, 4)), 4)
     _, cut = check(model, IMAGE, {"a": 4, "e": 4})
     assert cut.width == 2
 
 
-def test_places_by_hand():
+def test_members_of_a_gated_group_by_hand():
     """`a`'s second half gates its first: channel i is row i and row i + 4, and column i of `c`."""
     groups, _ = check(on(lambda y: y[:, : len(y[0]) // 2] * y[:, len(y[0]) // 2 :], 4), IMAGE, A4)
     assert {place: channels.tolist() for place, channels in groups[0].members.items()} == {
@@ -165,7 +165,7 @@ def test_places_by_hand():
     ],
     ids=["index", "view", "split", "counted", "constant"],
 )
-def test_numbers_in_the_code_hold_channels_where_they_are(function, sizes):
+def test_sizes_written_in_the_code_prevent_a_cut(function, sizes):
     """A cut is tried and fails, or is excluded from the start."""
     _, model = check(on(function), IMAGE, sizes, refused={*sizes})
     assert (model.a.out_channels, model.c.in_channels) == (8, 8)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from regrow.callbacks.rewind import lr_schedule_steps
+from regrow.callbacks.support.lr_rounds import restart_each_round
 from regrow.utils.errors import ConfigError, check_count
 from regrow.utils.lightning_classes import pl
 
@@ -32,8 +31,8 @@ class Classifier(pl.LightningModule):
     Args:
         network: Images (N, C, H, W) -> logits (N, num_classes).
         optimizer: Called with the parameters, such as `functools.partial(SGD, lr=0.1)`.
-        scheduler: Called with `(optimizer, total_steps=...)`, stepped after every optimizer step.
-            None: constant learning rate.
+        scheduler: A scheduler's class or a function of `(optimizer, total_steps)`, see
+            `restart_each_round`; stepped after every optimizer step. None: constant learning rate.
         num_classes: Number of classes.
         label_smoothing: In [0, 1), in the training loss only.
         input_shape: (channels, height, width) of one image, for `example_input_array`.
@@ -104,15 +103,7 @@ class Classifier(pl.LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps) or steps < 0:
-            raise ConfigError(
-                f"a learning-rate schedule needs the length of the fit, got {steps} steps: "
-                "write trainer.max_epochs=N or trainer.max_steps=N, or remove the scheduler"
-            )
-        steps = lr_schedule_steps(self.trainer) or steps
-        # a fit without steps still configures its optimizer
-        scheduler = self.scheduler(optimizer, total_steps=max(1, int(steps)))
+        scheduler = restart_each_round(self.scheduler, optimizer, self.trainer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -30,6 +30,7 @@ _BOUND_TO_TRAINER = (  # Lightning raises "Expected a parent" for modules of the
     *lightning_classes("callbacks.GradientAccumulationScheduler"),
 )
 _FINETUNING = lightning_classes("callbacks.BaseFinetuning")
+_STARTS_PROCESSES = lightning_classes("strategies.launchers._MultiProcessingLauncher")
 
 
 def check_same_package(trainer: pl.Trainer) -> None:
@@ -56,6 +57,23 @@ def check_same_package(trainer: pl.Trainer) -> None:
                     f"{name} is of {other}, and the Trainer of {package}: write "
                     f"from {package}.callbacks import {name}"
                 )
+
+
+def check_results_return(trainer: pl.Trainer, callback: pl.Callback) -> None:
+    """Check that the callbacks of a fit are those of the process that called `fit`.
+
+    Processes that Lightning spawns or forks return the model's weights alone.
+
+    Raises:
+        ConfigError: With the strategy to write.
+    """
+    if isinstance(trainer.strategy.launcher, _STARTS_PROCESSES):
+        raise ConfigError(
+            f"{type(trainer.strategy).__name__} trains in new processes (ddp_spawn, ddp_fork, "
+            f"ddp_notebook) and returns only the weights: masks and history of "
+            f"{type(callback).__name__} would be lost. Write strategy='ddp' in a script, or "
+            "devices=1 in a notebook"
+        )
 
 
 def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner) -> None:

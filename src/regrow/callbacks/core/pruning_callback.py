@@ -31,6 +31,7 @@ from regrow.callbacks.core.checkpoint_files import (
 from regrow.callbacks.core.checks import (
     check_not_sharded,
     check_pruner_fits,
+    check_results_return,
     check_same_package,
 )
 from regrow.callbacks.core.clock import Clock
@@ -237,6 +238,7 @@ class PruningCallback(Callback, Generic[P]):
         self._saves_shards = saves_shards(trainer.strategy)
         self._module_hooks.append(accept_compile_prefix(pl_module))
         if stage == "fit":  # another fit, another plan
+            check_results_return(trainer, self)
             self.session.progress = Progress()
 
     def on_load_checkpoint(

@@ -50,12 +50,12 @@ def test_cutout_covers_every_square_and_nothing_else(height: int, width: int, si
     assert {one.numpy().tobytes() for one in out} == possible
 
 
-def test_no_step_changes_nothing() -> None:
+def test_augmentation_without_steps_changes_nothing() -> None:
     assert torch.equal(augment(None, noise()), noise())
     assert torch.equal(augment([], noise()), noise())
 
 
-def test_a_name_is_the_step_it_names() -> None:
+def test_names_select_steps() -> None:
     assert torch.equal(augment("crop_flip", noise()), crop_flip(noise(), generator(), 4))
     small = noise(size=16)
     assert torch.equal(augment("crop_flip", small), crop_flip(small, generator(), 2))
@@ -72,7 +72,7 @@ def test_a_name_is_the_step_it_names() -> None:
         OmegaConf.create(["crop_flip", {"cutout": 8}]),
     ],
 )
-def test_steps_follow_each_other(given: Any) -> None:
+def test_steps_are_applied_in_order(given: Any) -> None:
     draws = generator()
     wanted = cutout(crop_flip(noise(), draws, 4), draws, 8, torch.tensor(FILL))
     assert torch.equal(augment(given, noise()), wanted)
@@ -102,18 +102,18 @@ def test_covered_pixels_are_zero_after_normalisation() -> None:
         ([["crop_flip"], 3], "augment must be null, a name, or a list such as"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(given: Any, message: str) -> None:
+def test_wrong_steps_raise(given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_augmentation(given, (3, 32, 32), MEAN, 255)
 
 
-def test_operations_on_colours_need_8_bits() -> None:
+def test_color_operations_need_8_bits() -> None:
     with pytest.raises(ConfigError, match=r"8-bit images .* from 0 to 16"):
         make_augmentation("rand_augment", (1, 8, 8), (0.3,), 16)
 
 
 @pytest.mark.vision
-def test_rand_augment_is_torchvisions_and_drawn_anew_for_each_image() -> None:
+def test_rand_augment_equals_torchvisions_and_differs_by_image() -> None:
     from torchvision.transforms import v2
 
     before = torch.get_rng_state()

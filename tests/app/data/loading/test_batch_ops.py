@@ -25,14 +25,14 @@ def test_crop_flip_takes_every_window_and_nothing_else(
     assert {one.numpy().tobytes() for one in out} == windows
 
 
-def test_crop_flip_depends_on_its_generator_alone() -> None:
+def test_crop_flip_depends_only_on_its_generator() -> None:
     images = torch.rand(20, 1, 8, 8)
     first = crop_flip(images, torch.Generator().manual_seed(1), 2)
     assert torch.equal(crop_flip(images, torch.Generator().manual_seed(1), 2), first)
     assert not torch.equal(crop_flip(images, torch.Generator().manual_seed(2), 2), first)
 
 
-def test_normaliser_matches_numpy() -> None:
+def test_normalizer_equals_numpy() -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 5), dtype=np.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.2)
     expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))

@@ -54,9 +54,7 @@ def keys(shards: Path, count: int, **given: Any) -> list[str]:
 
 @pytest.mark.parametrize("buffer", [1, 4, 100])
 @pytest.mark.parametrize("readers", [1, 2, 5])
-def test_readers_share_the_images_and_take_each_once_a_pass(
-    shards: Path, buffer: int, readers: int
-) -> None:
+def test_workers_read_each_image_once_per_pass(shards: Path, buffer: int, readers: int) -> None:
     sizes = [len(range(number, 5, readers)) * 6 for number in range(readers)]
     parts = [
         keys(shards, size, buffer=buffer, number=number, readers=readers)
@@ -70,7 +68,7 @@ def test_readers_share_the_images_and_take_each_once_a_pass(
     assert Counter(again[sizes[0] :]) == Counter(parts[0])
 
 
-def test_order_depends_on_seed_and_epoch_and_is_mixed(shards: Path) -> None:
+def test_order_is_shuffled_by_seed_and_epoch(shards: Path) -> None:
     orders = {tuple(keys(shards, 30, seed=s, epoch=e)) for s in range(3) for e in range(3)}
     assert len(orders) == 9
     assert keys(shards, 30) == keys(shards, 30)
@@ -79,7 +77,7 @@ def test_order_depends_on_seed_and_epoch_and_is_mixed(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_is_a_number_of_images(shards: Path, workers: int) -> None:
+def test_epoch_length_is_a_number_of_images(shards: Path, workers: int) -> None:
     data = make(shards, epoch_samples=30, num_workers=workers)
     batches = epoch(data)
     assert [len(labels) for _, labels in batches] == [4] * 7 + [2]
@@ -96,7 +94,7 @@ def test_an_epoch_is_a_number_of_images(shards: Path, workers: int) -> None:
     assert not crops[0] & crops[1]  # every epoch crops anew
 
 
-def test_no_global_generator_is_used(shards: Path) -> None:
+def test_global_generators_are_not_used(shards: Path) -> None:
     for workers in (0, 2):
         before = torch.get_rng_state()
         epoch(make(shards, num_workers=workers))
@@ -105,7 +103,7 @@ def test_no_global_generator_is_used(shards: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize("workers", [0, 2, 3])
-def test_a_run_that_was_cut_reads_on_where_it_stood(shards: Path, workers: int) -> None:
+def test_resumed_run_continues_at_the_same_image(shards: Path, workers: int) -> None:
     whole = epoch(make(shards, num_workers=workers), 1)
     for cut in (1, 5, 8) if workers != 3 else (4,):
         first = make(shards, num_workers=workers)
@@ -127,7 +125,7 @@ def test_a_run_that_was_cut_reads_on_where_it_stood(shards: Path, workers: int) 
         ({"seed": 1}, "seed 0, .*this run has .*seed 1"),
     ],
 )
-def test_another_stream_is_refused_in_mid_epoch_only(
+def test_state_of_another_stream_raises_in_mid_epoch_only(
     shards: Path, other: dict[str, int], words: str
 ) -> None:
     data = make(shards)
@@ -142,7 +140,7 @@ def test_another_stream_is_refused_in_mid_epoch_only(
     again.train_dataloader()
 
 
-def test_ranks_do_the_same_number_of_batches(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_have_equally_many_batches(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     for rank in range(2):
         monkeypatch.setattr(stream, "rank_and_world", lambda rank=rank: (rank, 2))
@@ -163,7 +161,7 @@ def test_evaluation_visits_every_image_once(shards: Path) -> None:
         assert test.tolist() == [number % 3 for number in range(1000, 1010)]
 
 
-def test_held_out_shards_must_be_mixed(tmp_path: Path) -> None:
+def test_held_out_shards_must_contain_every_class(tmp_path: Path) -> None:
     for number in range(3):
         write_shard(tmp_path / f"train-{number}.tar", range(number, 48, 3))  # one class each
     write_shard(tmp_path / "val-0.tar", range(6))
@@ -173,7 +171,7 @@ def test_held_out_shards_must_be_mixed(tmp_path: Path) -> None:
         data.setup()
 
 
-def test_what_is_missing_is_named_with_its_place_and_size(shards: Path) -> None:
+def test_missing_data_raises_with_its_place_and_size(shards: Path) -> None:
     for data in (ImageNetShards(), ImageNetShards(str(shards))):
         for call in (data.prepare_data, data.setup):
             with pytest.raises(DataError) as error:
@@ -195,7 +193,7 @@ class Seen(Callback):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_real_fit(shards: Path) -> None:
+def test_fit_on_shards_trains(shards: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.Flatten(), nn.Linear(64, 3))
     sgd = partial(torch.optim.SGD, lr=0.05)
     model = Classifier(network, sgd, num_classes=3, input_shape=(3, 16, 16))

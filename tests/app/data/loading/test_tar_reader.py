@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which shards are meant, and what a tar file must hold."""
+"""Selection of shards, and the required contents of a tar file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_folders_patterns_and_lists_name_the_same_shards(tmp_path: Path) -> None
     assert find_shards("data.train", str(tmp_path)) == wanted
 
 
-def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_shards_raise(tmp_path: Path) -> None:
     (tmp_path / "a.tar").touch()
     for given in (f"{tmp_path}/b-*.tar", "pipe:touch x", "https://example.org/0.tar", None):
         with pytest.raises(DataError, match=r"data\.train: no \.tar files in"):
@@ -53,7 +53,7 @@ def read(path: Path, classes: int = 10) -> list[tuple[str, bytes, int]]:
     return found
 
 
-def test_samples_are_files_of_one_name_that_follow_each_other(tmp_path: Path) -> None:
+def test_samples_are_consecutive_files_of_one_name(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     write(
         path, ("d/x.jpg", b"1"), ("d/x.cls", b"3"), ("e/x.cls", b" 4\n"), ("e/x.seg.png", b"no"),
@@ -86,7 +86,7 @@ def test_images_are_read_in_any_order(shards: Path) -> None:
         ([("x.jpg", b"1"), ("x.cls", b"")], "has b''"),
     ],
 )
-def test_samples_must_be_whole(
+def test_incomplete_samples_raise(
     files: list[tuple[str, bytes]], message: str, tmp_path: Path
 ) -> None:
     write(tmp_path / "a.tar", *files)
@@ -94,7 +94,7 @@ def test_samples_must_be_whole(
         read(tmp_path / "a.tar")
 
 
-def test_every_cut_is_noticed(tmp_path: Path) -> None:
+def test_truncation_at_any_byte_raises(tmp_path: Path) -> None:
     """Python's tarfile takes half a header, or none, for the end of the file."""
     path = tmp_path / "a.tar"
     files = [(f"{n}.{kind}", b"7" * size) for n in range(3) for kind, size in
@@ -111,7 +111,7 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
     assert read(path) == data
 
 
-def test_packed_and_empty_shards_are_refused(tmp_path: Path) -> None:
+def test_compressed_and_empty_shards_raise(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", ("x.jpg", b"1"), ("x.cls", b"1"), kind="w:gz")
     with pytest.raises(DataError, match="no complete, uncompressed shard"):
         read(tmp_path / "a.tar")
@@ -120,7 +120,7 @@ def test_packed_and_empty_shards_are_refused(tmp_path: Path) -> None:
         ShardImages((tmp_path / "b.tar",), 3)
 
 
-def test_formats_of_tar_do_not_matter(tmp_path: Path) -> None:
+def test_all_tar_formats_are_read(tmp_path: Path) -> None:
     name = "folder/" * 20 + "ä"  # needs an extra header in each of them
     for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         with tarfile.open(tmp_path / "a.tar", "w", format=kind) as tar:
