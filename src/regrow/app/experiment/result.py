@@ -14,6 +14,7 @@ import torch
 from regrow.app.training.sparsity_levels import LevelRecord
 from regrow.io.files import read_json
 from regrow.profiling.latency import Latency
+from regrow.utils.lightning_classes import pl
 
 FORMAT = 1
 FILE = "result.json"
@@ -128,7 +129,8 @@ def finished_result(folder: Path, config_hash: str) -> Result | None:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and the main packages."""
-    packages = ("regrow", "torch", "lightning", "torchmetrics", "hydra-core", "numpy")
+    lightning = pl.__name__.partition(".")[0].replace("_", "-")
+    packages = ("regrow", "torch", lightning, "torchmetrics", "hydra-core", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 

@@ -103,7 +103,8 @@ def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> tuple[Classifier
 
 def _check_monitors_logged(callbacks: Sequence[pl.Callback]) -> None:
     """Raise if early stopping or an accuracy budget monitors a metric that is never logged."""
-    if not all(type(c).__module__.startswith(("regrow.", "lightning.")) for c in callbacks):
+    packages = ("regrow.", "lightning.", "pytorch_lightning.")
+    if not all(type(c).__module__.startswith(packages) for c in callbacks):
         return  # others may log more metrics
     known = (*LOGGED, "train/loss", "pruning/sparsity", "pruning/target")
     for callback in callbacks:
