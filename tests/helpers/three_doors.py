@@ -17,7 +17,7 @@ import hydra
 
 @hydra.main(version_base="1.3", config_path=None)
 def main(cfg):
-    print(hydra.utils.instantiate(cfg.pruning).sparsity)
+    print(type(hydra.utils.instantiate(cfg.pruning)).__name__, cfg.pruning.sparsity)
 
 main()
 """
@@ -43,7 +43,8 @@ def main() -> None:
         try_callback()
         app = Path(folder, "app.py")
         app.write_text(APP)
-        assert "0.25" in run(sys.executable, str(app), "+pruning=gmp", "pruning.sparsity=0.25")
+        said = run(sys.executable, str(app), "+pruning=gmp", "pruning.sparsity=0.25")
+        assert said == "MagnitudePruning 0.25\n", said
         print(run("regrow", "train", "recipe=digits/gmp", "trainer.max_epochs=3",
             f"hydra.run.dir={folder}/run"))  # fmt: skip
 
