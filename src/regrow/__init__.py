@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regrow.calibration.calibrate import calibrate as calibrate
     from regrow.callbacks.accuracy_budget import AccuracyBudget as AccuracyBudget
     from regrow.callbacks.alternating_phases import AlternatingPhases as AlternatingPhases
     from regrow.callbacks.channel_pruning import ChannelPruning as ChannelPruning
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     )
     from regrow.callbacks.learned_masks import LearnedMasks as LearnedMasks
     from regrow.callbacks.magnitude_pruning import MagnitudePruning as MagnitudePruning
+    from regrow.callbacks.post_training_pruning import PostTrainingPruning as PostTrainingPruning
     from regrow.callbacks.prune_at_init import PruneAtInit as PruneAtInit
-    from regrow.callbacks.random_state import RandomState as RandomState
     from regrow.callbacks.regrow import Regrow as Regrow
     from regrow.callbacks.rewind import Rewind as Rewind
     from regrow.callbacks.slimming import Slimming as Slimming
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from regrow.criteria.saliency import grasp as grasp
     from regrow.criteria.saliency import snip as snip
     from regrow.criteria.synflow import synflow as synflow
+    from regrow.data.random_state import RandomState as RandomState
     from regrow.io.export import export as export
     from regrow.learned.methods import SoftMovement as SoftMovement
     from regrow.masks.masks import Masks as Masks
@@ -87,9 +89,10 @@ _HOME = {
     "Movement": "criteria.movement",
     "OneShot": "schedules.one_shot",
     "Plateau": "schedules.triggers",
+    "PostTrainingPruning": "callbacks.post_training_pruning",
     "PruneAtInit": "callbacks.prune_at_init",
     "Pruner": "pruning.pruner",
-    "RandomState": "callbacks.random_state",
+    "RandomState": "data.random_state",
     "Regrow": "callbacks.regrow",
     "Rewind": "callbacks.rewind",
     "Scores": "criteria.precomputed",
@@ -101,6 +104,7 @@ _HOME = {
     "SparsityMonitor": "callbacks.sparsity_monitor",
     "StateError": "utils.errors",
     "Table": "schedules.one_shot",
+    "calibrate": "calibration.calibrate",
     "enforce": "pruning.functional",
     "export": "io.export",
     "grasp": "criteria.saliency",

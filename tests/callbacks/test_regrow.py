@@ -251,7 +251,7 @@ def test_several_regrow_callbacks_save_separate_states(tmp_path):
     made.save_checkpoint(tmp_path / "end.ckpt")
     states = read(tmp_path / "end.ckpt")["callbacks"]
     assert {one.state_key, other.state_key} <= states.keys()
-    assert states[one.state_key]["times"]["kept"] == 1
+    assert states[one.state_key]["times"]["done"] == [True]
 
 
 def test_warns_if_nothing_is_pruned_yet():

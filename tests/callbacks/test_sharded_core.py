@@ -135,6 +135,16 @@ for method in methods:
 said["methods"] = len(methods)
 """
 
+THRESHOLDS = """
+for criterion, low, high in (("magnitude", 0.02, 0.1), ("relative_magnitude", 0.3, 1.2)):
+    method = PruningConfig(criterion, min_density=0.3)
+    pruners = [Pruner(model, method) for model in (cut(network()), network())]
+    for threshold in (low, high):
+        for pruner in pruners:
+            pruner.prune_below(threshold)
+        assert same_masks(*pruners) and 0 < pruners[0].sparsity <= 0.7, (criterion, threshold)
+"""
+
 RETURNS = """
 for by, init in itertools.product(("random", "gradient", "removed"),
                                   ("zero", "he", "removed", "xavier", "kaiming_normal")):
@@ -274,7 +284,7 @@ said["dimension"] = refusal(lambda: Pruner(odd))
 
 
 def test_masks_values_and_moments_equal_those_of_one_process(tmp_path):
-    program = SETUP + SELECTION + EVENTS + RETURNS + REFUSED
+    program = SETUP + SELECTION + EVENTS + THRESHOLDS + RETURNS + REFUSED
     heard = gloo_ranks.run(program, tmp_path, timeout=300)
     assert heard[0]["moments"] == 5 * 3  # a value and two moments a layer
     for said in heard:
@@ -299,7 +309,7 @@ def test_masks_values_and_moments_equal_those_of_one_process(tmp_path):
 def test_three_ranks_equal_one_process(tmp_path):
     """One of them holds no row of the small layers."""
     for said in gloo_ranks.run(
-        SETUP + SELECTION + RETURNS + REFUSED, tmp_path, ranks=3, timeout=300
+        SETUP + SELECTION + THRESHOLDS + RETURNS + REFUSED, tmp_path, ranks=3, timeout=300
     ):
         assert "10 rows each, which splits units" in said["block"]
         assert said["digest"]

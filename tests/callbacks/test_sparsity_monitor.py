@@ -49,6 +49,16 @@ def test_layer_densities_are_logged_at_the_end_of_an_epoch():
     assert float(made.callback_metrics["pruning/sparsity"]) == pytest.approx(0.75)
 
 
+def test_the_total_is_the_share_of_all_parameters():
+    module = Net()
+    made = fit(module, MagnitudePruning(0.75, schedule=LEVELS), SparsityMonitor())
+    zeros = sum(int((p == 0).sum()) for p in module.parameters() if p.dim() > 1)
+    everything = sum(p.numel() for p in module.parameters())
+    logged = float(made.callback_metrics["pruning/sparsity_total"])
+    assert logged == pytest.approx(zeros / everything)
+    assert logged < 0.75
+
+
 def test_prog_bar_false_hides_the_sparsity():
     seen = Seen()
     fit(Net(), MagnitudePruning(0.75, schedule=LEVELS), SparsityMonitor(prog_bar=False), seen)

@@ -18,6 +18,7 @@ PRUNING = {
     "ChannelPruning": lambda: regrow.ChannelPruning(0.5),
     "DynamicSparseTraining": lambda: regrow.DynamicSparseTraining(0.5),
     "LearnedMasks": lambda: regrow.LearnedMasks("str", 0.5),
+    "PostTrainingPruning": lambda: regrow.PostTrainingPruning(0.5),
     "PruneAtInit": lambda: regrow.PruneAtInit(0.5, method="random"),
 }
 BESIDE = {  # callbacks that need one that prunes

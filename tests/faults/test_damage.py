@@ -155,7 +155,7 @@ def test_state_without_digest_or_of_another_format_raises(saved, tmp_path):
     path = tmp_path / "old.ckpt"
     for change, words in (
         ({"pruner": bare}, "has no digest: another version of regrow wrote it"),
-        ({"format": 1}, r"has format 1, this version reads format 3: load the weights"),
+        ({"format": 1}, r"has format 1, this version reads format 4: load the weights"),
     ):
         torch.save(checkpoint | {"callbacks": {KEY: state | change}}, path)
         with pytest.raises(StateError, match=words):

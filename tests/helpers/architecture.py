@@ -22,6 +22,7 @@ PACKAGES = (
     "masks",
     "criteria",
     "pruning",
+    "calibration",
     "learned",
     "profiling",
     "channels.graph",

@@ -104,11 +104,10 @@ def write(folder, content, metrics=None):
 
 def runs(*contents):
     """Runs that were never written."""
-    return [Run(Path(f"job{i}"), content) for i, content in enumerate(contents)]
+    return [Run(Path(f"job{i}"), content, f"job{i}") for i, content in enumerate(contents)]
 
 
 def task(*contents):
     """The one task of some results."""
-    made = runs(*contents)
-    (one,) = make_tasks(made, [run.folder.name for run in made])
+    (one,) = make_tasks(runs(*contents))
     return one

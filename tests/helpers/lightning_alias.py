@@ -43,4 +43,4 @@ def install_alias():
     """Add the finder if `lightning` is missing; regrow is imported before, without its help."""
     if importlib.util.find_spec("lightning") is None:
         importlib.import_module("regrow.callbacks.magnitude_pruning")
-        sys.meta_path.append(AliasFinder())
+        sys.meta_path.insert(0, AliasFinder())  # before that of files, which would make copies

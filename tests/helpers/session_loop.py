@@ -25,7 +25,8 @@ class Clock:
     def start_step(self):
         return self.now, 0
 
-    def timeline(self, first, epoch):
+    def timeline(self, epochs):
+        [first] = epochs.values()
         return Timeline(self.length - first, self.length, first)
 
     def position(self):

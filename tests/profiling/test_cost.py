@@ -10,7 +10,6 @@ from torch import nn
 import regrow
 from regrow.profiling.cost import Cost, cost
 from regrow.profiling.latency import latency
-from regrow.profiling.layer_table import layer_table
 from regrow.utils.errors import ConfigError, StateError
 
 
@@ -54,32 +53,11 @@ def test_shared_weights_count_once():
     keep = {"1.weight": torch.eye(4, dtype=torch.bool)}
     assert cost(model, torch.zeros(1, 4)) == Cost(16, 32, 64)
     assert cost(model, torch.zeros(1, 4), keep) == Cost(4, 8, 16 + 2)
-    [row] = layer_table(model, torch.zeros(1, 4), keep)
-    assert (row.name, row.params, row.macs) == ("0.weight", 4, 8)
 
 
 def test_masks_that_do_not_fit_raise():
     with pytest.raises(StateError, match=r"9.weight is masked but not selected here"):
         cost(network(), IMAGES, {"9.weight": torch.ones(3, dtype=torch.bool)})
-
-
-def test_table_lists_each_layer():
-    model = network()
-    masks = regrow.prune(model, 0.5, include=["4"])
-    conv, linear = layer_table(model, IMAGES, masks)
-    assert conv == ("0.weight", "Conv2d", (4, 3, 3, 3), 108, 0.0, 432)
-    assert linear == ("4.weight", "Linear", (5, 16), 40, 0.5, 40)
-    total = sum(row.macs for row in layer_table(model, IMAGES, masks))
-    assert total == cost(model, IMAGES, masks).macs
-
-
-def test_table_of_a_compiled_model_and_of_an_embedding():
-    compiled = torch.compile(network(), backend="eager")
-    assert [row.kind for row in layer_table(compiled, IMAGES)] == ["Conv2d", "Linear"]
-    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))
-    masks = regrow.prune(model, 0.5, include=["0.weight"])
-    rows = layer_table(model, torch.zeros(2, 3, dtype=torch.long), masks)
-    assert [(row.name, row.macs) for row in rows] == [("0.weight", 0), ("1.weight", 24)]
 
 
 class Sleeper(nn.Module):

@@ -61,7 +61,7 @@ def test_one_seed_has_no_interval():
 
 def test_tasks_are_compared_separately():
     made = runs(result(), result(setting={"model": {"width": 32}}))
-    tasks = make_tasks(made, ["a", "b"])
+    tasks = make_tasks(made)
     (advice,) = cross_task_advice(tasks)
     assert advice.title == "Different data or models"
     assert advice.findings == ("Digits · Net(width=16): 1 job.", "Digits · Net(width=32): 1 job.")

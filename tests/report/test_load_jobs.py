@@ -37,7 +37,7 @@ def test_jobs_are_found_without_dense_baselines(tmp_path):
 
 
 def test_failed_job_has_its_reason(tmp_path):
-    (job,) = read_jobs([put(tmp_path, "failed.json", FAILURE)]).without_result
+    (job,) = read_jobs([put(tmp_path, "failed.json", FAILURE)], tmp_path).without_result
     assert job.state == "failed"
     assert job.reason == "ConfigError: sparsity must be in [0, 1), got 90"
     assert job.overrides == "recipe=digits/gmp seed=1"
@@ -51,7 +51,8 @@ def test_failed_job_has_its_reason(tmp_path):
 def test_time_of_failure_is_local(tmp_path, monkeypatch, when, told):
     monkeypatch.setenv("TZ", "UTC-2")  # two hours ahead of Greenwich
     time.tzset()
-    (job,) = read_jobs([put(tmp_path, "failed.json", FAILURE | {"when": when})]).without_result
+    put(tmp_path, "failed.json", FAILURE | {"when": when})
+    (job,) = read_jobs([tmp_path], tmp_path).without_result
     monkeypatch.undo()
     time.tzset()
     assert job.when == told
@@ -59,13 +60,13 @@ def test_time_of_failure_is_local(tmp_path, monkeypatch, when, told):
 
 def test_a_damaged_failure_is_still_a_failure(tmp_path):
     (tmp_path / "failed.json").write_text("{")
-    (job,) = read_jobs([tmp_path]).without_result
+    (job,) = read_jobs([tmp_path], tmp_path).without_result
     assert (job.state, job.reason) == ("failed", "no reason recorded")
 
 
 def test_a_failure_beside_an_earlier_result_hides_neither(tmp_path):
     write(tmp_path, result())
-    jobs = read_jobs([put(tmp_path, "failed.json", FAILURE)])
+    jobs = read_jobs([put(tmp_path, "failed.json", FAILURE)], tmp_path)
     assert [run.folder for run in jobs.runs] == [tmp_path]
     assert jobs.without_result[0].reason.endswith(
         "the result shown is an earlier one of this folder"
@@ -74,7 +75,7 @@ def test_a_failure_beside_an_earlier_result_hides_neither(tmp_path):
 
 def test_unfinished_jobs_are_listed(tmp_path):
     started = put(tmp_path / "a", "run.json", {"config_hash": "a"})
-    one, other = read_jobs([started, tmp_path / "b"]).without_result
+    one, other = read_jobs([started, tmp_path / "b"], tmp_path).without_result
     assert (one.state, other.state) == ("unfinished", "unfinished")
     assert "the same command resumes it" in one.reason
     assert other.reason == "not started yet"
@@ -83,14 +84,14 @@ def test_unfinished_jobs_are_listed(tmp_path):
 def test_unreadable_job_does_not_stop_the_others(tmp_path):
     good = write(tmp_path / "good", result())
     old = write(tmp_path / "old", result(seed=1) | {"format": 0})
-    jobs = read_jobs([old, good])
+    jobs = read_jobs([old, good], tmp_path)
     assert [run.folder for run in jobs.runs] == [good]
-    assert [(job.folder, job.state) for job in jobs.without_result] == [(old, "unreadable")]
+    assert [(job.name, job.state) for job in jobs.without_result] == [("old", "unreadable")]
     assert "format 0" in jobs.without_result[0].reason
 
 
 def test_the_same_run_counts_once(tmp_path):
     folders = [write(tmp_path / name, result()) for name in "ab"]
-    jobs = read_jobs(folders)
+    jobs = read_jobs(folders, tmp_path)
     assert [run.folder for run in jobs.runs] == folders[:1]
-    assert jobs.copies == folders[1:]
+    assert jobs.copies == ["b"]

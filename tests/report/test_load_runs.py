@@ -6,13 +6,8 @@ import json
 import pytest
 from fake_results import dense_result, result, write
 
-from regrow.app.experiment import result as written
-from regrow.report.load import FILE, FORMAT, read_run
+from regrow.report.load import read_run
 from regrow.utils.errors import DataError
-
-
-def test_results_written_by_the_command_are_read():
-    assert (written.FORMAT, written.FILE) == (FORMAT, FILE)
 
 
 @pytest.mark.parametrize("content", [result(), dense_result()])

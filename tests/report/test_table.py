@@ -17,7 +17,7 @@ LEVELS = [
 
 
 def rows(content):
-    return run_rows(runs(content)[0], "job0", "gmp")
+    return run_rows(runs(content)[0], "gmp")
 
 
 def test_row_of_a_run_has_every_column():

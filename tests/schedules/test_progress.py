@@ -52,7 +52,7 @@ def test_of_missed_milestones_only_the_last_is_due(plan, asked):
 
 @given(plans(), st.integers(0, 45))
 def test_progress_restored_at_any_step_continues_unchanged(plan, cut):
-    whole, first = Progress(plan, start=0.1, first=3, epoch=2), Progress(plan, 0, 0.1, 3, 2)
+    whole, first = Progress(plan, start=0.1, epochs={2: 3}), Progress(plan, 0, 0.1, {2: 3, 3: 9})
     expected = walk(whole, range(46))
     before = walk(first, range(cut))
     again = Progress()
@@ -69,8 +69,9 @@ def test_plan_may_repeat_levels_and_return_to_zero():
 
 def test_started_and_reached_follow_the_plan():
     assert not Progress().started
-    assert Progress((), 0, 0.0, 0, 0).reached
-    progress = Progress((Milestone(3, 0.5),), epoch=0)
+    assert Progress((), 0, 0.0, {0: 0}).reached
+    progress = Progress((Milestone(3, 0.5),), epochs={4: 30, 5: 38})
+    assert progress.first == 30
     assert progress.started
     assert not progress.reached
     assert progress.remaining == progress.plan
@@ -81,25 +82,88 @@ LATER = (Milestone(10, 0.3), Milestone(20, 0.6), Milestone(30, 0.9))
 EARLIER = (Milestone(2, 0.3), Milestone(4, 0.6), Milestone(6, 0.9))
 
 
-@pytest.mark.parametrize("on_change", ["refuse", "keep", "stretch"])
+@pytest.mark.parametrize("on_change", ["refuse", "stretch"])
 def test_unchanged_plan_is_kept_on_resume(on_change):
     assert resumed_plan(STORED, STORED, 1, 6, on_change) == STORED
 
 
-@pytest.mark.parametrize("on_change", ["refuse", "keep", "stretch"])
+@pytest.mark.parametrize("on_change", ["refuse", "stretch"])
 def test_finished_plan_is_kept_on_resume(on_change):
     assert resumed_plan(STORED, LATER, 3, 16, on_change) == STORED
 
 
 def test_keep_uses_the_stored_plan():
-    assert resumed_plan(STORED, LATER, 1, 6, "keep") == STORED
+    def later(timeline, start):
+        return LATER
+
+    def refused(timeline, start):
+        raise ConfigError("no room")
+
+    for resolve in (later, refused):
+        progress = Progress(STORED, 1)
+        assert not progress.resume(resolve, Timeline(40), 6, "keep")
+        assert progress.plan == STORED
+    assert Progress(LATER, 1).resume(later, Timeline(40), 6, "keep")
 
 
 def test_stretch_moves_events_later_or_earlier():
     assert resumed_plan(STORED, LATER, 1, 6, "stretch") == (STORED[0], *LATER[1:])
     assert resumed_plan(STORED, LATER, 0, 3, "stretch") == LATER
-    assert resumed_plan(STORED, EARLIER, 1, 5, "stretch") == (STORED[0], Milestone(6, 0.9))
-    assert resumed_plan(STORED, EARLIER, 1, 9, "stretch") == (STORED[0], Milestone(9, 0.9))
+    assert resumed_plan(STORED, EARLIER, 1, 5, "stretch") == (STORED[0], *EARLIER[1:])
+
+
+def test_after_a_stretch_the_last_of_the_events_that_are_past_comes_at_once():
+    for now, sparsity in [(5, 0.6), (9, 0.9)]:
+        progress = Progress(resumed_plan(STORED, EARLIER, 1, now, "stretch"), 1)
+        assert walk(progress, range(now, 20))[0] == (now, sparsity)
+
+
+PHASES = tuple(Milestone(step, level) for step, level in [(4, 0.9), (8, 0.0), (12, 0.9), (16, 0.0)])
+
+
+def test_phases_go_on_from_the_one_that_should_be_now():
+    """Stored with other numbers of phases than planned, at step 9: it should be dense."""
+    dense, sparse = (Milestone(2, 0.9), Milestone(6, 0.0)), (Milestone(2, 0.9),)
+    assert resumed_plan((*dense, Milestone(10, 0.9)), PHASES, 2, 9, "stretch")[2:] == PHASES[2:]
+    assert resumed_plan((*sparse, Milestone(10, 0.0)), PHASES, 1, 9, "stretch")[1:] == PHASES[1:]
+
+
+def test_updates_at_one_sparsity_are_not_made_good():
+    updates = tuple(Milestone(step, 0.9) for step in (0, 4, 8, 12))
+    assert resumed_plan(updates[:3], updates, 1, 6, "stretch") == (updates[0], *updates[2:])
+
+
+def test_a_plan_that_was_stretched_resumes_without_a_change():
+    """What happened before a change of lengths does not count."""
+    stretched = resumed_plan(STORED, LATER, 1, 6, "stretch")
+    for now in (7, 12, 19):
+        assert resumed_plan(stretched, LATER, 1, now, "refuse") == stretched
+    assert resumed_plan(stretched, LATER, 2, 25, "refuse") == stretched
+
+
+def test_a_milestone_that_equals_a_past_one_is_marked():
+    plan = (Milestone(4, 0.9), Milestone(6, 0.0), Milestone(4, 0.9))
+    progress = Progress(plan, 2)
+    progress.mark_done(plan[2])
+    assert progress.reached
+
+
+def test_what_belongs_to_a_later_epoch_waits_while_the_present_one_is_longer_than_planned():
+    """The second of two epochs begins at step 4 and should end before step 8."""
+    progress = Progress((Milestone(6, 0.5), Milestone(8, 0.9)), epochs={0: 0, 1: 4})
+    timeline = Timeline(16, 4)
+    assert [progress.due(step, timeline) for step in (5, 7, 9)] == [None, *progress.plan[:1] * 2]
+    assert progress.due(9) == progress.plan[1]
+    progress.epochs[2] = 11
+    assert progress.due(11, Timeline(23, ((0, 4), (1, 7), (2, 4)))) == progress.plan[1]
+
+
+def test_a_change_without_a_plan_raises_by_name():
+    def none(timeline, start):
+        raise ConfigError("no room")
+
+    with pytest.raises(ConfigError, match=r"epochs have other lengths.*no room"):
+        Progress(STORED).replan(none, Timeline(40), 3)
 
 
 def test_refuse_raises_with_both_plans():
@@ -114,9 +178,8 @@ def test_stretch_keeps_past_milestones_and_never_lowers_sparsity(stored, planned
     walk(progress, range(now))
     plan = resumed_plan(stored, planned, progress.n_done, now, "stretch")
     assert plan[: progress.n_done] == stored[: progress.n_done]
-    ahead = plan[progress.n_done :]
-    assert all(milestone.step >= now for milestone in ahead)
-    levels = [milestone.sparsity for milestone in ahead]
+    events = walk(Progress(plan, progress.n_done), range(now, 42))
+    levels = [sparsity for _, sparsity in events]
     assert levels == sorted(levels)
     if planned and progress.n_done < len(stored) and planned != stored:
         assert plan[-1].sparsity == planned[-1].sparsity
@@ -128,7 +191,7 @@ def planned(timeline, start):
 
 def test_resume_compares_with_the_present_timeline():
     plan = planned(Timeline(40), 0.0)
-    progress = Progress(plan, 1, 0.0, 0, 0)
+    progress = Progress(plan, 1, 0.0, {0: 0})
     progress.resume(planned, Timeline(40), 12, "refuse")
     assert progress.plan == plan
     with pytest.raises(ConfigError, match="events still to come"):
@@ -138,12 +201,12 @@ def test_resume_compares_with_the_present_timeline():
 
 
 def test_resume_in_a_fit_that_ends_before_the_last_event_raises():
-    progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, 0, 0)
+    progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, {0: 0})
     with pytest.raises(ConfigError, match="plans an event at step 20, but the fit now ends before"):
         progress.resume(planned, Timeline(20), 12, "keep")
 
 
 def test_resume_with_unknown_end_keeps_the_plan():
-    progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, 0, 0)
+    progress = Progress(planned(Timeline(40), 0.0), 1, 0.0, {0: 0})
     progress.resume(planned, Timeline(None), 12, "keep")
     assert len(progress.remaining) == 1

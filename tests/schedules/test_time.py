@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Times and the steps they stand for."""
 
+from itertools import accumulate
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +72,35 @@ def test_epochs_may_differ_in_length():
     for epoch in range(len(lengths) + 1):
         assert line.step(Time(epoch, "ep")) == sum(lengths[:epoch])
     assert line.repeat(Time(1, "ep"), Time(2, "ep"), 451) == [100, 300, 400, 450]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 90), st.integers(0, 5))
+def test_an_interval_of_epochs_keeps_its_place_within_the_epoch(lengths, step, count):
+    """A walk over all steps by hand: step s of n in an epoch leads to s / n of a later one."""
+    line = Timeline(None, tuple(enumerate(lengths)), start=7)
+    starts = list(accumulate([*lengths, *[lengths[-1]] * 120], initial=0))
+    epoch = max(k for k, begin in enumerate(starts) if begin <= step)
+    share = (step - starts[epoch]) / (starts[epoch + 1] - starts[epoch])
+    assert line.epochs(7 + step) == pytest.approx(epoch + share)
+    later = epoch + count
+    expected = 7 + starts[later] + share * (starts[later + 1] - starts[later])
+    if count:
+        assert abs(line.after(7 + step, Time(count, "ep")) - expected) <= 0.5 + 1e-6
+    if share == 0 and count:
+        assert line.after(7 + step, Time(count, "ep")) == expected
+
+
+def test_an_interval_from_a_fraction_of_the_fit_comes_once_an_epoch():
+    line = Timeline(30, ((0, 4), (1, 8), (2, 6)))  # from the middle of the first epoch
+    assert line.repeat(Time(2 / 30, "fit"), Time(1, "ep"), 30) == [2, 8, 15, 21, 27]
+    assert line.length(Time(1, "ep"), since=8) == 7
+
+
+def test_the_end_of_an_estimate_is_unknown():
+    line = Timeline(30, 6, estimated=True)
+    assert line.end is None
+    assert line.step(Time(0.5, "fit")) == 15
+    assert line == Timeline(30, 6)
 
 
 def test_times_that_need_an_unknown_length_raise():

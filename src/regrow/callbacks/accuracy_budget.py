@@ -32,12 +32,12 @@ class OpenEvent(TypedDict):
 
     Attributes:
         sparsity: Sparsity after it.
-        deadline: The step from which the next validation judges it.
+        step: Its step; recovery counts from there.
         event: Its number in the pruner's history.
     """
 
     sparsity: float
-    deadline: int
+    step: int
     event: int
 
 
@@ -50,6 +50,7 @@ class BudgetState(TypedDict):
         open: The event that is being judged, if any.
         lost: What that event lost, if it failed and is not rolled back yet.
         snapshot: State before that event.
+        epochs: The first step of each epoch of the fit, by its number.
     """
 
     reference: float | None
@@ -57,6 +58,7 @@ class BudgetState(TypedDict):
     open: OpenEvent | None
     lost: float | None
     snapshot: SnapshotState | None
+    epochs: dict[int, int]
 
 
 class AccuracyBudget(Callback):
@@ -92,6 +94,7 @@ class AccuracyBudget(Callback):
     """
 
     needs_whole_parameters = needs_rising_sparsity = restores_weights = True
+    searches_sparsity = True
     _pruner: PruningCallback  # from the fit's start
 
     def __init__(
@@ -116,12 +119,16 @@ class AccuracyBudget(Callback):
         self._lost: float | None = None  # by the event that is to be rolled back
         self._snapshot: FitSnapshot | None = None
         self._clock: Clock | None = None
-        self._length = 0
+        self._epochs: dict[int, int] = {}
 
     @property
     def settled(self) -> bool:
         """Whether no event is being judged or taken back."""
         return self._open is None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._epochs = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_combination(trainer)
@@ -131,22 +138,24 @@ class AccuracyBudget(Callback):
                 f"AccuracyBudget judges one pruning callback, the Trainer has {len(callbacks)}"
             )
         [self._pruner] = callbacks
+        self._clock = Clock(trainer, [self.recover])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._clock is None:
-            self._set_clock(trainer)
-            progress = self._pruner.progress
-            if not progress.adaptive:  # else resumed: the plan was made by the fit that was cut
-                progress.adaptive = True
-                self._make_room(trainer, progress)
         if self._lost is not None:  # before the pruner's event of this batch
             self._roll_back(trainer, pl_module)
+
+    def on_suite_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._clock is not None
+        self._epochs.setdefault(trainer.current_epoch, self._clock.current_step())
+        progress, searches = self._pruner.progress, self.search.lowest_rejected is not None
+        moved = not searches and self._pruner.session.replan()
+        if moved or not progress.adaptive:  # else resumed: the plan is that of the fit that was cut
+            self._make_room(trainer, progress)
+            progress.adaptive = True
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._clock is None:  # resumed in the middle of an epoch
-            self._set_clock(trainer)
         if self._lost is not None:  # validated in the middle of an epoch
             self._roll_back(trainer, pl_module)
         elif self.settled:
@@ -173,9 +182,8 @@ class AccuracyBudget(Callback):
         if self._open is not None:  # changed by hand: the present masks are judged
             self._open["sparsity"] = event.after
         elif event.after > event.before:
-            deadline = self._clock.current_step() + self._length
-            number = event.entry["event"]
-            self._open = {"sparsity": event.after, "deadline": deadline, "event": number}
+            step, number = self._clock.current_step(), event.entry["event"]
+            self._open = {"sparsity": event.after, "step": step, "event": number}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -185,7 +193,7 @@ class AccuracyBudget(Callback):
             if self.given is None and self._pruner.sparsity == 0 and not math.isnan(value):
                 best = max if self.mode == "max" else min
                 self.reference = value if self.reference is None else best(self.reference, value)
-        elif self._lost is None and self._behind() >= self._open["deadline"]:
+        elif self._lost is None and self._recovered(self._open["step"]):
             self._judge(value)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -208,6 +216,7 @@ class AccuracyBudget(Callback):
             "open": None if self._open is None else self._open.copy(),
             "lost": self._lost,
             "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+            "epochs": dict(self._epochs),
         }
         return dict(state)
 
@@ -216,15 +225,16 @@ class AccuracyBudget(Callback):
         self.reference, snapshot = state["reference"], state["snapshot"]
         self.search.load_state_dict(state["search"])
         self._open, self._lost = state["open"], state["lost"]
+        self._epochs = dict(state["epochs"])
         self._snapshot = None if snapshot is None else FitSnapshot(snapshot)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._clock = None
 
-    def _set_clock(self, trainer: pl.Trainer) -> None:
-        self._clock = Clock(trainer, [self.recover])
-        first, epoch = self._clock.start_step()
-        self._length = self._clock.timeline(first, epoch).length(self.recover)
+    def _recovered(self, event: int) -> bool:
+        """Whether the network has trained for `recover` since the step of an event."""
+        assert self._clock is not None
+        return self._behind() >= self._clock.timeline(self._epochs).after(event, self.recover)
 
     def _behind(self) -> int:
         """The number of steps done; call it after a batch."""
@@ -279,7 +289,10 @@ class AccuracyBudget(Callback):
     def _make_room(self, trainer: pl.Trainer, progress: Progress) -> None:
         """Drop events until the others and their recovery times fit into the fit."""
         assert self._clock is not None
-        timeline, planned = self._clock.timeline(*self._clock.start_step()), progress.remaining
+        epoch, first = list(self._epochs.items())[-1]
+        timeline = self._clock.timeline({epoch: first})
+        recover = timeline.length(self.recover)
+        planned = tuple(Milestone(max(s, timeline.start), level) for s, level in progress.remaining)
         if timeline.end is None or not planned:
             return
         validations = _validated_steps(trainer, timeline)
@@ -288,13 +301,15 @@ class AccuracyBudget(Callback):
         first = timeline.start if measured else validations[0]
         step, fits = timeline.start, planned[0].step >= first
         for milestone in planned:  # each waits until the last one is judged
-            step = max(step, milestone.step) + self._length
+            step = max(step, milestone.step) + recover
             later = bisect_left(validations, step)
             fits &= later < len(validations) if validations else step <= timeline.end
             step = validations[later] if later < len(validations) else step
         if fits:
             return
-        kept = with_recovery(planned, self._length, validations, first)
+        kept = with_recovery(planned, recover, validations, first)
+        if not kept and progress.adaptive:
+            return  # epochs have become shorter, and may become longer again
         if not kept:
             raise ConfigError(
                 f"{len(planned)} events, each with {self.recover} of recovery, end at step "

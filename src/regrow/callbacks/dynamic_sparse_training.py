@@ -65,7 +65,8 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
             Linear weights.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
-        granularity: "weight"; static masks may also be "2:4" (any "n:m") or "block:4x4".
+        granularity: "weight"; static masks may also be "2:4" (any "n:m"), "block:4x4" or
+            "head" (of attention).
         on_misfit: As in `MagnitudePruning`.
         seed: Seed of the first masks, growth and initializers.
         skip_update: Whether the step whose gradients grew weights skips its optimizer update, as
@@ -248,15 +249,13 @@ class DropGrow(GradualMagnitude):
         progress.plan = session.resolve(timeline, progress.start)
         self.end = self.updates.stop(timeline)
 
+    def after_replan(self, session: PruningSession[Pruner], timeline: Timeline) -> None:
+        if self.moves:
+            self.end = self.updates.stop(timeline)
+
     def after_resume(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
-        progress = session.progress
-        if session.on_change != "stretch" or not self.moves or progress.reached:
-            return
-        (now, _), timeline = session.time.start_step(), session.timeline
-        planned = session.resolve(timeline, progress.start)
-        ahead = tuple(milestone for milestone in planned if milestone.step >= now)
-        progress.plan = progress.plan[: progress.n_done] + ahead
-        self.end = self.updates.stop(timeline)
+        if session.on_change == "stretch" and self.moves and not session.progress.reached:
+            self.end = self.updates.stop(session.timeline)
 
     def after_load(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
         pruner, self.end = session.pruner, int(state["end"])

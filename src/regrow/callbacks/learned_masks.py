@@ -345,6 +345,13 @@ class LearnedMask(PruningStrategy[LearnedPruner]):
             dry, begun = session.time.dry_run, session.progress.first
             self.first = begun if dry else self.learning.first(timeline)
 
+    def after_replan(self, session: PruningSession[LearnedPruner], timeline: Timeline) -> None:
+        learner = session.pruner.learner
+        if learner.active:
+            learner.window.last = session.progress.plan[-1].step
+        else:
+            self.first = self.learning.first(timeline)
+
     def before_resume(
         self, session: PruningSession[LearnedPruner], state: Mapping[str, Any]
     ) -> None:

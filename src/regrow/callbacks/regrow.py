@@ -146,6 +146,10 @@ class Regrow(Callback):
             self._pending, self._waits = state["pending"], state["waits"]
             self._seen = TriggerState(state["best"], state["waited"])
 
+    def on_suite_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._clock is not None
+        self.times.begin_epoch(self._clock)
+
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -183,12 +187,11 @@ class Regrow(Callback):
         self._pending |= holds
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        missed = self.times.steps[self.times.n_done :]
-        if missed and not trainer.should_stop:
+        missed = self.times.remaining
+        if missed and not trainer.should_stop and self._clock is not None:
             rank_zero_warn(
-                f"the fit ended before Regrow acted at step {', '.join(map(str, missed))}. Is an "
-                "AccuracyBudget still judging? Does the module call step() of a raw optimizer? "
-                "Lightning does not count such steps: use self.optimizers()"
+                f"the fit ended before Regrow acted at step {', '.join(map(str, missed))}: "
+                f"{self.times.why_missed(self._clock)}"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -136,14 +136,21 @@ did you mean 'weights'?
         self._clock = Clock(trainer, [self.to, *times])
         first, epoch = self._clock.start_step()
         if self._step is None:
-            timeline = self._clock.timeline(first, epoch)
+            timeline = self._clock.timeline({epoch: first})
             dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
             self._step = first if dry else step_within("to", self.to, timeline)
             self._timeline = None if dry else timeline
             if "fresh" in self.parts:  # some optimizers have state from the start
                 self._fresh = TrainingSnapshot(moments=trainer.optimizers)
         self._check(trainer)
-        self._maybe_snapshot(trainer, pl_module)
+        self._maybe_snapshot(trainer, pl_module, first)
+
+    def on_suite_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        session = pruning_callbacks(trainer)[0].session
+        if self._memory is None and self.to.unit != "it" and not session.time.dry_run:
+            session.begin_epoch()
+            self._step = session.timeline.step(self.to, "to")  # epochs may have changed in length
+            self._maybe_snapshot(trainer, pl_module, session.time.current_step())
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -199,7 +206,8 @@ did you mean 'weights'?
         if self._pending is not None:
             self._restore(self._pending, trainer, pl_module)
             self._pending = None  # not before: a rewind that failed is not saved
-        self._maybe_snapshot(trainer, pl_module)
+        assert self._clock is not None
+        self._maybe_snapshot(trainer, pl_module, self._clock.start_step()[0])
 
     def state_dict(self) -> dict[str, Any]:
         if self._pending is not None:
@@ -238,10 +246,10 @@ did you mean 'weights'?
     def _reset(self) -> None:
         self._timeline = self._step = self._memory = self._fresh = self._pending = None
 
-    def _maybe_snapshot(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _maybe_snapshot(self, trainer: pl.Trainer, pl_module: pl.LightningModule, now: int) -> None:
         """Copy the state when the step is reached for the first time."""
-        assert self._clock is not None and self._step is not None
-        if self._memory is not None or not self.parts or self._clock.start_step()[0] < self._step:
+        assert self._step is not None
+        if self._memory is not None or not self.parts or now < self._step:
             return
         rates = "lr" in self.parts
         self._memory = TrainingSnapshot(

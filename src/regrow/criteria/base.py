@@ -15,7 +15,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from regrow.criteria.elementwise import gradient, magnitude, random, taylor
+from regrow.criteria.elementwise import (
+    gradient,
+    magnitude,
+    random,
+    relative_magnitude,
+    taylor,
+)
 from regrow.criteria.movement import Movement
 from regrow.distributed.shard import is_dtensor, local_tensor, shard_of
 from regrow.masks.lazy_scores import ScoresLike, elementwise_scores, random_scores
@@ -47,6 +53,7 @@ class TrackingCriterion(Protocol):
 
 CRITERIA: Mapping[str, Criterion | type[Movement]] = {
     "magnitude": magnitude,
+    "relative_magnitude": relative_magnitude,
     "random": random,
     "gradient": gradient,
     "taylor": taylor,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Magnitude, gradient, taylor, random."""
+"""Magnitude, relative magnitude, gradient, taylor, random."""
 
 from __future__ import annotations
 
@@ -20,6 +20,24 @@ def magnitude(weight: Tensor, grad: Tensor | None = None) -> Tensor:
         tensor([2., 1.])
     """
     return weight.abs()
+
+
+def relative_magnitude(weight: Tensor, grad: Tensor | None = None) -> Tensor:
+    """Compute |w| / std(w), with the standard deviation over all weights of the layer.
+
+    With `threshold=q`, weights below q standard deviations are pruned. Pruned weights count as the
+    zeros that they are. Where all weights are equal, scores are infinite.
+
+    Source: Han et al. 2015, section 4 (threshold: a quality parameter times the deviation).
+
+    Example:
+        >>> relative_magnitude(torch.tensor([-2.0, 2.0, 4.0, -4.0])).round(decimals=2)
+        tensor([0.6300, 0.6300, 1.2600, 1.2600])
+    """
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    mean = wide.sum() / wide.numel()  # sums, because ranks may hold different numbers of rows
+    deviation = ((wide - mean).square().sum() / wide.numel()).sqrt()
+    return wide.abs() / deviation if float(deviation) else torch.full_like(wide, torch.inf)
 
 
 def random(weight: Tensor, grad: Tensor | None = None, *, generator: torch.Generator) -> Tensor:

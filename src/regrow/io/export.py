@@ -106,17 +106,14 @@ def export(
             return Exported(path, to, file.stat().st_size)
         batch_size(example)
         try:
-            written = write_program(model, file, to, example)
+            error, batch, reason = write_program(model, file, to, example)
         except ExportMismatch as mismatch:
             raise StateError(
                 f"the exported file is not the model: {mismatch}; {path} was not written"
             ) from mismatch
-        if written.batch is not None:
-            warnings.warn(
-                f"{path.name} takes batches of {written.batch} only: {written.reason}",
-                stacklevel=2,
-            )
-        return Exported(path, to, file.stat().st_size, *written)
+        if batch is not None:
+            warnings.warn(f"{path.name} takes batches of {batch} only: {reason}", stacklevel=2)
+        return Exported(path, to, file.stat().st_size, error, batch, reason)
 
 
 def chosen_format(path: Path, to: str | None = None) -> str:

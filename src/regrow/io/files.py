@@ -44,10 +44,14 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise write_error(path, cause) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically, in UTF-8."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; raise for NaN and Inf, which JSON does not have."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +31,9 @@ class ExportMismatch(Exception):
     """An exported file and the model compute different things."""
 
 
-class ExportCheck(NamedTuple):
-    """The last three fields of `regrow.io.export.Exported`."""
-
-    error: float
-    batch: int | None
-    reason: str
-
-
 def write_program(
     model: nn.Module, file: Path, to: str, example_input: Any, *, checked: bool = True
-) -> ExportCheck:
+) -> tuple[float, int | None, str]:
     """Write a model for any batch size, or for the example's if it cannot be traced so.
 
     In the file, noise replaces the example's floating point values.
@@ -52,6 +44,9 @@ def write_program(
         to: "onnx" or "pt2".
         example_input: A batch.
         checked: Whether to compare the file's outputs with the model's.
+
+    Returns:
+        `error`, `batch` and `reason` of `regrow.io.export.Exported`.
 
     Raises:
         ConfigError: If the model cannot be exported.
@@ -72,7 +67,7 @@ def write_program(
         try:
             _write(model, file, to, _noise(example, 2), _batched(example, size))
             error = _check(model, file, to, [example, *others]) if checked else 0
-            return ExportCheck(error, None, "")
+            return error, None, ""
         except Exception as failure:  # of torch.export, the converter or the runtime
             reason = _shorten(failure)
         given = _noise(example, size)
@@ -84,7 +79,7 @@ def write_program(
                 "forward free of control flow that depends on data, or write .safetensors"
             ) from failure
         error = _check(model, file, to, [example, given]) if checked else 0
-        return ExportCheck(error, size, reason)
+        return error, size, reason
 
 
 def difference(outputs: list[Tensor], expected: list[Tensor]) -> float:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Granularities: single weights, n:m groups and blocks.
+"""Granularities: single weights, n:m groups, blocks and attention heads.
 
 A granularity turns scores of one parameter into scores of units (a weight, a group of m, a block),
-and kept units back into kept weights. Every unit prunes the same number of weights.
+and kept units back into kept weights. Every unit prunes the same number of weights. Heads span the
+parameters of an attention module, see `regrow.masks.heads`.
 
 Units are computed in chunks: sorting and summing take several times the memory of their input.
 """
@@ -10,13 +11,14 @@ Units are computed in chunks: sorting and summing take several times the memory 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from regrow.distributed.shard import Shard
+from regrow.masks.heads import HeadPart
 from regrow.masks.lazy_scores import LazyScores, ScoresLike, as_lazy
 from regrow.masks.targets import Target
 from regrow.masks.topk import CHUNK
@@ -214,6 +216,52 @@ class Block:
         return matrix.reshape(out // self.rows, self.rows, rest // self.columns, self.columns)
 
 
+class Head:
+    """A unit is an attention head, with its rows of q, k and v and its columns of the output."""
+
+    limit = 1.0
+    least = 1
+
+    def misfit(self, target: Target) -> str | None:
+        part = target.heads
+        return f"{target.name} has {part}" if isinstance(part, str) else None
+
+    def check_rows(self, target: Target, shard: Shard) -> None:
+        raise ConfigError(
+            f"{target.name} is sharded among ranks, which splits heads apart: write "
+            "strategy='ddp', or granularity='weight'"
+        )
+
+    def groups(self, targets: Sequence[Target]) -> list[list[int]]:
+        """Return the indices of the targets of each attention module.
+
+        Raises:
+            ConfigError: If weights of a module are missing, or heads differ in size.
+        """
+        groups: dict[str, list[int]] = {}
+        sizes: dict[int, str] = {}
+        for index, target in enumerate(targets):
+            if isinstance(target.heads, HeadPart):
+                groups.setdefault(target.heads.module, []).append(index)
+        for module, members in groups.items():
+            part = head_part(targets[members[0]])
+            names = {targets[index].name for index in members}
+            if missing := [name for name in part.weights if name not in names]:
+                raise ConfigError(
+                    f"a head is pruned in all weights of {module or 'its module'} together, and "
+                    f"{', '.join(missing)} is not selected: name it in include=, or leave it out "
+                    "of exclude="
+                )
+            total = sum(targets[index].parameter.numel() for index in members)
+            sizes[total // part.heads] = module
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"heads of {', '.join(sizes.values())} have different numbers of weights "
+                f"({', '.join(map(str, sizes))}): prune each by a callback with include="
+            )
+        return [*groups.values()]
+
+
 def _check_shard_boundaries(granularity: str, target: Target, step: int, shard: Shard) -> None:
     if target.input_dim == 0:  # rows are inputs, and units span them
         raise ConfigError(
@@ -238,8 +286,8 @@ def _matrix(tensor: Tensor, input_dim: int | None) -> Tensor:
     return (tensor.movedim(0, 1) if input_dim == 0 else tensor).flatten(1)
 
 
-def make_granularity(granularity: str) -> Granularity:
-    """Make a granularity from its name: "weight", "2:4" (any "n:m") or "block:4x4".
+def make_granularity(granularity: str) -> Granularity | Head:
+    """Make a granularity from its name: "weight", "2:4" (any "n:m"), "block:4x4" or "head".
 
     Raises:
         ConfigError: For any other name.
@@ -251,15 +299,35 @@ def make_granularity(granularity: str) -> Granularity:
     text = granularity if isinstance(granularity, str) else repr(granularity)
     if text == "weight":
         return Weight()
+    if text == "head":
+        return Head()
     if match := _N_M.fullmatch(text):
         return NofM(int(match[1]), int(match[2]))
     if match := _BLOCK.fullmatch(text):
         return Block(int(match[1]), int(match[2]))
     hint = name_elsewhere(text, ("weight",)) or "in YAML, keep the quotes"
     raise ConfigError(
-        f"granularity must be 'weight', 'n:m' such as '2:4', or 'block:RxC' such as 'block:4x4', "
-        f"got {text} ({hint})"
+        "granularity must be 'weight', 'n:m' such as '2:4', 'block:RxC' such as 'block:4x4', or "
+        f"'head', got {text} ({hint})"
     )
+
+
+def weights_per_unit(granularity: Granularity | Head, targets: Sequence[Target]) -> int:
+    """Return how many weights a pruned unit loses.
+
+    Raises:
+        ConfigError: See `Head.groups`.
+    """
+    if not isinstance(granularity, Head):
+        return granularity.weights
+    group = granularity.groups(targets)[0]
+    return sum(targets[i].parameter.numel() for i in group) // head_part(targets[group[0]]).heads
+
+
+def head_part(target: Target) -> HeadPart:
+    """Return where the heads of a target are, which `Head.misfit` has accepted."""
+    assert isinstance(target.heads, HeadPart)
+    return target.heads
 
 
 def units_of(granularity: Granularity, scores: ScoresLike, input_dim: int | None) -> Tensor:

@@ -52,6 +52,16 @@ def as_lazy(scores: ScoresLike) -> LazyScores:
     return scores if isinstance(scores, LazyScores) else elementwise_scores(_identity, scores)
 
 
+def whole_scores(scores: ScoresLike) -> Tensor:
+    """Compute all scores at once.
+
+    Example:
+        >>> whole_scores(elementwise_scores(torch.abs, torch.tensor([-1.0])))
+        tensor([1.])
+    """
+    return scores.new_pass()(*scores.inputs) if isinstance(scores, LazyScores) else scores
+
+
 def elementwise_scores(function: Compute, *inputs: Tensor) -> LazyScores:
     """Lazy scores of an elementwise function.
 

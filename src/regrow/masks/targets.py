@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from regrow.distributed.shard import Shard, local_tensor, reshard_fsdp, shard_of
+from regrow.masks.heads import HeadPart, find_heads
 from regrow.masks.shared_memory import check_memory_not_shared
 from regrow.utils.errors import ConfigError, StateError, check_patterns, closest_names, join_limited
 from regrow.utils.names import matches_pattern, name_parts, strip_compile_prefix
@@ -41,6 +42,7 @@ class Target:
             0 for transposed convolutions `(in, out, kh, kw)`; None where there is none.
         aliases: Its other names where it is shared (tied).
         groups: Groups of a convolution, whose weight holds `in / groups` inputs.
+        heads: Where its attention heads are, or why there are none.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Target:
     input_dim: int | None = 1
     aliases: tuple[str, ...] = ()
     groups: int = 1
+    heads: HeadPart | str = "no head"
 
     @cached_property
     def shard(self) -> Shard | None:
@@ -194,7 +197,7 @@ def select_targets(
             f"exclude={exclude!r}; default are the weights of Conv, ConvTranspose, Linear and "
             "recurrent layers and of MultiheadAttention"
         )
-    return _selection(entries, chosen, reasons)
+    return _selection(model, entries, chosen, reasons)
 
 
 def selection_by_name(model: nn.Module, names: Iterable[str]) -> TargetSelection:
@@ -203,13 +206,17 @@ def selection_by_name(model: nn.Module, names: Iterable[str]) -> TargetSelection
     entries = _entries(model)
     chosen = [entry for entry in entries if wanted & {*entry.names}]
     reasons = {e.names[0]: "has no channel that can be removed" for e in entries if e not in chosen}
-    return _selection(entries, chosen, reasons)
+    return _selection(model, entries, chosen, reasons)
 
 
 def _selection(
-    entries: Sequence[_Entry], chosen: Sequence[_Entry], reasons: Mapping[str, str]
+    model: nn.Module,
+    entries: Sequence[_Entry],
+    chosen: Sequence[_Entry],
+    reasons: Mapping[str, str],
 ) -> TargetSelection:
-    targets = tuple(_target(entry) for entry in chosen)
+    heads = find_heads(model)
+    targets = tuple(_target(entry, heads.get(entry.names[0], "no head")) for entry in chosen)
     built = {e.names[0]: e.parameter for e in entries if not is_lazy(e.parameter)}
     check_memory_not_shared(built, {target.name for target in targets})
     total = sum(parameter.numel() for parameter in built.values())
@@ -311,7 +318,7 @@ def _match(pattern: str, entries: Sequence[_Entry], what: str) -> list[_Entry]:
     return matched
 
 
-def _target(entry: _Entry) -> Target:
+def _target(entry: _Entry, heads: HeadPart | str) -> Target:
     name, parameter = entry.names[0], entry.parameter
     if is_lazy(parameter):
         raise StateError(
@@ -332,4 +339,4 @@ def _target(entry: _Entry) -> Target:
     elif parameter.dim() > 1:
         input_dim = 1
     groups = owner.groups if isinstance(owner, _ConvNd) else 1
-    return Target(name, parameter, input_dim, entry.names[1:], groups)
+    return Target(name, parameter, input_dim, entry.names[1:], groups, heads)

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regrow.masks.masks import Masks
 from regrow.profiling.macs import count_macs
-from regrow.utils.names import named_parameters, parameters
+from regrow.profiling.pruned_counts import pruned_counts
+from regrow.utils.names import named_parameters
 
 
 @dataclass(frozen=True)
@@ -63,27 +63,3 @@ def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | Non
         macs=round(work.macs - saved),
         bytes=size,
     )
-
-
-def pruned_counts(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int]:
-    """Count the weights that each mask prunes, by the first name of a shared parameter."""
-    named = named_parameters(model)
-    first = {id(parameter): name for name, parameter in parameters(model).items()}
-    return {
-        first[id(named[name])]: mask.numel() - int(mask.count_nonzero())
-        for name, mask in checked_masks(model, masks).items()
-    }
-
-
-def checked_masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-    """Check that each mask has a parameter of its shape; None: there are no masks.
-
-    Raises:
-        StateError: Naming the parameters for which this fails.
-    """
-    if masks is None:
-        return {}
-    named = named_parameters(model)
-    masks = masks if isinstance(masks, Masks) else Masks(masks)
-    masks.check({name: named[name] for name in masks if name in named})
-    return masks

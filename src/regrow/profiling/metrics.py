@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from regrow.masks.masks import Masks
+from regrow.profiling.pruned_counts import as_masks
 from regrow.utils.errors import StateError
 
 
@@ -44,7 +44,7 @@ class Sparsity(_Ratio):
 
     def update(self, masks: Mapping[str, Tensor]) -> None:
         """Add bool masks by parameter name, True = kept."""
-        masks = _as_masks(masks)
+        masks = as_masks(masks)
         self.part += masks.pruned
         self.whole += masks.total
 
@@ -76,7 +76,7 @@ class EffectiveMACs(_Ratio):
 
     def update(self, masks: Mapping[str, Tensor]) -> None:
         """Add bool masks by parameter name, True = kept."""
-        masks = _as_masks(masks)
+        masks = as_masks(masks)
         if len(masks) and not self.positions.keys() & masks.keys():
             raise StateError(
                 f"positions= has none of {', '.join(masks)}, only "
@@ -104,7 +104,7 @@ class MaskOverlap(_Ratio):
 
     def update(self, masks: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
         """Add two mappings of bool masks by parameter name, True = kept."""
-        masks, others = _as_masks(masks), _as_masks(others)
+        masks, others = as_masks(masks), as_masks(others)
         masks.check(others)
         for name, mask in masks.items():
             other = others[name].to(mask.device)
@@ -114,7 +114,3 @@ class MaskOverlap(_Ratio):
     def compute(self) -> Tensor:
         """Compute the index; 1 if neither keeps anything."""
         return torch.where(self.whole > 0, super().compute(), 1.0)
-
-
-def _as_masks(masks: Mapping[str, Tensor]) -> Masks:
-    return masks if isinstance(masks, Masks) else Masks(masks)

@@ -16,6 +16,7 @@ from regrow.utils.errors import (
     check_choice,
     check_not_text,
     check_patterns,
+    check_positive,
     check_sparsity,
 )
 
@@ -24,10 +25,10 @@ class PruningConfig(NamedTuple):
     """How weights are ranked and grouped.
 
     Attributes:
-        criterion: A name ("magnitude", "random", "gradient", "taylor", "snip", "movement"), a
-            callable `(weight, grad) -> scores`, or a tracking criterion.
+        criterion: A name ("magnitude", "relative_magnitude", "random", "gradient", "taylor",
+            "snip", "movement"), a callable `(weight, grad) -> scores`, or a tracking criterion.
         distribution: "global", "uniform", "erk" or "lamp".
-        granularity: "weight", "2:4" (any "n:m") or "block:4x4".
+        granularity: "weight", "2:4" (any "n:m"), "block:4x4" or "head" (of attention).
         layers: Separate final sparsity for some layers, `{pattern: sparsity}`.
         include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of parameters not to prune.
@@ -36,6 +37,8 @@ class PruningConfig(NamedTuple):
             "skip" them, so that they stay dense.
         min_density: Fraction of its weights that each layer without a separate sparsity keeps at
             least.
+        threshold: The final threshold, where weights with lower scores are pruned instead of a
+            fraction of all.
     """
 
     criterion: str | Criterion | TrackingCriterion = "magnitude"
@@ -47,6 +50,7 @@ class PruningConfig(NamedTuple):
     seed: int = 0
     on_misfit: str = "raise"
     min_density: float = 0.0
+    threshold: float | None = None
 
     def validated(self) -> PruningConfig:
         """Check all settings that can be checked without a model, and return them normalised.
@@ -57,6 +61,8 @@ class PruningConfig(NamedTuple):
         check_choice("distribution", self.distribution, DISTRIBUTIONS)
         check_choice("on_misfit", self.on_misfit, ("raise", "skip"))
         make_granularity(self.granularity)
+        if self.threshold is not None:
+            self.check_threshold(self.threshold)
         check_not_text("seed", self.seed)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be a whole number, got {self.seed!r}")
@@ -69,6 +75,11 @@ class PruningConfig(NamedTuple):
             raise ConfigError(
                 "LAMP compares squared scores, and those of movement are negative where weights "
                 "shrink: write distribution='global', 'uniform' or 'erk'"
+            )
+        if self.granularity == "head" and self.layers:
+            raise ConfigError(
+                "layers= has sparsities of single weights, and a head is pruned in several: write "
+                "a second callback with include= in place of layers="
             )
         layers = {
             pattern: self.check_target(sparsity, f"the sparsity of layers {pattern!r}")
@@ -87,9 +98,9 @@ class PruningConfig(NamedTuple):
         criterion = self.criterion
         name = criterion if isinstance(criterion, str) else None
         name = name or getattr(criterion, "__name__", type(criterion).__name__)
-        floor = {"min_density": self.min_density} if self.min_density else {}
+        optional = {"min_density": self.min_density, "threshold": self.threshold}
         return {
-            **floor,
+            **{key: value for key, value in optional.items() if value},
             "criterion": name,
             "distribution": self.distribution,
             "granularity": self.granularity,
@@ -111,6 +122,24 @@ class PruningConfig(NamedTuple):
                 f"the checkpoint was pruned with {'; '.join(changed)}: restore that, or load the "
                 "weights and start a fit"
             )
+
+    def check_threshold(self, threshold: object) -> float:
+        """Return a threshold if the other settings have a meaning beside it.
+
+        Raises:
+            ConfigError: If it is no number above 0, or for settings that share a sparsity.
+        """
+        value = check_positive("threshold", threshold, "0.01 to prune every |w| < 0.01")
+        needed = {"distribution": "global", "granularity": "weight", "layers": {}}
+        given = {key: getattr(self, key) or {} for key in needed}
+        if other := [key for key, only in needed.items() if given[key] != only]:
+            raise ConfigError(
+                f"threshold={threshold} is compared with each single weight of every layer, so "
+                f"{' and '.join(f'{key}={given[key]!r}' for key in other)} beside it has no "
+                "meaning: write granularity='weight', and leave out distribution and layers (for "
+                "other layers, add a second MagnitudePruning with include=)"
+            )
+        return value
 
     def check_target(self, sparsity: object, what: str = "sparsity") -> float:
         """Return a final sparsity if the granularity can reach it.

@@ -16,6 +16,7 @@ from regrow.pruning.config import PruningConfig
 from regrow.pruning.enforcer import Handle, MaskEnforcer
 from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
+from regrow.utils.errors import ConfigError
 from regrow.utils.names import named_parameters
 from regrow.utils.optimizers import as_list, find_optimizers
 
@@ -71,8 +72,9 @@ def enforce(
 @answer_other_arguments
 def prune(
     model: nn.Module,
-    sparsity: float,
+    sparsity: float | None = None,
     *,
+    threshold: float | None = None,
     distribution: str = "global",
     criterion: str | Criterion | TrackingCriterion = "magnitude",
     granularity: str = "weight",
@@ -87,11 +89,12 @@ def prune(
 
     Args:
         model: The model; its pruned weights become +0.0.
-        sparsity: Fraction of the selected weights to prune, in [0, 1); reached exactly.
+        sparsity: Fraction of the selected weights to prune, in [0, 1), reached exactly; or
+        threshold: prune every weight whose score is below it: by magnitude |w| < threshold.
         distribution: "global", "uniform", "erk" or "lamp".
         criterion: A name or any callable `(weight, grad) -> scores`; those that need gradients
             read `parameter.grad`, so run a backward pass first.
-        granularity: "weight", "2:4" (any "n:m") or "block:4x4".
+        granularity: "weight", "2:4" (any "n:m"), "block:4x4" or "head" (of attention).
         layers: Separate sparsity for some layers, `{pattern: sparsity}`.
         include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of parameters not to prune.
@@ -111,17 +114,28 @@ def prune(
         >>> masks.sparsity, int((net[0].weight == 0).sum())
         (0.5, 32)
     """
-    config = PruningConfig(
-        criterion, distribution, granularity, layers, include, exclude, seed, on_misfit, min_density
-    )
+    _check_goal(sparsity, threshold)
+    config = PruningConfig(criterion, distribution, granularity, layers, include, exclude, seed)
+    config = config._replace(on_misfit=on_misfit, min_density=min_density, threshold=threshold)
     pruner = Pruner(model, config)
-    sparsity, dense = config.check_target(sparsity), [None] * len(pruner.targets)
-    chosen = choose_masks(pruner.method, pruner.targets, dense, sparsity, pruner.layer_targets, 0)
+    final = config.check_target(sparsity) if threshold is None else 0.0
+    own, dense = pruner.layer_targets, [None] * len(pruner.targets)
+    chosen = choose_masks(pruner.method, pruner.targets, dense, final, own, 0, threshold)
     pairs = list(zip(pruner.targets, chosen, strict=True))
     for target, mask in pairs:
         target.weight.masked_fill_(~mask, 0.0)
     if pruner.state.shards.ranks is not None:
         reshard_fsdp(model)
     masks = Masks({t.name: to_dtensor_like(t.parameter, mask) for t, mask in pairs})
-    pruner.warn_of_thin_layers({name: masks.density(name) for name in masks})
+    pruner.warn_of_thin_layers({name: masks.density(name) for name in masks}, threshold)
     return masks
+
+
+def _check_goal(sparsity: float | None, threshold: float | None) -> None:
+    """Check that either a sparsity or a threshold is given."""
+    if (sparsity is None) == (threshold is None):
+        given = "neither" if sparsity is None else f"sparsity={sparsity} and threshold={threshold}"
+        raise ConfigError(
+            f"prune takes a sparsity or a threshold, got {given}: write sparsity=0.9 to prune 90 "
+            "%, or threshold=0.01 to prune every |w| < 0.01"
+        )

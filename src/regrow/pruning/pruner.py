@@ -15,11 +15,12 @@ from regrow.criteria.elementwise import magnitude
 from regrow.criteria.movement import Movement
 from regrow.criteria.precomputed import Scores
 from regrow.io.integrity import verify_digest, with_digest
-from regrow.masks.granularity import Weight, make_granularity, mask_from_units
+from regrow.masks.granularity import Head, make_granularity, weights_per_unit
+from regrow.masks.heads import RECOGNISED
 from regrow.masks.targets import Target, TargetSelection, select_targets
 from regrow.masks.zeros import count_zeros, describe_zeros
 from regrow.pruning.base import BasePruner
-from regrow.pruning.compute_masks import choose_masks
+from regrow.pruning.compute_masks import choose_masks, mask_complete_units
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.enforcer import Handle, SoftMaskEnforcer
 from regrow.pruning.freezing import TrainSpec
@@ -87,6 +88,7 @@ class Pruner(BasePruner):
         self.collects_gradients = isinstance(self.criterion, TrackingCriterion)
         for target in self.targets:
             self._check_sharding(target)
+        self._unit = weights_per_unit(self.granularity, self.targets)
         self.layer_targets: dict[str, float] = {}
         self._thin: set[str] = set()  # layers that were warned of
         for pattern, sparsity in (self.method.layers or {}).items():
@@ -110,14 +112,9 @@ class Pruner(BasePruner):
         Raises:
             ConfigError: For a parameter of zeros only, which could never train.
         """
-        masks, granularity = {}, self.granularity
-        for target in self.targets:
-            mask = target.weight != 0
-            if not isinstance(granularity, Weight):
-                units = granularity.kept_units(mask, target.input_dim)
-                scores = target.weight.abs()
-                mask = mask_from_units(granularity, units, scores, target.input_dim)
-            masks[target.name] = mask
+        nonzero = [target.weight != 0 for target in self.targets]
+        complete = mask_complete_units(self.granularity, self.targets, nonzero)
+        masks = {target.name: mask for target, mask in zip(self.targets, complete, strict=True)}
         kept = self.state.shards.sums({n: int(mask.count_nonzero()) for n, mask in masks.items()})
         if empty := [name for name in masks if not kept[name]]:
             raise ConfigError(
@@ -142,7 +139,7 @@ class Pruner(BasePruner):
     def units(self, sparsity: float) -> int:
         """Return how many units (weights, groups, blocks) of the shared targets are pruned."""
         weights = sum(target.parameter.numel() for target in self._shared_targets())
-        return round(sparsity * weights / self.granularity.weights)
+        return round(sparsity * weights / self._unit)
 
     def check_reachable(self, sparsity: float) -> None:
         """Check that a sparsity can be reached, by computing masks by magnitude.
@@ -194,14 +191,45 @@ class Pruner(BasePruner):
         else:
             self._check_not_below(sparsity)
             masks = self._next_masks(sparsity, own, scores)
-        for target, mask in zip(self.targets, masks, strict=True):
-            self.state.set(target.name, mask, optimizers)
-        self.enforce(optimizers)
+        self._set(masks, optimizers)
         shared = self.total - sum(t.parameter.numel() for t in self.targets if t.name in own)
         separate = sum(t.parameter.numel() * own.get(t.name, 0.0) for t in self.targets)
         self.state.target = (sparsity * shared + separate) / self.total
         self.warn_of_thin_layers(self.densities)
         return self.record_event("prune" if self.sparsity >= before else "dense", before)
+
+    @atomic
+    def prune_below(self, threshold: float, optimizers: Iterable[Optimizer] = ()) -> HistoryEntry:
+        """Prune all weights whose score is below a threshold, and enforce it.
+
+        By magnitude those with |w| < t; with criterion "relative_magnitude" those with
+        |w| < t std(w). Pruned weights stay pruned. Each layer keeps `min_density` of its weights,
+        at least one: the highest.
+
+        Args:
+            threshold: Above 0, in the unit of the criterion's scores.
+            optimizers: Their state at pruned positions is zeroed.
+
+        Returns:
+            The new entry of `history`.
+
+        Raises:
+            ConfigError: For a threshold that is no number above 0, or beside a granularity, a
+                distribution or targets of single layers.
+            StateError: For NaN scores or missing gradients, naming the layer.
+
+        Example:
+            >>> pruner = Pruner(nn.Linear(3, 1))
+            >>> pruner.targets[0].parameter.data = torch.tensor([[0.1, -0.5, 0.7]])
+            >>> pruner.prune_below(0.6)["pruned"]
+            2
+        """
+        threshold, optimizers = self.method.check_threshold(threshold), list(optimizers)
+        before = self.sparsity
+        self._set(self._next_masks(0.0, {}, None, threshold), optimizers)
+        self.state.target = self.sparsity
+        self.warn_of_thin_layers(self.densities, threshold)
+        return self.record_event("prune", before, threshold=threshold)
 
     @atomic
     def unprune(
@@ -288,22 +316,31 @@ class Pruner(BasePruner):
         more = describe_regrowth(by, init, chosen.amount, train)
         return self.record_event("regrow", before, **more)
 
-    def warn_of_thin_layers(self, densities: Mapping[str, float]) -> None:
-        """Warn, once, of layers that keep under 1 % although nobody asked for that."""
+    def warn_of_thin_layers(
+        self, densities: Mapping[str, float], threshold: float | None = None
+    ) -> None:
+        """Warn, once, of layers that keep under 1 % although nobody asked for that.
+
+        With a threshold, also of those that it would have emptied.
+        """
         if self.method.distribution == "uniform":
             return
         sizes = {t.name: t.parameter.numel() for t in self.targets}
         thin = {
             name: round(density * sizes[name])
             for name, density in densities.items()
-            if density < 0.01 and name not in self._thin and name not in self.layer_targets
+            if (density < 0.01 or (threshold and round(density * sizes[name]) == 1))
+            and name not in self._thin
+            and name not in self.layer_targets
         }
         if thin:
             self._thin.update(thin)
             listed = ", ".join(f"{name} ({thin[name]:,} of {sizes[name]:,})" for name in thin)
+            share = "one weight or under 1 %" if threshold else "under 1 %"
+            other = "a lower threshold" if threshold else "distribution='erk'"
             warn(
-                f"under 1 % of the weights are kept in {listed}: to keep more in every layer, "
-                "write min_density=0.01, or distribution='erk'"
+                f"{share} of the weights are kept in {listed}: to keep more in every layer, write "
+                f"min_density=0.01, or {other}"
             )
 
     def hook(self, optimizer: Optimizer | Iterable[Optimizer]) -> Handle:
@@ -383,15 +420,15 @@ class Pruner(BasePruner):
         misfits = {name: why for name, why in reasons.items() if why is not None}
         if not misfits:
             return selection
-        listed = "; ".join(misfits.values())
+        heads = isinstance(self.granularity, Head)
+        listed = "; ".join(misfits.values()) + (f" ({RECOGNISED})" if heads else "")
         if self.method.on_misfit == "raise":
             raise ConfigError(
                 f"{listed}: write exclude={[*misfits]}, or on_misfit='skip' to leave such layers "
                 "dense"
             )
-        reason = (
-            f"excluded by on_misfit='skip': {self.method.granularity} does not divide its shape"
-        )
+        why = "it has no head" if heads else f"{self.method.granularity} does not divide its shape"
+        reason = f"excluded by on_misfit='skip': {why}"
         fitting = selection.without(misfits, reason)
         warn(f"{len(misfits)} layers stay dense: {listed}")
         return fitting
@@ -427,6 +464,7 @@ class Pruner(BasePruner):
         sparsity: float,
         own: Mapping[str, float],
         scores: Mapping[str, Tensor] | None,
+        threshold: float | None = None,
     ) -> list[Tensor]:
         """Compute the masks of the next event; an error changes nothing."""
         kept = list(map(self.enforcer.kept, self.enforcer.parameters))
@@ -437,15 +475,21 @@ class Pruner(BasePruner):
             event, method = len(self.history), self.method
             if scores is not None:
                 method = method._replace(criterion=Scores(scores))
-            return choose_masks(method, self.targets, kept, sparsity, own, event)
+            return choose_masks(method, self.targets, kept, sparsity, own, event, threshold)
         except BaseException:
             self.enforcer.weights()  # move the dense values of soft pruning out again
             raise
 
+    def _set(self, masks: Iterable[Tensor], optimizers: list[Optimizer]) -> None:
+        """Replace all masks and enforce them."""
+        for target, mask in zip(self.targets, masks, strict=True):
+            self.state.set(target.name, mask, optimizers)
+        self.enforce(optimizers)
+
     def _check_not_below(self, sparsity: float) -> None:
         present = self._shared_sparsity()
         any_shared = len(self.layer_targets) < len(self.targets)
-        if any_shared and self.units(sparsity) < self.units(present):
+        if any_shared and Pruner.units(self, sparsity) < Pruner.units(self, present):
             raise ConfigError(
                 f"the model has sparsity {present:.6g} already, {sparsity:g} is less: pruned "
                 "weights stay pruned; prune_to(0) makes all dense"

@@ -32,6 +32,7 @@ class HistoryEntry(TypedDict, total=False):
     before: float  # sparsity before
     after: float  # sparsity after
     target: float  # the sparsity last requested
+    threshold: float  # scores below it were pruned
     pruned: int  # number of pruned weights after it
     step: int  # trainer.global_step, within a fit
     epoch: int  # trainer.current_epoch, within a fit

@@ -127,13 +127,12 @@ def describe_epochs(run: Run) -> str:
     epochs = run.result.get("epochs")
     if isinstance(epochs, Real):
         return str(epochs)
-    fitted = (run.settings.get("trainer") or {}).get("max_epochs")
-    return f"{fitted} after a checkpoint of unknown training"
+    return f"{run.setting('trainer.max_epochs')} after a checkpoint of unknown training"
 
 
 def describe_batch(run: Run) -> str:
     """Describe the batch size of the fit with pruning, and the number of devices."""
-    devices = (run.settings.get("trainer") or {}).get("devices", 1)
+    devices = run.setting("trainer.devices") or 1
     return str(run.batch_size) + (f" on each of {devices} devices" if devices != 1 else "")
 
 
@@ -226,7 +225,7 @@ def _check_starts(runs: NamedRuns) -> Iterator[Advice]:
         starts = by_seed.setdefault(run.result["seed"], {})
         starts.setdefault(_start(run, same_epochs), (run, {}))[1][name] = None
     for seed, starts in sorted(by_seed.items()):
-        given = any(r.settings.get("start") not in (None, "scratch") for r, _ in starts.values())
+        given = any(r.setting("start") not in (None, "scratch") for r, _ in starts.values())
         kinds = starts if given else {k: v for k, v in starts.items() if k != "scratch"}
         if len(kinds) > 1:
             parts = [
@@ -244,13 +243,11 @@ def _check_starts(runs: NamedRuns) -> Iterator[Advice]:
 
 def _start(run: Run, any_epochs: bool) -> str:
     """Describe where the weights before pruning come from."""
-    if run.settings.get("start") is not None:
-        return str(run.settings["start"])
-    trainer, optimizer = run.settings.get("trainer") or {}, run.settings.get("optimizer") or {}
-    own = run.settings.get("dense_epochs")
-    epochs = f" for {trainer.get('max_epochs') if own is None else own} epochs"
-    batch = (run.settings.get("data") or {}).get("batch_size")
-    training = f"lr={optimizer.get('lr')}, batch {batch}"
+    if run.setting("start") is not None:
+        return str(run.setting("start"))
+    own = run.setting("dense_epochs")
+    epochs = f" for {run.setting('trainer.max_epochs') if own is None else own} epochs"
+    training = f"lr={run.setting('optimizer.lr')}, batch {run.setting('data.batch_size')}"
     return f"trained dense first{'' if any_epochs else epochs}, {training}"
 
 
@@ -274,8 +271,8 @@ def _monitors(run: Run) -> Iterator[str]:
 
 
 def _training_settings(run: Run) -> dict[str, Any]:
-    data = {k: v for k, v in (run.settings.get("data") or {}).items() if k in SERVING}
-    parts = {name: run.settings.get(name) for name in ("optimizer", "scheduler", "trainer")}
+    data = {k: v for k, v in (run.setting("data") or {}).items() if k in SERVING}
+    parts = {name: run.setting(name) for name in ("optimizer", "scheduler", "trainer")}
     return {**parts, "data": data}
 
 

@@ -38,19 +38,19 @@ _NETWORK_FIELDS = dict.fromkeys(("accuracy", "params", "macs", "bytes"), Real)
 
 @dataclass(frozen=True)
 class Run:
-    """One finished job.
-
-    Attributes:
-        folder: Its folder.
-        result: Content of its result.json.
-    """
+    """One finished job."""
 
     folder: Path
-    result: Mapping[str, Any]
+    result: Mapping[str, Any]  # content of its result.json
+    name: str = ""  # its folder relative to that of the report
 
     @property
     def settings(self) -> dict[str, Any]:
         return dict(self.result["settings"])
+
+    def setting(self, path: str) -> Any:
+        """Return a setting by its dotted path, such as "optimizer.lr"; None if it is not set."""
+        return look_up(self.settings, path)
 
     @property
     def overrides(self) -> list[str]:
@@ -71,25 +71,30 @@ class Run:
     @property
     def rate(self) -> float | None:
         """Learning rate of the fit in which pruning took place."""
-        rate = self._fit_setting("optimizer", "lr")
+        rate = self._fit_setting("optimizer.lr")
         return float(rate) if isinstance(rate, Real) else None
 
     @property
     def batch_size(self) -> int | None:
         """Batch size of the fit in which pruning took place."""
-        size = self._fit_setting("data", "batch_size")
+        size = self._fit_setting("data.batch_size")
         return size if isinstance(size, int) else None
 
-    def _fit_setting(self, group: str, name: str) -> Any:
+    def _fit_setting(self, path: str) -> Any:
         """Return a setting of the fit; fine-tuning of a trained network may have its own."""
-        own = (self.settings.get("finetune") or {}).get(name)
-        if own is not None and self.settings.get("start") != "scratch":
-            return own
-        return (self.settings.get(group) or {}).get(name)
+        own = self.setting(f"finetune.{path.rpartition('.')[2]}")
+        return self.setting(path) if own is None or self.setting("start") == "scratch" else own
 
 
-def read_run(folder: Path) -> Run:
-    """Read the result of a job.
+def look_up(value: Any, path: str) -> Any:
+    """Return a value of nested mappings by its dotted path; None if there is none."""
+    for key in path.split("."):
+        value = (value or {}).get(key)
+    return value
+
+
+def read_run(folder: Path, name: str = "") -> Run:
+    """Read the result of a job; `name` is that of the run.
 
     Raises:
         DataError: If its result.json is damaged or has another format.
@@ -117,7 +122,7 @@ def read_run(folder: Path) -> Run:
         _check("pruned.", result["pruned"], _NETWORK_FIELDS)
     for level in result["levels"]:
         _check("levels.", level, {"sparsity": Real, "test_accuracy": Real})
-    return Run(folder, result)
+    return Run(folder, result, name)
 
 
 def _raise_not_finite(constant: str) -> None:
@@ -140,7 +145,7 @@ def _check(prefix: str, value: Any, types: Mapping[str, type]) -> None:
 class JobWithoutResult:
     """A job whose result is missing or cannot be read."""
 
-    folder: Path
+    name: str  # as of a `Run`
     state: str  # "failed", "unfinished" or "unreadable"
     reason: str
     overrides: str = ""  # with the recipe
@@ -149,32 +154,30 @@ class JobWithoutResult:
 
 @dataclass(frozen=True)
 class Jobs:
-    """All jobs of a report.
+    """All jobs of a report."""
 
-    Attributes:
-        runs: Finished jobs, one for each config hash.
-        without_result: All other jobs.
-        copies: Folders whose run is also in another folder.
-    """
-
-    runs: list[Run] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)  # one for each config hash
     without_result: list[JobWithoutResult] = field(default_factory=list)
-    copies: list[Path] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)  # names of jobs whose run is also elsewhere
 
 
-def read_jobs(folders: Sequence[Path]) -> Jobs:
-    """Read each folder as a job; one with a result and a later failure is listed as both."""
+def read_jobs(folders: Sequence[Path], root: Path) -> Jobs:
+    """Read each folder as a job, named relative to `root`.
+
+    One with a result and a later failure is listed as both.
+    """
     jobs, seen = Jobs(), set()
     for folder in folders:
-        job = _read_job(folder)
+        name = Path(os.path.relpath(folder, root)).as_posix()
+        job = _read_job(folder, name)
         if isinstance(job, JobWithoutResult):
             jobs.without_result.append(job)
             continue
         if (folder / FAILED).is_file():
             remark = "; the result shown is an earlier one of this folder"
-            jobs.without_result.append(_read_failure(folder, remark))
+            jobs.without_result.append(_read_failure(folder, name, remark))
         if job.result["config_hash"] in seen:
-            jobs.copies.append(folder)
+            jobs.copies.append(name)
         else:
             jobs.runs.append(job)
         seen.add(job.result["config_hash"])
@@ -196,23 +199,23 @@ def find_jobs(folder: Path) -> list[Path]:
     return jobs
 
 
-def _read_job(folder: Path) -> Run | JobWithoutResult:
+def _read_job(folder: Path, name: str) -> Run | JobWithoutResult:
     try:
-        return read_run(folder)
+        return read_run(folder, name)
     except DataError as error:
-        return JobWithoutResult(folder, "unreadable", str(error), when=_modified(folder / FILE))
+        return JobWithoutResult(name, "unreadable", str(error), when=_modified(folder / FILE))
     except FileNotFoundError:
         pass
     if (folder / FAILED).is_file():
-        return _read_failure(folder)
+        return _read_failure(folder, name)
     last = max(_modified(path) for path in (folder / CLAIMED, *find_metric_files(folder)))
     reason = "not started yet"
     if (folder / CLAIMED).is_file():
         reason = "no result yet: still running, or stopped; the same command resumes it"
-    return JobWithoutResult(folder, "unfinished", reason, when=last)
+    return JobWithoutResult(name, "unfinished", reason, when=last)
 
 
-def _read_failure(folder: Path, remark: str = "") -> JobWithoutResult:
+def _read_failure(folder: Path, name: str, remark: str = "") -> JobWithoutResult:
     failure = _read_object(folder / FAILED)
     parts = [str(failure[key]) for key in ("error", "message") if failure.get(key)]
     reason = (": ".join(parts) or "no reason recorded") + remark
@@ -221,7 +224,7 @@ def _read_failure(folder: Path, remark: str = "") -> JobWithoutResult:
     when = _modified(folder / FAILED)
     if failure.get("when"):
         when = _to_local_time(str(failure["when"]))
-    return JobWithoutResult(folder, "failed", reason, " ".join(words), when)
+    return JobWithoutResult(name, "failed", reason, " ".join(words), when)
 
 
 def _without_recipe(overrides: Sequence[Any]) -> list[str]:
@@ -252,8 +255,3 @@ def _to_local_time(when: str) -> str:
     except ValueError:
         return when
     return moment.astimezone().replace(tzinfo=None).isoformat(" ", "seconds")
-
-
-def relative_names(folder: Path, paths: Sequence[Path]) -> list[str]:
-    """Return paths relative to a folder, with forward slashes."""
-    return [Path(os.path.relpath(path, folder)).as_posix() for path in paths]

@@ -48,7 +48,7 @@ def without_seeds(value: Any) -> Any:
 
 def task_key(run: Run) -> str:
     """Return a key of the data and the model."""
-    return hash_settings([_data(run), run.settings.get("model")])
+    return hash_settings([_data(run), run.setting("model")])
 
 
 def point_key(run: Run) -> str:
@@ -61,7 +61,7 @@ def point_key(run: Run) -> str:
 
 def method_key(run: Run) -> str:
     """Return a key of all settings but the seed and the sparsity."""
-    pruning = {**(run.settings.get("pruning") or {}), "sparsity": None}
+    pruning = {**(run.setting("pruning") or {}), "sparsity": None}
     return point_key(Run(run.folder, {"settings": {**run.settings, "pruning": pruning}}))
 
 
@@ -78,7 +78,7 @@ def data_name(run: Run) -> str:
 
 def model_name(run: Run) -> str:
     """Name the model with its arguments, such as `ResNet(depth=20, width=16)`."""
-    return format_call(run.settings.get("model") or {})
+    return format_call(run.setting("model") or {})
 
 
 def format_call(node: Mapping[str, Any]) -> str:
@@ -125,5 +125,4 @@ def _relevant_overrides(run: Run) -> list[str]:
 
 
 def _data(run: Run) -> dict[str, Any]:
-    data = run.settings.get("data") or {}
-    return {key: value for key, value in data.items() if key not in SERVING}
+    return {k: value for k, value in (run.setting("data") or {}).items() if k not in SERVING}

@@ -117,25 +117,15 @@ def compute_spreads(groups: Any, columns: Sequence[str]) -> list[dict[str, Sprea
 
 @dataclass
 class Point:
-    """One operating point over its seeds.
+    """One operating point over its seeds; `x` and `y` have what was measured in all runs."""
 
-    Attributes:
-        run: Its first run.
-        methods: Name of its method; of a dense baseline, of all methods compared with it.
-        seeds: The different seeds, sorted.
-        x: Spreads by axis, where all runs were measured.
-        y: Spreads by measure, where all runs were measured.
-        fronts: The (axis, measure) pairs on whose Pareto front it is.
-        levels: Intermediate sparsities of its runs.
-    """
-
-    run: Run
-    methods: list[str]
-    seeds: list[int]
-    x: dict[str, Spread]
-    y: dict[str, Spread]
-    fronts: set[tuple[str, str]] = field(default_factory=set)
-    levels: list[Point] = field(default_factory=list)
+    run: Run  # the first one
+    methods: list[str]  # its method; for a dense baseline, all methods compared with it
+    seeds: list[int]  # the different ones, sorted
+    x: dict[str, Spread]  # by axis
+    y: dict[str, Spread]  # by measure
+    fronts: set[tuple[str, str]] = field(default_factory=set)  # Pareto fronts, (axis, measure)
+    levels: list[Point] = field(default_factory=list)  # intermediate sparsities of its runs
 
 
 class Series(NamedTuple):

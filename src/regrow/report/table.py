@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from regrow.report.load import Run
+from regrow.report.load import Run, look_up
 from regrow.report.run_identity import data_name, model_name
 
 if TYPE_CHECKING:
@@ -15,23 +15,14 @@ if TYPE_CHECKING:
 
 
 class Column(NamedTuple):
-    """One column.
+    """One column of the CSV file and of the table on the page."""
 
-    Attributes:
-        name: Name in the CSV file.
-        heading: Heading on the page; empty: only in the file.
-        unit: Unit on the page; "%" shows a fraction as per cent.
-        digits: Decimals on the page; None: as in the file.
-        text: Whether values are text.
-        source: Dotted path of the value in a result; empty: the name.
-    """
-
-    name: str
-    heading: str = ""
-    unit: str = ""
-    digits: int | None = None
-    text: bool = False
-    source: str = ""
+    name: str  # in the file
+    heading: str = ""  # on the page; empty: only in the file
+    unit: str = ""  # on the page; "%" shows a fraction as per cent
+    digits: int | None = None  # decimals on the page; None: as in the file
+    text: bool = False  # whether values are text
+    source: str = ""  # dotted path of the value in a result; empty: the name
 
 
 COLUMNS = (
@@ -86,7 +77,7 @@ NAMES = tuple(column.name for column in COLUMNS)
 Values = dict[str, Any]  # by column name; None if not measured
 
 
-def run_rows(run: Run, folder: str, method: str) -> list[Values]:
+def run_rows(run: Run, method: str) -> list[Values]:
     """Make the rows of a run: its levels in the order of training, then the final network.
 
     Of a level only the accuracy was measured. If weights are pruned, its parameters follow from
@@ -95,7 +86,7 @@ def run_rows(run: Run, folder: str, method: str) -> list[Values]:
     result, latency = run.result, (run.pruned or {}).get("latency_ms")
     shared = {
         **{"theoretical_speedup": 1.0, "compression": 1.0, **result},
-        **{"folder": folder, "method": method, "data": data_name(run), "model": model_name(run)},
+        **{"folder": run.name, "method": method, "data": data_name(run), "model": model_name(run)},
         **{"overrides": " ".join(run.overrides), "start": describe_start(run)},
         **{"lr": run.rate, "train_batch": run.batch_size},
         "excluded": format_excluded(result.get("excluded") or {}),
@@ -122,13 +113,7 @@ def _row(run: Run, facts: Mapping[str, Any]) -> Values:
     dense = run.dense["accuracy"]
     drop = dense - facts["network"]["accuracy"]
     facts = {**facts, "accuracy_drop": drop, "relative_drop": drop / dense if dense else None}
-    return {column.name: _look_up(facts, column.source or column.name) for column in COLUMNS}
-
-
-def _look_up(value: Any, path: str) -> Any:
-    for key in path.split("."):
-        value = (value or {}).get(key)
-    return value
+    return {column.name: look_up(facts, column.source or column.name) for column in COLUMNS}
 
 
 def _level(run: Run, level: Mapping[str, Any]) -> Values:
@@ -147,7 +132,7 @@ def _level(run: Run, level: Mapping[str, Any]) -> Values:
 
 def describe_start(run: Run) -> str:
     """Describe the initial weights of a run."""
-    start = run.settings.get("start")
+    start = run.setting("start")
     if start is None:
         return "trained dense first"
     text = str(start)

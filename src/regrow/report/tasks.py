@@ -29,32 +29,24 @@ _KEYS = ("run", "point", "baseline", "baseline_kind")
 
 
 class Task(NamedTuple):
-    """All runs of the same data and model.
+    """All runs of the same data and model."""
 
-    Attributes:
-        name: Data and model.
-        size: Parameters and MACs of the dense model, as text.
-        rows: Table rows of all runs, and the columns `run`, `point`, `baseline`, `baseline_kind`.
-        plot: Their points.
-        advice: What makes a comparison of them unfair.
-    """
-
-    name: str
-    size: str
-    rows: DataFrame
+    name: str  # data and model
+    size: str  # parameters and MACs of the dense model
+    rows: DataFrame  # table rows of all runs, with the columns `_KEYS`
     plot: Plot
-    advice: list[Advice]
+    advice: list[Advice]  # what makes a comparison of them unfair
 
 
-def make_tasks(runs: Sequence[Run], folders: Sequence[str]) -> list[Task]:
-    """Sort runs, with the names of their folders, into tasks; the one with most runs is first.
+def make_tasks(runs: Sequence[Run]) -> list[Task]:
+    """Sort runs into tasks; the one with most runs is first.
 
     Raises:
         ConfigError: If pandas is not installed.
     """
-    groups: dict[str, list[tuple[Run, str]]] = {}
-    for run, folder in zip(runs, folders, strict=True):
-        groups.setdefault(task_key(run), []).append((run, folder))
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(task_key(run), []).append(run)
     return [_make_task(group) for group in sorted(groups.values(), key=len, reverse=True)]
 
 
@@ -68,14 +60,13 @@ def cross_task_advice(tasks: Sequence[Task]) -> list[Advice]:
     return [Advice("Different data or models", findings, todo)]
 
 
-def _make_task(group: Sequence[tuple[Run, str]]) -> Task:
+def _make_task(runs: Sequence[Run]) -> Task:
     pandas = import_optional("a report", "report", "pandas")
-    runs = [run for run, _ in group]
     names = method_names(runs)
     records = []
-    for run, folder in group:
+    for run in runs:
         keys = (run, point_key(run), baseline_key(run), baseline_key(run, seeds=False))
-        for values in run_rows(run, folder, names[method_key(run)]):
+        for values in run_rows(run, names[method_key(run)]):
             records.append((*values.values(), *keys))
     rows = pandas.DataFrame(records, columns=[*NAMES, *_KEYS], dtype=object)
     plot, dense = make_plot(rows), runs[0].dense

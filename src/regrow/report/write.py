@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from regrow.io.files import write_atomic
-from regrow.report.load import find_jobs, read_jobs, relative_names
+from regrow.io.files import write_text
+from regrow.report.load import find_jobs, read_jobs
 from regrow.report.page import render_page, summarize
 from regrow.report.table import make_csv
 from regrow.report.tasks import cross_task_advice, make_tasks
@@ -19,19 +19,12 @@ TABLE, PAGE = "results.csv", "report.html"
 
 
 class WrittenReport(NamedTuple):
-    """The files of a report, and a summary.
+    """The files of a report, and a summary."""
 
-    Attributes:
-        table: Path of results.csv.
-        page: Path of report.html.
-        summary: Number of jobs by state, as text.
-        warnings: Number of warnings about comparisons.
-    """
-
-    table: Path
-    page: Path
-    summary: str
-    warnings: int
+    table: Path  # results.csv
+    page: Path  # report.html
+    summary: str  # number of jobs by state
+    warnings: int  # number of warnings about comparisons
 
 
 def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenReport:
@@ -67,21 +60,15 @@ def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenRep
             f"no job below {str(folder)!r} (a folder with 'result.json'): "
             "`regrow train recipe=digits/gmp` writes one to outputs/, then `regrow report outputs`"
         )
-    found = read_jobs(folders)
-    tasks = make_tasks(found.runs, relative_names(folder, [run.folder for run in found.runs]))
-    names = relative_names(folder, [job.folder for job in found.without_result])
-    without_result = list(zip(names, found.without_result, strict=True))
-    copies, title = relative_names(folder, found.copies), f"regrow: {folder.resolve().name}"
+    found = read_jobs(folders, folder)
+    tasks = make_tasks(found.runs)
     table, page = folder / TABLE, folder / PAGE
-    _write_text(table, make_csv(task.rows for task in tasks))
+    write_text(table, make_csv(task.rows for task in tasks))
     try:
-        text = render_page(title, tasks, without_result, copies, datetime.now())
+        title = f"regrow: {folder.resolve().name}"
+        text = render_page(title, tasks, found.without_result, found.copies, datetime.now())
     except ConfigError as error:
         raise ConfigError(f"{table} is written, {PAGE} is not: {error}") from error
-    _write_text(page, text)
+    write_text(page, text)
     warnings = len(cross_task_advice(tasks)) + sum(len(task.advice) for task in tasks)
-    return WrittenReport(table, page, summarize(tasks, without_result), warnings)
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
+    return WrittenReport(table, page, summarize(tasks, found.without_result), warnings)

@@ -51,7 +51,8 @@ class Cyclic(ProportionalLayers):
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
         begin, end, every = self.times()
         final = step_within("end", end, timeline)
-        check_interval(every, timeline.length(every), timeline.step(begin, "begin"), final)
+        first = timeline.step(begin, "begin")
+        check_interval(every, timeline.length(every, first), first, final)
         steps = timeline.repeat(begin, every, final)
         if not steps and self.last == "dense":
             raise ConfigError(

@@ -2,7 +2,8 @@
 """Linear, cubic and cosine increase of the sparsity.
 
 A schedule is a frozen dataclass that turns a target and a timeline into a plan: the milestones
-(step, sparsity) at which masks change.
+(step, sparsity) at which masks change. p is the completed fraction of the steps from `begin` to
+`end`, or of the epochs, if both are given in epochs.
 """
 
 from __future__ import annotations
@@ -48,10 +49,13 @@ class _Gradual(ProportionalLayers):
         first = timeline.step(begin, "begin")
         if first > last:
             raise ConfigError(f"begin={begin} (step {first}) lies after end={end} (step {last})")
-        length = timeline.length(every)
-        check_interval(every, length, first, last)
+        check_interval(every, timeline.length(every, first), first, last)
         steps = [*timeline.repeat(begin, every, last), last]
-        ratios = [(step - first) / (last - first) if last > first else 1.0 for step in steps]
+        # a ramp from epoch to epoch rises by the same amounts whatever their length
+        by_epoch = {time.unit for time in (begin, end) if time.amount} == {"ep"}
+        places = [timeline.epochs(step) if by_epoch else step for step in (first, *steps)]
+        length = places[-1] - places[0]
+        ratios = [(place - places[0]) / length if length else 1.0 for place in places[1:]]
         return drop_unchanged(
             [
                 Milestone(step, target if step == last else start + (target - start) * share)

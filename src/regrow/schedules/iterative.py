@@ -64,7 +64,7 @@ class Exponential:
         if count <= 0:
             return ()
         every, begin = self.times()
-        enough = timeline.step(begin) + timeline.step(every) * (count + 1) + 1
+        enough = timeline.after(timeline.step(begin), every, count) + 1
         steps = timeline.repeat(begin, every, timeline.end or enough)
         if len(steps) < count:
             raise ConfigError(

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypedDict
 
 from regrow.schedules.base import Milestone, PruningPlan
-from regrow.schedules.time import Timeline
+from regrow.schedules.time import Time, Timeline
 from regrow.utils.errors import ConfigError
 
 
@@ -19,8 +19,7 @@ class ProgressStateDict(TypedDict):
     plan: list[list[float]]  # [step, sparsity] of each milestone
     fired: int  # n_done
     start: float
-    first: int
-    epoch: int
+    epochs: dict[int, int]
     led: bool  # adaptive
 
 
@@ -32,8 +31,8 @@ class Progress:
         plan: The milestones.
         n_done: The number of milestones that have happened.
         start: The sparsity at the start of the plan.
-        first: The step at its start.
-        epoch: The epoch at its start; -1 before any fit.
+        epochs: The first step of each epoch that has begun since then, by its number; empty before
+            any fit.
         adaptive: Whether an accuracy budget controls the plan: it delays events, which then happen
             one by one, and changes later milestones.
 
@@ -46,14 +45,18 @@ class Progress:
     plan: PruningPlan = ()
     n_done: int = 0
     start: float = 0.0
-    first: int = 0
-    epoch: int = -1
+    epochs: dict[int, int] = field(default_factory=dict)
     adaptive: bool = False
 
     @property
     def started(self) -> bool:
         """Whether a fit has been planned."""
-        return self.epoch >= 0
+        return bool(self.epochs)
+
+    @property
+    def first(self) -> int:
+        """The step at the start of the plan."""
+        return next(iter(self.epochs.values()), 0)
 
     @property
     def reached(self) -> bool:
@@ -75,16 +78,23 @@ class Progress:
         """Whether all milestones that prune have happened."""
         return not any(milestone.sparsity for milestone in self.remaining)
 
-    def due(self, now: int) -> Milestone | None:
-        """Return the milestone due at step `now`; the last of several, the first if adaptive."""
-        if self.reached or self.plan[self.n_done].step > now:
-            return None
+    def due(self, now: int, timeline: Timeline | None = None) -> Milestone | None:
+        """Return the milestone due at step `now`; the last of several, the first if adaptive.
+
+        Args:
+            now: The present step.
+            timeline: Milestones of later epochs wait for them, even if the present epoch has more
+                steps than in this timeline; None: only steps count.
+        """
         due = [milestone for milestone in self.remaining if milestone.step <= now]
-        return due[0] if self.adaptive else due[-1]
+        if due and timeline is not None:
+            end = timeline.step(Time(len(self.epochs), "ep"))  # of the present epoch
+            due = [milestone for milestone in due if milestone.step < end]
+        return None if not due else due[0] if self.adaptive else due[-1]
 
     def mark_done(self, milestone: Milestone) -> None:
         """Mark a milestone, and those before it, as happened."""
-        self.n_done = self.plan.index(milestone) + 1
+        self.n_done = self.plan.index(milestone, self.n_done) + 1
 
     def set_next(self, step: int, sparsity: float | None) -> None:
         """Replace the remaining milestones by one, or by none if `sparsity` is None."""
@@ -96,16 +106,14 @@ class Progress:
             "plan": [[int(step), float(sparsity)] for step, sparsity in self.plan],
             "fired": self.n_done,
             "start": self.start,
-            "first": self.first,
-            "epoch": self.epoch,
+            "epochs": dict(self.epochs),
             "led": self.adaptive,
         }
 
     def load_state_dict(self, state: ProgressStateDict) -> None:
         self.plan = tuple(Milestone(int(step), float(s)) for step, s in state["plan"])
-        self.n_done, self.first = int(state["fired"]), int(state["first"])
-        self.start, self.epoch = float(state["start"]), int(state["epoch"])
-        self.adaptive = bool(state["led"])
+        self.n_done, self.start = int(state["fired"]), float(state["start"])
+        self.epochs, self.adaptive = dict(state["epochs"]), bool(state["led"])
 
     def resume(
         self,
@@ -113,29 +121,63 @@ class Progress:
         timeline: Timeline,
         now: int,
         on_change: str,
-    ) -> None:
+    ) -> bool:
         """Resume from a checkpoint, whose resolved steps take precedence where possible.
 
         Args:
             resolve: Makes a plan from a timeline and a starting sparsity.
             timeline: The fit by the present settings.
             now: The step at which the fit resumes.
-            on_change: See `resumed_plan`.
+            on_change: "keep" (the stored steps), else see `resumed_plan`.
+
+        Returns:
+            Whether the plan is that of the timeline, not one of other settings that was kept.
 
         Raises:
             ConfigError: If the present settings plan other remaining events and `on_change` is
                 "refuse", or if the fit ends before the last event.
         """
         if self.reached or self.adaptive:
-            return
-        if on_change != "keep":
+            return True
+        keep = on_change == "keep"
+        how = "stretch" if keep else on_change
+        try:
             planned = resolve(timeline, self.start)
-            self.plan = resumed_plan(self.plan, planned, self.n_done, now, on_change)
+            moved = resumed_plan(self.plan, planned, self.n_done, now, how)
+        except ConfigError:
+            if not keep:
+                raise
+            moved = ()
+        follows = not keep or moved == self.plan
+        self.plan = moved if follows else self.plan
         if timeline.end is not None and not self.reached and self.plan[-1].step >= timeline.end:
             raise ConfigError(
                 f"the checkpoint plans an event at step {self.plan[-1].step}, but the fit now ends "
                 f"before step {timeline.end}: train longer, or write on_change='stretch'"
             )
+        return follows
+
+    def replan(
+        self, resolve: Callable[[Timeline, float], PruningPlan], timeline: Timeline, now: int
+    ) -> None:
+        """Move the remaining milestones, because the length of epochs has changed.
+
+        Args:
+            resolve: As for `resume`.
+            timeline: The fit by the present length of its epochs.
+            now: The present step.
+
+        Raises:
+            ConfigError: If the schedule has no plan for this timeline.
+        """
+        try:
+            planned = resolve(timeline, self.start)
+        except ConfigError as error:
+            raise ConfigError(
+                "epochs have other lengths than planned, and the events to come cannot be planned "
+                f"anew: {error}"
+            ) from error
+        self.plan = resumed_plan(self.plan, planned, self.n_done, now, "stretch")
 
 
 def resumed_plan(
@@ -148,7 +190,7 @@ def resumed_plan(
         planned: The plan of the present settings.
         fired: The number of stored milestones that have happened.
         now: The step at which the fit resumes.
-        on_change: "refuse", "keep" (the stored steps) or "stretch" (the planned ones).
+        on_change: "refuse" or "stretch" (the planned steps).
 
     Raises:
         ConfigError: If the remaining milestones differ and `on_change` is "refuse".
@@ -159,7 +201,18 @@ def resumed_plan(
         >>> resumed_plan(old, new, fired=1, now=6, on_change="stretch")
         (Milestone(step=5, sparsity=0.5), Milestone(step=20, sparsity=0.9))
     """
-    if planned == stored or fired == len(stored) or on_change == "keep":
+    if planned == stored or fired == len(stored):
+        return stored
+    reached = stored[fired - 1].sparsity if fired else 0.0
+    if len(planned) == len(stored) and len({milestone.sparsity for milestone in planned}) > 1:
+        remaining = planned[fired:]
+    elif any(a.sparsity >= b.sparsity for a, b in pairwise(planned)):
+        passed = sum(milestone.step < now for milestone in planned)
+        passed -= bool(passed and planned[passed - 1].sparsity != reached)  # it comes now
+        remaining = planned[passed:]
+    else:
+        remaining = tuple(milestone for milestone in planned if milestone.sparsity > reached)
+    if remaining == stored[fired:]:
         return stored
     if on_change == "refuse":
         raise ConfigError(
@@ -168,12 +221,6 @@ def resumed_plan(
             "max_epochs, batch size, ranks or settings?): restore them, or write on_change='keep' "
             "(steps as in the checkpoint) or on_change='stretch' (steps as now)"
         )
-    if len(planned) == len(stored) or any(a.sparsity > b.sparsity for a, b in pairwise(planned)):
-        same = fired if len(planned) == len(stored) else 0
-        remaining = tuple(milestone for milestone in planned[same:] if milestone.step >= now)
-    else:
-        reached = stored[fired - 1].sparsity if fired else 0.0
-        remaining = tuple(m for m in planned if m.step >= now and m.sparsity > reached)
     return stored[:fired] + (remaining or tuple(Milestone(now, m.sparsity) for m in planned[-1:]))
 
 

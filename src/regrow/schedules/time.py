@@ -7,7 +7,7 @@ A step is an optimizer step as Lightning's `trainer.global_step` counts it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Literal
 
@@ -80,18 +80,20 @@ class Timeline:
     Attributes:
         total: Steps of the whole fit; None if unknown.
         steps_per_epoch: Steps of an epoch; None if unknown. Pairs (first epoch, steps per epoch
-            from there on) where gradient accumulation changes during the fit.
+            from there on) where epochs differ in length.
         start: The first step of the fit; epochs and fractions count from there.
+        estimated: Whether `total` may still change, because epochs differ in length.
     """
 
     total: int | None
     steps_per_epoch: int | tuple[tuple[int, int], ...] | None = None
     start: int = 0
+    estimated: bool = field(default=False, compare=False)
 
     @property
     def end(self) -> int | None:
-        """The step after the last one; None if unknown."""
-        return None if self.total is None else self.start + self.total
+        """The step after the last one; None if unknown or estimated."""
+        return None if self.total is None or self.estimated else self.start + self.total
 
     def step(self, time: Time, what: str = "time") -> int:
         """Convert a time to a step.
@@ -106,7 +108,7 @@ class Timeline:
         if time.unit == "it":
             return self.start + int(time.amount)
         if time.unit == "ep":
-            return self.start + self._epochs(int(time.amount), what)
+            return self.start + round(self._steps(time.amount, what))
         if self.total is None:
             raise ConfigError(
                 f"{what}={time} is a fraction of a fit whose length is unknown: write '3ep' or "
@@ -114,45 +116,66 @@ class Timeline:
             )
         return self.start + round(time.amount * self.total)
 
-    def _epochs(self, epochs: int, what: str) -> int:
+    def _steps(self, epochs: float, what: str = "time") -> float:
+        """The steps of a number of epochs, not a whole number in general."""
         if self.steps_per_epoch is None:
             if epochs == 0:
                 return 0
             raise ConfigError(
-                f"{what}={epochs}ep needs to know how many steps an epoch has, and the training "
+                f"{what}={epochs:g}ep needs to know how many steps an epoch has, and the training "
                 "loader has no length: write '500it', or give the Trainer limit_train_batches"
             )
-        if isinstance(self.steps_per_epoch, int):
-            return epochs * self.steps_per_epoch
-        spans = self.steps_per_epoch
+        spans = self._spans
         afters = [first for first, _ in spans[1:]] + [epochs]
         return sum(
             max(0, min(after, epochs) - first) * steps
             for (first, steps), after in zip(spans, afters, strict=True)
         )
 
+    @property
+    def _spans(self) -> tuple[tuple[int, int], ...]:
+        given = self.steps_per_epoch or ()
+        return ((0, given),) if isinstance(given, int) else given
+
+    def epochs(self, step: int) -> float:
+        """Convert a step to a number of epochs since the start of the fit; the inverse of `step`.
+
+        Example:
+            >>> Timeline(None, ((0, 100), (2, 50))).epochs(225)
+            2.5
+        """
+        done = step - self.start
+        first, length = [span for span in self._spans if self._steps(span[0]) <= done][-1]
+        return first + (done - self._steps(first)) / length
+
     def repeat(self, begin: Time, every: Time, end: int) -> list[int]:
         """Return the steps begin, begin + every, begin + 2 every, ... below `end`.
-
-        Times in epochs fall on epoch boundaries, even if epochs differ in length.
 
         Example:
             >>> Timeline(total=100, steps_per_epoch=10).repeat(Time(1, "ep"), Time(2, "ep"), 60)
             [10, 30, 50]
         """
-        steps: list[int] = []
-        by_epoch = every.unit == "ep" and (begin.unit == "ep" or begin.amount == 0)
-        first = self.step(begin, "begin")
-        while True:
-            count = len(steps)
-            if by_epoch:
-                step = self.step(Time(begin.amount + count * every.amount, "ep"), "every")
-            else:
-                step = first + count * self.length(every)
-            if step >= end:
-                return steps
+        first, steps = self.step(begin, "begin"), list[int]()
+        while (step := self.after(first, every, len(steps))) < end:
             steps.append(step)
+        return steps
 
-    def length(self, every: Time) -> int:
-        """Return the number of steps of `every` at the start of the fit, at least one."""
-        return max(1, self.step(every, "every") - self.start)
+    def after(self, step: int, every: Time, count: int = 1) -> int:
+        """Return the step that lies `count` times `every` after a step.
+
+        A number of epochs leads to the same place within a later epoch: from an epoch's beginning
+        to another's, even if epochs differ in length.
+
+        Example:
+            >>> Timeline(None, ((0, 100), (2, 50))).after(150, Time(1, "ep"))
+            225
+        """
+        length = max(1, self.step(every, "every") - self.start)
+        if every.unit != "ep":
+            return step + count * length
+        return self.start + round(self._steps(self.epochs(step) + count * every.amount))
+
+    def length(self, every: Time, since: int | None = None) -> int:
+        """Return the number of steps of `every` from a step on, by default the fit's first."""
+        since = self.start if since is None else since
+        return self.after(since, every) - since

@@ -9,7 +9,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from regrow.io.files import write_atomic
+from regrow.io.files import write_text
 from regrow.sensitivity_analysis.recommend import find_limit, sort_by_limit
 from regrow.sensitivity_analysis.scan import Sensitivities, Sensitivity
 from regrow.sensitivity_analysis.scan_options import ScanOptions
@@ -35,7 +35,7 @@ def write_plot(found: Sensitivities, options: ScanOptions, table: Path) -> str:
         text = _picture(found, options)
     else:
         return 'no plot: it needs plotly, pip install "regrow[report]"'
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
     return path.name
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from regrow.io.files import write_atomic
+from regrow.io.files import write_text
 from regrow.sensitivity_analysis.recommend import Recommendation, find_limit, sort_by_limit
 from regrow.sensitivity_analysis.scan import DEFAULT_CRITERIA, Sensitivities, Sensitivity
 from regrow.sensitivity_analysis.scan_options import ScanOptions
@@ -110,7 +110,7 @@ def write_csv(found: Sensitivities, options: ScanOptions) -> Path:
         writer.writerow([*head, found.accuracy, *values, best])  # None is written as ""
     name = "sensitivity.csv" if options.by == "weights" else "sensitivity_channels.csv"
     path = options.out / name
-    write_atomic(path, lambda file: file.write(text.getvalue().encode()))
+    write_text(path, text.getvalue())
     return path
 
 

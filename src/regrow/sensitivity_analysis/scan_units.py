@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from regrow.criteria.base import Criterion, TrackingCriterion, compute_scores, g
 from regrow.criteria.elementwise import magnitude
 from regrow.masks.targets import Target, select_targets
 from regrow.masks.topk import global_topk_masks
-from regrow.profiling.cost import checked_masks
 from regrow.profiling.macs import positions
+from regrow.profiling.pruned_counts import checked_masks
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.names import named_parameters, strip_compile_prefix
 
@@ -73,7 +74,7 @@ def weight_units(
         kept, size = masks.get(target.name), target.parameter.numel()
         n_pruned = 0 if kept is None else size - int(kept.count_nonzero())
         macs = None if example_input is None else size * used.get(target.name, 0.0)
-        zeros = _zero_weights(target, rule, kept, seed)
+        zeros = partial(_zero_weights, target, _scores(target, rule, seed), kept, rule is magnitude)
         units.append(PruningUnit(target.name, size, n_pruned, size, macs, zeros))
     return units, dict(selection.reasons)
 
@@ -104,7 +105,7 @@ def channel_units(
         places = _positions_of(group, tensors, order)
         counts = {name: int(mask.count_nonzero()) for name, mask in places.items()}
         macs = sum(used.get(strip_compile_prefix(name), 0.0) * n for name, n in counts.items())
-        zeros = _zero_channels(group, tensors, order)
+        zeros = partial(_zero_channels, group, tensors, order)
         n_pruned, weights = int(pruned.count_nonzero()), sum(counts.values())
         units.append(PruningUnit(group.name, group.size, n_pruned, weights, macs, zeros))
     return units, {group.name: group.fixed_reason for group in pruner.groups if group.fixed_reason}
@@ -123,31 +124,27 @@ def _zeroed_masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Mappi
     return moved
 
 
+def _scores(target: Target, rule: Criterion, seed: int) -> Tensor:
+    """Return the scores of a layer; its weights if they are ranked by magnitude."""
+    weight = target.parameter.detach()
+    if rule is magnitude:
+        return weight
+    return compute_scores(rule, target.name, weight, target.parameter.grad, (seed, 0))
+
+
 def _zero_weights(
-    target: Target, rule: Criterion, kept: Tensor | None, seed: int
-) -> Callable[[int], Zeros]:
-    weight, by_magnitude = target.parameter, rule is magnitude
-    scores = weight.detach()
-    if not by_magnitude:
-        scores = compute_scores(rule, target.name, scores, weight.grad, (seed, 0))
-
-    def zeros(count: int) -> Zeros:
-        [mask] = global_topk_masks(
-            [scores], count, [kept], magnitude=by_magnitude, names=[target.name]
-        )
-        return [(weight, ~mask)]
-
-    return zeros
+    target: Target, scores: Tensor, kept: Tensor | None, by_magnitude: bool, count: int
+) -> Zeros:
+    names = [target.name]
+    [mask] = global_topk_masks([scores], count, [kept], magnitude=by_magnitude, names=names)
+    return [(target.parameter, ~mask)]
 
 
 def _zero_channels(
-    group: Group, tensors: Mapping[str, nn.Parameter], order: Tensor
-) -> Callable[[int], Zeros]:
-    def zeros(count: int) -> Zeros:
-        masks = _positions_of(group, tensors, order[:count])
-        return [(tensors[name], mask) for name, mask in masks.items()]
-
-    return zeros
+    group: Group, tensors: Mapping[str, nn.Parameter], order: Tensor, count: int
+) -> Zeros:
+    masks = _positions_of(group, tensors, order[:count])
+    return [(tensors[name], mask) for name, mask in masks.items()]
 
 
 def _positions_of(

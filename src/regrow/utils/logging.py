@@ -14,19 +14,20 @@ _log = logging.getLogger("regrow")
 
 def info(message: str) -> None:
     """Log one line for the user, on rank 0 only; Hydra writes it to the run's log too."""
-    if _is_rank_zero():
+    if _is_first_rank():
         _log.info(message)
 
 
 def warn(message: str, stacklevel: int = 2) -> None:
     """Warn the user, on rank 0 only."""
-    if _is_rank_zero():
+    if _is_first_rank():
         warnings.warn(message, stacklevel=stacklevel + 1)
 
 
-def _is_rank_zero() -> bool:
-    """Whether this is rank 0: Lightning sets the rank, and without Lightning torchrun does."""
-    return int(getattr(rank_zero_only, "rank", os.environ.get("RANK", 0))) == 0
+def _is_first_rank() -> bool:
+    """Whether this is rank 0, also where Lightning, which sets the rank, was never imported."""
+    rank = getattr(rank_zero_only, "rank", None)
+    return int(os.environ.get("RANK", "0") if rank is None else rank) == 0
 
 
 def quiet_third_party() -> None:

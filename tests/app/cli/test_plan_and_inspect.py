@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from regrow.app.cli.inspect_command import inspect
 from regrow.app.experiment.plan import plan
@@ -40,6 +41,15 @@ def test_plan_of_erk_shows_each_layer(job, capsys):
     rest = {"network.features.0.weight": 144, "network.fc.weight": 320}
     total = sum(float(shares[n]) * size for n, size in (weights | rest).items())
     assert total == pytest.approx(0.9 * 14_288, abs=2)
+
+
+def test_plan_of_a_threshold_shows_thresholds(job, capsys):
+    plan(job(*GMP, "pruning=threshold", "pruning.sparsity=null"))
+    shown = capsys.readouterr().out
+    [head] = [line for line in shown.splitlines() if "epoch" in line and "step" in line]
+    assert "threshold" in head
+    assert " 1.0000 " in shown, "the last threshold"
+    assert "by the weights" in shown
 
 
 IMP = ("recipe=digits/imp", "trainer.max_epochs=8", "pruning.schedule.every=2ep")
@@ -115,6 +125,20 @@ def test_inspect_shows_masks_progress_and_costs(job, tmp_path, capsys):
     for name, sparsity in result["layers"].items():
         [line] = [row for row in shown.splitlines() if name in row]
         assert f"{sparsity:.4f}" in line
+
+
+def test_inspect_shows_the_cost_of_a_run_with_its_configuration(job, tmp_path, capsys):
+    cfg = job(*GMP)
+    result = train(cfg)
+    (tmp_path / "run" / ".hydra").mkdir(exist_ok=True)
+    OmegaConf.save(cfg, tmp_path / "run" / ".hydra" / "config.yaml")
+    capsys.readouterr()
+    inspect(tmp_path / "run" / result["checkpoint"])
+    shown = capsys.readouterr().out
+    for name in ("params", "macs", "bytes"):
+        [line] = [row for row in shown.splitlines() if f"│ {name} " in row]
+        cells = [cell.strip() for cell in line.split("│")[2:4]]
+        assert cells == [f"{result[network][name]:,}" for network in ("dense", "pruned")]
 
 
 def test_inspect_shows_a_dense_checkpoint(tmp_path, capsys):

@@ -18,7 +18,7 @@ from regrow.app.data.imagenet import ImageNet
 from regrow.app.data.webdataset import ImageNetShards
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.lr_schedules import cosine
-from regrow.callbacks.random_state import RandomState
+from regrow.data.random_state import RandomState
 
 pytestmark = pytest.mark.vision
 

@@ -166,6 +166,32 @@ def test_one_shot_without_retraining_prunes_the_trained_network(job, tmp_path):
         assert torch.equal(tensor, torch.where(tensor == 0, tensor, dense[name]))
 
 
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_threshold_prunes_the_weights_below_it(job, tmp_path, epochs):
+    result = train(
+        job(
+            "recipe=digits/oneshot",
+            "pruning=threshold",
+            "pruning.sparsity=null",
+            "pruning.threshold=0.05",
+            "pruning.criterion=magnitude",
+            f"trainer.max_epochs={epochs}",
+            "pruning.every=0.2",
+            "dense_epochs=1",
+        )
+    )
+    assert result["history"][-1]["threshold"] == 0.05
+    state = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    weights = [t for n, t in state["state_dict"].items() if t.dim() > 1 and "num_b" not in n]
+    assert sum(int((w == 0).sum()) for w in weights) == round(result["sparsity"] * 14_288) > 0
+    if epochs == 0:
+        [first] = (tmp_path / "outputs" / "controls").glob("*/checkpoints/last.ckpt")
+        dense = torch.load(first.parent / "best.ckpt", weights_only=True)["state_dict"]
+        for name, tensor in state["state_dict"].items():
+            expected = dense[name].where(dense[name].abs() >= 0.05, 0) if tensor.dim() > 1 else None
+            assert expected is None or torch.equal(tensor, expected)
+
+
 def test_dense_recipe_is_its_own_baseline(job):
     result = train(job("recipe=digits/dense"))
     assert result["pruned"] is None

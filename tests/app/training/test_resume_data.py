@@ -20,7 +20,7 @@ from regrow.app.data.digits import Digits
 from regrow.app.models.digits_cnn import DigitsCNN
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.lr_schedules import cosine
-from regrow.callbacks.random_state import RandomState
+from regrow.data.random_state import RandomState
 
 torch.set_num_threads(1)
 

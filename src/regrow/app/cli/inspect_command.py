@@ -3,21 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from regrow.app.config.initial_weights import network_weights
+from regrow.app.experiment.evaluate import load_network
+from regrow.app.experiment.load_run import config_file, run_config
+from regrow.app.experiment.plan import format_size
 from regrow.app.experiment.small_checkpoint import groups_table
-from regrow.app.training.build import build_data, build_module
 from regrow.app.training.classifier import Classifier
-from regrow.callbacks.support.checkpoint_shapes import fit_shapes
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.graph.groups import groups
 from regrow.io.checkpoints import KEY, read_checkpoint
@@ -44,17 +43,16 @@ def inspect(path: Path) -> None:
         raise StateError(f"{path} has no tensors by name: write the path of a checkpoint")
     console = Console()
     time = {key: checkpoint[key] for key in ("epoch", "global_step") if key in checkpoint}
-    console.print(f"{path} ({path.stat().st_size / 2**20:.2f} MiB) {time or ''}")
+    console.print(f"{path} ({format_size(path.stat().st_size)}) {time or ''}")
     pruners = {
         key: value
         for key, value in checkpoint.get("callbacks", {}).items()
         if isinstance(value, dict) and isinstance(value.get("pruner"), dict)
     }
-    module = _load_network(path)
-    macs: dict[str, float] = {}
-    if module is not None:
-        fit_shapes(module, checkpoint)
-        macs = dict(positions(module, module.example_input_array))
+    module, macs = None, dict[str, float]()
+    if config_file(path).is_file():
+        module, _ = load_network(run_config(path), checkpoint)
+        macs = positions(module, module.example_input_array)
     if not pruners:
         console.print(_layer_table(state, None, {}, f"no masks; {_describe_zeros(state)}"))
     for key, saved in pruners.items():
@@ -64,7 +62,6 @@ def inspect(path: Path) -> None:
         if module is not None and "cuts" in saved["pruner"]:
             console.print(_channel_table(module, checkpoint))
     if module is not None:
-        module.network.load_state_dict(network_weights(checkpoint))
         for saved in pruners.values():
             console.print(_cost_table(module, Masks.unpack(saved["pruner"]["masks"])))
 
@@ -100,16 +97,6 @@ def _describe_zeros(state: Mapping[str, Tensor]) -> str:
     zeros = {name: count for name in state if (count := _count_zeros(state[name])) is not None}
     count, total = sum(zeros.values()), sum(state[name].numel() for name in zeros)
     return f"{count:,} of {total:,} weights ({count / max(1, total):.1%}) are exactly zero"
-
-
-def _load_network(path: Path) -> Classifier | None:
-    """Return the run's network, if its configuration is in the run's folder."""
-    config = path.resolve().parent.parent / ".hydra" / "config.yaml"
-    if not config.is_file():
-        return None
-    cfg = OmegaConf.load(config)
-    assert isinstance(cfg, DictConfig)
-    return build_module(cfg, build_data(cfg))
 
 
 def _channel_table(module: Classifier, checkpoint: Mapping[str, Any]) -> Table:
@@ -148,8 +135,8 @@ def _describe_progress(saved: Mapping[str, Any], masks: Masks) -> str:
         ahead = f"; next at step {plan[fired][0]}" if fired < len(plan) else ""
         lines.append(f"{fired} of {len(plan)} events have happened{ahead}")
     removed = pruner["removed_weights"]
-    kept = "not kept" if removed is None else _format_size(removed.values())
-    masks_size = _format_size(pruner["masks"]["bits"].values())
+    kept = "not kept" if removed is None else format_size(sum(v.nbytes for v in removed.values()))
+    masks_size = format_size(sum(bits.nbytes for bits in pruner["masks"]["bits"].values()))
     lines.append(f"masks: {masks_size}; removed values: {kept}")
     return "\n".join(lines)
 
@@ -161,7 +148,3 @@ def _cost_table(module: Classifier, masks: Masks) -> Table:
     for name in ("params", "macs", "bytes"):
         table.add_row(name, f"{getattr(dense, name):,}", f"{getattr(masked, name):,}")
     return table
-
-
-def _format_size(tensors: Iterable[Tensor]) -> str:
-    return f"{sum(tensor.nbytes for tensor in tensors) / 2**20:.2f} MiB"

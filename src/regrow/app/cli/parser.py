@@ -9,7 +9,7 @@ from __future__ import annotations
 from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from regrow.sensitivity_analysis.scan_options import ScanOptions
 from regrow.utils.errors import (
@@ -20,6 +20,8 @@ from regrow.utils.errors import (
     check_sparsity,
     suggest,
 )
+
+_Number = TypeVar("_Number", int, float)
 
 
 class Parser(ArgumentParser):
@@ -86,7 +88,7 @@ def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
     ):
         parser.add_argument(f"--{name}", action=Once, default=default, help=text)
     given = parser.parse_checkpoint(args)
-    max_drop = _number("--max-drop", given.max_drop)
+    max_drop = _number(float, "--max-drop", given.max_drop)
     if check_positive("--max-drop", max_drop, "--max-drop 0.01 for one point") >= 1:
         raise ConfigError(
             f"--max-drop is a fraction, got {max_drop:g}: write --max-drop 0.01 for one point"
@@ -98,7 +100,7 @@ def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
         _sparsities(given.sparsities),
         check_choice("--by", given.by, ("weights", "channels")),
         given.criterion,
-        None if samples is None else check_count("--samples", _integer("--samples", samples)),
+        None if samples is None else check_count("--samples", _number(int, "--samples", samples)),
         max_drop,
         _patterns(given.include),
         _patterns(given.exclude),
@@ -106,7 +108,7 @@ def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
 
 
 def _sparsities(text: str) -> tuple[float, ...]:
-    values = [_number("--sparsities", part) for part in text.split(",")]
+    values = [_number(float, "--sparsities", part) for part in text.split(",")]
     return tuple(sorted({check_sparsity("--sparsities", v, zero=False) for v in values}))
 
 
@@ -114,15 +116,9 @@ def _patterns(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
-def _number(what: str, text: str) -> float:
+def _number(kind: type[_Number], what: str, text: str) -> _Number:
     try:
-        return float(text)
+        return kind(text)
     except ValueError:
-        raise ConfigError(f"{what} takes numbers such as 0.5, got {text.strip()!r}") from None
-
-
-def _integer(what: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"{what} takes a whole number such as 1000, got {text!r}") from None
+        example = "a whole number such as 1000" if kind is int else "numbers such as 0.5"
+        raise ConfigError(f"{what} takes {example}, got {text.strip()!r}") from None

@@ -25,13 +25,18 @@ _ADVICE = "in Python, regrow.export(model, path, example_input) exports any mode
 _NEEDED = {"model", "data", "optimizer", "scheduler", "finetune", "seed", "start"}
 
 
+def config_file(path: Path) -> Path:
+    """Return where the configuration of the run that wrote a checkpoint would be."""
+    return path.resolve().parent.parent / ".hydra" / "config.yaml"
+
+
 def run_config(path: Path, advice: str = _ADVICE) -> DictConfig:
     """Load the configuration of the run that a checkpoint belongs to.
 
     Raises:
         ConfigError: If there is none; it ends with `advice`, the alternative for other checkpoints.
     """
-    file = path.resolve().parent.parent / ".hydra" / "config.yaml"
+    file = config_file(path)
     if not file.is_file():
         raise ConfigError(
             f"{path} is not from a run of `regrow train`, which has its configuration in "

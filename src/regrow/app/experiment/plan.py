@@ -48,7 +48,8 @@ def plan(cfg: DictConfig) -> None:
 
 
 def _event_table(milestones: tuple[Milestone, ...], steps: int, pruning: PruningCallback) -> Table:
-    table = Table("event", "step", "epoch", "sparsity", title=f"{len(milestones)} events")
+    unit = pruning.session.strategy.unit
+    table = Table("event", "step", "epoch", unit, title=f"{len(milestones)} events")
     rows = [
         (str(number), str(step), f"{step / steps:.2f}", f"{sparsity:.4f}")
         for number, (step, sparsity) in enumerate(milestones)
@@ -94,8 +95,9 @@ def _cost_table(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -
     """Return the cost of the dense network and the parts of a checkpoint at the target."""
     pruner, optimizer = pruning.pruner, _optimizer_bytes(cfg, module)
     dense = cost(module, module.example_input_array)
+    sparsity = 0.0 if pruning.uses_threshold else pruning.final  # a threshold may prune nothing
     pruned = sum(
-        round(pruner.layer_targets.get(target.name, pruning.final) * target.parameter.numel())
+        round(pruner.layer_targets.get(target.name, sparsity) * target.parameter.numel())
         for target in pruner.targets
     )
     width = max(target.parameter.element_size() for target in pruner.targets)
@@ -106,17 +108,19 @@ def _cost_table(cfg: DictConfig, pruning: PruningCallback, module: Classifier) -
     if snapshot := _rewind_bytes(cfg, pruning, module):
         parts["rewind snapshot"] = snapshot
     table = Table("", "dense", "at the target", title="cost")
-    table.add_row("parameters", f"{dense.params:,}", f"{dense.params - pruned:,}")
+    parameters = "by the weights" if pruning.uses_threshold else f"{dense.params - pruned:,}"
+    table.add_row("parameters", f"{dense.params:,}", parameters)
     table.add_row("MACs per image", f"{dense.macs:,}", "by layer density")
     for name, size in (("weights", dense.bytes), ("optimizer state", optimizer)):
-        table.add_row(name, _format_size(size), _format_size(size))
+        table.add_row(name, format_size(size), format_size(size))
     total = dense.bytes + optimizer + sum(parts.values())
     for name, size in (parts | {"checkpoint": total}).items():
-        table.add_row(name, "", _format_size(size))
+        table.add_row(name, "", format_size(size))
     return table
 
 
-def _format_size(count: int) -> str:
+def format_size(count: int) -> str:
+    """Format a number of bytes in MiB."""
     return f"{count / 2**20:.2f} MiB"
 
 

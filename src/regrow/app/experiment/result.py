@@ -14,10 +14,8 @@ import torch
 from regrow.app.training.sparsity_levels import LevelRecord
 from regrow.io.files import read_json
 from regrow.profiling.latency import Latency
+from regrow.report.load import FILE
 from regrow.utils.lightning_classes import pl
-
-FORMAT = 1
-FILE = "result.json"
 
 
 class LatencyRecord(TypedDict):

@@ -18,8 +18,6 @@ from regrow.app.config.hashing import config_hash, settings
 from regrow.app.experiment import evaluate as evaluation
 from regrow.app.experiment.dense_baseline import DenseBaseline, start_weights, train_dense_baseline
 from regrow.app.experiment.result import (
-    FILE,
-    FORMAT,
     Measurements,
     Result,
     budget,
@@ -40,6 +38,7 @@ from regrow.app.training.sparsity_levels import LevelRecord, LevelRecorder
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.files import read_json, write_atomic, write_json
+from regrow.report.load import CLAIMED, FILE, FORMAT
 from regrow.utils.errors import ConfigError
 from regrow.utils.logging import info, quiet_third_party
 
@@ -181,7 +180,7 @@ def _run_fields(cfg: DictConfig, key: str) -> dict[str, Any]:
 
 def _claim_folder(folder: Path, key: str) -> None:
     """Mark the folder as used by this run, or raise if it has another run."""
-    mark = folder / "run.json"
+    mark = folder / CLAIMED
     if mark.is_file() and read_json(mark)["config_hash"] != key:
         raise ConfigError(
             f"{folder} has a run with other settings (a recipe or regrow has changed): write "
@@ -194,5 +193,5 @@ def _clear_folder(folder: Path) -> None:
     """Delete the files of an earlier run in this folder."""
     for name in ("checkpoints", "levels", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (FILE, recipe_export.FILE, "run.json"):
+    for name in (FILE, recipe_export.FILE, CLAIMED):
         (folder / name).unlink(missing_ok=True)

@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from regrow.app.config.instantiate import root_cause
 from regrow.app.config.run_dirs import override_strings
 from regrow.io.files import write_json
+from regrow.report.load import FAILED
 from regrow.utils.errors import BusyError, RegrowError, StateError
 
 Job = Callable[[DictConfig], object]
-FILE = "failed.json"
 _log = logging.getLogger("regrow")
 
 
@@ -53,7 +53,7 @@ def record_failure(job: Job) -> Job:
     @wraps(job)
     def run(cfg: DictConfig) -> object:
         hydra = HydraConfig.get()
-        path = Path(hydra.runtime.output_dir) / FILE
+        path = Path(hydra.runtime.output_dir) / FAILED
         path.unlink(missing_ok=True)
         try:
             return job(cfg)

@@ -38,11 +38,10 @@ def check_objectives(given: Any) -> list[str]:
         >>> check_objectives(["val_accuracy", "sparsity"])
         ['val_accuracy', 'sparsity']
     """
-    if not (given is None or isinstance(given, str | Sequence)):
-        raise ConfigError(f"objectives must be names, each once, got {given!r}: {_allowed()}")
-    names = [given] if isinstance(given, str) else list(given or ())
+    listed = [given] if isinstance(given, str) else given
+    names = list(listed) if isinstance(listed, Sequence) else []
     if not names or len({*map(str, names)}) < len(names):
-        raise ConfigError(f"objectives must be names, each once, got {names}: {_allowed()}")
+        raise ConfigError(f"objectives must be names, each once, got {given!r}: {_allowed()}")
     for name in names:
         if name not in DIRECTIONS:
             hint = suggest(str(name), DIRECTIONS)

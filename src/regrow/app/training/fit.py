@@ -31,6 +31,7 @@ from regrow.app.training.classifier import Classifier
 from regrow.app.training.sparsity_levels import LevelRecorder
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.magnitude_pruning import MagnitudePruning
 from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint, SparseModelCheckpoint
 from regrow.io.checkpoints import check_checksums
 from regrow.utils.errors import ConfigError, StateError
@@ -134,7 +135,10 @@ def _prune_without_training(
                 "this criterion needs gradients, but trainer.max_epochs=0 does not train: write "
                 "trainer.max_epochs=1, or prune by magnitude"
             )
-        pruning.prune_to(pruning.final)
+        if isinstance(pruning, MagnitudePruning) and pruning.uses_threshold:
+            pruning.prune_below(pruning.final)
+        else:
+            pruning.prune_to(pruning.final)
     trainer.strategy.connect(module)
     save_atomic(trainer, str(path), trainer.save_checkpoint)
     return path

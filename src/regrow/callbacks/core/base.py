@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +13,7 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.pruning.base import BasePruner
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.progress import Progress
+from regrow.schedules.time import Timeline
 from regrow.utils.lightning_classes import base_class, pl
 
 
@@ -26,6 +28,27 @@ class PrunerOwner(Protocol):
     def sparsity(self) -> float: ...
     @property
     def history(self) -> list[HistoryEntry]: ...
+
+
+class FitClock(Protocol):
+    """The part of a clock that a session uses; see `regrow.callbacks.core.clock.Clock`."""
+
+    @property
+    def dry_run(self) -> bool: ...
+    def current_step(self) -> int: ...
+    def start_step(self) -> tuple[int, int]: ...
+    def timeline(self, epochs: Mapping[int, int]) -> Timeline: ...
+    def position(self) -> tuple[int, int]: ...
+    def why_missed(self, step: int, epochs: Mapping[int, int]) -> str: ...
+
+
+class Events(Protocol):
+    """What a session calls around its events; see `SuiteEvents`."""
+
+    def allows(self) -> bool: ...
+    def before(self) -> None: ...
+    def after(self, entry: HistoryEntry, before: float) -> None: ...
+    def check_ranks(self, when: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,8 @@ class Callback(LightningCallback):
         needs_whole_parameters: Whether it does not support sharded parameters.
         constant_sparsity: Whether the sparsity is the same from the first step to the last.
         needs_rising_sparsity: Whether it acts on events that prune further.
+        searches_sparsity: Whether it changes the sparsity of events.
+        uses_threshold: Whether its events have thresholds instead of sparsities.
         restores_weights: Whether it sets weights back to an earlier step.
         rewinds: Whether it is a `Rewind`.
         cuts_channels: Whether it prunes channels.
@@ -78,6 +103,8 @@ class Callback(LightningCallback):
     needs_whole_parameters = False
     constant_sparsity = False
     needs_rising_sparsity = False
+    searches_sparsity = False
+    uses_threshold = False
     restores_weights = False
     rewinds = False
     cuts_channels = False
@@ -100,6 +127,9 @@ class Callback(LightningCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Called before each batch, by priority instead of the Trainer's order."""
+
+    def on_suite_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called at an epoch's first batch, after all hooks of its start, and after a resume."""
 
     def allows_event(self, trainer: pl.Trainer, pruner: PrunerOwner) -> bool:
         """Whether a planned event may happen now; if not, it is tried again at the next step."""

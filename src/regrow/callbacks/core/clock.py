@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 
 from regrow.callbacks.core.averaging import trained_epochs
 from regrow.schedules.time import Time, Timeline
@@ -58,28 +59,63 @@ class Clock:
         step = self.current_step() + 1 if self.batches else self.current_step()
         return step, int(self.trainer.current_epoch)
 
-    def timeline(self, first: int, epoch: int) -> Timeline:
-        """The epochs and the end of a fit that began at step `first`, in `epoch`."""
-        trainer = self.trainer
+    def timeline(self, epochs: Mapping[int, int]) -> Timeline:
+        """The epochs and the end of a fit; those to come are as long as the present one.
+
+        Args:
+            epochs: The first step of each epoch that has begun, by its number.
+        """
+        trainer, starts, epoch = self.trainer, [*epochs.values()], max(epochs)
+        first = starts[0]
         limit = trainer.max_steps - first if trainer.max_steps != -1 else None
         if self.manual and not self.batches:
             return Timeline(limit, None, first)
         most = trained_epochs(trainer)
-        epochs = None if most is None or most == -1 else max(0, most - epoch)
+        left = None if most is None or most == -1 else max(0, most - epoch)
         if self.batches and limit is not None:  # it counts optimizer steps, any number a batch
-            limit = epochs = None
+            limit = left = None
         if math.isinf(trainer.num_training_batches):
             return Timeline(limit, None, first)
-        spans = self._spans(int(trainer.num_training_batches), epoch)
-        total = None if epochs is None else Timeline(None, spans).step(Time(epochs, "ep"))
+        done = [after - before for before, after in pairwise(starts)]
+        ahead = self._lengths(int(trainer.num_training_batches), epoch)
+        lengths = [*enumerate(done), *((len(done) + since, length) for since, length in ahead)]
+        spans = tuple(s for k, s in enumerate(lengths) if not k or s[1] != lengths[k - 1][1])
+        total = None if left is None else Timeline(None, spans).step(Time(len(done) + left, "ep"))
         known = [length for length in (total, limit) if length is not None]
         return Timeline(min(known) if known else None, spans, first)
 
-    def _spans(self, batches: int, first: int) -> tuple[tuple[int, int], ...]:
-        """(epoch since `first`, steps per epoch from then on), with changes of accumulation."""
+    def why_missed(self, step: int, epochs: Mapping[int, int]) -> str:
+        """The likely cause why a fit that has ended by itself missed an event, for a warning.
+
+        Args:
+            step: Where the event was planned.
+            epochs: The first step of each epoch, by its number.
+        """
+        timeline, (now, _) = self.timeline(epochs), self.start_step()
+        done, total = now - timeline.start, timeline.total
+        if step >= now and (self.batches or not self.manual):
+            early = total is not None and done < total
+            return (
+                f"its last epoch ended early, after {done} steps instead of {total}: write an "
+                "earlier time"
+                if early
+                else f"epochs became shorter, and it had only {done} steps: write an earlier time"
+            )
+        if not self.manual:
+            return (
+                "it was due, but another callback (an AccuracyBudget that still judges?) delayed "
+                "it, or no gradients were computed: write an earlier time"
+            )
+        return (
+            "does the module call step() of a raw optimizer? Lightning neither counts such steps "
+            "nor calls hooks on their gradients: use self.optimizers()"
+        )
+
+    def _lengths(self, batches: int, first: int) -> Iterator[tuple[int, int]]:
+        """Return (epoch since `first`, steps per epoch from then on), as accumulation changes."""
         factors = {0: 1 if self.manual else self.trainer.accumulate_grad_batches}
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, lightning_classes("callbacks.GradientAccumulationScheduler")):
                 for epoch, factor in sorted(callback.scheduling.items()):
                     factors[max(0, epoch - first)] = factor
-        return tuple((epoch, math.ceil(batches / by)) for epoch, by in sorted(factors.items()))
+        return ((epoch, math.ceil(batches / by)) for epoch, by in sorted(factors.items()))

@@ -154,6 +154,12 @@ TABLE = (
         "step: leave {one} out, or write MagnitudePruning(0.9) instead",
     ),
     Row(
+        "a search for a sparsity beside a threshold",
+        _both("searches_sparsity", "uses_threshold"),
+        "{one} searches the highest sparsity within its budget, and the events of {other} have "
+        "thresholds: write a sparsity in place of threshold=, or leave {one} out",
+    ),
+    Row(
         "restoring weights beside StochasticWeightAveraging",
         _restores_beside_swa,
         "{one} restores earlier weights, which StochasticWeightAveraging does not support (it "

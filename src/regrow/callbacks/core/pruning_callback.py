@@ -42,6 +42,7 @@ from regrow.callbacks.core.mask_guard import MaskGuard
 from regrow.callbacks.core.session import FORMAT, P, PruningSession, PruningStrategy
 from regrow.callbacks.core.summary import (
     print_summary,
+    report_moved_events,
     warn_ended_early,
     warn_may_end_early,
     warn_of_zeros,
@@ -97,6 +98,7 @@ class PruningCallback(Callback, Generic[P]):
         self.keep_removed, self.soft = strategy.keep_removed, strategy.soft
         self.constant_sparsity = strategy.constant_sparsity
         self.learns_masks = strategy.learns_masks
+        self.uses_threshold = strategy.unit == "threshold"
         criterion = self.method.criterion
         self.tracks_gradients = criterion == "movement" or isinstance(criterion, TrackingCriterion)
         self.children = children
@@ -106,6 +108,8 @@ class PruningCallback(Callback, Generic[P]):
         self._saves_shards = False  # whether checkpoints are sharded
         self._module_hooks: list[RemovableHandle] = []
         self._batch_start: Sequence[Callback] = ()
+        self._epoch_start: Sequence[Callback] = ()
+        self._starting: Sequence[Callback] = ()  # those that are called at the next batch
         self._gradients: Sequence[Callback] = ()
         self._masks_early = False
         self._guard: MaskGuard | None = None
@@ -303,11 +307,24 @@ class PruningCallback(Callback, Generic[P]):
         if sessions[-1] is session:  # now all have their masks
             warn_of_zeros(sessions)
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._starting = self._epoch_start
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if self._starting:  # only now, because hooks of the epoch's start may change accumulation
+            starting, self._starting = self._starting, ()
+            for callback in starting:
+                callback.on_suite_epoch_start(trainer, pl_module)
         for callback in self._batch_start:
             callback.on_suite_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_suite_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.session.begin_epoch()
+        before = self.progress.remaining
+        if not self.progress.adaptive and self.session.replan():
+            report_moved_events(self.session, before)
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -435,6 +452,8 @@ class PruningCallback(Callback, Generic[P]):
         ]
         leads = next(c for c in dispatcher.callbacks if isinstance(c, PruningCallback)) is self
         self._batch_start = dispatcher.overriding("on_suite_batch_start") if leads else ()
+        self._epoch_start = dispatcher.overriding("on_suite_epoch_start") if leads else ()
+        self._starting = self._epoch_start  # Lightning may resume an epoch without its hook
         self._gradients = gradients if leads else ()
         # Under manual optimisation a module clips by itself, before any hook of the step. Where
         # callbacks read gradients these stay dense until then, and the norm counts all of them.

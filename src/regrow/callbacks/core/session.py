@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypedDict
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, Generic, TypedDict
 
 from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import TypeVar
 
 from regrow.callbacks.core.averaging import Averages
-from regrow.callbacks.core.base import as_sparse, waits_for_gradients
+from regrow.callbacks.core.base import Events, FitClock, as_sparse, waits_for_gradients
 from regrow.callbacks.core.checks import check_gradients_together, check_target_reachable
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
@@ -26,27 +28,7 @@ from regrow.schedules.time import Timeline
 from regrow.utils.errors import RegrowError, StateError, check_bool, check_choice
 from regrow.utils.optimizers import Removable, add_step_hooks
 
-FORMAT = 3
-
-
-class FitClock(Protocol):
-    """The part of a clock that a session uses; see `regrow.callbacks.core.clock.Clock`."""
-
-    @property
-    def dry_run(self) -> bool: ...
-    def current_step(self) -> int: ...
-    def start_step(self) -> tuple[int, int]: ...
-    def timeline(self, first: int, epoch: int) -> Timeline: ...
-    def position(self) -> tuple[int, int]: ...
-
-
-class Events(Protocol):
-    """What a session calls around its events; see `SuiteEvents`."""
-
-    def allows(self) -> bool: ...
-    def before(self) -> None: ...
-    def after(self, entry: HistoryEntry, before: float) -> None: ...
-    def check_ranks(self, when: str) -> None: ...
+FORMAT = 4
 
 
 class SessionState(TypedDict, total=False):
@@ -83,6 +65,7 @@ class PruningStrategy(Generic[P]):
 
     constant_sparsity = False
     learns_masks = False
+    unit = "sparsity"  # of milestones, for messages
 
     def __init__(
         self, config: PruningConfig | ChannelConfig, keep_removed: KeepRemoved, soft: bool = False
@@ -137,6 +120,9 @@ class PruningStrategy(Generic[P]):
 
     def after_plan(self, session: PruningSession[P], timeline: Timeline) -> None:
         """Change the plan of a fit that does not resume."""
+
+    def after_replan(self, session: PruningSession[P], timeline: Timeline) -> None:
+        """Follow a plan that has moved, because the length of epochs has changed."""
 
     def before_resume(self, session: PruningSession[P], state: Mapping[str, Any]) -> None:
         """Check or read settings of a checkpoint, before masks and plan are loaded."""
@@ -241,6 +227,8 @@ class PruningSession(Generic[P]):
         self.optimizers: list[Optimizer] = []
         self.averages = Averages()
         self.current: P | None = None
+        self._timeline: Timeline | None = None  # of which the events are planned
+        self._by_epoch = any(time.unit == "ep" and time.amount for time in schedule.times())
         self._handles: list[Removable] = []
         self._manual = False
 
@@ -263,7 +251,7 @@ class PruningSession(Generic[P]):
     @property
     def timeline(self) -> Timeline:
         """The epochs and the end of the fit whose events are planned."""
-        return self.time.timeline(self.progress.first, self.progress.epoch)
+        return self.time.timeline(self.progress.epochs)
 
     def resolve(self, timeline: Timeline, start: float = 0.0) -> PruningPlan:
         """The milestones of a fit with this timeline."""
@@ -333,7 +321,7 @@ class PruningSession(Generic[P]):
         self.strategy.before_fit(self)
         pruner, clock, final = self.pruner, self.time, self.final
         first, epoch = clock.start_step()
-        timeline, start = clock.timeline(first, epoch), pruner.progress_towards(final)
+        timeline, start = clock.timeline({epoch: first}), pruner.progress_towards(final)
         check_target_reachable(pruner, start, final)
         plan: PruningPlan = ()
         there = final > 0 and pruner.units(start) == pruner.units(final)
@@ -341,22 +329,43 @@ class PruningSession(Generic[P]):
             plan = (Milestone(first, final),) if clock.dry_run else self.resolve(timeline, start)
         if plan:
             pruner.check_reachable(max(milestone.sparsity for milestone in plan))
-        self.progress = Progress(plan, 0, start, first, epoch)
+        self.progress, self._timeline = Progress(plan, 0, start, {epoch: first}), timeline
         self.strategy.after_plan(self, timeline)
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Load masks, plan and number of past events to continue an interrupted fit."""
         self.strategy.before_resume(self, state)
+        self.strategy.config.check_matches(state["method"])
         if state["final"] != self.final:
             raise StateError(
                 f"the checkpoint was pruned towards sparsity {state['final']:g}, this callback "
                 f"towards {self.final:g}: to change the target, load the weights and start a fit"
             )
-        self.strategy.config.check_matches(state["method"])
         self.load(state)
         now, _ = self.time.start_step()
-        self.progress.resume(self.resolve, self.timeline, now, self.on_change)
+        follows = self.progress.resume(self.resolve, self.timeline, now, self.on_change)
         self.strategy.after_resume(self, state)
+        self._timeline = self.timeline if follows else None
+
+    def begin_epoch(self) -> None:
+        """Record where an epoch begins; call it at its first batch, and when training resumes."""
+        self.progress.epochs.setdefault(self.time.position()[1], self.time.current_step())
+
+    def replan(self) -> bool:
+        """Move the events to come if epochs have changed in length, and return whether they have.
+
+        Call it as `begin_epoch`. What a resume with on_change="keep" has kept does not move.
+        """
+        self.begin_epoch()
+        progress, before = self.progress, self._timeline
+        if before is None or progress.reached or self.time.dry_run:
+            return False
+        self._timeline = timeline = replace(self.timeline, estimated=True)
+        if timeline == before:
+            return False
+        progress.replan(self.resolve, timeline, self.time.current_step())
+        self.strategy.after_replan(self, timeline)
+        return True
 
     def due(self) -> Milestone | None:
         """The milestone that is due now, if any; fast if there is none."""
@@ -365,7 +374,9 @@ class PruningSession(Generic[P]):
         if done >= len(plan) or clock is None:
             return None
         now = clock.current_step()
-        return progress.due(now) if plan[done].step <= now else None
+        if plan[done].step > now:
+            return None
+        return progress.due(now, self._timeline if self._by_epoch else None)
 
     def step(self) -> None:
         """Run a due event, unless it needs gradients; call it before each batch."""
@@ -404,11 +415,8 @@ class PruningSession(Generic[P]):
                 returns the history entry.
         """
         masks, before = self.averages.masks(self.pruner.enforcer), self.pruner.sparsity
-        if self.clock is None:
-            entry = act([])
-            self._finish(entry, masks, before)
-            return entry
-        with self.transaction.guard(f"an event at step {self.clock.position()[0]}"):
+        at = self.clock and f"an event at step {self.clock.position()[0]}"
+        with self.transaction.guard(at) if at else nullcontext():
             entry = act(self.optimizers)
             self._finish(entry, masks, before)
         return entry

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from regrow.callbacks.core.session import PruningSession
 from regrow.masks.zeros import count_zeros, describe_zeros
 from regrow.pruning.config import PruningConfig
+from regrow.schedules.base import PruningPlan
 from regrow.schedules.time import Time, Timeline
 from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.names import named_parameters
@@ -68,14 +69,15 @@ def _notes(session: PruningSession) -> Iterator[str]:
     if plan:
         yield (
             f"{len(plan)} event{'s' if len(plan) > 1 else ''}, from step {plan[0].step} to step "
-            f"{plan[-1].step}, to sparsity {plan[-1].sparsity:.4g} "
+            f"{plan[-1].step}, to {session.strategy.unit} {plan[-1].sparsity:.4g} "
             f"({session.strategy.config.distribution})"
         )
     else:
         yield "no events planned"
     if session.strategy.keep_removed:
         size = sum(t.parameter.numel() * t.parameter.element_size() for t in pruner.targets)
-        most = size * max(session.final, pruner.sparsity) / 2**20
+        share = session.final if session.strategy.unit == "sparsity" else 1.0
+        most = size * max(share, pruner.sparsity) / 2**20
         yield (
             f"removed values are stored for unprune: at most {most:.1f} MiB of host memory and of "
             "each checkpoint (keep_removed=False stores none)"
@@ -125,6 +127,22 @@ def print_summary(trainer: pl.Trainer, session: PruningSession, name: str) -> No
         console.print(render_summary(session, name, console.width))
 
 
+def report_moved_events(session: PruningSession, before: PruningPlan) -> None:
+    """Log where the events to come are now, and warn if the fit seems to end before the last."""
+    now, end = session.progress.remaining, session.timeline.end
+    if now != before:
+        rank_zero_info(
+            f"the length of epochs has changed: {len(now)} pruning events are left, the last at "
+            f"step {now[-1].step} (it was step {before[-1].step})"
+        )
+    if end is not None and now[-1].step >= end:
+        rank_zero_warn(
+            f"the length of epochs has changed: if it stays so, the fit ends before step {end}, "
+            f"and the last pruning event, at step {now[-1].step}, never comes: write an earlier "
+            "time, or train longer"
+        )
+
+
 def warn_may_end_early(trainer: pl.Trainer, session: PruningSession) -> None:
     """Warn at the start of callbacks that can stop the fit before its last pruning event."""
     events = [m for m in session.progress.remaining if m.sparsity]
@@ -136,8 +154,8 @@ def warn_may_end_early(trainer: pl.Trainer, session: PruningSession) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if name := _stops_early(callback):
             rank_zero_warn(
-                f"{name} may end the fit before the last pruning event, at step {last} (sparsity "
-                f"{sparsity:.4g}): {_advice(callback, last)}"
+                f"{name} may end the fit before the last pruning event, at step {last} "
+                f"({session.strategy.unit} {sparsity:.4g}): {_advice(callback, last)}"
             )
 
 
@@ -156,14 +174,13 @@ def warn_ended_early(
     signal = isinstance(interrupted, (KeyboardInterrupt, *_SIGTERM))
     if session.current is None or not progress.remaining or (interrupted and not signal):
         return
-    sparsity = session.strategy.sparsity(session.current)
+    sparsity, unit = session.strategy.sparsity(session.current), session.strategy.unit
     target, count = progress.remaining[-1].sparsity, len(progress.remaining)
     if interrupted is None and not trainer.should_stop:
+        cause = session.time.why_missed(progress.remaining[0].step, progress.epochs)
         rank_zero_warn(
             f"the fit ended at sparsity {sparsity:.4g}, before {count} planned events, the last "
-            f"of them to sparsity {target:.4g}. Does the module call step() of a raw optimizer? "
-            "Lightning neither counts such steps nor calls hooks on their gradients: use "
-            "self.optimizers()"
+            f"of them to {unit} {target:.4g}: {cause}"
         )
         return
     events = [milestone for milestone in progress.plan if milestone.sparsity]
@@ -177,8 +194,9 @@ def warn_ended_early(
         stopping = [c for c in trainer.callbacks if _has_stopped(c)]  # type: ignore[attr-defined]
         cause = _stops_early(stopping[0]) if stopping else "trainer.should_stop"
         advice = _advice(stopping[0] if stopping else None, events[-1].step)
+    wanted = "instead of" if unit == "sparsity" else "before threshold"
     rank_zero_warn(
-        f"{cause} ended the fit at sparsity {sparsity:.4g} instead of {events[-1].sparsity:.4g}: "
+        f"{cause} ended the fit at sparsity {sparsity:.4g} {wanted} {events[-1].sparsity:.4g}: "
         f"{left}; {advice}"
     )
 

@@ -14,16 +14,14 @@ class EventTimesState(TypedDict):
     """Saved times of a fit.
 
     Attributes:
-        steps: All times, as steps.
-        kept: How many of them have passed.
-        first: The fit's first step.
-        epoch: The fit's first epoch.
+        steps: The times, as steps.
+        done: Which of them have passed.
+        epochs: The first step of each epoch of the fit, by its number.
     """
 
     steps: list[int]
-    kept: int
-    first: int
-    epoch: int
+    done: list[bool]
+    epochs: dict[int, int]
 
 
 class EventTimes:
@@ -33,18 +31,20 @@ class EventTimes:
         at: The times.
         on_change: What a resume does if the remaining times would now be other steps: "refuse"
             (raise), "keep" their steps, or "stretch" them.
-
-    Attributes:
-        steps: All times as steps, in order, each once.
-        n_done: How many have passed.
     """
 
     def __init__(self, at: tuple[Time, ...], on_change: str) -> None:
         self.at = at
         self.on_change = on_change
-        self.steps: list[int] = []
-        self.n_done = 0
-        self._first, self._epoch = 0, 0
+        self._steps: list[int] = []
+        self._done: list[bool] = []
+        self._epochs: dict[int, int] = {}
+        self._moves = True  # with the length of epochs
+
+    @property
+    def remaining(self) -> list[int]:
+        """The steps still to come, in order."""
+        return sorted(s for s, done in zip(self._steps, self._done, strict=True) if not done)
 
     def begin(self, clock: Clock) -> None:
         """Resolve the times of a fit that does not resume.
@@ -52,9 +52,16 @@ class EventTimes:
         Raises:
             ConfigError: If the fit ends before the last of them.
         """
-        self.n_done, (self._first, self._epoch) = 0, clock.start_step()
-        self.steps = self._plan(clock)
+        first, epoch = clock.start_step()
+        self._epochs, self._moves = {epoch: first}, True
+        self._steps, self._done = self._plan(clock), [False] * len(self.at)
         self._check_within_fit(clock)
+
+    def begin_epoch(self, clock: Clock) -> None:
+        """Move the times to come as the length of epochs may have changed; see `PruningSession`."""
+        self._epochs.setdefault(clock.position()[1], clock.current_step())
+        if self._moves:
+            self._replan(clock)
 
     def resume(self, clock: Clock, state: EventTimesState) -> None:
         """Load the state of an interrupted fit.
@@ -63,47 +70,55 @@ class EventTimes:
             ConfigError: If remaining times have moved and `on_change` is "refuse", or the fit ends
                 before the last of them.
         """
-        self._first, self._epoch = state["first"], state["epoch"]
-        self.n_done, self.steps = state["kept"], list(state["steps"])
-        stored, planned = self.steps[self.n_done :], self._plan(clock)[self.n_done :]
-        if stored and stored != planned and self.on_change == "refuse":
+        self._steps, self._done = list(state["steps"]), list(state["done"])
+        self._epochs, self._moves = dict(state["epochs"]), True
+        stored = self.remaining
+        self._replan(clock)
+        if self.on_change == "refuse" and stored != self.remaining:
             raise ConfigError(
-                f"the checkpoint regrows at steps {stored}, while now {planned} would be planned "
-                "(other max_epochs, batch size, ranks or settings?): restore them, or write "
-                "on_change='keep' (steps as in the checkpoint) or on_change='stretch' (as now)"
+                f"the checkpoint regrows at steps {stored}, while now {self.remaining} would be "
+                "planned (other max_epochs, batch size, ranks or settings?): restore them, or "
+                "write on_change='keep' (steps as in the checkpoint) or on_change='stretch' (as "
+                "now)"
             )
-        if stored and self.on_change == "stretch":
-            self.steps[self.n_done :] = planned
+        if self.on_change == "keep" and stored != self.remaining:
+            self._steps, self._moves = list(state["steps"]), False
         self._check_within_fit(clock)
 
     def due(self, now: int) -> int | None:
         """The last time that step `now` has reached, if it was not marked done."""
-        passed = [step for step in self.steps if step <= now]
-        return passed[-1] if len(passed) > self.n_done else None
+        return max((step for step in self.remaining if step <= now), default=None)
 
     def mark_done(self, step: int) -> None:
         """Mark a time, and those before it, as done."""
-        self.n_done = self.steps.index(step) + 1
+        self._done = [done or s <= step for s, done in zip(self._steps, self._done, strict=True)]
+
+    def why_missed(self, clock: Clock) -> str:
+        """The likely cause why the fit ended before the next time; see `Clock.why_missed`."""
+        return clock.why_missed(self.remaining[0], self._epochs)
 
     def state_dict(self) -> EventTimesState:
-        """The times and how many have passed."""
+        """The times and which have passed."""
         return {
-            "steps": list(self.steps),
-            "kept": self.n_done,
-            "first": self._first,
-            "epoch": self._epoch,
+            "steps": list(self._steps),
+            "done": list(self._done),
+            "epochs": dict(self._epochs),
         }
 
+    def _replan(self, clock: Clock) -> None:
+        steps = zip(self._steps, self._plan(clock), self._done, strict=True)
+        self._steps = [before if done else now for before, now, done in steps]
+
     def _plan(self, clock: Clock) -> list[int]:
-        if clock.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return [self._first][: len(self.at)]
-        timeline = clock.timeline(self._first, self._epoch)
-        return sorted({timeline.step(time, "at") for time in self.at})
+        if clock.dry_run:
+            return [next(iter(self._epochs.values()))] * len(self.at)
+        timeline = clock.timeline(self._epochs)
+        return [timeline.step(time, "at") for time in self.at]
 
     def _check_within_fit(self, clock: Clock) -> None:
-        end = clock.timeline(self._first, self._epoch).end
-        ahead = self.steps[self.n_done :]
-        if end is not None and ahead and ahead[-1] >= end > self._first:
+        timeline, ahead = clock.timeline(self._epochs), self.remaining
+        end = timeline.end
+        if end is not None and ahead and ahead[-1] >= end > timeline.start:
             raise ConfigError(
                 f"at={', '.join(map(str, self.at))}: step {ahead[-1]} is never reached, the fit "
                 f"ends before step {end}: train longer, or write an earlier time"

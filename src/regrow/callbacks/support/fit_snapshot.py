@@ -61,7 +61,8 @@ class FitSnapshot:
     ) -> None:
         """Restore the copies in place. Learning rates and the global step stay as they are."""
         pruner.pruner.load_state_dict(self._state["pruner"])
-        pruner.progress.load_state_dict(self._state["progress"])
+        epochs = pruner.progress.epochs  # the present ones: time does not go back
+        pruner.progress.load_state_dict({**self._state["progress"], "epochs": epochs})
         pl_module.load_state_dict(self._state["module"])
         for optimizer, state in zip(trainer.optimizers, self._state["optimizers"], strict=True):
             load_moments(optimizer, copy_to_cpu(state))

@@ -143,8 +143,8 @@ def _schedule_length(trainer: pl.Trainer, interval: str) -> tuple[int, bool]:
             "under manual optimisation a scheduler's steps are not those of the optimizers: write "
             "the times of the pruning schedule in epochs or fractions, such as every='10ep'"
         )
-    timeline = clock.timeline(*clock.start_step())
-    first = timeline.start
+    first, epoch = clock.start_step()
+    timeline = clock.timeline({epoch: first})
     events = {m.step for c in callbacks for m in c.resolve(timeline, c.sparsity) if m.step > first}
     if not events and timeline.end is None:
         raise ConfigError(

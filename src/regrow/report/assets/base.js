@@ -1,8 +1,7 @@
 // Shared by all parts of the page. Text from jobs is inserted as text nodes, never as markup.
 
-let data; // see page_data.py
+let data; // see page.py
 const byId = (id) => document.getElementById(id);
-const textOf = (index) => (index === null ? "" : data.texts[index]);
 
 // Plotly interprets simple markup in names, so it is escaped.
 function escapeMarkup(text) {

@@ -3,7 +3,7 @@
 const MAX_LINES = 40; // of more events, none gets a vertical line
 
 function drawFacts(run) {
-  const parts = run.facts.flatMap(([name, place]) => [element("dt", name), element("dd", textOf(place))]);
+  const parts = run.facts.flatMap(([name, text]) => [element("dt", name), element("dd", text)]);
   byId("facts").replaceChildren(...parts);
 }
 
@@ -22,12 +22,12 @@ function draw(place, traces, layout) {
 function drawLayers(run) {
   if (!run.layers.length) return note(byId("layers"), "Nothing was pruned in this run.");
   const c = colours();
-  const names = run.layers.map(([place]) => textOf(place));
+  const names = run.layers.map(([name]) => name);
   const each = names.length > 40 ? 15 : 24;
   const bars = {
     type: "bar", orientation: "h", y: names.map((_, i) => i), x: run.layers.map(([, density]) => 100 * density),
     marker: { color: c.series[0] }, hoverinfo: "text",
-    hovertext: run.layers.map(([place, density]) => `${escapeMarkup(textOf(place))}<br>${(100 * density).toFixed(2)} % remain`),
+    hovertext: run.layers.map(([name, density]) => `${escapeMarkup(name)}<br>${(100 * density).toFixed(2)} % remain`),
     text: run.layers.map(([, density]) => `${(100 * density).toFixed(1)} %`), textposition: "outside",
     textfont: { size: each > 20 ? 12 : 10, color: c.ink }, cliponaxis: false,
   };
@@ -104,7 +104,7 @@ function drawRun() {
 }
 
 function startRun() {
-  data.runs.forEach((run, i) => byId("which").append(element("option", textOf(run.title), { value: i })));
+  data.runs.forEach((run, i) => byId("which").append(element("option", run.title, { value: i })));
   byId("which").addEventListener("change", drawRun);
   drawRun();
 }

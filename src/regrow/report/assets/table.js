@@ -5,7 +5,7 @@ const ONCE = new Set(["data", "model", "dense_params", "dense_macs", "latency_de
 const MAX_ROWS = 500; // more would make the page slow
 const table = { cells: [], final: 0, sort: null, descending: false, levels: false, words: [] };
 
-const valueOf = (row, column) => (column.text ? textOf(row[column.index]) : row[column.index]);
+const valueOf = (row, column) => row[column.index];
 
 // The text of a cell; the unit is in the heading.
 function formatCell(row, column) {
@@ -30,10 +30,10 @@ function compare(column) {
 }
 
 function matches(row) {
-  if (!table.levels && textOf(row[table.final]) !== "yes") return false;
+  if (!table.levels && row[table.final] !== "yes") return false;
   if (!table.words.length) return true;
   const line = [...table.cells.map((column) => formatCell(row, column)), ...data.columns
-    .map((column, index) => (column.text ? textOf(row[index]) : ""))].join(" ").toLowerCase();
+    .map((column, index) => (column.text ? row[index] : ""))].join(" ").toLowerCase();
   return table.words.every((word) => line.includes(word));
 }
 
@@ -42,7 +42,7 @@ function drawTable() {
   if (table.sort !== null) rows.sort(compare(table.cells.find((column) => column.name === table.sort)));
   const body = document.createDocumentFragment();
   for (const row of rows.slice(0, MAX_ROWS)) {
-    const line = element("tr", null, textOf(row[table.final]) === "yes" ? {} : { class: "level" });
+    const line = element("tr", null, row[table.final] === "yes" ? {} : { class: "level" });
     for (const column of table.cells) {
       line.append(element("td", formatCell(row, column), column.text ? {} : { class: "number" }));
     }

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from regrow.callbacks.random_state import RandomState
+from regrow.data.random_state import RandomState
 from regrow.data.tensor_loader import BatchLoader
 from regrow.utils.random import capture_random_state, restore_random_state
 

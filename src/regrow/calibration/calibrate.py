@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: MIT
+"""One-shot pruning with calibration data and without training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from regrow.calibration.layer_rows import LayerRows
+from regrow.calibration.moments import Data, input_moments, paired_moments
+from regrow.calibration.refit import refit_matrix
+from regrow.calibration.scores import CRITERIA
+from regrow.criteria.precomputed import Scores
+from regrow.masks.distributions import erk_densities
+from regrow.masks.masks import Masks
+from regrow.masks.targets import select_targets
+from regrow.pruning.functional import prune
+from regrow.utils.batches import batch_size
+from regrow.utils.errors import (
+    ConfigError,
+    StateError,
+    check_choice,
+    check_count,
+    check_sparsity,
+)
+from regrow.utils.names import named_parameters, strip_compile_prefix
+
+NAMES = (*CRITERIA, "magnitude")
+
+
+@dataclass
+class Calibration:
+    """The result of `calibrate`.
+
+    Attributes:
+        masks: Masks by parameter name; pass them to `regrow.enforce` to train further.
+        rows: Number of input rows that each refitted layer was fitted on.
+        dense: The dense values of each parameter that was changed.
+    """
+
+    masks: Masks
+    rows: dict[str, int] = field(default_factory=dict)
+    dense: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        """The masked fraction of the prunable weights."""
+        return self.masks.sparsity
+
+    @torch.no_grad()
+    def undo(self, model: nn.Module) -> None:
+        """Restore the dense model bit-exactly, biases included.
+
+        Raises:
+            StateError: If the model has other parameters.
+        """
+        named = named_parameters(model)
+        if missing := [name for name in self.dense if name not in named]:
+            raise StateError(f"this is another model: it has no parameter {missing[0]}")
+        for name, values in self.dense.items():
+            named[name].copy_(values)
+
+
+def calibrate(
+    model: nn.Module,
+    data: Iterable[Any],
+    sparsity: float,
+    *,
+    criterion: str = "obs",
+    refit: bool = True,
+    samples: int = 1024,
+    distribution: str | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    damping: float = 1e-3,
+    max_rows: int = 16384,
+    **settings: Any,
+) -> Calibration:
+    """Prune a trained model in place with unlabelled data, without training.
+
+    Linear layers and convolutions are scored by the second moments of their inputs. Then, layer by
+    layer in the order in which they run, kept weights and biases are refitted by least squares: a
+    layer reproduces the outputs that it had in the dense network, from the inputs that the network
+    pruned so far gives it. Memory: a copy of the model, the inputs, and for scoring one
+    `(features, features)` matrix per layer in float64.
+
+    Args:
+        model: The model.
+        data: Batches, such as a DataLoader: tensors, tuples or lists whose first element is the
+            input, or dicts of keyword arguments.
+        sparsity: Fraction of the selected weights to prune, in [0, 1); reached exactly.
+        criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
+        refit: Whether kept weights are refitted.
+        samples: Number of examples to use.
+        distribution: "global", "uniform", "erk" or "lamp"; None: "erk" for "wanda", "ria" and
+            "sparsegpt", which compare weights within a layer, else "global".
+        include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
+        exclude: Patterns of parameters not to prune.
+        damping: Ridge term, as a fraction of the mean squared input.
+        max_rows: Largest number of positions of a batch that a convolution uses, drawn at random.
+        settings: `granularity`, `layers`, `min_density`, `on_misfit` and `seed` of `regrow.prune`.
+
+    Returns:
+        The masks, and the dense values with which `undo` restores the model.
+
+    Raises:
+        ConfigError, StateError: For invalid settings, other layers, inputs that are not finite. The
+            model is unchanged.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> result = calibrate(net, [torch.randn(64, 8)], 0.5)
+        >>> result.sparsity, int((net[0].weight == 0).sum() + (net[2].weight == 0).sum())
+        (0.5, 80)
+    """
+    check_choice("criterion", criterion, NAMES)
+    settings |= {"distribution": check_distribution(criterion, distribution)}
+    settings |= {"include": include, "exclude": exclude}
+    sparsity = check_sparsity("sparsity", sparsity)
+    batches = inputs_of(data, check_count("samples", samples))
+    used = Data(batches, max_rows, settings.get("seed", 0))
+    return _prune_and_refit(model, used, sparsity, criterion, refit, damping, settings)
+
+
+def _prune_and_refit(
+    model: nn.Module,
+    data: Data,
+    sparsity: float,
+    criterion: str,
+    refit: bool,
+    damping: float,
+    settings: Mapping[str, Any],
+) -> Calibration:
+    """Prune and refit; restore the model after an error."""
+    if criterion == "sparsegpt" and settings.get("layers"):
+        raise ConfigError(
+            "criterion='sparsegpt' sweeps each layer for the sparsity of its distribution: leave "
+            "layers= out, or write criterion='obs'"
+        )
+    layers = calibrated_layers(model, settings["include"], settings["exclude"])
+    dense = copy.deepcopy(model)
+    before = {name: p.detach().clone() for name, p in named_parameters(model).items()}
+    try:
+        wanted = layer_sparsities(layers, settings["distribution"], sparsity)
+        ordered, scores = score_layers(model, layers, data, criterion, wanted, damping)
+        result = Calibration(prune(model, sparsity, criterion=scores, **settings))
+        if refit:
+            result.rows = refit_layers(model, dense, ordered, result.masks, data, damping)
+    except BaseException:
+        Calibration(Masks({}), dense=before).undo(model)
+        raise
+    now = named_parameters(model)
+    result.dense = {n: v for n, v in before.items() if not torch.equal(v, now[n].detach())}
+    return result
+
+
+def check_distribution(criterion: str, distribution: str | None) -> str:
+    """Return a distribution that goes with a criterion, or its default for None."""
+    within = criterion in ("wanda", "ria", "sparsegpt")
+    if distribution is None:
+        return "erk" if within else "global"
+    if within and distribution not in ("erk", "uniform"):
+        raise ConfigError(
+            f"criterion={criterion!r} compares weights within a layer only: write "
+            "distribution='erk' or 'uniform', or criterion='obs'"
+        )
+    return distribution
+
+
+def inputs_of(data: Iterable[Any], samples: int | None) -> list[Any]:
+    """Return the inputs of the first batches, until there are so many examples; None: of all.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    found, count = list[Any](), 0
+    for batch in data:
+        inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        found.append(inputs)
+        count += batch_size(inputs)
+        if samples is not None and count >= samples:
+            break
+    if not found:
+        raise ConfigError("calibration needs a batch or more, got none: pass a loader of inputs")
+    return found
+
+
+def calibrated_layers(
+    model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str] | None
+) -> list[LayerRows]:
+    """Return the selected layers.
+
+    Raises:
+        ConfigError: If a selected weight belongs to another kind of layer.
+    """
+    owners = {
+        strip_compile_prefix(f"{path}.weight" if path else "weight"): module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | _ConvNd)
+    }
+    targets = select_targets(model, include, exclude).targets
+    other = [target.name for target in targets if target.name not in owners]
+    if other:
+        raise ConfigError(
+            f"{other[0]} is no weight of a Linear layer or a convolution, which calibration knows: "
+            f"write exclude={other}"
+        )
+    return [LayerRows(target.name, owners[target.name]) for target in targets]
+
+
+def score_layers(
+    model: nn.Module,
+    layers: Sequence[LayerRows],
+    data: Data,
+    criterion: str,
+    sparsities: Mapping[str, float],
+    damping: float,
+) -> tuple[list[LayerRows], Scores | str]:
+    """Return the layers in the order in which they run, and a criterion for `regrow.prune`.
+
+    Args:
+        model: The model.
+        layers: The layers to score.
+        data: Calibration data.
+        criterion: A name.
+        sparsities: Sparsity of each layer, for "sparsegpt".
+        damping: For "obs".
+
+    Raises:
+        ConfigError: If a layer does not run.
+        StateError: For inputs that are not finite.
+    """
+    found = input_moments(model, layers, data)
+    by_name = {layer.name: layer for layer in layers}
+    if missing := [name for name in by_name if name not in found]:
+        raise ConfigError(
+            f"{missing[0]} is not used in the model's forward pass: write exclude={missing}"
+        )
+    ordered = [by_name[name] for name in found]
+    if criterion == "magnitude":
+        return ordered, criterion
+    return ordered, Scores(
+        {
+            layer.name: score_layer(
+                layer, found[layer.name].xx, criterion, sparsities[layer.name], damping
+            )
+            for layer in ordered
+        }
+    )
+
+
+def layer_sparsities(
+    layers: Sequence[LayerRows], distribution: str, sparsity: float
+) -> dict[str, float]:
+    """Return the sparsity of each layer under "erk", else the same for all."""
+    shapes = [layer.module.weight.shape for layer in layers]
+    densities = erk_densities(shapes, sparsity) if distribution == "erk" else []
+    kept = densities or [1 - sparsity] * len(layers)
+    return {layer.name: 1 - density for layer, density in zip(layers, kept, strict=True)}
+
+
+@torch.no_grad()
+def score_layer(
+    layer: LayerRows, xx: Tensor, criterion: str, sparsity: float, damping: float
+) -> Tensor:
+    """Return the scores of a layer's weight, in its shape."""
+    more: Sequence[float] = {"obs": (damping,), "sparsegpt": (sparsity,)}.get(criterion, ())
+    rule = CRITERIA[criterion]
+    parts = [rule(w, h, *more) for w, h in zip(layer.matrix, xx, strict=True)]
+    return layer.to_weight(torch.stack(parts))
+
+
+@torch.no_grad()
+def refit_layers(
+    model: nn.Module,
+    dense: nn.Module,
+    layers: Sequence[LayerRows],
+    masks: Mapping[str, Tensor],
+    data: Data,
+    damping: float,
+) -> dict[str, int]:
+    """Refit layers in their order, each on what the model with the layers before it computes.
+
+    Args:
+        model: The pruned model.
+        dense: A copy of it before it was pruned.
+        layers: Layers of the model, in the order in which they run.
+        masks: Bool masks by name of the weight; layers without one are left as they are.
+        data: Calibration data.
+        damping: See `refit_rows`.
+
+    Returns:
+        The number of input rows of each layer.
+    """
+    rows = {}
+    pairs = dict(zip(model.modules(), dense.modules(), strict=True))
+    for layer in layers:
+        if layer.name not in masks:
+            continue
+        twin = LayerRows(layer.name, cast("nn.Linear | _ConvNd", pairs[layer.module]))
+        moments = paired_moments(layer, model, twin, dense, data)
+        weight, mask = layer.module.weight, masks[layer.name].bool()
+        biased = layer.module.bias is not None
+        keep = layer.to_matrix(mask)
+        matrix, bias = refit_matrix(layer.matrix, keep, moments, biased, damping)
+        weight.copy_(layer.to_weight(matrix).masked_fill(~mask, 0.0))
+        if layer.module.bias is not None and bias is not None:
+            layer.module.bias.copy_(bias.flatten())
+        rows[layer.name] = moments.rows
+    return rows

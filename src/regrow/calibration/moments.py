@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""Collect second moments of layer inputs and outputs, in memory that does not grow with data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.calibration.layer_rows import LayerRows
+from regrow.utils.batches import bound_forward
+from regrow.utils.errors import StateError
+from regrow.utils.modes import in_mode
+from regrow.utils.random import make_generator
+
+
+class Moments:
+    """Sums over rows of inputs X `(groups, rows, features)` and outputs Y `(groups, rows, out)`.
+
+    Attributes:
+        rows: Number of rows seen.
+        xx: X^T X, `(groups, features, features)` in float64.
+        xy: X^T Y, `(groups, features, out)`; None without outputs.
+        x, y: Sums of rows.
+
+    Example:
+        >>> moments = Moments()
+        >>> moments.add(torch.tensor([[[1.0, 2.0]]]), None)
+        >>> moments.xx.tolist()
+        [[[1.0, 2.0], [2.0, 4.0]]]
+    """
+
+    xx: Tensor
+    xy: Tensor | None
+    x: Tensor
+    y: Tensor | None
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.xy = self.y = None
+
+    def add(self, inputs: Tensor, outputs: Tensor | None) -> None:
+        """Add rows; outputs belong to the same rows."""
+        x = inputs.double()
+        y = None if outputs is None else outputs.double()
+        xx, sums = x.mT @ x, x.sum(1)
+        self.xx, self.x = (self.xx + xx, self.x + sums) if self.rows else (xx, sums)
+        if y is not None:
+            xy, sums = x.mT @ y, y.sum(1)
+            self.xy = xy if self.xy is None else self.xy + xy
+            self.y = sums if self.y is None else self.y + sums
+        self.rows += x.shape[1]
+
+    def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Add up the sums of all ranks; `total` returns the sum of a tensor over them."""
+        self.rows = int(total(self.x.new_tensor(self.rows)))
+        self.xx, self.x = total(self.xx), total(self.x)
+        if self.xy is not None and self.y is not None:
+            self.xy, self.y = total(self.xy), total(self.y)
+
+    def check_finite(self, name: str) -> None:
+        """Raise `StateError` if inputs of a layer were not finite."""
+        if not bool(self.xx.isfinite().all()):
+            raise StateError(
+                f"inputs of {name} are not finite on the calibration data: check the data and its "
+                "normalisation, or exclude the layer"
+            )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Calibration data, and how it is used.
+
+    Attributes:
+        batches: Inputs; a tuple holds positional arguments, a dict keyword arguments.
+        max_rows: Largest number of rows of a batch that are used, drawn at random.
+        seed: For that draw.
+        total: Returns the sum of a tensor over all ranks; None: there is one.
+    """
+
+    batches: Sequence[Any]
+    max_rows: int = 16384
+    seed: int = 0
+    total: Callable[[Tensor], Tensor] | None = None
+
+    def sample(self, rows: Tensor, name: str, seen: int) -> Tensor:
+        """Draw rows of a layer that has seen others; the same ones for inputs and outputs."""
+        if rows.shape[1] <= self.max_rows:
+            return rows
+        generator = make_generator(self.seed, seen, name)
+        chosen = torch.randperm(rows.shape[1], generator=generator)[: self.max_rows]
+        return rows.index_select(1, chosen.to(rows.device))
+
+    def finish(self, name: str, moments: Moments) -> Moments:
+        """Add up the ranks' sums, and check them."""
+        if self.total is not None:
+            moments.reduce(self.total)
+        moments.check_finite(name)
+        return moments
+
+
+def input_moments(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> dict[str, Moments]:
+    """Collect moments of the inputs of layers in one pass over the data.
+
+    Args:
+        model: Run in eval mode; as before afterwards.
+        layers: Layers of the model.
+        data: Calibration data.
+
+    Returns:
+        Moments by name, in the order in which the layers run. Layers that do not run are left out.
+    """
+    found: dict[str, Moments] = {}
+
+    def make_hook(layer: LayerRows) -> Callable[..., None]:
+        def hook(_: nn.Module, given: tuple[Any, ...], __: Tensor) -> None:
+            moments = found.setdefault(layer.name, Moments())
+            moments.add(data.sample(layer.inputs(given[0]), layer.name, moments.rows), None)
+
+        return hook
+
+    with in_mode(model, training=False):
+        handles = [layer.module.register_forward_hook(make_hook(layer)) for layer in layers]
+        try:
+            for batch in data.batches:
+                bound_forward(model, batch)()
+        finally:
+            for handle in handles:
+                handle.remove()
+    return {name: data.finish(name, moments) for name, moments in found.items()}
+
+
+def paired_moments(
+    layer: LayerRows, model: nn.Module, twin: LayerRows, dense: nn.Module, data: Data
+) -> Moments:
+    """Collect moments of a layer's inputs in a model and of its outputs in a dense copy.
+
+    Args:
+        layer: The layer in the model.
+        model: The model, pruned so far.
+        twin: The layer in the copy.
+        dense: The dense copy.
+        data: Calibration data.
+    """
+    moments = Moments()
+    with in_mode(model, training=False), in_mode(dense, training=False):
+        for batch in data.batches:
+            inputs = [given for given, _ in _calls(model, layer.module, batch)]
+            outputs = [output for _, output in _calls(dense, twin.module, batch)]
+            if len(inputs) != len(outputs) or not inputs:
+                raise StateError(
+                    f"{layer.name} is called {len(inputs)} times in the model and {len(outputs)} "
+                    "times in its copy: calibration needs a forward pass that does not depend on "
+                    "weights or on attributes that copy.deepcopy shares"
+                )
+            for given, output in zip(inputs, outputs, strict=True):
+                x, y = layer.inputs(given), twin.outputs(output)
+                seen = moments.rows
+                moments.add(*(data.sample(rows, layer.name, seen) for rows in (x, y)))
+    return data.finish(layer.name, moments)
+
+
+def _calls(model: nn.Module, module: nn.Module, batch: Any) -> list[tuple[Tensor, Tensor]]:
+    """Run a model, and return the inputs and outputs of each call of a layer."""
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def hook(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        calls.append((given[0].detach().clone(), output.detach().clone()))
+
+    handle = module.register_forward_hook(hook)
+    try:
+        bound_forward(model, batch)()
+    finally:
+        handle.remove()
+    return calls

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: MIT
+"""PostTrainingPruning: prunes a trained network once, with calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from regrow.calibration.calibrate import (
+    NAMES,
+    calibrated_layers,
+    check_distribution,
+    inputs_of,
+    layer_sparsities,
+    refit_layers,
+    score_layers,
+)
+from regrow.calibration.moments import Data
+from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.core.session import GradualMagnitude, PruningSession
+from regrow.callbacks.support.probe import peek_batches, probe_copy
+from regrow.criteria.precomputed import Scores
+from regrow.criteria.saliency import unsharded_targets
+from regrow.pruning.config import PruningConfig
+from regrow.pruning.migration import answer_other_arguments
+from regrow.pruning.pruner import Pruner
+from regrow.pruning.state import HistoryEntry, KeepRemoved
+from regrow.schedules.base import Milestone
+from regrow.schedules.one_shot import OneShot
+from regrow.utils.errors import (
+    ConfigError,
+    check_bool,
+    check_choice,
+    check_count,
+    check_keep_removed,
+)
+from regrow.utils.lightning_classes import overrides, pl
+from regrow.utils.names import matches_pattern, named_parameters
+
+
+class Refitted(TypedDict):
+    """What a refit changed, by parameter name.
+
+    Attributes:
+        before: Values before.
+        after: Values after.
+    """
+
+    before: dict[str, Tensor]
+    after: dict[str, Tensor]
+
+
+class PostTrainingPruning(PruningCallback[Pruner]):
+    """Prune a trained network once, before the fit's first optimizer step, and refit what is kept.
+
+    Weights are scored by the second moments of their layers' inputs, on the first training batches.
+    Then, layer by layer, the kept weights and biases are refitted by least squares, so that a layer
+    reproduces its dense outputs from the inputs that the pruned network gives it. Labels are not
+    used. The fit that follows fine-tunes with the masks kept. Without a fit: `regrow.calibrate`.
+
+    Under several ranks the sums of all ranks are used. Random generators and the data loader keep
+    their state.
+
+    Args:
+        sparsity: Fraction of the selected weights to prune, in [0, 1), reached exactly.
+        criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
+        refit: Whether kept weights are refitted.
+        batches: Number of training batches to use, on each rank.
+        distribution: "global", "uniform", "erk" or "lamp"; None: "erk" for "wanda", "ria" and
+            "sparsegpt", which compare weights within a layer, else "global".
+        granularity: "weight", "2:4" (any "n:m") or "block:4x4".
+        include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
+            Linear weights.
+        exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
+        damping: Ridge term, as a fraction of the mean squared input.
+        keep_removed: What is stored for `unprune`: True (values), "moments" or False. `unprune()`
+            also restores the refitted weights and biases that have not been trained since.
+        seed: For the draw of input rows of large convolutions.
+
+    Raises:
+        ConfigError: For invalid settings; for selected weights of layers other than Linear and
+            convolutions; for sharded weights.
+        StateError: For inputs that are not finite, and modules that cannot be copied.
+
+    Source: Frantar and Alistarh 2022 (OBC); Sun et al. 2024 (Wanda); Frantar and Alistarh 2023
+    (SparseGPT).
+
+    Example:
+        >>> PostTrainingPruning(0.8, criterion="hessian")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        regrow.ConfigError: criterion must be one of magnitude, obs, ria, sparsegpt, wanda, got ...
+    """
+
+    @answer_other_arguments
+    def __init__(
+        self,
+        sparsity: float = 0.8,
+        *,
+        criterion: str = "obs",
+        refit: bool = True,
+        batches: int = 8,
+        distribution: str | None = None,
+        granularity: str = "weight",
+        include: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
+        damping: float = 1e-3,
+        keep_removed: bool | str = True,
+        seed: int = 0,
+    ) -> None:
+        check_choice("criterion", criterion, NAMES)
+        distribution = check_distribution(criterion, distribution)
+        keep = check_keep_removed(keep_removed)
+        config = PruningConfig("magnitude", distribution, granularity, None, include, exclude, seed)
+        strategy = Calibrated(
+            config,
+            keep,
+            scoring=criterion,
+            refit=check_bool("refit", refit),
+            batches=check_count("batches", batches),
+            damping=damping,
+        )
+        super().__init__(strategy, OneShot(0), config.check_target(sparsity))
+        self.strategy = strategy
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        unsharded_targets(pl_module, self.method.include, self.method.exclude)
+        calibrated_layers(pl_module, self.method.include, self.method.exclude)
+        if not overrides(pl_module, "forward", "LightningModule"):
+            raise ConfigError(
+                f"PostTrainingPruning runs forward(), which {type(pl_module).__name__} does not "
+                "have: define forward(self, inputs)"
+            )
+
+    def on_suite_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.session.due() is not None:
+            self.strategy.seen = trainer, pl_module, batch
+            try:
+                self.session.step()
+            finally:
+                self.strategy.seen = None
+
+    def unprune(self, names: Iterable[str] | str | None = None) -> HistoryEntry:
+        """Restore removed weights, and refitted ones that have not been trained since."""
+        entry = super().unprune(names)
+        self.strategy.restore(self.pruner, names)
+        return entry
+
+
+class Calibrated(GradualMagnitude):
+    """Prune once by calibrated scores, and refit.
+
+    Args:
+        config: Its criterion is not used.
+        keep_removed, scoring, refit, batches, damping: See `PostTrainingPruning`.
+    """
+
+    def __init__(
+        self,
+        config: PruningConfig,
+        keep_removed: KeepRemoved,
+        *,
+        scoring: str,
+        refit: bool,
+        batches: int,
+        damping: float,
+    ) -> None:
+        super().__init__(config, keep_removed)
+        self.scoring, self.refit, self.batches = scoring, refit, batches
+        self.damping = damping
+        self.seen: tuple[pl.Trainer, pl.LightningModule, Any] | None = None  # in the first step
+        self.refitted: Refitted = {"before": {}, "after": {}}
+
+    def apply(
+        self, session: PruningSession[Pruner], due: Milestone, optimizers: list[Optimizer]
+    ) -> HistoryEntry | None:
+        assert self.seen is not None
+        trainer, module, batch = self.seen
+        count = 1 if trainer.fast_dev_run else self.batches  # type: ignore[attr-defined]
+        ahead = [batch for _, batch in peek_batches(trainer, batch, count)]
+        total = None if trainer.world_size == 1 else lambda values: _total(trainer, values)
+        data = Data(inputs_of(ahead, None), seed=self.config.seed, total=total)
+        pruner, device = session.pruner, module.device.type
+        with pl.utilities.seed.isolate_rng(), torch.autocast(device, enabled=False):
+            dense = probe_copy(trainer, module) if self.refit else None
+            layers = calibrated_layers(module, self.config.include, self.config.exclude)
+            wanted = layer_sparsities(layers, self.config.distribution, due.sparsity)
+            ordered, scores = score_layers(module, layers, data, self.scoring, wanted, self.damping)
+            given = scores if isinstance(scores, Scores) else None
+            entry = pruner.prune_to(due.sparsity, optimizers, scores=given)
+            if dense is not None:
+                before = {name: p.detach().cpu() for name, p in named_parameters(dense).items()}
+                refit_layers(module, dense, ordered, pruner.masks, data, self.damping)
+                self._store(pruner, before)
+        return entry
+
+    def _store(self, pruner: Pruner, before: Mapping[str, Tensor]) -> None:
+        if self.keep_removed:
+            now = named_parameters(pruner.model)
+            after = {
+                name: value
+                for name in before
+                if not torch.equal(value := now[name].detach().cpu().clone(), before[name])
+            }
+            self.refitted = {"before": {name: before[name] for name in after}, "after": after}
+
+    @torch.no_grad()
+    def restore(self, pruner: Pruner, names: Iterable[str] | str | None) -> None:
+        """Restore refitted weights of layers that have not been trained since."""
+        patterns = [names] if isinstance(names, str) else names
+        named = named_parameters(pruner.model)
+        for name, after in self.refitted["after"].items():
+            weight = f"{name.rpartition('.')[0]}.weight".lstrip(".")
+            if patterns is None or any(matches_pattern(weight, p) for p in patterns):
+                parameter = named[name]
+                same = parameter == after.to(parameter.device)
+                dense = self.refitted["before"][name].to(parameter)
+                parameter.copy_(torch.where(same, dense, parameter))
+
+    def state_dict(self, session: PruningSession[Pruner]) -> dict[str, Any]:
+        return {"refitted": dict(self.refitted)}
+
+    def after_load(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
+        self.refitted = cast(Refitted, state["refitted"])
+
+
+def _total(trainer: pl.Trainer, values: Tensor) -> Tensor:
+    reduced = trainer.strategy.reduce(values, reduce_op="sum")
+    assert isinstance(reduced, Tensor)
+    return reduced

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""`regrow.calibrate`: masks, refit, undo, and what it refuses."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from regrow.calibration.scores import CRITERIA
+from regrow.utils.errors import ConfigError, StateError
+
+
+def data(count=256, shape=(12,), seed=0):
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def perceptron():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)
+    )
+
+
+def images():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(8 * 36, 4),
+    )  # fmt: skip
+
+
+def distance(model, dense, x):
+    model.eval()
+    with torch.no_grad():
+        return float((model(x) - dense.eval()(x)).norm() / dense(x).norm())
+
+
+@pytest.mark.parametrize("criterion", [*CRITERIA, "magnitude"])
+@pytest.mark.parametrize(("make", "shape"), [(perceptron, (12,)), (images, (3, 8, 8))])
+def test_a_refit_brings_the_outputs_nearer_to_the_dense_ones(criterion, make, shape):
+    x, dense = data(shape=shape), make()
+    results = {}
+    for refit in (False, True):
+        model = copy.deepcopy(dense).train()
+        result = regrow.calibrate(model, [x], 0.6, criterion=criterion, refit=refit)
+        weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        total = sum(w.numel() for w in weights)
+        assert sum(int((w == 0).sum()) for w in weights) == round(0.6 * total)
+        assert result.sparsity == pytest.approx(0.6, abs=1 / total)
+        assert all(module.training for module in model.modules())
+        results[refit] = distance(model, dense, x)
+    assert results[True] < results[False]
+
+
+def test_better_criteria_than_magnitude_without_and_with_refit():
+    mix = torch.randn(12, 12, generator=torch.Generator().manual_seed(3))
+    x, new, dense = data() @ mix, data(seed=1) @ mix, perceptron()
+    found = {}
+    for criterion in ("magnitude", "obs"):
+        for refit in (False, True):
+            model = copy.deepcopy(dense)
+            regrow.calibrate(model, [x], 0.7, criterion=criterion, refit=refit)
+            found[criterion, refit] = distance(model, dense, new)
+    assert found["obs", True] < found["magnitude", True] < found["magnitude", False]
+    assert found["obs", False] < found["magnitude", False]
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_undo_gives_the_dense_network_bit_exactly(refit):
+    model = images()
+    before = copy.deepcopy(model.state_dict())
+    result = regrow.calibrate(model, [data(shape=(3, 8, 8))], 0.8, refit=refit)
+    assert any(not torch.equal(value, before[n]) for n, value in model.state_dict().items())
+    result.undo(model)
+    assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+    with pytest.raises(StateError, match="another model"):
+        result.undo(nn.Linear(2, 2))
+
+
+def test_a_layer_whose_kept_weights_suffice_is_fitted_exactly():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3))
+    x = data(shape=(4,))
+    x[:, 2] = x[:, 0] - 2 * x[:, 1] + 1  # so that one weight is superfluous
+    y = model(x)
+    keep = torch.tensor([[True, True, False, True]] * 3)
+    scores = regrow.Scores({"0.weight": keep.float()})
+    masks = regrow.prune(copy.deepcopy(model), 0.25, criterion=scores)
+    assert torch.equal(masks["0.weight"], keep)
+    regrow.calibrate(model, [x], 0.25, criterion="obs", damping=1e-9)
+    assert torch.allclose(model(x), y, atol=1e-4)
+
+
+def test_masks_hold_in_training_afterwards():
+    model = perceptron()
+    result = regrow.calibrate(model, [data()], 0.5)
+    optimizer = torch.optim.Adam(model.parameters())
+    with regrow.enforce(model, result.masks, optimizer):
+        model(data()).square().sum().backward()
+        optimizer.step()
+    assert all(not model.get_parameter(n)[~mask].any() for n, mask in result.masks.items())
+
+
+@pytest.mark.parametrize("granularity", ["2:4", "block:4x4"])
+def test_other_granularities(granularity):
+    model, dense, x = perceptron(), perceptron(), data()
+    result = regrow.calibrate(model, [x], 0.5, granularity=granularity)
+    assert result.sparsity == 0.5
+    if granularity == "2:4":
+        assert all((m.reshape(-1, 4).sum(1) == 2).all() for m in result.masks.values())
+    plain = perceptron()
+    regrow.prune(plain, 0.5, granularity=granularity)
+    assert distance(model, dense, x) < distance(plain, dense, x)
+
+
+def test_random_state_buffers_and_loaders_labels_do_not_matter():
+    model, x = images(), data(shape=(3, 8, 8))
+    other = copy.deepcopy(model)
+    state = torch.get_rng_state()
+    regrow.calibrate(model, [(x, torch.zeros(256))], 0.5)
+    assert torch.equal(state, torch.get_rng_state())
+    regrow.calibrate(other, x.split(64), 0.5)
+    for (name, one), two in zip(
+        model.state_dict().items(), other.state_dict().values(), strict=True
+    ):
+        assert torch.allclose(one, two, atol=1e-4), name
+    assert torch.equal(model[1].running_mean, images()[1].running_mean)
+
+
+def test_a_layer_that_is_called_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.last = nn.Linear(12, 12), nn.Linear(12, 2)
+
+        def forward(self, x):
+            return self.last(self.layer(self.layer(x).relu()).relu())
+
+    torch.manual_seed(0)
+    model = Twice()
+    dense = copy.deepcopy(model)
+    result = regrow.calibrate(model, [data()], 0.5)
+    assert result.rows["layer.weight"] == 512
+    plain = copy.deepcopy(dense)
+    regrow.prune(plain, 0.5)
+    assert distance(model, dense, data()) < distance(plain, dense, data())
+
+
+def test_rows_are_drawn_where_there_are_many():
+    model = images()
+    result = regrow.calibrate(model, data(shape=(3, 8, 8)).split(64), 0.5, max_rows=100)
+    assert result.rows["0.weight"] == 4 * 100
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"criterion": "hessian"}, "criterion must be one of magnitude, obs"),
+        ({"criterion": "wanda", "distribution": "global"}, "within a layer only"),
+        ({"sparsity": 90}, "write 0.9"),
+        ({"data": []}, "needs a batch or more"),
+        ({"samples": 0}, "samples must"),
+        ({"criterion": "sparsegpt", "layers": {"0.weight": 0.3}}, "leave layers= out"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)
+def test_invalid_settings_change_nothing(given, message):
+    model = perceptron()
+    settings = {"data": [data()], "sparsity": 0.5} | given
+    with pytest.raises(ConfigError, match=message):
+        regrow.calibrate(model, **settings)
+    assert all(map(torch.equal, model.parameters(), perceptron().parameters()))
+
+
+def test_inputs_that_are_not_finite():
+    x = data()
+    x[3, 2] = float("nan")
+    with pytest.raises(StateError, match=r"inputs of 0.weight are not finite"):
+        regrow.calibrate(perceptron(), [x], 0.5)
+
+
+def test_a_model_whose_copy_runs_the_original():
+    body = perceptron()
+    model = nn.Sequential(body)
+    model.forward = lambda x: body(x)  # a copy shares the function
+    with pytest.raises(StateError, match="0 times in its copy"):
+        regrow.calibrate(model, [data()], 0.5)
+    assert all(map(torch.equal, body.parameters(), perceptron().parameters()))
+
+
+def test_layers_that_cannot_be_calibrated_or_do_not_run():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.other = nn.Linear(12, 4), nn.Linear(12, 4)
+
+        def forward(self, x):
+            return self.body(x)
+
+    model = Unused()
+    with pytest.raises(ConfigError, match=r"other.weight is not used.*exclude=\['other.weight'\]"):
+        regrow.calibrate(model, [data()], 0.5)
+    assert regrow.calibrate(model, [data()], 0.5, exclude=["other"]).sparsity == 0.5
+    with pytest.raises(ConfigError, match=r"weight_ih_l0.*exclude="):
+        regrow.calibrate(nn.LSTM(4, 4), [data(shape=(3, 4))], 0.5)

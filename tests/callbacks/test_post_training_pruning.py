@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""PostTrainingPruning: prunes and refits before the first step of a fit."""
+
+import copy
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tiny_fits import SGD, Net, copied, fit, loader, read, trainer, weights
+
+import regrow
+from regrow import PostTrainingPruning
+from regrow.utils.errors import ConfigError
+
+
+class Callable(Net):
+    """A network that is called on inputs."""
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def trained():
+    module = Callable()
+    fit(module, max_epochs=5)
+    return module
+
+
+class FirstStep(pl.Callback):
+    """Copies the weights after the event, before the first optimizer step."""
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        if not hasattr(self, "weights"):
+            self.weights = copied(module)
+
+
+@pytest.mark.parametrize("criterion", ["obs", "wanda", "sparsegpt", "magnitude"])
+def test_the_first_step_starts_from_what_calibrate_gives(criterion):
+    module, look = trained(), FirstStep()
+    reference = copy.deepcopy(module)
+    callback = PostTrainingPruning(0.5, criterion=criterion, batches=8)
+    fit(module, callback, look, max_epochs=1)
+    batches = [batch for batch, _ in loader()]
+    regrow.calibrate(reference, batches, 0.5, criterion=criterion)
+    for name, value in reference.state_dict().items():
+        assert torch.allclose(look.weights[name], value, atol=1e-5), name
+    assert callback.sparsity == 0.5
+    zeros = sum(int((w == 0).sum()) for w in weights(module).values())
+    assert zeros == 72
+    assert [entry["step"] for entry in callback.history] == [0]
+
+
+def test_unprune_gives_the_dense_network_where_nothing_trained():
+    module = trained()
+    before = copied(module)
+    callback = PostTrainingPruning(0.5)
+    frozen = Callable(lambda parameters: SGD(parameters, lr=0.0))
+    frozen.load_state_dict(before)
+    fit(frozen, callback, max_epochs=1)
+    assert any(not torch.equal(v, before[n]) for n, v in frozen.state_dict().items())
+    callback.unprune()
+    assert all(torch.equal(v, before[n]) for n, v in frozen.state_dict().items())
+
+
+def test_unprune_keeps_what_was_trained_since():
+    module = trained()
+    before = copied(module)
+    callback, look = PostTrainingPruning(0.5), FirstStep()
+    fit(module, callback, look, max_epochs=1)
+    now, masks = copied(module), callback.masks
+    callback.unprune()
+    for name, mask in masks.items():
+        weight = module.get_parameter(name)
+        trained_since = now[name] != look.weights[name]  # not those of units without outputs
+        assert trained_since.any()
+        assert torch.equal(weight[trained_since], now[name][trained_since])
+        assert torch.equal(weight[~mask], before[name][~mask])
+        assert torch.equal(weight[~trained_since], before[name][~trained_since])
+
+
+def test_unprune_by_name_restores_that_layer():
+    module = Callable(lambda parameters: SGD(parameters, lr=0.0))
+    before = copied(module)
+    callback = PostTrainingPruning(0.5)
+    fit(module, callback, max_epochs=1)
+    callback.unprune("body.0")
+    after = copied(module)
+    assert torch.equal(after["body.0.weight"], before["body.0.weight"])
+    assert torch.equal(after["body.0.bias"], before["body.0.bias"])
+    assert not torch.equal(after["body.2.weight"], before["body.2.weight"])
+
+
+def test_a_resumed_fit_equals_an_uninterrupted_one_and_can_be_unpruned(tmp_path):
+    whole, resumed = trained(), trained()
+    one, two = PostTrainingPruning(0.5), PostTrainingPruning(0.5)
+    fit(whole, one, max_epochs=2)
+    first = fit(resumed, two, max_epochs=1)
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    assert read(tmp_path / "a.ckpt")
+    again, callback = Callable(), PostTrainingPruning(0.5)
+    trainer(callback, max_epochs=2).fit(again, loader(), ckpt_path=str(tmp_path / "a.ckpt"))
+    assert all(map(torch.equal, whole.parameters(), again.parameters()))
+    assert callback.history == one.history
+    one.unprune()
+    callback.unprune()
+    assert all(map(torch.equal, whole.parameters(), again.parameters()))
+
+
+def test_without_refit_kept_weights_are_as_they_were():
+    module, look = trained(), FirstStep()
+    before = copied(module)
+    callback = PostTrainingPruning(0.5, refit=False)
+    fit(module, callback, look, max_epochs=1)
+    for name, mask in callback.masks.items():
+        assert torch.equal(look.weights[name], before[name] * mask)
+
+
+def test_the_batches_that_training_sees_are_the_same(tmp_path):
+    seen = {}
+
+    class Watch(Callable):
+        def training_step(self, batch, batch_idx):
+            seen.setdefault(key, []).append(batch[0].clone())
+            return super().training_step(batch, batch_idx)
+
+    for key in ("with", "without"):
+        torch.manual_seed(0)
+        fit(Watch(), *([PostTrainingPruning(0.5, batches=3)] if key == "with" else []))
+    assert all(map(torch.equal, seen["with"], seen["without"]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"criterion": "hessian"}, "criterion must be one of"),
+        ({"batches": 0}, "batches must"),
+        ({"refit": "yes"}, "refit must"),
+        ({"criterion": "wanda", "distribution": "global"}, "within a layer only"),
+        ({"sparsity": 1.5}, "sparsity must"),
+    ],
+    ids=str,
+)
+def test_invalid_settings(given, message):
+    with pytest.raises(ConfigError, match=message):
+        PostTrainingPruning(**given)
+
+
+def test_a_module_without_forward():
+    with pytest.raises(ConfigError, match="define forward"):
+        fit(Net(), PostTrainingPruning(0.5))
+
+
+def test_more_batches_than_there_are():
+    with pytest.raises(ConfigError, match="more than the train loader has"):
+        fit(Callable(), PostTrainingPruning(0.5, batches=9))
+
+
+def test_evaluation_before_and_after_without_training():
+    module = trained()
+    run = trainer()
+    [before] = run.validate(module, loader())
+    result = regrow.calibrate(module, loader(), 0.5)
+    [after] = run.validate(module, loader())
+    assert result.sparsity == 0.5
+    assert after["val/loss"] != before["val/loss"]
+    result.undo(module)
+    assert run.validate(module, loader()) == [before]
