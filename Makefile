@@ -3,14 +3,15 @@ PYTHON ?= python3
 # Your own build of torch: make TORCH="torch --index-url URL" demo
 TORCH  ?= torch==2.13.0
 
-# torchvision needs the torch that it was built with; the default one may be any build.
-VISION ?= torch==2.14.1 torchvision==0.29.1 timm==1.0.31
+# Each leg of `make matrix` has an environment, .venv-LEG, from requirements/LEG.txt.
+NEWER ?= python3.13
+LEGS := lowest pytorch-lightning vision $(if $(shell $(NEWER) --version 2>/dev/null),python3.13)
 
 BIN := .venv/bin
 VISION_BIN := .venv-vision/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup vision vision-slow demo test slow guard lint types bench zoo clean
+.PHONY: setup vision vision-slow demo test slow guard matrix $(LEGS:%=leg-%) release lint types bench zoo clean
 .DEFAULT_GOAL := test
 
 # The stamp makes a second run instant. Torch comes first, so that your build of it stays.
@@ -34,13 +35,19 @@ slow: setup
 guard: setup
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "guard and not vision"
 
-# Tests that need torchvision and timm, in an environment with the torch that they need.
-.venv-vision/.done: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-vision
-	$(VISION_BIN)/pip install -q $(VISION)
-	$(VISION_BIN)/pip install -q -e '.[dev,vision]' -c constraints.txt
+.venv-python3.13/.done: PYTHON := $(NEWER)
+$(LEGS:%=.venv-%/.done): .venv-%/.done: requirements/%.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install -q -r $<
 	touch $@
 
+# One leg: make leg-lowest. All of them: make -k matrix, so that each leg runs.
+$(LEGS:%=leg-%): leg-%: .venv-%/.done
+	.venv-$*/bin/pytest -q -n 2 --dist worksteal
+
+matrix: $(LEGS:%=leg-%)
+
+# Tests that need torchvision and timm.
 vision: .venv-vision/.done
 	$(VISION_BIN)/pytest -q -n 2 --dist worksteal -m "vision and (not slow or guard)"
 
@@ -62,6 +69,19 @@ zoo: .venv-vision/.done
 	$(VISION_BIN)/pip install -q torch-pruning==1.6.1
 	$(VISION_BIN)/python benchmarks/zoo.py
 	$(VISION_BIN)/python benchmarks/channel_speed.py
+
+# What is uploaded: checked, and installed with its dependencies where nothing else is.
+release:
+	rm -rf dist .venv-release
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/pip install -q -r requirements/release.txt
+	.venv-release/bin/python -m build
+	.venv-release/bin/twine check --strict dist/*
+	.venv-release/bin/check-wheel-contents dist/*.whl
+	$(PYTHON) -m venv --clear .venv-release
+	.venv-release/bin/pip install -q $(TORCH)
+	.venv-release/bin/pip install -q "$$(echo dist/*.whl)[data]"
+	cd dist && PATH=../.venv-release/bin:$$PATH python ../tests/helpers/three_doors.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

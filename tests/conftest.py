@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from lightning_alias import install_alias
 
 # Several test processes share few cores: more threads each would only wait for one another.
 torch.set_num_threads(1)
+install_alias()
 
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)

@@ -7,9 +7,10 @@ import gloo_ranks
 import pytest
 import tiny_channel_fits
 import torch
+from averaging_reference import exponential
 from compiled_modules import inner, late, whole
 from distillation_fits import Called, close, distill
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_fits import ADAM, Net, Watch, copied, equal, fit, loader, zeros
 from torch import nn
 
@@ -74,7 +75,7 @@ def test_cut_student_resumes_with_an_uncut_teacher(tmp_path):
 
 def test_average_contains_the_student_only():
     module = Called(ADAM)
-    fit(module, EMAWeightAveraging(), distill(), PRUNERS["gradual"]())
+    fit(module, exponential(decay=0.999), distill(), PRUNERS["gradual"]())
     assert zeros(module) == 72
 
 

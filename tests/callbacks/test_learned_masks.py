@@ -5,8 +5,9 @@ from functools import partial
 
 import pytest
 import torch
+from averaging_reference import exponential
 from learned_mask_fits import TOTAL, Before, Wide
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_fits import Events, Net, equal, fit, loader, read, samples, trainer, weights, zeros
 from torch.utils.data import DataLoader
 
@@ -241,7 +242,7 @@ def test_a_large_score_lr_still_reaches_the_target():
 @pytest.mark.parametrize("method", ["str", "edge_popup"])
 def test_averages_follow_the_hardened_masks(method):
     module, learned = Wide(), LearnedMasks(method, 0.8)
-    made = trainer(EMAWeightAveraging(decay=0.9), learned, max_epochs=6)
+    made = trainer(exponential(), learned, max_epochs=6)
     made.fit(module, loader(), loader(1))
     assert zeros(module) == learned.masks.pruned == round(0.8 * TOTAL)
 

@@ -45,8 +45,9 @@ PACKAGES = (
 )
 # Packages that may import heavy or optional dependencies.
 COMPANIONS = {
-    "lightning": ("callbacks", "data", "app"),
+    "lightning": ("lightning_classes.py",),
     "pytorch_lightning": (),
+    "regrow.utils.lightning_classes": ("callbacks", "data", "app"),
     "hydra": ("app", "hydra_plugins"),
     "omegaconf": ("app", "hydra_plugins"),
     "sklearn": ("app",),
@@ -194,7 +195,7 @@ def misplaced_companions(tree: Tree) -> list[str]:
         f"{tree.place(path)} imports {name}"
         for path in tree.files
         for name in tree.imports(path)
-        if (allowed := COMPANIONS.get(name.split(".")[0])) is not None
+        if (allowed := COMPANIONS.get(name, COMPANIONS.get(name.split(".")[0]))) is not None
         and not {*allowed} & {*path.parts}
     ]
 

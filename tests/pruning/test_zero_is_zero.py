@@ -29,7 +29,6 @@ OPTIMIZERS = {
     "asgd": partial(optim.ASGD, weight_decay=0.1, t0=0),
     "lbfgs": partial(optim.LBFGS, max_iter=4, history_size=5),
     "lbfgs wolfe": partial(optim.LBFGS, max_iter=4, line_search_fn="strong_wolfe"),
-    "muon": partial(optim.Muon, lr=0.01),
     "nadam": partial(optim.NAdam, weight_decay=0.1),
     "nadam foreach": partial(optim.NAdam, foreach=True, decoupled_weight_decay=True),
     "radam": partial(optim.RAdam, weight_decay=0.1),
@@ -37,6 +36,8 @@ OPTIMIZERS = {
     "rmsprop foreach": partial(optim.RMSprop, momentum=0.9, foreach=True),
     "rprop": partial(optim.Rprop),
 }
+if hasattr(optim, "Muon"):  # from torch 2.9
+    OPTIMIZERS["muon"] = partial(optim.Muon, lr=0.01)
 
 
 def network(dtype=torch.float32):

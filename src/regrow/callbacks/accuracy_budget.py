@@ -8,9 +8,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, TypedDict, cast
 
-import lightning.pytorch as pl
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback, PruneEvent, PrunerOwner
@@ -26,7 +24,7 @@ from regrow.schedules.bisection import Bisection, BisectionStateDict
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_positive, check_rate
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 
 
 class OpenEvent(TypedDict):
@@ -188,7 +186,7 @@ class AccuracyBudget(Callback):
             self._open = {"sparsity": event.after, "step": step, "event": number}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         value = self._value(trainer)
         if self._open is None:

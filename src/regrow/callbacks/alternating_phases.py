@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from regrow.callbacks.core.base import Callback, PruneEvent
 from regrow.utils.errors import check_choice
+from regrow.utils.lightning_classes import pl
 from regrow.utils.snapshot import TrainingSnapshot
 
 

@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from regrow.callbacks.core.averaging import Averages
@@ -50,7 +48,7 @@ from regrow.schedules.one_shot import Table
 from regrow.schedules.registry import make_schedule
 from regrow.schedules.time import TimeLike, Timeline
 from regrow.utils.errors import ConfigError, StateError, check_count, check_sparsity
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 
 
 def check_settings(
@@ -369,7 +367,7 @@ write 'macs'
         ):
             self.strategy.remember(state)  # while there are channels to be found
             session.current = self.strategy.make_pruner(module)
-        fitting = module.trainer.state.fn == TrainerFn.FITTING
+        fitting = module.trainer.state.fn == "fit"
         if session.current is None or session.current.model is not module:
             fit_shapes(module, checkpoint)
         elif fitting or not self.plan.kept or self._is_masked():

@@ -8,10 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from regrow.callbacks.core.base import Callback
@@ -26,6 +24,7 @@ from regrow.callbacks.support.teacher import (
 )
 from regrow.distillation import distillation_loss, soft_loss
 from regrow.utils.errors import ConfigError, StateError, check_positive, suggest
+from regrow.utils.lightning_classes import pl
 
 FORMAT = 1
 
@@ -126,7 +125,7 @@ class Distill(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         there = self.state_key in (checkpoint.get("callbacks") or {})
-        if trainer.state.fn == TrainerFn.FITTING and not there:
+        if trainer.state.fn == "fit" and not there:
             raise StateError(
                 "the checkpoint was trained without Distill: load the weights into the model and "
                 "call fit without ckpt_path"

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
-import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -39,6 +38,7 @@ from regrow.schedules.drop_fraction import DropGrowSchedule, drop_fraction_at
 from regrow.schedules.one_shot import OneShot
 from regrow.schedules.time import TimeLike, Timeline
 from regrow.utils.errors import ConfigError, check_choice, check_rate
+from regrow.utils.lightning_classes import pl
 from regrow.utils.modes import no_compile
 
 

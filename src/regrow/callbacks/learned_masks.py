@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, TypedDict
 
-import lightning.pytorch as pl
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -32,6 +31,7 @@ from regrow.utils.errors import (
     check_positive,
     check_sparsity,
 )
+from regrow.utils.lightning_classes import pl
 from regrow.utils.modes import no_compile
 
 

@@ -7,9 +7,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict, cast
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -42,7 +40,7 @@ from regrow.utils.errors import (
     check_count,
     check_keep_removed,
 )
-from regrow.utils.lightning_classes import overrides
+from regrow.utils.lightning_classes import overrides, pl
 from regrow.utils.names import matches_pattern, named_parameters
 
 
@@ -212,7 +210,8 @@ class Calibrated(GradualMagnitude):
         ahead = [batch for _, batch in peek_batches(trainer, batch, count)]
         total = None if trainer.world_size == 1 else lambda values: _total(trainer, values)
         data = Data(inputs_of(ahead, None), seed=self.config.seed, total=total)
-        with isolate_rng(), torch.autocast(module.device.type, enabled=False):
+        device = module.device.type
+        with pl.utilities.seed.isolate_rng(), torch.autocast(device, enabled=False):
             dense = probe_copy(trainer, module) if self.refit else None
             pruner, sparsity = session.pruner, due.sparsity
             return self.calibrate(pruner, module, dense, data, sparsity, optimizers)

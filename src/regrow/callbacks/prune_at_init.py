@@ -8,9 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -40,7 +38,7 @@ from regrow.utils.errors import (
     check_keep_removed,
     check_positive,
 )
-from regrow.utils.lightning_classes import overrides
+from regrow.utils.lightning_classes import overrides, pl
 
 GRADIENTS: Mapping[str, Callable[..., Scores]] = {"snip": snip, "grasp": grasp}
 
@@ -239,7 +237,7 @@ class AtInit(GradualMagnitude):
             return super().apply(session, due, optimizers)
         pruner = session.pruner
         device = pruner.targets[0].parameter.device.type
-        with isolate_rng(), torch.autocast(device, enabled=False):
+        with pl.utilities.seed.isolate_rng(), torch.autocast(device, enabled=False):
             scores = self._scores(pruner, due.sparsity)
         return pruner.prune_to(due.sparsity, optimizers, scores=scores)
 

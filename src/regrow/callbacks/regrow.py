@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypedDict, cast
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
 from regrow.callbacks.core.base import Callback, PrunerOwner
@@ -25,6 +24,7 @@ from regrow.pruning.initializers import original as original_values
 from regrow.schedules.time import TimeLike, parse_time
 from regrow.schedules.triggers import Drop, Plateau, TriggerState
 from regrow.utils.errors import ConfigError, check_choice, suggest
+from regrow.utils.lightning_classes import pl
 
 
 class RegrowState(TypedDict):

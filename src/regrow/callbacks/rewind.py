@@ -6,9 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-import lightning.pytorch as pl
-from lightning.pytorch.trainer.states import TrainerFn
-
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback, PruneEvent, waits_for_gradients
 from regrow.callbacks.core.clock import Clock
@@ -19,6 +16,7 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.schedules.base import step_within
 from regrow.schedules.time import TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_count
+from regrow.utils.lightning_classes import pl
 from regrow.utils.names import parameters
 from regrow.utils.snapshot import SnapshotStateDict, TrainingSnapshot
 
@@ -124,7 +122,7 @@ did you mean 'weights'?
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         there = self.state_key in (checkpoint.get("callbacks") or {})
-        if trainer.state.fn == TrainerFn.FITTING and not there:
+        if trainer.state.fn == "fit" and not there:
             raise StateError(
                 "the checkpoint was trained without Rewind, so it has no state to rewind to: load "
                 "the weights into the model and call fit without ckpt_path"

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from regrow.callbacks.core.base import Callback
 from regrow.utils.errors import ConfigError, check_positive
+from regrow.utils.lightning_classes import pl
 from regrow.utils.modes import no_compile
 from regrow.utils.optimizers import trained_parameters
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
-
 from regrow.callbacks.core.queries import all_schedules_done, check_has_pruner
-from regrow.utils.lightning_classes import base_class
+from regrow.utils.lightning_classes import base_class, pl
 
 if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import EarlyStopping
+    EarlyStopping = pl.callbacks.EarlyStopping
 else:
     EarlyStopping = base_class("callbacks.EarlyStopping")
 

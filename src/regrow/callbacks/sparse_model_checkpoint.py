@@ -7,17 +7,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.queries import all_at_target, check_has_pruner
 from regrow.utils.errors import ConfigError
-from regrow.utils.lightning_classes import base_class, lightning_classes
+from regrow.utils.lightning_classes import base_class, lightning_classes, pl
 
 if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    ModelCheckpoint = pl.callbacks.ModelCheckpoint
 else:
     ModelCheckpoint = base_class("callbacks.ModelCheckpoint")
 
@@ -98,7 +97,9 @@ class SparseModelCheckpoint(AtomicCheckpoint):
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         self._validates = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-        deferred, self._defer_save_until_validation = self._defer_save_until_validation, False
+        # Lightning 2.5 has no such attribute
+        deferred = getattr(self, "_defer_save_until_validation", False)
+        self._defer_save_until_validation = False
         super().on_train_batch_end(trainer, *args, **kwargs)
         if self._defer_save_until_validation and not self._should_skip_saving_checkpoint(trainer):
             # the score comes later; an interrupted run needs last.ckpt without it

@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from lightning.pytorch import LightningDataModule
-
 from regrow.data.dataset_loader import DatasetLoader, check_map_style
 from regrow.data.resumable import ResumableLoader
 from regrow.utils.errors import ConfigError, check_count
+from regrow.utils.lightning_classes import pl
 
 Loader = TypeVar("Loader", bound=ResumableLoader)
 
@@ -49,7 +48,7 @@ class TrainingPosition:
             self._loader.load_state_dict(state)
 
 
-class ResumableDataModule(LightningDataModule):
+class ResumableDataModule(pl.LightningDataModule):
     """Train on any map-style dataset, and resume from any checkpoint with the next batch.
 
     The order of an epoch is a function of (seed, epoch), the augmentation of a sample one of

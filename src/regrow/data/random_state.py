@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils._pytree import tree_leaves
 
 from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.checkpoint_files import restart_loaders, restore_loaders
+from regrow.utils.lightning_classes import pl
 from regrow.utils.random import capture_random_state, restore_random_state
 
 
@@ -37,14 +37,14 @@ class RandomState(Callback):
     uninterrupted run draws. (regrow's data loaders do not use global generators.)
 
     Example:
-        >>> trainer = Trainer(callbacks=[RandomState()], logger=False,
+        >>> trainer = pl.Trainer(callbacks=[RandomState()], logger=False,
         ...                   enable_checkpointing=False, accelerator="cpu")
     """
 
     def __init__(self) -> None:
         self._pending: dict[str, Any] | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget a state that an evaluation loaded; a resumed fit loads its own after this."""
         if stage == "fit":
             self._pending = None
@@ -57,7 +57,7 @@ class RandomState(Callback):
         """Store a state until training starts."""
         self._pending = state_dict
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the state of a resumed fit."""
         if self._pending is not None:
             restore_loaders(trainer)  # before the generators: an iterator of a loader draws a seed
@@ -67,7 +67,7 @@ class RandomState(Callback):
             self._pending = None
 
 
-def _warn_of_workers(trainer: Trainer) -> None:
+def _warn_of_workers(trainer: pl.Trainer) -> None:
     """Warn if worker processes drew numbers in an epoch that continues: theirs are lost."""
     loop, loaders = trainer.fit_loop, trainer.train_dataloader
     continues = loop.restarting and not loop.epoch_loop.batch_progress.is_last_batch

@@ -1,21 +1,51 @@
 # SPDX-License-Identifier: MIT
-"""Classes of Lightning's two distributions, `lightning` and `pytorch_lightning`.
+"""The only import of Lightning, from whichever of its two distributions is installed.
 
-They are copies of each other, and an object of one is no instance of the other's class. The suite's
-callbacks are subclasses of both, and `isinstance` checks of Lightning's classes use both.
+`lightning` and `pytorch_lightning` are copies of each other, and an object of one is no instance of
+the other's class. The suite's callbacks are subclasses of both, and `isinstance` checks of
+Lightning's classes use both, so that callbacks follow the Trainer that they are given. All else
+uses `pl`: `lightning.pytorch`, or `pytorch_lightning` where that is installed alone.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from operator import attrgetter
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core import rank_zero
 
-_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+__all__ = ["base_class", "lightning_classes", "overrides", "pl"]
+
+
+def _import_installed() -> list[ModuleType]:
+    """Import the distributions that are installed.
+
+    Each of them, when imported, directs the log lines of both to its own logger: they are left with
+    the one that was imported first, where people silence them.
+    """
+    found = []
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        before = rank_zero.log
+        try:
+            found.append(importlib.import_module(name))
+        except ModuleNotFoundError as error:
+            if error.name not in (name, name.partition(".")[0]):
+                raise
+        if before.name.startswith(("lightning.", "pytorch_lightning.")):
+            rank_zero.log = before
+    if not found:
+        raise ImportError("regrow's callbacks need Lightning: pip install lightning")
+    return found
+
+
+_DISTRIBUTIONS = _import_installed()
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+else:
+    pl = _DISTRIBUTIONS[0]
 
 
 @cache
@@ -23,35 +53,16 @@ def lightning_classes(name: str) -> tuple[type[Any], ...]:
     """Return the classes of a name in the distributions that are installed, for `isinstance`.
 
     Args:
-        name: Module and class below the package, such as "callbacks.EarlyStopping".
+        name: Class below the package, such as "callbacks.EarlyStopping". A class that the installed
+            version lacks has no instances, and is left out.
 
     Example:
-        >>> [each.__module__.split(".")[0] for each in lightning_classes("Trainer")]
-        ['lightning', 'pytorch_lightning']
+        >>> isinstance(pl.Trainer(logger=False), lightning_classes("Trainer"))
+        True
     """
     module, _, attribute = name.rpartition(".")
-    found = []
-    for package in _PACKAGES:
-        try:
-            with _keep_logger():
-                imported = importlib.import_module(f"{package}.{module}".rstrip("."))
-        except ImportError:  # pytorch_lightning is optional
-            continue
-        if (each := getattr(imported, attribute, None)) is not None:
-            found.append(each)
-    return tuple(found)
-
-
-@contextmanager
-def _keep_logger() -> Iterator[None]:
-    """Keep the logger of the distribution that was imported first, where people silence it.
-
-    Each of them, when imported, directs the log lines of both to its own logger.
-    """
-    before = rank_zero.log
-    yield
-    if before.name.startswith(_PACKAGES):
-        rank_zero.log = before
+    modules = [attrgetter(module)(each) if module else each for each in _DISTRIBUTIONS]
+    return tuple(getattr(each, attribute) for each in modules if hasattr(each, attribute))
 
 
 def overrides(instance: object, hook: str, name: str) -> bool:
@@ -73,7 +84,7 @@ def overrides(instance: object, hook: str, name: str) -> bool:
 def base_class(name: str) -> type:
     """Make a base class that Trainers of both distributions accept as theirs.
 
-    It behaves as the class of `lightning`; of the other one it only has the type.
+    It behaves as the class of `pl`; of the other one it only has the type.
 
     Example:
         >>> issubclass(base_class("Callback"), lightning_classes("Callback"))

@@ -32,7 +32,7 @@ def _is_first_rank() -> bool:
 
 def quiet_third_party() -> None:
     """Silence Lightning below warnings: a run sets up many Trainers, each with a banner."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)

@@ -10,8 +10,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+
+from regrow.utils.logging import warn
 
 
 class NumpyRandomState(TypedDict):
@@ -87,7 +88,7 @@ def restore_random_state(state: Mapping[str, Any], rank: int = 0) -> None:
 def _restore_cuda(states: list[Tensor]) -> None:
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if len(states) != devices:
-        rank_zero_warn(
+        warn(
             f"The checkpoint holds the random state of {len(states)} CUDA devices and this machine "
             f"has {devices}: numbers drawn on the others will not be those of an uninterrupted run."
         )

@@ -6,14 +6,25 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from averaging_reference import Mirror, arrays, copy_of, exponential, mean, placed, same, zeros_of
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from averaging_reference import (
+    Mirror,
+    arrays,
+    averages,
+    copy_of,
+    exponential,
+    mean,
+    placed,
+    same,
+    zeros_of,
+)
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from tiny_fits import ADAM, SGD, WEIGHTS, Net, Watch, fit, loader
 
 from regrow import Cubic, DynamicSparseTraining, MagnitudePruning, OneShot, Regrow, Table
 from regrow.callbacks.core.base import Callback
 
+WeightAveraging = averages().WeightAveraging
 FAST = partial(torch.optim.SGD, lr=0.5, momentum=0.9)  # so that soft pruning changes its mind
 ORDERS = pytest.mark.parametrize("order", ["before", "behind"])
 GRADUAL = partial(MagnitudePruning, 0.8, schedule=Cubic("3it", "14it", "2it"))

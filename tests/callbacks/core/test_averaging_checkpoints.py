@@ -6,12 +6,11 @@ from functools import partial
 import gloo_ranks
 import pytest
 import torch
-from averaging_reference import copy_of, exponential, placed, zeros_of
+from averaging_reference import averages, copy_of, exponential, placed, zeros_of
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from rewinding_fits import ROUNDS, Normed
 from tiny_fits import ADAM, WEIGHTS, Net, copied, equal, fit, loader, read, samples, trainer
@@ -31,7 +30,7 @@ EPOCHS = 5
 SWA = partial(
     StochasticWeightAveraging, swa_lrs=0.05, swa_epoch_start=2, annealing_epochs=1, device=None
 )
-AVERAGES = {"ema": exponential, "mean": WeightAveraging, "swa": SWA}
+AVERAGES = {"ema": exponential, "mean": lambda **kw: averages().WeightAveraging(**kw), "swa": SWA}
 WAYS = {
     "gradual": lambda: (MagnitudePruning(0.8, schedule=Cubic("3it", "28it", "5it")),),
     "soft": lambda: (MagnitudePruning(0.8, schedule=Cubic("3it", "28it", "5it"), soft=True),),

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -28,6 +27,7 @@ from regrow.profiling.cost import cost
 from regrow.profiling.latency import latencies
 from regrow.utils.batches import noise_like, resize_batch
 from regrow.utils.errors import DataError, StateError
+from regrow.utils.lightning_classes import pl
 
 _IMAGES = 32  # number of images for the check of the file
 _BATCHES = (1, 32)  # batch sizes of the latency measurements

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +25,7 @@ from regrow.profiling.cost import cost
 from regrow.profiling.macs import positions
 from regrow.utils.batches import two_examples
 from regrow.utils.errors import StateError
+from regrow.utils.lightning_classes import pl
 
 
 def inspect(path: Path) -> None:

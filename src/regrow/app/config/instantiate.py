@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import traceback
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -49,7 +49,7 @@ def public_path(target: str) -> str:
 
 
 def instantiate_node(what: str, node: Any, kind: type[T] | tuple[type[T], ...], **given: Any) -> T:
-    """Instantiate a config node.
+    """Instantiate a config node; a target of `lightning`, where only `pytorch_lightning` is, there.
 
     Args:
         what: Its key in the configuration, such as "model" or "callbacks.progress".
@@ -64,6 +64,9 @@ def instantiate_node(what: str, node: Any, kind: type[T] | tuple[type[T], ...], 
     package = target.partition(".")[0]
     if package in _EXTRAS:
         import_optional(f"{what}._target_={target}", _EXTRAS[package], package)
+    if package == "lightning" and importlib.util.find_spec(package) is None:
+        path = target.removeprefix("lightning.").removeprefix("pytorch.")
+        given["_target_"] = f"pytorch_lightning.{path}"
     try:
         thing = instantiate(node, **given)
     except Exception as error:

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from regrow.app.config.hashing import config_hash, unimportant
 from regrow.app.config.schema import GROUPS
 from regrow.io.files import write_atomic
+from regrow.utils.lightning_classes import pl
 from regrow.utils.paths import config_dir
 
 FILE = "recipe.yaml"

@@ -9,7 +9,6 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from regrow.app.data.loading.augment import Augment, make_augmentation
@@ -20,11 +19,12 @@ from regrow.data.epoch_order import generator
 from regrow.data.resumable import ResumableLoader
 from regrow.data.tensor_loader import BatchLoader
 from regrow.utils.errors import ConfigError, check_count
+from regrow.utils.lightning_classes import pl
 
 Split = Literal["train", "val", "test"]
 
 
-class DataModule(LightningDataModule, ABC):
+class DataModule(pl.LightningDataModule, ABC):
     """A labelled image dataset with training, validation and test splits.
 
     The validation split is taken from the training set and selects the checkpoint; the test split

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig
 from torch.utils._pytree import tree_map
@@ -22,6 +21,7 @@ from regrow.profiling.cost import cost
 from regrow.profiling.latency import Latency, latency
 from regrow.utils.batches import resize_batch
 from regrow.utils.errors import StateError
+from regrow.utils.lightning_classes import pl
 
 _ROUNDS = 5  # of timing; the median round is reported
 

@@ -15,6 +15,7 @@ from regrow.app.training.sparsity_levels import LevelRecord
 from regrow.io.files import read_json
 from regrow.profiling.latency import Latency
 from regrow.report.load import FILE
+from regrow.utils.lightning_classes import pl
 
 
 class LatencyRecord(TypedDict):
@@ -132,7 +133,8 @@ def finished_result(folder: Path, config_hash: str) -> Result | None:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and the main packages."""
-    packages = ("regrow", "torch", "lightning", "torchmetrics", "hydra-core", "numpy")
+    lightning = pl.__name__.partition(".")[0].replace("_", "-")
+    packages = ("regrow", "torch", lightning, "torchmetrics", "hydra-core", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 

@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from hydra.utils import get_object
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -36,7 +34,7 @@ from regrow.callbacks.sparse_early_stopping import SparseEarlyStopping
 from regrow.callbacks.sparse_model_checkpoint import SparseModelCheckpoint
 from regrow.data.dataset_loader import seed_generators
 from regrow.utils.errors import ConfigError, join_limited, suggest
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 
 _ONLY_WITH_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
 _DISTILL = ("regrow.Distill",)
@@ -254,7 +252,7 @@ def build_callbacks(cfg: DictConfig, pruning: PruningCallback | None) -> list[pl
     return [pruning, *callbacks]
 
 
-def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
+def build_logger(cfg: DictConfig, folder: Path) -> pl.loggers.Logger | bool:
     """Return the logger, writing into `folder`; False for `logger=none`.
 
     Raises:
@@ -268,7 +266,7 @@ def build_logger(cfg: DictConfig, folder: Path) -> Logger | bool:
         node.save_dir = str(folder)
     _keep_earlier_metrics(folder / "logs" / "metrics.csv")
     try:
-        kinds: tuple[type[Logger], ...] = lightning_classes("loggers.Logger")
+        kinds: tuple[type[pl.loggers.Logger], ...] = lightning_classes("loggers.Logger")
         return instantiate_node("logger", node, kinds, _convert_="all")
     except ConfigError as error:
         cause = error.__cause__ and error.__cause__.__cause__

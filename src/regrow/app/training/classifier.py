@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -17,11 +15,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from regrow.callbacks.support.lr_rounds import restart_each_round
 from regrow.utils.errors import ConfigError, check_count
+from regrow.utils.lightning_classes import pl
 
 Batch = tuple[Tensor, Tensor]
 
 
-class Task(LightningModule):
+class Task(pl.LightningModule):
     """A network with the optimizer and the schedule of the configuration.
 
     A subclass defines the steps (`training_step`, `validation_step`, `test_step`) and what they
@@ -56,7 +55,7 @@ class Task(LightningModule):
         """Return the output of the network."""
         return self.network(*inputs, **named)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> pl.utilities.types.OptimizerLRScheduler:
         """Return the optimizer, and the schedule over the fit or over one rewinding round.
 
         Raises:

@@ -17,7 +17,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypedDict
 
-import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
@@ -34,6 +33,7 @@ from regrow.io.checkpoints import read_checkpoint
 from regrow.io.files import read_json, write_atomic, write_json
 from regrow.utils import errors
 from regrow.utils.errors import ConfigError, RegrowError, StateError
+from regrow.utils.lightning_classes import pl
 from regrow.utils.logging import quiet_third_party
 
 # Files in the folder "ranks": the request, and the answer of rank 0.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -13,9 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -37,6 +35,7 @@ from regrow.callbacks.magnitude_pruning import MagnitudePruning
 from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint, SparseModelCheckpoint
 from regrow.io.checkpoints import check_checksums
 from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.lightning_classes import pl
 
 _log = logging.getLogger("regrow")
 
@@ -116,7 +115,7 @@ def fit_in_process(
 
 def _make_checkpoint_callback(
     cfg: DictConfig, folder: Path, pruning: PruningCallback | None
-) -> ModelCheckpoint:
+) -> pl.callbacks.ModelCheckpoint:
     kind = AtomicCheckpoint if pruning is None else SparseModelCheckpoint
     return kind(
         dirpath=str(folder),
@@ -160,7 +159,8 @@ def cluster_plugins(env: Mapping[str, str], ranks: int = 1) -> list[Any]:
     """
     on_slurm = any(name.startswith("SLURM_") for name in env)
     if on_slurm and (under_submitit(env) or ranks > 1):
-        return [LightningEnvironment()]
+        environments = importlib.import_module(f"{pl.__name__}.plugins.environments")
+        return [environments.LightningEnvironment()]
     return []
 
 

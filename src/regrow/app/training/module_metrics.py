@@ -6,14 +6,13 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 from omegaconf import DictConfig
 
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.lightning_packages import follow, lightning_package
 from regrow.data.data_module import ResumableDataModule
 from regrow.utils.errors import ConfigError, check_choice, join_limited, suggest
-from regrow.utils.lightning_classes import overrides
+from regrow.utils.lightning_classes import overrides, pl
 
 LOGGED = ("val/accuracy", "val/accuracy_top5", "val/loss")  # by a Classifier, in validation
 # Arguments of a Trainer that writes and prints nothing.

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
-import lightning.pytorch as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
@@ -33,6 +31,7 @@ from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.support.teacher import START
 from regrow.schedules.base import Milestone
 from regrow.utils.errors import ConfigError, check_choice, suggest
+from regrow.utils.lightning_classes import pl
 from regrow.utils.logging import info
 
 # Settings of a task, not of a LightningModule.
@@ -155,12 +154,13 @@ def _say_what_holds(module: pl.LightningModule, data: Any, trainer: pl.Trainer) 
 
 def _check_monitors_logged(callbacks: Sequence[pl.Callback]) -> None:
     """Raise if early stopping or an accuracy budget monitors a metric that is never logged."""
-    if not all(type(c).__module__.startswith(("regrow.", "lightning.")) for c in callbacks):
+    packages = ("regrow.", "lightning.", "pytorch_lightning.")
+    if not all(type(c).__module__.startswith(packages) for c in callbacks):
         return  # others may log more metrics
     known = (*LOGGED, "train/loss", "pruning/sparsity", "pruning/target")
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        stops = isinstance(callback, EarlyStopping | AccuracyBudget)
+        stops = isinstance(callback, pl.callbacks.EarlyStopping | AccuracyBudget)
         if stops and isinstance(monitor, str) and monitor not in known:
             raise ConfigError(
                 f"{type(callback).__name__} monitors {monitor!r}, which is never logged: "

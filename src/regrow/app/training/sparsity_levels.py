@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-import lightning.pytorch as pl
 import torch
 
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.checkpoints import read_checkpoint
 from regrow.io.files import write_atomic
+from regrow.utils.lightning_classes import pl
 
 
 class LevelRecord(TypedDict):

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import cast
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regrow.app.training.classifier import Batch
 from regrow.utils.batches import device_of
+from regrow.utils.lightning_classes import pl
 from regrow.utils.modes import eval_mode
 
 _SUBSET_BATCH = 256

@@ -10,11 +10,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -22,10 +20,10 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.distributed.shard import is_dtensor
 from regrow.pruning.enforcer import MaskEnforcer
 from regrow.utils.errors import ConfigError
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.names import named_parameters
 
-Averaging = WeightAveraging | StochasticWeightAveraging
+Averaging: TypeAlias = "pl.callbacks.WeightAveraging | pl.callbacks.StochasticWeightAveraging"
 _WEIGHTS = lightning_classes("callbacks.WeightAveraging")
 _SWA = lightning_classes("callbacks.StochasticWeightAveraging")
 
@@ -121,7 +119,7 @@ class Averages:
             average.load_state_dict(state)
 
     @property
-    def _running(self) -> list[tuple[WeightAveraging, AveragedModel]]:
+    def _running(self) -> list[tuple[pl.callbacks.WeightAveraging, AveragedModel]]:
         """The averages that can be restored; `Row` "restoring weights ..." rejects the others."""
         averaging = [c for c in self.callbacks if isinstance(c, _WEIGHTS)]
         return [(c, c._average_model) for c in averaging if c._average_model is not None]

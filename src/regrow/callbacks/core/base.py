@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import lightning.pytorch as pl
 from torch.optim import Optimizer
 
 from regrow.channels.cut.channel_cut import ChannelCut
@@ -15,7 +14,7 @@ from regrow.pruning.base import BasePruner
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Timeline
-from regrow.utils.lightning_classes import base_class
+from regrow.utils.lightning_classes import base_class, pl
 
 
 class PrunerOwner(Protocol):
@@ -74,7 +73,7 @@ class PruneEvent:
 
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback as LightningCallback
+    LightningCallback = pl.Callback
 else:
     LightningCallback = base_class("Callback")
 

@@ -10,13 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-
 from regrow.io.checkpoints import check_checksums
 from regrow.io.integrity import verify_digest
 from regrow.masks.masks import check_weights_masked
 from regrow.utils.errors import StateError, write_error
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 
 
 def check_format(state: Mapping[str, Any], known: int, name: str) -> None:

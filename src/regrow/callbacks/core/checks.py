@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
-import lightning.pytorch as pl
 import torch
+from lightning_utilities.core.imports import compare_version
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,7 +17,7 @@ from regrow.distributed.shard import is_dtensor, reshard_fsdp
 from regrow.pruning.base import BasePruner
 from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import ConfigError, StateError
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.names import named_parameters
 
 _SHARDED = tuple(
@@ -33,13 +34,19 @@ _STARTS_PROCESSES = lightning_classes("strategies.launchers._MultiProcessingLaun
 
 
 def check_same_package(trainer: pl.Trainer) -> None:
-    """Check that callbacks which Lightning does not support in another package's Trainer are not.
+    """Check the Trainer's version, and that callbacks bound to its package are of that package.
 
     Raises:
-        ConfigError: With what to import.
+        ConfigError: With what to install or import.
     """
     kind = next((c for c in lightning_classes("Trainer") if isinstance(trainer, c)), pl.Trainer)
     package = kind.__module__.partition(".trainer.")[0]
+    if compare_version(package, operator.lt, "2.5.6"):
+        name = package.partition(".")[0].replace("_", "-")
+        raise ConfigError(
+            f"the Trainer is of a {package} before 2.5.6, whose resumed fits are not exact: "
+            f'pip install "{name}>=2.5.6"'
+        )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for theirs in _BOUND_TO_TRAINER:
             other = theirs.__module__.partition(".callbacks.")[0]

@@ -7,12 +7,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
-import lightning.pytorch as pl
-
 from regrow.callbacks.core.averaging import trained_epochs
 from regrow.schedules.time import Time, Timeline
 from regrow.utils.errors import ConfigError
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 
 
 class Clock:

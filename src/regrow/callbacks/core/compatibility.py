@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import lightning.pytorch as pl
-
 from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.dispatch import Dispatcher
 from regrow.callbacks.core.session import PruningSession
@@ -15,7 +13,7 @@ from regrow.channels.pruner import ChannelPruner
 from regrow.distributed.shard import is_dtensor
 from regrow.pruning.base import BasePruner
 from regrow.utils.errors import ConfigError
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 
 # What a condition returns: the values that format a row's message, or None.
 Found = dict[str, object] | None

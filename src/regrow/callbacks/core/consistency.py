@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
 import torch
 
 from regrow.distributed.fingerprint import fingerprint
 from regrow.distributed.parameters import Shards
 from regrow.pruning.enforcer import MaskEnforcer
 from regrow.utils.errors import StateError
+from regrow.utils.lightning_classes import pl
 
 
 def check_ranks_agree(trainer: pl.Trainer, enforcer: MaskEnforcer, when: str) -> None:

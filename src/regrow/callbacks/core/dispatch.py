@@ -6,12 +6,11 @@ from __future__ import annotations
 from typing import ClassVar
 from weakref import WeakKeyDictionary, ref
 
-import lightning.pytorch as pl
-
 from regrow.callbacks.core.base import Callback, PruneEvent, PrunerOwner
 from regrow.callbacks.core.consistency import check_ranks_agree
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.pruning.state import HistoryEntry
+from regrow.utils.lightning_classes import pl
 
 
 class Dispatcher:

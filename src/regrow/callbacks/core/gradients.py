@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import lightning.pytorch as pl
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from regrow.distributed.shard import is_dtensor, local_tensor
+from regrow.utils.lightning_classes import pl
 
 
 def amp_step_skipped(trainer: pl.Trainer, optimizer: Optimizer) -> bool:

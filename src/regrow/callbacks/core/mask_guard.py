@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from regrow.callbacks.core.checks import replaced_parameters
 from regrow.callbacks.core.session import PruningSession
 from regrow.distributed.shard import reshard_fsdp
 from regrow.utils.errors import StateError, join_limited
-from regrow.utils.lightning_classes import overrides
+from regrow.utils.lightning_classes import overrides, pl
 from regrow.utils.names import named_parameters
 from regrow.utils.optimizers import is_foreign, trained_parameters
 

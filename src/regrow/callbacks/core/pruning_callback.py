@@ -15,9 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic
 
-import lightning.pytorch as pl
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -67,6 +65,7 @@ from regrow.schedules.base import PruningPlan, Schedule
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Timeline
 from regrow.utils.errors import StateError
+from regrow.utils.lightning_classes import pl
 from regrow.utils.modes import no_compile
 from regrow.utils.names import accept_compile_prefix, named_parameters
 from regrow.utils.optimizers import find_optimizers, trained_parameters
@@ -249,7 +248,7 @@ class PruningCallback(Callback, Generic[P]):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        session, self._evaluates = self.session, trainer.state.fn != TrainerFn.FITTING
+        session, self._evaluates = self.session, trainer.state.fn != "fit"
         check_masked_state(checkpoint, self.state_key, trainer.ckpt_path)
         named = named_parameters(pl_module)
         state = load_shards(checkpoint, self.state_key, trainer.ckpt_path, named)

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
-
 from regrow.callbacks.core.dispatch import Dispatcher
 from regrow.callbacks.core.pruning_callback import PruningCallback, pruning_callbacks
 from regrow.utils.errors import ConfigError
+from regrow.utils.lightning_classes import pl
 
 
 def pruners(trainer: pl.Trainer) -> list[PruningCallback]:

@@ -7,8 +7,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning_utilities.core import rank_zero
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from rich.console import Console, Group
 from rich.table import Table
 from torch import Tensor
@@ -19,10 +19,9 @@ from regrow.masks.zeros import count_zeros, describe_zeros
 from regrow.pruning.config import PruningConfig
 from regrow.schedules.base import PruningPlan
 from regrow.schedules.time import Time, Timeline
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.names import named_parameters
 
-_log = logging.getLogger("lightning.pytorch.utilities.rank_zero")  # of rank_zero_info
 _TIMER = lightning_classes("callbacks.Timer")
 _EARLY_STOPPING = lightning_classes("callbacks.EarlyStopping")
 _SIGTERM = lightning_classes("utilities.exceptions.SIGTERMException")
@@ -123,7 +122,7 @@ def report_prunable(session: PruningSession, name: str) -> None:
 def print_summary(trainer: pl.Trainer, session: PruningSession, name: str) -> None:
     """Print the table on rank 0, unless Lightning's log lines are silenced."""
     report_prunable(session, name)
-    if trainer.is_global_zero and _log.isEnabledFor(logging.INFO):
+    if trainer.is_global_zero and rank_zero.log.isEnabledFor(logging.INFO):
         console = Console()
         console.print(render_summary(session, name, console.width))
 

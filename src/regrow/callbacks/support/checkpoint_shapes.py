@@ -7,16 +7,13 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.io.checkpoints import KEY
 from regrow.utils.errors import ConfigError
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.names import tensors
 
 
@@ -111,7 +108,7 @@ def find_example(trainer: pl.Trainer | None, module: torch.nn.Module, given: Any
     own: Any = module.example_input_array if lightning_module else None
     if given is not None or own is not None:
         return own if given is None else given
-    if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+    if trainer is not None and trainer.state.fn == "fit":
         for inputs in training_inputs(trainer, 1):
             return inputs
     raise ConfigError(
@@ -134,7 +131,7 @@ def training_inputs(trainer: pl.Trainer, count: int) -> list[Tensor]:
     own = [g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)]
     states = [generator.get_state() for generator in own]
     try:
-        with isolate_rng(include_cuda=False):
+        with pl.utilities.seed.isolate_rng(include_cuda=False):
             batches = list(islice(iter(loader), count))
     finally:
         for generator, state in zip(own, states, strict=True):

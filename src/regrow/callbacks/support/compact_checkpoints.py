@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from regrow.callbacks.core.checkpoint_files import save_atomic
@@ -16,7 +15,7 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.pruner import ChannelPruner
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.utils.errors import RegrowError, StateError
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 
 MASKED = "regrow_masked_channels"  # masked channels by group: checkpoints of weights have no masks
 TRAINING_KEYS = ("callbacks", "loops", "lr_schedulers", "optimizer_states", MASKED)

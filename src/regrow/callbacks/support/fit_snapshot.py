@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-import lightning.pytorch as pl
-
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import PrunerOwner
 from regrow.schedules.progress import ProgressStateDict
+from regrow.utils.lightning_classes import pl
 from regrow.utils.optimizers import load_moments
 from regrow.utils.snapshot import copy_to_cpu
 

@@ -10,10 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count, pairwise
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import LRSchedulerConfig
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
@@ -22,6 +20,7 @@ from regrow.callbacks.core.dispatch import Dispatcher
 from regrow.callbacks.core.pruning_callback import pruning_callbacks
 from regrow.schedules.time import Time, Timeline
 from regrow.utils.errors import ConfigError, check_choice
+from regrow.utils.lightning_classes import pl
 
 # Less than this part of a schedule's range is no change: totals that are off by a step pass.
 _SLACK = 1e-3
@@ -213,7 +212,7 @@ def check_lr_schedules_fit(
 
 
 def _check_spans_round(
-    config: LRSchedulerConfig, events: Sequence[int], end: int, back: int | None
+    config: pl.utilities.types.LRSchedulerConfig, events: Sequence[int], end: int, back: int | None
 ) -> None:
     """Check one scheduler by simulating it to the end of the fit.
 
@@ -271,7 +270,7 @@ def _argument_of(function: Callable[..., object], names: Sequence[str]) -> str |
     return next((name for name in names if name in parameters), None)
 
 
-def _simulated(config: LRSchedulerConfig, steps: int) -> list[list[float]]:
+def _simulated(config: pl.utilities.types.LRSchedulerConfig, steps: int) -> list[list[float]]:
     """The rates at step 0, 1, ... of a copy of the scheduler on a dummy optimizer."""
     scheduler = config.scheduler
     assert isinstance(scheduler, LRScheduler)

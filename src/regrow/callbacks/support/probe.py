@@ -9,15 +9,13 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import IterableDataset
 
 from regrow.utils.errors import ConfigError, StateError, suggest
-from regrow.utils.lightning_classes import lightning_classes
+from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.names import strip_compile_prefix
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -58,7 +56,7 @@ def training_loss(module: nn.Module, numbered: tuple[int, Any]) -> Tensor:
     """
     number, batch = numbered
     step: Any = module.training_step
-    named = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+    named = pl.utilities.signature_utils.is_param_in_hook_signature(step, "batch_idx", min_args=2)
     batch = tree_map(_widened, batch)
     given = step(batch, number) if named else step(batch)
     loss = given.get("loss") if isinstance(given, Mapping) else given

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import lightning.pytorch as pl
-
 from regrow.callbacks.core.compatibility import check_can_freeze
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import pruners
@@ -22,6 +20,7 @@ from regrow.pruning.growth import (
 )
 from regrow.pruning.initializers import Initializer, make_initializer, removed_values
 from regrow.utils.errors import ConfigError, check_patterns
+from regrow.utils.lightning_classes import pl
 from regrow.utils.optimizers import trained_parameters
 
 

@@ -8,12 +8,12 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from regrow.io.checkpoints import read_checkpoint
 from regrow.utils.errors import ConfigError, StateError, join_limited
+from regrow.utils.lightning_classes import pl
 from regrow.utils.names import strip_compile_prefix
 
 START = "start"
