@@ -154,7 +154,7 @@ def test_names_make_criteria():
     assert get_criterion("snip") is taylor
     assert isinstance(get_criterion("movement"), TrackingCriterion)
     assert get_criterion("movement") is not get_criterion("movement")
-    with pytest.raises(ConfigError, match=r"criterion must be one of .*'magnitude'\?"):
+    with pytest.raises(ConfigError, match=r"criterion must be one of .*did you mean 'magnitude'"):
         get_criterion("magnitud")
     with pytest.raises(ConfigError, match="a callable"):
         get_criterion(3)

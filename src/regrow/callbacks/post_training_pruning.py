@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any, TypedDict, cast
 
 import torch
@@ -155,13 +156,14 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         """Prune an attached model now, without a fit; see `attach`.
 
         Args:
-            batches: Tensors, tuples or lists whose first element is the input, or dicts of keyword
-                arguments.
+            batches: A loader, of which as many batches are used as the callback says: tensors,
+                tuples or lists whose first element is the input, or dicts of keyword arguments.
 
         Raises:
             ConfigError: If there are none.
         """
-        data = Data(inputs_of(batches, None), seed=self.config.seed)
+        used = islice(batches, self.strategy.batches)
+        data = Data(inputs_of(used, None), seed=self.config.seed)
         module = self.pruner.model
         dense = copy.deepcopy(module) if self.strategy.refit else None
         return self.session.change(

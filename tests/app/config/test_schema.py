@@ -80,7 +80,7 @@ REFUSED = [
     ),
     ("pruning._target_", "nowhere", "pruning could not be created from its settings: .*nowhere"),
     ("callbacks.x", {"_target_": "builtins.dict"}, "makes a dict, Callback is needed"),
-    ("trainer.accumulate_grad_batches", "2it", "the fit cannot be set up: TypeError"),
+    ("trainer.accumulate_grad_batches", "2it", "must be a whole number of at least 1"),
     ("trainer.limit_train_batches", -3, "trainer could not be created from its settings: Misconf"),
     ("trainer.precision", "nothing", "trainer could not be created from its settings: .*nothing"),
     ("trainer.devices", 0, r"trainer\.devices=0 is not available: Misconfiguration"),

@@ -192,6 +192,21 @@ def test_a_threshold_prunes_the_weights_below_it(job, tmp_path, epochs):
             assert expected is None or torch.equal(tensor, expected)
 
 
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_calibrated_pruning_with_and_without_training(job, tmp_path, epochs):
+    words = (f"trainer.max_epochs={epochs}", "dense_epochs=2", "pruning.sparsity=0.5")
+    result = train(job("recipe=digits/oneshot", "pruning=obs", *words))
+    assert result["sparsity"] == pytest.approx(0.5, abs=1e-4)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    if epochs == 0:  # kept weights were refitted, not only masked
+        [first] = (tmp_path / "outputs" / "controls").glob("*/checkpoints/last.ckpt")
+        dense = torch.load(first.parent / "best.ckpt", weights_only=True)["state_dict"]
+        weights = [n for n, t in state["state_dict"].items() if t.dim() > 1 and "num_b" not in n]
+        for name in weights:
+            tensor = state["state_dict"][name]
+            assert not torch.equal(tensor, dense[name].where(tensor != 0, 0))
+
+
 def test_dense_recipe_is_its_own_baseline(job):
     result = train(job("recipe=digits/dense"))
     assert result["pruned"] is None

@@ -32,6 +32,7 @@ from regrow.app.training.sparsity_levels import LevelRecorder
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.magnitude_pruning import MagnitudePruning
+from regrow.callbacks.post_training_pruning import PostTrainingPruning
 from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint, SparseModelCheckpoint
 from regrow.io.checkpoints import check_checksums
 from regrow.utils.errors import ConfigError, StateError
@@ -102,7 +103,8 @@ def fit_in_process(
     )
     started = time.perf_counter()
     if trainer.max_epochs == 0:
-        checkpoint = _prune_without_training(trainer, module, pruning, checkpoints / "best.ckpt")
+        path = checkpoints / "best.ckpt"
+        checkpoint = _prune_without_training(trainer, module, data, pruning, path)
     else:
         last = checkpoints / "last.ckpt"
         check_checksums(last, old=False)
@@ -128,7 +130,11 @@ def _make_checkpoint_callback(
 
 
 def _prune_without_training(
-    trainer: pl.Trainer, module: pl.LightningModule, pruning: PruningCallback | None, path: Path
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    pruning: PruningCallback | None,
+    path: Path,
 ) -> Path:
     if pruning is not None:
         pruning.attach(module)
@@ -139,6 +145,8 @@ def _prune_without_training(
             )
         if isinstance(pruning, MagnitudePruning) and pruning.uses_threshold:
             pruning.prune_below(pruning.final)
+        elif isinstance(pruning, PostTrainingPruning):
+            pruning.calibrate(data.train_dataloader())
         else:
             pruning.prune_to(pruning.final)
     trainer.strategy.connect(module)

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from regrow.callbacks.core.averaging import trained_epochs
 from regrow.schedules.time import Time, Timeline
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, check_count
 from regrow.utils.lightning_classes import lightning_classes, pl
 
 
@@ -113,7 +113,8 @@ class Clock:
 
     def _lengths(self, batches: int, first: int) -> Iterator[tuple[int, int]]:
         """Return (epoch since `first`, steps per epoch from then on), as accumulation changes."""
-        factors = {0: 1 if self.manual else self.trainer.accumulate_grad_batches}
+        accumulated = self.trainer.accumulate_grad_batches
+        factors = {0: 1 if self.manual else check_count("accumulate_grad_batches", accumulated)}
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, lightning_classes("callbacks.GradientAccumulationScheduler")):
                 for epoch, factor in sorted(callback.scheduling.items()):
