@@ -225,7 +225,7 @@ def planned_by_hand(lengths, fraction):
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (2, 5, 9, 1, 4, 3), (9, 7, 5, 4, 2, 1)])
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.75])
-def test_fractions_are_planned_anew_as_epochs_change(lengths, fraction):
+def test_fractions_are_planned_again_as_epochs_change(lengths, fraction):
     epochs = Epochs()
     pruning = MagnitudePruning(0.5, schedule=OneShot(fraction))
     fit_changing(Net(), epochs, pruning, data=Changing(lengths))
@@ -242,7 +242,7 @@ def test_the_default_schedule_reaches_its_target_and_never_falls(lengths):
     assert pruning.schedule_done
 
 
-def test_an_event_that_a_shorter_fit_has_passed_comes_at_once():
+def test_an_event_whose_step_has_passed_happens_at_once():
     epochs = Epochs()
     pruning = MagnitudePruning(0.5, schedule=Table({0.25: 0.25, 0.9: 0.5}))
     fit_changing(Net(), epochs, pruning, data=Changing((20, 6, 6, 6)), max_epochs=4)
@@ -262,7 +262,7 @@ def test_a_schedule_that_has_no_plan_for_such_epochs_raises_by_name():
 @pytest.mark.parametrize(
     ("schedule", "step"), [(OneShot("20it"), 20), (Exponential(0.5, "6it"), 18)]
 )
-def test_an_event_that_would_lie_past_the_end_is_warned_of_at_once(schedule, step):
+def test_an_event_past_the_end_causes_a_warning_at_once(schedule, step):
     """The epochs to come may be longer again; if not, the end says so too."""
     message = rf"the fit ends before step 14, and the last pruning event, at step {step}"
     for last, expected in [(2, False), (12, True)]:

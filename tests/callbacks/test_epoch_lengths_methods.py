@@ -76,7 +76,7 @@ def test_updates_of_sparse_training_end_at_a_fraction_of_the_real_fit():
     assert epochs.steps == list(range(0, 22, 2))  # of 44 steps, planned as 24
 
 
-def test_masks_at_initialisation_stay():
+def test_masks_at_initialisation_do_not_change():
     epochs = Epochs()
     fit_changing(Net(), epochs, PruneAtInit(0.5, method="random"))
     assert epochs.at == [(0, 0)]
@@ -194,7 +194,7 @@ def test_a_budget_judges_after_an_epoch_of_any_length(limit):
 
 @pytest.mark.parametrize("schedule", [Linear, Cubic])
 @pytest.mark.parametrize("lengths", [LENGTHS, (2, 5, 9, 1, 4, 3), (9, 7, 5, 4, 2, 1)])
-def test_a_budget_chooses_events_anew_for_the_epochs_that_are(schedule, lengths):
+def test_a_budget_plans_events_again_as_epochs_change(schedule, lengths):
     epochs = Epochs()
     pruning = MagnitudePruning(0.5, schedule=schedule(0.2, 0.75, 0.05))
     budget = AccuracyBudget("acc", max_drop=0.1)

@@ -182,7 +182,7 @@ def test_the_state_holds_the_first_step_of_each_epoch(tmp_path):
     assert state["progress"]["epochs"] == dict(enumerate(STARTS[:-1]))
 
 
-def test_a_loader_of_another_length_on_resume_is_refused(tmp_path):
+def test_a_loader_of_another_length_on_resume_raises(tmp_path):
     cut = tmp_path / "cut.ckpt"
     pruning = MagnitudePruning(0.5, schedule=OneShot("4ep"))
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -196,7 +196,7 @@ def test_a_loader_of_another_length_on_resume_is_refused(tmp_path):
     assert epochs.at == [(4, 0)]
 
 
-def test_keep_keeps_the_steps_of_the_checkpoint_whatever_the_epochs(tmp_path):
+def test_on_change_keep_keeps_the_steps_of_the_checkpoint(tmp_path):
     cut = tmp_path / "cut.ckpt"
     pruning = MagnitudePruning(0.5, schedule=OneShot("2ep"))
     with pytest.raises((KeyboardInterrupt, SystemExit)):

@@ -37,7 +37,7 @@ def fitted(pruning, *callbacks, **kw):
     return module, events
 
 
-def test_the_threshold_rises_by_the_schedule_and_prunes_what_lies_below():
+def test_the_threshold_rises_by_the_schedule():
     pruning = MagnitudePruning(threshold=0.2, **LINEAR)
     module, events = fitted(pruning)
     assert [entry["step"] for entry in pruning.history] == [7, 12]
@@ -77,7 +77,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, step):
     assert equal(run(ckpt_path=tmp_path / f"step={step}.ckpt"), whole)
 
 
-def test_a_resume_with_another_threshold_or_a_sparsity_is_refused(tmp_path):
+def test_resume_with_another_threshold_or_a_sparsity_raises(tmp_path):
     saves = ModelCheckpoint(tmp_path, filename="a", every_n_train_steps=9, save_top_k=1)
     fitted(MagnitudePruning(threshold=0.2, **LINEAR), saves, enable_checkpointing=True)
     for other in ({"threshold": 0.3}, {"sparsity": 0.2}):
@@ -94,7 +94,7 @@ def test_a_second_fit_goes_on_from_the_threshold():
     assert zeros(module) == pruning.masks.pruned
 
 
-def test_weights_brought_back_by_hand_are_compared_again():
+def test_weights_restored_by_hand_are_compared_again():
     pruning, module = MagnitudePruning(threshold=0.2, **LINEAR), Net()
     fit(module, pruning)
     pruning.unprune()
@@ -131,7 +131,7 @@ def test_pruning_by_hand():
     assert pruning.prune_to(0.9)["pruned"] == round(0.9 * 144)
 
 
-def test_without_training_steps_left_the_end_is_warned_of():
+def test_fit_without_steps_for_the_last_event_causes_a_warning():
     pruning = MagnitudePruning(threshold=0.2, **LINEAR)
     with pytest.warns(UserWarning, match=r"threshold 0\.2"):
         fit(Net(), pruning, Stops(), data=loader())
@@ -156,17 +156,17 @@ class Stops(Callback):
         ({"schedule": Exponential(0.5, "1ep")}, "threshold.*schedule='linear'"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(settings, match):
+def test_settings_that_exclude_each_other_raise(settings, match):
     with pytest.raises(ConfigError, match=match):
         MagnitudePruning(**{"threshold": 0.1, **settings})
 
 
-def test_neither_is_refused():
+def test_neither_sparsity_nor_threshold_raises():
     with pytest.raises(ConfigError, match="sparsity"):
         MagnitudePruning(None)
 
 
-def test_a_budget_searches_a_sparsity_and_is_refused():
+def test_accuracy_budget_beside_a_threshold_raises():
     with pytest.raises(ConfigError, match=r"AccuracyBudget.*threshold"):
         fit(Net(), MagnitudePruning(threshold=0.1), AccuracyBudget("val/loss", 0.1), val=loader())
 

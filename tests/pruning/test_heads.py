@@ -226,7 +226,7 @@ def test_heads_of_all_layers_are_ranked_together_and_each_layer_keeps_one():
     assert pruner.sparsity == 0.5
 
 
-def test_uniform_and_a_floor():
+def test_uniform_distribution_and_min_density():
     pruner = pruner_of(two(), distribution="uniform")
     pruner.prune_to(0.5)
     assert kept_heads(pruner) == [2, 2]
@@ -237,7 +237,7 @@ def test_uniform_and_a_floor():
     assert kept_heads(pruner) == [2, 2]
 
 
-def test_heads_come_back_and_zeros_of_heads_are_masks():
+def test_heads_are_restored_and_zero_heads_are_masked():
     net = two()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     config = PruningConfig(granularity="head", exclude=["mlp"])
@@ -312,34 +312,34 @@ class Normed(Separate):
         (lambda: nn.Sequential(nn.Linear(4, 4)), "no head"),
     ],
 )
-def test_what_is_not_recognised_is_refused_and_not_guessed(make, words):
+def test_unrecognised_attention_raises(make, words):
     with pytest.raises(ConfigError, match=words):
         regrow.prune(make(), 0.5, granularity="head")
 
 
-def test_a_part_of_the_projections_is_refused():
+def test_excluding_some_projections_raises():
     with pytest.raises(ConfigError, match=r"att\.out_proj\.weight.*include"):
         regrow.prune(Torch(), 0.5, granularity="head", exclude=["out_proj"])
 
 
-def test_heads_of_different_sizes_are_refused():
+def test_heads_of_different_sizes_raise():
     net = nn.Sequential(Torch(), nn.MultiheadAttention(WIDTH, 2))
     with pytest.raises(ConfigError, match="different numbers of weights"):
         regrow.prune(net, 0.5, granularity="head")
 
 
-def test_sharded_heads_are_refused():
+def test_sharded_heads_raise():
     [first, *_] = select_targets(Torch()).targets
     with pytest.raises(ConfigError, match="'ddp'"):
         Head().check_rows(first, None)
 
 
-def test_separate_targets_of_single_layers_are_refused():
+def test_separate_targets_of_layers_raise_with_heads():
     with pytest.raises(ConfigError, match="layers"):
         regrow.prune(Torch(), 0.5, granularity="head", layers={"out_proj": 0.25})
 
 
-def test_an_encoder_of_torch():
+def test_heads_of_a_transformer_encoder_are_pruned():
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, batch_first=True)
     net = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     masks = regrow.prune(net, 0.5, granularity="head", on_misfit="skip", include=["self_attn"])
@@ -347,7 +347,7 @@ def test_an_encoder_of_torch():
     assert len(masks) == 4
 
 
-def test_the_callback_takes_it():
+def test_the_callback_accepts_heads():
     assert MagnitudePruning(0.5, granularity="head").config.granularity == "head"
     with pytest.raises(ConfigError, match="'head'"):
         MagnitudePruning(0.5, granularity="heads")

@@ -72,7 +72,7 @@ def test_the_threshold_is_compared_with_the_scores_of_the_criterion():
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.2, 0.5])
-def test_each_layer_keeps_its_floor(floor):
+def test_each_layer_keeps_min_density(floor):
     net = network()
     before = arrays(net)
     with warnings.catch_warnings():
@@ -86,7 +86,7 @@ def test_each_layer_keeps_its_floor(floor):
         assert np.array_equal(masks[name].numpy().ravel(), expected)
 
 
-def test_layers_that_would_be_empty_are_named():
+def test_layers_that_would_be_empty_cause_a_warning_with_the_names():
     net = network()
     with torch.no_grad():
         net[3].weight.mul_(1e-3)
@@ -117,7 +117,7 @@ def test_pruned_weights_stay_pruned_and_kept_ones_are_compared_anew():
     assert pruner.target == pruner.sparsity
 
 
-def test_removed_values_come_back_and_may_be_pruned_again():
+def test_restored_weights_may_be_pruned_again():
     net = network()
     pruner, before = Pruner(net, keep_removed=True), arrays(net)
     pruner.prune_below(0.02)
@@ -140,7 +140,7 @@ def test_moments_of_weights_below_the_threshold_are_zero():
     assert not adam.state[net.weight]["exp_avg"][dropped].any()
 
 
-def test_two_rows_of_blocks_and_not_a_number():
+def test_threshold_with_blocks_or_nan_scores_raises():
     with pytest.raises(ConfigError, match=r"threshold.*granularity='weight'"):
         Pruner(nn.Linear(8, 8), PruningConfig(granularity="2:4")).prune_below(0.1)
     layer = nn.Linear(8, 8)
@@ -166,13 +166,13 @@ def test_sparsity_or_threshold_not_both():
     "settings",
     [{"distribution": "erk"}, {"layers": {"weight": 0.5}}, {"granularity": "block:2x2"}],
 )
-def test_settings_that_share_a_sparsity_have_no_meaning_beside_a_threshold(settings):
+def test_settings_of_a_sparsity_raise_beside_a_threshold(settings):
     [name] = settings
     with pytest.raises(ConfigError, match=f"threshold.*{name}"):
         regrow.prune(nn.Linear(8, 8), threshold=0.1, **settings)
 
 
-def test_another_threshold_is_another_method():
+def test_config_with_another_threshold_does_not_match():
     old = PruningConfig(threshold=0.1).validated().to_dict()
     check_same_settings(old, PruningConfig(threshold=0.1).validated().to_dict())
     for other in (PruningConfig(), PruningConfig(threshold=0.2)):
