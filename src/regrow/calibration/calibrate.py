@@ -41,7 +41,7 @@ class Calibration:
     Attributes:
         masks: Masks by parameter name; pass them to `regrow.enforce` to train further.
         rows: Number of input rows that each refitted layer was fitted on.
-        dense: The dense values of each parameter that was changed.
+        dense: The dense values of each parameter that calibration changed.
     """
 
     masks: Masks
@@ -55,10 +55,10 @@ class Calibration:
 
     @torch.no_grad()
     def undo(self, model: nn.Module) -> None:
-        """Restore the dense model bit-exactly, biases included.
+        """Restore the parameters that calibration changed, biases included, bit-exactly.
 
         Raises:
-            StateError: If the model has other parameters.
+            StateError: If the model lacks one of them.
         """
         named = named_parameters(model)
         if missing := [name for name in self.dense if name not in named]:
@@ -87,8 +87,8 @@ def calibrate(
     Linear layers and convolutions are scored by the second moments of their inputs. Then, layer by
     layer in the order in which they run, kept weights and biases are refitted by least squares: a
     layer reproduces the outputs that it had in the dense network, from the inputs that the network
-    pruned so far gives it. Memory: a copy of the model, the inputs, and for scoring one
-    `(features, features)` matrix per layer in float64.
+    pruned so far gives it. The model runs in eval mode, on its own device. Memory: two copies of
+    the weights, the inputs, and one `(features, features)` matrix per layer in float64.
 
     Args:
         model: The model.
@@ -97,14 +97,15 @@ def calibrate(
         sparsity: Fraction of the selected weights to prune, in [0, 1); reached exactly.
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
         refit: Whether kept weights are refitted.
-        samples: Number of examples to use.
-        distribution: "global", "uniform", "erk" or "lamp"; None: "erk" for "wanda", "ria" and
-            "sparsegpt", which compare weights within a layer, else "global".
+        samples: Whole batches are used until there are so many examples.
+        distribution: "erk" or "uniform", for "obs" and "magnitude" also "global" or "lamp"; None:
+            "global" where possible, else "erk".
         include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
         exclude: Patterns of parameters not to prune.
         damping: Ridge term, as a fraction of the mean squared input.
-        max_rows: Largest number of positions of a batch that a convolution uses, drawn at random.
-        settings: `granularity`, `layers`, `min_density`, `on_misfit` and `seed` of `regrow.prune`.
+        max_rows: So many output positions per batch are sampled for a layer at most.
+        settings: `granularity`, `layers` (not with "sparsegpt"), `min_density`, `on_misfit` and
+            `seed` of `regrow.prune`.
 
     Returns:
         The masks, and the dense values with which `undo` restores the model.
@@ -144,7 +145,7 @@ def _prune_and_refit(
             "layers= out, or write criterion='obs'"
         )
     layers = calibrated_layers(model, settings["include"], settings["exclude"])
-    dense = copy.deepcopy(model)
+    dense = copy.deepcopy(model) if refit else model
     before = {name: p.detach().clone() for name, p in named_parameters(model).items()}
     try:
         wanted = layer_sparsities(layers, settings["distribution"], sparsity)

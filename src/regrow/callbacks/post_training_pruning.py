@@ -74,15 +74,16 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
         refit: Whether kept weights are refitted.
         batches: Number of training batches to use, on each rank.
-        distribution: "global", "uniform", "erk" or "lamp"; None: "erk" for "wanda", "ria" and
-            "sparsegpt", which compare weights within a layer, else "global".
+        distribution: "erk" or "uniform", for "obs" and "magnitude" also "global" or "lamp"; None:
+            "global" where possible, else "erk".
         granularity: "weight", "2:4" (any "n:m") or "block:4x4".
         include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
             Linear weights.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
         damping: Ridge term, as a fraction of the mean squared input.
         keep_removed: What is stored for `unprune`: True (values), "moments" or False. `unprune()`
-            also restores the refitted weights and biases that have not been trained since.
+            also restores each refitted weight and bias that has not changed since, for which two
+            copies of the refitted layers are stored.
         seed: For the draw of input rows of large convolutions.
 
     Raises:
@@ -251,7 +252,7 @@ class Calibrated(GradualMagnitude):
 
     @torch.no_grad()
     def restore(self, pruner: Pruner, names: Iterable[str] | str | None) -> None:
-        """Restore refitted weights of layers that have not been trained since."""
+        """Restore each refitted weight and bias that has not changed since."""
         patterns = [names] if isinstance(names, str) else names
         named = named_parameters(pruner.model)
         for name, after in self.refitted["after"].items():

@@ -25,7 +25,7 @@ def callable_name(given: object) -> str:
     """Return a name that stands for a function or an object, or the name of such a one.
 
     Example:
-        >>> callable_name("he"), callable_name(torch.abs), callable_name(nn.Identity())
+        >>> callable_name("he"), callable_name(abs), callable_name(nn.Identity())
         ('he', 'abs', 'Identity')
     """
     return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)

@@ -33,6 +33,7 @@ class Task(pl.LightningModule):
             `restart_each_round`; stepped after every optimizer step. None: constant learning rate.
 
     Example:
+        >>> import torch
         >>> class Regression(Task):
         ...     def training_step(self, batch, batch_idx):
         ...         return F.mse_loss(self(batch[0]), batch[1])
@@ -89,6 +90,7 @@ class Classifier(Task):
         ConfigError: For an invalid value.
 
     Example:
+        >>> import torch
         >>> from functools import partial
         >>> from torch.optim import SGD
         >>> model = Classifier(nn.Flatten(), partial(SGD, lr=0.1), num_classes=4)

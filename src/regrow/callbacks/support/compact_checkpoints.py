@@ -24,7 +24,7 @@ TRAINING_KEYS = ("callbacks", "loops", "lr_schedulers", "optimizer_states", MASK
 def compact_path(path: str | Path) -> Path:
     """Return where the small checkpoint of a full one is.
 
-    The prefix keeps it from `ckpt_path="last"`, which takes any file that begins with "last".
+    The prefix stops Lightning's `ckpt_path="last"` from matching this file.
 
     Example:
         >>> compact_path("checkpoints/last.ckpt").name

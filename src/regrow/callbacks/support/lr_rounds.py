@@ -34,8 +34,8 @@ class RoundLR(LRScheduler):
 
     Args:
         scheduler: Its steps are those of one round.
-        length: How many.
-        interval: What they count, "step" or "epoch".
+        length: Length of a round, in `interval`.
+        interval: "step" or "epoch".
     """
 
     def __init__(self, scheduler: LRScheduler, length: int, interval: str) -> None:
@@ -70,7 +70,7 @@ def restart_each_round(
 ) -> LRScheduler:
     """Create a learning-rate scheduler of one round, which `Rewind` restarts after each event.
 
-    To be called in `configure_optimizers`. A round is the longest stretch between two prune events,
+    Call it in `configure_optimizers`. A round is the longest interval between two prune events,
     or before the first; after it the learning rate is held. In a fit that does not rewind the
     schedule spans the whole fit.
 
@@ -258,7 +258,7 @@ def _check_spans_round(
 
 
 def _turns(timeline: Timeline, interval: str, steps: Sequence[int]) -> list[int]:
-    """How many steps a scheduler makes before steps of the fit; by epoch, one at each end."""
+    """How many steps a scheduler makes before steps of the fit; by epoch, one as each ends."""
     if interval == "step":
         return [step - timeline.start for step in steps]
     return [next(n for n in count() if timeline.step(Time(n + 1, "ep")) > step) for step in steps]
