@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from regrow.app.experiment import run
 from regrow.app.experiment.run import train
 from regrow.app.training import distributed_fit
 from regrow.app.training.build import build_data
@@ -43,9 +44,8 @@ def test_two_ranks_train_and_one_process_measures(job, tmp_path):
 @pytest.mark.guard
 @pytest.mark.slow
 def test_error_on_a_rank_keeps_its_type_and_message(job, monkeypatch):
-    monkeypatch.setattr(
-        "regrow.app.experiment.run.set_up", lambda *_: None
-    )  # found only when it trains
+    real = run.set_up  # without the callback, its error is found only when it trains
+    monkeypatch.setattr(run, "set_up", lambda cfg, pruning: real(cfg, None))
     cfg = job(*SMALL, "pruning.every=null", "pruning.begin=1ep", "pruning.end=7ep")
     with pytest.raises(ConfigError, match="7ep"):
         train(cfg)
