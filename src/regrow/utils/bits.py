@@ -74,9 +74,11 @@ def pruned_before(bits: Tensor, index: int) -> int:
     """
     n_bytes, rest = divmod(index, 8)
     array = bits.cpu().numpy()
-    ones = int(np.bitwise_count(array[:n_bytes]).sum(dtype=np.int64))
+    # the ones of each byte: NumPy has bitwise_count from version 2 on
+    ones_of = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
+    ones = int(ones_of[array[:n_bytes]].sum(dtype=np.int64))
     if rest:
-        ones += int(np.bitwise_count(array[n_bytes] & ((1 << rest) - 1)))
+        ones += int(ones_of[array[n_bytes] & ((1 << rest) - 1)])
     return index - ones
 
 
