@@ -50,7 +50,7 @@ def saved(tmp_path):
     return make
 
 
-def refused(path, match, *callbacks, error=StateError):
+def assert_resume_raises(path, match, *callbacks, error=StateError):
     """The error trains nothing and changes no weight."""
     module = Net(ADAM)
     with pytest.raises(error, match=match):
@@ -114,13 +114,15 @@ def test_state_dict_works_before_a_fit():
     ],
 )
 def test_checkpoint_without_masks_raises_with_the_name(callbacks, there, saved):
-    refused(saved(*callbacks), f"has no masks of MagnitudePruning.*{there}.*load the weights into")
+    assert_resume_raises(
+        saved(*callbacks), f"has no masks of MagnitudePruning.*{there}.*load the weights into"
+    )
 
 
 def test_weights_only_checkpoint_does_not_resume(tmp_path):
     made = fit(Net(ADAM), one_shot())
     made.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
-    refused(tmp_path / "weights.ckpt", "contains only the model", error=KeyError)
+    assert_resume_raises(tmp_path / "weights.ckpt", "contains only the model", error=KeyError)
 
 
 def rename(checkpoint):
@@ -162,7 +164,7 @@ def test_masks_that_do_not_fit_raise_with_the_name(change, match, saved):
         state = checkpoint["callbacks"][KEY]
         state["pruner"] = with_digest(state["pruner"])
 
-    refused(saved(change=resealed), match)
+    assert_resume_raises(saved(change=resealed), match)
 
 
 def test_resuming_another_architecture_raises(saved):
@@ -183,11 +185,13 @@ def test_resuming_another_architecture_raises(saved):
 
 def test_resuming_with_another_target_raises(saved):
     other = MagnitudePruning(0.9, schedule=OneShot("3it"))
-    refused(saved(), r"towards sparsity 0\.8, this callback towards 0\.9", other)
+    assert_resume_raises(saved(), r"towards sparsity 0\.8, this callback towards 0\.9", other)
 
 
 def test_keep_removed_needs_removed_values_in_the_checkpoint(saved):
-    refused(saved(one_shot(keep_removed=False)), "write keep_removed=False here too", one_shot())
+    assert_resume_raises(
+        saved(one_shot(keep_removed=False)), "write keep_removed=False here too", one_shot()
+    )
     module, pruning = Net(ADAM), one_shot(keep_removed=False)
     fit(module, pruning, ckpt_path=saved(), max_epochs=4)  # less may be kept than was
     assert zeros(module) == round(0.8 * WEIGHTS)

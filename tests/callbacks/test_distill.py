@@ -8,7 +8,15 @@ from functools import partial
 import lightning.pytorch as pl
 import pytest
 import torch
-from distillation_fits import TEMPERATURE, WEIGHT, Called, Says, close, distill, teacher
+from distillation_fits import (
+    TEMPERATURE,
+    WEIGHT,
+    Called,
+    Says,
+    assert_weights_close,
+    distill,
+    teacher,
+)
 from lightning.pytorch.plugins import MixedPrecision
 from tiny_fits import ADAM, SGD, Net, copied, equal, fit, loader, read, trainer
 from torch import nn
@@ -70,26 +78,28 @@ def test_equals_a_manual_training_loop(way, make):
     module = kind(make)
     fit(module, distill(**words))
     assert moved(module, make) > 1e-2
-    close(module, by_hand(make))
+    assert_weights_close(module, by_hand(make))
 
 
 def test_accumulation_divides_both_terms():
     module = Called()
     fit(module, distill(), accumulate_grad_batches=4)
-    close(module, by_hand(every=4))
+    assert_weights_close(module, by_hand(every=4))
 
 
 def test_teacher_runs_under_the_same_bf16_autocast():
     module = Called()
     fit(module, distill(), precision="bf16-mixed")
-    close(module, by_hand(context=partial(torch.autocast, "cpu", torch.bfloat16)), 1e-5)
+    assert_weights_close(
+        module, by_hand(context=partial(torch.autocast, "cpu", torch.bfloat16)), 1e-5
+    )
 
 
 def test_a_scaler_scales_both_terms():
     module = Called()
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     fit(module, distill(), plugins=plugin)
-    close(module, by_hand(), 3e-2)
+    assert_weights_close(module, by_hand(), 3e-2)
     assert moved(module) > 6e-2
 
 
@@ -99,7 +109,7 @@ def test_true_half_precisions_train(precision):
     fit(module, distill(), precision=precision)
     assert all(p.isfinite().all() for p in module.parameters())
     if precision == "64-true":
-        close(module.float(), by_hand(), 1e-5)
+        assert_weights_close(module.float(), by_hand(), 1e-5)
 
 
 def test_lbfgs_uses_the_teacher_at_each_closure():

@@ -9,7 +9,7 @@ import tiny_channel_fits
 import torch
 from averaging_reference import exponential
 from compiled_modules import inner, late, whole
-from distillation_fits import Called, close, distill
+from distillation_fits import Called, assert_weights_close, distill
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_fits import ADAM, Net, Watch, copied, equal, fit, loader, zeros
 from torch import nn
@@ -115,7 +115,7 @@ def test_compiled_modules_can_be_teacher_and_student(given):
     fit(plain, distill(wise if given == "module" else "start"))
     chosen = torch.compile(wise, backend="eager") if given == "module" else "start"
     fit(compiled, distill(chosen))
-    close(module, plain.state_dict())
+    assert_weights_close(module, plain.state_dict())
 
 
 SHARED = """
@@ -163,7 +163,7 @@ def test_ranks_have_the_same_teacher_and_equal_weights(tmp_path):
     pruning = MagnitudePruning(0.5, schedule=Table({"3it": 0.5}))
     fit(module, distill(), pruning, data=loader(8, 8))
     for name in ("forward", "network", "unused", "static"):
-        close(module, first[name], 1e-5)
+        assert_weights_close(module, first[name], 1e-5)
 
 
 def test_teacher_may_have_another_architecture():

@@ -78,7 +78,7 @@ def fit(family, module, *callbacks, ckpt_path=None, **kw):
     return trainer
 
 
-def both(make, make_module=module_of, **kw):
+def assert_equal_in_both_packages(make, make_module=module_of, **kw):
     """The weights of a fit under each family; `make(family)` returns callbacks."""
     found = []
     for family in FAMILIES.values():
@@ -141,13 +141,15 @@ METHODS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_gives_equal_results_in_both_packages(name):
-    both(lambda family: METHODS[name]())
+    assert_equal_in_both_packages(lambda family: METHODS[name]())
 
 
 @pytest.mark.parametrize("name", ["EMAWeightAveraging", "WeightAveraging", "SWA", "accumulation"])
 def test_callbacks_of_both_packages_are_recognised(name):
     """Averages obey the masks, and epochs stay epochs."""
-    state, ours, theirs = both(lambda family: [gradual(), callback_of(family, name)])
+    state, ours, theirs = assert_equal_in_both_packages(
+        lambda family: [gradual(), callback_of(family, name)]
+    )
     steps = [[entry["step"] for entry in c[0].history] for c in (ours, theirs)]
     assert steps[0] == steps[1]
     assert zeros(state) == 108

@@ -59,7 +59,10 @@ def set_up(made):
 def test_evaluation_may_be_in_other_processes():
     made = trainer(pruner := MagnitudePruning(0.5), strategy="ddp_spawn", devices=2)
     for stage in ("validate", "test", "predict"):
-        pruner.setup(made, Net(), stage)
+        pruner.setup(made, Net(), stage)  # does not raise
+    assert pruner.session.current is None
+    with pytest.raises(ConfigError, match=LOST.format("MagnitudePruning")):
+        pruner.setup(made, Net(), "fit")
 
 
 @pytest.mark.guard

@@ -38,6 +38,6 @@ def distill(given=None, **kw):
     )
 
 
-def close(module, expected, tolerance=1e-6):
+def assert_weights_close(module, expected, tolerance=1e-6):
     for name, value in expected.items():
         torch.testing.assert_close(module.state_dict()[name], value, atol=tolerance, rtol=0)

@@ -86,14 +86,14 @@ BIG = {
 }
 
 
-def is_normal(values, std):
+def assert_normal(values, std):
     sample = values.double().numpy().ravel()
     assert sample.std() == pytest.approx(std, rel=0.03)
     assert abs(sample.mean()) < 0.03 * std
     assert (np.abs(sample) > 2 * std).mean() == pytest.approx(0.0455, abs=0.01)
 
 
-def is_uniform(values, bound):
+def assert_uniform(values, bound):
     sample = values.double().numpy().ravel()
     assert np.abs(sample).max() <= bound * (1 + 1e-6)
     assert np.abs(sample).max() > 0.99 * bound
@@ -104,14 +104,14 @@ def is_uniform(values, bound):
 def test_standard_deviations_equal_their_formulas(name):
     layer, fan_in, fan_out = BIG[name]
     made = {init: INITIALIZERS[init](returns(layer)) for init in INITIALIZERS if "ing_" in init}
-    is_normal(made["kaiming_normal"], math.sqrt(2 / fan_in))
-    is_uniform(made["kaiming_uniform"], math.sqrt(6 / fan_in))
-    is_uniform(INITIALIZERS["xavier"](returns(layer)), math.sqrt(6 / (fan_in + fan_out)))
+    assert_normal(made["kaiming_normal"], math.sqrt(2 / fan_in))
+    assert_uniform(made["kaiming_uniform"], math.sqrt(6 / fan_in))
+    assert_uniform(INITIALIZERS["xavier"](returns(layer)), math.sqrt(6 / (fan_in + fan_out)))
     he = INITIALIZERS["he"](returns(layer))
     if name == "linear":
-        is_uniform(he, math.sqrt(6 / fan_in))
+        assert_uniform(he, math.sqrt(6 / fan_in))
     else:
-        is_normal(he, math.sqrt(2 / fan_out))
+        assert_normal(he, math.sqrt(2 / fan_out))
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, TypedDict, cast
 
@@ -25,7 +25,7 @@ from regrow.calibration.moments import Data
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import GradualMagnitude, PruningSession
 from regrow.callbacks.support.probe import peek_batches, probe_copy
-from regrow.criteria.precomputed import Scores
+from regrow.criteria.precomputed import Scores, needs_data
 from regrow.criteria.saliency import unsharded_targets
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.migration import answer_other_arguments
@@ -35,7 +35,6 @@ from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
 from regrow.utils.errors import (
     ConfigError,
-    StateError,
     check_bool,
     check_choice,
     check_count,
@@ -120,7 +119,13 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         check_choice("criterion", criterion, NAMES)
         distribution = check_distribution(criterion, distribution)
         keep = check_keep_removed(keep_removed)
-        named = criterion if criterion == "magnitude" else _named(criterion)
+        named: Any = criterion
+        if criterion != "magnitude":
+            named = needs_data(
+                criterion,
+                f"PostTrainingPruning ranks weights by {criterion!r} on calibration data: outside "
+                "a fit, call calibrate(batches)",
+            )
         config = PruningConfig(named, distribution, granularity, None, include, exclude, seed)
         strategy = Calibrated(
             config,
@@ -274,16 +279,3 @@ def _total(trainer: pl.Trainer, values: Tensor) -> Tensor:
     reduced = trainer.strategy.reduce(values, reduce_op="sum")
     assert isinstance(reduced, Tensor)
     return reduced
-
-
-def _named(method: str) -> Callable[[Tensor], Tensor]:
-    """A placeholder for a criterion that cannot rank by weights alone."""
-
-    def calibrated(weight: Tensor) -> Tensor:
-        raise StateError(
-            f"PostTrainingPruning ranks weights by {method!r} on calibration data: outside a fit, "
-            "call calibrate(batches)"
-        )
-
-    calibrated.__name__ = method
-    return calibrated

@@ -21,7 +21,7 @@ from regrow.callbacks.support.probe import (
     scaled_logits,
     training_loss,
 )
-from regrow.criteria.precomputed import Scores
+from regrow.criteria.precomputed import Scores, needs_data
 from regrow.criteria.saliency import Loss, grasp, snip, unsharded_targets
 from regrow.criteria.synflow import synflow
 from regrow.pruning.config import PruningConfig
@@ -32,7 +32,6 @@ from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
 from regrow.utils.errors import (
     ConfigError,
-    StateError,
     check_choice,
     check_count,
     check_keep_removed,
@@ -130,7 +129,13 @@ did you mean 'snip'?
         if distribution is None:
             distribution = "erk" if method == "random" else "global"
         check_choice("distribution", distribution, ("global", "uniform", "erk"))
-        criterion = "random" if method == "random" else _named(method)
+        criterion: Any = "random"
+        if method != "random":
+            criterion = needs_data(
+                method,
+                f"PruneAtInit ranks weights by {method} once, at the fit's first step: to prune "
+                "further, use MagnitudePruning",
+            )
         parts = PruningConfig(criterion, distribution, "weight", None, include, exclude, seed)
         strategy = AtInit(
             parts,
@@ -261,16 +266,3 @@ def _broadcast(trainer: pl.Trainer, scores: Tensor) -> Tensor:
         scores = scores.to(trainer.strategy.root_device)
         torch.distributed.broadcast(scores, 0)
     return scores
-
-
-def _named(method: str) -> Callable[[Tensor], Tensor]:
-    """A placeholder for a criterion that cannot rank by weights alone."""
-
-    def once(weight: Tensor) -> Tensor:
-        raise StateError(
-            f"PruneAtInit ranks weights by {method} once, at the fit's first step: to prune "
-            "further, use MagnitudePruning"
-        )
-
-    once.__name__ = method
-    return once

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -57,3 +57,25 @@ class Scores(Mapping[str, Tensor]):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._values = dict(state)
+
+
+def needs_data(name: str, message: str) -> Callable[[Tensor], Tensor]:
+    """Make a criterion that names a method and raises, for methods that weights alone do not rank.
+
+    Args:
+        name: The method's name, as checkpoints store it.
+        message: What to do instead.
+
+    Returns:
+        A criterion that raises a `StateError` with the message when it scores.
+
+    Example:
+        >>> needs_data("snip", "use Scores").__name__
+        'snip'
+    """
+
+    def raises(weight: Tensor) -> Tensor:
+        raise StateError(message)
+
+    raises.__name__ = name
+    return raises

@@ -125,7 +125,7 @@ def test_random_images_are_used_without_the_test_set(cut, tmp_path, capsys, monk
     assert "checked on 32 random images, as the test set is missing" in capsys.readouterr().out
 
 
-def refused(path, tmp_path, error, message):
+def assert_export_raises(path, tmp_path, error, message):
     with pytest.raises(error, match=message):
         export_checkpoint(path, "safetensors", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
@@ -134,13 +134,13 @@ def refused(path, tmp_path, error, message):
 def test_checkpoint_without_a_run_raises(tmp_path):
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": {}}, path)
-    refused(path, tmp_path, ConfigError, "is not from a run of `regrow train`")
+    assert_export_raises(path, tmp_path, ConfigError, "is not from a run of `regrow train`")
     folder = configured(OmegaConf.create({"lr": 0.1}), tmp_path)
     path = folder / "model.ckpt"
     torch.save({"state_dict": {}}, path)
-    refused(path, tmp_path, ConfigError, r"config\.yaml is not from `regrow train`")
+    assert_export_raises(path, tmp_path, ConfigError, r"config\.yaml is not from `regrow train`")
     (folder.parent / ".hydra" / "config.yaml").write_text("a: [")
-    refused(path, tmp_path, StateError, r"config\.yaml is damaged")
+    assert_export_raises(path, tmp_path, StateError, r"config\.yaml is damaged")
 
 
 def test_checkpoint_of_another_network_raises(cut, tmp_path):
@@ -148,14 +148,14 @@ def test_checkpoint_of_another_network_raises(cut, tmp_path):
     whole = torch.load(path, weights_only=True)
     plan = whole.pop(KEY)
     torch.save(whole, path)
-    refused(path, tmp_path, StateError, "weights are of another network")
+    assert_export_raises(path, tmp_path, StateError, "weights are of another network")
     plan["shapes"]["network.fc.weight"] = [7, 7]
     torch.save(whole | {KEY: plan}, path)
-    refused(path, tmp_path, StateError, "plan is of another model")
+    assert_export_raises(path, tmp_path, StateError, "plan is of another model")
     torch.save({"weights": 1}, path)
-    refused(path, tmp_path, ConfigError, "has no state_dict")
+    assert_export_raises(path, tmp_path, ConfigError, "has no state_dict")
     path.write_bytes(b"PK\x03\x04")
-    refused(path, tmp_path, StateError, "cannot be read as a checkpoint")
+    assert_export_raises(path, tmp_path, StateError, "cannot be read as a checkpoint")
 
 
 @pytest.mark.parametrize(

@@ -236,27 +236,29 @@ def test_masks_of_all_pruners_are_respected():
     assert combined_masks({"callbacks": {}}) is combined_masks({}) is None
 
 
-def refused(capsys, message, *words):
+def assert_command_raises(capsys, message, *words):
     assert main(["sensitivity", *map(str, words)]) == 1
     assert message in capsys.readouterr().err
 
 
 def test_wrong_options_and_checkpoints_are_errors(untrained, tmp_path, capsys, monkeypatch):
-    refused(capsys, "did you mean 'magnitude'", untrained, "--criterion", "magnitud")
-    refused(capsys, "collects its scores in training", untrained, "--criterion", "movement")
-    refused(
+    assert_command_raises(capsys, "did you mean 'magnitude'", untrained, "--criterion", "magnitud")
+    assert_command_raises(
+        capsys, "collects its scores in training", untrained, "--criterion", "movement"
+    )
+    assert_command_raises(
         capsys, "--criterion must be one of bn,", untrained, "--by=channels", "--criterion=snip"
     )
-    refused(capsys, "matches no parameter", untrained, "--include", "conv9")
+    assert_command_raises(capsys, "matches no parameter", untrained, "--include", "conv9")
     (tmp_path / "file").touch()
-    refused(capsys, "cannot be a folder", untrained, "--out", tmp_path / "file")
+    assert_command_raises(capsys, "cannot be a folder", untrained, "--out", tmp_path / "file")
     lone = tmp_path / "lone.ckpt"
     torch.save({"state_dict": {}}, lone)
-    refused(capsys, "in Python, regrow.sensitivity(model, evaluate)", lone)
+    assert_command_raises(capsys, "in Python, regrow.sensitivity(model, evaluate)", lone)
     torch.save({"weights": 1}, untrained)
-    refused(capsys, "has no state_dict", untrained)
+    assert_command_raises(capsys, "has no state_dict", untrained)
     untrained.write_bytes(b"PK\x03\x04")
-    refused(capsys, "cannot be read as a checkpoint", untrained)
+    assert_command_raises(capsys, "cannot be read as a checkpoint", untrained)
     assert not list(untrained.parent.glob("sensitivity*"))
 
 

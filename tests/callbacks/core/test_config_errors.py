@@ -122,7 +122,7 @@ def test_invalid_models_raise_before_the_first_step(mistake):
     assert module.trained == 0
 
 
-def refused(module, match, error=StateError, **kw):
+def assert_fit_raises(module, match, error=StateError, **kw):
     with pytest.raises(error, match=match):
         fit(module, MagnitudePruning(0.5, schedule=OneShot("3it")), **kw)
     assert module.trained == 0
@@ -131,10 +131,10 @@ def refused(module, match, error=StateError, **kw):
 def test_unsupported_models_raise():
     module = Net()
     module.body[0] = nn.LazyLinear(16)
-    refused(module, r"body\.0\.weight is not built yet")
+    assert_fit_raises(module, r"body\.0\.weight is not built yet")
     module = Net()
     prune.random_unstructured(module.body[0], "weight", 0.5)
-    refused(module, r"body\.0\.weight is masked by torch\.nn\.utils\.prune")
+    assert_fit_raises(module, r"body\.0\.weight is masked by torch\.nn\.utils\.prune")
 
 
 @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])

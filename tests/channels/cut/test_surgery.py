@@ -58,7 +58,7 @@ def picture(model):
     return held, attributes, repr(model)
 
 
-def same(one, other):
+def assert_same(one, other):
     assert one[1:] == other[1:]
     assert one[0].keys() == other[0].keys()
     for name, (*first, values, grad) in one[0].items():
@@ -130,7 +130,7 @@ def test_failed_cut_changes_nothing(case, monkeypatch, owner, name, error):
                 bench.find_valid(removed).undo()
             except kind:
                 assert len(calls) >= at
-        same(picture(model), before)
+        assert_same(picture(model), before)
         if len(calls) < at:
             break
 
@@ -149,7 +149,7 @@ def test_partly_applied_plan_is_undone(case, monkeypatch, owner, name):
             calls = counted(patched, owner, name, at, KeyboardInterrupt())
             with suppress(KeyboardInterrupt):
                 plan.apply(model)()
-        same(picture(model), before)
+        assert_same(picture(model), before)
         if len(calls) < at:
             return
     pytest.fail("it never came through")
@@ -161,9 +161,9 @@ def test_undo_restores_every_bit(case):
     found = bench.find_valid(removed)
     assert (model.sizes, model.a.out_channels, model.deep.groups) == ([2, 2], 4, 4)
     found.undo()
-    same(picture(model), before)
+    assert_same(picture(model), before)
     found.undo()  # once more does nothing
-    same(picture(model), before)
+    assert_same(picture(model), before)
 
 
 def test_cut_keeps_parameter_objects_frozen_flags_and_statistics(case):
@@ -230,4 +230,4 @@ def test_cut_works_without_trial_runs(analysed):
     assert isinstance(make_channel_cut(model, kept, undo), ChannelCut)
     assert (model.deep.in_channels, model.deep.out_channels, model.deep.groups) == (4, 4, 4)
     undo()
-    same(picture(model), before)
+    assert_same(picture(model), before)
