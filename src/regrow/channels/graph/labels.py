@@ -210,21 +210,34 @@ class Labels:
     def broadcast(
         self, values: Sequence[LabelledTensor], shape: Sequence[int], reason: str
     ) -> LabelledTensor:
-        """Unite labels at equal positions, as an elementwise operation does."""
-        ndim, axes = len(shape), list[Tensor]()
-        lengths = [(1,) * (ndim - v.ndim) + v.shape for v in values]
-        for index, value in enumerate(values):
-            for axis in value.label_axes:
-                wide = axis.reshape((1,) * (ndim - value.ndim) + axis.shape)
-                for dim in varying_dims(wide):
-                    for number, other in enumerate(values):
-                        if number == index or other.resizable or lengths[number][dim] == 1:
-                            continue
-                        if not other.varies(dim - ndim):
-                            self.fix(axis, f"{reason}: the other side has a fixed length")
-                axes = self._join(axes, wide, reason)
-        free, weight = all(v.resizable for v in values), all(v.weight for v in values)
-        return replace(self.value(shape, axes, weight=weight), resizable=free)
+        """Unite labels at equal positions, as an elementwise operation does.
+
+        Where an axis varies along several dimensions, such as heads and the positions within a
+        head, and another value along inner ones alone, such as a rotary embedding, whole heads
+        remain. A dimension that has a fixed length in one of the values cannot be cut.
+        """
+        wide = [_widened(value, len(shape)) for value in values]
+        for axis in [axis for value in wide for axis in value.label_axes]:
+            dims = varying_dims(axis)
+            other = [{*varying_dims(a)} for v in wide for a in v.label_axes if len(dims) > 1]
+            inner = {dim for along in other if dims[0] not in along for dim in along}
+            if inner & {*dims}:
+                self.unite_except(axis, {*dims} - inner, reason)
+                wide = [self.relabel(value) for value in wide]
+        axes = list[Tensor]()
+        for value in wide:
+            others = [v for v in wide if v is not value and not v.resizable]
+            for axis in self.relabel(value).label_axes:
+                dims = varying_dims(axis)
+                free = [d for d in dims if all(v.varies(d) or v.shape[d] == 1 for v in others)]
+                if not free:
+                    self.fix(axis, f"{reason}: the other side has a fixed length")
+                    continue
+                if free != dims:
+                    axis = self.unite_except(axis, free, f"{reason}: a dimension of fixed length")
+                axes = self._join(axes, axis, reason)
+        resizable, weight = all(v.resizable for v in values), all(v.weight for v in values)
+        return replace(self.value(shape, axes, weight=weight), resizable=resizable)
 
     def _join(self, axes: list[Tensor], axis: Tensor, reason: str) -> list[Tensor]:
         """Add an axis; it is united with those that vary along the same dimensions."""
@@ -247,6 +260,13 @@ class Rule(Protocol):
 
     def __call__(self, labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
         """Apply the rule to the arguments `a` of an operation whose result has some shape."""
+
+
+def _widened(value: LabelledTensor, ndim: int) -> LabelledTensor:
+    """Add dimensions of length 1 in front."""
+    more = (1,) * (ndim - value.ndim)
+    axes = tuple(axis.reshape(more + axis.shape) for axis in value.label_axes)
+    return replace(value, shape=more + value.shape, label_axes=axes)
 
 
 def _narrowed(labels: Tensor) -> Tensor:
