@@ -217,4 +217,4 @@ def test_multihead_attention_loses_heads_and_width_together():
 def test_torchs_transformer_layers_are_cut_correctly():
     layer = nn.TransformerEncoderLayer(6, 2, 16, batch_first=True)
     sizes = {"self_attn": 2, "linear1": 16}
-    check(layer, ROWS, sizes, refused={"self_attn"})  # its width is that of the input
+    check(layer, ROWS, sizes)  # its width is that of the input

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.channels.cut.surgery import KeptIndices, UndoLog, cut, kept_mask, set_data, slice_tensor
+from regrow.channels.cut.surgery import (
+    KeptIndices,
+    UndoLog,
+    cut,
+    kept_mask,
+    set_data,
+    slice_tensor,
+    tell_modules,
+)
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.io.safetensors import SUFFIX, read_tensors
 from regrow.utils.errors import StateError
@@ -120,6 +128,7 @@ class ChannelCut:
         undo = UndoLog()
         try:
             cut(model, self.kept, undo)
+            tell_modules(model, self.kept, undo)
             for (path, name), value in self.attributes.items():
                 undo.set(modules(model)[path], name, value)
         except BaseException:
@@ -159,8 +168,10 @@ class ChannelCut:
                 if name in self.kept:
                     tensor.grad = None
                     set_data(tensor, self.scatter(name, tensor.data))
+        log = UndoLog()
+        tell_modules(model, self.kept, log)
         for (path, name), value in self.before.items():
-            setattr(modules(model)[path], name, value)
+            log.set(modules(model)[path], name, value)
 
     def slice(self, name: str, tensor: Tensor) -> Tensor:
         """Slice a tensor of the original shape; return tensors of other shapes as they are."""
@@ -200,19 +211,26 @@ class ChannelCut:
 
 
 def make_channel_cut(model: nn.Module, kept: KeptIndices, undo: UndoLog, **more: Any) -> ChannelCut:
-    """Make the record of a cut from its undo log."""
+    """Make the record of a cut from its undo log; classes follow from shapes (`tell_modules`)."""
     paths = {id(module): path for path, module in modules(model).items()}
-    attributes = {
-        (paths[id(module)], name): _plain(getattr(module, name))
-        for module, name, _ in undo.attributes
-    }
     names = {id(tensor): name for name, tensor in tensors(model).items()}
     shapes = {names[id(tensor)]: tuple(before.shape) for tensor, before, _ in undo.data}
-    before = {
-        (paths[id(module)], name): _plain(value)
-        for module, name, value in reversed(undo.attributes)
-    }
+    attributes, before = dict[tuple[str, str], Any](), dict[tuple[str, str], Any]()
+    for module, name, value in reversed(undo.attributes):  # the first change comes last
+        for key, old, new in _differences(name, value, getattr(module, name)):
+            before[paths[id(module)], key] = _plain(old)
+            attributes[paths[id(module)], key] = _plain(new)
     return ChannelCut(kept, attributes, shapes, undo=undo, before=before, **more)
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs between two values of an attribute, by field where it is an object."""
+    if not hasattr(old, "__dict__"):
+        yield name, old, new
+    elif not isinstance(old, type):
+        for field, value in vars(old).items():
+            if getattr(new, field) != value:
+                yield f"{name}.{field}", value, getattr(new, field)
 
 
 def slice_optimizer_state(

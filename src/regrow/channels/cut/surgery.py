@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.channels.cut.pruned_attention import attention_sizes, transformer_sizes
 from regrow.channels.graph.groups import Group
 from regrow.utils.errors import StateError
 from regrow.utils.modes import clear_compiled
@@ -62,8 +64,17 @@ class UndoLog:
             self.data.pop()
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:
-        """Set an attribute; the old value is restored by the undo."""
+        """Set an attribute; the old value is restored by the undo.
+
+        With a dot in its name, such as "config.num_heads", the module gets its own copy of the
+        object that other modules may share.
+        """
+        name, _, field = name.partition(".")
         before = getattr(module, name)
+        if field:
+            own = copy.copy(before)
+            setattr(own, field, value)
+            value = own
         if before != value:
             self.attributes.append((module, name, before))
             setattr(module, name, value)
@@ -156,11 +167,14 @@ def cut(
 
 
 def tell_modules(model: nn.Module, kept: KeptIndices, undo: UndoLog) -> None:
-    """Set the size attributes of `torch.nn` layers, such as `in_features`, after a cut."""
+    """Set attributes of `torch.nn` layers that their tensors imply, such as `in_features`.
+
+    Heads of `nn.MultiheadAttention` may need another class: see `PrunedMultiheadAttention`.
+    """
+    parts = (name.split(".") for name in kept)
+    changed = {".".join(part[:end]) for part in parts for end in range(len(part))}
     for path, module in modules(model).items():
-        prefix = f"{path}." if path else ""
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        if any(prefix + name in kept for name, _ in own):
+        if path in changed:
             for attribute, value in sizes_from_tensors(module).items():
                 undo.set(module, attribute, value)
 
@@ -170,6 +184,10 @@ def sizes_from_tensors(module: nn.Module) -> dict[str, Any]:
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd):
         return _convolution(module)
+    if isinstance(module, nn.MultiheadAttention):
+        return attention_sizes(module)
+    if isinstance(module, nn.Transformer | nn.TransformerEncoder):
+        return transformer_sizes(module)
     if not isinstance(weight, Tensor):
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             return {"num_features": len(module.running_mean)}

@@ -97,6 +97,14 @@ class Labels:
         self.starts.append(start)
         return created
 
+    def copies(self, shape: Sequence[int], dims: Iterable[int]) -> list[Tensor]:
+        """Label the copies of one position along dimensions, such as those of a mask for each head.
+
+        Any of them may be cut. The first dimension, the batch, is left out.
+        """
+        chosen = [dim for dim in dims if dim > 0 and shape[dim] > 1]
+        return [make_axis(self.new("", dim, shape[dim]), dim, len(shape)) for dim in chosen]
+
     def find(self, labels: Tensor) -> Tensor:
         """Return the smallest label of the class of each label."""
         if self._pending:
@@ -224,7 +232,7 @@ class Labels:
             if inner & {*dims}:
                 self.unite_except(axis, {*dims} - inner, reason)
                 wide = [self.relabel(value) for value in wide]
-        axes = list[Tensor]()
+        ndim, axes = len(shape), list[Tensor]()
         for value in wide:
             others = [v for v in wide if v is not value and not v.resizable]
             for axis in self.relabel(value).label_axes:
@@ -232,11 +240,15 @@ class Labels:
                 free = [d for d in dims if all(v.varies(d) or v.shape[d] == 1 for v in others)]
                 if not free:
                     self.fix(axis, f"{reason}: the other side has a fixed length")
-                    continue
-                if free != dims:
+                    if any(v.label_axes for v in others):  # beside channels: only its length counts
+                        continue
+                elif free != dims:
                     axis = self.unite_except(axis, free, f"{reason}: a dimension of fixed length")
                 axes = self._join(axes, axis, reason)
         resizable, weight = all(v.resizable for v in values), all(v.weight for v in values)
+        if not resizable:
+            fixed = [max(v.shape[d] for v in wide if not v.resizable) > 1 for d in range(ndim)]
+            axes += self.copies(shape, (d for d in range(ndim) if not fixed[d]))
         return replace(self.value(shape, axes, weight=weight), resizable=resizable)
 
     def _join(self, axes: list[Tensor], axis: Tensor, reason: str) -> list[Tensor]:
