@@ -42,7 +42,12 @@ def in_part(x, angles):
     return torch.cat((by_halves(x[..., :4], angles[:, :2]), x[..., 4:]), -1)
 
 
-ROTARY = {"halves": by_halves, "pairs": by_pairs, "part": in_part}
+def in_whole(x, angles):
+    """The part that is not turned is empty."""
+    return torch.cat((by_halves(x[..., :SIZE], angles), x[..., SIZE:]), -1)
+
+
+ROTARY = {"halves": by_halves, "pairs": by_pairs, "part": in_part, "whole": in_whole}
 
 
 class Grouped(nn.Module):
