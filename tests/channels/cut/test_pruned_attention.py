@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from cut_oracle import distinct, noise
+from cut_oracle import check, distinct, noise
 from torch import nn
 
 from regrow.channels import ChannelCut, groups, load, prune
@@ -313,6 +313,18 @@ def test_excluded_attention_keeps_all_its_parts():
     assert before == {n: p.shape for n, p in model.named_parameters() if ".0.self_attn." in n}
     assert "is excluded" in plan.not_prunable["layers.layers.0.self_attn"]
     assert "layers.layers.0.linear1" in plan.removed
+
+
+class Own(nn.MultiheadAttention):
+    """May have a forward pass of its own, and so keeps its class."""
+
+
+def test_heads_that_cannot_be_cut_leave_hidden_layers_free():
+    layer = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True)
+    layer.self_attn.__class__ = Own
+    _, cut = check(layer, ROWS, {"self_attn": 4, "linear1": 16}, refused={"self_attn"})
+    assert type(cut.self_attn) is Own
+    assert cut.linear1.out_features == 8
 
 
 @pytest.mark.parametrize("width", [0, 8])

@@ -69,7 +69,7 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
             weights = weights if is_batched else weights[0]
         else:
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout)
-        out = self.out_proj(y.transpose(1, 2).flatten(2))
+        out = F.linear(y.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
         if not is_batched:
             return out[0], weights
         return out if self.batch_first else out.transpose(0, 1), weights
