@@ -240,8 +240,8 @@ class Labels:
                 free = [d for d in dims if all(v.varies(d) or v.shape[d] == 1 for v in others)]
                 if not free:
                     self.fix(axis, f"{reason}: the other side has a fixed length")
-                    if any(v.label_axes for v in others):  # beside channels: only its length counts
-                        continue
+                    if any(v.label_axes for v in others):
+                        continue  # the result has the labels of the other side
                 elif free != dims:
                     axis = self.unite_except(axis, free, f"{reason}: a dimension of fixed length")
                 axes = self._join(axes, axis, reason)
