@@ -90,7 +90,8 @@ def test_stopped_sweep_continues(sweep, found, reports, monkeypatch, capfd):
     assert failed in results
     assert not found("failed.json")
     out, err = capfd.readouterr()
-    assert "already finished; use force=true to rerun" in out
+    assert "1 of 4 jobs had finished before (force=true repeats them)" in out
+    assert "sweep: 2 of 4 jobs ended (1 skipped), about" in out or "under a minute left" in out
     assert "jobs failed" not in err
     assert len({folder for folder, _ in reports}) == 1, "it has the folder it had"
     assert len(reports[-1][1]) == 4
