@@ -41,7 +41,8 @@ def initial_channel(
 ) -> Tensor:
     """Make new rows; norms get scale 1 and shift 0, columns that read a returning channel zero."""
     if back.weight.ndim < 2:
-        return torch.full_like(back.weight, float(not back.name.endswith("bias")))
+        is_bias = "bias" in back.name.rpartition(".")[2]  # also `bias_ih_l0`
+        return torch.full_like(back.weight, float(not is_bias))
     values = initializer(back).clone()
     if columns is not None and back.input_dim is not None:
         values.index_fill_(back.input_dim, columns.nonzero().flatten().to(values.device), 0)

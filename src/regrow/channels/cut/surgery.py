@@ -156,11 +156,14 @@ def cut(
 
 
 def tell_modules(model: nn.Module, kept: KeptIndices, undo: UndoLog) -> None:
-    """Set the size attributes of `torch.nn` layers, such as `in_features`, after a cut."""
-    for path, module in modules(model).items():
-        prefix = f"{path}." if path else ""
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        if any(prefix + name in kept for name, _ in own):
+    """Set the size attributes of `torch.nn` layers, such as `in_features`, after a cut.
+
+    Tied weights are cut once; all modules that hold them are told.
+    """
+    changed = {id(tensor) for name, tensor in tensors(model).items() if name in kept}
+    for module in modules(model).values():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if any(id(tensor) in changed for tensor in own):
             for attribute, value in sizes_from_tensors(module).items():
                 undo.set(module, attribute, value)
 
@@ -168,6 +171,10 @@ def tell_modules(model: nn.Module, kept: KeptIndices, undo: UndoLog) -> None:
 def sizes_from_tensors(module: nn.Module) -> dict[str, Any]:
     """Return the size attributes that the tensors of a `torch.nn` layer imply."""
     weight = getattr(module, "weight", None)
+    if isinstance(module, nn.RNNBase):
+        return _recurrent(module)
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
     if isinstance(module, nn.modules.conv._ConvNd):
         return _convolution(module)
     if not isinstance(weight, Tensor):
@@ -189,6 +196,17 @@ def sizes_from_tensors(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": weight.shape[1]}
     return {}
+
+
+def _recurrent(module: nn.RNNBase) -> dict[str, int]:
+    rows, width = module.weight_hh_l0.shape
+    size = rows // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    projected = width if module.proj_size else 0
+    return {
+        "input_size": module.weight_ih_l0.shape[1],
+        "hidden_size": size,
+        "proj_size": projected,
+    }
 
 
 def _convolution(module: nn.modules.conv._ConvNd) -> dict[str, int]:

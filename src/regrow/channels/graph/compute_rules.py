@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regrow.channels.graph.labels import Arguments, LabelledTensor, Labels, Rule, varying_dims
 from regrow.channels.graph.product_rules import COUNTS, add_axis, attention, einsum, matmul
+from regrow.channels.graph.recurrent_rules import recurrent, recurrent_cell
 from regrow.channels.graph.reduction_rules import layer_norm, reduction, softmax, sort_or_cumulate
 from regrow.channels.graph.view_rules import unite_pieces
 
@@ -223,5 +224,7 @@ _OPERATORS: dict[Rule, str] = {
     embedding: "embedding",
     im2col: "im2col",
     einsum: "einsum",
+    recurrent: "lstm gru rnn_tanh rnn_relu",
+    recurrent_cell: "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
 }
 RULES = {name: rule for rule, names in _OPERATORS.items() for name in names.split()}
