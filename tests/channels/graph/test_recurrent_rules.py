@@ -11,6 +11,9 @@ from cut_oracle import Net, check, distinct, noise
 from torch import nn
 
 from regrow.channels import groups, prune
+from regrow.channels.cut.verify import TrialCut
+from regrow.channels.graph.groups import groups_from_trace
+from regrow.channels.graph.trace import trace
 
 ROWS = torch.zeros(2, 5, 6, dtype=torch.float64)
 ROW = torch.zeros(2, 6, dtype=torch.float64)
@@ -183,7 +186,10 @@ def test_steps_are_never_cut():
 
 def test_projection_stays_smaller_than_the_units():
     model = distinct(net("LSTM", hidden=6, out=5, proj_size=5))
-    plan = prune(model, noise(ROWS), 0.5, include=["d*"], round_to=1)
-    assert model.d.proj_size < model.d.hidden_size
-    assert plan.removed
-    nn.LSTM(model.d.input_size, model.d.hidden_size, proj_size=model.d.proj_size)
+    traced = trace(model, ROWS)
+    found = TrialCut(model, traced, groups_from_trace(traced, model), ROWS).find_valid(
+        {"d": torch.arange(3), "a": torch.arange(2)}
+    )
+    message = "an LSTM of 3 units cannot have proj_size=5: it must be smaller"
+    assert found.failed == {"d": message}
+    assert (model.d.input_size, model.d.hidden_size) == (3, 6)

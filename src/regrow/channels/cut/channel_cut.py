@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.channels.cut.surgery import KeptIndices, UndoLog, cut, kept_mask, set_data, slice_tensor
+from regrow.channels.cut.surgery import (
+    KeptIndices,
+    UndoLog,
+    cut,
+    flatten_recurrent,
+    kept_mask,
+    set_data,
+    slice_tensor,
+)
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.io.safetensors import SUFFIX, read_tensors
 from regrow.utils.errors import StateError
@@ -122,6 +130,7 @@ class ChannelCut:
             cut(model, self.kept, undo)
             for (path, name), value in self.attributes.items():
                 undo.set(modules(model)[path], name, value)
+            flatten_recurrent(model)
         except BaseException:
             undo()
             raise
@@ -161,6 +170,7 @@ class ChannelCut:
                     set_data(tensor, self.scatter(name, tensor.data))
         for (path, name), value in self.before.items():
             setattr(modules(model)[path], name, value)
+        flatten_recurrent(model)
 
     def slice(self, name: str, tensor: Tensor) -> Tensor:
         """Slice a tensor of the original shape; return tensors of other shapes as they are."""

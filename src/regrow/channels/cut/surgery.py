@@ -166,6 +166,14 @@ def tell_modules(model: nn.Module, kept: KeptIndices, undo: UndoLog) -> None:
         if any(id(tensor) in changed for tensor in own):
             for attribute, value in sizes_from_tensors(module).items():
                 undo.set(module, attribute, value)
+    flatten_recurrent(model)
+
+
+def flatten_recurrent(model: nn.Module) -> None:
+    """Put the weights of each recurrent layer into one block of memory again, as cuDNN needs."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
 
 
 def sizes_from_tensors(module: nn.Module) -> dict[str, Any]:
@@ -202,6 +210,10 @@ def _recurrent(module: nn.RNNBase) -> dict[str, int]:
     rows, width = module.weight_hh_l0.shape
     size = rows // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     projected = width if module.proj_size else 0
+    if projected >= size:
+        raise StateError(
+            f"an LSTM of {size} units cannot have proj_size={projected}: it must be smaller"
+        )
     return {
         "input_size": module.weight_ih_l0.shape[1],
         "hidden_size": size,
