@@ -6,7 +6,6 @@ import torch
 from cut_oracle import Net, check
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from regrow.channels import groups
@@ -169,12 +168,6 @@ NETWORKS = [
     ("checkpoint", net(recomputed, **MIDDLE), IMAGE, {"a": 8, "d": 6}),
     ("written", sized(net(written, d=conv(8, 3)), 3), IMAGE, {"a": 3, "a#2": 5}),
     ("written into zeros", sized(net(written_into_zeros, d=conv(8, 3)), 3), IMAGE, A),
-    (
-        "weight norm",
-        nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 8)), nn.Linear(8, 2)),
-        ROW,
-        {},
-    ),
 ]
 
 

@@ -217,7 +217,7 @@ class TrialCut:
                 found, patches = self._run_with_patches(kept, sizes, start, undo)
                 if reference is None:  # computed late: most failures come before
                     undo()
-                    reference = self._masked(kept)
+                    reference = self._masked(kept_indices(self.groups, removed, masked=True))
                     self._make(kept, patches, undo)
                 error = self._error(found, reference, exact)
             except CutFailed as broken:
