@@ -57,12 +57,6 @@ class ChannelPrunerState(MaskStateDict, ChannelMaskerState):
     watch: LatencyTimerState
 
 
-NORMED = (
-    "weight norm would divide by the length of a zeroed row: cut it with "
-    "regrow.channels.prune, or remove the weight norm before training"
-)
-
-
 class ChannelPruner(BasePruner):
     """Masks whole channels of one model, and cuts them out.
 
@@ -405,8 +399,7 @@ class ChannelPruner(BasePruner):
 
     def _groups(self, traced: Trace, model: nn.Module) -> tuple[Group, ...]:
         found = select_groups(groups_from_trace(traced, model), model, self.config)
-        normed = {g.name: NORMED for g in found if g.unmasked and not g.fixed_reason}
-        return fix_groups(found, normed | self.not_prunable)
+        return fix_groups(found, self.not_prunable)
 
     def _analyse(self, traced: Trace) -> None:
         """Set the groups of a traced model, of which nothing is masked."""

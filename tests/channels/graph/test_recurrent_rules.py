@@ -9,11 +9,13 @@ import pytest
 import torch
 from cut_oracle import Net, check, distinct, noise
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from regrow.channels import groups, prune
 from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.groups import groups_from_trace
 from regrow.channels.graph.trace import trace
+from regrow.utils.errors import ConfigError
 
 ROWS = torch.zeros(2, 5, 6, dtype=torch.float64)
 ROW = torch.zeros(2, 6, dtype=torch.float64)
@@ -193,3 +195,27 @@ def test_projection_stays_smaller_than_the_units():
     message = "an LSTM of 3 units cannot have proj_size=5: it must be smaller"
     assert found.failed == {"d": message}
     assert (model.d.input_size, model.d.hidden_size) == (3, 6)
+
+
+class Packed(nn.Module):
+    """Packs its sequences; with `padded`, not while it is exported."""
+
+    def __init__(self, kind, padded):
+        super().__init__()
+        self.padded, self.a = padded, nn.Linear(6, 5)
+        self.d = getattr(nn, kind)(5, 8, 2, batch_first=True, bidirectional=True)
+        self.c = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        if self.padded and torch.compiler.is_exporting():
+            return self.c(self.d(x)[0])
+        packed = pack_padded_sequence(x, [5, 3, 2][: len(x)], batch_first=True)
+        return self.c(pad_packed_sequence(self.d(packed)[0], batch_first=True)[0])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_packed_sequences_are_cut_after_the_change_that_the_error_asks_for(kind):
+    with pytest.raises(ConfigError, match=r"skip pack_padded_sequence, if any, while torch"):
+        groups(Packed(kind, padded=False).double(), ROWS)
+    check(Packed(kind, padded=True), ROWS, {"a": 5, "d": 8})

@@ -62,6 +62,10 @@ class UndoLog:
             tensor.grad = gradient
             self.data.pop()
 
+    def before(self, tensor: Tensor) -> Tensor:
+        """Return the values of a tensor before the cut."""
+        return next((values for cut, values, _ in self.data if cut is tensor), tensor.detach())
+
     def set(self, module: nn.Module, name: str, value: Any) -> None:
         """Set an attribute; the old value is restored by the undo."""
         before = getattr(module, name)
