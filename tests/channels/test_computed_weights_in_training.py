@@ -113,3 +113,26 @@ def test_new_channels_leave_the_output_as_it_is_and_their_biases_are_zero():
     assert len(back)
     assert model.d.weight_ih_l0[back].any()
     assert not model.d.bias_ih_l0[back].any()
+
+
+@pytest.mark.parametrize("name", ["weight norm", "weight norm, hooks"])
+def test_new_channels_leave_the_output_of_weight_norm_as_it_is(name):
+    model = NETWORKS[name]().double()
+    made = ChannelPruner(model, ROWS, ChannelConfig(round_to=1))
+    made.prune_to(0.5)
+    masked = output(model)
+    made.regrow(count=3, init="he")
+    assert torch.equal(output(model), masked)
+    assert made.sparsity < 0.4
+
+
+def test_new_channels_change_the_output_of_spectral_norm_at_once():
+    torch.manual_seed(0)
+    model = NETWORKS["spectral norm"]().double()
+    made = ChannelPruner(model, ROWS, ChannelConfig(round_to=1))
+    made.prune_to(0.5)
+    masked = output(model)
+    made.regrow(count=4, init="he")
+    after = output(model)
+    assert after.isfinite().all()
+    assert not torch.allclose(after, masked)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from regrow.channels import groups, prune
+from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.groups import groups_from_trace
 from regrow.channels.graph.trace import trace
@@ -88,6 +89,13 @@ def test_units_are_cut_as_by_hand_in_numpy(kind, more):
     ).double()
     plain.load_state_dict(layer.state_dict())
     assert torch.equal(plain.eval()(model.a(x))[0], layer(model.a(x))[0])
+
+    fresh = distinct(net(kind, out=projected, **more))
+    ChannelCut.from_state(plan.state_dict()).apply(fresh)
+    assert torch.equal(fresh(x), model(x))
+    plan.undo()
+    assert (layer.input_size, layer.hidden_size, layer.proj_size) == (5, hidden, projected)
+    assert all(np.array_equal(p.detach(), features[n]) for n, p in model.named_parameters())
 
 
 @pytest.mark.parametrize(("kind", "more"), LAYERS, ids=[f"{k}-{m}" for k, m in LAYERS])
@@ -178,6 +186,22 @@ def test_layer_norm_between_recurrent_layers_is_approximate():
         "c": nn.Linear(4, 3),
     }
     check(Net(run, **layers), ROWS, {"d": 8, "e": 4}, approximate=["d"])
+
+
+def test_relu_networks_lose_units():
+    check(net("RNN", num_layers=2, nonlinearity="relu"), ROWS, {"a": 5, "d": 8})
+
+
+@pytest.mark.filterwarnings("ignore:.*(deprecated|weight_norm|spectral_norm)")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
+def test_recurrent_layers_with_computed_weights_lose_units(wrap, name):
+    model = distinct(net("LSTM"))
+    wrap(model.d, name)
+    plan = prune(model, noise(ROWS), 0.4, distribution="uniform", round_to=1)
+    assert plan.removed == {"a": 2, "d": 4}
+    assert plan.error < 1e-12
+    assert (model.d.input_size, model.d.hidden_size) == (3, 4)
 
 
 def test_steps_are_never_cut():
