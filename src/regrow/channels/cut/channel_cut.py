@@ -16,10 +16,10 @@ from regrow.channels.cut.surgery import (
     KeptIndices,
     UndoLog,
     cut,
-    flatten_recurrent,
     kept_mask,
     set_data,
     slice_tensor,
+    tell_modules,
 )
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.io.safetensors import SUFFIX, read_tensors
@@ -129,9 +129,9 @@ class ChannelCut:
         undo = UndoLog()
         try:
             cut(model, self.kept, undo)
+            tell_modules(model, self.kept, undo)
             for (path, name), value in self.attributes.items():
                 undo.set(modules(model)[path], name, value)
-            flatten_recurrent(model)
         except BaseException:
             undo()
             raise
@@ -169,9 +169,10 @@ class ChannelCut:
                 if name in self.kept:
                     tensor.grad = None
                     set_data(tensor, self.scatter(name, tensor.data))
+        log = UndoLog()
+        tell_modules(model, self.kept, log)
         for (path, name), value in self.before.items():
-            setattr(modules(model)[path], name, value)
-        flatten_recurrent(model)
+            log.set(modules(model)[path], name, value)
 
     def slice(self, name: str, tensor: Tensor) -> Tensor:
         """Slice a tensor of the original shape; return tensors of other shapes as they are."""

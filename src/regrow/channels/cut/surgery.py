@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from regrow.channels.graph.groups import Group
 from regrow.utils.errors import StateError
 from regrow.utils.modes import clear_compiled, eval_mode
-from regrow.utils.names import modules, tensors
+from regrow.utils.names import modules, strip_compile_prefix, tensors
 
 RemovedChannels = Mapping[str, Tensor]  # channels to remove, by name of the group
 KeptIndices = dict[str, dict[int, Tensor]]  # bool vectors of what stays, by tensor and dimension
@@ -169,21 +169,17 @@ def tell_modules(model: nn.Module, kept: KeptIndices, undo: UndoLog) -> None:
 
     Tied weights are cut once; all modules that hold them are told.
     """
-    changed = {id(tensor) for name, tensor in tensors(model).items() if name in kept}
-    for module in modules(model).values():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        own += getattr(module, "parametrizations", nn.Module()).parameters()
-        if any(id(tensor) in changed for tensor in own):
+    sliced = {id(tensor) for name, tensor in tensors(model).items() if name in kept}
+    every: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]
+    every += model.named_buffers(remove_duplicate=False)
+    parts = [strip_compile_prefix(name).split(".") for name, t in every if id(t) in sliced]
+    changed = {".".join(part[:end]) for part in parts for end in range(len(part))}
+    for path, module in modules(model).items():
+        if path in changed:
             for attribute, value in sizes_from_tensors(module).items():
                 undo.set(module, attribute, value)
-    flatten_recurrent(model)
-
-
-def flatten_recurrent(model: nn.Module) -> None:
-    """Put the weights of each recurrent layer into one block of memory again, as cuDNN needs."""
-    for module in model.modules():
         if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()
+            module.flatten_parameters()  # cuDNN needs the weights in one block of memory
 
 
 def sizes_from_tensors(module: nn.Module) -> dict[str, Any]:
