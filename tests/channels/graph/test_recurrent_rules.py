@@ -243,3 +243,28 @@ def test_packed_sequences_are_cut_after_the_change_that_the_error_asks_for(kind)
     with pytest.raises(ConfigError, match=r"skip pack_padded_sequence, if any, while torch"):
         groups(Packed(kind, padded=False).double(), ROWS)
     check(Packed(kind, padded=True), ROWS, {"a": 5, "d": 8})
+
+
+def read_by_slices(m, x):
+    y, _ = m.d(x)
+    return m.c(torch.cat([y[:, -1, : m.k], y[:, 0, m.k :]], 1))
+
+
+def read_by_views(m, x):
+    _, (h, _) = m.d(x)
+    last = h.view(2, 2, len(x), m.k)[-1].transpose(0, 1)
+    return m.c(last.reshape(len(x), 2 * m.k))
+
+
+def start_from_zeros(m, x):
+    h = torch.zeros(4, len(x), m.k, dtype=x.dtype)
+    return m.c(m.d(x, (h, h))[0].view(len(x), -1, 2 * m.k).mean(1))
+
+
+@pytest.mark.parametrize("run", [read_by_slices, read_by_views, start_from_zeros])
+def test_sizes_that_the_code_around_a_layer_reads_are_updated(run):
+    layer = nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True)
+    model = Net(run, d=layer, c=nn.Linear(16, 3))
+    model.k = 8
+    _, small = check(model, ROWS, {"d": 8})
+    assert small.k == small.d.hidden_size == 4
