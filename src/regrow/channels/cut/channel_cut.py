@@ -53,7 +53,8 @@ class ChannelCutState(TypedDict):
 class StoredCut(TypedDict):
     """One cut in a state dict, with the values that it removed, by parameter and by buffer.
 
-    `removed_weights` is empty if values were not kept.
+    `removed_weights` is empty if values were not kept. `statistics` are those of buffers, and of
+    weights that are cut without being masked.
     """
 
     plan: ChannelCutState
