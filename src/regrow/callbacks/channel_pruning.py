@@ -141,11 +141,15 @@ class ChannelPruning(PruningCallback[ChannelPruner]):
         begin: First event; None: 0.2 of the fit.
         end: Last event; None: 0.75.
         every: Time between events; None: 0.01.
-        distribution: "global" (all groups ranked together) or "uniform" (same fraction per group).
+        distribution: "global" (all groups ranked together), "uniform" (the same fraction of each
+            group) or "isomorphic" (the same fraction of each kind of group, ranked together).
         criterion: "l1", "l2", "bn", "taylor", "fpgm", "random" or a callable
             `(group, parameters) -> scores`.
         round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
         min_channels: Least number of channels to keep in a group.
+        max_sparsity: Largest fraction of its channels that a group may lose; None: no limit.
+        layers: Fractions that the groups of some layers lose in the end, `{"stage3.*": 0.3}`, as
+            near as `round_to` allows; the other groups make up the rest of `sparsity`.
         include: Patterns of layers that may lose channels; None: all.
         exclude: Patterns of layers that keep theirs.
         rewind: Time to which weights and learning rate rewind after each event, or a `Rewind`.
@@ -188,6 +192,8 @@ write 'macs'
         criterion: str | ChannelCriterion = "l2",
         round_to: RoundTo = "auto",
         min_channels: int = 1,
+        max_sparsity: float | None = None,
+        layers: dict[str, float] | None = None,
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
         rewind: TimeLike | Rewind | None = None,
@@ -202,7 +208,7 @@ write 'macs'
         check_settings(compact, keep_removed, latency_ms, sparsity is not DEFAULT_SPARSITY)
         config = ChannelConfig(
             criterion, distribution, of, round_to, min_channels, include, exclude, seed, timer,
-            latency_ms,
+            latency_ms, max_sparsity, layers,
         )  # fmt: skip
         chosen = make_schedule(schedule, begin, end, every)
         if sparsity is DEFAULT_SPARSITY and isinstance(chosen, Exponential | Table):

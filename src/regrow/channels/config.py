@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -15,8 +15,10 @@ from regrow.utils.errors import (
     ConfigError,
     check_choice,
     check_count,
+    check_layer_sparsities,
     check_patterns,
     check_positive,
+    check_sparsity,
 )
 from regrow.utils.names import callable_name
 
@@ -27,10 +29,14 @@ class ChannelConfig(NamedTuple):
     Attributes:
         criterion: "l1", "l2", "bn", "taylor", "fpgm", "random" or a callable
             `(group, parameters) -> scores`.
-        distribution: "global" or "uniform".
+        distribution: "global" (all groups ranked together), "uniform" (the same fraction of each
+            group) or "isomorphic" (the same fraction of each kind of group, ranked together).
         of: The unit of a sparsity: "channels", "macs", "params" or "latency".
         round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
         min_channels: Minimum number of channels that stay in a group.
+        max_sparsity: Largest fraction of its channels that a group may lose; None: no limit.
+        layers: Fractions that the groups of some layers lose, `{pattern: fraction}`, as near as
+            `round_to` allows; the other groups make up the rest of the sparsity.
         include: Patterns of layers that may be cut; None: all.
         exclude: Patterns of layers that keep their channels.
         seed: Seed of random choices.
@@ -48,6 +54,8 @@ class ChannelConfig(NamedTuple):
     seed: int = 0
     timer: Callable[[nn.Module], float] | None = None
     latency_ms: float | None = None
+    max_sparsity: float | None = None
+    layers: Mapping[str, float] | None = None
 
     def validated(self) -> ChannelConfig:
         """Check all settings, and return them with patterns as tuples."""
@@ -57,6 +65,14 @@ class ChannelConfig(NamedTuple):
         rounding(1, self.round_to)
         check_count("min_channels", self.min_channels)
         check_count("seed", self.seed, least=0)
+        layers = check_layer_sparsities(self.layers)
+        if self.max_sparsity is not None:
+            most = check_sparsity("max_sparsity", self.max_sparsity, zero=False)
+            if beyond := {p: sparsity for p, sparsity in layers.items() if sparsity > most}:
+                raise ConfigError(
+                    f"layers={beyond} asks for more than max_sparsity={most:g} lets any group "
+                    "lose: write a higher max_sparsity"
+                )
         if self.latency_ms is not None:
             check_positive("latency_ms", self.latency_ms, "latency_ms=5.0")
             if self.of != "latency":
@@ -65,6 +81,7 @@ class ChannelConfig(NamedTuple):
                     "write of='latency', or leave latency_ms out"
                 )
         return self._replace(
+            layers=layers,
             include=check_patterns("include", self.include),
             exclude=check_patterns("exclude", self.exclude),
         )
@@ -76,7 +93,9 @@ class ChannelConfig(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that must be the same when a checkpoint is resumed."""
+        optional = {"max_sparsity": self.max_sparsity, "layers": dict(self.layers or {})}
         return {
+            **{key: value for key, value in optional.items() if value},
             "criterion": callable_name(self.criterion),
             "distribution": self.distribution,
             "of": self.of,

@@ -203,6 +203,21 @@ def check_sparsity(what: str, given: object, *, zero: bool = True) -> float:
     return value
 
 
+def check_layer_sparsities(given: object) -> dict[str, float]:
+    """Return separate sparsities of layers, `{pattern: sparsity}`; empty for None.
+
+    Example:
+        >>> check_layer_sparsities({"fc": 0.5})
+        {'fc': 0.5}
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"layers must map patterns to sparsities, {{'fc': 0.5}}, got {given!r}")
+    return {
+        pattern: check_sparsity(f"the sparsity of layers {pattern!r}", sparsity)
+        for pattern, sparsity in (given or {}).items()
+    }
+
+
 def check_rate(what: str, given: object) -> float:
     """Return `given` as a float in (0, 1): the fraction of the remaining weights."""
     value = check_sparsity(what, given)

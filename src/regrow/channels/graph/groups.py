@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regrow.channels.graph.labels import Labels
 from regrow.channels.graph.trace import Trace, trace
 from regrow.utils.batches import two_examples
-from regrow.utils.names import parameters, tensors
+from regrow.utils.names import modules, parameters, tensors
 
 Place = tuple[str, int]  # name of a tensor, and one of its dimensions
 
@@ -32,6 +32,8 @@ class Group:
         approximate_reasons: Why zeroed channels still affect the output; empty: the cut network
             computes what the masked one did.
         rows: The members that are outputs of a weight.
+        kind: The types of its layers and the dimensions of its members, without sizes: the same
+            for groups that repeat in blocks of different widths.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Group:
     fixed_reason: str | None = None
     approximate_reasons: tuple[str, ...] = ()
     rows: tuple[Place, ...] = ()
+    kind: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.size} channels"]
@@ -108,6 +111,7 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
         if dim == (name in transposed):  # False == 0
             for root in block_classes[~shared[block_classes]].tolist():
                 blocks_of |= {root: [block]} if root in fixed else {}
+    types = {path: type(module).__name__ for path, module in modules(model).items()}
     channels_of: dict[tuple[tuple[int, ...], bool], list[int]] = {}
     for root, blocks in blocks_of.items():
         names = {labels.owners[block][0] for block in blocks}
@@ -135,7 +139,15 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
         reasons = dict.fromkeys(r for root in channels for r in approximate.get(root, ()))
         fixed_reason = fixed[channels[0]][0] if is_fixed else None
         groups.append(
-            Group(name, len(channels), members, fixed_reason, tuple(reasons), tuple(rows))
+            Group(
+                name,
+                len(channels),
+                members,
+                fixed_reason,
+                tuple(reasons),
+                tuple(rows),
+                _kind(members, types),
+            )
         )
     return tuple(groups)
 
@@ -161,6 +173,11 @@ def _name(places: Sequence[Place]) -> str:
     """Return the layer of the first place."""
     name = places[0][0]
     return name.rpartition(".")[0] or name
+
+
+def _kind(members: Iterable[Place], types: Mapping[str, str]) -> str:
+    parts = ((*name.rpartition(".")[::2], dim) for name, dim in members)
+    return ", ".join(sorted(f"{types[path]}.{leaf}[{dim}]" for path, leaf, dim in parts))
 
 
 def _ranges(places: Tensor) -> str:
