@@ -124,6 +124,16 @@ def test_groups_with_own_fractions_keep_them_at_any_budget():
         assert len(found.get("g1", ())) == max(0, 20 - left - 3)
 
 
+def test_own_fraction_counts_what_is_removed_already():
+    groups, scores = made([8, 8], 0)
+    gone = {"g0": torch.tensor([3, 5])}
+    for own, count in ((0.25, 2), (0.0, 2), (0.5, 4)):
+        settings = {"round_to": 1, "gone": gone, "own": {"g0": own}}
+        found = allocate(groups, scores, counter(groups), 16, **settings)
+        assert len(found["g0"]) == count
+        assert {3, 5} <= {*found["g0"].tolist()}
+
+
 def test_linked_groups_take_the_own_fraction_of_one_of_them():
     groups, scores = made([8, 16, 9], 0)
     settings = {"round_to": 1, "links": [("g0", "g1")]}

@@ -99,7 +99,7 @@ def allocate(
     for names in _units(sizes, links):
         found = _unit_steps(names, sizes, ranks, first, round_to, floors)
         if wanted := {own[name] for name in names if name in own}:
-            first |= _nearest(found, names, wanted, sizes, ranks)
+            first |= _nearest(found, {n: first.get(n, 0) for n in names}, wanted, sizes, ranks)
         else:
             steps += found
     if distribution != "global":
@@ -202,22 +202,24 @@ def _linked(
 
 def _nearest(
     steps: Sequence[_Step],
-    names: Sequence[str],
+    now: Mapping[str, int],
     wanted: set[float],
     sizes: Mapping[str, int],
     ranks: Mapping[str, Tensor],
 ) -> Mapping[str, int]:
-    """Return the stops of the step whose removed fraction is nearest to the one that is wanted."""
+    """Return the stops, of a step or those of `now`, that are nearest to the wanted fraction."""
     if len(wanted) > 1:
         raise ConfigError(
-            f"{', '.join(names)} work only if they lose the same fraction, and layers= asks for "
+            f"{', '.join(now)} work only if they lose the same fraction, and layers= asks for "
             f"{' and '.join(f'{fraction:g}' for fraction in sorted(wanted))}: write one for all"
         )
     [fraction] = wanted
-    before = sum(sizes[name] - len(ranks[name]) for name in names)  # earlier cuts
-    total = sum(sizes[name] for name in names)
-    stops: list[Mapping[str, int]] = [{}, *(step.stops for step in steps)]
-    return min(stops, key=lambda s: abs(before + sum(s.values()) - fraction * total))
+    before = sum(sizes[name] - len(ranks[name]) for name in now)  # earlier cuts
+    total = sum(sizes[name] for name in now)
+    return min(
+        (now, *(step.stops for step in steps)),
+        key=lambda s: abs(before + sum(s.values()) - fraction * total),
+    )
 
 
 def _ranked_by_share(

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from regrow.channels.allocation import DISTRIBUTIONS, RoundTo, rounding
-from regrow.channels.importance import ChannelCriterion, get_channel_criterion, taylor
+from regrow.channels.importance import (
+    ChannelCriterion,
+    MeanScores,
+    data_criterion,
+    fisher,
+    get_channel_criterion,
+    taylor,
+)
 from regrow.channels.size import UNITS
 from regrow.utils.errors import (
     ConfigError,
@@ -27,8 +34,8 @@ class ChannelConfig(NamedTuple):
     """Settings of channel pruning.
 
     Attributes:
-        criterion: "l1", "l2", "bn", "taylor", "fpgm", "random" or a callable
-            `(group, parameters) -> scores`.
+        criterion: "l1", "l2", "bn", "fpgm", "random", "taylor", "fisher", "activation", "apoz" or a
+            callable `(group, parameters) -> scores`; see `regrow.channels.importance`.
         distribution: "global" (all groups ranked together), "uniform" (the same fraction of each
             group) or "isomorphic" (the same fraction of each kind of group, ranked together).
         of: The unit of a sparsity: "channels", "macs", "params" or "latency".
@@ -89,7 +96,13 @@ class ChannelConfig(NamedTuple):
     @property
     def needs_gradients(self) -> bool:
         """Whether the criterion reads gradients."""
-        return self.criterion == "taylor" or self.criterion is taylor
+        named = self.criterion in ("taylor", "fisher", taylor, fisher)
+        return named or isinstance(self.criterion, MeanScores)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the criterion reads more than the weights: gradients or activations."""
+        return self.needs_gradients or data_criterion(self.criterion) is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that must be the same when a checkpoint is resumed."""

@@ -20,7 +20,12 @@ from regrow.channels.cut.surgery import RemovedChannels
 from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.groups import Group, groups_from_trace
 from regrow.channels.graph.trace import Trace, trace
-from regrow.channels.importance import channel_scores, get_channel_criterion
+from regrow.channels.importance import (
+    MeanScores,
+    channel_scores,
+    data_criterion,
+    get_channel_criterion,
+)
 from regrow.channels.latency_budget import LatencyTimer, LatencyTimerState, latency_budget
 from regrow.channels.prune_channels import (
     by_group,
@@ -48,7 +53,8 @@ from regrow.utils.names import parameters
 class ChannelPrunerState(MaskStateDict, ChannelMaskerState):
     """What `ChannelPruner.state_dict` returns, with a digest.
 
-    `saved` is the saved fraction of the dense latency, `dense_size` the attribute `dense`.
+    `saved` is the saved fraction of the dense latency, `dense_size` the attribute `dense`,
+    `collected` what a criterion has collected.
     """
 
     cuts: list[StoredCut]
@@ -57,6 +63,7 @@ class ChannelPrunerState(MaskStateDict, ChannelMaskerState):
     dense_size: float
     saved: float
     watch: LatencyTimerState
+    collected: dict[str, Any]
 
 
 class ChannelPruner(BasePruner):
@@ -100,7 +107,8 @@ class ChannelPruner(BasePruner):
         self.config = (config or ChannelConfig()).validated()
         self.example_input = two_examples(example_input, model)
         self.needs_gradients = self.config.needs_gradients
-        self.collects_gradients = False
+        self.collected = data_criterion(self.config.criterion)
+        self.collects_gradients = isinstance(self.collected, MeanScores)
         self.not_prunable: dict[str, str] = {}
         self.watch = LatencyTimer(self.config.timer, example_input)
         self._saved = 0.0  # fraction of the original latency
@@ -164,13 +172,22 @@ class ChannelPruner(BasePruner):
     def check_reachable(self, sparsity: float) -> None:
         """Raise `ConfigError` if a sparsity cannot be reached with rounding and minimum counts."""
         nothing = {group.name: torch.zeros(group.size) for group in self.free}
-        scores = nothing if self.needs_gradients else self._scores()
+        scores = nothing if self.config.needs_data else self._scores()
         self._chosen(sparsity, scores, self.layer_targets)
 
     def affordable(self) -> float:
         """The sparsity at which a forward pass takes `config.latency_ms`."""
         assert self.config.latency_ms is not None
         return max(0.0, 1 - self.config.latency_ms / self._original_ms())
+
+    def choose(self, sparsity: float) -> dict[str, Tensor]:
+        """Return the channels that `prune_to` would mask now, and those that are masked."""
+        return self._chosen(sparsity, self._scores(), self.layer_targets)
+
+    def update(self, optimizer: Optimizer | None = None) -> None:
+        """Pass this step's gradients to a criterion that averages over steps."""
+        if isinstance(self.collected, MeanScores) and (not optimizer or self.trained_by(optimizer)):
+            self.collected.update(self.free, parameters(self.model))
 
     def prune_to(
         self,
@@ -322,6 +339,7 @@ class ChannelPruner(BasePruner):
             "dense_size": self.dense,
             "saved": self._saved,
             "watch": self.watch.state_dict(),
+            "collected": self.collected.state_dict() if self.collected else {},
         }
         return with_digest({**state})
 
@@ -334,6 +352,8 @@ class ChannelPruner(BasePruner):
         self.reshape(state["cuts"])
         if before != self.not_prunable:
             self._analyse(self._trace())
+        if self.collected and state.get("collected"):
+            self.collected.load_state_dict(state["collected"])
         self.state.load_state_dict(state)
         self.masker.load_state_dict(state["removed"], state["statistics"])
 
@@ -362,7 +382,7 @@ class ChannelPruner(BasePruner):
     def _scores(self) -> dict[str, Tensor]:
         tensors = parameters(self.model)
         seed = self.config.seed * 1000 + len(self.history)
-        rule = get_channel_criterion(self.config.criterion, seed)
+        rule = self.collected or get_channel_criterion(self.config.criterion, seed)
         return {group.name: channel_scores(group, tensors, rule) for group in self.free}
 
     def _chosen(
@@ -429,6 +449,8 @@ class ChannelPruner(BasePruner):
         groups = self._groups(traced, self.model)
         self.masker.replace_groups(groups, _selection(self.model, groups))
         self._set_trial(traced)
+        if isinstance(self.collected, MeanScores):  # its groups may have other channels now
+            self.collected.clear()
 
     def _set_trial(self, traced: Trace) -> None:
         self.cutter.trial = TrialCut(self.model, traced, self.groups, self.example_input)
