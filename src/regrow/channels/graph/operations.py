@@ -42,3 +42,13 @@ ELEMENTWISE = _names(
     "copy divide expand_as fill floor_divide hardsigmoid hardswish log_sigmoid masked_fill mish "
     "multiply rrelu selu special_expit subtract tanhshrink true_divide where"
 )
+# Sums over channels.
+PRODUCTS = _names(
+    "addmm baddbmm bilinear bmm einsum gru linear lstm matmul mm scaled_dot_product_attention"
+)
+# Positions are chosen by values, such as scores.
+CHOICES = _names(
+    "argmax argsort gather index index_select masked_select nms nonzero sort take topk"
+)
+# Pooling of regions: (features, boxes).
+POOLS = _names("ps_roi_align ps_roi_pool roi_align roi_pool")
