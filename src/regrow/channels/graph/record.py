@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Record the operations of one run of a network, where `torch.export` cannot trace it.
+"""Record the operations of one run of a network, which takes a part of the time of `torch.export`.
 
-Detectors keep as many boxes as the data decides, which a trace without data cannot follow.
+If nothing but values depends on data, every run has these operations. Detectors keep as many boxes
+as the data decides; their graph is that of one run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from regrow.channels.graph.operations import CHOICES, POOLS, PRODUCTS
 from regrow.utils.batches import bound_forward, device_of, is_list_of_dictionaries
 from regrow.utils.names import modules, tensors
 
+_PLAIN = (Tensor, bool, int, float, str, type(None))
+_MASKS = (torch.bool, torch.uint8)  # types of indices that choose as many as are true
+
 
 @dataclass
 class Recording:
@@ -30,11 +34,14 @@ class Recording:
     Attributes:
         module: Operations in order; results are in `meta["val"]`, without data.
         names: Parameters and buffers, by the name of their placeholder.
-        heads: Paths of the modules that run the last layers: see `last_layers`.
+        exact: Whether every run has these operations: no length depends on data, and data are not
+            read in other ways.
+        heads: Paths of the modules that run the last layers, if it is not exact: see `last_layers`.
     """
 
     module: fx.GraphModule
     names: dict[str, str]
+    exact: bool
     heads: tuple[str, ...]
 
 
@@ -52,6 +59,7 @@ def record(model: nn.Module, example_input: Any) -> Recording:
 
     Raises:
         DataDecides: If the model reads a number from a tensor that depends on its input.
+        TypeError: If it returns objects that may hold tensors, other than containers.
 
     Example:
         >>> found = record(nn.Linear(4, 2), torch.zeros(3, 4))
@@ -67,12 +75,15 @@ def record(model: nn.Module, example_input: Any) -> Recording:
     # in inference mode a layer is one operation
     with torch.inference_mode(), recorder.follow(model), recorder:
         output = run()
-    leaves = [recorder.node(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    last = last_layers(recorder.graph, recorder.known)
+    made = tree_leaves(output)
+    if strange := [type(leaf).__name__ for leaf in made if not isinstance(leaf, _PLAIN)]:
+        raise TypeError(f"outputs include objects that may hold tensors: {strange[0]}")
+    leaves = [recorder.node(leaf) for leaf in made if isinstance(leaf, Tensor)]
+    last = [] if recorder.exact else last_layers(recorder.graph, recorder.known)
     recorder.graph.output((*leaves, *last))
     heads = dict.fromkeys(module_path(node) for node in last)
     module = fx.GraphModule(recorder.constants, recorder.graph)
-    return Recording(module, recorder.names, tuple(heads))
+    return Recording(module, recorder.names, recorder.exact, tuple(heads))
 
 
 def last_layers(graph: fx.Graph, known: Container[fx.Node] = ()) -> list[fx.Node]:
@@ -116,6 +127,19 @@ def module_path(node: fx.Node) -> str:
     return path
 
 
+def _depends_on_data(func: Any, args: Sequence[Any]) -> bool:
+    """Whether a length of the result depends on data, or data leave the graph, as by `numpy()`."""
+    name, rest = operator_name(func), tree_leaves(args[1:])
+    if getattr(func, "namespace", "") != "aten" or name in ("resolve_conj", "resolve_neg"):
+        return True
+    if name in ("repeat_interleave", "tensor_split"):
+        return not args[1:] or isinstance(args[1], Tensor)
+    if name == "where":
+        return not rest
+    chosen = any(isinstance(index, Tensor) and index.dtype in _MASKS for index in rest)
+    return torch.Tag.dynamic_output_shape in func.tags and (name != "index" or chosen)
+
+
 class Recorder(TorchDispatchMode):
     """Adds each operation to `graph`, with the module that ran it."""
 
@@ -126,6 +150,7 @@ class Recorder(TorchDispatchMode):
         self._path = [""]
         self._nodes = WeakTensorKeyDictionary()
         self.known = set[fx.Node]()  # values of weights, constants and targets
+        self.exact = True
         self._own = {id(tensor): name for name, tensor in tensors(model).items()}
         lists = tree_leaves(example_input, is_leaf=is_list_of_dictionaries)
         targets = [tree_leaves(each) for each in lists if isinstance(each, list)]
@@ -138,6 +163,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         given = tree_map_only(Tensor, self.node, (args, kwargs))
         known = all(node in self.known for node in tree_leaves(given) if isinstance(node, fx.Node))
+        self.exact &= known or not _depends_on_data(func, args)
         out = func(*args, **kwargs)
         if out is not None and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
             if not known:

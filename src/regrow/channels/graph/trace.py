@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Trace a network with torch.export, and label the channels of its parameters."""
+"""Trace a network, and label the channels of its parameters."""
 
 from __future__ import annotations
 
@@ -19,8 +19,17 @@ from regrow.channels.graph.preserve import preserve_state, without_hooks
 from regrow.channels.graph.record import record
 from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import ConfigError
-from regrow.utils.modes import in_mode, module_mode, no_attention_fastpath, no_garbage_collection
+from regrow.utils.modes import (
+    clear_compiled,
+    in_mode,
+    module_mode,
+    no_attention_fastpath,
+    no_garbage_collection,
+)
 from regrow.utils.names import modules, parameters, tensors
+
+# a graph, its parameters and buffers by placeholder, and its constants
+Graph = tuple[fx.GraphModule, dict[str, str], dict[str, LabelledTensor]]
 
 
 @dataclass
@@ -46,8 +55,8 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
     """Label the parameters and buffers of a model, and unite labels as its forward pass does.
 
     The model is traced in eval mode, and also in training mode if some parameters, such as those
-    of auxiliary heads, are used only there. If `torch.export` cannot trace it, one run on the
-    example is recorded.
+    of auxiliary heads, are used only there. One run on the example is recorded; `torch.export`
+    traces it instead where other runs may differ.
 
     Raises:
         ConfigError: If the network can be neither traced nor recorded: it reads numbers from data,
@@ -98,10 +107,7 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
     ):
         # such attributes are restored
         warnings.filterwarnings("ignore", ".*assigned during export")
-        try:
-            graph, names, inputs = _export(model, example_input)
-        except ConfigError as refused:
-            graph, names, inputs = _record(found, model, example_input, refused)
+        graph, names, inputs = _graph(found, model, example_input)
     read = {node.name for node in graph.graph.nodes if node.users}
     for placeholder, name in names.items():
         inputs[placeholder] = found.values[name]
@@ -111,10 +117,30 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
     runner.finish()
 
 
-def _export(
-    model: nn.Module, example_input: Any
-) -> tuple[fx.GraphModule, dict[str, str], dict[str, LabelledTensor]]:
-    """Return a graph, its parameters and buffers by placeholder, and its constants."""
+def _graph(found: Trace, model: nn.Module, example_input: Any) -> Graph:
+    """Record one run; export the network if other runs may differ, and use the run if that fails.
+
+    Raises:
+        ConfigError: If the network can be neither exported nor recorded.
+    """
+    recording, failure = None, None
+    try:
+        with in_mode(model, model.training):
+            clear_compiled(model)  # what was computed before is no part of this run
+            recording = record(model, example_input)
+    except Exception as error:  # that of torch.export says more
+        failure = error
+    if recording is None or not recording.exact:
+        try:
+            return _export(model, example_input)
+        except ConfigError as refused:
+            if recording is None:
+                raise refused from failure
+        found.heads = tuple(dict.fromkeys((*found.heads, *recording.heads)))
+    return recording.module, recording.names, {}
+
+
+def _export(model: nn.Module, example_input: Any) -> Graph:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(example_input, Mapping):
@@ -142,19 +168,6 @@ def _export(
         for placeholder, target in signature.inputs_to_lifted_tensor_constants.items()
     }
     return program.graph_module, names, constants
-
-
-def _record(
-    found: Trace, model: nn.Module, example_input: Any, refused: ConfigError
-) -> tuple[fx.GraphModule, dict[str, str], dict[str, LabelledTensor]]:
-    """Return the same of one run; raise `refused` if the run does not show the whole network."""
-    try:
-        with in_mode(model, model.training):
-            recording = record(model, example_input)
-    except Exception as error:
-        raise refused from error
-    found.heads = tuple(dict.fromkeys((*found.heads, *recording.heads)))
-    return recording.module, recording.names, {}
 
 
 def _advice(model: nn.Module) -> str:
