@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
 from regrow.channels.graph.labels import Labels
 from regrow.channels.graph.trace import Trace, trace
 from regrow.utils.batches import two_examples
 from regrow.utils.modes import no_garbage_collection
-from regrow.utils.names import modules, parameters, tensors
+from regrow.utils.names import PARAMETRIZED, modules, parameters, raw_weights, tensors
 
 Place = tuple[str, int]  # name of a tensor, and one of its dimensions
 
@@ -35,6 +38,8 @@ class Group:
         rows: The members that are outputs of a weight.
         kind: The types of its layers and the dimensions of its members, without sizes: the same
             for groups that repeat in blocks of different widths.
+        unmasked: The members that are not zeroed where the channels are masked: what weight norm
+            divides by its own length, which must not be zero.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Group:
     approximate_reasons: tuple[str, ...] = ()
     rows: tuple[Place, ...] = ()
     kind: str = ""
+    unmasked: tuple[Place, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.size} channels"]
@@ -103,7 +109,7 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
     bounds = [*labels.starts, len(labels)]
     classes = [torch.unique(roots[a:b]) for a, b in pairwise(bounds)]
     shared = torch.bincount(torch.cat([*classes, roots[:0]]), minlength=len(labels)) > 1
-    transposed = _transposed(model)
+    transposed, normalized = _transposed(model), _normalized(model)
     outputs = torch.zeros_like(shared)
     for (name, dim), block_classes in zip(labels.owners, classes, strict=True):
         outputs[block_classes] |= dim == (name in transposed)  # False == 0
@@ -118,8 +124,7 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
         order.tolist(), numbers[order].tolist(), cannot[order].tolist(), strict=True
     ):
         channels_of.setdefault((number, is_fixed), []).append(root)
-    groups: list[Group] = []
-    taken: Counter[str] = Counter()
+    groups, taken = list[Group](), Counter[str]()
     index = torch.full((len(labels),), -1)
     for (number, is_fixed), channels in channels_of.items():
         index[torch.tensor(channels)] = torch.arange(len(channels))
@@ -142,6 +147,7 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
         name += f"#{taken[name]}" if taken[name] > 1 else ""
         reasons = dict.fromkeys(r for root in channels for r in approximate.get(root, ()))
         fixed_reason = fixed[channels[0]][0] if is_fixed else None
+        unmasked = tuple(place for place in members if place in normalized)
         groups.append(
             Group(
                 name,
@@ -151,6 +157,7 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
                 tuple(reasons),
                 tuple(rows),
                 _kind(members, types),
+                unmasked,
             )
         )
     return tuple(groups)
@@ -190,14 +197,28 @@ def _reasons(labels: Labels, marks: Iterable[tuple[Tensor, str]]) -> dict[int, l
 def _transposed(model: nn.Module) -> set[str]:
     """Names of weights `(in, out, *kernel)`; all others have their outputs first."""
     kind = nn.modules.conv._ConvTransposeNd
-    weights = {id(m.weight) for m in model.modules() if isinstance(m, kind)}
+    weights = {id(raw) for m in model.modules() if isinstance(m, kind) for raw in raw_weights(m)}
     return {name for name, tensor in tensors(model).items() if id(tensor) in weights}
+
+
+def _normalized(model: nn.Module) -> set[Place]:
+    """Return the directions of weight norm, with the dimension whose slices have length 1."""
+    found: set[tuple[int, int]] = set()
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                found.add((id(getattr(module, f"{hook.name}_v")), hook.dim))
+        first = module[0] if isinstance(module, ParametrizationList) else None
+        if isinstance(first, parametrizations._WeightNorm) and first.dim is not None:
+            found.add((id(module.original1), first.dim))
+    names = {id(tensor): name for name, tensor in tensors(model).items()}
+    return {(names[tensor], dim) for tensor, dim in found}
 
 
 def _name(places: Sequence[Place]) -> str:
     """Return the layer of the first place."""
-    name = places[0][0]
-    return name.rpartition(".")[0] or name
+    layer, inside, _ = places[0][0].partition(f".{PARAMETRIZED}")
+    return layer if inside else layer.rpartition(".")[0] or layer
 
 
 def _kind(members: Iterable[Place], types: Mapping[str, str]) -> str:
