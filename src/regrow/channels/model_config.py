@@ -45,7 +45,8 @@ def cut_config(model: nn.Module, plan: ChannelCut, path: str = "") -> Any | None
         A changed copy of `model.config`; None if its fields cannot say the sizes, as where layers
         that share a field differ.
     """
-    config, prefix = model.config, f"{path}." if path else ""
+    config: Any = model.config
+    prefix = f"{path}." if path else ""
     before, after = _built_sizes(model, config), _measured(model)
     if not before:
         return None
@@ -72,10 +73,11 @@ def _solutions(
     model: nn.Module, before: Measures, needed: Mapping[Any, int]
 ) -> Iterator[tuple[str, int]]:
     """Yield fields that must change, each with the value on which all sizes agree."""
-    for name, value in model.config.to_dict().items():
+    config: Any = model.config
+    for name, value in config.to_dict().items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 2:
             continue
-        doubled = _built_sizes(model, _with_fields(model.config, {name: 2 * value}))
+        doubled = _built_sizes(model, _with_fields(config, {name: 2 * value}))
         values = set[float]()
         for key, size in needed.items():
             slope = doubled.get(key, before[key]) - before[key] if key in before else 0

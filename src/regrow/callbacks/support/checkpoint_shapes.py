@@ -118,7 +118,7 @@ def find_example(trainer: pl.Trainer | None, module: torch.nn.Module, given: Any
     )
 
 
-def training_inputs(trainer: pl.Trainer, count: int) -> list[Tensor | list[Tensor]]:
+def training_inputs(trainer: pl.Trainer, count: int) -> list[Any]:
     """The inputs of the first training batches that are tensors or `(inputs, ...)`.
 
     Inputs may also be a list or tuple of images, one for each example.
