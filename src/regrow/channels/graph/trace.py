@@ -41,12 +41,12 @@ class Trace:
     heads: tuple[str, ...] = ()
 
 
-def trace(model: nn.Module, example_input: Any) -> Trace:
+def trace(model: nn.Module, example_input: Any, *, recorded: bool = False) -> Trace:
     """Label the parameters and buffers of a model, and unite labels as its forward pass does.
 
     The model is traced in eval mode, and also in training mode if some parameters, such as those
     of auxiliary heads, are used only there. If `torch.export` cannot trace it, one run on the
-    example is recorded.
+    example is recorded; with `recorded=True` the export, which takes longer, is not tried.
 
     Raises:
         ConfigError: If the network can be neither traced nor recorded: it reads numbers from data,
@@ -62,9 +62,9 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
     found = Trace()
     for name, tensor in tensors(model).items():
         found.values[name] = _label(found.labels, name, tensor)
-    _run(found, model, example_input, training=False)
+    _run(found, model, example_input, training=False, recorded=recorded)
     if any(name not in found.used for name in parameters(model)):
-        _run(found, model, example_input, training=True)
+        _run(found, model, example_input, training=True, recorded=recorded)
     unused = [name for name in parameters(model) if name not in found.used]
     if found.heads and unused:
         raise ConfigError(
@@ -87,7 +87,9 @@ def _label(labels: Labels, name: str, tensor: Tensor) -> LabelledTensor:
     return LabelledTensor(tuple(tensor.shape), tuple(axes), weight=True)
 
 
-def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> None:
+def _run(
+    found: Trace, model: nn.Module, example_input: Any, *, training: bool, recorded: bool
+) -> None:
     with (
         preserve_state(model),
         module_mode(model, training),
@@ -97,10 +99,7 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
     ):
         # such attributes are restored
         warnings.filterwarnings("ignore", ".*assigned during export")
-        try:
-            graph, names, inputs = _export(model, example_input)
-        except ConfigError as refused:
-            graph, names, inputs = _record(found, model, example_input, refused)
+        graph, names, inputs = _graph(found, model, example_input, recorded)
     read = {node.name for node in graph.graph.nodes if node.users}
     for placeholder, name in names.items():
         inputs[placeholder] = found.values[name]
@@ -110,10 +109,31 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
     runner.finish()
 
 
+def _graph(
+    found: Trace, model: nn.Module, example_input: Any, recorded: bool
+) -> tuple[fx.GraphModule, dict[str, str], dict[str, LabelledTensor]]:
+    """Return a graph, its parameters and buffers by placeholder, and its constants."""
+    refused: ConfigError | None = None
+    if not recorded:
+        try:
+            return _export(model, example_input)
+        except ConfigError as error:
+            refused = error
+    try:
+        with in_mode(model, model.training):
+            recording = record(model, example_input)
+    except Exception as error:
+        raise refused or ConfigError(
+            f"{type(model).__name__} does not run on the example input: {error}"
+        ) from error
+    found.heads = tuple(dict.fromkeys((*found.heads, *recording.heads)))
+    return recording.module, recording.names, {}
+
+
 def _export(
     model: nn.Module, example_input: Any
 ) -> tuple[fx.GraphModule, dict[str, str], dict[str, LabelledTensor]]:
-    """Return a graph, its parameters and buffers by placeholder, and its constants."""
+    """Return the same, as `torch.export` traces it."""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(example_input, Mapping):
@@ -141,19 +161,6 @@ def _export(
         for placeholder, target in signature.inputs_to_lifted_tensor_constants.items()
     }
     return program.graph_module, names, constants
-
-
-def _record(
-    found: Trace, model: nn.Module, example_input: Any, refused: ConfigError
-) -> tuple[fx.GraphModule, dict[str, str], dict[str, LabelledTensor]]:
-    """Return the same of one run; raise `refused` if the run does not show the whole network."""
-    try:
-        with in_mode(model, model.training):
-            recording = record(model, example_input)
-    except Exception as error:
-        raise refused from error
-    found.heads = tuple(dict.fromkeys((*found.heads, *recording.heads)))
-    return recording.module, recording.names, {}
 
 
 def _advice(model: nn.Module) -> str:
