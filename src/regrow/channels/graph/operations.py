@@ -42,10 +42,11 @@ ELEMENTWISE = _names(
     "copy divide expand_as fill floor_divide hardsigmoid hardswish log_sigmoid masked_fill mish "
     "multiply rrelu selu special_expit subtract tanhshrink true_divide where"
 )
-<<<<<<< HEAD
+# Recurrent layers and cells, which take the states before their first step.
+RECURRENT = _names("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
 # Sums over channels.
-PRODUCTS = _names(
-    "addmm baddbmm bilinear bmm einsum gru linear lstm matmul mm scaled_dot_product_attention"
+PRODUCTS = RECURRENT | _names(
+    "addmm baddbmm bilinear bmm einsum linear matmul mm scaled_dot_product_attention"
 )
 # Positions are chosen by values, such as scores.
 CHOICES = _names(
@@ -53,7 +54,3 @@ CHOICES = _names(
 )
 # Pooling of regions: (features, boxes).
 POOLS = _names("ps_roi_align ps_roi_pool roi_align roi_pool")
-=======
-# Recurrent layers and cells, which take the states before their first step.
-RECURRENT = _names("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
->>>>>>> importances

@@ -123,7 +123,7 @@ def operator_name(target: Any) -> str:
 
 def module_path(node: fx.Node) -> str:
     """Return the path of the module that ran an operation."""
-    path: str = node.meta["nn_module_stack"][""][0]
+    path: str = [*node.meta["nn_module_stack"]][-1]
     return path
 
 
@@ -171,7 +171,7 @@ class Recorder(TorchDispatchMode):
             return out
         node = self.graph.call_function(func, *given)
         node.meta["val"] = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), out)
-        node.meta["nn_module_stack"] = {"": (self._path[-1], None)}
+        node.meta["nn_module_stack"] = {path: (path, None) for path in self._path}
         self._add(node, out, known)
         return out
 

@@ -51,12 +51,12 @@ class Trace:
 
 
 @no_garbage_collection()
-def trace(model: nn.Module, example_input: Any) -> Trace:
+def trace(model: nn.Module, example_input: Any, *, recorded: bool = False) -> Trace:
     """Label the parameters and buffers of a model, and unite labels as its forward pass does.
 
     The model is traced in eval mode, and also in training mode if some parameters, such as those
     of auxiliary heads, are used only there. One run on the example is recorded; `torch.export`
-    traces it instead where other runs may differ.
+    traces it instead where other runs may differ, unless `recorded=True`.
 
     Raises:
         ConfigError: If the network can be neither traced nor recorded: it reads numbers from data,
@@ -72,9 +72,9 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
     found = Trace()
     for name, tensor in tensors(model).items():
         found.values[name] = _label(found.labels, name, tensor)
-    _run(found, model, example_input, training=False)
+    _run(found, model, example_input, training=False, recorded=recorded)
     if any(name not in found.used for name in parameters(model)):
-        _run(found, model, example_input, training=True)
+        _run(found, model, example_input, training=True, recorded=recorded)
     unused = [name for name in parameters(model) if name not in found.used]
     if found.heads and unused:
         raise ConfigError(
@@ -97,7 +97,9 @@ def _label(labels: Labels, name: str, tensor: Tensor) -> LabelledTensor:
     return LabelledTensor(tuple(tensor.shape), tuple(axes), weight=True)
 
 
-def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> None:
+def _run(
+    found: Trace, model: nn.Module, example_input: Any, *, training: bool, recorded: bool
+) -> None:
     with (
         preserve_state(model),
         module_mode(model, training),
@@ -107,7 +109,7 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
     ):
         # such attributes are restored
         warnings.filterwarnings("ignore", ".*assigned during export")
-        graph, names, inputs = _graph(found, model, example_input)
+        graph, names, inputs = _graph(found, model, example_input, recorded)
     read = {node.name for node in graph.graph.nodes if node.users}
     for placeholder, name in names.items():
         inputs[placeholder] = found.values[name]
@@ -117,7 +119,7 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
     runner.finish()
 
 
-def _graph(found: Trace, model: nn.Module, example_input: Any) -> Graph:
+def _graph(found: Trace, model: nn.Module, example_input: Any, recorded: bool) -> Graph:
     """Record one run; export the network if other runs may differ, and use the run if that fails.
 
     Raises:
@@ -130,13 +132,13 @@ def _graph(found: Trace, model: nn.Module, example_input: Any) -> Graph:
             recording = record(model, example_input)
     except Exception as error:  # that of torch.export says more
         failure = error
-    if recording is None or not recording.exact:
+    if recording is None or not (recording.exact or recorded):
         try:
             return _export(model, example_input)
         except ConfigError as refused:
             if recording is None:
                 raise refused from failure
-        found.heads = tuple(dict.fromkeys((*found.heads, *recording.heads)))
+    found.heads = tuple(dict.fromkeys((*found.heads, *recording.heads)))
     return recording.module, recording.names, {}
 
 
