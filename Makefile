@@ -66,7 +66,8 @@ bench: .venv-vision/.done
 	set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do $(VISION_BIN)/python $$file; done
 
 zoo: .venv-vision/.done
-	$(VISION_BIN)/pip install -q torch-pruning==1.6.1
+	$(VISION_BIN)/pip install -q torch-pruning==1.6.1 ultralytics==8.4.190 transformers==5.24.0 \
+		segmentation-models-pytorch==0.6.0
 	$(VISION_BIN)/python benchmarks/zoo.py
 	$(VISION_BIN)/python benchmarks/channel_speed.py
 

@@ -7,6 +7,8 @@ the builder needs to know the size by, where positions or windows depend on it.
 
 from __future__ import annotations
 
+from _zoo_deployed import DEPLOYED
+
 _SMALL = 64  # saves time; channels are the same
 
 _MODELS: dict[tuple[str, int | None, str], str] = {
@@ -46,4 +48,7 @@ MODELS: tuple[tuple[str, str, int | None, str], ...] = tuple(
     (source, name, size, argument)
     for (source, size, argument), names in _MODELS.items()
     for name in names.split()
+)
+MODELS += tuple(
+    (source, name, None, "") for source, names in DEPLOYED.items() for name in names.split()
 )

@@ -16,8 +16,9 @@ from unittest import mock
 
 import torch
 from _vision import build, heads, pixels
+from _zoo_deployed import DEPLOYED, Case, deployed
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regrow.channels import prune
 from regrow.channels.cut.channel_cut import ChannelCut as Plan
@@ -28,6 +29,7 @@ from regrow.profiling.macs import count_macs
 
 SHARES = (0.3, 0.5)  # of the MACs, to go
 ROUNDINGS = 1e-8  # relative error in float64 that counts as equal
+SINGLE = 1e-8  # effect of rounding in float32
 OUTPUT = "the network's output"
 
 
@@ -41,12 +43,26 @@ def words(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:160]}"
 
 
-def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+def outputs(case: Case, x: Any = None) -> list[Tensor]:
+    """Outputs on the example, or on another input; of a detector before boxes are chosen."""
+    model, x = case.model, case.example if x is None else x
     model.train().eval()  # some models cache a table of attention biases in eval mode
+    seen: list[Any] = []
+    handles = [
+        model.get_submodule(path).register_forward_hook(lambda *given: seen.append(given[-1]))
+        for path in case.compared
+    ]
     with torch.no_grad():
-        made = model(x)
-    leaves = tree_leaves(dict(made) if isinstance(made, dict) else made)
+        made = model(**x) if isinstance(x, dict) else model(x)
+    for handle in handles:
+        handle.remove()
+    leaves = tree_leaves(seen or (dict(made) if isinstance(made, dict) else made))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def sizes(case: Case, found: list[Tensor]) -> list[Any]:
+    """Shapes that a cut may not change; a detector may choose another number of boxes."""
+    return [list(t.shape[1:] if case.compared else t.shape) for t in found]
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:
@@ -61,14 +77,24 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def apart(one: list[Tensor], other: list[Tensor]) -> float:
     """Largest difference, relative to the largest number."""
-    pairs = zip(one, other, strict=True)
+    pairs = list(zip(one, other, strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        return float("inf")
     return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-300)) for a, b in pairs)
 
 
-def ours(model: nn.Module, x: Tensor) -> None:
-    model, x = model.double(), x.double()
+def changed(x: Any, factor: float) -> Any:
+    """An input whose floating point numbers are multiplied by a factor."""
+    return tree_map_only(Tensor, lambda t: t * factor if t.is_floating_point() else t, x)
+
+
+def ours(case: Case) -> None:
+    model = case.model.double()
+    x = case.example = tree_map_only(
+        Tensor, lambda t: t.double() if t.is_floating_point() else t, case.example
+    )
     dense, before = count_macs(model, x).macs, held(model)
-    expected = outputs(model, x)
+    expected = outputs(case)
     size = sum(p.numel() for p in model.parameters())
     start = time.process_time()
     traced = trace(model, x)
@@ -84,9 +110,10 @@ def ours(model: nn.Module, x: Tensor) -> None:
         reasons=sorted(set(stuck.values())),
         untouched=same(before, held(model)),
     )
-    tell(permuted=permuted(model, x, groups, expected))
+    tell(permuted=permuted(case, groups, expected))
     # the effect of rounding on this network, whose weights are untrained
-    tell(noise=apart(outputs(model, x * (1 + 1e-15)), expected))
+    noise = apart(outputs(case, changed(x, 1 + 1e-15)), expected)
+    tell(noise=max(noise, SINGLE if case.single else 0.0))
     for share in SHARES:
         facts: dict[str, Any] = {}
         start = time.process_time()
@@ -99,24 +126,24 @@ def ours(model: nn.Module, x: Tensor) -> None:
             facts["error"] = words(error)
         facts["seconds"] = time.process_time() - start
         if "error" not in facts:
-            facts |= looked_at(model, x, plan, [t.shape for t in expected])
+            facts |= looked_at(case, plan, sizes(case, expected))
             facts |= {"went": 1 - facts.pop("macs") / dense, "smaller": facts.pop("n") < size}
             assert plan.undo is not None
             plan.undo()
         back = same(before, held(model))
-        facts["untouched"] = back and apart(outputs(model, x), expected) == 0
+        facts["untouched"] = back and apart(outputs(case), expected) == 0
         if back and "error" not in facts and share == SHARES[-1]:
-            facts |= exactness(model, x, traced, groups, plan)
+            facts |= exactness(case, traced, groups, plan)
         tell(share=share, **facts)
 
 
-def looked_at(model: nn.Module, x: Tensor, plan: Plan, shapes: list[Any]) -> dict[str, Any]:
-    found = outputs(model, x)
+def looked_at(case: Case, plan: Plan, shapes: list[Any]) -> dict[str, Any]:
+    model, found = case.model, outputs(case)
     held_back = {n: r for n, r in plan.not_prunable.items() if r != OUTPUT}
     return {
-        "macs": count_macs(model, x).macs,
+        "macs": count_macs(model, case.example).macs,
         "n": sum(p.numel() for p in model.parameters()),
-        "shapes": [t.shape for t in found] == shapes,
+        "shapes": sizes(case, found) == shapes,
         "finite": all(bool(t.isfinite().all()) for t in found),
         "cut": len(plan.removed),
         "stuck": len(held_back),
@@ -125,11 +152,9 @@ def looked_at(model: nn.Module, x: Tensor, plan: Plan, shapes: list[Any]) -> dic
     }
 
 
-def exactness(
-    model: nn.Module, x: Tensor, traced: Trace, groups: tuple[Group, ...], plan: Plan
-) -> dict[str, Any]:
+def exactness(case: Case, traced: Trace, groups: tuple[Group, ...], plan: Plan) -> dict[str, Any]:
     """The same channels of the exact groups alone: cut, and zeroed by what is written here."""
-    removed: dict[str, Tensor] = {}
+    model, removed = case.model, dict[str, Tensor]()
     for group in groups:
         if group.name in plan.removed and not group.approximate_reasons:
             (name, dim), channels = next(iter(group.members.items()))
@@ -137,8 +162,8 @@ def exactness(
             removed[group.name] = removed[group.name][removed[group.name] >= 0]
     if not removed:
         return {"exact_groups": 0, "error_exact": None}
-    verified = TrialCut(model, traced, groups, x).find_valid(removed)
-    small = outputs(model, x)
+    verified = TrialCut(model, traced, groups, case.example).find_valid(removed)
+    small = outputs(case)
     verified.undo()
     kept = [g for g in groups if g.name in removed and g.name not in verified.failed]
     parameters = dict(model.named_parameters())
@@ -149,17 +174,15 @@ def exactness(
                 places = torch.isin(channels, removed[group.name]).nonzero().flatten()
                 parameter = parameters[name]
                 parameter.data = parameter.data.index_fill(dim, places, 0)
-    masked = outputs(model, x)
+    masked = outputs(case)
     for name, parameter in parameters.items():
         parameter.data = saved[name]
     return {"exact_groups": len(kept), "error_exact": apart(small, masked)}
 
 
-def permuted(
-    model: nn.Module, x: Tensor, groups: tuple[Group, ...], expected: list[Tensor]
-) -> float:
+def permuted(case: Case, groups: tuple[Group, ...], expected: list[Tensor]) -> float:
     """How much the outputs change when the channels of every group are permuted; should be 0."""
-    parameters = dict(model.named_parameters()) | dict(model.named_buffers())
+    parameters = dict(case.model.named_parameters()) | dict(case.model.named_buffers())
     saved = {name: p.data for name, p in parameters.items()}
     generator = torch.Generator().manual_seed(0)
     for group in groups:
@@ -174,18 +197,19 @@ def permuted(
             index = torch.arange(len(channels))
             index[places] = moved
             parameters[name].data = parameters[name].data.index_select(dim, index)
-    found = outputs(model, x)
+    found = outputs(case)
     for name, parameter in parameters.items():
         parameter.data = saved[name]
     return apart(found, expected)
 
 
-def peer(model: nn.Module, x: Tensor) -> None:
+def peer(case: Case) -> None:
     """Torch-Pruning as its README uses it: small steps until no more than the MACs asked remain."""
     import torch_pruning as tp
 
+    model, x = case.model, case.example
     dense, size = count_macs(model, x).macs, sum(p.numel() for p in model.parameters())
-    shapes = [t.shape for t in outputs(model, x)]
+    shapes = sizes(case, outputs(case))
     start = time.process_time()
     asked = list(SHARES)
     try:
@@ -196,14 +220,14 @@ def peer(model: nn.Module, x: Tensor) -> None:
             importance=tp.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=0.6,
             iterative_steps=30,
-            ignored_layers=heads(model),
+            ignored_layers=case.heads,
         )
         tell(seconds=time.process_time() - start)
         for _ in range(30):
             pruner.step()
             went = 1 - count_macs(model, x).macs / dense
             while asked and went >= asked[0]:
-                found = [t.shape for t in outputs(model, x)]
+                found = sizes(case, outputs(case))
                 smaller = sum(p.numel() for p in model.parameters()) < size
                 seconds = time.process_time() - start
                 tell(
@@ -229,12 +253,15 @@ def child(
     sys.stdout = file.open("w")
     sys.stderr = file.with_suffix(".err").open("w")
     torch.set_num_threads(1)
-    given = {argument: size} if argument else {}
-    model = build(source, name, **given)
-    x = torch.randn(2, 3, *[size or pixels(model)] * 2)
-    tell(pixels=x.shape[-1])
+    if source in DEPLOYED:
+        case = deployed(source, name)
+    else:
+        model = build(source, name, **({argument: size} if argument else {}))
+        x = torch.randn(2, 3, *[size or pixels(model)] * 2)
+        case = Case(model, x, heads(model))
+        tell(pixels=x.shape[-1])
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + limit) + 1,) * 2)
     try:
-        (ours if side == "ours" else peer)(model, x)
+        (ours if side == "ours" else peer)(case)
     except Exception as error:
         tell(ended=words(error))

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from _zoo_deployed import DEPLOYED
+
 Row = dict[str, Any]
 SHARES = ("0.3", "0.5")
 NEAR = 0.02  # two points
@@ -19,6 +21,25 @@ TARGETS = {
     "median groups held back": (0, "at most"),
     "median analysis seconds": (2, "at most"),
 }
+DEPLOYED_TARGETS = {
+    "correctly smaller": (97, "at least"),
+    "wrong": (0, "at most"),
+    "half cut": (0, "at most"),
+    "within two points": (90, "at least"),
+}
+DEPLOYED_TITLE = "## Detectors, transformers, segmentation, recurrent networks"
+DEPLOYED_HEAD = f"""{DEPLOYED_TITLE}
+
+{{count}} networks of torchvision's detectors, `ultralytics`, `transformers`,
+`segmentation_models_pytorch` and `torch.nn`, small, with random weights; as above, in the same run.
+A detector is cut whole, in one call; its outputs are compared before boxes are chosen. Llama,
+Mistral and Qwen3 compute norms in float32 whatever the weights are: their errors may be 1e-6.
+Torch-Pruning is told the layers that give the outputs.
+
+| | regrow | target | Torch-Pruning 1.6.1, same run |
+|---|---|---|---|
+{{summary}}
+"""
 HEAD = """# Which networks can be cut
 
 {count} architectures of torchvision and timm, random weights, float64, CPU; each loses 30 % and
@@ -93,23 +114,50 @@ def _of(row: Row, share: str) -> Row:
     return row["shares"].get(share, {})
 
 
-def table(rows: Mapping[tuple[str, str, str], Row]) -> tuple[str, dict[str, Any]]:
-    """Markdown, and the figures with their targets."""
+def table(rows: Mapping[tuple[str, str, str], Row], before: str) -> tuple[str, dict[str, Any]]:
+    """Markdown, and the figures with their targets; a section without rows stays as `before`."""
+    first, _, second = before.partition(DEPLOYED_TITLE)
+    sections, found = [first, DEPLOYED_TITLE + second if second else ""], dict[str, Any]()
+    for number, (name, head, targets) in enumerate(
+        (("families", HEAD, TARGETS), ("deployed", DEPLOYED_HEAD, DEPLOYED_TARGETS))
+    ):
+        chosen = {k: row for k, row in rows.items() if (k[1] in DEPLOYED) == bool(number)}
+        if chosen:
+            sections[number], found[name] = _section(chosen, head, targets)
+    return "\n\n".join(text.strip() for text in sections if text.strip()) + "\n", found
+
+
+def _section(
+    rows: Mapping[tuple[str, str, str], Row], head: str, targets: Mapping[str, tuple[float, str]]
+) -> tuple[str, dict[str, Any]]:
     mine = [row for (side, *_), row in rows.items() if side == "ours"]
     peers = {key[1:]: row for key, row in rows.items() if key[0] == "peer"}
     found, other = figures(mine), figures([*peers.values()])
-    lines = [_summary(name, found[name], other, len(mine), len(peers)) for name in found]
-    text = HEAD.format(count=len(mine), summary="\n".join(lines))
-    titles = "model px groups held s 30% 50% error TP"
-    text += "\n| model | px | groups | held back | analysis s | 30 % asked | 50 % asked | error | "
-    text += "Torch-Pruning 30 %, 50 % |\n" + "|---" * len(titles.split()) + "|\n"
-    for row in sorted(mine, key=lambda row: (row["source"] != "torchvision", row["name"])):
+    lines = [_summary(name, found[name], targets, other, len(peers)) for name in found]
+    text = head.format(count=len(mine), summary="\n".join(lines))
+    kind = "px" if head is HEAD else "kind"
+    text += (
+        f"\n| model | {kind} | groups | held back | analysis s | 30 % asked | 50 % asked | error | "
+    )
+    text += "Torch-Pruning 30 %, 50 % |\n" + "|---" * 9 + "|\n"
+    for row in sorted(mine, key=_order):
         text += _line(row, peers.get((row["source"], row["name"]))) + "\n"
-    return text, {"ours": found, "peer": other, "targets": TARGETS, "models": len(mine)}
+    return text, {"ours": found, "peer": other, "targets": targets, "models": len(mine)}
 
 
-def _summary(name: str, value: float, other: Row, count: int, peers: int) -> str:
-    target, word = TARGETS.get(name, ("", ""))
+def _order(row: Row) -> tuple[int, str]:
+    kinds = ("torchvision", "timm", *DEPLOYED)
+    return kinds.index(row["source"]), row["name"]
+
+
+def _summary(
+    name: str,
+    value: float,
+    targets: Mapping[str, tuple[float, str]],
+    other: Row,
+    peers: int,
+) -> str:
+    target, word = targets.get(name, ("", ""))
     unit = " %" if name in ("correctly smaller", "within two points") else ""
     known = other[name] if peers and name not in ("wrong", "half cut") else None
     if name == "median groups held back":
@@ -126,7 +174,7 @@ def _line(row: Row, peer: Row | None) -> str:
     error = f"{max(known):.0e}" if known else ("approximate" if row["shares"] else "")
     cells = [
         row["name"],
-        row.get("pixels", ""),
+        row.get("pixels", row["source"]),
         row.get("groups", ""),
         row.get("stuck", ""),
         f"{row['seconds']:.1f}" if "seconds" in row else "",

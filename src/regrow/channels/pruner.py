@@ -438,7 +438,8 @@ class ChannelPruner(BasePruner):
 
     def _trace(self) -> Trace:
         self.example_input = two_examples(self.example_input, self.model)  # it may have moved
-        return trace(self.model, self.example_input)
+        recorded = bool(self.cutter.trial.traced.heads)
+        return trace(self.model, self.example_input, recorded=recorded)
 
     def _groups(self, traced: Trace, model: nn.Module) -> tuple[Group, ...]:
         found = select_groups(groups_from_trace(traced, model), model, self.config)

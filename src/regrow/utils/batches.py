@@ -25,13 +25,29 @@ def bound_forward(model: nn.Module, example_input: Any) -> Callable[[], Any]:
 
 
 def batch_size(example_input: Any) -> int:
-    """Return the length of the first tensor, whose first dimension counts examples."""
-    for leaf in tree_leaves(example_input):
+    """Return the length of the first tensor, whose first dimension counts examples.
+
+    A list of images `(c, h, w)`, or of dictionaries, holds one example each.
+
+    Example:
+        >>> batch_size(torch.zeros(4, 3, 8, 8)), batch_size([torch.zeros(3, 8, 8)] * 2)
+        (4, 2)
+    """
+    for leaf in tree_leaves(example_input, is_leaf=is_example_list):
+        if isinstance(leaf, list) and leaf:
+            return len(leaf)
         if isinstance(leaf, Tensor) and leaf.dim() and len(leaf):
             return len(leaf)
     raise ConfigError(
         f"the example input must hold a batch of examples, got {type(example_input).__name__}: "
         "write a tensor whose first dimension counts examples"
+    )
+
+
+def is_example_list(value: Any) -> bool:
+    """Return whether a value is a list with one image or one dictionary for each example."""
+    return isinstance(value, list) and all(
+        isinstance(item, Mapping) or (isinstance(item, Tensor) and item.ndim == 3) for item in value
     )
 
 
@@ -50,11 +66,13 @@ def resize_batch(example_input: Any, count: int) -> Any:
     size = batch_size(example_input)
 
     def resize(x: Any) -> Any:
+        if isinstance(x, list):
+            return [x[i % size] for i in range(count)] if len(x) == size else x
         if isinstance(x, Tensor) and x.dim() and len(x) == size:
             return x[torch.arange(count, device=x.device) % size]
         return x
 
-    return tree_map(resize, example_input)
+    return tree_map(resize, example_input, is_leaf=is_example_list)
 
 
 def two_examples(example_input: Any, model: nn.Module) -> Any:
@@ -78,7 +96,8 @@ def two_examples(example_input: Any, model: nn.Module) -> Any:
 def noise_like(example_input: Any, seed: int = 0) -> Any:
     """Replace floating point tensors by normal noise; zeros would hide what a channel does.
 
-    Integers stay as they are: which values are valid is not known.
+    Integers, and dictionaries in lists, such as the boxes of each image, stay as they are: which
+    values are valid is not known.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -87,4 +106,9 @@ def noise_like(example_input: Any, seed: int = 0) -> Any:
             return torch.randn(x.shape, generator=generator).to(x)
         return x
 
-    return tree_map(replace, example_input)
+    return tree_map(replace, example_input, is_leaf=is_list_of_dictionaries)
+
+
+def is_list_of_dictionaries(value: Any) -> bool:
+    """Return whether a value is a list with one dictionary for each example, such as boxes."""
+    return is_example_list(value) and any(isinstance(item, Mapping) for item in value)

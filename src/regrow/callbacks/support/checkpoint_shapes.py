@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.io.checkpoints import KEY
+from regrow.utils.batches import is_example_list
 from regrow.utils.errors import ConfigError
 from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.names import tensors
@@ -117,8 +118,10 @@ def find_example(trainer: pl.Trainer | None, module: torch.nn.Module, given: Any
     )
 
 
-def training_inputs(trainer: pl.Trainer, count: int) -> list[Tensor]:
+def training_inputs(trainer: pl.Trainer, count: int) -> list[Any]:
     """The inputs of the first training batches that are tensors or `(inputs, ...)`.
+
+    Inputs may also be a list or tuple of images, one for each example.
 
     Random generators and the loader's position are restored.
     """
@@ -139,4 +142,5 @@ def training_inputs(trainer: pl.Trainer, count: int) -> list[Tensor]:
         if position is not None:
             loader.load_state_dict(position)
     inputs = [b[0] if isinstance(b, list | tuple) and b else b for b in batches]
-    return [one for one in inputs if isinstance(one, Tensor)]
+    listed = [[*one] if isinstance(one, tuple) else one for one in inputs]
+    return [one for one in listed if isinstance(one, Tensor) or (one and is_example_list(one))]

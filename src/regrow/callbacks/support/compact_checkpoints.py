@@ -12,8 +12,10 @@ from torch import Tensor
 
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.channels.cut.channel_cut import ChannelCut
+from regrow.channels.model_config import configured_models, cut_config
 from regrow.channels.pruner import ChannelPruner
 from regrow.io.checkpoints import KEY, read_checkpoint
+from regrow.io.files import write_json
 from regrow.utils.errors import RegrowError, StateError
 from regrow.utils.lightning_classes import lightning_classes, pl
 
@@ -81,8 +83,9 @@ def write_compact_checkpoints(
     """Write a small checkpoint beside the best and the last one of each `ModelCheckpoint`.
 
     It holds weights, the record of the cut and hyper-parameters, and what the module saves itself,
-    but no state of training. The module and its pruner are as before afterwards. A checkpoint that
-    cannot be read or cut is warned of.
+    but no state of training. The configuration of a model of transformers is written along, as
+    JSON, where its fields can say the widths. The module and its pruner are as before afterwards.
+    A checkpoint that cannot be read or cut is warned of.
 
     Args:
         trainer: At the end of a fit, on every rank.
@@ -106,7 +109,7 @@ def write_compact_checkpoints(
             except RegrowError as error:
                 rank_zero_warn(f"no small checkpoint beside {path}: {error}")
             else:
-                written.append(str(compact_path(path)))
+                written += [str(compact_path(path)), *_write_configs(trainer, path, module, pruner)]
     finally:
         if paths:
             pruner.load_state_dict(before[0])
@@ -116,6 +119,20 @@ def write_compact_checkpoints(
             f"ChannelPruning wrote the cut network to {' and '.join(written)}: "
             "regrow.channels.load(MyModule, path) loads it"
         )
+
+
+def _write_configs(
+    trainer: pl.Trainer, path: str, module: pl.LightningModule, pruner: ChannelPruner
+) -> list[str]:
+    """Write the configurations that build the cut models in a module; return the paths."""
+    written: list[str] = []
+    for name, model in configured_models(module).items():
+        config = cut_config(model, pruner.plan, name)
+        if config is not None and trainer.is_global_zero and "://" not in path:
+            file = compact_path(path).with_suffix(f".{name}.json" if name else ".json")
+            write_json(file, config.to_dict())
+            written.append(str(file))
+    return written
 
 
 def _saved_paths(trainer: pl.Trainer) -> list[str]:

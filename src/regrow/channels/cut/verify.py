@@ -6,6 +6,7 @@ Groups that make it fail are not cut. They are found by the module that raises, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.channels.cut.attributes import set_sizes, size_changes
 from regrow.channels.cut.diagnose import blame_groups, find_linkable, raising_modules, structure_key
@@ -48,11 +49,26 @@ def output_tensors(output: Any) -> list[Tensor]:
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:
-    """Compute max |found - reference| / max |reference|."""
+    """Compute max |found - reference| / max |reference|; infinite for different shapes."""
+    if found.shape != reference.shape:
+        return math.inf
     if not reference.numel():
         return 0.0
     scale = float(reference.abs().max())
     return float((found - reference).abs().max()) / (scale or 1.0)
+
+
+def run_in_double(model: nn.Module, inputs: Any) -> Any:
+    """Run a model with copies of its tensors, and with inputs, in float64."""
+
+    def double(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    given = tree_map(double, inputs)
+    args = given if isinstance(given, tuple) else () if isinstance(given, Mapping) else (given,)
+    kwargs = dict(given) if isinstance(given, Mapping) else {}
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return torch.func.functional_call(model, tree_map(double, own), args, kwargs)
 
 
 class CutFailed(Exception):
@@ -85,7 +101,9 @@ class Verified:
 class TrialCut:
     """Runs a model before and after cuts, on batches of two sizes, in eval and training mode.
 
-    Of the example only shapes and integers are used; floats are replaced by noise.
+    Of the example only shapes and integers are used; floats are replaced by noise. A network that
+    was recorded (`Trace.heads`) runs in float64, because a rounding error may change which boxes
+    are chosen, and the results of its last layers are compared, from which boxes are chosen.
     """
 
     def __init__(
@@ -93,7 +111,7 @@ class TrialCut:
     ) -> None:
         self.model, self.traced, self.groups = model, traced, groups
         longer = resize_batch(example_input, batch_size(example_input) + 1)
-        inputs = [noise_like(example_input), noise_like(longer)]
+        self.inputs = inputs = [noise_like(example_input), noise_like(longer)]
         # modes in which the uncut model fails are not tested
         self.shapes = {
             (number, training): shapes
@@ -101,7 +119,6 @@ class TrialCut:
             for training in (False, True)
             if (shapes := self._shapes(inputs[number], training)) is not None
         }
-        self.inputs = inputs
         self._raised = set[type[nn.Module]]()
         self._known: dict[frozenset[str], tuple[Sizes, float]] = {}
 
@@ -280,8 +297,7 @@ class TrialCut:
         undo = UndoLog()
         try:
             cut(self.model, kept, undo, mask_tensor)
-            found = output_tensors(self._run(self.inputs[0], training=False))
-            return [tensor for tensor in found if tensor.is_floating_point()]
+            return self._compared(self._run(self.inputs[0], training=False))
         finally:
             undo()
 
@@ -289,18 +305,19 @@ class TrialCut:
         """Return the outputs in eval mode, after a check of all shapes."""
         outputs: list[Tensor] = []
         for (number, training), expected in self.shapes.items():
-            found = output_tensors(self._run(self.inputs[number], training))
-            shapes = [tuple(t.shape) for t in found]
+            found = self._run(self.inputs[number], training)
+            shapes = self._fixed_shapes(found)
             if shapes != expected:
                 raise CutFailed(f"the shapes of its outputs would change: {shapes}")
             if number == 0 and not training:
-                outputs = [t for t in found if t.is_floating_point()]
+                outputs = self._compared(found)
         return outputs
 
     def _error(self, found: list[Tensor], reference: list[Tensor], exact: bool) -> float:
-        error = max(
-            (relative_error(a, b) for a, b in zip(found, reference, strict=True)), default=0.0
-        )
+        pairs = [
+            (a, b) for a, b in zip(found, reference, strict=True) if exact or a.shape == b.shape
+        ]
+        error = max((relative_error(a, b) for a, b in pairs), default=0.0)
         precision = min((torch.finfo(t.dtype).eps for t in reference), default=0.0)
         if exact and not error <= ROUNDINGS * max(precision, 1e-12):
             raise CutFailed(f"its outputs would change: relative error {error:.2g}")
@@ -310,7 +327,7 @@ class TrialCut:
         # the fused operation of a transformer layer would hide which of its parts raises
         with in_mode(self.model, training), preserve_state(self.model), no_attention_fastpath():
             try:
-                return bound_forward(self.model, inputs)()
+                return self._forward(inputs)
             except Exception as error:
                 lines = str(error).splitlines() or [""]
                 reason = f"{type(error).__name__}: {lines[0][:200]}"
@@ -318,6 +335,31 @@ class TrialCut:
 
     def _shapes(self, inputs: Any, training: bool) -> list[tuple[int, ...]] | None:
         try:
-            return [tuple(t.shape) for t in output_tensors(self._run(inputs, training))]
+            return self._fixed_shapes(self._run(inputs, training))
         except CutFailed:
             return None
+
+    def _fixed_shapes(self, found: Any) -> list[tuple[int, ...]]:
+        """Return shapes that a cut must not change: the number of boxes may."""
+        start = 1 if self.traced.heads else 0
+        return [tuple(tensor.shape[start:]) for tensor in output_tensors(found)]
+
+    def _compared(self, found: Any) -> list[Tensor]:
+        """Return what must be equal: equal scores may be chosen in another order."""
+        compared = output_tensors(found[0] if self.traced.heads else found)
+        return [tensor for tensor in compared if tensor.is_floating_point()]
+
+    def _forward(self, inputs: Any) -> Any:
+        if not self.traced.heads:
+            return bound_forward(self.model, inputs)()
+        made: list[Any] = []
+        by_path = modules(self.model)
+        handles = [
+            by_path[path].register_forward_hook(lambda *given: made.append(given[-1]))
+            for path in self.traced.heads
+        ]
+        try:
+            return made, run_in_double(self.model, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()

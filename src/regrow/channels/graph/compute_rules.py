@@ -218,6 +218,26 @@ def im2col(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor
     return labels.value(shape, add_axis([], channels, 1, len(shape)))
 
 
+def roi_pool(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Keep the channels of `(n, c, h, w)` in `(regions, c, height, width)`."""
+    channels = labels.labels_along(a["input"], 1, "pooling of regions")
+    labels.fix_all([a["rois"]], "regions that are pooled")
+    return labels.value(shape, add_axis([], channels, 1, len(shape)))
+
+
+def index_put(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Unite the labels of a tensor with those of values that are written at some of its rows."""
+    x, values, indices = a["self"], a["values"], a["indices"]
+    rows = len(indices) == 1 and isinstance(indices[0], LabelledTensor) and indices[0].ndim == 1
+    if not rows or values.ndim != x.ndim or x.varies(0) or values.varies(0):
+        labels.fix_all([x, values], "values written at some positions")
+        return labels.value(shape, labels.relabel(x).label_axes)
+    axes = list[Tensor]()
+    for dim in range(1, x.ndim):
+        axes = add_axis(axes, labels.unite_dims(x, dim, values, dim, "index_put"), dim, x.ndim)
+    return labels.value(shape, axes)
+
+
 _OPERATORS: dict[Rule, str] = {
     linear: "linear",
     convolution: "conv1d conv2d conv3d convolution",
@@ -243,6 +263,8 @@ _OPERATORS: dict[Rule, str] = {
     sort_or_cumulate: "cumsum cumprod logcumsumexp sort topk",
     embedding: "embedding",
     im2col: "im2col",
+    roi_pool: "roi_align roi_pool",
+    index_put: "index_put",
     einsum: "einsum",
     bilinear: "bilinear",
     vector_product: "mv dot vdot",

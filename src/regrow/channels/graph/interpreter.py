@@ -86,7 +86,7 @@ class Interpreter:
 
     def _attribute(self, node: fx.Node) -> Any:
         value = attrgetter(str(node.target))(self.module)
-        return _constant(value) if isinstance(value, Tensor) else value
+        return known_value(value) if isinstance(value, Tensor) else value
 
     def _read(self, argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda node: self.values[node])
@@ -263,8 +263,9 @@ def _numbers(argument: Any) -> Any:
     return tree_map_only(LabelledTensor, lambda value: value.known, argument)
 
 
-def _constant(tensor: Tensor) -> LabelledTensor:
-    return LabelledTensor(tuple(tensor.shape), known=tensor.clone())
+def known_value(tensor: Tensor) -> LabelledTensor:
+    """Return a tensor that does not depend on the input, with its values and without labels."""
+    return LabelledTensor(tuple(tensor.shape), known=tensor.detach().cpu().clone())
 
 
 def _unsqueeze(value: LabelledTensor, dim: int) -> LabelledTensor:

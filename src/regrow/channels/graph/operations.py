@@ -46,3 +46,13 @@ ELEMENTWISE = _names(
 )
 # Recurrent layers and cells, which take the states before their first step.
 RECURRENT = _names("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
+# Sums over channels.
+PRODUCTS = RECURRENT | _names(
+    "addmm baddbmm bilinear bmm einsum linear matmul mm scaled_dot_product_attention"
+)
+# Positions are chosen by values, such as scores.
+CHOICES = _names(
+    "argmax argsort gather index index_select masked_select nms nonzero sort take topk"
+)
+# Pooling of regions: (features, boxes).
+POOLS = _names("ps_roi_align ps_roi_pool roi_align roi_pool")

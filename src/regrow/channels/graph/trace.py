@@ -1,23 +1,35 @@
 # SPDX-License-Identifier: MIT
-"""Trace a network with torch.export, and label the channels of its parameters."""
+"""Trace a network, and label the channels of its parameters."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from regrow.channels.graph.interpreter import Interpreter, Site
+from regrow.channels.graph.interpreter import Interpreter, Site, known_value
 from regrow.channels.graph.labels import LabelledTensor, Labels, make_axis
 from regrow.channels.graph.preserve import no_mask_detection, preserve_state, without_hooks
+from regrow.channels.graph.record import record
 from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import ConfigError
-from regrow.utils.modes import module_mode, no_attention_fastpath, no_garbage_collection
+from regrow.utils.modes import (
+    clear_compiled,
+    in_mode,
+    module_mode,
+    no_attention_fastpath,
+    no_garbage_collection,
+)
 from regrow.utils.names import modules, parameters, tensors
+
+# a graph, its parameters and buffers by placeholder, and its constants
+Graph = tuple[fx.GraphModule, dict[str, str], dict[str, LabelledTensor]]
 
 
 @dataclass
@@ -28,20 +40,27 @@ class Trace:
         values: Labels of each parameter and buffer, by name.
         sites: Calls whose arguments may be sizes.
         used: Parameters and buffers that the graph reads.
+        heads: Modules that run the last layers, if one run was recorded; empty: it was exported.
     """
 
     labels: Labels = field(default_factory=Labels)
     values: dict[str, LabelledTensor] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    heads: tuple[str, ...] = ()
 
 
 @no_garbage_collection()
-def trace(model: nn.Module, example_input: Any) -> Trace:
+def trace(model: nn.Module, example_input: Any, *, recorded: bool = False) -> Trace:
     """Label the parameters and buffers of a model, and unite labels as its forward pass does.
 
     The model is traced in eval mode, and also in training mode if some parameters, such as those
-    of auxiliary heads, are used only there. `ConfigError` if `torch.export` cannot trace it.
+    of auxiliary heads, are used only there. One run on the example is recorded; `torch.export`
+    traces it instead where other runs may differ, unless `recorded=True`.
+
+    Raises:
+        ConfigError: If the network can be neither traced nor recorded: it reads numbers from data,
+            or a run does not use all its parameters.
     """
     sharded = [name for name, tensor in tensors(model).items() if is_dtensor(tensor)]
     if sharded:
@@ -53,9 +72,16 @@ def trace(model: nn.Module, example_input: Any) -> Trace:
     found = Trace()
     for name, tensor in tensors(model).items():
         found.values[name] = _label(found.labels, name, tensor)
-    _run(found, model, example_input, training=False)
+    _run(found, model, example_input, training=False, recorded=recorded)
     if any(name not in found.used for name in parameters(model)):
-        _run(found, model, example_input, training=True)
+        _run(found, model, example_input, training=True, recorded=recorded)
+    unused = [name for name in parameters(model) if name not in found.used]
+    if found.heads and unused:
+        raise ConfigError(
+            f"{type(model).__name__} was recorded in one run, as torch.export cannot trace it, and "
+            f"{unused[0]} was not used ({len(unused)} such parameters): write an example_input "
+            "with which its forward uses all parameters, or remove them"
+        )
     return found
 
 
@@ -71,7 +97,9 @@ def _label(labels: Labels, name: str, tensor: Tensor) -> LabelledTensor:
     return LabelledTensor(tuple(tensor.shape), tuple(axes), weight=True)
 
 
-def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> None:
+def _run(
+    found: Trace, model: nn.Module, example_input: Any, *, training: bool, recorded: bool
+) -> None:
     with (
         preserve_state(model),
         module_mode(model, training),
@@ -82,30 +110,40 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
     ):
         # such attributes are restored
         warnings.filterwarnings("ignore", ".*assigned during export")
-        program = _export(model, example_input)
-    names = {id(tensor): name for name, tensor in tensors(model).items()}
-    every: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
-    every |= model.named_parameters(remove_duplicate=False)
-    signature = program.graph_signature
-    targets = signature.inputs_to_parameters | signature.inputs_to_buffers
-    read = {node.name for node in program.graph.nodes if node.users}
-    inputs: dict[str, LabelledTensor] = {}
-    for placeholder, target in targets.items():
-        if target in every:
-            name = names[id(every[target])]
-            inputs[placeholder] = found.values[name]
-            found.used |= {name} if placeholder in read else set()
-    for placeholder, target in signature.inputs_to_lifted_tensor_constants.items():
-        constant = program.constants[target]
-        inputs[placeholder] = LabelledTensor(
-            tuple(constant.shape), known=constant.detach().cpu().clone()
-        )
-    runner = Interpreter(found.labels, found.sites, program.graph_module)
+        graph, names, inputs = _graph(found, model, example_input, recorded)
+    read = {node.name for node in graph.graph.nodes if node.users}
+    for placeholder, name in names.items():
+        inputs[placeholder] = found.values[name]
+        found.used |= {name} if placeholder in read else set()
+    runner = Interpreter(found.labels, found.sites, graph)
     runner.run(inputs)
     runner.finish()
 
 
-def _export(model: nn.Module, example_input: Any) -> torch.export.ExportedProgram:
+def _graph(found: Trace, model: nn.Module, example_input: Any, recorded: bool) -> Graph:
+    """Record one run; export the network if other runs may differ, and use the run if that fails.
+
+    Raises:
+        ConfigError: If the network can be neither exported nor recorded.
+    """
+    recording, failure = None, None
+    try:
+        with in_mode(model, model.training):
+            clear_compiled(model)  # what was computed before is no part of this run
+            recording = record(model, example_input)
+    except Exception as error:  # that of torch.export says more
+        failure = error
+    if recording is None or not (recording.exact or recorded):
+        try:
+            return _export(model, example_input)
+        except ConfigError as refused:
+            if recording is None:
+                raise refused from failure
+    found.heads = tuple(dict.fromkeys((*found.heads, *recording.heads)))
+    return recording.module, recording.names, {}
+
+
+def _export(model: nn.Module, example_input: Any) -> Graph:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(example_input, Mapping):
@@ -113,7 +151,8 @@ def _export(model: nn.Module, example_input: Any) -> torch.export.ExportedProgra
     else:
         args = example_input if isinstance(example_input, tuple) else (example_input,)
     try:
-        return torch.export.export(model, args, kwargs, strict=False)
+        with redirect_stderr(StringIO()):  # on failure, it prints the whole graph there
+            program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         line = "".join(str(error).splitlines()[:1])
         raise ConfigError(
@@ -121,6 +160,17 @@ def _export(model: nn.Module, example_input: Any) -> torch.export.ExportedProgra
             f"belong together are not known: {type(error).__name__}: {line[:300]}; "
             f"{_advice(model)}"
         ) from error
+    own = {id(tensor): name for name, tensor in tensors(model).items()}
+    every: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
+    every |= model.named_parameters(remove_duplicate=False)
+    signature = program.graph_signature
+    targets = signature.inputs_to_parameters | signature.inputs_to_buffers
+    names = {name: own[id(every[target])] for name, target in targets.items() if target in every}
+    constants = {
+        placeholder: known_value(program.constants[target])
+        for placeholder, target in signature.inputs_to_lifted_tensor_constants.items()
+    }
+    return program.graph_module, names, constants
 
 
 def _advice(model: nn.Module) -> str:

@@ -57,13 +57,16 @@ def _numbers(labels: Labels, first: LabelledTensor, arg: Any, name: str) -> Any:
                 for axis in first.label_axes:
                     if axis.shape[dim] > 1:
                         labels.fix(axis, f"{name} by an index that data decides")
-        return [_numbers(labels, first, item, name) for item in arg]
+        return [_index(item) if isinstance(item, LabelledTensor) else item for item in arg]
     if not isinstance(arg, LabelledTensor):
         return arg
-    if arg.known is not None:
-        return arg.known
-    labels.fix_all([first], f"{name} by an index that data decides")
-    return torch.zeros(arg.shape, dtype=torch.int64)
+    if arg.known is None:
+        labels.fix_all([first], f"{name} by an index that data decides")
+    return _index(arg)
+
+
+def _index(value: LabelledTensor) -> Tensor:
+    return torch.zeros(value.shape, dtype=torch.int64) if value.known is None else value.known
 
 
 def join(labels: Labels, values: Sequence[LabelledTensor], dim: int, name: str) -> LabelledTensor:
