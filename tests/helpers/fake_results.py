@@ -47,7 +47,7 @@ def result(method="gmp", sparsity=0.9, seed=0, accuracy=0.95, control=0.97, sett
     """A result; `setting` changes its settings, `changes` the result itself."""
     params = 1000 - round(800 * sparsity)
     content = {
-        "format": 1,
+        "format": 2,
         "recipe": f"digits/{method}",
         "overrides": [f"recipe=digits/{method}", f"pruning.sparsity={sparsity}", f"seed={seed}"],
         "settings": settings(method, sparsity, seed, **dict(setting)),
@@ -71,6 +71,7 @@ def result(method="gmp", sparsity=0.9, seed=0, accuracy=0.95, control=0.97, sett
         "compression": 1000 / params,
         "theoretical_speedup": 1000 / params,
         "measured_speedup": 1.25,
+        "speed": {"ratio": 1.25, "low": 1.2, "high": 1.3, "noise": 1.05, "verdict": "faster"},
         "seconds": 7.5,
         "verdict": "2 points lost",
     }  # fmt: skip
@@ -85,7 +86,7 @@ def dense_result(seed=0, accuracy=0.97):
     content = result("dense", 0.0, seed) | {"dense": block, "pruned": None}
     content["settings"]["pruning"] = {}
     gone = ("of", "sparsity", "sparsity_total", "layers", "excluded", "accuracy_drop")
-    gone += ("compression", "theoretical_speedup", "measured_speedup")
+    gone += ("compression", "theoretical_speedup", "measured_speedup", "speed")
     return {key: value for key, value in content.items() if key not in gone} | {
         "config_hash": f"dense{seed}"
     }

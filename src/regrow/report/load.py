@@ -15,7 +15,7 @@ from typing import Any
 from regrow.report.curves import find_metric_files
 from regrow.utils.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 FILE, FAILED, CLAIMED = "result.json", "failed.json", "run.json"
 _ADVICE = "remove it and run the job again"
 _NOT_JOBS = {"checkpoints", "levels", "logs", ".hydra"}  # folders within a job

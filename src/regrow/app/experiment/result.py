@@ -15,7 +15,7 @@ import torch
 from regrow.app.training.sparsity_levels import LevelRecord
 from regrow.io.files import read_json
 from regrow.profiling.latency import Latency, Speedup
-from regrow.report.load import FILE
+from regrow.report.load import FILE, FORMAT
 from regrow.utils.lightning_classes import pl
 
 
@@ -159,7 +159,8 @@ def finished_result(folder: Path, config_hash: str) -> Result | None:
     if not path.is_file():
         return None
     result: Result = read_json(path)
-    return result if result.get("config_hash") == config_hash else None
+    same = result.get("config_hash") == config_hash and result.get("format") == FORMAT
+    return result if same else None
 
 
 def versions() -> dict[str, str]:

@@ -42,7 +42,7 @@ def launch(command: str, args: list[str]) -> None:
     args, given = replace_recipe_files(args)
     check_names(args, given)
     check_groups(args)
-    args, own = choose_own(args)
+    args, own = choose_own([*map(quote_value, args)])
     register(given, own)
     check_composition(command, args)
     extra = NO_FILES if command == "plan" else ()
@@ -51,7 +51,7 @@ def launch(command: str, args: list[str]) -> None:
     )
     # Hydra reads sys.argv, without the sub-command.
     _command_line[:] = sys.argv
-    sys.argv[1:] = [*extra, *defer_to_jobs([*map(quote_value, args)])]
+    sys.argv[1:] = [*extra, *defer_to_jobs(args)]
     try:
         with handle_sigterm():
             run(JOBS[command])()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -138,13 +138,7 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
         index[torch.tensor(channels)] = -1
         if not any(name in trained and by_name[name].ndim > 1 for name, _ in members):
             continue
-        rows = [
-            (name, dim)
-            for name, dim in members
-            if by_name[name].ndim > 1 and dim == (name in transposed)  # False == 0
-        ]
-        # a scale `(channels, 1, 1)` has no rows of its own
-        rows = [(n, d) for n, d in rows if by_name[n].numel() > by_name[n].shape[d]] or rows
+        rows = _rows(members, by_name, transposed)
         name = _name([*rows, *members])
         taken[name] += 1
         name += f"#{taken[name]}" if taken[name] > 1 else ""
@@ -164,6 +158,19 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
             )
         )
     return tuple(groups)
+
+
+def _rows(
+    members: Iterable[tuple[str, int]], by_name: Mapping[str, Tensor], transposed: Container[str]
+) -> list[tuple[str, int]]:
+    """Return the members that make the channels of a group: outputs of weights."""
+    rows = [
+        (name, dim)
+        for name, dim in members
+        if by_name[name].ndim > 1 and dim == (name in transposed)  # False == 0
+    ]
+    # a scale `(channels, 1, 1)` has no rows of its own
+    return [(n, d) for n, d in rows if by_name[n].numel() > by_name[n].shape[d]] or rows
 
 
 def _number_by_blocks(
