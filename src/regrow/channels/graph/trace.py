@@ -15,11 +15,16 @@ from torch import Tensor, fx, nn
 
 from regrow.channels.graph.interpreter import Interpreter, Site, known_value
 from regrow.channels.graph.labels import LabelledTensor, Labels, make_axis
-from regrow.channels.graph.preserve import preserve_state, without_hooks
+from regrow.channels.graph.preserve import no_mask_detection, preserve_state, without_hooks
 from regrow.channels.graph.record import record
 from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import ConfigError
-from regrow.utils.modes import in_mode, module_mode, no_attention_fastpath
+from regrow.utils.modes import (
+    in_mode,
+    module_mode,
+    no_attention_fastpath,
+    no_garbage_collection,
+)
 from regrow.utils.names import modules, parameters, tensors
 
 
@@ -41,6 +46,7 @@ class Trace:
     heads: tuple[str, ...] = ()
 
 
+@no_garbage_collection()
 def trace(model: nn.Module, example_input: Any, *, recorded: bool = False) -> Trace:
     """Label the parameters and buffers of a model, and unite labels as its forward pass does.
 
@@ -94,6 +100,7 @@ def _run(
         preserve_state(model),
         module_mode(model, training),
         no_attention_fastpath(),
+        no_mask_detection(),
         without_hooks(model),
         warnings.catch_warnings(),
     ):
