@@ -5,6 +5,7 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
+from installed_versions import two_packages
 from tiny_fits import ADAM, SGD, loader, read
 from torch import nn
 
@@ -156,6 +157,7 @@ def test_callbacks_of_both_packages_are_recognised(name):
 
 
 @BOTH
+@two_packages
 @pytest.mark.parametrize("key", FAMILIES)
 def test_swa_of_the_other_package_works(key):
     module = module_of(FAMILIES[key])
@@ -164,6 +166,7 @@ def test_swa_of_the_other_package_works(key):
 
 
 @BOTH
+@two_packages
 @pytest.mark.parametrize("key", FAMILIES)
 @pytest.mark.parametrize("name", ["EMAWeightAveraging", "WeightAveraging", "accumulation"])
 def test_callbacks_of_the_other_package_raise_with_the_right_import(name, key):

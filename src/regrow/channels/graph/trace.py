@@ -76,6 +76,8 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
         module_mode(model, training),
         no_attention_fastpath(),
         without_hooks(model),
+        # torch 2.8 would refuse compiled modules, which newer versions trace as plain ones
+        torch._dynamo.config.patch(error_on_nested_fx_trace=False),
         warnings.catch_warnings(),
     ):
         # such attributes are restored
