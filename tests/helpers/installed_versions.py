@@ -4,12 +4,17 @@
 from functools import cache
 from importlib.metadata import version
 
+import lightning.pytorch
 import pytest
+import pytorch_lightning
 import torch
 from packaging.version import Version
 from torch import nn
 
 LIGHTNING_25 = Version(version("pytorch-lightning")) < Version("2.6")
+needs_lightning = pytest.mark.skipif(
+    lightning.pytorch is pytorch_lightning, reason="lightning is not installed"
+)
 two_packages = pytest.mark.skipif(
     LIGHTNING_25, reason="a Trainer of Lightning 2.5 raises for callbacks of the other distribution"
 )
