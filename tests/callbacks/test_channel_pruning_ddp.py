@@ -12,6 +12,8 @@ import torch
 
 PROGRAM = """
 import sys, torch
+from lightning_alias import install_alias
+install_alias()
 from tiny_channel_fits import Net, left, pruning
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy

@@ -282,7 +282,7 @@ def test_state_saved_after_testing_another_checkpoint_matches_the_weights(tmp_pa
     job = trainer(pruning)
     job.fit(module, loader())
     job.save_checkpoint(tmp_path / "a.ckpt")
-    job.test(module, loader(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
+    job.test(module, loader(), ckpt_path=str(tmp_path / "a.ckpt"))
     pruning.prune_to(0.9)
     job.save_checkpoint(tmp_path / "b.ckpt")
     other = prune_at_start(0.5)
@@ -299,7 +299,7 @@ def test_a_dense_checkpoint_discards_masks_with_a_warning(tmp_path):
     job = trainer(pruning)
     job.fit(module, loader())
     with pytest.warns(UserWarning, match="previous masks are discarded"):
-        job.test(module, loader(), ckpt_path=str(tmp_path / "dense.ckpt"), weights_only=True)
+        job.test(module, loader(), ckpt_path=str(tmp_path / "dense.ckpt"))
     assert zeros(module) == 0
     assert pruning.sparsity == 0
 

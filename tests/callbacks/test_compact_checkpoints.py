@@ -157,7 +157,7 @@ def test_nothing_is_written_without_a_cut(tmp_path):
 
 
 def test_the_log_names_the_files(tmp_path, caplog):
-    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+    with caplog.at_level("INFO", logger=f"{pl.__name__}.utilities.rank_zero"):
         _, _, _, saves = fit(tmp_path)
     text = caplog.text
     assert str(compact_path(saves.best_model_path)) in text

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 import torch
+from installed_versions import two_packages
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -130,6 +131,7 @@ def test_a_fit_that_stops_at_its_target_does_not_warn_at_the_end(callbacks):
     assert zeros(module) >= 3 * WEIGHTS // 4 - 1
 
 
+@two_packages
 def test_early_stopping_of_the_other_package_warns():
     others = importlib.import_module("pytorch_lightning.callbacks")
     stop = others.EarlyStopping("loss", patience=1)

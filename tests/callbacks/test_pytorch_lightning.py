@@ -5,6 +5,7 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
+from installed_versions import needs_lightning, two_packages
 from tiny_fits import ADAM, SGD, loader, read
 from torch import nn
 
@@ -30,9 +31,6 @@ from regrow.callbacks.support.checkpoint_shapes import ChannelsMixin
 
 FAMILIES = {"lightning": lightning.pytorch, "pytorch_lightning": pytorch_lightning}
 OTHER = {"lightning": pytorch_lightning, "pytorch_lightning": lightning.pytorch}
-BOTH = pytest.mark.skipif(
-    lightning.pytorch is pytorch_lightning, reason="lightning is not installed"
-)
 
 
 def module_of(family, make=ADAM, base=(), **attributes):
@@ -155,7 +153,8 @@ def test_callbacks_of_both_packages_are_recognised(name):
     assert zeros(state) == 108
 
 
-@BOTH
+@needs_lightning
+@two_packages
 @pytest.mark.parametrize("key", FAMILIES)
 def test_swa_of_the_other_package_works(key):
     module = module_of(FAMILIES[key])
@@ -163,7 +162,8 @@ def test_swa_of_the_other_package_works(key):
     assert zeros(module.state_dict()) == 108
 
 
-@BOTH
+@needs_lightning
+@two_packages
 @pytest.mark.parametrize("key", FAMILIES)
 @pytest.mark.parametrize("name", ["EMAWeightAveraging", "WeightAveraging", "accumulation"])
 def test_callbacks_of_the_other_package_raise_with_the_right_import(name, key):

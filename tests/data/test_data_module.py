@@ -71,6 +71,8 @@ def test_resumed_at_the_end_of_an_epoch(save_on_train_epoch_end: bool, tmp_path:
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
+from lightning_alias import install_alias
+install_alias()
 import foreign_loader_fits as fits
 from lightning.pytorch import Callback
 from regrow import RandomState

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from installed_versions import needs_lightning
 
 WEIGHTS = 64 * 128 + 128 * 10
 EPOCHS = 4
@@ -85,6 +86,7 @@ def test_plain_example_prunes_saves_and_unprunes(plain):
     check(said, state(folder)[1])
 
 
+@needs_lightning  # for lightning.fabric
 def test_fabric_on_one_device_equals_plain_pytorch_exactly(plain, checkout, tmp_path):
     said = run(checkout, "fabric.py", tmp_path / "run")
     found, net = state(tmp_path / "run")

@@ -18,7 +18,7 @@ def campaign(folder, checkout, seed, kills, names):
     words = [str(folder), str(seed), str(kills), *names]
     paths = map(str, (HELPERS, checkout / "src"))
     done = subprocess.run(
-        [sys.executable, HELPERS / "kill_fits.py", *words],
+        [sys.executable, "-m", "lightning_alias", HELPERS / "kill_fits.py", *words],
         env=os.environ
         | {
             "PYTHONPATH": os.pathsep.join(paths),

@@ -13,6 +13,8 @@ HERE = Path(__file__).parent
 BEFORE = """
 import sys, torch
 from pathlib import Path
+from lightning_alias import install_alias
+install_alias()
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader

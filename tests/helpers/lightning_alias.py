@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """`import lightning` in tests gives `pytorch_lightning`, where that is installed alone.
 
-Programs that tests start do without: they say what a user can import.
+Programs that tests start do without, because they say what a user can import; those that import
+helpers of the tests have it too: `python -m lightning_alias SCRIPT WORDS`.
 """
 
 import importlib
 import importlib.abc
 import importlib.util
+import runpy
 import sys
 
 
@@ -44,3 +46,9 @@ def install_alias():
     if importlib.util.find_spec("lightning") is None:
         importlib.import_module("regrow.callbacks.magnitude_pruning")
         sys.meta_path.insert(0, AliasFinder())  # before that of files, which would make copies
+
+
+if __name__ == "__main__":
+    install_alias()
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -35,8 +35,10 @@ def relative_magnitude(weight: Tensor, grad: Tensor | None = None) -> Tensor:
         tensor([0.6300, 0.6300, 1.2600, 1.2600])
     """
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    mean = wide.sum() / wide.numel()  # sums, because ranks may hold different numbers of rows
-    deviation = ((wide - mean).square().sum() / wide.numel()).sqrt()
+    # sums, because ranks may hold different numbers of rows; of quotients, because torch 2.8 would
+    # divide the sum of a sharded tensor by the divisor of an earlier call
+    mean = (wide / wide.numel()).sum()
+    deviation = ((wide - mean).square() / wide.numel()).sum().sqrt()
     return wide.abs() / deviation if float(deviation) else torch.full_like(wide, torch.inf)
 
 

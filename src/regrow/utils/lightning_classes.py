@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core import rank_zero
 
-__all__ = ["base_class", "lightning_classes", "overrides", "pl"]
+__all__ = ["LightningCallback", "base_class", "lightning_classes", "overrides", "pl"]
 
 
 def _import_installed() -> list[ModuleType]:
@@ -97,3 +97,9 @@ def base_class(name: str) -> type:
 def _without_init(kind: type) -> type:
     """A subclass whose `__init__` does nothing, because the other distribution's has run."""
     return type(kind.__name__, (kind,), {"__init__": lambda self: None, "__module__": __name__})
+
+
+if TYPE_CHECKING:
+    LightningCallback = pl.Callback
+else:
+    LightningCallback = base_class("Callback")

@@ -50,7 +50,7 @@ def test_result_holds_what_was_measured(done):
     assert result["levels"][-1]["sparsity"] == result["sparsity"]
     assert all(0 <= level["test_accuracy"] <= 1 for level in result["levels"])
     assert set(result["excluded"]) >= {"network.fc.bias"}
-    assert result["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(result["versions"]["torch"])
     assert (result["recipe"], result["seed"]) == ("digits/gmp", 0)
     assert "not faster" in result["verdict"] or "as fast" in result["verdict"]
 
@@ -76,9 +76,15 @@ def test_accuracy_is_measured_on_the_saved_file(done):
 
 def test_finished_job_is_not_run_again(done, capsys):
     cfg, result, folder = done
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+    def times():
+        # filelock 3.13 writes its file anew
+        files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = times()
     assert train(cfg) == result
-    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    assert times() == before
 
 
 def test_force_repeats_the_run_with_the_same_numbers(done, job):

@@ -68,7 +68,8 @@ def epochs(folder):
 
 def ended(module, averaging, made):
     made.save_checkpoint("end.ckpt")
-    saved = read("end.ckpt")
+    # of torch before 2.9, the state of SWA's schedule holds a function
+    saved = torch.load("end.ckpt", weights_only=False)
     kept = [copied(module), dict(copy_of(averaging).state_dict()), saved["optimizer_states"]]
     return kept, saved.get("averaging_state"), saved["callbacks"]
 

@@ -10,12 +10,13 @@ from torch import nn
 
 from regrow import MagnitudePruning, OneShot
 from regrow.callbacks.core.summary import render_summary
+from regrow.utils.lightning_classes import pl
 
 
 @pytest.fixture(autouse=True)
 def lightning_logs(caplog):
     """Show Lightning's log lines, independent of earlier tests in this process."""
-    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+    with caplog.at_level("INFO", logger=f"{pl.__name__}.utilities.rank_zero"):
         yield
 
 
@@ -142,7 +143,7 @@ def test_summary_does_not_depend_on_lightnings_model_summary(summary, bar, capsy
 
 
 def test_summary_is_silenced_with_lightnings_log(capsys, caplog):
-    with caplog.at_level("WARNING", logger="lightning.pytorch.utilities.rank_zero"):
+    with caplog.at_level("WARNING", logger=f"{pl.__name__}.utilities.rank_zero"):
         fit(Mixed(), MagnitudePruning(0.75), max_epochs=20)
     assert "prunable weights" not in capsys.readouterr().out
 
@@ -167,7 +168,7 @@ class Recurrent(Net):
 
 
 def test_the_prunable_share_is_logged(caplog):
-    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+    with caplog.at_level("INFO", logger=f"{pl.__name__}.utilities.rank_zero"):
         attached()
     parameters = sum(p.numel() for p in Mixed().parameters())
     line = f"prunable: 144 of {parameters} parameters ({144 / parameters:.1%})"

@@ -16,7 +16,7 @@ from torch import Tensor
 from regrow.app.config.hashing import config_hash, unimportant
 from regrow.app.config.schema import GROUPS
 from regrow.io.files import write_atomic
-from regrow.utils.lightning_classes import pl
+from regrow.utils.lightning_classes import LightningCallback, pl
 from regrow.utils.paths import config_dir
 
 FILE = "recipe.yaml"
@@ -31,7 +31,7 @@ def write_recipe(cfg: DictConfig, folder: Path) -> Path:
     return path
 
 
-class RecipeName(pl.Callback):
+class RecipeName(LightningCallback):
     """Store the recipe of the run, from `named_recipe`, in every checkpoint.
 
     Arguments that `save_hyperparameters` stored and a checkpoint of plain values cannot hold, such

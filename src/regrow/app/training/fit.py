@@ -36,7 +36,7 @@ from regrow.callbacks.post_training_pruning import PostTrainingPruning
 from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint, SparseModelCheckpoint
 from regrow.io.checkpoints import check_checksums
 from regrow.utils.errors import ConfigError, StateError
-from regrow.utils.lightning_classes import pl
+from regrow.utils.lightning_classes import LightningCallback, pl
 
 _log = logging.getLogger("regrow")
 
@@ -177,7 +177,7 @@ def cluster_callbacks(env: Mapping[str, str]) -> list[pl.Callback]:
     return [_IgnoreSigterm()] if under_submitit(env) else []
 
 
-class _IgnoreSigterm(pl.Callback):
+class _IgnoreSigterm(LightningCallback):
     """Ignore SIGTERM during a fit, as submitit does.
 
     A scheduler announces preemption by SIGTERM, possibly before the signal at which submitit

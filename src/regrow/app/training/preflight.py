@@ -32,7 +32,7 @@ from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.support.teacher import START
 from regrow.schedules.base import Milestone
 from regrow.utils.errors import ConfigError, check_choice, suggest
-from regrow.utils.lightning_classes import pl
+from regrow.utils.lightning_classes import LightningCallback, pl
 from regrow.utils.logging import info
 
 # Settings of a task, not of a LightningModule.
@@ -201,7 +201,7 @@ class _SetupDone(Exception):
     """Raised when the fit is set up."""
 
 
-class _StopBeforeFirstStep(pl.Callback):
+class _StopBeforeFirstStep(LightningCallback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.optimizers = list(trainer.optimizers)
         for callback in Dispatcher.of(trainer).overriding("on_suite_epoch_start"):

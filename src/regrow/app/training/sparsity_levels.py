@@ -12,7 +12,7 @@ import torch
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.checkpoints import read_checkpoint
 from regrow.io.files import write_atomic
-from regrow.utils.lightning_classes import pl
+from regrow.utils.lightning_classes import LightningCallback, pl
 
 
 class LevelRecord(TypedDict):
@@ -27,7 +27,7 @@ class LevelRecord(TypedDict):
     test_loss: NotRequired[float]
 
 
-class LevelRecorder(pl.Callback):
+class LevelRecorder(LightningCallback):
     """Save the weights with the best monitored value at each sparsity, one file per level.
 
     They are tested once, after training, and deleted. `mode` ("max" or "min") says which value of

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
@@ -14,7 +14,7 @@ from regrow.pruning.base import BasePruner
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Timeline
-from regrow.utils.lightning_classes import base_class, pl
+from regrow.utils.lightning_classes import LightningCallback, pl
 
 
 class PrunerOwner(Protocol):
@@ -70,12 +70,6 @@ class PruneEvent:
     before: float
     after: float
     entry: HistoryEntry
-
-
-if TYPE_CHECKING:
-    LightningCallback = pl.Callback
-else:
-    LightningCallback = base_class("Callback")
 
 
 class Callback(LightningCallback):

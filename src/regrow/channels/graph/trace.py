@@ -106,6 +106,8 @@ def _run(
         no_attention_fastpath(),
         no_mask_detection(),
         without_hooks(model),
+        # torch 2.8 would refuse compiled modules, which newer versions trace as plain ones
+        torch._dynamo.config.patch(error_on_nested_fx_trace=False),
         warnings.catch_warnings(),
     ):
         # such attributes are restored
