@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regrow.calibration.calibrate import calibrate as calibrate
+    from regrow.calibration.free_sparsity import free_sparsity as free_sparsity
     from regrow.callbacks.accuracy_budget import AccuracyBudget as AccuracyBudget
     from regrow.callbacks.alternating_phases import AlternatingPhases as AlternatingPhases
     from regrow.callbacks.channel_pruning import ChannelPruning as ChannelPruning
@@ -107,6 +108,7 @@ _HOME = {
     "calibrate": "calibration.calibrate",
     "enforce": "pruning.functional",
     "export": "io.export",
+    "free_sparsity": "calibration.free_sparsity",
     "grasp": "criteria.saliency",
     "prune": "pruning.functional",
     "restart_each_round": "callbacks.support.lr_rounds",
