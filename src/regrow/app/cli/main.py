@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import regrow
-from regrow.app.cli.parser import Once, Parser, read_scan_options
+from regrow.app.cli.parser import Once, Parser, read_free_options, read_scan_options
 from regrow.utils.errors import ConfigError, RegrowError, check_choice, suggest
 
 DESCRIPTION = "regrow: prune neural networks without losing a weight you may want back"
@@ -141,6 +141,13 @@ def _sensitivity(parser: Parser, args: list[str]) -> None:
     show_sensitivity(options)
 
 
+def _free(parser: Parser, args: list[str]) -> None:
+    options = read_free_options(parser, args)
+    from regrow.app.cli.free_command import show_free
+
+    show_free(options)
+
+
 def _report(parser: Parser, args: list[str]) -> None:
     parser.add_argument("folder", help="a folder with runs, such as outputs")
     folder = Path(parser.parse_all(args).folder)
@@ -191,6 +198,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser, list[str]], None], str]] = {
         _sensitivity,
         "prune one layer at a time, without training, and show the accuracy",
     ),
+    "free": (_free, "prune a trained network as far as it holds, without training"),
     "export": (_export, "write the network as a file, check it, and show its cost"),
     "report": (_report, "write report.html and results.csv of all runs below a folder"),
     "recipes": (_recipes, "list the recipes"),

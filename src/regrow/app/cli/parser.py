@@ -107,6 +107,47 @@ def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
     )
 
 
+def parse_points(text: str) -> float:
+    """Return `--max-drop`, given in points, as a fraction.
+
+    Example:
+        >>> parse_points("0.5")
+        0.005
+    """
+    points = _number(float, "--max-drop", text)
+    check_positive("--max-drop", points, "--max-drop 1 for one point")
+    if not 0.05 <= points < 100:
+        hint = f"write --max-drop {100 * points:g}" if points < 0.05 else "write --max-drop 1"
+        raise ConfigError(f"--max-drop is in points of accuracy, got {points:g}: {hint}")
+    return points / 100
+
+
+def read_free_options(parser: Parser, args: Sequence[str]) -> Namespace:
+    """Parse and check the options of `regrow free`.
+
+    Raises:
+        ConfigError: For an option that is unknown, missing or out of range.
+    """
+    for name, default, text in (
+        ("max-drop", "0.5", "points of accuracy that may be lost; default: 0.5"),
+        ("of", "params", "what to remove: params or macs"),
+        ("criterion", "obs", "obs, wanda, ria or magnitude"),
+        ("samples", "1024", "number of training inputs that calibrate"),
+        ("include", None, "patterns of layers to prune, separated by commas"),
+        ("exclude", None, "patterns of layers not to prune"),
+        ("out", None, "folder of the pruned network; default: free, in that of the run"),
+    ):
+        parser.add_argument(f"--{name}", action=Once, default=default, help=text)
+    given = parser.parse_checkpoint(args)
+    given.max_drop = parse_points(given.max_drop)
+    check_choice("--of", given.of, ("params", "macs"))
+    check_choice("--criterion", given.criterion, ("obs", "wanda", "ria", "magnitude"))
+    given.samples = check_count("--samples", _number(int, "--samples", given.samples))
+    given.include, given.exclude = _patterns(given.include), _patterns(given.exclude)
+    given.out = Path(given.out) if given.out else given.checkpoint.resolve().parent.parent / "free"
+    return given
+
+
 def _sparsities(text: str) -> tuple[float, ...]:
     values = [_number(float, "--sparsities", part) for part in text.split(",")]
     return tuple(sorted({check_sparsity("--sparsities", v, zero=False) for v in values}))

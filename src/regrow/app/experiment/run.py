@@ -83,7 +83,7 @@ def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
         measured |= _prune_and_measure(cfg, folder, pruning, baseline)
         measured |= compare(measured["dense"], measured["pruned"], metric, mode)
     seconds = round(time.perf_counter() - started, 1)
-    result = cast(Result, _run_fields(cfg, key) | judged | measured | {"seconds": seconds})
+    result = cast(Result, _hydra_fields(cfg, key) | judged | measured | {"seconds": seconds})
     result["verdict"] = verdict(result)
     recipe_export.write_recipe(cfg, folder)
     write_json(folder / FILE, result)
@@ -126,7 +126,7 @@ def _prune_and_measure(
     return {
         "dense": dense_block,
         "pruned": pruned_block,
-        **_sparsity_fields(reloaded, network),
+        **sparsity_fields(reloaded, network),
         "levels": levels,
         "history": reloaded.history,
         "budget": budget(reloaded.history),
@@ -134,7 +134,7 @@ def _prune_and_measure(
     }
 
 
-def _sparsity_fields(pruning: PruningCallback, dense: torch.nn.Module) -> dict[str, Any]:
+def sparsity_fields(pruning: PruningCallback, dense: torch.nn.Module) -> dict[str, Any]:
     """Return the sparsity in total and per layer, and the excluded parameters."""
     weights = sum(parameter.numel() for parameter in dense.parameters())
     if isinstance(pruning, ChannelPruning):
@@ -166,12 +166,18 @@ def _test_levels(
     return levels
 
 
-def _run_fields(cfg: DictConfig, key: str) -> dict[str, Any]:
+def _hydra_fields(cfg: DictConfig, key: str) -> dict[str, Any]:
     hydra = HydraConfig.get()
+    words = [str(word) for word in hydra.overrides.task]
+    return run_fields(cfg, key, str(hydra.runtime.choices["recipe"]), words)
+
+
+def run_fields(cfg: DictConfig, key: str, recipe: str, overrides: list[str]) -> dict[str, Any]:
+    """Return what a result says about its run."""
     return {
         "format": FORMAT,
-        "recipe": str(hydra.runtime.choices["recipe"]),
-        "overrides": [str(word) for word in hydra.overrides.task],
+        "recipe": recipe,
+        "overrides": overrides,
         "config_hash": key,
         "settings": settings(cfg),
         "seed": int(cfg.seed),
