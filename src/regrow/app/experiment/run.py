@@ -44,10 +44,14 @@ from regrow.utils.errors import ConfigError
 from regrow.utils.logging import info, quiet_third_party
 
 
-def train(cfg: DictConfig) -> Result:
+def train(cfg: DictConfig, baseline: DenseBaseline | None = None) -> Result:
     """Run one job in its folder and return its result.
 
     A finished job with the same settings is not repeated; an interrupted one resumes.
+
+    Args:
+        cfg: Its configuration.
+        baseline: The dense network to compare with; None: one trained for as many epochs.
 
     Raises:
         ConfigError, StateError: For invalid settings, before training starts.
@@ -58,12 +62,12 @@ def train(cfg: DictConfig) -> Result:
         torch.set_num_threads(int(cfg.threads))
     check_settings(cfg)
     with exclusive(folder):
-        result = _load_or_run(cfg, folder)
+        result = _load_or_run(cfg, folder, baseline)
     show_result(dict(result))
     return result
 
 
-def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
+def _load_or_run(cfg: DictConfig, folder: Path, baseline: DenseBaseline | None) -> Result:
     """Return the result on disk, or run the job."""
     pruning, key = build_pruning(cfg), config_hash(cfg)
     if cfg.force:
@@ -77,7 +81,7 @@ def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
     judged = {"metric": metric, "metric_mode": mode, "split": split_of(module, data)}
     _claim_folder(folder, key)
     started = time.perf_counter()
-    baseline = train_dense_baseline(cfg)
+    baseline = baseline or train_dense_baseline(cfg)
     measured = _dense_fields(cfg, folder, baseline)
     if pruning is not None:
         measured |= _prune_and_measure(cfg, folder, pruning, baseline)
