@@ -148,6 +148,13 @@ def test_an_own_cost_and_an_own_metric_decide(trained):
     assert result.fidelity is None
 
 
+def test_costs_that_no_sparsity_lowers_leave_the_network_dense(trained):
+    result = regrow.free_sparsity(
+        trained, calibration(), of=lambda name, sparsity: 0.7, validation=validation()
+    )
+    assert (result.sparsity, result.removed, result.trials) == (0.0, 0.0, ())
+
+
 def test_a_drop_that_nothing_holds_leaves_the_network_dense(trained):
     state = copy.deepcopy(trained.state_dict())
     result = regrow.free_sparsity(

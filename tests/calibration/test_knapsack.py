@@ -52,3 +52,11 @@ def test_other_costs_keep_to_the_budget_and_lose_little(scale):
 def test_a_budget_below_the_cheapest_levels_is_refused():
     with pytest.raises(ConfigError, match="at least 3"):
         Knapsack([[0.0, 1.0], [0.0, 1.0]], [[5, 1], [4, 2]]).choose(2)
+
+
+def test_the_cheapest_levels_are_allowed_although_rounding_would_exceed_the_budget():
+    costs = [[1.0, 0.9999], [1.0, 0.9999], [1.0, 0.9999]]
+    knapsack = Knapsack([[0.0, 1.0]] * 3, costs, steps=10)
+    assert knapsack.choose(knapsack.least) == [1, 1, 1]
+    equal = Knapsack([[0.0, 1.0]] * 3, [[0.7, 0.7]] * 3, steps=10)
+    assert equal.choose(equal.least) == [0, 0, 0]

@@ -23,6 +23,7 @@ from regrow.calibration.fidelity import Fidelity, measure_fidelity, output_loss
 from regrow.calibration.knapsack import Knapsack
 from regrow.calibration.layer_database import LayerRecord, record_layers, run_order
 from regrow.calibration.layer_rows import LayerRows
+from regrow.calibration.layer_times import measure_layers
 from regrow.calibration.moments import Data
 from regrow.masks.masks import Masks
 from regrow.profiling.macs import positions
@@ -32,7 +33,7 @@ from regrow.utils.names import named_parameters
 from regrow.utils.progress_bar import progress_bar
 
 CRITERIA = ("obs", "wanda", "ria", "magnitude")
-COSTS = ("params", "macs")
+COSTS = ("params", "macs", "latency")
 LADDER = tuple(1 - 0.7**k for k in range(1, 13))  # up to 98.6 %
 PARTS = 5  # of each step of the ladder, between which losses are interpolated
 Evaluate = Callable[[nn.Module], float]
@@ -63,7 +64,7 @@ class FreeSparsity:
     """The result of `free_sparsity`.
 
     Attributes:
-        of: The cost that was to be removed: "params", "macs" or "cost".
+        of: The cost that was to be removed: "params", "macs", "latency" or "cost".
         removed: Fraction of it that is removed, of the prunable layers.
         metric: "accuracy", "agreement" (with the dense network), or "evaluate".
         before, after: The metric of the dense and of the pruned network.
@@ -175,8 +176,8 @@ def free_sparsity(
         model: A trained model; it is unchanged, `result.apply(model)` prunes it.
         data: Batches in random order, as for `regrow.calibrate`; labels are used only to judge.
         max_drop: What the metric may lose, two standard errors included: 0.005 is half a point.
-        of: What to remove: "params", "macs", or a cost `(weight name, sparsity) -> number`, such
-            as measured milliseconds.
+        of: What to remove: "params", "macs", "latency" (of layers, see `measure_layers`), or a
+            cost `(weight name, sparsity) -> number`.
         validation: Batches to judge by, read for each trial; None: those of `data` after the first
             `samples` examples, held in memory.
         evaluate: Returns a metric, higher is better; None: the accuracy where there are labels,
@@ -294,7 +295,7 @@ def _bisect(
         after=before,
         fidelity=fidelity,
         trials=(),
-        masks=budget.divide(0.0)[1],
+        masks=Masks({r.layer.name: r.mask(0.0) for r in budget.records}),
         values={},
         dense={},
     )
@@ -357,7 +358,8 @@ def _layer_cost(
     """Return the cost of a layer at a sparsity."""
     if not isinstance(of, str):
         return of
-    check_choice("of", of, COSTS)
+    if check_choice("of", of, COSTS) == "latency":
+        return measure_layers(model, layers, batch)
     sizes = {layer.name: layer.weight.numel() for layer in layers}
     uses = positions(model, batch) if of == "macs" else dict.fromkeys(sizes, 1.0)
     return lambda name, sparsity: uses[name] * (sizes[name] - round(sparsity * sizes[name]))

@@ -43,6 +43,8 @@ class Knapsack:
         rounded = [[math.ceil(cost / self._step - 1e-9) for cost in layer] for layer in costs]
         size = sum(map(max, rounded)) + 1
         best = np.zeros(size)
+        pairs = [[*zip(*layer, strict=True)] for layer in zip(costs, losses, strict=True)]
+        self._cheapest = [layer.index(min(layer)) for layer in pairs]
         self._choices: list[np.ndarray] = []
         self._rounded = rounded
         for loss, cost in zip(losses, rounded, strict=True):
@@ -60,8 +62,10 @@ class Knapsack:
             ConfigError: If even the cheapest levels cost more than the budget.
         """
         left = min(math.floor(budget / self._step + 1e-9), len(self._best) - 1)
-        if left < 0 or not math.isfinite(self._best[left]):
+        if budget < self.least * (1 - 1e-9):
             raise ConfigError(f"the budget must be at least {self.least:g}, got {budget:g}")
+        if not math.isfinite(self._best[left]):  # rounded up, even the cheapest exceed it
+            return list(self._cheapest)
         levels = []
         for choices, cost in zip(reversed(self._choices), reversed(self._rounded), strict=True):
             levels.append(int(choices[left]))

@@ -93,7 +93,7 @@ def test_a_network_that_is_pruned_already_is_refused(runs, capsys):
         (["--max-drop", "0.005"], "write --max-drop 0.5"),
         (["--max-drop", "0"], "--max-drop 1 for one point"),
         (["--max-drop", "one"], "got 'one'"),
-        (["--of", "latency"], "params"),
+        (["--of", "flops"], "params"),
         (["--criterion", "sparsegpt"], "obs"),
         (["--samples", "0"], "--samples"),
         (["--max-dorp", "1"], "--max-drop"),

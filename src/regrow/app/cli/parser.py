@@ -130,7 +130,7 @@ def read_free_options(parser: Parser, args: Sequence[str]) -> Namespace:
     """
     for name, default, text in (
         ("max-drop", "0.5", "points of accuracy that may be lost; default: 0.5"),
-        ("of", "params", "what to remove: params or macs"),
+        ("of", "params", "what to remove: params, macs or latency (of layers, as sparse products)"),
         ("criterion", "obs", "obs, wanda, ria or magnitude"),
         ("samples", "1024", "number of training inputs that calibrate"),
         ("include", None, "patterns of layers to prune, separated by commas"),
@@ -140,7 +140,7 @@ def read_free_options(parser: Parser, args: Sequence[str]) -> Namespace:
         parser.add_argument(f"--{name}", action=Once, default=default, help=text)
     given = parser.parse_checkpoint(args)
     given.max_drop = parse_points(given.max_drop)
-    check_choice("--of", given.of, ("params", "macs"))
+    check_choice("--of", given.of, ("params", "macs", "latency"))
     check_choice("--criterion", given.criterion, ("obs", "wanda", "ria", "magnitude"))
     given.samples = check_count("--samples", _number(int, "--samples", given.samples))
     given.include, given.exclude = _patterns(given.include), _patterns(given.exclude)

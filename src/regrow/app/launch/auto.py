@@ -125,7 +125,7 @@ class _Ladder:
         second = self._refit(1 - density * (0.25 if first.holds else 0.75), short)
         tried = [free, first, second]
         most = max(one.sparsity for one in tried if one.holds or one is free)
-        return [*tried, self._gradual(1 - (1 - most) / 8, share), self._channels(share)]
+        return [*tried, self._gradual(1 - (1 - most) / 2, share), self._channels(share)]
 
     def latency(self) -> float:
         """Return the latency of the dense network in milliseconds."""
@@ -152,9 +152,9 @@ class _Ladder:
         return self._train(name, what, epochs, words)
 
     def _gradual(self, sparsity: float, epochs: int) -> Attempt:
-        words = ["pruning=gmp", f"pruning.sparsity={sparsity:.3f}", *self._budget(epochs)]
-        what = "gradual magnitude pruning, as far as validation allows"
-        return self._train("gradual", what, epochs, words)
+        words = [f"pruning.sparsity={sparsity:.3f}", "pruning.begin=0", "pruning.end=0.5"]
+        what = "gradual magnitude pruning, then fine-tuned"
+        return self._train(f"gradual-{sparsity:.3f}", what, epochs, ["pruning=gmp", *words])
 
     def _channels(self, epochs: int) -> Attempt:
         words = ["pruning=channel"]
