@@ -30,6 +30,14 @@ def test_the_smallest_network_that_holds_is_chosen_and_others_are_explained():
     assert "regrow export outputs/auto/free/checkpoints/best.ckpt --to onnx" in page
 
 
+def test_a_faster_network_that_holds_is_named():
+    fast = FREE._replace(name="channels", params=900, latency_ms=1.0)
+    assert "fastest that holds is **channels**: 2.00 times" in write_page(
+        RECORD, [FREE, fast], FREE
+    )
+    assert "fastest" not in write_page(RECORD, [FREE, fast._replace(latency_ms=1.95)], FREE)
+
+
 def test_every_row_of_the_table_has_all_cells():
     attempts = [FREE, REFIT, Attempt("channels", "not tried", 0, why="no channels")]
     rows = [line for line in write_page(RECORD, attempts, FREE).splitlines() if line[:1] == "|"]

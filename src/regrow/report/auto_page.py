@@ -72,6 +72,7 @@ def write_page(
     lines = [f"# {record['recipe']}, pruned automatically", "", _headline(record, chosen), ""]
     lines += [*_table(dense, attempts, chosen), "", "## Why", ""]
     lines += [f"- {_reason(one, record, chosen)}" for one in attempts]
+    lines += _fastest(dense, attempts, chosen)
     lines += ["", "## How it was judged", "", *_method(record)]
     if chosen is not None:
         lines += ["", "## What to do with it", "", *_commands(record, chosen)]
@@ -126,6 +127,18 @@ def _reason(one: Attempt, record: Mapping[str, Any], chosen: Attempt | None) -> 
     assert chosen is not None
     more = one.params / max(1, chosen.params)
     return f"{head} holds, but keeps {more:.1f} times as many parameters."
+
+
+def _fastest(
+    dense: Mapping[str, Any], attempts: Sequence[Attempt], chosen: Attempt | None
+) -> list[str]:
+    """Name the fastest attempt that holds, if it is another one and clearly faster."""
+    holding = [one for one in attempts if one.holds]
+    fastest = min(holding, key=lambda one: one.latency_ms, default=chosen)
+    if fastest is None or chosen is None or fastest.latency_ms > 0.9 * chosen.latency_ms:
+        return []
+    ratio = dense["latency_ms"]["median"] / fastest.latency_ms
+    return [f"- The fastest that holds is **{fastest.name}**: {ratio:.2f} times as fast as dense."]
 
 
 def _method(record: Mapping[str, Any]) -> list[str]:
