@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from regrow.app.config import recipe_export
@@ -62,9 +63,7 @@ def train(cfg: DictConfig, baseline: DenseBaseline | None = None) -> Result:
         torch.set_num_threads(int(cfg.threads))
     check_settings(cfg)
     with exclusive(folder):
-        result = _load_or_run(cfg, folder, baseline)
-    show_result(dict(result))
-    return result
+        return _load_or_run(cfg, folder, baseline)
 
 
 def _load_or_run(cfg: DictConfig, folder: Path, baseline: DenseBaseline | None) -> Result:
@@ -74,7 +73,9 @@ def _load_or_run(cfg: DictConfig, folder: Path, baseline: DenseBaseline | None) 
         _clear_folder(folder)
     result = finished_result(folder, key)
     if result is not None:
-        info(f"{folder / FILE}: already finished; use force=true to rerun")
+        if HydraConfig.get().mode != RunMode.MULTIRUN:  # a sweep says how many were skipped
+            info(f"{folder / FILE}: already finished; use force=true to rerun")
+            show_result(dict(result))
         return result
     module, data, *_ = set_up(cfg, build_pruning(cfg))
     metric, mode = metric_of(cfg, module)
@@ -92,6 +93,7 @@ def _load_or_run(cfg: DictConfig, folder: Path, baseline: DenseBaseline | None) 
     recipe_export.write_recipe(cfg, folder)
     write_json(folder / FILE, result)
     shutil.rmtree(folder / "levels", ignore_errors=True)
+    show_result(dict(result))
     return result
 
 

@@ -125,7 +125,10 @@ class _Ladder:
         second = self._refit(1 - density * (0.25 if first.holds else 0.75), short)
         tried = [free, first, second]
         most = max(one.sparsity for one in tried if one.holds or one is free)
-        return [*tried, self._gradual(1 - (1 - most) / 2, share), self._channels(share)]
+        # what a short training did not hold, a longer one may
+        next_one = min((one.sparsity for one in tried if one.sparsity > most), default=None)
+        goal = 1 - (1 - most) / 2 if next_one is None else next_one
+        return [*tried, self._gradual(goal, share), self._channels(share)]
 
     def latency(self) -> float:
         """Return the latency of the dense network in milliseconds."""

@@ -10,13 +10,12 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
+from regrow.app.config.composition import check_composition
 from regrow.app.config.overrides import check_groups, choose_own
 from regrow.app.config.recipes import check_names, register, replace_recipe_files
 from regrow.app.config.schema import check_schema
 from regrow.app.launch.hydra_app import cores, quote_value, threads_of
-from regrow.utils.errors import ConfigError
 from regrow.utils.paths import config_dir
 
 
@@ -33,14 +32,10 @@ def compose_job(words: Sequence[str], folder: Path) -> DictConfig:
     check_groups(args)
     args, own = choose_own(args)
     register(given, own)
+    check_composition("auto", args)
     conf = str(config_dir("conf") / "app")
-    try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=conf):
-            overrides = [*map(quote_value, args)]
-            cfg = hydra.compose("train", overrides, return_hydra_config=True)
-    except (hydra.errors.HydraException, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{' '.join(words)} cannot be composed: {reason}") from error
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=conf):
+        cfg = hydra.compose("train", [*map(quote_value, args)], return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)
         cfg.hydra.runtime.cwd = os.getcwd()
