@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from regrow.app.cli.main import main
 from regrow.app.launch import auto
+from regrow.app.launch.compose import compose_job
 from regrow.io.files import read_json
 
 QUICK = (
@@ -42,8 +43,7 @@ def test_without_epochs_the_network_that_needs_none_is_chosen(here, capsys):
 
 @pytest.mark.slow
 def test_attempts_are_runs_and_the_page_names_the_smallest_that_holds(here, capsys, monkeypatch):
-    words = ["auto", *QUICK, "--max-drop", "20", "--epochs", "6", "--out", "found"]
-    done = []
+    words, done = ["auto", *QUICK, "--max-drop", "20", "--epochs", "6"], []
     whole = auto.train
 
     def stop_at_third(cfg, *args):
@@ -62,21 +62,22 @@ def test_attempts_are_runs_and_the_page_names_the_smallest_that_holds(here, caps
 
     assert main(words) == 0
     assert all(path.stat().st_mtime_ns == when for path, when in written.items())
-    record = read_json(here / "found" / "auto.json")
+    [folder] = (path.parent for path in here.rglob("auto.json"))  # its name has "=" and ","
+    record = read_json(folder / "auto.json")
     assert [one["name"].partition("-")[0] for one in record["attempts"]] == [
         "free", "refit", "refit", "gradual", "channels",
     ]  # fmt: skip
     assert sum(one["epochs"] for one in record["attempts"]) == 6
     for one in record["attempts"]:
-        result = read_json(here / "found" / one["name"] / "result.json")
+        result = read_json(folder / one["name"] / "result.json")
         assert one["params"] == result["pruned"]["params"]
         assert one["test_drop"] == result["accuracy_drop"]
         assert result["dense"]["params"] == record["dense"]["params"]
         assert one["holds"] == (one["drop"] <= 0.2 + 1e-9)
-        assert (here / "found" / one["checkpoint"]).is_file()
+        assert (folder / one["checkpoint"]).is_file()
     holding = {one["name"]: one["params"] for one in record["attempts"] if one["holds"]}
     assert record["chosen"] == min(holding, key=holding.get)
-    page = (here / "found" / "auto.md").read_text()
+    page = (folder / "auto.md").read_text()
     assert f"**Chosen: {record['chosen']}**" in page
     assert page in capsys.readouterr().out
 
@@ -91,6 +92,13 @@ def test_only_channels_are_tried_for_a_latency_that_the_dense_network_exceeds(he
     }  # fmt: skip
     assert record["chosen"] is None
     assert "No network was found" in (here / "found" / "auto.md").read_text()
+
+
+def test_a_start_with_signs_of_hydra_in_its_path_composes(here):
+    path = here / "max_drop=1,~callbacks.progress" / "best.ckpt"
+    cfg = compose_job(["recipe=digits/dense", f"start={path}"], here / "job")
+    assert cfg.start == str(path)
+    assert OmegaConf.load(here / "job" / ".hydra" / "config.yaml").start == str(path)
 
 
 def test_a_recipe_loses_its_pruning_and_keeps_the_rest(here):

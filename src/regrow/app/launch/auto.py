@@ -145,7 +145,10 @@ class _Ladder:
     def _free(self) -> Attempt:
         info("free: no training")
         options = FreeOptions(self.options.max_drop)
-        result = free_run(self.baseline.checkpoint, self.folder / "free", options)
+        try:
+            result = free_run(self.baseline.checkpoint, self.folder / "free", options)
+        except ConfigError as error:  # layers that cannot be calibrated
+            return _skipped("free", str(error))
         return self._attempt("free", "calibrated and refitted, no training", 0, result)
 
     def _refit(self, sparsity: float, epochs: int) -> Attempt:
@@ -189,8 +192,8 @@ class _Ladder:
         folder = self.folder / name
         start = os.path.relpath(self.baseline.checkpoint)
         more = [f"start={start}", f"trainer.max_epochs={epochs}", *self._rate()]
+        cfg = compose_job([*self.words, *words, *more], folder)
         try:
-            cfg = compose_job([*self.words, *words, *more], folder)
             result = train(cfg, self.baseline)
         except ConfigError as error:
             return _skipped(name, str(error))

@@ -32,10 +32,11 @@ def compose_job(words: Sequence[str], folder: Path) -> DictConfig:
     check_groups(args)
     args, own = choose_own(args)
     register(given, own)
+    args = [*map(quote_value, args)]
     check_composition("auto", args)
     conf = str(config_dir("conf") / "app")
     with hydra.initialize_config_dir(version_base="1.3", config_dir=conf):
-        cfg = hydra.compose("train", [*map(quote_value, args)], return_hydra_config=True)
+        cfg = hydra.compose("train", args, return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)
         cfg.hydra.runtime.cwd = os.getcwd()
