@@ -22,6 +22,7 @@ from regrow.app.experiment.result import (
     compare,
     finished_result,
     latency_record,
+    speed_record,
     verdict,
 )
 from regrow.app.experiment.run import run_fields, sparsity_fields
@@ -113,12 +114,13 @@ def _search_and_write(
     reloaded = build_pruning(cfg)
     assert reloaded is not None
     pruned = evaluation.measure(cfg, file, reloaded)
-    slow, fast = evaluation.time_networks(cfg, dense.module, pruned.module)
+    timed = evaluation.time_networks(cfg, dense.module, pruned.module)
     metric, mode = metric_of(cfg, module)
     recipe = checkpoint.get(recipe_export.KEY) or {"name": "custom"}
     measured: Any = {
-        "dense": {**dense.block, "latency_ms": latency_record(slow)},
-        "pruned": {**pruned.block, "latency_ms": latency_record(fast)},
+        "dense": {**dense.block, "latency_ms": latency_record(timed.reference)},
+        "pruned": {**pruned.block, "latency_ms": latency_record(timed.model)},
+        "speed": speed_record(timed.speedup),
         **sparsity_fields(reloaded, dense.module),
         "free": free_record(found, options),
         "checkpoint": os.path.relpath(file, folder),

@@ -15,7 +15,7 @@ from regrow.app.config.initial_weights import SCRATCH
 from regrow.app.config.recipes import check_names, load, read_recipe, recipe_files
 from regrow.app.config.run_dirs import folder_name
 from regrow.app.experiment.dense_baseline import DenseBaseline
-from regrow.app.experiment.evaluate import load_network, time_networks
+from regrow.app.experiment.evaluate import load_network
 from regrow.app.experiment.free_run import FreeOptions, free_run
 from regrow.app.experiment.result import Result, latency_record
 from regrow.app.experiment.run import train
@@ -24,7 +24,9 @@ from regrow.app.launch.hydra_app import handle_sigterm
 from regrow.app.training.locks import exclusive
 from regrow.app.training.module_metrics import validate
 from regrow.io.files import read_json, write_json, write_text
+from regrow.profiling.latency import latency
 from regrow.report.auto_page import Attempt, choose, write_page
+from regrow.utils.batches import resize_batch
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.logging import info, quiet_third_party
 
@@ -139,7 +141,8 @@ class _Ladder:
         file = self.folder / "dense" / "latency.json"
         if not file.is_file():
             module, _ = load_network(self.cfg, self.baseline.checkpoint)
-            write_json(file, latency_record(time_networks(self.cfg, module)[0]))
+            example = resize_batch(module.example_input_array, int(self.cfg.latency.batch))
+            write_json(file, latency_record(latency(module, example)))
         return {**self.baseline.block, "latency_ms": read_json(file), "val": self.dense_value}
 
     def _free(self) -> Attempt:
