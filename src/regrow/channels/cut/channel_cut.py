@@ -47,6 +47,7 @@ class ChannelCutState(TypedDict):
     shapes: dict[str, list[int]]
     removed: dict[str, int]
     not_prunable: dict[str, str]
+    approximate: dict[str, list[str]]
     error: float
 
 
@@ -72,6 +73,7 @@ class ChannelCut:
         shapes: Original shapes of the tensors that were cut.
         removed: Number of removed channels, by group.
         not_prunable: Groups that could not be cut, with the reason.
+        approximate: Groups whose cut changed what the masked network computes, with the reasons.
         error: Largest difference from the masked model's output, relative to its largest.
         undo: Undoes the cut; None if loaded from a checkpoint.
         before: Values of the attributes before the cut.
@@ -85,6 +87,7 @@ class ChannelCut:
     error: float = 0.0
     undo: UndoLog | None = field(default=None, repr=False)
     before: dict[tuple[str, str], Any] = field(default_factory=dict)
+    approximate: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def state_dict(self) -> ChannelCutState:
         """Return the record as tensors and builtin types, for `from_state`."""
@@ -96,6 +99,7 @@ class ChannelCut:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "removed": dict(self.removed),
             "not_prunable": dict(self.not_prunable),
+            "approximate": {name: [*reasons] for name, reasons in self.approximate.items()},
             "error": self.error,
         }
 
@@ -114,6 +118,7 @@ class ChannelCut:
             dict(state["not_prunable"]),
             float(state["error"]),
             before={(path, name): _plain(value) for path, name, value in state["before"]},
+            approximate={n: tuple(reasons) for n, reasons in state.get("approximate", {}).items()},
         )
 
     def apply(self, model: nn.Module) -> UndoLog:
@@ -208,23 +213,31 @@ class ChannelCut:
             self.not_prunable | later.not_prunable,
             later.error,
             before=later.before | self.before,
+            approximate=self.approximate | later.approximate,
         )
 
 
 def make_channel_cut(model: nn.Module, kept: KeptIndices, undo: UndoLog, **more: Any) -> ChannelCut:
-    """Make the record of a cut from its undo log."""
+    """Make the record of a cut from its undo log; classes follow from shapes (`tell_modules`)."""
     paths = {id(module): path for path, module in modules(model).items()}
-    attributes = {
-        (paths[id(module)], name): _plain(getattr(module, name))
-        for module, name, _ in undo.attributes
-    }
     names = {id(tensor): name for name, tensor in tensors(model).items()}
     shapes = {names[id(tensor)]: tuple(before.shape) for tensor, before, _ in undo.data}
-    before = {
-        (paths[id(module)], name): _plain(value)
-        for module, name, value in reversed(undo.attributes)
-    }
+    attributes, before = dict[tuple[str, str], Any](), dict[tuple[str, str], Any]()
+    for module, name, value in reversed(undo.attributes):  # the first change comes last
+        for key, old, new in _differences(name, value, getattr(module, name)):
+            before[paths[id(module)], key] = _plain(old)
+            attributes[paths[id(module)], key] = _plain(new)
     return ChannelCut(kept, attributes, shapes, undo=undo, before=before, **more)
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs between two values of an attribute, by field where it is an object."""
+    if not hasattr(old, "__dict__"):
+        yield name, old, new
+    elif not isinstance(old, type):
+        for field, value in vars(old).items():
+            if getattr(new, field) != value:
+                yield f"{name}.{field}", value, getattr(new, field)
 
 
 def slice_optimizer_state(

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from regrow.channels.graph.interpreter import Interpreter, Site
 from regrow.channels.graph.labels import LabelledTensor, Labels, make_axis
-from regrow.channels.graph.preserve import preserve_state, without_hooks
+from regrow.channels.graph.preserve import no_mask_detection, preserve_state, without_hooks
 from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import ConfigError
-from regrow.utils.modes import module_mode, no_attention_fastpath
+from regrow.utils.modes import module_mode, no_attention_fastpath, no_garbage_collection
 from regrow.utils.names import modules, parameters, tensors
 
 
@@ -36,6 +36,7 @@ class Trace:
     used: set[str] = field(default_factory=set)
 
 
+@no_garbage_collection()
 def trace(model: nn.Module, example_input: Any) -> Trace:
     """Label the parameters and buffers of a model, and unite labels as its forward pass does.
 
@@ -75,6 +76,7 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
         preserve_state(model),
         module_mode(model, training),
         no_attention_fastpath(),
+        no_mask_detection(),
         without_hooks(model),
         warnings.catch_warnings(),
     ):
