@@ -22,9 +22,9 @@ PACKAGES = (
     "masks",
     "criteria",
     "pruning",
+    "profiling",
     "calibration",
     "learned",
-    "profiling",
     "channels.graph",
     "channels.cut",
     "channels",
@@ -51,7 +51,7 @@ COMPANIONS = {
     "hydra": ("app", "hydra_plugins"),
     "omegaconf": ("app", "hydra_plugins"),
     "sklearn": ("app",),
-    "rich": ("callbacks", "sensitivity_analysis", "report", "app"),
+    "rich": ("progress_bar.py", "callbacks", "sensitivity_analysis", "report", "app"),
 }
 ROLES = {"__init__", "__main__", "base", "config", "pruner"}  # the same role in each package
 MAX_FILE, MAX_FUNCTION, MAX_ANCESTORS, MAX_MODULES = 500, 60, 2, 15

@@ -31,6 +31,16 @@ class LayerRows:
     module: nn.Linear | _ConvNd
 
     @property
+    def weight(self) -> Tensor:
+        """The weight itself."""
+        return self.module.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias itself, in the order of the outputs of all groups."""
+        return self.module.bias
+
+    @property
     def groups(self) -> int:
         """The number of groups; 1 for a Linear layer."""
         return 1 if isinstance(self.module, nn.Linear) else self.module.groups

@@ -27,6 +27,7 @@ from regrow.callbacks.core.session import GradualMagnitude, PruningSession
 from regrow.callbacks.support.probe import peek_batches, probe_copy
 from regrow.criteria.precomputed import Scores, needs_data
 from regrow.criteria.saliency import unsharded_targets
+from regrow.masks.masks import Masks
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
@@ -178,6 +179,23 @@ class PostTrainingPruning(PruningCallback[Pruner]):
             )
         )
 
+    def prune_as(self, masks: Masks, values: Mapping[str, Tensor]) -> HistoryEntry:
+        """Prune an attached model to given masks and kept values, as `free_sparsity` finds them.
+
+        Args:
+            masks: Bool masks by parameter name.
+            values: Values of refitted weights and biases by name.
+        """
+        module, scores = self.pruner.model, {name: mask.float() for name, mask in masks.items()}
+        before = {name: p.detach().cpu().clone() for name, p in named_parameters(module).items()}
+
+        def act(optimizers: list[Optimizer]) -> HistoryEntry:
+            entry = self.pruner.prune_to(masks.sparsity, optimizers, scores=scores)
+            self.strategy.write(self.pruner, before, values)
+            return entry
+
+        return self.session.change(act)
+
     def unprune(self, names: Iterable[str] | str | None = None) -> HistoryEntry:
         """Restore removed weights, and refitted ones that have not been trained since."""
         entry = super().unprune(names)
@@ -244,6 +262,17 @@ class Calibrated(GradualMagnitude):
             refit_layers(module, dense, ordered, pruner.masks, data, self.damping)
             self._store(pruner, before)
         return entry
+
+    @torch.no_grad()
+    def write(
+        self, pruner: Pruner, before: Mapping[str, Tensor], values: Mapping[str, Tensor]
+    ) -> None:
+        """Write refitted values, and store those before."""
+        named = named_parameters(pruner.model)
+        for name, value in values.items():
+            named[name].copy_(value)
+        pruner.state.apply()
+        self._store(pruner, before)
 
     def _store(self, pruner: Pruner, before: Mapping[str, Tensor]) -> None:
         if self.keep_removed:

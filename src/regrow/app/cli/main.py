@@ -13,7 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import regrow
-from regrow.app.cli.parser import Once, Parser, read_scan_options
+from regrow.app.cli.parser import (
+    Once,
+    Parser,
+    read_auto_options,
+    read_free_options,
+    read_scan_options,
+)
 from regrow.utils.errors import ConfigError, RegrowError, check_choice, suggest
 
 DESCRIPTION = "regrow: prune neural networks without losing a weight you may want back"
@@ -141,6 +147,23 @@ def _sensitivity(parser: Parser, args: list[str]) -> None:
     show_sensitivity(options)
 
 
+def _free(parser: Parser, args: list[str]) -> None:
+    options = read_free_options(parser, args)
+    from regrow.app.cli.free_command import show_free
+
+    show_free(options)
+
+
+def _auto(parser: Parser, args: list[str]) -> None:
+    given = read_auto_options(parser, args)
+    from regrow.app.launch.auto import AutoOptions, run_auto
+
+    options = AutoOptions(tuple(given.word), given.max_drop, given.latency, given.epochs, given.out)
+    page = run_auto(options)
+    print(page.read_text())
+    print(page)
+
+
 def _report(parser: Parser, args: list[str]) -> None:
     parser.add_argument("folder", help="a folder with runs, such as outputs")
     folder = Path(parser.parse_all(args).folder)
@@ -191,6 +214,8 @@ COMMANDS: dict[str, tuple[Callable[[Parser, list[str]], None], str]] = {
         _sensitivity,
         "prune one layer at a time, without training, and show the accuracy",
     ),
+    "free": (_free, "prune a trained network as far as it holds, without training"),
+    "auto": (_auto, "try the ways to prune a recipe's network, and choose one"),
     "export": (_export, "write the network as a file, check it, and show its cost"),
     "report": (_report, "write report.html and results.csv of all runs below a folder"),
     "recipes": (_recipes, "list the recipes"),

@@ -36,7 +36,7 @@ class Parser(ArgumentParser):
 
     def parse_all(self, args: Sequence[str]) -> Namespace:
         """Parse all arguments; raise on the first unknown one."""
-        options, unknown = self.parse_known_args(list(args))
+        options, unknown = self.parse_known_intermixed_args(list(args))
         if unknown:
             names = [name for action in self._actions for name in action.option_strings]
             word = unknown[0].partition("=")[0]
@@ -105,6 +105,72 @@ def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
         _patterns(given.include),
         _patterns(given.exclude),
     )
+
+
+def parse_points(text: str) -> float:
+    """Return `--max-drop`, given in points, as a fraction.
+
+    Example:
+        >>> parse_points("0.5")
+        0.005
+    """
+    points = _number(float, "--max-drop", text)
+    check_positive("--max-drop", points, "--max-drop 1 for one point")
+    if not 0.05 <= points < 100:
+        hint = f"write --max-drop {100 * points:g}" if points < 0.05 else "write --max-drop 1"
+        raise ConfigError(f"--max-drop is in points of accuracy, got {points:g}: {hint}")
+    return points / 100
+
+
+def read_free_options(parser: Parser, args: Sequence[str]) -> Namespace:
+    """Parse and check the options of `regrow free`.
+
+    Raises:
+        ConfigError: For an option that is unknown, missing or out of range.
+    """
+    for name, default, text in (
+        ("max-drop", "0.5", "points of accuracy that may be lost; default: 0.5"),
+        ("of", "params", "what to remove: params, macs or latency (of layers, as sparse products)"),
+        ("criterion", "obs", "obs, wanda, ria or magnitude"),
+        ("samples", "1024", "number of training inputs that calibrate"),
+        ("include", None, "patterns of layers to prune, separated by commas"),
+        ("exclude", None, "patterns of layers not to prune"),
+        ("out", None, "folder of the pruned network; default: free, in that of the run"),
+    ):
+        parser.add_argument(f"--{name}", action=Once, default=default, help=text)
+    given = parser.parse_checkpoint(args)
+    given.max_drop = parse_points(given.max_drop)
+    check_choice("--of", given.of, ("params", "macs", "latency"))
+    check_choice("--criterion", given.criterion, ("obs", "wanda", "ria", "magnitude"))
+    given.samples = check_count("--samples", _number(int, "--samples", given.samples))
+    given.include, given.exclude = _patterns(given.include), _patterns(given.exclude)
+    given.out = Path(given.out) if given.out else given.checkpoint.resolve().parent.parent / "free"
+    return given
+
+
+def read_auto_options(parser: Parser, args: Sequence[str]) -> Namespace:
+    """Parse and check the options of `regrow auto`.
+
+    Raises:
+        ConfigError: For an option that is unknown or out of range.
+    """
+    for name, default, text in (
+        ("max-drop", "1", "points that the metric may lose in validation; default: 1"),
+        ("latency", None, "time that a forward pass may take, such as 5ms; default: any"),
+        ("epochs", None, "epochs after the dense training; default: as many as that"),
+        ("out", None, "folder to write; default: below outputs/auto"),
+    ):
+        parser.add_argument(f"--{name}", action=Once, default=default, help=text)
+    parser.add_argument("word", nargs="*", help="recipe=NAME and settings, as for `regrow train`")
+    given = parser.parse_all(args)
+    given.max_drop = parse_points(given.max_drop)
+    if given.epochs is not None:
+        given.epochs = check_count("--epochs", _number(int, "--epochs", given.epochs), least=0)
+    if given.latency is not None:
+        number = _number(float, "--latency", given.latency.removesuffix("ms"))
+        given.latency = check_positive("--latency", number, "--latency 5ms")
+    given.out = Path(given.out) if given.out else None
+    return given
 
 
 def _sparsities(text: str) -> tuple[float, ...]:

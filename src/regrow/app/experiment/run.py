@@ -46,10 +46,14 @@ from regrow.utils.errors import ConfigError
 from regrow.utils.logging import info, quiet_third_party
 
 
-def train(cfg: DictConfig) -> Result:
+def train(cfg: DictConfig, baseline: DenseBaseline | None = None) -> Result:
     """Run one job in its folder and return its result.
 
     A finished job with the same settings is not repeated; an interrupted one resumes.
+
+    Args:
+        cfg: Its configuration.
+        baseline: The dense network to compare with; None: one trained for as many epochs.
 
     Raises:
         ConfigError, StateError: For invalid settings, before training starts.
@@ -60,10 +64,10 @@ def train(cfg: DictConfig) -> Result:
         torch.set_num_threads(int(cfg.threads))
     check_settings(cfg)
     with exclusive(folder):
-        return _load_or_run(cfg, folder)
+        return _load_or_run(cfg, folder, baseline)
 
 
-def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
+def _load_or_run(cfg: DictConfig, folder: Path, baseline: DenseBaseline | None) -> Result:
     """Return the result on disk, or run the job."""
     pruning, key = build_pruning(cfg), config_hash(cfg)
     if cfg.force:
@@ -79,13 +83,13 @@ def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
     judged = {"metric": metric, "metric_mode": mode, "split": split_of(module, data)}
     _claim_folder(folder, key)
     started = time.perf_counter()
-    baseline = train_dense_baseline(cfg)
+    baseline = baseline or train_dense_baseline(cfg)
     measured = _dense_fields(cfg, folder, baseline)
     if pruning is not None:
         measured |= _prune_and_measure(cfg, folder, pruning, baseline)
         measured |= compare(measured["dense"], measured["pruned"], metric, mode)
     seconds = round(time.perf_counter() - started, 1)
-    result = cast(Result, _run_fields(cfg, key) | judged | measured | {"seconds": seconds})
+    result = cast(Result, _hydra_fields(cfg, key) | judged | measured | {"seconds": seconds})
     result["verdict"] = verdict(result)
     recipe_export.write_recipe(cfg, folder)
     write_json(folder / FILE, result)
@@ -130,7 +134,7 @@ def _prune_and_measure(
         "dense": dense_block,
         "pruned": pruned_block,
         "speed": speed_record(timed.speedup),
-        **_sparsity_fields(reloaded, network),
+        **sparsity_fields(reloaded, network),
         "levels": levels,
         "history": reloaded.history,
         "budget": budget(reloaded.history),
@@ -138,7 +142,7 @@ def _prune_and_measure(
     }
 
 
-def _sparsity_fields(pruning: PruningCallback, dense: torch.nn.Module) -> dict[str, Any]:
+def sparsity_fields(pruning: PruningCallback, dense: torch.nn.Module) -> dict[str, Any]:
     """Return the sparsity in total and per layer, and the excluded parameters."""
     weights = sum(parameter.numel() for parameter in dense.parameters())
     if isinstance(pruning, ChannelPruning):
@@ -170,12 +174,18 @@ def _test_levels(
     return levels
 
 
-def _run_fields(cfg: DictConfig, key: str) -> dict[str, Any]:
+def _hydra_fields(cfg: DictConfig, key: str) -> dict[str, Any]:
     hydra = HydraConfig.get()
+    words = [str(word) for word in hydra.overrides.task]
+    return run_fields(cfg, key, str(hydra.runtime.choices["recipe"]), words)
+
+
+def run_fields(cfg: DictConfig, key: str, recipe: str, overrides: list[str]) -> dict[str, Any]:
+    """Return what a result says about its run."""
     return {
         "format": FORMAT,
-        "recipe": str(hydra.runtime.choices["recipe"]),
-        "overrides": [str(word) for word in hydra.overrides.task],
+        "recipe": recipe,
+        "overrides": overrides,
         "config_hash": key,
         "settings": settings(cfg),
         "seed": int(cfg.seed),

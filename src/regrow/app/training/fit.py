@@ -149,9 +149,14 @@ def _prune_without_training(
             pruning.calibrate(data.train_dataloader())
         else:
             pruning.prune_to(pruning.final)
+    save_untrained(trainer, module, path)
+    return path
+
+
+def save_untrained(trainer: pl.Trainer, module: pl.LightningModule, path: Path) -> None:
+    """Write the checkpoint of a module that the trainer has not trained."""
     trainer.strategy.connect(module)
     save_atomic(trainer, str(path), trainer.save_checkpoint)
-    return path
 
 
 def under_submitit(env: Mapping[str, str]) -> bool:

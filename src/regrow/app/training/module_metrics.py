@@ -65,6 +65,13 @@ def evaluate(
     return {without_split(name): value for name, value in scores.items()}
 
 
+def validate(
+    cfg: DictConfig, module: pl.LightningModule, data: pl.LightningDataModule
+) -> dict[str, float]:
+    """Compute the metrics that the module logs in validation, by the names of its log."""
+    return _run(cfg, module, data, "val")
+
+
 def check_metrics(
     cfg: DictConfig, module: pl.LightningModule, data: pl.LightningDataModule
 ) -> None:

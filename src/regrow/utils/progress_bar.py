@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""A progress bar on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
+    """Show a bar on stderr while the block runs; nothing if that is no terminal.
+
+    Args:
+        total: Number of steps; the block may end earlier.
+
+    Yields:
+        A function that counts one step and describes the next.
+
+    Example:
+        >>> with progress_bar(2) as advance:
+        ...     for layer in ("fc1", "fc2"):
+        ...         advance(layer)
+    """
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task, done = progress.add_task("", total=total), -1
+
+        def advance(text: str) -> None:
+            nonlocal done
+            done += 1
+            progress.update(task, description=text, completed=done)
+
+        yield advance

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""Sparse products compute what the layer computes; times between the measured ones."""
+
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from regrow.calibration.layer_rows import LayerRows
+from regrow.calibration.layer_times import LayerTimes, layer_inputs, sparse_layer
+
+LAYERS = [
+    (nn.Linear(5, 4), (3, 5)),
+    (nn.Linear(5, 4, bias=False), (2, 3, 5)),
+    (nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=2), (2, 4, 7, 7)),
+    (nn.ConvTranspose1d(4, 6, 3, stride=2), (2, 4, 5)),
+]
+
+
+@pytest.mark.parametrize(("module", "shape"), LAYERS, ids=lambda one: type(one).__name__)
+def test_sparse_products_are_the_outputs_of_the_layer(module, shape):
+    x = torch.randn(shape)
+    mask = torch.rand_like(module.weight) < 0.4
+    with torch.no_grad():
+        run = sparse_layer(LayerRows("weight", module), mask, x)
+        module.weight.mul_(mask)
+        assert torch.allclose(run(), LayerRows("weight", module).outputs(module(x)), atol=1e-5)
+
+
+def test_inputs_of_layers_are_those_of_their_first_call():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    layers = [LayerRows(f"{i}.weight", net[i]) for i in (0, 2)]
+    x = torch.randn(6, 3)
+    found = layer_inputs(net, layers, x)
+    assert torch.equal(found["0.weight"], x)
+    assert torch.equal(found["2.weight"], net[1](net[0](x)).detach())
+
+
+def test_times_between_measured_sparsities_and_the_faster_of_both_kernels():
+    times = LayerTimes((0.5, 0.9), {"fc": 2.0}, {"fc": (3.0, 1.0)})
+    assert times("fc", 0.0) == times("fc", 0.5) == 2.0  # dense is faster
+    assert times("fc", 0.8) == pytest.approx(1.5)
+    assert times("fc", 0.9) == times("fc", 0.99) == 1.0
+
+
+def test_measured_milliseconds_are_a_cost_of_free_sparsity():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4))
+    data = list(torch.randn(1024, 16).split(128))
+    result = regrow.free_sparsity(
+        net, data[:2], 0.2, of="latency", validation=data[2:], resolution=0.1
+    )
+    assert result.of == "latency"
+    assert 0 <= result.removed < 1
