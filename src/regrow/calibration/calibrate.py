@@ -84,12 +84,11 @@ def calibrate(
 ) -> Calibration:
     """Prune a trained model in place with unlabelled data, without training.
 
-    Linear layers, convolutions, recurrent layers and `nn.MultiheadAttention` are scored by the
-    second moments of their inputs. Then, layer by layer in the order in which they run, kept
-    weights and biases are refitted by least squares: a layer reproduces the outputs that it had in
-    the dense network, from the inputs that the network pruned so far gives it. The model runs in
-    eval mode, on its own device. Memory: two copies of the weights, the inputs, and one
-    `(features, features)` matrix per layer in float64.
+    Linear, convolutional and recurrent layers and `nn.MultiheadAttention` are scored by the second
+    moments of their inputs. Then, in the order in which layers run, kept weights and biases are
+    refitted by least squares: a layer reproduces its outputs in the dense network from the inputs
+    that the network pruned so far gives it. The model runs in eval mode, on its own device. Memory:
+    two copies of the weights, the inputs, and a float64 `(features, features)` matrix per layer.
 
     Args:
         model: The model.

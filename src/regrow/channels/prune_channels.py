@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from torch import nn
 
 from regrow.channels.allocation import TOLERANCE, RoundTo, allocate
 from regrow.channels.config import ChannelConfig
+from regrow.channels.consumer_refit import refit_consumers
 from regrow.channels.cut.channel_cut import ChannelCut, make_channel_cut
 from regrow.channels.cut.surgery import RemovedChannels, kept_indices
 from regrow.channels.cut.verify import TrialCut
@@ -45,6 +47,7 @@ def prune(
     latency_ms: float | None = None,
     timer: Timer | None = None,
     seed: int = 0,
+    refit: Iterable[Any] | None = None,
 ) -> ChannelCut:
     """Remove channels from a model in place.
 
@@ -65,6 +68,8 @@ def prune(
         latency_ms: With `of="latency"`, milliseconds of a forward pass, instead of `sparsity`.
         timer: With `of="latency"`, a function `model -> milliseconds`; None: measured here.
         seed: For `criterion="random"`.
+        refit: Unlabelled batches, such as a DataLoader, on which the layers that read removed
+            channels are refitted; see `refit_consumers`. None: their weights stay as they are.
 
     Returns:
         The cut; its `undo()` restores the model bit-exactly.
@@ -81,7 +86,11 @@ def prune(
     """
     limits = (round_to, min_channels, include, exclude, seed, timer, latency_ms)
     config = ChannelConfig(criterion, distribution, of, *limits).validated()
-    return _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
+    dense = None if refit is None else copy.deepcopy(model)
+    plan = _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
+    if refit is not None and dense is not None:
+        refit_consumers(model, dense, plan, refit)
+    return plan
 
 
 def _cut_until_valid(

@@ -61,6 +61,13 @@ class UndoLog:
             tensor.grad = gradient
             self.data.pop()
 
+    def keep(self, tensor: Tensor) -> None:
+        """Let the undo restore a tensor's present values, unless it does so already."""
+        if all(tensor is not known for known, _, _ in self.data):
+            self.data.append((tensor, tensor.data, tensor.grad))
+            self.shapes.append(tensor.shape)
+            tensor.data = tensor.data.clone()
+
     def set(self, module: nn.Module, name: str, value: Any) -> None:
         """Set an attribute; the old value is restored by the undo."""
         before = getattr(module, name)
