@@ -124,7 +124,9 @@ def prune_weights(
     few = sample(data, seed)
     refitted = copy.deepcopy(network)
     granularity = "weight" if pattern == "any" else pattern
-    masks = calibrate(refitted, few, sparsity, criterion=criterion, granularity=granularity).masks
+    masks = calibrate(
+        refitted, few, sparsity, criterion=criterion, granularity=granularity, on_misfit="skip"
+    ).masks
     yield "refit", refitted
     yield "raw", masked(network, masks)
     if has_norms(network):

@@ -273,6 +273,13 @@ def score_layer(
     return layer.to_weight(torch.stack(parts))
 
 
+def order_layers(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> list[LayerRows]:
+    """Return the layers that run, in the order in which they do, by a pass over the first batch."""
+    by_name = {layer.name: layer for layer in layers}
+    first = replace(data, batches=data.batches[:1], total=None)
+    return [by_name[name] for name in input_moments(model, layers, first)]
+
+
 @torch.no_grad()
 def refit_layers(
     model: nn.Module,

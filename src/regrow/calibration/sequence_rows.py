@@ -52,10 +52,10 @@ class RecurrentRows(LayerRows):
         if isinstance(self.module, _CELLS):
             hidden = state[0] if isinstance(state, tuple) else state
             width = self.module.hidden_size
-            empty = x.new_zeros(*x.shape[:-1], width) if hidden is None else hidden
-            return (x if own else empty).reshape(1, -1, x.shape[-1] if own else width)
-        x, hidden = _read_layer(cast(nn.RNNBase, self.module), x, state, self.key)
-        rows = x if own else hidden
+            hidden = x.new_zeros(*x.shape[:-1], width) if hidden is None else hidden
+        else:
+            x, hidden = _read_layer(cast(nn.RNNBase, self.module), x, state, self.key)
+        rows: Tensor = x if own else hidden
         return rows.reshape(1, -1, rows.shape[-1])
 
 
@@ -90,7 +90,8 @@ def _read_layer(module: nn.RNNBase, x: Tensor, state: Any, key: str) -> tuple[Te
 def _single_layer(module: nn.RNNBase, suffix: str, width: int) -> nn.RNNBase:
     """Make one layer and direction of a recurrent layer, with its weights."""
     more = {"nonlinearity": module.nonlinearity} if isinstance(module, nn.RNN) else {}
-    single = type(module)(width, module.hidden_size, bias=module.bias, **more)
+    kind: Any = type(module)
+    single: nn.RNNBase = kind(width, module.hidden_size, bias=module.bias, **more)
     weights = {
         name.replace("l0", suffix): parameter for name, parameter in single.named_parameters()
     }

@@ -6,10 +6,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from regrow.calibration.calibrate import (
@@ -24,6 +24,12 @@ from regrow.calibration.calibrate import (
 from regrow.calibration.moments import Data
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import GradualMagnitude, PruningSession
+from regrow.callbacks.support.event_refit import (
+    Refitted,
+    RefittedState,
+    check_forward,
+    sum_over_ranks,
+)
 from regrow.callbacks.support.probe import peek_batches, probe_copy
 from regrow.criteria.precomputed import Scores, needs_data
 from regrow.criteria.saliency import unsharded_targets
@@ -34,26 +40,13 @@ from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
 from regrow.utils.errors import (
-    ConfigError,
     check_bool,
     check_choice,
     check_count,
     check_keep_removed,
 )
-from regrow.utils.lightning_classes import overrides, pl
-from regrow.utils.names import matches_pattern, named_parameters
-
-
-class Refitted(TypedDict):
-    """What a refit changed, by parameter name.
-
-    Attributes:
-        before: Values before.
-        after: Values after.
-    """
-
-    before: dict[str, Tensor]
-    after: dict[str, Tensor]
+from regrow.utils.lightning_classes import pl
+from regrow.utils.names import named_parameters
 
 
 class PostTrainingPruning(PruningCallback[Pruner]):
@@ -142,11 +135,7 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         super().on_fit_start(trainer, pl_module)
         unsharded_targets(pl_module, self.config.include, self.config.exclude)
         calibrated_layers(pl_module, self.config.include, self.config.exclude)
-        if not overrides(pl_module, "forward", "LightningModule"):
-            raise ConfigError(
-                f"PostTrainingPruning runs forward(), which {type(pl_module).__name__} does not "
-                "have: define forward(self, inputs)"
-            )
+        check_forward(pl_module, "PostTrainingPruning")
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -181,7 +170,7 @@ class PostTrainingPruning(PruningCallback[Pruner]):
     def unprune(self, names: Iterable[str] | str | None = None) -> HistoryEntry:
         """Restore removed weights, and refitted ones that have not been trained since."""
         entry = super().unprune(names)
-        self.strategy.restore(self.pruner, names)
+        self.strategy.refitted.restore(self.pruner.model, names)
         return entry
 
 
@@ -207,7 +196,7 @@ class Calibrated(GradualMagnitude):
         self.scoring, self.refit, self.batches = scoring, refit, batches
         self.damping = damping
         self.seen: tuple[pl.Trainer, pl.LightningModule, Any] | None = None  # in the first step
-        self.refitted: Refitted = {"before": {}, "after": {}}
+        self.refitted = Refitted()
 
     def apply(
         self, session: PruningSession[Pruner], due: Milestone, optimizers: list[Optimizer]
@@ -216,7 +205,7 @@ class Calibrated(GradualMagnitude):
         trainer, module, batch = self.seen
         count = 1 if trainer.fast_dev_run else self.batches  # type: ignore[attr-defined]
         ahead = [batch for _, batch in peek_batches(trainer, batch, count)]
-        total = None if trainer.world_size == 1 else lambda values: _total(trainer, values)
+        total = sum_over_ranks(trainer)
         data = Data(inputs_of(ahead, None), seed=self.config.seed, total=total)
         device = module.device.type
         with pl.utilities.seed.isolate_rng(), torch.autocast(device, enabled=False):
@@ -242,40 +231,12 @@ class Calibrated(GradualMagnitude):
         if dense is not None:
             before = {name: p.detach().cpu() for name, p in named_parameters(dense).items()}
             refit_layers(module, dense, ordered, pruner.masks, data, self.damping)
-            self._store(pruner, before)
+            if self.keep_removed:
+                self.refitted.add(pruner.model, before, pruner.masks)
         return entry
 
-    def _store(self, pruner: Pruner, before: Mapping[str, Tensor]) -> None:
-        if self.keep_removed:
-            now = named_parameters(pruner.model)
-            after = {
-                name: value
-                for name in before
-                if not torch.equal(value := now[name].detach().cpu().clone(), before[name])
-            }
-            self.refitted = {"before": {name: before[name] for name in after}, "after": after}
-
-    @torch.no_grad()
-    def restore(self, pruner: Pruner, names: Iterable[str] | str | None) -> None:
-        """Restore each refitted weight and bias that has not changed since."""
-        patterns = [names] if isinstance(names, str) else names
-        named = named_parameters(pruner.model)
-        for name, after in self.refitted["after"].items():
-            weight = f"{name.rpartition('.')[0]}.weight".lstrip(".")
-            if patterns is None or any(matches_pattern(weight, p) for p in patterns):
-                parameter = named[name]
-                same = parameter == after.to(parameter.device)
-                dense = self.refitted["before"][name].to(parameter)
-                parameter.copy_(torch.where(same, dense, parameter))
-
     def state_dict(self, session: PruningSession[Pruner]) -> dict[str, Any]:
-        return {"refitted": dict(self.refitted)}
+        return {"refitted": dict(self.refitted.state)}
 
     def after_load(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
-        self.refitted = cast(Refitted, state["refitted"])
-
-
-def _total(trainer: pl.Trainer, values: Tensor) -> Tensor:
-    reduced = trainer.strategy.reduce(values, reduce_op="sum")
-    assert isinstance(reduced, Tensor)
-    return reduced
+        self.refitted.state = cast(RefittedState, state["refitted"])

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.calibration.calibrate import inputs_of, refit_layers
+from regrow.calibration.calibrate import inputs_of, order_layers, refit_layers
 from regrow.calibration.layer_rows import LayerRows
-from regrow.calibration.moments import Data, input_moments
+from regrow.calibration.moments import Data
 from regrow.calibration.sequence_rows import find_rows
 from regrow.channels.cut.channel_cut import ChannelCut
 
@@ -52,7 +52,7 @@ def refit_consumers(
             if _input_dim(layer) in plan.kept.get(layer.name, {})
             and layer.groups == getattr(pairs[layer.module], "groups", layer.groups)
         }
-        ordered = [layers[name] for name in input_moments(model, [*layers.values()], used)]
+        ordered = order_layers(model, [*layers.values()], used)
         masks = {layer.name: torch.ones_like(layer.weight, dtype=torch.bool) for layer in ordered}
         kept = {layer.name: _kept_outputs(layer, plan) for layer in ordered}
         for layer in ordered:
