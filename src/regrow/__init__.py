@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regrow.calibration.calibrate import calibrate as calibrate
+    from regrow.calibration.repair_ladder import repair as repair
     from regrow.callbacks.accuracy_budget import AccuracyBudget as AccuracyBudget
     from regrow.callbacks.alternating_phases import AlternatingPhases as AlternatingPhases
     from regrow.callbacks.channel_pruning import ChannelPruning as ChannelPruning
@@ -109,6 +110,7 @@ _HOME = {
     "export": "io.export",
     "grasp": "criteria.saliency",
     "prune": "pruning.functional",
+    "repair": "calibration.repair_ladder",
     "restart_each_round": "callbacks.support.lr_rounds",
     "sensitivity": "sensitivity_analysis.scan",
     "snip": "criteria.saliency",

@@ -22,6 +22,7 @@ from regrow.calibration.calibrate import (
     score_layers,
 )
 from regrow.calibration.moments import Data
+from regrow.calibration.repair_ladder import agreement_with, climb
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import GradualMagnitude, PruningSession
 from regrow.callbacks.support.event_refit import (
@@ -29,6 +30,7 @@ from regrow.callbacks.support.event_refit import (
     RefittedState,
     check_forward,
     sum_over_ranks,
+    values_of,
 )
 from regrow.callbacks.support.probe import peek_batches, probe_copy
 from regrow.criteria.precomputed import Scores, needs_data
@@ -40,13 +42,14 @@ from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
 from regrow.utils.errors import (
+    ConfigError,
     check_bool,
     check_choice,
     check_count,
     check_keep_removed,
+    check_positive,
 )
 from regrow.utils.lightning_classes import pl
-from regrow.utils.names import named_parameters
 
 
 class PostTrainingPruning(PruningCallback[Pruner]):
@@ -65,6 +68,10 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         sparsity: Fraction of the selected weights to prune, in [0, 1), reached exactly.
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
         refit: Whether kept weights are refitted.
+        min_agreement: Share of the calibration examples for which the pruned network must choose
+            the dense one's class. The repairs of `regrow.repair` are then tried, from the cheapest,
+            until one suffices, and the history says which; the best, if none does. None: a refit.
+        depth: The number of layers that the last of these refits together.
         batches: Number of training batches to use, on each rank.
         distribution: "erk" or "uniform", for "obs" and "magnitude" also "global" or "lamp"; None:
             "global" where possible, else "erk".
@@ -100,6 +107,8 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         *,
         criterion: str = "obs",
         refit: bool = True,
+        min_agreement: float | None = None,
+        depth: int = 3,
         batches: int = 8,
         distribution: str | None = None,
         granularity: str = "weight",
@@ -125,6 +134,8 @@ class PostTrainingPruning(PruningCallback[Pruner]):
             keep,
             scoring=criterion,
             refit=check_bool("refit", refit),
+            min_agreement=check_agreement(min_agreement, refit),
+            depth=check_count("depth", depth),
             batches=check_count("batches", batches),
             damping=damping,
         )
@@ -174,12 +185,27 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         return entry
 
 
+def check_agreement(given: float | None, refit: bool) -> float | None:
+    """Check the least agreement with the dense network, if there is one."""
+    if given is None:
+        return None
+    if not refit:
+        raise ConfigError(
+            f"min_agreement={given} repairs the pruned network, and refit=False leaves it as it "
+            "is: leave one of them out"
+        )
+    value = check_positive("min_agreement", given, "0.99")
+    if value > 1:
+        raise ConfigError(f"min_agreement must be at most 1, got {given}: write 0.99 for 99 %")
+    return value
+
+
 class Calibrated(GradualMagnitude):
     """Prune once by calibrated scores, and refit.
 
     Args:
         config: Its criterion only names the method.
-        keep_removed, scoring, refit, batches, damping: See `PostTrainingPruning`.
+        others: See `PostTrainingPruning`.
     """
 
     def __init__(
@@ -189,12 +215,14 @@ class Calibrated(GradualMagnitude):
         *,
         scoring: str,
         refit: bool,
+        min_agreement: float | None,
+        depth: int,
         batches: int,
         damping: float,
     ) -> None:
         super().__init__(config, keep_removed)
         self.scoring, self.refit, self.batches = scoring, refit, batches
-        self.damping = damping
+        self.damping, self.min_agreement, self.depth = damping, min_agreement, depth
         self.seen: tuple[pl.Trainer, pl.LightningModule, Any] | None = None  # in the first step
         self.refitted = Refitted()
 
@@ -229,8 +257,14 @@ class Calibrated(GradualMagnitude):
         given = scores if isinstance(scores, Scores) else None
         entry = pruner.prune_to(sparsity, optimizers, scores=given)
         if dense is not None:
-            before = {name: p.detach().cpu() for name, p in named_parameters(dense).items()}
-            refit_layers(module, dense, ordered, pruner.masks, data, self.damping)
+            before = {name: value.detach().cpu() for name, value in values_of(dense).items()}
+            masks, damping = pruner.masks, self.damping
+            if self.min_agreement is None:
+                refit_layers(module, dense, ordered, masks, data, damping)
+            else:
+                judge, goal = agreement_with(dense, data), self.min_agreement
+                done = climb(module, dense, masks, data, judge, goal, self.depth, None, damping)
+                entry["repair"], entry["agreement"] = done.rung, done.measures[done.rung]
             if self.keep_removed:
                 self.refitted.add(pruner.model, before, pruner.masks)
         return entry

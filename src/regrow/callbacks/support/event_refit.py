@@ -19,7 +19,7 @@ from regrow.callbacks.support.probe import probe_copy, read_training_batches
 from regrow.pruning.config import PruningConfig
 from regrow.utils.errors import ConfigError
 from regrow.utils.lightning_classes import overrides, pl
-from regrow.utils.names import matches_pattern, named_parameters
+from regrow.utils.names import buffers, matches_pattern, named_parameters
 
 SAMPLES = 1024  # per rank
 DAMPING = 1e-3
@@ -38,7 +38,7 @@ class RefittedState(TypedDict):
 
 
 class Refitted:
-    """The values of kept weights and biases before and after refits, in host memory."""
+    """The values of what refits changed, before and after, in host memory."""
 
     def __init__(self) -> None:
         self.state: RefittedState = {"before": {}, "after": {}}
@@ -54,7 +54,7 @@ class Refitted:
             masks: Bool masks of the weights.
         """
         changed: RefittedState = {"before": {}, "after": {}}
-        now, earlier = named_parameters(model), self.state
+        now, earlier = values_of(model), self.state
         for name, old in before.items():
             after, first = now[name].detach().cpu().clone(), old
             kept = masks[name].cpu() if name in masks else torch.ones_like(old, dtype=torch.bool)
@@ -78,7 +78,7 @@ class Refitted:
             names: Patterns of weights, whose biases are restored too; None: all.
         """
         patterns = [names] if isinstance(names, str) else names
-        named = named_parameters(model)
+        named = values_of(model)
         for name, after in self.state["after"].items():
             weight = f"{name.rpartition('.')[0]}.weight".lstrip(".")
             if patterns is None or any(
@@ -142,7 +142,7 @@ class EventRefit(Callback):
         self._before = None
         if event.entry["kind"] != "prune":
             return
-        values = {name: p.detach().cpu() for name, p in named_parameters(dense).items()}
+        values = {name: value.detach().cpu() for name, value in values_of(dense).items()}
         masks = _masks_of_all(trainer)
         config = self.config
         batches = read_training_batches(trainer, (config.seed, event.entry["event"]))
@@ -167,6 +167,11 @@ class EventRefit(Callback):
 
     def _owner(self, trainer: pl.Trainer) -> PruningCallback:
         return next(c for c in pruning_callbacks(trainer) if self in c.children)
+
+
+def values_of(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module by name."""
+    return {**named_parameters(module), **buffers(module)}
 
 
 def make_refit(refit: bool, config: PruningConfig) -> tuple[EventRefit, ...]:
