@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from regrow.callbacks.support.checkpoint_shapes import ChannelsMixin as ChannelsMixin
     from regrow.callbacks.support.lr_rounds import restart_each_round as restart_each_round
     from regrow.channels.pruner import ChannelPruner as ChannelPruner
+    from regrow.criteria.block_fisher import BlockFisher as BlockFisher
     from regrow.criteria.movement import Movement as Movement
     from regrow.criteria.precomputed import Scores as Scores
     from regrow.criteria.saliency import grasp as grasp
@@ -70,6 +71,7 @@ _HOME = {
     "ACDC": "schedules.cyclic",
     "AccuracyBudget": "callbacks.accuracy_budget",
     "AlternatingPhases": "callbacks.alternating_phases",
+    "BlockFisher": "criteria.block_fisher",
     "ChannelPruner": "channels.pruner",
     "ChannelPruning": "callbacks.channel_pruning",
     "ChannelsMixin": "callbacks.support.checkpoint_shapes",

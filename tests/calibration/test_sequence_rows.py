@@ -118,6 +118,23 @@ def test_a_refit_brings_the_outputs_nearer_to_the_dense_ones(kind):
     assert all(map(torch.equal, model.parameters(), dense.parameters()))
 
 
+def test_heads_of_attention_are_pruned_whole():
+    torch.manual_seed(0)
+    dense = nn.TransformerEncoderLayer(16, 4, 16, batch_first=True).eval()
+    model, x = copy.deepcopy(dense), torch.randn(64, 9, 16)
+    result = regrow.calibrate(model, [x], 0.5, granularity="head", include=["self_attn"])
+    rows = result.masks["self_attn.in_proj_weight"].reshape(3, 4, -1)
+    columns = result.masks["self_attn.out_proj.weight"].reshape(16, 4, 4)
+    kept = rows[0].all(1)
+    assert kept.sum() == 2
+    assert all(torch.equal(part.any(1), kept) and torch.equal(part.all(1), kept) for part in rows)
+    assert torch.equal(columns.all(2).all(0), kept)
+    plain = copy.deepcopy(dense)
+    regrow.prune(plain, 0.5, granularity="head", include=["self_attn"])
+    with torch.no_grad():
+        assert (model(x) - dense(x)).norm() < (plain(x) - dense(x)).norm()
+
+
 def test_what_has_no_rows_is_refused_by_name():
     packed = nn.utils.rnn.pack_padded_sequence(torch.zeros(T, N, 8), [6, 3, 2])
     with pytest.raises(StateError, match="weight_ih_l0 is called on a PackedSequence"):

@@ -49,8 +49,8 @@ class MagnitudePruning(PruningCallback[Pruner]):
         every: Time between events; None: 0.01.
         distribution: "global", "uniform", "erk" or "lamp".
         criterion: "magnitude", "relative_magnitude" (|w| / std(w) of its layer), "random",
-            "gradient", "taylor", "snip", "movement", a callable `(weight, grad) -> scores` of the
-            weight's shape, or a `TrackingCriterion`.
+            "gradient", "taylor", "snip", "movement", "block_fisher", a callable
+            `(weight, grad) -> scores` of the weight's shape, or a `TrackingCriterion`.
         granularity: "weight", "2:4" (any "n:m"), "block:4x4" or "head" (of attention).
         on_misfit: What to do with layers that groups or blocks do not divide: "raise" an error that
             lists them, or "skip" them with a warning.

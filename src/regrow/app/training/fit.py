@@ -33,8 +33,8 @@ from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.magnitude_pruning import MagnitudePruning
 from regrow.callbacks.post_training_pruning import PostTrainingPruning
-from regrow.callbacks.support.event_refit import EventRefit
 from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint, SparseModelCheckpoint
+from regrow.callbacks.support.event_refit import EventRefit
 from regrow.io.checkpoints import check_checksums
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.lightning_classes import pl
