@@ -154,10 +154,11 @@ def paired_moments(
         data: Calibration data.
         kept: Bool, the outputs of the copy's layer that the model's layer has; None: all.
     """
-    moments = Moments()
+    moments, most = Moments(), None  # calls of a batch, of which the first shows how many
     with in_mode(model, training=False), in_mode(dense, training=False):
         for batch in data.batches:
-            inputs, before = _calls(model, layer, batch), _calls(dense, twin, batch)
+            inputs, before = _calls(model, layer, batch, most), _calls(dense, twin, batch, most)
+            most = len(inputs)
             if len(inputs) != len(before) or not inputs:
                 raise StateError(
                     f"{layer.name} is called {len(inputs)} times in the model and {len(before)} "
@@ -170,16 +171,24 @@ def paired_moments(
     return data.finish(layer.name, moments)
 
 
-def _calls(model: nn.Module, layer: LayerRows, batch: Any) -> list[Tensor]:
-    """Run a model, and return the unfolded inputs of each call of a layer."""
+class _Reached(BaseException):
+    """Ends a forward pass; `except Exception` of a model does not catch it."""
+
+
+def _calls(model: nn.Module, layer: LayerRows, batch: Any, most: int | None) -> list[Tensor]:
+    """Run a model until so many calls of a layer, and return the unfolded inputs of each."""
     calls: list[Tensor] = []
 
     def hook(_: nn.Module, args: Any, kwargs: Any, __: Any) -> None:
         calls.append(layer.inputs(args, kwargs).detach().clone())
+        if len(calls) == most:
+            raise _Reached
 
     handle = layer.module.register_forward_hook(hook, with_kwargs=True)
     try:
         bound_forward(model, batch)()
+    except _Reached:
+        pass
     finally:
         handle.remove()
     return calls
