@@ -14,6 +14,7 @@ from regrow.io.files import write_text
 from regrow.sensitivity_analysis.recommend import Recommendation, find_limit, sort_by_limit
 from regrow.sensitivity_analysis.scan import DEFAULT_CRITERIA, Sensitivities, Sensitivity
 from regrow.sensitivity_analysis.scan_options import ScanOptions
+from regrow.utils.display import shorten_column
 
 
 def format_points(fraction: float) -> str:
@@ -28,9 +29,21 @@ def format_points(fraction: float) -> str:
 
 
 def sensitivity_table(
-    found: Sensitivities, options: ScanOptions, samples: int, remarks: Sequence[str] = ()
+    found: Sensitivities,
+    options: ScanOptions,
+    samples: int,
+    remarks: Sequence[str] = (),
+    width: int = 200,
 ) -> Table:
-    """Make a table with one row per layer, those with the highest limit first."""
+    """Make a table with one row per layer, those with the highest limit first.
+
+    Args:
+        found: The accuracies.
+        options: Those of the scan.
+        samples: Number of validation samples.
+        remarks: Further notes below the table.
+        width: Of the terminal, in characters; longer names are shortened.
+    """
     pruned = any(row.sparsity for row in found.rows)
     points = format_points(options.max_drop)
     unit = "group" if options.by == "channels" else "layer"
@@ -43,13 +56,16 @@ def sensitivity_table(
     heads += [f"{sparsity:.4g}" for sparsity in options.sparsities]
     for head in (*heads, "limit"):
         table.add_column(head, justify="right", no_wrap=True)
+    rows = []
     for row in sort_by_limit(found, options.max_drop):
         cells = [f"{row.size:,}", f"{100 * row.params:.1f}"]
         cells.append("-" if row.macs is None else f"{100 * row.macs:.1f}")
         cells += [f"{row.sparsity:.4g}"] if pruned else []
         cells += [_cell(row, sparsity, found, options) for sparsity in options.sparsities]
         best = find_limit(row, found.accuracy, options.max_drop)
-        table.add_row(row.name, *cells, f"{best:.4g}" if best else "none")
+        rows.append([row.name, *cells, f"{best:.4g}" if best else "none"])
+    for shown in shorten_column(rows, [unit, *heads, "limit"], width):
+        table.add_row(*shown)
     one = 1 / max(1, samples)
     notes = [
         f"limit: the highest sparsity that, like all lower ones, loses at most {points}",

@@ -10,6 +10,7 @@ from filelock import FileLock
 from regrow.app.config.run_dirs import job_folder, sweep_folder
 from regrow.app.data import digits
 from regrow.app.launch.hydra_app import launch
+from regrow.utils.errors import StateError
 
 GMP = "recipe=digits/gmp"
 
@@ -89,7 +90,8 @@ def test_stopped_sweep_continues(sweep, found, reports, monkeypatch, capfd):
     assert failed in results
     assert not found("failed.json")
     out, err = capfd.readouterr()
-    assert "already finished; use force=true to rerun" in out
+    assert "1 of 4 jobs had finished before (force=true repeats them)" in out
+    assert "sweep: 2 of 4 jobs ended (1 skipped), about" in out or "under a minute left" in out
     assert "jobs failed" not in err
     assert len({folder for folder, _ in reports}) == 1, "it has the folder it had"
     assert len(reports[-1][1]) == 4
@@ -119,12 +121,16 @@ def test_single_run_shares_the_folder_of_a_sweep_job(sweep, found, reports, capf
     assert len(reports) == 2, "a single run belongs to no sweep"
 
 
-def test_failed_single_run_writes_failed_json(sweep, found, capfd):
+def test_failed_single_run_writes_failed_json(sweep, found, capfd, monkeypatch):
+    def train(cfg):
+        raise StateError("the disk is full")
+
+    monkeypatch.setattr("regrow.app.experiment.run.train", train)
     with pytest.raises(SystemExit):
-        launch("train", [GMP, "pruning.sparsity=90"])
-    assert "error: sparsity must be in [0, 1), got 90" in capfd.readouterr().err
+        launch("train", [GMP])
+    assert "error: the disk is full" in capfd.readouterr().err
     [failed] = found("failed.json").values()
-    assert failed["error"] == "ConfigError"
+    assert failed["error"] == "StateError"
 
 
 def test_same_sweep_started_twice_raises(sweep, found, capfd, tmp_path, tiny):

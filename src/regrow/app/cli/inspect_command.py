@@ -14,7 +14,6 @@ from torch import Tensor
 
 from regrow.app.experiment.evaluate import load_network
 from regrow.app.experiment.load_run import config_file, run_config
-from regrow.app.experiment.plan import format_size
 from regrow.app.experiment.small_checkpoint import groups_table
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.graph.groups import groups
@@ -24,6 +23,7 @@ from regrow.masks.masks import Masks
 from regrow.profiling.cost import cost
 from regrow.profiling.macs import positions
 from regrow.utils.batches import two_examples
+from regrow.utils.display import format_bytes, shorten_column
 from regrow.utils.errors import StateError
 from regrow.utils.lightning_classes import pl
 
@@ -42,8 +42,9 @@ def inspect(path: Path) -> None:
     if not state:
         raise StateError(f"{path} has no tensors by name: write the path of a checkpoint")
     console = Console()
-    time = {key: checkpoint[key] for key in ("epoch", "global_step") if key in checkpoint}
-    console.print(f"{path} ({format_size(path.stat().st_size)}) {time or ''}")
+    times = {"epoch": "epoch", "global_step": "step"}
+    when = [f"{word} {checkpoint[key]}" for key, word in times.items() if key in checkpoint]
+    console.print(f"{path} ({', '.join([format_bytes(path.stat().st_size), *when])})")
     pruners = {
         key: value
         for key, value in checkpoint.get("callbacks", {}).items()
@@ -54,10 +55,11 @@ def inspect(path: Path) -> None:
         module, _ = load_network(run_config(path), checkpoint)
         macs = positions(module, module.example_input_array)
     if not pruners:
-        console.print(_layer_table(state, None, {}, f"no masks; {_describe_zeros(state)}"))
+        console.print(f"no masks; {_describe_zeros(state)}")
+        console.print(_layer_table(state, None, {}, "", console.width))
     for key, saved in pruners.items():
         masks = Masks.unpack(saved["pruner"]["masks"])
-        console.print(_layer_table(state, masks, macs, key))
+        console.print(_layer_table(state, masks, macs, key, console.width))
         console.print(_describe_progress(saved, masks))
         if module is not None and "cuts" in saved["pruner"]:
             console.print(_channel_table(module, checkpoint))
@@ -108,10 +110,14 @@ def _channel_table(module: pl.LightningModule, checkpoint: Mapping[str, Any]) ->
 
 
 def _layer_table(
-    state: Mapping[str, Tensor], masks: Masks | None, macs: Mapping[str, float], title: str
+    state: Mapping[str, Tensor],
+    masks: Masks | None,
+    macs: Mapping[str, float],
+    title: str,
+    width: int,
 ) -> Table:
-    columns = ("parameter", "shape", "weights", "zeros", "kept", "sparsity", "MACs kept")
-    table = Table(*columns, title=title)
+    heads = ["parameter", "shape", "weights", "zeros", "kept", "sparsity", "MACs kept"]
+    rows = []
     for name, tensor in state.items():
         shape = "x".join(map(str, tensor.shape))
         kept, sparsity = tensor.numel(), ""
@@ -121,7 +127,14 @@ def _layer_table(
         used = f"{kept * macs[name]:,.0f}" if masks is not None and name in macs else ""
         zeros = _count_zeros(tensor)
         shown = "" if zeros is None else f"{zeros:,}"
-        table.add_row(name, shape, f"{tensor.numel():,}", shown, f"{kept:,}", sparsity, used)
+        rows.append([name, shape, f"{tensor.numel():,}", shown, f"{kept:,}", sparsity, used])
+    used_columns = [i for i in range(len(heads)) if any(row[i] for row in rows)]
+    heads = [heads[i] for i in used_columns]
+    table = Table(title=title or None)
+    for head in heads:
+        table.add_column(head, justify="left" if head == "parameter" else "right", overflow="fold")
+    for row in shorten_column([[row[i] for i in used_columns] for row in rows], heads, width):
+        table.add_row(*row)
     return table
 
 
@@ -135,8 +148,8 @@ def _describe_progress(saved: Mapping[str, Any], masks: Masks) -> str:
         ahead = f"; next at step {plan[fired][0]}" if fired < len(plan) else ""
         lines.append(f"{fired} of {len(plan)} events have happened{ahead}")
     removed = pruner["removed_weights"]
-    kept = "not kept" if removed is None else format_size(sum(v.nbytes for v in removed.values()))
-    masks_size = format_size(sum(bits.nbytes for bits in pruner["masks"]["bits"].values()))
+    kept = "not kept" if removed is None else format_bytes(sum(v.nbytes for v in removed.values()))
+    masks_size = format_bytes(sum(bits.nbytes for bits in pruner["masks"]["bits"].values()))
     lines.append(f"masks: {masks_size}; removed values: {kept}")
     return "\n".join(lines)
 

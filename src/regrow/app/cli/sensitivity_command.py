@@ -87,7 +87,7 @@ def show_sensitivity(options: ScanOptions) -> None:
     together = None
     if options.by == "weights":
         together = _measure_all_limits(module, evaluate, units, step)
-    console.print(sensitivity_table(found, options, evaluate.count, remarks))
+    console.print(sensitivity_table(found, options, evaluate.count, remarks, console.width))
     table = write_csv(found, options)
     files = f"{table}; {write_plot(found, options, table)}"
     for text in (format_recommendation(found, step, options, together), files):

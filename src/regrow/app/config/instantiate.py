@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -14,7 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 import regrow
-from regrow.utils.errors import ConfigError, RegrowError
+from regrow.utils.errors import ConfigError, RegrowError, check_not_text
 from regrow.utils.imports import import_optional
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ def instantiate_node(what: str, node: Any, kind: type[T] | tuple[type[T], ...], 
     try:
         thing = instantiate(node, **given)
     except Exception as error:
+        _check_numbers(what, node)
         raise wrap_error(f"{what} could not be created from its settings", error) from error
     if not isinstance(thing, kind):
         needed = kind[0] if isinstance(kind, tuple) else kind
@@ -91,9 +93,22 @@ def instantiate_partial(what: str, node: Any, **given: Any) -> Callable[..., Any
         try:
             return call(*args, **kwargs)
         except Exception as error:
+            _check_numbers(what, node)
             raise wrap_error(f"{what} could not be created from its settings", error) from error
 
     return guarded
+
+
+def _check_numbers(what: str, node: Any) -> None:
+    """Raise for a text where the default of the target's argument is a number."""
+    parameters = inspect.signature(get_object(str(node.get("_target_")))).parameters
+    for name, parameter in parameters.items():
+        given, default = node.get(name), parameter.default
+        if isinstance(given, str) and type(default) in (int, float):
+            check_not_text(f"{what}.{name}", given)
+            raise ConfigError(
+                f"{what}.{name} must be a number, got {given!r}: write {what}.{name}={default}"
+            )
 
 
 def root_cause(error: BaseException) -> tuple[BaseException, str]:

@@ -50,15 +50,18 @@ def defer_to_jobs(args: Sequence[str]) -> list[str]:
 def _varies_a_group(word: str) -> bool:
     key, _, value = word.partition("=")
     if key == "sweep":
-        return any("recipe" in _swept_settings(name) for name in re.findall(r"\w+", value))
+        return "recipe" in preset_settings(value)
     return "." not in key and not key.startswith(("-", "hydra/")) and _is_swept(value)
 
 
-def _swept_settings(preset: str) -> set[str]:
-    """Return the settings that a preset of regrow sweeps over."""
-    path = config_dir("conf") / "app" / "sweep" / f"{preset}.yaml"
-    node = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
-    return {str(key) for key in OmegaConf.select(node, "hydra.sweeper.params") or ()}
+def preset_settings(presets: str) -> dict[str, str]:
+    """Return the settings that presets of regrow sweep over, such as "[compare,seeds]"."""
+    settings: dict[str, str] = {}
+    for name in re.findall(r"\w+", presets):
+        path = config_dir("conf") / "app" / "sweep" / f"{name}.yaml"
+        node = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+        settings |= OmegaConf.select(node, "hydra.sweeper.params") or {}
+    return settings
 
 
 def _choice(word: str) -> str:

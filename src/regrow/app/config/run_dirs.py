@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 LONGEST = 180  # bytes; a folder's name may have 255
+LONGEST_SWEEP = 60  # characters of a sweep's folder before the hash
 # Not in the name of a job's folder: recipe and seed have separate folders, the others do not
 # change the result.
 APART = ("recipe", "seed", "force", "paths.controls", "sweep", "objectives")
@@ -71,15 +72,25 @@ def override_strings(overrides: Iterable[Any]) -> list[str]:
 def sweep_folder(args: Iterable[str]) -> str:
     """Make the name of a sweep's folder from its overrides, in any order.
 
+    The name shows the recipe, the preset and what is swept; a hash stands for all overrides.
+
     Example:
-        >>> sweep_folder(["pruning.sparsity=0.8,0.9", "sweep=seeds", "force=true"])
-        'sweep=seeds,pruning.sparsity=0.8,0.9'
+        >>> sweep_folder(["recipe=digits/gmp", "pruning.sparsity=0.8,0.9", "sweep=seeds"])
+        'digits.gmp,seeds,sparsity=0.8,0.9-f40bb95a'
     """
-    plain = [re.sub(r"=choice\(([^,()]*)\)$", r"=\1", str(word)) for word in args]
+    plain = sorted(re.sub(r"=choice\(([^,()]*)\)$", r"=\1", str(word)) for word in args)
     kept = [word for word in plain if word.partition("=")[0] not in AGAIN]
-    first = ("recipe=", "sweep=")  # in a name that is cut, too
-    kept.sort(key=lambda word: (not word.startswith(first), word))
-    return folder_name(",".join(kept)) or "defaults"
+    if not kept:
+        return "defaults"
+    named = [word.partition("=")[2] for word in kept if word.startswith(("recipe=", "sweep="))]
+    swept = [
+        f"{key.rpartition('.')[2]}={value}"
+        for key, _, value in (word.partition("=") for word in kept)
+        if ("," in value or "(" in value) and key not in ("recipe", "sweep")
+    ]
+    digest = hashlib.sha256(",".join(kept).encode()).hexdigest()[:8]
+    shown = re.sub(r"[^\w.,=+-]+", ".", ",".join([*named, *swept]))[:LONGEST_SWEEP]
+    return f"{shown or 'sweep'}-{digest}"
 
 
 # At import: jobs in other processes of a sweep need the resolver too.

@@ -18,11 +18,12 @@ from regrow.app.training.build import build_callbacks, build_pruning
 from regrow.app.training.preflight import set_up
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.core.pruning_callback import PruningCallback
+from regrow.callbacks.core.summary import render_summary
 from regrow.callbacks.rewind import Rewind
-from regrow.masks.distributions import DISTRIBUTIONS, LayerSize
 from regrow.profiling.cost import cost
 from regrow.profiling.macs import positions
 from regrow.schedules.base import Milestone
+from regrow.utils.display import format_bytes
 from regrow.utils.errors import ConfigError
 from regrow.utils.logging import quiet_third_party
 
@@ -44,7 +45,8 @@ def plan(cfg: DictConfig) -> None:
     if isinstance(pruning, ChannelPruning):
         console.print(groups_table(pruning.pruner.groups, {}))
         return
-    console.print(_layer_table(pruning, module))
+    macs = positions(module, module.example_input_array)
+    console.print(render_summary(pruning.session, type(pruning).__name__, console.width, macs))
     console.print(_cost_table(cfg, pruning, module, optimizers))
 
 
@@ -61,35 +63,6 @@ def _event_table(milestones: tuple[Milestone, ...], steps: int, pruning: Pruning
         table.add_row(*row)
     table.caption = repr(pruning.schedule)
     return table
-
-
-def _layer_table(pruning: PruningCallback, module: nn.Module) -> Table:
-    pruner = pruning.pruner
-    places = positions(module, module.example_input_array)
-    targets = _layer_sparsities(pruning)
-    table = Table("parameter", "shape", "weights", "MACs per image", "target", title="layers")
-    for target in pruner.targets:
-        weights = target.parameter.numel()
-        macs = weights * places.get(target.name, 0)
-        shown = f"{targets[target.name]:.4f}" if target.name in targets else "ranked with the rest"
-        shape = "x".join(map(str, target.parameter.shape))
-        table.add_row(target.name, shape, f"{weights:,}", f"{macs:,.0f}", shown)
-    for name, reason in pruner.state.selection.reasons.items():
-        table.add_row(f"[dim]{name}", "", "", "", f"[dim]dense: {reason}")
-    return table
-
-
-def _layer_sparsities(pruning: PruningCallback) -> dict[str, float]:
-    """Return the final sparsities that do not depend on the weights."""
-    pruner, sparsities = pruning.pruner, dict(pruning.pruner.layer_targets)
-    if pruning.config.distribution not in ("uniform", "erk"):
-        return sparsities
-    free = [target for target in pruner.targets if target.name not in sparsities]
-    layers = [LayerSize(t.name, tuple(t.parameter.shape), t.parameter.numel()) for t in free]
-    for pool in DISTRIBUTIONS[pruning.config.distribution](layers, pruning.final):
-        [index] = pool.layers
-        sparsities[layers[index].name] = pool.pruned / layers[index].units
-    return sparsities
 
 
 def _cost_table(
@@ -118,16 +91,11 @@ def _cost_table(
     table.add_row("parameters", f"{dense.params:,}", parameters)
     table.add_row("MACs per image", f"{dense.macs:,}", "by layer density")
     for name, size in (("weights", dense.bytes), ("optimizer state", optimizer)):
-        table.add_row(name, format_size(size), format_size(size))
+        table.add_row(name, format_bytes(size), format_bytes(size))
     total = dense.bytes + optimizer + sum(parts.values())
     for name, size in (parts | {"checkpoint": total}).items():
-        table.add_row(name, "", format_size(size))
+        table.add_row(name, "", format_bytes(size))
     return table
-
-
-def format_size(count: int) -> str:
-    """Format a number of bytes in MiB."""
-    return f"{count / 2**20:.2f} MiB"
 
 
 def _rewind_bytes(

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from regrow.app.config import recipe_export
@@ -58,9 +59,7 @@ def train(cfg: DictConfig) -> Result:
         torch.set_num_threads(int(cfg.threads))
     check_settings(cfg)
     with exclusive(folder):
-        result = _load_or_run(cfg, folder)
-    show_result(dict(result))
-    return result
+        return _load_or_run(cfg, folder)
 
 
 def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
@@ -70,7 +69,9 @@ def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
         _clear_folder(folder)
     result = finished_result(folder, key)
     if result is not None:
-        info(f"{folder / FILE}: already finished; use force=true to rerun")
+        if HydraConfig.get().mode != RunMode.MULTIRUN:  # a sweep says how many were skipped
+            info(f"{folder / FILE}: already finished; use force=true to rerun")
+            show_result(dict(result))
         return result
     module, data, *_ = set_up(cfg, build_pruning(cfg))
     metric, mode = metric_of(cfg, module)
@@ -88,6 +89,7 @@ def _load_or_run(cfg: DictConfig, folder: Path) -> Result:
     recipe_export.write_recipe(cfg, folder)
     write_json(folder / FILE, result)
     shutil.rmtree(folder / "levels", ignore_errors=True)
+    show_result(dict(result))
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,9 +21,10 @@ from regrow.app.config.instantiate import root_cause
 from regrow.app.config.run_dirs import override_strings
 from regrow.io.files import write_json
 from regrow.report.load import FAILED
-from regrow.utils.errors import BusyError, RegrowError, StateError
+from regrow.utils.errors import BusyError, ConfigError, RegrowError, StateError
 
 Job = Callable[[DictConfig], object]
+_BEFORE_A_START = {".hydra", ".lock", "regrow.log"}
 _log = logging.getLogger("regrow")
 
 
@@ -59,15 +61,32 @@ def record_failure(job: Job) -> Job:
             return job(cfg)
         except Exception as error:
             cause, message = root_cause(error)
-            if not isinstance(cause, BusyError):  # then the folder is another process's
+            single = hydra.mode != RunMode.MULTIRUN
+            if single and isinstance(cause, ConfigError) and _is_unused(path.parent):
+                _remove_folder(path.parent)
+            elif not isinstance(cause, BusyError):  # then the folder is another process's
                 _write(path, cfg, type(cause).__name__, message)
-            if hydra.mode != RunMode.MULTIRUN:
+            if single:
                 raise
             ours = isinstance(cause, RegrowError) and os.environ.get("HYDRA_FULL_ERROR") != "1"
             _log.error("this job failed: %s", message, exc_info=None if ours else error)
             return Failed(message)
 
     return run
+
+
+def _is_unused(folder: Path) -> bool:
+    """Whether a folder has only what Hydra and the lock of a job write before it starts."""
+    return folder != Path.cwd() and {item.name for item in folder.iterdir()} <= _BEFORE_A_START
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove an unused folder, and those above it that are empty then."""
+    shutil.rmtree(folder)
+    for parent in folder.parents:
+        if parent == Path.cwd() or any(parent.iterdir()):
+            return
+        parent.rmdir()
 
 
 def _write(path: Path, cfg: DictConfig, error: str, message: str) -> None:

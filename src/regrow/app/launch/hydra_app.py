@@ -15,10 +15,10 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from regrow.app.config.composition import check_composition
 from regrow.app.config.instantiate import root_cause
 from regrow.app.config.overrides import check_groups, check_plugins, choose_own, defer_to_jobs
 from regrow.app.config.recipes import check_names, register, replace_recipe_files
@@ -44,6 +44,7 @@ def launch(command: str, args: list[str]) -> None:
     check_groups(args)
     args, own = choose_own(args)
     register(given, own)
+    check_composition(command, args)
     extra = NO_FILES if command == "plan" else ()
     run = hydra.main(
         version_base="1.3", config_path=str(config_dir("conf") / "app"), config_name="train"
@@ -145,7 +146,7 @@ def quote_value(word: str) -> str:
 
 
 def plain_errors(job: Job) -> Job:
-    """Reduce errors of regrow that a job raises to their message."""
+    """Print errors of regrow that a job raises as one line, and exit with status 1."""
 
     @wraps(job)
     def run(cfg: DictConfig) -> object:
@@ -158,7 +159,8 @@ def plain_errors(job: Job) -> Job:
             cause, message = root_cause(error)
             if not isinstance(cause, RegrowError) or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            raise CompactHydraException(f"error: {message}") from error
+            print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(1) from error
 
     return run
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -22,7 +24,7 @@ _log = logging.getLogger("regrow")
 
 
 class Note(TypedDict):
-    """State of one job: "started", "done" or "failed", with the message of its error.
+    """State of one job: "started", "done", "skipped" or "failed", with the message of its error.
 
     `job` is its folder, relative to the folder of the sweep in the file; `start` identifies the
     start of the sweep that ran it.
@@ -42,7 +44,9 @@ class Sweep:
     """
 
     folder: Path
+    jobs: int | None = None  # in all; None if unknown
     start: str = field(default_factory=lambda: uuid.uuid4().hex)
+    began: float = field(default_factory=time.time)  # seconds since the epoch
 
     def note(self, job: Path, state: str, message: str = "") -> None:
         """Write the note of a job to a separate file."""
@@ -54,6 +58,37 @@ class Sweep:
         """Read the notes of this start, with job folders relative to the working directory."""
         notes = [note for note in _notes(self.folder) if note["start"] == self.start]
         return [{**note, "job": os.path.relpath(self.folder / note["job"])} for note in notes]
+
+    def progress(self) -> str:
+        """Describe how many jobs of this start are done, and the time left at their pace."""
+        states = Counter(
+            note["state"] for note in _notes(self.folder) if note["start"] == self.start
+        )
+        return describe_progress(states, self.jobs, time.time() - self.began)
+
+
+def describe_progress(states: Mapping[str, int], jobs: int | None, seconds: float) -> str:
+    """Describe the jobs of a sweep by state, and the time left.
+
+    Args:
+        states: Number of jobs by state of their `Note`.
+        jobs: Jobs in all; None if unknown.
+        seconds: Time since the start.
+
+    Example:
+        >>> describe_progress({"done": 3, "skipped": 1, "started": 2, "failed": 1}, 16, 120)
+        'sweep: 5 of 16 jobs ended (1 skipped, 1 failed), 2 running, about 6 minutes left'
+    """
+    ran = states.get("done", 0) + states.get("failed", 0)
+    ended = ran + states.get("skipped", 0)
+    parts = [f"{states[state]} {state}" for state in ("skipped", "failed") if states.get(state)]
+    text = f"sweep: {ended}{f' of {jobs}' if jobs else ''} jobs ended"
+    text += f" ({', '.join(parts)})" if parts else ""
+    text += f", {states['started']} running" if states.get("started") else ""
+    if jobs and ran and ended < jobs:
+        minutes = seconds / ran * (jobs - ended) / 60
+        text += f", about {minutes:.0f} minutes left" if minutes >= 1 else ", under a minute left"
+    return text
 
 
 def is_sweep(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lightning_utilities.core import rank_zero
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from regrow.callbacks.core.session import PruningSession
+from regrow.masks.distributions import DISTRIBUTIONS, LayerSize
 from regrow.masks.zeros import count_zeros, describe_zeros
 from regrow.pruning.config import PruningConfig
 from regrow.schedules.base import PruningPlan
 from regrow.schedules.time import Time, Timeline
+from regrow.utils.display import format_bytes, shorten_column
 from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.names import named_parameters
 
@@ -27,40 +29,54 @@ _EARLY_STOPPING = lightning_classes("callbacks.EarlyStopping")
 _SIGTERM = lightning_classes("utilities.exceptions.SIGTERMException")
 
 
-def render_summary(session: PruningSession, name: str, width: int = 200) -> Group:
+def render_summary(
+    session: PruningSession,
+    name: str,
+    width: int = 200,
+    macs: Mapping[str, float] | None = None,
+) -> Group:
     """Make a table of the pruned parameters; below it the plan, and what stays dense.
 
     Args:
         session: Whose parameters are listed.
         name: The name of its callback.
-        width: In characters, of the terminal; longer names are cut on the left.
+        width: In characters, of the terminal; longer names are shortened.
+        macs: Multiply-accumulates per weight and image, by parameter; None: no such column.
     """
-    pruner, config = session.pruner, session.strategy.config
+    pruner = session.pruner
+    heads = ["parameter", "shape", "weights", "target"]
+    if macs is not None:
+        heads.insert(3, "MACs per image")
     table = Table(title=f"{name}: {pruner.total:,} prunable weights")
-    for column in ("parameter", "shape", "weights", "target"):
-        left = column == "parameter"
-        table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=left)
-    uniform = session.final if config.distribution == "uniform" else None
-    rows = []
+    for head in heads:
+        table.add_column(head, justify="left" if head == "parameter" else "right", overflow="fold")
+    sparsities, rows = _layer_sparsities(session), []
     for target in pruner.targets:
         shape = "x".join(map(str, target.parameter.shape))
-        sparsity = pruner.layer_targets.get(target.name, uniform)
-        shown = "shared" if sparsity is None else f"{sparsity:.4g}"
+        sparsity, weights = sparsities.get(target.name), target.parameter.numel()
+        shown = "by rank" if sparsity is None else f"{sparsity:.4g}"
         shown += "" if target.parameter.requires_grad else ", frozen"
-        rows.append((target.name, shape, f"{target.parameter.numel():,}", shown))
-    columns = list(zip(*rows, ("parameter", "shape", "weights", "target"), strict=True))
-    others = sum(max(map(len, column)) for column in columns[1:])
-    names = _shorten([row[0] for row in rows], width - others - 13)  # 13: borders of four columns
-    table.columns[0].no_wrap = max(map(len, names)) <= width - others - 13
-    for row, shortened in zip(rows, names, strict=True):
-        table.add_row(shortened, *row[1:])
+        row = [target.name, shape, f"{weights:,}", shown]
+        if macs is not None:
+            row.insert(3, f"{weights * macs.get(target.name, 0):,.0f}")
+        rows.append(row)
+    for row in shorten_column(rows, heads, width):
+        table.add_row(*row)
     return Group(table, *_notes(session))
 
 
-def _shorten(names: Sequence[str], width: int) -> list[str]:
-    """Cut long names on the left, unless two of them would look alike."""
-    shortened = [n if len(n) <= width else f"…{n[1 - max(width, 12) :]}" for n in names]
-    return shortened if len(set(shortened)) == len(names) else list(names)
+def _layer_sparsities(session: PruningSession) -> dict[str, float]:
+    """Return the final sparsities that do not depend on the weights."""
+    pruner, sparsities = session.pruner, dict(session.pruner.layer_targets)
+    distribution = session.strategy.config.distribution
+    if distribution not in ("uniform", "erk"):
+        return sparsities
+    free = [target for target in pruner.targets if target.name not in sparsities]
+    layers = [LayerSize(t.name, tuple(t.parameter.shape), t.parameter.numel()) for t in free]
+    for pool in DISTRIBUTIONS[distribution](layers, session.final):
+        [index] = pool.layers
+        sparsities[layers[index].name] = pool.pruned / layers[index].units
+    return sparsities
 
 
 def _notes(session: PruningSession) -> Iterator[str]:
@@ -77,9 +93,9 @@ def _notes(session: PruningSession) -> Iterator[str]:
     if session.strategy.keep_removed:
         size = sum(t.parameter.numel() * t.parameter.element_size() for t in pruner.targets)
         share = session.final if session.strategy.unit == "sparsity" else 1.0
-        most = size * max(share, pruner.sparsity) / 2**20
+        most = format_bytes(size * max(share, pruner.sparsity))
         yield (
-            f"removed values are stored for unprune: at most {most:.1f} MiB of host memory and of "
+            f"removed values are stored for unprune: at most {most} of host memory and of "
             "each checkpoint (keep_removed=False stores none)"
         )
     reasons, named = pruner.state.selection.reasons, named_parameters(pruner.model)
