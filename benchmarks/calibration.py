@@ -5,7 +5,7 @@
 
 Test accuracy in % on Fashion-MNIST, with 1,024 unlabelled training images: the masks of each
 criterion as they are ("raw"), with batch-norm statistics estimated again ("bn"), with kept weights
-refitted ("refit"), and after one epoch of training with the masks ("finetune", of magnitude masks;
+refitted ("refit"), and after an epoch of training with the masks ("finetune", of magnitude masks;
 "refit, finetune" of refitted weights). "2:4" is two of every four inputs; "channels" has half the
 MACs. Each result is a row of docs/calibration.csv, and rows that exist are not computed again; the
 dense networks are cached. Needs the package dataset-fashion-mnist, or
@@ -118,7 +118,13 @@ def masked(model: nn.Module, masks: Masks) -> nn.Module:
 
 
 def prune_weights(
-    network: nn.Module, data: Images, seed: int, criterion: str, pattern: str, sparsity: float
+    network: nn.Module,
+    data: Images,
+    seed: int,
+    criterion: str,
+    pattern: str,
+    sparsity: float,
+    epochs: int,
 ) -> Iterator[tuple[str, nn.Module]]:
     """Networks pruned in one way, by what was done afterwards."""
     few = sample(data, seed)
@@ -133,12 +139,24 @@ def prune_weights(
         recalibrated = masked(network, masks)
         recalibrate(recalibrated, few)
         yield "bn", recalibrated
-    if criterion == "magnitude":
+    if criterion == "magnitude" and epochs:
         trained = masked(network, masks)
-        train(trained, data, 1, 0.01, seed, masks)
+        train(trained, data, epochs, 0.01, seed, masks)
         yield "finetune", trained
-        train(refitted, data, 1, 0.01, seed, masks)
+        train(refitted, data, epochs, 0.01, seed, masks)
         yield "refit, finetune", refitted
+
+
+def prune_channels(network: nn.Module, data: Images, seed: int) -> Iterator[tuple[str, nn.Module]]:
+    """Networks with half of the MACs."""
+    few = sample(data, seed)
+    for after, refit in (("raw", None), ("refit", few)):
+        model = copy.deepcopy(network)
+        regrow.channels.prune(model, few[0][:2], 0.5, of="macs", round_to=1, refit=refit)
+        yield after, model
+        if after == "raw" and has_norms(network):
+            recalibrate(model, few)
+            yield "bn", model
 
 
 def sample(data: Images, seed: int) -> list[torch.Tensor]:
@@ -155,15 +173,14 @@ def rows_of(
     name: str, seed: int, given: argparse.Namespace, data: Images
 ) -> Iterator[tuple[Key, Callable[[], Iterator[tuple[str, nn.Module]]]]]:
     """The rows of one network without "after", and how each is computed."""
-    network = dense(name, seed, data)
+    network, epochs = dense(name, seed, data), given.finetune
+    start = name, str(seed)
+    yield (*start, "", "", "0"), lambda: iter([("dense", network)])
+    yield (*start, "l2", "channels", "0.5"), lambda: prune_channels(network, data, seed)
     wanted = [(c, "any", level) for level in given.levels for c in given.criteria]
-    for criterion, pattern, level in wanted + [(c, "2:4", 0.5) for c in given.criteria]:
-        key = (name, str(seed), criterion, pattern, str(level))
-        yield (
-            key,
-            lambda c=criterion, p=pattern, s=level: prune_weights(network, data, seed, c, p, s),
-        )
-    yield (name, str(seed), "", "", "0"), lambda: iter([("dense", network)])
+    for way in wanted + [(c, "2:4", 0.5) for c in given.criteria]:
+        key = (*start, *map(str, way))
+        yield key, lambda way=way: prune_weights(network, data, seed, *way, epochs)
 
 
 def read(file: Path) -> dict[Key, dict[str, str]]:
@@ -212,6 +229,7 @@ def main() -> None:
     parser.add_argument("--criteria", nargs="+", default=[*CRITERIA], choices=[*CRITERIA])
     parser.add_argument("--levels", nargs="+", type=float, default=[*LEVELS])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--finetune", type=int, default=1, help="epochs; 0: none")
     out = Path(__file__).parent.parent / "docs" / "calibration.csv"
     parser.add_argument("--out", type=Path, default=out)
     given = parser.parse_args()

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow.calibration.calibrate import (
@@ -265,9 +265,12 @@ class Calibrated(GradualMagnitude):
                 judge, goal = agreement_with(dense, data), self.min_agreement
                 done = climb(module, dense, masks, data, judge, goal, self.depth, None, damping)
                 entry["repair"], entry["agreement"] = done.rung, done.measures[done.rung]
-            if self.keep_removed:
-                self.refitted.add(pruner.model, before, pruner.masks)
+            self._store(pruner, before)
         return entry
+
+    def _store(self, pruner: Pruner, before: Mapping[str, Tensor]) -> None:
+        if self.keep_removed:
+            self.refitted.add(pruner.model, before, pruner.masks)
 
     def state_dict(self, session: PruningSession[Pruner]) -> dict[str, Any]:
         return {"refitted": dict(self.refitted.state)}
