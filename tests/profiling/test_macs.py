@@ -216,3 +216,27 @@ def test_counting_works_in_every_precision_and_layout(dtype):
     model = Residual().to(dtype).to(memory_format=torch.channels_last)
     images = torch.zeros(2, 3, 32, 32, dtype=dtype)
     assert count_macs(model, images) == count_macs(Residual(), images.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_layers_use_each_weight_once_a_step(kind, gates, mode, dtype):
+    layer = getattr(nn, kind)(5, 8, 2, batch_first=True, bidirectional=True).to(dtype)
+    with mode():
+        work = count_macs(layer, torch.zeros(3, 7, 5, dtype=dtype))
+    weights = [f"weight_{p}_l{n}{s}" for p in ("ih", "hh") for n in "01" for s in ("", "_reverse")]
+    assert work.positions == dict.fromkeys(weights, 7.0)
+    assert work.macs == 7 * 2 * gates * 8 * (5 + 8 + 16 + 8)
+
+
+def test_projections_and_cells_are_counted():
+    layer = nn.LSTM(5, 8, batch_first=True, proj_size=3)
+    assert count_macs(layer, torch.zeros(2, 4, 5)).macs == 4 * (32 * 5 + 32 * 3 + 3 * 8)
+    assert count_macs(nn.GRUCell(5, 8), torch.zeros(2, 5)).macs == 24 * 5 + 24 * 8
+
+
+def test_bilinear_layers_use_each_weight_once_a_row():
+    layer = nn.Bilinear(3, 4, 5)
+    given = (torch.zeros(2, 6, 3), torch.zeros(2, 6, 4))
+    assert count_macs(layer, given) == (6 * 60, {"weight": 6.0})

@@ -72,9 +72,21 @@ def test_pareto_front_uses_means_and_includes_the_dense_network():
     }
     assert on == {("a", 0.5), ("a", 0.9)}
     assert ("macs", "accuracy") in control.fronts  # dearest, and the most accurate
-    slow = series["b"].points[1]
-    assert ("latency", "accuracy") not in slow.fronts  # the dense network is faster and better
     assert ("sparsity", "accuracy") not in control.fronts
+
+
+def test_latency_front_has_no_networks_of_dense_kernels_with_zeros():
+    series, (control,) = by_name(
+        result("a", 0.5, accuracy=0.97, pruned={"latency_ms": {"median": 0.5}}),
+        result("b", 0.5, accuracy=0.95, of="channels", pruned={"latency_ms": {"median": 1.0}}),
+        result("b", 0.8, accuracy=0.93, of="channels", pruned={"latency_ms": {"median": 9.0}}),
+    )
+    front = ("latency", "accuracy")
+    assert [[front in p.fronts for p in series[name].points] for name in "ab"] == [
+        [False],
+        [True, False],  # the dense network is faster than the second, and better
+    ]
+    assert front in control.fronts
 
 
 def test_levels_are_averaged_within_their_point():

@@ -102,7 +102,7 @@ class ChannelCutter:
             plan = ChannelCut.from_state(cut["plan"])
             plan.restore_shapes(self.model)
             for name, tensor in tensors(self.model).items():
-                values = cut["removed_weights"].get(name, cut["statistics"].get(name))
+                values = cut["statistics"].get(name, cut["removed_weights"].get(name))
                 if name in plan.kept and values is not None:
                     gone = ~plan.kept_mask(name).to(tensor.device)
                     tensor.data[gone] = values.to(tensor.device, tensor.dtype)
@@ -134,9 +134,12 @@ class ChannelCutter:
     def _store(self, plan: ChannelCut) -> None:
         """Store a cut with the values that it removed."""
         removed = self.masker.state.removed_weights
+        assert plan.undo is not None
+        before = {name: plan.undo.before(t) for name, t in tensors(self.model).items()}
+        every = self.masker.statistics | self.masker.unmasked_values(before)
         statistics = {
-            name: values[~plan.kept_mask(name)]
-            for name, values in self.masker.statistics.items()
+            name: values[~plan.kept_mask(name)].cpu()
+            for name, values in every.items()
             if name in plan.kept
         }
         self.cuts.append(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from regrow.channels.cut.surgery import KeptIndices, kept_indices, kept_mask
+from regrow.channels.cut.surgery import KeptIndices, RemovedChannels, kept_indices, kept_mask
 from regrow.channels.graph.groups import Group
 from regrow.channels.importance import sum_by_channel
 from regrow.masks.targets import Target, TargetSelection
@@ -41,7 +41,8 @@ def initial_channel(
 ) -> Tensor:
     """Make new rows; norms get scale 1 and shift 0, columns that read a returning channel zero."""
     if back.weight.ndim < 2:
-        return torch.full_like(back.weight, float(not back.name.endswith("bias")))
+        is_bias = "bias" in back.name.rpartition(".")[2]  # also `bias_ih_l0`
+        return torch.full_like(back.weight, float(not is_bias))
     values = initializer(back).clone()
     if columns is not None and back.input_dim is not None:
         values.index_fill_(back.input_dim, columns.nonzero().flatten().to(values.device), 0)
@@ -117,11 +118,31 @@ class ChannelMasker:
         self.state.replace_targets(selection)
         self.groups, self.removed, self.statistics = groups, {}, {}
 
+    def _kept(self, removed: RemovedChannels) -> KeptIndices:
+        return kept_indices(self.groups, removed, masked=True)
+
+    def unmasked_values(self, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights that are cut without being masked, with the stored values in them.
+
+        `before` are their values before the cut. Empty if values are not stored.
+        """
+        stored, kept = self.state.removed_weights, self._kept(self.removed)
+        found: dict[str, Tensor] = {}
+        if stored is None:
+            return found
+        for name in dict.fromkeys(name for group in self.groups for name, _ in group.unmasked):
+            found[name] = before[name]
+            mask = channel_mask(name, before[name], kept)
+            values = None if mask is None else stored.scatter_like(name, before[name], mask)
+            if mask is not None and values is not None:
+                found[name] = torch.where(mask, before[name], values)
+        return found
+
     @atomic
     def mask(self, removed: dict[str, Tensor], optimizers: Sequence[Optimizer]) -> None:
         """Mask channels, and store their values."""
         state, statistics = self.state, self.statistics
-        kept, before = kept_indices(self.groups, removed), kept_indices(self.groups, self.removed)
+        kept, before = self._kept(removed), self._kept(self.removed)
         self.enforcer.transaction.mark_started()
         if state.removed_weights is not None:
             for name, buffer in buffers(state.model).items():
@@ -150,7 +171,7 @@ class ChannelMasker:
             name: channels[~torch.isin(channels, back[name])] if name in back else channels
             for name, channels in self.removed.items()
         }
-        before, after = kept_indices(self.groups, self.removed), kept_indices(self.groups, left)
+        before, after = self._kept(self.removed), self._kept(left)
         columns = read_columns(state.targets, self.groups, back)
         seed, regrown = (state.seed, len(state.history)), {}
         self.enforcer.transaction.mark_started()

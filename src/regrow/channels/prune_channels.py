@@ -26,7 +26,7 @@ from regrow.channels.size import Sizes, count_work
 from regrow.masks.targets import select_targets
 from regrow.utils.batches import two_examples
 from regrow.utils.errors import ConfigError, check_sparsity
-from regrow.utils.names import parameters
+from regrow.utils.names import matches_pattern, parameters
 
 Timer = Callable[[nn.Module], float]
 Link = tuple[str, ...]  # groups that keep the same fraction
@@ -198,7 +198,9 @@ def select_groups(
     if config.include is None and config.exclude is None:
         return tuple(groups)
     wanted = {t.name for t in select_targets(model, config.include, config.exclude).targets}
-    outside = {target.name for target in select_targets(model).targets} - wanted
+    usual = {target.name for target in select_targets(model).targets}
+    computed = {name for group in groups for name, _ in group.rows} - usual  # as by weight norm
+    outside = usual - wanted | {name for name in computed if not _is_wanted(name, config)}
     left_out = {g.name: [name for name, _ in g.rows if name in outside] for g in groups}
     return fix_groups(
         groups,
@@ -208,6 +210,11 @@ def select_groups(
             if left_out[group.name] and not group.fixed_reason
         },
     )
+
+
+def _is_wanted(name: str, config: ChannelConfig) -> bool:
+    included = config.include is None or any(matches_pattern(name, p) for p in config.include)
+    return included and not any(matches_pattern(name, p) for p in config.exclude or ())
 
 
 class LinkedGroups:

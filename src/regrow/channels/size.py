@@ -16,7 +16,7 @@ from regrow.profiling.macs import Work, count_macs
 from regrow.utils.batches import batch_size, bound_forward
 from regrow.utils.errors import check_choice
 from regrow.utils.modes import in_mode
-from regrow.utils.names import modules, parameters
+from regrow.utils.names import modules, parameters, raw_weights
 
 UNITS = ("channels", "macs", "params")
 
@@ -95,9 +95,11 @@ def _derived_positions(
         return count
 
     hooks: dict[nn.Module, Callable[..., None]] = {}
-    for path, module in modules(model).items():
-        name = f"{path}.weight" if path else "weight"
-        if name in known or "weight" not in module._parameters:
+    names = {id(parameter): name for name, parameter in parameters(model).items()}
+    for module in modules(model).values():
+        raw = max(raw_weights(module), key=torch.numel, default=None)
+        name = names.get(id(raw), "")
+        if raw is None or name in known:
             continue
         if isinstance(module, nn.Linear):
             hooks[module] = make_hook(name, -1)

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Measure the latency of forward passes."""
+"""Measure and compare the latency of forward passes."""
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from regrow.utils.batches import batch_size, bound_forward, device_of
@@ -58,6 +61,108 @@ def latencies(
         >>> len(latencies([nn.Linear(4, 4), nn.Linear(4, 2)], torch.zeros(8, 4), repeats=3))
         2
     """
+    times = _time_in_turns(models, example_input, repeats, warmup)
+    return [_summarize(model, example_input, own) for model, own in zip(models, times, strict=True)]
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How much faster one model is than another, and what noise alone would show.
+
+    Attributes:
+        ratio: Median time of the reference / median time of the model.
+        low: Lower end of the 95 % bootstrap interval of the ratio.
+        high: Its upper end.
+        noise: A ratio below this, and above 1 / noise, was also seen between the reference and a
+            copy of it; at least 1.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    noise: float
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the whole interval is above the noise."""
+        return self.low > self.noise
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether the whole interval is below the noise."""
+        return self.high < 1 / self.noise
+
+    def __str__(self) -> str:
+        interval = f"({self.low:.2f} to {self.high:.2f})"
+        if self.is_faster or self.is_slower:
+            return f"{self.ratio:.2f}x as fast {interval}"
+        return f"within noise: {self.ratio:.2f}x {interval}"
+
+
+class Comparison(NamedTuple):
+    """Latencies of a reference and another model, measured in turns, and their ratio."""
+
+    reference: Latency
+    model: Latency
+    speedup: Speedup
+
+
+def compare_latency(
+    reference: nn.Module,
+    model: nn.Module,
+    example_input: Any,
+    *,
+    repeats: int = 50,
+    warmup: int = 5,
+    resamples: int = 1000,
+) -> Comparison:
+    """Compare two models, pass by pass in turns, beside a copy of the reference.
+
+    The interval of a ratio of medians is a bootstrap over passes: those of one turn are drawn
+    together, so that load on the machine affects both. The copy shows what equal networks differ
+    by here.
+
+    Args:
+        reference: The model to compare with, such as the dense network.
+        model: The other model, on the same device.
+        example_input: A batch, as for `cost`.
+        repeats: Number of measured passes of each.
+        warmup: Number of passes before that.
+        resamples: Number of bootstrap samples.
+
+    Example:
+        >>> wide, narrow = nn.Linear(2048, 2048), nn.Linear(2048, 2)
+        >>> compare_latency(wide, narrow, torch.zeros(64, 2048)).speedup.is_faster
+        True
+    """
+    models = [reference, model, copy.deepcopy(reference)]
+    times = _time_in_turns(models, example_input, repeats, warmup)
+    first, other, again = np.asarray(times)
+    drawn = np.random.default_rng(0).integers(repeats, size=(resamples, repeats))
+    low, high = _ratio_interval(first, other, drawn)
+    ends = _ratio_interval(first, again, drawn)
+    noise = max(1.0, 1 / ends[0], ends[1])
+    ratio = float(np.median(first) / np.median(other))
+    return Comparison(
+        _summarize(reference, example_input, times[0]),
+        _summarize(model, example_input, times[1]),
+        Speedup(ratio, low, high, noise),
+    )
+
+
+def _ratio_interval(
+    first: NDArray[np.float64], second: NDArray[np.float64], drawn: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Return the 95 % interval of median(first) / median(second) over drawn passes."""
+    ratios = np.median(first[drawn], axis=1) / np.median(second[drawn], axis=1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _time_in_turns(
+    models: Sequence[nn.Module], example_input: Any, repeats: int, warmup: int
+) -> list[list[float]]:
+    """Return the milliseconds of each pass of each model; the order of a turn alternates."""
     check_count("repeats", repeats, least=2)
     runs = [bound_forward(model, example_input) for model in models]
     devices = [device_of(model) for model in models]
@@ -76,12 +181,13 @@ def latencies(
                 _wait(device)
                 if index >= warmup:
                     own.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def _summarize(model: nn.Module, example_input: Any, times: Sequence[float]) -> Latency:
+    p25, median, p75 = statistics.quantiles(times, n=4, method="inclusive")
     threads, batch = torch.get_num_threads(), batch_size(example_input)
-    result = []
-    for device, own in zip(devices, times, strict=True):
-        p25, median, p75 = statistics.quantiles(own, n=4, method="inclusive")
-        result.append(Latency(median, p25, p75, str(device), threads, batch, repeats))
-    return result
+    return Latency(median, p25, p75, str(device_of(model)), threads, batch, len(times))
 
 
 def _wait(device: torch.device) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from regrow.utils.batches import batch_size, bound_forward
@@ -27,6 +28,15 @@ _FACTORS = {
     _ATEN.addmm: slice(1, 3),
     _ATEN.baddbmm: slice(1, 3),
     _ATEN.convolution: slice(0, 2),
+}
+# Operations that use each weight once at each position of the output: the argument with the
+# weights, and the output's dimension of features.
+_LAYERS = {
+    "aten::mkldnn_rnn_layer": (slice(1, 3), -1),
+    "aten::_cudnn_rnn": (slice(1, 2), -1),
+    "aten::miopen_rnn": (slice(1, 2), -1),
+    "aten::_trilinear": (slice(1, 2), -1),  # of a bilinear layer
+    "torchvision::deform_conv2d": (slice(1, 2), 1),
 }
 
 
@@ -77,9 +87,9 @@ def count_macs(model: nn.Module, example_input: Any) -> Work:
     ):
         run()
     used = {
-        name: counter.of[parameter.untyped_storage()] / parameter.numel() / batch
+        name: counter.of[parameter] / parameter.numel() / batch
         for name, parameter in named_parameters(model).items()
-        if parameter.untyped_storage() in counter.of
+        if parameter in counter.of
     }
     return Work(counter.macs / batch, used)
 
@@ -87,19 +97,28 @@ def count_macs(model: nn.Module, example_input: Any) -> Work:
 class _Counter(TorchDispatchMode):
     """Adds up the MACs of all products, and of those in which each weight is a factor.
 
-    Weights are identified by their storage, which also covers views of them, as in attention.
+    Weights are identified by their place in memory, which also covers views of them, as in
+    attention. cuDNN keeps all weights of a recurrent layer in one storage.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._weights = {weight.untyped_storage() for weight in weights}
+        self._weights: dict[torch.UntypedStorage, list[Tensor]] = {}
+        for weight in weights:
+            self._weights.setdefault(weight.untyped_storage(), []).append(weight)
         self.macs = 0.0
-        self.of: dict[torch.UntypedStorage, float] = {}
+        self.of: dict[Tensor, float] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs, packet = kwargs or {}, getattr(func, "overloadpacket", func)
+        name = func._schema.name if isinstance(func, torch._ops.OpOverload) else ""
+        if name in _LAYERS:
+            out, (given, features) = func(*args, **kwargs), _LAYERS[name]
+            first = tree_leaves(out)[0]
+            self._add_layer(tree_leaves(args[given]), first.numel() / first.shape[features])
+            return out
         if packet not in flop_registry:
             if isinstance(func, torch._ops.OpOverload):
                 with self:  # in inference mode a linear layer is one operation
@@ -111,7 +130,23 @@ class _Counter(TorchDispatchMode):
         macs = flop_registry[packet](*args, **kwargs, out_val=out) / 2
         self.macs += macs
         for factor in args[_FACTORS.get(packet, slice(0))]:
-            storage = factor.untyped_storage()
-            if storage in self._weights:
-                self.of[storage] = self.of.get(storage, 0.0) + macs
+            for weight in self._weights_in(factor):
+                self.of[weight] = self.of.get(weight, 0.0) + macs
         return out
+
+    def _weights_in(self, factor: Tensor) -> list[Tensor]:
+        """Return the weight that a tensor is a view of, if any."""
+        start = factor.storage_offset()
+        return [
+            weight
+            for weight in self._weights.get(factor.untyped_storage(), ())
+            if 0 <= start - weight.storage_offset() < weight.numel()
+        ]
+
+    def _add_layer(self, given: Iterable[Tensor], positions: float) -> None:
+        """Add the work of an operation that uses each matrix once at each position."""
+        for factor in given:
+            for weight in self._weights_in(factor) if factor.ndim > 1 else ():
+                work = positions * weight.numel()
+                self.macs += work
+                self.of[weight] = self.of.get(weight, 0.0) + work

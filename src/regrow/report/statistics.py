@@ -162,11 +162,18 @@ def mark_fronts(points: Sequence[Point]) -> None:
         sign = -1 if axis in _MORE_IS_BETTER else 1
         for measure in MEASURES:
             measured = [p for p in points if axis in p.x and measure in p.y]
+            if axis == "latency":  # dense kernels take as long for zeros: differences are noise
+                measured = [p for p in measured if not _is_masked(p)]
             costs = [sign * point.x[axis].mean for point in measured]
             values = [point.y[measure].mean for point in measured]
             for point, kept in zip(measured, pareto_front(costs, values), strict=True):
                 if kept:
                     point.fronts.add((axis, measure))
+
+
+def _is_masked(point: Point) -> bool:
+    """Whether a point is a pruned network with the kernels of the dense one."""
+    return "sparsity" in point.x and point.run.result.get("of") != "channels"
 
 
 def _make_points(rows: DataFrame) -> list[Point]:

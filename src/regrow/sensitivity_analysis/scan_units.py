@@ -151,7 +151,7 @@ def _positions_of(
     group: Group, tensors: Mapping[str, nn.Parameter], channels: Tensor
 ) -> dict[str, Tensor]:
     """Return the positions of some channels in all parameters, as bool masks."""
-    kept, found = kept_indices([group], {group.name: channels}), {}
+    kept, found = kept_indices([group], {group.name: channels}, masked=True), {}
     for name in dict.fromkeys(name for name, _ in group.members if name in tensors):
         mask = channel_mask(name, tensors[name], kept)
         if mask is not None:
@@ -165,7 +165,7 @@ def _pruned_channels(
     """Return which channels are masked in all their parameters, as a bool vector."""
     alive = torch.zeros(group.size + 1, dtype=torch.bool)
     for (name, dim), channels in group.members.items():
-        if name not in tensors:
+        if name not in tensors or (name, dim) in group.unmasked:
             continue
         mask = masks.get(strip_compile_prefix(name))
         rest = [d for d in range(tensors[name].ndim) if d != dim]

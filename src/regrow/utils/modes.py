@@ -35,9 +35,15 @@ def clear_compiled(model: nn.Module) -> None:
     """Drop what modules derived from their parameters and cache in eval mode.
 
     Such a cache, a table of attention biases for one, is dropped on the switch to train mode.
+    Weights that a hook of `torch.nn.utils` (weight norm, spectral norm) computes are renewed.
     """
     with module_mode(model, training=True):
         pass
+    with eval_mode(model), torch.no_grad():
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if type(hook).__module__.startswith("torch.nn.utils."):
+                    hook(module, ())
 
 
 @contextmanager

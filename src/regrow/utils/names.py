@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+PARAMETRIZED = "parametrizations."  # in names that `torch.nn.utils.parametrize` gives
+
 
 def strip_compile_prefix(name: str) -> str:
     """Remove the parts that `torch.compile` adds to a name.
@@ -44,6 +46,18 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by name, shared ones under each of their names."""
     return {strip_compile_prefix(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+
+
+def raw_weights(module: nn.Module) -> list[nn.Parameter]:
+    """A layer's weight, or what weight norm or another parametrization computes it from.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+        >>> [tuple(raw.shape) for raw in raw_weights(layer)]
+        [(2, 1), (2, 3)]
+    """
+    start = ("weight", f"{PARAMETRIZED}weight.")
+    return [p for name, p in module.named_parameters() if name.startswith(start)]
 
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 import pytest
 
-from regrow.app.experiment.result import budget, compare, verdict
+from regrow.app.experiment.result import budget, compare, speed_record, verdict
+from regrow.profiling.latency import Speedup
 
 
 def block(accuracy, params, macs, latency):
@@ -19,13 +20,27 @@ def test_comparison_by_hand():
     }
 
 
-@pytest.mark.parametrize(("latency", "said"), [(2.0, "2.00x as fast"), (3.9, "not faster")])
-def test_verdict_says_faster_only_if_intervals_are_disjoint(latency, said):
-    """The quartiles must not overlap: 4.0 +- 10 % against 3.9 +- 10 % is no difference."""
-    dense, pruned = block(0.9, 1000, 500, 4.0), block(0.92, 100, 125, latency)
-    result = {"dense": dense, "pruned": pruned, "sparsity": 0.9} | compare(dense, pruned)
+def speed(ratio, spread=0.05, noise=1.02, load=0.5):
+    found = Speedup(ratio, ratio - spread, ratio + spread, noise)
+    return {"speed": speed_record(found) | {"load": load}}
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        (speed(2.0), "2.00x as fast (1.95 to 2.05)"),
+        (speed(1.05), "as fast within noise (1.00x to 1.10x): dense kernels multiply zeros too"),
+        (speed(1.2, noise=1.3), "as fast within noise"),
+        (speed(0.5), "0.50x as fast"),
+        (speed(2.0, load=1000.0), "measured beside other processes (load 1000.0 on"),
+    ],
+)
+def test_verdict_says_faster_only_above_the_noise(measured, said):
+    dense, pruned = block(0.9, 1000, 500, 4.0), block(0.92, 100, 125, 2.0)
+    result = {"dense": dense, "pruned": pruned, "sparsity": 0.9} | compare(dense, pruned) | measured
     assert said in verdict(result)
     assert "2.00 points gained" in verdict(result)
+    assert ("beside other processes" in verdict(result)) == (measured["speed"]["load"] > 100)
 
 
 def test_budget_is_read_from_the_history():
@@ -46,6 +61,6 @@ def test_budget_is_read_from_the_history():
     assert budget(history[1:2]) is None
     dense, pruned = block(0.9, 1000, 500, 4.0), block(0.92, 100, 125, 2.0)
     result = {"dense": dense, "pruned": pruned, "sparsity": 0.6, "budget": budget(history)}
-    assert verdict(result | compare(dense, pruned)).endswith(
-        "2.00x as fast; budget: why (1 of 3 events rolled back)"
+    assert verdict(result | compare(dense, pruned) | speed(2.0)).endswith(
+        "2.00x as fast (1.95 to 2.05); budget: why (1 of 3 events rolled back)"
     )

@@ -231,3 +231,37 @@ def test_cut_works_without_trial_runs(analysed):
     assert (model.deep.in_channels, model.deep.out_channels, model.deep.groups) == (4, 4, 4)
     undo()
     assert_same(picture(model), before)
+
+
+class TiedTwice(nn.Module):
+    """An embedding and a head with one weight, and two linear layers with another."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, 8), nn.Linear(8, 9)
+        self.one, self.two = nn.Linear(8, 6), nn.Linear(8, 6, bias=False)
+        self.up = nn.Linear(6, 8)
+        self.head.weight, self.two.weight = self.words.weight, self.one.weight
+
+    def forward(self, x):
+        x = self.words(x)
+        return self.head(x + self.up(self.one(x).relu() * self.two(x)))
+
+
+def test_all_modules_of_tied_weights_have_the_new_sizes_and_stay_tied():
+    words = torch.arange(8).view(2, 4)
+    model = distinct(TiedTwice())
+    plan = prune(model, words, 0.5, distribution="uniform", round_to=1)
+    assert plan.removed == {"up": 4, "one": 3}
+    assert model.head.weight is model.words.weight
+    assert model.two.weight is model.one.weight
+    assert (model.words.num_embeddings, model.words.embedding_dim) == (9, 4)
+    assert (model.head.in_features, model.head.out_features) == (4, 9)
+    for layer in (model.one, model.two):
+        assert (layer.in_features, layer.out_features) == (4, 3)
+
+    fresh = distinct(TiedTwice())
+    ChannelCut.from_state(plan.state_dict()).apply(fresh)
+    assert (fresh.head.in_features, fresh.two.in_features, fresh.two.out_features) == (4, 4, 3)
+    plan.undo()
+    assert (model.head.in_features, model.two.in_features, model.two.out_features) == (8, 8, 6)

@@ -176,8 +176,8 @@ NETWORKS = [
     ("mixed places", rows(lambda m, x: m.b(F.gelu(m.a(x.mT))).mT, a=(5, 8), b=(8, 5)), {"a": 8}),
     ("two dimensions become one", rows(lambda m, x: m.c((m.a(x).mT @ m.b(x)).flatten(1)),
      a=(6, 8), b=(6, 4), c=(32, 2)), {}),
-    ("bilinear, without a rule", Net(lambda m, x: m.c(m.b(m.a(x), x)), a=nn.Linear(6, 8),
-     b=nn.Bilinear(8, 6, 4), c=nn.Linear(4, 2)), {}),
+    ("bilinear", Net(lambda m, x: m.c(m.b(m.a(x), x)), a=nn.Linear(6, 8),
+     b=nn.Bilinear(8, 6, 4), c=nn.Linear(4, 2)), {"a": 8, "b": 4}),
 ]  # fmt: skip
 
 

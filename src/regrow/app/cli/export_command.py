@@ -24,7 +24,7 @@ from regrow.io.export import SUFFIXES, Exported, export, written_size
 from regrow.io.files import temporary_beside
 from regrow.masks.masks import Masks
 from regrow.profiling.cost import cost
-from regrow.profiling.latency import latencies
+from regrow.profiling.latency import Comparison, compare_latency
 from regrow.utils.batches import noise_like, resize_batch
 from regrow.utils.errors import DataError, StateError
 from regrow.utils.lightning_classes import pl
@@ -94,11 +94,12 @@ def cost_table(
     ):
         table.add_row(label, f"{old:,}", f"{new:,}", f"{old / max(1, new):.2f}x fewer")
     networks = [network_of(dense), network_of(small)]
-    for label, (slow, fast) in _measure_latencies(networks, images, repeats).items():
-        table.add_row(label, f"{slow:.3f}", f"{fast:.3f}", f"{slow / fast:.2f}x as fast")
+    for label, timed in _compare_latencies(networks, images, repeats).items():
+        slow, fast = timed.reference.median_ms, timed.model.median_ms
+        table.add_row(label, f"{slow:.3f}", f"{fast:.3f}", str(timed.speedup))
     table.caption = (
         f"latency: median of {repeats} passes each, in alternation, PyTorch on the CPU, "
-        f"{torch.get_num_threads()} thread(s)"
+        f"{torch.get_num_threads()} thread(s); change: ratio with its 95 % interval"
     )
     if masks is not None:
         table.caption += (
@@ -129,23 +130,23 @@ def _export(
     return replace(exported, path=out)
 
 
-def _measure_latencies(
+def _compare_latencies(
     networks: list[nn.Module], images: Tensor, repeats: int
-) -> dict[str, tuple[float, float]]:
-    """Return median latencies in milliseconds by label, for each memory format and batch size."""
-    medians = {}
+) -> dict[str, Comparison]:
+    """Compare two networks for each memory format and batch size, by label."""
+    compared = {}
     formats = {"": torch.contiguous_format}
     if images.dim() == 4:
         formats[", channels last"] = torch.channels_last
     for suffix, form in formats.items():
-        copies = [copy.deepcopy(network) for network in networks]
-        for network in copies:
+        dense, small = (copy.deepcopy(network) for network in networks)
+        for network in (dense, small):
             network.to(memory_format=form)  # type: ignore[call-overload]
         for batch in _BATCHES:
             zeros = images.new_zeros(batch, *images.shape[1:]).contiguous(memory_format=form)
-            slow, fast = latencies(copies, zeros, repeats=repeats)
-            medians[f"latency of {batch}, ms{suffix}"] = (slow.median_ms, fast.median_ms)
-    return medians
+            label = f"latency of {batch}, ms{suffix}"
+            compared[label] = compare_latency(dense, small, zeros, repeats=repeats)
+    return compared
 
 
 def _summary(exported: Exported, source: str) -> str:

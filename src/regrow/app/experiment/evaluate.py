@@ -18,12 +18,10 @@ from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.support.checkpoint_shapes import fit_shapes
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.profiling.cost import cost
-from regrow.profiling.latency import Latency, latency
+from regrow.profiling.latency import Comparison, compare_latency
 from regrow.utils.batches import resize_batch
 from regrow.utils.errors import StateError
 from regrow.utils.lightning_classes import pl
-
-_ROUNDS = 5  # of timing; the median round is reported
 
 
 class MeasuredNetwork(NamedTuple):
@@ -71,19 +69,16 @@ def load_network(
     return module, data
 
 
-def time_networks(cfg: DictConfig, *modules: pl.LightningModule) -> list[Latency]:
-    """Measure latencies in alternation, so that load on the machine affects all networks."""
-    dtype = next(modules[-1].parameters()).dtype  # trainer.precision may have changed it
-    modules = tuple(module.to(dtype) for module in modules)
-    example = resize_batch(modules[0].example_input_array, int(cfg.latency.batch))
+def time_networks(
+    cfg: DictConfig, dense: pl.LightningModule, pruned: pl.LightningModule
+) -> Comparison:
+    """Compare latencies in alternation, so that load on the machine affects both networks."""
+    dtype = next(pruned.parameters()).dtype  # trainer.precision may have changed it
+    dense, pruned = dense.to(dtype), pruned.to(dtype)
+    example = resize_batch(dense.example_input_array, int(cfg.latency.batch))
 
     def convert(x: Any) -> Any:
         return x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
-    images = tree_map(convert, example)
-    repeats = max(2, int(cfg.latency.repeats) // _ROUNDS)
-    rounds = [[latency(m, images, repeats=repeats) for m in modules] for _ in range(_ROUNDS)]
-    return [
-        sorted(times, key=lambda time: time.median_ms)[_ROUNDS // 2]
-        for times in zip(*rounds, strict=True)
-    ]
+    repeats = max(2, int(cfg.latency.repeats))
+    return compare_latency(dense, pruned, tree_map(convert, example), repeats=repeats)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -13,7 +14,7 @@ import torch
 
 from regrow.app.training.sparsity_levels import LevelRecord
 from regrow.io.files import read_json
-from regrow.profiling.latency import Latency
+from regrow.profiling.latency import Latency, Speedup
 from regrow.report.load import FILE
 from regrow.utils.lightning_classes import pl
 
@@ -38,6 +39,35 @@ def latency_record(latency: Latency) -> LatencyRecord:
         "device": latency.device,
         "threads": latency.threads,
         "batch": latency.batch,
+    }
+
+
+class SpeedRecord(TypedDict):
+    """Ratio of median latencies, dense / pruned, with the 95 % interval and the noise; see Speedup.
+
+    `verdict` is "faster", "slower" or "within noise"; `load` the load of the machine while it was
+    measured (processes that want to run, over a minute), None where it is unknown.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    noise: float
+    verdict: str
+    load: float | None
+
+
+def speed_record(speedup: Speedup) -> SpeedRecord:
+    """Return the record of a measured speed-up."""
+    verdict = "faster" if speedup.is_faster else "slower" if speedup.is_slower else "within noise"
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "ratio": speedup.ratio,
+        "low": speedup.low,
+        "high": speedup.high,
+        "noise": speedup.noise,
+        "verdict": verdict,
+        "load": load,
     }
 
 
@@ -117,6 +147,7 @@ class Result(TypedDict):
     compression: NotRequired[float]
     theoretical_speedup: NotRequired[float]
     measured_speedup: NotRequired[float]
+    speed: NotRequired[SpeedRecord]
     metric: NotRequired[str]
     metric_mode: NotRequired[str]
     split: NotRequired[str]
@@ -202,21 +233,25 @@ def verdict(result: Result) -> str:
     gone = "of the prunable are zero" if of == "weights" else f"of the {of} are gone"
     size = f"{result['compression']:.1f}x fewer parameters ({result['sparsity']:.1%} {gone}), "
     size += f"{result['theoretical_speedup']:.1f}x fewer MACs"
-    speed = result["measured_speedup"]
-    if speed > 1.05 and pruned["latency_ms"]["p75"] < dense["latency_ms"]["p25"]:
-        line = f"{change}, {size}, {speed:.2f}x as fast"
-    elif of != "weights":
-        line = f"{change}, {size}; not faster here ({speed:.2f}x measured): too little work to save"
-    else:
-        line = (
-            f"{change}, {size}; not faster ({speed:.2f}x measured): a dense kernel multiplies "
-            "zeros too, channel or 2:4 pruning is what speeds it up"
-        )
+    line = f"{change}, {size}; {_describe_speed(result['speed'], of)}"
     judged = result.get("budget")
     if judged is None:
         return line
     taken = f"{judged['rollbacks']} of {len(judged['judged'])} events rolled back"
     return f"{line}; budget: {judged['reason']} ({taken})"
+
+
+def _describe_speed(speed: SpeedRecord, of: str) -> str:
+    """Describe a measured speed-up, and whether the machine was busy."""
+    shown = f"{speed['ratio']:.2f}x as fast ({speed['low']:.2f} to {speed['high']:.2f})"
+    if speed["verdict"] == "within noise":
+        shown = f"as fast within noise ({speed['low']:.2f}x to {speed['high']:.2f}x)"
+        if of == "weights":
+            shown += ": dense kernels multiply zeros too; channels make a network faster"
+    cores, load = os.cpu_count() or 1, speed["load"]
+    if load is not None and load > cores + 0.5:
+        shown += f"; measured beside other processes (load {load:.1f} on {cores} cores)"
+    return shown
 
 
 def device_name() -> str:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -32,7 +32,7 @@ def result_table(result: dict[str, Any]) -> Table:
         if key in dense:
             row = [label, form(dense[key])]
             if pruned is not None:
-                row += [form(pruned[key]), _change(key, dense[key], pruned[key])]
+                row += [form(pruned[key]), _change(key, dense[key], pruned[key], result["speed"])]
             table.add_row(*row)
     if pruned is not None:
         of = result.get("of", "weights")
@@ -79,13 +79,14 @@ def show_result(result: dict[str, Any]) -> None:
     console.print(result_table(result))
 
 
-def _change(key: str, dense: Any, pruned: Any) -> str:
+def _change(key: str, dense: Any, pruned: Any, speed: Mapping[str, Any]) -> str:
     if key.startswith("accuracy"):
         return f"{100 * (pruned - dense):+.2f} points"
     if key == "loss":
         return f"{pruned - dense:+.4f}"
     if key == "latency_ms":
-        return f"{dense['median'] / pruned['median']:.2f}x as fast"
+        within = speed["verdict"] == "within noise"
+        return "within noise" if within else f"{speed['ratio']:.2f}x as fast"
     if isinstance(dense, float):  # another metric
         return f"{pruned - dense:+.4g}"
     return f"{dense / max(1, pruned):.2f}x fewer"

@@ -26,6 +26,7 @@ from regrow.app.experiment.result import (
     device_name,
     finished_result,
     latency_record,
+    speed_record,
     verdict,
     versions,
 )
@@ -122,12 +123,13 @@ def _prune_and_measure(
     pruned = evaluation.measure(cfg, checkpoint, reloaded)
     levels = _test_levels(cfg, fitted.levels, pruned)
     network, _ = evaluation.load_network(cfg, baseline.checkpoint)
-    slow, fast = evaluation.time_networks(cfg, network, pruned.module)
-    dense_block: Measurements = {**baseline.block, "latency_ms": latency_record(slow)}
-    pruned_block: Measurements = {**pruned.block, "latency_ms": latency_record(fast)}
+    timed = evaluation.time_networks(cfg, network, pruned.module)
+    dense_block: Measurements = {**baseline.block, "latency_ms": latency_record(timed.reference)}
+    pruned_block: Measurements = {**pruned.block, "latency_ms": latency_record(timed.model)}
     return {
         "dense": dense_block,
         "pruned": pruned_block,
+        "speed": speed_record(timed.speedup),
         **_sparsity_fields(reloaded, network),
         "levels": levels,
         "history": reloaded.history,

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.channels.cut.surgery import KeptIndices, UndoLog, cut, kept_mask, set_data, slice_tensor
+from regrow.channels.cut.surgery import (
+    KeptIndices,
+    UndoLog,
+    cut,
+    kept_mask,
+    set_data,
+    slice_tensor,
+    tell_modules,
+)
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.io.safetensors import SUFFIX, read_tensors
 from regrow.utils.errors import StateError
@@ -45,7 +53,8 @@ class ChannelCutState(TypedDict):
 class StoredCut(TypedDict):
     """One cut in a state dict, with the values that it removed, by parameter and by buffer.
 
-    `removed_weights` is empty if values were not kept.
+    `removed_weights` is empty if values were not kept. `statistics` are those of buffers, and of
+    weights that are cut without being masked.
     """
 
     plan: ChannelCutState
@@ -120,6 +129,7 @@ class ChannelCut:
         undo = UndoLog()
         try:
             cut(model, self.kept, undo)
+            tell_modules(model, self.kept, undo)
             for (path, name), value in self.attributes.items():
                 undo.set(modules(model)[path], name, value)
         except BaseException:
@@ -159,8 +169,10 @@ class ChannelCut:
                 if name in self.kept:
                     tensor.grad = None
                     set_data(tensor, self.scatter(name, tensor.data))
+        log = UndoLog()
+        tell_modules(model, self.kept, log)
         for (path, name), value in self.before.items():
-            setattr(modules(model)[path], name, value)
+            log.set(modules(model)[path], name, value)
 
     def slice(self, name: str, tensor: Tensor) -> Tensor:
         """Slice a tensor of the original shape; return tensors of other shapes as they are."""

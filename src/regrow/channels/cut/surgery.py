@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from regrow.channels.graph.groups import Group
 from regrow.utils.errors import StateError
-from regrow.utils.modes import clear_compiled
-from regrow.utils.names import modules, tensors
+from regrow.utils.modes import clear_compiled, eval_mode
+from regrow.utils.names import modules, strip_compile_prefix, tensors
 
 RemovedChannels = Mapping[str, Tensor]  # channels to remove, by name of the group
 KeptIndices = dict[str, dict[int, Tensor]]  # bool vectors of what stays, by tensor and dimension
@@ -68,6 +69,10 @@ class UndoLog:
             self.shapes.append(tensor.shape)
             tensor.data = tensor.data.clone()
 
+    def before(self, tensor: Tensor) -> Tensor:
+        """Return the values of a tensor before the cut."""
+        return next((values for cut, values, _ in self.data if cut is tensor), tensor.detach())
+
     def set(self, module: nn.Module, name: str, value: Any) -> None:
         """Set an attribute; the old value is restored by the undo."""
         before = getattr(module, name)
@@ -88,14 +93,18 @@ def set_data(tensor: Tensor, values: Tensor) -> None:
     tensor.data = values
 
 
-def kept_indices(groups: Sequence[Group], removed: RemovedChannels) -> KeptIndices:
-    """Return which positions stay, for each tensor and dimension that is cut."""
+def kept_indices(
+    groups: Sequence[Group], removed: RemovedChannels, masked: bool = False
+) -> KeptIndices:
+    """Return which positions stay, for each tensor and dimension that is cut, or that is masked."""
     found: KeptIndices = {}
     for group in groups:
         channels = removed.get(group.name)
         if channels is None or not len(channels):
             continue
         for name, dim in group.members:
+            if masked and (name, dim) in group.unmasked:
+                continue
             keep = ~group.places(name, dim, channels)
             dims = found.setdefault(name, {})
             dims[dim] = dims[dim] & keep if dim in dims else keep
@@ -163,21 +172,34 @@ def cut(
 
 
 def tell_modules(model: nn.Module, kept: KeptIndices, undo: UndoLog) -> None:
-    """Set the size attributes of `torch.nn` layers, such as `in_features`, after a cut."""
+    """Set the size attributes of `torch.nn` layers, such as `in_features`, after a cut.
+
+    Tied weights are cut once; all modules that hold them are told.
+    """
+    sliced = {id(tensor) for name, tensor in tensors(model).items() if name in kept}
+    every: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]
+    every += model.named_buffers(remove_duplicate=False)
+    parts = [strip_compile_prefix(name).split(".") for name, t in every if id(t) in sliced]
+    changed = {".".join(part[:end]) for part in parts for end in range(len(part))}
     for path, module in modules(model).items():
-        prefix = f"{path}." if path else ""
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        if any(prefix + name in kept for name, _ in own):
+        if path in changed:
             for attribute, value in sizes_from_tensors(module).items():
                 undo.set(module, attribute, value)
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # cuDNN needs the weights in one block of memory
 
 
 def sizes_from_tensors(module: nn.Module) -> dict[str, Any]:
     """Return the size attributes that the tensors of a `torch.nn` layer imply."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return _convolution(module)
-    if not isinstance(weight, Tensor):
+    if isinstance(module, nn.RNNBase):
+        return _recurrent(module)
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+    weight = _weight(module)
+    convolves = {"in_channels", "out_channels", "groups"} <= vars(module).keys()
+    if convolves and weight is not None and weight.ndim > 2:  # also a deformable one
+        return _convolution(module, weight)
+    if weight is None:
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             return {"num_features": len(module.running_mean)}
         return {}
@@ -195,18 +217,46 @@ def sizes_from_tensors(module: nn.Module) -> dict[str, Any]:
         return {"num_parameters": len(weight)}
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": weight.shape[1]}
+    if isinstance(module, nn.Bilinear):
+        names = ("out_features", "in1_features", "in2_features")
+        return dict(zip(names, weight.shape, strict=True))
     return {}
 
 
-def _convolution(module: nn.modules.conv._ConvNd) -> dict[str, int]:
-    weight, groups = module.weight, module.groups
+def _weight(module: nn.Module) -> Tensor | None:
+    """Return a layer's weight; a parametrization that learns, as spectral norm, does not then."""
+    if not is_parametrized(module, "weight"):
+        weight = getattr(module, "weight", None)
+    else:
+        with eval_mode(module), torch.no_grad():
+            weight = module.weight
+    return weight if isinstance(weight, Tensor) else None
+
+
+def _recurrent(module: Any) -> dict[str, int]:
+    rows, width = module.weight_hh_l0.shape
+    size = rows // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    projected = width if module.proj_size else 0
+    if projected >= size:
+        raise StateError(
+            f"an LSTM of {size} units cannot have proj_size={projected}: it must be smaller"
+        )
+    return {
+        "input_size": module.weight_ih_l0.shape[1],
+        "hidden_size": size,
+        "proj_size": projected,
+    }
+
+
+def _convolution(module: Any, weight: Tensor) -> dict[str, int]:
+    groups, transposed = module.groups, getattr(module, "transposed", False)
     before = module.in_channels // groups
     if groups > 1 and groups >= before:  # whole groups were cut
-        if module.transposed:
+        if transposed:
             groups = weight.shape[0] // before
         else:
             groups = weight.shape[0] // (module.out_channels // groups)
-    if module.transposed:
+    if transposed:
         inputs, outputs = weight.shape[0], weight.shape[1] * groups
     else:
         inputs, outputs = weight.shape[1] * groups, weight.shape[0]

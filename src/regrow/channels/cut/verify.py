@@ -29,6 +29,7 @@ from regrow.channels.graph.groups import Group
 from regrow.channels.graph.preserve import preserve_state
 from regrow.channels.graph.trace import Trace
 from regrow.utils.batches import batch_size, bound_forward, noise_like, resize_batch
+from regrow.utils.errors import StateError
 from regrow.utils.modes import in_mode
 from regrow.utils.names import modules
 
@@ -216,7 +217,7 @@ class TrialCut:
                 found, patches = self._run_with_patches(kept, sizes, start, undo)
                 if reference is None:  # computed late: most failures come before
                     undo()
-                    reference = self._masked(kept)
+                    reference = self._masked(kept_indices(self.groups, removed, masked=True))
                     self._make(kept, patches, undo)
                 error = self._error(found, reference, exact)
             except CutFailed as broken:
@@ -256,6 +257,9 @@ class TrialCut:
             cut(self.model, kept, undo)
             tell_modules(self.model, kept, undo)
             set_sizes(self.model, sizes, undo)
+        except StateError as error:  # a layer cannot have the new sizes
+            undo()
+            raise CutFailed(str(error)) from None
         except BaseException:
             undo()
             raise

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from regrow.channels.graph.labels import Arguments, LabelledTensor, Labels, Rule, varying_dims
-from regrow.channels.graph.product_rules import COUNTS, add_axis, attention, einsum, matmul
+from regrow.channels.graph.product_rules import (
+    COUNTS,
+    add_axis,
+    attention,
+    bilinear,
+    einsum,
+    matmul,
+    vector_product,
+    weight_norm,
+)
+from regrow.channels.graph.recurrent_rules import recurrent, recurrent_cell
 from regrow.channels.graph.reduction_rules import layer_norm, reduction, softmax, sort_or_cumulate
 from regrow.channels.graph.view_rules import unite_pieces
 
@@ -34,6 +44,16 @@ def convolution(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledT
 def transposed_convolution(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
     """Unite input channels with rows; columns of `(in, out / groups, ...)` label the output."""
     return _convolution(labels, a, shape, out=1)
+
+
+def deformable_convolution(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Fix offsets and masks of `torchvision`'s operator; each offset group loses equally many."""
+    labels.fix_all([a["offset"], a["mask"]], "offsets or masks of a deformable convolution")
+    channels = labels.labels_along(a["input"], 1, "deformable convolution")
+    if channels is not None:
+        per = channels.view(a["offset_groups"], -1)
+        labels.unite(per, per[:1], f"deformable convolution of {len(per)} offset groups")
+    return _convolution(labels, a, shape, out=0)
 
 
 def _convolution(labels: Labels, a: Arguments, shape: Sequence[int], out: int) -> LabelledTensor:
@@ -201,6 +221,7 @@ def im2col(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor
 _OPERATORS: dict[Rule, str] = {
     linear: "linear",
     convolution: "conv1d conv2d conv3d convolution",
+    deformable_convolution: "deform_conv2d",
     transposed_convolution: "conv_transpose1d conv_transpose2d conv_transpose3d",
     batch_norm: "batch_norm instance_norm",
     layer_norm: "layer_norm rms_norm",
@@ -223,5 +244,10 @@ _OPERATORS: dict[Rule, str] = {
     embedding: "embedding",
     im2col: "im2col",
     einsum: "einsum",
+    bilinear: "bilinear",
+    vector_product: "mv dot vdot",
+    weight_norm: "_weight_norm",
+    recurrent: "lstm gru rnn_tanh rnn_relu",
+    recurrent_cell: "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
 }
 RULES = {name: rule for rule, names in _OPERATORS.items() for name in names.split()}

@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
 from regrow.channels.graph.labels import Labels
 from regrow.channels.graph.trace import Trace, trace
 from regrow.utils.batches import two_examples
-from regrow.utils.names import parameters, tensors
+from regrow.utils.names import PARAMETRIZED, parameters, raw_weights, tensors
 
 Place = tuple[str, int]  # name of a tensor, and one of its dimensions
 
@@ -32,6 +35,8 @@ class Group:
         approximate_reasons: Why zeroed channels still affect the output; empty: the cut network
             computes what the masked one did.
         rows: The members that are outputs of a weight.
+        unmasked: The members that are not zeroed where the channels are masked: what weight norm
+            divides by its own length, which must not be zero.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Group:
     fixed_reason: str | None = None
     approximate_reasons: tuple[str, ...] = ()
     rows: tuple[Place, ...] = ()
+    unmasked: tuple[Place, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.size} channels"]
@@ -99,7 +105,7 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
     classes = [torch.unique(roots[a:b]) for a, b in pairwise(bounds)]
     shared = torch.bincount(torch.cat([*classes, roots[:0]]), minlength=len(labels)) > 1
     blocks_of: dict[int, list[int]] = {}  # blocks of labels in which a class occurs
-    transposed = _transposed(model)
+    transposed, normalized = _transposed(model), _normalized(model)
     for block, block_classes in enumerate(classes):
         for root in block_classes[shared[block_classes]].tolist():
             blocks_of.setdefault(root, []).append(block)
@@ -134,8 +140,9 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
         name += f"#{taken[name]}" if taken[name] > 1 else ""
         reasons = dict.fromkeys(r for root in channels for r in approximate.get(root, ()))
         fixed_reason = fixed[channels[0]][0] if is_fixed else None
+        unmasked = tuple(place for place in members if place in normalized)
         groups.append(
-            Group(name, len(channels), members, fixed_reason, tuple(reasons), tuple(rows))
+            Group(name, len(channels), members, fixed_reason, tuple(reasons), tuple(rows), unmasked)
         )
     return tuple(groups)
 
@@ -153,14 +160,28 @@ def _reasons(labels: Labels, marks: Iterable[tuple[Tensor, str]]) -> dict[int, l
 def _transposed(model: nn.Module) -> set[str]:
     """Names of weights `(in, out, *kernel)`; all others have their outputs first."""
     kind = nn.modules.conv._ConvTransposeNd
-    weights = {id(m.weight) for m in model.modules() if isinstance(m, kind)}
+    weights = {id(raw) for m in model.modules() if isinstance(m, kind) for raw in raw_weights(m)}
     return {name for name, tensor in tensors(model).items() if id(tensor) in weights}
+
+
+def _normalized(model: nn.Module) -> set[Place]:
+    """Return the directions of weight norm, with the dimension whose slices have length 1."""
+    found: set[tuple[int, int]] = set()
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                found.add((id(getattr(module, f"{hook.name}_v")), hook.dim))
+        first = module[0] if isinstance(module, ParametrizationList) else None
+        if isinstance(first, parametrizations._WeightNorm) and first.dim is not None:
+            found.add((id(module.original1), first.dim))
+    names = {id(tensor): name for name, tensor in tensors(model).items()}
+    return {(names[tensor], dim) for tensor, dim in found}
 
 
 def _name(places: Sequence[Place]) -> str:
     """Return the layer of the first place."""
-    name = places[0][0]
-    return name.rpartition(".")[0] or name
+    layer, inside, _ = places[0][0].partition(f".{PARAMETRIZED}")
+    return layer if inside else layer.rpartition(".")[0] or layer
 
 
 def _ranges(places: Tensor) -> str:

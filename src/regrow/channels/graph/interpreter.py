@@ -22,6 +22,7 @@ from regrow.channels.graph.operations import (
     JOINS,
     MOVES,
     PADS,
+    RECURRENT,
     SPLITS,
 )
 from regrow.channels.graph.view_rules import bind, join, move, pad, split_dims, unite_pieces
@@ -240,13 +241,17 @@ class Interpreter:
 
     def _add_site(self, node: fx.Node, name: str, result: Any) -> None:
         """Record a call whose arguments may be sizes that vary."""
-        stack = node.meta.get("nn_module_stack") or {}
-        if not stack or (name not in MOVES and "norm" not in name and "conv" not in name):
+        stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+        if name in RECURRENT:  # the caller makes its first state
+            callers = stack[-2:]
+        elif name in MOVES or "norm" in name or "conv" in name:
+            callers = stack[-1:]
+        else:
             return
-        module = strip_compile_prefix(f"{[*stack.values()][-1][0]}.")[:-1]
-        for value in _values(result):
-            if value.label_axes:
-                self.sites.append(Site(module, value.shape, value.label_axes))
+        for module in (strip_compile_prefix(f"{path}.")[:-1] for path in callers):
+            for value in _values(result):
+                if value.label_axes:
+                    self.sites.append(Site(module, value.shape, value.label_axes))
 
 
 def _values(argument: Any) -> list[LabelledTensor]:

@@ -242,10 +242,12 @@ class Rule(Protocol):
 
     A rule unites labels of positions that must be cut together, marks those that cannot be cut
     (`Labels.fix`) or that affect the output even when zeroed (`Labels.mark_approximate`), and
-    returns the labels of the result.
+    returns the labels of the result, or of each of several results.
     """
 
-    def __call__(self, labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    def __call__(
+        self, labels: Labels, a: Arguments, shape: Sequence[int]
+    ) -> LabelledTensor | list[LabelledTensor]:
         """Apply the rule to the arguments `a` of an operation whose result has some shape."""
 
 

@@ -42,3 +42,5 @@ ELEMENTWISE = _names(
     "copy divide expand_as fill floor_divide hardsigmoid hardswish log_sigmoid masked_fill mish "
     "multiply rrelu selu special_expit subtract tanhshrink true_divide where"
 )
+# Recurrent layers and cells, which take the states before their first step.
+RECURRENT = _names("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")

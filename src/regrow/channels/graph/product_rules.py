@@ -48,6 +48,40 @@ def attention(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTen
     return labels.relabel(result)
 
 
+def vector_product(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Unite the dimension that is summed over: `mv` of `(n, m)` and `(m,)`, `dot` of `(m,)`."""
+    left = a["self"]
+    right = next(a[name] for name in ("vec", "tensor", "other") if name in a)
+    shared = labels.unite_dims(left, -1, right, 0, "a product with a vector")
+    if shared is not None and not (left.weight or right.weight):
+        labels.mark_approximate(shared, COUNTS.format("a product without weights"))
+    rows = labels.labels_along(left, 0, "a product with a vector") if left.ndim > 1 else None
+    axes = add_axis([], rows, 0, len(shape))
+    return labels.value(shape, axes, weight=left.weight and right.weight)
+
+
+def bilinear(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Unite features of both inputs with columns; rows of `(out, in1, in2)` label the output."""
+    weight, rest = a["weight"], []
+    for dim in (1, 2):
+        x = a[f"input{dim}"]
+        labels.unite_dims(x, -1, weight, dim, "bilinear")
+        kept = [axis for axis in labels.relabel(x).label_axes if axis.shape[-1] == 1]
+        rest.append(labels.value((*shape[:-1], 1), kept))
+    if a["bias"] is not None:
+        labels.unite_dims(weight, 0, a["bias"], 0, "bilinear")
+    rows = labels.labels_along(weight, 0, "bilinear")
+    merged = labels.broadcast(rest, (*shape[:-1], 1), "bilinear")
+    return labels.value(shape, add_axis(merged.label_axes, rows, -1, len(shape)))
+
+
+def weight_norm(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Unite the slices of `v` that are normalised with their lengths `g`; -1: one length."""
+    if a["dim"] != -1:
+        labels.unite_dims(a["v"], a["dim"], a["g"], a["dim"], "weight norm")
+    return labels.value(shape, labels.relabel(a["v"]).label_axes, weight=True)
+
+
 def einsum(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
     """Unite all dimensions of one letter."""
     values: list[LabelledTensor] = a["tensors"]

@@ -127,4 +127,8 @@ def _advice(model: nn.Module) -> str:
         if getattr(getattr(module, "config", None), "use_cache", False) is True:
             owner = f"model.{path}" if path else "model"
             return f"outputs include caches of keys and values: set {owner}.config.use_cache=False"
-    return "remove control flow that depends on data from its forward, or check example_input"
+    general = "remove control flow that depends on data from its forward, or check example_input"
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        exporting = "torch.compiler.is_exporting() is true"
+        return f"in its forward skip pack_padded_sequence, if any, while {exporting}; {general}"
+    return general
