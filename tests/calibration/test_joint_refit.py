@@ -85,3 +85,25 @@ def test_sums_of_two_ranks_give_what_all_data_give():
     refit_jointly(twice, dense, layers, masks, doubled, steps=3)
     for one, other in zip(whole.parameters(), twice.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 10])
+def test_layers_beside_each_other_are_refitted_too(depth):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 12), nn.Linear(12, 8)
+            self.shortcut, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            y = self.second(self.first(x).relu())
+            return self.last((y + self.shortcut(x)).relu())
+
+    torch.manual_seed(0)
+    dense, x = Residual(), draw(200, 6)
+    model, masks, data, layers = pruned(dense, x)
+    raw, start = error_of(model, dense, x), copy.deepcopy(model)
+    refit_jointly(model, dense, layers, masks, data, depth=depth)
+    assert error_of(model, dense, x) < raw
+    for name, weight in start.named_parameters():
+        assert not torch.equal(model.get_parameter(name), weight), name

@@ -29,7 +29,8 @@ def refit_jointly(
 
     For the layers i to i + depth - 1, minimises the squared difference between the output of the
     last one and its output in the dense network, over the inputs that the network gives them as
-    refitted so far. Norms are as in evaluation. A start from `refit_layers` is best.
+    refitted so far; likewise for outputs on which the last one does not depend, as beside a
+    shortcut. Norms are as in evaluation. A start from `refit_layers` is best.
 
     Args:
         model: The pruned model.
@@ -53,15 +54,16 @@ def refit_jointly(
     with in_mode(model, training=False), in_mode(dense, training=False):
         for start in range(0, len(pruned), depth):
             block = pruned[start : start + depth]
-            last = block[-1].module
-            goals = [_outputs(dense, modules[last], batch) for batch in data.batches]
-            errors[block[-1].name] = _fit_block(model, last, block, masks, data, goals, steps)
+            ends = _find_ends(model, block, data.batches[0])
+            twins = [modules[module] for module in ends]
+            goals = [_outputs(dense, twins, batch) for batch in data.batches]
+            errors[block[-1].name] = _fit_block(model, ends, block, masks, data, goals, steps)
     return errors
 
 
 def _fit_block(
     model: nn.Module,
-    last: nn.Module,
+    ends: Sequence[nn.Module],
     block: Sequence[LayerRows],
     masks: Mapping[str, Tensor],
     data: Data,
@@ -81,7 +83,7 @@ def _fit_block(
         gradients = [torch.zeros_like(p, dtype=torch.float64) for p in kept]
         for batch, goal in zip(data.batches, goals, strict=True):
             with torch.enable_grad():
-                loss = (_outputs(model, last, batch) - goal).double().square().sum()
+                loss = (_outputs(model, ends, batch) - goal).double().square().sum()
             parts = torch.autograd.grad(loss, [*kept])
             error += loss.detach().cpu()
             for sums, part in zip(gradients, parts, strict=True):
@@ -95,8 +97,8 @@ def _fit_block(
 
     with ExitStack() as undo:
         for parameter in kept:
-            undo.callback(parameter.requires_grad_, parameter.requires_grad)
             undo.callback(setattr, parameter, "grad", parameter.grad)
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(True)
         solver = torch.optim.LBFGS(
             [*kept], max_iter=steps, tolerance_grad=0.0, line_search_fn="strong_wolfe"
@@ -105,18 +107,40 @@ def _fit_block(
     return min(errors)
 
 
-def _outputs(model: nn.Module, module: nn.Module, batch: Any) -> Tensor:
-    """Run a model, and return the outputs of all calls of a module, as one vector."""
+def _find_ends(model: nn.Module, block: Sequence[LayerRows], batch: Any) -> list[nn.Module]:
+    """Return the last layer, and those that it does not depend on, as behind a shortcut."""
+    ends: list[nn.Module] = []
+    for layer in reversed(block):
+        if layer.module in ends:
+            continue
+        with ExitStack() as undo, torch.enable_grad():
+            undo.callback(layer.weight.requires_grad_, layer.weight.requires_grad)
+            layer.weight.requires_grad_(True)
+            reads = ends and _outputs(model, ends, batch).sum()
+            if not isinstance(reads, Tensor) or not _depends(reads, layer.weight):
+                ends.append(layer.module)
+    return ends
+
+
+def _depends(output: Tensor, weight: Tensor) -> bool:
+    if not output.requires_grad:
+        return False
+    return torch.autograd.grad(output, weight, allow_unused=True)[0] is not None
+
+
+def _outputs(model: nn.Module, ends: Sequence[nn.Module], batch: Any) -> Tensor:
+    """Run a model, and return the outputs of all calls of some modules, as one vector."""
     calls: list[Tensor] = []
 
     def hook(_: nn.Module, __: Any, output: Any) -> None:
         calls.append((output if isinstance(output, Tensor) else output[0]).flatten())
 
-    handle = module.register_forward_hook(hook)
+    handles = [module.register_forward_hook(hook) for module in ends]
     try:
         bound_forward(model, batch)()
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return torch.cat(calls)
 
 
