@@ -28,7 +28,8 @@ def refit_consumers(
     """Refit the weights and biases of layers whose inputs were cut, in the order in which they run.
 
     Each reproduces, by least squares, the outputs that it had in the dense network from the inputs
-    that are left; see `regrow.calibrate`. Layers whose number of groups changed stay as they are.
+    that are left; see `regrow.calibrate`. Layers whose number of groups changed, recurrent ones
+    and attention stay as they are.
 
     Args:
         model: The model, after the cut.
@@ -49,7 +50,8 @@ def refit_consumers(
         layers = {
             layer.name: layer
             for layer in find_rows(model)
-            if _input_dim(layer) in plan.kept.get(layer.name, {})
+            if type(layer) is LayerRows  # recurrent layers and attention stay as they are
+            and _input_dim(layer) in plan.kept.get(layer.name, {})
             and layer.groups == getattr(pairs[layer.module], "groups", layer.groups)
         }
         ordered = order_layers(model, [*layers.values()], used)

@@ -91,3 +91,51 @@ def test_adding_a_tensor_of_fixed_length_fixes_labels():
     labels.fixed.clear()
     labels.broadcast([value, LabelledTensor((2, 3), resizable=True)], (2, 3), "add")
     assert not labels.fixed, "zeros_like fits whatever is cut"
+
+
+def axes(labels, *values):
+    """The axes of the result as lists, and the labels that cannot be cut."""
+    shape = torch.broadcast_shapes(*(value.shape for value in values))
+    result = labels.broadcast(values, shape, "multiply")
+    found = [labels.find(axis).squeeze().tolist() for axis in result.label_axes]
+    return found, [label for fixed, _ in labels.fixed for label in fixed.tolist()]
+
+
+def test_outer_dimensions_remain_beside_a_value_with_the_inner_ones():
+    """Two heads of three places times angles of three: whole heads can be cut."""
+    for order in (1, -1):
+        labels = Labels()
+        heads = labels.value((2, 3), [labels.new("q", 0, 6).reshape(2, 3)])
+        angles = labels.value((3,), [labels.new("angles", 0, 3)])
+        assert axes(labels, *(heads, angles)[::order]) == ([[1, 4]], [7, 8, 9])
+
+
+def test_outer_dimensions_are_united_with_a_value_that_has_them():
+    labels = Labels()
+    heads = labels.value((2, 3), [labels.new("q", 0, 6).reshape(2, 3)])
+    scale = labels.value((2, 1), [labels.new("scale", 0, 2)[:, None]])
+    found, fixed = axes(labels, heads, scale)
+    assert (found, fixed) == ([[1, 4]], [])
+    assert labels.find(torch.arange(1, 9)).tolist() == [1, 1, 1, 4, 4, 4, 1, 4]
+
+
+def test_only_dimensions_of_fixed_length_cannot_be_cut():
+    for shape, expected in (((3,), [1, 4]), ((2, 1), [1, 2, 3])):
+        labels = Labels()
+        value = labels.value((2, 3), [labels.new("q", 0, 6).reshape(2, 3)])
+        assert axes(labels, value, LabelledTensor(shape)) == ([expected], [])
+    labels = Labels()
+    value = labels.value((2, 3), [labels.new("q", 0, 6).reshape(2, 3)])
+    assert axes(labels, value, LabelledTensor((2, 3)))[1] == [1, 2, 3, 4, 5, 6]
+
+
+def test_copies_of_one_position_fit_any_cut():
+    """A mask by batch and place plus zeros by head: the heads may be cut."""
+    labels = Labels()
+    mask, zeros = LabelledTensor((2, 1, 5)), LabelledTensor((1, 4, 5), resizable=True)
+    value = labels.broadcast([zeros, mask], (2, 4, 5), "add")
+    assert [varying_dims(axis) for axis in value.label_axes] == [[1]]
+    heads = labels.value((2, 4, 5), [make_axis(labels.new("q", 0, 4), 1, 3)])
+    labels.broadcast([value, heads], (2, 4, 5), "add")
+    assert not labels.fixed
+    assert labels.owners == [("", 1), ("q", 0)]

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from regrow.channels import groups
 from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.groups import groups_from_trace
+from regrow.channels.graph.preserve import no_mask_detection
 from regrow.channels.graph.trace import trace
 from regrow.channels.size import Sizes
 
@@ -130,3 +131,19 @@ def test_hooks_that_compute_weights_are_traced(wrap):
     before = {name: id(value) for name, value in vars(model[0]).items()}
     groups(model, X)
     assert {name: id(value) for name, value in vars(model[0]).items()} == before
+
+
+def test_masks_of_transformers_are_inspected_again_after_an_error():
+    detect = nn.modules.transformer._detect_is_causal_mask
+    causal = nn.Transformer.generate_square_subsequent_mask(3)
+
+    def fail():
+        with no_mask_detection():
+            assert not nn.modules.transformer._detect_is_causal_mask(causal)
+            assert nn.modules.transformer._detect_is_causal_mask(causal, True)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert nn.modules.transformer._detect_is_causal_mask is detect
+    assert detect(causal)

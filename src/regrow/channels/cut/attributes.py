@@ -64,10 +64,11 @@ def set_sizes(model: nn.Module, sizes: dict[str, dict[int, int]], undo: UndoLog)
         module = by_path.get(path)
         if module is None or sizes_from_tensors(module):  # a layer, updated already
             continue
-        for name, value in vars(module).items():
-            if name.startswith("_") or name == "training":
-                continue
-            new = _replace_sizes(value, mapping)
+        values = {name: v for name, v in vars(module).items() if name != "training"}
+        if hasattr(values.get("config"), "__dict__"):  # as in the modules of transformers
+            values |= {f"config.{name}": v for name, v in vars(values["config"]).items()}
+        for name, value in values.items():
+            new = None if name.startswith("_") else _replace_sizes(value, mapping)
             if new is not None:
                 changes.append((module, name, new))
     for change in changes:

@@ -212,19 +212,26 @@ class ChannelCut:
 
 
 def make_channel_cut(model: nn.Module, kept: KeptIndices, undo: UndoLog, **more: Any) -> ChannelCut:
-    """Make the record of a cut from its undo log."""
+    """Make the record of a cut from its undo log; classes follow from shapes (`tell_modules`)."""
     paths = {id(module): path for path, module in modules(model).items()}
-    attributes = {
-        (paths[id(module)], name): _plain(getattr(module, name))
-        for module, name, _ in undo.attributes
-    }
     names = {id(tensor): name for name, tensor in tensors(model).items()}
     shapes = {names[id(tensor)]: tuple(before.shape) for tensor, before, _ in undo.data}
-    before = {
-        (paths[id(module)], name): _plain(value)
-        for module, name, value in reversed(undo.attributes)
-    }
+    attributes, before = dict[tuple[str, str], Any](), dict[tuple[str, str], Any]()
+    for module, name, value in reversed(undo.attributes):  # the first change comes last
+        for key, old, new in _differences(name, value, getattr(module, name)):
+            before[paths[id(module)], key] = _plain(old)
+            attributes[paths[id(module)], key] = _plain(new)
     return ChannelCut(kept, attributes, shapes, undo=undo, before=before, **more)
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs between two values of an attribute, by field where it is an object."""
+    if not hasattr(old, "__dict__"):
+        yield name, old, new
+    elif not isinstance(old, type):
+        for field, value in vars(old).items():
+            if getattr(new, field) != value:
+                yield f"{name}.{field}", value, getattr(new, field)
 
 
 def slice_optimizer_state(

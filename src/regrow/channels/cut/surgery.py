@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from regrow.channels.cut.pruned_attention import attention_sizes, transformer_sizes
 from regrow.channels.graph.groups import Group
 from regrow.utils.errors import StateError
 from regrow.utils.modes import clear_compiled, eval_mode
@@ -74,8 +76,17 @@ class UndoLog:
         return next((values for cut, values, _ in self.data if cut is tensor), tensor.detach())
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:
-        """Set an attribute; the old value is restored by the undo."""
+        """Set an attribute; the old value is restored by the undo.
+
+        With a dot in its name, such as "config.num_heads", the module gets its own copy of the
+        object that other modules may share.
+        """
+        name, _, field = name.partition(".")
         before = getattr(module, name)
+        if field:
+            own = copy.copy(before)
+            setattr(own, field, value)
+            value = own
         if before != value:
             self.attributes.append((module, name, before))
             setattr(module, name, value)
@@ -172,9 +183,10 @@ def cut(
 
 
 def tell_modules(model: nn.Module, kept: KeptIndices, undo: UndoLog) -> None:
-    """Set the size attributes of `torch.nn` layers, such as `in_features`, after a cut.
+    """Set attributes of `torch.nn` layers that their tensors imply, such as `in_features`.
 
-    Tied weights are cut once; all modules that hold them are told.
+    Tied weights are cut once; all modules that hold them are told. Heads of `nn.MultiheadAttention`
+    may need another class: see `PrunedMultiheadAttention`.
     """
     sliced = {id(tensor) for name, tensor in tensors(model).items() if name in kept}
     every: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]
@@ -195,6 +207,10 @@ def sizes_from_tensors(module: nn.Module) -> dict[str, Any]:
         return _recurrent(module)
     if isinstance(module, nn.RNNCellBase):
         return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+    if isinstance(module, nn.MultiheadAttention):
+        return attention_sizes(module)
+    if isinstance(module, nn.Transformer | nn.TransformerEncoder):
+        return transformer_sizes(module)
     weight = _weight(module)
     convolves = {"in_channels", "out_channels", "groups"} <= vars(module).keys()
     if convolves and weight is not None and weight.ndim > 2:  # also a deformable one

@@ -30,7 +30,7 @@ from regrow.channels.graph.preserve import preserve_state
 from regrow.channels.graph.trace import Trace
 from regrow.utils.batches import batch_size, bound_forward, noise_like, resize_batch
 from regrow.utils.errors import StateError
-from regrow.utils.modes import in_mode
+from regrow.utils.modes import in_mode, no_attention_fastpath
 from regrow.utils.names import modules
 
 Sizes = dict[str, dict[int, int]]  # new sizes by module and old size
@@ -162,15 +162,27 @@ class TrialCut:
                 batches.append(found)
                 names = [name for name in names if name not in found]
         good = [*good, *names]
-        for batch in batches[:-1]:  # a later batch may have been the only cause
+        # a later batch may have been the only cause, and one kind of groups that of its batch
+        kinds = [kind for batch in batches for kind in self._kinds(batch)]
+        for batch in [*batches[:-1], *kinds]:
+            names = [name for name in batch if name in failed]
             try:
-                self._cut({name: removed[name] for name in [*good, *batch]})[0]()
+                if names:
+                    self._cut({name: removed[name] for name in [*good, *names]})[0]()
             except CutFailed:
                 continue
-            good = [*good, *batch]
-            for name in batch:
+            good = [*good, *names]
+            for name in names:
                 del failed[name]
         return good
+
+    def _kinds(self, names: Collection[str]) -> list[list[str]]:
+        """Return equal groups of repeated blocks together; none if all are of one kind."""
+        kinds: dict[object, list[str]] = {}
+        for group in self.groups:
+            if group.name in names:
+                kinds.setdefault(structure_key(group), []).append(group.name)
+        return [*kinds.values()] if len(kinds) > 1 else []
 
     def _bisect(
         self, good: list[str], names: list[str], removed: RemovedChannels, failed: dict[str, str]
@@ -295,7 +307,8 @@ class TrialCut:
         return error
 
     def _run(self, inputs: Any, training: bool) -> Any:
-        with in_mode(self.model, training), preserve_state(self.model):
+        # the fused operation of a transformer layer would hide which of its parts raises
+        with in_mode(self.model, training), preserve_state(self.model), no_attention_fastpath():
             try:
                 return bound_forward(self.model, inputs)()
             except Exception as error:

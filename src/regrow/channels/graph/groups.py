@@ -102,7 +102,10 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
     roots = labels.find(torch.arange(len(labels)))
     fixed, approximate = _reasons(labels, labels.fixed), _reasons(labels, labels.approximate)
     bounds = [*labels.starts, len(labels)]
-    classes = [torch.unique(roots[a:b]) for a, b in pairwise(bounds)]
+    classes = [
+        torch.unique(roots[a:b]) if name in by_name else roots[:0]  # not those of copies
+        for (name, _), (a, b) in zip(labels.owners, pairwise(bounds), strict=True)
+    ]
     shared = torch.bincount(torch.cat([*classes, roots[:0]]), minlength=len(labels)) > 1
     blocks_of: dict[int, list[int]] = {}  # blocks of labels in which a class occurs
     transposed, normalized = _transposed(model), _normalized(model)

@@ -97,6 +97,14 @@ class Labels:
         self.starts.append(start)
         return created
 
+    def copies(self, shape: Sequence[int], dims: Iterable[int]) -> list[Tensor]:
+        """Label the copies of one position along dimensions, such as those of a mask for each head.
+
+        Any of them may be cut. The first dimension, the batch, is left out.
+        """
+        chosen = [dim for dim in dims if dim > 0 and shape[dim] > 1]
+        return [make_axis(self.new("", dim, shape[dim]), dim, len(shape)) for dim in chosen]
+
     def find(self, labels: Tensor) -> Tensor:
         """Return the smallest label of the class of each label."""
         if self._pending:
@@ -210,21 +218,38 @@ class Labels:
     def broadcast(
         self, values: Sequence[LabelledTensor], shape: Sequence[int], reason: str
     ) -> LabelledTensor:
-        """Unite labels at equal positions, as an elementwise operation does."""
+        """Unite labels at equal positions, as an elementwise operation does.
+
+        Where an axis varies along several dimensions, such as heads and the positions within a
+        head, and another value along inner ones alone, such as a rotary embedding, whole heads
+        remain. A dimension that has a fixed length in one of the values cannot be cut.
+        """
+        wide = [_widened(value, len(shape)) for value in values]
+        for axis in [axis for value in wide for axis in value.label_axes]:
+            dims = varying_dims(axis)
+            other = [{*varying_dims(a)} for v in wide for a in v.label_axes if len(dims) > 1]
+            inner = {dim for along in other if dims[0] not in along for dim in along}
+            if inner & {*dims}:
+                self.unite_except(axis, {*dims} - inner, reason)
+                wide = [self.relabel(value) for value in wide]
         ndim, axes = len(shape), list[Tensor]()
-        lengths = [(1,) * (ndim - v.ndim) + v.shape for v in values]
-        for index, value in enumerate(values):
-            for axis in value.label_axes:
-                wide = axis.reshape((1,) * (ndim - value.ndim) + axis.shape)
-                for dim in varying_dims(wide):
-                    for number, other in enumerate(values):
-                        if number == index or other.resizable or lengths[number][dim] == 1:
-                            continue
-                        if not other.varies(dim - ndim):
-                            self.fix(axis, f"{reason}: the other side has a fixed length")
-                axes = self._join(axes, wide, reason)
-        free, weight = all(v.resizable for v in values), all(v.weight for v in values)
-        return replace(self.value(shape, axes, weight=weight), resizable=free)
+        for value in wide:
+            others = [v for v in wide if v is not value and not v.resizable]
+            for axis in self.relabel(value).label_axes:
+                dims = varying_dims(axis)
+                free = [d for d in dims if all(v.varies(d) or v.shape[d] == 1 for v in others)]
+                if not free:
+                    self.fix(axis, f"{reason}: the other side has a fixed length")
+                    if any(v.label_axes for v in others):
+                        continue  # the result has the labels of the other side
+                elif free != dims:
+                    axis = self.unite_except(axis, free, f"{reason}: a dimension of fixed length")
+                axes = self._join(axes, axis, reason)
+        resizable, weight = all(v.resizable for v in values), all(v.weight for v in values)
+        if not resizable:
+            fixed = [max(v.shape[d] for v in wide if not v.resizable) > 1 for d in range(ndim)]
+            axes += self.copies(shape, (d for d in range(ndim) if not fixed[d]))
+        return replace(self.value(shape, axes, weight=weight), resizable=resizable)
 
     def _join(self, axes: list[Tensor], axis: Tensor, reason: str) -> list[Tensor]:
         """Add an axis; it is united with those that vary along the same dimensions."""
@@ -249,6 +274,13 @@ class Rule(Protocol):
         self, labels: Labels, a: Arguments, shape: Sequence[int]
     ) -> LabelledTensor | list[LabelledTensor]:
         """Apply the rule to the arguments `a` of an operation whose result has some shape."""
+
+
+def _widened(value: LabelledTensor, ndim: int) -> LabelledTensor:
+    """Add dimensions of length 1 in front."""
+    more = (1,) * (ndim - value.ndim)
+    axes = tuple(axis.reshape(more + axis.shape) for axis in value.label_axes)
+    return replace(value, shape=more + value.shape, label_axes=axes)
 
 
 def _narrowed(labels: Tensor) -> Tensor:

@@ -19,11 +19,13 @@ VIEWS = _names("view view_as reshape_as _unsafe_view unsafe_view")
 SPLITS = _names(
     "chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split unsafe_split_with_sizes"
 )
+# Data movement that copies a position along a dimension of length 1.
+REPEATS = _names("expand expand_copy repeat tile")
 # All data movement: the operator itself is run on the labels.
-MOVES = (VIEWS | SPLITS) | _names(
-    "diagonal expand expand_copy flatten flip fliplr flipud index index_select ravel moveaxis "
-    "movedim narrow permute permute_copy pixel_shuffle pixel_unshuffle repeat repeat_interleave "
-    "reshape roll rot90 select slice squeeze squeeze_copy swapaxes swapdims t tile transpose "
+MOVES = (VIEWS | SPLITS | REPEATS) | _names(
+    "diagonal flatten flip fliplr flipud index index_select ravel moveaxis "
+    "movedim narrow permute permute_copy pixel_shuffle pixel_unshuffle repeat_interleave "
+    "reshape roll rot90 select slice squeeze squeeze_copy swapaxes swapdims t transpose "
     "unbind unflatten unfold unsqueeze numpy_T mT adjoint matrix_H"
 )
 # Several tensors become one.

@@ -53,6 +53,18 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
             hooks.update(entries)
 
 
+@contextmanager
+def no_mask_detection() -> Iterator[None]:
+    """Trace `nn.Transformer` without its check, which depends on data, if a mask is causal."""
+    transformer: Any = nn.modules.transformer
+    detect = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
+
+
 def _copy_containers(value: Any, found: dict[int, tuple[Any, Any]]) -> None:
     """Copy the items of nested lists, dictionaries and sets, by the container's id."""
     if id(value) in found or not isinstance(value, list | dict | set | deque):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regrow.channels.graph.interpreter import Interpreter, Site
 from regrow.channels.graph.labels import LabelledTensor, Labels, make_axis
-from regrow.channels.graph.preserve import preserve_state, without_hooks
+from regrow.channels.graph.preserve import no_mask_detection, preserve_state, without_hooks
 from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import ConfigError
 from regrow.utils.modes import module_mode, no_attention_fastpath
@@ -75,6 +75,7 @@ def _run(found: Trace, model: nn.Module, example_input: Any, training: bool) -> 
         preserve_state(model),
         module_mode(model, training),
         no_attention_fastpath(),
+        no_mask_detection(),
         without_hooks(model),
         warnings.catch_warnings(),
     ):

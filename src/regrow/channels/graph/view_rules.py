@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regrow.channels.graph.labels import FIXED, LabelledTensor, Labels, make_axis, varying_dims
-from regrow.channels.graph.operations import VIEWS
+from regrow.channels.graph.operations import REPEATS, VIEWS
 
 
 def move(labels: Labels, name: str, target: Any, args: Sequence[Any], kwargs: Any) -> Any:
@@ -33,6 +33,9 @@ def move(labels: Labels, name: str, target: Any, args: Sequence[Any], kwargs: An
     blank = run(torch.empty(first.shape, dtype=torch.int64, device="meta"))
     known = None if first.known is None else run(first.known)
     moved = [run(axis.expand(first.shape)) for axis in labels.relabel(first).label_axes]
+    if name in REPEATS and not (first.label_axes or first.resizable or known is not None):
+        before = (1,) * (blank.ndim - first.ndim) + first.shape
+        moved = labels.copies(blank.shape, [d for d, size in enumerate(before) if size == 1])
 
     def result(shape: Sequence[int], axes: Sequence[Tensor], known: Tensor | None) -> Any:
         value = labels.value(shape, axes, weight=first.weight, are_classes=True)
@@ -65,7 +68,7 @@ def _numbers(labels: Labels, first: LabelledTensor, arg: Any, name: str) -> Any:
 
 def join(labels: Labels, values: Sequence[LabelledTensor], dim: int, name: str) -> LabelledTensor:
     """Concatenate labels along `dim`; unite them along the other dimensions."""
-    values = [value for value in values if value.shape != (0,)]  # `cat` ignores empty tensors
+    values = [value for value in values if 0 not in value.shape] or values[:1]
     ndim, dim = values[0].ndim, dim % values[0].ndim
     total = sum(value.shape[dim] for value in values)
     shape = [total if d == dim else size for d, size in enumerate(values[0].shape)]
@@ -122,9 +125,11 @@ def unite_pieces(
     """Unite the i-th positions of equal pieces, so that they stay equal."""
     if len({*sizes}) != 1 or len(sizes) < 2:
         return
-    vector = labels.labels_along(whole, dim, name)
-    if vector is not None and not bool((vector == FIXED).any()):
-        pieces = vector.view(len(sizes), -1)
+    axes = [axis for axis in labels.relabel(whole).label_axes if axis.shape[dim] > 1]
+    if len(axes) > 1:
+        labels.labels_along(whole, dim, name)  # they cannot be cut
+    elif axes and not bool((axes[0] == FIXED).any()):
+        pieces = torch.stack(axes[0].chunk(len(sizes), dim))
         labels.unite(pieces, pieces[:1], f"equal pieces of {name}")
 
 
