@@ -107,6 +107,66 @@ def test_taylor_scores_use_the_dense_gradients():
     assert sorted(map(int, removed)) == sorted(least.tolist())
 
 
+def by_channel(parts):
+    """Sums over all members of the 12 and 8 channels, of one tensor for each parameter."""
+    first = parts[0].sum(1) + parts[1] + parts[2] + parts[3] + parts[4].sum(0)
+    return torch.cat([first, parts[4].sum(1) + parts[5] + parts[6].sum(0)])
+
+
+def removed(channels):
+    gone = channels.pruner.removed
+    return sorted([*gone["body.0"].tolist(), *(gone["body.3"] + 12).tolist()])
+
+
+def test_fisher_scores_are_an_exponential_mean_over_the_steps():
+    """Half of the sums of (g * w)^2 over all members of a channel, computed here by hand."""
+    terms = []
+
+    class Scores(Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            if trainer.global_step <= 3:
+                products = [(p * p.grad).detach().double() for p in module.parameters()]
+                terms.append(by_channel([product.square() / 2 for product in products]))
+
+    channels = pruning(0.5, criterion="fisher", compact=None, schedule="one_shot", begin="3it")
+    run(Net(), Scores(), channels)
+    mean = sum(0.99 ** (3 - step) * term for step, term in enumerate(terms))
+    assert removed(channels) == sorted(mean.argsort()[:10].tolist())
+
+
+@pytest.mark.parametrize("measure", ["activation", "apoz"])
+def test_activation_scores_are_those_of_the_batch_at_which_channels_go(measure):
+    seen = {}
+
+    class Scores(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 3:
+                module.eval()
+                with torch.no_grad():
+                    hidden = [module.body[:3](batch[0]), module.body[:6](batch[0])]
+                module.train()
+                means = [(h.abs() if measure == "activation" else h != 0).double() for h in hidden]
+                means = [m.mean(0) for m in means]
+                if measure == "activation":
+                    means = [m / m[m > 0].mean() for m in means]
+                seen["scores"] = torch.cat(means)
+
+    channels = pruning(0.5, criterion=measure, compact=None, schedule="one_shot", begin="3it")
+    run(Net(), Scores(), channels)
+    scores, gone = seen["scores"], removed(channels)
+    kept = [channel for channel in range(20) if channel not in gone]
+    assert len(gone) == 10
+    assert scores[gone].max() <= scores[kept].min()  # apoz has ties
+
+
+def test_own_fraction_and_limit_hold_in_a_fit():
+    times = {"schedule": "linear", "begin": "3it", "end": "18it", "every": "5it"}
+    channels, module = pruning(0.55, layers={"body.3": 0.25}, max_sparsity=0.75, **times), Net()
+    run(module, channels)
+    assert sizes(module) == (3, 6)  # 9 of 12 is the limit, so that 11 of 20 go
+    assert channels.plan.removed == {"body.0": 9, "body.3": 2}
+
+
 def test_accumulated_gradients_survive_a_cut():
     """A budget accepts in the middle of a window of accumulated gradients: the cut waits."""
     whole = []

@@ -33,7 +33,8 @@ class Early(Callback):
             self.said = str(error)
 
 early = Early()
-channels, module = pruning(compact="event", schedule="one_shot", recalibrate=2), Net(SGD)
+settings = {"compact": "event", "schedule": "one_shot", "recalibrate": 2}
+channels, module = pruning(criterion="activation", **settings), Net(SGD)  # of all ranks
 made = job(channels, early)
 made.fit(module, DataLoader(samples(64), 4, shuffle=True))
 state = {name: tensor.clone() for name, tensor in module.state_dict().items()}

@@ -24,7 +24,7 @@ from regrow.utils.errors import ConfigError
         ({"recalibrate": -1}, "recalibrate must be a whole number of at least 0"),
         ({"min_channels": 0}, "min_channels must be a whole number of at least 1"),
         ({"round_to": 0}, "round_to must be a whole number"),
-        ({"distribution": "erk"}, "distribution must be one of global, uniform"),
+        ({"distribution": "erk"}, "distribution must be one of global, isomorphic, uniform"),
         ({"schedule": Cyclic("1ep", "2ep", "1ep")}, "never learns: write another schedule"),
         ({"latency_ms": 2.0}, "got of='channels': write of='latency'"),
         ({"latency_ms": -1, "of": "latency"}, "latency_ms must be a number above 0"),

@@ -44,6 +44,8 @@ CASES = {
     "event": (ADAM, {"compact": "event"}),
     "momentum": (SGD, {"compact": "event", "of": "macs"}),
     "taylor": (SGD, {"compact": "event", "criterion": "taylor"}),
+    "fisher": (SGD, {"compact": "event", "criterion": "fisher"}),
+    "activation": (SGD, {"compact": "event", "criterion": "activation"}),
     "latency": (ADAM, {"compact": "event", "of": "latency", "timer": timer, "sparsity": 0.25,
                        "schedule": "linear", "begin": "3it", "end": "18it", "every": "5it"}),
     "milliseconds": (ADAM, {"of": "latency", "timer": timer, "latency_ms": 2.0, "sparsity": None,

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Network Slimming: the penalty's subgradient on norms' scales."""
+"""Slimming: each penalty's gradient, on losses that do not depend on what is penalised."""
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from regrow import Slimming
+from regrow import ChannelPruning, Slimming
 from regrow.utils.errors import ConfigError
 
 
@@ -25,11 +26,11 @@ class Still(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.5)
 
 
-def fit(module: pl.LightningModule, **settings) -> None:
-    data = DataLoader(TensorDataset(torch.randn(8, 3)), batch_size=4)
+def fit(module: pl.LightningModule, *callbacks: pl.Callback, size: int = 8, **settings) -> None:
+    data = DataLoader(TensorDataset(torch.randn(size, 3)), batch_size=4)
     trainer = pl.Trainer(
         max_epochs=1,
-        callbacks=[Slimming(0.1)],
+        callbacks=[*(callbacks or [Slimming(0.1)])],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -52,3 +53,87 @@ def test_scales_shrink_by_rate_times_weight_each_step():
 def test_module_without_norms_raises():
     with pytest.raises(ConfigError, match="has none"):
         fit(Still(nn.Linear(3, 3)))
+
+
+class Network(Still):
+    """Two layers of which five channels can be cut, without biases; the loss is constant."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2, bias=False))
+        )
+        generator = torch.Generator().manual_seed(0)
+        for layer in (self.norm[0], self.norm[2]):
+            layer.weight.data = torch.randn(layer.weight.shape, generator=generator)
+
+    def forward(self, x):
+        return self.norm(x)
+
+    def weights(self) -> tuple[np.ndarray, np.ndarray]:
+        return tuple(self.norm[i].weight.detach().double().numpy().copy() for i in (0, 2))
+
+
+class Weights(pl.Callback):
+    """Keeps the weights at the start of the last step, before channels are masked in it."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.last = module.weights()
+
+
+def pruning(**settings) -> ChannelPruning:
+    times = {"schedule": "one_shot", "compact": None} | settings
+    return ChannelPruning(0.4, round_to=1, example_input=torch.zeros(2, 3), **times)
+
+
+def test_group_penalty_shrinks_weak_channels_faster():
+    module = Network()
+    rows, columns = module.weights()
+    watch = Weights()
+    fit(module, watch, Slimming(0.01, penalty="group"), pruning(begin="2it"), size=12)
+    for _ in range(2):  # steps of rate 0.5
+        norms = (rows**2).sum(1) + (columns**2).sum(0)
+        factors = 2 ** (4 * (norms.max() - norms) / (norms.max() - norms.min()))
+        shrunk = 1 - 0.5 * 0.01 * factors
+        rows, columns = shrunk[:, None] * rows, shrunk * columns
+    np.testing.assert_allclose(watch.last[0], rows, rtol=1e-5)
+    np.testing.assert_allclose(watch.last[1], columns, rtol=1e-5)
+
+
+def test_growing_penalty_acts_on_the_channels_that_would_be_removed():
+    module = Network()
+    rows, columns = module.weights()
+    least = np.argsort((rows**2).sum(1) + (columns**2).sum(0))[:2]
+    slimming = Slimming(0.1, penalty="growing", ceiling=0.25)
+    watch = Weights()
+    fit(module, watch, slimming, pruning(begin="4it"), size=20)
+    shrunk = (1 - 0.5 * 0.1) * (1 - 0.5 * 0.2) * (1 - 0.5 * 0.25) * (1 - 0.5 * 0.25)
+    rows[least] *= shrunk
+    columns[:, least] *= shrunk
+    np.testing.assert_allclose(watch.last[0], rows, rtol=1e-5)
+    np.testing.assert_allclose(watch.last[1], columns, rtol=1e-5)
+    assert slimming.chosen["norm.0"].tolist() == sorted(least.tolist())
+    again = Slimming(0.1, penalty="growing", ceiling=0.25)
+    again.load_state_dict(slimming.state_dict())
+    assert again.steps == 5
+    assert torch.equal(again.chosen["norm.0"], slimming.chosen["norm.0"])
+
+
+def test_penalty_on_groups_goes_on_after_a_cut():
+    module = Network()
+    slimming = Slimming(0.01, penalty="group")
+    fit(module, slimming, pruning(compact="event", begin="1it"), size=16)
+    assert module.norm[0].out_features == 3
+
+
+@pytest.mark.parametrize(
+    ("slimming", "others", "message"),
+    [
+        (Slimming(penalty="group"), [], r"has 0 of it: add ChannelPruning\(0.5\)"),
+        (Slimming(penalty="growing"), ["taylor"], "'taylor' has no data yet: write criterion='l1'"),
+    ],
+)
+def test_penalty_on_groups_without_what_it_needs_raises(slimming, others, message):
+    with pytest.raises(ConfigError, match=message):
+        fit(Network(), slimming, *(pruning(criterion=name) for name in others))
+    with pytest.raises(ConfigError, match="penalty must be one of group, growing, scales"):
+        Slimming(penalty="lasso")

@@ -100,6 +100,82 @@ def test_removed_channels_stay_removed(size, seed, gone):
     assert counter(groups)(found) <= size
 
 
+@given(st.lists(st.integers(4, 40), min_size=2, max_size=4), st.integers(0, 99),
+       st.floats(0, 0.9), st.floats(0.4, 1), st.sampled_from([1, 2, 4, "auto"]))  # fmt: skip
+def test_own_fraction_is_as_near_as_rounding_allows_and_the_others_meet_the_budget(
+    sizes, seed, fraction, left, multiple
+):
+    groups, scores = made(sizes, seed)
+    found = chosen(groups, scores, left, round_to=multiple, own={"g0": fraction})
+    size, step = sizes[0], rounding(sizes[0], multiple)
+    possible = [*range(step, size, step), size]
+    nearest = min(abs(kept - (1 - fraction) * size) for kept in possible)
+    kept = size - len(found.get("g0", ()))
+    assert kept in possible
+    assert abs(kept - (1 - fraction) * size) == pytest.approx(nearest)
+    assert counter(groups)(found) <= left * sum(sizes)
+
+
+def test_groups_with_own_fractions_keep_them_at_any_budget():
+    groups, scores = made([10, 10], 0)
+    for left in (20, 12):
+        found = allocate(groups, scores, counter(groups), left, round_to=1, own={"g0": 0.3})
+        assert len(found["g0"]) == 3
+        assert len(found.get("g1", ())) == max(0, 20 - left - 3)
+
+
+def test_own_fraction_counts_what_is_removed_already():
+    groups, scores = made([8, 8], 0)
+    gone = {"g0": torch.tensor([3, 5])}
+    for own, count in ((0.25, 2), (0.0, 2), (0.5, 4)):
+        settings = {"round_to": 1, "gone": gone, "own": {"g0": own}}
+        found = allocate(groups, scores, counter(groups), 16, **settings)
+        assert len(found["g0"]) == count
+        assert {3, 5} <= {*found["g0"].tolist()}
+
+
+def test_linked_groups_take_the_own_fraction_of_one_of_them():
+    groups, scores = made([8, 16, 9], 0)
+    settings = {"round_to": 1, "links": [("g0", "g1")]}
+    found = allocate(groups, scores, counter(groups), 33, own={"g1": 0.25}, **settings)
+    assert {name: len(channels) for name, channels in found.items()} == {"g0": 2, "g1": 4}
+    with pytest.raises(ConfigError, match=r"g0, g1 work only .* asks for 0\.25 and 0\.5"):
+        allocate(groups, scores, counter(groups), 33, own={"g0": 0.5, "g1": 0.25}, **settings)
+
+
+@given(st.lists(st.integers(4, 40), min_size=1, max_size=4), st.integers(0, 99),
+       st.floats(0.1, 0.9), st.floats(0.3, 1))  # fmt: skip
+def test_no_group_loses_more_than_the_limit(sizes, seed, most, left):
+    groups, scores = made(sizes, seed)
+    scores["g0"] = scores["g0"] - 2  # ranked below all others
+    found = chosen(groups, scores, left, round_to=1, max_sparsity=most)
+    assert all(len(found.get(g.name, ())) <= most * g.size + 1e-6 for g in groups)
+
+
+def test_isomorphic_ranking_by_hand():
+    # a and b compete for 3 of their 6 channels, c alone loses 2 of 4, whatever its scores
+    groups = [Group("a", 3, {}, kind="x"), Group("b", 3, {}, kind="x"), Group("c", 4, {}, kind="y")]
+    scores = {
+        "a": torch.tensor([1.0, 2, 9]),
+        "b": torch.tensor([3.0, 8, 7]),
+        "c": torch.tensor([90.0, 60, 80, 70]),
+    }
+    settings = {"distribution": "isomorphic", "round_to": 1}
+    found = allocate(groups, scores, counter(groups), 5, **settings)
+    assert {name: c.tolist() for name, c in found.items()} == {"a": [0, 1], "b": [0], "c": [1, 3]}
+
+
+@given(SIZES, st.integers(0, 99), st.floats(0.2, 1))
+def test_isomorphic_is_global_for_one_kind_and_uniform_for_kinds_of_one_group(sizes, seed, left):
+    groups, scores = made(sizes, seed)
+    own_kinds = [Group(g.name, g.size, {}, kind=g.name) for g in groups]
+    for kinds, same in ((groups, "global"), (own_kinds, "uniform")):
+        one = chosen(kinds, scores, left, round_to=1, distribution="isomorphic")
+        other = chosen(kinds, scores, left, round_to=1, distribution=same)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_unreachable_budgets_and_wrong_settings_raise():
     groups, scores = made([8, 8], 0)
     with pytest.raises(ConfigError, match=r"2 cannot be reached: with 3 channel\(s\) kept .* 6 of"):

@@ -7,7 +7,7 @@ import torch
 from cut_oracle import distinct
 from torch import nn
 
-from regrow.channels import groups, slimming
+from regrow.channels import MeanScores, groups
 from regrow.channels.importance import CHANNEL_CRITERIA, channel_scores, get_channel_criterion
 from regrow.utils.errors import ConfigError, StateError
 
@@ -76,6 +76,46 @@ def test_taylor_is_the_first_order_change_of_the_loss(case):
         channel_scores(group, bare, CHANNEL_CRITERIA["taylor"])
 
 
+def fisher_terms(tensors):
+    """Half of (g w)^2, summed over all members of each channel."""
+    rows, columns = arrays(tensors, lambda t: (t * t.grad) ** 2 / 2)
+    total = rows.sum(1) + columns.sum((0, 2))
+    for name in ("0.bias", "1.weight", "1.bias"):
+        total += ((tensors[name] * tensors[name].grad) ** 2 / 2).detach().numpy()
+    return total
+
+
+def test_fisher_is_the_second_order_change_with_squared_gradients(case):
+    group, tensors = case
+    found = channel_scores(group, tensors, get_channel_criterion("fisher", 0))
+    np.testing.assert_allclose(found, fisher_terms(tensors), rtol=1e-9)
+    with pytest.raises(ConfigError, match="write 'fisher'"):
+        get_channel_criterion("hessian", 0)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_mean_scores_are_means_over_steps(decay):
+    model = distinct(
+        nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(20, 2))
+    )
+    group, tensors = groups(model, X)[0], dict(model.named_parameters())
+    mean, terms = MeanScores("fisher", decay), []
+    with pytest.raises(StateError, match="no gradients of 0 were seen"):
+        mean(group, tensors)
+    for seed in range(3):
+        model.zero_grad()
+        x = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
+        model(x).square().sum().backward()
+        mean.update([group], tensors)
+        terms.append(fisher_terms(tensors))
+    weights = [decay**2, decay, 1]
+    expected = np.average(terms, axis=0, weights=weights)
+    np.testing.assert_allclose(channel_scores(group, tensors, mean), expected, rtol=1e-9)
+    again = MeanScores("fisher", decay)
+    again.load_state_dict(mean.state_dict())
+    assert torch.equal(again(group, tensors), mean(group, tensors))
+
+
 def test_fpgm_sums_distances_to_other_filters(case):
     group, tensors = case
     rows, _ = arrays(tensors, lambda t: t)
@@ -111,11 +151,3 @@ def test_custom_criteria_are_checked(case):
         channel_scores(group, tensors, lambda group, tensors: torch.full((5,), torch.nan))
     with pytest.raises(ConfigError, match="taylor"):
         get_channel_criterion("tailor", 0)
-
-
-def test_slimming_penalty_sums_absolute_scales(case):
-    _, tensors = case
-    expected = np.abs(tensors["1.weight"].detach().numpy()).sum()
-    assert slimming(tensors).item() == pytest.approx(expected)
-    with pytest.raises(ConfigError, match="no norm with a scale"):
-        slimming({"0.weight": torch.ones(2, 2)})

@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from regrow.calibration.batch_norm_recalibration import recalibrate
+from regrow.calibration.calibrate import inputs_of
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.checkpoint_files import check_masked_state
 from regrow.callbacks.core.clock import Clock
@@ -32,6 +33,7 @@ from regrow.callbacks.support.compact_checkpoints import (
     present_weights,
     write_compact_checkpoints,
 )
+from regrow.channels.activations import Activations
 from regrow.channels.allocation import RoundTo
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
@@ -115,6 +117,18 @@ def recalibrate_on(
     module.to(before)
 
 
+def record_activations(
+    trainer: pl.Trainer, module: pl.LightningModule, session: PruningSession[Any], batch: Any
+) -> None:
+    """Record activations on a batch if an event is due that ranks channels by them."""
+    collected = session.pruner.collected
+    if not isinstance(collected, Activations) or session.due() is None:
+        return
+    add = partial(trainer.strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else None
+    with pl.utilities.seed.isolate_rng():
+        collected.record(module, inputs_of([batch], None), add)
+
+
 # A separate object, to distinguish 0.5 written by a user from the default.
 DEFAULT_SPARSITY: Final = float("0.5")
 
@@ -141,11 +155,17 @@ class ChannelPruning(PruningCallback[ChannelPruner]):
         begin: First event; None: 0.2 of the fit.
         end: Last event; None: 0.75.
         every: Time between events; None: 0.01.
-        distribution: "global" (all groups ranked together) or "uniform" (same fraction per group).
-        criterion: "l1", "l2", "bn", "taylor", "fpgm", "random" or a callable
+        distribution: "global" (all groups ranked together), "uniform" (the same fraction of each
+            group) or "isomorphic" (the same fraction of each kind of group, ranked together).
+        criterion: "l1", "l2", "bn", "fpgm" or "random" read weights, "taylor" the gradients of an
+            event's step, "fisher" those of all steps (an exponential mean over about 100),
+            "activation" and "apoz" the network's activations on the event's batch; or a callable
             `(group, parameters) -> scores`.
         round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
         min_channels: Least number of channels to keep in a group.
+        max_sparsity: Largest fraction of its channels that a group may lose; None: no limit.
+        layers: Fractions that the groups of some layers lose in the end, `{"stage3.*": 0.3}`, as
+            near as `round_to` allows; the other groups make up the rest of `sparsity`.
         include: Patterns of layers that may lose channels; None: all.
         exclude: Patterns of layers that keep theirs.
         rewind: Time to which weights and learning rate rewind after each event, or a `Rewind`.
@@ -188,6 +208,8 @@ write 'macs'
         criterion: str | ChannelCriterion = "l2",
         round_to: RoundTo = "auto",
         min_channels: int = 1,
+        max_sparsity: float | None = None,
+        layers: dict[str, float] | None = None,
         include: str | list[str] | None = None,
         exclude: str | list[str] | None = None,
         rewind: TimeLike | Rewind | None = None,
@@ -202,7 +224,7 @@ write 'macs'
         check_settings(compact, keep_removed, latency_ms, sparsity is not DEFAULT_SPARSITY)
         config = ChannelConfig(
             criterion, distribution, of, round_to, min_channels, include, exclude, seed, timer,
-            latency_ms,
+            latency_ms, max_sparsity, layers,
         )  # fmt: skip
         chosen = make_schedule(schedule, begin, end, every)
         if sparsity is DEFAULT_SPARSITY and isinstance(chosen, Exponential | Table):
@@ -269,6 +291,7 @@ write 'macs'
         begins = batch_idx % trainer.accumulate_grad_batches == 0
         if begins:  # what a budget has accepted since
             self._compact_settled(trainer)
+            record_activations(trainer, pl_module, self.session, batch)
         super().on_suite_batch_start(trainer, pl_module, batch, batch_idx)
         if begins:
             self._compact_settled(trainer)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,19 +19,25 @@ from regrow.utils.errors import ConfigError, check_choice, check_count
 
 RoundTo = int | Literal["auto"]
 
-DISTRIBUTIONS = ("global", "uniform")
+DISTRIBUTIONS = ("global", "uniform", "isomorphic")
 TOLERANCE = 0.01  # accepted distance below the budget, as a fraction of the dense size
 MAX_STEPS = 256  # steps tried to come that close
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Channels of one group that are removed together."""
+    """Channels that are removed together.
 
-    group: str
-    stop: int  # number of its channels that are removed afterwards
+    `stops` is the number of removed channels afterwards, by group; `count` how many this step adds.
+    """
+
+    stops: Mapping[str, int]
+    count: int
     rank: float
-    linked: tuple[tuple[str, int], ...] = ()  # other groups, with the same numbers of theirs
+
+    @property
+    def group(self) -> str:
+        return next(iter(self.stops))
 
 
 def rounding(size: int, round_to: RoundTo) -> int:
@@ -54,6 +61,8 @@ def allocate(
     distribution: str = "global",
     round_to: RoundTo = "auto",
     min_channels: int = 1,
+    max_sparsity: float | None = None,
+    own: Mapping[str, float] | None = None,
     gone: RemovedChannels | None = None,
     links: Sequence[Sequence[str]] = (),
     fixed: Callable[[], str] | None = None,
@@ -65,9 +74,11 @@ def allocate(
         scores: Scores `(channels,)` by group.
         size: Returns the size that remains after a cut.
         budget: The size that may remain; `ConfigError` if it cannot be met.
-        distribution: "global" (least important first) or "uniform" (the same fraction of each).
-        round_to: See `ChannelConfig`.
+        distribution: See `ChannelConfig`, like the next three.
+        round_to: Kept counts are multiples of it.
         min_channels: Minimum number of channels that stay in a group.
+        max_sparsity: Largest fraction of its channels that a group may lose.
+        own: Fractions that some groups lose; the others meet the budget.
         gone: Channels that are removed already.
         links: Sets of groups that keep the same fraction; rounded where all can be.
         fixed: Describes the groups that cannot be cut, for the error.
@@ -79,36 +90,39 @@ def allocate(
     """
     check_choice("distribution", distribution, DISTRIBUTIONS)
     check_count("min_channels", min_channels)
-    first = {name: len(channels) for name, channels in (gone or {}).items()}
-    orders, ranks = _ordered(groups, scores, gone or {})
-    steps, linked = list[_Step](), {name for names in links for name in names}
-    for g in (group for group in groups if group.name not in linked):
-        start, multiple = first.get(g.name, 0), rounding(g.size, round_to)
-        steps += _steps(g.name, ranks[g.name], start, distribution, multiple, min_channels)
-    for names in links:
-        here = {name: ranks[name] for name in names}
-        steps += _linked(here, first, distribution, round_to, min_channels)
-    steps.sort(key=lambda step: step.rank)  # stable: within a group ranks never fall
+    own, gone = own or {}, gone or {}
+    first = {name: len(channels) for name, channels in gone.items()}
+    orders, ranks = _ordered(groups, scores, gone)
+    sizes = {group.name: group.size for group in groups}  # before earlier cuts
+    least, steps = 0.0 if max_sparsity is None else 1 - max_sparsity, list[_Step]()
+    floors = {name: max(min_channels, math.ceil(least * n - 1e-9)) for name, n in sizes.items()}
+    for names in _units(sizes, links):
+        found = _unit_steps(names, sizes, ranks, first, round_to, floors)
+        if wanted := {own[name] for name in names if name in own}:
+            first |= _nearest(found, {n: first.get(n, 0) for n in names}, wanted, sizes, ranks)
+        else:
+            steps += found
+    if distribution != "global":
+        steps = _ranked_by_share(steps, groups, distribution, first, ranks)
 
     def removed(chosen: Sequence[_Step]) -> dict[str, Tensor]:
-        linked = {name: stop for step in chosen for name, stop in step.linked}
-        stops = first | {step.group: step.stop for step in chosen} | linked
+        stops = first | {name: stop for step in chosen for name, stop in step.stops.items()}
         return {name: orders[name][:stop] for name, stop in stops.items()}
 
     _check_reachable(size(removed(steps)), size({}), budget, min_channels, fixed)
-    enough = bisect_left(range(len(steps)), True, key=lambda n: size(removed(steps[:n])) <= budget)
-    best = _refine(steps, enough, size, removed, budget)
-    return {name: channels.sort().values for name, channels in removed(best).items()}
+    chosen = removed(_within(steps, size, removed, budget))
+    return {name: channels.sort().values for name, channels in chosen.items()}
 
 
 def _check_reachable(
     least: float, dense: float, budget: float, min_channels: int, fixed: Callable[[], str] | None
 ) -> None:
     if least > budget:
+        others = f". {fixed()}" if fixed else ""
         raise ConfigError(
             f"{budget:.6g} cannot be reached: with {min_channels} channel(s) kept in every group, "
             f"{least:.6g} of {dense:.6g} remain; ask for less sparsity, lower round_to or "
-            f"min_channels, or exclude fewer layers. {fixed() if fixed else ''}".rstrip()
+            f"min_channels, raise max_sparsity or layers, or exclude fewer layers{others}"
         )
 
 
@@ -126,18 +140,37 @@ def _ordered(
     return orders, ranks
 
 
-def _steps(
-    name: str, ranked: Tensor, gone: int, distribution: str, multiple: int, floor: int
+def _units(names: Iterable[str], links: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Return the groups that are linked to no other, and the sets of linked ones."""
+    linked = {name for link in links for name in link}
+    return [*((name,) for name in names if name not in linked), *links]
+
+
+def _unit_steps(
+    names: Sequence[str],
+    sizes: Mapping[str, int],
+    ranks: Mapping[str, Tensor],
+    first: Mapping[str, int],
+    round_to: RoundTo,
+    floors: Mapping[str, int],
 ) -> list[_Step]:
+    """Return the steps of one group, or of linked ones."""
+    if len(names) > 1:
+        return _linked({name: ranks[name] for name in names}, first, round_to, floors)
+    [name] = names
+    multiple = rounding(sizes[name], round_to)
+    return _steps(name, ranks[name], first.get(name, 0), multiple, floors[name])
+
+
+def _steps(name: str, ranked: Tensor, gone: int, multiple: int, floor: int) -> list[_Step]:
     """Steps of one group: the first leaves a multiple, later ones remove `multiple` channels."""
     size, steps, worst = len(ranked), list[_Step](), float("-inf")
     for kept in range((size - gone - 1) // multiple * multiple, 0, -multiple):
         if kept < floor:
             break
         stop = size - kept
-        mean = stop / size if distribution == "uniform" else float(ranked[gone:stop].mean())
-        worst = max(worst, mean)
-        steps.append(_Step(name, stop, worst))
+        worst = max(worst, float(ranked[gone:stop].mean()))
+        steps.append(_Step({name: stop}, stop - gone, worst))
         gone = stop
     return steps
 
@@ -145,9 +178,8 @@ def _steps(
 def _linked(
     ranked: Mapping[str, Tensor],
     first: Mapping[str, int],
-    distribution: str,
     round_to: RoundTo,
-    floor: int,
+    floors: Mapping[str, int],
 ) -> list[_Step]:
     """Steps of groups that keep the same fraction."""
     sizes = {name: len(values) for name, values in ranked.items()}
@@ -159,24 +191,71 @@ def _linked(
         stops = {name: size * part // parts for name, size in sizes.items()}
         if any(stops[name] <= gone[name] for name in sizes):
             continue
-        if any(sizes[name] - stop < floor for name, stop in stops.items()):
+        if any(sizes[name] - stop < floors[name] for name, stop in stops.items()):
             break
         means = [float(ranked[name][gone[name] : stop].mean()) for name, stop in stops.items()]
-        mean = part / parts if distribution == "uniform" else sum(means) / len(means)
-        worst, gone = max(worst, mean), stops
-        name, *others = stops
-        steps.append(_Step(name, stops[name], worst, tuple((n, stops[n]) for n in others)))
+        worst = max(worst, sum(means) / len(means))
+        steps.append(_Step(stops, sum(stops.values()) - sum(gone.values()), worst))
+        gone = stops
     return steps
 
 
-def _refine(
+def _nearest(
     steps: Sequence[_Step],
-    count: int,
+    now: Mapping[str, int],
+    wanted: set[float],
+    sizes: Mapping[str, int],
+    ranks: Mapping[str, Tensor],
+) -> Mapping[str, int]:
+    """Return the stops, of a step or those of `now`, that are nearest to the wanted fraction."""
+    if len(wanted) > 1:
+        raise ConfigError(
+            f"{', '.join(now)} work only if they lose the same fraction, and layers= asks for "
+            f"{' and '.join(f'{fraction:g}' for fraction in sorted(wanted))}: write one for all"
+        )
+    [fraction] = wanted
+    before = sum(sizes[name] - len(ranks[name]) for name in now)  # earlier cuts
+    total = sum(sizes[name] for name in now)
+    return min(
+        (now, *(step.stops for step in steps)),
+        key=lambda s: abs(before + sum(s.values()) - fraction * total),
+    )
+
+
+def _ranked_by_share(
+    steps: Sequence[_Step],
+    groups: Sequence[Group],
+    distribution: str,
+    first: Mapping[str, int],
+    ranks: Mapping[str, Tensor],
+) -> list[_Step]:
+    """Rank steps by the fraction of their pool that they remove together with those before them.
+
+    With a pool for each kind of group: Fang et al. 2024, arXiv 2407.04616.
+    """
+    pools = {g.name: g.kind if distribution == "isomorphic" else g.name for g in groups}
+    gone, total = Counter[str](), Counter[str]()
+    for names in {step.group: step.stops for step in steps}.values():
+        pool = pools[next(iter(names))]
+        gone[pool] += sum(first.get(name, 0) for name in names)
+        total[pool] += sum(len(ranks[name]) for name in names)
+    shares = [0.0] * len(steps)
+    for index in sorted(range(len(steps)), key=lambda index: steps[index].rank):
+        pool = pools[steps[index].group]
+        gone[pool] += steps[index].count
+        shares[index] = gone[pool] / total[pool]
+    return [replace(step, rank=share) for step, share in zip(steps, shares, strict=True)]
+
+
+def _within(
+    steps: Sequence[_Step],
     size: Callable[[RemovedChannels], float],
     removed: Callable[[Sequence[_Step]], RemovedChannels],
     budget: float,
 ) -> list[_Step]:
-    """Return the first `count` steps; if the last removes too much, try others in its place."""
+    """Return the first steps that are enough; if the last removes too much, try others for it."""
+    steps = sorted(steps, key=lambda step: step.rank)  # stable: within a group ranks never fall
+    count = bisect_left(range(len(steps)), True, key=lambda n: size(removed(steps[:n])) <= budget)
     if not count:
         return []
     best, taken = list(steps[:count]), list(steps[: count - 1])

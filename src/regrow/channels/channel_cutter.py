@@ -21,6 +21,7 @@ from regrow.channels.cut.channel_cut import (
 from regrow.channels.cut.surgery import kept_indices
 from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.trace import Trace
+from regrow.channels.prune_channels import approximate_groups
 from regrow.pruning.initializers import removed_values
 from regrow.pruning.transaction import atomic
 from regrow.utils.errors import ConfigError, StateError
@@ -80,7 +81,14 @@ class ChannelCutter:
         self.enforcer.transaction.mark_started()
         counts = {name: len(channels) for name, channels in removed.items()}
         kept = kept_indices(self.masker.groups, removed)
-        plan = make_channel_cut(self.model, kept, found.undo, removed=counts, error=found.error)
+        plan = make_channel_cut(
+            self.model,
+            kept,
+            found.undo,
+            removed=counts,
+            approximate=approximate_groups(self.masker.groups, removed),
+            error=found.error,
+        )
         slice_optimizer_state(optimizers, self.model, plan)
         reset_mismatched_state(optimizers, self.model, plan)
         self._store(plan)

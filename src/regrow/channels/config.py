@@ -3,20 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from regrow.channels.allocation import DISTRIBUTIONS, RoundTo, rounding
-from regrow.channels.importance import ChannelCriterion, get_channel_criterion, taylor
+from regrow.channels.importance import (
+    ChannelCriterion,
+    MeanScores,
+    data_criterion,
+    fisher,
+    get_channel_criterion,
+    taylor,
+)
 from regrow.channels.size import UNITS
 from regrow.utils.errors import (
     ConfigError,
     check_choice,
     check_count,
+    check_layer_sparsities,
     check_patterns,
     check_positive,
+    check_sparsity,
 )
 from regrow.utils.names import callable_name
 
@@ -25,12 +34,16 @@ class ChannelConfig(NamedTuple):
     """Settings of channel pruning.
 
     Attributes:
-        criterion: "l1", "l2", "bn", "taylor", "fpgm", "random" or a callable
-            `(group, parameters) -> scores`.
-        distribution: "global" or "uniform".
+        criterion: "l1", "l2", "bn", "fpgm", "random", "taylor", "fisher", "activation", "apoz" or a
+            callable `(group, parameters) -> scores`; see `regrow.channels.importance`.
+        distribution: "global" (all groups ranked together), "uniform" (the same fraction of each
+            group) or "isomorphic" (the same fraction of each kind of group, ranked together).
         of: The unit of a sparsity: "channels", "macs", "params" or "latency".
         round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
         min_channels: Minimum number of channels that stay in a group.
+        max_sparsity: Largest fraction of its channels that a group may lose; None: no limit.
+        layers: Fractions that the groups of some layers lose, `{pattern: fraction}`, as near as
+            `round_to` allows; the other groups make up the rest of the sparsity.
         include: Patterns of layers that may be cut; None: all.
         exclude: Patterns of layers that keep their channels.
         seed: Seed of random choices.
@@ -48,6 +61,8 @@ class ChannelConfig(NamedTuple):
     seed: int = 0
     timer: Callable[[nn.Module], float] | None = None
     latency_ms: float | None = None
+    max_sparsity: float | None = None
+    layers: Mapping[str, float] | None = None
 
     def validated(self) -> ChannelConfig:
         """Check all settings, and return them with patterns as tuples."""
@@ -57,6 +72,14 @@ class ChannelConfig(NamedTuple):
         rounding(1, self.round_to)
         check_count("min_channels", self.min_channels)
         check_count("seed", self.seed, least=0)
+        layers = check_layer_sparsities(self.layers)
+        if self.max_sparsity is not None:
+            most = check_sparsity("max_sparsity", self.max_sparsity, zero=False)
+            if beyond := {p: sparsity for p, sparsity in layers.items() if sparsity > most}:
+                raise ConfigError(
+                    f"layers={beyond} asks for more than max_sparsity={most:g} lets any group "
+                    "lose: write a higher max_sparsity"
+                )
         if self.latency_ms is not None:
             check_positive("latency_ms", self.latency_ms, "latency_ms=5.0")
             if self.of != "latency":
@@ -65,6 +88,7 @@ class ChannelConfig(NamedTuple):
                     "write of='latency', or leave latency_ms out"
                 )
         return self._replace(
+            layers=layers,
             include=check_patterns("include", self.include),
             exclude=check_patterns("exclude", self.exclude),
         )
@@ -72,11 +96,19 @@ class ChannelConfig(NamedTuple):
     @property
     def needs_gradients(self) -> bool:
         """Whether the criterion reads gradients."""
-        return self.criterion == "taylor" or self.criterion is taylor
+        named = self.criterion in ("taylor", "fisher", taylor, fisher)
+        return named or isinstance(self.criterion, MeanScores)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the criterion reads more than the weights: gradients or activations."""
+        return self.needs_gradients or data_criterion(self.criterion) is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that must be the same when a checkpoint is resumed."""
+        optional = {"max_sparsity": self.max_sparsity, "layers": dict(self.layers or {})}
         return {
+            **{key: value for key, value in optional.items() if value},
             "criterion": callable_name(self.criterion),
             "distribution": self.distribution,
             "of": self.of,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Scores of channels: L1, L2, batch-norm scale, Taylor, FPGM, random.
+"""Scores of channels: L1, L2, batch-norm scale, Taylor, Fisher, FPGM, random; means over steps.
 
 A channel is scored over all members of its group: rows of the layers that compute it and columns of
 those that read it. Scores that depend on a layer's scale are divided by the group's mean.
@@ -8,13 +8,16 @@ those that read it. Scores that depend on a layer's scale are divided by the gro
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from regrow.channels.activations import MEASURES, Activations
 from regrow.channels.graph.groups import Group
 from regrow.utils.errors import ConfigError, StateError, check_choice
+from regrow.utils.names import callable_name
 
 ChannelCriterion = Callable[[Group, Mapping[str, Tensor]], Tensor]
 
@@ -32,7 +35,7 @@ def l2(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
 def bn_scale(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
     """Absolute scale of the norms of a channel (Liu et al. 2017); train with `slimming` for it."""
     total = torch.zeros(group.size, dtype=torch.float64)
-    scales = [(n, d) for n, d in group.members if _is_scale(n, tensors)]
+    scales = [(n, d) for n, d in group.members if is_scale(n, tensors)]
     if not scales:
         raise ConfigError(
             f"criterion 'bn' ranks by the scale of norms, and {group.name} has none: exclude it, "
@@ -45,15 +48,18 @@ def bn_scale(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
 
 def taylor(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
     """Squared first-order change of the loss, `(sum of g * w)^2` (Molchanov et al. 2019, eq. 8)."""
-    total = torch.zeros(group.size, dtype=torch.float64)
-    for name, dim in group.members:
-        weight = tensors.get(name)
-        if weight is None or not weight.requires_grad:
-            continue
-        if weight.grad is None:
-            raise StateError(f"{name} has no gradient: run a backward pass before pruning")
-        total += _gathered(group, name, dim, (weight * weight.grad).detach())
-    return total.square()
+    return _sum_of_products(group, tensors, lambda product: product).square()
+
+
+def fisher(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Second-order change of the loss, sum of `h * w^2 / 2`, with `h = g^2` for its curvature.
+
+    This is optimal brain damage with the Fisher information for the Hessian's diagonal: the mean of
+    `g^2` over steps, see `MeanScores`. One gradient is a noisy estimate.
+
+    Source: LeCun et al. 1990 (OBD); Theis et al. 2018, arXiv 1801.05787 (Fisher pruning).
+    """
+    return _sum_of_products(group, tensors, torch.square) / 2
 
 
 def fpgm(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -65,6 +71,60 @@ def fpgm(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
         rows = tensors[name].detach().movedim(dim, 0).flatten(1).double().cpu()
         total += _gathered(group, name, dim, torch.cdist(rows, rows).sum(1))
     return _normalised(total)
+
+
+class MeanScores:
+    """A criterion: the mean, over steps, of a criterion that reads gradients.
+
+    Args:
+        criterion: "fisher", "taylor" or a callable `(group, parameters) -> scores`.
+        decay: Below 1 an exponential mean, of about the last `1 / (1 - decay)` steps.
+
+    Example:
+        >>> from torch import nn
+        >>> from regrow.channels import groups, prune
+        >>> net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.ones(3, 4)
+        >>> mean, found = MeanScores("fisher"), groups(net, x)
+        >>> for batch in (x, 2 * x):
+        ...     net(batch).square().sum().backward()
+        ...     mean.update(found, dict(net.named_parameters()))
+        ...     net.zero_grad()
+        >>> prune(net, x, 0.5, criterion=mean).removed
+        {'0': 4}
+    """
+
+    def __init__(self, criterion: str | ChannelCriterion = "fisher", decay: float = 1.0) -> None:
+        self.criterion, self.decay = get_channel_criterion(criterion, 0), decay
+        self.__name__ = f"mean_{callable_name(criterion)}"
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0.0
+
+    def update(self, groups: Iterable[Group], tensors: Mapping[str, Tensor]) -> None:
+        """Add the scores of one step; call it after each backward pass."""
+        for group in groups:
+            scores = self.criterion(group, tensors)
+            self._sums[group.name] = scores + self.decay * self._sums.get(group.name, 0.0)
+        self._steps = 1 + self.decay * self._steps
+
+    def __call__(self, group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
+        if group.name not in self._sums:
+            raise StateError(
+                f"no gradients of {group.name} were seen: prune after at least one step, or call "
+                "update(groups, parameters) after each backward pass"
+            )
+        return self._sums[group.name] / self._steps
+
+    def clear(self) -> None:
+        """Forget all steps."""
+        self._sums, self._steps = {}, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of scores, and the number of steps."""
+        return {"sums": {n: total.clone() for n, total in self._sums.items()}, "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums = {name: total.clone() for name, total in state["sums"].items()}
+        self._steps = state["steps"]
 
 
 def random(seed: int) -> ChannelCriterion:
@@ -82,6 +142,7 @@ CHANNEL_CRITERIA: dict[str, ChannelCriterion] = {
     "l2": l2,
     "bn": bn_scale,
     "taylor": taylor,
+    "fisher": fisher,
     "fpgm": fpgm,
 }
 
@@ -92,7 +153,20 @@ def get_channel_criterion(criterion: str | ChannelCriterion, seed: int) -> Chann
         return criterion
     if criterion == "random":
         return random(seed)
-    return CHANNEL_CRITERIA[check_choice("criterion", criterion, (*CHANNEL_CRITERIA, "random"))]
+    if criterion in MEASURES:
+        return Activations(criterion)
+    return CHANNEL_CRITERIA[
+        check_choice("criterion", criterion, (*CHANNEL_CRITERIA, *MEASURES, "random"))
+    ]
+
+
+def data_criterion(criterion: str | ChannelCriterion) -> MeanScores | Activations | None:
+    """Return the criterion that collects data before an event within a fit, if it does."""
+    if criterion == "fisher" or criterion is fisher:
+        return MeanScores(fisher, decay=0.99)
+    if isinstance(criterion, str):
+        return Activations(criterion) if criterion in MEASURES else None
+    return criterion if isinstance(criterion, MeanScores | Activations) else None
 
 
 def channel_scores(
@@ -110,25 +184,23 @@ def channel_scores(
     return scores
 
 
-def slimming(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Compute the penalty of Network Slimming: the sum of absolute norm scales (Liu et al. 2017).
-
-    Args:
-        tensors: Parameters by name, such as `dict(model.named_parameters())`.
-
-    Example:
-        >>> from torch import nn
-        >>> norm = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3))
-        >>> slimming(dict(norm.named_parameters())).item()
-        3.0
-    """
-    scales = [t.abs().sum() for name, t in tensors.items() if _is_scale(name, tensors)]
-    if not scales:
-        raise ConfigError("the model has no norm with a scale: there is nothing to slim")
-    return torch.stack(scales).sum()
+def _sum_of_products(
+    group: Group, tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Sum a function of gradient times weight, over all trained members of each channel."""
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for name, dim in group.members:
+        weight = tensors.get(name)
+        if weight is None or not weight.requires_grad:
+            continue
+        if weight.grad is None:
+            raise StateError(f"{name} has no gradient: run a backward pass before pruning")
+        total += _gathered(group, name, dim, change((weight * weight.grad).detach()))
+    return total
 
 
-def _is_scale(name: str, tensors: Mapping[str, Tensor]) -> bool:
+def is_scale(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Check whether a parameter is the scale of a norm."""
     return name.rpartition(".")[2] == "weight" and name in tensors and tensors[name].ndim == 1
 
 

@@ -25,7 +25,7 @@ from regrow.channels.latency_budget import LatencyTimer, latency_budget
 from regrow.channels.size import Sizes, count_work
 from regrow.masks.targets import select_targets
 from regrow.utils.batches import two_examples
-from regrow.utils.errors import ConfigError, check_sparsity
+from regrow.utils.errors import ConfigError, check_sparsity, join_limited
 from regrow.utils.names import matches_pattern, parameters
 
 Timer = Callable[[nn.Module], float]
@@ -42,6 +42,8 @@ def prune(
     criterion: str | ChannelCriterion = "l2",
     round_to: RoundTo = "auto",
     min_channels: int = 1,
+    max_sparsity: float | None = None,
+    layers: Mapping[str, float] | None = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
     latency_ms: float | None = None,
@@ -51,8 +53,9 @@ def prune(
 ) -> ChannelCut:
     """Remove channels from a model in place.
 
-    Parameters stay the same objects; optimizers made before need `slice_optimizer_state`. Groups
-    that could not be cut are named in the result.
+    Parameters stay the same objects; optimizers made before need `slice_optimizer_state`. The
+    returned cut names the groups that could not be cut, and those whose cut is only approximately
+    what the masked model computes; its `undo()` restores the model bit-exactly.
 
     Args:
         model: The model.
@@ -63,16 +66,14 @@ def prune(
         criterion: How channels are ranked.
         round_to: Kept counts are multiples of it.
         min_channels: Minimum number of channels that stay in a group.
+        max_sparsity: Largest fraction of its channels that a group may lose.
+        layers: Fractions that the groups of some layers lose, such as `{"stage3.*": 0.3}`.
         include: Patterns of layers that may be cut.
         exclude: Patterns of layers that keep their channels.
-        latency_ms: With `of="latency"`, milliseconds of a forward pass, instead of `sparsity`.
-        timer: With `of="latency"`, a function `model -> milliseconds`; None: measured here.
+        latency_ms: Milliseconds of a forward pass, instead of `sparsity`.
+        timer: A function `model -> milliseconds`; None: measured here.
         seed: For `criterion="random"`.
-        refit: Unlabelled batches, such as a DataLoader, on which the layers that read removed
-            channels are refitted; see `refit_consumers`. None: their weights stay as they are.
-
-    Returns:
-        The cut; its `undo()` restores the model bit-exactly.
+        refit: Unlabelled batches to refit what reads removed channels; see `refit_consumers`.
 
     Raises:
         ConfigError: For settings that cannot be met; the model is unchanged.
@@ -85,7 +86,7 @@ def prune(
         (torch.Size([4, 4]), 4, {'0': 4})
     """
     limits = (round_to, min_channels, include, exclude, seed, timer, latency_ms)
-    config = ChannelConfig(criterion, distribution, of, *limits).validated()
+    config = ChannelConfig(criterion, distribution, of, *limits, max_sparsity, layers).validated()
     dense = None if refit is None else copy.deepcopy(model)
     plan = _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
     if refit is not None and dense is not None:
@@ -102,8 +103,7 @@ def _cut_until_valid(
     traced = trace(model, two)
     groups = select_groups(groups_from_trace(traced, model), model, config)
     trial = TrialCut(model, traced, groups, two)
-    linked: list[Link] = []
-    together, correction = LinkedGroups(), BudgetCorrection()
+    linked, together, correction = list[Link](), LinkedGroups(), BudgetCorrection()
     while True:
         free = prunable_groups(groups, model, two)
         scores = {g.name: channel_scores(g, parameters(model), criterion) for g in free}
@@ -116,6 +116,8 @@ def _cut_until_valid(
             distribution=config.distribution,
             round_to=config.round_to,
             min_channels=config.min_channels,
+            max_sparsity=config.max_sparsity,
+            own=by_group(groups, layer_targets(groups, model, config)),
             links=linked,
             fixed=partial(describe_fixed, groups, model, two),
         )
@@ -149,6 +151,7 @@ def _cut_until_valid(
         found.undo,
         removed={name: len(channels) for name, channels in removed.items() if len(channels)},
         not_prunable={group.name: group.fixed_reason for group in groups if group.fixed_reason},
+        approximate=approximate_groups(groups, removed),
         error=found.error,
     )
 
@@ -215,6 +218,52 @@ def select_groups(
 def _is_wanted(name: str, config: ChannelConfig) -> bool:
     included = config.include is None or any(matches_pattern(name, p) for p in config.include)
     return included and not any(matches_pattern(name, p) for p in config.exclude or ())
+
+
+def layer_targets(
+    groups: Sequence[Group], model: nn.Module, config: ChannelConfig
+) -> dict[str, float]:
+    """Return the fractions of `config.layers`, by the weights whose outputs can be cut.
+
+    Raises:
+        ConfigError: For a pattern that matches nothing, or only what cannot be cut, and for layers
+            of one group with different fractions.
+    """
+    if not config.layers:
+        return {}
+    selection = select_targets(model, config.include, config.exclude)
+    own = selection.own_targets(config.layers)
+    free = {name: group for group in groups if not group.fixed_reason for name, _ in group.rows}
+    fixed = {name: group for group in groups if group.fixed_reason for name, _ in group.rows}
+    for pattern in config.layers:
+        names = selection.match(pattern, "layers")
+        if not any(name in free for name in names):
+            reasons = [f"{n}: {fixed[n].fixed_reason}" for n in names if n in fixed]
+            raise ConfigError(
+                f"layers pattern {pattern!r} matches no layer that can be cut "
+                f"({join_limited(reasons) or 'only layers without channels'}): leave it out"
+            )
+    for group in {group.name: group for group in free.values()}.values():
+        shared = {name: own[name] for name, _ in group.rows if name in own}
+        if len({*shared.values()}) > 1:
+            raise ConfigError(
+                f"these layers share channels, which they lose together, and layers= asks for "
+                f"different fractions of them: {shared}; write one fraction for all"
+            )
+    return {name: sparsity for name, sparsity in own.items() if name in free}
+
+
+def by_group(groups: Sequence[Group], own: Mapping[str, float]) -> dict[str, float]:
+    """Return fractions by group, given those by the weights that compute its channels."""
+    return {group.name: own[name] for group in groups for name, _ in group.rows if name in own}
+
+
+def approximate_groups(
+    groups: Sequence[Group], removed: RemovedChannels
+) -> dict[str, tuple[str, ...]]:
+    """Return the cut groups without which the network is only approximately the masked one."""
+    cut = [group for group in groups if len(removed.get(group.name, ()))]
+    return {g.name: g.approximate_reasons for g in cut if g.approximate_reasons}
 
 
 class LinkedGroups:

@@ -20,11 +20,18 @@ from regrow.channels.cut.surgery import RemovedChannels
 from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.groups import Group, groups_from_trace
 from regrow.channels.graph.trace import Trace, trace
-from regrow.channels.importance import channel_scores, get_channel_criterion
+from regrow.channels.importance import (
+    MeanScores,
+    channel_scores,
+    data_criterion,
+    get_channel_criterion,
+)
 from regrow.channels.latency_budget import LatencyTimer, LatencyTimerState, latency_budget
 from regrow.channels.prune_channels import (
+    by_group,
     describe_fixed,
     fix_groups,
+    layer_targets,
     prunable_groups,
     select_groups,
 )
@@ -46,7 +53,8 @@ from regrow.utils.names import parameters
 class ChannelPrunerState(MaskStateDict, ChannelMaskerState):
     """What `ChannelPruner.state_dict` returns, with a digest.
 
-    `saved` is the saved fraction of the dense latency, `dense_size` the attribute `dense`.
+    `saved` is the saved fraction of the dense latency, `dense_size` the attribute `dense`,
+    `collected` what a criterion has collected.
     """
 
     cuts: list[StoredCut]
@@ -55,6 +63,7 @@ class ChannelPrunerState(MaskStateDict, ChannelMaskerState):
     dense_size: float
     saved: float
     watch: LatencyTimerState
+    collected: dict[str, Any]
 
 
 class ChannelPruner(BasePruner):
@@ -98,8 +107,8 @@ class ChannelPruner(BasePruner):
         self.config = (config or ChannelConfig()).validated()
         self.example_input = two_examples(example_input, model)
         self.needs_gradients = self.config.needs_gradients
-        self.collects_gradients = False
-        self.layer_targets = {}  # channels have one target
+        self.collected = data_criterion(self.config.criterion)
+        self.collects_gradients = isinstance(self.collected, MeanScores)
         self.not_prunable: dict[str, str] = {}
         self.watch = LatencyTimer(self.config.timer, example_input)
         self._saved = 0.0  # fraction of the original latency
@@ -111,6 +120,7 @@ class ChannelPruner(BasePruner):
         self.cutter = ChannelCutter(self.masker, self._trace, self._analyse)
         self._set_trial(traced)
         self._try_cuts()
+        self.layer_targets = layer_targets(self.groups, model, self.config)
         self.dense = self.sizes.dense  # of prunable groups
         prunable_groups(self.groups, model, self.example_input)
 
@@ -141,6 +151,16 @@ class ChannelPruner(BasePruner):
         """The groups that can be cut."""
         return [group for group in self.groups if not group.fixed_reason]
 
+    @property
+    def layer_densities(self) -> dict[str, float]:
+        """The kept fraction of the channels of each layer with a separate target."""
+        kept: dict[str, float] = {}
+        for group in self.groups:
+            cut, gone = self.plan.removed.get(group.name, 0), len(self.removed.get(group.name, ()))
+            own = (name for name, _ in group.rows if name in self.layer_targets)
+            kept |= dict.fromkeys(own, (group.size - gone) / (group.size + cut))
+        return dict.fromkeys(self.layer_targets, 1.0) | kept
+
     def progress_towards(self, final: float) -> float:
         """The sparsity last asked for, or the present one where it is lower."""
         return min(self.target, self.sparsity)
@@ -152,12 +172,22 @@ class ChannelPruner(BasePruner):
     def check_reachable(self, sparsity: float) -> None:
         """Raise `ConfigError` if a sparsity cannot be reached with rounding and minimum counts."""
         nothing = {group.name: torch.zeros(group.size) for group in self.free}
-        self._chosen(sparsity, nothing if self.needs_gradients else self._scores())
+        scores = nothing if self.config.needs_data else self._scores()
+        self._chosen(sparsity, scores, self.layer_targets)
 
     def affordable(self) -> float:
         """The sparsity at which a forward pass takes `config.latency_ms`."""
         assert self.config.latency_ms is not None
         return max(0.0, 1 - self.config.latency_ms / self._original_ms())
+
+    def choose(self, sparsity: float) -> dict[str, Tensor]:
+        """Return the channels that `prune_to` would mask now, and those that are masked."""
+        return self._chosen(sparsity, self._scores(), self.layer_targets)
+
+    def update(self, optimizer: Optimizer | None = None) -> None:
+        """Pass this step's gradients to a criterion that averages over steps."""
+        if isinstance(self.collected, MeanScores) and (not optimizer or self.trained_by(optimizer)):
+            self.collected.update(self.free, parameters(self.model))
 
     def prune_to(
         self,
@@ -167,7 +197,8 @@ class ChannelPruner(BasePruner):
     ) -> HistoryEntry:
         """Mask channels until at least `sparsity` of the original model is removed.
 
-        Removed channels stay removed, but 0 restores all masked channels. `own` is not used.
+        Removed channels stay removed, but 0 restores all masked channels. `own` are the present
+        fractions of `layer_targets`; None: the final ones.
 
         Raises:
             ConfigError: For a sparsity out of range, below the present one, or unreachable.
@@ -184,8 +215,9 @@ class ChannelPruner(BasePruner):
                 f"the model has sparsity {before:.6g} already, {sparsity:g} is less: what is "
                 "pruned stays pruned; unprune() brings masked channels back"
             )
-        if before < sparsity:
-            self.masker.mask(self._chosen(sparsity, self._scores()), optimizers)
+        own = self.layer_targets if own is None else own
+        if before < sparsity or own:
+            self.masker.mask(self._chosen(sparsity, self._scores(), own), optimizers)
             self._saved = sparsity
         self.state.target = sparsity
         gone = {name: len(channels) for name, channels in self.removed.items() if len(channels)}
@@ -307,6 +339,7 @@ class ChannelPruner(BasePruner):
             "dense_size": self.dense,
             "saved": self._saved,
             "watch": self.watch.state_dict(),
+            "collected": self.collected.state_dict() if self.collected else {},
         }
         return with_digest({**state})
 
@@ -319,6 +352,8 @@ class ChannelPruner(BasePruner):
         self.reshape(state["cuts"])
         if before != self.not_prunable:
             self._analyse(self._trace())
+        if self.collected and state.get("collected"):
+            self.collected.load_state_dict(state["collected"])
         self.state.load_state_dict(state)
         self.masker.load_state_dict(state["removed"], state["statistics"])
 
@@ -347,18 +382,20 @@ class ChannelPruner(BasePruner):
     def _scores(self) -> dict[str, Tensor]:
         tensors = parameters(self.model)
         seed = self.config.seed * 1000 + len(self.history)
-        rule = get_channel_criterion(self.config.criterion, seed)
+        rule = self.collected or get_channel_criterion(self.config.criterion, seed)
         return {group.name: channel_scores(group, tensors, rule) for group in self.free}
 
-    def _chosen(self, sparsity: float, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _chosen(
+        self, sparsity: float, scores: Mapping[str, Tensor], own: Mapping[str, float]
+    ) -> dict[str, Tensor]:
         """Choose the channels to remove, in addition to the masked ones."""
         if self.config.of != "latency":
             budget = (1 - sparsity) * self.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
-            return self._choose(scores, self._left, budget)
+            return self._choose(scores, self._left, budget, own)
         dense = self._original_ms()
         macs = Sizes(self.model, self.free, self.example_input, "macs")
         chosen = latency_budget(
-            lambda budget: self._choose(scores, macs.after, budget),
+            lambda budget: self._choose(scores, macs.after, budget, own),
             macs.dense,
             self.cutter.trial,
             lambda model: self.watch(model, self.example_input),
@@ -378,7 +415,11 @@ class ChannelPruner(BasePruner):
         return self.watch.original(self.model, self.example_input)
 
     def _choose(
-        self, scores: Mapping[str, Tensor], size: Callable[[RemovedChannels], float], budget: float
+        self,
+        scores: Mapping[str, Tensor],
+        size: Callable[[RemovedChannels], float],
+        budget: float,
+        own: Mapping[str, float],
     ) -> dict[str, Tensor]:
         cut = self.plan.removed  # counts are rounded as those of the original group
         return allocate(
@@ -389,6 +430,8 @@ class ChannelPruner(BasePruner):
             distribution=self.config.distribution,
             round_to=self.config.round_to,
             min_channels=self.config.min_channels,
+            max_sparsity=self.config.max_sparsity,
+            own=by_group(self.groups, own),
             gone={name: c for name, c in self.removed.items() if len(c)},
             fixed=lambda: describe_fixed(self.groups, self.model, self.example_input),
         )
@@ -406,6 +449,8 @@ class ChannelPruner(BasePruner):
         groups = self._groups(traced, self.model)
         self.masker.replace_groups(groups, _selection(self.model, groups))
         self._set_trial(traced)
+        if isinstance(self.collected, MeanScores):  # its groups may have other channels now
+            self.collected.clear()
 
     def _set_trial(self, traced: Trace) -> None:
         self.cutter.trial = TrialCut(self.model, traced, self.groups, self.example_input)

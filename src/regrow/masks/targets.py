@@ -129,6 +129,24 @@ class TargetSelection:
         """
         return [entry.names[0] for entry in _match(pattern, self._entries, what)]
 
+    def own_targets(self, layers: Mapping[str, float]) -> dict[str, float]:
+        """Return the sparsity of each target that a pattern of `layers` matches, the first one's.
+
+        Raises:
+            ConfigError: For a pattern without match, or one whose targets all match earlier ones.
+        """
+        found: dict[str, float] = {}
+        for pattern, sparsity in layers.items():
+            names = self.match(pattern, "layers")
+            if all(found.get(name, sparsity) != sparsity for name in names):
+                raise ConfigError(
+                    f"layers {pattern!r} never counts: the first matching pattern counts, and all "
+                    f"its layers ({', '.join(names)}) match an earlier one: write it first"
+                )
+            for name in names:
+                found.setdefault(name, sparsity)
+        return found
+
     def without(self, names: Iterable[str], reason: str) -> TargetSelection:
         """Return the selection without some targets, given why they are left out.
 

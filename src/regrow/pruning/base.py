@@ -66,6 +66,12 @@ class BasePruner(ABC):
         return self.state.densities
 
     @property
+    def layer_densities(self) -> dict[str, float]:
+        """The kept fraction of each layer with a separate target."""
+        densities = self.densities
+        return {name: densities[name] for name in self.layer_targets}
+
+    @property
     def target(self) -> float:
         """The sparsity last requested."""
         return self.state.target

@@ -14,6 +14,7 @@ from regrow.utils.errors import (
     ConfigError,
     StateError,
     check_choice,
+    check_layer_sparsities,
     check_not_text,
     check_patterns,
     check_positive,
@@ -74,10 +75,6 @@ class PruningConfig(NamedTuple):
         check_not_text("seed", self.seed)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be a whole number, got {self.seed!r}")
-        if self.layers is not None and not isinstance(self.layers, Mapping):
-            raise ConfigError(
-                f"layers must map patterns to sparsities, {{'fc': 0.5}}, got {self.layers!r}"
-            )
         criterion = get_criterion(self.criterion)
         if self.distribution == "lamp" and isinstance(criterion, Movement):
             raise ConfigError(
@@ -91,7 +88,7 @@ class PruningConfig(NamedTuple):
             )
         layers = {
             pattern: self.check_target(sparsity, f"the sparsity of layers {pattern!r}")
-            for pattern, sparsity in (self.layers or {}).items()
+            for pattern, sparsity in check_layer_sparsities(self.layers).items()
         }
         return self._replace(
             criterion=criterion,

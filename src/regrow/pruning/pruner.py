@@ -88,17 +88,8 @@ class Pruner(BasePruner):
         for target in self.targets:
             self._check_sharding(target)
         self._unit = weights_per_unit(self.granularity, self.targets)
-        self.layer_targets: dict[str, float] = {}
+        self.layer_targets = selection.own_targets(self.config.layers or {})
         self._thin: set[str] = set()  # layers that were warned of
-        for pattern, sparsity in (self.config.layers or {}).items():
-            names = selection.match(pattern, "layers")
-            if all(self.layer_targets.get(name, sparsity) != sparsity for name in names):
-                raise ConfigError(
-                    f"layers {pattern!r} never counts: the first matching pattern counts, and all "
-                    f"its layers ({', '.join(names)}) match an earlier one: write it first"
-                )
-            for name in names:
-                self.layer_targets.setdefault(name, sparsity)
         if check_bool("from_zeros", from_zeros):
             self.mask_zeros()
 

@@ -25,6 +25,9 @@ _ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "random_unstructured random_structured rand set": ("random",),
     "grad gradients rigl": ("gradient",),
     "saliency first_order": ("taylor",),
+    "obd hessian obdc grouphessian optimal_brain_damage": ("fisher",),
+    "mean_activation": ("activation",),
+    "average_percentage_of_zeros": ("apoz",),
     "snfs": ("momentum",),
     "layerwise layer local": ("uniform",),
     "global_unstructured": ("global",),
@@ -201,6 +204,21 @@ def check_sparsity(what: str, given: object, *, zero: bool = True) -> float:
     if value == 0 and not zero:
         raise ConfigError(f"{what} must be above 0, got {given}: write 0.9 for 90 %")
     return value
+
+
+def check_layer_sparsities(given: object) -> dict[str, float]:
+    """Return separate sparsities of layers, `{pattern: sparsity}`; empty for None.
+
+    Example:
+        >>> check_layer_sparsities({"fc": 0.5})
+        {'fc': 0.5}
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"layers must map patterns to sparsities, {{'fc': 0.5}}, got {given!r}")
+    return {
+        pattern: check_sparsity(f"the sparsity of layers {pattern!r}", sparsity)
+        for pattern, sparsity in (given or {}).items()
+    }
 
 
 def check_rate(what: str, given: object) -> float:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Context managers: train and eval mode, math attention, no torch.compile."""
+"""Context managers: train and eval mode, math attention, no torch.compile, no collection."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import ParamSpec, TypeVar, cast
@@ -55,6 +56,26 @@ def no_attention_fastpath() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Put garbage collection off: a pass over all objects of a large program takes a while.
+
+    Example:
+        >>> @no_garbage_collection()
+        ... def build():
+        ...     return gc.isenabled()
+        >>> build(), gc.isenabled()
+        (False, True)
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def no_compile(hook: Callable[P, R]) -> Callable[P, R]:

@@ -158,7 +158,7 @@ def check_no_closures(optimizers: Sequence[Optimizer]) -> None:
 
 def check_target_reachable(pruner: BasePruner, start: float, final: float) -> None:
     """Check that a fit can prune from one sparsity to another."""
-    if pruner.layer_targets and final > 0 and not pruner.units(final):
+    if pruner.layer_targets and not pruner.units(final):
         raise ConfigError(
             f"sparsity={final:g} is less than one weight, and layers={pruner.layer_targets} move "
             "in proportion to it: write include=[...] with these layers, and their sparsity as "

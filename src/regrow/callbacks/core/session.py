@@ -97,7 +97,7 @@ class PruningStrategy(Generic[P]):
         if due.sparsity and pruner.units(due.sparsity) < there:
             return None
         own = layer_sparsities(
-            schedule, due.sparsity, final, pruner.layer_targets, pruner.densities
+            schedule, due.sparsity, final, pruner.layer_targets, pruner.layer_densities
         )
         return pruner.prune_to(due.sparsity, optimizers, own)
 

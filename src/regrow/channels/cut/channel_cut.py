@@ -47,6 +47,7 @@ class ChannelCutState(TypedDict):
     shapes: dict[str, list[int]]
     removed: dict[str, int]
     not_prunable: dict[str, str]
+    approximate: dict[str, list[str]]
     error: float
 
 
@@ -72,6 +73,7 @@ class ChannelCut:
         shapes: Original shapes of the tensors that were cut.
         removed: Number of removed channels, by group.
         not_prunable: Groups that could not be cut, with the reason.
+        approximate: Groups whose cut changed what the masked network computes, with the reasons.
         error: Largest difference from the masked model's output, relative to its largest.
         undo: Undoes the cut; None if loaded from a checkpoint.
         before: Values of the attributes before the cut.
@@ -85,6 +87,7 @@ class ChannelCut:
     error: float = 0.0
     undo: UndoLog | None = field(default=None, repr=False)
     before: dict[tuple[str, str], Any] = field(default_factory=dict)
+    approximate: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def state_dict(self) -> ChannelCutState:
         """Return the record as tensors and builtin types, for `from_state`."""
@@ -96,6 +99,7 @@ class ChannelCut:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "removed": dict(self.removed),
             "not_prunable": dict(self.not_prunable),
+            "approximate": {name: [*reasons] for name, reasons in self.approximate.items()},
             "error": self.error,
         }
 
@@ -114,6 +118,7 @@ class ChannelCut:
             dict(state["not_prunable"]),
             float(state["error"]),
             before={(path, name): _plain(value) for path, name, value in state["before"]},
+            approximate={n: tuple(reasons) for n, reasons in state.get("approximate", {}).items()},
         )
 
     def apply(self, model: nn.Module) -> UndoLog:
@@ -208,6 +213,7 @@ class ChannelCut:
             self.not_prunable | later.not_prunable,
             later.error,
             before=later.before | self.before,
+            approximate=self.approximate | later.approximate,
         )
 
 

@@ -18,7 +18,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from regrow.channels.graph.labels import Labels
 from regrow.channels.graph.trace import Trace, trace
 from regrow.utils.batches import two_examples
-from regrow.utils.names import PARAMETRIZED, parameters, raw_weights, tensors
+from regrow.utils.modes import no_garbage_collection
+from regrow.utils.names import PARAMETRIZED, modules, parameters, raw_weights, tensors
 
 Place = tuple[str, int]  # name of a tensor, and one of its dimensions
 
@@ -35,6 +36,8 @@ class Group:
         approximate_reasons: Why zeroed channels still affect the output; empty: the cut network
             computes what the masked one did.
         rows: The members that are outputs of a weight.
+        kind: The types of its layers and the dimensions of its members, without sizes: the same
+            for groups that repeat in blocks of different widths.
         unmasked: The members that are not zeroed where the channels are masked: what weight norm
             divides by its own length, which must not be zero.
     """
@@ -45,6 +48,7 @@ class Group:
     fixed_reason: str | None = None
     approximate_reasons: tuple[str, ...] = ()
     rows: tuple[Place, ...] = ()
+    kind: str = ""
     unmasked: tuple[Place, ...] = ()
 
     def __str__(self) -> str:
@@ -96,6 +100,7 @@ def groups(model: nn.Module, example_input: Any) -> tuple[Group, ...]:
     return groups_from_trace(trace(model, two_examples(example_input, model)), model)
 
 
+@no_garbage_collection()
 def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
     """Return the groups of a traced model."""
     labels, by_name, trained = traced.labels, tensors(model), parameters(model)
@@ -107,30 +112,32 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
         for (name, _), (a, b) in zip(labels.owners, pairwise(bounds), strict=True)
     ]
     shared = torch.bincount(torch.cat([*classes, roots[:0]]), minlength=len(labels)) > 1
-    blocks_of: dict[int, list[int]] = {}  # blocks of labels in which a class occurs
     transposed, normalized = _transposed(model), _normalized(model)
-    for block, block_classes in enumerate(classes):
-        for root in block_classes[shared[block_classes]].tolist():
-            blocks_of.setdefault(root, []).append(block)
-    for block, block_classes in enumerate(classes):  # fixed outputs that nothing else holds
-        name, dim = labels.owners[block]
-        if dim == (name in transposed):  # False == 0
-            for root in block_classes[~shared[block_classes]].tolist():
-                blocks_of |= {root: [block]} if root in fixed else {}
-    channels_of: dict[tuple[tuple[int, ...], bool], list[int]] = {}
-    for root, blocks in blocks_of.items():
-        names = {labels.owners[block][0] for block in blocks}
-        if any(n in trained and by_name[n].ndim > 1 for n in names):
-            channels_of.setdefault((tuple(blocks), root in fixed), []).append(root)
-    groups: list[Group] = []
-    taken: Counter[str] = Counter()
-    for (places, is_fixed), channels in channels_of.items():
-        index = torch.full((len(labels),), -1)
+    outputs = torch.zeros_like(shared)
+    for (name, dim), block_classes in zip(labels.owners, classes, strict=True):
+        outputs[block_classes] |= dim == (name in transposed)  # False == 0
+    cannot = torch.zeros_like(shared)
+    cannot[torch.tensor([*fixed], dtype=torch.int64)] = True
+    alone = ~shared & outputs & cannot  # fixed outputs that nothing else holds
+    numbers, places_of = _number_by_blocks(classes, shared | alone)
+    types = {path: type(module).__name__ for path, module in modules(model).items()}
+    channels_of: dict[tuple[int, bool], list[int]] = {}
+    order = torch.cat([shared.nonzero(), alone.nonzero()]).flatten()
+    for root, number, is_fixed in zip(
+        order.tolist(), numbers[order].tolist(), cannot[order].tolist(), strict=True
+    ):
+        channels_of.setdefault((number, is_fixed), []).append(root)
+    groups, taken = list[Group](), Counter[str]()
+    index = torch.full((len(labels),), -1)
+    for (number, is_fixed), channels in channels_of.items():
         index[torch.tensor(channels)] = torch.arange(len(channels))
         members = {
             labels.owners[block]: index[roots[bounds[block] : bounds[block + 1]]]
-            for block in places
+            for block in places_of[number]
         }
+        index[torch.tensor(channels)] = -1
+        if not any(name in trained and by_name[name].ndim > 1 for name, _ in members):
+            continue
         rows = [
             (name, dim)
             for name, dim in members
@@ -145,9 +152,39 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
         fixed_reason = fixed[channels[0]][0] if is_fixed else None
         unmasked = tuple(place for place in members if place in normalized)
         groups.append(
-            Group(name, len(channels), members, fixed_reason, tuple(reasons), tuple(rows), unmasked)
+            Group(
+                name,
+                len(channels),
+                members,
+                fixed_reason,
+                tuple(reasons),
+                tuple(rows),
+                _kind(members, types),
+                unmasked,
+            )
         )
     return tuple(groups)
+
+
+def _number_by_blocks(
+    classes: Sequence[Tensor], wanted: Tensor
+) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """Number the wanted classes by the blocks that they occur in.
+
+    Args:
+        classes: The classes of each block.
+        wanted: Whether a class counts, as a bool vector.
+
+    Returns:
+        The number of each class, and the blocks of each number.
+    """
+    numbers, blocks = torch.zeros(len(wanted), dtype=torch.int64), [tuple[int, ...]()]
+    for block, found in enumerate(classes):
+        chosen = found[wanted[found]]
+        before, index = torch.unique(numbers[chosen], return_inverse=True)
+        numbers[chosen] = len(blocks) + index
+        blocks += [(*blocks[old], block) for old in before.tolist()]
+    return numbers, blocks
 
 
 def _reasons(labels: Labels, marks: Iterable[tuple[Tensor, str]]) -> dict[int, list[str]]:
@@ -185,6 +222,11 @@ def _name(places: Sequence[Place]) -> str:
     """Return the layer of the first place."""
     layer, inside, _ = places[0][0].partition(f".{PARAMETRIZED}")
     return layer if inside else layer.rpartition(".")[0] or layer
+
+
+def _kind(members: Iterable[Place], types: Mapping[str, str]) -> str:
+    parts = ((*name.rpartition(".")[::2], dim) for name, dim in members)
+    return ", ".join(sorted(f"{types[path]}.{leaf}[{dim}]" for path, leaf, dim in parts))
 
 
 def _ranges(places: Tensor) -> str:

@@ -16,7 +16,7 @@ from regrow.channels.graph.labels import LabelledTensor, Labels, make_axis
 from regrow.channels.graph.preserve import no_mask_detection, preserve_state, without_hooks
 from regrow.distributed.shard import is_dtensor
 from regrow.utils.errors import ConfigError
-from regrow.utils.modes import module_mode, no_attention_fastpath
+from regrow.utils.modes import module_mode, no_attention_fastpath, no_garbage_collection
 from regrow.utils.names import modules, parameters, tensors
 
 
@@ -36,6 +36,7 @@ class Trace:
     used: set[str] = field(default_factory=set)
 
 
+@no_garbage_collection()
 def trace(model: nn.Module, example_input: Any) -> Trace:
     """Label the parameters and buffers of a model, and unite labels as its forward pass does.
 

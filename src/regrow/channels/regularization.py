@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""Penalties that draw whole channels to zero while a network trains."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from regrow.channels.graph.groups import Group, Place
+from regrow.channels.importance import is_scale
+from regrow.utils.errors import ConfigError
+
+
+def slimming(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Compute the penalty of Network Slimming: the sum of absolute norm scales (Liu et al. 2017).
+
+    Args:
+        tensors: Parameters by name, such as `dict(model.named_parameters())`.
+
+    Example:
+        >>> from torch import nn
+        >>> norm = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3))
+        >>> slimming(dict(norm.named_parameters())).item()
+        3.0
+    """
+    scales = [t.abs().sum() for name, t in tensors.items() if is_scale(name, tensors)]
+    if not scales:
+        raise ConfigError("the model has no norm with a scale: there is nothing to slim")
+    return torch.stack(scales).sum()
+
+
+def sparse_group_factors(squares: Tensor, alpha: float = 4.0) -> Tensor:
+    """Compute how strongly each channel of a group is drawn to zero, from 1 to 2^alpha.
+
+    `2^(alpha (max - n_k) / (max - min))` for squared norms n; channels that are zero do not count.
+
+    Args:
+        squares: Squared norm of each channel, over all members of the group.
+        alpha: Exponent of the weakest channel.
+
+    Source: Fang et al. 2023 (DepGraph), arXiv 2301.12900, section on group-level pruning.
+
+    Example:
+        >>> sparse_group_factors(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([16.,  4.,  1.])
+    """
+    alive = squares[squares > 0]
+    if not len(alive) or alive.max() == alive.min():
+        return torch.ones_like(squares)
+    share = (alive.max() - squares) / (alive.max() - alive.min())
+    return torch.exp2(alpha * share.clamp(max=1))
+
+
+class GroupPenalty:
+    """The penalty `sum over channels k of f_k / 2 * |w_k|^2`, with w_k in all members of a group.
+
+    Args:
+        groups: Groups of channels.
+        tensors: Parameters by name.
+
+    Example:
+        >>> from torch import nn
+        >>> from regrow.channels import groups
+        >>> net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
+        >>> for weight in net.parameters():
+        ...     _ = weight.data.fill_(3)
+        ...     weight.grad = torch.zeros_like(weight)
+        >>> penalty = GroupPenalty(groups(net, torch.zeros(2, 1))[:1], dict(net.named_parameters()))
+        >>> penalty.squares("0")
+        tensor([18., 18.])
+        >>> penalty.add_gradients({"0": torch.tensor([0.5, 0.0])})
+        >>> net[0].weight.grad.flatten(), net[1].weight.grad.flatten()
+        (tensor([1.5000, 0.0000]), tensor([1.5000, 0.0000]))
+    """
+
+    def __init__(self, groups: Sequence[Group], tensors: Mapping[str, Tensor]) -> None:
+        self._tensors, self._sizes = tensors, {group.name: group.size for group in groups}
+        self._channels: dict[str, dict[Place, Tensor]] = {
+            group.name: {
+                (name, dim): channels.where(channels >= 0, group.size).to(tensors[name].device)
+                for (name, dim), channels in group.members.items()
+                if name in tensors
+            }
+            for group in groups
+        }
+
+    @torch.no_grad()
+    def squares(self, name: str) -> Tensor:
+        """Return the squared norm of each channel of a group."""
+        places = self._channels[name]
+        total = torch.zeros(self._sizes[name] + 1, device=next(iter(places.values())).device)
+        for (tensor, dim), channels in places.items():
+            rows = self._tensors[tensor].movedim(dim, 0).reshape(len(channels), -1).float()
+            total.index_add_(0, channels, rows.square().sum(1))
+        return total[:-1]  # the last is for positions without a channel
+
+    @torch.no_grad()
+    def add_gradients(
+        self, factors: Mapping[str, Tensor], trained: Collection[int] | None = None
+    ) -> None:
+        """Add `f_k w_k` to the gradients of channels.
+
+        Args:
+            factors: The f of each channel, by group.
+            trained: Ids of the parameters to change, of those that have a gradient; None: all.
+        """
+        for name, factor in factors.items():
+            padded = torch.cat([factor, factor.new_zeros(1)])
+            for (tensor, dim), channels in self._channels[name].items():
+                weight = self._tensors[tensor]
+                if weight.grad is not None and (trained is None or id(weight) in trained):
+                    shape = [-1 if d == dim else 1 for d in range(weight.ndim)]
+                    each = padded.to(weight.device)[channels].reshape(shape)
+                    weight.grad.add_(weight * each.to(weight.dtype))
