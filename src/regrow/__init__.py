@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from regrow.calibration.free_sparsity import free_sparsity as free_sparsity
     from regrow.calibration.ranked_checkpoint import load_ranked as load_ranked
     from regrow.calibration.ranked_checkpoint import save_ranked as save_ranked
+    from regrow.calibration.repair_ladder import repair as repair
     from regrow.callbacks.accuracy_budget import AccuracyBudget as AccuracyBudget
     from regrow.callbacks.alternating_phases import AlternatingPhases as AlternatingPhases
     from regrow.callbacks.channel_pruning import ChannelPruning as ChannelPruning
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from regrow.callbacks.support.checkpoint_shapes import ChannelsMixin as ChannelsMixin
     from regrow.callbacks.support.lr_rounds import restart_each_round as restart_each_round
     from regrow.channels.pruner import ChannelPruner as ChannelPruner
+    from regrow.criteria.block_fisher import BlockFisher as BlockFisher
     from regrow.criteria.movement import Movement as Movement
     from regrow.criteria.precomputed import Scores as Scores
     from regrow.criteria.saliency import grasp as grasp
@@ -72,6 +74,7 @@ _HOME = {
     "ACDC": "schedules.cyclic",
     "AccuracyBudget": "callbacks.accuracy_budget",
     "AlternatingPhases": "callbacks.alternating_phases",
+    "BlockFisher": "criteria.block_fisher",
     "ChannelPruner": "channels.pruner",
     "ChannelPruning": "callbacks.channel_pruning",
     "ChannelsMixin": "callbacks.support.checkpoint_shapes",
@@ -114,6 +117,7 @@ _HOME = {
     "grasp": "criteria.saliency",
     "load_ranked": "calibration.ranked_checkpoint",
     "prune": "pruning.functional",
+    "repair": "calibration.repair_ladder",
     "restart_each_round": "callbacks.support.lr_rounds",
     "save_ranked": "calibration.ranked_checkpoint",
     "sensitivity": "sensitivity_analysis.scan",

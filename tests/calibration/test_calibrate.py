@@ -2,12 +2,15 @@
 """`regrow.calibrate`: masks, refit, undo, and what it refuses."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import regrow
+from regrow.calibration.calibrate import calibrated_layers
+from regrow.calibration.moments import Data, paired_moments
 from regrow.calibration.scores import CRITERIA
 from regrow.utils.errors import ConfigError, StateError
 
@@ -203,5 +206,16 @@ def test_layers_that_cannot_be_calibrated_or_do_not_run():
     with pytest.raises(ConfigError, match=r"other.weight is not used.*exclude=\['other.weight'\]"):
         regrow.calibrate(model, [data()], 0.5)
     assert regrow.calibrate(model, [data()], 0.5, exclude=["other"]).sparsity == 0.5
-    with pytest.raises(ConfigError, match=r"weight_ih_l0.*exclude="):
-        regrow.calibrate(nn.LSTM(4, 4), [data(shape=(3, 4))], 0.5)
+    with pytest.raises(ConfigError, match=r"exclude=.*weight_hr_l0"):
+        regrow.calibrate(nn.LSTM(4, 4, proj_size=2), [data(shape=(3, 4))], 0.5)
+
+
+def test_a_refit_does_not_run_what_comes_behind_the_layer_but_for_the_first_batch():
+    model, ran = perceptron(), []
+    layer = calibrated_layers(model, ["0.weight"], None)[0]
+    dense = copy.deepcopy(model)
+    model[4].register_forward_hook(lambda *_: ran.append(1))
+    twin = replace(layer, module=dense[0])
+    moments = paired_moments(layer, model, twin, dense, Data([*data(256).split(64)]))
+    assert moments.rows == 256
+    assert len(ran) == 1

@@ -33,15 +33,25 @@ def test_the_layer_is_a_matrix_product_of_its_rows(kind):
     module, x = module.double(), torch.randn(like.shape, dtype=torch.float64)
     layer = LayerRows("weight", module)
     y = module(x)
-    product = layer.inputs(x) @ layer.matrix.mT
-    if module.bias is not None:
-        product = product + module.bias.reshape(layer.groups, 1, -1)
-    assert torch.allclose(product, layer.outputs(y), atol=1e-12)
+    rows = layer.outputs(layer.inputs((x,), {}))
+    if isinstance(module, nn.Linear):
+        expected = y.reshape(1, -1, 3)
+    else:
+        grouped = y.reshape(2, layer.groups, y.shape[1] // layer.groups, -1)
+        expected = grouped.permute(1, 0, 3, 2).reshape(rows.shape)
+    assert torch.allclose(rows, expected, atol=1e-12)
     assert torch.equal(layer.to_weight(layer.matrix), module.weight)
 
 
 def test_one_example_without_a_batch_dimension():
     layer = LayerRows("weight", nn.Conv2d(4, 6, 3))
     x = torch.randn(4, 7, 6)
-    assert torch.equal(layer.inputs(x), layer.inputs(x[None]))
-    assert torch.equal(layer.outputs(layer.module(x)), layer.outputs(layer.module(x[None])))
+    assert torch.equal(layer.inputs((x,), {}), layer.inputs((), {"input": x[None]}))
+
+
+def test_some_outputs_are_those_of_all():
+    layer = LayerRows("weight", nn.Conv2d(4, 6, 3, groups=2))
+    rows = layer.inputs((torch.randn(2, 4, 5, 5),), {})
+    kept = torch.tensor([True, False, True, False, True, True])
+    whole, some = (torch.cat([*layer.outputs(rows, k)], 1) for k in (None, kept))
+    assert torch.equal(some, whole[:, kept])

@@ -186,3 +186,26 @@ def test_pruning_by_hand_needs_calibration_data():
     callback.attach(trained())
     with pytest.raises(StateError, match=r"call calibrate\(batches\)"):
         callback.prune_to(0.5)
+
+
+@pytest.mark.parametrize(("wanted", "repair"), [(0.1, "none"), (1.0, None)])
+def test_repairs_are_tried_until_the_dense_classes_are_kept(wanted, repair):
+    module = Callable(lambda parameters: SGD(parameters, lr=0.0))
+    fit(trained_once := trained(), max_epochs=1)
+    module.load_state_dict(trained_once.state_dict())
+    module.body.insert(1, torch.nn.BatchNorm1d(16))
+    before = copied(module)
+    callback = PostTrainingPruning(0.6, min_agreement=wanted)
+    callback.attach(module)
+    entry = callback.calibrate(loader())
+    assert entry["repair"] == (repair or entry["repair"])
+    assert entry["agreement"] >= wanted or wanted == 1
+    callback.unprune()
+    assert all(torch.equal(value, before[n]) for n, value in module.state_dict().items())
+
+
+def test_an_agreement_needs_repairs_and_is_a_share():
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        PostTrainingPruning(0.5, refit=False, min_agreement=0.9)
+    with pytest.raises(ConfigError, match=r"write 0.99 for 99 %"):
+        PostTrainingPruning(0.5, min_agreement=99)

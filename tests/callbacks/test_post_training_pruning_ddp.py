@@ -42,3 +42,24 @@ def test_masks_and_refitted_weights_use_the_inputs_of_all_ranks(tmp_path):
         assert equal(mine["masks"], alone["masks"])
         for name, value in alone["first"].items():
             assert torch.allclose(mine["first"][name], value, atol=1e-5), (criterion, name)
+
+
+GRADUAL = """
+from regrow import MagnitudePruning
+
+class Forward(Net):
+    def forward(self, inputs):
+        return self.body(inputs)
+
+module = Forward(ADAM)
+pruning = MagnitudePruning(0.5, schedule="linear", begin=0, end=0.9, every="3it", refit=True)
+job(pruning).fit(module, loader())
+said |= {"weights": state(module), "refitted": [e["refitted"] for e in pruning.history]}
+"""
+
+
+def test_refits_at_events_use_the_inputs_of_all_ranks(tmp_path):
+    first, other = gloo_ranks.run(GRADUAL, tmp_path)
+    assert equal(first["weights"], other["weights"])
+    assert first["refitted"] == other["refitted"]
+    assert all(count == 32 for rows in first["refitted"] for count in rows.values())

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from regrow.calibration.layer_rows import LayerRows
 from regrow.calibration.moments import Data, input_moments, paired_moments
 from regrow.calibration.refit import refit_matrix
 from regrow.calibration.scores import CRITERIA
+from regrow.calibration.sequence_rows import find_rows
 from regrow.criteria.precomputed import Scores
 from regrow.masks.distributions import erk_densities
 from regrow.masks.masks import Masks
@@ -29,7 +29,7 @@ from regrow.utils.errors import (
     check_count,
     check_sparsity,
 )
-from regrow.utils.names import named_parameters, strip_compile_prefix
+from regrow.utils.names import named_parameters
 
 NAMES = (*CRITERIA, "magnitude")
 
@@ -84,11 +84,11 @@ def calibrate(
 ) -> Calibration:
     """Prune a trained model in place with unlabelled data, without training.
 
-    Linear layers and convolutions are scored by the second moments of their inputs. Then, layer by
-    layer in the order in which they run, kept weights and biases are refitted by least squares: a
-    layer reproduces the outputs that it had in the dense network, from the inputs that the network
-    pruned so far gives it. The model runs in eval mode, on its own device. Memory: two copies of
-    the weights, the inputs, and one `(features, features)` matrix per layer in float64.
+    Linear, convolutional and recurrent layers and `nn.MultiheadAttention` are scored by the second
+    moments of their inputs. Then, in the order in which layers run, kept weights and biases are
+    refitted by least squares: a layer reproduces its outputs in the dense network from the inputs
+    that the network pruned so far gives it. The model runs in eval mode, on its own device. Memory:
+    two copies of the weights, the inputs, and a float64 `(features, features)` matrix per layer.
 
     Args:
         model: The model.
@@ -100,7 +100,7 @@ def calibrate(
         samples: Whole batches are used until there are so many examples.
         distribution: "erk" or "uniform", for "obs" and "magnitude" also "global" or "lamp"; None:
             "global" where possible, else "erk".
-        include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
+        include: Patterns of parameters to prune; None: see `regrow.prune`.
         exclude: Patterns of parameters not to prune.
         damping: Ridge term, as a fraction of the mean squared input.
         max_rows: So many output positions per batch are sampled for a layer at most.
@@ -200,19 +200,15 @@ def calibrated_layers(
     Raises:
         ConfigError: If a selected weight belongs to another kind of layer.
     """
-    owners = {
-        strip_compile_prefix(f"{path}.weight" if path else "weight"): module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | _ConvNd)
-    }
+    known = {layer.name: layer for layer in find_rows(model)}
     targets = select_targets(model, include, exclude).targets
-    other = [target.name for target in targets if target.name not in owners]
+    other = [target.name for target in targets if target.name not in known]
     if other:
         raise ConfigError(
-            f"{other[0]} is no weight of a Linear layer or a convolution, which calibration knows: "
-            f"write exclude={other}"
+            f"{other[0]} is no weight that calibration knows, of a Linear layer, a convolution, a "
+            f"recurrent layer or nn.MultiheadAttention: write exclude={other}"
         )
-    return [LayerRows(target.name, owners[target.name]) for target in targets]
+    return [known[target.name] for target in targets]
 
 
 def score_layers(
@@ -260,7 +256,7 @@ def layer_sparsities(
     layers: Sequence[LayerRows], distribution: str, sparsity: float
 ) -> dict[str, float]:
     """Return the sparsity of each layer under "erk", else the same for all."""
-    shapes = [layer.module.weight.shape for layer in layers]
+    shapes = [layer.weight.shape for layer in layers]
     densities = erk_densities(shapes, sparsity) if distribution == "erk" else []
     kept = densities or [1 - sparsity] * len(layers)
     return {layer.name: 1 - density for layer, density in zip(layers, kept, strict=True)}
@@ -277,6 +273,13 @@ def score_layer(
     return layer.to_weight(torch.stack(parts))
 
 
+def order_layers(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> list[LayerRows]:
+    """Return the layers that run, in the order in which they do, by a pass over the first batch."""
+    by_name = {layer.name: layer for layer in layers}
+    first = replace(data, batches=data.batches[:1], total=None)
+    return [by_name[name] for name in input_moments(model, layers, first)]
+
+
 @torch.no_grad()
 def refit_layers(
     model: nn.Module,
@@ -285,6 +288,7 @@ def refit_layers(
     masks: Mapping[str, Tensor],
     data: Data,
     damping: float,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> dict[str, int]:
     """Refit layers in their order, each on what the model with the layers before it computes.
 
@@ -295,6 +299,8 @@ def refit_layers(
         masks: Bool masks by name of the weight; layers without one are left as they are.
         data: Calibration data.
         damping: See `refit_rows`.
+        kept: Bool, which outputs of a layer of the copy the model's layer has, by name of the
+            weight; all where there is none.
 
     Returns:
         The number of input rows of each layer.
@@ -304,14 +310,14 @@ def refit_layers(
     for layer in layers:
         if layer.name not in masks:
             continue
-        twin = LayerRows(layer.name, cast("nn.Linear | _ConvNd", pairs[layer.module]))
-        moments = paired_moments(layer, model, twin, dense, data)
-        weight, mask = layer.module.weight, masks[layer.name].bool()
-        biased = layer.module.bias is not None
-        keep = layer.to_matrix(mask)
-        matrix, bias = refit_matrix(layer.matrix, keep, moments, biased, damping)
-        weight.copy_(layer.to_weight(matrix).masked_fill(~mask, 0.0))
-        if layer.module.bias is not None and bias is not None:
-            layer.module.bias.copy_(bias.flatten())
+        twin = replace(layer, module=pairs[layer.module])
+        outputs = None if kept is None else kept.get(layer.name)
+        moments = paired_moments(layer, model, twin, dense, data, outputs)
+        mask = masks[layer.name].to(layer.weight.device, torch.bool)
+        keep, bias = layer.to_matrix(mask), layer.bias
+        matrix, shift = refit_matrix(layer.matrix, keep, moments, bias is not None, damping)
+        layer.weight.copy_(layer.to_weight(matrix).masked_fill(~mask, 0.0))
+        if bias is not None and shift is not None:
+            bias.copy_(shift.flatten())
         rows[layer.name] = moments.rows
     return rows

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
@@ -15,40 +16,40 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 @dataclass(frozen=True)
 class LayerRows:
-    """A layer as `outputs = inputs @ matrix.T + bias`, for each of its groups.
+    """A weight as `outputs = inputs @ matrix.T + bias`, for each of its groups.
 
     Attributes:
-        name: The full name of the layer's weight.
-        module: A Linear layer, or a convolution of any kind.
+        name: The full name of the weight.
+        module: The module that is called: here a Linear layer, or a convolution of any kind.
 
     Example:
         >>> layer = LayerRows("weight", nn.Conv1d(2, 4, 3, groups=2))
-        >>> layer.matrix.shape, layer.inputs(torch.zeros(5, 2, 8)).shape
+        >>> layer.matrix.shape, layer.inputs((torch.zeros(5, 2, 8),), {}).shape
         (torch.Size([2, 2, 3]), torch.Size([2, 30, 3]))
     """
 
     name: str
-    module: nn.Linear | _ConvNd
+    module: nn.Module
 
     @property
     def weight(self) -> Tensor:
         """The weight itself."""
-        return self.module.weight
+        return cast(Tensor, self.module.weight)
 
     @property
     def bias(self) -> Tensor | None:
         """The bias itself, in the order of the outputs of all groups."""
-        return self.module.bias
+        return cast("Tensor | None", self.module.bias)
 
     @property
     def groups(self) -> int:
         """The number of groups; 1 for a Linear layer."""
-        return 1 if isinstance(self.module, nn.Linear) else self.module.groups
+        return cast(int, getattr(self.module, "groups", 1))
 
     @property
     def matrix(self) -> Tensor:
         """A copy of the weight as `(groups, out / groups, features)`."""
-        return self.to_matrix(self.module.weight.detach())
+        return self.to_matrix(self.weight.detach())
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         """Reshape a tensor of the weight's shape to `(groups, out / groups, features)`."""
@@ -61,29 +62,39 @@ class LayerRows:
 
     def to_weight(self, matrix: Tensor) -> Tensor:
         """Undo `to_matrix`."""
-        shape = self.module.weight.shape
+        shape = self.weight.shape
         if not isinstance(self.module, _ConvTransposeNd):
             return matrix.reshape(shape)
         parts = matrix.reshape(self.groups, shape[1], -1, *shape[2:]).transpose(1, 2)
         return parts.reshape(shape).flip(tuple(range(2, len(shape))))
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """Unfold an input to `(groups, positions, features)`, as `matrix` multiplies it."""
-        if isinstance(self.module, nn.Linear):
+    def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Unfold the input of a call to `(groups, positions, features)`."""
+        x: Tensor = args[0] if args else kwargs["input"]
+        if not isinstance(self.module, _ConvNd):
             return x.reshape(1, -1, x.shape[-1])
-        x = x if x.ndim == self.module.weight.ndim else x.unsqueeze(0)  # one example
+        x = x if x.ndim == self.weight.ndim else x.unsqueeze(0)  # one example
         patches = _patches(self.module, x)  # (batch, channels, taps, *positions)
         batch, channels, taps = patches.shape[:3]
         grouped = patches.reshape(batch, self.groups, channels // self.groups * taps, -1)
         return grouped.permute(1, 0, 3, 2).reshape(self.groups, -1, grouped.shape[2])
 
-    def outputs(self, y: Tensor) -> Tensor:
-        """Reshape an output to `(groups, positions, out / groups)`."""
-        if isinstance(self.module, nn.Linear):
-            return y.reshape(1, -1, y.shape[-1])
-        y = y if y.ndim == self.module.weight.ndim else y.unsqueeze(0)
-        parts = y.reshape(len(y), self.groups, y.shape[1] // self.groups, -1)
-        return parts.permute(1, 0, 3, 2).reshape(self.groups, -1, parts.shape[2])
+    def outputs(self, rows: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Compute the outputs `(groups, positions, out / groups)` of unfolded inputs, in float64.
+
+        Args:
+            rows: A result of `inputs`, or some of its positions.
+            kept: Bool, the outputs of all groups that are computed; None: all.
+        """
+        matrix = self.matrix.double()
+        shift = matrix.new_zeros(matrix.shape[:2])
+        if self.bias is not None:
+            shift = self.bias.detach().double().reshape(shift.shape)
+        if kept is not None:
+            chosen = kept.to(matrix.device).nonzero().flatten()
+            matrix = matrix.flatten(0, 1)[chosen].reshape(len(rows), -1, matrix.shape[2])
+            shift = shift.flatten()[chosen].reshape(matrix.shape[:2])
+        return rows.double() @ matrix.mT + shift[:, None]
 
 
 def _patches(module: _ConvNd, x: Tensor) -> Tensor:

@@ -116,14 +116,17 @@ def input_moments(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> 
     found: dict[str, Moments] = {}
 
     def make_hook(layer: LayerRows) -> Callable[..., None]:
-        def hook(_: nn.Module, given: tuple[Any, ...], __: Tensor) -> None:
+        def hook(_: nn.Module, args: Any, kwargs: Any, __: Any) -> None:
             moments = found.setdefault(layer.name, Moments())
-            moments.add(data.sample(layer.inputs(given[0]), layer.name, moments.rows), None)
+            moments.add(data.sample(layer.inputs(args, kwargs), layer.name, moments.rows), None)
 
         return hook
 
     with in_mode(model, training=False):
-        handles = [layer.module.register_forward_hook(make_hook(layer)) for layer in layers]
+        handles = [
+            layer.module.register_forward_hook(make_hook(layer), with_kwargs=True)
+            for layer in layers
+        ]
         try:
             for batch in data.batches:
                 bound_forward(model, batch)()
@@ -134,7 +137,12 @@ def input_moments(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> 
 
 
 def paired_moments(
-    layer: LayerRows, model: nn.Module, twin: LayerRows, dense: nn.Module, data: Data
+    layer: LayerRows,
+    model: nn.Module,
+    twin: LayerRows,
+    dense: nn.Module,
+    data: Data,
+    kept: Tensor | None = None,
 ) -> Moments:
     """Collect moments of a layer's inputs in a model and of its outputs in a dense copy.
 
@@ -144,35 +152,43 @@ def paired_moments(
         twin: The layer in the copy.
         dense: The dense copy.
         data: Calibration data.
+        kept: Bool, the outputs of the copy's layer that the model's layer has; None: all.
     """
-    moments = Moments()
+    moments, most = Moments(), None  # calls of a batch, of which the first shows how many
     with in_mode(model, training=False), in_mode(dense, training=False):
         for batch in data.batches:
-            inputs = [given for given, _ in _calls(model, layer.module, batch)]
-            outputs = [output for _, output in _calls(dense, twin.module, batch)]
-            if len(inputs) != len(outputs) or not inputs:
+            inputs, before = _calls(model, layer, batch, most), _calls(dense, twin, batch, most)
+            most = len(inputs)
+            if len(inputs) != len(before) or not inputs:
                 raise StateError(
-                    f"{layer.name} is called {len(inputs)} times in the model and {len(outputs)} "
+                    f"{layer.name} is called {len(inputs)} times in the model and {len(before)} "
                     "times in its copy: calibration needs a forward pass that does not depend on "
                     "weights or on attributes that copy.deepcopy shares"
                 )
-            for given, output in zip(inputs, outputs, strict=True):
-                x, y = layer.inputs(given), twin.outputs(output)
-                seen = moments.rows
-                moments.add(*(data.sample(rows, layer.name, seen) for rows in (x, y)))
+            for pair in zip(inputs, before, strict=True):
+                x, dense_x = (data.sample(rows, layer.name, moments.rows) for rows in pair)
+                moments.add(x, twin.outputs(dense_x, kept))
     return data.finish(layer.name, moments)
 
 
-def _calls(model: nn.Module, module: nn.Module, batch: Any) -> list[tuple[Tensor, Tensor]]:
-    """Run a model, and return the inputs and outputs of each call of a layer."""
-    calls: list[tuple[Tensor, Tensor]] = []
+class _Reached(BaseException):
+    """Ends a forward pass; `except Exception` of a model does not catch it."""
 
-    def hook(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
-        calls.append((given[0].detach().clone(), output.detach().clone()))
 
-    handle = module.register_forward_hook(hook)
+def _calls(model: nn.Module, layer: LayerRows, batch: Any, most: int | None) -> list[Tensor]:
+    """Run a model until so many calls of a layer, and return the unfolded inputs of each."""
+    calls: list[Tensor] = []
+
+    def hook(_: nn.Module, args: Any, kwargs: Any, __: Any) -> None:
+        calls.append(layer.inputs(args, kwargs).detach().clone())
+        if len(calls) == most:
+            raise _Reached
+
+    handle = layer.module.register_forward_hook(hook, with_kwargs=True)
     try:
         bound_forward(model, batch)()
+    except _Reached:
+        pass
     finally:
         handle.remove()
     return calls

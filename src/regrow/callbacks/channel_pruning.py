@@ -11,6 +11,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from regrow.calibration.batch_norm_recalibration import recalibrate
 from regrow.calibration.calibrate import inputs_of
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.checkpoint_files import check_masked_state
@@ -34,7 +35,6 @@ from regrow.callbacks.support.compact_checkpoints import (
 )
 from regrow.channels.activations import Activations
 from regrow.channels.allocation import RoundTo
-from regrow.channels.batch_norm_recalibration import recalibrate
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.importance import ChannelCriterion

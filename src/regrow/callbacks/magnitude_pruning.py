@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import GradualMagnitude, PruningSession
 from regrow.callbacks.rewind import Rewind, make_rewind
+from regrow.callbacks.support.event_refit import EventRefit, make_refit
 from regrow.criteria.base import TrackingCriterion
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.migration import answer_other_arguments
@@ -23,7 +24,7 @@ from regrow.schedules.iterative import Exponential
 from regrow.schedules.one_shot import Table
 from regrow.schedules.registry import make_schedule
 from regrow.schedules.time import TimeLike
-from regrow.utils.errors import ConfigError, check_keep_removed
+from regrow.utils.errors import ConfigError, check_bool, check_keep_removed
 
 # A separate object, to distinguish 0.9 written by a user from the default.
 DEFAULT_SPARSITY: Final = float("0.9")
@@ -48,8 +49,8 @@ class MagnitudePruning(PruningCallback[Pruner]):
         every: Time between events; None: 0.01.
         distribution: "global", "uniform", "erk" or "lamp".
         criterion: "magnitude", "relative_magnitude" (|w| / std(w) of its layer), "random",
-            "gradient", "taylor", "snip", "movement", a callable `(weight, grad) -> scores` of the
-            weight's shape, or a `TrackingCriterion`.
+            "gradient", "taylor", "snip", "movement", "block_fisher", a callable
+            `(weight, grad) -> scores` of the weight's shape, or a `TrackingCriterion`.
         granularity: "weight", "2:4" (any "n:m"), "block:4x4" or "head" (of attention).
         on_misfit: What to do with layers that groups or blocks do not divide: "raise" an error that
             lists them, or "skip" them with a warning.
@@ -62,6 +63,9 @@ class MagnitudePruning(PruningCallback[Pruner]):
         rewind: Time to which weights and learning rate rewind after each event, or a `Rewind`.
         soft: Whether dense weights keep training under the masks and may return at the next event
             (dynamic network surgery); needs one more copy of the weights.
+        refit: Whether each event ends with a least-squares refit of kept weights and biases, by
+            which layers keep the outputs that they had before it; see `regrow.calibrate`. It reads
+            1,024 training examples on each rank. `unprune` restores what has not trained since.
         keep_removed: What is stored for `unprune`, in host memory and in checkpoints: True
             (values), "moments" (values and optimizer state) or False.
         from_zeros: Whether weights that are exactly zero when the fit starts, as in a network that
@@ -105,6 +109,7 @@ class MagnitudePruning(PruningCallback[Pruner]):
         exclude: str | list[str] | None = None,
         rewind: TimeLike | Rewind | None = None,
         soft: bool = False,
+        refit: bool = False,
         keep_removed: bool | str = True,
         from_zeros: bool = False,
         seed: int = 0,
@@ -130,9 +135,23 @@ class MagnitudePruning(PruningCallback[Pruner]):
             final = _check_sparsity(sparsity, chosen, method)
         else:
             final = _check_threshold(sparsity, chosen, method.check_threshold(threshold))
+        if check_bool("refit", refit) and soft:
+            raise ConfigError(
+                "soft=True trains dense weights under the masks, which refit=True would replace: "
+                "leave one of them out"
+            )
         kind = GradualMagnitude if threshold is None else GradualThreshold
         strategy = kind(method, keep, soft, from_zeros)
-        super().__init__(strategy, chosen, final, on_change, make_rewind(rewind))
+        children = (*make_refit(refit, strategy.config), *make_rewind(rewind))
+        super().__init__(strategy, chosen, final, on_change, children)
+
+    def unprune(self, names: Iterable[str] | str | None = None) -> HistoryEntry:
+        """Restore removed values, and refitted ones that have not been trained since."""
+        entry = super().unprune(names)
+        for child in self.children:
+            if isinstance(child, EventRefit):
+                child.refitted.restore(self.pruner.model, names)
+        return entry
 
     def prune_below(self, threshold: float) -> HistoryEntry:
         """Prune now, outside of the schedule; see `Pruner.prune_below`."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,16 @@ from regrow.calibration.calibrate import (
     score_layers,
 )
 from regrow.calibration.moments import Data
+from regrow.calibration.repair_ladder import agreement_with, climb
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import GradualMagnitude, PruningSession
+from regrow.callbacks.support.event_refit import (
+    Refitted,
+    RefittedState,
+    check_forward,
+    sum_over_ranks,
+    values_of,
+)
 from regrow.callbacks.support.probe import peek_batches, probe_copy
 from regrow.criteria.precomputed import Scores, needs_data
 from regrow.criteria.saliency import unsharded_targets
@@ -40,21 +48,10 @@ from regrow.utils.errors import (
     check_choice,
     check_count,
     check_keep_removed,
+    check_positive,
 )
-from regrow.utils.lightning_classes import overrides, pl
-from regrow.utils.names import matches_pattern, named_parameters
-
-
-class Refitted(TypedDict):
-    """What a refit changed, by parameter name.
-
-    Attributes:
-        before: Values before.
-        after: Values after.
-    """
-
-    before: dict[str, Tensor]
-    after: dict[str, Tensor]
+from regrow.utils.lightning_classes import pl
+from regrow.utils.names import named_parameters
 
 
 class PostTrainingPruning(PruningCallback[Pruner]):
@@ -73,6 +70,10 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         sparsity: Fraction of the selected weights to prune, in [0, 1), reached exactly.
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
         refit: Whether kept weights are refitted.
+        min_agreement: Share of the calibration examples for which the pruned network must choose
+            the dense one's class. The repairs of `regrow.repair` are then tried, from the cheapest,
+            until one suffices, and the history says which; the best, if none does. None: a refit.
+        depth: The number of layers that the last of these refits together.
         batches: Number of training batches to use, on each rank.
         distribution: "erk" or "uniform", for "obs" and "magnitude" also "global" or "lamp"; None:
             "global" where possible, else "erk".
@@ -108,6 +109,8 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         *,
         criterion: str = "obs",
         refit: bool = True,
+        min_agreement: float | None = None,
+        depth: int = 3,
         batches: int = 8,
         distribution: str | None = None,
         granularity: str = "weight",
@@ -133,6 +136,8 @@ class PostTrainingPruning(PruningCallback[Pruner]):
             keep,
             scoring=criterion,
             refit=check_bool("refit", refit),
+            min_agreement=check_agreement(min_agreement, refit),
+            depth=check_count("depth", depth),
             batches=check_count("batches", batches),
             damping=damping,
         )
@@ -143,11 +148,7 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         super().on_fit_start(trainer, pl_module)
         unsharded_targets(pl_module, self.config.include, self.config.exclude)
         calibrated_layers(pl_module, self.config.include, self.config.exclude)
-        if not overrides(pl_module, "forward", "LightningModule"):
-            raise ConfigError(
-                f"PostTrainingPruning runs forward(), which {type(pl_module).__name__} does not "
-                "have: define forward(self, inputs)"
-            )
+        check_forward(pl_module, "PostTrainingPruning")
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -199,8 +200,23 @@ class PostTrainingPruning(PruningCallback[Pruner]):
     def unprune(self, names: Iterable[str] | str | None = None) -> HistoryEntry:
         """Restore removed weights, and refitted ones that have not been trained since."""
         entry = super().unprune(names)
-        self.strategy.restore(self.pruner, names)
+        self.strategy.refitted.restore(self.pruner.model, names)
         return entry
+
+
+def check_agreement(given: float | None, refit: bool) -> float | None:
+    """Check the least agreement with the dense network, if there is one."""
+    if given is None:
+        return None
+    if not refit:
+        raise ConfigError(
+            f"min_agreement={given} repairs the pruned network, and refit=False leaves it as it "
+            "is: leave one of them out"
+        )
+    value = check_positive("min_agreement", given, "0.99")
+    if value > 1:
+        raise ConfigError(f"min_agreement must be at most 1, got {given}: write 0.99 for 99 %")
+    return value
 
 
 class Calibrated(GradualMagnitude):
@@ -208,7 +224,7 @@ class Calibrated(GradualMagnitude):
 
     Args:
         config: Its criterion only names the method.
-        keep_removed, scoring, refit, batches, damping: See `PostTrainingPruning`.
+        others: See `PostTrainingPruning`.
     """
 
     def __init__(
@@ -218,14 +234,16 @@ class Calibrated(GradualMagnitude):
         *,
         scoring: str,
         refit: bool,
+        min_agreement: float | None,
+        depth: int,
         batches: int,
         damping: float,
     ) -> None:
         super().__init__(config, keep_removed)
         self.scoring, self.refit, self.batches = scoring, refit, batches
-        self.damping = damping
+        self.damping, self.min_agreement, self.depth = damping, min_agreement, depth
         self.seen: tuple[pl.Trainer, pl.LightningModule, Any] | None = None  # in the first step
-        self.refitted: Refitted = {"before": {}, "after": {}}
+        self.refitted = Refitted()
 
     def apply(
         self, session: PruningSession[Pruner], due: Milestone, optimizers: list[Optimizer]
@@ -234,7 +252,7 @@ class Calibrated(GradualMagnitude):
         trainer, module, batch = self.seen
         count = 1 if trainer.fast_dev_run else self.batches  # type: ignore[attr-defined]
         ahead = [batch for _, batch in peek_batches(trainer, batch, count)]
-        total = None if trainer.world_size == 1 else lambda values: _total(trainer, values)
+        total = sum_over_ranks(trainer)
         data = Data(inputs_of(ahead, None), seed=self.config.seed, total=total)
         device = module.device.type
         with pl.utilities.seed.isolate_rng(), torch.autocast(device, enabled=False):
@@ -258,8 +276,14 @@ class Calibrated(GradualMagnitude):
         given = scores if isinstance(scores, Scores) else None
         entry = pruner.prune_to(sparsity, optimizers, scores=given)
         if dense is not None:
-            before = {name: p.detach().cpu() for name, p in named_parameters(dense).items()}
-            refit_layers(module, dense, ordered, pruner.masks, data, self.damping)
+            before = {name: value.detach().cpu() for name, value in values_of(dense).items()}
+            masks, damping = pruner.masks, self.damping
+            if self.min_agreement is None:
+                refit_layers(module, dense, ordered, masks, data, damping)
+            else:
+                judge, goal = agreement_with(dense, data), self.min_agreement
+                done = climb(module, dense, masks, data, judge, goal, self.depth, None, damping)
+                entry["repair"], entry["agreement"] = done.rung, done.measures[done.rung]
             self._store(pruner, before)
         return entry
 
@@ -276,35 +300,10 @@ class Calibrated(GradualMagnitude):
 
     def _store(self, pruner: Pruner, before: Mapping[str, Tensor]) -> None:
         if self.keep_removed:
-            now = named_parameters(pruner.model)
-            after = {
-                name: value
-                for name in before
-                if not torch.equal(value := now[name].detach().cpu().clone(), before[name])
-            }
-            self.refitted = {"before": {name: before[name] for name in after}, "after": after}
-
-    @torch.no_grad()
-    def restore(self, pruner: Pruner, names: Iterable[str] | str | None) -> None:
-        """Restore each refitted weight and bias that has not changed since."""
-        patterns = [names] if isinstance(names, str) else names
-        named = named_parameters(pruner.model)
-        for name, after in self.refitted["after"].items():
-            weight = f"{name.rpartition('.')[0]}.weight".lstrip(".")
-            if patterns is None or any(matches_pattern(weight, p) for p in patterns):
-                parameter = named[name]
-                same = parameter == after.to(parameter.device)
-                dense = self.refitted["before"][name].to(parameter)
-                parameter.copy_(torch.where(same, dense, parameter))
+            self.refitted.add(pruner.model, before, pruner.masks)
 
     def state_dict(self, session: PruningSession[Pruner]) -> dict[str, Any]:
-        return {"refitted": dict(self.refitted)}
+        return {"refitted": dict(self.refitted.state)}
 
     def after_load(self, session: PruningSession[Pruner], state: Mapping[str, Any]) -> None:
-        self.refitted = cast(Refitted, state["refitted"])
-
-
-def _total(trainer: pl.Trainer, values: Tensor) -> Tensor:
-    reduced = trainer.strategy.reduce(values, reduce_op="sum")
-    assert isinstance(reduced, Tensor)
-    return reduced
+        self.refitted.state = cast(RefittedState, state["refitted"])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Channels that really go: found, chosen, cut and verified on any traceable network."""
 
+from regrow.calibration.batch_norm_recalibration import recalibrate
 from regrow.channels.activations import Activations
-from regrow.channels.batch_norm_recalibration import recalibrate
 from regrow.channels.cut.channel_cut import ChannelCut, load, slice_optimizer_state
 from regrow.channels.graph.groups import Group, groups
 from regrow.channels.importance import MeanScores

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from torch import nn
 
 from regrow.channels.allocation import TOLERANCE, RoundTo, allocate
 from regrow.channels.config import ChannelConfig
+from regrow.channels.consumer_refit import refit_consumers
 from regrow.channels.cut.channel_cut import ChannelCut, make_channel_cut
 from regrow.channels.cut.surgery import RemovedChannels, kept_indices
 from regrow.channels.cut.verify import TrialCut
@@ -47,6 +49,7 @@ def prune(
     latency_ms: float | None = None,
     timer: Timer | None = None,
     seed: int = 0,
+    refit: Iterable[Any] | None = None,
 ) -> ChannelCut:
     """Remove channels from a model in place.
 
@@ -70,6 +73,7 @@ def prune(
         latency_ms: Milliseconds of a forward pass, instead of `sparsity`.
         timer: A function `model -> milliseconds`; None: measured here.
         seed: For `criterion="random"`.
+        refit: Unlabelled batches to refit what reads removed channels; see `refit_consumers`.
 
     Raises:
         ConfigError: For settings that cannot be met; the model is unchanged.
@@ -82,9 +86,12 @@ def prune(
         (torch.Size([4, 4]), 4, {'0': 4})
     """
     limits = (round_to, min_channels, include, exclude, seed, timer, latency_ms)
-    own = (max_sparsity, layers)
-    config = ChannelConfig(criterion, distribution, of, *limits, *own).validated()
-    return _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
+    config = ChannelConfig(criterion, distribution, of, *limits, max_sparsity, layers).validated()
+    dense = None if refit is None else copy.deepcopy(model)
+    plan = _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
+    if refit is not None and dense is not None:
+        refit_consumers(model, dense, plan, refit)
+    return plan
 
 
 def _cut_until_valid(

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from regrow.criteria.block_fisher import BlockFisher
 from regrow.criteria.elementwise import (
     gradient,
     magnitude,
@@ -51,7 +52,7 @@ class TrackingCriterion(Protocol):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-CRITERIA: Mapping[str, Criterion | type[Movement]] = {
+CRITERIA: Mapping[str, Criterion | type[Movement | BlockFisher]] = {
     "magnitude": magnitude,
     "relative_magnitude": relative_magnitude,
     "random": random,
@@ -59,6 +60,7 @@ CRITERIA: Mapping[str, Criterion | type[Movement]] = {
     "taylor": taylor,
     "snip": taylor,
     "movement": Movement,
+    "block_fisher": BlockFisher,
 }
 
 

@@ -45,6 +45,9 @@ class HistoryEntry(TypedDict, total=False):
     overlap: float  # Jaccard index of the kept weights before and after
     channels: dict[str, int]  # number of channels of each group that are masked, or were cut
     learned: float  # sparsity of learned masks before they were fixed
+    refitted: dict[str, int]  # number of input rows on which each weight was refitted
+    repair: str  # the repair of a network pruned after training; see `regrow.repair`
+    agreement: float  # share of examples with the dense network's class after it
     explored: float  # fraction of the weights that sparse training has kept at some time
     phase: str  # "sparse" or "dense", of alternating phases
     cause: str  # why a callback let weights return

@@ -34,6 +34,7 @@ from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.magnitude_pruning import MagnitudePruning
 from regrow.callbacks.post_training_pruning import PostTrainingPruning
 from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint, SparseModelCheckpoint
+from regrow.callbacks.support.event_refit import EventRefit
 from regrow.io.checkpoints import check_checksums
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.lightning_classes import LightningCallback, pl
@@ -142,6 +143,11 @@ def _prune_without_training(
             raise ConfigError(
                 "this criterion needs gradients, but trainer.max_epochs=0 does not train: write "
                 "trainer.max_epochs=1, or prune by magnitude"
+            )
+        if any(isinstance(child, EventRefit) for child in pruning.children):
+            raise ConfigError(
+                "refit=True refits at events of a fit, and trainer.max_epochs=0 does not train: "
+                "write pruning=obs pruning.criterion=magnitude"
             )
         if isinstance(pruning, MagnitudePruning) and pruning.uses_threshold:
             pruning.prune_below(pruning.final)

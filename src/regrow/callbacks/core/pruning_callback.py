@@ -257,8 +257,8 @@ class PruningCallback(Callback, Generic[P]):
             now = [type(child).__name__ for child in self.children]
             if then != now:
                 raise StateError(
-                    f"the checkpoint was trained {'with' if then else 'without'} rewind=, this "
-                    f"callback is {'with' if now else 'without'} it: write the same rewind="
+                    f"the checkpoint was trained {_format_children(then)}, this callback is "
+                    f"{_format_children(now)}: write the same rewind= and refit="
                 )
             return
         current = session.current
@@ -470,6 +470,10 @@ class PruningCallback(Callback, Generic[P]):
         for handle in self._module_hooks:
             handle.remove()
         self._module_hooks.clear()
+
+
+def _format_children(names: Sequence[str]) -> str:
+    return f"with {' and '.join(names)}" if names else "without rewind= and refit="
 
 
 def optimizers_of(trainer: pl.Trainer, pruner: BasePruner) -> list[Optimizer]:

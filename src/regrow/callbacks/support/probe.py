@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -17,6 +19,7 @@ from torch.utils.data import IterableDataset
 from regrow.utils.errors import ConfigError, StateError, suggest
 from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.names import strip_compile_prefix
+from regrow.utils.random import make_generator
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -130,13 +133,48 @@ def peek_batches(trainer: pl.Trainer, batch: Any, count: int) -> list[tuple[int,
             f"{type(loader).__name__}: write batches=1"
         )
     found = [batch]
-    for ahead in islice(iter(_loader_twin(loader, count)), 1, count):
+    for ahead in islice(
+        iter(_loader_twin(loader, f"batches={count}", "write batches=1")), 1, count
+    ):
         found.append(_transferred(trainer, ahead))
     if len(found) < count:
         raise ConfigError(
             f"batches={count} is more than the train loader has ({len(found)}): write less"
         )
     return list(enumerate(found))
+
+
+def read_training_batches(trainer: pl.Trainer, seed: tuple[int, int]) -> Iterator[Any]:
+    """Yield training batches, on their device, from a copy of the train loader at its start.
+
+    The copy's generators and the global ones are seeded, so that the batches depend neither on the
+    position in the epoch nor on a resume; the loader and all generators keep their state.
+
+    Raises:
+        ConfigError: If there are several loaders.
+        StateError: If the loader cannot be copied.
+    """
+    loader: Any = trainer.train_dataloader
+    if not hasattr(loader, "__iter__") or isinstance(loader, Mapping | list | tuple):
+        raise ConfigError(
+            f"refit=True reads examples from one train loader, got {type(loader).__name__}"
+        )
+    twin = _loader_twin(loader, "refit=True", "leave refit out")
+    number = make_generator(*seed, "refit").initial_seed()
+    for owner in (twin, *(getattr(twin, name, None) for name in ("sampler", "batch_sampler"))):
+        if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+            generator.manual_seed(number)
+    batches: Iterator[Any] | None = None
+    while True:
+        with pl.utilities.seed.isolate_rng():
+            for draw in (torch.manual_seed, np.random.seed, random.seed):
+                draw(number % 2**32)
+            batches = batches or iter(twin)
+            ahead = next(batches, None)
+        if ahead is None:
+            return
+        number += 1
+        yield _transferred(trainer, ahead)
 
 
 def example_for(module: pl.LightningModule, batch: Any) -> Any:
@@ -161,7 +199,7 @@ def _silent(*_: Any, **__: Any) -> None:
     """Replaces `LightningModule.log`."""
 
 
-def _loader_twin(loader: Any, count: int) -> Any:
+def _loader_twin(loader: Any, what: str, instead: str) -> Any:
     """A copy of a loader at its start that shares the data."""
     memo: dict[int, Any] = {}
     data = getattr(loader, "dataset", None)
@@ -176,8 +214,8 @@ def _loader_twin(loader: Any, count: int) -> Any:
         twin = copy.deepcopy(loader, memo)
     except Exception as error:
         raise StateError(
-            f"batches={count} reads ahead from a copy of the train loader, and "
-            f"{type(loader).__name__} cannot be copied: {error}; write batches=1"
+            f"{what} reads ahead from a copy of the train loader, and "
+            f"{type(loader).__name__} cannot be copied: {error}; {instead}"
         ) from error
     return twin
 

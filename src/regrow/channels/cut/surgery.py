@@ -64,6 +64,13 @@ class UndoLog:
             tensor.grad = gradient
             self.data.pop()
 
+    def keep(self, tensor: Tensor) -> None:
+        """Let the undo restore a tensor's present values, unless it does so already."""
+        if all(tensor is not known for known, _, _ in self.data):
+            self.data.append((tensor, tensor.data, tensor.grad))
+            self.shapes.append(tensor.shape)
+            tensor.data = tensor.data.clone()
+
     def before(self, tensor: Tensor) -> Tensor:
         """Return the values of a tensor before the cut."""
         return next((values for cut, values, _ in self.data if cut is tensor), tensor.detach())

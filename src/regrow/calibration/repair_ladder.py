@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""Repair a pruned network by the cheapest means that suffices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from regrow.calibration.batch_norm_recalibration import recalibrate
+from regrow.calibration.calibrate import inputs_of, order_layers, refit_layers
+from regrow.calibration.joint_refit import refit_jointly
+from regrow.calibration.moments import Data
+from regrow.calibration.sequence_rows import find_rows
+from regrow.utils.batches import bound_forward
+from regrow.utils.errors import check_count, check_positive
+from regrow.utils.modes import eval_mode
+
+Measure = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """The result of `repair`.
+
+    Attributes:
+        rung: The repair that the model now has: "none", "batch_norm", "refit", "joint" or
+            "training".
+        holds: Whether its measure is high enough; else it is the best of all.
+        measures: The measure after each repair that was tried.
+    """
+
+    rung: str
+    holds: bool
+    measures: dict[str, float]
+
+
+def repair(
+    model: nn.Module,
+    dense: nn.Module,
+    masks: Mapping[str, Tensor],
+    data: Iterable[Any],
+    *,
+    at_least: float = 0.99,
+    measure: Measure | None = None,
+    depth: int = 3,
+    train: Callable[[nn.Module], object] | None = None,
+    samples: int = 1024,
+    damping: float = 1e-3,
+) -> Repair:
+    """Repair a pruned network in place by the first of a few means after which a measure holds.
+
+    They are, from the cheapest: nothing; batch-norm statistics estimated again; kept weights
+    refitted layer by layer; kept weights of several layers refitted together; training. The first
+    three start from the pruned network, since batch-norm statistics after a refit would amplify
+    what it has shrunk; the others from the one before. If none holds, the best remains.
+
+    Args:
+        model: The pruned model.
+        dense: A copy of it before it was pruned.
+        masks: Bool masks by parameter name, such as those of `regrow.prune`.
+        data: Unlabelled batches; see `regrow.calibrate`.
+        at_least: What the measure must reach.
+        measure: Returns a number for a model, higher is better, such as its validation accuracy.
+            None: the share of the examples for which its largest output (dim 1) is the dense one's.
+        depth: The number of layers that are refitted together; see `refit_jointly`.
+        train: Trains a model, and keeps its masks; None: there is no training.
+        samples: Whole batches are used until there are so many examples.
+        damping: Ridge term of the refit, as a fraction of the mean squared input.
+
+    Returns:
+        What was done, and the measures.
+
+    Raises:
+        ConfigError, StateError: For invalid settings, and inputs that are not finite.
+
+    Example:
+        >>> import copy, regrow
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> dense, data = copy.deepcopy(net), [torch.randn(64, 8)]
+        >>> repair(net, dense, regrow.prune(net, 0.1), data, at_least=0.5).rung
+        'none'
+    """
+    used = Data(inputs_of(data, check_count("samples", samples)))
+    judge = agreement_with(dense, used) if measure is None else measure
+    at_least = check_positive("at_least", at_least, "0.99")
+    check_count("depth", depth)
+    return climb(model, dense, masks, used, judge, at_least, depth, train, damping)
+
+
+@torch.no_grad()
+def climb(
+    model: nn.Module,
+    dense: nn.Module,
+    masks: Mapping[str, Tensor],
+    data: Data,
+    measure: Measure,
+    at_least: float,
+    depth: int,
+    train: Callable[[nn.Module], object] | None,
+    damping: float,
+) -> Repair:
+    """As `repair`, with the data at hand."""
+    pruned, measures = _copy_state(model), dict[str, float]()
+    best = pruned
+    for rung, act in _rungs(model, dense, masks, data, depth, train, damping):
+        if rung in ("batch_norm", "refit"):
+            model.load_state_dict(pruned)
+        act()
+        measures[rung] = measure(model)
+        if measures[rung] >= at_least:
+            return Repair(rung, True, measures)
+        if measures[rung] == max(measures.values()):
+            best = _copy_state(model)
+    model.load_state_dict(best)
+    return Repair(max(measures, key=lambda rung: measures[rung]), False, measures)
+
+
+def _rungs(
+    model: nn.Module,
+    dense: nn.Module,
+    masks: Mapping[str, Tensor],
+    data: Data,
+    depth: int,
+    train: Callable[[nn.Module], object] | None,
+    damping: float,
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield the repairs that apply, from the cheapest."""
+    yield "none", lambda: None
+    if any(isinstance(m, _NormBase) and m.running_mean is not None for m in model.modules()):
+        yield "batch_norm", lambda: recalibrate_all(model, data)
+    known = [layer for layer in find_rows(model) if layer.name in masks]
+    layers = order_layers(model, known, data)
+    yield "refit", lambda: refit_layers(model, dense, layers, masks, data, damping)
+    yield "joint", lambda: refit_jointly(model, dense, layers, masks, data, depth)
+    if train is not None:
+        yield "training", lambda: _train(model, train)
+
+
+def _train(model: nn.Module, train: Callable[[nn.Module], object]) -> None:
+    with torch.enable_grad():
+        train(model)
+
+
+def recalibrate_all(model: nn.Module, data: Data) -> None:
+    """Estimate batch-norm statistics on the data, as means over all ranks."""
+    recalibrate(model, data.batches)
+    if data.total is not None:
+        ranks = data.total(torch.ones(()))
+        for module in model.modules():
+            if isinstance(module, _NormBase) and module.running_mean is not None:
+                for statistic in (module.running_mean, module.running_var):
+                    assert statistic is not None
+                    statistic.copy_(data.total(statistic.clone()) / ranks.to(statistic))
+
+
+def agreement_with(dense: nn.Module, data: Data) -> Measure:
+    """Return a measure: the share of examples for which a model chooses the dense one's class."""
+    classes = [_classes(dense, batch) for batch in data.batches]
+
+    def measure(model: nn.Module) -> float:
+        pairs = zip(data.batches, classes, strict=True)
+        counts = torch.zeros(2, dtype=torch.float64)
+        for batch, dense_classes in pairs:
+            same = _classes(model, batch) == dense_classes
+            counts += torch.tensor([int(same.sum()), same.numel()])
+        same_count, count = counts if data.total is None else data.total(counts)
+        return float(same_count / count)
+
+    return measure
+
+
+@torch.no_grad()
+def _classes(model: nn.Module, batch: Any) -> Tensor:
+    with eval_mode(model):
+        output = bound_forward(model, batch)()
+    return (output if isinstance(output, Tensor) else output[0]).argmax(1)
+
+
+def _copy_state(model: nn.Module) -> dict[str, Any]:
+    return {name: value.clone() for name, value in model.state_dict().items()}

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""A pruned network is repaired by the first means that suffices."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from regrow.utils.errors import ConfigError
+
+
+def draw(count=256, *shape, seed=0):
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def network(norm=True):
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4)]
+    if norm:
+        layers.insert(1, nn.BatchNorm1d(24))
+    return nn.Sequential(*layers).eval()
+
+
+def pruned(sparsity=0.7, norm=True):
+    model = network(norm)
+    return model, copy.deepcopy(model), regrow.prune(model, sparsity)
+
+
+def agreement(model, dense, x):
+    with torch.no_grad():
+        return float((model(x).argmax(1) == dense(x).argmax(1)).double().mean())
+
+
+RUNGS = ["none", "batch_norm", "refit", "joint", "training"]
+
+
+@pytest.mark.parametrize("wanted", RUNGS)
+def test_it_stops_at_the_first_means_after_which_the_measure_holds(wanted):
+    model, dense, masks = pruned()
+    calls = []
+
+    def measure(_):
+        calls.append(1)
+        return float(len(calls) > RUNGS.index(wanted))
+
+    trained = []
+    result = regrow.repair(
+        model, dense, masks, [draw(256, 8)], measure=measure, train=trained.append
+    )
+    assert (result.rung, result.holds) == (wanted, True)
+    assert list(result.measures) == RUNGS[: RUNGS.index(wanted) + 1]
+    assert trained == ([model] if wanted == "training" else [])
+
+
+def test_the_refit_starts_from_the_norms_of_the_dense_network():
+    model, dense, masks = pruned()
+    x, order = [draw(256, 8)], iter([0.0, 0.0, 1.0])
+    regrow.repair(model, dense, masks, x, measure=lambda _: next(order))
+    reference = network()
+    regrow.calibrate(reference, x, 0.7, criterion="magnitude")
+    for name, value in reference.state_dict().items():
+        assert torch.allclose(model.state_dict()[name], value, atol=1e-6), name
+
+
+def test_the_measure_is_the_agreement_with_the_dense_network():
+    model, dense, masks = pruned()
+    x = draw(256, 8)
+    raw = agreement(model, dense, x)
+    result = regrow.repair(model, dense, masks, x.split(100), at_least=2.0)
+    assert not result.holds
+    assert list(result.measures) == RUNGS[:-1]
+    assert result.measures["none"] == raw
+    assert result.measures[result.rung] == max(result.measures.values()) > raw
+    assert agreement(model, dense, x) == result.measures[result.rung]
+    assert all(torch.equal(model.get_parameter(n) != 0, mask) for n, mask in masks.items())
+
+
+def test_the_best_remains_if_none_holds():
+    model, dense, masks = pruned(norm=False)
+    values = iter([0.3, 0.9, 0.5])
+    states = []
+
+    def measure(given):
+        states.append(copy.deepcopy(given.state_dict()))
+        return next(values)
+
+    result = regrow.repair(model, dense, masks, [draw(256, 8)], measure=measure)
+    assert (result.rung, result.holds) == ("refit", False)
+    assert all(torch.equal(v, states[1][n]) for n, v in model.state_dict().items())
+
+
+def test_invalid_settings_change_nothing():
+    model, dense, masks = pruned()
+    before = copy.deepcopy(model.state_dict())
+    for given, message in (
+        ({"depth": 0}, "depth must"),
+        ({"at_least": "0.9"}, "is the text"),
+        ({"samples": 0}, "samples must"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            regrow.repair(model, dense, masks, [draw(16, 8)], **given)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
