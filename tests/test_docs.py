@@ -133,7 +133,18 @@ def test_programs_for_two_devices_run(name, folder, python):
 def test_commands_have_settings_that_exist(words):
     """The first job of `regrow train` and `regrow plan` is composed."""
     verb, *words = words
-    assert verb in ("train", "plan", "inspect", "recipes", "report", "export", "sensitivity", "-h")
+    assert verb in (
+        "train",
+        "plan",
+        "inspect",
+        "recipes",
+        "report",
+        "export",
+        "free",
+        "auto",
+        "sensitivity",
+        "-h",
+    )
     if verb not in ("train", "plan") or "-sc" in words:
         return
     register()

@@ -112,7 +112,7 @@ def sparse_layer(layer: LayerRows, mask: Tensor, x: Tensor) -> Callable[[], Tens
     shifts = None if bias is None else bias.detach().reshape(len(groups), 1, -1)
 
     def run() -> Tensor:
-        rows = layer.inputs(x)
+        rows = layer.inputs((x,), {})
         pairs = zip(groups, rows, strict=True)
         outputs = torch.stack([(group @ row.mT.contiguous()).mT for group, row in pairs])
         return outputs if shifts is None else outputs + shifts
