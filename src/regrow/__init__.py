@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from regrow.pruning.functional import enforce as enforce
     from regrow.pruning.functional import prune as prune
     from regrow.pruning.pruner import Pruner as Pruner
+    from regrow.runtime.accelerate import accelerate as accelerate
     from regrow.schedules.cyclic import ACDC as ACDC
     from regrow.schedules.cyclic import Cyclic as Cyclic
     from regrow.schedules.gradual import Cosine as Cosine
@@ -110,6 +111,7 @@ _HOME = {
     "SparsityMonitor": "callbacks.sparsity_monitor",
     "StateError": "utils.errors",
     "Table": "schedules.one_shot",
+    "accelerate": "runtime.accelerate",
     "calibrate": "calibration.calibrate",
     "enforce": "pruning.functional",
     "export": "io.export",

@@ -23,6 +23,7 @@ PACKAGES = (
     "criteria",
     "pruning",
     "profiling",
+    "runtime",
     "calibration",
     "learned",
     "channels.graph",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from regrow.calibration.layer_rows import LayerRows
-from regrow.utils.batches import bound_forward, resize_batch
+from regrow.runtime.layer_inputs import layer_inputs
+from regrow.runtime.sparse_product import multiply_rows, to_sparse
+from regrow.utils.batches import resize_batch
 from regrow.utils.modes import in_mode
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -61,7 +62,8 @@ def measure_layers(
     dense, sparse = dict[str, float](), dict[str, list[float]]()
     generator = torch.Generator().manual_seed(0)
     with in_mode(model, training=False):
-        found = layer_inputs(model, layers, resize_batch(batch, 1))
+        modules = {layer.name: layer.module for layer in layers}
+        found = layer_inputs(model, modules, resize_batch(batch, 1))
         for layer in layers:
             x = found[layer.name]
             dense[layer.name] = _milliseconds(partial(layer.module, x), repeats)
@@ -71,26 +73,6 @@ def measure_layers(
                 for sparsity in SPARSITIES
             ]
     return LayerTimes(SPARSITIES, dense, sparse)
-
-
-def layer_inputs(model: nn.Module, layers: Sequence[LayerRows], batch: Any) -> dict[str, Tensor]:
-    """Return the input of the first call of each layer, by name of the weight."""
-    found: dict[str, Tensor] = {}
-
-    def make_hook(layer: LayerRows) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], __: Any) -> None:
-            found.setdefault(layer.name, args[0].detach())
-
-        return hook
-
-    handles = [layer.module.register_forward_hook(make_hook(layer)) for layer in layers]
-    try:
-        with in_mode(model, training=False):
-            bound_forward(model, batch)()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 def sparse_layer(layer: LayerRows, mask: Tensor, x: Tensor) -> Callable[[], Tensor]:
@@ -104,17 +86,14 @@ def sparse_layer(layer: LayerRows, mask: Tensor, x: Tensor) -> Callable[[], Tens
     Returns:
         A function that returns the outputs as `(groups, positions, out / groups)`.
     """
-    masked = layer.to_matrix(layer.weight.detach() * mask)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        groups = [group.to_sparse_csr() for group in masked]
+    groups = [to_sparse(group) for group in layer.to_matrix(layer.weight.detach() * mask)]
     bias = layer.bias
     shifts = None if bias is None else bias.detach().reshape(len(groups), 1, -1)
 
     def run() -> Tensor:
         rows = layer.inputs((x,), {})
         pairs = zip(groups, rows, strict=True)
-        outputs = torch.stack([(group @ row.mT.contiguous()).mT for group, row in pairs])
+        outputs = torch.stack([multiply_rows(row, group) for group, row in pairs])
         return outputs if shifts is None else outputs + shifts
 
     return run

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Trained sparse networks run by kernels that use the zeros."""

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""The forms in which a layer can be executed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import nn
+
+from regrow.runtime.sparse_conv import SparsePointwiseConv, is_pointwise
+from regrow.runtime.sparse_linear import SparseLinear
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BLOCKS = (4, 8, 16)
+MIN_SPARSITY = 0.5  # of weights, or of blocks: no sparse product of torch is faster below
+
+
+def find_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return Linear layers and convolutions inside a model, by name: those of torch's own classes.
+
+    Subclasses and layers with hooks, such as those of `torch.nn.utils.weight_norm`, may compute
+    something else.
+
+    Example:
+        >>> [*find_layers(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))]
+        ['0']
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in LAYERS
+        and module is not model
+        and not module._forward_pre_hooks
+        and not module._forward_hooks
+    }
+
+
+def find_candidates(layer: nn.Module) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """Yield the forms of a layer that may be faster: their names and how they are made.
+
+    Example:
+        >>> [name for name, _ in find_candidates(nn.Conv2d(3, 8, 3))]
+        ['channels last']
+    """
+    weight = layer.get_parameter("weight").detach()
+    made: Callable[..., nn.Module] = (
+        SparseLinear if isinstance(layer, nn.Linear) else SparsePointwiseConv
+    )
+    if isinstance(layer, nn.Linear) or is_pointwise(layer):
+        matrix = weight.flatten(1) != 0
+        if 1 - matrix.float().mean() >= MIN_SPARSITY:
+            yield "CSR", partial(made, layer)
+        rows, columns = matrix.shape
+        for block in BLOCKS:
+            if rows % block or columns % block:
+                continue
+            blocks = matrix.reshape(rows // block, block, columns // block, block)
+            if 1 - blocks.any(3).any(1).float().mean() >= MIN_SPARSITY:
+                yield f"BSR {block}x{block}", partial(made, layer, block)
+    if isinstance(layer, nn.Conv2d):
+        yield "channels last", partial(_channels_last, layer)
+
+
+def _channels_last(layer: nn.Conv2d) -> nn.Conv2d:
+    moved = copy.deepcopy(layer)
+    moved.weight.data = moved.weight.data.contiguous(memory_format=torch.channels_last)
+    return moved

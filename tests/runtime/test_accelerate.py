@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""Accelerated models compute the same, are restored, and stay dense where nothing is gained."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from regrow.profiling.latency import Comparison, Latency, Speedup
+from regrow.runtime.sparse_linear import SparseLinear
+
+LATENCY = Latency(1.0, 1.0, 1.0, "cpu", 1, 1, 2)
+
+
+@pytest.fixture
+def ratios(monkeypatch):
+    """Ratios that comparisons find, by the class of the compared module; 1.0 for others."""
+    found = {}
+
+    def compare(reference, model, example, *, repeats):
+        ratio = found.get(type(model), 1.0)
+        return Comparison(LATENCY, LATENCY, Speedup(ratio, ratio - 0.1, ratio + 0.1, 1.05))
+
+    monkeypatch.setattr("regrow.runtime.choice.compare_latency", compare)
+    monkeypatch.setattr("regrow.runtime.accelerate.compare_latency", compare)
+    return found
+
+
+def sparse_net(sparsity=0.9):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 10)).eval()
+    regrow.prune(net, sparsity, distribution="uniform")
+    return net
+
+
+def test_faster_layers_are_replaced_and_undo_puts_the_same_objects_back(ratios):
+    ratios.update({SparseLinear: 2.0, nn.Sequential: 1.5})
+    net, x = sparse_net(), torch.randn(3, 40)
+    layers, parameters, state = [*net], [*net.parameters()], copy.deepcopy(net.state_dict())
+    with torch.inference_mode():
+        expected = net(x)
+    result = regrow.accelerate(net, x)
+    assert result.gains
+    assert [choice.form for choice in result.layers] == ["CSR", "CSR"]
+    assert [choice.sparsity for choice in result.layers] == pytest.approx([0.9, 0.9])
+    assert [type(layer) for layer in net] == [SparseLinear, nn.ReLU, SparseLinear]
+    assert {*net.state_dict()} == {*state}
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in state.items())
+    with torch.inference_mode():
+        assert torch.allclose(net(x), expected, atol=1e-6)
+    result.undo()
+    assert all(one is other for one, other in zip(net, layers, strict=True))
+    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+    with torch.inference_mode():
+        assert torch.equal(net(x), expected)
+    result.undo()  # nothing more
+
+
+def test_a_layer_used_twice_is_replaced_at_both_places(ratios):
+    ratios.update({SparseLinear: 2.0, nn.Sequential: 2.0})
+    layer = nn.Linear(8, 8)
+    net = nn.Sequential(layer, nn.ReLU(), layer).eval()
+    regrow.prune(net, 0.9)
+    result = regrow.accelerate(net, torch.randn(2, 8))
+    assert net[0] is net[2]
+    assert isinstance(net[0], SparseLinear)
+    result.undo()
+    assert net[0] is layer
+    assert net[2] is layer
+
+
+def test_layers_within_noise_stay_dense_and_the_table_says_why(ratios):
+    net = sparse_net()
+    result = regrow.accelerate(net, torch.randn(3, 40))
+    assert not result.gains
+    assert [choice.form for choice in result.layers] == ["dense", "dense"]
+    assert "CSR within noise: 1.00x (0.90 to 1.10)" in str(result)
+    assert "nothing is gained (no layer is faster)" in str(result)
+    assert "85 %" in str(result)
+    assert isinstance(net[0], nn.Linear)
+
+
+def test_every_layer_stays_dense_if_the_whole_model_is_not_faster(ratios):
+    ratios.update({SparseLinear: 2.0})
+    net = sparse_net()
+    result = regrow.accelerate(net, torch.randn(3, 40))
+    assert not result.gains
+    assert [choice.form for choice in result.layers] == ["dense", "dense"]
+    assert isinstance(net[0], nn.Linear)
+    assert "model: within noise" in str(result)
+
+
+def test_outputs_beyond_the_tolerance_are_refused(ratios):
+    ratios.update({SparseLinear: 2.0, nn.Sequential: 2.0})
+    net = sparse_net()
+    result = regrow.accelerate(net, torch.randn(3, 40), tolerance=1e-12)
+    assert result.layers[0].form == "dense"
+    assert "CSR differs by" in result.layers[0].reason
+
+
+def test_layers_that_are_not_called_stay_dense(ratios):
+    ratios.update({SparseLinear: 2.0, nn.Sequential: 2.0})
+    net = sparse_net()
+    net[0].unused = nn.Linear(4, 4)
+    result = regrow.accelerate(net, torch.randn(3, 40))
+    assert [c.reason for c in result.layers if c.name == "0.unused"] == ["not called"]
+
+
+def test_what_is_kept_was_measured_as_faster_and_computes_the_same():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(64, 64, 1), nn.Conv2d(64, 8, 3), nn.Flatten(), nn.LazyLinear(256))
+    x = torch.randn(4, 64, 12, 12)
+    net(x)
+    regrow.prune(net.eval(), 0.97, distribution="uniform")
+    with torch.inference_mode():
+        expected = net(x)
+        result = regrow.accelerate(net, x, repeats=5)
+        assert torch.allclose(net(x), expected, atol=1e-5)
+    for choice in result.layers:
+        assert (choice.form == "dense") == (choice.speedup is None)
+        assert choice.speedup is None or choice.speedup.is_faster
+    assert result.gains == any(choice.form != "dense" for choice in result.layers)
+    result.undo()
+    assert [type(layer) for layer in net] == [nn.Conv2d, nn.Conv2d, nn.Flatten, nn.Linear]
+
+
+def test_models_that_cannot_be_accelerated_raise(ratios):
+    ratios.update({SparseLinear: 2.0, nn.Sequential: 2.0})
+    net, x = sparse_net(), torch.randn(3, 40)
+    with pytest.raises(regrow.StateError, match=r"call model\.eval\(\)"):
+        regrow.accelerate(net.train(), x)
+    with pytest.raises(regrow.ConfigError, match=r"nn\.Sequential\(layer\)"):
+        regrow.accelerate(nn.Linear(4, 4).eval(), torch.zeros(1, 4))
+    with pytest.raises(regrow.ConfigError, match="tolerance must be a number above 0"):
+        regrow.accelerate(net.eval(), x, tolerance=0)
+    regrow.accelerate(net, x)
+    with pytest.raises(regrow.StateError, match="accelerated already"):
+        regrow.accelerate(net, x)
+
+
+def test_accelerated_models_refuse_gradients_train_mode_and_new_weights(ratios):
+    ratios.update({SparseLinear: 2.0, nn.Sequential: 2.0})
+    net, x = sparse_net(), torch.randn(3, 40)
+    state = net.state_dict()
+    regrow.accelerate(net, x)
+    with pytest.raises(regrow.StateError, match="no gradients"):
+        net(x)
+    with torch.no_grad():
+        assert net(x).shape == (3, 10)
+        with pytest.raises(regrow.StateError, match=r"call undo\(\) to train"):
+            net.train()(x)
+    with pytest.raises(regrow.StateError, match=r"call undo\(\), load it"):
+        net.load_state_dict(state)

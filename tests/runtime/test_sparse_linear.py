@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""Sparse Linear layers against NumPy."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from regrow.runtime.sparse_linear import SparseLinear
+
+
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 3, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_are_those_of_numpy(shape, bias, block):
+    torch.manual_seed(0)
+    dense = nn.Linear(8, 12, bias=bias)
+    with torch.no_grad():
+        dense.weight[:4] = 0
+        dense.weight[:, 4:] *= torch.rand(12, 4) > 0.7
+    x = torch.randn(shape)
+    weight = dense.weight.detach().numpy().astype(np.float64)
+    expected = x.numpy() @ weight.T + (dense.bias.detach().numpy() if bias else 0)
+    layer = SparseLinear(dense, block)
+    with torch.inference_mode():
+        outputs = layer(x)
+        assert outputs.is_contiguous()
+        np.testing.assert_allclose(outputs.numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(copy.deepcopy(layer)(x).numpy(), expected, atol=1e-5)
+        doubled = layer.double()(x.double())
+        np.testing.assert_allclose(doubled.numpy(), expected, atol=1e-5)
