@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 from short_recipe_fits import RESNET18, job, planned, tiny
 
-from regrow.app.config.recipes import recipe_files
+from regrow.app.config.recipes import load, recipe_files
 from regrow.app.training.build import build_pruning
 from regrow.schedules.base import Milestone
 from regrow.schedules.time import Timeline
@@ -62,8 +63,14 @@ WARMED = {  # weight decay; all else is shared
 COSINE = {"imagenet/mobilenet_v2_gmp", *WARMED}
 
 
+def trains(recipe: DictConfig) -> bool:
+    """Whether a recipe trains the pruned network."""
+    return OmegaConf.select(recipe, "trainer.max_epochs") != 0
+
+
 def test_every_recipe_of_a_paper_is_checked() -> None:
-    after = {name for name in recipe_files() if name.startswith(("cifar", "imagenet"))}
+    trained = {name for name, path in recipe_files().items() if trains(load(path))}
+    after = {name for name in trained if name.startswith(("cifar", "imagenet"))}
     assert after == {*RATES, *COSINE}
 
 

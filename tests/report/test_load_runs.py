@@ -40,7 +40,7 @@ def test_values_of_another_type_raise_with_their_names(tmp_path):
 
 def test_another_format_raises_with_the_version_that_wrote_it(tmp_path):
     content = result(format=7, versions={"regrow": "9.9"})
-    with pytest.raises(DataError, match=r"format 7, this version .* reads 1.*\(regrow 9.9\)"):
+    with pytest.raises(DataError, match=r"format 7, this version .* reads 2.*\(regrow 9.9\)"):
         read_run(write(tmp_path, content))
 
 
