@@ -73,7 +73,7 @@ def test_run_killed_at_any_time_resumes_to_the_same_result(whole, tmp_path, chec
     for _ in range(6):
         process = started(tmp_path, checkout)
         try:
-            process.wait(draw.uniform(0.3, 0.8) * seconds)
+            process.wait(draw.uniform(0.2, 0.5) * seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
         process.communicate()
