@@ -11,7 +11,7 @@ BIN := .venv/bin
 VISION_BIN := .venv-vision/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup vision vision-slow demo test slow guard matrix $(LEGS:%=leg-%) release lint types bench zoo clean
+.PHONY: setup vision vision-slow demo test slow guard matrix $(LEGS:%=leg-%) release lint types docs bench zoo clean
 .DEFAULT_GOAL := test
 
 # The stamp makes a second run instant. Torch comes first, so that your build of it stays.
@@ -61,6 +61,10 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# The site, into build/site.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: .venv-vision/.done
 	$(VISION_BIN)/pip install -q -e '.[plots]' -c constraints.txt
 	set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do $(VISION_BIN)/python $$file; done
@@ -84,5 +88,5 @@ release:
 	cd dist && PATH=../.venv-release/bin:$$PATH python ../tests/helpers/three_doors.py
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

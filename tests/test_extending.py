@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The method that docs/extending.md adds: its code against NumPy, and resumed in mid-fit."""
+"""The method that docs/how_to/extending.md adds: its code against NumPy, and resumed in mid-fit."""
 
 import importlib.util
 import re
@@ -17,7 +17,7 @@ from tiny_fits import Net, fit, samples
 from regrow import SparsityMonitor
 from regrow.data.tensor_loader import BatchLoader
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "how_to" / "extending.md"
 
 
 def blocks(language):

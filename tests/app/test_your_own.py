@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""docs/your_own.md: its files and commands, run as they are printed."""
+"""docs/how_to/your_own.md: its files and commands, run as they are printed."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import yaml
 
 from regrow.app.cli.main import main
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "your_own.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how_to" / "your_own.md"
 QUICK = [
     *("latency.repeats=3", "~callbacks.progress", "+trainer.enable_progress_bar=false"),
     *("trainer.accelerator=cpu", "logger=none"),
