@@ -75,11 +75,25 @@ def test_pareto_front_uses_means_and_includes_the_dense_network():
     assert ("sparsity", "accuracy") not in control.fronts
 
 
+def test_sparsities_of_weights_and_of_macs_are_on_no_common_front():
+    fronts = [
+        {front for one in by_name(*rows)[0].values() for p in one.points for front in p.fronts}
+        for rows in (
+            (result("a", 0.5), result("b", 0.5, of="macs")),
+            (result("a", 0.5, of="macs"), result("b", 0.5, of="macs")),
+        )
+    ]
+    assert ("sparsity", "accuracy") not in fronts[0]
+    assert ("macs", "accuracy") in fronts[0]
+    assert ("sparsity", "accuracy") in fronts[1]
+
+
 def test_latency_front_has_no_networks_of_dense_kernels_with_zeros():
+    cut = {"of": "macs", "channels": {"removed": {}, "error": 0.0}}
     series, (control,) = by_name(
         result("a", 0.5, accuracy=0.97, pruned={"latency_ms": {"median": 0.5}}),
-        result("b", 0.5, accuracy=0.95, of="channels", pruned={"latency_ms": {"median": 1.0}}),
-        result("b", 0.8, accuracy=0.93, of="channels", pruned={"latency_ms": {"median": 9.0}}),
+        result("b", 0.5, accuracy=0.95, **cut, pruned={"latency_ms": {"median": 1.0}}),
+        result("b", 0.8, accuracy=0.93, **cut, pruned={"latency_ms": {"median": 9.0}}),
     )
     front = ("latency", "accuracy")
     assert [[front in p.fronts for p in series[name].points] for name in "ab"] == [

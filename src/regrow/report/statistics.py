@@ -157,8 +157,13 @@ def make_plot(rows: DataFrame) -> Plot:
 
 
 def mark_fronts(points: Sequence[Point]) -> None:
-    """Record on which Pareto fronts each point is, by its means."""
-    for axis in AXES:
+    """Record on which Pareto fronts each point is, by its means.
+
+    Sparsities of weights and of MACs or channels cannot be compared: beside one another they have
+    no front.
+    """
+    kinds = {point.run.result.get("of") for point in points if "sparsity" in point.x}
+    for axis in AXES if len(kinds) < 2 else [axis for axis in AXES if axis != "sparsity"]:
         sign = -1 if axis in _MORE_IS_BETTER else 1
         for measure in MEASURES:
             measured = [p for p in points if axis in p.x and measure in p.y]
@@ -173,7 +178,7 @@ def mark_fronts(points: Sequence[Point]) -> None:
 
 def _is_masked(point: Point) -> bool:
     """Whether a point is a pruned network with the kernels of the dense one."""
-    return "sparsity" in point.x and point.run.result.get("of") != "channels"
+    return "sparsity" in point.x and "channels" not in point.run.result
 
 
 def _make_points(rows: DataFrame) -> list[Point]:
