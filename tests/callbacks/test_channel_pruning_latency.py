@@ -70,11 +70,11 @@ def test_latency_uses_the_original_batch_size(monkeypatch):
     class Taken:
         median_ms = 1.0
 
-    def latency(model, example, **_):
+    def latencies(models, example, **_):
         seen.append(len(example))
-        return Taken()
+        return [Taken() for _ in models]
 
-    monkeypatch.setattr("regrow.channels.latency_budget.latency", latency)
+    monkeypatch.setattr("regrow.channels.latency_budget.latencies", latencies)
     method = ChannelConfig(of="latency")
     whole = ChannelPruner(Net(), torch.zeros(7, 6), method)
     again = ChannelPruner(Net(), whole.state_dict()["example"], method)

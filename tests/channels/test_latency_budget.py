@@ -71,3 +71,52 @@ def test_failing_timer_leaves_the_model_unchanged():
     with pytest.raises(RuntimeError, match="the device is gone"):
         prune(model, X, 0.5, of="latency", timer=broken)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Clock:
+    """Time that passes only in forward passes, on a machine that others load more and more."""
+
+    def __init__(self):
+        self.now, self.load = 0.0, 1.0
+
+    def __call__(self):
+        return self.now
+
+
+class Slow(nn.Sequential):
+    """Takes a microsecond per weight and unit of load."""
+
+    clock = Clock()
+
+    def forward(self, x):
+        self.clock.now += self.clock.load * by_weights(self) / 1e3
+        self.clock.load *= 1.004
+        return super().forward(x)
+
+
+def test_load_that_comes_and_stays_does_not_count(monkeypatch):
+    """Each cut is measured in turns with the original model: the machine becomes 10 times slower
+    during the search, and the cut is the same."""
+    Slow.clock = Clock()
+    monkeypatch.setattr("regrow.profiling.latency.time.perf_counter", Slow.clock)
+    model = Slow(*network())
+    dense = by_weights(model)
+    plan = prune(model, X, 0.5, of="latency", round_to=1)
+    assert Slow.clock.load > 2
+    assert 0.43 * dense < by_weights(model) <= 0.51 * dense
+    assert plan.speedup is not None
+    assert plan.speedup.ratio == pytest.approx(dense / by_weights(model), rel=0.01)
+
+
+def test_plan_with_a_timer_of_the_user_has_no_interval():
+    assert prune(network(), X, 0.5, of="latency", timer=by_weights).speedup is None
+
+
+class NotCopied(nn.Sequential):
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot pickle this")
+
+
+def test_model_that_cannot_be_copied_is_refused_with_a_way_out():
+    with pytest.raises(ConfigError, match=r"cannot pickle this.*timer="):
+        prune(NotCopied(*network()), X, 0.5, of="latency")

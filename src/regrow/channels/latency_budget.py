@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.preserve import preserve_state
 from regrow.channels.size import run_with_hooks
 from regrow.io.files import write_json
-from regrow.profiling.latency import latency
+from regrow.profiling.latency import Speedup, compare_latency, latencies, latency
 from regrow.utils.batches import batch_size, device_of, resize_batch
 from regrow.utils.errors import ConfigError, DataError
 from regrow.utils.names import modules
@@ -36,37 +37,74 @@ class LatencyTimerState(TypedDict):
 
 
 class LatencyTimer:
-    """Measures models on batches of one size, and remembers the latency of the original one.
+    """Measures models in turns with the original one, on batches of one size.
+
+    Milliseconds are those of the original model, measured once, times the ratio of medians: load
+    on the machine that comes later affects both models and does not count.
 
     Args:
-        timer: Function `model -> milliseconds`; None: the median measured here.
+        timer: Function `model -> milliseconds`; None: measured here.
         example_input: A batch; only its size is used.
+        original: The model before any cut, of which a copy is kept; not needed with a timer.
+
+    Raises:
+        ConfigError: If the model cannot be copied.
     """
 
-    def __init__(self, timer: Callable[[nn.Module], float] | None, example_input: Any) -> None:
+    def __init__(
+        self,
+        timer: Callable[[nn.Module], float] | None,
+        example_input: Any,
+        original: nn.Module | None = None,
+    ) -> None:
         self.timer = timer
         self.size = batch_size(example_input)
+        self._copy = _copied(original) if timer is None and original is not None else None
         self._original = 0.0
 
     def __call__(self, model: nn.Module, example: Any) -> float:
         """Return the milliseconds of a forward pass, on examples repeated to the batch's size."""
         if self.timer is not None:
             return self.timer(model)
+        assert self._copy is not None
         with preserve_state(model):
             given = resize_batch(example, self.size)
-            return latency(model, given, repeats=20, warmup=3).median_ms
+            first, own = latencies([self._copy, model], given, repeats=20, warmup=3)
+        return self.original(model, example) * own.median_ms / first.median_ms
 
     def original(self, model: nn.Module, example: Any) -> float:
         """Return the milliseconds of the original model; measured at the first call only."""
-        if not self._original:
+        if not self._original and self._copy is not None:
+            given = resize_batch(example, self.size)
+            self._original = latency(self._copy, given, repeats=20, warmup=3).median_ms
+        elif not self._original:
             self._original = self(model, example)
         return self._original
+
+    def speedup(self, model: nn.Module, example: Any) -> Speedup | None:
+        """Return how much faster a model is than the original, with an interval; None: a timer."""
+        if self._copy is None:
+            return None
+        with preserve_state(model):
+            return compare_latency(self._copy, model, resize_batch(example, self.size)).speedup
 
     def state_dict(self) -> LatencyTimerState:
         return {"size": self.size, "original": self._original}
 
     def load_state_dict(self, state: LatencyTimerState) -> None:
         self.size, self._original = int(state["size"]), float(state["original"])
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, without copying the Trainer of a LightningModule."""
+    trainer = vars(model).get("_trainer")
+    try:
+        return copy.deepcopy(model, {id(trainer): trainer})
+    except Exception as error:
+        raise ConfigError(
+            f"of='latency' measures beside a copy of {type(model).__name__}, which cannot be "
+            f"copied: {error}; give timer=, a function of the model that returns milliseconds"
+        ) from error
 
 
 def latency_budget(

@@ -99,7 +99,8 @@ def _cut_until_valid(
 ) -> ChannelCut:
     """Choose channels and cut them, until the cut model runs and is within the budget."""
     criterion = get_channel_criterion(config.criterion, config.seed)
-    two, timer = two_examples(example_input, model), LatencyTimer(config.timer, example_input)
+    two, measured = two_examples(example_input, model), config.of == "latency"
+    timer = LatencyTimer(config.timer, example_input, model if measured else None)
     traced = trace(model, two)
     groups = select_groups(groups_from_trace(traced, model), model, config)
     trial = TrialCut(model, traced, groups, two)
@@ -107,7 +108,7 @@ def _cut_until_valid(
     while True:
         free = prunable_groups(groups, model, two)
         scores = {g.name: channel_scores(g, parameters(model), criterion) for g in free}
-        sizes = Sizes(model, free, two, "macs" if config.of == "latency" else config.of)
+        sizes = Sizes(model, free, two, "macs" if measured else config.of)
         choose = partial(
             allocate,
             free,
@@ -122,16 +123,11 @@ def _cut_until_valid(
             fixed=partial(describe_fixed, groups, model, two),
         )
         budget = (1 - sparsity) * sizes.dense * (1 + 1e-12)  # 1 - 0.9 is less than 0.1
-        if config.of == "latency":
+        if measured:
             dense = timer.original(model, example_input)
-            removed = latency_budget(
-                choose,
-                sizes.dense,
-                trial,
-                lambda small: timer(small, example_input),
-                dense,
-                (1 - sparsity) * dense if config.latency_ms is None else config.latency_ms,
-            )
+            limit = (1 - sparsity) * dense if config.latency_ms is None else config.latency_ms
+            measure = partial(timer, example=example_input)
+            removed = latency_budget(choose, sizes.dense, trial, measure, dense, limit)
         else:
             removed = choose(budget + correction.now)
         found = trial.find_valid(removed, linked)
@@ -153,6 +149,7 @@ def _cut_until_valid(
         not_prunable={group.name: group.fixed_reason for group in groups if group.fixed_reason},
         approximate=approximate_groups(groups, removed),
         error=found.error,
+        speedup=timer.speedup(model, example_input) if measured else None,
     )
 
 

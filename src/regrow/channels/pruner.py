@@ -110,7 +110,8 @@ class ChannelPruner(BasePruner):
         self.collected = data_criterion(self.config.criterion)
         self.collects_gradients = isinstance(self.collected, MeanScores)
         self.not_prunable: dict[str, str] = {}
-        self.watch = LatencyTimer(self.config.timer, example_input)
+        original = model if self.config.of == "latency" else None
+        self.watch = LatencyTimer(self.config.timer, example_input, original)
         self._saved = 0.0  # fraction of the original latency
         traced = trace(model, self.example_input)
         groups = self._groups(traced, model)

@@ -23,6 +23,7 @@ from regrow.channels.cut.surgery import (
 )
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.io.safetensors import SUFFIX, read_tensors
+from regrow.profiling.latency import Speedup
 from regrow.utils.errors import StateError
 from regrow.utils.names import (
     accept_compile_prefix,
@@ -73,6 +74,7 @@ class ChannelCut:
         shapes: Original shapes of the tensors that were cut.
         removed: Number of removed channels, by group.
         not_prunable: Groups that could not be cut, with the reason.
+        speedup: Against the original model, for a cut to a measured latency; not stored.
         approximate: Groups whose cut changed what the masked network computes, with the reasons.
         error: Largest difference from the masked model's output, relative to its largest.
         undo: Undoes the cut; None if loaded from a checkpoint.
@@ -88,6 +90,7 @@ class ChannelCut:
     undo: UndoLog | None = field(default=None, repr=False)
     before: dict[tuple[str, str], Any] = field(default_factory=dict)
     approximate: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    speedup: Speedup | None = None
 
     def state_dict(self) -> ChannelCutState:
         """Return the record as tensors and builtin types, for `from_state`."""
