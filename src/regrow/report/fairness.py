@@ -26,11 +26,15 @@ NamedRuns = Sequence[tuple[str, Run]]  # runs with the names of their methods
 
 
 class Advice(NamedTuple):
-    """One warning."""
+    """One warning; its text is the title, and the finding if there is one only."""
 
     title: str  # what makes the comparison unfair
     findings: tuple[str, ...]  # one sentence each, with the methods concerned
     todo: str
+
+    def __str__(self) -> str:
+        only = self.findings[0] if len(self.findings) == 1 else ""
+        return f"{self.title}: {only}" if only else self.title
 
 
 def count_of(number: int, noun: str) -> str:

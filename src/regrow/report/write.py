@@ -24,7 +24,7 @@ class WrittenReport(NamedTuple):
     table: Path  # results.csv
     page: Path  # report.html
     summary: str  # number of jobs by state
-    warnings: int  # number of warnings about comparisons
+    warnings: tuple[str, ...]  # titles of warnings about comparisons, the values where it is one
 
 
 def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenReport:
@@ -70,5 +70,6 @@ def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenRep
     except ConfigError as error:
         raise ConfigError(f"{table} is written, {PAGE} is not: {error}") from error
     write_text(page, text)
-    warnings = len(cross_task_advice(tasks)) + sum(len(task.advice) for task in tasks)
+    advice = [*cross_task_advice(tasks), *(one for task in tasks for one in task.advice)]
+    warnings = tuple(map(str, advice))
     return WrittenReport(table, page, summarize(tasks, found.without_result), warnings)

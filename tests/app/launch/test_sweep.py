@@ -104,6 +104,15 @@ def trained():
     return {path: path.stat().st_mtime_ns for path in Path.cwd().glob("outputs/digits/**/*.ckpt")}
 
 
+def test_unequal_budgets_of_epochs_are_said_at_the_end(sweep, capfd):
+    assert sweep(GMP, "trainer.max_epochs=1,2") == 0
+    out, _ = capfd.readouterr()
+    assert "warning: Different total epochs: Total epochs, dense training included: 1 (" in out
+    assert "; 2 (" in out
+    assert sweep(GMP, "pruning.sparsity=0.5,0.6", "trainer.max_epochs=1") == 0
+    assert "Different total epochs" not in capfd.readouterr().out
+
+
 def test_failing_report_fails_no_job(sweep, found, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "regrow.report.write", None)
     assert sweep(GMP) == 0

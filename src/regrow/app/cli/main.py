@@ -173,7 +173,8 @@ def _report(parser: Parser, args: list[str]) -> None:
     written = write_report(folder, sweep_jobs(folder) if is_sweep(folder) else None)
     print(f"{written.page} and {written.table.name}: {written.summary}")
     if written.warnings:
-        print(f"warnings about what can be compared: {written.warnings}, see the page")
+        print("warnings about what can be compared, see the page:")
+        print(*(f"  {text}" for text in written.warnings), sep="\n")
 
 
 def _recipes(parser: Parser, args: list[str]) -> None:

@@ -102,16 +102,20 @@ def sweep_jobs(folder: Path) -> list[Path]:
     return [job for job in jobs if job.is_dir()]
 
 
-def rebuild(folder: Path) -> None:
-    """Build the report of a sweep, one process at a time; an error is only logged."""
+def rebuild(folder: Path) -> tuple[str, ...]:
+    """Build the report of a sweep, one process at a time; return its warnings.
+
+    An error is only logged.
+    """
     try:
         from regrow.report.write import write_report
 
         with FileLock(folder / ".report.lock"):
-            write_report(folder, sweep_jobs(folder))
+            return write_report(folder, sweep_jobs(folder)).warnings
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         _log.warning("the report in %s was not built: %s", os.path.relpath(folder), reason)
+        return ()
 
 
 def summarize_failures(notes: Iterable[Note]) -> list[str]:

@@ -103,13 +103,14 @@ def finish_sweep() -> bool:
     succeeded = True
     while _started:
         sweep, lock = _started.pop()
-        if notes := sweep.notes():
-            rebuild(sweep.folder)
+        warnings = rebuild(sweep.folder) if (notes := sweep.notes()) else ()
         for line in (lost := summarize_failures(notes)):
             print(line, file=sys.stderr)
         succeeded = succeeded and not lost
         if skipped := sum(note["state"] == "skipped" for note in notes):
             print(f"{skipped} of {len(notes)} jobs had finished before (force=true repeats them)")
+        for text in warnings:
+            print(f"warning: {text}")
         report = sweep.folder / REPORT
         if notes and report.is_file():
             print(f"report: {os.path.relpath(report)}")
