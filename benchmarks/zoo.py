@@ -22,6 +22,8 @@ from _vision import needed
 from _zoo_models import MODELS
 from _zoo_table import table
 
+from regrow.utils.progress_bar import progress_bar
+
 Row = dict[str, Any]
 HERE = Path(__file__).parent
 LIMITS = {"ours": 120, "peer": 45}  # seconds of CPU time
@@ -83,11 +85,16 @@ def main() -> None:
     options = parser.parse_args()
     needed("torchvision", "timm", "ultralytics", "transformers", "segmentation_models_pytorch")
     known = read(options.results)
-    for side in options.sides:
-        for source, name, size, argument in MODELS:
-            done = (side, source, name) in known and name not in options.again
-            if done or (options.only and name not in options.only):
-                continue
+    todo = [
+        (side, *model)
+        for side in options.sides
+        for model in MODELS
+        if ((side, *model[:2]) not in known or model[1] in options.again)
+        and (not options.only or model[1] in options.only)
+    ]
+    with progress_bar(len(todo)) as advance:
+        for side, source, name, size, argument in todo:
+            advance(f"{name} ({side})")
             row = run(side, source, name, size, argument)
             with options.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")

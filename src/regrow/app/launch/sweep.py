@@ -20,6 +20,7 @@ from regrow.io.files import read_json, write_json
 
 NOTES = "jobs"
 REPORT = "report.html"
+BAR = 20  # characters
 _log = logging.getLogger("regrow")
 
 
@@ -77,12 +78,15 @@ def describe_progress(states: Mapping[str, int], jobs: int | None, seconds: floa
 
     Example:
         >>> describe_progress({"done": 3, "skipped": 1, "started": 2, "failed": 1}, 16, 120)
-        'sweep: 5 of 16 jobs ended (1 skipped, 1 failed), 2 running, about 6 minutes left'
+        'sweep [######--------------] 5 of 16 jobs ended (1 skipped, 1 failed), 2 running, about \
+6 minutes left'
     """
     ran = states.get("done", 0) + states.get("failed", 0)
     ended = ran + states.get("skipped", 0)
     parts = [f"{states[state]} {state}" for state in ("skipped", "failed") if states.get(state)]
-    text = f"sweep: {ended}{f' of {jobs}' if jobs else ''} jobs ended"
+    filled = BAR * ended // jobs if jobs else 0
+    bar = f"[{'#' * filled}{'-' * (BAR - filled)}] " if jobs else ""
+    text = f"sweep {bar}{ended}{f' of {jobs}' if jobs else ''} jobs ended"
     text += f" ({', '.join(parts)})" if parts else ""
     text += f", {states['started']} running" if states.get("started") else ""
     if jobs and ran and ended < jobs:
