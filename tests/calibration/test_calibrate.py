@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.calibration.calibrate import calibrated_layers
-from regrow.calibration.moments import Data, paired_moments
+from regrow.calibration.calibrate import calibrated_layers, refit_layers
+from regrow.calibration.moments import Data, paired_moments, squared_gradients
 from regrow.calibration.scores import CRITERIA
 from regrow.utils.errors import ConfigError, StateError
 
@@ -118,13 +118,15 @@ def test_other_granularities(granularity):
     assert distance(model, dense, x) < distance(plain, dense, x)
 
 
-def test_random_state_buffers_and_loaders_labels_do_not_matter():
+@pytest.mark.parametrize(("criterion", "batch"), [("obs", 256), ("wanda", 64), ("magnitude", 64)])
+def test_random_state_buffers_and_loaders_labels_do_not_matter(criterion, batch):
     model, x = images(), data(shape=(3, 8, 8))
     other = copy.deepcopy(model)
     state = torch.get_rng_state()
-    regrow.calibrate(model, [(x, torch.zeros(256))], 0.5)
+    regrow.calibrate(model, [(x, torch.zeros(256))], 0.5, criterion=criterion)
     assert torch.equal(state, torch.get_rng_state())
-    regrow.calibrate(other, x.split(64), 0.5)
+    torch.manual_seed(5)
+    regrow.calibrate(other, x.split(batch), 0.5, criterion=criterion)
     for (name, one), two in zip(
         model.state_dict().items(), other.state_dict().values(), strict=True
     ):
@@ -149,6 +151,54 @@ def test_a_layer_that_is_called_twice():
     plain = copy.deepcopy(dense)
     regrow.prune(plain, 0.5)
     assert distance(model, dense, data()) < distance(plain, dense, data())
+
+
+def test_obs_compares_layers_by_their_effect_on_the_outputs():
+    torch.manual_seed(0)
+    inner, outer = nn.Linear(8, 8, bias=False), nn.Linear(8, 2, bias=False)
+    x, small = data(shape=(8,)), 1e-3
+
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.other = copy.deepcopy(inner), copy.deepcopy(inner)
+            self.outer = copy.deepcopy(outer)
+
+        def forward(self, x):
+            return self.outer(self.inner(x) + small * self.other(x))
+
+    masks = regrow.calibrate(Weighted(), [x], 0.4, exclude=["outer"]).masks
+    # both have equal weights and inputs, but the second has a thousandth of the effect
+    assert masks["other.weight"].sum() < 0.3 * masks["inner.weight"].sum()
+
+
+def test_rounds_bring_the_outputs_nearer_than_scores_of_the_dense_network_alone():
+    x, new, dense = data(512), data(seed=1), perceptron()
+    once, rounds = copy.deepcopy(dense), copy.deepcopy(dense)
+    regrow.calibrate(rounds, [x], 0.8)
+    masks = regrow.calibrate(copy.deepcopy(dense), [x], 0.8, refit=False).masks
+    regrow.prune(once, 0.8, criterion=regrow.Scores({n: m.float() for n, m in masks.items()}))
+    layers = calibrated_layers(once, None, None)
+    refit_layers(once, dense, layers, masks, Data([x]), 1e-3)
+    assert distance(rounds, dense, new) < distance(once, dense, new)
+
+
+def test_outputs_without_gradients_are_refused():
+    model = perceptron()
+    model.forward = torch.no_grad()(model.forward)
+    with pytest.raises(ConfigError, match=r"no gradient with respect to 0.weight.*'magnitude'"):
+        regrow.calibrate(model, [data()], 0.5, refit=False)
+    assert all(map(torch.equal, model.parameters(), perceptron().parameters()))
+
+
+def test_squared_gradients_are_those_of_the_jacobian():
+    layer, x = nn.Linear(5, 3).requires_grad_(False), data(64, (5,))
+    rows = calibrated_layers(layer, ["weight"], None)
+    found = squared_gradients(layer, rows, Data([x]), draws=2000)["weight"]
+    # z_i = w_i . x: the squares of dz_i/dw_i add up to those of x
+    expected = torch.full((1, 3), float(x.square().sum()), dtype=torch.float64)
+    assert torch.allclose(found, expected, rtol=0.15)
+    assert not layer.weight.requires_grad
 
 
 def test_rows_are_drawn_where_there_are_many():
@@ -188,7 +238,7 @@ def test_a_model_whose_copy_runs_the_original():
     body = perceptron()
     model = nn.Sequential(body)
     model.forward = lambda x: body(x)  # a copy shares the function
-    with pytest.raises(StateError, match="0 times in its copy"):
+    with pytest.raises(StateError, match="1 times in its copy"):
         regrow.calibrate(model, [data()], 0.5)
     assert all(map(torch.equal, body.parameters(), perceptron().parameters()))
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from regrow.calibration.layer_rows import LayerRows
-from regrow.calibration.moments import Data, input_moments, paired_moments
+from regrow.calibration.moments import Data, input_moments, paired_moments, squared_gradients
 from regrow.calibration.refit import refit_matrix
 from regrow.calibration.scores import CRITERIA
 from regrow.calibration.sequence_rows import find_rows
 from regrow.criteria.precomputed import Scores
 from regrow.masks.distributions import erk_densities
+from regrow.masks.granularity import NofM, make_granularity
 from regrow.masks.masks import Masks
 from regrow.masks.targets import select_targets
 from regrow.pruning.functional import prune
@@ -32,6 +33,7 @@ from regrow.utils.errors import (
 from regrow.utils.names import named_parameters
 
 NAMES = (*CRITERIA, "magnitude")
+ROUNDS = 4  # of scores, masks and a refit, on the way to the sparsity
 
 
 @dataclass
@@ -88,7 +90,8 @@ def calibrate(
     moments of their inputs. Then, in the order in which layers run, kept weights and biases are
     refitted by least squares: a layer reproduces its outputs in the dense network from the inputs
     that the network pruned so far gives it. The model runs in eval mode, on its own device. Memory:
-    two copies of the weights, the inputs, and a float64 `(features, features)` matrix per layer.
+    three copies of the weights, the inputs, and a float64 `(features, features)` matrix per layer.
+    "obs" estimates the squared error of the outputs, with a refit in four rounds of pruning.
 
     Args:
         model: The model.
@@ -148,8 +151,8 @@ def _prune_and_refit(
     dense = copy.deepcopy(model) if refit else model
     before = {name: p.detach().clone() for name, p in named_parameters(model).items()}
     try:
-        wanted = layer_sparsities(layers, settings["distribution"], sparsity)
-        ordered, scores = score_layers(model, layers, data, criterion, wanted, damping)
+        start = score_in_rounds if refit and criterion == "obs" else score_once
+        ordered, scores = start(model, layers, data, criterion, sparsity, damping, settings)
         result = Calibration(prune(model, sparsity, criterion=scores, **settings))
         if refit:
             result.rows = refit_layers(model, dense, ordered, result.masks, data, damping)
@@ -159,6 +162,66 @@ def _prune_and_refit(
     now = named_parameters(model)
     result.dense = {n: v for n, v in before.items() if not torch.equal(v, now[n].detach())}
     return result
+
+
+def score_once(
+    model: nn.Module,
+    layers: Sequence[LayerRows],
+    data: Data,
+    criterion: str,
+    sparsity: float,
+    damping: float,
+    settings: Mapping[str, Any],
+) -> tuple[list[LayerRows], Scores | str]:
+    """Score the layers as they are; see `score_layers`."""
+    wanted = layer_sparsities(layers, settings["distribution"], sparsity)
+    return score_layers(model, layers, data, criterion, wanted, damping)
+
+
+def score_in_rounds(
+    model: nn.Module,
+    layers: Sequence[LayerRows],
+    data: Data,
+    criterion: str,
+    sparsity: float,
+    damping: float,
+    settings: Mapping[str, Any],
+) -> tuple[list[LayerRows], Scores | str]:
+    """Score the layers after each of a few rounds in which a copy is pruned and refitted.
+
+    Args:
+        model: The dense model, which stays as it is.
+        layers: The layers to score.
+        data: Calibration data.
+        criterion: A name.
+        sparsity: Each round keeps the same fraction of the weights; the last gives this sparsity.
+        damping: See `calibrate`.
+        settings: Keyword arguments of `regrow.prune`.
+
+    Returns:
+        The layers of the model in the order in which they run, and the last scores.
+    """
+    ordered, scores = score_once(model, layers, data, criterion, sparsity, damping, settings)
+    copied = copy.deepcopy(model)
+    twins = {
+        twin.name: twin
+        for twin in calibrated_layers(copied, settings["include"], settings["exclude"])
+    }
+    again = [twins[layer.name] for layer in ordered]
+    fixed = isinstance(make_granularity(settings.get("granularity", "weight")), NofM)
+    for done in range(1, 1 if fixed else ROUNDS):
+        now = dict(settings)
+        if own := settings.get("layers"):
+            now["layers"] = {name: _part_of(value, done) for name, value in own.items()}
+        masks = prune(copied, _part_of(sparsity, done), criterion=scores, **now)
+        refit_layers(copied, model, again, masks, data, damping)
+        _, scores = score_once(copied, again, data, criterion, sparsity, damping, settings)
+    return ordered, scores
+
+
+def _part_of(sparsity: float, rounds: int) -> float:
+    """Return the sparsity after some of the rounds, which keep equal fractions."""
+    return float(1 - (1 - sparsity) ** (rounds / ROUNDS))
 
 
 def check_distribution(criterion: str, distribution: str | None) -> str:
@@ -242,12 +305,18 @@ def score_layers(
     ordered = [by_name[name] for name in found]
     if criterion == "magnitude":
         return ordered, criterion
+    slopes = squared_gradients(model, ordered, data) if criterion == "obs" else {}
     return ordered, Scores(
         {
-            layer.name: score_layer(
-                layer, found[layer.name].xx, criterion, sparsities[layer.name], damping
+            name: score_layer(
+                by_name[name],
+                moments.xx,
+                criterion,
+                sparsities[name],
+                damping,
+                slopes.get(name),
             )
-            for layer in ordered
+            for name, moments in found.items()
         }
     )
 
@@ -264,13 +333,26 @@ def layer_sparsities(
 
 @torch.no_grad()
 def score_layer(
-    layer: LayerRows, xx: Tensor, criterion: str, sparsity: float, damping: float
+    layer: LayerRows,
+    xx: Tensor,
+    criterion: str,
+    sparsity: float,
+    damping: float,
+    slopes: Tensor | None = None,
 ) -> Tensor:
-    """Return the scores of a layer's weight, in its shape."""
+    """Return the scores of a layer's weight, in its shape.
+
+    Given `squared_gradients` g_i of its rows, they are multiplied by g_i / tr(X^T X), for J^T J of
+    a row is then about X^T X times that (Martens and Grosse 2015, K-FAC).
+    """
     more: Sequence[float] = {"obs": (damping,), "sparsegpt": (sparsity,)}.get(criterion, ())
     rule = CRITERIA[criterion]
     parts = [rule(w, h, *more) for w, h in zip(layer.matrix, xx, strict=True)]
-    return layer.to_weight(torch.stack(parts))
+    scores = torch.stack(parts)
+    if slopes is not None:
+        size = xx.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-30)
+        scores *= (slopes / size[:, None])[:, :, None]
+    return layer.to_weight(scores)
 
 
 def order_layers(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> list[LayerRows]:

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from regrow.calibration.layer_rows import LayerRows
 from regrow.utils.batches import bound_forward
-from regrow.utils.errors import StateError
+from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.modes import in_mode
 from regrow.utils.random import make_generator
 
@@ -134,6 +136,71 @@ def input_moments(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> 
             for handle in handles:
                 handle.remove()
     return {name: data.finish(name, moments) for name, moments in found.items()}
+
+
+def squared_gradients(
+    model: nn.Module, layers: Sequence[LayerRows], data: Data, draws: int = 4
+) -> dict[str, Tensor]:
+    """Estimate the sum of squares of d z / d w over all outputs z, examples and weights w of a row.
+
+    For v ~ N(0, I), the mean of the squared gradient of v . z is the diagonal of J^T J, which is
+    the second derivative of the squared error of the outputs.
+
+    Args:
+        model: Run in eval mode; as before afterwards.
+        layers: Layers of the model.
+        data: Calibration data.
+        draws: Number of draws of v for each batch.
+
+    Returns:
+        Sums `(groups, out)` by name.
+
+    Raises:
+        ConfigError: If no output has a gradient with respect to a weight.
+
+    Source: Bekas et al. 2007, equation 4 (diagonals by random vectors).
+    """
+    weights = {layer.name: layer.weight for layer in layers}
+    found = {layer.name: torch.zeros((), dtype=torch.float64) for layer in layers}
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(model, training=False))
+        stack.enter_context(torch.enable_grad())
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            # cuDNN has no backward pass of recurrent layers in eval mode
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        for weight in weights.values():
+            stack.callback(weight.requires_grad_, weight.requires_grad)
+            weight.requires_grad_(True)
+        for at, batch in enumerate(data.batches):
+            leaves = tree_leaves(bound_forward(model, batch)())
+            outputs = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+            for draw in range(draws):
+                generator = make_generator(data.seed, at * draws + draw, "outputs")
+                along = [torch.randn(z.shape, generator=generator).to(z) for z in outputs]
+                _add_squares(found, layers, outputs, along)
+    if data.total is not None:
+        found = {name: data.total(values) for name, values in found.items()}
+    return {name: values / draws for name, values in found.items()}
+
+
+def _add_squares(
+    found: dict[str, Tensor],
+    layers: Sequence[LayerRows],
+    outputs: Sequence[Tensor],
+    along: Sequence[Tensor],
+) -> None:
+    """Add the squared gradients of v . z to the sums of each row."""
+    weights = [layer.weight for layer in layers]
+    parts: Sequence[Tensor | None] = [None] * len(weights)
+    if outputs:
+        parts = torch.autograd.grad(outputs, weights, along, retain_graph=True, allow_unused=True)
+    for layer, part in zip(layers, parts, strict=True):
+        if part is None:
+            raise ConfigError(
+                f"the model's outputs have no gradient with respect to {layer.name}, by which "
+                "criterion='obs' compares layers: write criterion='magnitude' or 'sparsegpt'"
+            )
+        found[layer.name] = layer.to_matrix(part).double().square().sum(2) + found[layer.name]
 
 
 def paired_moments(

@@ -75,18 +75,16 @@ def obs(matrix: Tensor, xx: Tensor, damping: float = 1e-3, block: int = 32) -> T
         block: Number of removals after which H^-1 is downdated; does not change the result.
 
     Returns:
-        Scores, relative to the layer's squared output tr(W H W^T).
+        Scores: what the layer's squared error rises by.
 
     Source: Hassibi and Stork 1993, equations 5 and 7; Frantar and Alistarh 2022 (OBC),
         arXiv 2208.11580, algorithm 1.
     """
-    hessian = damped(xx, damping)
-    inverse = torch.linalg.inv(hessian)
+    inverse = torch.linalg.inv(damped(xx, damping))
     weights = matrix.double() * (xx.diagonal() > 0)  # weights of dead inputs have no effect
-    size = max(float(((weights @ hessian) * weights).sum()), 1e-30)
     rows = max(1, MEMORY // (8 * inverse.numel()))
     parts = [_obs_rows(part, inverse, block) for part in torch.split(weights, rows)]
-    return torch.cat(parts) / size
+    return torch.cat(parts)
 
 
 def _obs_rows(weights: Tensor, inverse: Tensor, block: int) -> Tensor:

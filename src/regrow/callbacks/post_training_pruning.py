@@ -17,9 +17,9 @@ from regrow.calibration.calibrate import (
     calibrated_layers,
     check_distribution,
     inputs_of,
-    layer_sparsities,
     refit_layers,
-    score_layers,
+    score_in_rounds,
+    score_once,
 )
 from regrow.calibration.moments import Data
 from regrow.calibration.repair_ladder import agreement_with, climb
@@ -271,8 +271,16 @@ class Calibrated(GradualMagnitude):
     ) -> HistoryEntry:
         """Prune by calibrated scores, and refit if there is a dense copy of the module."""
         layers = calibrated_layers(module, self.config.include, self.config.exclude)
-        wanted = layer_sparsities(layers, self.config.distribution, sparsity)
-        ordered, scores = score_layers(module, layers, data, self.scoring, wanted, self.damping)
+        names = ("distribution", "granularity", "include", "exclude", "seed")
+        settings = {name: getattr(self.config, name) for name in names}
+        start = score_in_rounds if dense is not None and self.scoring == "obs" else score_once
+        original = module if dense is None else dense
+        known = calibrated_layers(original, self.config.include, self.config.exclude)
+        ordered, scores = start(
+            original, known, data, self.scoring, sparsity, self.damping, settings
+        )
+        by_name = {layer.name: layer for layer in layers}
+        ordered = [by_name[layer.name] for layer in ordered]
         given = scores if isinstance(scores, Scores) else None
         entry = pruner.prune_to(sparsity, optimizers, scores=given)
         if dense is not None:
