@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from regrow.report.load import Run
 from regrow.report.run_identity import SERVING
-from regrow.report.statistics import Point, Series, format_percent
+from regrow.report.statistics import Point, Series
 from regrow.report.table import describe_start
 from regrow.utils.errors import join_limited
 
@@ -101,8 +101,8 @@ def _check_overlaps(series: Sequence[Series]) -> Iterator[Advice]:
         for a in one.points:
             for b in other.points:
                 if is_comparable(a, b) and a.y["accuracy"].overlaps(b.y["accuracy"]):
-                    first = f"{one.name} {format_percent(a.y['accuracy'])}"
-                    second = f"{other.name} {format_percent(b.y['accuracy'])}"
+                    first = f"{one.name} {a.y['accuracy'].percent}"
+                    second = f"{other.name} {b.y['accuracy'].percent}"
                     text = f"At {_percent(a)}: {first} and {second}."
                     pairs.append((a.x["sparsity"].mean, text))
     if pairs:

@@ -124,6 +124,8 @@ def read_run(folder: Path, name: str = "") -> Run:
         _check("pruned.", result["pruned"], _NETWORK_FIELDS)
     for level in result["levels"]:
         _check("levels.", level, {"sparsity": Real, "test_accuracy": Real})
+    for entry in result["history"]:
+        _check("history.", entry, {"kind": str, "after": Real})
     return Run(folder, result, name)
 
 

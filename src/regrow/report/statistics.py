@@ -69,29 +69,24 @@ class Spread(NamedTuple):
             return None
         return abs(self.mean - other.mean) <= self.deviation + other.deviation
 
+    @property
+    def percent(self) -> str:
+        """The fraction with its standard deviation, in per cent.
 
-def format_percent(value: Spread) -> str:
-    """Format a fraction with its standard deviation, in per cent.
+        Example:
+            >>> Spread(0.8837, 0.0017, 3).percent, Spread(0.9, None, 1).percent
+            ('88.37 ± 0.17 % (n = 3)', '90.00 % (n = 1)')
+        """
+        return f"{100 * self.mean:.2f}{self._plus_minus} % (n = {self.n})"
 
-    Example:
-        >>> format_percent(Spread(0.8837, 0.0017, 3)), format_percent(Spread(0.9, None, 1))
-        ('88.37 ± 0.17 % (n = 3)', '90.00 % (n = 1)')
-    """
-    return f"{100 * value.mean:.2f}{_format_deviation(value)} % (n = {value.n})"
+    @property
+    def points(self) -> str:
+        """The change of a fraction, in percentage points: `-1.44 ± 0.10 points`."""
+        return f"{100 * self.mean:+.2f}{self._plus_minus} points"
 
-
-def format_points(value: Spread) -> str:
-    """Format a change of accuracy, in percentage points.
-
-    Example:
-        >>> format_points(Spread(-0.0144, 0.001, 3))
-        '-1.44 ± 0.10 points'
-    """
-    return f"{100 * value.mean:+.2f}{_format_deviation(value)} points"
-
-
-def _format_deviation(value: Spread) -> str:
-    return "" if value.deviation is None else f" ± {100 * value.deviation:.2f}"
+    @property
+    def _plus_minus(self) -> str:
+        return "" if self.deviation is None else f" ± {100 * self.deviation:.2f}"
 
 
 def compute_spreads(groups: Any, columns: Sequence[str]) -> list[dict[str, Spread]]:
