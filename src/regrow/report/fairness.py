@@ -137,7 +137,9 @@ def describe_epochs(run: Run) -> str:
 def describe_batch(run: Run) -> str:
     """Describe the batch size of the fit with pruning, and the number of devices."""
     devices = run.setting("trainer.devices") or 1
-    return str(run.batch_size) + (f" on each of {devices} devices" if devices != 1 else "")
+    return str(run.fit_setting("data.batch_size")) + (
+        f" on each of {devices} devices" if devices != 1 else ""
+    )
 
 
 def describe_latency(run: Run) -> str | None:
@@ -158,7 +160,7 @@ CHECKS = (
     ),
     Check(
         "Different learning rates",
-        lambda run: run.rate if run.pruned is not None else None,
+        lambda run: run.fit_setting("optimizer.lr") if run.pruned is not None else None,
         "Learning rate of the fit with pruning",
         "Use the same finetune.lr=... (or optimizer.lr=...) for all, or tune it for each method "
         "on validation data and say so",
