@@ -101,9 +101,14 @@ def _check_overlaps(series: Sequence[Series]) -> Iterator[Advice]:
         for a in one.points:
             for b in other.points:
                 if is_comparable(a, b) and a.y["accuracy"].overlaps(b.y["accuracy"]):
-                    first = f"{one.name} {a.y['accuracy'].percent}"
-                    second = f"{other.name} {b.y['accuracy'].percent}"
-                    text = f"At {_percent(a)}: {first} and {second}."
+                    both = [
+                        f"{name} {spread.format()} % (n = {spread.n})"
+                        for name, spread in (
+                            (one.name, a.y["accuracy"]),
+                            (other.name, b.y["accuracy"]),
+                        )
+                    ]
+                    text = f"At {_percent(a)}: {' and '.join(both)}."
                     pairs.append((a.x["sparsity"].mean, text))
     if pairs:
         yield Advice(

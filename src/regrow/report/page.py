@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from regrow.report.curves import downsample, find_metric_files, read_curves, spaced_indices
 from regrow.report.fairness import count_of
 from regrow.report.load import Jobs, Run
-from regrow.report.statistics import Point
+from regrow.report.statistics import Point, tabulate_means
 from regrow.report.table import COLUMNS, NAMES, Values
 from regrow.report.tasks import Task, cross_task_advice
 from regrow.utils.imports import import_optional
@@ -42,6 +42,7 @@ def render_page(title: str, tasks: Sequence[Task], jobs: Jobs, when: datetime) -
         summary=summarize(tasks, jobs),
         tasks=tasks,
         warned=warned,
+        means=[(task.name, tabulate_means(task.plot)) for task in tasks],
         jobs=jobs,
         plotly=plotly,
         data=pack(json.dumps(_page_data(tasks), separators=(",", ":"), allow_nan=False)),
