@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -66,11 +66,6 @@ def format_groups(groups: Mapping[Hashable, Iterable[str]]) -> str:
     return "; ".join(parts[:8]) + (f"; and {len(parts) - 8} more values" * (len(parts) > 8))
 
 
-def find_uncertain(series: Sequence[Series]) -> list[Advice]:
-    """Return warnings about conclusions that the seeds of one task do not support."""
-    return [*_check_seeds(series), *_check_overlaps(series)]
-
-
 def is_comparable(one: Point, other: Point) -> bool:
     """Return whether two points have about the same sparsity, of the same thing.
 
@@ -82,7 +77,8 @@ def is_comparable(one: Point, other: Point) -> bool:
     return more - less <= _NEAR * more
 
 
-def _check_seeds(series: Sequence[Series]) -> Iterator[Advice]:
+def find_few_seeds(series: Sequence[Series]) -> Iterator[Advice]:
+    """Find the points of one task that have too few seeds."""
     few = tuple(
         f"{one.name} at {_percent(point)}: {len(point.seeds)}."
         for one in series
@@ -94,22 +90,14 @@ def _check_seeds(series: Sequence[Series]) -> Iterator[Advice]:
         yield Advice("Fewer than three seeds", few, todo)
 
 
-def _check_overlaps(series: Sequence[Series]) -> Iterator[Advice]:
+def find_overlaps(series: Sequence[Series]) -> Iterator[Advice]:
     """Find pairs of methods whose accuracies overlap at comparable sparsities."""
     pairs = []
     for one, other in combinations(series, 2):
-        for a in one.points:
-            for b in other.points:
-                if is_comparable(a, b) and a.y["accuracy"].overlaps(b.y["accuracy"]):
-                    both = [
-                        f"{name} {spread.format()} % (n = {spread.n})"
-                        for name, spread in (
-                            (one.name, a.y["accuracy"]),
-                            (other.name, b.y["accuracy"]),
-                        )
-                    ]
-                    text = f"At {_percent(a)}: {' and '.join(both)}."
-                    pairs.append((a.x["sparsity"].mean, text))
+        for a, b in product(one.points, other.points):
+            if is_comparable(a, b) and a.y["accuracy"].overlaps(b.y["accuracy"]):
+                text = f"At {_percent(a)}: {_describe(one, a)} and {_describe(other, b)}."
+                pairs.append((a.x["sparsity"].mean, text))
     if pairs:
         yield Advice(
             "No clear difference: the intervals mean ± standard deviation overlap",
@@ -120,6 +108,11 @@ def _check_overlaps(series: Sequence[Series]) -> Iterator[Advice]:
 
 def _percent(point: Point) -> str:
     return f"{100 * point.x['sparsity'].mean:.4g} %"
+
+
+def _describe(series: Series, point: Point) -> str:
+    accuracy = point.y["accuracy"]
+    return f"{series.name} {accuracy.format()} % (n = {accuracy.n})"
 
 
 class Check(NamedTuple):

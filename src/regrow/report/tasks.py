@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from regrow.report.fairness import Advice, count_of, find_uncertain, find_unfair
+from regrow.report.fairness import Advice, count_of, find_few_seeds, find_overlaps, find_unfair
 from regrow.report.load import Run
 from regrow.report.run_identity import (
     baseline_key,
@@ -74,5 +74,5 @@ def _make_task(runs: Sequence[Run]) -> Task:
         f"{dense['params']:,} parameters, {dense['macs']:,} MACs per image",
         rows,
         plot,
-        advice + find_uncertain(plot.series),
+        [*advice, *find_few_seeds(plot.series), *find_overlaps(plot.series)],
     )
