@@ -20,6 +20,7 @@ from regrow.io.checkpoints import KEY
 from regrow.io.files import temporary_beside
 from regrow.io.program import ExportMismatch, write_program
 from regrow.io.safetensors import read_tensors, write_tensors
+from regrow.io.sparse_tensors import VALUES
 from regrow.utils.batches import batch_size
 from regrow.utils.errors import ConfigError, StateError, check_choice
 from regrow.utils.names import strip_compile_prefix
@@ -35,8 +36,8 @@ class Exported:
         path: The file.
         to: Its format.
         bytes: Its size.
-        error: Largest difference from the model's output, relative to the largest output; 0 for
-            safetensors, whose weights are bit-identical.
+        error: Largest difference from the model's output, relative to the largest output. For
+            safetensors: of a weight, relative to the largest of its tensor; 0 unless rounded.
         batch: The only batch size that it accepts; None: any.
         reason: Why it accepts no other.
     """
@@ -64,13 +65,15 @@ def export(
     *,
     to: str | None = None,
     plan: ModelCut | None = None,
+    sparse: bool = False,
+    values: str | None = None,
 ) -> Exported:
     """Write a model to an ONNX, pt2 or safetensors file, and check the file.
 
     ONNX and pt2 files accept any batch size where the model can be traced so. Their outputs are
     compared to the model's on the example and on noise at two batch sizes: within 1e-4 of the
     largest output for float32 (1e-9 float64, 1e-2 float16, 5e-2 bfloat16). A safetensors file has
-    weights, bit-exact, and plan; `regrow.channels.load(make, path)` restores the model.
+    weights, bit-exact, and plan; `regrow.load(make, path)` restores the model.
 
     Args:
         model: The model, on any device; exported in eval mode and not changed.
@@ -78,9 +81,14 @@ def export(
         example_input: A batch, a tuple or a dict of arguments; None: `model.example_input_array`.
         to: "onnx", "safetensors" or "pt2"; None: by the path's suffix.
         plan: What was cut from the model, for safetensors.
+        sparse: Write a safetensors file of the weights that are not zero, and codes of their
+            positions, where that is smaller; `regrow.load` restores every bit.
+        values: Round the weights of a sparse file to "fp16", or to "int8" with a scale for each
+            output; not biases and norms. None: exact.
 
     Raises:
-        ConfigError: For an unknown format, a missing package, or a model that cannot be exported.
+        ConfigError: For an unknown format, a missing package, a model that cannot be exported, or
+            weights that the type of `values` cannot hold.
         StateError: If file and model compute different things, or the plan is of another model;
             nothing is written.
 
@@ -91,6 +99,7 @@ def export(
         ('pt2', None)
     """
     path, to = Path(path), chosen_format(Path(path), to)
+    check_sparse(to, sparse, values)
     model = getattr(model, "_orig_mod", model)
     example = getattr(model, "example_input_array", None)
     example = example if example_input is None else example_input
@@ -102,8 +111,8 @@ def export(
         plan.check_cut_model(model)
     with temporary_beside(path, SUFFIXES[to]) as file:
         if to == "safetensors":
-            _write_weights(model, file, plan)
-            return Exported(path, to, file.stat().st_size)
+            error = _write_weights(model, file, plan, sparse, values)
+            return Exported(path, to, file.stat().st_size, error)
         batch_size(example)
         try:
             error, batch, reason = write_program(model, file, to, example)
@@ -142,6 +151,21 @@ def chosen_format(path: Path, to: str | None = None) -> str:
     return to
 
 
+def check_sparse(to: str, sparse: bool, values: str | None) -> None:
+    """Raise `ConfigError` if a format has no sparse files, or only sparse files have `values`."""
+    if sparse and to != "safetensors":
+        raise ConfigError(
+            f"sparse files are safetensors, got {to}: write to='safetensors' (--to safetensors)"
+        )
+    if values is not None:
+        check_choice("values", values, VALUES)
+        if not sparse:
+            raise ConfigError(
+                f"values={values!r} rounds the weights of a sparse file: write sparse=True too "
+                "(--sparse)"
+            )
+
+
 def written_size(model: nn.Module, to: str, example_input: Any) -> int:
     """Return the size in bytes of a model in a format; nothing is kept or checked."""
     with tempfile.TemporaryDirectory() as folder:
@@ -153,14 +177,26 @@ def written_size(model: nn.Module, to: str, example_input: Any) -> int:
         return file.stat().st_size
 
 
-def _write_weights(model: nn.Module, file: Path, plan: ModelCut | None) -> None:
-    """Write the weights, read them back, and compare all bits."""
+def _write_weights(
+    model: nn.Module, file: Path, plan: ModelCut | None, sparse: bool, values: str | None
+) -> float:
+    """Write the weights, read them back, and compare all bits.
+
+    Returns:
+        The largest error of rounded weights, relative to the largest weight of their tensor.
+    """
     state = {strip_compile_prefix(name): value for name, value in model.state_dict().items()}
-    write_tensors(file, state, {} if plan is None else {KEY: plan.state_dict()})
-    read = read_tensors(file)["state_dict"]
+    more = {} if plan is None else {KEY: plan.state_dict()}
+    write_tensors(file, state, more, sparse=sparse, values=values)
+    read, error = read_tensors(file)["state_dict"], 0.0
     for name, tensor in state.items():
-        if name not in read or not _bits_equal(tensor.detach().cpu(), read[name]):
+        weight = tensor.detach().cpu()
+        if name in read and _bits_equal(weight, read[name]):
+            continue
+        if values is None or name not in read or bool(read[name][weight == 0].any()):
             raise StateError(f"{name} was read back with other values; nothing was written")
+        error = max(error, float((read[name] - weight).abs().max() / weight.abs().max()))
+    return error
 
 
 def _bits_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
