@@ -135,10 +135,11 @@ def _smallest_form(kept: Tensor, dtype: str, width: int) -> Form:
     """Choose the form in which codes, and values of `width` bytes, take the fewest bytes."""
     shape, matrix = list(kept.shape), kept.flatten(1)
     unit = [_largest_step(matrix, 0), _largest_step(matrix, 1)]
-    gaps = _gaps(matrix[:: unit[0], :: unit[1]])
-    lengths = {k: k * (len(gaps) + int((gaps // (2**k - 1)).sum())) for k in range(1, 17)}
+    times = _gaps(matrix[:: unit[0], :: unit[1]]).bincount()
+    gaps = times.nonzero().flatten()
+    lengths = {k: k * int(((gaps // (2**k - 1) + 1) * times[gaps]).sum()) for k in range(1, 17)}
     bits = min(lengths, key=lambda k: lengths[k])
-    smallest = lengths[bits] / 8 + len(gaps) * math.prod(unit) * width
+    smallest = lengths[bits] / 8 + int(times.sum()) * math.prod(unit) * width
     form = Form(shape=shape, dtype=dtype, kind="unit", size=unit, bits=bits)
     for m in (m for m in _GROUPS if shape[1] % m == 0):
         other = Form(shape=shape, dtype=dtype, kind="group", size=[0, m], bits=0)
