@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Claim: with gzip, a sparse file is smaller than the dense file; every bit of it comes back.
 
     python benchmarks/file_size.py

@@ -317,7 +317,7 @@ def test_name_that_is_taken_raises(tmp_path):
         write_tensors(tmp_path / "a.safetensors", state, {}, sparse=True)
 
 
-@pytest.mark.parametrize("change", ["lost", "short", "shape", "bits"])
+@pytest.mark.parametrize("change", ["lost", "short", "shape", "zero", "bits"])
 def test_damaged_file_raises(tmp_path, change):
     path = tmp_path / "a.safetensors"
     written(path, {"w": pruned((30, 50), "weight", 0.9)})
@@ -328,6 +328,8 @@ def test_damaged_file_raises(tmp_path, change):
         tensors["w.values"] = tensors["w.values"][:-3].clone()
     elif change == "shape":
         forms["w"]["shape"] = [30, 4]
+    elif change == "zero":
+        forms["w"]["bits"] = 0
     else:
         del forms["w"]["bits"]
     safetensors.torch.save_file(tensors, path, {"regrow_sparse": json.dumps(forms)})

@@ -81,14 +81,11 @@ def export(
         example_input: A batch, a tuple or a dict of arguments; None: `model.example_input_array`.
         to: "onnx", "safetensors" or "pt2"; None: by the path's suffix.
         plan: What was cut from the model, for safetensors.
-        sparse: Write a safetensors file of the weights that are not zero, and codes of their
-            positions, where that is smaller; `regrow.load` restores every bit.
-        values: Round the weights of a sparse file to "fp16", or to "int8" with a scale for each
-            output; not biases and norms. None: exact.
+        sparse: Leave zeros out of a safetensors file; `regrow.load` restores every bit.
+        values: Round weights of a sparse file to "fp16" or "int8"; biases and norms stay exact.
 
     Raises:
-        ConfigError: For an unknown format, a missing package, a model that cannot be exported, or
-            weights that the type of `values` cannot hold.
+        ConfigError: For invalid options, a missing package, or a model that cannot be exported.
         StateError: If file and model compute different things, or the plan is of another model;
             nothing is written.
 
@@ -98,15 +95,12 @@ def export(
         >>> done.to, done.batch
         ('pt2', None)
     """
-    path, to = Path(path), chosen_format(Path(path), to)
-    check_sparse(to, sparse, values)
+    path, to = Path(path), chosen_format(Path(path), to, sparse, values)
     model = getattr(model, "_orig_mod", model)
     example = getattr(model, "example_input_array", None)
     example = example if example_input is None else example_input
     if to != "safetensors" and example is None:
-        raise ConfigError(
-            f"{to} needs an example: write export(model, {path.name!r}, example_input)"
-        )
+        raise ConfigError(f"{to} needs an example: write export(model, {path.name!r}, example)")
     if plan is not None:
         plan.check_cut_model(model)
     with temporary_beside(path, SUFFIXES[to]) as file:
@@ -125,11 +119,14 @@ def export(
         return Exported(path, to, file.stat().st_size, error, batch, reason)
 
 
-def chosen_format(path: Path, to: str | None = None) -> str:
+def chosen_format(
+    path: Path, to: str | None = None, sparse: bool = False, values: str | None = None
+) -> str:
     """Return the format that a path's suffix or `to` names.
 
     Raises:
-        ConfigError: If they name no format, or two.
+        ConfigError: If they name no format, or two; if it has no sparse files, or `values` are not
+            those of a sparse file.
 
     Example:
         >>> chosen_format(Path("a/model.onnx")), chosen_format(Path("model"), "pt2")
@@ -141,29 +138,20 @@ def chosen_format(path: Path, to: str | None = None) -> str:
             f"the suffix of {path.name!r} names no format: write one of "
             f"{', '.join(SUFFIXES.values())}, or to= one of {', '.join(SUFFIXES)}"
         )
-    if to is None:
-        return str(by_suffix)
-    check_choice("to", to, SUFFIXES)
+    to = str(by_suffix) if to is None else check_choice("to", to, SUFFIXES)
     if by_suffix not in (None, to):
         raise ConfigError(
             f"{path.name!r} is {by_suffix} by its suffix, to={to!r}: change one of them"
         )
-    return to
-
-
-def check_sparse(to: str, sparse: bool, values: str | None) -> None:
-    """Raise `ConfigError` if a format has no sparse files, or only sparse files have `values`."""
     if sparse and to != "safetensors":
         raise ConfigError(
             f"sparse files are safetensors, got {to}: write to='safetensors' (--to safetensors)"
         )
-    if values is not None:
-        check_choice("values", values, VALUES)
-        if not sparse:
-            raise ConfigError(
-                f"values={values!r} rounds the weights of a sparse file: write sparse=True too "
-                "(--sparse)"
-            )
+    if values is not None and check_choice("values", values, VALUES) and not sparse:
+        raise ConfigError(
+            f"values={values!r} rounds the weights of a sparse file: write sparse=True (--sparse)"
+        )
+    return to
 
 
 def written_size(model: nn.Module, to: str, example_input: Any) -> int:

@@ -231,7 +231,7 @@ def test_checkpoint_of_another_network_raises(cut, tmp_path):
         (("here.ckpt", "--out="), "--out needs a value"),
         (("here.ckpt", "--format=onnx"), "no option '--format'"),
         (("here.ckpt", "--to=onnx", "--sparse"), "sparse files are safetensors, got onnx"),
-        (("here.ckpt", "--to=safetensors", "--values=int8"), "write sparse=True too (--sparse)"),
+        (("here.ckpt", "--to=safetensors", "--values=int8"), "write sparse=True (--sparse)"),
         (("here.ckpt", "--to=safetensors", "--sparse", "--values=int"), "did you mean 'int8'"),
     ],
 )

@@ -138,11 +138,11 @@ def _export(parser: Parser, args: list[str]) -> None:
     if to is not None:
         check_choice("--to", to, EXPORTS)
     from regrow.app.cli.export_command import export_checkpoint
-    from regrow.io.export import check_sparse, chosen_format
+    from regrow.io.export import chosen_format
 
     out = Path(options.out) if options.out else path.with_suffix(f".{to}")
-    check_sparse(chosen_format(out, to), options.sparse, options.values)
-    export_checkpoint(path, chosen_format(out, to), out, options.sparse, options.values)
+    to = chosen_format(out, to, options.sparse, options.values)
+    export_checkpoint(path, to, out, options.sparse, options.values)
 
 
 def _sensitivity(parser: Parser, args: list[str]) -> None:
