@@ -230,9 +230,6 @@ def test_checkpoint_of_another_network_raises(cut, tmp_path):
         (("here.ckpt", "--to"), "argument --to: expected one argument"),
         (("here.ckpt", "--out="), "--out needs a value"),
         (("here.ckpt", "--format=onnx"), "no option '--format'"),
-        (("here.ckpt", "--to=onnx", "--sparse"), "sparse files are safetensors, got onnx"),
-        (("here.ckpt", "--to=safetensors", "--values=int8"), "write sparse=True (--sparse)"),
-        (("here.ckpt", "--to=safetensors", "--sparse", "--values=int"), "did you mean 'int8'"),
     ],
 )
 def test_wrong_options_give_a_one_line_error(regrow, tmp_path, words, message):
@@ -255,3 +252,21 @@ def test_command_line_options_select_format_and_path(cut, tmp_path, monkeypatch,
     assert "is onnx by its suffix" in capsys.readouterr().err
     assert main(["export", str(path), f"--out={tmp_path}/a.tflite"]) == 1
     assert "names no format" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--to=onnx", "--sparse"), "error: sparse files are safetensors, got onnx"),
+        (("--to=safetensors", "--values=int8"), "write sparse=True (--sparse)"),
+        (("--to=safetensors", "--sparse", "--values=int"), "did you mean 'int8'"),
+    ],
+)
+def test_wrong_options_of_sparse_files_raise_before_the_checkpoint_is_read(
+    tmp_path, capsys, words, message
+):
+    (tmp_path / "empty.ckpt").touch()
+    assert main(["export", str(tmp_path / "empty.ckpt"), *words]) == 1
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert len(shown.splitlines()) == 1
