@@ -232,7 +232,7 @@ def test_the_working_mask_has_the_parameters_width_and_strides():
     working = working_mask(mask, weight)
     assert working.dtype == torch.int16
     assert working.stride() == weight.stride()
-    assert torch.equal(working, -mask.to(torch.int16))
+    assert torch.equal(working, mask.to(torch.int16))
 
 
 def test_optimizer_state_of_another_dtype_is_masked():
