@@ -11,30 +11,32 @@ from interrupted_fits import Cut, Save, run
 from tiny_fits import ADAM, SGD, equal
 from torch import optim
 
-from regrow import DynamicSparseTraining, MagnitudePruning, Table
+from regrow import DynamicSparseTraining, LearnedMasks, MagnitudePruning, Table
+
+
+def magnitude(**kw):
+    return MagnitudePruning(0.8, schedule=Table({"6it": 0.5, "13it": 0.8}), **kw)
+
+
+def dynamic(**kw):
+    return DynamicSparseTraining(0.8, every="3it", end=1.0, **kw)
+
 
 CASES = {
-    "sgd": (SGD, lambda: MagnitudePruning(0.8, schedule=Table({"3it": 0.5, "13it": 0.8}))),
+    "sgd": (SGD, magnitude),
     "adam fused": (
         partial(optim.Adam, lr=0.01, fused=True),
-        lambda: MagnitudePruning(
-            0.8, schedule=Table({"3it": 0.5, "13it": 0.8}), keep_removed="moments"
-        ),
+        partial(magnitude, keep_removed="moments"),
     ),
-    "movement": (
-        ADAM,
-        lambda: MagnitudePruning(
-            0.8, schedule=Table({"6it": 0.5, "13it": 0.8}), criterion="movement"
-        ),
-    ),
-    "soft": (
-        ADAM,
-        lambda: MagnitudePruning(0.8, schedule=Table({"3it": 0.5, "13it": 0.8}), soft=True),
-    ),
-    "set": (
-        ADAM,
-        lambda: DynamicSparseTraining(0.8, grow="random", every="3it", end=1.0, init="he"),
-    ),
+    "movement": (ADAM, partial(magnitude, criterion="movement")),
+    "block fisher": (ADAM, partial(magnitude, criterion="block_fisher")),
+    "soft": (ADAM, partial(magnitude, soft=True)),
+    "rewind": (ADAM, partial(magnitude, rewind="2it")),
+    "rigl": (ADAM, dynamic),
+    "set": (ADAM, partial(dynamic, grow="random", init="he")),
+    "snfs": (ADAM, partial(dynamic, grow="momentum")),
+    "str": (ADAM, partial(LearnedMasks, "str", 0.8, end=0.9)),
+    "l0": (ADAM, partial(LearnedMasks, "l0", 0.8, end=0.9)),
 }
 
 
