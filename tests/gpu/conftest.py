@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Run each test on a CUDA device; skip it where there is none.
 
-`REGROW_TEST_DEVICE=cpu pytest -m gpu` runs the bodies on the CPU, where they can, to check them.
+Without one, `REGROW_TEST_DEVICE=cpu make gpu` runs what a CPU can do too, to check the tests, and
+`REGROW_TEST_DEVICE=stand_in make gpu` runs them on a device that computes on the CPU but refuses
+operators on tensors of two devices.
 """
 
 import os
@@ -9,6 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
+KIND = os.environ.get("REGROW_TEST_DEVICE", "cuda")
+if KIND == "stand_in":
+    import stand_in_device
+
+    stand_in_device.register()
 
 # Deterministic matrix products; read when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -25,7 +33,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def device(monkeypatch, tmp_path):
     """The device of the test, which runs in a folder of its own, as Lightning writes below it."""
-    chosen = torch.device(os.environ.get("REGROW_TEST_DEVICE", "cuda"))
+    chosen = torch.device(KIND)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     monkeypatch.chdir(tmp_path)
@@ -37,4 +45,12 @@ def cuda(device):
     """The device, for features that only CUDA has."""
     if device.type != "cuda":
         pytest.skip("a feature of CUDA alone")
+    return device
+
+
+@pytest.fixture
+def real_device(device):
+    """The device, for features that the stand-in lacks: compilers and process groups."""
+    if device.type == "stand_in":
+        pytest.skip("no compiler and no process group for the stand-in")
     return device

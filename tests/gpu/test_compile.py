@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import regrow
 from regrow import MagnitudePruning, Table
 
+pytestmark = pytest.mark.usefixtures("real_device")
 LEVELS = Table({"2it": 0.3, "5it": 0.5, "9it": 0.8})
 
 

@@ -2,6 +2,9 @@
 """DDP and FSDP2 on one device: NCCL carries what ranks agree on."""
 
 import gloo_ranks
+import pytest
+
+pytestmark = pytest.mark.usefixtures("real_device")
 
 SETUP = """
 from lightning.pytorch.callbacks import ModelCheckpoint

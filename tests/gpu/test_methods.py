@@ -88,5 +88,8 @@ def test_a_fit_on_the_cpu_goes_on_on_the_device_and_back(device):
         fit(module, pruning, max_epochs=1, **kw)
         assert zeros(module) == round(0.8 * WEIGHTS)
         assert all(torch.equal(mask.cpu(), before[name]) for name, mask in pruning.masks.items())
+    fit(module, pruning, max_epochs=1, **on(device))
+    pruning.prune_to(0.9)  # on the CPU, where Lightning leaves the module
+    assert zeros(module) == round(0.9 * WEIGHTS)
     pruning.unprune()
     assert zeros(module) == 0

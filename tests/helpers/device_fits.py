@@ -7,6 +7,10 @@ from tiny_fits import Net
 
 def on(device):
     """Arguments of a Trainer for one device of a kind."""
+    if device.type == "stand_in":
+        from stand_in_device import trainer_arguments
+
+        return trainer_arguments(device)
     kind = "gpu" if device.type == "cuda" else device.type
     return {"accelerator": kind, "devices": 1}
 

@@ -86,11 +86,11 @@ class MaskEnforcer:
 
     def kept(self, name: str) -> Tensor | None:
         """Return the working mask (non-zero = kept); None where nothing is pruned."""
-        return self._working.get(name)
+        return self._fitting(name) if name in self._working else None
 
     def mask(self, name: str) -> Tensor:
         """Make a bool mask."""
-        working = self._working.get(name)
+        working = self.kept(name)
         if working is None:
             return torch.ones_like(self.data(name), dtype=torch.bool)
         return working != 0
