@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regrow.runtime.sparse_conv import SparsePointwiseConv, is_pointwise
 from regrow.runtime.sparse_linear import SparseLinear
@@ -60,8 +60,22 @@ def find_candidates(layer: nn.Module) -> Iterator[tuple[str, Callable[[], nn.Mod
             blocks = matrix.reshape(rows // block, block, columns // block, block)
             if 1 - blocks.any(3).any(1).float().mean() >= MIN_SPARSITY:
                 yield f"BSR {block}x{block}", partial(made, layer, block)
+        if weight.is_cuda and is_two_four(matrix):
+            yield "2:4", partial(made, layer, None)
     if isinstance(layer, nn.Conv2d):
         yield "channels last", partial(_channels_last, layer)
+
+
+def is_two_four(matrix: Tensor) -> bool:
+    """Return whether at most two of each four neighbours in a row are not zero.
+
+    Example:
+        >>> is_two_four(torch.tensor([[0, 1, 1, 0]])), is_two_four(torch.tensor([[0, 1, 1, 1]]))
+        (True, False)
+    """
+    if matrix.shape[1] % 4:
+        return False
+    return bool((matrix.reshape(len(matrix), -1, 4) != 0).sum(2).max() <= 2)
 
 
 def _channels_last(layer: nn.Conv2d) -> nn.Conv2d:
