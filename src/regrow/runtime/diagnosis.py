@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""Which inference runtimes would use the zeros and shapes of a model."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, RenderResult
+from rich.table import Table
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from regrow.profiling.macs import positions
+from regrow.runtime.rules import RULES, Layer, Obstacle, Rule
+from regrow.utils.display import shorten_names
+from regrow.utils.errors import ConfigError
+from regrow.utils.names import strip_compile_prefix
+
+_SMALL = 0.01  # layers with a smaller share of the MACs are left out of the table
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one runtime makes of a model.
+
+    Attributes:
+        rule: The runtime, what it needs, and the sources.
+        share: The share of the MACs in layers that fit the rule.
+        obstacles: Why the other layers do not, by name.
+        change: What would let most of the other MACs fit; None if all layers fit.
+    """
+
+    rule: Rule
+    share: float
+    obstacles: Mapping[str, Obstacle]
+    change: str | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What runtimes would make of a model; `str()` gives two tables.
+
+    Attributes:
+        layers: The layers that were looked at.
+        findings: One for each runtime.
+    """
+
+    layers: tuple[Layer, ...]
+    findings: tuple[Finding, ...]
+
+    def runtimes_of(self, name: str) -> tuple[str, ...]:
+        """Return the runtimes whose rules a layer fits, by the name of its weight."""
+        return tuple(f.rule.runtime for f in self.findings if name not in f.obstacles)
+
+    def __str__(self) -> str:
+        shown = io.StringIO()
+        Console(width=120, file=shown, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in shown.getvalue().splitlines())
+
+    def __rich_console__(self, *_: object) -> RenderResult:
+        yield self._layer_table()
+        table = Table("runtime", "fits", "needs", "change", title="runtimes")
+        for finding in self.findings:
+            rule, change = finding.rule, finding.change or "none: all layers fit"
+            table.add_row(rule.runtime, f"{finding.share:.1%}", rule.needs, change)
+        table.caption = "fits: share of MACs in layers that the runtime can use; measure the gain"
+        yield table
+
+    def _layer_table(self) -> Table:
+        """Return the table of the layers with most of the MACs."""
+        total = sum(layer.macs for layer in self.layers)
+        large = [layer for layer in self.layers if layer.macs >= _SMALL * total]
+        table = Table("layer", "zeros", "MACs", "fits", title="layers")
+        names = shorten_names([layer.name for layer in large], 28)
+        for name, layer in zip(names, large, strict=True):
+            runtimes = ", ".join(self.runtimes_of(layer.name)) or "none"
+            share = f"{layer.macs / total:.1%}"
+            table.add_row(name, f"{layer.sparsity:.1%}", share, runtimes)
+        if len(large) < len(self.layers):
+            left = len(self.layers) - len(large)
+            table.caption = f"{left} layers with less than {_SMALL:.0%} of the MACs are left out"
+        return table
+
+
+def diagnose(model: nn.Module, example_input: Any) -> Diagnosis:
+    """Say which runtimes would use the zeros and shapes of a model, and what to change.
+
+    Each Linear layer and convolution is held against the documented or measured conditions of
+    PyTorch, TensorRT, LiteRT, ExecuTorch, ONNX Runtime, OpenVINO and Core ML. Nothing is timed;
+    one forward pass counts MACs. Recurrent layers and the input projections of
+    `nn.MultiheadAttention` are left out.
+
+    Args:
+        model: The pruned model; not changed.
+        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
+
+    Returns:
+        Layers and findings; `print` shows them as tables.
+
+    Raises:
+        ConfigError: If the example reaches no Linear layer or convolution of the model.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
+        >>> _ = model[2].weight.data.zero_()
+        >>> diagnose(model, torch.zeros(1, 64)).runtimes_of("2.weight")
+        ('PyTorch CPU', 'TensorRT 2:4', 'tensor cores', 'Core ML')
+    """
+    used, layers = positions(model, example_input), list[Layer]()
+    for path, module in model.named_modules():
+        name = strip_compile_prefix(f"{path}.weight").lstrip(".")
+        if isinstance(module, nn.Linear | _ConvNd) and name in used:
+            layers.append(Layer(name, module, used[name] * module.weight.numel()))
+    if not layers:
+        raise ConfigError("the example reaches no Linear layer or convolution of the model")
+    return Diagnosis(tuple(layers), tuple(_find(rule, layers) for rule in RULES))
+
+
+def _find(rule: Rule, layers: Sequence[Layer]) -> Finding:
+    """Hold the layers against a rule."""
+    obstacles, changes, fits = dict[str, Obstacle](), defaultdict[str, float](float), 0.0
+    for layer in layers:
+        obstacle = rule.check(layer, layers)
+        if obstacle is None:
+            fits += layer.macs
+        else:
+            obstacles[layer.name] = obstacle
+            changes[obstacle.change] += layer.macs
+    change = max(changes, key=changes.__getitem__) if changes else None
+    return Finding(rule, fits / sum(layer.macs for layer in layers), obstacles, change)

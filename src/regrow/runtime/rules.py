@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: MIT
+"""What inference runtimes make of zeros and of shapes: one table of rules, with sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from regrow.runtime.candidates import BLOCKS, LAYERS, zero_blocks
+from regrow.runtime.sparse_conv import is_pointwise
+
+CSR_SPARSITY = 0.85  # from here on torch's sparse products were faster, as measured
+BSR_SPARSITY = 0.8  # of blocks
+XNNPACK_SPARSITY = 2 / 3  # exceeded by the 1x1 convolutions of a network together
+OPENVINO_SPARSITY = 0.8  # the value that the documentation of the property sets
+COREML_SPARSITY = 0.75
+TENSORRT_CHANNELS = 256
+SEMI_STRUCTURED = (32, 64)  # outputs, inputs in float16: torch's CUTLASS kernels
+OPENVINO_MULTIPLE = 64
+ALIGNMENT = 8
+
+CHANNELS = "remove channels (ChannelPruning): smaller dense layers are faster"
+TWO_FOUR = 'granularity="2:4" at sparsity 0.5'
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A Linear layer or convolution, as the rules see it.
+
+    Attributes:
+        name: Of its weight.
+        module: The layer.
+        macs: Multiply-accumulates of one example.
+    """
+
+    name: str
+    module: nn.Linear | _ConvNd
+    macs: float
+
+    @cached_property
+    def nonzero(self) -> Tensor:
+        """Where weights are not zero: `(outputs, inputs / groups, kernel positions)`."""
+        weight = self.module.weight.detach()
+        if isinstance(self.module, _ConvTransposeNd):
+            weight = weight.transpose(0, 1)
+        return (weight != 0).reshape(*weight.shape[:2], -1)
+
+    @cached_property
+    def sparsity(self) -> float:
+        """The fraction of the weights that are zero."""
+        return 1 - self.nonzero.count_nonzero().item() / self.nonzero.numel()
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the layer is a Linear layer."""
+        return isinstance(self.module, nn.Linear)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The numbers of outputs and inputs."""
+        if isinstance(self.module, nn.Linear):
+            return self.module.out_features, self.module.in_features
+        return self.module.out_channels, self.module.in_channels
+
+    @cached_property
+    def is_two_of_four(self) -> bool:
+        """Whether at most two of every four consecutive inputs have weights, at each position."""
+        outputs, inputs, positions = self.nonzero.shape
+        if inputs % 4:
+            return False
+        groups = self.nonzero.reshape(outputs, inputs // 4, 4, positions)
+        return bool((groups.sum(2) <= 2).all())
+
+
+class Obstacle(NamedTuple):
+    """Why a layer does not fit a rule, and the change that would let it."""
+
+    reason: str
+    change: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a runtime makes use of.
+
+    Attributes:
+        runtime: Its name.
+        needs: What else the runtime needs for that.
+        check: Returns what hinders a layer; it gets all layers of the network too.
+        sources: Where that is written, and what measures it.
+    """
+
+    runtime: str
+    needs: str
+    check: Callable[[Layer, Sequence[Layer]], Obstacle | None]
+    sources: tuple[str, ...]
+
+
+def _torch_cpu(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
+    if type(layer.module) not in LAYERS or not (layer.is_linear or is_pointwise(layer.module)):
+        return Obstacle("torch has no sparse kernel", CHANNELS)
+    matrix = layer.nonzero.flatten(1)
+    blocks = max((zero_blocks(matrix, block) for block in BLOCKS), default=0.0)
+    if layer.sparsity >= CSR_SPARSITY or blocks >= BSR_SPARSITY:
+        return None
+    return Obstacle(
+        f"{layer.sparsity:.0%} zeros", 'sparsity 0.9, or 0.8 with granularity="block:16x16"'
+    )
+
+
+def _torch_gpu(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
+    if not layer.is_linear:
+        return Obstacle("torch has no 2:4 kernel", CHANNELS)
+    if any(width % multiple for width, multiple in zip(layer.widths, SEMI_STRUCTURED, strict=True)):
+        return Obstacle("{} x {} weights".format(*layer.widths), "round_to=64 in ChannelPruning")
+    return None if layer.is_two_of_four else Obstacle("not 2:4", TWO_FOUR)
+
+
+def _tensorrt(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
+    inputs = layer.nonzero.shape[1]
+    if isinstance(layer.module, _ConvTransposeNd) or inputs % 4:
+        return Obstacle(f"{inputs} inputs in a group", CHANNELS)
+    if not layer.is_linear and min(layer.widths) < TENSORRT_CHANNELS:
+        return Obstacle(f"less than {TENSORRT_CHANNELS} channels", CHANNELS)
+    return None if layer.is_two_of_four else Obstacle("not 2:4", TWO_FOUR)
+
+
+def _tensor_cores(layer: Layer, network: Sequence[Layer]) -> Obstacle | None:
+    outputs, inputs = layer.widths
+    if layer.nonzero.shape[1] < inputs:
+        return Obstacle("grouped convolution", "none: each group is too narrow")
+    free = [width for width, end in ((outputs, -1), (inputs, 0)) if layer is not network[end]]
+    if not any(width % ALIGNMENT for width in free):
+        return None
+    return Obstacle(f"{inputs} -> {outputs} channels", f"round_to={ALIGNMENT} in ChannelPruning")
+
+
+def _litert(layer: Layer, network: Sequence[Layer]) -> Obstacle | None:
+    if not _is_sparse(layer):
+        return Obstacle("no 1x1 convolution", CHANNELS)
+    stem, *others = (other for other in network if not other.is_linear)
+    odd = [] if _is_stem(stem) else [stem]
+    odd += [other for other in others if not (_is_sparse(other) or _is_depthwise(other))]
+    if odd:
+        return Obstacle(f"no sparse network may have {odd[0].name}", CHANNELS)
+    pointwise = [other.nonzero for other in others if _is_sparse(other)]
+    total = sum(nonzero.numel() for nonzero in pointwise)
+    zeros = total - sum(int(nonzero.count_nonzero()) for nonzero in pointwise)
+    if zeros > XNNPACK_SPARSITY * total:
+        return None
+    return Obstacle(
+        f"{zeros / total:.0%} zeros in all 1x1 convolutions",
+        'sparsity 0.7 in all 1x1 convolutions, best with granularity="block:4x1"',
+    )
+
+
+def _is_sparse(layer: Layer) -> bool:
+    """Whether XNNPACK has a sparse kernel: 1x1 convolutions without stride, padding and groups."""
+    module = layer.module
+    return isinstance(module, nn.Conv2d) and is_pointwise(module) and {*module.stride} == {1}
+
+
+def _is_stem(layer: Layer) -> bool:
+    """Whether a convolution may begin a network that XNNPACK runs sparse."""
+    module = layer.module
+    return _is_centred(module, (3,), (2,)) and (module.groups, layer.widths[1]) == (1, 3)
+
+
+def _is_depthwise(layer: Layer) -> bool:
+    """Whether a convolution may stand between the sparse ones."""
+    module, (outputs, inputs) = layer.module, layer.widths
+    return _is_centred(module, (3, 5), (1, 2)) and module.groups == inputs == outputs
+
+
+def _is_centred(module: nn.Module, kernels: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a two-dimensional convolution has a square kernel and half of it as padding."""
+    if not isinstance(module, nn.Conv2d) or {*module.dilation} != {1}:
+        return False
+    kernel, stride = module.kernel_size, module.stride
+    square = kernel[0] == kernel[1] and stride[0] == stride[1]
+    padded = module.padding in ("same", tuple(size // 2 for size in kernel))
+    return square and padded and kernel[0] in kernels and stride[0] in strides
+
+
+def _stores_zeros(_: Layer, __: Sequence[Layer]) -> Obstacle | None:
+    return Obstacle("zeros are stored, and multiplied", CHANNELS)
+
+
+def _openvino(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
+    if not layer.is_linear:
+        return Obstacle("zeros are stored, and multiplied", CHANNELS)
+    if any(width % OPENVINO_MULTIPLE for width in layer.widths):
+        change = f"round_to={OPENVINO_MULTIPLE} in ChannelPruning"
+        return Obstacle("{} x {} weights".format(*layer.widths), change)
+    if layer.sparsity >= OPENVINO_SPARSITY:
+        return None
+    return Obstacle(f"{layer.sparsity:.0%} zeros", f"sparsity {OPENVINO_SPARSITY} and int8")
+
+
+def _coreml(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
+    if layer.sparsity >= COREML_SPARSITY or (layer.is_linear and layer.is_two_of_four):
+        return None
+    change = f"sparsity {COREML_SPARSITY}"
+    if layer.is_linear:
+        change += f", or {TWO_FOUR}"
+    return Obstacle(f"{layer.sparsity:.0%} zeros", change)
+
+
+_GITHUB = "https://github.com"
+_NVIDIA = "https://docs.nvidia.com/deeplearning/tensorrt/10.16.1"
+_MEASURED = "benchmarks/runtimes.py"
+RULES = (
+    Rule("PyTorch CPU", "regrow.accelerate", _torch_cpu, ("benchmarks/runtime.py",)),
+    Rule(
+        "PyTorch GPU",
+        "to_sparse_semi_structured, float16",
+        _torch_gpu,
+        ("https://docs.pytorch.org/docs/stable/sparse.html",),
+    ),
+    Rule(
+        "TensorRT 2:4",
+        "SPARSE_WEIGHTS, float16 or int8",
+        _tensorrt,
+        (
+            f"{_NVIDIA}/inference-library/io-formats-sparsity.html",
+            f"{_GITHUB}/NVIDIA/TensorRT/issues/4065",
+        ),
+    ),
+    Rule(
+        "tensor cores",
+        "float16, dense layers",
+        _tensor_cores,
+        (
+            f"{_NVIDIA}/performance/overhead-layer-optimization.html",
+            f"{_GITHUB}/NVIDIA/TensorRT/issues/3876",
+        ),
+    ),
+    Rule(
+        "LiteRT",
+        "XNNPACK on ARM, weights in sparse encoding",
+        _litert,
+        (
+            f"{_GITHUB}/tensorflow/tensorflow/blob/master/tensorflow/lite/delegates/xnnpack/README.md",
+            f"{_GITHUB}/google/XNNPACK/blob/master/src/subgraph.c",
+            f"{_GITHUB}/google/XNNPACK/issues/3170",
+        ),
+    ),
+    Rule(
+        "ExecuTorch",
+        "dense layers",
+        _stores_zeros,
+        (
+            f"{_GITHUB}/pytorch/executorch/blob/main/backends/xnnpack/runtime/XNNCompiler.cpp",
+            _MEASURED,
+        ),
+    ),
+    Rule(
+        "ONNX Runtime",
+        "dense layers",
+        _stores_zeros,
+        (f"{_GITHUB}/microsoft/onnxruntime/issues/5578", _MEASURED),
+    ),
+    Rule(
+        "OpenVINO",
+        "int8, a CPU with AMX, CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE",
+        _openvino,
+        (
+            f"{_GITHUB}/openvinotoolkit/openvino/blob/master/src/plugins/intel_cpu/src/nodes/fullyconnected.cpp",
+            _MEASURED,
+        ),
+    ),
+    Rule(
+        "Core ML",
+        "coremltools' prune_weights, Neural Engine",
+        _coreml,
+        ("https://apple.github.io/coremltools/docs-guides/source/opt-pruning-perf.html",),
+    ),
+)
