@@ -31,13 +31,13 @@ class Finding:
         rule: The runtime, what it needs, and the sources.
         share: The share of the MACs in layers that fit the rule.
         obstacles: Why the other layers do not, by name.
-        change: What would let most of the other MACs fit; None if all layers fit.
+        main: That whose change would let most of the other MACs fit; None if all layers fit.
     """
 
     rule: Rule
     share: float
     obstacles: Mapping[str, Obstacle]
-    change: str | None
+    main: Obstacle | None
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,12 @@ class Diagnosis:
 
     def __rich_console__(self, *_: object) -> RenderResult:
         yield self._layer_table()
-        table = Table("runtime", "fits", "needs", "change", title="runtimes")
+        table = Table("runtime", "fits", title="runtimes")
+        for head in ("it needs", "obstacle: change"):
+            table.add_column(head, overflow="fold")
         for finding in self.findings:
-            rule, change = finding.rule, finding.change or "none: all layers fit"
-            table.add_row(rule.runtime, f"{finding.share:.1%}", rule.needs, change)
+            rule, advice = finding.rule, ": ".join(finding.main or ["all layers fit"])
+            table.add_row(rule.runtime, f"{finding.share:.1%}", rule.needs, advice)
         table.caption = "fits: share of MACs in layers that the runtime can use; measure the gain"
         yield table
 
@@ -80,9 +82,8 @@ class Diagnosis:
             runtimes = ", ".join(self.runtimes_of(layer.name)) or "none"
             share = f"{layer.macs / total:.1%}"
             table.add_row(name, f"{layer.sparsity:.1%}", share, runtimes)
-        if len(large) < len(self.layers):
-            left = len(self.layers) - len(large)
-            table.caption = f"{left} layers with less than {_SMALL:.0%} of the MACs are left out"
+        if left := len(self.layers) - len(large):
+            table.caption = f"small layers left out: {left}"
         return table
 
 
@@ -123,13 +124,15 @@ def diagnose(model: nn.Module, example_input: Any) -> Diagnosis:
 
 def _find(rule: Rule, layers: Sequence[Layer]) -> Finding:
     """Hold the layers against a rule."""
-    obstacles, changes, fits = dict[str, Obstacle](), defaultdict[str, float](float), 0.0
-    for layer in layers:
-        obstacle = rule.check(layer, layers)
-        if obstacle is None:
-            fits += layer.macs
-        else:
-            obstacles[layer.name] = obstacle
-            changes[obstacle.change] += layer.macs
-    change = max(changes, key=changes.__getitem__) if changes else None
-    return Finding(rule, fits / sum(layer.macs for layer in layers), obstacles, change)
+    found = {layer: rule.check(layer, layers) for layer in layers}
+    hindered = {layer: obstacle for layer, obstacle in found.items() if obstacle is not None}
+    total, macs = sum(layer.macs for layer in layers), defaultdict[str, float](float)
+    for layer, obstacle in hindered.items():
+        macs[obstacle.change] += layer.macs
+    largest = max(hindered, key=lambda x: (macs[hindered[x].change], x.macs), default=None)
+    return Finding(
+        rule,
+        1 - sum(macs.values()) / total,
+        {layer.name: obstacle for layer, obstacle in hindered.items()},
+        None if largest is None else hindered[largest],
+    )

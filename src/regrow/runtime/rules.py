@@ -21,10 +21,9 @@ OPENVINO_SPARSITY = 0.8  # the value that the documentation of the property sets
 COREML_SPARSITY = 0.75
 TENSORRT_CHANNELS = 256
 SEMI_STRUCTURED = (32, 64)  # outputs, inputs in float16: torch's CUTLASS kernels
-OPENVINO_MULTIPLE = 64
 ALIGNMENT = 8
 
-CHANNELS = "remove channels (ChannelPruning): smaller dense layers are faster"
+CHANNELS = "remove channels (ChannelPruning)"
 TWO_FOUR = 'granularity="2:4" at sparsity 0.5'
 
 
@@ -105,7 +104,7 @@ def _torch_cpu(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
     if type(layer.module) not in LAYERS or not (layer.is_linear or is_pointwise(layer.module)):
         return Obstacle("torch has no sparse kernel", CHANNELS)
     matrix = layer.nonzero.flatten(1)
-    blocks = max((zero_blocks(matrix, block) for block in BLOCKS), default=0.0)
+    blocks = max(zero_blocks(matrix, block) for block in BLOCKS)
     if layer.sparsity >= CSR_SPARSITY or blocks >= BSR_SPARSITY:
         return None
     return Obstacle(
@@ -133,7 +132,7 @@ def _tensorrt(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
 def _tensor_cores(layer: Layer, network: Sequence[Layer]) -> Obstacle | None:
     outputs, inputs = layer.widths
     if layer.nonzero.shape[1] < inputs:
-        return Obstacle("grouped convolution", "none: each group is too narrow")
+        return Obstacle("grouped convolution", "nothing, its groups are narrow")
     free = [width for width, end in ((outputs, -1), (inputs, 0)) if layer is not network[end]]
     if not any(width % ALIGNMENT for width in free):
         return None
@@ -191,12 +190,11 @@ def _stores_zeros(_: Layer, __: Sequence[Layer]) -> Obstacle | None:
     return Obstacle("zeros are stored, and multiplied", CHANNELS)
 
 
-def _openvino(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
+def _openvino(layer: Layer, network: Sequence[Layer]) -> Obstacle | None:
     if not layer.is_linear:
-        return Obstacle("zeros are stored, and multiplied", CHANNELS)
-    if any(width % OPENVINO_MULTIPLE for width in layer.widths):
-        change = f"round_to={OPENVINO_MULTIPLE} in ChannelPruning"
-        return Obstacle("{} x {} weights".format(*layer.widths), change)
+        return _stores_zeros(layer, network)
+    if any(width % 64 for width in layer.widths):
+        return Obstacle("{} x {} weights".format(*layer.widths), "round_to=64 in ChannelPruning")
     if layer.sparsity >= OPENVINO_SPARSITY:
         return None
     return Obstacle(f"{layer.sparsity:.0%} zeros", f"sparsity {OPENVINO_SPARSITY} and int8")
@@ -205,79 +203,39 @@ def _openvino(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
 def _coreml(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
     if layer.sparsity >= COREML_SPARSITY or (layer.is_linear and layer.is_two_of_four):
         return None
-    change = f"sparsity {COREML_SPARSITY}"
-    if layer.is_linear:
-        change += f", or {TWO_FOUR}"
-    return Obstacle(f"{layer.sparsity:.0%} zeros", change)
+    other = f", or {TWO_FOUR}" if layer.is_linear else ""
+    return Obstacle(f"{layer.sparsity:.0%} zeros", f"sparsity {COREML_SPARSITY}{other}")
 
 
 _GITHUB = "https://github.com"
 _NVIDIA = "https://docs.nvidia.com/deeplearning/tensorrt/10.16.1"
+_APPLE = "https://apple.github.io/coremltools/docs-guides/source"
+_TFLITE = f"{_GITHUB}/tensorflow/tensorflow/blob/master/tensorflow/lite/delegates/xnnpack/README.md"
+_XNNPACK = f"{_GITHUB}/google/XNNPACK"
+_EXECUTORCH = f"{_GITHUB}/pytorch/executorch/blob/main/backends/xnnpack/runtime/XNNCompiler.cpp"
+_OPENVINO = f"{_GITHUB}/openvinotoolkit/openvino/blob/master/src/plugins/intel_cpu/src/nodes"
 _MEASURED = "benchmarks/runtimes.py"
+_TENSORRT_24 = (
+    f"{_NVIDIA}/inference-library/io-formats-sparsity.html",
+    f"{_GITHUB}/NVIDIA/TensorRT/issues/4065",
+)
+_ALIGNED = (
+    f"{_NVIDIA}/performance/overhead-layer-optimization.html",
+    f"{_GITHUB}/NVIDIA/TensorRT/issues/3876",
+)
+_SPARSE = (_TFLITE, f"{_XNNPACK}/blob/master/src/subgraph.c", f"{_XNNPACK}/issues/3170")
+_TORCH_24 = ("https://docs.pytorch.org/docs/stable/sparse.html",)
+_ORT = (f"{_GITHUB}/microsoft/onnxruntime/issues/5578", _MEASURED)
+_AMX = "int8, a CPU with AMX, CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"
+_COREML = "prune_weights of coremltools, the Neural Engine"
 RULES = (
     Rule("PyTorch CPU", "regrow.accelerate", _torch_cpu, ("benchmarks/runtime.py",)),
-    Rule(
-        "PyTorch GPU",
-        "to_sparse_semi_structured, float16",
-        _torch_gpu,
-        ("https://docs.pytorch.org/docs/stable/sparse.html",),
-    ),
-    Rule(
-        "TensorRT 2:4",
-        "SPARSE_WEIGHTS, float16 or int8",
-        _tensorrt,
-        (
-            f"{_NVIDIA}/inference-library/io-formats-sparsity.html",
-            f"{_GITHUB}/NVIDIA/TensorRT/issues/4065",
-        ),
-    ),
-    Rule(
-        "tensor cores",
-        "float16, dense layers",
-        _tensor_cores,
-        (
-            f"{_NVIDIA}/performance/overhead-layer-optimization.html",
-            f"{_GITHUB}/NVIDIA/TensorRT/issues/3876",
-        ),
-    ),
-    Rule(
-        "LiteRT",
-        "XNNPACK on ARM, weights in sparse encoding",
-        _litert,
-        (
-            f"{_GITHUB}/tensorflow/tensorflow/blob/master/tensorflow/lite/delegates/xnnpack/README.md",
-            f"{_GITHUB}/google/XNNPACK/blob/master/src/subgraph.c",
-            f"{_GITHUB}/google/XNNPACK/issues/3170",
-        ),
-    ),
-    Rule(
-        "ExecuTorch",
-        "dense layers",
-        _stores_zeros,
-        (
-            f"{_GITHUB}/pytorch/executorch/blob/main/backends/xnnpack/runtime/XNNCompiler.cpp",
-            _MEASURED,
-        ),
-    ),
-    Rule(
-        "ONNX Runtime",
-        "dense layers",
-        _stores_zeros,
-        (f"{_GITHUB}/microsoft/onnxruntime/issues/5578", _MEASURED),
-    ),
-    Rule(
-        "OpenVINO",
-        "int8, a CPU with AMX, CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE",
-        _openvino,
-        (
-            f"{_GITHUB}/openvinotoolkit/openvino/blob/master/src/plugins/intel_cpu/src/nodes/fullyconnected.cpp",
-            _MEASURED,
-        ),
-    ),
-    Rule(
-        "Core ML",
-        "coremltools' prune_weights, Neural Engine",
-        _coreml,
-        ("https://apple.github.io/coremltools/docs-guides/source/opt-pruning-perf.html",),
-    ),
+    Rule("PyTorch GPU", "to_sparse_semi_structured, float16", _torch_gpu, _TORCH_24),
+    Rule("TensorRT 2:4", "SPARSE_WEIGHTS, float16 or int8", _tensorrt, _TENSORRT_24),
+    Rule("tensor cores", "float16, dense layers", _tensor_cores, _ALIGNED),
+    Rule("LiteRT", "XNNPACK on ARM, weights in sparse encoding", _litert, _SPARSE),
+    Rule("ExecuTorch", "dense layers", _stores_zeros, (_EXECUTORCH, _MEASURED)),
+    Rule("ONNX Runtime", "dense layers", _stores_zeros, _ORT),
+    Rule("OpenVINO", _AMX, _openvino, (f"{_OPENVINO}/fullyconnected.cpp", _MEASURED)),
+    Rule("Core ML", _COREML, _coreml, (f"{_APPLE}/opt-pruning-perf.html",)),
 )
