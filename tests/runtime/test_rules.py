@@ -84,6 +84,15 @@ def test_two_of_four_gains_nothing_in_narrow_convolutions():
         assert (obstacle("TensorRT 2:4", conv) is None) == fits
 
 
+def test_tensorrt_does_not_consider_grouped_and_transposed_convolutions():
+    for conv in (nn.Conv2d(512, 512, 1, groups=2), nn.ConvTranspose2d(256, 256, 1)):
+        nn.init.zeros_(conv.weight)
+        assert obstacle("TensorRT 2:4", conv).reason.startswith("transposed, grouped")
+    assert obstacle("tensor cores", nn.Conv2d(512, 512, 1, groups=2)).reason == (
+        "grouped convolution"
+    )
+
+
 def test_shapes_of_two_of_four_are_those_of_torch():
     limits = SparseSemiStructuredTensorCUTLASS._DTYPE_SHAPE_CONSTRAINTS[torch.float16]
     assert (limits.sparse_min_rows, limits.sparse_min_cols) == SEMI_STRUCTURED

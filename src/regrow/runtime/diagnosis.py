@@ -3,24 +3,21 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, RenderResult
-from rich.table import Table
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from regrow.profiling.macs import positions
 from regrow.runtime.rules import RULES, Layer, Obstacle, Rule
-from regrow.utils.display import shorten_names
+from regrow.utils.display import align_columns
 from regrow.utils.errors import ConfigError
 from regrow.utils.names import strip_compile_prefix
 
-_SMALL = 0.01  # layers with a smaller share of the MACs are left out of the table
+_SMALL = 0.01  # a layer with a smaller share of the MACs is left out of the rows
 
 
 @dataclass(frozen=True)
@@ -56,35 +53,31 @@ class Diagnosis:
         """Return the runtimes whose rules a layer fits, by the name of its weight."""
         return tuple(f.rule.runtime for f in self.findings if name not in f.obstacles)
 
+    def layer_rows(self) -> list[tuple[str, ...]]:
+        """Return a heading, and the cells of the layers with at least 1 % of the MACs."""
+        total, rows = sum(layer.macs for layer in self.layers), list[tuple[str, ...]]()
+        for layer in self.layers:
+            if layer.macs >= _SMALL * total:
+                shares = f"{layer.sparsity:.1%}", f"{layer.macs / total:.1%}"
+                runtimes = ", ".join(self.runtimes_of(layer.name)) or "none"
+                rows.append((layer.name, *shares, runtimes))
+        return [("layer", "zeros", "MACs", "fits"), *rows]
+
+    def runtime_rows(self) -> list[tuple[str, ...]]:
+        """Return a heading, and the cells of each runtime."""
+        rows = [
+            (
+                f.rule.runtime,
+                f"{f.share:.1%}",
+                f.rule.needs,
+                ": ".join(f.main or ["all layers fit"]),
+            )
+            for f in self.findings
+        ]
+        return [("runtime", "fits", "it needs", "obstacle: change"), *rows]
+
     def __str__(self) -> str:
-        shown = io.StringIO()
-        Console(width=120, file=shown, color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in shown.getvalue().splitlines())
-
-    def __rich_console__(self, *_: object) -> RenderResult:
-        yield self._layer_table()
-        table = Table("runtime", "fits", title="runtimes")
-        for head in ("it needs", "obstacle: change"):
-            table.add_column(head, overflow="fold")
-        for finding in self.findings:
-            rule, advice = finding.rule, ": ".join(finding.main or ["all layers fit"])
-            table.add_row(rule.runtime, f"{finding.share:.1%}", rule.needs, advice)
-        table.caption = "fits: share of MACs in layers that the runtime can use; measure the gain"
-        yield table
-
-    def _layer_table(self) -> Table:
-        """Return the table of the layers with most of the MACs."""
-        total = sum(layer.macs for layer in self.layers)
-        large = [layer for layer in self.layers if layer.macs >= _SMALL * total]
-        table = Table("layer", "zeros", "MACs", "fits", title="layers")
-        names = shorten_names([layer.name for layer in large], 28)
-        for name, layer in zip(names, large, strict=True):
-            runtimes = ", ".join(self.runtimes_of(layer.name)) or "none"
-            share = f"{layer.macs / total:.1%}"
-            table.add_row(name, f"{layer.sparsity:.1%}", share, runtimes)
-        if left := len(self.layers) - len(large):
-            table.caption = f"small layers left out: {left}"
-        return table
+        return "\n\n".join(map(align_columns, (self.layer_rows(), self.runtime_rows())))
 
 
 def diagnose(model: nn.Module, example_input: Any) -> Diagnosis:

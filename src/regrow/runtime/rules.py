@@ -17,12 +17,7 @@ from regrow.runtime.sparse_conv import is_pointwise
 CSR_SPARSITY = 0.85  # from here on torch's sparse products were faster, as measured
 BSR_SPARSITY = 0.8  # of blocks
 XNNPACK_SPARSITY = 2 / 3  # exceeded by the 1x1 convolutions of a network together
-OPENVINO_SPARSITY = 0.8  # the value that the documentation of the property sets
-COREML_SPARSITY = 0.75
-TENSORRT_CHANNELS = 256
 SEMI_STRUCTURED = (32, 64)  # outputs, inputs in float16: torch's CUTLASS kernels
-ALIGNMENT = 8
-
 CHANNELS = "remove channels (ChannelPruning)"
 TWO_FOUR = 'granularity="2:4" at sparsity 0.5'
 
@@ -55,9 +50,9 @@ class Layer:
         return 1 - self.nonzero.count_nonzero().item() / self.nonzero.numel()
 
     @property
-    def is_linear(self) -> bool:
-        """Whether the layer is a Linear layer."""
-        return isinstance(self.module, nn.Linear)
+    def is_grouped(self) -> bool:
+        """Whether each output of a convolution reads some of the inputs only."""
+        return not isinstance(self.module, nn.Linear) and self.module.groups > 1
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -101,8 +96,9 @@ class Rule:
 
 
 def _torch_cpu(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
-    if type(layer.module) not in LAYERS or not (layer.is_linear or is_pointwise(layer.module)):
-        return Obstacle("torch has no sparse kernel", CHANNELS)
+    is_linear = isinstance(layer.module, nn.Linear)
+    if type(layer.module) not in LAYERS or not (is_linear or is_pointwise(layer.module)):
+        return Obstacle("no sparse kernel", CHANNELS)
     matrix = layer.nonzero.flatten(1)
     blocks = max(zero_blocks(matrix, block) for block in BLOCKS)
     if layer.sparsity >= CSR_SPARSITY or blocks >= BSR_SPARSITY:
@@ -113,7 +109,7 @@ def _torch_cpu(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
 
 
 def _torch_gpu(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
-    if not layer.is_linear:
+    if not isinstance(layer.module, nn.Linear):
         return Obstacle("torch has no 2:4 kernel", CHANNELS)
     if any(width % multiple for width, multiple in zip(layer.widths, SEMI_STRUCTURED, strict=True)):
         return Obstacle("{} x {} weights".format(*layer.widths), "round_to=64 in ChannelPruning")
@@ -121,28 +117,28 @@ def _torch_gpu(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
 
 
 def _tensorrt(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
-    inputs = layer.nonzero.shape[1]
-    if isinstance(layer.module, _ConvTransposeNd) or inputs % 4:
-        return Obstacle(f"{inputs} inputs in a group", CHANNELS)
-    if not layer.is_linear and min(layer.widths) < TENSORRT_CHANNELS:
-        return Obstacle(f"less than {TENSORRT_CHANNELS} channels", CHANNELS)
+    inputs = layer.widths[1]
+    if isinstance(layer.module, _ConvTransposeNd) or layer.is_grouped or inputs % 4:
+        return Obstacle("transposed, grouped, or inputs no multiple of 4", CHANNELS)
+    if isinstance(layer.module, _ConvNd) and min(layer.widths) < 256:
+        return Obstacle("less than 256 channels", CHANNELS)
     return None if layer.is_two_of_four else Obstacle("not 2:4", TWO_FOUR)
 
 
 def _tensor_cores(layer: Layer, network: Sequence[Layer]) -> Obstacle | None:
     outputs, inputs = layer.widths
-    if layer.nonzero.shape[1] < inputs:
+    if layer.is_grouped:
         return Obstacle("grouped convolution", "nothing, its groups are narrow")
     free = [width for width, end in ((outputs, -1), (inputs, 0)) if layer is not network[end]]
-    if not any(width % ALIGNMENT for width in free):
+    if not any(width % 8 for width in free):
         return None
-    return Obstacle(f"{inputs} -> {outputs} channels", f"round_to={ALIGNMENT} in ChannelPruning")
+    return Obstacle(f"{inputs} -> {outputs} channels", "round_to=8 in ChannelPruning")
 
 
 def _litert(layer: Layer, network: Sequence[Layer]) -> Obstacle | None:
     if not _is_sparse(layer):
         return Obstacle("no 1x1 convolution", CHANNELS)
-    stem, *others = (other for other in network if not other.is_linear)
+    stem, *others = (other for other in network if isinstance(other.module, _ConvNd))
     odd = [] if _is_stem(stem) else [stem]
     odd += [other for other in others if not (_is_sparse(other) or _is_depthwise(other))]
     if odd:
@@ -166,14 +162,13 @@ def _is_sparse(layer: Layer) -> bool:
 
 def _is_stem(layer: Layer) -> bool:
     """Whether a convolution may begin a network that XNNPACK runs sparse."""
-    module = layer.module
-    return _is_centred(module, (3,), (2,)) and (module.groups, layer.widths[1]) == (1, 3)
+    return _is_centred(layer.module, (3,), (2,)) and layer.widths[1] == layer.nonzero.shape[1] == 3
 
 
 def _is_depthwise(layer: Layer) -> bool:
     """Whether a convolution may stand between the sparse ones."""
-    module, (outputs, inputs) = layer.module, layer.widths
-    return _is_centred(module, (3, 5), (1, 2)) and module.groups == inputs == outputs
+    one_to_one = layer.widths[0] == layer.widths[1] and layer.nonzero.shape[1] == 1
+    return one_to_one and _is_centred(layer.module, (3, 5), (1, 2))
 
 
 def _is_centred(module: nn.Module, kernels: Sequence[int], strides: Sequence[int]) -> bool:
@@ -182,7 +177,7 @@ def _is_centred(module: nn.Module, kernels: Sequence[int], strides: Sequence[int
         return False
     kernel, stride = module.kernel_size, module.stride
     square = kernel[0] == kernel[1] and stride[0] == stride[1]
-    padded = module.padding in ("same", tuple(size // 2 for size in kernel))
+    padded: bool = module.padding in ("same", tuple(size // 2 for size in kernel))
     return square and padded and kernel[0] in kernels and stride[0] in strides
 
 
@@ -191,20 +186,21 @@ def _stores_zeros(_: Layer, __: Sequence[Layer]) -> Obstacle | None:
 
 
 def _openvino(layer: Layer, network: Sequence[Layer]) -> Obstacle | None:
-    if not layer.is_linear:
+    if not isinstance(layer.module, nn.Linear):
         return _stores_zeros(layer, network)
     if any(width % 64 for width in layer.widths):
         return Obstacle("{} x {} weights".format(*layer.widths), "round_to=64 in ChannelPruning")
-    if layer.sparsity >= OPENVINO_SPARSITY:
+    if layer.sparsity >= 0.8:
         return None
-    return Obstacle(f"{layer.sparsity:.0%} zeros", f"sparsity {OPENVINO_SPARSITY} and int8")
+    return Obstacle(f"{layer.sparsity:.0%} zeros", "sparsity 0.8 and int8")
 
 
 def _coreml(layer: Layer, _: Sequence[Layer]) -> Obstacle | None:
-    if layer.sparsity >= COREML_SPARSITY or (layer.is_linear and layer.is_two_of_four):
+    is_linear = isinstance(layer.module, nn.Linear)
+    if layer.sparsity >= 0.75 or (is_linear and layer.is_two_of_four):
         return None
-    other = f", or {TWO_FOUR}" if layer.is_linear else ""
-    return Obstacle(f"{layer.sparsity:.0%} zeros", f"sparsity {COREML_SPARSITY}{other}")
+    other = f", or {TWO_FOUR}" if is_linear else ""
+    return Obstacle(f"{layer.sparsity:.0%} zeros", f"sparsity 0.75{other}")
 
 
 _GITHUB = "https://github.com"
@@ -218,6 +214,7 @@ _MEASURED = "benchmarks/runtimes.py"
 _TENSORRT_24 = (
     f"{_NVIDIA}/inference-library/io-formats-sparsity.html",
     f"{_GITHUB}/NVIDIA/TensorRT/issues/4065",
+    f"{_GITHUB}/NVIDIA/TensorRT/issues/4054",
 )
 _ALIGNED = (
     f"{_NVIDIA}/performance/overhead-layer-optimization.html",

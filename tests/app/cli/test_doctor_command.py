@@ -52,7 +52,7 @@ def test_zeros_of_a_checkpoint_are_shown(saved, capsys):
     [[_, zeros, _, fits]] = rows(shown, "features.7.weight")
     assert (zeros, fits) == ("0.0%", "tensor cores")
     assert rows(shown, "PyTorch CPU") == [
-        ["PyTorch CPU", "0.0%", "regrow.accelerate", "torch has no sparse kernel: remove channels"]
+        ["PyTorch CPU", "0.0%", "regrow.accelerate", "no sparse kernel: remove channels"]
     ]
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from regrow import MagnitudePruning, diagnose
+from regrow.app.cli.doctor_command import diagnosis_tables
 from regrow.app.experiment.plan import plan
 from regrow.callbacks.core.summary import render_summary
 from regrow.utils.display import shorten_names
@@ -52,7 +53,8 @@ def test_diagnosis(width):
     layer.linear2.weight.data[:, 8:] = 0
     model = nn.Sequential(stem, Transposed(), layer)
     console = Console(width=width, record=True)
-    console.print(diagnose(model, torch.zeros(1, 4, 16)))
+    for table in diagnosis_tables(diagnose(model, torch.zeros(1, 4, 16))):
+        console.print(table)
     check("diagnosis", width, console.export_text())
 
 
