@@ -38,6 +38,16 @@ def test_the_change_is_that_of_most_of_the_multiply_accumulates():
     assert finding["PyTorch CPU"].share == 0
 
 
+def test_the_reason_is_that_of_most_of_the_multiply_accumulates_with_this_change():
+    """Each of the narrow convolutions is smaller than the one with three inputs."""
+    net = nn.Sequential(nn.Conv2d(3, 128, 9, padding=4))
+    net.extend(nn.Conv2d(128, 128, 1) for _ in range(3))
+    macs = [layer.macs for layer in regrow.diagnose(net, torch.zeros(1, 3, 4, 4)).layers]
+    assert macs[1] < macs[0] < sum(macs[1:])
+    finding = by_runtime(regrow.diagnose(net, torch.zeros(1, 3, 4, 4)))["TensorRT 2:4"]
+    assert finding.main.reason == "less than 256 channels"
+
+
 def test_model_and_weights_stay_as_they_were():
     net = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8)).train()
     before = copy.deepcopy(net.state_dict())

@@ -119,13 +119,13 @@ def _find(rule: Rule, layers: Sequence[Layer]) -> Finding:
     """Hold the layers against a rule."""
     found = {layer: rule.check(layer, layers) for layer in layers}
     hindered = {layer: obstacle for layer, obstacle in found.items() if obstacle is not None}
-    total, macs = sum(layer.macs for layer in layers), defaultdict[str, float](float)
+    total, macs = sum(layer.macs for layer in layers), defaultdict[object, float](float)
     for layer, obstacle in hindered.items():
         macs[obstacle.change] += layer.macs
-    largest = max(hindered, key=lambda x: (macs[hindered[x].change], x.macs), default=None)
+        macs[obstacle] += layer.macs
     return Finding(
         rule,
-        1 - sum(macs.values()) / total,
+        1 - sum(layer.macs for layer in hindered) / total,
         {layer.name: obstacle for layer, obstacle in hindered.items()},
-        None if largest is None else hindered[largest],
+        max(hindered.values(), key=lambda x: (macs[x.change], macs[x]), default=None),
     )
