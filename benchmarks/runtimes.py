@@ -21,7 +21,7 @@ from _bench import Row, arguments, show
 from torch import Tensor, nn
 
 import regrow
-from regrow.profiling.latency import Speedup, compare_latency
+from regrow.profiling.latency import Speedup
 
 ZEROS = {"weight": 0.95, "block:4x1": 0.95, "block:16x16": 0.95, "2:4": 0.5}
 CUT = "half of the channels removed"
@@ -142,7 +142,7 @@ def speedups(
         session = Session(start, model, x)
         close = {"rtol": 1e-3, "atol": 1e-3}
         torch.testing.assert_close(torch.as_tensor(session(x)), model(x).detach(), **close)
-        found[variant] = compare_latency(reference, session, x, repeats=rounds).speedup
+        found[variant] = regrow.compare_latency(reference, session, x, repeats=rounds).speedup
     return found
 
 
