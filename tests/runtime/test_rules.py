@@ -33,9 +33,9 @@ def masked(module, kept):
     return module
 
 
-def mobile(width=16, stem=3):
+def mobile(width=16, stem=3, colours=3):
     return nn.Sequential(
-        nn.Conv2d(3, width, stem, stride=2, padding=stem // 2),
+        nn.Conv2d(colours, width, stem, stride=2, padding=stem // 2),
         nn.Conv2d(width, width, 5, stride=2, padding=2, groups=width),
         nn.Conv2d(width, width, 1),
         nn.Conv2d(width, width, 3, padding="same", groups=width),
@@ -132,21 +132,22 @@ def test_xnnpack_counts_zeros_of_all_pointwise_convolutions_together():
         (nn.Conv2d(32, 32, 3, padding=1), "5.weight"),
         (nn.Conv2d(32, 32, 1, stride=2), "5.weight"),
         (nn.Conv2d(32, 32, 3, groups=32), "5.weight"),
-        (nn.Conv2d(32, 32, 3, padding=2, dilation=2, groups=32), "5.weight"),
-        (None, "0.weight"),
+        (nn.Conv2d(32, 32, 3, padding="same", dilation=2, groups=32), "5.weight"),
+        ({"stem": 7}, "0.weight"),
+        ({"colours": 1}, "0.weight"),
     ],
 )
 def test_xnnpack_is_sparse_only_in_networks_of_its_subset(odd, name):
-    net = mobile(stem=7) if odd is None else mobile().insert(5, odd)
+    net = mobile(**odd) if isinstance(odd, dict) else mobile().insert(5, odd)
     for pointwise in (net[2], net[4]):
         nn.init.zeros_(pointwise.weight)
         assert obstacle("LiteRT", pointwise, net).reason == f"no sparse network may have {name}"
 
 
 def test_channels_that_are_not_multiples_of_eight_are_told():
-    net = nn.Sequential(nn.Conv2d(3, 30, 3), nn.Conv2d(30, 16, 3), nn.Conv2d(16, 10, 3)).eval()
+    net = nn.Sequential(nn.Conv2d(3, 28, 3), nn.Conv2d(28, 16, 3), nn.Conv2d(16, 10, 3)).eval()
     assert obstacle("tensor cores", net[0], net).change == "round_to=8 in ChannelPruning"
-    assert obstacle("tensor cores", net[1], net).reason == "30 -> 16 channels"
+    assert obstacle("tensor cores", net[1], net).reason == "28 -> 16 channels"
     assert obstacle("tensor cores", net[2], net) is None, "10 classes are no choice"
     regrow.channels.prune(net, torch.zeros(1, 3, 8, 8), 0.3, round_to=8)
     assert all(obstacle("tensor cores", layer, net) is None for layer in net)
