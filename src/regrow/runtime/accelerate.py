@@ -14,6 +14,7 @@ from regrow.runtime.candidates import find_layers
 from regrow.runtime.choice import DENSE, LayerChoice, choose_form
 from regrow.runtime.layer_inputs import layer_inputs
 from regrow.runtime.sparse_linear import SparseLayer
+from regrow.utils.display import align_columns
 from regrow.utils.errors import ConfigError, StateError, check_count, check_positive
 
 Pair = tuple[nn.Module, nn.Module]  # the dense layer, and what replaces it
@@ -47,12 +48,7 @@ class Acceleration:
     def __str__(self) -> str:
         cells = [(c.name, f"{c.sparsity:.1%}", c.form, c.reason) for c in self.layers]
         rows = [("layer", "zeros", "runs as", "measured, against dense"), *cells]
-        widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:3]]
-        lines = [
-            "  ".join([*(f"{c:{w}}" for c, w in zip(row, widths, strict=False)), row[3]])
-            for row in rows
-        ]
-        return "\n".join([*lines, self._verdict()])
+        return f"{align_columns(rows)}\n{self._verdict()}"
 
     def _verdict(self) -> str:
         if self.gains:
