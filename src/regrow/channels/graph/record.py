@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from regrow.channels.graph.operations import CHOICES, POOLS, PRODUCTS
+from regrow.channels.graph.operations import CHOICES, OVERFLOW_CHECKS, POOLS, PRODUCTS
 from regrow.utils.batches import bound_forward, device_of, is_list_of_dictionaries
 from regrow.utils.names import modules, tensors
 
@@ -162,7 +162,9 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         given = tree_map_only(Tensor, self.node, (args, kwargs))
-        known = all(node in self.known for node in tree_leaves(given) if isinstance(node, fx.Node))
+        known = operator_name(func) in OVERFLOW_CHECKS or all(
+            node in self.known for node in tree_leaves(given) if isinstance(node, fx.Node)
+        )
         self.exact &= known or not _depends_on_data(func, args)
         out = func(*args, **kwargs)
         if out is not None and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
