@@ -24,15 +24,17 @@ from regrow.channels.graph.view_rules import unite_pieces
 
 
 def linear(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
-    """Unite input features with columns; rows of `(out, in)` label the output."""
+    """Unite input features with columns; rows of `(out, in)` label the output, `(in,)` has none."""
     x, weight, bias = a["input"], a["weight"], a["bias"]
-    shared = labels.unite_dims(x, -1, weight, 1, "linear")
+    shared = labels.unite_dims(x, -1, weight, -1, "linear")
     if shared is not None and not weight.weight:
         labels.mark_approximate(shared, COUNTS.format("a product without weights"))
+    kept = [axis for axis in labels.relabel(x).label_axes if axis.shape[-1] == 1]
+    if weight.ndim == 1:
+        return labels.value(shape, [axis.squeeze(-1) for axis in kept])
     rows = labels.labels_along(weight, 0, "linear")
     if bias is not None:
         labels.unite_dims(weight, 0, bias, 0, "linear")
-    kept = [axis for axis in labels.relabel(x).label_axes if axis.shape[-1] == 1]
     return labels.value(shape, add_axis(kept, rows, -1, len(shape)), weight=False)
 
 
