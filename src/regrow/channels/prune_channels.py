@@ -135,9 +135,9 @@ def _cut_until_valid(
             found.undo()
             reasons, linked = together.after(trial, found.failed, linked)
             trial.groups = groups = fix_groups(groups, reasons)
-        elif config.of != "macs" or correction.is_settled(
-            sizes, removed, count_work(model, two).macs, budget
-        ):
+        elif config.of != "macs" or traced.heads:  # a detector may choose another number of boxes
+            break
+        elif correction.is_settled(sizes, removed, count_work(model, two).macs, budget):
             break
         else:
             found.undo()
