@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from regrow.learned.methods import SoftMovement as SoftMovement
     from regrow.masks.masks import Masks as Masks
     from regrow.masks.zeros import sparsity as sparsity
+    from regrow.profiling.cost import cost as cost
+    from regrow.profiling.latency import compare_latency as compare_latency
     from regrow.profiling.metrics import EffectiveMACs as EffectiveMACs
     from regrow.profiling.metrics import MaskOverlap as MaskOverlap
     from regrow.profiling.metrics import Sparsity as Sparsity
@@ -113,6 +115,8 @@ _HOME = {
     "Table": "schedules.one_shot",
     "accelerate": "runtime.accelerate",
     "calibrate": "calibration.calibrate",
+    "compare_latency": "profiling.latency",
+    "cost": "profiling.cost",
     "enforce": "pruning.functional",
     "export": "io.export",
     "free_sparsity": "calibration.free_sparsity",

@@ -81,18 +81,13 @@ def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
         ("by", "weights", "weights or channels"),
         ("criterion", None, "criterion that ranks them; default: magnitude, or l2 for channels"),
         ("samples", None, "number of validation samples; default: all"),
-        ("max-drop", "0.01", "accuracy that a layer may lose, as a fraction"),
+        ("max-drop", "1", "points of accuracy that a layer may lose; default: 1"),
         ("include", None, "patterns of layers to try, separated by commas"),
         ("exclude", None, "patterns of layers to leave out"),
         ("out", None, "folder of table and plot; default: that of the checkpoint"),
     ):
         parser.add_argument(f"--{name}", action=Once, default=default, help=text)
     given = parser.parse_checkpoint(args)
-    max_drop = _number(float, "--max-drop", given.max_drop)
-    if check_positive("--max-drop", max_drop, "--max-drop 0.01 for one point") >= 1:
-        raise ConfigError(
-            f"--max-drop is a fraction, got {max_drop:g}: write --max-drop 0.01 for one point"
-        )
     samples = given.samples
     return ScanOptions(
         given.checkpoint,
@@ -101,7 +96,7 @@ def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
         check_choice("--by", given.by, ("weights", "channels")),
         given.criterion,
         None if samples is None else check_count("--samples", _number(int, "--samples", samples)),
-        max_drop,
+        parse_points(given.max_drop),
         _patterns(given.include),
         _patterns(given.exclude),
     )
