@@ -22,7 +22,7 @@ from regrow.app.cli.parser import (
 )
 from regrow.utils.errors import ConfigError, RegrowError, check_choice, suggest
 
-DESCRIPTION = "regrow: prune neural networks without losing a weight you may want back"
+DESCRIPTION = "Prune neural networks with PyTorch Lightning, and restore what was pruned."
 EXAMPLES = """\
 examples:
   regrow train recipe=digits/gmp [any.setting=...]   train, prune, measure; writes result.json
@@ -127,6 +127,10 @@ def _inspect(parser: Parser, args: list[str]) -> None:
 def _export(parser: Parser, args: list[str]) -> None:
     parser.add_argument("--to", action=Once, metavar="FORMAT", help=", ".join(EXPORTS))
     parser.add_argument("--out", action=Once, metavar="PATH", help="the file to write")
+    parser.add_argument("--sparse", action="store_true", help="safetensors without the zeros")
+    parser.add_argument(
+        "--values", action=Once, metavar="TYPE", help="round values of --sparse: fp16, int8 (lossy)"
+    )
     options = parser.parse_checkpoint(args)
     path, to = options.checkpoint, options.to
     if to is None and options.out is None:
@@ -137,7 +141,15 @@ def _export(parser: Parser, args: list[str]) -> None:
     from regrow.io.export import chosen_format
 
     out = Path(options.out) if options.out else path.with_suffix(f".{to}")
-    export_checkpoint(path, chosen_format(out, to), out)
+    to = chosen_format(out, to, options.sparse, options.values)
+    export_checkpoint(path, to, out, options.sparse, options.values)
+
+
+def _doctor(parser: Parser, args: list[str]) -> None:
+    options = parser.parse_checkpoint(args)
+    from regrow.app.cli.doctor_command import show_diagnosis
+
+    show_diagnosis(options.checkpoint)
 
 
 def _sensitivity(parser: Parser, args: list[str]) -> None:
@@ -215,8 +227,9 @@ COMMANDS: dict[str, tuple[Callable[[Parser, list[str]], None], str]] = {
         _sensitivity,
         "prune one layer at a time, without training, and show the accuracy",
     ),
-    "free": (_free, "prune a trained network as far as it holds, without training"),
+    "free": (_free, "prune a trained network as far as its accuracy holds, without training"),
     "auto": (_auto, "try the ways to prune a recipe's network, and choose one"),
+    "doctor": (_doctor, "show which runtimes would use the zeros, and what to change"),
     "export": (_export, "write the network as a file, check it, and show its cost"),
     "report": (_report, "write report.html and results.csv of all runs below a folder"),
     "recipes": (_recipes, "list the recipes"),
