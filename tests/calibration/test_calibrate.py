@@ -199,6 +199,9 @@ def test_squared_gradients_are_those_of_the_jacobian():
     expected = torch.full((1, 3), float(x.square().sum()), dtype=torch.float64)
     assert torch.allclose(found, expected, rtol=0.15)
     assert not layer.weight.requires_grad
+    summed = Data([x], total=lambda values: 2 * values)  # as of two ranks with equal inputs
+    twice = squared_gradients(layer, rows, summed, draws=2000)["weight"]
+    assert torch.allclose(twice, 2 * found)
 
 
 def test_rows_are_drawn_where_there_are_many():

@@ -89,9 +89,8 @@ def calibrate(
     Linear, convolutional and recurrent layers and `nn.MultiheadAttention` are scored by the second
     moments of their inputs. Then, in the order in which layers run, kept weights and biases are
     refitted by least squares: a layer reproduces its outputs in the dense network from the inputs
-    that the network pruned so far gives it. The model runs in eval mode, on its own device. Memory:
-    three copies of the weights, the inputs, and a float64 `(features, features)` matrix per layer.
-    "obs" estimates the squared error of the outputs, with a refit in four rounds of pruning.
+    that the network pruned so far gives it. "obs" with a refit prunes in four rounds. Memory: three
+    copies of the weights, the inputs, and a float64 `(features, features)` matrix per layer.
 
     Args:
         model: The model.

@@ -144,7 +144,8 @@ def squared_gradients(
     """Estimate the sum of squares of d z / d w over all outputs z, examples and weights w of a row.
 
     For v ~ N(0, I), the mean of the squared gradient of v . z is the diagonal of J^T J, which is
-    the second derivative of the squared error of the outputs.
+    the second derivative of the squared error of the outputs. A draw is for a whole batch, so the
+    estimate depends on how examples are divided into batches.
 
     Args:
         model: Run in eval mode; as before afterwards.
@@ -158,7 +159,7 @@ def squared_gradients(
     Raises:
         ConfigError: If no output has a gradient with respect to a weight.
 
-    Source: Bekas et al. 2007, equation 4 (diagonals by random vectors).
+    Source: Bekas et al. 2007 (diagonals of a matrix by random vectors).
     """
     weights = {layer.name: layer.weight for layer in layers}
     found = {layer.name: torch.zeros((), dtype=torch.float64) for layer in layers}
