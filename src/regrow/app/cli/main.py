@@ -127,6 +127,7 @@ def _inspect(parser: Parser, args: list[str]) -> None:
 def _export(parser: Parser, args: list[str]) -> None:
     parser.add_argument("--to", action=Once, metavar="FORMAT", help=", ".join(EXPORTS))
     parser.add_argument("--out", action=Once, metavar="PATH", help="the file to write")
+    parser.add_argument("--int8", action="store_true", help="write a second ONNX file, in int8")
     options = parser.parse_checkpoint(args)
     path, to = options.checkpoint, options.to
     if to is None and options.out is None:
@@ -137,7 +138,10 @@ def _export(parser: Parser, args: list[str]) -> None:
     from regrow.io.export import chosen_format
 
     out = Path(options.out) if options.out else path.with_suffix(f".{to}")
-    export_checkpoint(path, chosen_format(out, to), out)
+    to = chosen_format(out, to)
+    if options.int8 and to != "onnx":
+        raise ConfigError(f"--int8 writes ONNX, got --to {to}: write --to onnx --int8")
+    export_checkpoint(path, to, out, int8=options.int8)
 
 
 def _sensitivity(parser: Parser, args: list[str]) -> None:
