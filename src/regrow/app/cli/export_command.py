@@ -153,7 +153,9 @@ def int8_table(
     sizes = [file.stat().st_size for file in files]
     table.add_row("bytes on disk", *(f"{n:,}" for n in sizes), f"{sizes[0] / sizes[1]:.2f}x fewer")
     for batch in _BATCHES if networks[0].batch is None else (networks[0].batch,):
-        timed = compare_latency(*networks, resize_batch(images, batch), repeats=repeats)
+        timed = compare_latency(
+            networks[0], networks[1], resize_batch(images, batch), repeats=repeats
+        )
         slow, fast = timed.reference.median_ms, timed.model.median_ms
         table.add_row(f"latency of {batch}, ms", f"{slow:.3f}", f"{fast:.3f}", str(timed.speedup))
     table.caption = (
