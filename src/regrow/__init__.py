@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from regrow.callbacks.sparsity_monitor import SparsityMonitor as SparsityMonitor
     from regrow.callbacks.support.checkpoint_shapes import ChannelsMixin as ChannelsMixin
     from regrow.callbacks.support.lr_rounds import restart_each_round as restart_each_round
+    from regrow.channels.cut.channel_cut import load as load
     from regrow.channels.pruner import ChannelPruner as ChannelPruner
     from regrow.criteria.block_fisher import BlockFisher as BlockFisher
     from regrow.criteria.movement import Movement as Movement
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from regrow.learned.methods import SoftMovement as SoftMovement
     from regrow.masks.masks import Masks as Masks
     from regrow.masks.zeros import sparsity as sparsity
+    from regrow.profiling.cost import cost as cost
+    from regrow.profiling.latency import compare_latency as compare_latency
     from regrow.profiling.metrics import EffectiveMACs as EffectiveMACs
     from regrow.profiling.metrics import MaskOverlap as MaskOverlap
     from regrow.profiling.metrics import Sparsity as Sparsity
@@ -114,10 +117,13 @@ _HOME = {
     "Table": "schedules.one_shot",
     "accelerate": "runtime.accelerate",
     "calibrate": "calibration.calibrate",
+    "compare_latency": "profiling.latency",
+    "cost": "profiling.cost",
     "enforce": "pruning.functional",
     "export": "io.export",
     "free_sparsity": "calibration.free_sparsity",
     "grasp": "criteria.saliency",
+    "load": "channels.cut.channel_cut",
     "load_ranked": "calibration.ranked_checkpoint",
     "prune": "pruning.functional",
     "quantize_onnx": "io.onnx_network",

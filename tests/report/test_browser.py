@@ -166,6 +166,15 @@ def test_the_table_has_numbers_on_the_right_and_units(page):
     assert "Model Net(width=16)" in page.find("#constant")[0].text
 
 
+def test_a_click_selects_a_table_of_means(page):
+    page.click("#means summary")
+    page.click("#means pre:first-of-type")
+    selected = page.js("return getSelection().toString()")
+    assert selected.startswith("| Method |")
+    assert "| 80.00 | 89.20 ± 0.20 |" in selected
+    assert selected.strip().count("\n") == 1 + 6 + 1  # the rule, six points, the dense baseline
+
+
 def test_download_equals_results_csv(page, folder):
     page.click("#download")
     saved = page.profile / "results.csv"

@@ -54,9 +54,10 @@ def test_damaged_result_raises(tmp_path, text):
 def test_learning_rate_and_batch_size_are_read_from_the_fit(tmp_path):
     tuned = {"finetune": {"lr": 0.01, "batch_size": 32}}
     scratch = read_run(write(tmp_path / "a", result(setting=tuned)))
-    assert (scratch.rate, scratch.batch_size) == (0.05, 64)  # no fine-tuning: those do not count
+    paths = ("optimizer.lr", "data.batch_size")
+    assert [*map(scratch.fit_setting, paths)] == [0.05, 64]  # no fine-tuning: those do not count
     later = read_run(write(tmp_path / "b", result(setting=tuned | {"start": None})))
-    assert (later.rate, later.batch_size) == (0.01, 32)
+    assert [*map(later.fit_setting, paths)] == [0.01, 32]
 
 
 def with_metric(name, mode, value):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from fake_results import dense_result, result, task
 
-from regrow.report.statistics import MAX_LINES
+from regrow.report.statistics import MAX_LINES, tabulate_means
 
 
 def by_name(*contents):
@@ -117,3 +117,20 @@ def test_many_methods_are_grouped_by_recipe_without_lines():
     series, _ = by_name(*rates)
     (one,) = series.values()
     assert (one.name, one.line, len(one.points)) == ("digits/gmp", False, MAX_LINES + 1)
+
+
+def test_means_to_copy_have_one_row_for_each_point_and_dense_baseline():
+    two = [result("b_1", 0.5, seed=s, accuracy=0.90 + s / 50, control=0.97) for s in (0, 1)]
+    cut = result("cut", 0.3, of="macs", pruned={"macs": 3500, "latency_ms": None}, accuracy=0.96)
+    table = tabulate_means(task(*two, cut).plot)
+    assert table.to_dict("list") == {
+        "Method": ["b_1", "cut", "dense baseline"],
+        "Of": ["weights", "macs", ""],
+        "Sparsity, %": ["50.00", "30.00", ""],
+        "Top-1, %": ["91.00 ± 1.41", "96.00", "97.00 ± 0.00"],
+        "Against dense, points": ["-6.00 ± 1.41", "-1.00", "+0.00"],
+        "Compression, x": ["1.67", "1.32", "1.00"],
+        "MACs": ["3,000", "3,500", "5,000"],
+        "Latency, ms": ["1.600", "", "2.000"],
+        "Seeds": [2, 1, 2],
+    }

@@ -4,6 +4,7 @@
 import base64
 import csv
 import gzip
+import html
 import importlib.util
 import json
 import re
@@ -93,6 +94,24 @@ def test_warnings_are_counted_and_shown(tmp_path):
     assert write_report(tmp_path).warnings == ()
     text = (tmp_path / "report.html").read_text()
     assert "No unfair comparison was found" in text
+
+
+def test_means_can_be_copied_as_markdown_and_latex(tmp_path):
+    for seed in range(3):
+        content = result("a_b", seed=seed, accuracy=0.9 + seed / 100)
+        write(tmp_path / str(seed), content | {"overrides": ["recipe=digits/a_b", "x=1|2"]})
+    write(tmp_path / "c", result("c"))
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    markdown, latex = map(html.unescape, re.findall("<pre>(.*?)</pre>", page, re.DOTALL))
+    head, rule, *rows = markdown.splitlines()
+    assert head.startswith("| Method | Of | Sparsity, % | Top-1, % |")
+    assert rule == "|" + " --- |" * (head.count("|") - 1)
+    assert rows[0].startswith(r"| a_b x=1\|2 | weights | 90.00 | 91.00 ± 1.00 | -6.00 ± 1.00 |")
+    assert len(rows) == 3
+    assert r"a\_b x=1|2 & weights & 90.00 & 91.00 ± 1.00 & -6.00 ± 1.00 &" in latex
+    assert latex.startswith(r"\begin{tabular}{llrrrrrrr}")
+    assert r"\toprule" in latex
 
 
 def test_missing_folder_or_jobs_raise(tmp_path):

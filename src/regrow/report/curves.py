@@ -45,10 +45,7 @@ def read_curves(files: Sequence[Path]) -> list[Curve]:
     tables = [table for table in tables if "step" in table]
     if not tables:
         return []
-    table = pandas.concat(tables)
-    for name in table.select_dtypes(exclude="number"):
-        table[name] = pandas.to_numeric(table[name], errors="coerce")
-    table = table[table["step"].abs() < math.inf]
+    table = pandas.concat(tables).apply(pandas.to_numeric, errors="coerce")
     by_step = table.where(table.abs() < math.inf).groupby("step").last()
     curves = ((name, by_step[name].dropna()) for name in sorted(by_step))
     return [Curve(name, [*map(int, c.index)], c.tolist()) for name, c in curves if len(c)]

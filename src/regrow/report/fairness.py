@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from numbers import Real
 from typing import Any, NamedTuple
 
 from regrow.report.load import Run
 from regrow.report.run_identity import SERVING
-from regrow.report.statistics import Point, Series, format_percent
+from regrow.report.statistics import Point, Series
 from regrow.report.table import describe_start
 from regrow.utils.errors import join_limited
 
@@ -66,11 +66,6 @@ def format_groups(groups: Mapping[Hashable, Iterable[str]]) -> str:
     return "; ".join(parts[:8]) + (f"; and {len(parts) - 8} more values" * (len(parts) > 8))
 
 
-def find_uncertain(series: Sequence[Series]) -> list[Advice]:
-    """Return warnings about conclusions that the seeds of one task do not support."""
-    return [*_check_seeds(series), *_check_overlaps(series)]
-
-
 def is_comparable(one: Point, other: Point) -> bool:
     """Return whether two points have about the same sparsity, of the same thing.
 
@@ -82,7 +77,8 @@ def is_comparable(one: Point, other: Point) -> bool:
     return more - less <= _NEAR * more
 
 
-def _check_seeds(series: Sequence[Series]) -> Iterator[Advice]:
+def find_few_seeds(series: Sequence[Series]) -> Iterator[Advice]:
+    """Find the points of one task that have too few seeds."""
     few = tuple(
         f"{one.name} at {_percent(point)}: {len(point.seeds)}."
         for one in series
@@ -94,17 +90,14 @@ def _check_seeds(series: Sequence[Series]) -> Iterator[Advice]:
         yield Advice("Fewer than three seeds", few, todo)
 
 
-def _check_overlaps(series: Sequence[Series]) -> Iterator[Advice]:
+def find_overlaps(series: Sequence[Series]) -> Iterator[Advice]:
     """Find pairs of methods whose accuracies overlap at comparable sparsities."""
     pairs = []
     for one, other in combinations(series, 2):
-        for a in one.points:
-            for b in other.points:
-                if is_comparable(a, b) and a.y["accuracy"].overlaps(b.y["accuracy"]):
-                    first = f"{one.name} {format_percent(a.y['accuracy'])}"
-                    second = f"{other.name} {format_percent(b.y['accuracy'])}"
-                    text = f"At {_percent(a)}: {first} and {second}."
-                    pairs.append((a.x["sparsity"].mean, text))
+        for a, b in product(one.points, other.points):
+            if is_comparable(a, b) and a.y["accuracy"].overlaps(b.y["accuracy"]):
+                text = f"At {_percent(a)}: {_describe(one, a)} and {_describe(other, b)}."
+                pairs.append((a.x["sparsity"].mean, text))
     if pairs:
         yield Advice(
             "No clear difference: the intervals mean ± standard deviation overlap",
@@ -115,6 +108,11 @@ def _check_overlaps(series: Sequence[Series]) -> Iterator[Advice]:
 
 def _percent(point: Point) -> str:
     return f"{100 * point.x['sparsity'].mean:.4g} %"
+
+
+def _describe(series: Series, point: Point) -> str:
+    accuracy = point.y["accuracy"]
+    return f"{series.name} {accuracy.format()} % (n = {accuracy.n})"
 
 
 class Check(NamedTuple):
@@ -137,7 +135,9 @@ def describe_epochs(run: Run) -> str:
 def describe_batch(run: Run) -> str:
     """Describe the batch size of the fit with pruning, and the number of devices."""
     devices = run.setting("trainer.devices") or 1
-    return str(run.batch_size) + (f" on each of {devices} devices" if devices != 1 else "")
+    return str(run.fit_setting("data.batch_size")) + (
+        f" on each of {devices} devices" if devices != 1 else ""
+    )
 
 
 def describe_latency(run: Run) -> str | None:
@@ -158,7 +158,7 @@ CHECKS = (
     ),
     Check(
         "Different learning rates",
-        lambda run: run.rate if run.pruned is not None else None,
+        lambda run: run.fit_setting("optimizer.lr") if run.pruned is not None else None,
         "Learning rate of the fit with pruning",
         "Use the same finetune.lr=... (or optimizer.lr=...) for all, or tune it for each method "
         "on validation data and say so",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from numbers import Real
@@ -20,20 +21,26 @@ FILE, FAILED, CLAIMED = "result.json", "failed.json", "run.json"
 _ADVICE = "remove it and run the job again"
 _NOT_JOBS = {"checkpoints", "levels", "logs", ".hydra"}  # folders within a job
 
-# Required fields and their types: of every result, of one with a pruned network, of a network.
+# Required fields and their types: of every result, of one with a pruned network, of list items.
+_NETWORK_FIELDS = ("accuracy", "params", "macs", "bytes")
 _FIELDS: dict[str, type] = {
     **dict.fromkeys(("recipe", "config_hash"), str),
     **dict.fromkeys(("overrides", "levels", "history"), list),
     **dict.fromkeys(("settings", "versions", "dense"), dict),
+    **{f"dense.{name}": Real for name in _NETWORK_FIELDS},
     "seed": int,
 }
 _PRUNED_FIELDS: dict[str, type] = {
     **dict.fromkeys(("sparsity", "sparsity_total", "accuracy_drop"), Real),
     **dict.fromkeys(("compression", "theoretical_speedup"), Real),
     **dict.fromkeys(("layers", "excluded", "pruned"), dict),
+    **{f"pruned.{name}": Real for name in _NETWORK_FIELDS},
     "of": str,
 }
-_NETWORK_FIELDS = dict.fromkeys(("accuracy", "params", "macs", "bytes"), Real)
+_ITEM_FIELDS: dict[str, dict[str, type]] = {
+    "levels": {"sparsity": Real, "test_accuracy": Real},
+    "history": {"kind": str, "after": Real},
+}
 
 
 @dataclass(frozen=True)
@@ -68,20 +75,11 @@ class Run:
         network = self.result.get("pruned")
         return None if network is None else dict(network)
 
-    @property
-    def rate(self) -> float | None:
-        """Learning rate of the fit in which pruning took place."""
-        rate = self._fit_setting("optimizer.lr")
-        return float(rate) if isinstance(rate, Real) else None
+    def fit_setting(self, path: str) -> Any:
+        """Return a setting of the fit with pruning, such as "optimizer.lr" or "data.batch_size".
 
-    @property
-    def batch_size(self) -> int | None:
-        """Batch size of the fit in which pruning took place."""
-        size = self._fit_setting("data.batch_size")
-        return size if isinstance(size, int) else None
-
-    def _fit_setting(self, path: str) -> Any:
-        """Return a setting of the fit; fine-tuning of a trained network may have its own."""
+        Fine-tuning of a trained network may have its own.
+        """
         own = self.setting(f"finetune.{path.rpartition('.')[2]}")
         return self.setting(path) if own is None or self.setting("start") == "scratch" else own
 
@@ -89,7 +87,7 @@ class Run:
 def look_up(value: Any, path: str) -> Any:
     """Return a value of nested mappings by its dotted path; None if there is none."""
     for key in path.split("."):
-        value = (value or {}).get(key)
+        value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 
@@ -108,22 +106,19 @@ def read_run(folder: Path, name: str = "") -> Run:
     if not isinstance(result, dict):
         raise DataError(f"{FILE} contains no result: {_ADVICE}")
     if result.get("format") != FORMAT:
-        versions = result.get("versions")
-        version = versions.get("regrow") if isinstance(versions, dict) else None
+        version = look_up(result, "versions.regrow") or "of unknown version"
         raise DataError(
             f"{FILE} has format {result.get('format')!r}, this version of regrow reads {FORMAT}: "
-            "run the job again, or make the report with the version that wrote it "
-            f"(regrow {version or 'of unknown version'})"
+            f"run the job again, or make the report with the one that wrote it (regrow {version})"
         )
     if (metric := str(result.get("metric", "accuracy"))) != "accuracy":
         _show_as_accuracy(result, metric)
-    _check("", result, _FIELDS)
-    _check("dense.", result["dense"], _NETWORK_FIELDS)
+    _check(result, _FIELDS)
     if result.get("pruned") is not None:
-        _check("", result, _PRUNED_FIELDS)
-        _check("pruned.", result["pruned"], _NETWORK_FIELDS)
-    for level in result["levels"]:
-        _check("levels.", level, {"sparsity": Real, "test_accuracy": Real})
+        _check(result, _PRUNED_FIELDS)
+    for items, types in _ITEM_FIELDS.items():
+        for item in result[items]:
+            _check(item, types, f"{items}.")
     return Run(folder, result, name)
 
 
@@ -151,14 +146,14 @@ def _raise_not_finite(constant: str) -> None:
     raise ValueError(f"it contains {constant}")
 
 
-def _check(prefix: str, value: Any, types: Mapping[str, type]) -> None:
+def _check(value: Any, types: Mapping[str, type], prefix: str = "") -> None:
     """Check that all fields exist and have the right type."""
-    for name, kind in types.items():
-        if not isinstance(value, dict) or name not in value:
-            raise DataError(f"{FILE} lacks {prefix}{name}: {_ADVICE}")
-        if not isinstance(value[name], kind):
+    for path, kind in types.items():
+        if (found := look_up(value, path)) is None:
+            raise DataError(f"{FILE} lacks {prefix}{path}: {_ADVICE}")
+        if not isinstance(found, kind):
             raise DataError(
-                f"{FILE} has {prefix}{name}={value[name]!r}, which is not of type "
+                f"{FILE} has {prefix}{path}={found!r}, which is not of type "
                 f"{kind.__name__.lower()}: {_ADVICE}"
             )
 
@@ -230,22 +225,23 @@ def _read_job(folder: Path, name: str) -> Run | JobWithoutResult:
         pass
     if (folder / FAILED).is_file():
         return _read_failure(folder, name)
-    last = max(_modified(path) for path in (folder / CLAIMED, *find_metric_files(folder)))
     reason = "not started yet"
     if (folder / CLAIMED).is_file():
         reason = "no result yet: still running, or stopped; the same command resumes it"
+    last = max(_modified(path) for path in (folder / CLAIMED, *find_metric_files(folder)))
     return JobWithoutResult(name, "unfinished", reason, when=last)
 
 
 def _read_failure(folder: Path, name: str, remark: str = "") -> JobWithoutResult:
     failure = _read_object(folder / FAILED)
-    parts = [str(failure[key]) for key in ("error", "message") if failure.get(key)]
-    reason = (": ".join(parts) or "no reason recorded") + remark
+    reason = ": ".join(str(failure[key]) for key in ("error", "message") if failure.get(key))
     words = [f"recipe={failure['recipe']}"] if failure.get("recipe") else []
     words += _without_recipe(failure.get("overrides") or ())
-    when = _modified(folder / FAILED)
-    if failure.get("when"):
-        when = _to_local_time(str(failure["when"]))
+    when = str(failure.get("when") or _modified(folder / FAILED))
+    with suppress(ValueError):  # no time: shown as it is
+        local = datetime.fromisoformat(when).astimezone()
+        when = local.replace(tzinfo=None).isoformat(" ", "seconds")
+    reason = (reason or "no reason recorded") + remark
     return JobWithoutResult(name, "failed", reason, " ".join(words), when)
 
 
@@ -268,12 +264,3 @@ def _modified(path: Path) -> str:
         return datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
     except OSError:
         return ""
-
-
-def _to_local_time(when: str) -> str:
-    """Convert a time with a zone to local time; return other text as it is."""
-    try:
-        moment = datetime.fromisoformat(when)
-    except ValueError:
-        return when
-    return moment.astimezone().replace(tzinfo=None).isoformat(" ", "seconds")

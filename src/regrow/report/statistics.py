@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regrow.report.load import Run
+from regrow.utils.imports import import_optional
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -18,6 +19,16 @@ MAX_LINES = 12  # of more methods, lines cannot be distinguished
 AXES = {name: name for name in ("sparsity", "compression", "macs")} | {"latency": "latency_ms"}
 _MORE_IS_BETTER = ("sparsity", "compression")  # of the axes
 MEASURES = ("accuracy", "accuracy_top5", "accuracy_drop")  # a drop counts as a negative change
+# Of a table of means: heading, factor and format.
+_MEANS = {
+    "sparsity": ("Sparsity, %", 100, ".2f"),
+    "accuracy": ("Top-1, %", 100, ".2f"),
+    "accuracy_top5": ("Top-5, %", 100, ".2f"),
+    "accuracy_drop": ("Against dense, points", 100, "+.2f"),
+    "compression": ("Compression, x", 1, ".2f"),
+    "macs": ("MACs", 1, ",.0f"),
+    "latency": ("Latency, ms", 1, ".3f"),
+}
 _MEASURED = (*AXES.values(), *MEASURES)
 _DENSE = tuple(f"dense_{name}" for name in ("macs", "accuracy", "accuracy_top5"))
 
@@ -69,29 +80,17 @@ class Spread(NamedTuple):
             return None
         return abs(self.mean - other.mean) <= self.deviation + other.deviation
 
+    def format(self, form: str = ".2f", times: float = 100) -> str:
+        """Format a multiple of the mean, with the standard deviation if there is one.
 
-def format_percent(value: Spread) -> str:
-    """Format a fraction with its standard deviation, in per cent.
-
-    Example:
-        >>> format_percent(Spread(0.8837, 0.0017, 3)), format_percent(Spread(0.9, None, 1))
-        ('88.37 ± 0.17 % (n = 3)', '90.00 % (n = 1)')
-    """
-    return f"{100 * value.mean:.2f}{_format_deviation(value)} % (n = {value.n})"
-
-
-def format_points(value: Spread) -> str:
-    """Format a change of accuracy, in percentage points.
-
-    Example:
-        >>> format_points(Spread(-0.0144, 0.001, 3))
-        '-1.44 ± 0.10 points'
-    """
-    return f"{100 * value.mean:+.2f}{_format_deviation(value)} points"
-
-
-def _format_deviation(value: Spread) -> str:
-    return "" if value.deviation is None else f" ± {100 * value.deviation:.2f}"
+        Example:
+            >>> Spread(0.8837, 0.0017, 3).format(), Spread(2.0, None, 1).format("+.1f", 1)
+            ('88.37 ± 0.17', '+2.0')
+        """
+        mean = f"{times * self.mean:{form}}"
+        if self.deviation is None:
+            return mean
+        return f"{mean} ± {times * self.deviation:{form.removeprefix('+')}}"
 
 
 def compute_spreads(groups: Any, columns: Sequence[str]) -> list[dict[str, Spread]]:
@@ -174,6 +173,27 @@ def mark_fronts(points: Sequence[Point]) -> None:
             for point, kept in zip(measured, pareto_front(costs, values), strict=True):
                 if kept:
                     point.fronts.add((axis, measure))
+
+
+def tabulate_means(plot: Plot) -> DataFrame:
+    """Make a table of means ± standard deviations over seeds, as text to be printed.
+
+    Rows are operating points and dense baselines. Sizes that are equal for all seeds have no
+    deviation, and columns of what was not measured are left out.
+    """
+    pandas = import_optional("a report", "report", "pandas")
+    rows = []
+    for point in (*(point for one in plot.series for point in one.points), *plot.dense):
+        of = point.run.result.get("of") if "sparsity" in point.x else None
+        row = {"Method": point.methods[0] if of else "dense baseline", "Of": of}
+        for name, (heading, times, form) in _MEANS.items():
+            if spread := (point.x | point.y).get(name):
+                text = spread.format(form, times)
+                row[heading] = text.removesuffix(f" ± {0:{form}}") if name in AXES else text
+        rows.append(row | {"Seeds": len(point.seeds)})
+    columns = ["Method", "Of", *(heading for heading, *_ in _MEANS.values()), "Seeds"]
+    table: DataFrame = pandas.DataFrame(rows, columns=columns).dropna(axis=1, how="all").fillna("")
+    return table
 
 
 def _is_masked(point: Point) -> bool:

@@ -88,7 +88,8 @@ def run_rows(run: Run, method: str) -> list[Values]:
         **{"theoretical_speedup": 1.0, "compression": 1.0, **result},
         **{"folder": run.name, "method": method, "data": data_name(run), "model": model_name(run)},
         **{"overrides": " ".join(run.overrides), "start": describe_start(run)},
-        **{"lr": run.rate, "train_batch": run.batch_size},
+        "lr": run.fit_setting("optimizer.lr"),
+        "train_batch": run.fit_setting("data.batch_size"),
         "excluded": format_excluded(result.get("excluded") or {}),
         "latency": {name: result.get(name) for name in ("threads", "batch")}
         | (latency or run.dense.get("latency_ms") or {}),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from regrow.report.fairness import Advice, count_of, find_uncertain, find_unfair
+from regrow.report.fairness import Advice, count_of, find_few_seeds, find_overlaps, find_unfair
 from regrow.report.load import Run
 from regrow.report.run_identity import (
     baseline_key,
@@ -19,14 +19,11 @@ from regrow.report.run_identity import (
     task_key,
 )
 from regrow.report.statistics import Plot, make_plot
-from regrow.report.table import NAMES, run_rows
+from regrow.report.table import run_rows
 from regrow.utils.imports import import_optional
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-# Further columns of rows: the run, and keys of what it is compared with.
-_KEYS = ("run", "point", "baseline", "baseline_kind")
 
 
 class Task(NamedTuple):
@@ -34,7 +31,7 @@ class Task(NamedTuple):
 
     name: str  # data and model
     size: str  # parameters and MACs of the dense model
-    rows: DataFrame  # table rows of all runs, with the columns `_KEYS`
+    rows: DataFrame  # of all runs, with the run and keys of what it is compared with
     plot: Plot
     advice: list[Advice]  # what makes a comparison of them unfair
 
@@ -66,10 +63,10 @@ def _make_task(runs: Sequence[Run]) -> Task:
     names = method_names(runs)
     records = []
     for run in runs:
-        keys = (run, point_key(run), baseline_key(run), baseline_key(run, seeds=False))
-        for values in run_rows(run, names[method_key(run)]):
-            records.append((*values.values(), *keys))
-    rows = pandas.DataFrame(records, columns=[*NAMES, *_KEYS], dtype=object)
+        keys = {"run": run, "point": point_key(run), "baseline": baseline_key(run)}
+        keys["baseline_kind"] = baseline_key(run, seeds=False)
+        records += [row | keys for row in run_rows(run, names[method_key(run)])]
+    rows = pandas.DataFrame(records, dtype=object)
     plot, dense = make_plot(rows), runs[0].dense
     advice = find_unfair([(names[method_key(run)], run) for run in runs])
     return Task(
@@ -77,5 +74,5 @@ def _make_task(runs: Sequence[Run]) -> Task:
         f"{dense['params']:,} parameters, {dense['macs']:,} MACs per image",
         rows,
         plot,
-        advice + find_uncertain(plot.series),
+        [*advice, *find_few_seeds(plot.series), *find_overlaps(plot.series)],
     )

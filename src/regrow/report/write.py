@@ -66,10 +66,10 @@ def write_report(folder: Path, jobs: Sequence[Path] | None = None) -> WrittenRep
     write_text(table, make_csv(task.rows for task in tasks))
     try:
         title = f"regrow: {folder.resolve().name}"
-        text = render_page(title, tasks, found.without_result, found.copies, datetime.now())
+        text = render_page(title, tasks, found, datetime.now())
     except ConfigError as error:
         raise ConfigError(f"{table} is written, {PAGE} is not: {error}") from error
     write_text(page, text)
     advice = [*cross_task_advice(tasks), *(one for task in tasks for one in task.advice)]
     warnings = tuple(map(str, advice))
-    return WrittenReport(table, page, summarize(tasks, found.without_result), warnings)
+    return WrittenReport(table, page, summarize(tasks, found), warnings)

@@ -163,7 +163,7 @@ def test_printed_next_step_is_a_valid_command(untrained, capsys, job):
     with torch.no_grad():
         state["state_dict"]["network.fc.weight"][:, 1:] *= 1e-4  # nothing to lose there
     torch.save(state, untrained)
-    run(untrained, "--max-drop", "0.0001", "--sparsities", "0.1,0.6")
+    run(untrained, "--max-drop", "0.05", "--sparsities", "0.1,0.6")
     shown = capsys.readouterr().out
     words = re.findall(r"'(pruning\.\w+=[^']*)'", shown)
     assert words, shown
@@ -178,7 +178,7 @@ def test_printed_next_step_is_a_valid_command(untrained, capsys, job):
 
 def test_options_reach_the_scan(untrained, tmp_path, capsys):
     words = ("--samples", 50, "--exclude", "@first,fc", "--out", tmp_path / "made" / "here")
-    run(untrained, *words, "--criterion", "taylor", "--max-drop", "0.001")
+    run(untrained, *words, "--criterion", "taylor", "--max-drop", "0.1")
     shown = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "50 validation samples, of which one is 2 points" in shown
     assert "too few samples to resolve 0.1 points" in shown

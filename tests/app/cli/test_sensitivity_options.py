@@ -32,14 +32,14 @@ def test_defaults():
 
 
 def test_options_are_read_with_space_or_equals_sign():
-    words = "--sparsities 0.9,.5,0.9 --by=channels --criterion l1 --samples=20 --max-drop 0.005 "
+    words = "--sparsities 0.9,.5,0.9 --by=channels --criterion l1 --samples=20 --max-drop 0.5 "
     words += f"{HERE} --include a.*,b --exclude=@last --out there"
     assert read_options(words.split()) == ScanOptions(
         Path(HERE), Path("there"), (0.5, 0.9), "channels", "l1", 20, 0.005, ("a.*", "b"), ("@last",)
     )
 
 
-@pytest.mark.parametrize(("drop", "words"), [("0.01", "1 point"), ("0.005", "0.5 points")])
+@pytest.mark.parametrize(("drop", "words"), [("1", "1 point"), ("0.5", "0.5 points")])
 def test_drop_is_printed_in_points(drop, words):
     assert format_points(read_options([HERE, "--max-drop", drop]).max_drop) == words
 
@@ -60,7 +60,14 @@ MISTAKES = [
     ((HERE, "--by", "channel"), "--by must be one of channels, weights, got 'channel'"),
     ((HERE, "--samples", "0"), "--samples must be a whole number of at least 1, got 0"),
     ((HERE, "--samples", "many"), "--samples takes a whole number such as 1000, got 'many'"),
-    ((HERE, "--max-drop", "1"), "--max-drop is a fraction, got 1: write --max-drop 0.01"),
+    (
+        (HERE, "--max-drop", "0.01"),
+        "in points of accuracy, got 0.01: write --max-drop 1",
+    ),
+    (
+        (HERE, "--max-drop", "100"),
+        "in points of accuracy, got 100: write --max-drop 1",
+    ),
     ((HERE, "--max-drop", "0"), "--max-drop must be a number above 0"),
     ((HERE, "--max-drop", "nan"), "--max-drop must be a number above 0"),
 ]

@@ -202,3 +202,11 @@ def test_channel_count_ignores_float_rounding_of_the_target():
     model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 2))
     plan = prune(model, X, 0.9, round_to=1)  # 1 - 0.9 is less than 0.1 in binary
     assert plan.removed == {"0": 9}
+
+
+def test_printed_record_names_groups_and_not_the_tensors():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    text = repr(prune(net, torch.zeros(2, 4), 0.5))
+    assert "removed={'0': 4}" in text
+    assert "not_prunable=" in text
+    assert "tensor(" not in text

@@ -22,7 +22,7 @@ from regrow.app.cli.parser import (
 )
 from regrow.utils.errors import ConfigError, RegrowError, check_choice, suggest
 
-DESCRIPTION = "regrow: prune neural networks without losing a weight you may want back"
+DESCRIPTION = "Prune neural networks with PyTorch Lightning, and restore what was pruned."
 EXAMPLES = """\
 examples:
   regrow train recipe=digits/gmp [any.setting=...]   train, prune, measure; writes result.json
@@ -128,6 +128,10 @@ def _export(parser: Parser, args: list[str]) -> None:
     parser.add_argument("--to", action=Once, metavar="FORMAT", help=", ".join(EXPORTS))
     parser.add_argument("--out", action=Once, metavar="PATH", help="the file to write")
     parser.add_argument("--int8", action="store_true", help="write a second ONNX file, in int8")
+    parser.add_argument("--sparse", action="store_true", help="safetensors without the zeros")
+    parser.add_argument(
+        "--values", action=Once, metavar="TYPE", help="round values of --sparse: fp16, int8 (lossy)"
+    )
     options = parser.parse_checkpoint(args)
     path, to = options.checkpoint, options.to
     if to is None and options.out is None:
@@ -138,10 +142,10 @@ def _export(parser: Parser, args: list[str]) -> None:
     from regrow.io.export import chosen_format
 
     out = Path(options.out) if options.out else path.with_suffix(f".{to}")
-    to = chosen_format(out, to)
+    to = chosen_format(out, to, options.sparse, options.values)
     if options.int8 and to != "onnx":
         raise ConfigError(f"--int8 writes ONNX, got --to {to}: write --to onnx --int8")
-    export_checkpoint(path, to, out, int8=options.int8)
+    export_checkpoint(path, to, out, options.sparse, options.values, options.int8)
 
 
 def _sensitivity(parser: Parser, args: list[str]) -> None:
@@ -219,7 +223,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser, list[str]], None], str]] = {
         _sensitivity,
         "prune one layer at a time, without training, and show the accuracy",
     ),
-    "free": (_free, "prune a trained network as far as it holds, without training"),
+    "free": (_free, "prune a trained network as far as its accuracy holds, without training"),
     "auto": (_auto, "try the ways to prune a recipe's network, and choose one"),
     "export": (_export, "write the network as a file, check it, and show its cost"),
     "report": (_report, "write report.html and results.csv of all runs below a folder"),

@@ -81,14 +81,14 @@ class ChannelCut:
         before: Values of the attributes before the cut.
     """
 
-    kept: KeptIndices = field(default_factory=dict)
-    attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    kept: KeptIndices = field(default_factory=dict, repr=False)  # tensors, as large as the network
+    attributes: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     removed: dict[str, int] = field(default_factory=dict)
     not_prunable: dict[str, str] = field(default_factory=dict)
     error: float = 0.0
     undo: UndoLog | None = field(default=None, repr=False)
-    before: dict[tuple[str, str], Any] = field(default_factory=dict)
+    before: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
     approximate: dict[str, tuple[str, ...]] = field(default_factory=dict)
     speedup: Speedup | None = None
 

@@ -23,12 +23,13 @@ function drawLayers(run) {
   if (!run.layers.length) return note(byId("layers"), "Nothing was pruned in this run.");
   const c = colours();
   const names = run.layers.map(([name]) => name);
+  const remaining = ([, sparsity]) => 100 * (1 - sparsity);
   const each = names.length > 40 ? 15 : 24;
   const bars = {
-    type: "bar", orientation: "h", y: names.map((_, i) => i), x: run.layers.map(([, density]) => 100 * density),
+    type: "bar", orientation: "h", y: names.map((_, i) => i), x: run.layers.map(remaining),
     marker: { color: c.series[0] }, hoverinfo: "text",
-    hovertext: run.layers.map(([name, density]) => `${escapeMarkup(name)}<br>${(100 * density).toFixed(2)} % remain`),
-    text: run.layers.map(([, density]) => `${(100 * density).toFixed(1)} %`), textposition: "outside",
+    hovertext: run.layers.map((layer) => `${escapeMarkup(layer[0])}<br>${remaining(layer).toFixed(2)} % remain`),
+    text: run.layers.map((layer) => `${remaining(layer).toFixed(1)} %`), textposition: "outside",
     textfont: { size: each > 20 ? 12 : 10, color: c.ink }, cliponaxis: false,
   };
   const most = byId("layers").clientWidth < 560 ? 18 : 48;
