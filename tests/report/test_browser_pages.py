@@ -39,7 +39,18 @@ def test_tasks_are_shown_one_at_a_time(opened):
     page.click("#measures [data-name=accuracy_top5]")
     label = "return document.querySelector('#plot .ytitle').textContent"
     page.until(lambda: "top-5" in page.js(label))
+    page.click("#warnings > summary")
     assert "Different data or models" in page.find("#warnings")[0].text
+
+
+def test_warnings_are_collapsed_above_the_plot_with_their_number(opened):
+    page = opened(result(), result("imp", epochs=30))
+    (warnings,) = page.find("#warnings")
+    assert warnings.text == "Before you compare: 2 warnings"  # few seeds, other epochs
+    assert warnings.rect["y"] + warnings.rect["height"] < page.find("#plot")[0].rect["y"]
+    page.click("#warnings > summary")
+    assert "Different total epochs" in warnings.text
+    assert "Fewer than three seeds" in warnings.text
 
 
 def test_one_task_needs_no_choice(opened):
