@@ -95,9 +95,31 @@ def test_hovering_a_point_shows_its_overrides(page):
 
 
 def test_dense_baseline_shows_its_spread(page):
-    text = pointed_at(page, "dense baseline", 20)
+    text = pointed_at(page, "dense, 20 epochs, seeds 0, 1, 2", 20)
     assert "top-1 97.10 ± 0.10 % (n = 3)" in text
     assert "of: gmp, imp" in text
+
+
+def test_the_reference_decides_the_differences(page):
+    """By hand: gmp has 92, 89 and 88 % at 50, 80 and 90 % sparsity; imp one point less."""
+    note = "return document.getElementById('reference-note').textContent"
+    assert "the mean of dense, 20 epochs, seeds 0, 1, 2" in page.js(note)
+    dense = 100 * (0.97 + 0.971 + 0.972) / 3
+    own = [float(text) for text in column(page, "accuracy")]
+    found = [float(text) for text in column(page, "difference")]
+    assert found == pytest.approx([accuracy - dense for accuracy in own], abs=0.006)
+    # deviations 0.2 and 0.1 of three seeds: sqrt(0.04 / 3 + 0.01 / 3) = 0.13
+    assert "Top-1: -7.90 ± 0.13 points against dense, 20 epochs" in pointed_at(page, "gmp", 1)
+    Select(page.find("#reference")[0]).select_by_visible_text("imp")
+    assert "the mean of imp" in page.js(note)
+    found = [float(text) for text in column(page, "difference")]
+    seeds = [-0.2, 0, 0.2]
+    assert found == pytest.approx([1 + s for s in seeds] * 3 + seeds * 3, abs=0.006)
+    # sqrt(0.04 / 3 + 0.04 / 3) = 0.16
+    assert "Top-1: +1.00 ± 0.16 points against imp" in pointed_at(page, "gmp", 1)
+    assert "against" not in pointed_at(page, "imp", 1)
+    width = "return document.getElementById('plot').data.find((t) => t.name === 'imp').line.width"
+    assert page.js(width) == 5
 
 
 def test_axes_can_be_changed(page):

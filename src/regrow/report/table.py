@@ -43,6 +43,7 @@ COLUMNS = (
     Column("accuracy_top5", "Top-5", "%", 2, source="network.accuracy_top5"),
     Column("loss", source="network.loss"),
     Column("val_accuracy", "Validation top-1", "%", 2, source="level.val_accuracy"),
+    Column("dense_baseline", "Dense baseline", text=True),
     Column("dense_accuracy", "Dense top-1", "%", 2, source="dense.accuracy"),
     Column("dense_accuracy_top5", "Dense top-5", "%", 2, source="dense.accuracy_top5"),
     Column("accuracy_drop", "Drop", "points", 2),
