@@ -3,6 +3,7 @@
 
 import csv
 import itertools
+from xml.etree import ElementTree
 
 import pytest
 from fake_results import result, write
@@ -224,6 +225,44 @@ def test_a_run_shows_its_layers_and_its_events(page):
     text = page.js("return document.getElementById('curves').data[2].hovertext[2]")
     assert text == "rollback at step 50, epoch 2: sparsity 90.00 %"
     assert "pruning.sparsity=0.8" in page.find("#facts")[0].text
+
+
+def test_each_figure_is_saved_as_svg_in_light_colours(chromium, folder):
+    chromium.open(folder / "report.html", dark=True)
+    for figure, word in (("plot", "imp"), ("layers", "conv.weight"), ("curves", "val/accuracy")):
+        chromium.click(f".svg[data-plot={figure}]")
+        saved = chromium.profile / f"regrow-{figure}.svg"
+        chromium.until(saved.is_file)
+        text = saved.read_text()
+        assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+        assert word in text
+        assert "fill: rgb(28, 36, 48)" in text  # the ink of light mode
+        assert "fill: rgb(230, 234, 240)" not in text
+    assert not chromium.find(":root.light")
+    assert chromium.troubles() == []
+
+
+def test_print_is_light_and_unfolded_without_controls(chromium, folder):
+    chromium.open(folder / "report.html", dark=True)
+    look = (
+        "return [getComputedStyle(document.getElementById('plot')).width,"
+        "document.getElementById('plot')._fullLayout.width,"
+        "document.getElementById('plot')._fullLayout.font.color,"
+        "document.querySelectorAll('details[open]').length]"
+    )
+    before = chromium.js(look)
+    chromium.js(
+        "matchMedia('print').addEventListener('change', (event) => { if (event.matches) {"
+        "const seen = [...document.querySelectorAll('button, input, select')];"
+        "window.printed = [getComputedStyle(document.documentElement).getPropertyValue('--page'),"
+        "seen.filter((one) => one.checkVisibility() && !one.closest('th')).length,"
+        "document.querySelectorAll('details:not([open])').length,"
+        "document.getElementById('plot')._fullLayout.width] } })"
+    )
+    assert chromium.print().startswith(b"%PDF")
+    assert chromium.js("return window.printed") == ["#f4f5f7", 0, 0, 960]
+    chromium.until(lambda: chromium.js(look) == before)
+    assert chromium.troubles() == []
 
 
 def test_failed_job_is_shown_with_its_reason(page):

@@ -166,6 +166,7 @@ function drawAccuracy() {
   traces.push(frontTrace(candidates, c));
   task.series.forEach((series, i) => traces.push(...methodTraces(series, i, c, series === reference)));
   const layout = layoutStyle(c, {
+    uirevision: JSON.stringify(shown), // keeps a zoom, and hidden methods, until something else is shown
     xaxis: axisStyle(c, {
       type: axis.type, title: { text: narrow ? `${axis.label}, ${axis.unit}` : axis.title, standoff: 8 },
       ...(axis.type === "log" ? logTicks(from, to, narrow) : {}),
@@ -182,7 +183,7 @@ function drawAccuracy() {
   const below = shown.within ? candidates.filter((p) => yOf(p) < bestDense(task) - shown.within).length : 0;
   const hidden = below ? `. Below the shown range: ${below} of ${candidates.length} points` : "";
   byId("size").textContent = `${task.name}; dense: ${task.size}${hidden}`;
-  return Plotly.react(byId("plot"), traces, layout, CONFIG);
+  return draw(byId("plot"), traces, layout);
 }
 
 function startAccuracy() {

@@ -7,18 +7,6 @@ function drawFacts(run) {
   byId("facts").replaceChildren(...parts);
 }
 
-function note(place, text) {
-  Plotly.purge(place);
-  place.style.height = "";
-  place.replaceChildren(element("p", text, { class: "fine" }));
-}
-
-function draw(place, traces, layout) {
-  if (!place.classList.contains("js-plotly-plot")) place.replaceChildren();
-  place.style.height = `${layout.height}px`;
-  return Plotly.react(place, traces, layout, CONFIG);
-}
-
 function drawLayers(run) {
   if (!run.layers.length) return note(byId("layers"), "Nothing was pruned in this run.");
   const c = colours();
