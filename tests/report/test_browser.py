@@ -227,6 +227,36 @@ def test_a_run_shows_its_layers_and_its_events(page):
     assert "pruning.sparsity=0.8" in page.find("#facts")[0].text
 
 
+def test_two_runs_show_exactly_the_settings_that_differ(page):
+    gmp, imp = page.js(
+        "return [...document.querySelectorAll('#table td input')]"
+        ".map((box) => [box.ariaLabel, box])"
+    )[4:14:9]
+    assert [gmp[0], imp[0]] == ["gmp, 80 %, seed 1", "imp, 80 %, seed 1"]
+    page.js("for (const box of arguments) box.click()", gmp[1], imp[1])
+    rows = page.js(
+        "return [...document.querySelectorAll('#settings tr')]"
+        ".map((row) => [...row.cells].map((cell) => cell.innerText))"
+    )
+    assert rows == [["Settings that differ", "A", "B"], ["pruning.name", '"gmp"', '"imp"']]
+    assert "A: gmp, 80 %, seed 1" in page.find("#facts")[0].text
+    assert "B: imp, 80 %, seed 1" in page.find("#facts")[0].text
+    layers = page.js("return document.getElementById('layers').data.map((t) => t.x)")
+    assert layers == [[pytest.approx(60), pytest.approx(20)]] * 2
+    names = page.js("return document.getElementById('curves').data.map((t) => t.name)")
+    single = ["train/loss", "val/accuracy", "sparsity, events"]
+    assert names == [f"{run}: {name}" for run in "AB" for name in single]
+    Select(page.find("#other")[0]).select_by_visible_text("gmp, 50 %, seed 0")
+    differing = "return [...document.querySelectorAll('#settings td:first-child')]"
+    assert page.js(f"{differing}.map((cell) => cell.innerText)") == [
+        *("data.seed", "pruning.sparsity", "seed")
+    ]
+    Select(page.find("#other")[0]).select_by_visible_text("no other")
+    assert not page.find("#settings")[0].is_displayed()
+    checked = page.js("return document.querySelectorAll('#table td input:checked').length")
+    assert checked == 1
+
+
 def test_each_figure_is_saved_as_svg_in_light_colours(chromium, folder):
     chromium.open(folder / "report.html", dark=True)
     for figure, word in (("plot", "imp"), ("layers", "conv.weight"), ("curves", "val/accuracy")):

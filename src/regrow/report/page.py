@@ -76,6 +76,7 @@ def _page_data(tasks: Sequence[Task]) -> dict[str, Any]:
             for row in task.rows[[*NAMES]].to_numpy().tolist()
         ],
         "runs": _round([_run_data(row, limit) for row in finals]),
+        "settings": [row["run"].settings for row in finals],
     }
 
 

@@ -1,4 +1,4 @@
-// The table: sorted by a click on a heading, filtered by words, saved as CSV.
+// The table: sorted by a click on a heading, filtered by words, saved as CSV; its boxes choose runs.
 
 // Columns shown once, above the table, if equal in all rows.
 const ONCE = new Set(["data", "model", "dense_baseline", "dense_params", "dense_macs", "latency_device", "threads", "batch", "epochs", "start", "lr", "train_batch"]);
@@ -51,6 +51,8 @@ function drawTable() {
   const body = document.createDocumentFragment();
   for (const row of rows.slice(0, MAX_ROWS)) {
     const line = element("tr", null, row[table.final] === "yes" ? {} : { class: "level" });
+    line.append(element("td", null));
+    if (table.runs.has(row)) line.firstChild.append(runBox(table.runs.get(row)));
     for (const column of table.cells) {
       line.append(element("td", formatCell(row, column), column.text ? {} : { class: "number" }));
     }
@@ -72,7 +74,7 @@ function drawHead() {
     button.addEventListener("click", () => {
       table.descending = table.sort === column.name && !table.descending;
       table.sort = column.name;
-      for (const one of byId("table").tHead.rows[0].cells) one.setAttribute("aria-sort", "none");
+      for (const one of byId("table").tHead.querySelectorAll("[aria-sort]")) one.setAttribute("aria-sort", "none");
       cell.setAttribute("aria-sort", table.descending ? "descending" : "ascending");
       drawTable();
     });
@@ -80,7 +82,7 @@ function drawHead() {
     if (column.unit) cell.append(element("span", column.unit, { class: "unit" }));
     return cell;
   });
-  byId("table").tHead.rows[0].replaceChildren(...cells);
+  byId("table").tHead.rows[0].replaceChildren(element("th", "Show", { scope: "col" }), ...cells);
 }
 
 function csvText() {
@@ -97,7 +99,6 @@ function splitColumns() {
   const all = (column, test) => data.rows.every((row) => test(row[column.index]));
   const same = (column) => ONCE.has(column.name) && all(column, (value) => value === data.rows[0][column.index]);
   const shown = columns.filter((column) => column.heading && !all(column, (value) => value === null));
-  table.final = columns.findIndex((column) => column.name === "final");
   table.places = Object.fromEntries(columns.map((column) => [column.name, column.index]));
   table.cells = shown.filter((column) => !same(column));
   const after = table.cells.findIndex((column) => column.name === "accuracy_drop");
@@ -110,6 +111,8 @@ function splitColumns() {
 }
 
 function startTable() {
+  table.final = data.columns.findIndex((column) => column.name === "final");
+  table.runs = new Map(data.rows.filter((row) => row[table.final] === "yes").map((row, i) => [row, i]));
   splitColumns();
   drawHead();
   drawTable();
