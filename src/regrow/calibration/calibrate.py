@@ -97,13 +97,13 @@ def calibrate(
         sparsity: Fraction of the selected weights to prune, in [0, 1); reached exactly.
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
         refit: Whether kept weights are refitted.
-        samples: Whole batches are used until there are so many examples.
+        samples: Number of examples to use, rounded up to whole batches.
         distribution: "erk" or "uniform", for "obs" and "magnitude" also "global" or "lamp"; None:
             "global" where possible, else "erk".
         include: Patterns of parameters to prune; None: see `regrow.prune`.
         exclude: Patterns of parameters not to prune.
         damping: Ridge term, as a fraction of the mean squared input.
-        max_rows: So many output positions per batch are sampled for a layer at most.
+        max_rows: Largest number of output positions per batch that are sampled for a layer.
         settings: `granularity`, `layers` (not with "sparsegpt"), `min_density`, `on_misfit` and
             `seed` of `regrow.prune`.
 

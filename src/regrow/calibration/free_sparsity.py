@@ -112,11 +112,11 @@ class SearchSettings:
     Attributes:
         criterion: "obs", "wanda", "ria" or "magnitude".
         sparsities: The ladder at which each layer is recorded.
-        samples: So many examples calibrate.
+        samples: Number of examples for calibration.
         margin: Number of standard errors of the loss that count as lost.
         resolution: Fraction of the cost at which the search ends.
         damping: Ridge term, as a fraction of the mean squared input.
-        max_rows: So many output positions per batch are sampled for a layer at most.
+        max_rows: Largest number of output positions per batch that are sampled for a layer.
         seed: For that draw.
 
     Raises:

@@ -61,7 +61,7 @@ def save_ranked(
         criterion: As for `regrow.prune`; or "obs", "wanda" or "ria", with `data`.
         distribution: "global", "uniform", "erk" or "lamp".
         data: Batches, as for `regrow.calibrate`.
-        samples: Whole batches are used until there are so many examples.
+        samples: Number of examples to use, rounded up to whole batches.
         include: Patterns of parameters to prune; None: as for `regrow.prune`.
         exclude: Patterns of parameters not to prune.
         min_density: Fraction of its weights that each layer keeps at least.
@@ -114,7 +114,7 @@ def load_ranked(
         sparsity: Fraction of the ranked weights to prune, in [0, 1).
         data: Batches of inputs with which kept weights are refitted, as by `regrow.calibrate`;
             None: they are the dense ones.
-        samples: Whole batches are used until there are so many examples.
+        samples: Number of examples to use, rounded up to whole batches.
         damping: Ridge term of the refit, as a fraction of the mean squared input.
 
     Returns:

@@ -52,12 +52,12 @@ def repair(
     samples: int = 1024,
     damping: float = 1e-3,
 ) -> Repair:
-    """Repair a pruned network in place by the first of a few means after which a measure holds.
+    """Repair a pruned network in place, by the cheapest repair after which a measure holds.
 
-    They are, from the cheapest: nothing; batch-norm statistics estimated again; kept weights
+    The repairs are, from the cheapest: nothing; batch-norm statistics estimated again; kept weights
     refitted layer by layer; kept weights of several layers refitted together; training. The first
     three start from the pruned network, since batch-norm statistics after a refit would amplify
-    what it has shrunk; the others from the one before. If none holds, the best remains.
+    what it has shrunk; each other one from the repair before. If none suffices, the best remains.
 
     Args:
         model: The pruned model.
@@ -69,7 +69,7 @@ def repair(
             None: the share of the examples for which its largest output (dim 1) is the dense one's.
         depth: The number of layers that are refitted together; see `refit_jointly`.
         train: Trains a model, and keeps its masks; None: there is no training.
-        samples: Whole batches are used until there are so many examples.
+        samples: Number of examples to use, rounded up to whole batches.
         damping: Ridge term of the refit, as a fraction of the mean squared input.
 
     Returns:

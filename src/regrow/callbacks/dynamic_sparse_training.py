@@ -59,12 +59,12 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         grow: Which weights grow: "gradient" (RigL), "random" (SET), "momentum" (SNFS), "none"
             (static masks) or a `regrow.pruning.growth.GrowthCriterion`.
         distribution: "erk" or "uniform".
-        init: Values of grown weights; see `regrow.pruning.initializers`.
+        init: Values of grown weights; as in `Regrow`.
         drop_fraction: Fraction of a layer's kept weights that the first update drops, in (0, 1).
         every: Time between updates: "100it", "1ep", or a fraction of the fit.
         end: Time of the last update.
-        include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
-            Linear weights.
+        include: Patterns of parameters or modules to prune; None: the weights of convolutions,
+            Linear and recurrent layers and attention.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
         granularity: "weight"; static masks may also be "2:4" (any "n:m"), "block:4x4" or
             "head" (of attention).

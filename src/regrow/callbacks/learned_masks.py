@@ -152,8 +152,8 @@ class LearnedMasks(PruningCallback[Pruner]):
         score_momentum: Momentum of "sgd".
         train_weights: Whether w is trained while masks are learned; None: as in the paper, True
             except for "edge_popup".
-        include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
-            Linear weights.
+        include: Patterns of parameters or modules to prune; None: the weights of convolutions,
+            Linear and recurrent layers and attention.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
         keep_removed: What is stored for `unprune`: True (dense values), "moments" or False.
         seed: Seed of the first scores and of the gates' noise.

@@ -57,8 +57,8 @@ class MagnitudePruning(PruningCallback[Pruner]):
         layers: Targets of single layers, `{"*.fc.weight": 0.5}`; `sparsity` applies to the others.
         min_density: Fraction of its weights that each layer keeps at least, those with a separate
             target excepted.
-        include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
-            Linear weights.
+        include: Patterns of parameters or modules to prune; None: the weights of convolutions,
+            Linear and recurrent layers and attention.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
         rewind: Time to which weights and learning rate rewind after each event, or a `Rewind`.
         soft: Whether dense weights keep training under the masks and may return at the next event

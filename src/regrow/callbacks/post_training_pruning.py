@@ -78,8 +78,8 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         distribution: "erk" or "uniform", for "obs" and "magnitude" also "global" or "lamp"; None:
             "global" where possible, else "erk".
         granularity: "weight", "2:4" (any "n:m") or "block:4x4".
-        include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
-            Linear weights.
+        include: Patterns of parameters or modules to prune; None: the weights of convolutions,
+            Linear and recurrent layers and attention.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
         damping: Ridge term, as a fraction of the mean squared input.
         keep_removed: What is stored for `unprune`: True (values), "moments" or False. `unprune()`

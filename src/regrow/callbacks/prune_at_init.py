@@ -68,8 +68,8 @@ class PruneAtInit(PruningCallback[Pruner]):
         logits: The submodule that computes the logits; None: the module itself, as `self(x)`.
         rounds: How often "synflow" scores and prunes; None: 100.
         distribution: "global", "uniform" or "erk"; None: "global", and "erk" with "random".
-        include: Patterns of parameters or modules to prune; None: all Conv, ConvTranspose and
-            Linear weights.
+        include: Patterns of parameters or modules to prune; None: the weights of convolutions,
+            Linear and recurrent layers and attention.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
         keep_removed: What is stored for `unprune`: True (values), "moments" or False.
         seed: Seed of "random".

@@ -59,8 +59,10 @@ class Regrow(Callback):
         count: the number of weights.
         by: How weights are chosen: "random", "gradient", "momentum", "removed" or a
             `regrow.pruning.growth.GrowthCriterion`, which sees dense gradients.
-        init: Their new values; see `regrow.pruning.initializers`. "original" means the values at
-            the start of this fit, unless the pruner stored earlier ones.
+        init: Their new values: "zero", "removed", "original" (those at the start of this fit,
+            unless the pruner stored earlier ones), "he", "sparse_he", "kaiming_normal",
+            "kaiming_uniform", "xavier", "orthogonal", "survivors" (drawn from unpruned weights), or
+            a callable.
         names: Patterns of parameters; required if the Trainer has several pruning callbacks.
         train: What trains afterwards: "all", "regrown" or patterns.
         when: `Drop(monitor)` or `Plateau(monitor)`, evaluated after each validation.

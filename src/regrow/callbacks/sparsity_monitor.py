@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from regrow.callbacks.core.base import Callback, PruneEvent
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import check_has_pruner, pruners
@@ -14,6 +16,7 @@ from regrow.distributed.sharded_counts import ShardedCounts
 from regrow.utils.lightning_classes import pl
 
 _WORDS = ("overlap", "explored")
+_LAYER = "pruning/density/"
 
 
 class SparsityMonitor(Callback):
@@ -24,6 +27,9 @@ class SparsityMonitor(Callback):
     and at each event and epoch end to the loggers. Several pruning callbacks are combined: a weight
     counts as masked if any of them masks it. Sparse training adds `pruning/overlap` and
     `pruning/explored` of its last event.
+
+    At each event the densities of layers also go to TensorBoard as the histogram
+    `pruning/densities`, to Weights & Biases and MLflow as the table `pruning/layers`.
 
     Args:
         layers: Whether densities of single layers are logged.
@@ -65,6 +71,8 @@ class SparsityMonitor(Callback):
         self._values, self._shown = self._measure(trainer), False
         for logger in trainer.loggers:
             logger.log_metrics(self._values, step=event.step)
+            if self.layers:
+                _log_layers(logger, self._values, event.step)
 
     def on_train_batch_end(
         self,
@@ -106,7 +114,7 @@ class SparsityMonitor(Callback):
         if len(found) == 1:
             values["pruning/sparsity"] = found[0].sparsity
         if self.layers:
-            values |= {f"pruning/density/{name}": d for name, d in densities.items()}
+            values |= {f"{_LAYER}{name}": d for name, d in densities.items()}
         for callback in found:  # what sparse training says of its last event
             last: Mapping[str, Any] = callback.history[-1] if callback.history else {}
             values |= {f"pruning/{word}": last[word] for word in _WORDS if word in last}
@@ -122,3 +130,19 @@ def _both(found: list[PruningCallback], name: str) -> float:
     parameter = owners[0].enforcer.parameters[name]
     everywhere = ShardedCounts([shard_of(name, parameter)])
     return float(everywhere.sums([int(kept.count_nonzero())])[0] / max(1, parameter.numel()))
+
+
+def _log_layers(logger: Any, values: Mapping[str, float], step: int) -> None:
+    """Log the densities of layers as a histogram or table, to a logger that has one."""
+    rows = {k.removeprefix(_LAYER): v for k, v in values.items() if k.startswith(_LAYER)}
+    kinds = {kind.__name__ for kind in type(logger).__mro__}
+    if "TensorBoardLogger" in kinds:
+        densities = torch.tensor([*rows.values()])
+        logger.experiment.add_histogram("pruning/densities", densities, step)
+    elif "WandbLogger" in kinds:
+        logger.log_table(
+            "pruning/layers", ["layer", "density"], [*map(list, rows.items())], step=step
+        )
+    elif "MLFlowLogger" in kinds:
+        table = {"step": [step] * len(rows), "layer": [*rows], "density": [*rows.values()]}
+        logger.experiment.log_table(logger.run_id, table, "pruning/layers.json")

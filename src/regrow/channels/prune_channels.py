@@ -62,7 +62,7 @@ def prune(
         example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
         sparsity: Fraction of `of` to remove, in [0, 1).
         of: "channels", "macs", "params" or "latency" (measured here on the example's batch).
-        distribution: See `regrow.channels.config.ChannelConfig`, like all that follow.
+        distribution: As in `regrow.ChannelPruning`, like all that follow.
         criterion: How channels are ranked.
         round_to: Kept counts are multiples of it.
         min_channels: Minimum number of channels that stay in a group.

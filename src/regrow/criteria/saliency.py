@@ -44,7 +44,7 @@ def snip(
         model: The model, in the mode in which it is scored.
         batches: Second arguments of `loss`; all have the same weight.
         loss: `(model, batch) -> loss`, a scalar.
-        include: Patterns of parameters or modules; None: Conv, ConvTranspose and Linear weights.
+        include: Patterns of parameters or modules; None: as in `regrow.prune`.
         exclude: Patterns of those to leave out.
         mean: Averages a gradient over ranks; None for one rank.
 

@@ -59,7 +59,7 @@ def synflow(
         example_input: An input, a tuple or a dict of arguments; only shapes matter.
         sparsity: The target, in [0, 1).
         rounds: Number of scoring rounds.
-        include: Patterns of parameters or modules; None: Conv, ConvTranspose and Linear weights.
+        include: Patterns of parameters or modules; None: as in `regrow.prune`.
         exclude: Patterns of those to leave out.
         kept: Bool masks of earlier pruning, by name; None: nothing is pruned.
 

@@ -24,7 +24,7 @@ def sparsity(
 
     Args:
         model: The model; not changed.
-        include: Patterns of parameters or modules to count; None: the weights of all linear maps.
+        include: Patterns of parameters or modules to count; None: as in `regrow.prune`.
         exclude: Patterns of those to leave out.
 
     Raises:

@@ -43,7 +43,7 @@ class PruningConfig(NamedTuple):
         distribution: "global", "uniform", "erk" or "lamp".
         granularity: "weight", "2:4" (any "n:m"), "block:4x4" or "head" (of attention).
         layers: Separate final sparsity for some layers, `{pattern: sparsity}`.
-        include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
+        include: Patterns of parameters to prune; None: as in `regrow.prune`.
         exclude: Patterns of parameters not to prune.
         seed: For criteria that draw random numbers.
         on_misfit: What to do with layers that groups or blocks do not divide: "raise" an error, or

@@ -92,11 +92,12 @@ def prune(
         sparsity: Fraction of the selected weights to prune, in [0, 1), reached exactly; or
         threshold: prune every weight whose score is below it: by magnitude |w| < threshold.
         distribution: "global", "uniform", "erk" or "lamp".
-        criterion: A name or any callable `(weight, grad) -> scores`; those that need gradients
-            read `parameter.grad`, so run a backward pass first.
+        criterion: A name as in `MagnitudePruning`, or any callable `(weight, grad) -> scores`;
+            those that need gradients read `parameter.grad`, so run a backward pass first.
         granularity: "weight", "2:4" (any "n:m"), "block:4x4" or "head" (of attention).
         layers: Separate sparsity for some layers, `{pattern: sparsity}`.
-        include: Patterns of parameters to prune; None: Conv, ConvTranspose and Linear weights.
+        include: Patterns of parameters or modules to prune; None: the weights of convolutions,
+            Linear and recurrent layers and attention.
         exclude: Patterns of parameters not to prune.
         seed: For random criteria.
         on_misfit: "skip" leaves layers dense that the granularity does not divide.

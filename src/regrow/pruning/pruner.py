@@ -268,7 +268,7 @@ class Pruner(BasePruner):
             count: how many weights.
             by: Which return: "random", "gradient", "momentum", "removed", or a
                 `regrow.pruning.growth.GrowthCriterion`.
-            init: Their values: see `regrow.pruning.initializers`.
+            init: Their values; see the callback `Regrow`.
             names: Patterns of parameters; None: all.
             train: What trains from now on: "all", "regrown" (only the weights of this call), or
                 patterns of parameters and modules: see `regrow.pruning.freezing.Freezer`.

@@ -89,7 +89,7 @@ def sensitivity(
         criterion: As for `regrow.prune` ("magnitude"), or `regrow.channels.prune` ("l2").
         masks: Masks of the weights already pruned.
         example_input: For MACs, and to find channels; None: the module's `example_input_array`.
-        include: Patterns of layers to prune; None: Conv, ConvTranspose and Linear weights.
+        include: Patterns of layers to prune; None: as in `regrow.prune`.
         exclude: Patterns of layers not to prune.
         seed: For random criteria.
 

@@ -22,7 +22,7 @@ from regrow.app.cli.parser import (
 )
 from regrow.utils.errors import ConfigError, RegrowError, check_choice, suggest
 
-DESCRIPTION = "regrow: prune neural networks without losing a weight you may want back"
+DESCRIPTION = "Prune neural networks with PyTorch Lightning, and restore what was pruned."
 EXAMPLES = """\
 examples:
   regrow train recipe=digits/gmp [any.setting=...]   train, prune, measure; writes result.json
@@ -215,7 +215,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser, list[str]], None], str]] = {
         _sensitivity,
         "prune one layer at a time, without training, and show the accuracy",
     ),
-    "free": (_free, "prune a trained network as far as it holds, without training"),
+    "free": (_free, "prune a trained network as far as its accuracy holds, without training"),
     "auto": (_auto, "try the ways to prune a recipe's network, and choose one"),
     "export": (_export, "write the network as a file, check it, and show its cost"),
     "report": (_report, "write report.html and results.csv of all runs below a folder"),

@@ -77,8 +77,8 @@ def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
         ConfigError: For an option that is unknown, missing or out of range.
     """
     for name, default, text in (
-        ("sparsities", "0.3,0.5,0.7,0.9", "sparsities to try"),
-        ("by", "weights", "weights or channels"),
+        ("sparsities", "0.3,0.5,0.7,0.9", "sparsities to try; default: 0.3,0.5,0.7,0.9"),
+        ("by", "weights", "what to prune: weights (default) or channels"),
         ("criterion", None, "criterion that ranks them; default: magnitude, or l2 for channels"),
         ("samples", None, "number of validation samples; default: all"),
         ("max-drop", "1", "points of accuracy that a layer may lose; default: 1"),
@@ -125,9 +125,9 @@ def read_free_options(parser: Parser, args: Sequence[str]) -> Namespace:
     """
     for name, default, text in (
         ("max-drop", "0.5", "points of accuracy that may be lost; default: 0.5"),
-        ("of", "params", "what to remove: params, macs or latency (of layers, as sparse products)"),
-        ("criterion", "obs", "obs, wanda, ria or magnitude"),
-        ("samples", "1024", "number of training inputs that calibrate"),
+        ("of", "params", "what to remove: params (default), macs, or latency of layers run sparse"),
+        ("criterion", "obs", "obs (default), wanda, ria or magnitude"),
+        ("samples", "1024", "number of training examples for calibration; default: 1024"),
         ("include", None, "patterns of layers to prune, separated by commas"),
         ("exclude", None, "patterns of layers not to prune"),
         ("out", None, "folder of the pruned network; default: free, in that of the run"),
