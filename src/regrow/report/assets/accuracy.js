@@ -173,7 +173,7 @@ function drawAccuracy() {
     }),
     yaxis: axisStyle(c, { title: { text: MEASURES[shown.measure].title, standoff: 8 }, ...yRange(task) }),
     hovermode: "closest", hoverdistance: 14, showlegend: true,
-    legend: { orientation: "h", x: 0, y: narrow ? -0.25 : -0.18, yanchor: "top", font: { size: narrow ? 11 : 13 } },
+    legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom", font: { size: narrow ? 11 : 13 } },
     // only a reference has a band
     shapes: task.dense.filter((p) => p === reference.dense).filter((p) => shown.measure in p.y && ySpreadOf(p) > 0).map((p) => band(p, c)),
     annotations: places.length ? [] : [{
