@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from regrow.callbacks.sparsity_monitor import SparsityMonitor as SparsityMonitor
     from regrow.callbacks.support.checkpoint_shapes import ChannelsMixin as ChannelsMixin
     from regrow.callbacks.support.lr_rounds import restart_each_round as restart_each_round
+    from regrow.channels.cut.channel_cut import load as load
     from regrow.channels.pruner import ChannelPruner as ChannelPruner
     from regrow.criteria.block_fisher import BlockFisher as BlockFisher
     from regrow.criteria.movement import Movement as Movement
@@ -121,6 +122,7 @@ _HOME = {
     "export": "io.export",
     "free_sparsity": "calibration.free_sparsity",
     "grasp": "criteria.saliency",
+    "load": "channels.cut.channel_cut",
     "load_ranked": "calibration.ranked_checkpoint",
     "prune": "pruning.functional",
     "repair": "calibration.repair_ladder",

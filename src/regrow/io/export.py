@@ -20,6 +20,7 @@ from regrow.io.checkpoints import KEY
 from regrow.io.files import temporary_beside
 from regrow.io.program import ExportMismatch, write_program
 from regrow.io.safetensors import read_tensors, write_tensors
+from regrow.io.sparse_tensors import VALUES
 from regrow.utils.batches import batch_size
 from regrow.utils.errors import ConfigError, StateError, check_choice
 from regrow.utils.names import strip_compile_prefix
@@ -35,8 +36,8 @@ class Exported:
         path: The file.
         to: Its format.
         bytes: Its size.
-        error: Largest difference from the model's output, relative to the largest output; 0 for
-            safetensors, whose weights are bit-identical.
+        error: Largest difference from the model's output, relative to the largest output. For
+            safetensors: of a weight, relative to the largest of its tensor; 0 unless rounded.
         batch: The only batch size that it accepts; None: any.
         reason: Why it accepts no other.
     """
@@ -64,13 +65,15 @@ def export(
     *,
     to: str | None = None,
     plan: ModelCut | None = None,
+    sparse: bool = False,
+    values: str | None = None,
 ) -> Exported:
     """Write a model to an ONNX, pt2 or safetensors file, and check the file.
 
     ONNX and pt2 files accept any batch size where the model can be traced so. Their outputs are
     compared to the model's on the example and on noise at two batch sizes: within 1e-4 of the
     largest output for float32 (1e-9 float64, 1e-2 float16, 5e-2 bfloat16). A safetensors file has
-    weights, bit-exact, and plan; `regrow.channels.load(make, path)` restores the model.
+    weights, bit-exact, and plan; `regrow.load(make, path)` restores the model.
 
     Args:
         model: The model, on any device; exported in eval mode and not changed.
@@ -78,9 +81,11 @@ def export(
         example_input: A batch, a tuple or a dict of arguments; None: `model.example_input_array`.
         to: "onnx", "safetensors" or "pt2"; None: by the path's suffix.
         plan: What was cut from the model, for safetensors.
+        sparse: Leave zeros out of a safetensors file; `regrow.load` restores every bit.
+        values: Round weights of a sparse file to "fp16" or "int8"; biases and norms stay exact.
 
     Raises:
-        ConfigError: For an unknown format, a missing package, or a model that cannot be exported.
+        ConfigError: For invalid options, a missing package, or a model that cannot be exported.
         StateError: If file and model compute different things, or the plan is of another model;
             nothing is written.
 
@@ -90,20 +95,18 @@ def export(
         >>> done.to, done.batch
         ('pt2', None)
     """
-    path, to = Path(path), chosen_format(Path(path), to)
+    path, to = Path(path), chosen_format(Path(path), to, sparse, values)
     model = getattr(model, "_orig_mod", model)
     example = getattr(model, "example_input_array", None)
     example = example if example_input is None else example_input
     if to != "safetensors" and example is None:
-        raise ConfigError(
-            f"{to} needs an example: write export(model, {path.name!r}, example_input)"
-        )
+        raise ConfigError(f"{to} needs an example: write export(model, {path.name!r}, example)")
     if plan is not None:
         plan.check_cut_model(model)
     with temporary_beside(path, SUFFIXES[to]) as file:
         if to == "safetensors":
-            _write_weights(model, file, plan)
-            return Exported(path, to, file.stat().st_size)
+            error = _write_weights(model, file, plan, sparse, values)
+            return Exported(path, to, file.stat().st_size, error)
         batch_size(example)
         try:
             error, batch, reason = write_program(model, file, to, example)
@@ -116,11 +119,14 @@ def export(
         return Exported(path, to, file.stat().st_size, error, batch, reason)
 
 
-def chosen_format(path: Path, to: str | None = None) -> str:
+def chosen_format(
+    path: Path, to: str | None = None, sparse: bool = False, values: str | None = None
+) -> str:
     """Return the format that a path's suffix or `to` names.
 
     Raises:
-        ConfigError: If they name no format, or two.
+        ConfigError: If they name no format, or two; if it has no sparse files, or `values` are not
+            those of a sparse file.
 
     Example:
         >>> chosen_format(Path("a/model.onnx")), chosen_format(Path("model"), "pt2")
@@ -132,12 +138,18 @@ def chosen_format(path: Path, to: str | None = None) -> str:
             f"the suffix of {path.name!r} names no format: write one of "
             f"{', '.join(SUFFIXES.values())}, or to= one of {', '.join(SUFFIXES)}"
         )
-    if to is None:
-        return str(by_suffix)
-    check_choice("to", to, SUFFIXES)
+    to = str(by_suffix) if to is None else check_choice("to", to, SUFFIXES)
     if by_suffix not in (None, to):
         raise ConfigError(
             f"{path.name!r} is {by_suffix} by its suffix, to={to!r}: change one of them"
+        )
+    if sparse and to != "safetensors":
+        raise ConfigError(
+            f"sparse files are safetensors, got {to}: write to='safetensors' (--to safetensors)"
+        )
+    if values is not None and check_choice("values", values, VALUES) and not sparse:
+        raise ConfigError(
+            f"values={values!r} rounds the weights of a sparse file: write sparse=True (--sparse)"
         )
     return to
 
@@ -153,14 +165,26 @@ def written_size(model: nn.Module, to: str, example_input: Any) -> int:
         return file.stat().st_size
 
 
-def _write_weights(model: nn.Module, file: Path, plan: ModelCut | None) -> None:
-    """Write the weights, read them back, and compare all bits."""
+def _write_weights(
+    model: nn.Module, file: Path, plan: ModelCut | None, sparse: bool, values: str | None
+) -> float:
+    """Write the weights, read them back, and compare all bits.
+
+    Returns:
+        The largest error of rounded weights, relative to the largest weight of their tensor.
+    """
     state = {strip_compile_prefix(name): value for name, value in model.state_dict().items()}
-    write_tensors(file, state, {} if plan is None else {KEY: plan.state_dict()})
-    read = read_tensors(file)["state_dict"]
+    more = {} if plan is None else {KEY: plan.state_dict()}
+    write_tensors(file, state, more, sparse=sparse, values=values)
+    read, error = read_tensors(file)["state_dict"], 0.0
     for name, tensor in state.items():
-        if name not in read or not _bits_equal(tensor.detach().cpu(), read[name]):
+        weight = tensor.detach().cpu()
+        if name in read and _bits_equal(weight, read[name]):
+            continue
+        if values is None or name not in read or bool(read[name][weight == 0].any()):
             raise StateError(f"{name} was read back with other values; nothing was written")
+        error = max(error, float((read[name] - weight).abs().max() / weight.abs().max()))
+    return error
 
 
 def _bits_equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -15,23 +15,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrow.io.sparse_tensors import decode_tensors, encode_tensors
 from regrow.utils.errors import ConfigError, StateError, write_error
 from regrow.utils.imports import import_optional
 
 SUFFIX = ".safetensors"
 _FORMAT = "format"  # a metadata key of the library
+_SPARSE = "regrow_sparse"  # metadata key of the forms of encoded tensors
 
 
-def write_tensors(path: Path, state: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path,
+    state: Mapping[str, Any],
+    more: Mapping[str, Any],
+    *,
+    sparse: bool = False,
+    values: str | None = None,
+) -> None:
     """Write a state dict.
 
     Args:
         path: The file.
         state: Tensors by name.
         more: Further metadata: builtin containers, numbers and bool vectors.
+        sparse: Leave out zeros, see `regrow.io.sparse_tensors`.
+        values: Type to which values of a sparse file are rounded.
 
     Raises:
-        ConfigError: If safetensors is not installed, or the state has more than tensors.
+        ConfigError: If safetensors is not installed, the state has more than tensors, or the type
+            cannot hold a value.
         StateError: If the file cannot be written.
     """
     library = import_optional(SUFFIX, "export", "safetensors", "safetensors.torch")
@@ -51,6 +63,9 @@ def write_tensors(path: Path, state: Mapping[str, Any], more: Mapping[str, Any])
     stored = {n: state[n].detach().cpu().clone().contiguous() for n in names.values()}
     metadata = {_FORMAT: "pt"} | aliases
     metadata |= {key: json.dumps(_encode(value)) for key, value in more.items()}
+    if sparse:
+        stored, forms = encode_tensors(stored, values)
+        metadata[_SPARSE] = json.dumps(forms)
     path.touch()
     mode = path.stat().st_mode  # the library makes files private
     try:
@@ -73,6 +88,7 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         with library.safe_open(str(path), framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
+        state = decode_tensors(state, json.loads(metadata.pop(_SPARSE, "{}")))
         for key, text in metadata.items():
             if text in state and key not in state and key != _FORMAT:
                 state[key] = state[text]

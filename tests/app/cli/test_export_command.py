@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """`regrow export`: the file computes the same as the checkpoint."""
 
+import gzip
 import re
 
 import numpy as np
@@ -10,8 +11,10 @@ import safetensors.torch
 import torch
 from omegaconf import OmegaConf
 
+import regrow
 from regrow import channels
 from regrow.app.cli.export_command import export_checkpoint
+from regrow.app.cli.main import main
 from regrow.app.experiment.run import train
 from regrow.app.models import DigitsCNN
 from regrow.app.training.build import build_data, build_module
@@ -113,6 +116,65 @@ def test_cut_network_exports_to_pt2(cut, tmp_path, capsys):
     assert int(dense.replace(",", "")) > int(small.replace(",", ""))
 
 
+@pytest.fixture
+def masked(job, tmp_path):
+    """A checkpoint whose network was pruned to 90 %, and that network."""
+    cfg = job(*GMP)
+    module = build_module(cfg, build_data(cfg))
+    regrow.prune(module, 0.9)
+    path = configured(cfg, tmp_path) / "masked.ckpt"
+    torch.save({"state_dict": module.state_dict()}, path)
+    return path, module.network.eval()
+
+
+def file_rows(shown):
+    """Bytes, share, bytes with gzip, and their share, by file."""
+    rows = re.findall(
+        r"^│ (all weights|--sparse.*?) +│ +(\S+) │ +(\S+) │ +(\S+) │ +(\S+) │", shown, re.M
+    )
+    return {
+        name: [float(cell.rstrip("%").replace(",", "")) for cell in cells] for name, *cells in rows
+    }
+
+
+def test_sparse_file_restores_the_network_and_is_shown_beside_gzip(masked, tmp_path, capsys):
+    path, network = masked
+    out, dense = tmp_path / "sparse.safetensors", tmp_path / "dense.safetensors"
+    export_checkpoint(path, "safetensors", out, sparse=True)
+    shown = capsys.readouterr().out
+    again = regrow.load(DigitsCNN, out).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in network.state_dict().items())
+    safetensors.torch.save_file(network.state_dict(), dense, {"format": "pt"})
+    sizes = [dense.stat().st_size, out.stat().st_size]
+    assert sizes[1] < sizes[0] / 2
+    assert row(shown, "bytes on disk")[:2] == [f"{size:,}" for size in sizes]
+    rows = file_rows(shown)
+    assert [*rows] == ["all weights", "--sparse"]
+    for file, found in zip((dense, out), rows.values(), strict=True):
+        size, zipped = file.stat().st_size, len(gzip.compress(file.read_bytes(), 6))
+        shares = [round(100 * part / sizes[0], 1) for part in (size, zipped)]
+        assert found == [size, shares[0], zipped, shares[1]]
+    assert "bit-identical" in shown
+
+
+def test_rounded_values_are_told_with_their_errors(masked, tmp_path, capsys):
+    path, network = masked
+    out = tmp_path / "rounded.safetensors"
+    assert main(["export", str(path), f"--out={out}", "--sparse", "--values", "int8"]) == 0
+    shown = capsys.readouterr().out
+    again = regrow.load(DigitsCNN, out).eval()
+    pairs = zip(again.state_dict().values(), network.state_dict().values(), strict=True)
+    error = max(
+        (one - other).abs().max() / other.abs().max() for one, other in pairs if other.any()
+    )
+    assert f"rounded weights, which differ by {error:.1e} of the largest" in shown
+    assert re.search(r"and outputs by [1-9]\.\de-0[1-4] of the largest", shown)
+    sizes = [found[0] for found in file_rows(shown).values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len({*sizes}) == 3
+    assert sizes[2] == out.stat().st_size
+
+
 def test_random_images_are_used_without_the_test_set(cut, tmp_path, capsys, monkeypatch):
     from regrow.app.data.digits import Digits
 
@@ -180,8 +242,6 @@ def test_wrong_options_give_a_one_line_error(regrow, tmp_path, words, message):
 
 
 def test_command_line_options_select_format_and_path(cut, tmp_path, monkeypatch, capsys):
-    from regrow.app.cli.main import main
-
     path, _ = cut
     assert main(["export", str(path), "--to", "safetensors"]) == 0
     assert path.with_suffix(".safetensors").is_file()
@@ -192,3 +252,21 @@ def test_command_line_options_select_format_and_path(cut, tmp_path, monkeypatch,
     assert "is onnx by its suffix" in capsys.readouterr().err
     assert main(["export", str(path), f"--out={tmp_path}/a.tflite"]) == 1
     assert "names no format" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--to=onnx", "--sparse"), "error: sparse files are safetensors, got onnx"),
+        (("--to=safetensors", "--values=int8"), "write sparse=True (--sparse)"),
+        (("--to=safetensors", "--sparse", "--values=int"), "did you mean 'int8'"),
+    ],
+)
+def test_wrong_options_of_sparse_files_raise_before_the_checkpoint_is_read(
+    tmp_path, capsys, words, message
+):
+    (tmp_path / "empty.ckpt").touch()
+    assert main(["export", str(tmp_path / "empty.ckpt"), *words]) == 1
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert len(shown.splitlines()) == 1

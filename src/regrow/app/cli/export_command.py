@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import os
+import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -33,13 +35,17 @@ _IMAGES = 32  # number of images for the check of the file
 _BATCHES = (1, 32)  # batch sizes of the latency measurements
 
 
-def export_checkpoint(path: Path, to: str, out: Path) -> None:
+def export_checkpoint(
+    path: Path, to: str, out: Path, sparse: bool = False, values: str | None = None
+) -> None:
     """Export the network of a run's checkpoint, check the file, and print its cost.
 
     Args:
         path: A checkpoint in the folder of a run of `regrow train`.
         to: "onnx", "safetensors" or "pt2".
         out: The file to write.
+        sparse: Leave out zeros, see `regrow.export`.
+        values: Type to which the values of a sparse file are rounded.
 
     Raises:
         ConfigError: If the checkpoint is not of a run, or the network cannot be exported.
@@ -51,13 +57,37 @@ def export_checkpoint(path: Path, to: str, out: Path) -> None:
     plan = load_small(small, checkpoint)
     images, source = some_images(dense, data)
     network = network_of(dense)
-    exported = _export(network_of(small), copy.deepcopy(network), out, to, images, plan)
+    exported, changed = _export(
+        network_of(small), copy.deepcopy(network), out, to, images, plan, sparse, values
+    )
     console = Console()
-    console.print(_summary(exported, source), soft_wrap=True)
-    dense_bytes = exported.bytes if plan is None else written_size(network, to, images)
+    console.print(_summary(exported, source, changed), soft_wrap=True)
+    same = plan is None and not sparse
+    dense_bytes = exported.bytes if same else written_size(network, to, images)
     repeats = max(2, int(OmegaConf.select(cfg, "latency.repeats", default=50)))
     sizes, masks = (dense_bytes, exported.bytes), combined_masks(checkpoint)
     console.print(cost_table(dense, small, masks, sizes, images, repeats))
+    if to == "safetensors":
+        console.print(file_table(network_of(small), plan, values))
+
+
+def file_table(network: nn.Module, plan: ChannelCut | None, values: str | None) -> Table:
+    """Return a table of the sizes of files of one network, with and without gzip."""
+    table = Table("file", title="size of this network's files")
+    for head in ("bytes", "share", "gzip -6, bytes", "share"):
+        table.add_column(head, justify="right")
+    forms: dict[str, dict[str, Any]] = {"all weights": {}, "--sparse": {"sparse": True}}
+    if values is not None:
+        forms[f"--sparse --values {values}"] = {"sparse": True, "values": values}
+    dense = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, form in forms.items():
+            file = Path(folder) / "model.safetensors"
+            size = export(network, file, plan=plan, **form).bytes
+            dense, zipped = dense or size, len(gzip.compress(file.read_bytes(), 6))
+            cells = [f"{n:,}" for n in (size, zipped)]
+            table.add_row(name, cells[0], f"{size / dense:.1%}", cells[1], f"{zipped / dense:.1%}")
+    return table
 
 
 def some_images(module: pl.LightningModule, data: pl.LightningDataModule) -> tuple[Any, str]:
@@ -103,8 +133,7 @@ def cost_table(
     )
     if masks is not None:
         table.caption += (
-            "; parameters and MACs exclude masked weights, which the file stores as zeros and a "
-            "dense kernel multiplies"
+            "; parameters and MACs exclude masked weights, which a dense kernel multiplies as zeros"
         )
     return table
 
@@ -116,18 +145,26 @@ def _export(
     to: str,
     images: Tensor,
     plan: ChannelCut | None,
-) -> Exported:
-    """Export; check that a file of weights restores the network in `fresh`, else write nothing."""
+    sparse: bool,
+    values: str | None,
+) -> tuple[Exported, float]:
+    """Export; check that a file of weights restores the network in `fresh`, else write nothing.
+
+    Returns:
+        The file, and the largest difference of outputs, relative to the largest.
+    """
+    changed = 0.0
     with temporary_beside(out, SUFFIXES[to]) as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*takes batches of")  # printed in the summary
-        exported = export(network, file, images, to=to, plan=plan)
+        exported = export(network, file, images, to=to, plan=plan, sparse=sparse, values=values)
         if to == "safetensors":
             with torch.no_grad():
                 models = (network, load(fresh, file))
                 outputs = [copy.deepcopy(model).eval()(images) for model in models]
-            if not torch.equal(*outputs):
+            if values is None and not torch.equal(*outputs):
                 raise StateError(f"{out.name} would not restore the network: nothing written")
-    return replace(exported, path=out)
+            changed = float((outputs[1] - outputs[0]).abs().max() / outputs[0].abs().max())
+    return replace(exported, path=out), changed
 
 
 def _compare_latencies(
@@ -149,10 +186,16 @@ def _compare_latencies(
     return compared
 
 
-def _summary(exported: Exported, source: str) -> str:
+def _summary(exported: Exported, source: str, changed: float) -> str:
     size = f"{os.path.relpath(exported.path)}: {exported.bytes:,} bytes, checked on {source}"
+    if exported.error and exported.to == "safetensors":
+        return (
+            f"{size}: rounded weights, which differ by {exported.error:.1e} of the largest of "
+            f"their layer at most, and outputs by {changed:.1e} of the largest; regrow.load "
+            "restores the network"
+        )
     if exported.to == "safetensors":
-        return f"{size}: bit-identical weights; regrow.channels.load restores the network"
+        return f"{size}: bit-identical weights; regrow.load restores the network"
     batch = "any batch size"
     if exported.batch is not None:
         batch = f"batches of {exported.batch} only ({exported.reason})"

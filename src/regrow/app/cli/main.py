@@ -127,6 +127,10 @@ def _inspect(parser: Parser, args: list[str]) -> None:
 def _export(parser: Parser, args: list[str]) -> None:
     parser.add_argument("--to", action=Once, metavar="FORMAT", help=", ".join(EXPORTS))
     parser.add_argument("--out", action=Once, metavar="PATH", help="the file to write")
+    parser.add_argument("--sparse", action="store_true", help="safetensors without the zeros")
+    parser.add_argument(
+        "--values", action=Once, metavar="TYPE", help="round values of --sparse: fp16, int8 (lossy)"
+    )
     options = parser.parse_checkpoint(args)
     path, to = options.checkpoint, options.to
     if to is None and options.out is None:
@@ -137,7 +141,8 @@ def _export(parser: Parser, args: list[str]) -> None:
     from regrow.io.export import chosen_format
 
     out = Path(options.out) if options.out else path.with_suffix(f".{to}")
-    export_checkpoint(path, chosen_format(out, to), out)
+    to = chosen_format(out, to, options.sparse, options.values)
+    export_checkpoint(path, to, out, options.sparse, options.values)
 
 
 def _sensitivity(parser: Parser, args: list[str]) -> None:
