@@ -11,7 +11,7 @@ BIN := .venv/bin
 VISION_BIN := .venv-vision/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup vision vision-slow demo test slow guard matrix $(LEGS:%=leg-%) release lint types docs bench zoo clean
+.PHONY: setup vision vision-slow demo test slow guard gpu matrix $(LEGS:%=leg-%) release lint types docs bench zoo clean
 .DEFAULT_GOAL := test
 
 # The stamp makes a second run instant. Torch comes first, so that your build of it stays.
@@ -34,6 +34,10 @@ slow: setup
 
 guard: setup
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "guard and not vision"
+
+# Tests that need a CUDA device; with your build of torch, see above.
+gpu: setup
+	$(BIN)/pytest -q -m gpu tests/gpu
 
 .venv-python3.13/.done: PYTHON := $(NEWER)
 $(LEGS:%=.venv-%/.done): .venv-%/.done: requirements/%.txt pyproject.toml constraints.txt

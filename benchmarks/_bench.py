@@ -56,12 +56,14 @@ def lenet() -> nn.ModuleList:
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], Callable[[], object]]], rounds: int
+    variants: Mapping[str, Callable[[], Callable[[], object]]],
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, list[float]]:
-    """Seconds of CPU time of each variant in each round; every round runs all variants in turn.
+    """Seconds of each variant in each round; every round runs all variants in turn.
 
     A variant makes ready and returns what is timed. CPU time, because other processes may share
-    the machine; every round starts with another variant.
+    the machine, or another clock for other devices; every round starts with another variant.
     """
     found: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
@@ -69,10 +71,10 @@ def interleaved(
         turn = max(0, index) % len(names)
         for name in names[turn:] + names[:turn]:
             timed = variants[name]()
-            start = time.process_time()
+            start = clock()
             timed()
             if index >= 0:
-                found[name].append(time.process_time() - start)
+                found[name].append(clock() - start)
     return found
 
 

@@ -137,6 +137,7 @@ def test_commands_have_settings_that_exist(words):
         "train",
         "plan",
         "inspect",
+        "doctor",
         "recipes",
         "report",
         "export",

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from regrow.pruning.functional import prune as prune
     from regrow.pruning.pruner import Pruner as Pruner
     from regrow.runtime.accelerate import accelerate as accelerate
+    from regrow.runtime.diagnosis import diagnose as diagnose
     from regrow.schedules.cyclic import ACDC as ACDC
     from regrow.schedules.cyclic import Cyclic as Cyclic
     from regrow.schedules.gradual import Cosine as Cosine
@@ -118,6 +119,7 @@ _HOME = {
     "calibrate": "calibration.calibrate",
     "compare_latency": "profiling.latency",
     "cost": "profiling.cost",
+    "diagnose": "runtime.diagnosis",
     "enforce": "pruning.functional",
     "export": "io.export",
     "free_sparsity": "calibration.free_sparsity",

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 from tiny_fits import Net, samples, trainer
 
-from regrow import BlockFisher, MagnitudePruning
+from regrow import BlockFisher, MagnitudePruning, Movement
 from regrow.data import ResumableDataModule
 from regrow.utils.errors import ConfigError, StateError
 
@@ -88,3 +88,13 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(tmp_path):
     assert one.sparsity == pytest.approx(0.8, abs=1 / 144)
     assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
     assert one.history == two.history
+
+
+@pytest.mark.parametrize("make", [Movement, BlockFisher])
+def test_sums_of_a_checkpoint_follow_the_weights_to_their_device(make):
+    """A checkpoint is loaded to the CPU; "meta" stands for an accelerator."""
+    criterion, resumed = make(), make()
+    criterion.update("w", torch.ones(4), torch.ones(4))
+    resumed.load_state_dict(criterion.state_dict())
+    resumed.update("w", torch.ones(4, device="meta"), torch.ones(4, device="meta"))
+    assert resumed.state_dict()["w"].device.type == "meta"

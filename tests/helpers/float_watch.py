@@ -22,7 +22,7 @@ class AnyWatch(Watch):
 
     def check(self, tensors, where):
         for name, kept in self.kept.items():
-            gone = tensors[name].detach()[~kept]
+            gone = tensors[name].detach().cpu()[~kept]
             assert tensors[name].isfinite().all(), f"{name} {where}"
             assert not gone.any(), f"{name} {where}"
             assert not gone.signbit().any(), f"{name} {where}: -0.0"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""float16 with a gradient scaler on the CPU, and networks that overflow at given steps."""
+"""float16 with a gradient scaler, and networks that overflow at given steps."""
 
 import torch
 from lightning.pytorch import Callback
@@ -7,10 +7,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from tiny_fits import Net
 
 
-def scaled(scale=128.0, growth=2000):
+def scaled(scale=128.0, growth=2000, device="cpu"):
     """Lightning's own float16 plugin; "16-mixed" alone would be bfloat16 on a CPU."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth)
-    return {"plugins": MixedPrecision("16-mixed", "cpu", scaler)}
+    scaler = torch.amp.GradScaler(device, init_scale=scale, growth_interval=growth)
+    return {"plugins": MixedPrecision("16-mixed", device, scaler)}
 
 
 class Overflowing(Net):

@@ -116,7 +116,7 @@ def magnitude_masks(tensors, count):
 
     The largest of each layer stays, so that none is emptied.
     """
-    parts = [np.abs(t.numpy()).ravel() for t in tensors.values()]
+    parts = [np.abs(t.cpu().numpy()).ravel() for t in tensors.values()]
     for part in parts:
         part[np.argmax(part)] = np.inf
     flat = np.concatenate(parts)
@@ -187,11 +187,11 @@ class Watch(Events):
                 state = optimizer.state.get(named[name], {})
                 for key, value in state.items():
                     if torch.is_tensor(value) and value.shape == kept.shape:
-                        assert not value[~kept].any(), f"{key} of {name}"
+                        assert not value.cpu()[~kept].any(), f"{key} of {name}"
 
     def check(self, tensors, where):
         for name, kept in self.kept.items():
-            weight = tensors[name].detach()
+            weight = tensors[name].detach().cpu()
             assert weight.isfinite().all(), f"{name} {where}"
             assert not weight[~kept].view(torch.int32).any(), f"{name} {where}"
             assert weight[kept].all(), f"{name} {where}: more is zero than was pruned"

@@ -91,6 +91,19 @@ def test_random_scores_in_chunks_equal_a_stable_sort(monkeypatch, dtype, magnitu
         assert same(found, reference(scores, pruned, magnitude=magnitude))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("magnitude", [True, False])
+def test_tensor_arithmetic_of_other_devices_equals_a_stable_sort(monkeypatch, dtype, magnitude):
+    """On other devices integer views stay tensors; more scores than are sorted at once."""
+    for module in (regrow.masks.sort_keys, regrow.masks.topk):
+        monkeypatch.setattr(module, "as_numpy", lambda tensor: tensor)
+    torch.manual_seed(0)
+    scores, kept = [torch.randn(200, 90).to(dtype), torch.randn(700).to(dtype)], torch.rand(200, 90)
+    for alive in (None, [kept > 0.2, torch.ones(700, dtype=torch.bool)]):
+        found = global_topk_masks(scores, 9_000, alive, magnitude=magnitude)
+        assert same(found, reference(scores, 9_000, alive, magnitude=magnitude))
+
+
 def test_ties_go_by_tensor_order_then_flat_index():
     a, b = torch.ones(2, 2), torch.ones(3)
     found = global_topk_masks([a, b], 5)

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import regrow
-from regrow.pruning.enforcer import MaskEnforcer, working_mask
+from regrow.pruning.enforcer import MaskEnforcer, SoftMaskEnforcer, working_mask
 from regrow.pruning.functional import enforce
 from regrow.utils.errors import ConfigError, StateError
 
@@ -190,6 +190,15 @@ def test_working_mask_is_rebuilt_when_the_dtype_changes():
         assert enforcer.kept("weight").itemsize == dtype.itemsize
 
 
+def test_masks_and_dense_values_follow_a_parameter_to_its_device():
+    """ "meta" stands for an accelerator."""
+    soft = SoftMaskEnforcer({"w": nn.Parameter(torch.ones(4))})
+    soft.set_mask("w", torch.tensor([True, False, True, False]))
+    soft.parameters["w"] = nn.Parameter(torch.ones(4, device="meta"))
+    found = soft.kept("w"), soft.mask("w"), soft.dense("w")
+    assert [tensor.device.type for tensor in found] == ["meta"] * 3
+
+
 def test_gradients_with_a_graph_are_masked():
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
     [weight.grad] = torch.autograd.grad((weight**3).sum(), [weight], create_graph=True)
@@ -232,7 +241,7 @@ def test_the_working_mask_has_the_parameters_width_and_strides():
     working = working_mask(mask, weight)
     assert working.dtype == torch.int16
     assert working.stride() == weight.stride()
-    assert torch.equal(working, -mask.to(torch.int16))
+    assert torch.equal(working, mask.to(torch.int16))
 
 
 def test_optimizer_state_of_another_dtype_is_masked():

@@ -4,7 +4,8 @@
 import torch
 from torch import nn
 
-from regrow.runtime.candidates import find_candidates, find_layers
+import regrow
+from regrow.runtime.candidates import find_candidates, find_layers, is_two_four
 
 
 def names(layer):
@@ -27,6 +28,15 @@ def test_blocks_are_tried_where_half_of_them_are_zero():
     odd = nn.Linear(30, 47)
     nn.init.zeros_(odd.weight)
     assert names(odd) == ["CSR"]
+
+
+def test_two_of_each_four_weights_are_tried_in_that_format_on_cuda_alone():
+    layer = nn.Linear(64, 64)
+    regrow.prune(nn.Sequential(layer), 0.5, granularity="2:4")
+    assert names(layer) == ["CSR"]
+    assert is_two_four(layer.weight.detach() != 0)
+    assert not is_two_four(nn.Linear(64, 64).weight.detach() != 0)
+    assert not is_two_four(torch.zeros(4, 6))
 
 
 def test_only_plain_layers_without_hooks_are_found():

@@ -2,12 +2,14 @@
 """Sparse Linear layers against NumPy."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from regrow.runtime.sparse_conv import SparsePointwiseConv
 from regrow.runtime.sparse_linear import SparseLinear
 
 
@@ -31,3 +33,19 @@ def test_outputs_are_those_of_numpy(shape, bias, block):
         np.testing.assert_allclose(copy.deepcopy(layer)(x).numpy(), expected, atol=1e-5)
         doubled = layer.double()(x.double())
         np.testing.assert_allclose(doubled.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [nn.Linear, partial(nn.Conv2d, kernel_size=1)])
+def test_two_four_matrices_are_multiplied_in_the_same_way(make, monkeypatch):
+    """The format exists on CUDA devices alone: a dense copy takes its place here."""
+    monkeypatch.setattr("regrow.runtime.sparse_product.to_sparse_semi_structured", torch.clone)
+    dense = make(8, 12)
+    x = torch.randn(5, 8) if isinstance(dense, nn.Linear) else torch.randn(2, 8, 3, 3)
+    layer = (SparseLinear if isinstance(dense, nn.Linear) else SparsePointwiseConv)(dense, None)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), dense(x))
+
+
+def test_the_two_four_format_of_a_cpu_raises():
+    with pytest.raises(RuntimeError, match="CUDA"):
+        SparseLinear(nn.Linear(64, 64), None)

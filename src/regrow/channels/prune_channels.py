@@ -105,6 +105,7 @@ def _cut_until_valid(
     groups = select_groups(groups_from_trace(traced, model), model, config)
     trial = TrialCut(model, traced, groups, two)
     linked, together, correction = list[Link](), LinkedGroups(), BudgetCorrection()
+    corrected = config.of == "macs" and not traced.heads  # detectors choose more boxes, or fewer
     while True:
         free = prunable_groups(groups, model, two)
         scores = {g.name: channel_scores(g, parameters(model), criterion) for g in free}
@@ -135,7 +136,7 @@ def _cut_until_valid(
             found.undo()
             reasons, linked = together.after(trial, found.failed, linked)
             trial.groups = groups = fix_groups(groups, reasons)
-        elif config.of != "macs" or correction.is_settled(
+        elif not corrected or correction.is_settled(
             sizes, removed, count_work(model, two).macs, budget
         ):
             break

@@ -47,7 +47,8 @@ class BlockFisher:
         g = self._blocks(grad)
         if name not in self._means:
             self._means[name], self._steps[name] = g.new_zeros(len(g), self.block, self.block), 0
-        self._means[name].baddbmm_(
+        mean = self._means[name].to(g.device)  # a checkpoint is loaded to the CPU
+        self._means[name] = mean.baddbmm_(
             g[:, :, None], g[:, None, :], beta=self.decay, alpha=1 - self.decay
         )
         self._steps[name] += 1

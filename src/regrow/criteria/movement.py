@@ -32,9 +32,11 @@ class Movement:
 
     @torch.no_grad()
     def update(self, name: str, weight: Tensor, grad: Tensor) -> None:
-        if name not in self._sums:
-            self._sums[name] = torch.zeros_like(weight, dtype=torch.float32)
-        self._sums[name].sub_(grad.float() * weight.float())
+        total = self._sums.get(name)
+        if total is None:
+            total = torch.zeros_like(weight, dtype=torch.float32)
+        total = total.to(weight.device)  # a checkpoint is loaded to the CPU
+        self._sums[name] = total.sub_(grad.float() * weight.float())
 
     def scores(self, name: str, weight: Tensor) -> Tensor:
         if name not in self._sums:

@@ -25,6 +25,7 @@ from regrow.utils.bits import as_numpy
 from regrow.utils.errors import ConfigError, StateError
 
 CHUNK = 1 << 18  # scores at a time: large enough for the histogram, small enough for the cache
+_DEVICE_CHUNK = 1 << 24  # the same on an accelerator, where each chunk waits for its histogram
 _DIGIT = 16
 _HALF = 1 << (_DIGIT - 1)
 _SMALL = 1 << 14  # up to so many scores are sorted instead
@@ -251,7 +252,8 @@ class _Pool:
         inputs = tuple(_rows(tensor, flat) for tensor in scores.inputs)
         compute = scores.new_pass()
         count, size = inputs[0].shape[0], inputs[0].numel()
-        step = max(1, CHUNK * count // max(1, size))
+        chunk = CHUNK if inputs[0].device.type == "cpu" else _DEVICE_CHUNK
+        step = max(1, chunk * count // max(1, size))
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
             keys = self.keys(compute(*(tensor[part] for tensor in inputs)))
@@ -271,7 +273,8 @@ class _Pool:
     def _digits(self, keys: Any, shift: int) -> Any:
         """Extract the 16 bits at `shift`; the top ones offset, so that the lowest key is 0."""
         if isinstance(keys, Tensor):
-            digits = (keys >> shift) & ((1 << _DIGIT) - 1)
+            # wide first: 65,535 does not fit into 16 bits with a sign
+            digits = (keys >> shift).long() & ((1 << _DIGIT) - 1)
         else:
             place = shift if sys.byteorder == "little" else self.keys.bits - _DIGIT - shift
             digits = keys.view(np.uint16)[place // _DIGIT :: self.keys.bits // _DIGIT]
@@ -285,5 +288,5 @@ def _rows(tensor: Tensor, flat: bool) -> Tensor:
 
 def _bincount(digits: Any) -> Any:
     if isinstance(digits, Tensor):
-        return torch.bincount(digits.to(torch.int64), minlength=1 << _DIGIT).cpu().numpy()
+        return torch.bincount(digits, minlength=1 << _DIGIT).cpu().numpy()
     return np.bincount(digits, minlength=1 << _DIGIT)

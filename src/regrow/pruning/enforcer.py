@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """MaskEnforcer and SoftMaskEnforcer: zero pruned weights, gradients and optimizer state.
 
-The working mask is an integer of the weight's width, 0 where pruned and -1 where kept, so that one
-`bitwise_and_` at memory speed makes any value exactly +0.0: -0.0, NaN and Inf too.
+The working mask is an integer of the weight's width, 0 where pruned and 1 where kept. The product
+with the bits of a value, at memory speed, makes any value exactly +0.0: -0.0, NaN and Inf too. One
+call multiplies all tensors of a dtype, which on an accelerator is a few kernels for any number.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from regrow.utils.optimizers import (
     is_per_weight,
     warn_not_clearable,
 )
+
+# Integer views and their masks by dtype: torch multiplies a list of one dtype by few kernels.
+_Groups = dict[torch.dtype, tuple[list[Tensor], list[Tensor]]]
 
 # From a zero gradient these make state that is not zero: eps, or the least step size.
 _REFILLING = (torch.optim.Adamax, torch.optim.Rprop)
@@ -63,7 +67,7 @@ class MaskEnforcer:
         if int(mask.count_nonzero()) == mask.numel():
             self._working.pop(name, None)
         elif working is not None and _fits(working, parameter):  # faster than new memory
-            working.copy_(mask).neg_()
+            working.copy_(mask)
         else:
             self._working[name] = working_mask(mask, parameter)
         self.masked = bool(self._working)
@@ -82,17 +86,18 @@ class MaskEnforcer:
 
     def kept(self, name: str) -> Tensor | None:
         """Return the working mask (non-zero = kept); None where nothing is pruned."""
-        return self._working.get(name)
+        return self._fitting(name) if name in self._working else None
 
     def mask(self, name: str) -> Tensor:
         """Make a bool mask."""
-        working = self._working.get(name)
+        working = self.kept(name)
         if working is None:
             return torch.ones_like(self.data(name), dtype=torch.bool)
         return working != 0
 
     def weights(self) -> None:
         """Set every pruned weight to exactly +0.0."""
+        groups: _Groups = {}
         for name, mask in self._working.items():
             view, parameter = self._views.get(name), self.parameters[name].data
             if self._sharded:
@@ -100,7 +105,11 @@ class MaskEnforcer:
             if view is None or view.data_ptr() != parameter.data_ptr():
                 mask = self._fitting(name)
                 view = self._views[name] = parameter.detach().view(mask.dtype)
-            view.bitwise_and_(mask)
+            views, masks = groups.setdefault(mask.dtype, ([], []))
+            views.append(view)
+            masks.append(mask)
+        for views, masks in groups.values():
+            torch._foreach_mul_(views, masks)
 
     def find_live(self) -> list[str]:
         """Return the names of parameters with a pruned weight that is not zero."""
@@ -128,10 +137,11 @@ class MaskEnforcer:
         if parameter.device.type != "cpu" and self._turn % 64:
             return False
         row = self._turn // len(names) % len(mask)
-        return bool(view[row].bitwise_and(mask[row].bitwise_not()).any())
+        return bool((view[row] != 0).gt(mask[row]).any())
 
     def gradients(self) -> None:
         """Set every gradient of a pruned weight to exactly +0.0, NaN and Inf too."""
+        pairs = []
         for name, mask in self._working.items():
             grad = self.parameters[name].grad
             if grad is not None:
@@ -139,10 +149,8 @@ class MaskEnforcer:
                     grad = local_tensor(grad)
                 if grad.get_device() != mask.get_device():
                     mask = self._fitting(name)
-                if grad.layout is torch.strided and grad.itemsize == mask.itemsize:
-                    grad.view(mask.dtype).bitwise_and_(mask)
-                else:
-                    _mask_tensor(grad, mask)
+                pairs.append((grad, mask))
+        _mask_tensors(pairs)
 
     def prepare(self) -> None:
         """Prepare an optimizer step: mask gradients."""
@@ -160,6 +168,7 @@ class MaskEnforcer:
         over all parameters of LBFGS. For other state there is a warning, once.
         """
         working = {id(parameter): mask for parameter, mask in self._pairs()}
+        pairs = []
         for optimizer in optimizers:
             for parameter, state in optimizer.state.items():
                 mask = working.get(id(parameter))
@@ -168,13 +177,13 @@ class MaskEnforcer:
                 local = {
                     k: local_tensor(v) if isinstance(v, Tensor) else v for k, v in state.items()
                 }
-                for value in _tensors(local.values()):
-                    if is_per_weight(value, mask.shape):
-                        _mask_tensor(value, mask)
+                values = _tensors(local.values())
+                pairs += [(value, mask) for value in values if is_per_weight(value, mask.shape)]
                 clear_quantized_state(local, mask)
                 warn_not_clearable(optimizer, local, mask.shape, self._warned)
             for group in optimizer.param_groups:
                 _mask_flat_state(optimizer, group["params"], working)
+        _mask_tensors(pairs)
 
     def install(self, given: Iterable[Optimizer]) -> Handle:
         """Mask gradients before and weights after each step of optimizers and of those they hold.
@@ -215,7 +224,7 @@ class MaskEnforcer:
         def mask(parameter: Tensor) -> None:
             name = names[id(parameter)]
             if name in self._working and parameter.grad is not None:
-                _mask_tensor(local_tensor(parameter.grad), self._fitting(name))
+                _mask_tensors([(local_tensor(parameter.grad), self._fitting(name))])
 
         return [
             parameter.register_post_accumulate_grad_hook(mask)  # type: ignore[no-untyped-call]
@@ -263,9 +272,9 @@ class Handle(ExitStack):
 
 
 def working_mask(mask: Tensor, parameter: Tensor) -> Tensor:
-    """Make the integer mask with a parameter's width, strides and device: -1 = kept, 0 = pruned."""
+    """Make the integer mask with a parameter's width, strides and device: 1 = kept, 0 = pruned."""
     working = torch.empty_like(parameter, dtype=integer_type(parameter.dtype), requires_grad=False)
-    return working.copy_(mask).neg_()
+    return working.copy_(mask)
 
 
 def _fits(working: Tensor, parameter: Tensor) -> bool:
@@ -276,16 +285,23 @@ def _fits(working: Tensor, parameter: Tensor) -> bool:
     )
 
 
-def _mask_tensor(tensor: Tensor, mask: Tensor) -> None:
-    if tensor.layout is not torch.strided:
-        raise StateError(
-            f"a sparse gradient of shape {tuple(tensor.shape)} cannot be masked: "
-            "build the embedding with sparse=False, or exclude it"
-        )
-    if tensor.itemsize == mask.itemsize:
-        tensor.view(mask.dtype).bitwise_and_(mask)
-    else:
-        tensor.detach().masked_fill_(mask == 0, 0)
+def _mask_tensors(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Set pruned elements to +0.0, given tensors with their working masks."""
+    groups: _Groups = {}
+    for tensor, mask in pairs:
+        if tensor.layout is not torch.strided:
+            raise StateError(
+                f"a sparse gradient of shape {tuple(tensor.shape)} cannot be masked: "
+                "build the embedding with sparse=False, or exclude it"
+            )
+        if tensor.itemsize == mask.itemsize:
+            views, masks = groups.setdefault(mask.dtype, ([], []))
+            views.append(tensor.view(mask.dtype))
+            masks.append(mask)
+        else:
+            tensor.detach().masked_fill_(mask == 0, 0)
+    for views, masks in groups.values():
+        torch._foreach_mul_(views, masks)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regrow.runtime.sparse_conv import SparsePointwiseConv, is_pointwise
 from regrow.runtime.sparse_linear import SparseLinear
@@ -53,15 +53,39 @@ def find_candidates(layer: nn.Module) -> Iterator[tuple[str, Callable[[], nn.Mod
         matrix = weight.flatten(1) != 0
         if 1 - matrix.float().mean() >= MIN_SPARSITY:
             yield "CSR", partial(made, layer)
-        rows, columns = matrix.shape
         for block in BLOCKS:
-            if rows % block or columns % block:
-                continue
-            blocks = matrix.reshape(rows // block, block, columns // block, block)
-            if 1 - blocks.any(3).any(1).float().mean() >= MIN_SPARSITY:
+            if zero_blocks(matrix, block) >= MIN_SPARSITY:
                 yield f"BSR {block}x{block}", partial(made, layer, block)
+        if weight.is_cuda and is_two_four(matrix):
+            yield "2:4", partial(made, layer, None)
     if isinstance(layer, nn.Conv2d):
         yield "channels last", partial(_channels_last, layer)
+
+
+def is_two_four(matrix: Tensor) -> bool:
+    """Return whether at most two of each four neighbours in a row are not zero.
+
+    Example:
+        >>> is_two_four(torch.tensor([[0, 1, 1, 0]])), is_two_four(torch.tensor([[0, 1, 1, 1]]))
+        (True, False)
+    """
+    if matrix.shape[1] % 4:
+        return False
+    return bool((matrix.reshape(len(matrix), -1, 4) != 0).sum(2).max() <= 2)
+
+
+def zero_blocks(nonzero: Tensor, block: int) -> float:
+    """Return the fraction of square blocks of a matrix that are zero; 0 if they do not tile it.
+
+    Example:
+        >>> zero_blocks(torch.eye(4, dtype=torch.bool), 2), zero_blocks(torch.ones(4, 6), 4)
+        (0.5, 0.0)
+    """
+    rows, columns = nonzero.shape
+    if rows % block or columns % block:
+        return 0.0
+    blocks = nonzero.reshape(rows // block, block, columns // block, block)
+    return float(1 - blocks.any(3).any(1).float().mean())
 
 
 def _channels_last(layer: nn.Conv2d) -> nn.Conv2d:

@@ -21,7 +21,7 @@ class LayerChoice:
     Attributes:
         name: Of the layer.
         sparsity: The fraction of its weights that are zero.
-        form: "dense", "CSR", "BSR 16x16" or "channels last".
+        form: "dense", "CSR", "BSR 16x16", "2:4" or "channels last".
         speedup: Of this form; None for "dense".
         reason: What was measured of each form.
     """

@@ -39,7 +39,7 @@ class SparsePointwiseConv(SparseLayer):
 
     stride: tuple[int, ...]
 
-    def __init__(self, dense: _ConvNd, block: int = 1) -> None:
+    def __init__(self, dense: _ConvNd, block: int | None = 1) -> None:
         super().__init__(dense, block)
         self.stride = dense.stride
 

@@ -29,7 +29,7 @@ class SparseLayer(nn.Module):
     bias: Tensor | None
     matrix: Tensor
 
-    def __init__(self, dense: nn.Linear | _ConvNd, block: int = 1) -> None:
+    def __init__(self, dense: nn.Linear | _ConvNd, block: int | None = 1) -> None:
         super().__init__()
         self.weight, self.bias = dense.weight, dense.bias
         matrix = dense.weight.flatten(1)

@@ -59,6 +59,19 @@ def shorten_column(
     return [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
 
 
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows of cells below each other, one line each.
+
+    Example:
+        >>> print(align_columns([("name", "n"), ("fc", "10")]))
+        name  n
+        fc    10
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def format_bytes(count: float) -> str:
     """Format a number of bytes.
 

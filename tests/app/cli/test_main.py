@@ -159,6 +159,8 @@ def test_recipes_can_be_searched(regrow):
         (("recipes", "digits/gpm"), "did you mean 'digits/gmp'"),
         (("inspect",), "required: checkpoint (see `regrow inspect --help`)"),
         (("inspect", "nowhere.ckpt"), "no file 'nowhere.ckpt'"),
+        (("doctor", "nowhere.ckpt"), "no file 'nowhere.ckpt'"),
+        (("docter", "a.ckpt"), "did you mean 'doctor'?"),
     ],
 )
 def test_user_error_is_one_line(regrow, words, message):

@@ -8,7 +8,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from regrow import MagnitudePruning
+from regrow import MagnitudePruning, diagnose
+from regrow.app.cli.doctor_command import diagnosis_tables
 from regrow.app.experiment.plan import plan
 from regrow.callbacks.core.summary import render_summary
 from regrow.utils.display import shorten_names
@@ -40,6 +41,26 @@ def test_summary_of_a_transformer(width):
     console = Console(width=width, record=True)
     console.print(render_summary(callback.session, "MagnitudePruning", width))
     check("summary", width, console.export_text())
+
+
+@WIDTHS
+def test_diagnosis(width):
+    """A dense transformer layer, and a convolution at 2:4 with channels that are not aligned."""
+    layer = nn.TransformerEncoderLayer(64, 2, 96, batch_first=True)
+    stem = nn.Sequential(nn.Conv1d(4, 28, 5, padding=2), nn.ReLU(), nn.Conv1d(28, 64, 1))
+    for weight in (stem[0].weight, stem[2].weight):
+        weight.data[:, ::2] = 0
+    layer.linear2.weight.data[:, 8:] = 0
+    model = nn.Sequential(stem, Transposed(), layer)
+    console = Console(width=width, record=True)
+    for table in diagnosis_tables(diagnose(model, torch.zeros(1, 4, 16))):
+        console.print(table)
+    check("diagnosis", width, console.export_text())
+
+
+class Transposed(nn.Module):
+    def forward(self, x):
+        return x.mT
 
 
 def test_shortened_names_are_distinct_and_fit():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from cut_oracle import Net, check
 from torch import nn
+from torch.nn import functional as F
 
 from regrow.channels import groups
 
@@ -54,6 +55,16 @@ def test_a_reduction_over_another_dimension_keeps_the_channels(name):
 def test_reduction_over_all_dimensions_gives_a_number(name):
     model = rows(lambda m, x: m.c(m.a(x)) * getattr(torch, name)(x))
     check(model, ROW, {"a": 8})
+
+
+def test_linear_with_a_vector_sums_over_it():
+    """The weights of distances in D-FINE: `(batch, rows, in)` by `(in,)` is `(batch, rows)`."""
+    layers = {"a": nn.Linear(6, 8), "w": torch.zeros(8), "c": nn.Linear(5, 2)}
+    model = Net(lambda m, x: m.c(F.linear(m.a(x), m.w)), **layers)
+    check(model, torch.zeros(2, 5, 6, dtype=torch.float64), {"a": 8})
+    model = Net(lambda m, x: m.c(F.linear(m.a(x).transpose(1, 2), m.w)), **layers)
+    model.w, model.c = nn.Parameter(torch.zeros(5)), nn.Linear(8, 2)
+    check(model, torch.zeros(2, 5, 6, dtype=torch.float64), {"a": 8})
 
 
 def test_transposed_convolution_shares_the_operator_of_convolution():

@@ -135,6 +135,25 @@ def test_hooks_that_compute_weights_are_traced(wrap):
     assert {name: id(value) for name, value in vars(model[0]).items()} == before
 
 
+def test_hooks_with_which_transformers_collects_hidden_states_are_traced():
+    """`transformers` 5 registers them on the first call, and its models read what they collect."""
+
+    class Collecting(nn.Sequential):
+        def forward(self, x):
+            self.found = []
+            super().forward(x)
+            return self.found[0]
+
+    model = Collecting(nn.Linear(4, 6), nn.Linear(6, 2))
+
+    def collect(module, args, output):
+        model.found.append(output)
+
+    collect.__module__ = "transformers.utils.output_capturing"
+    model[1].register_forward_hook(collect)
+    assert [group.fixed_reason for group in groups(model, X)] == [None, "the network's output"]
+
+
 def test_masks_of_transformers_are_inspected_again_after_an_error():
     detect = nn.modules.transformer._detect_is_causal_mask
     causal = nn.Transformer.generate_square_subsequent_mask(3)

@@ -115,6 +115,41 @@ def test_number_made_from_data_is_refused():
         groups(model, images)
 
 
+def test_number_made_from_data_after_the_last_layer_is_allowed():
+    """Mask R-CNN pastes masks into as many pixels as a box has."""
+
+    class Pasting(Detector):
+        def forward(self, images):
+            found = super().forward(images)
+            sizes = [int(boxes["boxes"].abs().max() * 10) + 1 for boxes in found]
+            return [found, [torch.zeros(size) for size in sizes]]
+
+    model, images = Pasting().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    recording = record(model, images)
+    assert not recording.exact
+    assert recording.heads == ("scores", "boxes", "classes")
+    plan = prune(model, images, 0.5, round_to=1)
+    assert {"body.0", "neck", "hidden"} <= plan.removed.keys()
+    assert plan.error < 1e-12
+
+
+@pytest.mark.parametrize("test", ["isfinite", "isinf", "isnan"])
+def test_check_for_overflow_is_no_choice_by_data(test):
+    """The branch is the same for all inputs that are finite."""
+
+    class Guarded(Detector):
+        def dense(self, images):
+            features, *others = super().dense(images)
+            failed = getattr(torch, test)(features).all() == (test != "isfinite")
+            if failed or torch.isnan(features).any():
+                features = features.clamp(-1, 1)
+            return features, *others
+
+    model, images = Guarded().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert record(model, images).heads == ("scores", "boxes", "classes")
+    assert prune(model, images, 0.5, round_to=1).error < 1e-12
+
+
 def test_parameter_that_the_run_does_not_use_is_refused():
     class Spare(Detector):
         def __init__(self):

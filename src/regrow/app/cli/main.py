@@ -145,6 +145,13 @@ def _export(parser: Parser, args: list[str]) -> None:
     export_checkpoint(path, to, out, options.sparse, options.values)
 
 
+def _doctor(parser: Parser, args: list[str]) -> None:
+    options = parser.parse_checkpoint(args)
+    from regrow.app.cli.doctor_command import show_diagnosis
+
+    show_diagnosis(options.checkpoint)
+
+
 def _sensitivity(parser: Parser, args: list[str]) -> None:
     options = read_scan_options(parser, args)
     from regrow.app.cli.sensitivity_command import show_sensitivity
@@ -222,6 +229,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser, list[str]], None], str]] = {
     ),
     "free": (_free, "prune a trained network as far as its accuracy holds, without training"),
     "auto": (_auto, "try the ways to prune a recipe's network, and choose one"),
+    "doctor": (_doctor, "show which runtimes would use the zeros, and what to change"),
     "export": (_export, "write the network as a file, check it, and show its cost"),
     "report": (_report, "write report.html and results.csv of all runs below a folder"),
     "recipes": (_recipes, "list the recipes"),

@@ -24,15 +24,17 @@ from regrow.channels.graph.view_rules import unite_pieces
 
 
 def linear(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
-    """Unite input features with columns; rows of `(out, in)` label the output."""
+    """Unite input features with columns; rows of `(out, in)` label the output, `(in,)` has none."""
     x, weight, bias = a["input"], a["weight"], a["bias"]
-    shared = labels.unite_dims(x, -1, weight, 1, "linear")
+    shared = labels.unite_dims(x, -1, weight, -1, "linear")
     if shared is not None and not weight.weight:
         labels.mark_approximate(shared, COUNTS.format("a product without weights"))
+    kept = [axis for axis in labels.relabel(x).label_axes if axis.shape[-1] == 1]
+    if weight.ndim == 1:
+        return labels.value(shape, [axis.squeeze(-1) for axis in kept])
     rows = labels.labels_along(weight, 0, "linear")
     if bias is not None:
         labels.unite_dims(weight, 0, bias, 0, "linear")
-    kept = [axis for axis in labels.relabel(x).label_axes if axis.shape[-1] == 1]
     return labels.value(shape, add_axis(kept, rows, -1, len(shape)), weight=False)
 
 
@@ -225,6 +227,38 @@ def roi_pool(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTens
     return labels.value(shape, add_axis([], channels, 1, len(shape)))
 
 
+def sample_grid(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Read `(n, c, *sizes)` at places `(n, *out, d)`: the result is `(n, c, *out)`."""
+    x, grid = a["input"], a["grid"]
+    batch = labels.unite_dims(x, 0, grid, 0, "sampling at places")
+    channels = labels.labels_along(x, 1, "sampling at places")
+    axes = add_axis(add_axis([], batch, 0, x.ndim), channels, 1, x.ndim)
+    for dim in range(2, x.ndim):
+        places = labels.labels_along(grid, dim - 1, "sampling at places")
+        axes = add_axis(axes, places, dim, x.ndim)
+    coordinates = labels.labels_along(grid, -1, "sampling at places")
+    sizes = [labels.labels_along(x, dim, "sampling at places") for dim in range(2, x.ndim)]
+    for vector in (coordinates, *sizes):
+        if vector is not None:
+            labels.fix(vector, "sampling at places: a spatial dimension")
+    return labels.value(shape, axes)
+
+
+def gather(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Choose along one dimension; unite tensor and index along the others, if all are read."""
+    x, index = a["self"], a["index" if "index" in a else "indices"]
+    along, axes = a["dim"] % x.ndim, list[Tensor]()
+    for d in range(x.ndim):
+        if d != along and x.shape[d] == shape[d]:
+            axes = add_axis(axes, labels.unite_dims(x, d, index, d, "gather"), d, x.ndim)
+            continue
+        for value in (x, index):
+            vector = labels.labels_along(value, d, "gather")
+            if vector is not None:
+                labels.fix(vector, "gather along it")
+    return labels.value(shape, axes)
+
+
 def index_put(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
     """Unite the labels of a tensor with those of values that are written at some of its rows."""
     x, values, indices = a["self"], a["values"], a["indices"]
@@ -256,8 +290,9 @@ _OPERATORS: dict[Rule, str] = {
     "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
     "adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d upsample_nearest1d "
     "upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d "
-    "upsample_trilinear3d upsample_linear1d grid_sampler_2d grid_sampler _upsample_bilinear2d_aa "
-    "_upsample_bicubic2d_aa",
+    "upsample_trilinear3d upsample_linear1d _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
+    sample_grid: "grid_sampler grid_sampler_2d grid_sampler_3d",
+    gather: "gather take_along_dim",
     glu: "glu",
     channel_shuffle: "channel_shuffle",
     sort_or_cumulate: "cumsum cumprod logcumsumexp sort topk",

@@ -56,3 +56,5 @@ CHOICES = _names(
 )
 # Pooling of regions: (features, boxes).
 POOLS = _names("ps_roi_align ps_roi_pool roi_align roi_pool")
+# The same for all inputs that are finite.
+OVERFLOW_CHECKS = _names("isfinite isinf isnan")

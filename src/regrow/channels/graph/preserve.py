@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+# modules whose hooks compute weights, and the hidden states that a model of `transformers` reads
+_COMPUTING = ("torch.nn.utils.", "transformers.utils.output_capturing")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -38,12 +40,12 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
-    """Skip forward hooks, except those of `torch.nn.utils`, which compute weights."""
+    """Skip forward hooks, except those that compute weights or collect outputs (`_COMPUTING`)."""
     saved = [(getattr(m, name), dict(getattr(m, name))) for m in model.modules() for name in HOOKS]
     for hooks, entries in saved:
         for number, hook in entries.items():
             owner = getattr(hook, "__module__", None) or type(hook).__module__
-            if not owner.startswith("torch.nn.utils."):
+            if not owner.startswith(_COMPUTING):
                 del hooks[number]
     try:
         yield

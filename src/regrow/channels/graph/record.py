@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from regrow.channels.graph.operations import CHOICES, POOLS, PRODUCTS
+from regrow.channels.graph.operations import CHOICES, OVERFLOW_CHECKS, POOLS, PRODUCTS
 from regrow.utils.batches import bound_forward, device_of, is_list_of_dictionaries
 from regrow.utils.names import modules, tensors
 
@@ -46,8 +46,9 @@ class Recording:
 
 
 class DataDecides(Exception):
-    """A Python number was made from data, so that another run may take another branch.
+    """A Python number was made from data before a layer: another run may take another branch.
 
+    Detectors read numbers after their last layer, such as the sizes of boxes to paste masks into.
     Targets, lists of dictionaries, are no such data: detectors check the boxes that they are given.
     """
 
@@ -58,7 +59,8 @@ def record(model: nn.Module, example_input: Any) -> Recording:
     Sizes are those of the run: results whose length depends on data have the length that they had.
 
     Raises:
-        DataDecides: If the model reads a number from a tensor that depends on its input.
+        DataDecides: If the model reads a number from a tensor that depends on its input, and runs
+            layers after that.
         TypeError: If it returns objects that may hold tensors, other than containers.
 
     Example:
@@ -101,12 +103,16 @@ def last_layers(graph: fx.Graph, known: Container[fx.Node] = ()) -> list[fx.Node
         if node.op != "call_function":
             continue
         name, sources = operator_name(node.target), node.all_input_nodes
-        product = name in PRODUCTS or "conv" in name
+        product = _is_product(name)
         if product and node not in read:
             last.append(node)
         if product or (node in read and not _is_choice(name, sources, known)):
             read.update(sources[:1] if name in POOLS else sources)
     return last[::-1]
+
+
+def _is_product(name: str) -> bool:
+    return name in PRODUCTS or "conv" in name
 
 
 def _is_choice(name: str, sources: Sequence[fx.Node], known: Container[fx.Node]) -> bool:
@@ -151,6 +157,7 @@ class Recorder(TorchDispatchMode):
         self._nodes = WeakTensorKeyDictionary()
         self.known = set[fx.Node]()  # values of weights, constants and targets
         self.exact = True
+        self._read = ""  # where the first number was made from data
         self._own = {id(tensor): name for name, tensor in tensors(model).items()}
         lists = tree_leaves(example_input, is_leaf=is_list_of_dictionaries)
         targets = [tree_leaves(each) for each in lists if isinstance(each, list)]
@@ -160,14 +167,18 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs, name = kwargs or {}, operator_name(func)
+        if self._read and _is_product(name):
+            raise DataDecides(self._read)
         given = tree_map_only(Tensor, self.node, (args, kwargs))
-        known = all(node in self.known for node in tree_leaves(given) if isinstance(node, fx.Node))
+        known = name in OVERFLOW_CHECKS or all(
+            node in self.known for node in tree_leaves(given) if isinstance(node, fx.Node)
+        )
         self.exact &= known or not _depends_on_data(func, args)
         out = func(*args, **kwargs)
         if out is not None and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
             if not known:
-                raise DataDecides(f"{operator_name(func)} in {self._path[-1]}")
+                self.exact, self._read = False, self._read or f"{name} in {self._path[-1]}"
             return out
         node = self.graph.call_function(func, *given)
         node.meta["val"] = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), out)
