@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from regrow.criteria.synflow import synflow as synflow
     from regrow.data.random_state import RandomState as RandomState
     from regrow.io.export import export as export
+    from regrow.io.onnx_network import quantize_onnx as quantize_onnx
     from regrow.learned.methods import SoftMovement as SoftMovement
     from regrow.masks.masks import Masks as Masks
     from regrow.masks.zeros import sparsity as sparsity
@@ -127,6 +128,7 @@ _HOME = {
     "load": "channels.cut.channel_cut",
     "load_ranked": "calibration.ranked_checkpoint",
     "prune": "pruning.functional",
+    "quantize_onnx": "io.onnx_network",
     "repair": "calibration.repair_ladder",
     "restart_each_round": "callbacks.support.lr_rounds",
     "save_ranked": "calibration.ranked_checkpoint",

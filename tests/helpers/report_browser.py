@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Headless Chromium that opens a report page and records errors on it."""
 
+import base64
 import json
 import shutil
 import time
@@ -46,8 +47,12 @@ class Browser:
         ready = "return document.documentElement.hasAttribute('data-ready')"
         self.until(lambda: self.js(ready))
 
+    def print(self) -> bytes:
+        """Prints the page as PDF."""
+        return base64.b64decode(self._ask("Page.printToPDF", preferCSSPageSize=True)["data"])
+
     def _ask(self, command, **given):
-        self.driver.execute_cdp_cmd(command, given)
+        return self.driver.execute_cdp_cmd(command, given)
 
     def js(self, program, *given):
         return self.driver.execute_script(program, *given)

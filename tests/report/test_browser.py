@@ -3,6 +3,7 @@
 
 import csv
 import itertools
+from xml.etree import ElementTree
 
 import pytest
 from fake_results import result, write
@@ -95,9 +96,31 @@ def test_hovering_a_point_shows_its_overrides(page):
 
 
 def test_dense_baseline_shows_its_spread(page):
-    text = pointed_at(page, "dense baseline", 20)
+    text = pointed_at(page, "dense, 20 epochs, seeds 0, 1, 2", 20)
     assert "top-1 97.10 ± 0.10 % (n = 3)" in text
     assert "of: gmp, imp" in text
+
+
+def test_the_reference_decides_the_differences(page):
+    """By hand: gmp has 92, 89 and 88 % at 50, 80 and 90 % sparsity; imp one point less."""
+    note = "return document.getElementById('reference-note').textContent"
+    assert "the mean of dense, 20 epochs, seeds 0, 1, 2" in page.js(note)
+    dense = 100 * (0.97 + 0.971 + 0.972) / 3
+    own = [float(text) for text in column(page, "accuracy")]
+    found = [float(text) for text in column(page, "difference")]
+    assert found == pytest.approx([accuracy - dense for accuracy in own], abs=0.006)
+    # deviations 0.2 and 0.1 of three seeds: sqrt(0.04 / 3 + 0.01 / 3) = 0.13
+    assert "Top-1: -7.90 ± 0.13 points against dense, 20 epochs" in pointed_at(page, "gmp", 1)
+    Select(page.find("#reference")[0]).select_by_visible_text("imp")
+    assert "the mean of imp" in page.js(note)
+    found = [float(text) for text in column(page, "difference")]
+    seeds = [-0.2, 0, 0.2]
+    assert found == pytest.approx([1 + s for s in seeds] * 3 + seeds * 3, abs=0.006)
+    # sqrt(0.04 / 3 + 0.04 / 3) = 0.16
+    assert "Top-1: +1.00 ± 0.16 points against imp" in pointed_at(page, "gmp", 1)
+    assert "against" not in pointed_at(page, "imp", 1)
+    width = "return document.getElementById('plot').data.find((t) => t.name === 'imp').line.width"
+    assert page.js(width) == 5
 
 
 def test_axes_can_be_changed(page):
@@ -202,6 +225,74 @@ def test_a_run_shows_its_layers_and_its_events(page):
     text = page.js("return document.getElementById('curves').data[2].hovertext[2]")
     assert text == "rollback at step 50, epoch 2: sparsity 90.00 %"
     assert "pruning.sparsity=0.8" in page.find("#facts")[0].text
+
+
+def test_two_runs_show_exactly_the_settings_that_differ(page):
+    gmp, imp = page.js(
+        "return [...document.querySelectorAll('#table td input')]"
+        ".map((box) => [box.ariaLabel, box])"
+    )[4:14:9]
+    assert [gmp[0], imp[0]] == ["gmp, 80 %, seed 1", "imp, 80 %, seed 1"]
+    page.js("for (const box of arguments) box.click()", gmp[1], imp[1])
+    rows = page.js(
+        "return [...document.querySelectorAll('#settings tr')]"
+        ".map((row) => [...row.cells].map((cell) => cell.innerText))"
+    )
+    assert rows == [["Settings that differ", "A", "B"], ["pruning.name", '"gmp"', '"imp"']]
+    assert "A: gmp, 80 %, seed 1" in page.find("#facts")[0].text
+    assert "B: imp, 80 %, seed 1" in page.find("#facts")[0].text
+    layers = page.js("return document.getElementById('layers').data.map((t) => t.x)")
+    assert layers == [[pytest.approx(60), pytest.approx(20)]] * 2
+    names = page.js("return document.getElementById('curves').data.map((t) => t.name)")
+    single = ["train/loss", "val/accuracy", "sparsity, events"]
+    assert names == [f"{run}: {name}" for run in "AB" for name in single]
+    Select(page.find("#other")[0]).select_by_visible_text("gmp, 50 %, seed 0")
+    differing = "return [...document.querySelectorAll('#settings td:first-child')]"
+    assert page.js(f"{differing}.map((cell) => cell.innerText)") == [
+        *("data.seed", "pruning.sparsity", "seed")
+    ]
+    Select(page.find("#other")[0]).select_by_visible_text("no other")
+    assert not page.find("#settings")[0].is_displayed()
+    checked = page.js("return document.querySelectorAll('#table td input:checked').length")
+    assert checked == 1
+
+
+def test_each_figure_is_saved_as_svg_in_light_colours(chromium, folder):
+    chromium.open(folder / "report.html", dark=True)
+    for figure, word in (("plot", "imp"), ("layers", "conv.weight"), ("curves", "val/accuracy")):
+        chromium.click(f".svg[data-plot={figure}]")
+        saved = chromium.profile / f"regrow-{figure}.svg"
+        chromium.until(saved.is_file)
+        text = saved.read_text()
+        assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+        assert word in text
+        assert "fill: rgb(28, 36, 48)" in text  # the ink of light mode
+        assert "fill: rgb(230, 234, 240)" not in text
+    assert not chromium.find(":root.light")
+    assert chromium.troubles() == []
+
+
+def test_print_is_light_and_unfolded_without_controls(chromium, folder):
+    chromium.open(folder / "report.html", dark=True)
+    look = (
+        "return [getComputedStyle(document.getElementById('plot')).width,"
+        "document.getElementById('plot')._fullLayout.width,"
+        "document.getElementById('plot')._fullLayout.font.color,"
+        "document.querySelectorAll('details[open]').length]"
+    )
+    before = chromium.js(look)
+    chromium.js(
+        "matchMedia('print').addEventListener('change', (event) => { if (event.matches) {"
+        "const seen = [...document.querySelectorAll('button, input, select')];"
+        "window.printed = [getComputedStyle(document.documentElement).getPropertyValue('--page'),"
+        "seen.filter((one) => one.checkVisibility() && !one.closest('th')).length,"
+        "document.querySelectorAll('details:not([open])').length,"
+        "document.getElementById('plot')._fullLayout.width] } })"
+    )
+    assert chromium.print().startswith(b"%PDF")
+    assert chromium.js("return window.printed") == ["#f4f5f7", 0, 0, 960]
+    chromium.until(lambda: chromium.js(look) == before)
+    assert chromium.troubles() == []
 
 
 def test_failed_job_is_shown_with_its_reason(page):

@@ -39,7 +39,38 @@ def test_tasks_are_shown_one_at_a_time(opened):
     page.click("#measures [data-name=accuracy_top5]")
     label = "return document.querySelector('#plot .ytitle').textContent"
     page.until(lambda: "top-5" in page.js(label))
+    page.click("#warnings > summary")
     assert "Different data or models" in page.find("#warnings")[0].text
+
+
+def test_warnings_are_collapsed_above_the_plot_with_their_number(opened):
+    page = opened(result(), result("imp", epochs=30))
+    (warnings,) = page.find("#warnings")
+    assert warnings.text == "Before you compare: 2 warnings"  # few seeds, other epochs
+    assert warnings.rect["y"] + warnings.rect["height"] < page.find("#plot")[0].rect["y"]
+    page.click("#warnings > summary")
+    assert "Different total epochs" in warnings.text
+    assert "Fewer than three seeds" in warnings.text
+
+
+def test_dense_baselines_are_labelled_in_plot_and_table(opened):
+    longer = {"epochs": 30, "setting": {"dense_epochs": 15}, "control": 0.98}
+    page = opened(result("gmp", 0.5), result("imp", 0.8, **longer))
+    labels = ["dense, 20 epochs, seed 0", "dense, 30 epochs, seed 0"]
+    assert traces(page)[:2] == labels
+    table = page.find("#table")[0].text
+    assert all(label in table for label in labels)
+    Select(page.find("#reference")[0]).select_by_visible_text(labels[1])
+    bold = "return document.getElementById('plot').data.filter((t) => t.line?.width === 3)[0].name"
+    assert page.js(bold) == labels[1]
+    Select(page.find("#reference")[0]).select_by_visible_text("gmp")  # at another sparsity
+    cells = page.js(
+        "const place = [...document.querySelectorAll('#table th')]"
+        ".findIndex((cell) => cell.dataset.name === 'difference');"
+        "return [...document.querySelectorAll('#table tbody tr')]"
+        ".map((row) => row.cells[place].innerText)"
+    )
+    assert cells == ["0.00", ""]
 
 
 def test_one_task_needs_no_choice(opened):

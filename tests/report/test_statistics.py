@@ -52,9 +52,22 @@ def test_shared_dense_baseline_counts_once():
     assert "sparsity" not in control.x
 
 
-def test_dense_baselines_of_other_training_are_separate():
+def test_dense_baselines_of_other_training_are_separate_and_named_by_methods():
     _, controls = by_name(result(), result("imp", setting={"optimizer": {"lr": 0.1}}))
-    assert len(controls) == 2
+    assert [control.name for control in controls] == [
+        *("dense, 20 epochs, seed 0 (of gmp)", "dense, 20 epochs, seed 0 (of imp)")
+    ]
+
+
+def test_dense_baselines_are_named_by_epochs_and_seeds():
+    longer = {"epochs": 30, "setting": {"dense_epochs": 15}}
+    contents = [*(result(seed=s) for s in (0, 1, 4)), result("imp", seed=2, **longer)]
+    one = task(*contents)
+    names = ["dense, 20 epochs, seeds 0, 1, 4", "dense, 30 epochs, seed 2"]
+    assert [control.name for control in one.plot.dense] == names
+    assert one.rows["dense_baseline"].tolist() == [names[0]] * 3 + [names[1]]
+    (free,) = task(result() | {"epochs": None}).plot.dense
+    assert free.name == "dense, trained before, seed 0"
 
 
 def test_pareto_front_uses_means_and_includes_the_dense_network():
@@ -124,7 +137,7 @@ def test_means_to_copy_have_one_row_for_each_point_and_dense_baseline():
     cut = result("cut", 0.3, of="macs", pruned={"macs": 3500, "latency_ms": None}, accuracy=0.96)
     table = tabulate_means(task(*two, cut).plot)
     assert table.to_dict("list") == {
-        "Method": ["b_1", "cut", "dense baseline"],
+        "Method": ["b_1", "cut", "dense, 20 epochs, seeds 0, 1"],
         "Of": ["weights", "macs", ""],
         "Sparsity, %": ["50.00", "30.00", ""],
         "Top-1, %": ["91.00 ± 1.41", "96.00", "97.00 ± 0.00"],

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
 from torch.utils._pytree import tree_leaves, tree_map
 
+from regrow.io.onnx_network import OnnxNetwork
 from regrow.utils.batches import batch_size, bound_forward, device_of, noise_like, resize_batch
 from regrow.utils.errors import ConfigError
 from regrow.utils.imports import import_optional
@@ -175,18 +176,8 @@ def _check(model: nn.Module, file: Path, to: str, inputs: list[Any]) -> float:
 
 
 def _onnx_runner(file: Path) -> Runner:
-    runtime = import_optional("ONNX", "export", "onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
-
-    def run(example: Any) -> list[Tensor]:
-        given = [leaf.contiguous().numpy() for leaf in _tensors(example)]
-        outputs = session.run(None, dict(zip(names, given, strict=True)))
-        return [torch.from_numpy(array) for array in outputs]
-
-    return run
+    network = OnnxNetwork(file)
+    return lambda example: _tensors(network(example))
 
 
 def _program_runner(file: Path) -> Runner:

@@ -70,8 +70,13 @@ def _page_data(tasks: Sequence[Task]) -> dict[str, Any]:
     return {
         "tasks": _round(plots),
         "columns": [column._asdict() for column in COLUMNS],
-        "rows": [[row[name] for name in NAMES] for row in rows],
+        "rows": [
+            [*row, index]  # in the order of the columns, with the number of the task
+            for index, task in enumerate(tasks)
+            for row in task.rows[[*NAMES]].to_numpy().tolist()
+        ],
         "runs": _round([_run_data(row, limit) for row in finals]),
+        "settings": [row["run"].settings for row in finals],
     }
 
 
@@ -86,7 +91,8 @@ def _point_data(point: Point) -> dict[str, Any]:
     overrides = [word for word in point.run.overrides if not word.startswith("seed=")]
     text = load_template("hover.html.j2").render(point=point, overrides=overrides)
     fronts = [" ".join(front) for front in sorted(point.fronts)]
-    return {"x": point.x, "y": point.y, "levels": point.levels, "fronts": fronts, "text": text}
+    shared = {"x": point.x, "y": point.y, "levels": point.levels, "fronts": fronts, "text": text}
+    return {"name": point.name, "of": point.run.result.get("of"), **shared}
 
 
 def _run_data(row: Values, limit: int) -> dict[str, Any]:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regrow.report.load import Run
+from regrow.utils.errors import join_limited
 from regrow.utils.imports import import_optional
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ def compute_spreads(groups: Any, columns: Sequence[str]) -> list[dict[str, Sprea
 class Point:
     """One operating point over its seeds; `x` and `y` have what was measured in all runs."""
 
+    name: str  # its method; of a dense baseline, its epochs and seeds
     run: Run  # the first one
     methods: list[str]  # its method; for a dense baseline, all methods compared with it
     seeds: list[int]  # the different ones, sorted
@@ -185,7 +188,7 @@ def tabulate_means(plot: Plot) -> DataFrame:
     rows = []
     for point in (*(point for one in plot.series for point in one.points), *plot.dense):
         of = point.run.result.get("of") if "sparsity" in point.x else None
-        row = {"Method": point.methods[0] if of else "dense baseline", "Of": of}
+        row = {"Method": point.name, "Of": of}
         for name, (heading, times, form) in _MEANS.items():
             if spread := (point.x | point.y).get(name):
                 text = spread.format(form, times)
@@ -211,7 +214,7 @@ def _make_points(rows: DataFrame) -> list[Point]:
     for own, spreads in zip(facts.itertuples(), compute_spreads(groups, _MEASURED), strict=True):
         x = {name: spreads[column] for name, column in AXES.items() if column in spreads}
         y = {name: spreads[name] for name in MEASURES if name in spreads}
-        point = Point(own.run[0], own.method[:1], sorted({*own.seed}), x, y)
+        point = Point(own.method[0], own.run[0], own.method[:1], sorted({*own.seed}), x, y)
         key, sparsity = own.Index
         if sparsity < 0:
             finals[key] = point
@@ -243,5 +246,18 @@ def _make_dense_points(rows: DataFrame) -> list[Point]:
         y = {name.removeprefix("dense_"): spreads[name] for name in _DENSE[1:] if name in spreads}
         y["accuracy_drop"] = Spread(0.0, None, len(once))
         methods, seeds = sorted({*own["method"]}), sorted({*once["seed"]})
-        points.append(Point(own["run"].iloc[0], methods, seeds, x, y))
+        points.append(
+            Point(_name_dense(own["run"].iloc[0], seeds), own["run"].iloc[0], methods, seeds, x, y)
+        )
+    names = Counter(point.name for point in points)
+    for point in points:
+        if names[point.name] > 1:
+            point.name += f" (of {join_limited(point.methods)})"
     return points
+
+
+def _name_dense(run: Run, seeds: Sequence[int]) -> str:
+    """Name a dense baseline by its budget and its seeds."""
+    epochs = run.result.get("epochs")
+    budget = "trained before" if epochs is None else f"{epochs} epochs"
+    return f"dense, {budget}, seed{'s' * (len(seeds) > 1)} {join_limited(map(str, seeds), 5)}"

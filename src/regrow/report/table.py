@@ -61,6 +61,7 @@ COLUMNS = (
     Column("latency_device", "Timed on", text=True, source="latency.device"),
     Column("threads", "Threads", "", 0, source="latency.threads"),
     Column("batch", "Batch", "timed", 0, source="latency.batch"),
+    Column("dense_baseline", "Dense baseline", text=True),
     Column("epochs", "Epochs", "total", 0),
     Column("level_epoch", source="level.epoch"),
     Column("start", "Start", text=True),

@@ -68,6 +68,8 @@ def _make_task(runs: Sequence[Run]) -> Task:
         records += [row | keys for row in run_rows(run, names[method_key(run)])]
     rows = pandas.DataFrame(records, dtype=object)
     plot, dense = make_plot(rows), runs[0].dense
+    dense_names = {baseline_key(one.run, seeds=False): one.name for one in plot.dense}
+    rows["dense_baseline"] = rows["baseline_kind"].map(dense_names)
     advice = find_unfair([(names[method_key(run)], run) for run in runs])
     return Task(
         " · ".join((data_name(runs[0]), model_name(runs[0]), *other_metric(runs[0]))),

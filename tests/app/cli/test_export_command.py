@@ -254,6 +254,37 @@ def test_command_line_options_select_format_and_path(cut, tmp_path, monkeypatch,
     assert "names no format" in capsys.readouterr().err
 
 
+def test_int8_file_keeps_masks_and_is_compared_with_float32(job, tmp_path, capsys):
+    cfg = job(*GMP)
+    result = train(cfg)
+    configured(cfg, tmp_path)
+    checkpoint = tmp_path / "run" / result["checkpoint"]
+    capsys.readouterr()
+    export_checkpoint(checkpoint, "onnx", tmp_path / "digits.onnx", int8=True)
+    shown = capsys.readouterr().out.partition("int8.onnx")[2]
+    files = [tmp_path / name for name in ("digits.onnx", "digits.int8.onnx")]
+    sizes = [file.stat().st_size for file in files]
+    assert row(shown, "bytes on disk")[:2] == [f"{size:,}" for size in sizes]
+    data = build_data(cfg)
+    data.setup("test")
+    scores = []
+    for file in files:
+        session = onnxruntime.InferenceSession(file)
+        name = session.get_inputs()[0].name
+        right = [
+            session.run(None, {name: x.numpy()})[0].argmax(1) == y.numpy()
+            for x, y in data.test_dataloader()
+        ]
+        scores.append(f"{np.concatenate(right).mean():.4f}")
+    assert row(shown, "test accuracy")[:2] == scores
+    assert scores[0] == f"{result['pruned']['accuracy']:.4f}"
+    masks = torch.load(checkpoint, weights_only=True)["state_dict"]
+    pruned = sum(int((w == 0).sum()) for w in masks.values() if w.dim() > 1)
+    assert f"{pruned:,} of them zero as before" in shown
+    for batch in (1, 32):
+        assert float(row(shown, f"latency of {batch}, ms")[1]) > 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -130,3 +130,4 @@ def test_a_recipe_loses_its_pruning_and_keeps_the_rest(here):
 def test_what_is_refused(here, capsys, words, message):
     assert main(["auto", *words]) == 1
     assert message in capsys.readouterr().err
+    assert not any(here.iterdir()), "a folder is left of a search that never began"

@@ -8,22 +8,25 @@ import gzip
 import os
 import tempfile
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from regrow.app.experiment.load_run import combined_masks, load_run, load_small
 from regrow.app.training.build import build_data, build_module, network_of
-from regrow.app.training.module_metrics import split_of
+from regrow.app.training.classifier import Task
+from regrow.app.training.module_metrics import evaluate, metric_of, split_of
 from regrow.channels.cut.channel_cut import ChannelCut, load
 from regrow.io.export import SUFFIXES, Exported, export, written_size
 from regrow.io.files import temporary_beside
+from regrow.io.onnx_network import OnnxNetwork, quantize_onnx
 from regrow.masks.masks import Masks
 from regrow.profiling.cost import cost
 from regrow.profiling.latency import Comparison, compare_latency
@@ -36,7 +39,12 @@ _BATCHES = (1, 32)  # batch sizes of the latency measurements
 
 
 def export_checkpoint(
-    path: Path, to: str, out: Path, sparse: bool = False, values: str | None = None
+    path: Path,
+    to: str,
+    out: Path,
+    sparse: bool = False,
+    values: str | None = None,
+    int8: bool = False,
 ) -> None:
     """Export the network of a run's checkpoint, check the file, and print its cost.
 
@@ -46,6 +54,7 @@ def export_checkpoint(
         out: The file to write.
         sparse: Leave out zeros, see `regrow.export`.
         values: Type to which the values of a sparse file are rounded.
+        int8: Whether to convert the ONNX file to a second one, `NAME.int8.onnx`.
 
     Raises:
         ConfigError: If the checkpoint is not of a run, or the network cannot be exported.
@@ -67,6 +76,14 @@ def export_checkpoint(
     repeats = max(2, int(OmegaConf.select(cfg, "latency.repeats", default=50)))
     sizes, masks = (dense_bytes, exported.bytes), combined_masks(checkpoint)
     console.print(cost_table(dense, small, masks, sizes, images, repeats))
+    if int8:
+        done = quantize_onnx(out, out.with_suffix(".int8.onnx"), training_batches(data))
+        console.print(
+            f"{os.path.relpath(done.path)}: {done.weights:,} weights in int8, {done.zeros:,} of "
+            f"them zero as before; outputs differ by {done.error:.1e} of the largest at most",
+            soft_wrap=True,
+        )
+        console.print(int8_table(cfg, small, data, (out, done.path), images, repeats))
     if to == "safetensors":
         console.print(file_table(network_of(small), plan, values))
 
@@ -135,6 +152,50 @@ def cost_table(
         table.caption += (
             "; parameters and MACs exclude masked weights, which a dense kernel multiplies as zeros"
         )
+    return table
+
+
+def training_batches(data: pl.LightningDataModule) -> Iterable[Any]:
+    """Return the batches of the training set, on which ranges of activations are measured."""
+    data.prepare_data()
+    data.setup("fit")
+    loader: Iterable[Any] = data.train_dataloader()
+    return loader
+
+
+def int8_table(
+    cfg: DictConfig,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    files: tuple[Path, Path],
+    images: Tensor,
+    repeats: int,
+) -> Table:
+    """Return a table that compares the ONNX files of a network in float32 and int8."""
+    table = Table("", title="int8")
+    for head in ("float32", "int8", "change"):
+        table.add_column(head, justify="right")
+    networks = [OnnxNetwork(file) for file in files]
+    if isinstance(module, Task):  # another LightningModule has no network that can be replaced
+        split, (metric, _) = split_of(module, data), metric_of(cfg, module)
+        scores = []
+        for network in networks:
+            module.network = network
+            scores.append(evaluate(cfg, module, data)[metric])
+        change = f"{scores[1] - scores[0]:+.4f}"
+        table.add_row(f"{split} {metric}", *(f"{score:.4f}" for score in scores), change)
+    sizes = [file.stat().st_size for file in files]
+    table.add_row("bytes on disk", *(f"{n:,}" for n in sizes), f"{sizes[0] / sizes[1]:.2f}x fewer")
+    for batch in _BATCHES if networks[0].batch is None else (networks[0].batch,):
+        timed = compare_latency(
+            networks[0], networks[1], resize_batch(images, batch), repeats=repeats
+        )
+        slow, fast = timed.reference.median_ms, timed.model.median_ms
+        table.add_row(f"latency of {batch}, ms", f"{slow:.3f}", f"{fast:.3f}", str(timed.speedup))
+    table.caption = (
+        f"latency: median of {repeats} passes each, in alternation, ONNX Runtime on the CPU, "
+        f"{torch.get_num_threads()} thread(s)"
+    )
     return table
 
 

@@ -127,6 +127,7 @@ def _inspect(parser: Parser, args: list[str]) -> None:
 def _export(parser: Parser, args: list[str]) -> None:
     parser.add_argument("--to", action=Once, metavar="FORMAT", help=", ".join(EXPORTS))
     parser.add_argument("--out", action=Once, metavar="PATH", help="the file to write")
+    parser.add_argument("--int8", action="store_true", help="write a second ONNX file, in int8")
     parser.add_argument("--sparse", action="store_true", help="safetensors without the zeros")
     parser.add_argument(
         "--values", action=Once, metavar="TYPE", help="round values of --sparse: fp16, int8 (lossy)"
@@ -142,7 +143,9 @@ def _export(parser: Parser, args: list[str]) -> None:
 
     out = Path(options.out) if options.out else path.with_suffix(f".{to}")
     to = chosen_format(out, to, options.sparse, options.values)
-    export_checkpoint(path, to, out, options.sparse, options.values)
+    if options.int8 and to != "onnx":
+        raise ConfigError(f"--int8 writes ONNX, got --to {to}: write --to onnx --int8")
+    export_checkpoint(path, to, out, options.sparse, options.values, options.int8)
 
 
 def _doctor(parser: Parser, args: list[str]) -> None:

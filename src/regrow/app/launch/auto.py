@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,8 @@ def run_auto(options: AutoOptions) -> Path:
         StateError: If it was interrupted.
     """
     quiet_third_party()
+    with tempfile.TemporaryDirectory() as scratch:  # what is refused leaves no folder
+        _compose_dense(options.words, Path(scratch))
     folder = options.out or _default_folder(options)
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder, "search", "write another --out"), handle_sigterm():
@@ -97,10 +100,7 @@ class _Ladder:
 
     def __init__(self, options: AutoOptions, folder: Path) -> None:
         self.options, self.folder = options, folder
-        self.name, self.words, start = without_pruning(options.words, folder)
-        given = [] if start == SCRATCH else ["trainer.max_epochs=0"]
-        words = [*self.words, "pruning=none", f"start={start}", *given]
-        self.cfg = compose_job(words, folder / "dense")
+        self.name, self.words, self.cfg = _compose_dense(options.words, folder)
         self.monitor = str(self.cfg.monitor)
         self.result = train(self.cfg)
         block = self.result["dense"]
@@ -254,6 +254,14 @@ class _Ladder:
 
 def _skipped(name: str, why: str) -> Attempt:
     return Attempt(name, "not tried", 0, why=why)
+
+
+def _compose_dense(words: Sequence[str], folder: Path) -> tuple[str, list[str], DictConfig]:
+    """Return the recipe's name, the words without pruning, and the job of the dense network."""
+    name, kept, start = without_pruning(words, folder)
+    given = [] if start == SCRATCH else ["trainer.max_epochs=0"]
+    dense = [*kept, "pruning=none", f"start={start}", *given]
+    return name, kept, compose_job(dense, folder / "dense")
 
 
 def without_pruning(words: Sequence[str], folder: Path) -> tuple[str, list[str], str]:

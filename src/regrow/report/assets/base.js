@@ -34,7 +34,7 @@ function axisStyle(c, more = {}) {
 
 function layoutStyle(c, more = {}) {
   return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    paper_bgcolor: c.card, plot_bgcolor: c.card, ...(printing() ? { width: 960 } : {}), // fits A4 and Letter
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: c.ink },
     hoverlabel: { bgcolor: c.card, bordercolor: c.edge, font: { color: c.ink, size: 12.5 }, align: "left" },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: c.soft, activecolor: c.ink },
@@ -44,8 +44,7 @@ function layoutStyle(c, more = {}) {
 
 const CONFIG = {
   responsive: true, displaylogo: false, showSendToCloud: false, displayModeBar: innerWidth > 640 ? "hover" : false,
-  modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
-  toImageButtonOptions: { format: "svg", filename: "regrow" },
+  modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "toImage"],
 };
 
 // Buttons of which one is pressed; calls `onChoice` with its name.
@@ -60,6 +59,23 @@ function makeChoice(parent, names, labels, pressed, onChoice) {
     });
     parent.append(button);
   }
+}
+
+const printing = () => document.documentElement.classList.contains("print");
+const svgButton = (place) => document.querySelector(`.svg[data-plot=${place.id}]`);
+
+function note(place, text) {
+  Plotly.purge(place);
+  place.style.height = "";
+  place.replaceChildren(element("p", text, { class: "fine" }));
+  svgButton(place).hidden = true;
+}
+
+function draw(place, traces, layout) {
+  if (!place.classList.contains("js-plotly-plot")) place.replaceChildren();
+  if (layout.height) place.style.height = `${layout.height}px`;
+  svgButton(place).hidden = false;
+  return Plotly.react(place, traces, layout, CONFIG);
 }
 
 // Decompress an element's text: gzip in base64.

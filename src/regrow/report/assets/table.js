@@ -1,11 +1,19 @@
-// The table: sorted by a click on a heading, filtered by words, saved as CSV.
+// The table: sorted by a click on a heading, filtered by words, saved as CSV; its boxes choose runs.
 
 // Columns shown once, above the table, if equal in all rows.
-const ONCE = new Set(["data", "model", "dense_params", "dense_macs", "latency_device", "threads", "batch", "epochs", "start", "lr", "train_batch"]);
+const ONCE = new Set(["data", "model", "dense_baseline", "dense_params", "dense_macs", "latency_device", "threads", "batch", "epochs", "start", "lr", "train_batch"]);
 const MAX_ROWS = 500; // more would make the page slow
 const table = { cells: [], final: 0, sort: null, descending: false, levels: false, words: [] };
 
-const valueOf = (row, column) => row[column.index];
+const valueOf = (row, column) => (column.value ? column.value(row) : row[column.index]);
+const taskOf = (row) => data.tasks[row[data.columns.length]];
+
+// The accuracy of a row against the mean of the reference.
+function difference(row) {
+  const [of, sparsity, accuracy] = ["of", "sparsity", "accuracy"].map((name) => row[table.places[name]]);
+  const point = referencePoint(taskOf(row), of, sparsity);
+  return point ? accuracy - point.y.accuracy[0] : null;
+}
 
 // The text of a cell; the unit is in the heading.
 function formatCell(row, column) {
@@ -14,7 +22,7 @@ function formatCell(row, column) {
   if (column.text) return value;
   const scaled = column.unit === "%" || column.unit === "points" ? value * 100 : value;
   if (column.digits === null) return String(scaled);
-  const format = { minimumFractionDigits: column.digits, maximumFractionDigits: column.digits };
+  const format = { minimumFractionDigits: column.digits, maximumFractionDigits: column.digits, signDisplay: column.value ? "exceptZero" : "auto" };
   return column.name === "seed" ? String(scaled) : scaled.toLocaleString("en", format);
 }
 
@@ -43,12 +51,16 @@ function drawTable() {
   const body = document.createDocumentFragment();
   for (const row of rows.slice(0, MAX_ROWS)) {
     const line = element("tr", null, row[table.final] === "yes" ? {} : { class: "level" });
+    line.append(element("td", null));
+    if (table.runs.has(row)) line.firstChild.append(runBox(table.runs.get(row)));
     for (const column of table.cells) {
       line.append(element("td", formatCell(row, column), column.text ? {} : { class: "number" }));
     }
     body.append(line);
   }
   byId("table").tBodies[0].replaceChildren(body);
+  const names = [...new Set(data.tasks.map((task) => referenceOf(task).name))].join("; ");
+  byId("reference-note").textContent = `Against reference: top-1 minus the mean of ${names}, at the same sparsity if that is a method.`;
   const first = rows.length > MAX_ROWS ? `, first ${MAX_ROWS} shown` : "";
   byId("count").textContent = `${rows.length} of ${data.rows.length} rows${first}`;
 }
@@ -62,7 +74,7 @@ function drawHead() {
     button.addEventListener("click", () => {
       table.descending = table.sort === column.name && !table.descending;
       table.sort = column.name;
-      for (const one of byId("table").tHead.rows[0].cells) one.setAttribute("aria-sort", "none");
+      for (const one of byId("table").tHead.querySelectorAll("[aria-sort]")) one.setAttribute("aria-sort", "none");
       cell.setAttribute("aria-sort", table.descending ? "descending" : "ascending");
       drawTable();
     });
@@ -70,7 +82,7 @@ function drawHead() {
     if (column.unit) cell.append(element("span", column.unit, { class: "unit" }));
     return cell;
   });
-  byId("table").tHead.rows[0].replaceChildren(...cells);
+  byId("table").tHead.rows[0].replaceChildren(element("th", "Show", { scope: "col" }), ...cells);
 }
 
 function csvText() {
@@ -87,14 +99,20 @@ function splitColumns() {
   const all = (column, test) => data.rows.every((row) => test(row[column.index]));
   const same = (column) => ONCE.has(column.name) && all(column, (value) => value === data.rows[0][column.index]);
   const shown = columns.filter((column) => column.heading && !all(column, (value) => value === null));
-  table.final = columns.findIndex((column) => column.name === "final");
+  table.places = Object.fromEntries(columns.map((column) => [column.name, column.index]));
   table.cells = shown.filter((column) => !same(column));
+  const after = table.cells.findIndex((column) => column.name === "accuracy_drop");
+  table.cells.splice(after + 1, 0, {
+    name: "difference", heading: "Against reference", unit: "points", digits: 2, value: difference,
+  });
   const words = shown.filter(same).map((column) => (
     `${column.heading}${column.unit ? ` (${column.unit})` : ""} ${formatCell(data.rows[0], column)}`));
   if (words.length) byId("constant").textContent = `In all rows: ${words.join(" · ")}`;
 }
 
 function startTable() {
+  table.final = data.columns.findIndex((column) => column.name === "final");
+  table.runs = new Map(data.rows.filter((row) => row[table.final] === "yes").map((row, i) => [row, i]));
   splitColumns();
   drawHead();
   drawTable();

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""An ONNX file in int8: zeros stay zero, and it computes nearly what the float file computes."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from regrow import ConfigError, StateError
+from regrow.io import onnx_network
+from regrow.io.onnx_network import OnnxNetwork, quantize_onnx
+
+X = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+    )
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(0.5, 2)
+    return net.eval()
+
+
+def arrays(path):
+    graph = onnx.load(path).graph
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A pruned network, its masks and its file."""
+    net, path = network(), tmp_path_factory.mktemp("exported") / "float.onnx"
+    masks = regrow.prune(net, 0.9)
+    with torch.no_grad():
+        net[4].weight[3] = 0  # a row of zeros has no largest weight to scale by
+    regrow.export(net, path, X)
+    return net, masks, path
+
+
+def test_masked_weights_are_zero_in_int8_and_others_are_rounded(exported, tmp_path):
+    net, masks, path = exported
+    result = quantize_onnx(path, tmp_path / "int8.onnx", [X])
+    found = arrays(tmp_path / "int8.onnx")
+    for name in ("0.weight", "4.weight"):
+        weight, int8 = found[f"{name}_scale"], found[f"{name}_quantized"]
+        assert int8.dtype == np.int8
+        assert not found[f"{name}_zero_point"].any()
+        assert not int8[~masks[name].numpy()].any()
+        # batch norm is folded into the convolution, as a factor of each output channel
+        scale = 1.0
+        if name == "0.weight":
+            scale = (net[1].weight / (net[1].running_var + net[1].eps).sqrt()).detach()
+            scale = scale.numpy()[:, None, None, None]
+        dense = net.get_parameter(name).detach().numpy() * scale
+        steps = weight.reshape(-1, *[1] * (dense.ndim - 1))
+        assert np.abs(int8 * steps - dense).max() <= (0.501 * steps).max()
+    zeros = sum(int((net.get_parameter(name) == 0).sum()) for name in masks)
+    assert (result.weights, result.zeros) == (8 * 9 + 2880, zeros)
+    assert result.bytes == (tmp_path / "int8.onnx").stat().st_size
+
+
+def test_outputs_are_near_those_of_the_float_file_at_any_batch_size(exported, tmp_path):
+    net, _, path = exported
+    result = quantize_onnx(path, tmp_path / "int8.onnx", [X])
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx")
+    for inputs in (X, X[:1]):
+        [found] = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+        right = net(inputs).detach().numpy()
+        assert np.abs(found - right).max() <= 0.1 * np.abs(right).max()
+    assert 0 < result.error <= 0.1
+
+
+def test_ranges_come_from_the_data(exported, tmp_path):
+    """The scale of the input is its range / 255, of so many samples as are asked for."""
+    batches = [(X[:8], torch.zeros(8)), (100 * X[8:], torch.zeros(8))]
+    for samples, inputs in ((8, [X[:8]]), (9, [X[:8], 100 * X[8:]])):
+        quantize_onnx(exported[2], tmp_path / "int8.onnx", batches, samples=samples)
+        found = arrays(tmp_path / "int8.onnx")
+        name = onnx.load(exported[2]).graph.input[0].name
+        width = max(float(x.max()) for x in inputs) - min(float(x.min()) for x in inputs)
+        assert found[f"{name}_scale"] == pytest.approx(width / 255, rel=1e-5)
+
+
+def test_a_lost_zero_raises_and_leaves_the_earlier_file(exported, tmp_path, monkeypatch):
+    (tmp_path / "int8.onnx").write_text("earlier")
+    constants = onnx_network._constants
+    monkeypatch.setattr(
+        onnx_network,
+        "_constants",
+        lambda file: {n: v * (v.dtype != np.float32) for n, v in constants(file).items()},
+    )
+    with pytest.raises(StateError, match="are not zero in int8"):
+        quantize_onnx(exported[2], tmp_path / "int8.onnx", [X])
+    assert (tmp_path / "int8.onnx").read_text() == "earlier"
+
+
+def test_no_data_and_no_weights_raise(exported, tmp_path):
+    with pytest.raises(ConfigError, match="give at least one batch"):
+        quantize_onnx(exported[2], tmp_path / "int8.onnx", [])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "relu",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 8])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 8])],
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "relu")
+    with pytest.raises(ConfigError, match="no layer with weights"):
+        quantize_onnx(tmp_path / "relu", tmp_path / "int8.onnx", [torch.ones(2, 8)])
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_an_onnx_file_is_a_network(exported):
+    net, _, path = exported
+    found = OnnxNetwork(path)
+    torch.testing.assert_close(found(X), net(X), rtol=1e-4, atol=1e-5)
+    assert found.batch is None
+    assert not [*found.parameters()]
