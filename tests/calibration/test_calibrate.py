@@ -2,6 +2,7 @@
 """`regrow.calibrate`: masks, refit, undo, and what it refuses."""
 
 import copy
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -272,3 +273,18 @@ def test_a_refit_does_not_run_what_comes_behind_the_layer_but_for_the_first_batc
     moments = paired_moments(layer, model, twin, dense, Data([*data(256).split(64)]))
     assert moments.rows == 256
     assert len(ran) == 1
+
+
+@pytest.mark.parametrize(("criterion", "rounds"), [("obs", 4), ("wanda", 1)])
+def test_a_terminal_shows_each_layer_that_is_refitted(monkeypatch, criterion, rounds):
+    shown = []
+
+    @contextmanager
+    def bar(total):
+        shown.append(total)
+        yield shown.append
+
+    monkeypatch.setattr("regrow.calibration.calibrate.progress_bar", bar)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    regrow.calibrate(net, [torch.randn(64, 8)], 0.5, criterion=criterion)
+    assert shown == [2 * rounds, *["refit of 0.weight", "refit of 2.weight"] * rounds]

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from regrow.utils.errors import (
     check_sparsity,
 )
 from regrow.utils.names import named_parameters
+from regrow.utils.progress_bar import progress_bar
 
 NAMES = (*CRITERIA, "magnitude")
 ROUNDS = 4  # of scores, masks and a refit, on the way to the sparsity
@@ -149,12 +151,16 @@ def _prune_and_refit(
     layers = calibrated_layers(model, settings["include"], settings["exclude"])
     dense = copy.deepcopy(model) if refit else model
     before = {name: p.detach().clone() for name, p in named_parameters(model).items()}
+    rounds = refit and criterion == "obs"
     try:
-        start = score_in_rounds if refit and criterion == "obs" else score_once
-        ordered, scores = start(model, layers, data, criterion, sparsity, damping, settings)
-        result = Calibration(prune(model, sparsity, criterion=scores, **settings))
-        if refit:
-            result.rows = refit_layers(model, dense, ordered, result.masks, data, damping)
+        with progress_bar(len(layers) * (ROUNDS if rounds else 1)) as advance:
+            start = partial(score_in_rounds, advance=advance) if rounds else score_once
+            ordered, scores = start(model, layers, data, criterion, sparsity, damping, settings)
+            result = Calibration(prune(model, sparsity, criterion=scores, **settings))
+            if refit:
+                result.rows = refit_layers(
+                    model, dense, ordered, result.masks, data, damping, advance=advance
+                )
     except BaseException:
         Calibration(Masks({}), dense=before).undo(model)
         raise
@@ -185,6 +191,7 @@ def score_in_rounds(
     sparsity: float,
     damping: float,
     settings: Mapping[str, Any],
+    advance: Callable[[str], None] | None = None,
 ) -> tuple[list[LayerRows], Scores | str]:
     """Score the layers after each of a few rounds in which a copy is pruned and refitted.
 
@@ -196,6 +203,7 @@ def score_in_rounds(
         sparsity: Each round keeps the same fraction of the weights; the last gives this sparsity.
         damping: See `calibrate`.
         settings: Keyword arguments of `regrow.prune`.
+        advance: Called with each layer before its refit, for a progress bar.
 
     Returns:
         The layers of the model in the order in which they run, and the last scores.
@@ -213,7 +221,7 @@ def score_in_rounds(
         if own := settings.get("layers"):
             now["layers"] = {name: _part_of(value, done) for name, value in own.items()}
         masks = prune(copied, _part_of(sparsity, done), criterion=scores, **now)
-        refit_layers(copied, model, again, masks, data, damping)
+        refit_layers(copied, model, again, masks, data, damping, advance=advance)
         _, scores = score_once(copied, again, data, criterion, sparsity, damping, settings)
     return ordered, scores
 
@@ -370,6 +378,7 @@ def refit_layers(
     data: Data,
     damping: float,
     kept: Mapping[str, Tensor] | None = None,
+    advance: Callable[[str], None] | None = None,
 ) -> dict[str, int]:
     """Refit layers in their order, each on what the model with the layers before it computes.
 
@@ -382,6 +391,7 @@ def refit_layers(
         damping: See `refit_rows`.
         kept: Bool, which outputs of a layer of the copy the model's layer has, by name of the
             weight; all where there is none.
+        advance: Called with each layer before its refit, for a progress bar.
 
     Returns:
         The number of input rows of each layer.
@@ -391,6 +401,8 @@ def refit_layers(
     for layer in layers:
         if layer.name not in masks:
             continue
+        if advance is not None:
+            advance(f"refit of {layer.name}")
         twin = replace(layer, module=pairs[layer.module])
         outputs = None if kept is None else kept.get(layer.name)
         moments = paired_moments(layer, model, twin, dense, data, outputs)
