@@ -157,6 +157,7 @@ class Recorder(TorchDispatchMode):
         self._nodes = WeakTensorKeyDictionary()
         self.known = set[fx.Node]()  # values of weights, constants and targets
         self.exact = True
+        self._layers = False  # whether one ran
         self._read = ""  # where the first number was made from data
         self._own = {id(tensor): name for name, tensor in tensors(model).items()}
         lists = tree_leaves(example_input, is_leaf=is_list_of_dictionaries)
@@ -168,8 +169,10 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs, name = kwargs or {}, operator_name(func)
-        if self._read and _is_product(name):
-            raise DataDecides(self._read)
+        if _is_product(name):
+            self._layers = True
+            if self._read:
+                raise DataDecides(self._read)
         given = tree_map_only(Tensor, self.node, (args, kwargs))
         known = name in OVERFLOW_CHECKS or all(
             node in self.known for node in tree_leaves(given) if isinstance(node, fx.Node)
@@ -179,6 +182,8 @@ class Recorder(TorchDispatchMode):
         if out is not None and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
             if not known:
                 self.exact, self._read = False, self._read or f"{name} in {self._path[-1]}"
+                if not self._layers:  # which ones run may depend on it
+                    raise DataDecides(self._read)
             return out
         node = self.graph.call_function(func, *given)
         node.meta["val"] = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), out)
