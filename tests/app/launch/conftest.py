@@ -67,6 +67,10 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, list[Path]]]:
     return asked
 
 
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def begin(checkout: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `regrow train -m WORDS...` in its own process session, killed after the test."""
@@ -78,7 +82,9 @@ def begin(checkout: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
         environ.pop("HYDRA_FULL_ERROR", None)
         command = [sys.executable, "-m", "regrow", "train", "-m", *TINY, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        job = subprocess.Popen(command, cwd=tmp_path, env=environ, start_new_session=True, **pipes)
+        where = {"cwd": tmp_path, "env": environ, "start_new_session": True}
+        # tests that run in the background of a shell ignore SIGINT, and so would their children
+        job = subprocess.Popen(command, preexec_fn=heed_interrupts, **where, **pipes)
         started.append(job)
         return job
 
