@@ -3,10 +3,13 @@
 
 import gloo_ranks
 import pytest
+from sharded_fits import SHARDED
 
 pytestmark = pytest.mark.usefixtures("real_device")
 
-SETUP = """
+SETUP = (
+    SHARDED
+    + """
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
@@ -26,13 +29,6 @@ METHODS = {
     "regrow": lambda: [MagnitudePruning(0.8, schedule=LEVELS),
                        Regrow("12it", 0.25, by="gradient", init="zero")],
 }
-
-class Sharded(Net):
-    def configure_model(self):
-        if not any(isinstance(parameter, DTensor) for parameter in self.parameters()):
-            mesh = self.device_mesh["data_parallel"]
-            fully_shard(self.body[0], mesh=mesh)
-            fully_shard(self.body, mesh=mesh)
 
 def sharded(*callbacks, parts=False, **kw):
     strategy = ModelParallelStrategy(1, 1, save_distributed_checkpoint=parts,
@@ -56,6 +52,7 @@ def check(module, pruning, placed):
             mask = mask.full_tensor() if isinstance(mask, DTensor) else mask
             assert not value[~mask.cpu()].any(), name
 """
+)
 
 COMPARED = """
 for name, make in METHODS.items():

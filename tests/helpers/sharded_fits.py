@@ -1,7 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Program text for `gloo_ranks.run`: fits whose parameters FSDP2 shards among the ranks."""
 
-SETUP = """
+SHARDED = """
+class Sharded(Net):
+    def configure_model(self):
+        if not any(isinstance(parameter, DTensor) for parameter in self.parameters()):
+            mesh = self.device_mesh["data_parallel"]
+            fully_shard(self.body[0], mesh=mesh)
+            fully_shard(self.body, mesh=mesh)
+"""
+
+SETUP = (
+    SHARDED
+    + """
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch import nn
@@ -19,13 +30,6 @@ from regrow import (
 )
 from regrow.utils.errors import ConfigError, StateError
 from regrow.distributed.shard import reshard_fsdp, local_tensor
-
-class Sharded(Net):
-    def configure_model(self):
-        if not any(isinstance(parameter, DTensor) for parameter in self.parameters()):
-            mesh = self.device_mesh["data_parallel"]
-            fully_shard(self.body[0], mesh=mesh)
-            fully_shard(self.body, mesh=mesh)
 
 def sharded(*callbacks, parts=False, **kw):
     strategy = ModelParallelStrategy(
@@ -50,3 +54,4 @@ def saver(name):
 
 KEPT = {"enable_checkpointing": True}
 """
+)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -151,11 +150,12 @@ def _prune_and_refit(
     layers = calibrated_layers(model, settings["include"], settings["exclude"])
     dense = copy.deepcopy(model) if refit else model
     before = {name: p.detach().clone() for name, p in named_parameters(model).items()}
-    rounds = refit and criterion == "obs"
+    rounds = rounds_of(criterion, refit, settings.get("granularity", "weight"))
     try:
-        with progress_bar(len(layers) * (ROUNDS if rounds else 1)) as advance:
-            start = partial(score_in_rounds, advance=advance) if rounds else score_once
-            ordered, scores = start(model, layers, data, criterion, sparsity, damping, settings)
+        with progress_bar(len(layers) * rounds) as advance:
+            ordered, scores = score_in_rounds(
+                model, layers, data, criterion, sparsity, damping, settings, rounds, advance
+            )
             result = Calibration(prune(model, sparsity, criterion=scores, **settings))
             if refit:
                 result.rows = refit_layers(
@@ -169,18 +169,15 @@ def _prune_and_refit(
     return result
 
 
-def score_once(
-    model: nn.Module,
-    layers: Sequence[LayerRows],
-    data: Data,
-    criterion: str,
-    sparsity: float,
-    damping: float,
-    settings: Mapping[str, Any],
-) -> tuple[list[LayerRows], Scores | str]:
-    """Score the layers as they are; see `score_layers`."""
-    wanted = layer_sparsities(layers, settings["distribution"], sparsity)
-    return score_layers(model, layers, data, criterion, wanted, damping)
+def rounds_of(criterion: str, refit: bool, granularity: str) -> int:
+    """Return the number of rounds in which a criterion prunes, each with scores and a refit.
+
+    Example:
+        >>> rounds_of("obs", True, "weight"), rounds_of("obs", True, "2:4")
+        (4, 1)
+    """
+    fixed = isinstance(make_granularity(granularity), NofM)
+    return ROUNDS if refit and criterion == "obs" and not fixed else 1
 
 
 def score_in_rounds(
@@ -191,9 +188,10 @@ def score_in_rounds(
     sparsity: float,
     damping: float,
     settings: Mapping[str, Any],
+    rounds: int,
     advance: Callable[[str], None] | None = None,
 ) -> tuple[list[LayerRows], Scores | str]:
-    """Score the layers after each of a few rounds in which a copy is pruned and refitted.
+    """Score the layers for a last round, after earlier ones that prune and refit a copy.
 
     Args:
         model: The dense model, which stays as it is.
@@ -203,32 +201,35 @@ def score_in_rounds(
         sparsity: Each round keeps the same fraction of the weights; the last gives this sparsity.
         damping: See `calibrate`.
         settings: Keyword arguments of `regrow.prune`.
+        rounds: Their number, see `rounds_of`.
         advance: Called with each layer before its refit, for a progress bar.
 
     Returns:
         The layers of the model in the order in which they run, and the last scores.
     """
-    ordered, scores = score_once(model, layers, data, criterion, sparsity, damping, settings)
+    wanted = layer_sparsities(layers, settings["distribution"], sparsity)
+    ordered, scores = score_layers(model, layers, data, criterion, wanted, damping)
+    if rounds == 1:
+        return ordered, scores
     copied = copy.deepcopy(model)
     twins = {
         twin.name: twin
         for twin in calibrated_layers(copied, settings["include"], settings["exclude"])
     }
     again = [twins[layer.name] for layer in ordered]
-    fixed = isinstance(make_granularity(settings.get("granularity", "weight")), NofM)
-    for done in range(1, 1 if fixed else ROUNDS):
+    for done in range(1, rounds):
         now = dict(settings)
         if own := settings.get("layers"):
-            now["layers"] = {name: _part_of(value, done) for name, value in own.items()}
-        masks = prune(copied, _part_of(sparsity, done), criterion=scores, **now)
+            now["layers"] = {n: _part_of(value, done / rounds) for n, value in own.items()}
+        masks = prune(copied, _part_of(sparsity, done / rounds), criterion=scores, **now)
         refit_layers(copied, model, again, masks, data, damping, advance=advance)
-        _, scores = score_once(copied, again, data, criterion, sparsity, damping, settings)
+        _, scores = score_layers(copied, again, data, criterion, wanted, damping)
     return ordered, scores
 
 
-def _part_of(sparsity: float, rounds: int) -> float:
-    """Return the sparsity after some of the rounds, which keep equal fractions."""
-    return float(1 - (1 - sparsity) ** (rounds / ROUNDS))
+def _part_of(sparsity: float, share: float) -> float:
+    """Return the sparsity after a share of the rounds, which keep equal fractions."""
+    return float(1 - (1 - sparsity) ** share)
 
 
 def check_distribution(criterion: str, distribution: str | None) -> str:

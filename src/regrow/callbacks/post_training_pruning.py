@@ -18,8 +18,8 @@ from regrow.calibration.calibrate import (
     check_distribution,
     inputs_of,
     refit_layers,
+    rounds_of,
     score_in_rounds,
-    score_once,
 )
 from regrow.calibration.moments import Data
 from regrow.calibration.repair_ladder import agreement_with, climb
@@ -273,11 +273,11 @@ class Calibrated(GradualMagnitude):
         layers = calibrated_layers(module, self.config.include, self.config.exclude)
         names = ("distribution", "granularity", "include", "exclude", "seed")
         settings = {name: getattr(self.config, name) for name in names}
-        start = score_in_rounds if dense is not None and self.scoring == "obs" else score_once
+        rounds = rounds_of(self.scoring, dense is not None, self.config.granularity)
         original = module if dense is None else dense
         known = calibrated_layers(original, self.config.include, self.config.exclude)
-        ordered, scores = start(
-            original, known, data, self.scoring, sparsity, self.damping, settings
+        ordered, scores = score_in_rounds(
+            original, known, data, self.scoring, sparsity, self.damping, settings, rounds
         )
         by_name = {layer.name: layer for layer in layers}
         ordered = [by_name[layer.name] for layer in ordered]

@@ -30,7 +30,7 @@ def runs(module_job):
     return folders
 
 
-def test_accuracy(state):
+def accuracy_on_test(state):
     """By a plain loop over a plain network."""
     from regrow.app.data.digits import Digits
 
@@ -43,9 +43,6 @@ def test_accuracy(state):
         return (network.eval()(images).argmax(1) == labels).double().mean().item()
 
 
-test_accuracy.__test__ = False
-
-
 def test_the_written_network_is_what_the_result_says_and_undone_it_is_the_dense_one(runs, capsys):
     dense = runs["dense"] / "checkpoints" / "best.ckpt"
     assert main(["free", str(dense), "--max-drop", "3"]) == 0
@@ -54,8 +51,8 @@ def test_the_written_network_is_what_the_result_says_and_undone_it_is_the_dense_
     result, pruned = read_json(folder / "result.json"), folder / "checkpoints" / "best.ckpt"
     assert str(pruned) in shown.replace("\n", "")
     before, after = (read_checkpoint(path)["state_dict"] for path in (dense, pruned))
-    assert result["dense"]["accuracy"] == pytest.approx(test_accuracy(before), abs=1e-6)
-    assert result["pruned"]["accuracy"] == pytest.approx(test_accuracy(after), abs=1e-6)
+    assert result["dense"]["accuracy"] == pytest.approx(accuracy_on_test(before), abs=1e-6)
+    assert result["pruned"]["accuracy"] == pytest.approx(accuracy_on_test(after), abs=1e-6)
     zeros = sum(int((after[name] == 0).sum()) for name in result["layers"])
     weights = sum(after[name].numel() for name in result["layers"])
     assert result["sparsity"] == pytest.approx(zeros / weights)

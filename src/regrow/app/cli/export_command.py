@@ -8,7 +8,7 @@ import gzip
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,7 @@ def cost_table(
     repeats: int,
 ) -> Table:
     """Return a table that compares the dense network with the exported one."""
-    table = Table("", title="cost")
-    for head in ("dense", "exported", "change"):
-        table.add_column(head, justify="right")
+    table = _comparison_table("cost", "dense", "exported")
     before, after = cost(dense, images[:1]), cost(small, images[:1], masks)
     for label, old, new in (
         ("parameters", before.params, after.params),
@@ -141,17 +139,9 @@ def cost_table(
     ):
         table.add_row(label, f"{old:,}", f"{new:,}", f"{old / max(1, new):.2f}x fewer")
     networks = [network_of(dense), network_of(small)]
-    for label, timed in _compare_latencies(networks, images, repeats).items():
-        slow, fast = timed.reference.median_ms, timed.model.median_ms
-        table.add_row(label, f"{slow:.3f}", f"{fast:.3f}", str(timed.speedup))
-    table.caption = (
-        f"latency: median of {repeats} passes each, in alternation, PyTorch on the CPU, "
-        f"{torch.get_num_threads()} thread(s); change: ratio with its 95 % interval"
-    )
+    _add_latencies(table, _compare_latencies(networks, images, repeats), "PyTorch")
     if masks is not None:
-        table.caption += (
-            "; parameters and MACs exclude masked weights, which a dense kernel multiplies as zeros"
-        )
+        table.caption = f"{table.caption}; parameters and MACs exclude masked weights, which a dense kernel multiplies as zeros"
     return table
 
 
@@ -172,9 +162,7 @@ def int8_table(
     repeats: int,
 ) -> Table:
     """Return a table that compares the ONNX files of a network in float32 and int8."""
-    table = Table("", title="int8")
-    for head in ("float32", "int8", "change"):
-        table.add_column(head, justify="right")
+    table = _comparison_table("int8", "float32", "int8")
     networks = [OnnxNetwork(file) for file in files]
     if isinstance(module, Task):  # another LightningModule has no network that can be replaced
         split, (metric, _) = split_of(module, data), metric_of(cfg, module)
@@ -186,17 +174,33 @@ def int8_table(
         table.add_row(f"{split} {metric}", *(f"{score:.4f}" for score in scores), change)
     sizes = [file.stat().st_size for file in files]
     table.add_row("bytes on disk", *(f"{n:,}" for n in sizes), f"{sizes[0] / sizes[1]:.2f}x fewer")
-    for batch in _BATCHES if networks[0].batch is None else (networks[0].batch,):
-        timed = compare_latency(
+    compared = {
+        f"latency of {batch}, ms": compare_latency(
             networks[0], networks[1], resize_batch(images, batch), repeats=repeats
         )
-        slow, fast = timed.reference.median_ms, timed.model.median_ms
-        table.add_row(f"latency of {batch}, ms", f"{slow:.3f}", f"{fast:.3f}", str(timed.speedup))
-    table.caption = (
-        f"latency: median of {repeats} passes each, in alternation, ONNX Runtime on the CPU, "
-        f"{torch.get_num_threads()} thread(s)"
-    )
+        for batch in (_BATCHES if networks[0].batch is None else (networks[0].batch,))
+    }
+    _add_latencies(table, compared, "ONNX Runtime")
     return table
+
+
+def _comparison_table(title: str, first: str, second: str) -> Table:
+    table = Table("", title=title)
+    for head in (first, second, "change"):
+        table.add_column(head, justify="right")
+    return table
+
+
+def _add_latencies(table: Table, compared: Mapping[str, Comparison], runtime: str) -> None:
+    """Add the rows of latencies, by label, and how they were measured."""
+    for label, timed in compared.items():
+        slow, fast = timed.reference.median_ms, timed.model.median_ms
+        table.add_row(label, f"{slow:.3f}", f"{fast:.3f}", str(timed.speedup))
+    repeats = timed.model.repeats
+    table.caption = (
+        f"latency: median of {repeats} passes each, in alternation, {runtime} on the CPU, "
+        f"{torch.get_num_threads()} thread(s); change: ratio with its 95 % interval"
+    )
 
 
 def _export(
