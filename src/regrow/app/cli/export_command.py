@@ -141,7 +141,8 @@ def cost_table(
     networks = [network_of(dense), network_of(small)]
     _add_latencies(table, _compare_latencies(networks, images, repeats), "PyTorch")
     if masks is not None:
-        table.caption = f"{table.caption}; parameters and MACs exclude masked weights, which a dense kernel multiplies as zeros"
+        masked = "parameters and MACs exclude masked weights, which dense kernels multiply as zeros"
+        table.caption = f"{table.caption}; {masked}"
     return table
 
 

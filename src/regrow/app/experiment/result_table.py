@@ -45,7 +45,7 @@ def result_table(result: dict[str, Any]) -> Table:
 
 def levels_table(result: dict[str, Any]) -> Table:
     """Return the table of accuracy at each trained sparsity."""
-    table = Table("sparsity", "epoch", "validation", "test", title="levels")
+    table = Table("sparsity", "epoch", "validation", "test", title="best of each sparsity")
     metric = result.get("metric", "accuracy")
     for level in result["levels"]:
         cells = (level.get("val_accuracy"), level.get("test_accuracy"))
