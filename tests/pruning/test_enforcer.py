@@ -318,3 +318,42 @@ def test_parameters_sharded_later_are_masked_in_their_local_rows(one_rank):
     enforcer.weights()
     assert torch.equal(sharded.to_local(), mask.float())
     assert torch.equal(sharded.grad.to_local(), mask.float())
+
+
+def sampled(enforcer, calls):
+    """Whether one of so many checks, all of which are made, found a live weight."""
+    return sum(enforcer.is_sample_live() for _ in range(calls)) > 0
+
+
+@pytest.mark.parametrize("shape", [(70,), (5, 70), (4, 3, 3, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_check_of_a_sample_reads_each_weight_in_turn(shape, dtype):
+    """Within rows * width / 16 calls for each of two parameters, and no kept weight counts."""
+    torch.manual_seed(0)
+    weights = {name: nn.Parameter(torch.randn(shape).to(dtype)) for name in "ab"}
+    masks = {name: torch.rand(shape) < 0.5 for name in weights}
+    enforcer = MaskEnforcer(weights)
+    for name, mask in masks.items():
+        enforcer.set_mask(name, mask)
+    enforcer.weights()
+    assert sampled(enforcer, 2)  # a mask that is new calls for a full check
+    calls = 2 * weights["a"].numel()
+    assert not sampled(enforcer, calls)
+    for place in (~masks["b"]).flatten().nonzero().flatten().tolist():
+        weights["b"].data.view(-1)[place] = -0.0 if place % 2 else 1.0
+        assert sampled(enforcer, calls)
+        enforcer.weights()
+    assert not sampled(enforcer, calls)
+
+
+def test_the_check_of_a_sample_finds_a_dense_write_at_once():
+    weight = nn.Parameter(torch.randn(300, 784))
+    enforcer = MaskEnforcer({"w": weight})
+    enforcer.set_mask("w", torch.rand(300, 784) > 0.9)
+    enforcer.weights()
+    assert sampled(enforcer, 1)
+    assert not sampled(enforcer, 50)
+    weight.data.add_(1.0)
+    assert sampled(enforcer, 2)
+    weight.data = weight.data.clone()  # another storage, and dense
+    assert sampled(enforcer, 1)
