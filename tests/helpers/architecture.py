@@ -37,7 +37,6 @@ PACKAGES = (
     "data",
     "app.models",
     "app.config",
-    "app.data.loading",
     "app.data",
     "app.training",
     "app.experiment",

@@ -30,28 +30,14 @@ class Attempt(NamedTuple):
 
 
 def choose(attempts: Sequence[Attempt]) -> Attempt | None:
-    """Return the attempt with the fewest parameters among those that hold; None if none does.
-
-    Of equal ones the first, which trained less.
-
-    Example:
-        >>> a, b = Attempt("a", "", 0, params=9, holds=True), Attempt("b", "", 2, params=5)
-        >>> choose([a, b]).name, choose([a, b._replace(holds=True)]).name, choose([b])
-        ('a', 'b', None)
-    """
+    """Return the one with the fewest parameters that holds, of equal ones the first, if any."""
     return min((one for one in attempts if one.holds), key=lambda one: one.params, default=None)
 
 
 def write_page(
     record: Mapping[str, Any], attempts: Sequence[Attempt], chosen: Attempt | None
 ) -> str:
-    """Return the page of a search as Markdown.
-
-    Args:
-        record: Recipe, allowed loss and latency, epochs, metric, and the dense network.
-        attempts: In the order in which they were made.
-        chosen: The result of `choose`.
-    """
+    """Return the page of a search as Markdown; `record` has what is the same for all attempts."""
     holding = [one for one in attempts if one.holds]
     fastest = min(holding, key=lambda one: one.latency_ms, default=None)
     facts = {**record, "attempts": attempts, "chosen": chosen, "fastest": fastest}

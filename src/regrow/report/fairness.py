@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from regrow.report.load import Run
 from regrow.report.run_identity import SERVING
 from regrow.report.statistics import Point, Series
-from regrow.report.table import describe_start
+from regrow.report.table import describe_start, names_by_value
 from regrow.utils.errors import join_limited
 
 MIN_SEEDS = 3
@@ -38,30 +38,12 @@ class Advice(NamedTuple):
 
 
 def count_of(number: int, noun: str) -> str:
-    """Format a number with its noun.
-
-    Example:
-        >>> count_of(1, "job"), count_of(2, "job")
-        ('1 job', '2 jobs')
-    """
+    """Format a number with its noun."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def names_by_value(runs: NamedRuns, value: Callable[[Run], Hashable]) -> dict[Hashable, list[str]]:
-    """Map each value to the names of the methods that have it, in the order of the runs."""
-    names: dict[Hashable, dict[str, None]] = {}
-    for name, run in runs:
-        names.setdefault(value(run), {})[name] = None
-    return {key: list(group) for key, group in names.items()}
-
-
 def format_groups(groups: Mapping[Hashable, Iterable[str]]) -> str:
-    """Format values and their methods.
-
-    Example:
-        >>> format_groups({0.1: ["gmp", "imp"], 0.01: ["rigl"]})
-        '0.1 (gmp, imp); 0.01 (rigl)'
-    """
+    """Format values and their methods, such as "0.1 (gmp, imp); 0.01 (rigl)"."""
     parts = [f"{value} ({join_limited(names, 8)})" for value, names in groups.items()]
     return "; ".join(parts[:8]) + (f"; and {len(parts) - 8} more values" * (len(parts) > 8))
 
@@ -195,7 +177,7 @@ def find_unfair(runs: NamedRuns) -> list[Advice]:
     """Return warnings about differences of one task's runs that make a comparison unfair."""
     advice = []
     for check in CHECKS:
-        values = names_by_value(runs, check.value)
+        values = names_by_value((name, check.value(run)) for name, run in runs)
         values.pop(None, None)
         if len(values) > 1:
             finding = f"{check.label}: {format_groups(values)}."
@@ -206,10 +188,10 @@ def find_unfair(runs: NamedRuns) -> list[Advice]:
 
 def _check_training(runs: NamedRuns) -> Iterator[Advice]:
     """Compare optimizer, schedule, augmentation and the like, setting by setting."""
-    flat = {id(run): _flatten(_training_settings(run)) for _, run in runs}
+    flat = [(name, _flatten(_training_settings(run))) for name, run in runs]
     findings = []
-    for key in dict.fromkeys(key for settings in flat.values() for key in settings):
-        values = names_by_value(runs, lambda run: flat[id(run)].get(key, "not set"))  # noqa: B023
+    for key in dict.fromkeys(key for _, settings in flat for key in settings):
+        values = names_by_value((name, settings.get(key, "not set")) for name, settings in flat)
         if len(values) > 1:
             findings.append(f"{key} is {format_groups(values)}.")
     if findings:
@@ -224,19 +206,13 @@ def _check_starts(runs: NamedRuns) -> Iterator[Advice]:
     counted. Dense training within a job may differ in length if total epochs are equal.
     """
     same_epochs = len({describe_epochs(run) for _, run in runs}) == 1
-    by_seed: dict[int, dict[str, tuple[Run, dict[str, None]]]] = {}
-    for name, run in runs:
-        starts = by_seed.setdefault(run.result["seed"], {})
-        starts.setdefault(_start(run, same_epochs), (run, {}))[1][name] = None
-    for seed, starts in sorted(by_seed.items()):
-        given = any(r.setting("start") not in (None, "scratch") for r, _ in starts.values())
-        kinds = starts if given else {k: v for k, v in starts.items() if k != "scratch"}
+    for seed in sorted({run.result["seed"] for _, run in runs}):
+        equal = [(name, run) for name, run in runs if run.result["seed"] == seed]
+        kinds = names_by_value((name, _start(run, same_epochs)) for name, run in equal)
+        if all(run.setting("start") in (None, "scratch") for _, run in equal):
+            kinds.pop("scratch", None)
         if len(kinds) > 1:
-            parts = [
-                f"{describe_start(run) if kind.startswith('sha') else kind} "
-                f"({join_limited(names, 8)})"
-                for kind, (run, names) in kinds.items()
-            ]
+            parts = [f"{kind} ({join_limited(names, 8)})" for kind, names in kinds.items()]
             yield Advice(
                 "Different starting checkpoints",
                 (f"At seed {seed}: {join_limited(parts, 6)}.",),
@@ -248,7 +224,7 @@ def _check_starts(runs: NamedRuns) -> Iterator[Advice]:
 def _start(run: Run, any_epochs: bool) -> str:
     """Describe where the weights before pruning come from."""
     if run.setting("start") is not None:
-        return str(run.setting("start"))
+        return describe_start(run)
     own = run.setting("dense_epochs")
     epochs = f" for {run.setting('trainer.max_epochs') if own is None else own} epochs"
     training = f"lr={run.setting('optimizer.lr')}, batch {run.setting('data.batch_size')}"
@@ -257,7 +233,12 @@ def _start(run: Run, any_epochs: bool) -> str:
 
 def _check_monitors(runs: NamedRuns) -> Iterator[Advice]:
     """Find methods whose checkpoint or sparsity was chosen on the test set."""
-    names = dict.fromkeys(n for n, run in runs if any(m.startswith("test") for m in _monitors(run)))
+    names = dict.fromkeys(
+        name
+        for name, run in runs
+        for key, value in _flatten(run.settings).items()
+        if key.rpartition(".")[2] == "monitor" and value.startswith('"test')
+    )
     if names:
         yield Advice(
             "Chosen on the test set",
@@ -265,13 +246,6 @@ def _check_monitors(runs: NamedRuns) -> Iterator[Advice]:
             "Choose on validation data, monitor=val/accuracy: accuracy is biased on the data on "
             "which a network was chosen.",
         )
-
-
-def _monitors(run: Run) -> Iterator[str]:
-    """Yield every monitored metric."""
-    for key, value in _flatten(run.settings).items():
-        if key.rpartition(".")[2] == "monitor":
-            yield json.loads(value) or ""
 
 
 def _training_settings(run: Run) -> dict[str, Any]:

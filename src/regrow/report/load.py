@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Find jobs, and read their result.json or failed.json."""
+"""Find jobs, and read their result.json or failed.json, and their training curves."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,15 +12,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from regrow.report.curves import find_metric_files
 from regrow.utils.errors import DataError
+from regrow.utils.imports import import_optional
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 FORMAT = 2
 FILE, FAILED, CLAIMED = "result.json", "failed.json", "run.json"
 _ADVICE = "remove it and run the job again"
 _NOT_JOBS = {"checkpoints", "levels", "logs", ".hydra"}  # folders within a job
+_METRICS = ("accuracy", "loss")  # a metric whose name contains one of these is a curve
 
 # Required fields and their types: of every result, of one with a pruned network, of list items.
 _NETWORK_FIELDS = ("accuracy", "params", "macs", "bytes")
@@ -57,7 +62,7 @@ class Run:
 
     def setting(self, path: str) -> Any:
         """Return a setting by its dotted path, such as "optimizer.lr"; None if it is not set."""
-        return look_up(self.settings, path)
+        return look_up(self.result["settings"], path)
 
     @property
     def overrides(self) -> list[str]:
@@ -92,12 +97,7 @@ def look_up(value: Any, path: str) -> Any:
 
 
 def read_run(folder: Path, name: str = "") -> Run:
-    """Read the result of a job; `name` is that of the run.
-
-    Raises:
-        DataError: If its result.json is damaged or has another format.
-        FileNotFoundError: If there is none.
-    """
+    """Read the result of a job; a damaged one, or one of another format, raises `DataError`."""
     try:
         text = (folder / FILE).read_text(encoding="utf-8")
         result = json.loads(text, parse_constant=_raise_not_finite)
@@ -123,11 +123,7 @@ def read_run(folder: Path, name: str = "") -> Run:
 
 
 def _show_as_accuracy(result: dict[str, Any], metric: str) -> None:
-    """Copy another metric of a result, such as an F1 score, to the fields of the accuracy.
-
-    Raises:
-        DataError: If it is no fraction of which more is better.
-    """
+    """Copy another metric of a result, such as an F1 score, to the fields of the accuracy."""
     networks = [one for one in (result.get("dense"), result.get("pruned")) if one]
     for network in networks:
         network["accuracy"] = network.get(metric)
@@ -179,10 +175,7 @@ class Jobs:
 
 
 def read_jobs(folders: Sequence[Path], root: Path) -> Jobs:
-    """Read each folder as a job, named relative to `root`.
-
-    One with a result and a later failure is listed as both.
-    """
+    """Read each folder as a job; one with a result and a later failure is listed as both."""
     jobs, seen = Jobs(), set()
     for folder in folders:
         name = Path(os.path.relpath(folder, root)).as_posix()
@@ -264,3 +257,33 @@ def _modified(path: Path) -> str:
         return datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
     except OSError:
         return ""
+
+
+def find_metric_files(folder: Path) -> list[Path]:
+    """List a run's metric files, oldest first: metrics.0.csv, metrics.1.csv, ..., metrics.csv."""
+
+    def order(path: Path) -> tuple[str, float]:
+        number = path.name.removeprefix("metrics").removesuffix("csv").strip(".")
+        return str(path.parent), int(number) if number.isdigit() else math.inf
+
+    return sorted((folder / "logs").glob("**/metrics*.csv"), key=order)
+
+
+def read_curves(files: Sequence[Path]) -> DataFrame:
+    """Read accuracies and losses by step; if steps repeat (a resumed run), the later file counts.
+
+    Cells that are no finite number are missing: a run that was killed leaves incomplete rows.
+    """
+    pandas = import_optional("a report", "report", "pandas")
+    options = {"on_bad_lines": "skip", "index_col": False, "low_memory": False, "usecols": _is_read}
+    tables = [pandas.read_csv(path, **options) for path in files if path.stat().st_size]
+    tables = [table for table in tables if "step" in table]
+    if not tables:
+        return pandas.DataFrame()
+    table = pandas.concat(tables).apply(pandas.to_numeric, errors="coerce")
+    finite = table.where(table.abs() < math.inf).dropna(subset="step").astype({"step": int})
+    return finite.groupby("step").last().dropna(axis=1, how="all").sort_index(axis=1)
+
+
+def _is_read(column: str) -> bool:
+    return column == "step" or any(metric in column for metric in _METRICS)

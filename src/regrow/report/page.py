@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from regrow.report.curves import downsample, find_metric_files, read_curves, spaced_indices
 from regrow.report.fairness import count_of
-from regrow.report.load import Jobs, Run
+from regrow.report.load import Jobs, Run, find_metric_files, read_curves
 from regrow.report.statistics import Point, tabulate_means
 from regrow.report.table import COLUMNS, NAMES, Values
 from regrow.report.tasks import Task, cross_task_advice
@@ -22,16 +21,13 @@ from regrow.utils.imports import import_optional
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from pandas import Series
 
 _NUMBERS = 150_000  # in all curves and events together: about a megabyte
 
 
 def render_page(title: str, tasks: Sequence[Task], jobs: Jobs, when: datetime) -> str:
-    """Render the page as HTML.
-
-    Raises:
-        ConfigError: If jinja2 or plotly is not installed.
-    """
+    """Render the page as HTML."""
     template = load_template("page.html.j2")
     plotly = packed_plotly()
     warned = [("", cross_task_advice(tasks))]
@@ -116,19 +112,27 @@ def _run_data(row: Values, limit: int) -> dict[str, Any]:
         "title": f"{row['method']}, {100 * row['sparsity']:.4g} %, seed {row['seed']}",
         "facts": [fact for fact in facts.items() if fact[1]],
         "layers": list((run.result.get("layers") or {}).items()),
-        "curves": [downsample(curve, limit) for curve in curves],
-        "downsampled": any(len(curve.steps) > limit for curve in curves),
+        "curves": [_curve_data(curve.dropna(), limit) for _, curve in curves.items()],
+        "downsampled": any(curves.count() > limit),
         "events": [events[i] for i in spaced_indices(len(events), limit)],
     }
 
 
+def _curve_data(curve: Series, limit: int) -> tuple[str, list[int], list[float]]:
+    kept = curve.iloc[spaced_indices(len(curve), limit)]
+    return str(kept.name), kept.index.tolist(), kept.tolist()
+
+
+def spaced_indices(count: int, limit: int) -> Sequence[int]:
+    """Return at most `limit` (two or more) of `count` indices, evenly spaced, with both ends."""
+    if count <= limit:
+        return range(count)
+    return [round(i * (count - 1) / (limit - 1)) for i in range(limit)]
+
+
 @functools.cache
 def load_template(name: str) -> Template:
-    """Load a template of the folder assets; values in HTML are escaped.
-
-    Raises:
-        ConfigError: If jinja2 is not installed.
-    """
+    """Load a template of the folder assets; values in HTML are escaped."""
     jinja2 = import_optional("the page of the report", "report", "jinja2")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("regrow.report", "assets"),
@@ -143,12 +147,7 @@ def load_template(name: str) -> Template:
 
 
 def pack(text: str) -> str:
-    """Compress a text by gzip and encode it as base64: small, and free of markup.
-
-    Example:
-        >>> gzip.decompress(base64.b64decode(pack("</script>")))
-        b'</script>'
-    """
+    """Compress a text by gzip and encode it as base64: small, and free of markup."""
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 

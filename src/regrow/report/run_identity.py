@@ -32,12 +32,7 @@ def hash_settings(value: Any) -> str:
 
 
 def without_seeds(value: Any) -> Any:
-    """Replace every seed in nested settings by the same word; unset seeds stay unset.
-
-    Example:
-        >>> without_seeds({"lr": 0.1, "data": {"seed": 3}, "rewind": {"reinit": None}})
-        {'lr': 0.1, 'data': {'seed': 'seed'}, 'rewind': {'reinit': None}}
-    """
+    """Replace every seed in nested settings by the same word; unset seeds stay unset."""
     if isinstance(value, Mapping):
         return {
             key: "seed" if key in _SEEDS and inner is not None else without_seeds(inner)
@@ -88,12 +83,7 @@ def model_name(run: Run) -> str:
 
 
 def format_call(node: Mapping[str, Any]) -> str:
-    """Format a config node with `_target_` as a call, without the package.
-
-    Example:
-        >>> format_call({"_target_": "regrow.app.models.cifar_vgg.VGG", "depth": 16})
-        'VGG(depth=16)'
-    """
+    """Format a config node with `_target_` as a call without the package, `VGG(depth=16)`."""
     name = str(node.get("_target_", "?")).rpartition(".")[2]
     arguments = [f"{k}={v}" for k, v in node.items() if not k.startswith("_")]
     return f"{name}({', '.join(arguments)})" if arguments else name

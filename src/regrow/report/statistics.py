@@ -40,17 +40,6 @@ def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
 
     Point j dominates i if cost_j <= cost_i and value_j >= value_i, one of them strictly. Equal
     points do not dominate each other.
-
-    Args:
-        costs: Less is better.
-        values: More is better.
-
-    Raises:
-        ValueError: For NaN, or if the lengths differ.
-
-    Example:
-        >>> pareto_front([1, 2, 3, 3], [0.8, 0.9, 0.85, 0.9])
-        [True, True, False, False]
     """
     points = list(zip(costs, values, strict=True))
     if any(math.isnan(number) for point in points for number in point):
@@ -64,16 +53,10 @@ def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation of n values.
-
-    Attributes:
-        mean: Arithmetic mean.
-        deviation: Sample standard deviation, sqrt(sum((x - mean)^2) / (n - 1)); None for one value.
-        n: Number of values.
-    """
+    """Mean and standard deviation of n values."""
 
     mean: float
-    deviation: float | None
+    deviation: float | None  # sqrt(sum((x - mean)^2) / (n - 1)); None for one value
     n: int
 
     def overlaps(self, other: Spread) -> bool | None:
@@ -83,12 +66,7 @@ class Spread(NamedTuple):
         return abs(self.mean - other.mean) <= self.deviation + other.deviation
 
     def format(self, form: str = ".2f", times: float = 100) -> str:
-        """Format a multiple of the mean, with the standard deviation if there is one.
-
-        Example:
-            >>> Spread(0.8837, 0.0017, 3).format(), Spread(2.0, None, 1).format("+.1f", 1)
-            ('88.37 ± 0.17', '+2.0')
-        """
+        """Format a multiple of the mean, with the standard deviation if there is one."""
         mean = f"{times * self.mean:{form}}"
         if self.deviation is None:
             return mean
@@ -96,14 +74,7 @@ class Spread(NamedTuple):
 
 
 def compute_spreads(groups: Any, columns: Sequence[str]) -> list[dict[str, Spread]]:
-    """Compute the spread of each group of a `DataFrameGroupBy`, of columns that all rows have.
-
-    Example:
-        >>> import pandas
-        >>> rows = pandas.DataFrame({"of": ["a", "a", "b"], "x": [1.0, 3.0, 2.0]})
-        >>> compute_spreads(rows.groupby("of"), ["x"])[1]
-        {'x': Spread(mean=2.0, deviation=None, n=1)}
-    """
+    """Compute the spread of each group of a `DataFrameGroupBy`, of columns that all rows have."""
     table = groups[list(columns)].agg(["mean", "std", "count"]).to_numpy()
     spreads = table.reshape(len(table), len(columns), 3).tolist()
     return [
@@ -170,7 +141,9 @@ def mark_fronts(points: Sequence[Point]) -> None:
         for measure in MEASURES:
             measured = [p for p in points if axis in p.x and measure in p.y]
             if axis == "latency":  # dense kernels take as long for zeros: differences are noise
-                measured = [p for p in measured if not _is_masked(p)]
+                measured = [
+                    p for p in measured if "sparsity" not in p.x or "channels" in p.run.result
+                ]
             costs = [sign * point.x[axis].mean for point in measured]
             values = [point.y[measure].mean for point in measured]
             for point, kept in zip(measured, pareto_front(costs, values), strict=True):
@@ -197,11 +170,6 @@ def tabulate_means(plot: Plot) -> DataFrame:
     columns = ["Method", "Of", *(heading for heading, *_ in _MEANS.values()), "Seeds"]
     table: DataFrame = pandas.DataFrame(rows, columns=columns).dropna(axis=1, how="all").fillna("")
     return table
-
-
-def _is_masked(point: Point) -> bool:
-    """Whether a point is a pruned network with the kernels of the dense one."""
-    return "sparsity" in point.x and "channels" not in point.run.result
 
 
 def _make_points(rows: DataFrame) -> list[Point]:

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regrow.report.load import Run, look_up
@@ -142,16 +141,16 @@ def describe_start(run: Run) -> str:
 
 
 def format_excluded(reasons: Mapping[str, str]) -> str:
-    """Format the parameters that were not pruned, by reason; more than three are counted.
-
-    Example:
-        >>> format_excluded({"fc.weight": "excluded by 'fc'"})
-        "fc.weight (excluded by 'fc')"
-    """
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for name, reason in reasons.items():
-        by_reason[str(reason)].append(name)
+    """Format the parameters that were not pruned, by reason; more than three are counted."""
     return "; ".join(
         f"{', '.join(names) if len(names) <= 3 else f'{len(names)} parameters'} ({reason})"
-        for reason, names in by_reason.items()
+        for reason, names in names_by_value(reasons.items()).items()
     )
+
+
+def names_by_value(pairs: Iterable[tuple[str, Hashable]]) -> dict[Hashable, list[str]]:
+    """Map each value to the different names that have it, both in their order."""
+    names: dict[Hashable, dict[str, None]] = {}
+    for name, value in pairs:
+        names.setdefault(value, {})[name] = None
+    return {value: list(group) for value, group in names.items()}

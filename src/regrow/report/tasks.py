@@ -37,11 +37,7 @@ class Task(NamedTuple):
 
 
 def make_tasks(runs: Sequence[Run]) -> list[Task]:
-    """Sort runs into tasks; the one with most runs is first.
-
-    Raises:
-        ConfigError: If pandas is not installed.
-    """
+    """Sort runs into tasks; the one with most runs is first."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(task_key(run), []).append(run)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from regrow.app.data.augment import make_normalizer
 from regrow.app.data.base import ImageDataModule, Samples
-from regrow.app.data.loading.batch_ops import make_normalizer
 from regrow.utils.errors import ConfigError
 
 

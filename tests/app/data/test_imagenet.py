@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from regrow.app.data import worker_loader as image_loader
 from regrow.app.data.imagenet import ImageNet
-from regrow.app.data.loading import worker_loader as image_loader
 from regrow.utils.errors import ConfigError, DataError, StateError
 
 
@@ -235,7 +236,6 @@ def test_missing_library_raises_with_its_extra(
 
 @pytest.mark.vision
 @pytest.mark.parametrize("foreign", [False, True])
-@pytest.mark.vision
 def test_custom_transforms_depend_only_on_seed_epoch_and_image(
     photographs: Path, foreign: bool
 ) -> None:
@@ -257,8 +257,24 @@ def test_custom_transforms_depend_only_on_seed_epoch_and_image(
 
 
 @pytest.mark.vision
-@pytest.mark.parametrize("wrong", ["size", "dtype"])
+@pytest.mark.parametrize("draw", [lambda: np.random.randint(4), lambda: random.randrange(4)])
+def test_transforms_may_draw_from_numpy_and_random(photographs: Path, draw: Any) -> None:
+    def crop(image: Any) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels[:, draw() :, draw() :][:, :16, :16]
+
+    def images(workers: int, number: int) -> torch.Tensor:
+        data = make(photographs, transforms=crop, num_workers=workers)
+        return torch.cat([images for images, _ in epoch(data, number)])
+
+    before = np.random.get_state()[1].tolist(), random.getstate()
+    assert torch.equal(images(0, 1), images(2, 1))
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before
+    assert not torch.equal(images(0, 1), images(0, 2))
+
+
 @pytest.mark.vision
+@pytest.mark.parametrize("wrong", ["size", "dtype"])
 def test_custom_transforms_must_return_uint8_of_the_size(photographs: Path, wrong: str) -> None:
     from torchvision.transforms import v2
 

@@ -36,10 +36,10 @@ def test_split_depends_on_the_seed() -> None:
 
 @pytest.mark.parametrize(("given_", "count"), [(0.25, 25), (1, 1), (99, 99)])
 def test_held_out_size_may_be_a_count_or_a_fraction(given_: float, count: int) -> None:
-    assert check_val_size("val_size", given_, 100) == count
+    assert check_val_size(given_, 100) == count
 
 
 @pytest.mark.parametrize("wrong", [0, 0.0, 0.999, 1.0, 100, -1, 0.001, "0.1", None, True])
 def test_impossible_held_out_sizes_raise(wrong: Any) -> None:
     with pytest.raises(ConfigError, match=r"val_size must be .* from 1 to 99, got .*write 0\.1"):
-        check_val_size("val_size", wrong, 100)
+        check_val_size(wrong, 100)

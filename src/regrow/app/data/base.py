@@ -11,8 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from regrow.app.data.loading.augment import Augment, make_augmentation
-from regrow.app.data.loading.batch_ops import make_normalizer
+from regrow.app.data.augment import Augment, make_augmentation, make_normalizer
 from regrow.app.data.torchvision_files import Samples, TorchvisionFiles
 from regrow.data.data_module import TrainingPosition
 from regrow.data.epoch_order import generator
@@ -99,21 +98,7 @@ class DataModule(pl.LightningDataModule, ABC):
 def check_channels(
     what: str, given: Sequence[float] | None, usual: Sequence[float], *, positive: bool = False
 ) -> tuple[float, ...]:
-    """Check and return one number per channel; None selects the defaults.
-
-    Args:
-        what: Name of the setting, for the error message.
-        given: Value of the setting.
-        usual: Defaults of the dataset.
-        positive: Whether each number must be above 0.
-
-    Raises:
-        ConfigError: If `given` is not one valid number per channel.
-
-    Example:
-        >>> check_channels("mean", None, (0.5, 0.4, 0.3))
-        (0.5, 0.4, 0.3)
-    """
+    """Return one number per channel as a tuple, those of the dataset if none are given."""
     if given is None:
         return tuple(usual)
     try:
@@ -129,21 +114,8 @@ def check_channels(
     return values
 
 
-def check_val_size(what: str, given: object, samples: int) -> int:
-    """Convert a validation size, a fraction in (0, 1) or a count, to a count.
-
-    Raises:
-        ConfigError: If no sample or every sample would be used for validation.
-
-    Example:
-        >>> check_val_size("val_size", 0.1, 1437)
-        144
-        >>> check_val_size("val_size", 10.0, 1437)
-        Traceback (most recent call last):
-            ...
-        regrow.ConfigError: val_size must be a fraction in (0, 1) or a whole number \
-from 1 to 1436, got 10.0: write 0.1 for 10 %
-    """
+def check_val_size(given: object, samples: int) -> int:
+    """Convert a validation size, a fraction in (0, 1) or a count, to a count."""
     count = 0
     if isinstance(given, Integral) and not isinstance(given, bool):
         count = int(given)
@@ -151,7 +123,7 @@ from 1 to 1436, got 10.0: write 0.1 for 10 %
         count = round(float(given) * samples)
     if not 0 < count < samples:
         raise ConfigError(
-            f"{what} must be a fraction in (0, 1) or a whole number from 1 to {samples - 1}, "
+            f"val_size must be a fraction in (0, 1) or a whole number from 1 to {samples - 1}, "
             f"got {given!r}: write 0.1 for 10 %"
         )
     return count
@@ -163,18 +135,8 @@ def split_stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Ten
     Each class contributes `count * class size / samples` samples to the second part, rounded by
     largest remainders so that the total is exact.
 
-    Args:
-        labels: int64, shape (samples,).
-        count: Size of the second part.
-        seed: Seed of the choice within each class.
-
     Returns:
-        Ascending indices of the first and of the second part.
-
-    Example:
-        >>> train, val = split_stratified(torch.tensor([0, 0, 1, 1, 1, 1]), 3, seed=0)
-        >>> len(train), sorted([0, 0, 1, 1, 1, 1][i] for i in val)
-        (3, [0, 1, 1])
+        Ascending indices of the first part, and of the second with `count` samples.
     """
     samples = len(labels)
     classes, sizes = torch.unique(labels, return_counts=True)
@@ -211,7 +173,7 @@ class ImageDataModule(DataModule):
             a number of samples.
         seed: Seed of the split, the order of each epoch and the augmentation.
         augment: None or the steps applied to training images, such as "crop_flip" or
-            `["crop_flip", {"cutout": 16}]`: see `regrow.app.data.loading.augment`.
+            `["crop_flip", {"cutout": 16}]`: see `regrow.app.data.augment`.
         mean: Replaces the class's `mean`.
         std: Replaces the class's `std`.
         channels_last: Whether batches use the channels-last memory format.
@@ -248,7 +210,7 @@ class ImageDataModule(DataModule):
         if std is not None:
             self.std = check_channels("std", std, self.std, positive=True)
         self.channels_last = channels_last
-        check_val_size("val_size", val_size, self.samples)
+        check_val_size(val_size, self.samples)
         self.val_size = val_size
         self.augment = augment
         make_augmentation(augment, self.input_shape, self.mean, self.scale)  # checks
@@ -257,19 +219,19 @@ class ImageDataModule(DataModule):
     def prepare_data(self) -> None:
         """Download missing files; Lightning calls this in one process per node."""
         if self.files is not None:
-            self.files.prepare(self.files.find_root(self.root), self.download)
+            self.files.prepare(self.root, self.download)
 
     def read(self) -> tuple[Samples, Samples]:
         """Return the training and the test set on the CPU, cached."""
         if self.files is None:
             raise NotImplementedError(f"{type(self).__name__} needs `files` or its own `read`")
-        return self.files.read(self.files.find_root(self.root))
+        return self.files.read(self.root)
 
     def load(self) -> None:
         """Read and split the data once."""
         if not self._splits:
             (images, labels), test = self.read()
-            count = check_val_size("val_size", self.val_size, len(labels))
+            count = check_val_size(self.val_size, len(labels))
             train, val = split_stratified(labels, count, self.seed)
             self._splits = {
                 "train": (images[train], labels[train]),

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrow.app.data.augment import make_normalizer
 from regrow.app.data.base import DataModule, Split, check_channels, check_val_size, split_stratified
-from regrow.app.data.loading.batch_ops import make_normalizer
-from regrow.app.data.loading.image_transforms import (
+from regrow.app.data.image_transforms import (
+    NAMES,
     Transforms,
-    check_transforms,
     decode,
     make_evaluation_transform,
     make_training_transform,
 )
-from regrow.app.data.loading.worker_loader import Finish, ImageLoader, WorkerConfig
-from regrow.utils.errors import ConfigError, DataError, check_count
+from regrow.app.data.worker_loader import Finish, ImageLoader, WorkerConfig
+from regrow.utils.errors import ConfigError, DataError, check_choice, check_count
 from regrow.utils.imports import import_optional
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, for pixels in [0, 1]
@@ -46,8 +46,8 @@ class ImageFileDataModule(DataModule):
         seed: Seed of the split, the order of each epoch and the augmentation.
         transforms: For training images: "crop_flip" (random crop and flip); "rand_augment" (both,
             then RandAugment); or a callable from a PIL image to a uint8 tensor (3, size, size),
-            such as one of torchvision's transforms v2. It may draw from torch's global generator,
-            which is seeded for each image.
+            such as one of torchvision's transforms v2. It may draw from the global generators of
+            torch, NumPy and `random`, which are seeded for each image.
         mean: Per channel, for pixels in [0, 1]; None: ImageNet's.
         std: Per channel, likewise.
         num_workers: Worker processes per rank; 0 reads in the training process.
@@ -85,7 +85,8 @@ class ImageFileDataModule(DataModule):
         self.std = check_channels("std", std, STD, positive=True)
         self.num_workers = check_count("num_workers", num_workers, least=0)
         self.channels_last = channels_last
-        check_transforms(transforms)
+        if not callable(transforms):
+            check_choice("transforms", transforms, NAMES)
         self.transforms = transforms
 
     def worker_config(self, split: Split) -> WorkerConfig:
@@ -164,16 +165,12 @@ class ImageNet(ImageFileDataModule):
         if num_classes is None:
             num_classes = sum(entry.is_dir() for entry in os.scandir(self._part("train")))
         super().__init__(num_classes, **images)
-        check_val_size("val_size", val_size, IMAGES)
+        check_val_size(val_size, IMAGES)
         self.val_size = val_size
         self._splits: dict[str, tuple[Any, Tensor]] = {}
 
     def prepare_data(self) -> None:
-        """Check that the folders exist; Lightning calls this in one process per node.
-
-        Raises:
-            ConfigError: If torchvision is not installed.
-        """
+        """Check that the folders exist; Lightning calls this in one process per node."""
         import_datasets()
         for part in ("train", "val"):
             self._part(part)
@@ -184,7 +181,7 @@ class ImageNet(ImageFileDataModule):
             return
         train, test = list_images(self._part("train")), list_images(self._part("val"))
         _check_same_classes(train, test, self.num_classes)
-        count = check_val_size("val_size", self.val_size, len(train))
+        count = check_val_size(self.val_size, len(train))
         first, second = split_stratified(torch.tensor(train.targets), count, self.seed)
         every = torch.arange(len(test))
         self._splits = {"train": (train, first), "val": (train, second), "test": (test, every)}
@@ -206,21 +203,13 @@ class ImageNet(ImageFileDataModule):
 
 
 def import_datasets() -> Any:
-    """Import torchvision's datasets.
-
-    Raises:
-        ConfigError: If torchvision is not installed.
-    """
+    """Import torchvision's datasets."""
     return import_optional("image folders", "vision", "torchvision", "torchvision.datasets")
 
 
 @functools.cache
 def list_images(folder: Path) -> Any:
-    """List `folder/CLASS/NAME.JPEG` as torchvision's `ImageFolder`, once per process.
-
-    Raises:
-        DataError: If there is no class folder, or an empty one.
-    """
+    """List `folder/CLASS/NAME.JPEG` as torchvision's `ImageFolder`, once per process."""
     try:
         return import_datasets().ImageFolder(folder, loader=decode)
     except FileNotFoundError as error:

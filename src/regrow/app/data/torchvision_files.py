@@ -8,6 +8,8 @@ import gzip
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,57 +46,41 @@ class TorchvisionFiles:
     size: str
     folders: tuple[str, ...]
 
-    def find_root(self, given: str | None) -> Path:
-        """Return the folder that `data.root` names, or the default."""
-        places = self.folders if given is None else (given,)
-        paths = [Path(place).expanduser().absolute() for place in places]
-        return next((path for path in paths if path.is_dir()), paths[-1])
-
-    def prepare(self, root: Path, download: bool) -> None:
-        """Download what is missing, in one process at a time.
-
-        Raises:
-            ConfigError: If torchvision is not installed.
-            DataError: If files are missing or damaged and cannot be downloaded.
-        """
-        kind = self._import()
-        try:
-            _open(kind, root, train=False)
-            return
-        except _ERRORS as error:
-            if not download:
-                raise DataError(self._explain(root, error)) from error
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{self.name}.lock"):
-            info(f"downloading {self.name} ({self.size}) into {root}, unless it is there")
+    def prepare(self, root: str | None, download: bool) -> None:
+        """Download what is missing, in one process at a time."""
+        with self._found(root) as (kind, folder):
             try:
-                _open(kind, root, train=False, download=True)
-            except _ERRORS as error:
-                raise DataError(self._explain(root, error)) from error
+                _open(kind, folder, train=False)
+            except _ERRORS:
+                if not download:
+                    raise
+                folder.mkdir(parents=True, exist_ok=True)
+                with FileLock(folder / f"{self.name}.lock"):
+                    info(f"downloading {self.name} ({self.size}) into {folder}, unless it is there")
+                    _open(kind, folder, train=False, download=True)
 
-    def read(self, root: Path) -> tuple[Samples, Samples]:
-        """Return the training and the test set, read once per process.
+    def read(self, root: str | None) -> tuple[Samples, Samples]:
+        """Return the training and the test set, read once per process."""
+        with self._found(root) as (kind, folder):
+            return _read(kind, folder)
 
-        Raises:
-            ConfigError: If torchvision is not installed.
-            DataError: If files are missing or damaged.
-        """
-        kind = self._import()
-        try:
-            return _read(kind, root)
-        except _ERRORS as error:
-            raise DataError(self._explain(root, error)) from error
-
-    def _import(self) -> Any:
+    @contextmanager
+    def _found(self, root: str | None) -> Iterator[tuple[Any, Path]]:
+        """Yield torchvision's class and the folder that `data.root` names; explain errors."""
         names = ("torchvision", "torchvision.datasets")
-        return getattr(import_optional(f"data {self.name}", "vision", *names), self.name)
-
-    def _explain(self, root: Path, error: Exception) -> str:
-        return (
-            f"{self.name} ({self.size}) could not be read from {root}: {error} Write data.root=DIR "
-            f"for the root folder of torchvision.datasets.{self.name}, into which its archive was "
-            "put or unpacked, and data.download=true to unpack or fetch it"
-        )
+        kind = getattr(import_optional(f"data {self.name}", "vision", *names), self.name)
+        places = self.folders if root is None else (root,)
+        paths = [Path(place).expanduser().absolute() for place in places]
+        folder = next((path for path in paths if path.is_dir()), paths[-1])
+        try:
+            yield kind, folder
+        except _ERRORS as error:
+            raise DataError(
+                f"{self.name} ({self.size}) could not be read from {folder}: {error} Write "
+                f"data.root=DIR for the root folder of torchvision.datasets.{self.name}, into "
+                "which its archive was put or unpacked, and data.download=true to unpack or fetch "
+                "it"
+            ) from error
 
 
 @functools.cache

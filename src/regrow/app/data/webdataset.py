@@ -12,19 +12,13 @@ import torch
 
 from regrow.app.data.base import Split
 from regrow.app.data.imagenet import IMAGES, SIZES, ImageFileDataModule, import_datasets
-from regrow.app.data.loading.stream_loader import StreamLoader
-from regrow.app.data.loading.tar_reader import ShardImages
+from regrow.app.data.tar_shards import ShardImages, StreamLoader
 from regrow.data.resumable import ResumableLoader
 from regrow.utils.errors import ConfigError, DataError, check_count
 
 
 def find_shards(what: str, given: str | Sequence[str] | None) -> tuple[Path, ...]:
-    """Return the tar files of a folder, a file, a pattern such as "x-*.tar", or a list of these.
-
-    Raises:
-        DataError: If nothing is given, for an item without a tar file (as URLs are), or if a file
-            is named twice.
-    """
+    """Return the tar files of a folder, a file, a pattern such as "x-*.tar", or a list of these."""
     files: list[Path] = []
     for item in [given] if isinstance(given, str) else given or ["none given"]:
         path = Path(item).expanduser().absolute()
@@ -112,9 +106,10 @@ class ImageNetShards(ImageFileDataModule):
             return self.loader_of(images, torch.arange(len(images.labels)), split)
         return StreamLoader(
             self._splits["train"],
-            self.worker_config("train"),
-            (self.batch_size, self.epoch_samples),
             self.num_classes,
-            self.seed,
-            self.shuffle_buffer,
+            self.worker_config("train"),
+            batch_size=self.batch_size,
+            epoch_samples=self.epoch_samples,
+            shuffle_buffer=self.shuffle_buffer,
+            seed=self.seed,
         )

@@ -24,44 +24,28 @@ def conv_bn_relu(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 def he_normal(network: nn.Module) -> None:
-    """Draw weights from N(0, 2 / fan) in place; reset batch norms and biases.
+    """Draw weights from N(0, 2 / fan) in place, and set biases to 0.
 
     Convolutions use fan_out, linear layers fan_in.
 
     Source: He et al. 2015, "Delving deep into rectifiers", section 2.2.
-
-    Example:
-        >>> layer = nn.Linear(8, 2)
-        >>> he_normal(layer)
-        >>> layer.bias.tolist()
-        [0.0, 0.0]
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
         else:
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def xavier_normal(network: nn.Module) -> None:
+def xavier_normal(*layers: nn.Linear) -> None:
     """Draw weights from N(0, 2 / (fan_in + fan_out)) and set biases to 0, in place.
 
     Source: Glorot and Bengio 2010, in the Gaussian form of the lottery ticket papers.
-
-    Example:
-        >>> layer = nn.Linear(8, 2)
-        >>> xavier_normal(layer)
-        >>> layer.bias.tolist()
-        [0.0, 0.0]
     """
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.xavier_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    for layer in layers:
+        nn.init.xavier_normal_(layer.weight)
+        nn.init.zeros_(layer.bias)

@@ -35,7 +35,7 @@ class LeNet300100(nn.Module):
         self.fc1 = nn.Linear(math.prod(_check_input_shape(input_shape)), 300)
         self.fc2 = nn.Linear(300, 100)
         self.fc3 = nn.Linear(100, num_classes)
-        xavier_normal(self)
+        xavier_normal(self.fc1, self.fc2, self.fc3)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, num_classes) for images (N, C, H, W)."""
@@ -69,8 +69,7 @@ class LeNet5(nn.Module):
         super().__init__()
         check_count("num_classes", num_classes)
         channels, height, width = _check_input_shape(input_shape)
-        rows, columns = ((size - 4) // 2 for size in (height, width))
-        rows, columns = ((size - 4) // 2 for size in (rows, columns))
+        rows, columns = (((size - 4) // 2 - 4) // 2 for size in (height, width))
         if rows < 1 or columns < 1:
             raise ConfigError(
                 f"input_shape must be at least 16 x 16 for LeNet5, got {height} x {width}: "

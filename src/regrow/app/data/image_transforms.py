@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""torchvision's transforms for single images, with draws that depend on a given generator alone."""
+"""torchvision's transforms for single images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from regrow.utils.errors import DataError, check_choice
+from regrow.utils.errors import DataError
 from regrow.utils.imports import import_optional
 
 if TYPE_CHECKING:
@@ -26,18 +24,8 @@ NAMES = ("crop_flip", "rand_augment")
 
 
 def import_transforms(what: str) -> Any:
-    """Import torchvision's transforms v2.
-
-    Raises:
-        ConfigError: If torchvision is not installed.
-    """
+    """Import torchvision's transforms v2."""
     return import_optional(what, "vision", "torchvision", "torchvision.transforms.v2")
-
-
-def check_transforms(given: Transforms) -> None:
-    """Check that the setting `transforms` is callable or a name in `NAMES`."""
-    if not callable(given):
-        check_choice("transforms", given, NAMES)
 
 
 def make_training_transform(given: Transforms, size: int) -> Transform:
@@ -64,25 +52,8 @@ def make_evaluation_transform(size: int, resize: int) -> Transform:
     return transform
 
 
-@contextmanager
-def draw_from(generator: torch.Generator) -> Iterator[None]:
-    """Seed torch's global CPU generator as `generator` is, and restore it afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        # not torch.manual_seed, which would seed the accelerators too
-        torch.default_generator.manual_seed(generator.initial_seed())
-        yield
-
-
 def decode(file: str | IO[bytes], name: str = "") -> Image:
-    """Decode an image file to RGB.
-
-    Args:
-        file: Path or open file.
-        name: Location of an open file, for the error message.
-
-    Raises:
-        DataError: If the image is damaged.
-    """
+    """Decode an image file to RGB; messages give the name of an open file."""
     from PIL import Image
 
     try:

@@ -9,8 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from regrow.app.data.loading.augment import make_augmentation
-from regrow.app.data.loading.batch_ops import crop_flip, cutout
+from regrow.app.data.augment import crop_flip, cutout, make_augmentation
 from regrow.utils.errors import ConfigError
 
 MEAN = (0.1, 0.5, 0.9)

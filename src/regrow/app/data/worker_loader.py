@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from regrow.app.data.loading.image_transforms import Transform, draw_from
+from regrow.app.data.image_transforms import Transform
+from regrow.data.dataset_loader import seed_generators
 from regrow.data.epoch_order import epoch_order, generator, samples_per_rank
 from regrow.data.resumable import Batch, ResumableLoader, rank_and_world
-from regrow.utils.errors import check_count
 
 Finish = Callable[[Tensor, Tensor], Batch]
 """A batch of uint8 images and labels -> normalized, on the training device."""
@@ -26,7 +26,7 @@ class WorkerConfig:
     """How worker processes transform images.
 
     Attributes:
-        transform: From a decoded image to its pixels; may draw from torch's global generator.
+        transform: From a decoded image to its pixels; may draw from global generators.
         finish: Applied to each batch in the training process.
         workers: Processes per rank; 0 reads in the training process.
         pin: Whether batches are copied to pinned memory.
@@ -37,12 +37,9 @@ class WorkerConfig:
     workers: int = 0
     pin: bool = False
 
-    def __post_init__(self) -> None:
-        check_count("num_workers", self.workers, least=0)
-
-    def transform_with(self, image: Any, random: torch.Generator) -> Tensor:
-        """Transform one image, with draws from `random`."""
-        with draw_from(random):
+    def transform_with(self, image: Any, *key: int | str) -> Tensor:
+        """Transform one image, with draws that depend on the key alone."""
+        with seed_generators(generator(*key).initial_seed()):
             return self.transform(image)
 
     def load(self, dataset: Dataset[Any], **batching: Any) -> Iterator[Batch]:
@@ -66,23 +63,15 @@ class _TransformedImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.images[index]
-        random = generator(self.seed, "image", self.epoch, index)
-        return self.config.transform_with(image, random), label
+        return self.config.transform_with(image, self.seed, "image", self.epoch, index), label
 
 
 class ImageLoader(ResumableLoader):
     """Iterate over batches of image files; order, ranks and resume are as in `BatchLoader`.
 
     The augmentation of an image depends on (seed, epoch, index) only, not on the number of workers
-    or on a resume. Workers live for one epoch.
-
-    Args:
-        images: Map-style dataset of decoded images and labels.
-        indices: The images to load, shape (samples,).
-        config: Decoding by worker processes.
-        batch_size: Images per batch and rank; the last batch may be smaller.
-        shuffle: Whether to shuffle each epoch.
-        seed: Seed of the run.
+    or on a resume. Workers live for one epoch. `images` is a map-style dataset of decoded images
+    and labels, of which the loader reads those of `indices`.
     """
 
     def __init__(

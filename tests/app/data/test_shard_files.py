@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from small_images import jpeg
 
-from regrow.app.data.loading.image_transforms import decode
-from regrow.app.data.loading.tar_reader import ShardImages, read_members
+from regrow.app.data.image_transforms import decode
+from regrow.app.data.tar_shards import ShardImages, read_members
 from regrow.app.data.webdataset import find_shards
 from regrow.utils.errors import DataError
 

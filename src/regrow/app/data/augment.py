@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Augmentation of training batches, from names and settings."""
+"""Augmentation and normalization of batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from regrow.app.data.loading.batch_ops import crop_flip, cutout
-from regrow.app.data.loading.image_transforms import draw_from, import_transforms
+from regrow.app.data.image_transforms import import_transforms
+from regrow.data.dataset_loader import seed_generators
 from regrow.data.tensor_loader import Transform
 from regrow.utils.errors import ConfigError, check_choice, check_count, suggest
 
@@ -39,15 +40,6 @@ def make_augmentation(
 
     Returns:
         Images (N, C, H, W) and a generator -> images of the same shape and dtype.
-
-    Raises:
-        ConfigError: For unknown steps and settings.
-
-    Example:
-        >>> cover = make_augmentation({"cutout": 4}, (1, 8, 8), mean=(0.5,), scale=255)
-        >>> x = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-        >>> cover(x, torch.Generator().manual_seed(0)).unique().tolist()
-        [0, 128]
     """
     steps = [(name, _check_settings(name, settings)) for name, settings in _list_steps(given)]
     if "rand_augment" in dict(steps) and (scale != 255 or min(shape[1:]) < 3):
@@ -108,5 +100,58 @@ def _apply(
         return cutout(images, generator, settings["size"], fill)
     v2 = import_transforms("augment=rand_augment")
     transform = v2.RandAugment(settings["ops"], settings["magnitude"], fill=fill.tolist())
-    with draw_from(generator):  # anew for each image: about 60 ms for 128 of CIFAR
+    with seed_generators(generator.initial_seed()):
+        # draws anew for each image: about 60 ms for 128 of CIFAR
         return torch.stack([transform(image) for image in images])
+
+
+def crop_flip(images: Tensor, generator: torch.Generator, padding: int) -> Tensor:
+    """Pad images (N, C, H, W) with zeros, crop at random to the old size, and flip half of them.
+
+    The generator is on the CPU, so that results do not depend on the device.
+
+    Source: He et al. 2016, "Deep residual learning", section 4.2 (padding 4 for 32 x 32).
+    """
+    count, channels, height, width = images.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
+    mirrored = torch.randint(0, 2, (count, 1), generator=generator).bool()
+    rows = top + torch.arange(height)
+    columns = left + torch.arange(width)
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    # one gather of flat indices crops and flips at once
+    places = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
+    index = places.view(count, 1, height * width).to(images.device)
+    padded = F.pad(images, (padding,) * 4).flatten(2)
+    return padded.gather(2, index.expand(-1, channels, -1)).view(images.shape)
+
+
+def cutout(images: Tensor, generator: torch.Generator, size: int, fill: Tensor) -> Tensor:
+    """Cover one square of each image (N, C, H, W); its center is a uniformly random pixel.
+
+    The color of the square has shape (C,); the mean color is 0 after normalization.
+
+    Source: DeVries and Taylor 2017, arXiv 1708.04552.
+    """
+    count, _, height, width = images.shape
+
+    def covered(length: int) -> Tensor:
+        start = torch.randint(0, length, (count, 1), generator=generator) - size // 2
+        place = torch.arange(length)
+        return (start <= place) & (place < start + size)
+
+    rows, columns = covered(height), covered(width)
+    square = (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)
+    return torch.where(square, fill.to(images.device, images.dtype).view(-1, 1, 1), images)
+
+
+def make_normalizer(
+    scale: float, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+) -> Callable[[Tensor], Tensor]:
+    """Return a function that computes `(images / scale - mean) / std` per channel as float32.
+
+    Images are (N, C, H, W) of any dtype, with pixels from 0 to `scale`.
+    """
+    gain = torch.tensor([1 / (scale * s) for s in std], device=device).view(-1, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    shift = shift.view(-1, 1, 1)
+    return lambda images: images.mul(gain).add_(shift)

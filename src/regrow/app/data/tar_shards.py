@@ -1,25 +1,88 @@
 # SPDX-License-Identifier: MIT
-"""Loader of tar shards that are read sequentially."""
+"""Tar shards in WebDataset format: their images by index, and a loader that reads sequentially."""
 
 import io
 import math
+import tarfile
 from collections.abc import Iterator
-from itertools import count, islice
-from pathlib import Path
+from itertools import count, groupby, islice
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
-from regrow.app.data.loading.image_transforms import decode
-from regrow.app.data.loading.tar_reader import read_members
-from regrow.app.data.loading.worker_loader import WorkerConfig
+from regrow.app.data.image_transforms import decode
+from regrow.app.data.worker_loader import WorkerConfig
 from regrow.data.epoch_order import epoch_order, generator, samples_per_rank
 from regrow.data.resumable import Batch, ResumableLoader, rank_and_world
-from regrow.utils.errors import ConfigError, check_count
+from regrow.utils.errors import ConfigError, DataError
+
+IMAGES = ("jpg", "jpeg", "png")
+
+Member = tuple[str, int, int, int]
+"""One image in a shard: name without extension, offset and size in bytes, class."""
 
 Raw = tuple[Path, str, bytes, int]
 """An image that is not decoded yet: its shard, name, bytes and class."""
+
+
+def read_members(shard: Path, classes: int) -> Iterator[tuple[Member, IO[bytes]]]:
+    """Yield the images of an uncompressed tar file in order, with the open file."""
+    member = None
+    try:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            entries = (entry for entry in tar if entry.isfile())
+            for key, group in groupby(entries, key=lambda entry: _split(entry.name)[0]):
+                parts = {_split(entry.name)[1]: entry for entry in group}
+                member = _find_image(key, parts, file, classes)
+                yield member, file
+            file.seek(tar.offset)
+            if file.read(512) != bytes(512):  # tarfile accepts half a header as the end
+                raise tarfile.ReadError("it ends without the empty blocks of a tar file")
+            if member is None:
+                raise tarfile.ReadError("it has no images")
+    except (tarfile.TarError, ValueError) as error:
+        raise DataError(f"{shard} is no complete, uncompressed shard: {error}") from error
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return the key, up to the first dot of the file name, and the extension in lower case."""
+    path = PurePosixPath(name)
+    stem, _, kind = path.name.partition(".")
+    return str(path.parent / stem), kind.lower()
+
+
+def _find_image(
+    key: str, parts: dict[str, tarfile.TarInfo], file: IO[bytes], classes: int
+) -> Member:
+    image = next((parts[kind] for kind in IMAGES if kind in parts), None)
+    if image is None or "cls" not in parts:
+        raise ValueError(
+            f"sample {key!r} has {', '.join(sorted(parts))}, it needs an image "
+            f"({', '.join(IMAGES)}) and cls next to each other"
+        )
+    file.seek(parts["cls"].offset_data)
+    text = file.read(min(parts["cls"].size, 20))
+    if not text.strip().isdigit() or int(text) >= classes:
+        name = parts["cls"].name
+        raise ValueError(f"{name} has {text!r}, not a class below data.num_classes={classes}")
+    return key, image.offset_data, image.size, int(text)
+
+
+class ShardImages(Dataset[tuple[Any, int]]):
+    """The decoded images of some shards and their labels, with random access for evaluation."""
+
+    def __init__(self, shards: tuple[Path, ...], classes: int) -> None:
+        self.members = [(s, member) for s in shards for member, _ in read_members(s, classes)]
+        self.labels = torch.tensor([label for _, (*_, label) in self.members])
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        shard, (key, start, size, label) = self.members[index]
+        with shard.open("rb") as file:
+            file.seek(start)
+            return decode(io.BytesIO(file.read(size)), f"{shard}: {key}"), label
 
 
 class StreamLoader(ResumableLoader):
@@ -33,25 +96,24 @@ class StreamLoader(ResumableLoader):
       different ones in each epoch.
     * The order depends on the number of ranks and workers, so a mid-epoch resume needs the same
       ones. It reads the earlier images of that epoch again, without decoding them.
-
-    Args: `size` is (images per batch and rank, images per epoch of all ranks), `buffer` the images
-    in the shuffle buffer of each worker. There must be a shard for each worker of each rank.
     """
 
     def __init__(
         self,
         shards: tuple[Path, ...],
-        config: WorkerConfig,
-        size: tuple[int, int],
         classes: int,
+        config: WorkerConfig,
+        *,
+        batch_size: int,
+        epoch_samples: int,
+        shuffle_buffer: int,
         seed: int,
-        buffer: int,
     ) -> None:
-        super().__init__(size[0], seed)
-        self.shards, self.config, self.classes = shards, config, classes
-        self.buffer = check_count("shuffle_buffer", buffer)
+        super().__init__(batch_size, seed)
+        self.shards, self.classes, self.config = shards, classes, config
+        self.buffer = shuffle_buffer
         self.workers, (self.rank, self.world) = max(1, config.workers), rank_and_world()
-        self.samples = samples_per_rank(size[1], self.world)
+        self.samples = samples_per_rank(epoch_samples, self.world)
         if len(shards) < self.world * self.workers:
             raise ConfigError(
                 f"{len(shards)} training shards are too few for {self.workers} workers on each of "
@@ -109,5 +171,5 @@ class _Batches(IterableDataset[Batch]):
 
     def _decode(self, shard: Path, key: str, data: bytes, label: int) -> tuple[Tensor, int]:
         image = decode(io.BytesIO(data), f"{shard}: {key}")
-        random = generator(self.loader.seed, "image", self.epoch, shard.name, key)
-        return self.loader.config.transform_with(image, random), label
+        seed = (self.loader.seed, "image", self.epoch, shard.name, key)
+        return self.loader.config.transform_with(image, *seed), label

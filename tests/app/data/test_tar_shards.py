@@ -13,10 +13,10 @@ from lightning.pytorch import Callback, Trainer
 from small_images import write_shard
 from torch import Tensor, nn
 
-from regrow.app.data.loading import stream_loader as stream
-from regrow.app.data.loading.stream_loader import StreamLoader
-from regrow.app.data.loading.worker_loader import WorkerConfig
+from regrow.app.data import tar_shards as stream
+from regrow.app.data.tar_shards import StreamLoader
 from regrow.app.data.webdataset import ImageNetShards
+from regrow.app.data.worker_loader import WorkerConfig
 from regrow.app.training.classifier import Classifier
 from regrow.utils.errors import ConfigError, DataError, StateError
 
@@ -48,7 +48,8 @@ def keys(shards: Path, count: int, **given: Any) -> list[str]:
     paths = tuple(shards / f"train-{number:02d}.tar" for number in range(5))
     usual = {"buffer": 4, "seed": 0, "epoch": 0, "number": 0, "readers": 1} | given
     config = WorkerConfig(lambda image: image, lambda *batch: batch, usual["readers"])
-    loader = StreamLoader(paths, config, (1, 30), 3, usual["seed"], usual["buffer"])
+    sizes = {"batch_size": 1, "epoch_samples": 30, "shuffle_buffer": usual["buffer"]}
+    loader = StreamLoader(paths, 3, config, **sizes, seed=usual["seed"])
     return [raw[1] for raw in islice(loader.read_images(usual["epoch"], usual["number"]), count)]
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from regrow.app.data.loading.batch_ops import crop_flip, make_normalizer
+from regrow.app.data.augment import crop_flip, make_normalizer
 
 
 @pytest.mark.parametrize(("channels", "height", "width", "padding"), [(1, 8, 8, 2), (3, 5, 7, 1)])
