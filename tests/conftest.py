@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Set one thread and the profiles of Hypothesis, and provide fixtures that run commands."""
+"""Set one thread, garbage collection and the profiles of Hypothesis; fixtures that run commands."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -15,6 +16,15 @@ from lightning_alias import install_alias
 # Several test processes share few cores: more threads each would only wait for one another.
 torch.set_num_threads(1)
 install_alias()
+
+gc.disable()  # until all tests are collected: what they import stays
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage search modules and thousands of tests: half a second each."""
+    gc.freeze()
+    gc.enable()
+
 
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
