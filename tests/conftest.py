@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from lightning_alias import install_alias
 
 # Several test processes share few cores: more threads each would only wait for one another.
 torch.set_num_threads(1)
+# Each Trainer asks for the entry points of all packages: a tenth of a short fit is reading them.
+pytest.MonkeyPatch().setattr("importlib.metadata.entry_points", cache(entry_points))
 install_alias()
 
 gc.disable()  # until all tests are collected: what they import stays
