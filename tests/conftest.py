@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Set one thread and the profiles of Hypothesis, and provide fixtures that run commands."""
+"""Set one thread, garbage collection and the profiles of Hypothesis; fixtures that run commands."""
 
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,18 @@ from lightning_alias import install_alias
 
 # Several test processes share few cores: more threads each would only wait for one another.
 torch.set_num_threads(1)
+# Each Trainer asks for the entry points of all packages: a tenth of a short fit is reading them.
+pytest.MonkeyPatch().setattr("importlib.metadata.entry_points", cache(entry_points))
 install_alias()
+
+gc.disable()  # until all tests are collected: what they import stays
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage search modules and thousands of tests: half a second each."""
+    gc.freeze()
+    gc.enable()
+
 
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)

@@ -228,6 +228,8 @@ def test_every_row_names_a_test(feature, test):
         map(ast.unparse, found.decorator_list)
     )
     assert ("slow" not in feature) or "slow" in marks, "it says slow, the test is not"
+    is_slow = any(ast.unparse(mark) == "pytest.mark.slow" for mark in found.decorator_list)
+    assert "(slow)" in feature or not is_slow, "the test is slow, it does not say so"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -41,19 +41,42 @@ CASES = {
                        AccuracyBudget("val/score", 0.5, recover="2it", reference=1.0,
                                       resolution=0.05)],
 }
+methods = said["methods"] = {}
 for name, make in CASES.items():
     module, callbacks = Judged(ADAM), make()
     job(*callbacks, accumulate_grad_batches=2, max_epochs=4, num_sanity_val_steps=0).fit(
         module, DataLoader(samples(8 * WORLD + 5), 2, shuffle=True), DataLoader(samples(8), 4))
     pruner = callbacks[0]
-    said[name] = {"state": state(module), "masks": dict(pruner.masks),
-                  "history": pruner.history, "sparsity": pruner.sparsity}
+    methods[name] = {"state": state(module), "masks": dict(pruner.masks),
+                     "history": pruner.history, "sparsity": pruner.sparsity}
+"""
+
+SAME = """
+from torch.utils.data import DistributedSampler
+from regrow import DynamicSparseTraining, MagnitudePruning
+
+both = said["both batches"] = {}
+for name, pruner in {
+    "weights": MagnitudePruning(0.75, every="1it"),
+    "gradients": MagnitudePruning(0.75, criterion="gradient", every="1it"),
+    "grown": DynamicSparseTraining(0.6, grow="gradient", every="2it"),
+}.items():
+    module, data = Net().double(), samples(64)
+    own = DistributedSampler(data, WORLD, RANK, shuffle=False)  # every second sample
+    job(pruner, precision="64-true", use_distributed_sampler=False).fit(
+        module, DataLoader(data, 4, sampler=own))
+    both[name] = {"state": state(module), "masks": dict(pruner.masks)}
 """
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=[pytest.mark.slow, pytest.mark.guard])])
-def test_ranks_have_equal_masks_and_weights(world, tmp_path):
-    first, *others = gloo_ranks.run(MANY, tmp_path, world)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """What two ranks found, in one start of their processes."""
+    return gloo_ranks.run(MANY + SAME, tmp_path_factory.mktemp("ranks"))
+
+
+def check(first, *others):
+    """Whether the ranks have pruned equally, and the methods have acted."""
     for name, mine in first.items():
         for other in others:
             theirs = other[name]
@@ -68,6 +91,16 @@ def test_ranks_have_equal_masks_and_weights(world, tmp_path):
     assert "regrow" in kinds["regrown"]
     assert "regrow" in kinds["by gradient"]
     assert kinds["rewound"].count("rewind") + kinds["rewound"].count("prune") >= 2
+
+
+def test_ranks_have_equal_masks_and_weights(two_ranks):
+    check(*(said["methods"] for said in two_ranks))
+
+
+@pytest.mark.guard
+@pytest.mark.slow
+def test_three_ranks_have_equal_masks_and_weights(tmp_path):
+    check(*(said["methods"] for said in gloo_ranks.run(MANY, tmp_path, 3)))
 
 
 ALONE = """
@@ -95,25 +128,8 @@ def test_a_change_on_one_rank_raises_on_all(tmp_path):
         assert "the event at step" in said["error"]
 
 
-SAME = """
-from torch.utils.data import DistributedSampler
-from regrow import DynamicSparseTraining, MagnitudePruning
-
-for name, pruner in {
-    "weights": MagnitudePruning(0.75, every="1it"),
-    "gradients": MagnitudePruning(0.75, criterion="gradient", every="1it"),
-    "grown": DynamicSparseTraining(0.6, grow="gradient", every="2it"),
-}.items():
-    module, data = Net().double(), samples(64)
-    own = DistributedSampler(data, WORLD, RANK, shuffle=False)  # every second sample
-    job(pruner, precision="64-true", use_distributed_sampler=False).fit(
-        module, DataLoader(data, 4, sampler=own))
-    said[name] = {"state": state(module), "masks": dict(pruner.masks)}
-"""
-
-
-def test_two_ranks_equal_one_process_with_both_batches(tmp_path):
-    found = gloo_ranks.run(SAME, tmp_path)[0]
+def test_two_ranks_equal_one_process_with_both_batches(two_ranks):
+    found = two_ranks[0]["both batches"]
     alone = {
         "weights": MagnitudePruning(0.75, every="1it"),
         "gradients": MagnitudePruning(0.75, criterion="gradient", every="1it"),

@@ -283,6 +283,8 @@ said["dimension"] = refusal(lambda: Pruner(odd))
 """
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_masks_values_and_moments_equal_those_of_one_process(tmp_path):
     program = SETUP + SELECTION + EVENTS + THRESHOLDS + RETURNS + REFUSED
     heard = gloo_ranks.run(program, tmp_path, timeout=300)

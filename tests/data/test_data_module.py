@@ -69,7 +69,12 @@ def test_resumed_at_the_end_of_an_epoch(save_on_train_epoch_end: bool, tmp_path:
 
 
 PROGRAM = """
-import os, signal, sys
+import sys
+import regrow
+regrow.data.ResumableDataModule
+print("hydra" in sys.modules)
+
+import os, signal
 from pathlib import Path
 from lightning_alias import install_alias
 install_alias()
@@ -89,20 +94,28 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_with_workers(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a killed fit, and what its process printed."""
+    folder = tmp_path_factory.mktemp("killed")
+    program = folder / "program.py"
     program.write_text(PROGRAM)
     done = subprocess.run(
-        [sys.executable, program, tmp_path],
+        [sys.executable, "-u", program, folder],
         env={
             "PYTHONPATH": ":".join([str(Path(__file__).parent), *filter(None, sys.path)]),
             "OMP_NUM_THREADS": "1",
         },
         capture_output=True,
+        text=True,
         check=False,
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    resume, save = tmp_path / "cut.ckpt", {"every_n_train_steps": 7}
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return folder, done.stdout
+
+
+def test_killed_with_workers(killed: tuple[Path, str], tmp_path: Path) -> None:
+    resume, save = killed[0] / "cut.ckpt", {"every_n_train_steps": 7}
     # the rest of the fit reads with one process: the batches are the same
     weights, batches = fit(tmp_path / "whole", make, save, RandomState(), one_cycle=True)
     again, rest = fit(tmp_path / "r", make, save, RandomState(), resume=resume, one_cycle=True)
@@ -201,9 +214,5 @@ def test_wrong_arguments_raise(make_wrong: Any, match: str) -> None:
         make_wrong()
 
 
-def test_importing_needs_no_hydra() -> None:
-    program = "import sys, regrow; regrow.data.ResumableDataModule; print('hydra' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "False"
+def test_importing_needs_no_hydra(killed: tuple[Path, str]) -> None:
+    assert killed[1].splitlines()[0] == "False"

@@ -70,15 +70,19 @@ class Tree:
 
     Args:
         root: The folder that holds `regrow/`.
+        parsed: Of another tree, which has most files in common: text -> module.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, parsed: Mapping[str, ast.Module] | None = None) -> None:
+        self.parsed = dict(parsed or {})
         self.package = root / "regrow"
         self.files = sorted(self.package.rglob("*.py"))
 
     @cached_property
     def trees(self) -> Mapping[Path, ast.Module]:
-        return {path: ast.parse(path.read_text()) for path in self.files}
+        texts = {path: path.read_text() for path in self.files}
+        self.parsed |= {text: ast.parse(text) for text in {*texts.values()} - {*self.parsed}}
+        return {path: self.parsed[text] for path, text in texts.items()}
 
     @cached_property
     def modules(self) -> Mapping[str, Path]:

@@ -8,6 +8,7 @@ import sys
 import lightning.pytorch
 import pytest
 import pytorch_lightning
+from slow_cases import mark_rest_slow
 
 # tests may import `lightning` by an alias, programs cannot
 INSTALLED = sorted({lightning.pytorch.__name__, pytorch_lightning.__name__})
@@ -21,7 +22,7 @@ print(rank_zero.log.name)
 """
 
 
-@pytest.mark.parametrize("first", INSTALLED)
+@pytest.mark.parametrize("first", mark_rest_slow(INSTALLED, INSTALLED[-1:]))
 def test_importing_regrow_does_not_move_log_lines(first):
     program = [sys.executable, "-c", PROGRAM.format(first=first)]
     done = subprocess.run(program, capture_output=True, text=True, check=True)

@@ -65,6 +65,7 @@ def test_run_killed_at_random_moments_ends_as_the_uninterrupted_one(start, tmp_p
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.slow  # with threads: experiment/test_run.py
 def test_parallel_jobs_train_their_dense_baseline_once(start, tmp_path):
     words = ("train", "recipe=digits/gmp", "trainer.max_epochs=2", *QUICK)
     jobs = [start(*words, f"pruning.sparsity={s}") for s in (0.8, 0.9)]

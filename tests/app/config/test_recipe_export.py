@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
+from slow_cases import mark_rest_slow
 
 from regrow.app.config.hashing import config_hash
 from regrow.app.config.recipe_export import (
@@ -84,13 +85,7 @@ def repeated(tmp_path: Path, *words: str) -> tuple[DictConfig, DictConfig]:
 
 
 # each costs two compositions: most of them wait for `make slow`
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if number % 8 else [])
-        for number, name in enumerate(RECIPES)
-    ],
-)
+@pytest.mark.parametrize("name", mark_rest_slow(RECIPES, [*RECIPES][::8]))
 def test_exported_recipe_repeats_each_recipe(name, tmp_path):
     cfg, again = repeated(tmp_path, f"recipe={name}")
     assert config_hash(again) == config_hash(cfg)
@@ -131,7 +126,10 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("number", range(max(map(len, GROUPS.values()))))
+NUMBERS = range(max(map(len, GROUPS.values())))
+
+
+@pytest.mark.parametrize("number", mark_rest_slow(NUMBERS, NUMBERS[::4]))
 def test_unchanged_options_are_exported_by_name(number, tmp_path):
     """So the recipe is a difference, to which other options can be given."""
     options = {group: names[number % len(names)] for group, names in GROUPS.items()}

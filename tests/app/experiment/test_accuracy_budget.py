@@ -59,10 +59,6 @@ def test_search_cut_by_the_end_of_the_fit_has_a_result(job):
     assert result["budget"]["reason"].startswith("the fit ended before sparsity 0.1088 was judged")
 
 
-def test_result_without_budget_has_no_budget_block(job):
-    assert train(job("recipe=digits/gmp", "pruning.every=0.1"))["budget"] is None
-
-
 @pytest.mark.parametrize("act", [train, plan])
 def test_budget_errors_are_raised_before_training(act, job, monkeypatch):
     from regrow.app.training.classifier import Classifier

@@ -4,6 +4,7 @@
 import copy
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from regrow.app.experiment.dense_baseline import train_dense_baseline
 from regrow.app.experiment.run import train
+from regrow.app.training.distributed_fit import fit
 from regrow.utils.errors import ConfigError, StateError
 
 GMP = ("recipe=digits/gmp", "pruning.every=0.1")
@@ -53,6 +55,7 @@ def test_result_holds_what_was_measured(done):
     assert torch.__version__.startswith(result["versions"]["torch"])
     assert (result["recipe"], result["seed"]) == ("digits/gmp", 0)
     assert "not faster" in result["verdict"] or "as fast" in result["verdict"]
+    assert result["budget"] is None
 
 
 def test_accuracy_is_measured_on_the_saved_file(done):
@@ -106,6 +109,22 @@ def test_dense_baseline_is_trained_once(done, job, monkeypatch):
     monkeypatch.setattr("regrow.app.experiment.dense_baseline.fit", None)  # calling it would fail
     control = train_dense_baseline(cfg)
     assert train_dense_baseline(job(*GMP, "pruning.sparsity=0.8", folder="other")) == control
+
+
+def test_dense_baseline_is_trained_once_by_simultaneous_jobs(job, monkeypatch):
+    """The one that comes later waits for the result. Here they are threads, each with its lock."""
+    calls = []
+
+    def counted(*args, **kw):
+        calls.append(args)
+        return fit(*args, **kw)
+
+    monkeypatch.setattr("regrow.app.experiment.dense_baseline.fit", counted)
+    jobs = [job(*GMP, f"pruning.sparsity={s}", folder=f"{s}") for s in (0.8, 0.9)]
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(train_dense_baseline, jobs)
+    assert one == other
+    assert len(calls) == 1
 
 
 def test_killed_run_resumes_bit_exactly(done, job, tmp_path, monkeypatch):
@@ -200,7 +219,8 @@ def test_a_threshold_prunes_the_weights_below_it(job, tmp_path, epochs):
 
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_calibrated_pruning_with_and_without_training(job, tmp_path, epochs):
-    words = (f"trainer.max_epochs={epochs}", "dense_epochs=2", "pruning.sparsity=0.5")
+    words = (f"trainer.max_epochs={epochs}", "dense_epochs=1", "pruning.sparsity=0.5",
+             "pruning.batches=2")  # fmt: skip
     result = train(job("recipe=digits/oneshot", "pruning=obs", *words))
     assert result["sparsity"] == pytest.approx(0.5, abs=1e-4)
     state = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)

@@ -24,11 +24,14 @@ class Probe(Callback):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
-        ("joblib", "hydra.launcher.n_jobs=2", "threads=auto"),
-        pytest.param(("submitit_local", "hydra.launcher.timeout_min=5"), marks=pytest.mark.slow),
+        pytest.param(
+            ("joblib", "hydra.launcher.n_jobs=2", "threads=auto"), marks=pytest.mark.guard
+        ),
+        ("submitit_local", "hydra.launcher.timeout_min=5"),
     ],
     ids=lambda words: words[0],
 )

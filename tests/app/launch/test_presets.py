@@ -47,6 +47,7 @@ def test_methods_are_compared_over_seeds(jobs):
     assert "seed: 0,1,2" in (config_dir("conf") / "app/sweep/methods.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_every_method_is_compared(jobs):
     """All recipes of the network but for controls and variants of one method."""
     recipes = config_dir("recipes") / "fashion_mnist"

@@ -73,6 +73,8 @@ def submitit_tasks(root):
     return [task for starter in starters for task in children(starter)]
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_sigterm_stops_a_sweep_without_marking_failures(begin, found, tmp_path):
     command = begin("recipe=digits/gmp", "trainer.max_epochs=160", "seed=0,1")
     wait_for(lambda: [*tmp_path.glob("outputs/**/last.ckpt")])

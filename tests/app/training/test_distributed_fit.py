@@ -24,6 +24,8 @@ TWO = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
 SMALL = ("recipe=digits/gmp", "start=scratch", "dense_epochs=null", "pruning.every=0.1", *TWO)
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_two_ranks_train_and_one_process_measures(job, tmp_path):
     cfg = job(*SMALL)
     result = train(cfg)
