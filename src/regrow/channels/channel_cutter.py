@@ -13,7 +13,6 @@ from regrow.channels.channel_masker import ChannelMasker
 from regrow.channels.cut.channel_cut import (
     ChannelCut,
     comparable,
-    reset_mismatched_state,
     restore_optimizer_shapes,
     slice_optimizer_state,
 )
@@ -65,7 +64,6 @@ class ChannelCutter:
         self.enforcer.transaction.mark_started()
         plan = record_cut(self.model, self.masker.groups, removed, found)
         slice_optimizer_state(optimizers, self.model, plan)
-        reset_mismatched_state(optimizers, self.model, plan)
         self._store(plan)
         plan.undo = None  # frees the old tensors
         state.freezer.resize(plan.slice)
@@ -90,7 +88,6 @@ class ChannelCutter:
                     gone = ~plan.kept_mask(name).to(tensor.device)
                     tensor.data[gone] = values.to(tensor.device, tensor.dtype)
             restore_optimizer_shapes(optimizers, self.model, plan)
-            reset_mismatched_state(optimizers, self.model, plan)
         self.plan, state.target, state.originals = ChannelCut(), 0.0, {}
         state.freezer.set("all", {})
         self.analyse(self.retrace())

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,12 +211,15 @@ def slice_optimizer_state(
 ) -> None:
     """Slice the state of optimizers in place, after the model was cut by `plan`.
 
-    State tensors of a parameter's original shape are sliced; others, such as step counts, stay.
+    State tensors of a parameter's original shape are sliced, and step counts stay. What cannot be
+    sliced is reset: factored moments (Adafactor), the history of LBFGS.
     """
+    optimizers = list(optimizers)
     for name, state in _states(optimizers, model, plan):
         for key, value in state.items():
             if isinstance(value, Tensor):
                 state[key] = plan.slice(name, value)
+    _reset_mismatched(optimizers, model, plan)
 
 
 def load(
@@ -259,7 +262,7 @@ def _plain(value: Any) -> Any:
 
 
 def _states(
-    optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
+    optimizers: Sequence[Optimizer], model: nn.Module, plan: ChannelCut
 ) -> Iterator[tuple[str, dict[Any, Any]]]:
     """Yield the optimizer states of the parameters that were cut, with their names."""
     for name, parameter in parameters(model).items():
@@ -269,19 +272,17 @@ def _states(
 
 
 def restore_optimizer_shapes(
-    optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
+    optimizers: Sequence[Optimizer], model: nn.Module, plan: ChannelCut
 ) -> None:
     """Restore the original shapes of optimizer state; cut positions are zero."""
     for name, state in _states(optimizers, model, plan):
         for key, value in state.items():
             if isinstance(value, Tensor) and value.ndim and value.shape == plan.cut_shape(name):
                 state[key] = plan.scatter(name, value)
+    _reset_mismatched(optimizers, model, plan)
 
 
-def reset_mismatched_state(
-    optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
-) -> None:
-    """Drop state that cannot be sliced: factored moments (Adafactor), the history of LBFGS."""
+def _reset_mismatched(optimizers: Sequence[Optimizer], model: nn.Module, plan: ChannelCut) -> None:
     cut = [parameter for name, parameter in parameters(model).items() if name in plan.kept]
     for optimizer in optimizers:
         if hasattr(optimizer, "_numel_cache"):  # LBFGS counts its parameters once
