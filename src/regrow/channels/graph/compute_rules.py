@@ -73,7 +73,7 @@ def _convolution(labels: Labels, a: Arguments, shape: Sequence[int], out: int) -
             labels.mark_approximate(shared, "a product without weights")
         outputs = labels.labels_along(weight, out, reason)
     else:
-        outputs = _grouped(labels, x, inputs, weight, groups, out, reason)
+        outputs = _grouped(labels, inputs, weight, groups, out, reason)
     if bias is not None:
         bias_labels = labels.labels_along(bias, 0, reason)
         if bias_labels is not None and outputs is not None:
@@ -85,40 +85,34 @@ def _convolution(labels: Labels, a: Arguments, shape: Sequence[int], out: int) -
 
 
 def _grouped(
-    labels: Labels,
-    x: LabelledTensor,
-    inputs: Tensor | None,
-    weight: LabelledTensor,
-    groups: int,
-    out: int,
-    reason: str,
+    labels: Labels, inputs: Tensor | None, weight: LabelledTensor, groups: int, out: int, name: str
 ) -> Tensor | None:
     """Unite within groups (whole groups are cut) if there are many, else across groups."""
-    rows, columns = (labels.labels_along(weight, dim, reason) for dim in (0, 1))
+    rows, columns = (labels.labels_along(weight, dim, name) for dim in (0, 1))
     total = weight.shape[0] if out == 0 else weight.shape[1] * groups
     outputs, inner = (rows if out == 0 else None), columns
     if out == 1:  # (in, out / groups): rows are the inputs, columns repeat in every group
         if rows is not None and inputs is not None:
-            labels.unite(rows, inputs, reason)
+            labels.unite(rows, inputs, name)
         inputs = inputs if inputs is not None else rows
     if inputs is None or inputs.numel() % groups:
         for vector in (outputs, inner):
-            labels.fix(vector, f"{reason}: its input has a fixed length")
+            labels.fix(vector, f"{name}: its input has a fixed length")
         return outputs
     per = inputs.view(groups, -1)
     if groups >= per.shape[1]:  # whole groups
-        labels.unite(per, per[:, :1], reason)
-        labels.fix(inner, f"{reason}: whole groups are cut, not within them")
+        labels.unite(per, per[:, :1], name)
+        labels.fix(inner, f"{name}: whole groups are cut, not within them")
         if outputs is not None:
-            labels.unite(outputs.view(groups, -1), per[:, :1], reason)
+            labels.unite(outputs.view(groups, -1), per[:, :1], name)
             return outputs
         return per[:, :1].expand(groups, total // groups).reshape(-1)
-    labels.unite(per, per[:1], reason)
+    labels.unite(per, per[:1], name)
     if out == 0:
         if inner is not None:
-            labels.unite(inner, per[0], reason)
+            labels.unite(inner, per[0], name)
         if outputs is not None:
-            labels.unite(outputs.view(groups, -1), outputs.view(groups, -1)[:1], reason)
+            labels.unite(outputs.view(groups, -1), outputs.view(groups, -1)[:1], name)
         return outputs
     return None if inner is None else inner.repeat(groups)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -225,11 +225,8 @@ def _kind(members: Iterable[Place], types: Mapping[str, str]) -> str:
 
 def _ranges(places: Tensor) -> str:
     """Format integers as ranges, at most four."""
-    numbers = places.tolist()
-    breaks = [0, *(i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1)]
-    ends = [*breaks[1:], len(numbers)]
-    words = [
-        f"{numbers[a]}-{numbers[b - 1]}" if b - a > 1 else f"{numbers[a]}"
-        for a, b in zip(breaks, ends, strict=True)
-    ]
+    words = []
+    for _, run in groupby(enumerate(places.tolist()), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        words.append(f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}")
     return ",".join(words[:4]) + (",..." if len(words) > 4 else "")

@@ -66,10 +66,7 @@ class Interpreter:
                     self.labels.fix_all(_values(result), "the network's output")
             else:
                 self.values[node] = self._call(node)
-        return result
-
-    def finish(self) -> None:
-        """Unite labels where the decision needs the whole graph: slices, views."""
+        # unite labels where the decision needs the whole graph: slices, views
         for (node, dim), found in self.slices.items():
             pieces, whole = sorted(found), self.values[node]
             edges = [0, *(end for _, end in pieces)]
@@ -77,6 +74,7 @@ class Interpreter:
                 sizes = [end - start for start, end in pieces]
                 unite_pieces(self.labels, whole, sizes, dim, "slice")
         split_dims(self.labels, self.split)
+        return result
 
     def _read(self, argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda node: self.values[node])
@@ -135,7 +133,7 @@ class Interpreter:
         if name in JOINS:
             return self._joined(name, *args, **kwargs)
         if name in PADS and (name != "pad" or len(args) < 3 or args[2] == "constant"):
-            return pad(labels, args[0], args[1], name)
+            return pad(labels, args[0], args[1])
         if name.endswith(("_pad1d", "_pad2d", "_pad3d")) or name in PADS:
             return spatial(labels, {"self": args[0]}, shape)
         if name in RULES:
@@ -205,7 +203,6 @@ class Interpreter:
         names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
         inner = Interpreter(self.labels, self.sites, graph, is_region=True)
         result = inner.run(dict(zip(names, given, strict=True)))
-        inner.finish()
         self.split.extend(inner.split)
         return result[0]
 

@@ -106,9 +106,7 @@ def _run(
     for placeholder, name in names.items():
         inputs[placeholder] = found.values[name]
         found.used |= {name} if placeholder in read else set()
-    runner = Interpreter(found.labels, found.sites, graph)
-    runner.run(inputs)
-    runner.finish()
+    Interpreter(found.labels, found.sites, graph).run(inputs)
 
 
 def _graph(found: Trace, model: nn.Module, example_input: Any, recorded: bool) -> Graph:

@@ -100,7 +100,7 @@ def join(labels: Labels, values: Sequence[LabelledTensor], dim: int, name: str) 
     )
 
 
-def pad(labels: Labels, first: LabelledTensor, amounts: Sequence[int], name: str) -> LabelledTensor:
+def pad(labels: Labels, first: LabelledTensor, amounts: Sequence[int]) -> LabelledTensor:
     """Label the added positions as fixed, in dimensions along which labels vary."""
     shape, axes = list(first.shape), list(labels.axes(first))
     for number in range(len(amounts) // 2):
