@@ -6,7 +6,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from regrow.channels.allocation import allocate, rounding
+from regrow.channels.allocation import allocate
+from regrow.channels.config import ChannelConfig, rounding
 from regrow.channels.graph.groups import Group
 from regrow.utils.errors import ConfigError
 
@@ -25,10 +26,15 @@ def made(sizes, seed):
     return groups, {g.name: torch.rand(g.size, generator=generator) for g in groups}
 
 
+def allocated(groups, scores, size, budget, own=None, gone=None, links=(), **settings):
+    config = ChannelConfig(**settings).validated()
+    return allocate(groups, scores, size, budget, config, own=own, gone=gone, links=links)
+
+
 def chosen(groups, scores, fraction, **settings):
     size = counter(groups)
     try:
-        return allocate(groups, scores, size, fraction * size({}), **settings)
+        return allocated(groups, scores, size, fraction * size({}), **settings)
     except ConfigError:
         assume(False)
 
@@ -36,7 +42,7 @@ def chosen(groups, scores, fraction, **settings):
 def test_least_important_channels_are_removed_by_hand():
     groups = [Group("a", 4, {}), Group("b", 3, {})]
     scores = {"a": torch.tensor([4.0, 1, 6, 2]), "b": torch.tensor([3.0, 9, 8])}
-    found = allocate(groups, scores, counter(groups), 4, round_to=1)
+    found = allocated(groups, scores, counter(groups), 4, round_to=1)
     assert {name: c.tolist() for name, c in found.items()} == {"a": [1, 3], "b": [0]}
 
 
@@ -84,7 +90,7 @@ def test_groups_with_different_costs_meet_the_budget(sizes, seed, fraction):
     size = counter(groups, {g.name: 10.0**i for i, g in enumerate(groups)})
     budget = fraction * size({})
     try:
-        found = allocate(groups, scores, size, budget, round_to=1)
+        found = allocated(groups, scores, size, budget, round_to=1)
     except ConfigError:
         assert size({g.name: torch.arange(g.size - 1) for g in groups}) > budget
     else:
@@ -95,7 +101,7 @@ def test_groups_with_different_costs_meet_the_budget(sizes, seed, fraction):
 def test_removed_channels_stay_removed(size, seed, gone):
     groups, scores = made([size, size], seed)
     first = {"g0": torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:gone]}
-    found = allocate(groups, scores, counter(groups), size, round_to=1, gone=first)
+    found = allocated(groups, scores, counter(groups), size, round_to=1, gone=first)
     assert {*first["g0"].tolist()} <= {*found["g0"].tolist()}
     assert counter(groups)(found) <= size
 
@@ -119,7 +125,7 @@ def test_own_fraction_is_as_near_as_rounding_allows_and_the_others_meet_the_budg
 def test_groups_with_own_fractions_keep_them_at_any_budget():
     groups, scores = made([10, 10], 0)
     for left in (20, 12):
-        found = allocate(groups, scores, counter(groups), left, round_to=1, own={"g0": 0.3})
+        found = allocated(groups, scores, counter(groups), left, round_to=1, own={"g0": 0.3})
         assert len(found["g0"]) == 3
         assert len(found.get("g1", ())) == max(0, 20 - left - 3)
 
@@ -129,7 +135,7 @@ def test_own_fraction_counts_what_is_removed_already():
     gone = {"g0": torch.tensor([3, 5])}
     for own, count in ((0.25, 2), (0.0, 2), (0.5, 4)):
         settings = {"round_to": 1, "gone": gone, "own": {"g0": own}}
-        found = allocate(groups, scores, counter(groups), 16, **settings)
+        found = allocated(groups, scores, counter(groups), 16, **settings)
         assert len(found["g0"]) == count
         assert {3, 5} <= {*found["g0"].tolist()}
 
@@ -137,10 +143,10 @@ def test_own_fraction_counts_what_is_removed_already():
 def test_linked_groups_take_the_own_fraction_of_one_of_them():
     groups, scores = made([8, 16, 9], 0)
     settings = {"round_to": 1, "links": [("g0", "g1")]}
-    found = allocate(groups, scores, counter(groups), 33, own={"g1": 0.25}, **settings)
+    found = allocated(groups, scores, counter(groups), 33, own={"g1": 0.25}, **settings)
     assert {name: len(channels) for name, channels in found.items()} == {"g0": 2, "g1": 4}
     with pytest.raises(ConfigError, match=r"g0, g1 work only .* asks for 0\.25 and 0\.5"):
-        allocate(groups, scores, counter(groups), 33, own={"g0": 0.5, "g1": 0.25}, **settings)
+        allocated(groups, scores, counter(groups), 33, own={"g0": 0.5, "g1": 0.25}, **settings)
 
 
 @given(st.lists(st.integers(4, 40), min_size=1, max_size=4), st.integers(0, 99),
@@ -161,7 +167,7 @@ def test_isomorphic_ranking_by_hand():
         "c": torch.tensor([90.0, 60, 80, 70]),
     }
     settings = {"distribution": "isomorphic", "round_to": 1}
-    found = allocate(groups, scores, counter(groups), 5, **settings)
+    found = allocated(groups, scores, counter(groups), 5, **settings)
     assert {name: c.tolist() for name, c in found.items()} == {"a": [0, 1], "b": [0], "c": [1, 3]}
 
 
@@ -179,10 +185,10 @@ def test_isomorphic_is_global_for_one_kind_and_uniform_for_kinds_of_one_group(si
 def test_unreachable_budgets_and_wrong_settings_raise():
     groups, scores = made([8, 8], 0)
     with pytest.raises(ConfigError, match=r"2 cannot be reached: with 3 channel\(s\) kept .* 6 of"):
-        allocate(groups, scores, counter(groups), 2, min_channels=3, round_to=1)
+        allocated(groups, scores, counter(groups), 2, min_channels=3, round_to=1)
     for wrong in ({"distribution": "even"}, {"min_channels": 0}, {"round_to": 0}):
         with pytest.raises(ConfigError):
-            allocate(groups, scores, counter(groups), 8, **wrong)
+            allocated(groups, scores, counter(groups), 8, **wrong)
 
 
 def test_rounding_multiple_depends_on_the_width():

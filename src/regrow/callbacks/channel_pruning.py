@@ -34,8 +34,7 @@ from regrow.callbacks.support.compact_checkpoints import (
     write_compact_checkpoints,
 )
 from regrow.channels.activations import Activations
-from regrow.channels.allocation import RoundTo
-from regrow.channels.config import ChannelConfig
+from regrow.channels.config import ChannelConfig, RoundTo
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.importance import ChannelCriterion
 from regrow.channels.pruner import ChannelPruner

@@ -118,11 +118,7 @@ class Activations:
 
 
 class _Recorder(TorchDispatchMode):
-    """Sums a function of the inputs of each weight, over all rows and positions.
-
-    Weights are identified by their storage, which covers layers called by functions, as in
-    attention.
-    """
+    """Sums a function of the inputs of each weight, also in functions: it is known by storage."""
 
     def __init__(self, weights: Mapping[str, Tensor], measure: Callable[[Tensor], Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

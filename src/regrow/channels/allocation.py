@@ -6,33 +6,27 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from regrow.channels.config import ChannelConfig, RoundTo, rounding
 from regrow.channels.cut.surgery import RemovedChannels
 from regrow.channels.graph.groups import Group
-from regrow.utils.errors import ConfigError, check_choice, check_count
+from regrow.utils.errors import ConfigError
 
-RoundTo = int | Literal["auto"]
-
-DISTRIBUTIONS = ("global", "uniform", "isomorphic")
 TOLERANCE = 0.01  # accepted distance below the budget, as a fraction of the dense size
 MAX_STEPS = 256  # steps tried to come that close
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Channels that are removed together.
+    """Channels that are removed together."""
 
-    `stops` is the number of removed channels afterwards, by group; `count` how many this step adds.
-    """
-
-    stops: Mapping[str, int]
-    count: int
+    stops: Mapping[str, int]  # number of removed channels afterwards, by group
+    count: int  # how many this step adds
     rank: float
 
     @property
@@ -40,28 +34,13 @@ class _Step:
         return next(iter(self.stops))
 
 
-def rounding(size: int, round_to: RoundTo) -> int:
-    """Return the number of which a group's kept count is a multiple.
-
-    Example:
-        >>> [rounding(size, "auto") for size in (128, 32, 20)], rounding(100, 4)
-        ([16, 8, 1], 4)
-    """
-    if round_to == "auto":
-        return 16 if size >= 64 else 8 if size >= 32 else 1
-    return check_count("round_to", round_to)
-
-
 def allocate(
     groups: Sequence[Group],
     scores: Mapping[str, Tensor],
     size: Callable[[RemovedChannels], float],
     budget: float,
+    config: ChannelConfig,
     *,
-    distribution: str = "global",
-    round_to: RoundTo = "auto",
-    min_channels: int = 1,
-    max_sparsity: float | None = None,
     own: Mapping[str, float] | None = None,
     gone: RemovedChannels | None = None,
     links: Sequence[Sequence[str]] = (),
@@ -69,61 +48,43 @@ def allocate(
 ) -> dict[str, Tensor]:
     """Choose the channels to remove, so that what remains is within a budget and close to it.
 
-    Args:
-        groups: The groups that may be cut.
-        scores: Scores `(channels,)` by group.
-        size: Returns the size that remains after a cut.
-        budget: The size that may remain; `ConfigError` if it cannot be met.
-        distribution: See `ChannelConfig`, like the next three.
-        round_to: Kept counts are multiples of it.
-        min_channels: Minimum number of channels that stay in a group.
-        max_sparsity: Largest fraction of its channels that a group may lose.
-        own: Fractions that some groups lose; the others meet the budget.
-        gone: Channels that are removed already.
-        links: Sets of groups that keep the same fraction; rounded where all can be.
-        fixed: Describes the groups that cannot be cut, for the error.
-
-    Example:
-        >>> scores = {"fc": torch.tensor([3.0, 1.0, 2.0, 4.0])}
-        >>> allocate([Group("fc", 4, {})], scores, lambda r: 4 - len(r.get("fc", ())), budget=2)
-        {'fc': tensor([1, 2])}
+    `size` returns what remains after a cut. `own` are fractions that some groups lose, while the
+    others meet the budget; `gone` are removed already; groups of a link keep the same fraction.
+    `fixed` describes the groups that cannot be cut, for the error.
     """
-    check_choice("distribution", distribution, DISTRIBUTIONS)
-    check_count("min_channels", min_channels)
     own, gone = own or {}, gone or {}
     first = {name: len(channels) for name, channels in gone.items()}
     orders, ranks = _ordered(groups, scores, gone)
     sizes = {group.name: group.size for group in groups}  # before earlier cuts
-    least, steps = 0.0 if max_sparsity is None else 1 - max_sparsity, list[_Step]()
+    least, min_channels = 1 - (config.max_sparsity or 1.0), config.min_channels
     floors = {name: max(min_channels, math.ceil(least * n - 1e-9)) for name, n in sizes.items()}
-    for names in _units(sizes, links):
-        found = _unit_steps(names, sizes, ranks, first, round_to, floors)
+    linked, steps = {name for link in links for name in link}, list[_Step]()
+    for names in (*((name,) for name in sizes if name not in linked), *links):
+        if len(names) > 1:
+            found = _linked({n: ranks[n] for n in names}, first, config.round_to, floors)
+        else:
+            multiple = rounding(sizes[names[0]], config.round_to)
+            found = _steps(names[0], ranks[names[0]], first, multiple, floors)
         if wanted := {own[name] for name in names if name in own}:
             first |= _nearest(found, {n: first.get(n, 0) for n in names}, wanted, sizes, ranks)
         else:
             steps += found
-    if distribution != "global":
-        steps = _ranked_by_share(steps, groups, distribution, first, ranks)
+    if config.distribution != "global":
+        steps = _ranked_by_share(steps, groups, config.distribution, first, ranks)
 
     def removed(chosen: Sequence[_Step]) -> dict[str, Tensor]:
         stops = first | {name: stop for step in chosen for name, stop in step.stops.items()}
         return {name: orders[name][:stop] for name, stop in stops.items()}
 
-    _check_reachable(size(removed(steps)), size({}), budget, min_channels, fixed)
-    chosen = removed(_within(steps, size, removed, budget))
-    return {name: channels.sort().values for name, channels in chosen.items()}
-
-
-def _check_reachable(
-    least: float, dense: float, budget: float, min_channels: int, fixed: Callable[[], str] | None
-) -> None:
-    if least > budget:
+    if (reached := size(removed(steps))) > budget:
         others = f". {fixed()}" if fixed else ""
         raise ConfigError(
             f"{budget:.6g} cannot be reached: with {min_channels} channel(s) kept in every group, "
-            f"{least:.6g} of {dense:.6g} remain; ask for less sparsity, lower round_to or "
+            f"{reached:.6g} of {size({}):.6g} remain; ask for less sparsity, lower round_to or "
             f"min_channels, raise max_sparsity or layers, or exclude fewer layers{others}"
         )
+    chosen = removed(_within(steps, size, removed, budget))
+    return {name: channels.sort().values for name, channels in chosen.items()}
 
 
 def _ordered(
@@ -140,34 +101,12 @@ def _ordered(
     return orders, ranks
 
 
-def _units(names: Iterable[str], links: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """Return the groups that are linked to no other, and the sets of linked ones."""
-    linked = {name for link in links for name in link}
-    return [*((name,) for name in names if name not in linked), *links]
-
-
-def _unit_steps(
-    names: Sequence[str],
-    sizes: Mapping[str, int],
-    ranks: Mapping[str, Tensor],
-    first: Mapping[str, int],
-    round_to: RoundTo,
-    floors: Mapping[str, int],
+def _steps(
+    name: str, ranked: Tensor, first: Mapping[str, int], multiple: int, floors: Mapping[str, int]
 ) -> list[_Step]:
-    """Return the steps of one group, or of linked ones."""
-    if len(names) > 1:
-        return _linked({name: ranks[name] for name in names}, first, round_to, floors)
-    [name] = names
-    multiple = rounding(sizes[name], round_to)
-    return _steps(name, ranks[name], first.get(name, 0), multiple, floors[name])
-
-
-def _steps(name: str, ranked: Tensor, gone: int, multiple: int, floor: int) -> list[_Step]:
     """Steps of one group: the first leaves a multiple, later ones remove `multiple` channels."""
-    size, steps, worst = len(ranked), list[_Step](), float("-inf")
-    for kept in range((size - gone - 1) // multiple * multiple, 0, -multiple):
-        if kept < floor:
-            break
+    size, gone, steps, worst = len(ranked), first.get(name, 0), list[_Step](), float("-inf")
+    for kept in range((size - gone - 1) // multiple * multiple, floors[name] - 1, -multiple):
         stop = size - kept
         worst = max(worst, float(ranked[gone:stop].mean()))
         steps.append(_Step({name: stop}, stop - gone, worst))

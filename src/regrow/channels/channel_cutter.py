@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -11,17 +12,13 @@ from torch.optim import Optimizer
 from regrow.channels.channel_masker import ChannelMasker
 from regrow.channels.cut.channel_cut import (
     ChannelCut,
-    StoredCut,
     comparable,
-    make_channel_cut,
-    reset_mismatched_state,
     restore_optimizer_shapes,
     slice_optimizer_state,
 )
-from regrow.channels.cut.surgery import kept_indices
 from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.trace import Trace
-from regrow.channels.prune_channels import approximate_groups
+from regrow.channels.prune_channels import record_cut
 from regrow.pruning.initializers import removed_values
 from regrow.pruning.transaction import atomic
 from regrow.utils.errors import ConfigError, StateError
@@ -31,29 +28,18 @@ from regrow.utils.names import tensors
 class ChannelCutter:
     """Cuts masked channels out of a model, and restores its original shapes.
 
-    Args:
-        masker: The masked channels.
-        retrace: Traces the present model.
-        analyse: Sets the groups of a traced model in masker and cutter.
-
-    Attributes:
-        trial: Tries cuts of the present model.
-        plan: All cuts since the original shapes as one.
-        cuts: Each cut with the values that it removed.
+    `retrace` traces the present model, `analyse` sets the groups of a traced one everywhere.
     """
 
-    trial: TrialCut
+    trial: TrialCut  # of the present model
 
     def __init__(
-        self,
-        masker: ChannelMasker,
-        retrace: Callable[[], Trace],
-        analyse: Callable[[Trace], None],
+        self, masker: ChannelMasker, retrace: Callable[[], Trace], analyse: Callable[[Trace], None]
     ) -> None:
         self.masker, self.retrace, self.analyse = masker, retrace, analyse
         self.enforcer, self.model = masker.enforcer, masker.state.model
-        self.plan = ChannelCut()
-        self.cuts: list[StoredCut] = []
+        self.plan = ChannelCut()  # all cuts since the original shapes as one
+        self.cuts: list[dict[str, Any]] = []  # each, with what it removed: see `_store`
 
     @atomic
     def compact(self, optimizers: Sequence[Optimizer]) -> ChannelCut | None:
@@ -70,27 +56,14 @@ class ChannelCutter:
                 f"zeros; exclude={[*found.failed]!r} leaves it out"
             )
         try:
-            traced = self.retrace()
+            with found.undo.on_error():
+                traced = self.retrace()
         except ConfigError as error:
-            found.undo()
             raise StateError(f"cut, {error}: the model keeps its shapes, with zeros") from error
-        except BaseException:
-            found.undo()
-            raise
         state = self.masker.state
         self.enforcer.transaction.mark_started()
-        counts = {name: len(channels) for name, channels in removed.items()}
-        kept = kept_indices(self.masker.groups, removed)
-        plan = make_channel_cut(
-            self.model,
-            kept,
-            found.undo,
-            removed=counts,
-            approximate=approximate_groups(self.masker.groups, removed),
-            error=found.error,
-        )
+        plan = record_cut(self.model, self.masker.groups, removed, found)
         slice_optimizer_state(optimizers, self.model, plan)
-        reset_mismatched_state(optimizers, self.model, plan)
         self._store(plan)
         plan.undo = None  # frees the old tensors
         state.freezer.resize(plan.slice)
@@ -115,13 +88,12 @@ class ChannelCutter:
                     gone = ~plan.kept_mask(name).to(tensor.device)
                     tensor.data[gone] = values.to(tensor.device, tensor.dtype)
             restore_optimizer_shapes(optimizers, self.model, plan)
-            reset_mismatched_state(optimizers, self.model, plan)
         self.plan, state.target, state.originals = ChannelCut(), 0.0, {}
         state.freezer.set("all", {})
         self.analyse(self.retrace())
 
     @atomic
-    def reshape(self, cuts: Sequence[StoredCut]) -> None:
+    def reshape(self, cuts: Sequence[dict[str, Any]]) -> None:
         """Set the shapes, not the values, of the model after some cuts, if it has others."""
         if [comparable(cut) for cut in cuts] == [comparable(cut) for cut in self.cuts]:
             self.cuts = [*cuts]
@@ -140,7 +112,7 @@ class ChannelCutter:
             self.analyse(self.retrace())
 
     def _store(self, plan: ChannelCut) -> None:
-        """Store a cut with the values that it removed."""
+        """Store a cut with the values that it removed, those of buffers as statistics."""
         removed = self.masker.state.removed_weights
         assert plan.undo is not None
         before = {name: plan.undo.before(t) for name, t in tensors(self.model).items()}
@@ -150,11 +122,8 @@ class ChannelCutter:
             for name, values in every.items()
             if name in plan.kept
         }
+        values = {} if removed is None else removed.state_dict()
         self.cuts.append(
-            {
-                "plan": plan.state_dict(),
-                "removed_weights": {} if removed is None else removed.state_dict(),
-                "statistics": statistics,
-            }
+            {"plan": plan.state_dict(), "removed_weights": values, "statistics": statistics}
         )
         self.plan = self.plan.compose(plan)

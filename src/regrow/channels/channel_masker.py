@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,27 +90,14 @@ def rank_channels(
     return ranks
 
 
-class ChannelMaskerState(TypedDict):
-    """The attributes `removed` and `statistics` of `ChannelMasker`."""
-
-    removed: dict[str, Tensor]
-    statistics: dict[str, Tensor]
-
-
 class ChannelMasker:
-    """Masks channels in all their parameters, and restores them.
-
-    Attributes:
-        state: Masks of every parameter that holds a part of a channel.
-        groups: The model's groups of channels.
-        removed: Indices of the masked channels, by group.
-        statistics: Buffers as they were when their channels were masked; zero elsewhere.
-    """
+    """Masks channels in all their parameters, and restores them."""
 
     def __init__(self, state: MaskState, groups: Sequence[Group]) -> None:
         self.state, self.groups = state, groups
         self.enforcer = state.enforcer
-        self.removed: dict[str, Tensor] = {}
+        self.removed: dict[str, Tensor] = {}  # indices of the masked channels, by group
+        # buffers as they were when their channels were masked; zero elsewhere
         self.statistics: dict[str, Tensor] = {}
 
     def replace_groups(self, groups: Sequence[Group], selection: TargetSelection) -> None:
@@ -126,11 +113,10 @@ class ChannelMasker:
 
         `before` are their values before the cut. Empty if values are not stored.
         """
-        stored, kept = self.state.removed_weights, self._kept(self.removed)
-        found: dict[str, Tensor] = {}
+        stored, kept, found = self.state.removed_weights, self._kept(self.removed), {}
         if stored is None:
-            return found
-        for name in dict.fromkeys(name for group in self.groups for name, _ in group.unmasked):
+            return {}
+        for name in {name: None for group in self.groups for name, _ in group.unmasked}:
             found[name] = before[name]
             mask = channel_mask(name, before[name], kept)
             values = None if mask is None else stored.scatter_like(name, before[name], mask)
@@ -162,10 +148,7 @@ class ChannelMasker:
     def bring_back(
         self, back: Mapping[str, Tensor], initializer: Initializer, optimizers: Sequence[Optimizer]
     ) -> dict[str, Tensor]:
-        """Unmask channels, with restored values if the initializer is `removed_values`.
-
-        Returns bool tensors of the weights that are kept again, by parameter.
-        """
+        """Unmask channels; return bool tensors of the weights that are kept again."""
         state, restore = self.state, initializer is removed_values
         left = {
             name: channels[~torch.isin(channels, back[name])] if name in back else channels
@@ -209,13 +192,11 @@ class ChannelMasker:
             if group.name in self.removed and meant & {name for name, _ in group.members}
         }
 
-    def state_dict(self) -> ChannelMaskerState:
+    def state_dict(self) -> dict[str, Any]:
         """Return masked channels and their statistics; masks are part of `MaskState`."""
         removed = {name: channels.clone() for name, channels in self.removed.items()}
         return {"removed": removed, "statistics": dict(self.statistics)}
 
-    def load_state_dict(
-        self, removed: Mapping[str, Tensor], statistics: Mapping[str, Tensor]
-    ) -> None:
-        self.removed = {name: channels.clone() for name, channels in removed.items()}
-        self.statistics = {name: values.clone() for name, values in statistics.items()}
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.removed = {name: channels.clone() for name, channels in state["removed"].items()}
+        self.statistics = {name: kept.clone() for name, kept in state["statistics"].items()}

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from regrow.channels.allocation import DISTRIBUTIONS, RoundTo, rounding
 from regrow.channels.importance import (
     ChannelCriterion,
     MeanScores,
@@ -29,27 +28,18 @@ from regrow.utils.errors import (
 )
 from regrow.utils.names import callable_name
 
+RoundTo = int | Literal["auto"]
+
+
+def rounding(size: int, round_to: RoundTo) -> int:
+    """Return the number of which a group's kept count is a multiple."""
+    if round_to == "auto":
+        return 16 if size >= 64 else 8 if size >= 32 else 1
+    return check_count("round_to", round_to)
+
 
 class ChannelConfig(NamedTuple):
-    """Settings of channel pruning.
-
-    Attributes:
-        criterion: "l1", "l2", "bn", "fpgm", "random", "taylor", "fisher", "activation", "apoz" or a
-            callable `(group, parameters) -> scores`; see `regrow.channels.importance`.
-        distribution: "global" (all groups ranked together), "uniform" (the same fraction of each
-            group) or "isomorphic" (the same fraction of each kind of group, ranked together).
-        of: The unit of a sparsity: "channels", "macs", "params" or "latency".
-        round_to: Kept counts are multiples of it; "auto": 16 from 64 channels, 8 from 32, else 1.
-        min_channels: Minimum number of channels that stay in a group.
-        max_sparsity: Largest fraction of its channels that a group may lose; None: no limit.
-        layers: Fractions that the groups of some layers lose, `{pattern: fraction}`, as near as
-            `round_to` allows; the other groups make up the rest of the sparsity.
-        include: Patterns of layers that may be cut; None: all.
-        exclude: Patterns of layers that keep their channels.
-        seed: Seed of random choices.
-        timer: Function `model -> milliseconds` for `of="latency"`; None: measured on this device.
-        latency_ms: Latency of the final model in milliseconds, for `of="latency"`.
-    """
+    """Settings of channel pruning, explained at `regrow.ChannelPruning`."""
 
     criterion: str | ChannelCriterion = "l2"
     distribution: str = "global"
@@ -67,7 +57,7 @@ class ChannelConfig(NamedTuple):
     def validated(self) -> ChannelConfig:
         """Check all settings, and return them with patterns as tuples."""
         get_channel_criterion(self.criterion, self.seed)
-        check_choice("distribution", self.distribution, DISTRIBUTIONS)
+        check_choice("distribution", self.distribution, ("global", "uniform", "isomorphic"))
         check_choice("of", self.of, (*UNITS, "latency"))
         rounding(1, self.round_to)
         check_count("min_channels", self.min_channels)
@@ -107,12 +97,9 @@ class ChannelConfig(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that must be the same when a checkpoint is resumed."""
         optional = {"max_sparsity": self.max_sparsity, "layers": dict(self.layers or {})}
+        always = ("distribution", "of", "round_to", "min_channels", "latency_ms")
         return {
             **{key: value for key, value in optional.items() if value},
             "criterion": callable_name(self.criterion),
-            "distribution": self.distribution,
-            "of": self.of,
-            "round_to": self.round_to,
-            "min_channels": self.min_channels,
-            "latency_ms": self.latency_ms,
+            **{name: getattr(self, name) for name in always},
         }

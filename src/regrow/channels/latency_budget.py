@@ -7,7 +7,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,26 +30,11 @@ PASSES = 40  # timed passes of each cut that is tried
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 
 
-class LatencyTimerState(TypedDict):
-    """State of `LatencyTimer`: the batch's size, and milliseconds of the original (0: unknown)."""
-
-    size: int
-    original: float
-
-
 class LatencyTimer:
-    """Measures models in turns with the original one, on batches of one size.
+    """Measures models, by `timer` or in turns with a copy of the original one.
 
     Milliseconds are those of the original model, measured once, times the ratio of medians: load
     on the machine that comes later affects both models and does not count.
-
-    Args:
-        timer: Function `model -> milliseconds`; None: measured here.
-        example_input: A batch; only its size is used.
-        original: The model before any cut, of which a copy is kept; not needed with a timer.
-
-    Raises:
-        ConfigError: If the model cannot be copied.
     """
 
     def __init__(
@@ -61,7 +46,7 @@ class LatencyTimer:
         self.timer = timer
         self.size = batch_size(example_input)
         self._copy = _copied(original) if timer is None and original is not None else None
-        self._original = 0.0
+        self._original = 0.0  # milliseconds; 0: not known yet
 
     def __call__(self, model: nn.Module, example: Any) -> float:
         """Return the milliseconds of a forward pass, on examples repeated to the batch's size."""
@@ -90,10 +75,10 @@ class LatencyTimer:
         with preserve_state(model):
             return compare_latency(self._copy, model, resize_batch(example, self.size)).speedup
 
-    def state_dict(self) -> LatencyTimerState:
+    def state_dict(self) -> dict[str, Any]:
         return {"size": self.size, "original": self._original}
 
-    def load_state_dict(self, state: LatencyTimerState) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.size, self._original = int(state["size"]), float(state["original"])
 
 
@@ -117,20 +102,14 @@ def latency_budget(
     dense: float,
     limit: float,
 ) -> dict[str, Tensor]:
-    """Find the smallest cut whose measured latency meets a limit, by bisection over MACs.
+    """Find the smallest cut whose latency meets a limit in milliseconds, by bisection over MACs.
 
-    Args:
-        choose: Returns the channels to remove so that some MACs remain.
-        macs: Those of the model without a cut.
-        trial: Cuts the model.
-        timer: Returns a model's milliseconds.
-        dense: Milliseconds of the model without a cut.
-        limit: Milliseconds that a forward pass may take; `ConfigError` if no cut is so fast.
+    `choose` returns the channels to remove so that some MACs remain; `macs` and the milliseconds
+    `dense` are those of the model without a cut.
     """
     if dense <= limit:
         return {}
-    low, high, best = 0.0, 1.0, None
-    fastest = dense
+    low, high, best, fastest = 0.0, 1.0, None, dense
     for _ in range(ROUNDS):
         share = (low + high) / 2
         try:
@@ -248,21 +227,16 @@ class LatencyTable:
 
 def _layer_inputs(model: nn.Module, example_input: Any) -> dict[str, Tensor]:
     """Return the input of each convolution and linear layer, at its first call."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    names: dict[nn.Module, str] = {
+        layer: name for name, layer in modules(model).items() if isinstance(layer, kinds)
+    }
     found: dict[str, Tensor] = {}
 
-    def make_hook(name: str) -> Callable[..., None]:
-        def store(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            found.setdefault(name, args[0].detach())
+    def store(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        found.setdefault(names[layer], args[0].detach())
 
-        return store
-
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    hooks: dict[nn.Module, Callable[..., None]] = {
-        module: make_hook(name)
-        for name, module in modules(model).items()
-        if isinstance(module, kinds)
-    }
-    run_with_hooks(model, example_input, hooks)
+    run_with_hooks(model, example_input, dict.fromkeys(names, store))
     return found
 
 
@@ -270,16 +244,13 @@ def _measure_layer(
     layer: nn.Module, given: Tensor, fraction: float, repeats: int
 ) -> tuple[float, float, float]:
     """Return (inputs, outputs, milliseconds) of a layer with a fraction of its channels."""
-    outputs, inputs = (max(1, round(fraction * size)) for size in _sizes(layer))
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
+    rows, columns = _sizes(layer)
+    outputs, inputs = (max(1, round(fraction * size)) for size in (rows, columns))
     undo, dim = UndoLog(), -1 if isinstance(layer, nn.Linear) else 1
-    kept = {
-        "weight": {0: torch.arange(weight.shape[0]) < outputs},
-        "bias": {0: torch.arange(weight.shape[0]) < outputs},
-    }
+    keep = torch.arange(rows) < outputs
+    kept = {"weight": {0: keep}, "bias": {0: keep}}
     if getattr(layer, "groups", 1) == 1:
-        kept["weight"][1] = torch.arange(weight.shape[1]) < inputs
+        kept["weight"][1] = torch.arange(columns) < inputs
         given = given.narrow(dim, 0, inputs).contiguous()
     try:
         if fraction < 1:

@@ -30,20 +30,12 @@ def configured_models(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def cut_config(model: nn.Module, plan: ChannelCut, path: str = "") -> Any | None:
-    """Return the configuration with which a model's class builds the cut model.
+    """Return the configuration with which the class of a cut model builds it.
 
     Each whole-numbered field is doubled on trial, on the meta device: a size that is linear in it
     tells the value that the cut model needs. Among the fields whose sizes agree, the combination
-    with the right shapes and sizes in attributes is taken.
-
-    Args:
-        model: A cut model whose class takes its `config` alone, such as those of transformers.
-        plan: The record of the cut, of a model that holds this one.
-        path: Path of this model in that one.
-
-    Returns:
-        A changed copy of `model.config`; None if its fields cannot say the sizes, as where layers
-        that share a field differ.
+    with the right shapes and sizes in attributes is taken. `path` is that of the model in the one
+    that was cut. None if fields cannot say the sizes, as where layers that share a field differ.
     """
     config: Any = model.config
     prefix = f"{path}." if path else ""

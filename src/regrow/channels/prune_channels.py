@@ -10,14 +10,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from regrow.channels.allocation import TOLERANCE, RoundTo, allocate
-from regrow.channels.config import ChannelConfig
-from regrow.channels.consumer_refit import refit_consumers
+from regrow.calibration.calibrate import inputs_of, order_layers, refit_layers
+from regrow.calibration.layer_rows import LayerRows
+from regrow.calibration.moments import Data
+from regrow.calibration.sequence_rows import find_rows
+from regrow.channels.allocation import TOLERANCE, allocate
+from regrow.channels.config import ChannelConfig, RoundTo
 from regrow.channels.cut.channel_cut import ChannelCut, make_channel_cut
-from regrow.channels.cut.surgery import RemovedChannels, kept_indices
-from regrow.channels.cut.verify import TrialCut
+from regrow.channels.cut.surgery import RemovedChannels, UndoLog, kept_indices
+from regrow.channels.cut.verify import TrialCut, Verified
 from regrow.channels.graph.groups import Group, groups_from_trace
 from regrow.channels.graph.trace import trace
 from regrow.channels.importance import ChannelCriterion, channel_scores, get_channel_criterion
@@ -30,6 +33,9 @@ from regrow.utils.names import matches_pattern, parameters
 
 Timer = Callable[[nn.Module], float]
 Link = tuple[str, ...]  # groups that keep the same fraction
+MOST_LISTED = 5  # groups that cannot be cut
+REFIT_SAMPLES = 1024  # examples
+DAMPING = 1e-3  # ridge term of a refit, as a fraction of the mean squared input
 
 
 def prune(
@@ -73,7 +79,7 @@ def prune(
         latency_ms: Milliseconds of a forward pass, instead of `sparsity`.
         timer: A function `model -> milliseconds`; None: measured here.
         seed: For `criterion="random"`.
-        refit: Unlabelled batches to refit what reads removed channels; see `refit_consumers`.
+        refit: Unlabelled batches, of about 1,024 examples, to refit what reads removed channels.
 
     Raises:
         ConfigError: For settings that cannot be met; the model is unchanged.
@@ -90,7 +96,7 @@ def prune(
     dense = None if refit is None else copy.deepcopy(model)
     plan = _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
     if refit is not None and dense is not None:
-        refit_consumers(model, dense, plan, refit)
+        _refit_consumers(model, dense, plan, refit)
     return plan
 
 
@@ -115,10 +121,7 @@ def _cut_until_valid(
             free,
             scores,
             sizes.after,
-            distribution=config.distribution,
-            round_to=config.round_to,
-            min_channels=config.min_channels,
-            max_sparsity=config.max_sparsity,
+            config=config,
             own=by_group(groups, layer_targets(groups, model, config)),
             links=linked,
             fixed=partial(describe_fixed, groups, model, two),
@@ -142,16 +145,63 @@ def _cut_until_valid(
             break
         else:
             found.undo()
+    cut = record_cut(model, groups, removed, found)
+    cut.not_prunable = {group.name: group.fixed_reason for group in groups if group.fixed_reason}
+    cut.speedup = timer.speedup(model, example_input) if measured else None
+    return cut
+
+
+def record_cut(
+    model: nn.Module, groups: Sequence[Group], removed: RemovedChannels, found: Verified
+) -> ChannelCut:
+    """Make the record of a verified cut."""
+    counts = {name: len(channels) for name, channels in removed.items() if len(channels)}
+    approximate = {g.name: g.approximate_reasons for g in groups if g.name in counts}
     return make_channel_cut(
         model,
         kept_indices(groups, removed),
         found.undo,
-        removed={name: len(channels) for name, channels in removed.items() if len(channels)},
-        not_prunable={group.name: group.fixed_reason for group in groups if group.fixed_reason},
-        approximate=approximate_groups(groups, removed),
+        removed=counts,
+        approximate={name: reasons for name, reasons in approximate.items() if reasons},
         error=found.error,
-        speedup=timer.speedup(model, example_input) if measured else None,
     )
+
+
+def _refit_consumers(
+    model: nn.Module, dense: nn.Module, plan: ChannelCut, batches: Iterable[Any]
+) -> None:
+    """Refit weights and biases of layers whose inputs were cut, in the order in which they run.
+
+    Each reproduces, by least squares, the outputs that it had in the dense network from the inputs
+    that are left. Layers whose number of groups changed, recurrent ones and attention stay as they
+    are. The cut's undo then restores the biases too.
+    """
+    undo = plan.undo or UndoLog()
+    with undo.on_error():
+        used = Data(inputs_of(batches, REFIT_SAMPLES))
+        originals = dict(zip(model.modules(), dense.modules(), strict=True))
+        layers = {
+            layer.name: layer
+            for layer in find_rows(model)
+            if type(layer) is LayerRows  # recurrent layers and attention stay as they are
+            and _input_dim(layer) in plan.kept.get(layer.name, {})
+            and layer.groups == getattr(originals[layer.module], "groups", layer.groups)
+        }
+        ordered = order_layers(model, [*layers.values()], used)
+        masks = {layer.name: torch.ones_like(layer.weight, dtype=torch.bool) for layer in ordered}
+        outputs: dict[str, Tensor] = {}  # which of all groups are left, where not all are
+        for layer in ordered:
+            dim = 1 - _input_dim(layer)
+            kept = plan.kept[layer.name].get(dim)
+            if kept is not None:
+                outputs[layer.name] = kept.repeat(layer.groups) if dim else kept
+            if layer.bias is not None:
+                undo.keep(layer.bias)
+        refit_layers(model, dense, ordered, masks, used, DAMPING, outputs)
+
+
+def _input_dim(layer: LayerRows) -> int:
+    return 0 if getattr(layer.module, "transposed", False) else 1
 
 
 def prunable_groups(groups: Sequence[Group], model: nn.Module, example_input: Any) -> list[Group]:
@@ -162,9 +212,7 @@ def prunable_groups(groups: Sequence[Group], model: nn.Module, example_input: An
     return free
 
 
-def describe_fixed(
-    groups: Sequence[Group], model: nn.Module, example_input: Any, most: int = 5
-) -> str:
+def describe_fixed(groups: Sequence[Group], model: nn.Module, example_input: Any) -> str:
     """List the groups that cannot be cut, those with most MACs first, with the reasons."""
     fixed = [group for group in groups if group.fixed_reason]
     if not fixed:
@@ -179,10 +227,11 @@ def describe_fixed(
             shares[group.name] = 1 - weights.after(every) / max(weights.dense, 1), "parameters"
     fixed.sort(key=lambda group: -shares[group.name][0])
     lines = []
-    for group in fixed[:most]:
+    for group in fixed[:MOST_LISTED]:
         share, unit = shares[group.name]
         lines.append(f"{group.name} ({share:.0%} of the {unit}): {group.fixed_reason}")
-    return "; ".join(lines) + (f"; and {len(fixed) - most} more" if len(fixed) > most else "")
+    more = len(fixed) - len(lines)
+    return "; ".join(lines) + (f"; and {more} more" if more else "")
 
 
 def fix_groups(groups: Sequence[Group], reasons: Mapping[str, str]) -> tuple[Group, ...]:
@@ -202,15 +251,10 @@ def select_groups(
     usual = {target.name for target in select_targets(model).targets}
     computed = {name for group in groups for name, _ in group.rows} - usual  # as by weight norm
     outside = usual - wanted | {name for name in computed if not _is_wanted(name, config)}
-    left_out = {g.name: [name for name, _ in g.rows if name in outside] for g in groups}
-    return fix_groups(
-        groups,
-        {
-            group.name: f"{left_out[group.name][0]} is excluded or not included"
-            for group in groups
-            if left_out[group.name] and not group.fixed_reason
-        },
-    )
+    free = [group for group in groups if not group.fixed_reason]
+    left_out = {g.name: [name for name, _ in g.rows if name in outside] for g in free}
+    reasons = {g: f"{rows[0]} is excluded or not included" for g, rows in left_out.items() if rows}
+    return fix_groups(groups, reasons)
 
 
 def _is_wanted(name: str, config: ChannelConfig) -> bool:
@@ -221,12 +265,7 @@ def _is_wanted(name: str, config: ChannelConfig) -> bool:
 def layer_targets(
     groups: Sequence[Group], model: nn.Module, config: ChannelConfig
 ) -> dict[str, float]:
-    """Return the fractions of `config.layers`, by the weights whose outputs can be cut.
-
-    Raises:
-        ConfigError: For a pattern that matches nothing, or only what cannot be cut, and for layers
-            of one group with different fractions.
-    """
+    """Return the fractions of `config.layers`, by the weights whose outputs can be cut."""
     if not config.layers:
         return {}
     selection = select_targets(model, config.include, config.exclude)
@@ -254,14 +293,6 @@ def layer_targets(
 def by_group(groups: Sequence[Group], own: Mapping[str, float]) -> dict[str, float]:
     """Return fractions by group, given those by the weights that compute its channels."""
     return {group.name: own[name] for group in groups for name, _ in group.rows if name in own}
-
-
-def approximate_groups(
-    groups: Sequence[Group], removed: RemovedChannels
-) -> dict[str, tuple[str, ...]]:
-    """Return the cut groups without which the network is only approximately the masked one."""
-    cut = [group for group in groups if len(removed.get(group.name, ()))]
-    return {g.name: g.approximate_reasons for g in cut if g.approximate_reasons}
 
 
 class LinkedGroups:
@@ -294,8 +325,8 @@ class LinkedGroups:
 class BudgetCorrection:
     """Adds MACs to a budget, because products without weights (attention) shrink too."""
 
-    def __init__(self, tries: int = 4) -> None:
-        self.now, self._valid, self._tries = 0.0, 0.0, tries
+    def __init__(self) -> None:
+        self.now, self._valid, self._tries = 0.0, 0.0, 4
 
     def is_settled(
         self, sizes: Sizes, removed: RemovedChannels, left: float, budget: float

@@ -31,49 +31,22 @@ def slimming(tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(scales).sum()
 
 
-def sparse_group_factors(squares: Tensor, alpha: float = 4.0) -> Tensor:
-    """Compute how strongly each channel of a group is drawn to zero, from 1 to 2^alpha.
+def sparse_group_factors(squares: Tensor) -> Tensor:
+    """Compute how strongly each channel of a group is drawn to zero, from 1 to 16.
 
-    `2^(alpha (max - n_k) / (max - min))` for squared norms n; channels that are zero do not count.
-
-    Args:
-        squares: Squared norm of each channel, over all members of the group.
-        alpha: Exponent of the weakest channel.
+    `2^(4 (max - n_k) / (max - min))` for squared norms n; channels that are zero do not count.
 
     Source: Fang et al. 2023 (DepGraph), arXiv 2301.12900, section on group-level pruning.
-
-    Example:
-        >>> sparse_group_factors(torch.tensor([1.0, 2.0, 3.0]))
-        tensor([16.,  4.,  1.])
     """
     alive = squares[squares > 0]
     if not len(alive) or alive.max() == alive.min():
         return torch.ones_like(squares)
     share = (alive.max() - squares) / (alive.max() - alive.min())
-    return torch.exp2(alpha * share.clamp(max=1))
+    return torch.exp2(4 * share.clamp(max=1))
 
 
 class GroupPenalty:
-    """The penalty `sum over channels k of f_k / 2 * |w_k|^2`, with w_k in all members of a group.
-
-    Args:
-        groups: Groups of channels.
-        tensors: Parameters by name.
-
-    Example:
-        >>> from torch import nn
-        >>> from regrow.channels import groups
-        >>> net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
-        >>> for weight in net.parameters():
-        ...     _ = weight.data.fill_(3)
-        ...     weight.grad = torch.zeros_like(weight)
-        >>> penalty = GroupPenalty(groups(net, torch.zeros(2, 1))[:1], dict(net.named_parameters()))
-        >>> penalty.squares("0")
-        tensor([18., 18.])
-        >>> penalty.add_gradients({"0": torch.tensor([0.5, 0.0])})
-        >>> net[0].weight.grad.flatten(), net[1].weight.grad.flatten()
-        (tensor([1.5000, 0.0000]), tensor([1.5000, 0.0000]))
-    """
+    """The penalty `sum over channels k of f_k / 2 * |w_k|^2`, w_k in all members of a group."""
 
     def __init__(self, groups: Sequence[Group], tensors: Mapping[str, Tensor]) -> None:
         self._tensors, self._sizes = tensors, {group.name: group.size for group in groups}
@@ -100,12 +73,7 @@ class GroupPenalty:
     def add_gradients(
         self, factors: Mapping[str, Tensor], trained: Collection[int] | None = None
     ) -> None:
-        """Add `f_k w_k` to the gradients of channels.
-
-        Args:
-            factors: The f of each channel, by group.
-            trained: Ids of the parameters to change, of those that have a gradient; None: all.
-        """
+        """Add `f_k w_k` to gradients, f by group; `trained` are ids of parameters, None: all."""
         for name, factor in factors.items():
             padded = torch.cat([factor, factor.new_zeros(1)])
             for (tensor, dim), channels in self._channels[name].items():

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -26,14 +28,6 @@ class Sizes:
 
     Each weight costs one MAC at each output position; products without weights (attention) count
     with their present size. `dense` is the size before any cut.
-
-    Example:
-        >>> from regrow.channels.graph.groups import groups
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> found = groups(net, torch.zeros(2, 4))
-        >>> sizes = Sizes(net, found[:1], torch.zeros(2, 4), "macs")
-        >>> sizes.dense, sizes.after({"0": torch.arange(4)})
-        (48.0, 24.0)
     """
 
     def __init__(
@@ -47,11 +41,8 @@ class Sizes:
             work = count_work(model, example_input)
             used = _derived_positions(model, example_input, work.positions) | work.positions
             self._weights = {n: used.get(n, 0.0) for n in self._shapes}
-            counted = sum(
-                positions * torch.Size(self._shapes[name]).numel()
-                for name, positions in self._weights.items()
-            )
-            self._rest = work.macs - counted
+            counted = (n * math.prod(self._shapes[name]) for name, n in self._weights.items())
+            self._rest = work.macs - sum(counted)
         # number of positions of each channel in each member
         self._places: dict[str, dict[Place, Tensor]] = {
             group.name: {
@@ -88,25 +79,20 @@ def _derived_positions(
     found: dict[str, float] = {}
     batch = batch_size(example_input)
 
-    def make_hook(name: str, channel: int) -> Callable[..., None]:
-        def count(module: nn.Module, given: Any, out: Tensor) -> None:
-            found[name] = found.get(name, 0.0) + out.numel() / out.shape[channel] / batch
+    def count(module: nn.Module, given: Any, out: Tensor) -> None:
+        channels = out.shape[-1 if isinstance(module, nn.Linear) else 1]
+        found[used[module]] = found.get(used[module], 0.0) + out.numel() / channels / batch
 
-        return count
-
-    hooks: dict[nn.Module, Callable[..., None]] = {}
+    used: dict[nn.Module, str] = {}
     names = {id(parameter): name for name, parameter in parameters(model).items()}
     for module in modules(model).values():
+        convolves = isinstance(module, nn.modules.conv._ConvNd) and not module.transposed
         raw = max(raw_weights(module), key=torch.numel, default=None)
         name = names.get(id(raw), "")
-        if raw is None or name in known:
-            continue
-        if isinstance(module, nn.Linear):
-            hooks[module] = make_hook(name, -1)
-        elif isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
-            hooks[module] = make_hook(name, 1)
-    if hooks:
-        run_with_hooks(model, example_input, hooks)
+        if raw is not None and name not in known and (convolves or isinstance(module, nn.Linear)):
+            used[module] = name
+    if used:
+        run_with_hooks(model, example_input, dict.fromkeys(used, count))
     return found
 
 
@@ -120,10 +106,7 @@ def run_with_hooks(
     model: nn.Module, example_input: Any, hooks: Mapping[nn.Module, Callable[..., None]]
 ) -> None:
     """Run a model in eval mode with forward hooks `(module, inputs, output)` on some modules."""
-    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
-    try:
-        with in_mode(model, training=False), preserve_state(model):
-            bound_forward(model, example_input)()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with in_mode(model, training=False), preserve_state(model), ExitStack() as hooked:
+        for module, hook in hooks.items():
+            hooked.enter_context(module.register_forward_hook(hook))
+        bound_forward(model, example_input)()

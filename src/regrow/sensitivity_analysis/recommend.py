@@ -13,7 +13,7 @@ _ROUNDING = 1e-9  # 0.97 - 0.96 is more than 0.01
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Recommended arguments of the pruning callbacks."""
+    """Recommended arguments of the pruning callbacks; of channels, only `exclude` applies."""
 
     layers: dict[str, float]  # sparsity of each layer
     exclude: list[str]  # patterns
@@ -23,11 +23,6 @@ def find_limit(row: Sensitivity, accuracy: float, max_drop: float) -> float:
     """Find the highest sparsity that, like all lower ones, loses at most `max_drop`.
 
     The present sparsity is the least; `accuracy` is that of the unchanged model.
-
-    Example:
-        >>> row = Sensitivity("fc", 100, 0.0, 100, 0.5, None, {0.5: 0.9, 0.7: 0.88, 0.9: 0.9})
-        >>> find_limit(row, 0.9, 0.01), find_limit(row, 0.9, 0.02)
-        (0.5, 0.9)
     """
     best = row.sparsity
     for sparsity, found in sorted(row.accuracy.items()):
@@ -51,16 +46,6 @@ def recommend(found: Sensitivities, max_drop: float) -> Recommendation:
 
     A heuristic to start from, with fine-tuning after it: layers were pruned one at a time, and
     pruning all of them loses more accuracy than pruning each alone.
-
-    Args:
-        found: Sensitivities of weights or channels; for channels, only `exclude` applies.
-        max_drop: Accuracy that each layer may lose.
-
-    Example:
-        >>> rows = [Sensitivity("a", 9, 0.0, 9, 0.5, None, {0.5: 0.9, 0.7: 0.8}),
-        ...         Sensitivity("b#2", 9, 0.0, 9, 0.5, None, {0.5: 0.1, 0.7: 0.1})]
-        >>> recommend(Sensitivities(0.9, tuple(rows), {}), 0.01)
-        Recommendation(layers={'a': 0.5}, exclude=['b'])
     """
     limits = {row.name: find_limit(row, found.accuracy, max_drop) for row in found.rows}
     layers = {name: _short(value) for name, value in limits.items() if value}

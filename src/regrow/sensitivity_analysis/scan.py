@@ -26,40 +26,24 @@ DEFAULT_CRITERIA = {"weights": "magnitude", "channels": "l2"}
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Sensitivity of one layer, or one group of channels.
+    """Sensitivity of one layer, or one group of channels."""
 
-    Attributes:
-        name: Name of the parameter or of the group.
-        size: Number of weights or channels, pruned ones included.
-        sparsity: Fraction of them that is pruned already.
-        weights: Number of weights; of channels, all weights that would be removed with them.
-        params: Fraction of all parameters. A weight counts for both groups that it connects.
-        macs: Fraction of all MACs; None without an example input.
-        accuracy: Accuracy at each sparsity of this layer.
-    """
-
-    name: str
-    size: int
-    sparsity: float
-    weights: int
-    params: float
-    macs: float | None
-    accuracy: Mapping[float, float]
+    name: str  # of the parameter or the group
+    size: int  # number of weights or channels, pruned ones included
+    sparsity: float  # fraction of them that is pruned already
+    weights: int  # of channels, all that would be removed with them
+    params: float  # fraction of all parameters; a weight counts for both groups that it connects
+    macs: float | None  # fraction of all MACs; None without an example input
+    accuracy: Mapping[float, float]  # at each sparsity of this layer
 
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """Result of `sensitivity`.
+    """Result of `sensitivity`."""
 
-    Attributes:
-        accuracy: Accuracy of the unchanged model.
-        rows: One for each layer or group, in the order of the model.
-        excluded: Reasons why other parameters or groups were not pruned.
-    """
-
-    accuracy: float
-    rows: tuple[Sensitivity, ...]
-    excluded: Mapping[str, str]
+    accuracy: float  # of the unchanged model
+    rows: tuple[Sensitivity, ...]  # one for each layer or group, in the order of the model
+    excluded: Mapping[str, str]  # why other parameters or groups were not pruned
 
 
 def sensitivity(
@@ -119,10 +103,7 @@ def find_units(
     criterion: str | Criterion | ChannelCriterion | None,
     **options: Any,
 ) -> tuple[list[PruningUnit], dict[str, str]]:
-    """Find the layers or channel groups to prune, and why others are not.
-
-    Arguments are those of `sensitivity`; `options` are passed to `weight_units` or `channel_units`.
-    """
+    """Find the layers or channel groups to prune, and why others are not; see `sensitivity`."""
     check_choice("by", by, DEFAULT_CRITERIA)
     if by == "weights":
         return weight_units(model, criterion or DEFAULT_CRITERIA[by], **options)

@@ -22,11 +22,7 @@ _MAX_LINES = 12  # more lines are thinner, and an SVG has no legend for them
 
 
 def write_plot(found: Sensitivities, options: ScanOptions, table: Path) -> str:
-    """Write a plot beside the table: HTML if plotly is installed, else SVG by matplotlib.
-
-    Returns:
-        Name of the file, or a message if neither package is installed.
-    """
+    """Write a plot beside the table, HTML by plotly or SVG by matplotlib; return its name."""
     if importlib.util.find_spec("plotly") is not None:
         path = table.with_suffix(".html")
         text = _page(found, options)

@@ -18,12 +18,7 @@ from regrow.utils.display import shorten_column
 
 
 def format_points(fraction: float) -> str:
-    """Format a difference of accuracies in percentage points.
-
-    Example:
-        >>> format_points(0.01), format_points(1 / 144)
-        ('1 point', '0.694 points')
-    """
+    """Format a difference of accuracies in percentage points."""
     points = f"{100 * fraction:.3g}"
     return f"{points} point" + "s" * (points != "1")
 
@@ -35,15 +30,7 @@ def sensitivity_table(
     remarks: Sequence[str] = (),
     width: int = 200,
 ) -> Table:
-    """Make a table with one row per layer, those with the highest limit first.
-
-    Args:
-        found: The accuracies.
-        options: Those of the scan.
-        samples: Number of validation samples.
-        remarks: Further notes below the table.
-        width: Of the terminal, in characters; longer names are shortened.
-    """
+    """Make a table with one row per layer, those with the highest limit first, and notes."""
     pruned = any(row.sparsity for row in found.rows)
     points = format_points(options.max_drop)
     unit = "group" if options.by == "channels" else "layer"

@@ -31,19 +31,14 @@ Zeros = list[tuple[nn.Parameter, Tensor]]  # parameters, and bool masks of what 
 
 @dataclass(frozen=True, eq=False)
 class PruningUnit:
-    """A layer or a group of channels; fields as in `Sensitivity`, but counts, not fractions.
-
-    Attributes:
-        n_pruned: Number of weights or channels that is pruned already.
-        zeros: Returns what becomes zero at a number of pruned weights or channels.
-    """
+    """A layer or a group of channels; fields as in `Sensitivity`, but counts, not fractions."""
 
     name: str
     size: int
-    n_pruned: int
+    n_pruned: int  # already
     weights: int
     macs: float | None
-    zeros: Callable[[int], Zeros]
+    zeros: Callable[[int], Zeros]  # what becomes zero at a number of pruned weights or channels
 
 
 def weight_units(
@@ -56,11 +51,7 @@ def weight_units(
     exclude: Iterable[str] | None = None,
     seed: int = 0,
 ) -> tuple[list[PruningUnit], dict[str, str]]:
-    """Find the layers to prune, and rank the weights within each; arguments as in `sensitivity`.
-
-    Returns:
-        The units in the order of the model, and reasons why other parameters are not pruned.
-    """
+    """Find the layers to prune, and why others are not, and rank the weights within each."""
     rule = get_criterion(criterion)
     if isinstance(rule, TrackingCriterion):
         raise ConfigError(
@@ -89,10 +80,7 @@ def channel_units(
     exclude: Iterable[str] | None = None,
     seed: int = 0,
 ) -> tuple[list[PruningUnit], dict[str, str]]:
-    """Find the groups of channels that could be cut, and rank the channels within each.
-
-    A channel counts as pruned if it is masked in all its parameters. Returns as `weight_units`.
-    """
+    """Find the groups that could be cut, and why others cannot, and rank channels within each."""
     method = ChannelConfig(criterion, include=include, exclude=exclude, seed=seed)
     pruner = ChannelPruner(model, example_input, method, keep_removed=False)
     tensors, masks = dict(model.named_parameters()), _zeroed_masks(model, masks)

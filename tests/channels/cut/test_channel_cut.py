@@ -3,6 +3,7 @@
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -86,6 +87,31 @@ def test_training_continues_like_a_model_built_small(kind):
     steps(small, other, 5, seed=1)
     assert model.b.weight.isfinite().all()
     assert equal(model, small)
+
+
+@pytest.mark.parametrize(
+    "make", [partial(optim.Adafactor, lr=0.01), partial(optim.LBFGS, lr=0.1, max_iter=3)]
+)
+def test_state_that_cannot_be_sliced_is_reset(make):
+    def step(model, optimizer):
+        def closure():
+            optimizer.zero_grad()
+            loss = model(X).square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+    model = network()
+    optimizer = make(model.parameters())
+    step(model, optimizer)
+    slice_optimizer_state(iter([optimizer]), model, prune(model, X, 0.5))
+    small = network(4)
+    small.load_state_dict(model.state_dict())
+    step(model, optimizer)
+    step(small, make(small.parameters()))
+    for layer in ("a", "b"):  # factored or flat before
+        assert torch.equal(getattr(model, layer).weight, getattr(small, layer).weight)
 
 
 def test_empty_optimizer_state_is_cut():

@@ -57,7 +57,7 @@ def load_compact(
     else:
         plan = checkpoint.get(KEY)
         cuts = [{"plan": plan, "removed_weights": {}, "statistics": {}}] if plan else []
-        pruner.reshape(cuts)  # type: ignore[arg-type]
+        pruner.reshape(cuts)
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     if pruner_state is None and MASKED in checkpoint:
         pruner.masker.mask(dict(checkpoint[MASKED]), [])

@@ -59,7 +59,7 @@ def size_changes(traced: Trace, kept: KeptIndices) -> dict[str, dict[int, int]]:
 
 def set_sizes(model: nn.Module, sizes: dict[str, dict[int, int]], undo: UndoLog) -> None:
     """Set attributes of modules to their new sizes."""
-    changes, by_path = [], modules(model)
+    by_path = modules(model)
     for path, mapping in sizes.items():
         module = by_path.get(path)
         if module is None or sizes_from_tensors(module):  # a layer, updated already
@@ -70,16 +70,12 @@ def set_sizes(model: nn.Module, sizes: dict[str, dict[int, int]], undo: UndoLog)
         for name, value in values.items():
             new = None if name.startswith("_") else _replace_sizes(value, mapping)
             if new is not None:
-                changes.append((module, name, new))
-    for change in changes:
-        undo.set(*change)
+                undo.set(module, name, new)
 
 
 def _replace_sizes(value: Any, mapping: dict[int, int]) -> Any:
     """Return the value with its sizes replaced, or None if nothing changes."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return mapping.get(value)
     if isinstance(value, list | tuple) and value and all(type(item) is int for item in value):
         new = type(value)(mapping.get(item, item) for item in value)

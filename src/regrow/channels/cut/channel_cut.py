@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,43 +25,9 @@ from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.io.safetensors import SUFFIX, read_tensors
 from regrow.profiling.latency import Speedup
 from regrow.utils.errors import StateError
-from regrow.utils.names import (
-    accept_compile_prefix,
-    modules,
-    parameters,
-    tensors,
-)
+from regrow.utils.names import accept_compile_prefix, modules, parameters, tensors
 
 FORMAT = 1
-
-
-class ChannelCutState(TypedDict):
-    """What `ChannelCut.state_dict` returns: its attributes as tensors and builtin types.
-
-    Dimensions are strings; attributes are triples (module, attribute, value).
-    """
-
-    format: int
-    kept: dict[str, dict[str, Tensor]]
-    attributes: list[tuple[str, str, Any]]
-    before: list[tuple[str, str, Any]]
-    shapes: dict[str, list[int]]
-    removed: dict[str, int]
-    not_prunable: dict[str, str]
-    approximate: dict[str, list[str]]
-    error: float
-
-
-class StoredCut(TypedDict):
-    """One cut in a state dict, with the values that it removed, by parameter and by buffer.
-
-    `removed_weights` is empty if values were not kept. `statistics` are those of buffers, and of
-    weights that are cut without being masked.
-    """
-
-    plan: ChannelCutState
-    removed_weights: dict[str, Tensor]
-    statistics: dict[str, Tensor]
 
 
 @dataclass
@@ -92,13 +58,13 @@ class ChannelCut:
     approximate: dict[str, tuple[str, ...]] = field(default_factory=dict)
     speedup: Speedup | None = None
 
-    def state_dict(self) -> ChannelCutState:
+    def state_dict(self) -> dict[str, Any]:
         """Return the record as tensors and builtin types, for `from_state`."""
         return {
             "format": FORMAT,
             "kept": {n: {str(d): k.clone() for d, k in ds.items()} for n, ds in self.kept.items()},
-            "attributes": [(path, name, value) for (path, name), value in self.attributes.items()],
-            "before": [(path, name, value) for (path, name), value in self.before.items()],
+            "attributes": [(*place, value) for place, value in self.attributes.items()],
+            "before": [(*place, value) for place, value in self.before.items()],
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "removed": dict(self.removed),
             "not_prunable": dict(self.not_prunable),
@@ -135,14 +101,11 @@ class ChannelCut:
                 f"({len(other)} such tensors); build the original, uncut model first"
             )
         undo = UndoLog()
-        try:
+        with undo.on_error():
             cut(model, self.kept, undo)
             tell_modules(model, self.kept, undo)
             for (path, name), value in self.attributes.items():
                 undo.set(modules(model)[path], name, value)
-        except BaseException:
-            undo()
-            raise
         return undo
 
     def check_cut_model(self, model: nn.Module) -> None:
@@ -224,7 +187,7 @@ def make_channel_cut(model: nn.Module, kept: KeptIndices, undo: UndoLog, **more:
     """Make the record of a cut from its undo log; classes follow from shapes (`tell_modules`)."""
     paths = {id(module): path for path, module in modules(model).items()}
     names = {id(tensor): name for name, tensor in tensors(model).items()}
-    shapes = {names[id(tensor)]: tuple(before.shape) for tensor, before, _ in undo.data}
+    shapes = {names[id(tensor)]: tuple(before.shape) for tensor, before, *_ in undo.data}
     attributes, before = dict[tuple[str, str], Any](), dict[tuple[str, str], Any]()
     for module, name, value in reversed(undo.attributes):  # the first change comes last
         for key, old, new in _differences(name, value, getattr(module, name)):
@@ -248,12 +211,15 @@ def slice_optimizer_state(
 ) -> None:
     """Slice the state of optimizers in place, after the model was cut by `plan`.
 
-    State tensors of a parameter's original shape are sliced; others, such as step counts, stay.
+    State tensors of a parameter's original shape are sliced, and step counts stay. What cannot be
+    sliced is reset: factored moments (Adafactor), the history of LBFGS.
     """
+    optimizers = list(optimizers)
     for name, state in _states(optimizers, model, plan):
         for key, value in state.items():
             if isinstance(value, Tensor):
                 state[key] = plan.slice(name, value)
+    _reset_mismatched(optimizers, model, plan)
 
 
 def load(
@@ -276,23 +242,18 @@ def load(
         StateError: If the record or the weights do not fit the model.
     """
     if not isinstance(checkpoint, Mapping):
-        if Path(checkpoint).suffix == SUFFIX:
-            checkpoint = read_tensors(checkpoint)
-        else:
-            checkpoint = read_checkpoint(checkpoint)
-        assert isinstance(checkpoint, Mapping)
+        read = read_tensors if Path(checkpoint).suffix == SUFFIX else read_checkpoint
+        checkpoint = read(checkpoint)
     saved = checkpoint.get("hyper_parameters") or {}
     model = make if isinstance(make, nn.Module) else make(**{**saved, **given})
     state = checkpoint.get(KEY)
     undo = ChannelCut.from_state(state).apply(model) if state is not None else UndoLog()
-    handle = accept_compile_prefix(model)
     try:
-        model.load_state_dict(checkpoint.get("state_dict", {}))
+        with accept_compile_prefix(model):
+            model.load_state_dict(checkpoint.get("state_dict", {}))
     except RuntimeError as error:
         undo()
         raise StateError(f"the checkpoint's weights are of another model: {error}") from error
-    finally:
-        handle.remove()
     return model
 
 
@@ -301,7 +262,7 @@ def _plain(value: Any) -> Any:
 
 
 def _states(
-    optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
+    optimizers: Sequence[Optimizer], model: nn.Module, plan: ChannelCut
 ) -> Iterator[tuple[str, dict[Any, Any]]]:
     """Yield the optimizer states of the parameters that were cut, with their names."""
     for name, parameter in parameters(model).items():
@@ -311,19 +272,17 @@ def _states(
 
 
 def restore_optimizer_shapes(
-    optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
+    optimizers: Sequence[Optimizer], model: nn.Module, plan: ChannelCut
 ) -> None:
     """Restore the original shapes of optimizer state; cut positions are zero."""
     for name, state in _states(optimizers, model, plan):
         for key, value in state.items():
             if isinstance(value, Tensor) and value.ndim and value.shape == plan.cut_shape(name):
                 state[key] = plan.scatter(name, value)
+    _reset_mismatched(optimizers, model, plan)
 
 
-def reset_mismatched_state(
-    optimizers: Iterable[Optimizer], model: nn.Module, plan: ChannelCut
-) -> None:
-    """Drop state that cannot be sliced: factored moments (Adafactor), the history of LBFGS."""
+def _reset_mismatched(optimizers: Sequence[Optimizer], model: nn.Module, plan: ChannelCut) -> None:
     cut = [parameter for name, parameter in parameters(model).items() if name in plan.kept]
     for optimizer in optimizers:
         if hasattr(optimizer, "_numel_cache"):  # LBFGS counts its parameters once
@@ -336,7 +295,7 @@ def reset_mismatched_state(
                 del optimizer.state[parameter]
 
 
-def comparable(cut: StoredCut) -> dict[str, Any]:
+def comparable(cut: Mapping[str, Any]) -> dict[str, Any]:
     """Return the kept positions of a saved cut as lists, which can be compared."""
     return {
         name: {dim: keep.tolist() for dim, keep in dims.items()}

@@ -76,12 +76,8 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
 
     def _heads(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Project inputs `(N, L, width)` to queries, keys and values `(N, heads, L, head_dim)`."""
-        if self.in_proj_weight is None:
-            rows = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
-        else:
-            rows = [*self.in_proj_weight.chunk(3)]
         biases = [None] * 3 if self.in_proj_bias is None else [*self.in_proj_bias.chunk(3)]
-        inputs = zip((query, key, value), rows, biases, strict=True)
+        inputs = zip((query, key, value), _projections(self), biases, strict=True)
         projected = (F.linear(x, weight, bias) for x, weight, bias in inputs)
         return [x.reshape(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for x in projected]
 
@@ -100,21 +96,24 @@ def _additive(mask: Tensor, like: Tensor, more: int) -> Tensor:
     return F.pad(mask, (0, more))
 
 
+def _projections(module: nn.MultiheadAttention) -> list[Tensor]:
+    """Return the weights of queries, keys and values, each `(heads * head_dim, width)`."""
+    if module.in_proj_weight is None:
+        return [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
+    return [*module.in_proj_weight.chunk(3)]
+
+
 def attention_sizes(module: nn.MultiheadAttention) -> dict[str, Any]:
     """Return the attributes that the tensors imply, and the class that can compute with them."""
-    if module.in_proj_weight is None:
-        weights = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
-    else:
-        weights = [module.in_proj_weight] * 3
     names = ("embed_dim", "kdim", "vdim")
-    sizes = {name: w.shape[1] for name, w in zip(names, weights, strict=True)}
+    sizes = {name: w.shape[1] for name, w in zip(names, _projections(module), strict=True)}
     sizes["num_heads"] = module.out_proj.weight.shape[1] // module.head_dim
     if type(module) not in (nn.MultiheadAttention, PrunedMultiheadAttention):
         return sizes
     whole = _is_whole(module)
     made = nn.MultiheadAttention if whole else PrunedMultiheadAttention
-    packed = module.in_proj_weight is not None
-    return sizes | {"_qkv_same_embed_dim": whole and packed, "__class__": made}
+    same = whole and module.in_proj_weight is not None
+    return sizes | {"_qkv_same_embed_dim": same, "__class__": made}
 
 
 def transformer_sizes(module: nn.Transformer | nn.TransformerEncoder) -> dict[str, Any]:
@@ -127,6 +126,5 @@ def transformer_sizes(module: nn.Transformer | nn.TransformerEncoder) -> dict[st
 
 def _is_whole(module: nn.MultiheadAttention) -> bool:
     """Whether all heads together are as wide as the inputs, as `torch` needs it."""
-    first = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight
     out = module.out_proj.weight
-    return bool(first.shape[1] == out.shape[0] == out.shape[1])
+    return bool(_projections(module)[0].shape[1] == out.shape[0] == out.shape[1])

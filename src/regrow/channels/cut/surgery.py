@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,19 +27,17 @@ KeptIndices = dict[str, dict[int, Tensor]]  # bool vectors of what stays, by ten
 class UndoLog:
     """What a cut replaced; calling it restores the model.
 
-    `data` are (tensor, values before, gradient before), `attributes` (module, name, value before),
-    `shapes` those after the cut, in the order of `data`. `StateError` when it is called after a
-    later cut has changed the shapes again.
+    `data` are (tensor, values before, gradient before, shape after the cut), `attributes` (module,
+    name, value before).
     """
 
-    data: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)
+    data: list[tuple[Tensor, Tensor, Tensor | None, torch.Size]] = field(default_factory=list)
     attributes: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
     model: nn.Module | None = None
-    shapes: list[torch.Size] = field(default_factory=list)
 
     def __call__(self) -> None:
         """Restore everything, last change first."""
-        for (tensor, before, _), shape in zip(self.data, self.shapes, strict=False):
+        for tensor, before, _, shape in self.data:
             if tensor.shape not in (shape, before.shape):
                 raise StateError(
                     f"a later cut has changed a tensor from {tuple(shape)} to "
@@ -52,13 +51,22 @@ class UndoLog:
         if self.model is not None:
             clear_compiled(self.model)
 
+    @contextmanager
+    def on_error(self) -> Iterator[None]:
+        """Restore everything if the block raises."""
+        try:
+            yield
+        except BaseException:
+            self()
+            raise
+
     def _restore(self) -> None:
         while self.attributes:
             module, name, value = self.attributes[-1]
             setattr(module, name, value)
             self.attributes.pop()
         while self.data:
-            tensor, before, gradient = self.data[-1]
+            tensor, before, gradient, _ = self.data[-1]
             tensor.grad = None
             set_data(tensor, before)
             tensor.grad = gradient
@@ -66,21 +74,16 @@ class UndoLog:
 
     def keep(self, tensor: Tensor) -> None:
         """Let the undo restore a tensor's present values, unless it does so already."""
-        if all(tensor is not known for known, _, _ in self.data):
-            self.data.append((tensor, tensor.data, tensor.grad))
-            self.shapes.append(tensor.shape)
+        if all(tensor is not known for known, *_ in self.data):
+            self.data.append((tensor, tensor.data, tensor.grad, tensor.shape))
             tensor.data = tensor.data.clone()
 
     def before(self, tensor: Tensor) -> Tensor:
         """Return the values of a tensor before the cut."""
-        return next((values for cut, values, _ in self.data if cut is tensor), tensor.detach())
+        return next((values for cut, values, *_ in self.data if cut is tensor), tensor.detach())
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:
-        """Set an attribute; the old value is restored by the undo.
-
-        With a dot in its name, such as "config.num_heads", the module gets its own copy of the
-        object that other modules may share.
-        """
+        """Set an attribute; for "config.num_heads" and such the module gets its own `config`."""
         name, _, field = name.partition(".")
         before = getattr(module, name)
         if field:
@@ -123,12 +126,7 @@ def kept_indices(
 
 
 def kept_mask(shape: Sequence[int], dims: Mapping[int, Tensor], device: Any = "cpu") -> Tensor:
-    """Return a bool mask of the positions of a tensor that stay.
-
-    Example:
-        >>> kept_mask((2, 3), {1: torch.tensor([True, False, True])}).int().tolist()
-        [[1, 0, 1], [1, 0, 1]]
-    """
+    """Return a bool mask of the positions of a tensor that stay."""
     mask = torch.ones(tuple(shape), dtype=torch.bool, device=device)
     for dim, keep in dims.items():
         mask &= keep.to(device).reshape([-1 if d == dim else 1 for d in range(len(shape))])
@@ -136,13 +134,7 @@ def kept_mask(shape: Sequence[int], dims: Mapping[int, Tensor], device: Any = "c
 
 
 def slice_tensor(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """Copy the kept positions of a tensor, in the same memory format.
-
-    Example:
-        >>> slice_tensor(torch.arange(6).view(2, 3), {1: torch.tensor([True, False, True])})
-        tensor([[0, 2],
-                [3, 5]])
-    """
+    """Copy the kept positions of a tensor, in the same memory format."""
     result = tensor
     for dim, keep in dims.items():
         result = result.index_select(dim, keep.nonzero().flatten().to(tensor.device))
@@ -165,29 +157,21 @@ def cut(
     undo: UndoLog,
     change: Callable[[Tensor, Mapping[int, Tensor]], Tensor] = slice_tensor,
 ) -> None:
-    """Slice parameters and buffers in place, or set zeros (`mask_tensor`); drop gradients.
-
-    All that is replaced is recorded in `undo` first, so that it can be restored after a failure.
-    """
+    """Slice parameters and buffers in place, or set zeros (`mask_tensor`); drop gradients."""
     undo.model = model
     with torch.no_grad():
         for name, tensor in tensors(model).items():
             if name not in kept:
                 continue
             values = change(tensor.data, kept[name])
-            undo.data.append((tensor, tensor.data, tensor.grad))
-            undo.shapes.append(values.shape)
+            undo.data.append((tensor, tensor.data, tensor.grad, values.shape))
             tensor.grad = None
             set_data(tensor, values)
     clear_compiled(model)
 
 
 def tell_modules(model: nn.Module, kept: KeptIndices, undo: UndoLog) -> None:
-    """Set attributes of `torch.nn` layers that their tensors imply, such as `in_features`.
-
-    Tied weights are cut once; all modules that hold them are told. Heads of `nn.MultiheadAttention`
-    may need another class: see `PrunedMultiheadAttention`.
-    """
+    """Set attributes that tensors imply, such as `in_features`, in all modules that hold them."""
     sliced = {id(tensor) for name, tensor in tensors(model).items() if name in kept}
     every: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]
     every += model.named_buffers(remove_duplicate=False)
@@ -215,9 +199,9 @@ def sizes_from_tensors(module: nn.Module) -> dict[str, Any]:
     convolves = {"in_channels", "out_channels", "groups"} <= vars(module).keys()
     if convolves and weight is not None and weight.ndim > 2:  # also a deformable one
         return _convolution(module, weight)
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        weight = module.running_mean if weight is None else weight
     if weight is None:
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            return {"num_features": len(module.running_mean)}
         return {}
     if isinstance(module, nn.Linear):
         return {"in_features": weight.shape[1], "out_features": weight.shape[0]}
@@ -257,23 +241,16 @@ def _recurrent(module: Any) -> dict[str, int]:
         raise StateError(
             f"an LSTM of {size} units cannot have proj_size={projected}: it must be smaller"
         )
-    return {
-        "input_size": module.weight_ih_l0.shape[1],
-        "hidden_size": size,
-        "proj_size": projected,
-    }
+    inputs = module.weight_ih_l0.shape[1]
+    return {"input_size": inputs, "hidden_size": size, "proj_size": projected}
 
 
 def _convolution(module: Any, weight: Tensor) -> dict[str, int]:
     groups, transposed = module.groups, getattr(module, "transposed", False)
     before = module.in_channels // groups
     if groups > 1 and groups >= before:  # whole groups were cut
-        if transposed:
-            groups = weight.shape[0] // before
-        else:
-            groups = weight.shape[0] // (module.out_channels // groups)
+        groups = weight.shape[0] // (before if transposed else module.out_channels // groups)
+    inputs, outputs = weight.shape[1] * groups, weight.shape[0]
     if transposed:
         inputs, outputs = weight.shape[0], weight.shape[1] * groups
-    else:
-        inputs, outputs = weight.shape[1] * groups, weight.shape[0]
     return {"groups": groups, "in_channels": inputs, "out_channels": outputs}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -72,38 +72,28 @@ def run_in_double(model: nn.Module, inputs: Any) -> Any:
 
 
 class CutFailed(Exception):
-    """The cut network does not run, or its outputs differ.
-
-    Attributes:
-        paths: Modules in whose forward it was raised, innermost first.
-    """
+    """The cut network does not run, or its outputs differ."""
 
     def __init__(self, reason: str, paths: Sequence[str] = ()) -> None:
         super().__init__(reason)
-        self.paths = paths
+        self.paths = paths  # modules in whose forward it was raised, innermost first
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A cut whose network runs and computes what the masked one did.
-
-    Attributes:
-        undo: Undoes the cut.
-        failed: Groups that could not be cut, with the error.
-        error: Largest difference from the masked network, relative to its largest output.
-    """
+    """A cut whose network runs and computes what the masked one did."""
 
     undo: UndoLog
-    failed: dict[str, str]
-    error: float
+    failed: dict[str, str]  # groups that could not be cut, with the error
+    error: float  # largest difference from the masked network, relative to its largest output
 
 
 class TrialCut:
     """Runs a model before and after cuts, on batches of two sizes, in eval and training mode.
 
-    Of the example only shapes and integers are used; floats are replaced by noise. A network that
-    was recorded (`Trace.heads`) runs in float64, because a rounding error may change which boxes
-    are chosen, and the results of its last layers are compared, from which boxes are chosen.
+    Of the example only shapes and integers are used; floats are replaced by noise. Of a network
+    that was recorded (`Trace.heads`) the results of the last layers are compared, from which it
+    chooses boxes; it runs in float64, because a rounding error may change the choice.
     """
 
     def __init__(
@@ -125,10 +115,7 @@ class TrialCut:
     def find_valid(
         self, removed: RemovedChannels, linked: Sequence[Sequence[str]] = ()
     ) -> Verified:
-        """Cut as many of the given groups as can be; if anything is raised, nothing is cut.
-
-        `linked` are sets of groups that can be cut only together.
-        """
+        """Cut as many of the given groups as can be; `linked` ones are cut only together."""
         exact = {g.name: not g.approximate_reasons for g in self.groups}
         for names in linked:
             exact |= dict.fromkeys(names, all(exact[name] for name in names))
@@ -154,8 +141,8 @@ class TrialCut:
     def _innermost_own_type(self, paths: Iterable[str]) -> set[type[nn.Module]]:
         """Return the type of the innermost module that is not of `torch.nn`, if any."""
         by_path = modules(self.model)
-        types = (type(by_path[path]) for path in paths)
-        return {*islice((t for t in types if not t.__module__.startswith("torch.nn.")), 1)}
+        types = [type(by_path[path]) for path in paths]
+        return {*[t for t in types if not t.__module__.startswith("torch.nn.")][:1]}
 
     def _blame_modules(
         self, good: list[str], names: list[str], removed: RemovedChannels, failed: dict[str, str]
@@ -225,10 +212,7 @@ class TrialCut:
         return [*good, *names]
 
     def _cut(self, removed: RemovedChannels) -> tuple[UndoLog, float]:
-        """Cut and verify, first with old attributes and then with new ones, or in reverse.
-
-        After `CutFailed`, if both fail, the model is restored.
-        """
+        """Cut and verify, first with old attributes and then with new ones, or in reverse."""
         kept = kept_indices(self.groups, removed)
         if frozenset(removed) in self._known:  # checked before
             undo, (sizes, error) = UndoLog(), self._known[frozenset(removed)]
@@ -243,18 +227,15 @@ class TrialCut:
         for start in starts if sizes else ({},):
             undo = UndoLog()
             try:
-                found, patches = self._run_with_patches(kept, sizes, start, undo)
-                if reference is None:  # computed late: most failures come before
-                    undo()
-                    reference = self._masked(kept_indices(self.groups, removed, masked=True))
-                    self._make(kept, patches, undo)
-                error = self._error(found, reference, exact)
+                with undo.on_error():
+                    found, patches = self._run_with_patches(kept, sizes, start, undo)
+                    if reference is None:  # computed late: most failures come before
+                        undo()
+                        reference = self._masked(kept_indices(self.groups, removed, masked=True))
+                        self._make(kept, patches, undo)
+                    error = self._error(found, reference, exact)
             except CutFailed as broken:
-                undo()
                 reason = broken if reason is None or not start else reason
-            except BaseException:
-                undo()
-                raise
             else:
                 self._known[frozenset(removed)] = (patches, error)
                 undo()
@@ -283,15 +264,12 @@ class TrialCut:
 
     def _make(self, kept: Any, sizes: Sizes, undo: UndoLog) -> None:
         try:
-            cut(self.model, kept, undo)
-            tell_modules(self.model, kept, undo)
-            set_sizes(self.model, sizes, undo)
+            with undo.on_error():
+                cut(self.model, kept, undo)
+                tell_modules(self.model, kept, undo)
+                set_sizes(self.model, sizes, undo)
         except StateError as error:  # a layer cannot have the new sizes
-            undo()
             raise CutFailed(str(error)) from None
-        except BaseException:
-            undo()
-            raise
 
     def _masked(self, kept: Any) -> list[Tensor]:
         undo = UndoLog()
@@ -314,10 +292,9 @@ class TrialCut:
         return outputs
 
     def _error(self, found: list[Tensor], reference: list[Tensor], exact: bool) -> float:
-        pairs = [
-            (a, b) for a, b in zip(found, reference, strict=True) if exact or a.shape == b.shape
-        ]
-        error = max((relative_error(a, b) for a, b in pairs), default=0.0)
+        pairs = zip(found, reference, strict=True)
+        errors = (relative_error(a, b) for a, b in pairs if exact or a.shape == b.shape)
+        error = max(errors, default=0.0)
         precision = min((torch.finfo(t.dtype).eps for t in reference), default=0.0)
         if exact and not error <= ROUNDINGS * max(precision, 1e-12):
             raise CutFailed(f"its outputs would change: relative error {error:.2g}")
@@ -354,12 +331,8 @@ class TrialCut:
             return bound_forward(self.model, inputs)()
         made: list[Any] = []
         by_path = modules(self.model)
-        handles = [
-            by_path[path].register_forward_hook(lambda *given: made.append(given[-1]))
-            for path in self.traced.heads
-        ]
-        try:
+        with ExitStack() as hooked:
+            for path in self.traced.heads:
+                hook = by_path[path].register_forward_hook(lambda *given: made.append(given[-1]))
+                hooked.enter_context(hook)
             return made, run_in_double(self.model, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()

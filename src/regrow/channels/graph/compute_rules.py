@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from regrow.channels.graph.labels import Arguments, LabelledTensor, Labels, Rule, varying_dims
 from regrow.channels.graph.product_rules import (
-    COUNTS,
     add_axis,
     attention,
     bilinear,
@@ -19,17 +20,16 @@ from regrow.channels.graph.product_rules import (
     weight_norm,
 )
 from regrow.channels.graph.recurrent_rules import recurrent, recurrent_cell
-from regrow.channels.graph.reduction_rules import layer_norm, reduction, softmax, sort_or_cumulate
-from regrow.channels.graph.view_rules import unite_pieces
+from regrow.channels.graph.view_rules import move, unite_pieces
 
 
 def linear(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
     """Unite input features with columns; rows of `(out, in)` label the output, `(in,)` has none."""
     x, weight, bias = a["input"], a["weight"], a["bias"]
     shared = labels.unite_dims(x, -1, weight, -1, "linear")
-    if shared is not None and not weight.weight:
-        labels.mark_approximate(shared, COUNTS.format("a product without weights"))
-    kept = [axis for axis in labels.relabel(x).label_axes if axis.shape[-1] == 1]
+    if not weight.weight:
+        labels.mark_approximate(shared, "a product without weights")
+    kept = [axis for axis in labels.axes(x) if axis.shape[-1] == 1]
     if weight.ndim == 1:
         return labels.value(shape, [axis.squeeze(-1) for axis in kept])
     rows = labels.labels_along(weight, 0, "linear")
@@ -63,66 +63,56 @@ def _convolution(labels: Labels, a: Arguments, shape: Sequence[int], out: int) -
     groups = a["groups"]
     channel = x.ndim - (weight.ndim - 1)
     reason = "convolution" if groups == 1 else f"convolution of {groups} groups"
-    for axis in labels.relabel(x).label_axes:  # height and width cannot be cut
+    for axis in labels.axes(x):  # height and width cannot be cut
         if all(dim > channel for dim in varying_dims(axis)):
             labels.fix(axis, f"{reason}: a spatial dimension")
     inputs = labels.labels_along(x, channel, reason)
     if groups == 1:
         shared = labels.unite_dims(x, channel, weight, 1 - out, reason)
-        if shared is not None and not weight.weight:
-            labels.mark_approximate(shared, COUNTS.format("a product without weights"))
+        if not weight.weight:
+            labels.mark_approximate(shared, "a product without weights")
         outputs = labels.labels_along(weight, out, reason)
     else:
-        outputs = _grouped(labels, x, inputs, weight, groups, out, reason)
+        outputs = _grouped(labels, inputs, weight, groups, out, reason)
     if bias is not None:
         bias_labels = labels.labels_along(bias, 0, reason)
         if bias_labels is not None and outputs is not None:
             labels.unite(bias_labels, outputs, reason)
-        elif bias_labels is not None:
+        else:
             labels.fix(bias_labels, reason)
-    batch = [
-        s for s in labels.relabel(x).label_axes if all(dim < channel for dim in varying_dims(s))
-    ]
+    batch = [s for s in labels.axes(x) if all(dim < channel for dim in varying_dims(s))]
     return labels.value(shape, add_axis(batch, outputs, channel, len(shape)))
 
 
 def _grouped(
-    labels: Labels,
-    x: LabelledTensor,
-    inputs: Tensor | None,
-    weight: LabelledTensor,
-    groups: int,
-    out: int,
-    reason: str,
+    labels: Labels, inputs: Tensor | None, weight: LabelledTensor, groups: int, out: int, name: str
 ) -> Tensor | None:
     """Unite within groups (whole groups are cut) if there are many, else across groups."""
-    rows, columns = (labels.labels_along(weight, dim, reason) for dim in (0, 1))
+    rows, columns = (labels.labels_along(weight, dim, name) for dim in (0, 1))
     total = weight.shape[0] if out == 0 else weight.shape[1] * groups
     outputs, inner = (rows if out == 0 else None), columns
     if out == 1:  # (in, out / groups): rows are the inputs, columns repeat in every group
         if rows is not None and inputs is not None:
-            labels.unite(rows, inputs, reason)
+            labels.unite(rows, inputs, name)
         inputs = inputs if inputs is not None else rows
     if inputs is None or inputs.numel() % groups:
         for vector in (outputs, inner):
-            if vector is not None:
-                labels.fix(vector, f"{reason}: its input has a fixed length")
+            labels.fix(vector, f"{name}: its input has a fixed length")
         return outputs
     per = inputs.view(groups, -1)
     if groups >= per.shape[1]:  # whole groups
-        labels.unite(per, per[:, :1], reason)
-        if inner is not None:
-            labels.fix(inner, f"{reason}: whole groups are cut, not within them")
+        labels.unite(per, per[:, :1], name)
+        labels.fix(inner, f"{name}: whole groups are cut, not within them")
         if outputs is not None:
-            labels.unite(outputs.view(groups, -1), per[:, :1], reason)
+            labels.unite(outputs.view(groups, -1), per[:, :1], name)
             return outputs
         return per[:, :1].expand(groups, total // groups).reshape(-1)
-    labels.unite(per, per[:1], reason)
+    labels.unite(per, per[:1], name)
     if out == 0:
         if inner is not None:
-            labels.unite(inner, per[0], reason)
+            labels.unite(inner, per[0], name)
         if outputs is not None:
-            labels.unite(outputs.view(groups, -1), outputs.view(groups, -1)[:1], reason)
+            labels.unite(outputs.view(groups, -1), outputs.view(groups, -1)[:1], name)
         return outputs
     return None if inner is None else inner.repeat(groups)
 
@@ -133,10 +123,21 @@ def batch_norm(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTe
     for name in ("weight", "bias", "running_mean", "running_var"):
         if a.get(name) is not None:
             labels.unite_dims(x, channel, a[name], 0, "batch norm")
-    for axis in labels.relabel(x).label_axes:
+    for axis in labels.axes(x):
         if axis.shape[channel] == 1:
-            labels.mark_approximate(axis, COUNTS.format("batch norm over it"))
-    return labels.value(shape, labels.relabel(x).label_axes, weight=x.weight)
+            labels.mark_approximate(axis, "batch norm over it")
+    return labels.value(shape, x.label_axes, weight=x.weight)
+
+
+def layer_norm(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Unite the normalized dimensions with scale and shift; also RMS norm."""
+    length = len(a["normalized_shape"])
+    x = _run_over(labels, a["input"], range(-length, 0), "layer norm")
+    for name in ("weight", "bias"):
+        if a.get(name) is not None:
+            for dim in range(-length, 0):
+                labels.unite_dims(x, dim, a[name], dim, "layer norm")
+    return labels.value(shape, x.label_axes)
 
 
 def group_norm(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
@@ -145,15 +146,63 @@ def group_norm(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTe
     for name in ("weight", "bias"):
         if a.get(name) is not None:
             labels.unite_dims(x, 1, a[name], 0, "group norm")
-    for axis in labels.relabel(x).label_axes:
+    for axis in labels.axes(x):
         if axis.shape[1] == 1 and any(size > 1 for size in axis.shape[2:]):
-            labels.mark_approximate(axis, COUNTS.format("group norm"))
+            labels.mark_approximate(axis, "group norm")
     channels = labels.labels_along(x, 1, "group norm")
     if channels is not None and groups < len(channels):
         per = channels.view(groups, -1)
         labels.unite(per, per[:1], f"group norm of {groups} groups")
-        labels.mark_approximate(channels, COUNTS.format("group norm"))
-    return labels.value(shape, labels.relabel(x).label_axes)
+        labels.mark_approximate(channels, "group norm")
+    return labels.value(shape, x.label_axes)
+
+
+def softmax(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Mark channels along the dimension as approximate: a zero becomes `exp(0)`."""
+    return replace(_run_over(labels, a["self"], [a["dim"]], "softmax"), known=None)
+
+
+def reduction(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Drop the labels of reduced dimensions (mean, sum, max of one tensor, variance, norm)."""
+    x, given = a["self"], a.get("dim")
+    if a.get("other") is not None:  # the elementwise overloads of max and min
+        return labels.broadcast([x, a["other"]], shape, "maximum or minimum")
+    listed = [given] if isinstance(given, int) else given
+    dims = {dim % max(1, x.ndim) for dim in (listed or range(x.ndim))}
+    axes = []
+    for axis in _run_over(labels, x, dims, "a reduction over it").label_axes:
+        if {*varying_dims(axis)} & dims:
+            continue
+        if len(shape) < x.ndim:
+            axis = axis.reshape([s for d, s in enumerate(axis.shape) if d not in dims])
+        axes.append(axis)
+    return replace(labels.value(shape, axes, weight=x.weight), resizable=x.resizable)
+
+
+def sort_or_cumulate(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
+    """Fix the dimension: each of its positions depends on the others."""
+    axes = list[Tensor]()
+    for axis in labels.axes(a["self"]):
+        if axis.shape[a["dim"]] > 1:
+            labels.fix(axis, "sorting or adding up along it")
+        else:
+            axes.append(axis)
+    return labels.value(shape, axes)
+
+
+def _run_over(labels: Labels, x: LabelledTensor, dims: Iterable[int], name: str) -> LabelledTensor:
+    """Mark labels along these dimensions alone: zeroed ones affect the result.
+
+    Those that vary along others too are united within these dimensions, which then cannot be cut.
+    """
+    over = {dim % x.ndim for dim in dims}
+    for axis in labels.axes(x):
+        along = {*varying_dims(axis)}
+        if along <= over:
+            labels.mark_approximate(axis, name)
+        elif along & over:
+            labels.unite_except(axis, along - over, name)
+    return labels.relabel(x)
 
 
 def prelu(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
@@ -161,53 +210,41 @@ def prelu(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
     x, weight = a["self"], a["weight"]
     if weight.shape != (1,) and weight.ndim == 1:
         labels.unite_dims(x, 1 if x.ndim > 1 else 0, weight, 0, "prelu")
-    return labels.value(shape, labels.relabel(x).label_axes)
+    return labels.value(shape, x.label_axes)
 
 
 def glu(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
     """Unite the two halves of a dimension, of which one gates the other."""
-    dim = a["dim"] % len(shape)
-    unite_pieces(labels, a["self"], [shape[dim]] * 2, dim, "glu")
-    halves = [
-        labels.value(shape, [_part(axis, dim, start, shape[dim]) for axis in a["self"].label_axes])
-        for start in (0, shape[dim])
-    ]
-    return labels.broadcast(halves, shape, "glu")
+    x, dim = a["self"], a["dim"]
+    unite_pieces(labels, x, [shape[dim]] * 2, dim, "glu")
+    return labels.broadcast(move(labels, "chunk", torch.chunk, [x, 2, dim], {}), shape, "glu")
 
 
 def channel_shuffle(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
     """Unite channels across groups, and reorder them."""
     channels = labels.labels_along(a["self"], 1, "channel shuffle")
     if channels is None:
-        return labels.value(shape, labels.relabel(a["self"]).label_axes)
+        return labels.value(shape, a["self"].label_axes)
     per = channels.view(a["groups"], -1)
     labels.unite(per, per[:1], "channel shuffle")
-    kept = [axis for axis in labels.relabel(a["self"]).label_axes if axis.shape[1] == 1]
+    kept = [axis for axis in labels.axes(a["self"]) if axis.shape[1] == 1]
     return labels.value(shape, add_axis(kept, per.t().reshape(-1), 1, len(shape)))
-
-
-def _part(axis: Tensor, dim: int, start: int, size: int) -> Tensor:
-    return axis.narrow(dim, start, size) if axis.shape[dim] > 1 else axis
 
 
 def spatial(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
     """Keep the channels; fix height and width (pooling, resizing)."""
-    x = labels.relabel(a["input"] if "input" in a else a["self"])
-    axes = []
-    for axis in x.label_axes:
-        changed = {d for d in varying_dims(axis) if x.shape[d] != shape[d]}
-        if changed:
+    x, kept = a["input"] if "input" in a else a["self"], []
+    for axis in labels.axes(x):
+        if any(x.shape[d] != shape[d] for d in varying_dims(axis)):
             labels.fix(axis, "pooling or resizing over it")
         else:
-            axes.append(axis)
-    return labels.value(shape, axes)
+            kept.append(axis)
+    return labels.value(shape, kept)
 
 
 def embedding(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
     """Fix the rows of `(words, features)`, which the input indexes; columns label the output."""
-    rows = labels.labels_along(a["weight"], 0, "embedding")
-    if rows is not None:
-        labels.fix(rows, "rows of an embedding")
+    labels.fix(labels.labels_along(a["weight"], 0, "embedding"), "rows of an embedding")
     columns = labels.labels_along(a["weight"], 1, "embedding")
     return labels.value(shape, add_axis([], columns, -1, len(shape)))
 
@@ -239,8 +276,7 @@ def sample_grid(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledT
     coordinates = labels.labels_along(grid, -1, "sampling at places")
     sizes = [labels.labels_along(x, dim, "sampling at places") for dim in range(2, x.ndim)]
     for vector in (coordinates, *sizes):
-        if vector is not None:
-            labels.fix(vector, "sampling at places: a spatial dimension")
+        labels.fix(vector, "sampling at places: a spatial dimension")
     return labels.value(shape, axes)
 
 
@@ -253,9 +289,7 @@ def gather(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor
             axes = add_axis(axes, labels.unite_dims(x, d, index, d, "gather"), d, x.ndim)
             continue
         for value in (x, index):
-            vector = labels.labels_along(value, d, "gather")
-            if vector is not None:
-                labels.fix(vector, "gather along it")
+            labels.fix(labels.labels_along(value, d, "gather"), "gather along it")
     return labels.value(shape, axes)
 
 
@@ -265,7 +299,7 @@ def index_put(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTen
     rows = len(indices) == 1 and isinstance(indices[0], LabelledTensor) and indices[0].ndim == 1
     if not rows or values.ndim != x.ndim or x.varies(0) or values.varies(0):
         labels.fix_all([x, values], "values written at some positions")
-        return labels.value(shape, labels.relabel(x).label_axes)
+        return labels.value(shape, x.label_axes)
     axes = list[Tensor]()
     for dim in range(1, x.ndim):
         axes = add_axis(axes, labels.unite_dims(x, dim, values, dim, "index_put"), dim, x.ndim)

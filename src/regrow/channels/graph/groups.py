@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -141,28 +141,23 @@ def groups_from_trace(traced: Trace, model: nn.Module) -> tuple[Group, ...]:
         rows = _rows(members, by_name, transposed)
         name = _name([*rows, *members])
         taken[name] += 1
-        name += f"#{taken[name]}" if taken[name] > 1 else ""
-        reasons = dict.fromkeys(r for root in channels for r in approximate.get(root, ()))
-        fixed_reason = fixed[channels[0]][0] if is_fixed else None
-        unmasked = tuple(place for place in members if place in normalized)
-        groups.append(
-            Group(
-                name,
-                len(channels),
-                members,
-                fixed_reason,
-                tuple(reasons),
-                tuple(rows),
-                _kind(members, types),
-                unmasked,
-            )
+        group = Group(
+            name + (f"#{taken[name]}" if taken[name] > 1 else ""),
+            len(channels),
+            members,
+            fixed[channels[0]][0] if is_fixed else None,
+            tuple(dict.fromkeys(r for root in channels for r in approximate.get(root, ()))),
+            tuple(rows),
+            _kind(members, types),
+            tuple(place for place in members if place in normalized),
         )
+        groups.append(group)
     return tuple(groups)
 
 
 def _rows(
-    members: Iterable[tuple[str, int]], by_name: Mapping[str, Tensor], transposed: Container[str]
-) -> list[tuple[str, int]]:
+    members: Iterable[Place], by_name: Mapping[str, Tensor], transposed: Container[str]
+) -> list[Place]:
     """Return the members that make the channels of a group: outputs of weights."""
     rows = [
         (name, dim)
@@ -176,15 +171,7 @@ def _rows(
 def _number_by_blocks(
     classes: Sequence[Tensor], wanted: Tensor
 ) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """Number the wanted classes by the blocks that they occur in.
-
-    Args:
-        classes: The classes of each block.
-        wanted: Whether a class counts, as a bool vector.
-
-    Returns:
-        The number of each class, and the blocks of each number.
-    """
+    """Number the wanted classes by the blocks they occur in; also return each number's blocks."""
     numbers, blocks = torch.zeros(len(wanted), dtype=torch.int64), [tuple[int, ...]()]
     for block, found in enumerate(classes):
         chosen = found[wanted[found]]
@@ -238,11 +225,8 @@ def _kind(members: Iterable[Place], types: Mapping[str, str]) -> str:
 
 def _ranges(places: Tensor) -> str:
     """Format integers as ranges, at most four."""
-    numbers = places.tolist()
-    breaks = [0, *(i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1)]
-    ends = [*breaks[1:], len(numbers)]
-    words = [
-        f"{numbers[a]}-{numbers[b - 1]}" if b - a > 1 else f"{numbers[a]}"
-        for a, b in zip(breaks, ends, strict=True)
-    ]
+    words = []
+    for _, run in groupby(enumerate(places.tolist()), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        words.append(f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}")
     return ",".join(words[:4]) + (",..." if len(words) > 4 else "")

@@ -31,28 +31,21 @@ from regrow.utils.names import strip_compile_prefix
 
 @dataclass(frozen=True)
 class Site:
-    """A call whose arguments may be sizes: a view, a split, a slice, a layer.
+    """A call whose arguments may be sizes: a view, a split, a slice, a layer."""
 
-    `module` is the path of the module that calls; shape and labels are those of the result.
-    """
-
-    module: str
-    shape: tuple[int, ...]
+    module: str  # path of the one that calls
+    shape: tuple[int, ...]  # of the result, like the labels
     label_axes: tuple[Tensor, ...]
 
 
 class Interpreter:
-    """Interprets one graph on labelled tensors, and unites `labels` meanwhile.
-
-    `sites` receives the calls whose arguments may be sizes; `fix_output` says whether the output is
-    the network's, whose channels cannot be cut.
-    """
+    """Interprets one graph on labelled tensors, unites `labels` meanwhile, and adds to `sites`."""
 
     def __init__(
-        self, labels: Labels, sites: list[Site], module: fx.GraphModule, fix_output: bool = True
+        self, labels: Labels, sites: list[Site], module: fx.GraphModule, is_region: bool = False
     ) -> None:
         self.labels, self.sites, self.module = labels, sites, module
-        self.fix_output = fix_output
+        self.is_region = is_region  # its output is not the network's
         self.values: dict[fx.Node, Any] = {}
         self.split: list[Tensor] = []
         self.slices: dict[tuple[fx.Node, int], set[tuple[int, int]]] = {}
@@ -65,17 +58,15 @@ class Interpreter:
                 shape = tuple(blank.shape) if isinstance(blank, Tensor) else ()
                 self.values[node] = inputs.get(node.name, LabelledTensor(shape))
             elif node.op == "get_attr":
-                self.values[node] = self._attribute(node)
+                value = attrgetter(str(node.target))(self.module)
+                self.values[node] = known_value(value) if isinstance(value, Tensor) else value
             elif node.op == "output":
                 result = self._read(node.args)
-                if self.fix_output:
+                if not self.is_region:
                     self.labels.fix_all(_values(result), "the network's output")
             else:
                 self.values[node] = self._call(node)
-        return result
-
-    def finish(self) -> None:
-        """Unite labels where the decision needs the whole graph: slices, views."""
+        # unite labels where the decision needs the whole graph: slices, views
         for (node, dim), found in self.slices.items():
             pieces, whole = sorted(found), self.values[node]
             edges = [0, *(end for _, end in pieces)]
@@ -83,10 +74,7 @@ class Interpreter:
                 sizes = [end - start for start, end in pieces]
                 unite_pieces(self.labels, whole, sizes, dim, "slice")
         split_dims(self.labels, self.split)
-
-    def _attribute(self, node: fx.Node) -> Any:
-        value = attrgetter(str(node.target))(self.module)
-        return known_value(value) if isinstance(value, Tensor) else value
+        return result
 
     def _read(self, argument: Any) -> Any:
         return fx.node.map_arg(argument, lambda node: self.values[node])
@@ -96,7 +84,9 @@ class Interpreter:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return self._region(node, args)
         if not isinstance(node.target, torch._ops.OpOverload):  # getitem and arithmetic on sizes
-            return self._python(node, args, kwargs)
+            assert callable(node.target)
+            labelled = any(isinstance(value, LabelledTensor) for value in args)
+            return LabelledTensor(()) if labelled else node.target(*args, **kwargs)
         name = node.target._schema.name.partition("::")[2]
         name = name[:-1] if name.endswith("_") and not name.startswith("_") else name
         known = self._known(node, name, args, kwargs)
@@ -136,14 +126,14 @@ class Interpreter:
             return args[0]
         if name in CREATORS or name in COUNTERS:
             return LabelledTensor(shape, resizable=name in CREATORS)
-        if name in MOVES:
-            if not isinstance(args[0], LabelledTensor):  # repeat_interleave of counts
-                return LabelledTensor(shape)
+        if name in MOVES and isinstance(args[0], LabelledTensor):
             return self._moved(node, name, args, kwargs)
+        if name in MOVES:  # repeat_interleave of counts
+            return LabelledTensor(shape)
         if name in JOINS:
             return self._joined(name, *args, **kwargs)
         if name in PADS and (name != "pad" or len(args) < 3 or args[2] == "constant"):
-            return pad(labels, args[0], args[1], name)
+            return pad(labels, args[0], args[1])
         if name.endswith(("_pad1d", "_pad2d", "_pad3d")) or name in PADS:
             return spatial(labels, {"self": args[0]}, shape)
         if name in RULES:
@@ -202,13 +192,6 @@ class Interpreter:
         resizable = not values and name in CREATORS
         return LabelledTensor(tuple(result.shape), resizable=resizable, known=result)
 
-    def _python(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        target = node.target
-        assert callable(target)
-        if any(isinstance(value, LabelledTensor) for value in args):
-            return LabelledTensor(())
-        return target(*args, **kwargs)
-
     def _region(self, node: fx.Node, args: Any) -> Any:
         """Run the graph of a region, such as that of autocast, in place."""
         graph = next((a for a in args if isinstance(a, fx.GraphModule)), None)
@@ -218,9 +201,8 @@ class Interpreter:
             return self._match_outputs(node, LabelledTensor(()) if single else [])
         given = args[list(args).index(graph) + 1 :]
         names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
-        inner = Interpreter(self.labels, self.sites, graph, fix_output=False)
+        inner = Interpreter(self.labels, self.sites, graph, is_region=True)
         result = inner.run(dict(zip(names, given, strict=True)))
-        inner.finish()
         self.split.extend(inner.split)
         return result[0]
 

@@ -8,9 +8,9 @@ of labels has as many dimensions as the tensor it describes, of length 1 where l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,20 +24,14 @@ Arguments = dict[str, Any]  # of an operation, by the names of its schema
 class LabelledTensor:
     """The labels of one tensor of the network.
 
-    Attributes:
-        shape: Shape of the tensor.
-        label_axes: Tensors of labels that vary along different dimensions; a dimension along which
-            none varies has a fixed length.
-        resizable: Whether it is created from sizes alone, as by `zeros_like`, and so fits any cut.
-        weight: Whether it is computed from parameters alone.
-        known: The values, where they do not depend on the input, such as an index.
+    The axes vary along different dimensions; one along which none varies has a fixed length.
     """
 
     shape: tuple[int, ...]
     label_axes: tuple[Tensor, ...] = ()
-    resizable: bool = False
-    weight: bool = False
-    known: Tensor | None = None
+    resizable: bool = False  # created from sizes alone, as by `zeros_like`: fits any cut
+    weight: bool = False  # computed from parameters alone
+    known: Tensor | None = None  # the values, if they do not depend on the input, as an index
 
     @property
     def ndim(self) -> int:
@@ -59,30 +53,16 @@ def make_axis(labels: Tensor, dim: int, ndim: int) -> Tensor:
 
 
 class Labels:
-    """Union-find over labels, with marks for channels that cannot be cut, or not exactly.
-
-    Attributes:
-        owners: (tensor name, dimension) of each block of labels, in order.
-        starts: First label of each block.
-        fixed: (labels, why they cannot be cut).
-        approximate: (labels, why a zeroed channel still affects the output).
-
-    Example:
-        >>> labels = Labels()
-        >>> rows, columns = labels.new("a.weight", 0, 3), labels.new("b.weight", 1, 3)
-        >>> labels.unite(rows, columns, "a feeds b")
-        >>> bool((labels.find(rows) == labels.find(columns)).all())
-        True
-    """
+    """Union-find over labels, with marks for channels that cannot be cut, or not exactly."""
 
     def __init__(self) -> None:
         self._parent = torch.zeros(1, dtype=torch.int64)
         self._pending: list[Tensor] = []  # new labels, not yet in `_parent`
         self._count = 1
-        self.owners: list[tuple[str, int]] = []
-        self.starts: list[int] = []
-        self.fixed: list[tuple[Tensor, str]] = []
-        self.approximate: list[tuple[Tensor, str]] = []
+        self.owners: list[tuple[str, int]] = []  # tensor and dimension of each block of labels
+        self.starts: list[int] = []  # first label of each block
+        self.fixed: list[tuple[Tensor, str]] = []  # why they cannot be cut
+        self.approximate: list[tuple[Tensor, str]] = []  # why zeroed ones affect the output
 
     def __len__(self) -> int:
         return self._count
@@ -98,10 +78,7 @@ class Labels:
         return created
 
     def copies(self, shape: Sequence[int], dims: Iterable[int]) -> list[Tensor]:
-        """Label the copies of one position along dimensions, such as those of a mask for each head.
-
-        Any of them may be cut. The first dimension, the batch, is left out.
-        """
+        """Label the copies of one position, such as a mask for each head; not along the batch."""
         chosen = [dim for dim in dims if dim > 0 and shape[dim] > 1]
         return [make_axis(self.new("", dim, shape[dim]), dim, len(shape)) for dim in chosen]
 
@@ -137,18 +114,17 @@ class Labels:
             one, other = low[apart], high[apart]
             self._parent.scatter_reduce_(0, other, one, "amin")
 
-    def fix(self, labels: Tensor, reason: str) -> None:
-        """Mark labels that cannot be cut."""
+    def fix(self, labels: Tensor | None, reason: str) -> None:
+        """Mark labels, if there are any, that cannot be cut."""
         self._mark(self.fixed, labels, reason)
 
-    def mark_approximate(self, labels: Tensor, reason: str) -> None:
+    def mark_approximate(self, labels: Tensor | None, use: str) -> None:
         """Mark labels that affect the output even when zeroed: a cut changes the output."""
-        self._mark(self.approximate, labels, reason)
+        self._mark(self.approximate, labels, f"a zeroed channel still counts in {use}")
 
-    def _mark(self, marks: list[tuple[Tensor, str]], labels: Tensor, reason: str) -> None:
-        labels = torch.unique(labels[labels != FIXED])
-        if len(labels):
-            marks.append((labels, reason))
+    def _mark(self, marks: list[tuple[Tensor, str]], labels: Tensor | None, reason: str) -> None:
+        if labels is not None and len(found := torch.unique(labels[labels != FIXED])):
+            marks.append((found, reason))
 
     def compact(self, labels: Tensor) -> Tensor:
         """Return the classes, with length 1 in dimensions along which they do not vary."""
@@ -175,9 +151,12 @@ class Labels:
         varying = tuple(axis for axis in found if varying_dims(axis))
         return LabelledTensor(tuple(shape), varying, weight=weight)
 
+    def axes(self, value: LabelledTensor) -> tuple[Tensor, ...]:
+        """Return the axes of a value after all unions made since."""
+        return self.value(value.shape, value.label_axes).label_axes
+
     def relabel(self, value: LabelledTensor) -> LabelledTensor:
-        """Update the axes of a value with all unions made since."""
-        return replace(value, label_axes=self.value(value.shape, value.label_axes).label_axes)
+        return replace(value, label_axes=self.axes(value))
 
     def labels_along(self, value: LabelledTensor, dim: int, reason: str) -> Tensor | None:
         """Return the labels along one dimension, united along the others."""
@@ -185,9 +164,7 @@ class Labels:
         if not value.varies(dim):
             return None
         found = [
-            self.unite_except(axis, dim, reason)
-            for axis in self.relabel(value).label_axes
-            if axis.shape[dim] > 1
+            self.unite_except(axis, dim, reason) for axis in self.axes(value) if axis.shape[dim] > 1
         ]
         for axis in found[1:]:
             for fused in (axis, found[0]):
@@ -235,7 +212,7 @@ class Labels:
         ndim, axes = len(shape), list[Tensor]()
         for value in wide:
             others = [v for v in wide if v is not value and not v.resizable]
-            for axis in self.relabel(value).label_axes:
+            for axis in self.axes(value):
                 dims = varying_dims(axis)
                 free = [d for d in dims if all(v.varies(d) or v.shape[d] == 1 for v in others)]
                 if not free:
@@ -262,18 +239,9 @@ class Labels:
         return [*(s for s in axes if not any(s is x for x in same)), axis.expand(sizes)]
 
 
-class Rule(Protocol):
-    """Describes what one operation does to channel labels.
-
-    A rule unites labels of positions that must be cut together, marks those that cannot be cut
-    (`Labels.fix`) or that affect the output even when zeroed (`Labels.mark_approximate`), and
-    returns the labels of the result, or of each of several results.
-    """
-
-    def __call__(
-        self, labels: Labels, a: Arguments, shape: Sequence[int]
-    ) -> LabelledTensor | list[LabelledTensor]:
-        """Apply the rule to the arguments `a` of an operation whose result has some shape."""
+# What an operation, of some arguments and with a result of some shape, does to labels: a rule
+# unites those that must be cut together, and returns the labels of the result or the results.
+Rule = Callable[[Labels, Arguments, Sequence[int]], LabelledTensor | list[LabelledTensor]]
 
 
 def _widened(value: LabelledTensor, ndim: int) -> LabelledTensor:

@@ -19,10 +19,9 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 @contextmanager
 def preserve_state(model: nn.Module) -> Iterator[None]:
-    """Restore attributes of all modules, and Python's and NumPy's generators, afterwards.
+    """Restore items of containers in modules, and Python's and NumPy's generators, afterwards.
 
-    Lists, dictionaries and sets among the attributes get their former items back. Values of
-    buffers that are changed in place are restored by `regrow.utils.modes.in_mode`.
+    Values of buffers that are changed in place are restored by `regrow.utils.modes.in_mode`.
     """
     containers: dict[int, tuple[Any, Any]] = {}
     for module in model.modules():

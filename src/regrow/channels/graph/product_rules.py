@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
 from regrow.channels.graph.labels import Arguments, LabelledTensor, Labels, make_axis, varying_dims
-
-COUNTS = "a zeroed channel still counts in {}"
 
 
 def matmul(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
@@ -22,9 +20,9 @@ def matmul(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor
         return LabelledTensor(tuple(shape))
     left, right = _heads(labels, left), _heads(labels, right)
     shared = labels.unite_dims(left, -1, right, -2, "matmul")
-    if shared is not None and not (left.weight or right.weight):
-        labels.mark_approximate(shared, COUNTS.format("a product without weights"))
-    value = _product(labels, [left, right], left, right, shape, "matmul")
+    if not (left.weight or right.weight):
+        labels.mark_approximate(shared, "a product without weights")
+    value = _product(labels, [left, right], shape, "matmul")
     return labels.broadcast([value, a["self"]], shape, "addmm") if added else value
 
 
@@ -34,12 +32,10 @@ def attention(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTen
     if a.get("enable_gqa"):
         key, value = (_repeated(labels, v, query.shape[-3]) for v in (key, value))
     shared = labels.unite_dims(query, -1, key, -1, "attention")
-    if shared is not None:
-        labels.mark_approximate(shared, COUNTS.format("attention's scale"))
+    labels.mark_approximate(shared, "attention's scale")
     length = labels.unite_dims(key, -2, value, -2, "attention")
-    if length is not None:
-        labels.mark_approximate(length, COUNTS.format("attention's softmax"))
-    result = _product(labels, [query, key, value], query, value, shape, "attention")
+    labels.mark_approximate(length, "attention's softmax")
+    result = _product(labels, [query, key, value], shape, "attention")
     mask = a.get("attn_mask")
     if mask is not None:
         scores = [axis for axis in result.label_axes if axis.shape[-1] == 1]
@@ -53,8 +49,8 @@ def vector_product(labels: Labels, a: Arguments, shape: Sequence[int]) -> Labell
     left = a["self"]
     right = next(a[name] for name in ("vec", "tensor", "other") if name in a)
     shared = labels.unite_dims(left, -1, right, 0, "a product with a vector")
-    if shared is not None and not (left.weight or right.weight):
-        labels.mark_approximate(shared, COUNTS.format("a product without weights"))
+    if not (left.weight or right.weight):
+        labels.mark_approximate(shared, "a product without weights")
     rows = labels.labels_along(left, 0, "a product with a vector") if left.ndim > 1 else None
     axes = add_axis([], rows, 0, len(shape))
     return labels.value(shape, axes, weight=left.weight and right.weight)
@@ -66,7 +62,7 @@ def bilinear(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTens
     for dim in (1, 2):
         x = a[f"input{dim}"]
         labels.unite_dims(x, -1, weight, dim, "bilinear")
-        kept = [axis for axis in labels.relabel(x).label_axes if axis.shape[-1] == 1]
+        kept = [axis for axis in labels.axes(x) if axis.shape[-1] == 1]
         rest.append(labels.value((*shape[:-1], 1), kept))
     if a["bias"] is not None:
         labels.unite_dims(weight, 0, a["bias"], 0, "bilinear")
@@ -79,7 +75,7 @@ def weight_norm(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledT
     """Unite the slices of `v` that are normalised with their lengths `g`; -1: one length."""
     if a["dim"] != -1:
         labels.unite_dims(a["v"], a["dim"], a["g"], a["dim"], "weight norm")
-    return labels.value(shape, labels.relabel(a["v"]).label_axes, weight=True)
+    return labels.value(shape, a["v"].label_axes, weight=True)
 
 
 def einsum(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor:
@@ -91,10 +87,7 @@ def einsum(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor
         return LabelledTensor(tuple(shape))
     outside = {letter for letter in result if all(letter in n for n in names)}  # batch: heads
     for name, value in zip(names, values, strict=True):
-        for axis in labels.relabel(value).label_axes:
-            dims = [d for d in varying_dims(axis) if name[d] in outside]
-            if dims and len(varying_dims(axis)) > 1:
-                labels.unite_except(axis, dims, "einsum")
+        _unite_inner(labels, value, [name.index(letter) for letter in outside], "einsum")
     axes = []
     for letter in dict.fromkeys("".join(names)):
         having = [(n.index(letter), v) for n, v in zip(names, values, strict=True) if letter in n]
@@ -107,7 +100,7 @@ def einsum(labels: Labels, a: Arguments, shape: Sequence[int]) -> LabelledTensor
         if letter in result:
             axes.append(make_axis(shared, result.index(letter), len(shape)))
         elif not any(v.weight for _, v in having):
-            labels.mark_approximate(shared, COUNTS.format("a product without weights"))
+            labels.mark_approximate(shared, "a product without weights")
     return labels.value(shape, axes)
 
 
@@ -141,29 +134,30 @@ def _repeated(labels: Labels, value: LabelledTensor, heads: int) -> LabelledTens
 
 def _heads(labels: Labels, value: LabelledTensor) -> LabelledTensor:
     """Unite within the matrix where labels vary over batch dimensions too: heads remain."""
-    for axis in labels.relabel(value).label_axes:
-        outer = [dim for dim in varying_dims(axis) if dim < value.ndim - 2]
-        if outer and len(varying_dims(axis)) > 1:
-            labels.unite_except(axis, outer, "attention heads")
+    _unite_inner(labels, value, range(value.ndim - 2), "attention heads")
     return labels.relabel(value)
 
 
+def _unite_inner(labels: Labels, value: LabelledTensor, outer: Iterable[int], name: str) -> None:
+    """Unite all but the outer dimensions where labels vary over those too."""
+    for axis in labels.axes(value):
+        dims = varying_dims(axis)
+        kept = {*dims}.intersection(outer)
+        if kept and len(dims) > 1:
+            labels.unite_except(axis, kept, name)
+
+
 def _product(
-    labels: Labels,
-    sides: Sequence[LabelledTensor],
-    left: LabelledTensor,
-    right: LabelledTensor,
-    shape: Sequence[int],
-    name: str,
+    labels: Labels, sides: Sequence[LabelledTensor], shape: Sequence[int], name: str
 ) -> LabelledTensor:
-    """Label a product: batch dimensions united, rows of the left side, columns of the right."""
+    """Label a product: batch dimensions united, rows of the first side, columns of the last."""
     batches = []
     for value in sides:
-        outer = [s for s in labels.relabel(value).label_axes if s.shape[-2:] == (1, 1)]
+        outer = [s for s in labels.axes(value) if s.shape[-2:] == (1, 1)]
         batches.append(labels.value((*value.shape[:-2], 1, 1), outer))
     merged = labels.broadcast(batches, (*shape[:-2], 1, 1), name)
-    rows = labels.labels_along(left, -2, name)
-    columns = labels.labels_along(right, -1, name)
+    rows = labels.labels_along(sides[0], -2, name)
+    columns = labels.labels_along(sides[-1], -1, name)
     axes = add_axis(add_axis(merged.label_axes, rows, -2, len(shape)), columns, -1, len(shape))
     return labels.value(shape, axes)
 

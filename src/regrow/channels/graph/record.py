@@ -8,7 +8,7 @@ as the data decides; their graph is that of one run.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -29,20 +29,12 @@ _MASKS = (torch.bool, torch.uint8)  # types of indices that choose as many as ar
 
 @dataclass
 class Recording:
-    """The graph of one run.
-
-    Attributes:
-        module: Operations in order; results are in `meta["val"]`, without data.
-        names: Parameters and buffers, by the name of their placeholder.
-        exact: Whether every run has these operations: no length depends on data, and data are not
-            read in other ways.
-        heads: Paths of the modules that run the last layers, if it is not exact: see `last_layers`.
-    """
+    """The graph of one run; results of operations are in `meta["val"]`, without data."""
 
     module: fx.GraphModule
-    names: dict[str, str]
-    exact: bool
-    heads: tuple[str, ...]
+    names: dict[str, str]  # parameters and buffers, by the name of their placeholder
+    exact: bool  # every run has these operations: nothing but values depends on data
+    heads: tuple[str, ...]  # modules that run the `last_layers`, if it is not exact
 
 
 class DataDecides(Exception):
@@ -57,18 +49,6 @@ def record(model: nn.Module, example_input: Any) -> Recording:
     """Run a model once in its present mode, and return the graph of its operations.
 
     Sizes are those of the run: results whose length depends on data have the length that they had.
-
-    Raises:
-        DataDecides: If the model reads a number from a tensor that depends on its input, and runs
-            layers after that.
-        TypeError: If it returns objects that may hold tensors, other than containers.
-
-    Example:
-        >>> found = record(nn.Linear(4, 2), torch.zeros(3, 4))
-        >>> [node.target for node in found.module.graph.nodes if node.op == "call_function"]
-        [<OpOverload(op='aten.linear', overload='default')>]
-        >>> [*found.names.values()]
-        ['weight', 'bias']
     """
     device = device_of(model)
     example_input = tree_map_only(Tensor, lambda tensor: tensor.to(device), example_input)
@@ -83,7 +63,7 @@ def record(model: nn.Module, example_input: Any) -> Recording:
     leaves = [recorder.node(leaf) for leaf in made if isinstance(leaf, Tensor)]
     last = [] if recorder.exact else last_layers(recorder.graph, recorder.known)
     recorder.graph.output((*leaves, *last))
-    heads = dict.fromkeys(module_path(node) for node in last)
+    heads = dict.fromkeys([*node.meta["nn_module_stack"]][-1] for node in last)
     module = fx.GraphModule(recorder.constants, recorder.graph)
     return Recording(module, recorder.names, recorder.exact, tuple(heads))
 
@@ -91,11 +71,8 @@ def record(model: nn.Module, example_input: Any) -> Recording:
 def last_layers(graph: fx.Graph, known: Container[fx.Node] = ()) -> list[fx.Node]:
     """Return the products whose results reach no other, except by a choice that data makes.
 
-    A detector chooses among boxes by their scores: what its layers give before is its output.
-
-    Args:
-        graph: A recorded graph.
-        known: Nodes that do not depend on data; a choice by such an index is none.
+    A detector chooses among boxes by their scores: what its layers give before is its output. A
+    choice by an index of `known` nodes, which do not depend on data, is none.
     """
     read = set[fx.Node]()
     last = []
@@ -125,12 +102,6 @@ def operator_name(target: Any) -> str:
     """Return the name of an operation without its namespace and overload."""
     schema = getattr(target, "_schema", None)
     return schema.name.partition("::")[2] if schema else str(target)
-
-
-def module_path(node: fx.Node) -> str:
-    """Return the path of the module that ran an operation."""
-    path: str = [*node.meta["nn_module_stack"]][-1]
-    return path
 
 
 def _depends_on_data(func: Any, args: Sequence[Any]) -> bool:
@@ -235,12 +206,8 @@ class Recorder(TorchDispatchMode):
         def leave(*_: Any) -> None:
             self._path.pop()
 
-        handles = []
-        for path, module in modules(model).items():
-            handles.append(module.register_forward_pre_hook(enter(path)))
-            handles.append(module.register_forward_hook(leave, always_call=True))
-        try:
+        with ExitStack() as hooked:
+            for path, module in modules(model).items():
+                hooked.enter_context(module.register_forward_pre_hook(enter(path)))
+                hooked.enter_context(module.register_forward_hook(leave, always_call=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()

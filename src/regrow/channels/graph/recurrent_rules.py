@@ -19,10 +19,9 @@ REASON = "recurrent layer"
 
 
 def recurrent(labels: Labels, a: Arguments, shape: Sequence[int]) -> list[LabelledTensor]:
-    """Unite units with rows and columns, layer by layer; also of packed sequences.
+    """Unite units with rows and columns; a cell is `weight_ih`, `weight_hh`, biases, `weight_hr`.
 
-    Returns the outputs and the last states. A layer and direction has the parameters `weight_ih`
-    and `weight_hh`, biases, and `weight_hr` of a projection.
+    Returns the outputs and the last states.
     """
     x, states = a["input"] if "input" in a else a["data"], _states(a)
     directions = 1 + int(a["bidirectional"])
@@ -35,7 +34,9 @@ def recurrent(labels: Labels, a: Arguments, shape: Sequence[int]) -> list[Labell
         else:
             _unite(labels, cell[0], 1, outputs)
         _unite_cell(labels, cell, units, outputs)
-    _fix_steps(labels, x)
+    for axis in labels.axes(x):
+        if axis.shape[-1] == 1:  # each step depends on those before it
+            labels.fix(axis, f"{REASON}: a step or an example")
     both = make_axis(outputs.repeat(directions), -1, len(shape))
     return [labels.value(shape, [both]), *_united_states(labels, states, units, outputs)]
 
@@ -80,12 +81,11 @@ def _unite_cell(
     labels: Labels, cell: Sequence[LabelledTensor], units: Tensor, outputs: Tensor
 ) -> None:
     """Unite the rows of all gates, the columns that read the outputs, and the projection."""
-    *gates, last = cell
+    gates = cell
     if _is_projected(cell):
+        *gates, last = cell
         _unite(labels, last, 0, outputs)
         _unite(labels, last, 1, units)
-    else:
-        gates = [*gates, last]
     for tensor in gates:
         _unite(labels, tensor, 0, units)
     _unite(labels, gates[1], 1, outputs)
@@ -109,10 +109,3 @@ def _unite(labels: Labels, value: LabelledTensor, dim: int, wanted: Tensor) -> N
         labels.unite(found.view(-1, len(wanted)), wanted, REASON)
     elif value.shape[dim] > 1 and not value.resizable:
         labels.fix(wanted, f"{REASON}: a state or weight of fixed length")
-
-
-def _fix_steps(labels: Labels, x: LabelledTensor) -> None:
-    """Fix all dimensions of the input but the features: each step depends on those before it."""
-    for axis in labels.relabel(x).label_axes:
-        if axis.shape[-1] == 1:
-            labels.fix(axis, f"{REASON}: a step or an example")

@@ -34,20 +34,13 @@ Graph = tuple[fx.GraphModule, dict[str, str], dict[str, LabelledTensor]]
 
 @dataclass
 class Trace:
-    """Labels of a network, united as its forward pass unites them.
-
-    Attributes:
-        values: Labels of each parameter and buffer, by name.
-        sites: Calls whose arguments may be sizes.
-        used: Parameters and buffers that the graph reads.
-        heads: Modules that run the last layers, if one run was recorded; empty: it was exported.
-    """
+    """Labels of a network, united as its forward pass unites them."""
 
     labels: Labels = field(default_factory=Labels)
-    values: dict[str, LabelledTensor] = field(default_factory=dict)
+    values: dict[str, LabelledTensor] = field(default_factory=dict)  # of parameters and buffers
     sites: list[Site] = field(default_factory=list)
-    used: set[str] = field(default_factory=set)
-    heads: tuple[str, ...] = ()
+    used: set[str] = field(default_factory=set)  # parameters and buffers that the graph reads
+    heads: tuple[str, ...] = ()  # modules that run the last layers; none if it was exported
 
 
 @no_garbage_collection()
@@ -57,10 +50,6 @@ def trace(model: nn.Module, example_input: Any, *, recorded: bool = False) -> Tr
     The model is traced in eval mode, and also in training mode if some parameters, such as those
     of auxiliary heads, are used only there. One run on the example is recorded; `torch.export`
     traces it instead where other runs may differ, unless `recorded=True`.
-
-    Raises:
-        ConfigError: If the network can be neither traced nor recorded: it reads numbers from data,
-            or a run does not use all its parameters.
     """
     sharded = [name for name, tensor in tensors(model).items() if is_dtensor(tensor)]
     if sharded:
@@ -88,7 +77,7 @@ def trace(model: nn.Module, example_input: Any, *, recorded: bool = False) -> Tr
 def _label(labels: Labels, name: str, tensor: Tensor) -> LabelledTensor:
     """Create labels for all positions along all dimensions."""
     if not tensor.is_floating_point():
-        return LabelledTensor(tuple(tensor.shape), known=tensor.detach().cpu().clone())
+        return known_value(tensor)
     axes = [
         make_axis(labels.new(name, dim, size), dim, tensor.ndim)
         for dim, size in enumerate(tensor.shape)
@@ -117,17 +106,11 @@ def _run(
     for placeholder, name in names.items():
         inputs[placeholder] = found.values[name]
         found.used |= {name} if placeholder in read else set()
-    runner = Interpreter(found.labels, found.sites, graph)
-    runner.run(inputs)
-    runner.finish()
+    Interpreter(found.labels, found.sites, graph).run(inputs)
 
 
 def _graph(found: Trace, model: nn.Module, example_input: Any, recorded: bool) -> Graph:
-    """Record one run; export the network if other runs may differ, and use the run if that fails.
-
-    Raises:
-        ConfigError: If the network can be neither exported nor recorded.
-    """
+    """Record one run; export the network if others may differ, and use the run if that fails."""
     recording, failure = None, None
     try:
         with in_mode(model, model.training):

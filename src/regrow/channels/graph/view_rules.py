@@ -32,7 +32,7 @@ def move(labels: Labels, name: str, target: Any, args: Sequence[Any], kwargs: An
 
     blank = run(torch.empty(first.shape, dtype=torch.int64, device="meta"))
     known = None if first.known is None else run(first.known)
-    moved = [run(axis.expand(first.shape)) for axis in labels.relabel(first).label_axes]
+    moved = [run(axis.expand(first.shape)) for axis in labels.axes(first)]
     if name in REPEATS and not (first.label_axes or first.resizable or known is not None):
         before = (1,) * (blank.ndim - first.ndim) + first.shape
         moved = labels.copies(blank.shape, [d for d, size in enumerate(before) if size == 1])
@@ -100,9 +100,9 @@ def join(labels: Labels, values: Sequence[LabelledTensor], dim: int, name: str) 
     )
 
 
-def pad(labels: Labels, first: LabelledTensor, amounts: Sequence[int], name: str) -> LabelledTensor:
+def pad(labels: Labels, first: LabelledTensor, amounts: Sequence[int]) -> LabelledTensor:
     """Label the added positions as fixed, in dimensions along which labels vary."""
-    shape, axes = list(first.shape), list(labels.relabel(first).label_axes)
+    shape, axes = list(first.shape), list(labels.axes(first))
     for number in range(len(amounts) // 2):
         before, after = amounts[2 * number : 2 * number + 2]
         dim = first.ndim - 1 - number
@@ -128,7 +128,7 @@ def unite_pieces(
     """Unite the i-th positions of equal pieces, so that they stay equal."""
     if len({*sizes}) != 1 or len(sizes) < 2:
         return
-    axes = [axis for axis in labels.relabel(whole).label_axes if axis.shape[dim] > 1]
+    axes = [axis for axis in labels.axes(whole) if axis.shape[dim] > 1]
     if len(axes) > 1:
         labels.labels_along(whole, dim, name)  # they cannot be cut
     elif axes and not bool((axes[0] == FIXED).any()):
