@@ -126,14 +126,8 @@ def test_units_can_be_read_back_from_their_mask(out, m, groups, seed):
         assert torch.equal(NofM(n, m).kept_units(mask, 1), kept)
 
 
-def test_single_weights_are_their_own_units():
-    scores, kept = torch.tensor([1.0, 2.0]), torch.tensor([True, False])
-    rule = Weight()
-    assert rule.units(scores, None) is scores
-    assert rule.mask(kept, scores, None) is kept
-    assert rule.kept_units(kept, None) is kept
-    assert (rule.weights, rule.limit, rule.least) == (1, 1.0, 1)
-    assert rule.misfit(Target("bias", nn.Parameter(torch.zeros(3)), None)) is None
+def test_single_weights_fit_every_parameter():
+    assert Weight().misfit(Target("bias", nn.Parameter(torch.zeros(3)), None)) is None
 
 
 @pytest.mark.parametrize(

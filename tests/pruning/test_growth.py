@@ -12,7 +12,7 @@ from torch import nn
 
 from regrow.masks.targets import Target
 from regrow.pruning.config import PruningConfig
-from regrow.pruning.growth import GROWTHS, get_growth_criterion, gradient_growth, select_regrown
+from regrow.pruning.growth import GROWTHS, get_growth_criterion, gradient_growth
 from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import ConfigError, StateError
 
@@ -91,18 +91,6 @@ def test_highest_scores_regrow_as_in_numpy(seed, count):
     pruner.regrow(count=count, by="gradient")
     found = np.concatenate([pruner.masks[t.name].numpy().ravel() for t in pruner.targets])
     np.testing.assert_array_equal(found, expected)
-
-
-def test_counts_may_be_given_by_layer():
-    pruner = Pruner(network())
-    pruner.prune_to(0.7)
-    kept = [pruner.masks[t.name] for t in pruner.targets]
-    rule = get_growth_criterion("random")
-    found = select_regrown(rule, pruner.targets, kept, [3, 7], momenta={}, removed={}, seed=(0, 1))
-    assert [int(places.sum()) for places in found] == [3, 7]
-    assert not any((places & mask).any() for places, mask in zip(found, kept, strict=True))
-    with pytest.raises(ConfigError, match=r"cannot come back.*pruned in 0\.weight"):
-        select_regrown(rule, pruner.targets, kept, [999, 0], momenta={}, removed={}, seed=(0, 1))
 
 
 @pytest.mark.parametrize("init", ["he", "survivors", "xavier"])

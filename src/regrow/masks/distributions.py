@@ -25,43 +25,25 @@ class Pool(NamedTuple):
 
 
 class LayerSize(NamedTuple):
-    """The sizes of a layer.
+    """The sizes of a layer."""
 
-    Attributes:
-        name: For messages.
-        shape: Shape of the weight, `(out, in, kh, kw)` or `(out, in)`.
-        units: Number of prunable units.
-        pruned: Number of units that are pruned already.
-        least: Number of units that must be kept.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    units: int
-    pruned: int = 0
-    least: int = 1
+    name: str  # for messages
+    shape: tuple[int, ...]  # of the weight, `(out, in, kh, kw)` or `(out, in)`
+    units: int  # number of prunable units
+    pruned: int = 0  # of them, already
+    least: int = 1  # number of units that must be kept
 
 
 Distribution = Callable[[Sequence[LayerSize], float], list[Pool]]
 
 
 def global_pool(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
-    """Put all layers into one pool (global ranking).
-
-    Example:
-        >>> global_pool([LayerSize("a", (2, 5), 10), LayerSize("b", (3, 10), 30)], 0.5)
-        [Pool(layers=(0, 1), pruned=20)]
-    """
+    """Put all layers into one pool (global ranking)."""
     return [Pool(tuple(range(len(layers))), _pruned_count(layers, sparsity))]
 
 
 def uniform(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
-    """Prune the same fraction of every layer; by largest remainders the sum is round(s n).
-
-    Example:
-        >>> uniform([LayerSize("a", (2, 5), 10), LayerSize("b", (3, 10), 30)], 0.5)
-        [Pool(layers=(0,), pruned=5), Pool(layers=(1,), pruned=15)]
-    """
+    """Prune the same fraction of every layer; by largest remainders the sum is round(s n)."""
     return _separate_pools(layers, [sparsity * layer.units for layer in layers], sparsity)
 
 
@@ -71,11 +53,6 @@ def erk(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
     Layers whose density would exceed 1 stay dense; the others are pruned more.
 
     Source: Evci et al. 2020 (RigL), section 3; Mocanu et al. 2018 for linear layers.
-
-    Example:
-        >>> pools = erk([LayerSize("a", (10, 10), 100), LayerSize("b", (2, 10), 20)], 0.5)
-        >>> [pool.pruned for pool in pools]
-        [60, 0]
     """
     densities = erk_densities([layer.shape for layer in layers], sparsity)
     ideal = [(1 - density) * layer.units for density, layer in zip(densities, layers, strict=True)]
@@ -83,12 +60,7 @@ def erk(layers: Sequence[LayerSize], sparsity: float) -> list[Pool]:
 
 
 def erk_densities(shapes: Sequence[Sequence[int]], sparsity: float) -> list[float]:
-    """Compute the densities of `erk`, before rounding to whole weights.
-
-    Example:
-        >>> [round(d, 4) for d in erk_densities([(300, 784), (100, 300), (10, 100)], 0.9)]
-        [0.0796, 0.2302, 1.0]
-    """
+    """Compute the densities of `erk`, before rounding to whole weights."""
     sizes = [math.prod(shape) for shape in shapes]
     raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
     dense: set[int] = set()
@@ -105,24 +77,10 @@ def erk_densities(shapes: Sequence[Sequence[int]], sparsity: float) -> list[floa
 def lamp_scores(scores: Tensor, kept: Tensor | None = None, name: str = "a layer") -> Tensor:
     """Make scores comparable across layers: s^2 / sum of all u^2 with u >= s in the layer.
 
-    The largest score of each layer becomes 1. Ties are summed in flat order.
-
-    Args:
-        scores: Non-negative scores of one layer, any shape.
-        kept: Non-zero for kept weights; the scores of the others are 0.
-        name: The layer, for messages.
-
-    Returns:
-        float64 scores (8 bytes each), for the precision of sums over a layer.
-
-    Raises:
-        StateError: For negative scores and scores whose square is infinite.
+    The largest score of each layer becomes 1. Ties are summed in flat order. The result is float64
+    (8 bytes each), for the precision of sums over a layer.
 
     Source: Lee et al. 2021, eq. 1.
-
-    Example:
-        >>> lamp_scores(torch.tensor([2.0, 1.0, 2.0]))
-        tensor([0.5000, 0.1111, 1.0000], dtype=torch.float64)
     """
     flat = scores.detach().reshape(-1).double()
     if bool((flat < 0).any()):
@@ -187,15 +145,7 @@ def _separate_pools(
 def largest_remainders(
     ideal: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]
 ) -> list[int]:
-    """Round `ideal` to integers that sum to `total`, by largest remainders within bounds.
-
-    Raises:
-        ConfigError: If the bounds allow no such integers.
-
-    Example:
-        >>> largest_remainders([1.5, 1.5, 7.0], 10, least=[0, 0, 0], most=[9, 9, 6])
-        [2, 2, 6]
-    """
+    """Round `ideal` to integers that sum to `total`, by largest remainders within bounds."""
     if not sum(least) <= total <= sum(most):
         raise ConfigError(
             f"{total} cannot be shared among {len(ideal)} layers that take between {sum(least)} "

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,54 +27,15 @@ _N_M = re.compile(r"(\d+):(\d+)")
 _BLOCK = re.compile(r"block:(\d+)x(\d+)")
 
 
-class Granularity(Protocol):
-    """Groups the weights of a parameter into units.
+class Weight:
+    """Every weight is a unit.
 
-    Attributes:
-        weights: Number of weights that a pruned unit loses.
-        outputs: Number of outputs that a unit spans.
-        limit: The largest possible sparsity: (m - n) / m for n:m, else 1.
-        least: Number of units each layer keeps: one, or none where a pruned unit keeps weights.
+    Like every granularity it has `limit`, the largest possible sparsity; `least`, the number of
+    units that each layer keeps; `misfit`, which says why a parameter's shape cannot be grouped; and
+    `check_rows`, which raises, equally on all ranks, if a unit would span several ranks.
     """
 
-    @property
-    def weights(self) -> int: ...
-
-    @property
-    def outputs(self) -> int: ...
-
-    @property
-    def limit(self) -> float: ...
-
-    @property
-    def least(self) -> int: ...
-
-    def misfit(self, target: Target) -> str | None:
-        """Say why a parameter's shape cannot be grouped; None if it can."""
-        ...
-
-    def check_rows(self, target: Target, shard: Shard) -> None:
-        """Check, equally on all ranks, that no unit spans several ranks; else raise ConfigError."""
-        ...
-
-    def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
-        """Compute the scores of units: the scores lost when the unit is pruned."""
-        ...
-
-    def mask(self, kept: Tensor, scores: Tensor, input_dim: int | None) -> Tensor:
-        """Turn kept units into a mask of weights, of the shape of `scores`."""
-        ...
-
-    def kept_units(self, kept: Tensor, input_dim: int | None) -> Tensor:
-        """Return the units that are complete under a mask of weights."""
-        ...
-
-
-class Weight:
-    """Every weight is a unit."""
-
     weights = 1
-    outputs = 1
     limit = 1.0
     least = 1
 
@@ -85,35 +45,14 @@ class Weight:
     def check_rows(self, target: Target, shard: Shard) -> None:
         return None
 
-    def units(self, scores: Tensor, input_dim: int | None) -> Tensor:
-        return scores
-
-    def mask(self, kept: Tensor, scores: Tensor, input_dim: int | None) -> Tensor:
-        return kept
-
-    def kept_units(self, kept: Tensor, input_dim: int | None) -> Tensor:
-        return kept
-
 
 class NofM:
     """Keep n of every m consecutive inputs, per output (and kernel position).
 
-    A unit is one group; pruning it drops its m - n lowest weights, ties in input order. Gradual
-    pruning prunes whole groups, the lowest scores first.
-
-    Args:
-        n: Kept weights per group.
-        m: Weights per group.
+    A unit is one group, whose score is that of the weights which it loses: its m - n lowest, ties
+    in input order. Gradual pruning prunes whole groups, the lowest scores first.
 
     Source: Mishra et al. 2021 (2:4).
-
-    Example:
-        >>> two_four = NofM(2, 4)
-        >>> scores = torch.tensor([[4.0, 1.0, 3.0, 2.0]])
-        >>> two_four.units(scores, 1)
-        tensor([[3.]])
-        >>> two_four.mask(torch.tensor([[False]]), scores, 1)
-        tensor([[ True, False,  True, False]])
     """
 
     outputs = 1
@@ -150,7 +89,8 @@ class NofM:
         order = groups.argsort(stable=True, dim=-1)
         dropped = torch.zeros_like(groups, dtype=torch.bool)
         dropped.scatter_(-1, order[..., : self.weights], True)
-        return self._ungroup(~dropped | kept.unsqueeze(-1), scores, input_dim)
+        mask = (~dropped | kept.unsqueeze(-1)).flatten(-2).movedim(-1, input_dim or 0)
+        return torch.empty_like(scores, dtype=torch.bool).copy_(mask)
 
     def kept_units(self, kept: Tensor, input_dim: int | None) -> Tensor:
         return self._groups(kept, input_dim).sum(-1) > self.n
@@ -160,19 +100,11 @@ class NofM:
         moved = tensor.movedim(input_dim or 0, -1)
         return moved.view(*moved.shape[:-1], -1, self.m)
 
-    def _ungroup(self, groups: Tensor, like: Tensor, input_dim: int | None) -> Tensor:
-        mask = groups.flatten(-2).movedim(-1, input_dim or 0)
-        return torch.empty_like(like, dtype=torch.bool).copy_(mask)
-
 
 class Block:
     """Blocks of `rows` outputs by `columns` inputs of the matrix `(out, in * kh * kw)`.
 
     A unit is one block; its score is the mean score of its weights.
-
-    Example:
-        >>> Block(1, 2).units(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), 1)
-        tensor([[2., 5.]])
     """
 
     limit = 1.0
@@ -233,11 +165,7 @@ class Head:
         )
 
     def groups(self, targets: Sequence[Target]) -> list[list[int]]:
-        """Return the indices of the targets of each attention module.
-
-        Raises:
-            ConfigError: If weights of a module are missing, or heads differ in size.
-        """
+        """Return the indices of each attention module's targets."""
         groups: dict[str, list[int]] = {}
         sizes: dict[int, str] = {}
         for index, target in enumerate(targets):
@@ -260,6 +188,10 @@ class Head:
                 f"({', '.join(map(str, sizes))}): prune each by a callback with include="
             )
         return [*groups.values()]
+
+
+Grouped = NofM | Block
+Granularity = Weight | Grouped | Head
 
 
 def _check_shard_boundaries(granularity: str, target: Target, step: int, shard: Shard) -> None:
@@ -286,16 +218,8 @@ def _matrix(tensor: Tensor, input_dim: int | None) -> Tensor:
     return (tensor.movedim(0, 1) if input_dim == 0 else tensor).flatten(1)
 
 
-def make_granularity(granularity: str) -> Granularity | Head:
-    """Make a granularity from its name: "weight", "2:4" (any "n:m"), "block:4x4" or "head".
-
-    Raises:
-        ConfigError: For any other name.
-
-    Example:
-        >>> make_granularity("1:4").limit
-        0.75
-    """
+def make_granularity(granularity: str) -> Granularity:
+    """Make a granularity from its name: "weight", "2:4" (any "n:m"), "block:4x4" or "head"."""
     text = granularity if isinstance(granularity, str) else repr(granularity)
     if text == "weight":
         return Weight()
@@ -312,12 +236,8 @@ def make_granularity(granularity: str) -> Granularity | Head:
     )
 
 
-def weights_per_unit(granularity: Granularity | Head, targets: Sequence[Target]) -> int:
-    """Return how many weights a pruned unit loses.
-
-    Raises:
-        ConfigError: See `Head.groups`.
-    """
+def weights_per_unit(granularity: Granularity, targets: Sequence[Target]) -> int:
+    """Return how many weights a pruned unit loses."""
     if not isinstance(granularity, Head):
         return granularity.weights
     group = granularity.groups(targets)[0]
@@ -325,46 +245,21 @@ def weights_per_unit(granularity: Granularity | Head, targets: Sequence[Target])
 
 
 def head_part(target: Target) -> HeadPart:
-    """Return where the heads of a target are, which `Head.misfit` has accepted."""
+    """Return where the heads of a target are, whose misfit is None."""
     assert isinstance(target.heads, HeadPart)
     return target.heads
 
 
-def units_of(granularity: Granularity, scores: ScoresLike, input_dim: int | None) -> Tensor:
-    """Compute the scores of the units of one parameter.
-
-    Args:
-        granularity: n:m or blocks.
-        scores: The scores of its weights.
-        input_dim: The dimension of inputs.
-
-    Example:
-        >>> units_of(make_granularity("2:4"), torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 1)
-        tensor([[3.]])
-    """
+def units_of(granularity: Grouped, scores: ScoresLike, input_dim: int | None) -> Tensor:
+    """Compute the scores of the units of one parameter."""
     parts = _chunks(granularity, as_lazy(scores), input_dim)
     return torch.cat([granularity.units(part, input_dim) for _, part in parts])
 
 
 def mask_from_units(
-    granularity: Granularity, kept: Tensor, scores: ScoresLike, input_dim: int | None
+    granularity: Grouped, kept: Tensor, scores: ScoresLike, input_dim: int | None
 ) -> Tensor:
-    """Compute the mask of one parameter from its kept units.
-
-    Args:
-        granularity: n:m or blocks.
-        kept: Bool, of the units' shape.
-        scores: As for `units_of`.
-        input_dim: As for `units_of`.
-
-    Returns:
-        A bool mask with the scores' shape and strides.
-
-    Example:
-        >>> scores = torch.tensor([[4.0, 1.0, 3.0, 2.0]])
-        >>> mask_from_units(make_granularity("2:4"), torch.tensor([[False]]), scores, 1)
-        tensor([[ True, False,  True, False]])
-    """
+    """Turn kept units into a mask of weights, with the shape and strides of their scores."""
     lazy = as_lazy(scores)
     mask = torch.empty_like(lazy.like, dtype=torch.bool)
     outputs = granularity.outputs
@@ -376,7 +271,7 @@ def mask_from_units(
 
 
 def _chunks(
-    granularity: Granularity, scores: LazyScores, input_dim: int | None
+    granularity: Grouped, scores: LazyScores, input_dim: int | None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield rows with whole units and their scores; a single chunk where rows are inputs."""
     inputs, compute = scores.inputs, scores.new_pass()

@@ -33,31 +33,16 @@ _OUTPUTS = ("out_proj", "o_proj", "dense", "to_out", "to_out.0", "proj")
 
 @dataclass(frozen=True)
 class HeadPart:
-    """Where the heads of an attention module are in one of its weights.
+    """Where the heads of an attention module are in one of its weights."""
 
-    Attributes:
-        module: Name of the module.
-        heads: Number of heads.
-        dim: 0 for queries, keys and values, whose heads are rows; 1 for the output weight.
-        packed: Number of matrices that follow one another along `dim`: 3 where queries, keys and
-            values are one weight.
-        weights: Names of all weights of the module that have heads.
-    """
-
-    module: str
-    heads: int
-    dim: int
-    packed: int
-    weights: tuple[str, ...]
+    module: str  # its name
+    heads: int  # their number
+    dim: int  # 0 for queries, keys and values, whose heads are rows; 1 for the output weight
+    packed: int  # matrices in a row along `dim`: 3 for queries, keys and values in one weight
+    weights: tuple[str, ...]  # names of all weights of the module that have heads
 
     def sums(self, scores: Tensor) -> Tensor:
-        """Sum the scores `(rows, columns)` of each head.
-
-        Example:
-            >>> part = HeadPart("att", 2, 1, 1, ("out_proj.weight",))
-            >>> part.sums(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
-            tensor([3., 7.])
-        """
+        """Sum the scores `(rows, columns)` of each head."""
         wide = torch.promote_types(scores.dtype, torch.float32)
         return self._split(scores).sum((0, 2, 3), dtype=wide)
 
@@ -83,10 +68,6 @@ def find_heads(model: nn.Module) -> dict[str, HeadPart | str]:
 
     Heads are consecutive rows of equal number. Packed weights hold all queries, then all keys, then
     all values; this is known of PyTorch's and timm's modules only.
-
-    Example:
-        >>> sorted(find_heads(nn.MultiheadAttention(4, 2)))
-        ['in_proj_weight', 'out_proj.weight']
     """
     found: dict[str, HeadPart | str] = {}
     modules = {strip_compile_prefix(f"{name}.")[:-1]: m for name, m in model.named_modules()}

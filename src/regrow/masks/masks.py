@@ -162,11 +162,7 @@ class Masks(Mapping[str, Tensor]):
 
 
 def check_pack(packed: Mapping[str, Any]) -> None:
-    """Check that packed masks have the bits that their shapes need.
-
-    Raises:
-        StateError: Naming the parameters with missing or too many bits.
-    """
+    """Check that packed masks have the bits that their shapes need."""
     shapes, bits = packed.get("shapes", {}), packed.get("bits", {})
     lost = [
         name
@@ -178,11 +174,7 @@ def check_pack(packed: Mapping[str, Any]) -> None:
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]], parameters: Mapping[str, Tensor]) -> None:
-    """Check that masks of these shapes match `parameters`.
-
-    Raises:
-        StateError: See `Masks.check`.
-    """
+    """Check that masks of these shapes match `parameters`; else `StateError` names the misfits."""
     problems = [f"{name} has no mask" for name in parameters if name not in shapes]
     problems += [
         f"{name} is masked but not selected here" for name in shapes if name not in parameters
@@ -221,13 +213,6 @@ def check_weights_masked(packed: Mapping[str, Any], tensors: Mapping[str, Any]) 
 
     Other values mean that weights and masks were saved at different times, or changed since.
     Weights that are missing, sharded or of another shape are ignored.
-
-    Args:
-        packed: The result of `Masks.pack`.
-        tensors: Weights by name, as in a model's `state_dict`.
-
-    Raises:
-        StateError: Naming the parameters.
     """
     check_pack(packed)
     named = {strip_compile_prefix(str(name)): value for name, value in tensors.items()}

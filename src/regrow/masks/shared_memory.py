@@ -17,13 +17,6 @@ def check_memory_not_shared(parameters: Mapping[str, Tensor], pruned: Collection
     """Check that pruned parameters share memory neither with others nor within themselves.
 
     A zero written into one would be a zero in the other, under a mask of its own.
-
-    Args:
-        parameters: All parameters of a model by name, each once.
-        pruned: The names of those that are pruned.
-
-    Raises:
-        StateError: Naming the parameters, and how to tie them instead.
     """
     spans = []
     for name, parameter in parameters.items():

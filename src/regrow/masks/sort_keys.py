@@ -17,21 +17,7 @@ from regrow.utils.bits import as_numpy, integer_type
 
 
 class SortKeys:
-    """Converts scores to integer keys of the same order.
-
-    Args:
-        dtype: The dtype that scores are converted to first; float32 for dtypes of one byte.
-        magnitude: Order by |score|, else by the signed value.
-
-    Attributes:
-        bits: The width of a key.
-        max_key: The largest key.
-        infinity: The key of infinity.
-
-    Example:
-        >>> SortKeys(torch.float32, True)(torch.tensor([1.0, -2.0, 0.5])).argsort().tolist()
-        [2, 0, 1]
-    """
+    """Converts scores to integer keys of the same order: that of |score| by `magnitude`."""
 
     def __init__(self, dtype: torch.dtype, magnitude: bool) -> None:
         self.dtype = torch.float32 if dtype.itemsize == 1 else dtype

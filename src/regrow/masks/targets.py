@@ -33,24 +33,15 @@ _SELECTORS = ("@first", "@last", "@depthwise")
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A parameter to prune.
+    """A parameter to prune."""
 
-    Attributes:
-        name: Its full name, without `torch.compile`'s prefix.
-        parameter: The parameter itself.
-        input_dim: The dimension of inputs: 1 for Linear `(out, in)` and Conv `(out, in, kh, kw)`,
-            0 for transposed convolutions `(in, out, kh, kw)`; None where there is none.
-        aliases: Its other names where it is shared (tied).
-        groups: Groups of a convolution, whose weight holds `in / groups` inputs.
-        heads: Where its attention heads are, or why there are none.
-    """
-
-    name: str
+    name: str  # without `torch.compile`'s prefix
     parameter: nn.Parameter
+    # of Linear `(out, in)` and Conv `(out, in, kh, kw)` 1; of transposed ones `(in, out, kh, kw)` 0
     input_dim: int | None = 1
-    aliases: tuple[str, ...] = ()
-    groups: int = 1
-    heads: HeadPart | str = "no head"
+    aliases: tuple[str, ...] = ()  # its other names where it is shared (tied)
+    groups: int = 1  # of a convolution, whose weight holds `in / groups` inputs
+    heads: HeadPart | str = "no head"  # where its attention heads are, or why there are none
 
     @cached_property
     def shard(self) -> Shard | None:
@@ -103,38 +94,24 @@ def _is_linear_map(owner: nn.Module, name: str) -> bool:
 
 @dataclass(frozen=True)
 class TargetSelection:
-    """The targets in model order, and the reasons why other parameters are not pruned.
-
-    Attributes:
-        targets: What may be pruned.
-        reasons: Why other parameters are not, by name.
-        total: How many parameters the model has, shared ones counted once.
-    """
+    """The targets in model order, and the reasons why other parameters are not pruned."""
 
     targets: tuple[Target, ...]
-    reasons: Mapping[str, str]
-    total: int
+    reasons: Mapping[str, str]  # why others may not be pruned, by name
+    total: int  # weights of the model, those of shared parameters counted once
     _entries: tuple[_Entry, ...]
 
     @property
     def prunable(self) -> int:
-        """How many parameters may be pruned."""
+        """How many weights may be pruned."""
         return sum(target.parameter.numel() for target in self.targets)
 
     def match(self, pattern: str, what: str) -> list[str]:
-        """Return the names of the targets that a pattern matches.
-
-        Raises:
-            ConfigError: If there is none, with the nearest names.
-        """
+        """Return the names of the targets that a pattern matches, at least one."""
         return [entry.names[0] for entry in _match(pattern, self._entries, what)]
 
     def own_targets(self, layers: Mapping[str, float]) -> dict[str, float]:
-        """Return the sparsity of each target that a pattern of `layers` matches, the first one's.
-
-        Raises:
-            ConfigError: For a pattern without match, or one whose targets all match earlier ones.
-        """
+        """Return the sparsity of each target that a pattern of `layers` matches, the first one."""
         found: dict[str, float] = {}
         for pattern, sparsity in layers.items():
             names = self.match(pattern, "layers")
@@ -148,11 +125,7 @@ class TargetSelection:
         return found
 
     def without(self, names: Iterable[str], reason: str) -> TargetSelection:
-        """Return the selection without some targets, given why they are left out.
-
-        Raises:
-            ConfigError: If none is left.
-        """
+        """Return the selection without some targets, given why they are left out."""
         reasons = dict.fromkeys(names, reason)
         targets = tuple(t for t in self.targets if t.name not in reasons)
         if not targets:
@@ -175,20 +148,10 @@ def select_targets(
     A pattern is a glob that matches a parameter's full name, its tail from any dot, or a module's
     name likewise ("layer4.*", "fc"); "@first", "@last" and "@depthwise" name those layers.
 
-    Args:
-        model: The model, compiled or not.
-        include: Patterns of parameters to prune.
-        exclude: Patterns of parameters not to prune.
-
     Raises:
         ConfigError: For a pattern without match (with the nearest names), or nothing to prune.
         StateError: For layers that are not built yet (lazy), reparametrised by
             `torch.nn.utils.prune`, of an unsupported dtype, or that share memory.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> [target.name for target in select_targets(net, exclude=["@last"]).targets]
-        ['0.weight']
     """
     include, exclude = check_patterns("include", include), check_patterns("exclude", exclude)
     reshard_fsdp(model)  # back to the sharded parameters

@@ -44,31 +44,24 @@ def global_topk_masks(
 ) -> list[Tensor]:
     """Compute masks that prune the `n_prune` lowest scores of all tensors together.
 
-    Exactly `n_prune` elements are False, earlier pruned ones included. Equal scores are pruned in
-    the order of (tensor, flat index).
+    Exactly `n_prune` elements are False, those included of which `kept` is 0 (None: nothing). Equal
+    scores are pruned in the order of (tensor, flat index). Masks have the scores' shapes and
+    strides.
 
     Args:
-        scores: One tensor per layer, any shape and floating type, or lazy scores; higher = keep.
-        n_prune: Number of elements that are False in the result.
-        kept: One tensor per layer, 0 where pruned already; None where nothing is.
+        scores: One tensor per layer, any shape and floating type, or lazy scores.
+        n_prune: Over all tensors and ranks.
+        kept: One tensor per layer, 0 where pruned already.
         among_pruned: Rank the elements that `kept` marks as pruned (regrowth); others are False.
         magnitude: Rank by |score|.
         min_keep: Minimum number of kept elements, for all tensors or one number per tensor.
         names: Names for messages.
-        shards: Shards of the layers; every rank must call with the same `n_prune` and receives the
-            masks of its rows. Only histograms and counts are communicated.
-
-    Returns:
-        Bool masks with the scores' shapes and strides, True = kept.
+        shards: Of the layers; every rank must call, and receives the masks of its rows. Only
+            histograms and counts are communicated.
 
     Raises:
         StateError: If a score is NaN, naming the layer.
         ConfigError: If `n_prune` is below the pruned number or above what `min_keep` allows.
-
-    Example:
-        >>> scores = [torch.tensor([3.0, -1.0]), torch.tensor([1.0, 2.0])]
-        >>> global_topk_masks(scores, 2, magnitude=True)
-        [tensor([ True, False]), tensor([False,  True])]
     """
     kept = kept or [None] * len(scores)
     totals = ShardedCounts(shards or [None] * len(scores))

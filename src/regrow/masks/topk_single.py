@@ -31,28 +31,10 @@ def topk_mask(
     name: str = "scores",
     shard: Shard | None = None,
 ) -> Tensor:
-    """Compute the mask of the `count` highest scores among candidates.
+    """Compute the mask of the `count` highest scores among candidates, a bool mask.
 
-    Of equal scores those of the higher flat index are kept, as in `global_topk_masks`.
-
-    Args:
-        scores: Any shape and floating type, or lazy scores.
-        count: At most the number of candidates; with `shard`, over the whole layer.
-        candidates: A bool mask of the scores' shape.
-        magnitude: Rank by |score|.
-        name: For messages.
-        shard: The rows of a layer that the scores are.
-
-    Returns:
-        A bool mask of the scores' shape and strides.
-
-    Raises:
-        StateError: If the score of a candidate is NaN.
-
-    Example:
-        >>> candidates = torch.tensor([True, False, True, True])
-        >>> topk_mask(torch.tensor([3.0, 9.0, 1.0, 3.0]), 1, candidates)
-        tensor([False, False, False,  True])
+    Of equal scores those of the higher flat index are kept, as in `global_topk_masks`. With `shard`
+    the count is that of the whole layer, the other arguments this rank's rows.
     """
     if shard is not None:  # ranks would have to agree on sampled bounds
         rank = partial(global_topk_masks, magnitude=magnitude, min_keep=0, names=[name])

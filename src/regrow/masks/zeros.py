@@ -44,20 +44,7 @@ def sparsity(
 def count_zeros(
     targets: Sequence[Target], kept: Mapping[str, Sequence[Tensor]] | None = None
 ) -> dict[str, int]:
-    """Count the zeros of each target that no mask prunes, over all ranks.
-
-    Args:
-        targets: The parameters.
-        kept: Masks of parameters by name, non-zero = kept.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
-        >>> targets = select_targets(layer).targets
-        >>> mask = torch.tensor([[True, True], [False, False]])
-        >>> count_zeros(targets), count_zeros(targets, {"weight": [mask]})
-        ({'weight': 3}, {'weight': 1})
-    """
+    """Count the zeros of each target that no mask (non-zero = kept) prunes, over all ranks."""
     counts = []
     for target in targets:
         weight = target.weight
@@ -74,15 +61,7 @@ def count_zeros(
 
 
 def describe_zeros(zeros: Mapping[str, int], sizes: Mapping[str, int]) -> str | None:
-    """Describe zeros that training would change; None if they are 1 % of the weights or less.
-
-    Args:
-        zeros: Number of zeros that no mask prunes, by parameter name.
-        sizes: Number of weights of each parameter.
-
-    Example:
-        >>> describe_zeros({"fc.weight": 1}, {"fc.weight": 1000})
-    """
+    """Describe zeros that training would change; None if they are 1 % of the weights or less."""
     count, total = sum(zeros.values()), sum(sizes.values())
     if count <= _FEW * total:
         return None

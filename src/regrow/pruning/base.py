@@ -21,19 +21,12 @@ from regrow.utils.optimizers import trained_parameters
 
 
 class BasePruner(ABC):
-    """Changes the masks of one model, restores what they removed, and saves all of it.
-
-    Attributes:
-        state: Masks, counts, history and removed weights.
-        layer_targets: Sparsity of layers with a separate target, by parameter name.
-        needs_gradients: Whether `prune_to` reads gradients.
-        collects_gradients: Whether `update` must be called at every step.
-    """
+    """Changes the masks of one model, restores what they removed, and saves all of it."""
 
     state: MaskState
-    layer_targets: Mapping[str, float]
-    needs_gradients: bool
-    collects_gradients: bool
+    layer_targets: Mapping[str, float]  # sparsity of layers with a separate target, by name
+    needs_gradients: bool  # whether `prune_to` reads gradients
+    collects_gradients: bool  # whether `update` must be called at every step
 
     @property
     def model(self) -> nn.Module:
@@ -129,11 +122,7 @@ class BasePruner(ABC):
 
     @abstractmethod
     def check_reachable(self, sparsity: float) -> None:
-        """Check that `prune_to(sparsity)` could succeed, without a change.
-
-        Raises:
-            ConfigError: If not, with the largest possible sparsity.
-        """
+        """Raise `ConfigError` if `prune_to(sparsity)` could not succeed; nothing changes."""
 
     @abstractmethod
     def prune_to(

@@ -15,6 +15,7 @@ from regrow.distributed.sharded_counts import ShardedCounts
 from regrow.masks.distributions import DISTRIBUTIONS, LayerSize, Pool, lamp_scores, uniform
 from regrow.masks.granularity import (
     Granularity,
+    Grouped,
     Head,
     Weight,
     head_part,
@@ -40,14 +41,9 @@ def choose_masks(
 ) -> list[Tensor]:
     """Compute the next bool masks of some parameters; pruned weights stay pruned.
 
-    Args:
-        config: Validated settings.
-        targets: The parameters.
-        kept: Present working masks (non-zero = kept), None where nothing is pruned.
-        sparsity: Of the targets without a separate sparsity.
-        own: Sparsity of the others, by name.
-        event: Number of the event, for random draws.
-        threshold: Prune the scores below it, as far as `min_density` allows, instead of a fraction.
+    `kept` has the present working masks (non-zero = kept), `own` the sparsity of targets with a
+    separate one. With a `threshold` the scores below it are pruned, as far as `min_density` allows,
+    instead of a fraction.
     """
     granularity = make_granularity(config.granularity)
     ranks_weights = threshold is None and isinstance(granularity, Weight)
@@ -86,18 +82,9 @@ def choose_masks(
 
 
 def mask_complete_units(
-    granularity: Granularity | Head, targets: Sequence[Target], kept: Sequence[Tensor]
+    granularity: Granularity, targets: Sequence[Target], kept: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return masks that prune, of what bool masks prune, the complete units.
-
-    Example:
-        >>> from regrow.masks.targets import select_targets
-        >>> layer = torch.nn.Linear(4, 1)
-        >>> layer.weight.data = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
-        >>> targets = select_targets(layer).targets
-        >>> mask_complete_units(make_granularity("block:1x2"), targets, [layer.weight != 0])
-        [tensor([[ True,  True, False, False]])]
-    """
+    """Return masks that prune, of what bool masks prune, the complete units."""
     if isinstance(granularity, Weight):
         return list(kept)
     groups = _groups(granularity, targets)
@@ -108,7 +95,7 @@ def mask_complete_units(
     return _weight_masks(granularity, groups, targets, found, nothing, scores, nothing)
 
 
-def _groups(granularity: Granularity | Head, targets: Sequence[Target]) -> list[list[int]]:
+def _groups(granularity: Granularity, targets: Sequence[Target]) -> list[list[int]]:
     """Return which targets have their units together: single ones, or those of a module's heads."""
     if isinstance(granularity, Head):
         return granularity.groups(targets)
@@ -116,7 +103,7 @@ def _groups(granularity: Granularity | Head, targets: Sequence[Target]) -> list[
 
 
 def _units(
-    granularity: Granularity | Head,
+    granularity: Granularity,
     group: Sequence[int],
     targets: Sequence[Target],
     scores: Sequence[ScoresLike],
@@ -131,7 +118,7 @@ def _units(
 
 
 def _alive(
-    granularity: Granularity | Head,
+    granularity: Granularity,
     group: Sequence[int],
     targets: Sequence[Target],
     kept: Sequence[Tensor | None],
@@ -148,7 +135,7 @@ def _alive(
 
 
 def _weight_masks(
-    granularity: Granularity | Head,
+    granularity: Grouped | Head,
     groups: Sequence[Sequence[int]],
     targets: Sequence[Target],
     masks: Mapping[int, Tensor],
@@ -184,7 +171,7 @@ def _scores(config: PruningConfig, target: Target, by_magnitude: bool, event: in
 
 def _layer_sizes(
     config: PruningConfig,
-    granularity: Granularity | Head,
+    granularity: Granularity,
     targets: Sequence[Target],
     units: Sequence[ScoresLike],
     alive: Sequence[Tensor | None],

@@ -111,11 +111,7 @@ class PruningConfig(NamedTuple):
         }
 
     def check_threshold(self, threshold: object) -> float:
-        """Return a threshold if the other settings have a meaning beside it.
-
-        Raises:
-            ConfigError: If it is no number above 0, or for settings that share a sparsity.
-        """
+        """Return a threshold above 0, unless other settings have no meaning beside it."""
         value = check_positive("threshold", threshold, "0.01 to prune every |w| < 0.01")
         needed = {"distribution": "global", "granularity": "weight", "layers": {}}
         given = {key: getattr(self, key) or {} for key in needed}

@@ -88,15 +88,6 @@ def drop_and_grow(
     grow among all others, those just dropped included. Optimizer state of both becomes zero.
 
     Source: Evci et al. 2020 (RigL), Mocanu et al. 2018 (SET), Dettmers et al. 2019 (SNFS).
-
-    Example:
-        >>> pruner = Pruner(layer := torch.nn.Linear(4, 1, bias=False))
-        >>> layer.weight.data = torch.tensor([[1.0, 2.0, 0.0, 0.0]])
-        >>> pruner.set_masks({"weight": layer.weight != 0})
-        >>> layer.weight.grad = torch.tensor([[0.0, 9.0, 1.0, 5.0]])
-        >>> _ = drop_and_grow(pruner, 0.5)
-        >>> pruner.masks["weight"].tolist()
-        [[False, True, False, True]]
     """
     criterion, initializer = get_criterion(drop), make_initializer(init)
     named = check_choice("grow", grow, GROW) if isinstance(grow, str) else grow

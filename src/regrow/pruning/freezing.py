@@ -27,15 +27,12 @@ class Freezer:
     it their values are restored, whatever momentum or weight decay did. Nothing is stored between
     two steps, so other writes to the model are kept. Buffers (running statistics) are not frozen.
     Costs one copy of the frozen parameters a step; nothing while all train.
-
-    Attributes:
-        free: What trains, a bool mask per parameter; None: all.
     """
 
     def __init__(self, model: nn.Module, enforcer: MaskEnforcer) -> None:
         self.model = model
         self.enforcer = enforcer
-        self.free: Masks | None = None
+        self.free: Masks | None = None  # what trains, by parameter; None: all
         self._frozen: dict[str, Tensor | None] = {}  # None: all positions
         self._parameters: dict[str, nn.Parameter] = {}
         self._before: dict[str, Tensor] = {}

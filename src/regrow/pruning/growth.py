@@ -88,12 +88,7 @@ def get_growth_criterion(by: str | GrowthCriterion) -> GrowthCriterion:
 
 
 def regrow_count(fraction: float | None, count: int | None, pruned: int) -> int:
-    """Compute how many of the pruned weights return.
-
-    Example:
-        >>> regrow_count(0.1, None, 90)
-        9
-    """
+    """Compute how many of the pruned weights return."""
     if (fraction is None) == (count is None):
         raise ConfigError(
             "regrow needs either a fraction of the pruned weights or a count, one of the two, got "
@@ -110,54 +105,36 @@ def select_regrown(
     growth: GrowthCriterion,
     targets: Sequence[Target],
     kept: Sequence[Tensor | None],
-    counts: int | Sequence[int],
+    count: int,
     *,
     momenta: Mapping[str, Tensor],
     removed: Callable[[Target], Tensor | None],
     seed: tuple[int, int],
 ) -> list[Tensor]:
-    """Select the pruned weights that return, as bool masks; of equal scores the later ones do.
-
-    Args:
-        growth: Scores pruned weights; the highest return.
-        targets: The parameters to choose among.
-        kept: Their masks (non-zero = kept); None where nothing is pruned.
-        counts: How many return, over all targets together or for each.
-        momenta: Running means of dense gradients by name, for growth by momentum.
-        removed: Returns removed values in the weight's shape, where they were stored.
-        seed: (seed, event), for random draws.
-    """
+    """Select the `count` pruned weights that return, as bool masks; of ties the later ones."""
     names, shards = [target.name for target in targets], [target.shard for target in targets]
     pruned = ShardedCounts(shards).sums(
         0 if mask is None else mask.numel() - int(mask.count_nonzero()) for mask in kept
     )
+    if count > sum(pruned):
+        raise ConfigError(
+            f"{count} weights cannot come back, {sum(pruned)} are pruned in {', '.join(names[:3])}"
+        )
     # a dense layer needs no gradient and no removed values
     scores: list[ScoresLike] = [
         growth_scores(growth, t, momenta.get(t.name), removed, seed) if some else t.weight
         for t, some in zip(targets, pruned, strict=True)
     ]
-
-    def select(part: slice, count: int) -> list[Tensor]:
-        total, available = sum(t.parameter.numel() for t in targets[part]), sum(pruned[part])
-        if not 0 <= count <= available:
-            raise ConfigError(
-                f"{count} weights cannot come back, {available} are pruned in "
-                f"{', '.join(names[part][:3])}"
-            )
-        return global_topk_masks(
-            scores[part],
-            total - count,
-            kept[part],
-            among_pruned=True,
-            magnitude=growth in MAGNITUDES,
-            min_keep=0,
-            names=names[part],
-            shards=shards[part],
-        )
-
-    if isinstance(counts, int):
-        return select(slice(None), counts)
-    return [select(slice(i, i + 1), count)[0] for i, count in enumerate(counts)]
+    return global_topk_masks(
+        scores,
+        sum(target.parameter.numel() for target in targets) - count,
+        kept,
+        among_pruned=True,
+        magnitude=growth in MAGNITUDES,
+        min_keep=0,
+        names=names,
+        shards=shards,
+    )
 
 
 def growth_scores(

@@ -22,32 +22,19 @@ from regrow.utils.errors import StateError, check_callable
 
 @dataclass(frozen=True)
 class RegrownWeights:
-    """One parameter of which some weights return.
-
-    Attributes:
-        name: The parameter's name.
-        weight: Its values, zero at pruned positions: `(out, in, kh, kw)`, `(out, in)`, or for
-            transposed convolutions `(in, out, kh, kw)`.
-        kept: Bool, the positions that are not pruned.
-        regrown: Bool, the positions that return.
-        generator: For random draws, on the CPU, so that every device and rank draws the same.
-        input_dim: The dimension of inputs, 1 or 0; None where there is none.
-        groups: Groups of the convolution; its weight holds `in / groups` inputs.
-        removed: Stored values of pruned weights; None where nothing was stored.
-        original: The weight at the remembered step; None where nothing was remembered.
-        shard: The rows of a sharded parameter that all of these are; None: they are whole.
-    """
+    """One parameter of which some weights return."""
 
     name: str
+    # zero at pruned positions; `(out, in, kh, kw)`, `(out, in)`, or transposed `(in, out, kh, kw)`
     weight: Tensor
-    kept: Tensor
-    regrown: Tensor
-    generator: torch.Generator
-    input_dim: int | None = 1
-    groups: int = 1
-    removed: Tensor | None = None
-    original: Tensor | None = None
-    shard: Shard | None = None
+    kept: Tensor  # bool, the positions that are not pruned
+    regrown: Tensor  # bool, the positions that return
+    generator: torch.Generator  # on the CPU, so that every device and rank draws the same
+    input_dim: int | None = 1  # 1 or 0; None where there is none
+    groups: int = 1  # of the convolution, whose weight holds `in / groups` inputs
+    removed: Tensor | None = None  # values of pruned weights, where they were stored
+    original: Tensor | None = None  # the weight at the remembered step
+    shard: Shard | None = None  # the rows that all of these are; None: they are whole
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -241,9 +228,8 @@ MakeRegrown = Callable[[], RegrownWeights]
 def initial_values(initializer: Initializer, makes: Sequence[MakeRegrown]) -> list[Initializer]:
     """Return functions that compute the values of each parameter when it is written to.
 
-    Initializers in `BY_ROWS` are called only then, so that the values of one parameter exist at a
-    time; they are called now too where they may raise an error. Others are called now, and their
-    values at returning positions are stored.
+    Those in `BY_ROWS` are called only then, so that the values of one parameter exist at a time,
+    and now too where they may raise an error. Others are called now, and their values are stored.
     """
     if initializer not in BY_ROWS:
         return [_stored(_checked(initializer, make()), make()) for make in makes]

@@ -19,11 +19,6 @@ class RemovedWeights:
 
     `values` has one compact tensor per parameter, in flat-index order of its pruned positions, and
     of each optimizer moment by `name + MOMENT + key`; the positions are in the mask.
-
-    Example:
-        >>> removed, weight = RemovedWeights(), torch.tensor([1.0, 2.0, 3.0])
-        >>> removed.store("w", weight, torch.tensor([True, False, True])); removed.values["w"]
-        tensor([2.])
     """
 
     def __init__(self) -> None:

@@ -74,22 +74,8 @@ class MaskStateDict(TypedDict):
 class MaskState:
     """Masks of the selected parameters of one model; a pruner decides when they change.
 
-    Args:
-        model: The model; parameters are changed in place, never replaced, and no module is touched.
-        selection: What is pruned.
-        keep_removed, soft: See `regrow.Pruner`.
-        seed: For random draws, with the number of the event and the parameter's name.
-
-    Attributes:
-        enforcer: Applies the masks to weights, gradients and optimizer state.
-        freezer: What trains after a regrowth.
-        removed_weights: Values at pruned positions; None where nothing is stored.
-        history: One entry per event; callers may add to it.
-        target: The sparsity last requested.
-        sparsity_before_cut: The sparsity when another pruner cut channels out; it counts as reached
-            from then on.
-        originals: Remembered values by name, for `init="original"`.
-        momenta: Running means of dense gradients by name, if `averages_gradients`.
+    Parameters are changed in place, never replaced, and no module is touched. For `keep_removed`
+    and `soft` see `regrow.Pruner`.
     """
 
     def __init__(
@@ -109,14 +95,15 @@ class MaskState:
         self.shards = Shards(parameters)
         self.enforcer = SoftMaskEnforcer(parameters) if soft else MaskEnforcer(parameters)
         self.freezer = Freezer(model, self.enforcer)
-        self.target = 0.0
+        self.target = 0.0  # the sparsity last requested
+        # when another pruner cut channels out; it counts as reached from then on
         self.sparsity_before_cut = 0.0
         self.history: list[HistoryEntry] = []
         # under soft masks the dense values include the removed ones
         self.removed_weights = RemovedWeights() if keep_removed and not soft else None
-        self.originals: dict[str, Tensor] = {}
-        self.momenta: dict[str, Tensor] = {}
-        self.averages_gradients = False
+        self.originals: dict[str, Tensor] = {}  # for `init="original"`
+        self.momenta: dict[str, Tensor] = {}  # running means of dense gradients,
+        self.averages_gradients = False  # if this is set
         self._pruned = dict.fromkeys(self.enforcer.parameters, 0)
 
     @property
