@@ -47,15 +47,5 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float, dim: int = -
 
 
 def distillation_loss(own: Tensor, soft: Tensor, weight: float) -> Tensor:
-    """(1 - weight) own + weight soft.
-
-    Args:
-        own: The student's loss.
-        soft: What `soft_loss` gave.
-        weight: In [0, 1].
-
-    Example:
-        >>> float(distillation_loss(torch.tensor(2.0), torch.tensor(4.0), 0.25))
-        2.5
-    """
+    """Compute (1 - weight) own + weight soft, of the student's loss and what `soft_loss` gave."""
     return (1 - weight) * own + weight * soft

@@ -59,6 +59,7 @@ SHORT_FILES = {  # below 40 lines, each for a reason
     "utils/logging.py": "the one place where regrow speaks to its user",
     "utils/imports.py": "optional dependencies",
     "utils/paths.py": "where conf/ and recipes/ are",
+    "utils/progress_bar.py": "imports rich, and on a terminal alone",
     "callbacks/sparse_early_stopping.py": "one public callback a file",
     "app/data/fashion_mnist.py": "one data set a file",
     "sensitivity_analysis/scan_options.py": "read by the command line, which must not import torch",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrow.masks.masks import Masks
-from regrow.utils.bits import joined_bits, pack_bits, unpack_bits
+from regrow.utils.bits import joined_bits, pack_bits, pruned_before, unpack_bits
 from regrow.utils.errors import ConfigError, StateError
 
 
@@ -125,3 +125,10 @@ def test_joined_bits_equal_packing_all_at_once(parts):
     places = np.array([place for part in parts for place in part], dtype=bool)
     wanted = np.packbits(places, bitorder="little")
     assert np.array_equal(joined_bits(packed, [len(part) for part in parts]).numpy(), wanted)
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_zeros_before_an_index_are_counted(places):
+    bits = pack_bits(torch.tensor(places, dtype=torch.bool))
+    for index in range(len(places) + 1):
+        assert pruned_before(bits, index) == places[:index].count(False)

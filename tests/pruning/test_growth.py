@@ -198,5 +198,5 @@ def test_regrowing_all_removed_values_restores_the_dense_model():
     pruner.prune_to(0.9)
     pruner.regrow(1, init="removed")
     assert pruner.sparsity == 0
-    assert pruner.state.removed_weights.bytes == 0
+    assert not pruner.state.removed_weights.values
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())

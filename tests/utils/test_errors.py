@@ -17,6 +17,7 @@ from regrow.utils.errors import (
     check_rate,
     check_sparsity,
     closest_names,
+    join_limited,
     suggest,
 )
 
@@ -96,3 +97,9 @@ def test_valid_patterns_are_taken(given, patterns):
 def test_invalid_patterns_raise(given):
     with pytest.raises(ConfigError, match="include must be layer patterns such as"):
         check_patterns("include", given)
+
+
+def test_long_lists_say_how_many_items_are_left_out():
+    assert join_limited(["a", "b"], limit=2) == "a, b"
+    assert join_limited(["a", "b", "c"], limit=2) == "a, b and 1 more"
+    assert join_limited("abcde", separator="; ") == "a; b; c and 2 more"

@@ -65,15 +65,7 @@ CRITERIA: Mapping[str, Criterion | type[Movement | BlockFisher]] = {
 
 
 def get_criterion(criterion: str | Criterion | TrackingCriterion) -> Criterion | TrackingCriterion:
-    """Return a criterion by name, or check a given callable or object.
-
-    Raises:
-        ConfigError: For an unknown name, or an object that is not a criterion.
-
-    Example:
-        >>> get_criterion("snip") is taylor
-        True
-    """
+    """Return a criterion by name, or check a given callable or object."""
     if isinstance(criterion, str):
         named = CRITERIA[check_choice("criterion", criterion, CRITERIA)]
         return named() if isinstance(named, type) else named
@@ -87,16 +79,7 @@ def get_criterion(criterion: str | Criterion | TrackingCriterion) -> Criterion |
 
 
 def needs_gradients(criterion: Criterion | TrackingCriterion) -> bool:
-    """Check whether a criterion computes its scores from gradients.
-
-    One that takes gradients and never reads them does not.
-
-    Example:
-        >>> needs_gradients(magnitude), needs_gradients(taylor)
-        (False, True)
-        >>> needs_gradients(lambda weight, grad: weight.abs())
-        False
-    """
+    """Check whether a criterion reads gradients, not only takes them."""
     name = _gradient_parameter(criterion)
     return name is not None and _reads(criterion, name)
 
@@ -145,16 +128,8 @@ def compute_scores(
 ) -> Tensor:
     """Compute and check the scores of one parameter.
 
-    Args:
-        criterion: The criterion.
-        name: The parameter's name; part of the random seed.
-        weight: The weight, any shape; a sharded one as a DTensor, so that a criterion can compute
-            over the whole layer.
-        grad: Its gradient, or None.
-        seed: (seed, event number).
-
-    Raises:
-        StateError: If gradients are needed and missing, or the scores have another shape.
+    `weight` is a DTensor if it is sharded, so that a criterion can compute over the whole layer;
+    `seed` is (seed, event number).
     """
     version = weight._version
     if isinstance(criterion, TrackingCriterion):

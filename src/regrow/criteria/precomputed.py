@@ -60,19 +60,7 @@ class Scores(Mapping[str, Tensor]):
 
 
 def needs_data(name: str, message: str) -> Callable[[Tensor], Tensor]:
-    """Make a criterion that names a method and raises, for methods that weights alone do not rank.
-
-    Args:
-        name: The method's name, as checkpoints store it.
-        message: What to do instead.
-
-    Returns:
-        A criterion that raises a `StateError` with the message when it scores.
-
-    Example:
-        >>> needs_data("snip", "use Scores").__name__
-        'snip'
-    """
+    """Make a criterion that names a method and raises, where weights alone do not rank."""
 
     def raises(weight: Tensor) -> Tensor:
         raise StateError(message)

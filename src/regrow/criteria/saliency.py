@@ -131,11 +131,7 @@ def grasp(
 def unsharded_targets(
     model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str] | None
 ) -> tuple[Target, ...]:
-    """Select the parameters to score.
-
-    Raises:
-        ConfigError: For sharded parameters.
-    """
+    """Select the parameters to score, which must not be sharded."""
     targets = select_targets(model, include, exclude).targets
     for target in targets:
         if is_dtensor(target.parameter):

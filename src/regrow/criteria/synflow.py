@@ -19,6 +19,7 @@ from regrow.criteria.saliency import unsharded_targets
 from regrow.distributed.shard import local_tensor
 from regrow.masks.targets import Target, select_targets
 from regrow.masks.topk import global_topk_masks
+from regrow.utils.batches import call
 from regrow.utils.errors import ConfigError, StateError, check_count, check_sparsity
 
 # Activations and norms, as functions, methods and in place: identities in the linear network.
@@ -156,11 +157,7 @@ def _summed_output(model: nn.Module, example_input: Any, device: torch.device) -
         dtype = torch.float64 if value.is_floating_point() else value.dtype
         return torch.ones(value[:1].shape, dtype=dtype, device=device)
 
-    given = tree_map(ones, example_input)
-    if isinstance(given, Mapping):
-        output = model(**given)
-    else:
-        output = model(*given) if isinstance(given, tuple) else model(given)
+    output = call(model, tree_map(ones, example_input))
     leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     sums = [leaf.sum() for leaf in leaves if leaf.is_floating_point() and leaf.requires_grad]
     if not sums:

@@ -12,8 +12,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from regrow.data.epoch_order import epoch_order, generator, samples_per_rank
-from regrow.data.resumable import ResumableLoader, rank_and_world
+from regrow.data.resumable import (
+    ResumableLoader,
+    epoch_order,
+    generator,
+    rank_and_world,
+    samples_per_rank,
+)
 from regrow.utils.errors import ConfigError
 
 # Arguments of DataLoader that this module decides.
@@ -22,15 +27,7 @@ _DECIDED = ("sampler", "batch_sampler", "generator", "persistent_workers")
 
 @contextmanager
 def seed_generators(seed: int) -> Iterator[None]:
-    """Seed the global CPU generators of torch, NumPy and `random`, and restore them afterwards.
-
-    Example:
-        >>> with seed_generators(1):
-        ...     first = torch.rand(1)
-        >>> with seed_generators(1):
-        ...     bool(first == torch.rand(1))
-        True
-    """
+    """Seed the global CPU generators of torch, NumPy and `random`, and restore them afterwards."""
     numpy, python = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed, which would seed the accelerators too
@@ -147,11 +144,7 @@ class DatasetLoader(ResumableLoader):
 
 
 def check_map_style(what: str, dataset: Any) -> None:
-    """Check that a dataset has a length and is read by index.
-
-    Raises:
-        ConfigError: If not.
-    """
+    """Check that a dataset has a length and is read by index."""
     if isinstance(dataset, (IterableDataset, DataLoader)) or not (
         hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     ):

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Base class of loaders whose position is saved and restored."""
+"""Base class of loaders whose position is saved and restored; the order of an epoch."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, distributed
 
 from regrow.utils.errors import StateError, check_count
@@ -26,13 +28,6 @@ class ResumableLoader(ABC):
     continues with the batch after the last one yielded, unless `set_epoch` selects another epoch.
     Mid-epoch resume beside a learning-rate schedule needs a data module that saves the position
     (`regrow.data.ResumableDataModule`), `RandomState` or a pruning callback.
-
-    Args:
-        batch_size: Samples per batch and rank.
-        seed: Seed of the run.
-
-    Raises:
-        ConfigError: For an invalid value.
     """
 
     batch_sampler = None  # Lightning expects one beside `sampler`
@@ -91,11 +86,7 @@ class ResumableLoader(ABC):
         return position | self.identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the saved position.
-
-        Raises:
-            StateError: For a mid-epoch position of a loader with another identity.
-        """
+        """Continue after the saved position; within an epoch only with the same identity."""
         mine = self.identity()
         other = {name: value for name, value in mine.items() if state.get(name) != value}
         if state["batch"] < state["batches"] and other:
@@ -120,3 +111,31 @@ def rank_and_world() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """Return a CPU generator seeded by `key`, such as (seed, epoch, batch), alone."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    # manual_seed takes a signed 64-bit number
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def samples_per_rank(samples: int, world: int) -> int:
+    """Return how many samples each of `world` ranks visits per epoch."""
+    return -(-samples // world)
+
+
+def epoch_order(
+    samples: int, *, shuffle: bool, seed: int, epoch: int, rank: int = 0, world: int = 1
+) -> torch.Tensor:
+    """Return the sample indices that one rank visits in one epoch, on the CPU.
+
+    Rank r visits every `world`-th index from the r-th. If the samples do not divide evenly, the
+    order wraps around, so that every rank has the same number of batches (collectives would
+    deadlock otherwise).
+    """
+    if shuffle:
+        order = torch.randperm(samples, generator=generator(seed, "order", epoch))
+    else:
+        order = torch.arange(samples)
+    return order[torch.arange(rank, samples_per_rank(samples, world) * world, world) % samples]

@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator
 
 from torch import Generator, Tensor
 
-from regrow.data.epoch_order import epoch_order, generator, samples_per_rank
-from regrow.data.resumable import Batch, ResumableLoader, rank_and_world
+from regrow.data.resumable import (
+    Batch,
+    ResumableLoader,
+    epoch_order,
+    generator,
+    rank_and_world,
+    samples_per_rank,
+)
 from regrow.utils.errors import ConfigError
 
 Transform = Callable[[Tensor, Generator], Tensor]

@@ -15,19 +15,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes among which parameters are sharded.
-
-    Attributes:
-        group: Their process group.
-        rank: The rank of this process in the group.
-        size: The number of processes.
-        device: The device that tensors must be on to be communicated.
-    """
+    """The processes among which parameters are sharded."""
 
     group: dist.ProcessGroup
-    rank: int
+    rank: int  # of this process in the group
     size: int
-    device: torch.device
+    device: torch.device  # where tensors must be to be communicated
 
     def sum(self, counts: Any) -> Any:
         """Sum an integer array over ranks; one all-reduce."""
@@ -49,12 +42,7 @@ class Ranks:
         return got
 
     def gather_parts(self, part: Tensor, everywhere: bool) -> list[Tensor]:
-        """Gather tensors of any length, flat, in host memory.
-
-        Args:
-            part: The tensor of this rank.
-            everywhere: Whether all ranks receive the parts, or the first alone.
-        """
+        """Gather tensors of any length, flat, in host memory: on all ranks, or the first alone."""
         data = part.detach().reshape(-1).contiguous().view(torch.uint8).to(self.device)
         lengths = self.all_gather_ints([len(data)])[:, 0].tolist()
         sent = data.new_zeros(max(*lengths, 1))

@@ -21,25 +21,11 @@ def fingerprint(
     """Hash the bits of all weights and masks; equal states have equal hashes.
 
     With odd random factors r and s, fixed for each position of a chunk, a chunk's hash is
-    `sum(r * bits + s * kept)` modulo 2^64; hashes of chunks are chained.
+    `sum(r * bits + s * kept)` modulo 2^64; hashes of chunks are chained. States that differ in one
+    element never collide, others with probability of about 2^-63.
 
-    Args:
-        parameters: The parameters by name.
-        masks: Their masks, non-zero = kept; None where nothing is pruned.
-        cut: Hash this rank's rows of sharded parameters, which only its replicas share (HSDP),
-            instead of the parameters that every rank has whole.
-
-    Returns:
-        A number in [-2^63, 2^63). States that differ in one element never collide, others with
-        probability of about 2^-63.
-
-    Example:
-        >>> layer = torch.nn.Linear(2, 2)
-        >>> weights = {"weight": layer.weight}
-        >>> before = fingerprint(weights, {"weight": None})
-        >>> mask = torch.tensor([[True, True], [True, False]])
-        >>> before == fingerprint(weights, {"weight": mask})
-        False
+    With `cut` this rank's rows of sharded parameters are hashed, which only its replicas share
+    (HSDP), instead of the parameters that every rank has whole.
     """
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (2, CHUNK), generator=generator) * 2 + 1

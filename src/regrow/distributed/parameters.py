@@ -19,28 +19,13 @@ MOMENT = "::"  # separates a parameter's name from the name of its moment
 
 
 class Shards(Mapping[str, Shard | None]):
-    """The shard of each parameter by name; None for parameters that are not sharded.
-
-    Args:
-        parameters: Parameters by name.
-
-    Attributes:
-        ranks: The ranks that hold the shards; None where no parameter is sharded.
-
-    Raises:
-        ConfigError: See `shard_of`, and for parameters sharded over different ranks.
-
-    Example:
-        >>> shards = Shards({"w": torch.ones(3)})
-        >>> shards["w"], shards.sums({"w": 3})
-        (None, {'w': 3})
-    """
+    """The shard of each parameter by name; None for parameters that are not sharded."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._parameters = dict(parameters)
         self._shards = {name: shard_of(name, p) for name, p in parameters.items()}
         self._keeps_sharded = False
-        self.ranks: Ranks | None = None
+        self.ranks: Ranks | None = None  # those that hold the shards, if there are any
         for name, shard in self._shards.items():
             if shard is None:
                 continue
@@ -82,13 +67,10 @@ class Shards(Mapping[str, Shard | None]):
     ) -> dict[str, Tensor]:
         """Gather tensors of the parameters' shapes on the first rank, one at a time.
 
-        Flat tensors are concatenated; the other ranks receive empty tensors. Within `keep_sharded`
-        every rank receives DTensors of the parameters' shapes, sharded alike, in host memory.
-
-        Args:
-            values: Tensors by the name of a parameter or of one of its moments (`MOMENT`).
-            mask_of: Returns this rank's mask of a parameter; then `values` are those of its pruned
-                weights, flat.
+        Keys name a parameter or one of its moments (`MOMENT`). Flat tensors, with `mask_of` the
+        values of pruned weights, are concatenated; the other ranks receive empty tensors. Within
+        `keep_sharded` every rank receives DTensors of the parameters' shapes, sharded alike, in
+        host memory.
         """
         if self.ranks is None:
             return dict(values)
@@ -140,11 +122,8 @@ class Shards(Mapping[str, Shard | None]):
     ) -> dict[str, Tensor]:
         """Select this rank's part of the values of pruned weights, flat.
 
-        Args:
-            values: The result of `gather` with `mask_of`: in flat-index order, or in the
-                parameters' shapes.
-            bits: Packed masks of whole parameters, by name.
-            masks: This rank's masks.
+        `values` is the result of `gather` with `mask_of`, in flat-index order or in the parameters'
+        shapes; `bits` are packed masks of whole parameters, `masks` this rank's.
         """
         selected = {}
         for key, value in values.items():

@@ -19,41 +19,25 @@ from regrow.utils.errors import ConfigError
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """Return the local part of a DTensor without a copy, and any other tensor unchanged.
-
-    Example:
-        >>> weight = torch.ones(2)
-        >>> local_tensor(weight) is weight
-        True
-    """
+    """Return the local part of a DTensor without a copy, and any other tensor unchanged."""
     dtensor: Any = tensor
     local: Tensor = dtensor.to_local() if is_dtensor(tensor) else tensor
     return local
 
 
 def is_dtensor(tensor: Tensor) -> bool:
-    """Check for a DTensor by attribute, because its class is slow to import.
-
-    Example:
-        >>> is_dtensor(torch.ones(2))
-        False
-    """
+    """Check for a DTensor by attribute, because its class is slow to import."""
     return hasattr(tensor, "to_local")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows `[start, stop)` of a parameter, those of this rank.
+    """The rows `[start, stop)` of a parameter, those of this rank."""
 
-    Attributes:
-        shape: The shape of the whole parameter.
-        ranks: The ranks that hold its rows, in order.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the whole parameter
     start: int
     stop: int
-    ranks: Ranks
+    ranks: Ranks  # those that hold its rows, in order
 
     @property
     def places(self) -> slice:
@@ -63,11 +47,7 @@ class Shard:
 
 
 def shard_of(name: str, parameter: Tensor) -> Shard | None:
-    """Return the shard of a parameter on this rank; None for one that is not sharded.
-
-    Raises:
-        ConfigError: For a parameter sharded along another dimension than its first, or twice.
-    """
+    """Return the shard of a parameter on this rank; None for one that is not sharded."""
     if not is_dtensor(parameter):
         return None
     tensor: Any = parameter
@@ -94,12 +74,7 @@ def shard_of(name: str, parameter: Tensor) -> Shard | None:
 
 
 def to_dtensor_like(whole: Tensor, part: Tensor) -> Tensor:
-    """Make a DTensor, sharded like `whole`, of this rank's rows; `part` itself for a plain `whole`.
-
-    Example:
-        >>> to_dtensor_like(torch.ones(2), torch.zeros(2))
-        tensor([0., 0.])
-    """
+    """Make a DTensor of this rank's rows, sharded like `whole`; a plain one stays as it is."""
     if not is_dtensor(whole):
         return part
     from torch.distributed.tensor import DTensor

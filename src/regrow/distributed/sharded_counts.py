@@ -10,18 +10,7 @@ from regrow.distributed.shard import Shard
 
 
 class ShardedCounts:
-    """Counts summed over the ranks that hold shards of some tensors.
-
-    Args:
-        shards: The shard of each tensor; None for tensors that every rank has whole.
-
-    Attributes:
-        ranks: The ranks with shards; None where nothing is sharded.
-
-    Example:
-        >>> ShardedCounts([None, None]).sums([1, 2])
-        [1, 2]
-    """
+    """Counts summed over the ranks that hold shards of some tensors; None: all have it whole."""
 
     def __init__(self, shards: Sequence[Shard | None]) -> None:
         self.shards = shards
@@ -44,12 +33,7 @@ class ShardedCounts:
     def shares(self, total: int, own: Sequence[int], indices: Sequence[int]) -> list[int]:
         """Count this rank's elements among the first `total` of all ranks, per tensor.
 
-        Elements are ordered by tensor, then by row, so by rank.
-
-        Args:
-            total: The number of elements over all tensors and ranks.
-            own: The number of elements on this rank, per tensor.
-            indices: The tensors.
+        Elements are ordered by tensor, then by row, so by rank; `own` are this rank's numbers.
         """
         assert self.ranks is not None
         by_rank, shares = self.ranks.all_gather_ints(own), []

@@ -20,18 +20,10 @@ def sharded_random(
     shard: Shard | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """Compute this rank's rows of `draw(shape, generator=generator)`.
+    """Compute this rank's rows of `draw(shape, generator=generator)`, without memory for others.
 
-    Args:
-        draw: `torch.rand` or `torch.randn`, whose numbers do not depend on how many are drawn at
-            once, except for the last sixteen.
-        shape: The shape of the whole tensor.
-        shard: The rows of this rank; None: all. No memory is used for the others.
-        generator: On the CPU; it advances as if the whole tensor were drawn.
-
-    Example:
-        >>> sharded_random(torch.rand, (2, 2), None, torch.Generator().manual_seed(0)).shape
-        torch.Size([2, 2])
+    `draw` is `torch.rand` or `torch.randn`, whose numbers do not depend on how many are drawn at
+    once, except for the last sixteen. The CPU generator advances as if the whole tensor were drawn.
     """
     if shard is None:
         return draw(tuple(shape), generator=generator)
@@ -42,13 +34,7 @@ def sharded_random(
 
 
 class RandomStream:
-    """The numbers of `sharded_random` in flat order, some at a time, without storing the rest.
-
-    Example:
-        >>> numbers = RandomStream(torch.rand, (2, 2), None, torch.Generator().manual_seed(0))
-        >>> numbers.take(3).shape, numbers.take(1).shape
-        (torch.Size([3]), torch.Size([1]))
-    """
+    """The numbers of `sharded_random` in flat order, some at a time, without storing the rest."""
 
     def __init__(
         self,

@@ -19,12 +19,7 @@ _GAIN = 0.5  # the part of an error that is attributed to the loss
 
 
 def quantile(margins: Iterable[Tensor], share: float) -> float:
-    """Compute the margin below which `share` of all lie; of many, from an evenly spaced sample.
-
-    Example:
-        >>> quantile([torch.tensor([3.0, 1.0]), torch.tensor([4.0, 2.0])], 0.75)
-        3.0
-    """
+    """Compute the margin below which `share` of all lie; of many, from an evenly spaced sample."""
     margins = list(margins)
     total = sum(margin.numel() for margin in margins)
     step = max(1, total // _SAMPLE) | 1  # odd, because widths of layers are even
@@ -35,25 +30,11 @@ def quantile(margins: Iterable[Tensor], share: float) -> float:
 
 @dataclass
 class SparsityController:
-    """A proportional-integral controller in units of scores.
+    """A proportional-integral controller in units of scores."""
 
-    Attributes:
-        limit: The maximal change of margins in a step.
-        speed: How far the penalty lowers margins in a step.
-        drift: The estimate of how far the loss raises them in a step.
-        started: Whether `update` was called.
-
-    Example:
-        >>> controller = SparsityController(limit=1.0)
-        >>> controller.update(margin=0.5, steps=10), controller.drift
-        (0.05, 0.0)
-        >>> controller.update(margin=0.1, steps=10), controller.drift  # an error of 0.1
-        (0.015, 0.005)
-    """
-
-    limit: float
-    speed: float = 0.0
-    drift: float = 0.0
+    limit: float  # the maximal change of margins in a step
+    speed: float = 0.0  # how far the penalty lowers margins in a step
+    drift: float = 0.0  # the estimate of how far the loss raises them in a step
     started: bool = False
 
     def update(self, margin: float, steps: int) -> float:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,50 +24,8 @@ from regrow.utils.errors import StateError
 OPTIMIZERS = ("adam", "sgd")
 
 
-class LearnerStateDict(TypedDict, total=False):
-    """State of a `Learner`; empty while nothing is learned.
-
-    Attributes:
-        dense: Dense weights by parameter name.
-        scores: Scores by parameter name.
-        optimizer: State of the scores' optimizer.
-        zeros: Number of effective weights that are exactly zero, by parameter name.
-        rate: The scores' learning rate.
-        penalty: The weight of the penalty.
-        progress: The completed fraction of the learning.
-        window: Fields of the `LearningWindow`.
-        controller: Fields of the `SparsityController`.
-    """
-
-    dense: dict[str, Tensor]
-    scores: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    zeros: dict[str, int]
-    rate: float
-    penalty: float
-    progress: float
-    window: dict[str, Any]
-    controller: dict[str, Any]
-
-
 class Learner(Reparametrization):
-    """Effective weights whose scores have an optimizer and a penalty.
-
-    Args:
-        method: Computes effective weights.
-        optimizer: The scores' optimizer: "adam" or "sgd".
-        momentum: Momentum of "sgd".
-        train_weights: Whether the dense weights are trained too.
-        seed: Seeds the initial scores and the noise.
-
-    Attributes:
-        penalty: The weight of the regulariser times the scores' learning rate: the factor of its
-            gradient in a step. It is applied beside the optimizer's step, as AdamW applies weight
-            decay, so that Adam does not normalise it away.
-        zeros: Number of effective weights that were exactly zero at the last update, by name.
-        window: When masks are learned, and the progress.
-        controller: Sets the penalty that leads to the target.
-    """
+    """Effective weights whose scores have an optimizer ("adam" or "sgd") and a penalty."""
 
     def __init__(
         self,
@@ -81,8 +39,10 @@ class Learner(Reparametrization):
         super().__init__(method, train_weights=train_weights, seed=seed)
         self.kind, self.momentum = optimizer, momentum
         self.rate = 0.0
+        # Times the scores' learning rate: the factor of the regulariser's gradient in a step. It is
+        # applied beside the optimizer's step, as AdamW's weight decay, or Adam would normalise it.
         self.penalty = 0.0
-        self.zeros: dict[str, int] = {}
+        self.zeros: dict[str, int] = {}  # effective weights that were 0 at the last update
         self.optimizer: Optimizer | None = None
         self.window, self.controller = LearningWindow(0.0, 0.0), SparsityController(0.0)
 
@@ -184,7 +144,8 @@ class Learner(Reparametrization):
         scores = self.scores[name].detach()
         return self.method.margin(self.dense[name].to(scores.dtype), scores)
 
-    def state_dict(self) -> LearnerStateDict:
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is being learned; nothing between two learnings."""
         if not self.active:
             return {}
         assert self.optimizer is not None
@@ -265,7 +226,7 @@ class MarginCriterion:
         return self.learner.margin(name)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self.learner.state_dict())
+        return self.learner.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.learner.load_state_dict(state)

@@ -19,28 +19,14 @@ def target_at(progress: float, target: float, ramp: float) -> float:
 
 @dataclass
 class LearningWindow:
-    """The steps in which masks are learned, and the progress.
+    """The steps in which masks are learned, and the progress."""
 
-    Attributes:
-        target: The final sparsity.
-        ramp: The fraction of the learning in which the sparsity rises.
-        first: The first step that learns.
-        last: The step at which the masks are fixed.
-        last_update: The step of the last update of the penalty.
-        share: The fraction of weights that the scores would have pruned then.
-
-    Example:
-        >>> window = LearningWindow(0.8, ramp=0.7, first=100, last=300)
-        >>> window.progress(199), window.every, window.due(239)
-        (0.5, 2, 0.8)
-    """
-
-    target: float
-    ramp: float
-    first: int = 0
-    last: int = 0
-    last_update: int = -1
-    share: float = 0.0
+    target: float  # the final sparsity
+    ramp: float  # the fraction of the learning in which the sparsity rises
+    first: int = 0  # the first step that learns
+    last: int = 0  # the step at which the masks are fixed
+    last_update: int = -1  # the step of the last update of the penalty
+    share: float = 0.0  # the fraction of weights that the scores would have pruned then
 
     @property
     def length(self) -> int:

@@ -26,40 +26,24 @@ TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 
 
 class MaskContext(NamedTuple):
-    """Inputs of f beside weights and scores; they receive no gradient.
+    """Inputs of f beside weights and scores; they receive no gradient."""
 
-    Attributes:
-        progress: The completed fraction of the learning.
-        noise: Logistic noise of the weight's shape, for stochastic methods in training.
-        mask: The mask of the highest scores, for methods that rank.
-    """
-
-    progress: float = 0.0
-    noise: Tensor | None = None
-    mask: Tensor | None = None
+    progress: float = 0.0  # the completed fraction of the learning
+    noise: Tensor | None = None  # logistic, of the weight's shape, for stochastic methods
+    mask: Tensor | None = None  # of the highest scores, for methods that rank
 
 
 @dataclass(frozen=True)
 class MaskMethod:
-    """Base class of the methods. Scores are float32, of any shape that the method chooses.
+    """Base class of the methods. Scores are float32, of any shape that the method chooses."""
 
-    Attributes:
-        stochastic: Whether training draws noise.
-        needs_topk: Whether f needs the mask of the highest scores, so that its count is exact.
-        lr_range: How far the optimizer may move a score within the learning.
-        penalty_range: How far the penalty may.
-        trains_weights: Whether the paper trains the weights too.
-        distribution: How a target is distributed over layers.
-        ramp: The fraction of the learning in which the target rises.
-    """
-
-    stochastic: ClassVar[bool] = False
-    needs_topk: ClassVar[bool] = False
-    lr_range: ClassVar[float] = 1.0
-    penalty_range: ClassVar[float] = 1.0
-    trains_weights: ClassVar[bool] = True
-    distribution: ClassVar[str] = "global"
-    ramp: ClassVar[float] = 0.7
+    stochastic: ClassVar[bool] = False  # whether training draws noise
+    needs_topk: ClassVar[bool] = False  # whether f needs the mask of the highest scores
+    lr_range: ClassVar[float] = 1.0  # how far the optimizer may move a score within the learning
+    penalty_range: ClassVar[float] = 1.0  # how far the penalty may
+    trains_weights: ClassVar[bool] = True  # whether the paper trains the weights too
+    distribution: ClassVar[str] = "global"  # of a target over layers
+    ramp: ClassVar[float] = 0.7  # the fraction of the learning in which the target rises
 
     @property
     def max_score(self) -> float | None:
@@ -101,21 +85,13 @@ class STR(MaskMethod):
     towards 0, a threshold of 1/2 that some weights exceed; no weight above sigmoid(top) is pruned
     by its threshold.
 
-    Attributes:
-        first: The initial score; sigmoid(-8) prunes weights below 0.0003.
-        top: The score towards which scores decay.
-
     Source: Kusupati et al. 2020 (STR), arXiv:2002.03231, eq. 3 and 4.
-
-    Example:
-        >>> STR().weights(torch.tensor([2.0, -0.25]), torch.tensor(0.0), MaskContext())
-        tensor([1.5000, 0.0000])
     """
 
     penalty_range: ClassVar[float] = 30.0
 
-    first: float = -8.0
-    top: float = 5.0
+    first: float = -8.0  # the initial score; sigmoid(-8) prunes weights below 0.0003
+    top: float = 5.0  # the score towards which scores decay
 
     @property
     def max_score(self) -> float:
@@ -147,21 +123,38 @@ class STR(MaskMethod):
         return float(((self.top - scores) * (-scores).sigmoid()).mean())
 
 
-@dataclass(frozen=True)
-class ContinuousSparsification(MaskMethod):
-    """Learn one gate per weight, regularised by its sum: f = w sigmoid(beta s), kept where s > 0.
+class _Shifted(MaskMethod):
+    """Penalise the sum of sigmoids of shifted scores; the margin is measured from `shut`."""
 
-    Attributes:
-        first: The initial score.
-        most: The last beta.
+    penalty_range: ClassVar[float] = 120.0
+    lr_range: ClassVar[float] = 60.0
+
+    @property
+    def shut(self) -> float:
+        """The score at which the gate becomes 0."""
+        return 0.0
+
+    def margin(self, weight: Tensor, scores: Tensor) -> Tensor:
+        return scores - self.shut
+
+    def penalty_slope(self, margin: float, scores: Tensor, given: MaskContext) -> float:
+        return float(
+            self.penalty_grad(torch.tensor(margin + self.shut, dtype=torch.float64), given)
+        )
+
+
+@dataclass(frozen=True)
+class ContinuousSparsification(_Shifted):
+    """Learn one gate per weight, regularised by its sum: f = w sigmoid(beta s), kept where s > 0.
 
     Source: Savarese et al. 2020 (continuous sparsification), arXiv:1912.04427, eq. 7 and section 4.
     """
 
     penalty_range: ClassVar[float] = 2.0
+    lr_range: ClassVar[float] = 1.0
 
-    first: float = 0.1
-    most: float = 200.0
+    first: float = 0.1  # the initial score
+    most: float = 200.0  # the last beta
 
     def init_scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         return torch.full_like(weight, self.first)
@@ -179,35 +172,9 @@ class ContinuousSparsification(MaskMethod):
         gate = (self.beta(given) * scores).sigmoid_()
         return (1 - gate).mul_(gate).mul_(self.beta(given))
 
-    def margin(self, weight: Tensor, scores: Tensor) -> Tensor:
-        return scores
-
-    def penalty_slope(self, margin: float, scores: Tensor, given: MaskContext) -> float:
-        return float(self.penalty_grad(torch.tensor(margin, dtype=torch.float64), given))
-
     def beta(self, given: MaskContext) -> float:
         """Compute the inverse temperature, which grows exponentially from 1 to `most`."""
         return float(self.most**given.progress)
-
-
-class _Shifted(MaskMethod):
-    """Penalise the sum of sigmoids of shifted scores; the margin is measured from `shut`."""
-
-    penalty_range: ClassVar[float] = 120.0
-    lr_range: ClassVar[float] = 60.0
-
-    @property
-    def shut(self) -> float:
-        """The score at which the gate becomes 0."""
-        raise NotImplementedError
-
-    def margin(self, weight: Tensor, scores: Tensor) -> Tensor:
-        return scores - self.shut
-
-    def penalty_slope(self, margin: float, scores: Tensor, given: MaskContext) -> float:
-        return float(
-            self.penalty_grad(torch.tensor(margin + self.shut, dtype=torch.float64), given)
-        )
 
 
 @dataclass(frozen=True)
@@ -217,19 +184,12 @@ class L0(_Shifted):
     f = w clamp(c (1.1 + 0.1) - 0.1, 0, 1). With noise n = log u - log(1 - u), u uniform in (0, 1),
     c = sigmoid((n + s) / (2/3)); at evaluation c = sigmoid(s).
 
-    Attributes:
-        keep: The initial probability that a weight is kept, as in dropout.
-
     Source: Louizos et al. 2018 (L0 regularisation), arXiv:1712.01312, eq. 10 to 13.
-
-    Example:
-        >>> L0().weights(torch.tensor([2.0, 2.0]), torch.tensor([-3.0, 3.0]), MaskContext())
-        tensor([0., 2.])
     """
 
     stochastic: ClassVar[bool] = True
 
-    keep: float = 0.8
+    keep: float = 0.8  # the initial probability that a weight is kept, as in dropout
 
     def init_scores(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(weight.shape, generator=generator, device=weight.device)

@@ -22,29 +22,16 @@ from regrow.utils.random import make_generator
 
 
 class Reparametrization:
-    """Dense weights and scores from which the values of parameters are computed.
-
-    Args:
-        method: Computes effective weights f(w, s).
-        train_weights: Whether the dense weights are trained too.
-        seed: Seeds the initial scores and the noise, with the step and the parameter's name.
-
-    Attributes:
-        parameters: By name; they are changed in place, never replaced.
-        dense: Their dense weights; empty while nothing is learned.
-        scores: Their scores.
-        progress: The completed fraction of the learning.
-        choose: Returns the masks of the highest scores, for methods that rank.
-    """
+    """Dense weights and scores from which the values of parameters are computed."""
 
     def __init__(self, method: MaskMethod, *, train_weights: bool = True, seed: int = 0) -> None:
         self.method = method
         self.train_weights = train_weights
         self.seed = seed
-        self.progress = 0.0
-        self.choose: Callable[[], Mapping[str, Tensor]] = dict
-        self.parameters: dict[str, nn.Parameter] = {}
-        self.dense: dict[str, Tensor] = {}
+        self.progress = 0.0  # the completed fraction of the learning
+        self.choose: Callable[[], Mapping[str, Tensor]] = dict  # masks of the highest scores
+        self.parameters: dict[str, nn.Parameter] = {}  # changed in place, never replaced
+        self.dense: dict[str, Tensor] = {}  # their dense weights; empty while nothing is learned
         self.scores: dict[str, nn.Parameter] = {}
         self._masks: Mapping[str, Tensor] = {}
         self._noise: dict[str, Tensor] = {}

@@ -39,7 +39,6 @@ class Target:
     parameter: nn.Parameter
     # of Linear `(out, in)` and Conv `(out, in, kh, kw)` 1; of transposed ones `(in, out, kh, kw)` 0
     input_dim: int | None = 1
-    aliases: tuple[str, ...] = ()  # its other names where it is shared (tied)
     groups: int = 1  # of a convolution, whose weight holds `in / groups` inputs
     heads: HeadPart | str = "no head"  # where its attention heads are, or why there are none
 
@@ -320,4 +319,4 @@ def _target(entry: _Entry, heads: HeadPart | str) -> Target:
     elif parameter.dim() > 1:
         input_dim = 1
     groups = owner.groups if isinstance(owner, _ConvNd) else 1
-    return Target(name, parameter, input_dim, entry.names[1:], groups, heads)
+    return Target(name, parameter, input_dim, groups, heads)

@@ -35,23 +35,9 @@ def check_same_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Non
 
 
 class PruningConfig(NamedTuple):
-    """How weights are ranked and grouped.
+    """How weights are ranked and grouped: the settings of `regrow.prune`, with their meaning there.
 
-    Attributes:
-        criterion: A name ("magnitude", "relative_magnitude", "random", "gradient", "taylor",
-            "snip", "movement"), a callable `(weight, grad) -> scores`, or a tracking criterion.
-        distribution: "global", "uniform", "erk" or "lamp".
-        granularity: "weight", "2:4" (any "n:m"), "block:4x4" or "head" (of attention).
-        layers: Separate final sparsity for some layers, `{pattern: sparsity}`.
-        include: Patterns of parameters to prune; None: as in `regrow.prune`.
-        exclude: Patterns of parameters not to prune.
-        seed: For criteria that draw random numbers.
-        on_misfit: What to do with layers that groups or blocks do not divide: "raise" an error, or
-            "skip" them, so that they stay dense.
-        min_density: Fraction of its weights that each layer without a separate sparsity keeps at
-            least.
-        threshold: The final threshold, where weights with lower scores are pruned instead of a
-            fraction of all.
+    A `threshold` is the final one, if weights with lower scores are pruned instead of a fraction.
     """
 
     criterion: str | Criterion | TrackingCriterion = "magnitude"

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from regrow.distributed.parameters import MOMENT as MOMENT
-from regrow.masks.targets import Target
 from regrow.utils.bits import as_numpy, integer_type
 from regrow.utils.errors import StateError
 
@@ -23,11 +22,6 @@ class RemovedWeights:
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
-
-    @property
-    def bytes(self) -> int:
-        """The size of the stored values."""
-        return sum(values.numel() * values.element_size() for values in self.values.values())
 
     @torch.no_grad()
     def store(self, name: str, weight: Tensor, mask: Tensor, before: Tensor | None = None) -> None:
@@ -78,17 +72,6 @@ class RemovedWeights:
             return None
         values = self.values[name].to(like.device, like.dtype)
         return torch.zeros_like(like).masked_scatter_(~mask.to(like.device), values)
-
-    def has(self, target: Target) -> bool:
-        """Check for removed values of a parameter, on this rank or another."""
-        return target.name in self.values or target.shard is not None
-
-    def dense(self, target: Target, mask: Tensor) -> Tensor | None:
-        """As `scatter_like`; zeros where only other ranks have values."""
-        if not self.has(target):
-            return None
-        values = self.scatter_like(target.name, target.weight, mask)
-        return torch.zeros_like(target.weight) if values is None else values
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return `values`."""

@@ -162,9 +162,11 @@ class MaskState:
 
     def removed(self, target: Target) -> Tensor | None:
         """Return the removed values of one target in its shape; None where nothing was stored."""
-        if self.removed_weights is None or not self.removed_weights.has(target):
+        removed, name = self.removed_weights, target.name
+        if removed is None or (name not in removed.values and target.shard is None):
             return None
-        return self.removed_weights.dense(target, self.enforcer.mask(target.name))
+        values = removed.scatter_like(name, target.weight, self.enforcer.mask(name))
+        return torch.zeros_like(target.weight) if values is None else values  # of other ranks
 
     def enforce(self, optimizers: Iterable[Optimizer] = ()) -> None:
         """Apply the masks to weights, present gradients and the optimizers' state."""

@@ -44,12 +44,7 @@ def layer_sparsities(
     own: Mapping[str, float],
     densities: Mapping[str, float],
 ) -> dict[str, float]:
-    """Sparsities of layers with separate targets at a milestone, not below the present ones.
-
-    Example:
-        >>> layer_sparsities(ProportionalLayers(), 0.4, 0.8, {"fc": 0.5}, {"fc": 1.0})
-        {'fc': 0.25}
-    """
+    """Sparsities of layers with separate targets at a milestone, not below the present ones."""
     return {
         name: max(
             schedule.layer_sparsity(sparsity, target, final),

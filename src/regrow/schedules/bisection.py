@@ -16,24 +16,9 @@ class BisectionStateDict(TypedDict):
 
 @dataclass
 class Bisection:
-    """Bisects the gap between the highest accepted and the lowest rejected sparsity.
+    """Bisects the gap between the highest accepted and the lowest rejected sparsity."""
 
-    Attributes:
-        resolution: The gap at which the search ends.
-        highest_accepted: The highest sparsity that stayed within the budget.
-        lowest_rejected: The lowest sparsity that did not; None while there is none.
-
-    Example:
-        >>> search = Bisection(resolution=0.05)
-        >>> search.accept(0.5); search.reject(0.7); search.next()
-        0.6
-        >>> search.reject(0.6); search.next()
-        0.55
-        >>> search.accept(0.55); search.next() is None
-        True
-    """
-
-    resolution: float
+    resolution: float  # the gap at which the search ends
     highest_accepted: float = 0.0
     lowest_rejected: float | None = None
 
@@ -54,18 +39,7 @@ class Bisection:
         return round((low + high) / 2, 12)
 
     def reason(self, waiting: float | None = None) -> str:
-        """Explain to the user why the search ended.
-
-        Args:
-            waiting: The sparsity that was not judged before the fit ended.
-
-        Example:
-            >>> search = Bisection(0.05, highest_accepted=0.5, lowest_rejected=0.54)
-            >>> search.reason()
-            'sparsity 0.5 held, 0.54 lost too much: no further apart than resolution=0.05'
-            >>> search.reason(waiting=0.52)
-            'the fit ended before sparsity 0.52 was judged: sparsity 0.5 held, 0.54 lost too much'
-        """
+        """Explain to the user why the search ended; `waiting` is a sparsity never judged."""
         accepted = self.highest_accepted
         text = f"sparsity {accepted:.4g} held" if accepted else "no event held"
         if self.lowest_rejected is not None:

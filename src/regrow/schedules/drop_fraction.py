@@ -17,22 +17,13 @@ def drop_fraction_at(step: int, end: int, fraction: float = 0.3) -> float:
     fraction / 2 (1 + cos(pi step / end)) before `end`, 0 from `end` on.
 
     Source: Evci et al. 2020 (RigL), section 3.
-
-    Example:
-        >>> [round(drop_fraction_at(step, 100), 3) for step in (0, 50, 100, 150)]
-        [0.3, 0.15, 0.0, 0.0]
     """
     return fraction / 2 * (1 + math.cos(math.pi * step / end)) if step < end else 0.0
 
 
 @dataclass(frozen=True)
 class DropGrowSchedule(ProportionalLayers):
-    """Sparse from the first step on, with an update every `every` before `end`.
-
-    Example:
-        >>> [milestone.step for milestone in DropGrowSchedule("4it", 0.5).plan(0.9, Timeline(20))]
-        [0, 4, 8]
-    """
+    """Sparse from the first step on, with an update every `every` before `end`."""
 
     every: TimeLike = "100it"
     end: TimeLike = 0.75
@@ -49,11 +40,7 @@ class DropGrowSchedule(ProportionalLayers):
         return parse_time("every", self.every), parse_time("end", self.end)
 
     def stop(self, timeline: Timeline) -> int:
-        """Return the step after which masks do not change.
-
-        Raises:
-            ConfigError: If the fit ends before it.
-        """
+        """Return the step after which masks do not change."""
         step = timeline.step(parse_time("end", self.end), "end")
         if timeline.end is not None and step > timeline.end:
             raise ConfigError(

@@ -25,27 +25,14 @@ class ProgressStateDict(TypedDict):
 
 @dataclass
 class Progress:
-    """A plan and the number of its milestones that have happened.
-
-    Attributes:
-        plan: The milestones.
-        n_done: The number of milestones that have happened.
-        start: The sparsity at the start of the plan.
-        epochs: The first step of each epoch that has begun since then, by its number; empty before
-            any fit.
-        adaptive: Whether an accuracy budget controls the plan: it delays events, which then happen
-            one by one, and changes later milestones.
-
-    Example:
-        >>> progress = Progress((Milestone(5, 0.5), Milestone(9, 0.9)))
-        >>> progress.due(4), progress.due(6)
-        (None, Milestone(step=5, sparsity=0.5))
-    """
+    """A plan and the number of its milestones that have happened."""
 
     plan: PruningPlan = ()
     n_done: int = 0
-    start: float = 0.0
+    start: float = 0.0  # the sparsity at the start of the plan
+    # the first step of each epoch that has begun since, by number; empty before any fit
     epochs: dict[int, int] = field(default_factory=dict)
+    # whether an accuracy budget delays events, which then happen one by one, and changes later ones
     adaptive: bool = False
 
     @property
@@ -81,10 +68,8 @@ class Progress:
     def due(self, now: int, timeline: Timeline | None = None) -> Milestone | None:
         """Return the milestone due at step `now`; the last of several, the first if adaptive.
 
-        Args:
-            now: The present step.
-            timeline: Milestones of later epochs wait for them, even if the present epoch has more
-                steps than in this timeline; None: only steps count.
+        With a timeline, milestones of later epochs wait for them, even if the present epoch has
+        more steps than in it.
         """
         due = [milestone for milestone in self.remaining if milestone.step <= now]
         if due and timeline is not None:
@@ -122,20 +107,11 @@ class Progress:
         now: int,
         on_change: str,
     ) -> bool:
-        """Resume from a checkpoint, whose resolved steps take precedence where possible.
+        """Resume from a checkpoint at step `now`; its steps take precedence where possible.
 
-        Args:
-            resolve: Makes a plan from a timeline and a starting sparsity.
-            timeline: The fit by the present settings.
-            now: The step at which the fit resumes.
-            on_change: "keep" (the stored steps), else see `resumed_plan`.
-
-        Returns:
-            Whether the plan is that of the timeline, not one of other settings that was kept.
-
-        Raises:
-            ConfigError: If the present settings plan other remaining events and `on_change` is
-                "refuse", or if the fit ends before the last event.
+        `resolve` makes a plan from a timeline and a starting sparsity, `on_change` is "keep" (the
+        stored steps) or see `resumed_plan`. Returns whether the plan is that of the timeline, not
+        one of other settings that was kept.
         """
         if self.all_done or self.adaptive:
             return True
@@ -160,16 +136,7 @@ class Progress:
     def replan(
         self, resolve: Callable[[Timeline, float], PruningPlan], timeline: Timeline, now: int
     ) -> None:
-        """Move the remaining milestones, because the length of epochs has changed.
-
-        Args:
-            resolve: As for `resume`.
-            timeline: The fit by the present length of its epochs.
-            now: The present step.
-
-        Raises:
-            ConfigError: If the schedule has no plan for this timeline.
-        """
+        """Move the remaining milestones, because the length of epochs has changed."""
         try:
             planned = resolve(timeline, self.start)
         except ConfigError as error:
@@ -183,23 +150,10 @@ class Progress:
 def resumed_plan(
     stored: PruningPlan, planned: PruningPlan, fired: int, now: int, on_change: str
 ) -> PruningPlan:
-    """Combine the plan of a checkpoint with that of the present settings.
+    """Combine the plan of a checkpoint, of which `fired` have happened, with the present one.
 
-    Args:
-        stored: The plan in the checkpoint.
-        planned: The plan of the present settings.
-        fired: The number of stored milestones that have happened.
-        now: The step at which the fit resumes.
-        on_change: "refuse" or "stretch" (the planned steps).
-
-    Raises:
-        ConfigError: If the remaining milestones differ and `on_change` is "refuse".
-
-    Example:
-        >>> old = (Milestone(5, 0.5), Milestone(10, 0.9))
-        >>> new = (Milestone(10, 0.5), Milestone(20, 0.9))
-        >>> resumed_plan(old, new, fired=1, now=6, on_change="stretch")
-        (Milestone(step=5, sparsity=0.5), Milestone(step=20, sparsity=0.9))
+    If the remaining milestones differ, `on_change` is "refuse" (an error) or "stretch" (the planned
+    steps).
     """
     if planned == stored or fired == len(stored):
         return stored

@@ -31,23 +31,9 @@ class Time:
 
 
 def parse_time(what: str, given: object) -> Time:
-    """Parse a time setting.
+    """Parse "3ep" (epochs), "500it" (optimizer steps), a float in [0, 1] (of the fit), or 0.
 
-    Args:
-        what: The setting's name, for messages.
-        given: "3ep" (epochs), "500it" (optimizer steps), a float in [0, 1] (fraction of the fit),
-            or 0.
-
-    Raises:
-        ConfigError: For anything else; a bare int other than 0 could mean epochs or steps.
-
-    Example:
-        >>> parse_time("every", "3ep")
-        Time(amount=3, unit='ep')
-        >>> parse_time("every", 500)
-        Traceback (most recent call last):
-            ...
-        regrow.ConfigError: every=500 has no unit: write '500ep' or '500it'
+    A bare int other than 0 is refused: it could mean epochs or steps.
     """
     if isinstance(given, str):
         match = _PATTERN.fullmatch(given)
@@ -96,15 +82,7 @@ class Timeline:
         return None if self.total is None or self.estimated else self.start + self.total
 
     def step(self, time: Time, what: str = "time") -> int:
-        """Convert a time to a step.
-
-        Raises:
-            ConfigError: If the length of the fit or of an epoch is needed and unknown.
-
-        Example:
-            >>> Timeline(total=1000, steps_per_epoch=100).step(Time(3, "ep"))
-            300
-        """
+        """Convert a time to a step."""
         if time.unit == "it":
             return self.start + int(time.amount)
         if time.unit == "ep":
@@ -138,23 +116,13 @@ class Timeline:
         return ((0, given),) if isinstance(given, int) else given
 
     def epochs(self, step: int) -> float:
-        """Convert a step to a number of epochs since the start of the fit; the inverse of `step`.
-
-        Example:
-            >>> Timeline(None, ((0, 100), (2, 50))).epochs(225)
-            2.5
-        """
+        """Convert a step to a number of epochs since the fit's start; the inverse of `step`."""
         done = step - self.start
         first, length = [span for span in self._spans if self._steps(span[0]) <= done][-1]
         return first + (done - self._steps(first)) / length
 
     def repeat(self, begin: Time, every: Time, end: int) -> list[int]:
-        """Return the steps begin, begin + every, begin + 2 every, ... below `end`.
-
-        Example:
-            >>> Timeline(total=100, steps_per_epoch=10).repeat(Time(1, "ep"), Time(2, "ep"), 60)
-            [10, 30, 50]
-        """
+        """Return the steps begin, begin + every, begin + 2 every, ... below `end`."""
         first, steps = self.step(begin, "begin"), list[int]()
         while (step := self.after(first, every, len(steps))) < end:
             steps.append(step)
@@ -165,10 +133,6 @@ class Timeline:
 
         A number of epochs leads to the same place within a later epoch: from an epoch's beginning
         to another's, even if epochs differ in length.
-
-        Example:
-            >>> Timeline(None, ((0, 100), (2, 50))).after(150, Time(1, "ep"))
-            225
         """
         length = max(1, self.step(every, "every") - self.start)
         if every.unit != "ep":

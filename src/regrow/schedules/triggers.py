@@ -12,15 +12,10 @@ from regrow.utils.errors import ConfigError, check_choice, check_count, check_no
 
 @dataclass(frozen=True)
 class TriggerState:
-    """State of a condition between validations.
+    """State of a condition between validations."""
 
-    Attributes:
-        best: The best value since the condition was last met, higher = better.
-        waited: Validations without a better value.
-    """
-
-    best: float = -math.inf
-    waited: int = 0
+    best: float = -math.inf  # since the condition was last met, higher = better
+    waited: int = 0  # validations without a better value
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,20 @@ def bound_forward(model: nn.Module, example_input: Any) -> Callable[[], Any]:
     """Return a function that runs the model on the example, moved to the model's device."""
     device = device_of(model)
     moved = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example_input)
-    if isinstance(moved, Mapping):
-        return lambda: model(**moved)
-    if isinstance(moved, tuple):
-        return lambda: model(*moved)
-    return lambda: model(moved)
+    return lambda: call(model, moved)
+
+
+def call(model: nn.Module, given: Any) -> Any:
+    """Call a model with one argument, a tuple of arguments or a mapping of named ones."""
+    if isinstance(given, Mapping):
+        return model(**given)
+    return model(*given) if isinstance(given, tuple) else model(given)
 
 
 def batch_size(example_input: Any) -> int:
     """Return the length of the first tensor, whose first dimension counts examples.
 
     A list of images `(c, h, w)`, or of dictionaries, holds one example each.
-
-    Example:
-        >>> batch_size(torch.zeros(4, 3, 8, 8)), batch_size([torch.zeros(3, 8, 8)] * 2)
-        (4, 2)
     """
     for leaf in tree_leaves(example_input, is_leaf=is_example_list):
         if isinstance(leaf, list) and leaf:
@@ -57,12 +56,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def resize_batch(example_input: Any, count: int) -> Any:
-    """Repeat or drop examples until the batch has `count` of them.
-
-    Example:
-        >>> resize_batch(torch.tensor([[1, 2], [3, 4]]), 3).tolist()
-        [[1, 2], [3, 4], [1, 2]]
-    """
+    """Repeat or drop examples until the batch has `count` of them."""
     size = batch_size(example_input)
 
     def resize(x: Any) -> Any:
@@ -76,12 +70,7 @@ def resize_batch(example_input: Any, count: int) -> Any:
 
 
 def two_examples(example_input: Any, model: nn.Module) -> Any:
-    """Resize a batch to two examples, with the dtype and device of the model's first parameter.
-
-    Example:
-        >>> two_examples(torch.zeros(1, 4), nn.Linear(4, 2)).shape
-        torch.Size([2, 4])
-    """
+    """Resize a batch to two examples, with the dtype and device of the model's first parameter."""
     parameter = next(model.parameters(), torch.zeros(()))
 
     def convert(x: Any) -> Any:

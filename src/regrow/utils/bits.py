@@ -26,17 +26,7 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 
 def joined_bits(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """Concatenate packed masks whose sizes need not be multiples of eight.
-
-    Args:
-        parts: The result of `pack_bits` for each part.
-        sizes: The number of elements of each part.
-
-    Example:
-        >>> both = torch.tensor([True, False, True]), torch.tensor([True])
-        >>> joined_bits([pack_bits(part) for part in both], [3, 1])
-        tensor([13], dtype=torch.uint8)
-    """
+    """Concatenate packed masks of `sizes` elements, which need not be multiples of eight."""
     joined = np.zeros(-(-sum(sizes) // 8) + 1, np.uint8)
     start = 0
     for part, size in zip(parts, sizes, strict=True):
@@ -50,13 +40,7 @@ def joined_bits(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
 
 
 def unpack_bits(bits: Tensor, shape: Sequence[int], rows: tuple[int, int] | None = None) -> Tensor:
-    """Restore the bool mask of `shape` that `pack_bits` packed.
-
-    Args:
-        bits: The result of `pack_bits`.
-        shape: The shape of the whole mask.
-        rows: Restore only rows `[start, stop)` of the first dimension; None: all.
-    """
+    """Restore the bool mask of `shape` that `pack_bits` packed, or its rows `[start, stop)`."""
     size = math.prod(shape[1:])
     start, stop = (0, math.prod(shape)) if rows is None else (rows[0] * size, rows[1] * size)
     first = start // 8
@@ -66,12 +50,7 @@ def unpack_bits(bits: Tensor, shape: Sequence[int], rows: tuple[int, int] | None
 
 
 def pruned_before(bits: Tensor, index: int) -> int:
-    """Count the zeros among the first `index` bits.
-
-    Example:
-        >>> pruned_before(pack_bits(torch.tensor([True, False, False])), 2)
-        1
-    """
+    """Count the zeros among the first `index` bits."""
     n_bytes, rest = divmod(index, 8)
     array = bits.cpu().numpy()
     # the ones of each byte: NumPy has bitwise_count from version 2 on

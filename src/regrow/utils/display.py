@@ -11,16 +11,6 @@ def shorten_names(names: Sequence[str], width: int) -> list[str]:
 
     The beginning is left out, or a part in the middle where the ends of two names are equal. Names
     that cannot be told apart within the width stay whole.
-
-    Args:
-        names: Distinct names, such as those of parameters.
-        width: Characters that a name may have.
-
-    Example:
-        >>> shorten_names(["encoder.layers.0.linear1.weight", "head.bias"], 20)
-        ['….0.linear1.weight', 'head.bias']
-        >>> shorten_names(["encoder.layers.0.weight", "decoder.layers.0.weight"], 18)
-        ['e….layers.0.weight', 'd….layers.0.weight']
     """
     width = max(width, 12)
     for start in range(width - 4):
@@ -42,17 +32,7 @@ def _shorten(name: str, width: int, start: int) -> str:
 def shorten_column(
     rows: Sequence[Sequence[str]], heads: Sequence[str], width: int
 ) -> list[list[str]]:
-    """Shorten the names in the first cells of a table's rows to fit a width.
-
-    Args:
-        rows: The cells of each row.
-        heads: Those of the heading.
-        width: Of the table with its borders, in characters.
-
-    Example:
-        >>> shorten_column([["model.encoder.layers.0.linear1.weight", "1,000"]], ["name", "n"], 32)
-        [['….0.linear1.weight', '1,000']]
-    """
+    """Shorten the names in the first cells of rows, so that the table is at most `width` wide."""
     others = [max(map(len, column)) for column in list(zip(heads, *rows, strict=True))[1:]]
     left = width - sum(others) - 3 * len(heads) - 1
     names = shorten_names([row[0] for row in rows], left)
@@ -60,13 +40,7 @@ def shorten_column(
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Write rows of cells below each other, one line each.
-
-    Example:
-        >>> print(align_columns([("name", "n"), ("fc", "10")]))
-        name  n
-        fc    10
-    """
+    """Write rows of cells below each other, one line each."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

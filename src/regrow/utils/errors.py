@@ -67,23 +67,14 @@ class DataError(RegrowError, OSError):
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
-    """Find the OSError that a library has wrapped in an error of its own.
-
-    Example:
-        >>> disk_error(ValueError("no"))
-    """
+    """Find the OSError that a library has wrapped in an error of its own."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def write_error(path: object, error: BaseException) -> StateError:
-    """Make the error for a file that cannot be written: full disk, read-only folder.
-
-    Example:
-        >>> str(write_error("a.json", OSError(28, "No space left on device")))[:45]
-        'a.json could not be written ([Errno 28] No sp'
-    """
+    """Make the error for a file that cannot be written: full disk, read-only folder."""
     return StateError(
         f"{path} could not be written ({error}): an earlier file is unchanged; free disk space or "
         "choose another folder, and run again"
@@ -91,12 +82,7 @@ def write_error(path: object, error: BaseException) -> StateError:
 
 
 def closest_names(given: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """Return the names most similar to `given`, best first.
-
-    Example:
-        >>> closest_names("cubik", ["linear", "cubic", "cosine"])
-        ['cubic']
-    """
+    """Return the names most similar to `given`, best first."""
     return difflib.get_close_matches(given, list(names), n=count, cutoff=0.5)
 
 
@@ -109,11 +95,7 @@ def suggest(given: str, names: Collection[str]) -> str:
 
 
 def check_choice(what: str, given: object, allowed: Collection[str]) -> str:
-    """Return `given` if it is one of `allowed`.
-
-    Raises:
-        ConfigError: Naming the nearest allowed name.
-    """
+    """Return `given` if it is one of `allowed`."""
     if isinstance(given, str) and given in allowed:
         return given
     raise ConfigError(
@@ -123,12 +105,7 @@ def check_choice(what: str, given: object, allowed: Collection[str]) -> str:
 
 
 def name_elsewhere(given: object, allowed: Collection[str]) -> str:
-    """End a message about a name that other pruning tools use; '' for other names.
-
-    Example:
-        >>> name_elsewhere("polynomial", ["linear", "cubic"])
-        "write 'cubic'"
-    """
+    """End a message about a name that other pruning tools use; '' for other names."""
     name = str(given).lower().replace("-", "_").replace(" ", "_")
     for theirs, ours in _ELSEWHERE.items():
         if name in theirs.split() and (known := [one for one in ours if one in allowed]):
@@ -139,11 +116,7 @@ def name_elsewhere(given: object, allowed: Collection[str]) -> str:
 
 
 def check_callable(what: str, given: str | F, named: Mapping[str, F]) -> F:
-    """Return the function of a name, or a given callable unchanged.
-
-    Raises:
-        ConfigError: For an unknown name or something that cannot be called.
-    """
+    """Return the function of a name, or a given callable unchanged."""
     if isinstance(given, str):
         return named[check_choice(what, given, named)]
     if not callable(given):
@@ -152,27 +125,14 @@ def check_callable(what: str, given: str | F, named: Mapping[str, F]) -> F:
 
 
 def join_limited(items: Iterable[str], limit: int = 3, separator: str = ", ") -> str:
-    """Join at most `limit` items, and say how many more there are.
-
-    Example:
-        >>> join_limited(["a", "b", "c"], limit=2)
-        'a, b and 1 more'
-    """
+    """Join at most `limit` items, and say how many more there are."""
     items = list(items)
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return separator.join(items[:limit]) + more
 
 
 def check_not_text(what: str, given: object) -> None:
-    """Check that a number is not given as text, such as the value of an environment variable.
-
-    Example:
-        >>> check_not_text("seed", "3")
-        Traceback (most recent call last):
-            ...
-        regrow.ConfigError: seed is the text '3', not a number: write 3, in YAML without quotes, \
-or ${oc.decode:${oc.env:NAME}} for a variable of the environment
-    """
+    """Check that a number is not given as text, such as the value of an environment variable."""
     if not isinstance(given, str):
         return
     try:
@@ -186,14 +146,7 @@ or ${oc.decode:${oc.env:NAME}} for a variable of the environment
 
 
 def check_sparsity(what: str, given: object, *, zero: bool = True) -> float:
-    """Return `given` as a float in [0, 1): the fraction of weights to prune.
-
-    Example:
-        >>> check_sparsity("sparsity", 90)
-        Traceback (most recent call last):
-            ...
-        regrow.ConfigError: sparsity must be in [0, 1), got 90: write 0.9 for 90 %
-    """
+    """Return `given` as a float in [0, 1): the fraction of weights to prune."""
     check_not_text(what, given)
     if isinstance(given, bool) or not isinstance(given, Real):
         raise ConfigError(f"{what} must be a number in [0, 1), got {given!r}: write 0.9 for 90 %")
@@ -207,12 +160,7 @@ def check_sparsity(what: str, given: object, *, zero: bool = True) -> float:
 
 
 def check_layer_sparsities(given: object) -> dict[str, float]:
-    """Return separate sparsities of layers, `{pattern: sparsity}`; empty for None.
-
-    Example:
-        >>> check_layer_sparsities({"fc": 0.5})
-        {'fc': 0.5}
-    """
+    """Return separate sparsities of layers, `{pattern: sparsity}`; empty for None."""
     if given is not None and not isinstance(given, Mapping):
         raise ConfigError(f"layers must map patterns to sparsities, {{'fc': 0.5}}, got {given!r}")
     return {

@@ -52,13 +52,8 @@ else:
 def lightning_classes(name: str) -> tuple[type[Any], ...]:
     """Return the classes of a name in the distributions that are installed, for `isinstance`.
 
-    Args:
-        name: Class below the package, such as "callbacks.EarlyStopping". A class that the installed
-            version lacks has no instances, and is left out.
-
-    Example:
-        >>> isinstance(pl.Trainer(logger=False), lightning_classes("Trainer"))
-        True
+    The name is relative to the package, such as "callbacks.EarlyStopping". A class that the
+    installed version lacks has no instances, and is left out.
     """
     module, _, attribute = name.rpartition(".")
     modules = [attrgetter(module)(each) if module else each for each in _DISTRIBUTIONS]
@@ -66,17 +61,7 @@ def lightning_classes(name: str) -> tuple[type[Any], ...]:
 
 
 def overrides(instance: object, hook: str, name: str) -> bool:
-    """Whether an object's class defines a method anew that it has of one of Lightning's classes.
-
-    Args:
-        instance: The object.
-        hook: The method, whether or not Lightning has it.
-        name: The class, such as "Callback".
-
-    Example:
-        >>> overrides(object(), "on_fit_start", "Callback")
-        False
-    """
+    """Whether an object's class defines a method anew that Lightning's class `name` may have."""
     method = getattr(type(instance), hook, None)
     return method not in (None, *(getattr(c, hook, None) for c in lightning_classes(name)))
 
@@ -85,10 +70,6 @@ def base_class(name: str) -> type:
     """Make a base class that Trainers of both distributions accept as theirs.
 
     It behaves as the class of `pl`; of the other one it only has the type.
-
-    Example:
-        >>> issubclass(base_class("Callback"), lightning_classes("Callback"))
-        True
     """
     first, *others = lightning_classes(name)
     return type(first.__name__, (first, *map(_without_init, others)), {"__module__": __name__})

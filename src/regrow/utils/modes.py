@@ -60,15 +60,7 @@ def no_attention_fastpath() -> Iterator[None]:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Put garbage collection off: a pass over all objects of a large program takes a while.
-
-    Example:
-        >>> @no_garbage_collection()
-        ... def build():
-        ...     return gc.isenabled()
-        >>> build(), gc.isenabled()
-        (False, True)
-    """
+    """Put garbage collection off: a pass over all objects of a large program takes a while."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -83,10 +75,6 @@ def no_compile(hook: Callable[P, R]) -> Callable[P, R]:
 
     Lightning runs forward, backward and the hooks between them inside `optimizer.step`. Events
     differ, so a compiled step would be recompiled for each.
-
-    Example:
-        >>> no_compile(len)("abc")
-        3
     """
     return cast(Callable[P, R], torch.compiler.disable(hook))  # type: ignore[no-untyped-call]
 

@@ -14,22 +14,12 @@ PARAMETRIZED = "parametrizations."  # in names that `torch.nn.utils.parametrize`
 
 
 def strip_compile_prefix(name: str) -> str:
-    """Remove the parts that `torch.compile` adds to a name.
-
-    Example:
-        >>> strip_compile_prefix("_orig_mod.fc.weight")
-        'fc.weight'
-    """
+    """Remove the parts that `torch.compile` adds to a name."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def callable_name(given: object) -> str:
-    """Return a name that stands for a function or an object, or the name of such a one.
-
-    Example:
-        >>> callable_name("he"), callable_name(abs), callable_name(nn.Identity())
-        ('he', 'abs', 'Identity')
-    """
+    """Return a name that stands for a function or an object, or the name of such a one."""
     return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
 
 
@@ -49,13 +39,7 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def raw_weights(module: nn.Module) -> list[nn.Parameter]:
-    """A layer's weight, or what weight norm or another parametrization computes it from.
-
-    Example:
-        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
-        >>> [tuple(raw.shape) for raw in raw_weights(layer)]
-        [(2, 1), (2, 3)]
-    """
+    """A layer's weight, or what weight norm or another parametrization computes it from."""
     start = ("weight", f"{PARAMETRIZED}weight.")
     return [p for name, p in module.named_parameters() if name.startswith(start)]
 
@@ -66,34 +50,19 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by path; of a compiled module the wrapped one.
-
-    Example:
-        >>> [*modules(nn.Sequential(nn.ReLU()))]
-        ['', '0']
-    """
+    """Modules by path; of a compiled module the wrapped one."""
     # the wrapper comes first and has the same path
     return {strip_compile_prefix(f"{path}.")[:-1]: module for path, module in model.named_modules()}
 
 
 def name_parts(name: str) -> set[str]:
-    """Every run of consecutive parts of a dotted name.
-
-    Example:
-        >>> sorted(name_parts("a.b.c"))
-        ['a', 'a.b', 'a.b.c', 'b', 'b.c', 'c']
-    """
+    """Every run of consecutive parts of a dotted name: of "a.b" these are "a", "b" and "a.b"."""
     parts = name.split(".")
     return {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
 
 
 def matches_pattern(name: str, pattern: str) -> bool:
-    """Check whether a glob pattern matches a dotted name or a run of its parts.
-
-    Example:
-        >>> matches_pattern("net.layer1.0.weight", "layer?"), matches_pattern("fc.bias", "b")
-        (True, False)
-    """
+    """Check whether a glob pattern matches a dotted name or a run of its parts."""
     pattern = strip_compile_prefix(pattern)
     return any(fnmatchcase(part, pattern) for part in name_parts(name))
 
@@ -102,15 +71,6 @@ def accept_compile_prefix(module: nn.Module) -> RemovableHandle:
     """Let a module load weights whose names differ only by `torch.compile`'s prefix.
 
     Lightning loads a module's weights before it calls any callback, hence a hook of the module.
-
-    Returns:
-        The handle that removes the hook.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(1, 1, bias=False))
-        >>> handle = accept_compile_prefix(net)
-        >>> net.load_state_dict({"0._orig_mod.weight": net[0].weight.data})
-        <All keys matched successfully>
     """
     handle: RemovableHandle
     handle = module.register_load_state_dict_pre_hook(_rename)  # type: ignore[no-untyped-call]

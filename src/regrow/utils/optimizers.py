@@ -18,23 +18,12 @@ from torch.optim import Optimizer
 
 
 def trained_parameters(*optimizers: Optimizer) -> set[int]:
-    """Return the ids of the parameters that optimizers train.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.zeros(2))
-        >>> trained_parameters(torch.optim.SGD([weight])) == {id(weight)}
-        True
-    """
+    """Return the ids of the parameters that optimizers train."""
     return {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
 
 
 def is_foreign(optimizer: object) -> bool:
-    """Check whether an optimizer is of another package than torch.
-
-    Example:
-        >>> is_foreign(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1))
-        False
-    """
+    """Check whether an optimizer is of another package than torch."""
     return not type(optimizer).__module__.startswith("torch.optim")
 
 
@@ -50,13 +39,6 @@ def find_optimizers(*given: Any) -> list[Optimizer]:
 
     Whatever has `param_groups` and `step` counts as an optimizer. Attributes are searched, and
     lists, tuples and dicts among them.
-
-    Example:
-        >>> inner = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))])
-        >>> outer = torch.optim.Adam(inner.param_groups)
-        >>> outer.base_optimizer = inner
-        >>> find_optimizers(outer) == [outer, inner]
-        True
     """
     found: dict[int, Optimizer] = {}
     queue = list(given)
@@ -96,13 +78,10 @@ def add_step_hooks(
     before: Callable[..., Any] | None = None,
     after: Callable[..., Any] | None = None,
 ) -> list[Removable]:
-    """Call functions around each step of an optimizer.
+    """Call functions around each step, as hooks of `torch.optim`, for any optimizer.
 
-    Args:
-        optimizer: Any optimizer; one that keeps no hooks of `torch.optim` has its `step` wrapped.
-        before: Called as a hook of `register_step_pre_hook`: `(optimizer, args, kwargs)`, with the
-            optimizer itself first in `args`; returns the changed `args` and `kwargs`.
-        after: Called as a hook of `register_step_post_hook`.
+    One that keeps no such hooks has its `step` wrapped. `before` gets `(optimizer, args, kwargs)`,
+    with the optimizer itself first in `args`, and returns the changed `args` and `kwargs`.
     """
     calls_hooks = getattr(type(optimizer).step, "hooked", False)  # set by Optimizer.__init__
     if calls_hooks and hasattr(optimizer, "_optimizer_step_post_hooks"):
@@ -124,13 +103,7 @@ def add_step_hooks(
 
 
 def is_per_weight(value: object, shape: torch.Size) -> bool:
-    """Check whether state has one number per weight: that shape, floating point, no codes.
-
-    Example:
-        >>> weight = torch.zeros(2, 3)
-        >>> is_per_weight(weight, weight.shape), is_per_weight(weight.byte(), weight.shape)
-        (True, False)
-    """
+    """Check whether state has one number per weight: that shape, floating point, no codes."""
     return (
         isinstance(value, Tensor)
         and value.shape == shape
@@ -141,18 +114,7 @@ def is_per_weight(value: object, shape: torch.Size) -> bool:
 
 @torch.no_grad()
 def clear_quantized_state(state: Mapping[Any, Any], kept: Tensor) -> None:
-    """Write the code that means 0 into the quantized state of pruned weights.
-
-    Args:
-        state: The state of one parameter.
-        kept: A mask of its shape, 0 where pruned.
-
-    Example:
-        >>> state = {"state1": torch.tensor([7, 1], dtype=torch.uint8),
-        ...          "qmap1": torch.tensor([-1.0, 0.0, 1.0])}
-        >>> clear_quantized_state(state, torch.tensor([-1, 0])); state["state1"]
-        tensor([7, 1], dtype=torch.uint8)
-    """
+    """Write the code that means 0 into the quantized state of pruned weights (`kept` is 0)."""
     for _, codes, table in _quantized(state):
         if codes.shape == kept.shape:
             codes.masked_fill_(kept == 0, table.abs().argmin().to(codes.dtype))
@@ -163,13 +125,8 @@ def warn_not_clearable(
 ) -> None:
     """Warn once per optimizer about state that cannot be cleared for single weights.
 
-    torch's own optimizers have none: the factors of Adafactor hold sizes, not directions.
-
-    Args:
-        optimizer: The optimizer.
-        state: Its state of one masked parameter.
-        shape: The parameter's shape.
-        warned: The ids of optimizers already warned about; updated.
+    torch's own optimizers have none: the factors of Adafactor hold sizes, not directions. `warned`
+    collects the ids of optimizers.
     """
     if id(optimizer) in warned or not is_foreign(optimizer):
         return
@@ -201,14 +158,10 @@ def not_clearable(state: Mapping[Any, Any], shape: torch.Size) -> list[str]:
 
 
 def load_moments(optimizer: Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
-    """Load optimizer state without changing dtypes or the present settings.
+    """Load the "state" of a `state_dict` without changing dtypes or the present settings.
 
     `Optimizer.load_state_dict` alone casts every tensor to the parameter's dtype, which changes a
-    float32 average beside bfloat16 weights, and 8-bit codes.
-
-    Args:
-        optimizer: With the same parameters as when the state was saved.
-        state: The "state" of its `state_dict`; shared with the optimizer from now on.
+    float32 average beside bfloat16 weights, and 8-bit codes. The optimizer shares the tensors.
     """
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": dict(state), "param_groups": groups})

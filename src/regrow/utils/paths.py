@@ -14,13 +14,6 @@ def config_dir(name: str) -> Path:
     """Return the folder `conf` or `recipes`.
 
     An installed wheel has both inside the package, a checkout at its top level.
-
-    Raises:
-        StateError: If it is missing.
-
-    Example:
-        >>> config_dir("recipes").name
-        'recipes'
     """
     roots = (_PACKAGE, _PACKAGE.parents[1])
     for root in roots:

@@ -12,16 +12,7 @@ from contextlib import contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
     """Show a bar on stderr while the block runs; nothing if that is no terminal.
 
-    Args:
-        total: Number of steps; the block may end earlier.
-
-    Yields:
-        A function that counts one step and describes the next.
-
-    Example:
-        >>> with progress_bar(2) as advance:
-        ...     for layer in ("fc1", "fc2"):
-        ...         advance(layer)
+    Yields a function that counts one of `total` steps and describes the next.
     """
     if not sys.stderr.isatty():
         yield lambda text: None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,41 +15,14 @@ from torch import Tensor
 from regrow.utils.logging import warn
 
 
-class NumpyRandomState(TypedDict):
-    """Result of `numpy.random.get_state(legacy=True)`, with the keys as a tensor."""
-
-    name: str
-    keys: Tensor
-    position: int
-    has_gauss: int
-    gauss: float
-
-
-class RandomStateDict(TypedDict):
-    """States of all global random generators."""
-
-    torch: Tensor
-    cuda: list[Tensor]  # one per device
-    numpy: NumpyRandomState
-    python: tuple[Any, ...]  # random.getstate()
-
-
 def make_generator(seed: int, event: int, name: str) -> torch.Generator:
     """Make a generator that depends only on (seed, event, name), not on earlier draws."""
     key = hashlib.blake2b(f"{seed}/{event}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 
 
-def capture_random_state() -> RandomStateDict:
-    """Return the state of all global generators, as tensors and builtin types.
-
-    Example:
-        >>> state = capture_random_state()
-        >>> before = random.random(), torch.rand(1).item()
-        >>> restore_random_state(state)
-        >>> before == (random.random(), torch.rand(1).item())
-        True
-    """
+def capture_random_state() -> dict[str, Any]:
+    """Return the state of all global generators, as tensors and builtin types."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
@@ -66,11 +39,9 @@ def capture_random_state() -> RandomStateDict:
 
 
 def restore_random_state(state: Mapping[str, Any], rank: int = 0) -> None:
-    """Set all global generators.
+    """Set all global generators to what `capture_random_state` returned on rank 0.
 
-    Args:
-        state: The result of `capture_random_state` on rank 0.
-        rank: The rank of this process; above 0, generators are seeded from `state` and the rank.
+    On other ranks they are seeded from that state and the rank.
     """
     if rank > 0:
         _seed(state["torch"], rank)

@@ -35,21 +35,8 @@ class TrainingSnapshot:
     """A copy, in host memory, of the given parts of a training.
 
     It shares no tensor with its source or with what it is restored to, so it can be restored
-    repeatedly.
-
-    Args:
-        module: Its parameters and buffers are copied, running statistics included.
-        moments: The optimizers whose state is copied.
-        rates: The optimizers whose settings are copied: learning rate and all other settings.
-        schedulers: Learning-rate schedulers.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> start, snapshot = layer.weight.clone(), TrainingSnapshot(layer)
-        >>> _ = layer.weight.detach().zero_()
-        >>> snapshot.restore(layer)
-        >>> bool((layer.weight == start).all())
-        True
+    repeatedly. Of `moments` the optimizers' state is copied, of `rates` the settings of their
+    parameter groups, such as the learning rate.
     """
 
     def __init__(
@@ -76,11 +63,7 @@ class TrainingSnapshot:
         rates: Iterable[Optimizer] = (),
         schedulers: Iterable[Scheduler] = (),
     ) -> None:
-        """Write the copies back in place; Parameter objects stay the same.
-
-        Raises:
-            StateError: If shapes or numbers differ from those that were copied.
-        """
+        """Write the copies back in place; Parameter objects stay the same."""
         if module is not None:
             _write(self._state["parameters"], parameters(module), "parameters")
             _write(self._state["buffers"], buffers(module), "buffers")
@@ -99,13 +82,10 @@ class TrainingSnapshot:
                         group[key] = copy_to_cpu(value)
 
     def permuted(self, seed: int) -> TrainingSnapshot:
-        """Return a snapshot with the values of each parameter in random order.
+        """Return a snapshot with the values of each parameter in random order, by seed and name.
 
         If the values of a tensor are independent draws from one distribution, as those of
         initializers are, this is another draw from it; constant tensors do not change.
-
-        Args:
-            seed: The order depends on it and on the parameter's name alone.
         """
         other = TrainingSnapshot()
         other._state = {**self._state, "parameters": {}}
@@ -118,9 +98,7 @@ class TrainingSnapshot:
     def resize(self, change: Callable[[str, Tensor], Tensor], names: list[list[str]]) -> None:
         """Change the copies along with the module, as when channels are cut out.
 
-        Args:
-            change: `(name, tensor) -> tensor`.
-            names: The parameter names of each optimizer, in its order.
+        `names` are those of the parameters of each optimizer, in its order.
         """
         for tensors in (self._state["parameters"], self._state["buffers"]):
             tensors.update({name: change(name, value) for name, value in tensors.items()})
@@ -157,13 +135,7 @@ class TrainingSnapshot:
 
 
 def copy_to_cpu(value: Any) -> Any:
-    """Copy nested containers, with their tensors copied to host memory.
-
-    Example:
-        >>> state = {"step": [torch.ones(2)]}
-        >>> copy_to_cpu(state)["step"][0] is state["step"][0]
-        False
-    """
+    """Copy nested containers, with their tensors copied to host memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if type(value) in (dict, OrderedDict):

@@ -12,7 +12,7 @@ from regrow import MagnitudePruning, diagnose
 from regrow.app.cli.doctor_command import diagnosis_tables
 from regrow.app.experiment.plan import plan
 from regrow.callbacks.core.summary import render_summary
-from regrow.utils.display import shorten_names
+from regrow.utils.display import align_columns, shorten_names
 
 GOLDEN = Path(__file__).with_name("tables")
 WIDTHS = pytest.mark.parametrize("width", [80, 120])
@@ -74,3 +74,7 @@ def test_shortened_names_are_distinct_and_fit():
             assert len({*shortened}) == len(names)
             if shortened != names:
                 assert all(len(name) <= width for name in shortened)
+
+
+def test_columns_are_aligned():
+    assert align_columns([("name", "n"), ("fc", "10")]) == "name  n\nfc    10"

@@ -14,8 +14,7 @@ from torch import Tensor
 from regrow.app.data.augment import Augment, make_augmentation, make_normalizer
 from regrow.app.data.torchvision_files import Samples, TorchvisionFiles
 from regrow.data.data_module import TrainingPosition
-from regrow.data.epoch_order import generator
-from regrow.data.resumable import ResumableLoader
+from regrow.data.resumable import ResumableLoader, generator
 from regrow.data.tensor_loader import BatchLoader
 from regrow.utils.errors import ConfigError, check_count
 from regrow.utils.lightning_classes import pl

@@ -15,8 +15,14 @@ from torch.utils.data import Dataset, IterableDataset, default_collate, get_work
 
 from regrow.app.data.image_transforms import decode
 from regrow.app.data.worker_loader import WorkerConfig
-from regrow.data.epoch_order import epoch_order, generator, samples_per_rank
-from regrow.data.resumable import Batch, ResumableLoader, rank_and_world
+from regrow.data.resumable import (
+    Batch,
+    ResumableLoader,
+    epoch_order,
+    generator,
+    rank_and_world,
+    samples_per_rank,
+)
 from regrow.utils.errors import ConfigError, DataError
 
 IMAGES = ("jpg", "jpeg", "png")

@@ -14,8 +14,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from regrow.app.data.image_transforms import Transform
 from regrow.data.dataset_loader import seed_generators
-from regrow.data.epoch_order import epoch_order, generator, samples_per_rank
-from regrow.data.resumable import Batch, ResumableLoader, rank_and_world
+from regrow.data.resumable import (
+    Batch,
+    ResumableLoader,
+    epoch_order,
+    generator,
+    rank_and_world,
+    samples_per_rank,
+)
 
 Finish = Callable[[Tensor, Tensor], Batch]
 """A batch of uint8 images and labels -> normalized, on the training device."""

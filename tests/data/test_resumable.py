@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow.data.epoch_order import epoch_order, generator
+from regrow.data.resumable import epoch_order, generator
 
 
 def test_generator_is_seeded_by_a_stable_hash_of_its_key() -> None:
