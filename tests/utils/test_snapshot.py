@@ -138,8 +138,8 @@ def test_snapshot_survives_a_file_and_shares_no_memory():
     file = io.BytesIO()
     torch.save(memory.state_dict(), file)
     file.seek(0)
-    loaded, saved = TrainingSnapshot(), torch.load(file, weights_only=True)
-    loaded.load_state_dict(saved)
+    saved = torch.load(file, weights_only=True)
+    loaded = TrainingSnapshot.loaded(saved)
     for tensor in saved["parameters"].values():
         tensor.zero_()
     training.steps(range(3, 6))

@@ -11,8 +11,7 @@ import torch
 from regrow.callbacks.core.base import Callback, PruneEvent
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import check_has_pruner, pruners
-from regrow.distributed.shard import shard_of
-from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.distributed.shard import ShardedCounts, shard_of
 from regrow.utils.lightning_classes import pl
 
 _WORDS = ("overlap", "explored")

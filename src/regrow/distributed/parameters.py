@@ -10,23 +10,29 @@ import torch
 from torch import Tensor
 
 from regrow.distributed.collectives import Ranks
-from regrow.distributed.shard import Shard, is_dtensor, local_tensor, shard_of, to_dtensor_like
-from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.distributed.shard import (
+    Shard,
+    ShardedCounts,
+    is_dtensor,
+    local_tensor,
+    shard_of,
+    to_dtensor_like,
+)
 from regrow.utils.bits import pruned_before
 from regrow.utils.errors import ConfigError
 
 MOMENT = "::"  # separates a parameter's name from the name of its moment
 
 
-class Shards(Mapping[str, Shard | None]):
+class Shards(dict[str, Shard | None]):
     """The shard of each parameter by name; None for parameters that are not sharded."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__({name: shard_of(name, p) for name, p in parameters.items()})
         self._parameters = dict(parameters)
-        self._shards = {name: shard_of(name, p) for name, p in parameters.items()}
         self._keeps_sharded = False
         self.ranks: Ranks | None = None  # those that hold the shards, if there are any
-        for name, shard in self._shards.items():
+        for name, shard in self.items():
             if shard is None:
                 continue
             self.ranks = self.ranks or shard.ranks
@@ -36,21 +42,12 @@ class Shards(Mapping[str, Shard | None]):
                     f"pruned parameters over one mesh, or write exclude=[{name!r}]"
                 )
 
-    def __getitem__(self, name: str) -> Shard | None:
-        return self._shards[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shards)
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
     def _shard(self, key: str) -> Shard | None:
-        return self._shards.get(key.partition(MOMENT)[0])
+        return self.get(key.partition(MOMENT)[0])
 
     def sums(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Sum counts per parameter over the shards; one all-reduce."""
-        totals = ShardedCounts([self._shards[name] for name in counts]).sums(counts.values())
+        totals = ShardedCounts([self[name] for name in counts]).sums(counts.values())
         return dict(zip(counts, totals, strict=True))
 
     @contextmanager
@@ -128,7 +125,7 @@ class Shards(Mapping[str, Shard | None]):
         selected = {}
         for key, value in values.items():
             name = key.partition(MOMENT)[0]
-            shard, mask = self._shards.get(name), masks.get(name)
+            shard, mask = self.get(name), masks.get(name)
             if mask is not None and value.shape == (mask.shape if shard is None else shard.shape):
                 # a flat one of this shape has all values, so that both readings agree
                 value = self._rows(key, value)[~mask]

@@ -62,10 +62,7 @@ class RandomStream:
 
     def finish(self) -> None:
         """Draw the remaining numbers, so that the generator advances as if all were drawn."""
-        self._buffer = self._buffer[:0]
-        while self._drawn < self._size:
-            self._fill()
-            self._buffer = self._buffer[:0]
+        self._skip(self._size - self._drawn + len(self._buffer))
 
     def _skip(self, count: int) -> None:
         while count:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from regrow.distributed.shard import (
     Shard,
+    ShardedCounts,
     is_dtensor,
     local_tensor,
     shard_of,
     to_dtensor_like,
 )
-from regrow.distributed.sharded_counts import ShardedCounts
 from regrow.masks.targets import select_targets
 from regrow.utils.bits import is_packed_mask, joined_bits, pack_bits, unpack_bits
 from regrow.utils.errors import ConfigError, StateError

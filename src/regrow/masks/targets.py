@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -16,7 +17,6 @@ from torch.nn.utils import parametrize
 
 from regrow.distributed.shard import Shard, local_tensor, reshard_fsdp, shard_of
 from regrow.masks.heads import HeadPart, find_heads
-from regrow.masks.shared_memory import check_memory_not_shared
 from regrow.utils.errors import ConfigError, StateError, check_patterns, closest_names, join_limited
 from regrow.utils.names import matches_pattern, name_parts, strip_compile_prefix
 
@@ -198,7 +198,7 @@ def _selection(
     heads = find_heads(model)
     targets = tuple(_target(entry, heads.get(entry.names[0], "no head")) for entry in chosen)
     built = {e.names[0]: e.parameter for e in entries if not is_lazy(e.parameter)}
-    check_memory_not_shared(built, {target.name for target in targets})
+    _check_memory_not_shared(built, {target.name for target in targets})
     total = sum(parameter.numel() for parameter in built.values())
     return TargetSelection(targets, reasons, total, tuple(chosen))
 
@@ -320,3 +320,47 @@ def _target(entry: _Entry, heads: HeadPart | str) -> Target:
         input_dim = 1
     groups = owner.groups if isinstance(owner, _ConvNd) else 1
     return Target(name, parameter, input_dim, groups, heads)
+
+
+def _check_memory_not_shared(parameters: Mapping[str, Tensor], pruned: Collection[str]) -> None:
+    """Check that pruned parameters share memory neither with others nor within themselves.
+
+    A zero written into one would be a zero in the other, under a mask of its own.
+    """
+    spans = []
+    for name, parameter in parameters.items():
+        tensor = local_tensor(parameter.detach())
+        if tensor.layout is not torch.strided or tensor.numel() == 0 or not tensor.data_ptr():
+            continue
+        pairs = list(zip(tensor.shape, tensor.stride(), strict=True))
+        if name in pruned and any(size > 1 and stride == 0 for size, stride in pairs):
+            raise StateError(
+                f"several elements of {name} are the same memory (an expanded tensor), so they "
+                f"cannot have masks of their own: write {name}.data = {name}.data.clone()"
+            )
+        last = sum((size - 1) * stride for size, stride in pairs)
+        start = tensor.data_ptr()
+        spans.append((str(tensor.device), start, start + last * tensor.itemsize, name, tensor))
+    spans.sort(key=lambda span: span[:2])
+    for at, (device, _, end, name, tensor) in enumerate(spans):
+        for other_device, start, _, other, others in spans[at + 1 :]:
+            if other_device != device or start > end:
+                break
+            if {name, other} & {*pruned} and np.intersect1d(
+                _addresses(tensor), _addresses(others)
+            ).size:
+                first, second = sorted((name, other), key=list(parameters).index)
+                raise StateError(
+                    f"{first} and {second} share memory but are two parameters, so that masks of "
+                    "one would change the other: tie them as one parameter (b.weight = a.weight), "
+                    f"use the first in forward (F.linear(x, a.weight.t())), or copy it: "
+                    f"{second}.data = {second}.data.clone()"
+                )
+
+
+def _addresses(tensor: Tensor) -> np.ndarray:
+    """Return the address of every element."""
+    found = np.array([tensor.data_ptr()], dtype=np.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        found = np.add.outer(found, np.arange(size) * stride * tensor.itemsize)
+    return found.ravel()

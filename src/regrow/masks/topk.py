@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regrow.distributed.shard import Shard
-from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.distributed.shard import Shard, ShardedCounts
 from regrow.masks.lazy_scores import LazyScores, ScoresLike, as_lazy
 from regrow.masks.sort_keys import SortKeys, count_true, nonzero, sorted_keys
 from regrow.utils.bits import as_numpy
@@ -44,24 +43,14 @@ def global_topk_masks(
 ) -> list[Tensor]:
     """Compute masks that prune the `n_prune` lowest scores of all tensors together.
 
-    Exactly `n_prune` elements are False, those included of which `kept` is 0 (None: nothing). Equal
-    scores are pruned in the order of (tensor, flat index). Masks have the scores' shapes and
-    strides.
+    Exactly `n_prune` elements are False, over all tensors and ranks, those included of which `kept`
+    is 0. Equal scores are pruned in the order of (tensor, flat index). Masks have the scores'
+    shapes and strides. Scores are ranked by |score| with `magnitude`. `among_pruned` ranks the
+    elements that `kept` marks as pruned (regrowth); all others are False then. Each tensor keeps
+    `min_keep` elements.
 
-    Args:
-        scores: One tensor per layer, any shape and floating type, or lazy scores.
-        n_prune: Over all tensors and ranks.
-        kept: One tensor per layer, 0 where pruned already.
-        among_pruned: Rank the elements that `kept` marks as pruned (regrowth); others are False.
-        magnitude: Rank by |score|.
-        min_keep: Minimum number of kept elements, for all tensors or one number per tensor.
-        names: Names for messages.
-        shards: Of the layers; every rank must call, and receives the masks of its rows. Only
-            histograms and counts are communicated.
-
-    Raises:
-        StateError: If a score is NaN, naming the layer.
-        ConfigError: If `n_prune` is below the pruned number or above what `min_keep` allows.
+    With `shards` every rank must call, and receives the masks of its rows. Only histograms and
+    counts are communicated.
     """
     kept = kept or [None] * len(scores)
     totals = ShardedCounts(shards or [None] * len(scores))

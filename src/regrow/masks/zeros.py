@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.distributed.shard import ShardedCounts
 from regrow.masks.targets import Target, select_targets
 from regrow.utils.errors import join_limited
 

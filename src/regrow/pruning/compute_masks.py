@@ -11,11 +11,10 @@ from torch import Tensor
 
 from regrow.criteria.base import compute_scores, get_criterion, lazy_criterion_scores
 from regrow.criteria.elementwise import magnitude
-from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.distributed.shard import ShardedCounts
 from regrow.masks.distributions import DISTRIBUTIONS, LayerSize, Pool, lamp_scores, uniform
 from regrow.masks.granularity import (
     Granularity,
-    Grouped,
     Head,
     Weight,
     head_part,
@@ -45,28 +44,25 @@ def choose_masks(
     separate one. With a `threshold` the scores below it are pruned, as far as `min_density` allows,
     instead of a fraction.
     """
-    granularity = make_granularity(config.granularity)
-    ranks_weights = threshold is None and isinstance(granularity, Weight)
+    units = _Units(make_granularity(config.granularity), targets)
+    ranks_weights = threshold is None and isinstance(units.granularity, Weight)
     # the weights themselves are ranked by magnitude, which saves a copy of all of them
     by_magnitude = config.criterion is magnitude and ranks_weights and config.distribution != "lamp"
-    scores = [_scores(config, target, by_magnitude, event) for target in targets]
-    groups = _groups(granularity, targets)
-    units = [_units(granularity, group, targets, scores) for group in groups]
-    alive = [_alive(granularity, group, targets, kept) for group in groups]
-    firsts = [targets[group[0]] for group in groups]
+    of_weights = [_scores(config, target, by_magnitude, event) for target in targets]
+    scores, alive, firsts = units.scores(of_weights), units.alive(kept), units.firsts
     if config.distribution == "lamp":
-        computed = [unit for unit in units if isinstance(unit, Tensor)]  # all, see `_scores`
+        computed = [score for score in scores if isinstance(score, Tensor)]  # all, see `_scores`
         triples = zip(computed, alive, firsts, strict=True)
-        units = [lamp_scores(unit, live, target.name) for unit, live, target in triples]
-    layers = _layer_sizes(config, granularity, firsts, units, alive, own)
+        scores = [lamp_scores(score, live, target.name) for score, live, target in triples]
+    layers = _layer_sizes(config, units, scores, alive, own)
     if threshold is None:
-        pools = _pools(config, layers, sparsity / granularity.limit, own, granularity.limit)
+        pools = _pools(config, layers, sparsity, own, units.granularity.limit)
     else:
-        pools = _pools_below(threshold, firsts, layers, units, alive)
+        pools = _pools_below(threshold, firsts, layers, scores, alive)
     masks: dict[int, Tensor] = {}
     for pool in pools:
         chosen = global_topk_masks(
-            [units[i] for i in pool.layers],
+            [scores[i] for i in pool.layers],
             pool.pruned,
             [alive[i] for i in pool.layers],
             magnitude=by_magnitude,
@@ -75,87 +71,83 @@ def choose_masks(
             shards=[firsts[i].shard for i in pool.layers],
         )
         masks |= zip(pool.layers, chosen, strict=True)
-    del units  # frees memory for the masks
-    if isinstance(granularity, Weight):
-        return [masks[i] for i in range(len(targets))]
-    return _weight_masks(granularity, groups, targets, masks, alive, scores, kept)
+    del scores  # frees memory for the masks
+    return units.weight_masks([masks[i] for i in range(len(firsts))], alive, of_weights, kept)
 
 
 def mask_complete_units(
     granularity: Granularity, targets: Sequence[Target], kept: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return masks that prune, of what bool masks prune, the complete units."""
-    if isinstance(granularity, Weight):
-        return list(kept)
-    groups = _groups(granularity, targets)
-    units = {i: _alive(granularity, group, targets, kept) for i, group in enumerate(groups)}
+    units = _Units(granularity, targets)
+    complete = [unit for unit in units.alive(kept) if unit is not None]  # all of them
     scores = [elementwise_scores(magnitude, target.weight) for target in targets]
-    nothing = [None] * len(targets)
-    found = {i: unit for i, unit in units.items() if unit is not None}
-    return _weight_masks(granularity, groups, targets, found, nothing, scores, nothing)
+    return units.weight_masks(complete, [None] * len(complete), scores, [None] * len(targets))
 
 
-def _groups(granularity: Granularity, targets: Sequence[Target]) -> list[list[int]]:
-    """Return which targets have their units together: single ones, or those of a module's heads."""
-    if isinstance(granularity, Head):
-        return granularity.groups(targets)
-    return [[i] for i in range(len(targets))]
+class _Units:
+    """The units of some targets, by group: of each one alone, or heads of a whole module."""
 
+    def __init__(self, granularity: Granularity, targets: Sequence[Target]) -> None:
+        self.granularity, self.targets = granularity, targets
+        self.groups = [[i] for i in range(len(targets))]
+        if isinstance(granularity, Head):
+            self.groups = granularity.groups(targets)
+        self.firsts = [targets[group[0]] for group in self.groups]
 
-def _units(
-    granularity: Granularity,
-    group: Sequence[int],
-    targets: Sequence[Target],
-    scores: Sequence[ScoresLike],
-) -> ScoresLike:
-    """Turn the scores of weights into those of the units of a group of targets."""
-    first = scores[group[0]]
-    if isinstance(granularity, Weight):
-        return first
-    if not isinstance(granularity, Head):
-        return units_of(granularity, first, targets[group[0]].input_dim)
-    return torch.stack([head_part(targets[i]).sums(whole_scores(scores[i])) for i in group]).sum(0)
+    def scores(self, scores: Sequence[ScoresLike]) -> list[ScoresLike]:
+        """Turn the scores of weights into those of units."""
+        rule, targets = self.granularity, self.targets
+        if isinstance(rule, Weight):
+            return list(scores)
+        if not isinstance(rule, Head):
+            pairs = zip(scores, targets, strict=True)
+            return [units_of(rule, score, target.input_dim) for score, target in pairs]
+        return [
+            torch.stack([head_part(targets[i]).sums(whole_scores(scores[i])) for i in group]).sum(0)
+            for group in self.groups
+        ]
 
-
-def _alive(
-    granularity: Granularity,
-    group: Sequence[int],
-    targets: Sequence[Target],
-    kept: Sequence[Tensor | None],
-) -> Tensor | None:
-    """Return which units of a group of targets are not pruned; None: all."""
-    masks = {i: mask for i in group if (mask := kept[i]) is not None}
-    if isinstance(granularity, Head):
-        if len(masks) < len(group):
-            return None
-        return torch.stack([head_part(targets[i]).kept(masks[i]) for i in group]).any(0)
-    if not masks or isinstance(granularity, Weight):
-        return kept[group[0]]
-    return granularity.kept_units(masks[group[0]] != 0, targets[group[0]].input_dim)
-
-
-def _weight_masks(
-    granularity: Grouped | Head,
-    groups: Sequence[Sequence[int]],
-    targets: Sequence[Target],
-    masks: Mapping[int, Tensor],
-    alive: Sequence[Tensor | None],
-    scores: Sequence[ScoresLike],
-    kept: Sequence[Tensor | None],
-) -> list[Tensor]:
-    """Turn masks of the units of groups into masks of the weights of all targets."""
-    result: dict[int, Tensor] = {}
-    for number, group in enumerate(groups):
-        before = alive[number]
-        units = masks[number] if before is None else masks[number] | ~before
-        for i in group:
-            now, target = kept[i], targets[i]
-            if isinstance(granularity, Head):
-                mask = head_part(target).mask(units, target.weight)
+    def alive(self, kept: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return which units are not pruned; None: all."""
+        rule = self.granularity
+        if isinstance(rule, Weight):
+            return list(kept)
+        found: list[Tensor | None] = []
+        for group, first in zip(self.groups, self.firsts, strict=True):
+            masks = [mask for i in group if (mask := kept[i]) is not None]
+            if len(masks) < len(group):
+                found.append(None)
+            elif isinstance(rule, Head):
+                pairs = zip(group, masks, strict=True)
+                parts = [head_part(self.targets[i]).kept(mask) for i, mask in pairs]
+                found.append(torch.stack(parts).any(0))
             else:
-                mask = mask_from_units(granularity, units, scores[i], target.input_dim)
-            result[i] = mask if now is None else mask.logical_and_(now != 0)
-    return [result[i] for i in range(len(targets))]
+                found.append(rule.kept_units(masks[0] != 0, first.input_dim))
+        return found
+
+    def weight_masks(
+        self,
+        masks: Sequence[Tensor],
+        alive: Sequence[Tensor | None],
+        scores: Sequence[ScoresLike],
+        kept: Sequence[Tensor | None],
+    ) -> list[Tensor]:
+        """Turn masks of units into masks of the weights of all targets."""
+        rule = self.granularity
+        if isinstance(rule, Weight):
+            return list(masks)
+        result: dict[int, Tensor] = {}
+        for group, mask, live in zip(self.groups, masks, alive, strict=True):
+            units = mask if live is None else mask | ~live
+            for i in group:
+                now, target = kept[i], self.targets[i]
+                if isinstance(rule, Head):
+                    whole = head_part(target).mask(units, target.weight)
+                else:
+                    whole = mask_from_units(rule, units, scores[i], target.input_dim)
+                result[i] = whole if now is None else whole.logical_and_(now != 0)
+        return [result[i] for i in range(len(result))]
 
 
 def _scores(config: PruningConfig, target: Target, by_magnitude: bool, event: int) -> ScoresLike:
@@ -171,46 +163,45 @@ def _scores(config: PruningConfig, target: Target, by_magnitude: bool, event: in
 
 def _layer_sizes(
     config: PruningConfig,
-    granularity: Granularity,
-    targets: Sequence[Target],
-    units: Sequence[ScoresLike],
+    units: _Units,
+    scores: Sequence[ScoresLike],
     alive: Sequence[Tensor | None],
     own: Mapping[str, float],
 ) -> list[LayerSize]:
     """Count the units of each layer: all, pruned ones, and how many must stay."""
-    totals = ShardedCounts([target.shard for target in targets])
-    here = [as_lazy(unit).like.numel() for unit in units]
+    rule, totals = units.granularity, ShardedCounts([target.shard for target in units.firsts])
+    here = [as_lazy(score).like.numel() for score in scores]
     sizes = totals.sums(here)
     pruned = totals.sums(
         0 if live is None else size - int(live.count_nonzero())
         for size, live in zip(here, alive, strict=True)
     )
     # of the units of n:m groups, which keep n weights, fewer need to stay
-    share = 1 - (1 - config.min_density) / granularity.limit
+    share = 1 - (1 - config.min_density) / rule.limit
     return [
         LayerSize(
             target.name,
             tuple(target.parameter.shape),
             size,
             n_pruned,
-            max(granularity.least, 0 if target.name in own else math.ceil(share * size - 1e-6)),
+            max(rule.least, 0 if target.name in own else math.ceil(share * size - 1e-6)),
         )
-        for target, size, n_pruned in zip(targets, sizes, pruned, strict=True)
+        for target, size, n_pruned in zip(units.firsts, sizes, pruned, strict=True)
     ]
 
 
 def _pools(
     config: PruningConfig,
     layers: Sequence[LayerSize],
-    share: float,
+    sparsity: float,
     own: Mapping[str, float],
     limit: float,
 ) -> list[Pool]:
-    """Distribute a share of the units over layers; those with a separate sparsity get their own."""
+    """Distribute a sparsity over layers, in units; those with a separate one get their own."""
     rest = [i for i, layer in enumerate(layers) if layer.name not in own]
     pools: list[Pool] = []
     if rest:
-        for pool in DISTRIBUTIONS[config.distribution]([layers[i] for i in rest], share):
+        for pool in DISTRIBUTIONS[config.distribution]([layers[i] for i in rest], sparsity / limit):
             pools.append(Pool(tuple(rest[i] for i in pool.layers), pool.pruned))
     for i, layer in enumerate(layers):
         if layer.name in own:

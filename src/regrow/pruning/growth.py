@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.distributed.shard import ShardedCounts
 from regrow.distributed.sharded_random import sharded_random
 from regrow.masks.lazy_scores import ScoresLike, materialized_scores, random_scores
 from regrow.masks.targets import Target

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from regrow.distributed.sharded_counts import ShardedCounts
+from regrow.distributed.shard import ShardedCounts
 from regrow.masks.targets import Target
 from regrow.pruning.growth import (
     GrowthCriterion,

@@ -117,12 +117,8 @@ class TrainingSnapshot:
         if state is None:
             return None
         snapshot = cls()
-        snapshot.load_state_dict(state)
+        snapshot._state = copy_to_cpu(state)
         return snapshot
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a copy of the result of `state_dict`."""
-        self._state = copy_to_cpu(state)
 
     def _pairs(self, what: str, given: Iterable[Any]) -> list[tuple[Any, Any]]:
         objects, states = list(given), cast("dict[str, Any]", self._state)[what]
