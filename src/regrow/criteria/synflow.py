@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -128,8 +127,14 @@ def _flow_scores(
 ) -> dict[str, Tensor]:
     """Compute |w| dR/d|w| of every target; before anything is pruned each layer must have flow."""
     weights = [target.parameter for target in targets]
-    with torch.enable_grad(), _linear_mode(), torch.autocast(weights[0].device.type, enabled=False):
-        total = _summed_output(model, example_input, weights[0].device)
+    device = weights[0].device
+    with (
+        torch.enable_grad(),
+        torch.compiler.set_stance("force_eager"),
+        _IdentityMode(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        total = _summed_output(model, example_input, device)
     gradients = torch.autograd.grad(total, weights, allow_unused=True)
     scores = {}
     for target, grad in zip(targets, gradients, strict=True):
@@ -179,10 +184,3 @@ class _IdentityMode(TorchFunctionMode):
         if func in _IDENTITIES:
             return args[0] if args else kwargs["input"]
         return func(*args, **kwargs)
-
-
-@contextmanager
-def _linear_mode() -> Iterator[None]:
-    """Run models without activations, norms and compilation."""
-    with torch.compiler.set_stance("force_eager"), _IdentityMode():
-        yield

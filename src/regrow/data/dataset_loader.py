@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,15 +54,10 @@ class _SeededSamples(Dataset[tuple[int, Any]]):
             return seed, self.dataset[index]
 
 
-class _SeededCollate:
+def _seeded_collate(collate: Callable[[list[Any]], Any], samples: list[tuple[int, Any]]) -> Any:
     """Collate the samples of a batch, with draws that depend on its first sample's seed."""
-
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, samples: list[tuple[int, Any]]) -> Any:
-        with seed_generators(generator(samples[0][0], "collate").initial_seed()):
-            return self.collate([sample for _, sample in samples])
+    with seed_generators(generator(samples[0][0], "collate").initial_seed()):
+        return collate([sample for _, sample in samples])
 
 
 class DatasetLoader(ResumableLoader):
@@ -110,7 +106,8 @@ class DatasetLoader(ResumableLoader):
                 "epoch, and workers live for one epoch; write shuffle=, seed=, num_workers="
             )
         self.dataset, self.shuffle, self.drop_last = dataset, shuffle, drop_last
-        self.loading = loading | {"collate_fn": _SeededCollate(collate_fn or default_collate)}
+        collate = partial(_seeded_collate, collate_fn or default_collate)
+        self.loading = loading | {"collate_fn": collate}
         if len(self) == 0:
             raise ConfigError(
                 f"batch_size={batch_size} with drop_last={drop_last} leaves no batch of "

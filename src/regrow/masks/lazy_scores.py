@@ -40,7 +40,7 @@ ScoresLike = Tensor | LazyScores
 
 def as_lazy(scores: ScoresLike) -> LazyScores:
     """Wrap a tensor of scores as lazy scores; lazy scores are returned unchanged."""
-    return scores if isinstance(scores, LazyScores) else elementwise_scores(_identity, scores)
+    return scores if isinstance(scores, LazyScores) else elementwise_scores(lambda s: s, scores)
 
 
 def whole_scores(scores: ScoresLike) -> Tensor:
@@ -83,7 +83,3 @@ def materialized_scores(like: Tensor, make: Callable[[], Tensor | None]) -> Lazy
         return next_part
 
     return LazyScores((like,), like.dtype, new_pass)
-
-
-def _identity(scores: Tensor) -> Tensor:
-    return scores

@@ -220,8 +220,8 @@ def check_weights_masked(packed: Mapping[str, Any], tensors: Mapping[str, Any]) 
     for name, shape in packed.get("shapes", {}).items():  # one mask at a time
         weight = named.get(name)
         if isinstance(weight, Tensor) and not is_dtensor(weight) and list(weight.shape) == shape:
-            pruned = ~unpack_bits(packed["bits"][name], shape).to(weight.device)
-            if bool(_not_positive_zero(weight.detach())[pruned].any()):
+            pruned = weight.detach()[~unpack_bits(packed["bits"][name], shape).to(weight.device)]
+            if bool(((pruned != 0) | pruned.signbit()).any()):
                 wrong.append(name)
     if wrong:
         raise StateError(
@@ -229,7 +229,3 @@ def check_weights_masked(packed: Mapping[str, Any], tensors: Mapping[str, Any]) 
             "prune: they were saved at different times, or the weights were changed since: load "
             "them into the model and start a fit without ckpt_path"
         )
-
-
-def _not_positive_zero(weight: Tensor) -> Tensor:
-    return (weight != 0) | weight.signbit()

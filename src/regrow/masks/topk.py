@@ -64,7 +64,8 @@ def global_topk_masks(
     pairs = zip(local_sizes, local_kept, strict=True)
     ranked = totals.sums(size - count if among_pruned else count for size, count in pairs)
     quota = n_prune - (sum(sizes) - sum(ranked))
-    floors = _floors(min_keep, ranked)
+    least = [min_keep] * len(ranked) if isinstance(min_keep, int) else min_keep
+    floors = [min(floor, count) for floor, count in zip(least, ranked, strict=True)]
     if not 0 <= quota <= sum(ranked) - sum(floors):
         raise ConfigError(
             f"{n_prune} of {sum(sizes)} places cannot be pruned: {sum(sizes) - sum(ranked)} are "
@@ -73,12 +74,6 @@ def global_topk_masks(
     pool = _Pool(lazy, kept, among_pruned, magnitude, names, totals)
     masks = _masks_with_floors(pool, ranked, quota, floors)
     return [masks[index] for index in range(len(scores))]
-
-
-def _floors(min_keep: int | Sequence[int], ranked: Sequence[int]) -> list[int]:
-    """Return the minimum number of kept elements per tensor; those pruned already do not count."""
-    least = [min_keep] * len(ranked) if isinstance(min_keep, int) else min_keep
-    return [min(floor, count) for floor, count in zip(least, ranked, strict=True)]
 
 
 def _masks_with_floors(

@@ -26,12 +26,7 @@ from regrow.pruning.enforcer import Handle, SoftMaskEnforcer
 from regrow.pruning.freezing import TrainSpec
 from regrow.pruning.growth import GrowthCriterion, regrow_count
 from regrow.pruning.initializers import Initializer
-from regrow.pruning.restore import (
-    check_not_soft,
-    describe_regrowth,
-    restore_removed,
-    return_pruned,
-)
+from regrow.pruning.restore import describe_regrowth, restore_removed, return_pruned
 from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState, MaskStateDict
 from regrow.pruning.transaction import atomic
 from regrow.utils.errors import ConfigError, StateError, check_bool, check_sparsity
@@ -289,11 +284,14 @@ class Pruner(BasePruner):
             >>> pruner.regrow(0.5)["pruned"]
             45
         """
-        check_not_soft(self.state)
+        if self.state.soft:
+            raise ConfigError(
+                "under soft pruning weights return by themselves, at each event: leave regrow out, "
+                "or call unprune()"
+            )
         before, optimizers, freezer = self.sparsity, list(optimizers), self.state.freezer
         train, targets = freezer.check(train), self.named(names)
-        pruned = sum(self.state.pruned_count(target.name) for target in targets)
-        amount = regrow_count(fraction, count, pruned)
+        amount = regrow_count(fraction, count, self.state.pruned_in(names))
         if train == "regrown" and not amount:
             raise ConfigError("no weight returns, so train='regrown' leaves nothing to train")
         freezer.set(train, return_pruned(self.state, targets, amount, by, init, optimizers))

@@ -31,7 +31,7 @@ from regrow.pruning.initializers import (
 )
 from regrow.pruning.removed_weights import MOMENT
 from regrow.pruning.state import MaskState, moments
-from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.errors import StateError
 from regrow.utils.names import callable_name
 from regrow.utils.random import make_generator
 
@@ -145,15 +145,6 @@ def describe_regrowth(
         "count": count,
         "train": train if isinstance(train, str) else list(train),
     }
-
-
-def check_not_soft(state: MaskState) -> None:
-    """Check that weights do not return by themselves, as under soft pruning."""
-    if state.soft:
-        raise ConfigError(
-            "under soft pruning weights return by themselves, at each event: leave regrow out, or "
-            "call unprune()"
-        )
 
 
 def _check_gradients_dense(state: MaskState, targets: Iterable[Target]) -> None:
