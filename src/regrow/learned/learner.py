@@ -39,8 +39,8 @@ class Learner(Reparametrization):
         super().__init__(method, train_weights=train_weights, seed=seed)
         self.kind, self.momentum = optimizer, momentum
         self.rate = 0.0
-        # Times the scores' learning rate: the factor of the regulariser's gradient in a step. It is
-        # applied beside the optimizer's step, as AdamW's weight decay, or Adam would normalise it.
+        # The factor of the regulariser's gradient in a step: its weight times the learning rate. It
+        # is applied beside the optimizer's step, as AdamW's weight decay, or Adam would undo it.
         self.penalty = 0.0
         self.zeros: dict[str, int] = {}  # effective weights that were 0 at the last update
         self.optimizer: Optimizer | None = None

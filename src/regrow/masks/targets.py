@@ -304,8 +304,6 @@ def _target(entry: _Entry, heads: HeadPart | str) -> Target:
         raise StateError(
             f"{name} is not built yet (a lazy layer): run one forward pass before pruning"
         )
-    if not parameter.is_floating_point():
-        raise StateError(f"{name} has dtype {parameter.dtype}: only real floating point is pruned")
     if parameter.dtype not in _DTYPES:
         raise StateError(
             f"{name} has dtype {parameter.dtype}: float16, bfloat16, float32 and float64 are "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -71,7 +72,9 @@ def global_topk_masks(
             f"{n_prune} of {sum(sizes)} places cannot be pruned: {sum(sizes) - sum(ranked)} are "
             f"pruned already, and at least {max(floors)} must stay in each of {len(sizes)} layers"
         )
-    pool = _Pool(lazy, kept, among_pruned, magnitude, names, totals)
+    keys = SortKeys(reduce(torch.promote_types, {one.dtype for one in lazy}), magnitude)
+    names = names or [f"tensor {index}" for index in range(len(scores))]
+    pool = _Pool(lazy, kept, among_pruned, keys, names, totals)
     masks = _masks_with_floors(pool, ranked, quota, floors)
     return [masks[index] for index in range(len(scores))]
 
@@ -104,23 +107,16 @@ class _Cut(NamedTuple):
     ties: int
 
 
+@dataclass(frozen=True)
 class _Pool:
-    """Score tensors as ordered integer keys: |score| by magnitude, else the signed value."""
+    """Score tensors that are ranked together, as ordered integer keys."""
 
-    def __init__(
-        self,
-        scores: Sequence[LazyScores],
-        kept: Sequence[Tensor | None],
-        among_pruned: bool,
-        magnitude: bool,
-        names: Sequence[str] | None,
-        totals: ShardedCounts,
-    ) -> None:
-        self.scores, self.kept, self.among_pruned, self.totals = scores, kept, among_pruned, totals
-        self.names = names or [f"tensor {index}" for index in range(len(scores))]
-        self.keys = SortKeys(
-            reduce(torch.promote_types, {tensor.dtype for tensor in scores}), magnitude
-        )
+    scores: Sequence[LazyScores]
+    kept: Sequence[Tensor | None]
+    among_pruned: bool
+    keys: SortKeys
+    names: Sequence[str]
+    totals: ShardedCounts
 
     def masks(self, indices: Sequence[int], count: int) -> dict[int, Tensor]:
         """Compute masks of some tensors, with their `count` lowest candidates pruned together."""

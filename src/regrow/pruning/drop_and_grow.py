@@ -60,13 +60,10 @@ def draw_masks(
 ) -> HistoryEntry:
     """Prune at random to the layer densities of the distribution, to start sparse training."""
     before, config = pruner.sparsity, pruner.config._replace(criterion=random)
-    optimizers = list(optimizers)
     kept = [pruner.enforcer.kept(target.name) for target in pruner.targets]
     event = len(pruner.history)
     masks = choose_masks(config, pruner.targets, kept, sparsity, pruner.layer_targets, event)
-    for target, mask in zip(pruner.targets, masks, strict=True):
-        pruner.state.set(target.name, mask, optimizers)
-    pruner.enforce(optimizers)
+    pruner.state.set_all(masks, optimizers)
     pruner.state.target = sparsity
     return pruner.record_event("prune", before)
 

@@ -155,7 +155,7 @@ class Pruner(BasePruner):
             ConfigError: For a sparsity out of range, below the present one, or out of reach.
             StateError: For NaN scores or missing gradients, naming the layer.
         """
-        sparsity, optimizers = check_sparsity("sparsity", sparsity), list(optimizers)
+        sparsity = check_sparsity("sparsity", sparsity)
         if sparsity > self.granularity.limit:
             raise ConfigError(
                 f"granularity {self.config.granularity!r} reaches sparsity "
@@ -169,7 +169,7 @@ class Pruner(BasePruner):
         else:
             self._check_not_below(sparsity)
             masks = self._next_masks(sparsity, own, scores)
-        self._set(masks, optimizers)
+        self.state.set_all(masks, optimizers)
         shared = self.total - sum(t.parameter.numel() for t in self.targets if t.name in own)
         separate = sum(t.parameter.numel() * own.get(t.name, 0.0) for t in self.targets)
         self.state.target = (sparsity * shared + separate) / self.total
@@ -202,9 +202,9 @@ class Pruner(BasePruner):
             >>> pruner.prune_below(0.6)["pruned"]
             2
         """
-        threshold, optimizers = self.config.check_threshold(threshold), list(optimizers)
+        threshold = self.config.check_threshold(threshold)
         before = self.sparsity
-        self._set(self._next_masks(0.0, {}, None, threshold), optimizers)
+        self.state.set_all(self._next_masks(0.0, {}, None, threshold), optimizers)
         self.state.target = self.sparsity
         self.warn_of_thin_layers(self.densities, threshold)
         return self.record_event("prune", before, threshold=threshold)
@@ -453,12 +453,6 @@ class Pruner(BasePruner):
         except BaseException:
             self.enforcer.weights()  # move the dense values of soft pruning out again
             raise
-
-    def _set(self, masks: Iterable[Tensor], optimizers: list[Optimizer]) -> None:
-        """Replace all masks and enforce them."""
-        for target, mask in zip(self.targets, masks, strict=True):
-            self.state.set(target.name, mask, optimizers)
-        self.enforce(optimizers)
 
     def _check_not_below(self, sparsity: float) -> None:
         present = self._shared_sparsity()

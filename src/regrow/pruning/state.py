@@ -102,8 +102,8 @@ class MaskState:
         # under soft masks the dense values include the removed ones
         self.removed_weights = RemovedWeights() if keep_removed and not soft else None
         self.originals: dict[str, Tensor] = {}  # for `init="original"`
-        self.momenta: dict[str, Tensor] = {}  # running means of dense gradients,
-        self.averages_gradients = False  # if this is set
+        self.momenta: dict[str, Tensor] = {}  # running means of dense gradients
+        self.averages_gradients = False  # whether they are computed
         self._pruned = dict.fromkeys(self.enforcer.parameters, 0)
 
     @property
@@ -206,6 +206,13 @@ class MaskState:
             for key, moment in now.items():
                 removed.store(key, moment, mask, before)
         self.count(name, mask)
+
+    def set_all(self, masks: Iterable[Tensor], optimizers: Iterable[Optimizer]) -> None:
+        """Replace the masks of all targets, in their order, and enforce them."""
+        optimizers = list(optimizers)
+        for target, mask in zip(self.targets, masks, strict=True):
+            self.set(target.name, mask, optimizers)
+        self.enforce(optimizers)
 
     def count(self, name: str, mask: Tensor) -> None:
         """Replace one mask and its count; nothing is stored."""
