@@ -28,37 +28,22 @@ from regrow.utils.lightning_classes import lightning_classes, pl
 
 
 class OpenEvent(TypedDict):
-    """An event that is being judged.
+    """An event that is being judged."""
 
-    Attributes:
-        sparsity: Sparsity after it.
-        step: Its step; recovery counts from there.
-        event: Its number in the pruner's history.
-    """
-
-    sparsity: float
-    step: int
-    event: int
+    sparsity: float  # after it
+    step: int  # recovery counts from here
+    event: int  # its number in the pruner's history
 
 
 class BudgetState(TypedDict):
-    """The saved state of `AccuracyBudget`.
+    """The saved state of `AccuracyBudget`."""
 
-    Attributes:
-        reference: The dense value; None before the first validation.
-        search: State of the search for the highest sparsity.
-        open: The event that is being judged, if any.
-        lost: What that event lost, if it failed and is not rolled back yet.
-        snapshot: State before that event.
-        epochs: The first step of each epoch of the fit, by its number.
-    """
-
-    reference: float | None
+    reference: float | None  # the dense value; None before the first validation
     search: BisectionStateDict
     open: OpenEvent | None
-    lost: float | None
-    snapshot: SnapshotState | None
-    epochs: dict[int, int]
+    lost: float | None  # by that event, if it failed and is not rolled back yet
+    snapshot: SnapshotState | None  # before that event
+    epochs: dict[int, int]  # the first step of each, by its number
 
 
 class AccuracyBudget(Callback):
@@ -328,19 +313,11 @@ class AccuracyBudget(Callback):
 def with_recovery(
     plan: PruningPlan, recover: int, validations: Sequence[int], first: int = 0
 ) -> PruningPlan:
-    """Choose events of a plan so that each is judged before the next one.
+    """Choose events of a plan so that each is judged before the next one; none if none can be.
 
-    An event at step s is judged at the first validation at s + `recover` or later. Events are
-    chosen from the last to the first; the last one chosen gets the plan's final sparsity.
-
-    Args:
-        plan: The planned events.
-        recover: Steps of training before an event is judged.
-        validations: The steps at which validation runs, increasing.
-        first: The first step at which an event may come.
-
-    Returns:
-        The chosen events; none if no event can be judged.
+    An event at step s is judged at the first of the `validations` at s + `recover` or later. Events
+    are chosen from the last to the first, none before step `first`; the last one chosen gets the
+    plan's final sparsity.
 
     Example:
         >>> plan = tuple(Milestone(step, step / 100) for step in range(10, 80))

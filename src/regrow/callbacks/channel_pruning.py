@@ -425,13 +425,7 @@ write 'macs'
 
 
 class Channels(PruningStrategy[ChannelPruner]):
-    """Mask channels up to the sparsity of each milestone.
-
-    Args:
-        config: How channels are ranked and counted.
-        keep_removed: Whether removed values are stored.
-        given: The example input given by the user; None: looked up when a fit starts.
-    """
+    """Masks channels up to the sparsity of each milestone."""
 
     config: ChannelConfig
 

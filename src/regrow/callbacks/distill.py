@@ -33,17 +33,10 @@ _STEP = "training_step"
 
 
 class DistillState(TypedDict):
-    """The saved state of `Distill`, compared on resume.
-
-    Attributes:
-        format: Version of this layout.
-        teacher: Hash of the teacher's weights.
-        temperature: T of the loss.
-        weight: Weight of the distillation loss.
-    """
+    """The saved state of `Distill`, compared on resume."""
 
     format: int
-    teacher: str
+    teacher: str  # hash of its weights
     temperature: float
     weight: float
 

@@ -168,14 +168,7 @@ class DropGrowStateDict(TypedDict):
 
 
 class DropGrow(GradualMagnitude):
-    """Draw masks at the first step, then drop weights and grow as many at each update.
-
-    Args:
-        config: How weights are ranked for dropping.
-        updates: When masks move.
-        initializer: Values of grown weights.
-        keep_removed, grow, drop_fraction, skip_update, from_zeros: See `DynamicSparseTraining`.
-    """
+    """Draws masks at the first step, then drops weights and grows as many at each update."""
 
     constant_sparsity = True
 

@@ -91,12 +91,7 @@ def check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
 
 @dataclass(frozen=True)
 class Learning(ProportionalLayers):
-    """The steps in which masks are learned; the one event hardens them.
-
-    Example:
-        >>> Learning(0, 0.75).plan(0.9, Timeline(total=100))
-        (Milestone(step=75, sparsity=0.9),)
-    """
+    """The steps in which masks are learned; the one event hardens them."""
 
     begin: TimeLike = 0
     end: TimeLike = 0.75
@@ -285,14 +280,9 @@ class LearnedMaskStateDict(TypedDict):
 
 
 class LearnedMask(PruningStrategy[Pruner]):
-    """Learn masks in the steps of `learning`, and harden them at the last one.
+    """Learns masks in the steps of `learning`, and hardens them at the last one.
 
-    Args:
-        learner: Dense weights and scores.
-        config: Its criterion is the margin of the learned scores.
-        keep_removed, ramp, score_lr: See `LearnedMasks`.
-        learning: When masks are learned.
-        settings: Compared when a fit resumes.
+    A resume compares `settings`.
     """
 
     learns_masks = True

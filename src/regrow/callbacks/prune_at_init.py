@@ -208,13 +208,7 @@ class Probe(NamedTuple):
 
 
 class AtInit(GradualMagnitude):
-    """Prune once, by scores of the untrained network.
-
-    Args:
-        config: Its criterion only names the method, except for "random".
-        scoring: The method.
-        keep_removed, batches, rounds, temperature, logits: See `PruneAtInit`.
-    """
+    """Prunes once, by scores of the untrained network."""
 
     def __init__(
         self,

@@ -28,21 +28,13 @@ from regrow.utils.lightning_classes import pl
 
 
 class RegrowState(TypedDict):
-    """The saved state of `Regrow`.
-
-    Attributes:
-        times: Steps of the times in `at`, and how many have passed.
-        pending: Whether the condition `when` holds and regrowth has not happened yet.
-        waits: Whether regrowth waits for an event to be judged.
-        best: The best value of the monitored metric.
-        waited: Validations since then.
-    """
+    """The saved state of `Regrow`."""
 
     times: EventTimesState
-    pending: bool
-    waits: bool
-    best: float
-    waited: int
+    pending: bool  # `when` holds, and regrowth has not happened yet
+    waits: bool  # for an event to be judged
+    best: float  # value of the monitored metric
+    waited: int  # validations since then
 
 
 class Regrow(Callback):
@@ -236,9 +228,7 @@ class Regrow(Callback):
     def _run_due(self, trainer: pl.Trainer, ready: _Ready | None = None) -> None:
         """Regrow if a time has come or a condition holds, unless an event is still judged.
 
-        Args:
-            trainer: In a fit.
-            ready: Whether the present gradients are those of a pruning callback's parameters.
+        `ready` says whether the present gradients are those of a pruning callback's parameters.
         """
         due, request = self._overdue, self.request
         if due is None and not self._pending:

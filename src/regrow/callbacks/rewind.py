@@ -31,21 +31,13 @@ FORMAT = 1
 
 
 class RewindState(TypedDict):
-    """The saved state of `Rewind`.
-
-    Attributes:
-        format: Version of this layout.
-        parts: What rewinds: "weights", "lr", "optimizer" and "fresh" (a reset optimizer).
-        step: The step to which it rewinds; None before a fit.
-        memory: The state at that step; None before it.
-        fresh: The state of new optimizers, if they are reset.
-    """
+    """The saved state of `Rewind`."""
 
     format: int
-    parts: list[str]
-    step: int | None
-    memory: SnapshotStateDict | None
-    fresh: SnapshotStateDict | None
+    parts: list[str]  # "weights", "lr", "optimizer" and "fresh" (a reset optimizer)
+    step: int | None  # to which it rewinds; None before a fit
+    memory: SnapshotStateDict | None  # at that step; None before it
+    fresh: SnapshotStateDict | None  # of new optimizers, if they are reset
 
 
 class Rewind(Callback):

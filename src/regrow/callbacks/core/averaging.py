@@ -126,12 +126,7 @@ class Averages:
 
 
 def check_averages_complete(trainer: pl.Trainer, pruned: Mapping[str, nn.Parameter]) -> None:
-    """Check that averages contain all pruned parameters, unsharded.
-
-    Args:
-        trainer: With its fit set up.
-        pruned: The parameters by name.
-    """
+    """Check that averages contain all pruned parameters, unsharded."""
     for callback in Averages(trainer).callbacks:
         average, name = _copy_of(callback), type(callback).__name__
         averaged = {} if average is None else parameters(average)

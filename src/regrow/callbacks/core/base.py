@@ -53,59 +53,33 @@ class Events(Protocol):
 
 @dataclass(frozen=True)
 class PruneEvent:
-    """One change of masks.
+    """One change of masks."""
 
-    Attributes:
-        pruner: The callback whose masks changed.
-        step: `trainer.global_step` when it happened.
-        epoch: `trainer.current_epoch` when it happened.
-        before: Sparsity before the event.
-        after: Sparsity after it.
-        entry: The pruner's history entry.
-    """
-
-    pruner: PrunerOwner
+    pruner: PrunerOwner  # the callback whose masks changed
     step: int
     epoch: int
-    before: float
+    before: float  # sparsity
     after: float
     entry: HistoryEntry
 
 
 class Callback(LightningCallback):
-    """A Lightning callback with additional hooks around prune events.
+    """A Lightning callback with additional hooks around prune events."""
 
-    Attributes:
-        priority: Callbacks with a lower number run first in `on_suite_batch_start`.
-        children: Callbacks that are added to the Trainer right behind this one.
-        needs_whole_parameters: Whether it does not support sharded parameters.
-        constant_sparsity: Whether the sparsity is the same from the first step to the last.
-        needs_rising_sparsity: Whether it acts on events that prune further.
-        searches_sparsity: Whether it changes the sparsity of events.
-        uses_threshold: Whether its events have thresholds instead of sparsities.
-        restores_weights: Whether it sets weights back to an earlier step.
-        rewinds: Whether it is a `Rewind`.
-        cuts_channels: Whether it prunes channels.
-        changes_shapes: Whether it cuts channels out of parameters.
-        learns_masks: Whether its masks are trained.
-        tracks_gradients: Whether its criterion keeps a statistic per weight across steps.
-        soft: Whether pruned weights keep training under the masks.
-    """
-
-    priority = 0
-    children: tuple[Callback, ...] = ()
-    needs_whole_parameters = False
-    constant_sparsity = False
-    needs_rising_sparsity = False
-    searches_sparsity = False
-    uses_threshold = False
-    restores_weights = False
-    rewinds = False
-    cuts_channels = False
-    changes_shapes = False
-    learns_masks = False
-    tracks_gradients = False
-    soft = False
+    priority = 0  # lower ones come first in `on_suite_batch_start`
+    children: tuple[Callback, ...] = ()  # added to the Trainer right behind this one
+    needs_whole_parameters = False  # does not support sharded ones
+    constant_sparsity = False  # from the first step to the last
+    needs_rising_sparsity = False  # acts on events that prune further
+    searches_sparsity = False  # changes the sparsity of events
+    uses_threshold = False  # events have thresholds instead of sparsities
+    restores_weights = False  # of an earlier step
+    rewinds = False  # is a `Rewind`
+    cuts_channels = False  # prunes channels
+    changes_shapes = False  # cuts channels out of parameters
+    learns_masks = False  # by training
+    tracks_gradients = False  # the criterion keeps a statistic per weight across steps
+    soft = False  # pruned weights keep training under the masks
 
     @property
     def keeps_dense_copy(self) -> bool:

@@ -34,11 +34,7 @@ _STARTS_PROCESSES = lightning_classes("strategies.launchers._MultiProcessingLaun
 
 
 def check_same_package(trainer: pl.Trainer) -> None:
-    """Check the Trainer's version, and that callbacks bound to its package are of that package.
-
-    Raises:
-        ConfigError: With what to install or import.
-    """
+    """Check the Trainer's version, and that callbacks bound to its package are of that package."""
     kind = next((c for c in lightning_classes("Trainer") if isinstance(trainer, c)), pl.Trainer)
     package = kind.__module__.partition(".trainer.")[0]
     if compare_version(package, operator.lt, "2.5.6"):
@@ -63,9 +59,6 @@ def check_results_return(trainer: pl.Trainer, callback: pl.Callback) -> None:
     """Check that the callbacks of a fit are those of the process that called `fit`.
 
     Processes that Lightning spawns or forks return the model's weights alone.
-
-    Raises:
-        ConfigError: With the strategy to write.
     """
     if isinstance(trainer.strategy.launcher, _STARTS_PROCESSES):
         raise ConfigError(
@@ -77,12 +70,7 @@ def check_results_return(trainer: pl.Trainer, callback: pl.Callback) -> None:
 
 
 def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner) -> None:
-    """Run all checks of a pruner when a fit starts.
-
-    Raises:
-        ConfigError: For a strategy, callback or optimizer that does not work with masks.
-        StateError: For another model, or parameters that were replaced since they were masked.
-    """
+    """Run all checks of a pruner when a fit starts."""
     check_same_model(module, pruner)
     reshard_fsdp(module)  # else these replace the parameters
     check_parameters_not_replaced(module, pruner)

@@ -21,14 +21,9 @@ Found = dict[str, object] | None
 
 @dataclass(frozen=True)
 class Combination:
-    """The callbacks of a fit.
+    """The callbacks of a fit."""
 
-    Attributes:
-        suite: Callbacks of this suite, children included.
-        all: All callbacks of the Trainer.
-    """
-
-    suite: tuple[Callback, ...]
+    suite: tuple[Callback, ...]  # of this suite, children included
     all: tuple[pl.Callback, ...]
 
     def first(self, flag: str) -> Callback | None:
@@ -50,17 +45,11 @@ class Combination:
 
 @dataclass(frozen=True)
 class Row:
-    """A combination that raises.
+    """A combination that raises."""
 
-    Attributes:
-        name: The combination, for the documentation.
-        condition: Returns the values for the message, or None if the combination does not occur.
-        message: A format string: what is wrong, and what to write instead.
-    """
-
-    name: str
+    name: str  # for the documentation
     condition: Callable[[Combination], Found]
-    message: str
+    message: str  # format string: what is wrong, and what to write instead
 
 
 def _both(one: str, other: str) -> Callable[[Combination], Found]:
@@ -241,9 +230,6 @@ def check_combination(trainer: pl.Trainer, rows: tuple[Row, ...] = TABLE) -> Non
     """Check the callbacks of a Trainer against the table.
 
     Called when a fit starts, before and after each pruner is created: some rows compare pruners.
-
-    Raises:
-        ConfigError: For the first row that applies.
     """
     callbacks = tuple(trainer.callbacks)  # type: ignore[attr-defined]
     given = Combination(tuple(Dispatcher.of(trainer).callbacks), callbacks)

@@ -14,11 +14,10 @@ from regrow.utils.lightning_classes import pl
 
 
 class Dispatcher:
-    """Call the suite's hooks on the callbacks of one Trainer; see `of`.
+    """Calls the suite's hooks on the callbacks of one Trainer; see `of`.
 
-    Args:
-        trainer: Its callbacks are looked up at each use, because other callbacks, such as
-            learning-rate finders, take them out of the list and put them back.
+    They are looked up at each use, because others, such as learning-rate finders, take them out
+    of the Trainer's list and put them back.
     """
 
     _all: ClassVar[WeakKeyDictionary[pl.Trainer, Dispatcher]] = WeakKeyDictionary()
@@ -80,12 +79,7 @@ class Dispatcher:
 
 
 class SuiteEvents:
-    """Connect a session to the other callbacks and ranks of its fit.
-
-    Args:
-        trainer: In a fit.
-        owner: The callback of the session.
-    """
+    """Connects a session to the other callbacks and ranks of its fit."""
 
     def __init__(self, trainer: pl.Trainer, owner: PrunerOwner) -> None:
         self._trainer, self._owner = trainer, owner

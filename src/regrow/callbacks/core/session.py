@@ -191,19 +191,11 @@ class GradualMagnitude(PruningStrategy[Pruner]):
 
 
 class PruningSession(Generic[P]):
-    """A pruner with its schedule, in and out of fits, independent of a Trainer.
+    """A pruner with its schedule, in and out of fits.
 
     Between `start` and `stop` it has a clock and optimizers. `begin` or `resume` plans the events;
     then `step` is called once per batch, and `on_gradients` on the dense gradients of each
     optimizer step.
-
-    Args:
-        strategy: What happens at an event.
-        schedule: When events happen.
-        final: The sparsity at which the schedule ends.
-        on_change: What a resume does if the remaining events would now be at other steps:
-            "refuse" (raise), "keep" or "stretch".
-        name: The key under which the callback is saved, for messages.
     """
 
     def __init__(
@@ -283,15 +275,10 @@ class PruningSession(Generic[P]):
         events: Events | None = None,
         manual: bool = False,
     ) -> None:
-        """Enter a fit: mask weights after each step of its optimizers.
+        """Enter a fit: mask weights, and averaged copies, after each step of its optimizers.
 
-        Args:
-            clock: Counts the steps of the fit.
-            optimizers: The optimizers that train the pruner's model.
-            averages: Averaged copies of the model, which are masked too.
-            events: Called around events.
-            manual: Whether `step()` of an optimizer may be called without `on_gradients` and
-                `before_step`; gradients are then masked in a hook of the optimizer.
+        `manual`: a raw optimizer may step without `on_gradients` and `prepare`; gradients are then
+        masked in a hook of the optimizer.
         """
         self.clock, self.events, self.optimizers = clock, events, optimizers
         self.averages, self._manual = averages or Averages(), manual
@@ -407,12 +394,7 @@ class PruningSession(Generic[P]):
             self.progress.mark_done(due)
 
     def change(self, act: Callable[[list[Optimizer]], HistoryEntry]) -> HistoryEntry:
-        """Change masks outside of the schedule.
-
-        Args:
-            act: Changes the masks, given the optimizers of the fit (none outside of one), and
-                returns the history entry.
-        """
+        """Change masks outside of the schedule; `act` gets the optimizers of the fit, if any."""
         masks, before = self.averages.masks(self.pruner.enforcer), self.pruner.sparsity
         at = self.clock and f"an event at step {self.clock.position()[0]}"
         with self.transaction.guard(at) if at else nullcontext():

@@ -27,10 +27,6 @@ def compact_path(path: str | Path) -> Path:
     """Return where the small checkpoint of a full one is.
 
     The prefix stops Lightning's `ckpt_path="last"` from matching this file.
-
-    Example:
-        >>> compact_path("checkpoints/last.ckpt").name
-        'compact-last.ckpt'
     """
     return Path(path).with_name(f"compact-{Path(path).name}")
 
@@ -43,14 +39,7 @@ def load_compact(
 ) -> None:
     """Load a checkpoint's weights and masks, and cut its masked channels out.
 
-    Args:
-        pruner: The pruner of `module`.
-        module: The module.
-        checkpoint: Weights, and the cut or the masked channels, if any.
-        pruner_state: The pruner's state in the checkpoint; None for a checkpoint of weights.
-
-    Raises:
-        StateError: If the channels cannot be cut.
+    `pruner_state` is None for a checkpoint of weights.
     """
     if pruner_state is not None:
         pruner.load_state_dict(pruner_state)
@@ -85,14 +74,8 @@ def write_compact_checkpoints(
     It holds weights, the record of the cut and hyper-parameters, and what the module saves itself,
     but no state of training. The configuration of a model of transformers is written along, as
     JSON, where its fields can say the widths. The module and its pruner are as before afterwards.
-    A checkpoint that cannot be read or cut is warned of.
-
-    Args:
-        trainer: At the end of a fit, on every rank.
-        pruner: The pruner of `module`.
-        module: The cut module.
-        state_key: Key of the callback's state in checkpoints.
-        finish: Called after each cut, to estimate batch-norm statistics again.
+    A checkpoint that cannot be read or cut is warned of. Call it on every rank; `finish` is called
+    after each cut, to estimate batch-norm statistics again.
     """
     paths = _saved_paths(trainer)
     before = pruner.state_dict(), present_weights(module, module.state_dict())

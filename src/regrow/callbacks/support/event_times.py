@@ -11,27 +11,15 @@ from regrow.utils.errors import ConfigError
 
 
 class EventTimesState(TypedDict):
-    """Saved times of a fit.
+    """Saved times of a fit."""
 
-    Attributes:
-        steps: The times, as steps.
-        done: Which of them have passed.
-        epochs: The first step of each epoch of the fit, by its number.
-    """
-
-    steps: list[int]
-    done: list[bool]
-    epochs: dict[int, int]
+    steps: list[int]  # the times
+    done: list[bool]  # which of them have passed
+    epochs: dict[int, int]  # the first step of each, by its number
 
 
 class EventTimes:
-    """Times of one fit, as steps.
-
-    Args:
-        at: The times.
-        on_change: What a resume does if the remaining times would now be other steps: "refuse"
-            (raise), "keep" their steps, or "stretch" them.
-    """
+    """The times of one fit, as steps; `on_change` says what a resume does if they moved."""
 
     def __init__(self, at: tuple[Time, ...], on_change: str) -> None:
         self.at = at
@@ -47,11 +35,7 @@ class EventTimes:
         return sorted(s for s, done in zip(self._steps, self._done, strict=True) if not done)
 
     def begin(self, clock: Clock) -> None:
-        """Resolve the times of a fit that does not resume.
-
-        Raises:
-            ConfigError: If the fit ends before the last of them.
-        """
+        """Resolve the times of a fit that does not resume."""
         first, epoch = clock.start_step()
         self._epochs, self._moves = {epoch: first}, True
         self._steps, self._done = self._plan(clock), [False] * len(self.at)
@@ -64,12 +48,7 @@ class EventTimes:
             self._replan(clock)
 
     def resume(self, clock: Clock, state: EventTimesState) -> None:
-        """Load the state of an interrupted fit.
-
-        Raises:
-            ConfigError: If remaining times have moved and `on_change` is "refuse", or the fit ends
-                before the last of them.
-        """
+        """Load the state of an interrupted fit."""
         self._steps, self._done = list(state["steps"]), list(state["done"])
         self._epochs, self._moves = dict(state["epochs"]), True
         stored = self.remaining

@@ -23,23 +23,9 @@ class Call(NamedTuple):
 
 
 class ForwardRecorder:
-    """Record the calls of one submodule within `recording()`.
+    """Records the calls of one submodule within `recording()`.
 
-    Args:
-        module: The module that contains it.
-        name: The submodule's name; "" is the module itself, whose calls as `self(x)` are recorded.
-
-    Raises:
-        ConfigError: If there is no such submodule, with similar names.
-
-    Example:
-        >>> net = nn.Sequential(nn.ReLU())
-        >>> import torch
-        >>> recorder = ForwardRecorder(net, "0")
-        >>> with recorder.recording():
-        ...     _ = net(torch.tensor([-1.0]))
-        >>> recorder.single_call().output
-        tensor([0.])
+    The name "" is the module itself, whose calls as `self(x)` are recorded.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
@@ -65,12 +51,7 @@ class ForwardRecorder:
     def single_call(self, wrapped: bool = False) -> Call:
         """The single recorded call.
 
-        Args:
-            wrapped: Whether the last call of the module is that of a wrapper (DDP), which runs the
-                training step inside.
-
-        Raises:
-            StateError: If there was none, or more than one.
+        If `wrapped`, the last call is that of a wrapper (DDP), which runs the training step inside.
         """
         calls = self._note.calls[:-1] if wrapped else self._note.calls[:]
         self._note.calls.clear()  # nothing outlives the step

@@ -25,11 +25,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 def probe_copy(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningModule:
-    """A copy of a module in a fit that logs nothing; half precision becomes single.
-
-    Raises:
-        StateError: If it cannot be copied.
-    """
+    """A copy of a module in a fit that logs nothing; half precision becomes single."""
     try:
         twin = copy.deepcopy(module, {id(trainer): trainer})
     except Exception as error:
@@ -52,11 +48,7 @@ def probe_copy(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningM
 
 
 def training_loss(module: nn.Module, numbered: tuple[int, Any]) -> Tensor:
-    """The loss of a module's own `training_step` for a (number, batch).
-
-    Raises:
-        StateError: If it returns none.
-    """
+    """The loss of a module's own `training_step` for a (number, batch)."""
     number, batch = numbered
     step: Any = module.training_step
     named = pl.utilities.signature_utils.is_param_in_hook_signature(step, "batch_idx", min_args=2)
@@ -72,16 +64,9 @@ def training_loss(module: nn.Module, numbered: tuple[int, Any]) -> Tensor:
 
 @contextmanager
 def scaled_logits(module: nn.Module, logits: str | None, temperature: float) -> Iterator[None]:
-    """Divide logits by a temperature within the context.
+    """Divide the output of the submodule `logits` by a temperature within the context.
 
-    Args:
-        module: The module that is called.
-        logits: The submodule whose output is divided; None: the module itself.
-        temperature: Above 0.
-
-    Raises:
-        ConfigError: If there is no such submodule, or it was not called.
-        StateError: If it does not return a tensor.
+    None is the module itself.
     """
     named: dict[str, nn.Module] = {}
     for name, part in module.named_modules():
@@ -119,10 +104,6 @@ def peek_batches(trainer: pl.Trainer, batch: Any, count: int) -> list[tuple[int,
     They come from a copy of the train loader, so the loader, its samplers and their generators keep
     their positions. A loader that shuffles by the global generator returns other batches than those
     that training will see.
-
-    Raises:
-        ConfigError: If there are too few batches, or several loaders.
-        StateError: If the loader cannot be copied.
     """
     if count == 1:
         return [(0, batch)]
@@ -149,10 +130,6 @@ def read_training_batches(trainer: pl.Trainer, seed: tuple[int, int]) -> Iterato
 
     The copy's generators and the global ones are seeded, so that the batches depend neither on the
     position in the epoch nor on a resume; the loader and all generators keep their state.
-
-    Raises:
-        ConfigError: If there are several loaders.
-        StateError: If the loader cannot be copied.
     """
     loader: Any = trainer.train_dataloader
     if not hasattr(loader, "__iter__") or isinstance(loader, Mapping | list | tuple):

@@ -51,11 +51,7 @@ class RegrowRequest:
 def resolve_pruners(
     trainer: pl.Trainer, request: RegrowRequest
 ) -> list[tuple[PruningCallback, list[str] | None]]:
-    """The pruning callbacks that a request concerns, each with the patterns that match in it.
-
-    Raises:
-        ConfigError: If there are several and no names, or a pattern matches in none.
-    """
+    """The pruning callbacks that a request concerns, each with the patterns that match in it."""
     callbacks, patterns = pruners(trainer), check_patterns("names", request.names)
     if patterns is None:
         if len(callbacks) > 1:

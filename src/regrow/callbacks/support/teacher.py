@@ -40,13 +40,7 @@ def check_teacher(given: object) -> Teacher:
 def make_teacher(given: Teacher, student: nn.Module) -> nn.Module:
     """A frozen network that shares nothing with its source.
 
-    Args:
-        given: A module; a checkpoint for a copy of the student; "start": a copy of the student.
-        student: The network that the teacher replaces.
-
-    Raises:
-        ConfigError: For None, and for a checkpoint of another architecture, naming differences.
-        StateError: If the file cannot be read.
+    The source is a module, or the student: as it is ("start"), or with a checkpoint's weights.
     """
     if given is None:
         raise ConfigError(
