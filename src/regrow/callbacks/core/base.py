@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +12,6 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.pruning.base import BasePruner
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.progress import Progress
-from regrow.schedules.time import Timeline
 from regrow.utils.lightning_classes import LightningCallback, pl
 
 
@@ -28,27 +26,6 @@ class PrunerOwner(Protocol):
     def sparsity(self) -> float: ...
     @property
     def history(self) -> list[HistoryEntry]: ...
-
-
-class FitClock(Protocol):
-    """The part of a clock that a session uses; see `regrow.callbacks.core.clock.Clock`."""
-
-    @property
-    def dry_run(self) -> bool: ...
-    def current_step(self) -> int: ...
-    def start_step(self) -> tuple[int, int]: ...
-    def timeline(self, epochs: Mapping[int, int]) -> Timeline: ...
-    def position(self) -> tuple[int, int]: ...
-    def why_missed(self, step: int, epochs: Mapping[int, int]) -> str: ...
-
-
-class Events(Protocol):
-    """What a session calls around its events; see `SuiteEvents`."""
-
-    def allows(self) -> bool: ...
-    def before(self) -> None: ...
-    def after(self, entry: HistoryEntry, before: float) -> None: ...
-    def check_ranks(self, when: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -90,6 +67,12 @@ class Callback(LightningCallback):
     def settled(self) -> bool:
         """Whether the callback can no longer roll the last event back."""
         return True
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Clean up as at the end; Lightning does not call `teardown` after an error."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -39,6 +39,17 @@ def require_state(checkpoint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return state
 
 
+def check_trained_with(
+    callback: pl.Callback, trainer: pl.Trainer, checkpoint: Mapping[str, Any]
+) -> None:
+    """Check that a fit resumes from a checkpoint of a fit with the same callback."""
+    if trainer.state.fn == "fit" and callback.state_key not in (checkpoint.get("callbacks") or {}):
+        raise StateError(
+            f"the checkpoint was trained without {type(callback).__name__}: load the weights into "
+            "the model and call fit without ckpt_path"
+        )
+
+
 def check_masked_state(
     checkpoint: Mapping[str, Any], key: str, path: object
 ) -> Mapping[str, Any] | None:

@@ -71,17 +71,28 @@ def check_results_return(trainer: pl.Trainer, callback: pl.Callback) -> None:
 
 def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner) -> None:
     """Run all checks of a pruner when a fit starts."""
-    check_same_model(module, pruner)
+    if pruner.model is not module:
+        raise StateError(
+            "the pruning callback holds the masks of another model object: call attach(model) to "
+            "carry them over, or make a new callback for a fresh model"
+        )
     reshard_fsdp(module)  # else these replace the parameters
-    check_parameters_not_replaced(module, pruner)
+    if lost := replaced_parameters(module, pruner):
+        raise StateError(
+            f"{', '.join(lost[:5])} of the model were replaced by other parameters since they were "
+            "masked: call attach(model) to carry the masks over"
+        )
     check_averages_complete(trainer, {target.name: target.parameter for target in pruner.targets})
     check_sharding_supported(trainer, pruner)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if not any(isinstance(callback, _FINETUNING) for callback in callbacks):
         # such a callback may add layers before the first event
         check_gradients_together(trainer.optimizers, pruner)
-    if pruner.state.soft:
-        check_no_closures(trainer.optimizers)
+    if pruner.state.soft and _has_lbfgs(trainer):
+        raise ConfigError(
+            "soft=True keeps dense values in the weights while the optimizer steps, and LBFGS runs "
+            "the network within its step: write soft=False, or another optimizer"
+        )
 
 
 def check_sharding_supported(trainer: pl.Trainer, pruner: BasePruner) -> None:
@@ -97,26 +108,12 @@ def check_sharding_supported(trainer: pl.Trainer, pruner: BasePruner) -> None:
     if not sharded or not isinstance(pruner, Pruner):  # channels were checked before
         return
     names = f"parameters are sharded among ranks ({', '.join(sharded[:3])}, ...)"
-    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+    if _has_lbfgs(trainer):
         raise ConfigError(f"{names}, and LBFGS needs whole ones: write another optimizer")
 
 
-def check_same_model(module: nn.Module, pruner: BasePruner) -> None:
-    """Check that the model is the one that was masked."""
-    if pruner.model is not module:
-        raise StateError(
-            "the pruning callback holds the masks of another model object: call attach(model) to "
-            "carry them over, or make a new callback for a fresh model"
-        )
-
-
-def check_parameters_not_replaced(module: nn.Module, pruner: BasePruner) -> None:
-    """Check that the model's parameters are the ones that were masked."""
-    if lost := replaced_parameters(module, pruner):
-        raise StateError(
-            f"{', '.join(lost[:5])} of the model were replaced by other parameters since they were "
-            "masked: call attach(model) to carry the masks over"
-        )
+def _has_lbfgs(trainer: pl.Trainer) -> bool:
+    return any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers)
 
 
 def replaced_parameters(module: nn.Module, pruner: BasePruner) -> list[str]:
@@ -135,15 +132,6 @@ def check_gradients_together(optimizers: Sequence[Optimizer], pruner: BasePruner
         )
 
 
-def check_no_closures(optimizers: Sequence[Optimizer]) -> None:
-    """Check that no optimizer calls its closure several times a step."""
-    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
-        raise ConfigError(
-            "soft=True keeps dense values in the weights while the optimizer steps, and LBFGS runs "
-            "the network within its step: write soft=False, or another optimizer"
-        )
-
-
 def check_target_reachable(pruner: BasePruner, start: float, final: float) -> None:
     """Check that a fit can prune from one sparsity to another."""
     if pruner.layer_targets and not pruner.units(final):
@@ -152,22 +140,10 @@ def check_target_reachable(pruner: BasePruner, start: float, final: float) -> No
             "in proportion to it: write include=[...] with these layers, and their sparsity as "
             "sparsity"
         )
-    if pruner.units(start) > pruner.units(final) > 0 and not pruner.history:
-        raise ConfigError(
-            f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: to keep "
-            f"exactly its zeros, write sparsity={start!r} or more"
-        )
     if pruner.units(start) > pruner.units(final) > 0:
+        instead = f"to keep exactly its zeros, write sparsity={start!r} or more"
+        if pruner.history:
+            instead = "ask for more, or bring weights back first (unprune, prune_to(0))"
         raise ConfigError(
-            f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: ask for "
-            "more, or bring weights back first (unprune, prune_to(0))"
-        )
-
-
-def check_not_sharded(pruner: BasePruner) -> None:
-    """Check that masks can be carried to another model in memory: parameters are not sharded."""
-    if isinstance(pruner, Pruner) and pruner.state.shards.ranks is not None:
-        raise StateError(
-            "masks of sharded parameters can only be carried over by a checkpoint: save one, and "
-            "call attach(model, ckpt)"
+            f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: {instead}"
         )

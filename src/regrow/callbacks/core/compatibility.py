@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from regrow.callbacks.core.base import Callback
-from regrow.callbacks.core.dispatch import Dispatcher
+from regrow.callbacks.core.dispatch import suite_callbacks
 from regrow.callbacks.core.session import PruningSession
 from regrow.channels.pruner import ChannelPruner
 from regrow.distributed.shard import is_dtensor
@@ -27,7 +27,6 @@ class Combination:
     all: tuple[pl.Callback, ...]
 
     def first(self, flag: str) -> Callback | None:
-        """The first callback with a capability flag."""
         return next((c for c in self.suite if getattr(c, flag)), None)
 
     @property
@@ -221,24 +220,14 @@ FREEZING = Row(
 )
 
 
-def describe_table() -> Iterator[tuple[str, str]]:
-    """Name and message of each row, for the documentation."""
-    return ((row.name, row.message) for row in (*TABLE, FREEZING))
-
-
 def check_combination(trainer: pl.Trainer, rows: tuple[Row, ...] = TABLE) -> None:
     """Check the callbacks of a Trainer against the table.
 
     Called when a fit starts, before and after each pruner is created: some rows compare pruners.
     """
     callbacks = tuple(trainer.callbacks)  # type: ignore[attr-defined]
-    given = Combination(tuple(Dispatcher.of(trainer).callbacks), callbacks)
+    given = Combination(tuple(suite_callbacks(trainer)), callbacks)
     for row in rows:
         values = row.condition(given)
         if values is not None:
             raise ConfigError(row.message.format(**values))
-
-
-def check_can_freeze(trainer: pl.Trainer) -> None:
-    """Check that no callback keeps dense values, so that some weights may be frozen."""
-    check_combination(trainer, (FREEZING,))

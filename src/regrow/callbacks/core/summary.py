@@ -30,10 +30,7 @@ _SIGTERM = lightning_classes("utilities.exceptions.SIGTERMException")
 
 
 def render_summary(
-    session: PruningSession,
-    name: str,
-    width: int = 200,
-    macs: Mapping[str, float] | None = None,
+    session: PruningSession, name: str, width: int = 200, macs: Mapping[str, float] | None = None
 ) -> Group:
     """Make a table of the pruned parameters; below it the plan, and what stays dense.
 

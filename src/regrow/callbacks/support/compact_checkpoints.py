@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from regrow.callbacks.core.checkpoint_files import save_atomic
-from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.model_config import configured_models, cut_config
 from regrow.channels.pruner import ChannelPruner
 from regrow.io.checkpoints import KEY, read_checkpoint
@@ -88,7 +88,11 @@ def write_compact_checkpoints(
                     raise StateError(content)
                 load_compact(pruner, module, content, content.pop("pruner", None))
                 finish()
-                _write(trainer, compact_path(path), content, module, pruner.plan)
+                weights = present_weights(module, content["state_dict"])
+                content |= {"state_dict": weights, KEY: pruner.plan.state_dict()}
+                content.pop(MASKED, None)
+                save = partial(trainer.strategy.save_checkpoint, content)
+                save_atomic(trainer, str(compact_path(path)), save)
             except RegrowError as error:
                 rank_zero_warn(f"no small checkpoint beside {path}: {error}")
             else:
@@ -140,16 +144,3 @@ def _read(trainer: pl.Trainer, path: str, state_key: str) -> dict[str, Any] | st
     masked = {MASKED: content[MASKED]} if MASKED in content else {}
     kept = {key: value for key, value in content.items() if key not in training}
     return {**kept, **masked, **({"pruner": state["pruner"]} if state.get("pruner") else {})}
-
-
-def _write(
-    trainer: pl.Trainer,
-    path: Path,
-    content: dict[str, Any],
-    module: pl.LightningModule,
-    plan: ChannelCut,
-) -> None:
-    content = {key: value for key, value in content.items() if key != MASKED}
-    weights = present_weights(module, content["state_dict"])
-    content |= {"state_dict": weights, KEY: plan.state_dict()}
-    save_atomic(trainer, str(path), lambda part: trainer.strategy.save_checkpoint(content, part))

@@ -16,7 +16,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.dispatch import Dispatcher
+from regrow.callbacks.core.dispatch import suite_callbacks
 from regrow.callbacks.core.pruning_callback import pruning_callbacks
 from regrow.schedules.time import Time, Timeline
 from regrow.utils.errors import ConfigError, check_choice
@@ -127,7 +127,7 @@ def _check_within_round(settings: Mapping[str, Any], length: int, interval: str)
 def _schedule_length(trainer: pl.Trainer, interval: str) -> tuple[int, bool]:
     """The steps of a learning-rate schedule, and whether they are those of a round."""
     trainer.fit_loop.setup_data()  # finds out how long an epoch is
-    rewinds = any(callback.rewinds for callback in Dispatcher.of(trainer).callbacks)
+    rewinds = any(callback.rewinds for callback in suite_callbacks(trainer))
     rewinds = rewinds and not trainer.fast_dev_run  # type: ignore[attr-defined]
     callbacks = pruning_callbacks(trainer) if rewinds else []
     times = [time for callback in callbacks for time in callback.schedule.times()]

@@ -107,17 +107,8 @@ def peek_batches(trainer: pl.Trainer, batch: Any, count: int) -> list[tuple[int,
     """
     if count == 1:
         return [(0, batch)]
-    loader: Any = trainer.train_dataloader
-    if not hasattr(loader, "__iter__") or isinstance(loader, Mapping | list | tuple):
-        raise ConfigError(
-            f"batches={count} reads ahead, which goes with one train loader, got "
-            f"{type(loader).__name__}: write batches=1"
-        )
-    found = [batch]
-    for ahead in islice(
-        iter(_loader_twin(loader, f"batches={count}", "write batches=1")), 1, count
-    ):
-        found.append(_transferred(trainer, ahead))
+    twin = _loader_twin(trainer, f"batches={count}", "write batches=1")
+    found = [batch, *(_transferred(trainer, ahead) for ahead in islice(twin, 1, count))]
     if len(found) < count:
         raise ConfigError(
             f"batches={count} is more than the train loader has ({len(found)}): write less"
@@ -131,12 +122,7 @@ def read_training_batches(trainer: pl.Trainer, seed: tuple[int, int]) -> Iterato
     The copy's generators and the global ones are seeded, so that the batches depend neither on the
     position in the epoch nor on a resume; the loader and all generators keep their state.
     """
-    loader: Any = trainer.train_dataloader
-    if not hasattr(loader, "__iter__") or isinstance(loader, Mapping | list | tuple):
-        raise ConfigError(
-            f"refit=True reads examples from one train loader, got {type(loader).__name__}"
-        )
-    twin = _loader_twin(loader, "refit=True", "leave refit out")
+    twin = _loader_twin(trainer, "refit=True", "leave refit out")
     number = make_generator(*seed, "refit").initial_seed()
     for owner in (twin, *(getattr(twin, name, None) for name in ("sampler", "batch_sampler"))):
         if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
@@ -176,8 +162,14 @@ def _silent(*_: Any, **__: Any) -> None:
     """Replaces `LightningModule.log`."""
 
 
-def _loader_twin(loader: Any, what: str, instead: str) -> Any:
-    """A copy of a loader at its start that shares the data."""
+def _loader_twin(trainer: pl.Trainer, what: str, instead: str) -> Any:
+    """A copy of the train loader at its start that shares the data."""
+    loader: Any = trainer.train_dataloader
+    if not hasattr(loader, "__iter__") or isinstance(loader, Mapping | list | tuple):
+        raise ConfigError(
+            f"{what} reads ahead, which goes with one train loader, got {type(loader).__name__}: "
+            f"{instead}"
+        )
     memo: dict[int, Any] = {}
     data = getattr(loader, "dataset", None)
     if data is not None and not isinstance(data, IterableDataset):  # these may have a position
@@ -188,13 +180,12 @@ def _loader_twin(loader: Any, what: str, instead: str) -> Any:
         if name == "_iterator" and value is not None:
             memo[id(value)] = None
     try:
-        twin = copy.deepcopy(loader, memo)
+        return copy.deepcopy(loader, memo)
     except Exception as error:
         raise StateError(
             f"{what} reads ahead from a copy of the train loader, and "
             f"{type(loader).__name__} cannot be copied: {error}; {instead}"
         ) from error
-    return twin
 
 
 def _transferred(trainer: pl.Trainer, batch: Any) -> Any:

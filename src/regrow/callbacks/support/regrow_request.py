@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regrow.callbacks.core.compatibility import check_can_freeze
+from regrow.callbacks.core.compatibility import FREEZING, check_combination
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import pruners
 from regrow.channels.pruner import ChannelPruner, check_regrowth
@@ -81,7 +81,7 @@ def check_request(trainer: pl.Trainer, request: RegrowRequest) -> None:
     for callback, names in resolve_pruners(trainer, request):
         pruner, targets = callback.pruner, callback.pruner.named(names)
         if pruner.state.freezer.check(request.train) != "all":
-            check_can_freeze(trainer)
+            check_combination(trainer, (FREEZING,))
         if isinstance(pruner, ChannelPruner):
             check_regrowth(request.by, request.init)
         elif pruner.state.shards.ranks is not None:
