@@ -64,12 +64,6 @@ def _both(one: str, other: str) -> Callable[[Combination], Found]:
     return condition
 
 
-def _shared(given: BasePruner, other: BasePruner) -> str:
-    """The parameters that two pruners mask, by name; '' if there are none."""
-    theirs = {id(target.parameter) for target in other.targets}
-    return ", ".join([t.name for t in given.targets if id(t.parameter) in theirs][:3])
-
-
 def _whole_beside_sharded(given: Combination) -> Found:
     callback = given.first("needs_whole_parameters")
     for _, pruner in given.pruning:
@@ -114,18 +108,18 @@ def _cut_beside(given: Combination) -> Found:
     return None
 
 
-def _soft_shared(given: Combination) -> Found:
-    for one, pruner, _, other in given.pairs:
-        if one.soft and (names := _shared(pruner, other)):
-            return {"names": names}
-    return None
+def _shares_parameters(flag: str) -> Callable[[Combination], Found]:
+    """A condition: a callback with a capability prunes parameters that another one prunes too."""
 
+    def condition(given: Combination) -> Found:
+        for one, pruner, other, theirs in given.pairs:
+            parameters = {id(target.parameter) for target in theirs.targets}
+            names = [t.name for t in pruner.targets if id(t.parameter) in parameters]
+            if getattr(one, flag) and names:
+                return {"other": type(other).__name__, "names": ", ".join(names[:3])}
+        return None
 
-def _learned_shared(given: Combination) -> Found:
-    for one, pruner, other, theirs in given.pairs:
-        if one.learns_masks and (names := _shared(pruner, theirs)):
-            return {"other": type(other).__name__, "names": names}
-    return None
+    return condition
 
 
 TABLE = (
@@ -194,13 +188,13 @@ TABLE = (
     ),
     Row(
         "learned masks of parameters that another callback prunes",
-        _learned_shared,
+        _shares_parameters("learns_masks"),
         "{other} also prunes {names}, whose masks are learned: separate them with include= and "
         "exclude=",
     ),
     Row(
         "soft=True of parameters that another callback prunes",
-        _soft_shared,
+        _shares_parameters("soft"),
         "soft=True trains the dense weights of {names}, which another pruning callback masks too: "
         "write exclude=[...] in one of the two",
     ),
