@@ -345,8 +345,10 @@ write 'macs'
     def _compact(self) -> ChannelCut | None:
         session = self.session
         plan = self.pruner.compact(session.optimizers)
+        if plan is None:
+            return None
         session.averages.slice(plan)
-        if plan is not None and session.clock is not None:
+        if session.clock is not None:
             session.add_position(self.history[-1])
             trainer = session.clock.trainer
             for callback in suite_callbacks(trainer):
