@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import torch
 from _bench import arguments, interleaved, ratio, resnet18, show
 
-from regrow.callbacks.support.fit_snapshot import FitSnapshot
+from regrow.callbacks.accuracy_budget import FitSnapshot
 from regrow.pruning.pruner import Pruner
 from regrow.schedules.progress import Progress
 from regrow.utils.snapshot import TrainingSnapshot

@@ -20,7 +20,7 @@ import regrow.channels
 import regrow.data
 from regrow.app.config.recipes import register
 from regrow.app.training.preflight import check_settings
-from regrow.callbacks.core.compatibility import describe_table
+from regrow.callbacks.core import compatibility
 from regrow.utils.paths import config_dir
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -280,4 +280,5 @@ def test_combinations_that_raise_are_those_of_the_code():
     text = TABLE.read_text()
     section = text.partition("## Combinations that raise an error")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
-    assert lines == [f"| {name} | {message} |" for name, message in describe_table()]
+    rows = (*compatibility.TABLE, compatibility.FREEZING)
+    assert lines == [f"| {row.name} | {row.message} |" for row in rows]

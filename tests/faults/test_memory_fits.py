@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from tiny_fits import equal, read
 
 from regrow import SparseModelCheckpoint, StateError
+from regrow.callbacks.accuracy_budget import FitSnapshot
 from regrow.callbacks.core.session import PruningSession
 from regrow.callbacks.rewind import Rewind
-from regrow.callbacks.support.fit_snapshot import FitSnapshot
 from regrow.masks.masks import check_weights_masked
 
 # What changes masks, and the weights that go with them, within a fit.

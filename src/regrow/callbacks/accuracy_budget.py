@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
@@ -18,47 +18,22 @@ from regrow.callbacks.core.compatibility import check_combination
 from regrow.callbacks.core.consistency import reduce_metric
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import pruners
-from regrow.callbacks.support.fit_snapshot import FitSnapshot, SnapshotState
 from regrow.schedules.base import Milestone, PruningPlan
-from regrow.schedules.bisection import Bisection, BisectionStateDict
+from regrow.schedules.bisection import Bisection
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_positive, check_rate
 from regrow.utils.lightning_classes import lightning_classes, pl
+from regrow.utils.optimizers import load_moments
+from regrow.utils.snapshot import copy_to_cpu
 
 
 class OpenEvent(TypedDict):
-    """An event that is being judged.
+    """An event that is being judged."""
 
-    Attributes:
-        sparsity: Sparsity after it.
-        step: Its step; recovery counts from there.
-        event: Its number in the pruner's history.
-    """
-
-    sparsity: float
-    step: int
-    event: int
-
-
-class BudgetState(TypedDict):
-    """The saved state of `AccuracyBudget`.
-
-    Attributes:
-        reference: The dense value; None before the first validation.
-        search: State of the search for the highest sparsity.
-        open: The event that is being judged, if any.
-        lost: What that event lost, if it failed and is not rolled back yet.
-        snapshot: State before that event.
-        epochs: The first step of each epoch of the fit, by its number.
-    """
-
-    reference: float | None
-    search: BisectionStateDict
-    open: OpenEvent | None
-    lost: float | None
-    snapshot: SnapshotState | None
-    epochs: dict[int, int]
+    sparsity: float  # after it
+    step: int  # recovery counts from here
+    event: int  # its number in the pruner's history
 
 
 class AccuracyBudget(Callback):
@@ -96,6 +71,7 @@ class AccuracyBudget(Callback):
     needs_whole_parameters = needs_rising_sparsity = restores_weights = True
     searches_sparsity = True
     _pruner: PruningCallback  # from the fit's start
+    _clock: Clock
 
     def __init__(
         self,
@@ -117,9 +93,8 @@ class AccuracyBudget(Callback):
         self.search = Bisection(check_rate("resolution", resolution))
         self._open: OpenEvent | None = None  # the event that is being judged
         self._lost: float | None = None  # by the event that is to be rolled back
-        self._snapshot: FitSnapshot | None = None
-        self._clock: Clock | None = None
-        self._epochs: dict[int, int] = {}
+        self._snapshot: FitSnapshot | None = None  # before that event
+        self._epochs: dict[int, int] = {}  # the first step of each, by its number
 
     @property
     def settled(self) -> bool:
@@ -145,7 +120,6 @@ class AccuracyBudget(Callback):
             self._roll_back(trainer, pl_module)
 
     def on_suite_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self._clock is not None
         self._epochs.setdefault(trainer.current_epoch, self._clock.current_step())
         progress, searches = self._pruner.progress, self.search.lowest_rejected is not None
         moved = not searches and self._pruner.session.replan()
@@ -177,7 +151,7 @@ class AccuracyBudget(Callback):
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
     ) -> None:
-        if self._snapshot is None or self._clock is None:
+        if self._snapshot is None:
             return
         if self._open is not None:  # changed by hand: the present masks are judged
             self._open["sparsity"] = event.after
@@ -210,35 +184,28 @@ class AccuracyBudget(Callback):
             Averages(trainer).copy_to_model(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        state: BudgetState = {
+        return {
             "reference": self.reference,
             "search": self.search.state_dict(),
             "open": None if self._open is None else self._open.copy(),
             "lost": self._lost,
-            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+            "snapshot": None if self._snapshot is None else self._snapshot.state.copy(),
             "epochs": dict(self._epochs),
         }
-        return dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = cast(BudgetState, state_dict)
-        self.reference, snapshot = state["reference"], state["snapshot"]
-        self.search.load_state_dict(state["search"])
-        self._open, self._lost = state["open"], state["lost"]
-        self._epochs = dict(state["epochs"])
+        self.reference, snapshot = state_dict["reference"], state_dict["snapshot"]
+        self.search.load_state_dict(state_dict["search"])
+        self._open, self._lost = state_dict["open"], state_dict["lost"]
+        self._epochs = dict(state_dict["epochs"])
         self._snapshot = None if snapshot is None else FitSnapshot(snapshot)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._clock = None
 
     def _recovered(self, event: int) -> bool:
         """Whether the network has trained for `recover` since the step of an event."""
-        assert self._clock is not None
         return self._behind() >= self._clock.timeline(self._epochs).after(event, self.recover)
 
     def _behind(self) -> int:
         """The number of steps done; call it after a batch."""
-        assert self._clock is not None
         return self._clock.start_step()[0]
 
     def _value(self, trainer: pl.Trainer) -> float:
@@ -288,7 +255,6 @@ class AccuracyBudget(Callback):
 
     def _make_room(self, trainer: pl.Trainer, progress: Progress) -> None:
         """Drop events until the others and their recovery times fit into the fit."""
-        assert self._clock is not None
         epoch, first = list(self._epochs.items())[-1]
         timeline = self._clock.timeline({epoch: first})
         recover = timeline.length(self.recover)
@@ -325,22 +291,49 @@ class AccuracyBudget(Callback):
         )
 
 
+class FitSnapshot:
+    """Copies in host memory of a fit's state, which can be restored in place."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state  # tensors and builtin types only
+
+    @classmethod
+    def take(
+        cls, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
+    ) -> FitSnapshot:
+        """Copy everything that an event and the training after it can change."""
+        return cls(
+            {
+                "module": copy_to_cpu(pl_module.state_dict()),
+                "optimizers": [copy_to_cpu(o.state_dict()["state"]) for o in trainer.optimizers],
+                "pruner": copy_to_cpu(pruner.pruner.state_dict()),
+                "progress": pruner.progress.state_dict(),
+                "averages": copy_to_cpu(Averages(trainer).state_dict()),
+            }
+        )
+
+    def restore(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
+    ) -> None:
+        """Restore the copies in place. Learning rates and the global step stay as they are."""
+        pruner.pruner.load_state_dict(self.state["pruner"])
+        epochs = pruner.progress.epochs  # the present ones: time does not go back
+        pruner.progress.load_state_dict(self.state["progress"] | {"epochs": epochs})
+        pl_module.load_state_dict(self.state["module"])
+        for optimizer, state in zip(trainer.optimizers, self.state["optimizers"], strict=True):
+            load_moments(optimizer, copy_to_cpu(state))
+        pruner.pruner.enforce(trainer.optimizers)
+        Averages(trainer).load_state_dict(self.state["averages"], pl_module)
+
+
 def with_recovery(
     plan: PruningPlan, recover: int, validations: Sequence[int], first: int = 0
 ) -> PruningPlan:
-    """Choose events of a plan so that each is judged before the next one.
+    """Choose events of a plan so that each is judged before the next one; none if none can be.
 
-    An event at step s is judged at the first validation at s + `recover` or later. Events are
-    chosen from the last to the first; the last one chosen gets the plan's final sparsity.
-
-    Args:
-        plan: The planned events.
-        recover: Steps of training before an event is judged.
-        validations: The steps at which validation runs, increasing.
-        first: The first step at which an event may come.
-
-    Returns:
-        The chosen events; none if no event can be judged.
+    An event at step s is judged at the first of the `validations` at s + `recover` or later. Events
+    are chosen from the last to the first, none before step `first`; the last one chosen gets the
+    plan's final sparsity.
 
     Example:
         >>> plan = tuple(Milestone(step, step / 100) for step in range(10, 80))

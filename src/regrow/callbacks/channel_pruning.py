@@ -15,8 +15,7 @@ from regrow.calibration.batch_norm_recalibration import recalibrate
 from regrow.calibration.calibrate import inputs_of
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.checkpoint_files import check_masked_state
-from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.dispatch import Dispatcher
+from regrow.callbacks.core.dispatch import suite_callbacks
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import no_event_pending
 from regrow.callbacks.core.session import PruningSession, PruningStrategy
@@ -41,15 +40,16 @@ from regrow.channels.pruner import ChannelPruner
 from regrow.io.checkpoints import KEY
 from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.state import HistoryEntry
-from regrow.schedules.base import PruningPlan as SparsityPlan
-from regrow.schedules.base import Schedule
+from regrow.schedules.base import PruningPlan, Schedule
 from regrow.schedules.cyclic import Cyclic
 from regrow.schedules.iterative import Exponential
 from regrow.schedules.one_shot import Table
 from regrow.schedules.registry import make_schedule
 from regrow.schedules.time import TimeLike, Timeline
-from regrow.utils.errors import ConfigError, StateError, check_count, check_sparsity
+from regrow.utils.errors import ConfigError, StateError, check_bool, check_count, check_sparsity
 from regrow.utils.lightning_classes import lightning_classes, pl
+
+_DDP = lightning_classes("strategies.DDPStrategy")
 
 
 def check_settings(
@@ -58,16 +58,12 @@ def check_settings(
     """Check that the settings are valid, alone and together."""
     if compact not in ("end", "event", None):
         raise ConfigError(f"compact must be 'end', 'event' or None, got {compact!r}")
-    if not isinstance(keep_removed, bool):
-        raise ConfigError(f"keep_removed must be True or False, got {keep_removed!r}")
+    check_bool("keep_removed", keep_removed)
     if latency_ms is not None and sparsity_given:
         raise ConfigError(
             f"latency_ms={latency_ms!r} says how far to go, and so does sparsity=: "
             "write one of them"
         )
-
-
-_DDP = lightning_classes("strategies.DDPStrategy")
 
 
 def check_single_process(trainer: pl.Trainer, callback: ChannelPruning) -> None:
@@ -81,23 +77,6 @@ def check_single_process(trainer: pl.Trainer, callback: ChannelPruning) -> None:
     if callback.compact_at == "event" and isinstance(trainer.strategy, _DDP):
         rank_zero_info("DDP holds on to the shapes it began with: channels go at the fit's end")
         callback.compact_at = "end"
-
-
-def check_can_cut(trainer: pl.Trainer) -> None:
-    """Check that DDP, which keeps the shapes of its start, does not train."""
-    if isinstance(trainer.strategy, _DDP):
-        raise StateError(
-            "DDP holds on to the shapes it began with: leave the cut to the fit's end "
-            "(compact='end'), or call compact() after it"
-        )
-
-
-def rewrap(trainer: pl.Trainer) -> None:
-    """Wrap the module in DDP again: the trial cut has replaced the gradient hooks' parameters."""
-    strategy: Any = trainer.strategy
-    if isinstance(strategy, _DDP) and strategy.model is not strategy.lightning_module:
-        strategy.model = strategy.lightning_module
-        strategy.configure_ddp()
 
 
 def recalibrate_on(
@@ -251,8 +230,12 @@ write 'macs'
 
     def compact(self) -> ChannelCut | None:
         """Cut out masked channels now, but not while DDP trains; see `ChannelPruner.compact`."""
-        if isinstance(self.session.clock, Clock):
-            check_can_cut(self.session.clock.trainer)
+        clock = self.session.clock
+        if clock is not None and isinstance(clock.trainer.strategy, _DDP):
+            raise StateError(
+                "DDP holds on to the shapes it began with: leave the cut to the fit's end "
+                "(compact='end'), or call compact() after it"
+            )
         return self._compact()
 
     def expand(self) -> HistoryEntry:
@@ -273,13 +256,16 @@ write 'macs'
         self._hooks.install(pl_module, self._fit_shapes, self._tell_shapes)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        strategy = self.strategy
-        if self.session.current is None and strategy.example is None:
-            strategy.example = find_example(trainer, pl_module, strategy.given)
+        channels, strategy = self.strategy, trainer.strategy
+        if self.session.current is None and channels.example is None:
+            channels.example = find_example(trainer, pl_module, channels.given)
         if trainer.world_size > 1:
             check_single_process(trainer, self)
         super().on_fit_start(trainer, pl_module)
-        rewrap(trainer)
+        if isinstance(strategy, _DDP) and strategy.model is not pl_module:
+            # wrapped again: the trial cut has replaced the parameters of the gradient hooks
+            strategy.model = pl_module
+            strategy.configure_ddp()
         for name, reason in self.pruner.not_prunable.items():
             rank_zero_warn(f"{name} keeps its channels, a trial cut breaks the network: {reason}")
 
@@ -358,19 +344,23 @@ write 'macs'
     def _compact(self) -> ChannelCut | None:
         session = self.session
         plan = self.pruner.compact(session.optimizers)
+        if plan is None:
+            return None
         session.averages.slice(plan)
-        if plan is not None and isinstance(session.clock, Clock):
+        if session.clock is not None:
             session.add_position(self.history[-1])
-            Dispatcher.of(session.clock.trainer).broadcast_cut(self, plan)
+            trainer = session.clock.trainer
+            for callback in suite_callbacks(trainer):
+                if callback is not self:
+                    callback.on_compact(trainer, trainer.lightning_module, plan)
         return plan
 
-    def _try_to_compact(self) -> bool:
-        """Cut if possible, else warn and leave channels masked; whether channels were cut."""
+    def _try_to_compact(self) -> None:
+        """Cut if possible, else warn and leave channels masked."""
         try:
-            return self._compact() is not None
+            self._compact()
         except StateError as error:
             rank_zero_warn(str(error))
-            return False
 
     def _require_state(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
         state = super()._require_state(checkpoint)
@@ -424,13 +414,7 @@ write 'macs'
 
 
 class Channels(PruningStrategy[ChannelPruner]):
-    """Mask channels up to the sparsity of each milestone.
-
-    Args:
-        config: How channels are ranked and counted.
-        keep_removed: Whether removed values are stored.
-        given: The example input given by the user; None: looked up when a fit starts.
-    """
+    """Masks channels up to the sparsity of each milestone."""
 
     config: ChannelConfig
 
@@ -450,9 +434,9 @@ class Channels(PruningStrategy[ChannelPruner]):
             self.example = state["pruner"]["example"]
 
     def plan(
-        self, schedule: Schedule, final: float, timeline: Timeline, start: float
-    ) -> SparsityPlan:
-        return super().plan(schedule, final, timeline, start) if final else ()
+        self, session: PruningSession[ChannelPruner], timeline: Timeline, start: float
+    ) -> PruningPlan:
+        return super().plan(session, timeline, start) if session.final else ()
 
     def before_fit(self, session: PruningSession[ChannelPruner]) -> None:
         if self.config.latency_ms is not None:

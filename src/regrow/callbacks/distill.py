@@ -3,49 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from regrow.callbacks.core.base import Callback
-from regrow.callbacks.core.checkpoint_files import check_format
+from regrow.callbacks.core.checkpoint_files import check_format, check_trained_with
 from regrow.callbacks.support.forward_recorder import Call, ForwardRecorder
-from regrow.callbacks.support.teacher import (
-    START,
-    check_teacher,
-    check_teachers_agree,
-    digest,
-    make_teacher,
-)
+from regrow.callbacks.support.teacher import START, check_teachers_agree, digest, make_teacher
 from regrow.distillation import distillation_loss, soft_loss
 from regrow.utils.errors import ConfigError, StateError, check_positive, suggest
 from regrow.utils.lightning_classes import pl
 
 FORMAT = 1
-
-
 _STEP = "training_step"
-
-
-class DistillState(TypedDict):
-    """The saved state of `Distill`, compared on resume.
-
-    Attributes:
-        format: Version of this layout.
-        teacher: Hash of the teacher's weights.
-        temperature: T of the loss.
-        weight: Weight of the distillation loss.
-    """
-
-    format: int
-    teacher: str
-    temperature: float
-    weight: float
 
 
 class Distill(Callback):
@@ -94,7 +69,11 @@ class Distill(Callback):
         dim: int = -1,
     ) -> None:
         super().__init__()
-        self.given = check_teacher(teacher)
+        if not (teacher is None or isinstance(teacher, nn.Module | str | Path)):
+            raise ConfigError(
+                f"teacher must be a module, a checkpoint's path or {START!r}, got {teacher!r}"
+            )
+        self.given = teacher
         self.temperature = check_positive("temperature", temperature, "4.0")
         self.weight = check_positive("weight", weight, "0.5")
         if self.weight > 1:
@@ -103,9 +82,9 @@ class Distill(Callback):
         self.network, self.logits, self.dim = network, logits, dim
         self.teacher: nn.Module | None = None
         self._digest = ""
-        self._loaded: DistillState | None = None
+        self._loaded: dict[str, Any] | None = None
         self._recorders: list[ForwardRecorder] = []
-        self._cleanup = ExitStack()
+        self._step: Callable[..., Any] | None = None  # in place of the strategy's
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._loaded = None
@@ -124,12 +103,7 @@ class Distill(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        there = self.state_key in (checkpoint.get("callbacks") or {})
-        if trainer.state.fn == "fit" and not there:
-            raise StateError(
-                "the checkpoint was trained without Distill: load the weights into the model and "
-                "call fit without ckpt_path"
-            )
+        check_trained_with(self, trainer, checkpoint)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.teacher is not None
@@ -149,27 +123,20 @@ class Distill(Callback):
             rank_zero_info(f"Distill: the teacher is the student at the fit's start {self._digest}")
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(
-            self._loaded  # not compared yet, as within a learning-rate finder
-            or DistillState(
-                format=FORMAT,
-                teacher=self._digest,
-                temperature=self.temperature,
-                weight=self.weight,
-            )
-        )
+        settings = {"temperature": self.temperature, "weight": self.weight}
+        now = {"format": FORMAT, "teacher": self._digest, **settings}
+        return self._loaded or now  # not compared yet, as within a learning-rate finder
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         check_format(state_dict, FORMAT, self.state_key)
-        self._loaded = cast(DistillState, state_dict)
+        self._loaded = state_dict
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._release()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self._release()
+        if self._step is not None and trainer.strategy.__dict__.get(_STEP) is self._step:
+            del trainer.strategy.__dict__[_STEP]
+        for recorder in self._recorders:
+            recorder.remove()
+        self._step, self._recorders = None, []
 
     def _student(self, module: nn.Module) -> nn.Module:
         """The submodule that the teacher replaces."""
@@ -197,14 +164,9 @@ class Distill(Callback):
                 given = inner(*args, **kwargs)
             return self._taught(trainer, module, given)
 
-        def restore() -> None:
-            if strategy.__dict__.get(_STEP) is step:
-                del strategy.__dict__[_STEP]
-
         if _STEP in strategy.__dict__:
             raise ConfigError("something else replaces the strategy's training_step: leave it out")
-        strategy.__dict__[_STEP] = step
-        self._cleanup.callback(restore)
+        strategy.__dict__[_STEP] = self._step = step
 
     def _taught(self, trainer: pl.Trainer, module: pl.LightningModule, given: Any) -> Any:
         """The output of `training_step`, with its loss replaced."""
@@ -243,28 +205,18 @@ class Distill(Callback):
             )
         return _tensor(self.teacher(*call.args, **call.kwargs), "the teacher")
 
-    def _check_same_settings(self, state: DistillState) -> None:
-        """Check that teacher and settings are those of the checkpoint."""
+    def _check_same_settings(self, state: Mapping[str, Any]) -> None:
         if state["teacher"] != self._digest:
             raise StateError(
                 f"the checkpoint was trained with another teacher (weights {state['teacher']}, now "
                 f"{self._digest}): give the same one, or load the weights and start a fit"
             )
-        now = {"temperature": self.temperature, "weight": self.weight}
-        then = {"temperature": state["temperature"], "weight": state["weight"]}
-        for name, value in now.items():
-            if then[name] != value:
+        for name, value in (("temperature", self.temperature), ("weight", self.weight)):
+            if state[name] != value:
                 raise StateError(
-                    f"the checkpoint was trained with {name}={then[name]:g}, now it is {value:g}: "
+                    f"the checkpoint was trained with {name}={state[name]:g}, now it is {value:g}: "
                     "write the same, or load the weights and start a fit"
                 )
-
-    def _release(self) -> None:
-        """Restore strategy and module."""
-        self._cleanup.close()
-        for recorder in self._recorders:
-            recorder.remove()
-        self._recorders = []
 
 
 def _tensor(output: Any, whose: str) -> Tensor:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,7 +14,6 @@ from regrow.callbacks.core.gradients import drop_gradients
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import GradualMagnitude, PruningSession
 from regrow.criteria.base import CRITERIA, TrackingCriterion
-from regrow.masks.masks import PackedMasks
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.drop_and_grow import (
     GROW,
@@ -32,8 +32,8 @@ from regrow.pruning.initializers import (
 )
 from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import HistoryEntry
-from regrow.schedules.base import Milestone, PruningPlan, Schedule
+from regrow.pruning.state import HistoryEntry, KeepRemoved
+from regrow.schedules.base import Milestone, PruningPlan
 from regrow.schedules.drop_fraction import DropGrowSchedule, drop_fraction_at
 from regrow.schedules.one_shot import OneShot
 from regrow.schedules.time import TimeLike, Timeline
@@ -159,41 +159,23 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         self.strategy.skips = False
 
 
-class DropGrowStateDict(TypedDict):
-    """State of `DropGrow`."""
-
-    end: int  # the step of the last update
-    momenta: dict[str, Tensor]  # running means of dense gradients, by parameter name
-    explored: PackedMasks  # True where a weight was kept at some time
-
-
+@dataclass(eq=False)
 class DropGrow(GradualMagnitude):
-    """Draw masks at the first step, then drop weights and grow as many at each update.
-
-    Args:
-        config: How weights are ranked for dropping.
-        updates: When masks move.
-        initializer: Values of grown weights.
-        keep_removed, grow, drop_fraction, skip_update, from_zeros: See `DynamicSparseTraining`.
-    """
+    """Draws masks at the first step, then drops weights and grows as many at each update."""
 
     constant_sparsity = True
+    config: PruningConfig
+    keep_removed: KeepRemoved
+    updates: DropGrowSchedule
+    grow: str | GrowthCriterion
+    initializer: Initializer
+    drop_fraction: float
+    skip_update: bool
+    from_zeros: bool
 
-    def __init__(
-        self,
-        config: PruningConfig,
-        keep_removed: bool,
-        updates: DropGrowSchedule,
-        grow: str | GrowthCriterion,
-        initializer: Initializer,
-        drop_fraction: float,
-        skip_update: bool,
-        from_zeros: bool = False,
-    ) -> None:
-        super().__init__(config, keep_removed, from_zeros=from_zeros)
-        self.updates, self.grow, self.initializer = updates, grow, initializer
-        self.drop_fraction, self.skip_update = drop_fraction, skip_update
-        self.moves = grow != "none"
+    def __post_init__(self) -> None:
+        super().__init__(self.config, self.keep_removed, from_zeros=self.from_zeros)
+        self.moves = self.grow != "none"
         self.explored = ExploredMask()
         self.end = 0  # the step of the last update
         self.skips = False  # whether the present step trains nothing
@@ -209,9 +191,10 @@ class DropGrow(GradualMagnitude):
         return pruner
 
     def plan(
-        self, schedule: Schedule, final: float, timeline: Timeline, start: float
+        self, session: PruningSession[Pruner], timeline: Timeline, start: float
     ) -> PruningPlan:
-        return tuple(schedule.plan(final, timeline, start)) if final else ()
+        final = session.final
+        return tuple(session.schedule.plan(final, timeline, start)) if final else ()
 
     def apply(
         self, session: PruningSession[Pruner], due: Milestone, optimizers: list[Optimizer]
@@ -275,7 +258,7 @@ class DropGrow(GradualMagnitude):
         }
         self.explored.load_state_dict(state["explored"], parameters)
 
-    def state_dict(self, session: PruningSession[Pruner]) -> DropGrowStateDict:
+    def state_dict(self, session: PruningSession[Pruner]) -> Mapping[str, object]:
         pruner = session.current
         means = {} if pruner is None else pruner.state.shards.gather(pruner.state.momenta)
         momenta = {name: mean.clone() for name, mean in means.items()}  # updated in place

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from regrow.callbacks.core.gradients import amp_step_skipped
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import PruningSession, PruningStrategy
+from regrow.distributed.shard import is_dtensor
 from regrow.learned.learner import OPTIMIZERS, Learner, MarginCriterion
 from regrow.learned.learning_window import LearningWindow
 from regrow.learned.methods import MaskMethod, get_method
@@ -54,8 +55,11 @@ def rate_factor(optimizer: Optimizer, parameter: nn.Parameter) -> float:
     return 1.0
 
 
-def check_optimizers_learn(trainer: pl.Trainer) -> None:
-    """Check that hooks see the gradients of effective weights: no LBFGS, no fused AMP step."""
+def check_learnable(trainer: pl.Trainer, pruner: Pruner) -> None:
+    """Check that hooks see the gradients of all effective weights.
+
+    LBFGS and a fused step with a scaler hide them; frozen weights have none.
+    """
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigError(
@@ -68,10 +72,6 @@ def check_optimizers_learn(trainer: pl.Trainer) -> None:
                 f"a fused {type(optimizer).__name__} unscales 16-bit gradients within its step, so "
                 "scores would learn from scaled ones: write fused=False, or precision='bf16-mixed'"
             )
-
-
-def check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
-    """Check that an optimizer trains every weight whose mask is learned, unsharded."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     trained = {id(p) for group in groups for p in group["params"] if p.requires_grad}
     frozen = [t.name for t in pruner.targets if id(t.parameter) not in trained]
@@ -81,7 +81,7 @@ def check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
             "reach the scores: exclude it, or train it; for fixed weights write "
             "train_weights=False"
         )
-    sharded = [t.name for t in pruner.targets if type(t.parameter.data).__name__ == "DTensor"]
+    sharded = [t.name for t in pruner.targets if is_dtensor(t.parameter)]
     if sharded:
         raise ConfigError(
             f"{sharded[0]} is sharded, and masks of sharded parameters are not learned yet: write "
@@ -91,12 +91,7 @@ def check_trained(trainer: pl.Trainer, pruner: Pruner) -> None:
 
 @dataclass(frozen=True)
 class Learning(ProportionalLayers):
-    """The steps in which masks are learned; the one event hardens them.
-
-    Example:
-        >>> Learning(0, 0.75).plan(0.9, Timeline(total=100))
-        (Milestone(step=75, sparsity=0.9),)
-    """
+    """The steps in which masks are learned; the one event hardens them."""
 
     begin: TimeLike = 0
     end: TimeLike = 0.75
@@ -110,7 +105,6 @@ class Learning(ProportionalLayers):
         return parse_time("begin", self.begin), parse_time("end", self.end)
 
     def first(self, timeline: Timeline) -> int:
-        """The first learning step."""
         return timeline.step(self.times()[0], "begin")
 
     def plan(self, target: float, timeline: Timeline, start: float = 0.0) -> PruningPlan:
@@ -238,8 +232,7 @@ did you mean 'l0'?
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        check_optimizers_learn(trainer)
-        check_trained(trainer, self.pruner)
+        check_learnable(trainer, self.pruner)
         for optimizer in trainer.optimizers:
             self.session.add_step_hook(optimizer, no_compile(self._after_step))
 
@@ -277,41 +270,22 @@ did you mean 'l0'?
         learner.step(optimizer, clock.current_step(), *factors)
 
 
-class LearnedMaskStateDict(TypedDict):
-    """State of `LearnedMask`; that of its learner is saved as the criterion's."""
-
-    first: int  # the step at which learning begins
-    learning: dict[str, Any]  # settings that a resume must not change
-
-
+@dataclass(eq=False)
 class LearnedMask(PruningStrategy[Pruner]):
-    """Learn masks in the steps of `learning`, and harden them at the last one.
-
-    Args:
-        learner: Dense weights and scores.
-        config: Its criterion is the margin of the learned scores.
-        keep_removed, ramp, score_lr: See `LearnedMasks`.
-        learning: When masks are learned.
-        settings: Compared when a fit resumes.
-    """
+    """Learns masks in the steps of `learning`, and hardens them at the last one."""
 
     learns_masks = True
+    learner: Learner
     config: PruningConfig
+    keep_removed: KeepRemoved
+    learning: Learning
+    ramp: float
+    score_lr: float | None
+    settings: Mapping[str, Any]  # compared when a fit resumes
+    first: int = 0  # the step at which learning begins
 
-    def __init__(
-        self,
-        learner: Learner,
-        config: PruningConfig,
-        keep_removed: KeepRemoved,
-        learning: Learning,
-        ramp: float,
-        score_lr: float | None,
-        settings: Mapping[str, Any],
-    ) -> None:
-        super().__init__(config, keep_removed)
-        self.learning, self.ramp, self.score_lr = learning, ramp, score_lr
-        self.learner, self.settings = learner, settings
-        self.first = 0  # the step at which learning begins
+    def __post_init__(self) -> None:
+        super().__init__(self.config, self.keep_removed)
 
     def make_pruner(self, model: nn.Module) -> Pruner:
         pruner = Pruner(model, self.config, keep_removed=self.keep_removed)
@@ -319,7 +293,6 @@ class LearnedMask(PruningStrategy[Pruner]):
         return pruner
 
     def start(self, session: PruningSession[Pruner], now: int) -> None:
-        """Start to learn at a step."""
         last = session.progress.plan[-1].step
         window = LearningWindow(session.final, self.ramp, now, last)
         self.learner.start(window, self.score_lr)
@@ -382,7 +355,8 @@ class LearnedMask(PruningStrategy[Pruner]):
         if learner.active and session.progress.plan:
             learner.window.last = session.progress.plan[-1].step
 
-    def state_dict(self, session: PruningSession[Pruner]) -> LearnedMaskStateDict:
+    def state_dict(self, session: PruningSession[Pruner]) -> Mapping[str, object]:
+        # that of the learner is saved as the criterion's
         return {"first": self.first, "learning": dict(self.settings)}
 
 

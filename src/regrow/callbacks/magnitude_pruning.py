@@ -115,8 +115,7 @@ class MagnitudePruning(PruningCallback[Pruner]):
         seed: int = 0,
         on_change: str = "refuse",
     ) -> None:
-        if not isinstance(soft, bool):
-            raise ConfigError(f"soft must be True or False, got {soft!r}")
+        check_bool("soft", soft)
         keep = check_keep_removed(keep_removed)
         method = PruningConfig(
             criterion,

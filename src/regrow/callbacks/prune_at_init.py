@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +41,11 @@ from regrow.utils.errors import (
 from regrow.utils.lightning_classes import overrides, pl
 
 GRADIENTS: Mapping[str, Callable[..., Scores]] = {"snip": snip, "grasp": grasp}
-
-
 METHODS = (*GRADIENTS, "synflow", "random")
+# What an untrained network is scored with: the network or a copy; batches, for "synflow" an input;
+# what combines the results of ranks: the mean of gradients, for "synflow" the scores of the first;
+# `(model, batch) -> loss`, which "synflow" does not use.
+Probe: TypeAlias = tuple[nn.Module, Any, Callable[[Tensor], Tensor], Loss | None]
 
 
 class PruneAtInit(PruningCallback[Pruner]):
@@ -179,7 +182,7 @@ did you mean 'snip'?
     def _make_probe(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> Probe:
         twin, strategy = probe_copy(trainer, module), trainer.strategy
         if self.strategy.scoring == "synflow":  # devices may add up in another order
-            return Probe(twin, example_for(module, batch), partial(_broadcast, trainer))
+            return twin, example_for(module, batch), partial(_broadcast, trainer), None
 
         def mean(grad: Tensor) -> Tensor:
             reduced = strategy.reduce(grad, reduce_op="mean")
@@ -187,50 +190,24 @@ did you mean 'snip'?
             return reduced
 
         count = 1 if trainer.fast_dev_run else self.strategy.batches  # type: ignore[attr-defined]
-        return Probe(twin, peek_batches(trainer, batch, count), mean, training_loss)
+        return twin, peek_batches(trainer, batch, count), mean, training_loss
 
 
-class Probe(NamedTuple):
-    """What an untrained network is scored with.
-
-    Attributes:
-        model: The network, or a copy of it.
-        data: Batches, the second arguments of `loss`; for "synflow" an example input.
-        across_ranks: Combines what each rank computed: the mean of gradients, for "synflow" the
-            scores of the first.
-        loss: `(model, batch) -> loss`; not used by "synflow".
-    """
-
-    model: nn.Module
-    data: Any
-    across_ranks: Callable[[Tensor], Tensor]
-    loss: Loss | None = None
-
-
+@dataclass(eq=False)
 class AtInit(GradualMagnitude):
-    """Prune once, by scores of the untrained network.
+    """Prunes once, by scores of the untrained network."""
 
-    Args:
-        config: Its criterion only names the method, except for "random".
-        scoring: The method.
-        keep_removed, batches, rounds, temperature, logits: See `PruneAtInit`.
-    """
+    config: PruningConfig
+    keep_removed: KeepRemoved
+    scoring: str
+    batches: int
+    rounds: int
+    temperature: float | None
+    logits: str | None
+    make_probe: Callable[[], Probe] | None = None  # set while a session steps
 
-    def __init__(
-        self,
-        config: PruningConfig,
-        keep_removed: KeepRemoved,
-        *,
-        scoring: str,
-        batches: int,
-        rounds: int,
-        temperature: float | None,
-        logits: str | None,
-    ) -> None:
-        super().__init__(config, keep_removed)
-        self.scoring, self.batches, self.rounds = scoring, batches, rounds
-        self.temperature, self.logits = temperature, logits
-        self.make_probe: Callable[[], Probe] | None = None  # set while a session steps
+    def __post_init__(self) -> None:
+        super().__init__(self.config, self.keep_removed)
 
     def acts_on_gradients(self, pruner: Pruner) -> bool:
         return False

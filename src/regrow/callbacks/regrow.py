@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypedDict, cast
+from functools import cached_property
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
@@ -15,7 +15,7 @@ from regrow.callbacks.core.consistency import reduce_metric
 from regrow.callbacks.core.gradients import amp_step_skipped
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import check_has_pruner, no_event_pending
-from regrow.callbacks.support.event_times import EventTimes, EventTimesState
+from regrow.callbacks.support.event_times import EventTimes
 from regrow.callbacks.support.regrow_request import RegrowRequest, check_request, resolve_pruners
 from regrow.pruning.freezing import TrainSpec
 from regrow.pruning.growth import GrowthCriterion, regrow_count
@@ -25,24 +25,7 @@ from regrow.schedules.time import TimeLike, parse_time
 from regrow.schedules.triggers import Drop, Plateau, TriggerState
 from regrow.utils.errors import ConfigError, check_choice, suggest
 from regrow.utils.lightning_classes import pl
-
-
-class RegrowState(TypedDict):
-    """The saved state of `Regrow`.
-
-    Attributes:
-        times: Steps of the times in `at`, and how many have passed.
-        pending: Whether the condition `when` holds and regrowth has not happened yet.
-        waits: Whether regrowth waits for an event to be judged.
-        best: The best value of the monitored metric.
-        waited: Validations since then.
-    """
-
-    times: EventTimesState
-    pending: bool
-    waits: bool
-    best: float
-    waited: int
+from regrow.utils.optimizers import trained_parameters
 
 
 class Regrow(Callback):
@@ -79,6 +62,9 @@ class Regrow(Callback):
     """
 
     priority = 1  # what is pruned at the same step comes after
+    _loaded: dict[str, Any] | None
+    _pending: bool  # `when` holds, and regrowth has not happened yet
+    _waits: bool  # for an event to be judged
 
     def __init__(
         self,
@@ -106,30 +92,20 @@ class Regrow(Callback):
         if not (times or when):
             raise ConfigError("Regrow never acts: write at='3ep' or when=Drop('val/accuracy')")
         self.request = RegrowRequest(fraction, count, by, init, names, train)
-        self._key = self._generate_state_key(
-            at=[str(time) for time in times], when=str(when), names=names
-        )
-        self._clock: Clock | None = None
-        self._loaded: RegrowState | None = None
-        self._seen = TriggerState()
-        self._pending = self._waits = False
+        self._reset()
 
-    @property
+    @cached_property
     def state_key(self) -> str:
-        return self._key
+        at = [str(time) for time in self.times.at]
+        return self._generate_state_key(at=at, when=str(self.when), names=self.request.names)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         check_has_pruner(trainer, self, stage)
         if stage == "fit":
-            self._loaded, self._pending, self._seen, self._waits = (
-                None,
-                False,
-                TriggerState(),
-                False,
-            )
+            self._reset()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._clock = Clock(trainer, self.times.at)
+        self.times.clock = Clock(trainer, self.times.at)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         state, self._loaded = self._loaded, None
@@ -139,42 +115,35 @@ class Regrow(Callback):
                 f"{self.when} is judged after validation, and this fit has none: give fit a "
                 "validation loader and the module a validation_step"
             )
-        assert self._clock is not None
         if state is None:
-            self.times.begin(self._clock)
-            self._remember_originals(trainer)
+            self.times.begin()
+            if self.request.init in ("original", original_values):
+                for callback, _ in resolve_pruners(trainer, self.request):
+                    if not callback.pruner.state.originals:
+                        callback.pruner.remember_original()
         else:
-            self.times.resume(self._clock, state["times"])
+            self.times.resume(state["times"])
             self._pending, self._waits = state["pending"], state["waits"]
             self._seen = TriggerState(state["best"], state["waited"])
 
     def on_suite_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self._clock is not None
-        self.times.begin_epoch(self._clock)
+        self.times.begin_epoch()
 
-    def on_suite_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_suite_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         if not self.request.dense:
             self._run_due(trainer)
         # a resumed fit may have moved the time
-        self._waits &= self._pending or self._overdue is not None
+        self._waits &= self._pending or self.times.due() is not None
 
     def allows_event(self, trainer: pl.Trainer, pruner: PrunerOwner) -> bool:
         return not self._waits  # regrowth that waits comes before the next event
 
     def on_dense_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
-        def ready(callback: PruningCallback, names: list[str] | None) -> bool:
-            own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            targets = callback.pruner.named(names)
-            trained = all(id(target.parameter) in own for target in targets)
-            return trained and not amp_step_skipped(trainer, optimizer)
-
         if self.request.dense:
-            self._run_due(trainer, ready)
+            self._run_due(trainer, optimizer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.when is None or trainer.sanity_checking or self._clock is None:
+        if self.when is None or trainer.sanity_checking or self.times.clock is None:
             return
         metrics = trainer.callback_metrics
         if self.when.monitor not in metrics:
@@ -190,64 +159,51 @@ class Regrow(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         missed = self.times.remaining
-        if missed and not trainer.should_stop and self._clock is not None:
+        if missed and not trainer.should_stop and self.times.clock is not None:
             rank_zero_warn(
                 f"the fit ended before Regrow acted at step {', '.join(map(str, missed))}: "
-                f"{self.times.why_missed(self._clock)}"
+                f"{self.times.why_missed()}"
             )
 
     def state_dict(self) -> dict[str, Any]:
         if self._loaded is not None:
-            return dict(self._loaded)
-        times, seen = self.times.state_dict(), self._seen
-        return dict(
-            RegrowState(
-                times=times,
-                pending=self._pending,
-                waits=self._waits,
-                best=seen.best,
-                waited=seen.waited,
-            )
-        )
+            return self._loaded
+        return {
+            "times": self.times.state_dict(),
+            "pending": self._pending,
+            "waits": self._waits,
+            "best": self._seen.best,
+            "waited": self._seen.waited,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = cast(RegrowState, state_dict)
+        self._loaded = state_dict
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._clock = None
+        self.times.clock = None
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self._clock = None
+    def _reset(self) -> None:
+        self._loaded, self._seen = None, TriggerState()
+        self._pending = self._waits = False
 
-    @property
-    def _overdue(self) -> int | None:
-        assert self._clock is not None
-        return self.times.due(self._clock.current_step())
-
-    def _remember_originals(self, trainer: pl.Trainer) -> None:
-        """Store the values at the fit's start, if init="original" needs them."""
-        if self.request.init in ("original", original_values):
-            for callback, _ in resolve_pruners(trainer, self.request):
-                if not callback.pruner.state.originals:
-                    callback.pruner.remember_original()
-
-    def _run_due(self, trainer: pl.Trainer, ready: _Ready | None = None) -> None:
+    def _run_due(self, trainer: pl.Trainer, optimizer: Optimizer | None = None) -> None:
         """Regrow if a time has come or a condition holds, unless an event is still judged.
 
-        Args:
-            trainer: In a fit.
-            ready: Whether the present gradients are those of a pruning callback's parameters.
+        With an optimizer, only on its gradients, if it trains all that may regrow.
         """
-        due, request = self._overdue, self.request
+        due = self.times.due()
         if due is None and not self._pending:
             return
-        targets, self._waits = resolve_pruners(trainer, request), not no_event_pending(trainer)
-        if self._waits or (ready and not all(ready(one, names) for one, names in targets)):
+        chosen, self._waits = resolve_pruners(trainer, self.request), not no_event_pending(trainer)
+        if self._waits:
             return
+        if optimizer is not None:
+            targets = [t for callback, names in chosen for t in callback.pruner.named(names)]
+            trained = {id(target.parameter) for target in targets} <= trained_parameters(optimizer)
+            if not trained or amp_step_skipped(trainer, optimizer):
+                return
         cause = str(self.when) if due is None else f"step {due}"
-        for callback, names in targets:
+        for callback, names in chosen:
             self._regrow(callback, names, cause)
         self._pending = False
         if due is not None:
@@ -270,6 +226,3 @@ class Regrow(Callback):
             fraction, count, by=request.by, init=request.init, names=names, train=request.train
         )
         entry["cause"] = cause
-
-
-_Ready = Callable[[PruningCallback, "list[str] | None"], bool]

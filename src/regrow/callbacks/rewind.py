@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback, PruneEvent, waits_for_gradients
+from regrow.callbacks.core.checkpoint_files import check_trained_with
 from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.compatibility import check_combination
 from regrow.callbacks.core.pruning_callback import pruning_callbacks
@@ -18,34 +19,12 @@ from regrow.schedules.time import TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_count
 from regrow.utils.lightning_classes import pl
 from regrow.utils.names import parameters
-from regrow.utils.snapshot import SnapshotStateDict, TrainingSnapshot
+from regrow.utils.snapshot import TrainingSnapshot
 
 # "fresh": the optimizer's state becomes that of a new optimizer
 _PRESETS = {"weights": ("weights", "lr", "fresh"), "lr": ("lr",), "finetune": ()}
-
-
 _PARTS = ("weights", "lr", "optimizer")
-
-
 FORMAT = 1
-
-
-class RewindState(TypedDict):
-    """The saved state of `Rewind`.
-
-    Attributes:
-        format: Version of this layout.
-        parts: What rewinds: "weights", "lr", "optimizer" and "fresh" (a reset optimizer).
-        step: The step to which it rewinds; None before a fit.
-        memory: The state at that step; None before it.
-        fresh: The state of new optimizers, if they are reset.
-    """
-
-    format: int
-    parts: list[str]
-    step: int | None
-    memory: SnapshotStateDict | None
-    fresh: SnapshotStateDict | None
 
 
 class Rewind(Callback):
@@ -87,8 +66,8 @@ did you mean 'weights'?
 
     needs_whole_parameters = needs_rising_sparsity = rewinds = True
     _timeline: Timeline | None  # of a fit whose plan is still to be checked
-    _step: int | None
-    _memory: TrainingSnapshot | None
+    _step: int | None  # to which it rewinds
+    _memory: TrainingSnapshot | None  # at that step
     _fresh: TrainingSnapshot | None  # the state of new optimizers
     _pending: TrainingSnapshot | None  # goes back at the batch's end
 
@@ -121,12 +100,7 @@ did you mean 'weights'?
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        there = self.state_key in (checkpoint.get("callbacks") or {})
-        if trainer.state.fn == "fit" and not there:
-            raise StateError(
-                "the checkpoint was trained without Rewind, so it has no state to rewind to: load "
-                "the weights into the model and call fit without ckpt_path"
-            )
+        check_trained_with(self, trainer, checkpoint)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_combination(trainer)
@@ -152,9 +126,7 @@ did you mean 'weights'?
             self._step = session.timeline.step(self.to, "to")  # epochs may have changed in length
             self._maybe_snapshot(trainer, pl_module, session.time.current_step())
 
-    def on_suite_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_suite_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         self._check(trainer)  # if a pruner comes later in the list
 
     def on_prune_event(
@@ -196,12 +168,7 @@ did you mean 'weights'?
                 memory.resize(plan.slice, names)
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         if self._pending is not None:
             self._restore(self._pending, trainer, pl_module)
@@ -215,14 +182,13 @@ did you mean 'weights'?
                 "an event waits for its rewind at the end of this batch: save then; if the step "
                 "failed, resume from the last checkpoint"
             )
-        state: RewindState = {
+        return {
             "format": FORMAT,
             "parts": list(self.parts),
             "step": self._step,
             "memory": None if self._memory is None else self._memory.state_dict(),
             "fresh": None if self._fresh is None else self._fresh.state_dict(),
         }
-        return dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict.get("format") != FORMAT or state_dict["parts"] != list(self.parts):
@@ -238,11 +204,6 @@ did you mean 'weights'?
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._clock = None
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self._clock = None
-
     def _reset(self) -> None:
         self._timeline = self._step = self._memory = self._fresh = self._pending = None
 
@@ -251,28 +212,26 @@ did you mean 'weights'?
         assert self._step is not None
         if self._memory is not None or not self.parts or now < self._step:
             return
+        self._memory = TrainingSnapshot(**self._rewound(trainer, pl_module))
+
+    def _rewound(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """What rewinds, as arguments of `TrainingSnapshot` and its `restore`."""
         rates = "lr" in self.parts
-        self._memory = TrainingSnapshot(
-            pl_module if "weights" in self.parts else None,
-            moments=trainer.optimizers if "optimizer" in self.parts else (),
-            rates=trainer.optimizers if rates else (),
-            schedulers=[c.scheduler for c in trainer.lr_scheduler_configs] if rates else (),
-        )
+        return {
+            "module": pl_module if "weights" in self.parts else None,
+            "moments": trainer.optimizers if "optimizer" in self.parts else (),
+            "rates": trainer.optimizers if rates else (),
+            "schedulers": [c.scheduler for c in trainer.lr_scheduler_configs] if rates else (),
+        }
 
     def _restore(
         self, memory: TrainingSnapshot, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
-        rates = "lr" in self.parts
         if self._fresh is not None:
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
             self._fresh.restore(moments=trainer.optimizers)
-        memory.restore(
-            pl_module if "weights" in self.parts else None,
-            moments=trainer.optimizers if "optimizer" in self.parts else (),
-            rates=trainer.optimizers if rates else (),
-            schedulers=[c.scheduler for c in trainer.lr_scheduler_configs] if rates else (),
-        )
+        memory.restore(**self._rewound(trainer, pl_module))
         for callback in pruning_callbacks(trainer):
             callback.pruner.enforce(trainer.optimizers)
         if "weights" in self.parts:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,11 +26,8 @@ class AtomicCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint with atomic files; see `save_atomic`."""
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        save_atomic(trainer, filepath, lambda path: self._write(trainer, path))
+        save_atomic(trainer, filepath, partial(super()._save_checkpoint, trainer))
         self._last_checkpoint_saved = filepath
-
-    def _write(self, trainer: pl.Trainer, path: str) -> None:
-        super()._save_checkpoint(trainer, path)
 
 
 class SparseModelCheckpoint(AtomicCheckpoint):

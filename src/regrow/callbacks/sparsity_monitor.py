@@ -55,9 +55,7 @@ class SparsityMonitor(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._values, self._shown = {}, False
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         if not self._values:  # a resumed pruner has its masks after all of on_train_start
             self._values = self._measure(trainer)
 
@@ -74,12 +72,7 @@ class SparsityMonitor(Callback):
                 _log_layers(logger, self._values, event.step)
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         if any(callback.changes_between_events for callback in pruners(trainer)):
             self._values, self._shown = self._measure(trainer), False

@@ -16,7 +16,6 @@ from regrow import (
     StateError,
     Table,
 )
-from regrow.callbacks.prune_at_init import Probe
 
 EXAMPLE = torch.zeros(2, 8)
 
@@ -49,7 +48,7 @@ def scored(method, data, **settings):
     """Pruning at initialisation by scores that need a network and data, but no Trainer."""
     callback = PruneAtInit(0.5, method=method, **settings)
     strategy = callback.strategy
-    strategy.make_probe = lambda: Probe(callback.pruner.model, data, lambda t: t, squares)
+    strategy.make_probe = lambda: (callback.pruner.model, data, lambda t: t, squares)
     return callback
 
 

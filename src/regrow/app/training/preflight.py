@@ -27,7 +27,7 @@ from regrow.app.training.lightning_packages import follow, lightning_package, wi
 from regrow.app.training.module_metrics import LOGGED, QUIET, check_metrics, split_of
 from regrow.callbacks.accuracy_budget import AccuracyBudget
 from regrow.callbacks.core.base import Callback
-from regrow.callbacks.core.dispatch import Dispatcher
+from regrow.callbacks.core.dispatch import callbacks_overriding
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.support.teacher import START
 from regrow.schedules.base import Milestone
@@ -204,6 +204,6 @@ class _SetupDone(Exception):
 class _StopBeforeFirstStep(LightningCallback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.optimizers = list(trainer.optimizers)
-        for callback in Dispatcher.of(trainer).overriding("on_suite_epoch_start"):
+        for callback in callbacks_overriding(trainer, "on_suite_epoch_start"):
             callback.on_suite_epoch_start(trainer, pl_module)
         raise _SetupDone

@@ -50,7 +50,7 @@ class Averages:
     def sync_changed(self, enforcer: MaskEnforcer, before: Mapping[str, Tensor]) -> None:
         """Copy the model's values (+0.0, or regrown ones) into the averages where masks changed."""
         for average in self.copies:
-            named = parameters(average)
+            named = named_parameters(average)
             for name, mask in before.items():
                 weight, averaged = enforcer.parameters[name], named[name]
                 changed = mask != enforcer.mask(name)
@@ -60,15 +60,14 @@ class Averages:
     def mask(self, enforcer: MaskEnforcer) -> None:
         """Set the pruned weights of the averages to +0.0."""
         for average in self.copies:
-            for name, averaged in parameters(average).items():
+            for name, averaged in named_parameters(average).items():
                 if enforcer.kept(name) is not None:
                     averaged.masked_fill_(~enforcer.mask(name).to(averaged.device), 0)
 
-    def slice(self, plan: ChannelCut | None) -> None:
-        """Cut the averages as the model was cut; None: it was not."""
-        if plan is not None:
-            for average in self.copies:
-                plan.apply(average)
+    def slice(self, plan: ChannelCut) -> None:
+        """Cut the averages as the model was cut."""
+        for average in self.copies:
+            plan.apply(average)
 
     def resize(self, module: nn.Module) -> None:
         """Replace the averages by copies of the module if their shapes differ."""
@@ -126,15 +125,10 @@ class Averages:
 
 
 def check_averages_complete(trainer: pl.Trainer, pruned: Mapping[str, nn.Parameter]) -> None:
-    """Check that averages contain all pruned parameters, unsharded.
-
-    Args:
-        trainer: With its fit set up.
-        pruned: The parameters by name.
-    """
+    """Check that averages contain all pruned parameters, unsharded."""
     for callback in Averages(trainer).callbacks:
         average, name = _copy_of(callback), type(callback).__name__
-        averaged = {} if average is None else parameters(average)
+        averaged = {} if average is None else named_parameters(average)
         missing = [own for own in pruned if own not in averaged]
         if missing:
             raise ConfigError(
@@ -147,11 +141,6 @@ def check_averages_complete(trainer: pl.Trainer, pruned: Mapping[str, nn.Paramet
                 f"{name} averages a whole copy of the module, and its parameters are sharded among "
                 f"ranks: leave {name} out, or write strategy='ddp'"
             )
-
-
-def parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters by clean name; shared ones under each of their names."""
-    return {name: parameter.detach() for name, parameter in named_parameters(module).items()}
 
 
 def trained_epochs(trainer: pl.Trainer) -> int | None:

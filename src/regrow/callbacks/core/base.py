@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +12,6 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.pruning.base import BasePruner
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.progress import Progress
-from regrow.schedules.time import Timeline
 from regrow.utils.lightning_classes import LightningCallback, pl
 
 
@@ -30,82 +28,35 @@ class PrunerOwner(Protocol):
     def history(self) -> list[HistoryEntry]: ...
 
 
-class FitClock(Protocol):
-    """The part of a clock that a session uses; see `regrow.callbacks.core.clock.Clock`."""
-
-    @property
-    def dry_run(self) -> bool: ...
-    def current_step(self) -> int: ...
-    def start_step(self) -> tuple[int, int]: ...
-    def timeline(self, epochs: Mapping[int, int]) -> Timeline: ...
-    def position(self) -> tuple[int, int]: ...
-    def why_missed(self, step: int, epochs: Mapping[int, int]) -> str: ...
-
-
-class Events(Protocol):
-    """What a session calls around its events; see `SuiteEvents`."""
-
-    def allows(self) -> bool: ...
-    def before(self) -> None: ...
-    def after(self, entry: HistoryEntry, before: float) -> None: ...
-    def check_ranks(self, when: str) -> None: ...
-
-
 @dataclass(frozen=True)
 class PruneEvent:
-    """One change of masks.
+    """One change of masks."""
 
-    Attributes:
-        pruner: The callback whose masks changed.
-        step: `trainer.global_step` when it happened.
-        epoch: `trainer.current_epoch` when it happened.
-        before: Sparsity before the event.
-        after: Sparsity after it.
-        entry: The pruner's history entry.
-    """
-
-    pruner: PrunerOwner
+    pruner: PrunerOwner  # the callback whose masks changed
     step: int
     epoch: int
-    before: float
+    before: float  # sparsity
     after: float
     entry: HistoryEntry
 
 
 class Callback(LightningCallback):
-    """A Lightning callback with additional hooks around prune events.
+    """A Lightning callback with additional hooks around prune events."""
 
-    Attributes:
-        priority: Callbacks with a lower number run first in `on_suite_batch_start`.
-        children: Callbacks that are added to the Trainer right behind this one.
-        needs_whole_parameters: Whether it does not support sharded parameters.
-        constant_sparsity: Whether the sparsity is the same from the first step to the last.
-        needs_rising_sparsity: Whether it acts on events that prune further.
-        searches_sparsity: Whether it changes the sparsity of events.
-        uses_threshold: Whether its events have thresholds instead of sparsities.
-        restores_weights: Whether it sets weights back to an earlier step.
-        rewinds: Whether it is a `Rewind`.
-        cuts_channels: Whether it prunes channels.
-        changes_shapes: Whether it cuts channels out of parameters.
-        learns_masks: Whether its masks are trained.
-        tracks_gradients: Whether its criterion keeps a statistic per weight across steps.
-        soft: Whether pruned weights keep training under the masks.
-    """
-
-    priority = 0
-    children: tuple[Callback, ...] = ()
-    needs_whole_parameters = False
-    constant_sparsity = False
-    needs_rising_sparsity = False
-    searches_sparsity = False
-    uses_threshold = False
-    restores_weights = False
-    rewinds = False
-    cuts_channels = False
-    changes_shapes = False
-    learns_masks = False
-    tracks_gradients = False
-    soft = False
+    priority = 0  # lower ones come first in `on_suite_batch_start`
+    children: tuple[Callback, ...] = ()  # added to the Trainer right behind this one
+    needs_whole_parameters = False  # does not support sharded ones
+    constant_sparsity = False  # from the first step to the last
+    needs_rising_sparsity = False  # acts on events that prune further
+    searches_sparsity = False  # changes the sparsity of events
+    uses_threshold = False  # events have thresholds instead of sparsities
+    restores_weights = False  # of an earlier step
+    rewinds = False  # is a `Rewind`
+    cuts_channels = False  # prunes channels
+    changes_shapes = False  # cuts channels out of parameters
+    learns_masks = False  # by training
+    tracks_gradients = False  # the criterion keeps a statistic per weight across steps
+    soft = False  # pruned weights keep training under the masks
 
     @property
     def keeps_dense_copy(self) -> bool:
@@ -116,6 +67,12 @@ class Callback(LightningCallback):
     def settled(self) -> bool:
         """Whether the callback can no longer roll the last event back."""
         return True
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Clean up as at the end; Lightning does not call `teardown` after an error."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_suite_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

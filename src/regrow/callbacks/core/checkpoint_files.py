@@ -27,11 +27,7 @@ def check_format(state: Mapping[str, Any], known: int, name: str) -> None:
 
 
 def require_state(checkpoint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The state of a pruning callback in a checkpoint.
-
-    Raises:
-        StateError: If there is none, naming the states that are there.
-    """
+    """The state of a pruning callback in a checkpoint."""
     states: Mapping[str, Any] = checkpoint.get("callbacks") or {}
     if key not in states:
         raise StateError(
@@ -43,14 +39,21 @@ def require_state(checkpoint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return state
 
 
+def check_trained_with(
+    callback: pl.Callback, trainer: pl.Trainer, checkpoint: Mapping[str, Any]
+) -> None:
+    """Check that a fit resumes from a checkpoint of a fit with the same callback."""
+    if trainer.state.fn == "fit" and callback.state_key not in (checkpoint.get("callbacks") or {}):
+        raise StateError(
+            f"the checkpoint was trained without {type(callback).__name__}: load the weights into "
+            "the model and call fit without ckpt_path"
+        )
+
+
 def check_masked_state(
     checkpoint: Mapping[str, Any], key: str, path: object
 ) -> Mapping[str, Any] | None:
-    """The state of a pruning callback, if any, checked against checksums and weights.
-
-    Raises:
-        StateError: If the checkpoint is damaged, or a pruned weight in it is not zero.
-    """
+    """The state of a pruning callback, if any, checked against checksums and weights."""
     intact = check_checksums(path)
     state: Mapping[str, Any] | None = (checkpoint.get("callbacks") or {}).get(key)
     if state and state["pruner"] is not None:
@@ -92,17 +95,9 @@ def restart_loaders(trainer: pl.Trainer) -> None:
 def save_atomic(trainer: pl.Trainer, path: str, save: Callable[[str], None]) -> None:
     """Write a local file beside its place and rename it: readers see the old or the new file.
 
-    The folder of a sharded checkpoint takes two renames, between which the old one is `PATH.old`.
-    Lightning moves a checkpoint from the system's temporary folder, which across file systems is a
-    copy that a kill can cut short.
-
-    Args:
-        trainer: Called on every rank.
-        path: The checkpoint file.
-        save: Writes to a given path.
-
-    Raises:
-        StateError: If the file cannot be written; the previous one is intact.
+    Call it on every rank. The folder of a sharded checkpoint takes two renames, between which the
+    old one is `PATH.old`. Lightning moves a checkpoint from the system's temporary folder, which
+    across file systems is a copy that a kill can cut short.
     """
     plain = lightning_classes("plugins.TorchCheckpointIO")
     if type(trainer.strategy.checkpoint_io) not in plain or "://" in path:

@@ -34,11 +34,7 @@ _STARTS_PROCESSES = lightning_classes("strategies.launchers._MultiProcessingLaun
 
 
 def check_same_package(trainer: pl.Trainer) -> None:
-    """Check the Trainer's version, and that callbacks bound to its package are of that package.
-
-    Raises:
-        ConfigError: With what to install or import.
-    """
+    """Check the Trainer's version, and that callbacks bound to its package are of that package."""
     kind = next((c for c in lightning_classes("Trainer") if isinstance(trainer, c)), pl.Trainer)
     package = kind.__module__.partition(".trainer.")[0]
     if compare_version(package, operator.lt, "2.5.6"):
@@ -63,9 +59,6 @@ def check_results_return(trainer: pl.Trainer, callback: pl.Callback) -> None:
     """Check that the callbacks of a fit are those of the process that called `fit`.
 
     Processes that Lightning spawns or forks return the model's weights alone.
-
-    Raises:
-        ConfigError: With the strategy to write.
     """
     if isinstance(trainer.strategy.launcher, _STARTS_PROCESSES):
         raise ConfigError(
@@ -77,23 +70,29 @@ def check_results_return(trainer: pl.Trainer, callback: pl.Callback) -> None:
 
 
 def check_pruner_fits(trainer: pl.Trainer, module: nn.Module, pruner: BasePruner) -> None:
-    """Run all checks of a pruner when a fit starts.
-
-    Raises:
-        ConfigError: For a strategy, callback or optimizer that does not work with masks.
-        StateError: For another model, or parameters that were replaced since they were masked.
-    """
-    check_same_model(module, pruner)
+    """Run all checks of a pruner when a fit starts."""
+    if pruner.model is not module:
+        raise StateError(
+            "the pruning callback holds the masks of another model object: call attach(model) to "
+            "carry them over, or make a new callback for a fresh model"
+        )
     reshard_fsdp(module)  # else these replace the parameters
-    check_parameters_not_replaced(module, pruner)
+    if lost := replaced_parameters(module, pruner):
+        raise StateError(
+            f"{', '.join(lost[:5])} of the model were replaced by other parameters since they were "
+            "masked: call attach(model) to carry the masks over"
+        )
     check_averages_complete(trainer, {target.name: target.parameter for target in pruner.targets})
     check_sharding_supported(trainer, pruner)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if not any(isinstance(callback, _FINETUNING) for callback in callbacks):
         # such a callback may add layers before the first event
         check_gradients_together(trainer.optimizers, pruner)
-    if pruner.state.soft:
-        check_no_closures(trainer.optimizers)
+    if pruner.state.soft and _has_lbfgs(trainer):
+        raise ConfigError(
+            "soft=True keeps dense values in the weights while the optimizer steps, and LBFGS runs "
+            "the network within its step: write soft=False, or another optimizer"
+        )
 
 
 def check_sharding_supported(trainer: pl.Trainer, pruner: BasePruner) -> None:
@@ -109,26 +108,12 @@ def check_sharding_supported(trainer: pl.Trainer, pruner: BasePruner) -> None:
     if not sharded or not isinstance(pruner, Pruner):  # channels were checked before
         return
     names = f"parameters are sharded among ranks ({', '.join(sharded[:3])}, ...)"
-    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+    if _has_lbfgs(trainer):
         raise ConfigError(f"{names}, and LBFGS needs whole ones: write another optimizer")
 
 
-def check_same_model(module: nn.Module, pruner: BasePruner) -> None:
-    """Check that the model is the one that was masked."""
-    if pruner.model is not module:
-        raise StateError(
-            "the pruning callback holds the masks of another model object: call attach(model) to "
-            "carry them over, or make a new callback for a fresh model"
-        )
-
-
-def check_parameters_not_replaced(module: nn.Module, pruner: BasePruner) -> None:
-    """Check that the model's parameters are the ones that were masked."""
-    if lost := replaced_parameters(module, pruner):
-        raise StateError(
-            f"{', '.join(lost[:5])} of the model were replaced by other parameters since they were "
-            "masked: call attach(model) to carry the masks over"
-        )
+def _has_lbfgs(trainer: pl.Trainer) -> bool:
+    return any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers)
 
 
 def replaced_parameters(module: nn.Module, pruner: BasePruner) -> list[str]:
@@ -147,15 +132,6 @@ def check_gradients_together(optimizers: Sequence[Optimizer], pruner: BasePruner
         )
 
 
-def check_no_closures(optimizers: Sequence[Optimizer]) -> None:
-    """Check that no optimizer calls its closure several times a step."""
-    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
-        raise ConfigError(
-            "soft=True keeps dense values in the weights while the optimizer steps, and LBFGS runs "
-            "the network within its step: write soft=False, or another optimizer"
-        )
-
-
 def check_target_reachable(pruner: BasePruner, start: float, final: float) -> None:
     """Check that a fit can prune from one sparsity to another."""
     if pruner.layer_targets and not pruner.units(final):
@@ -164,22 +140,10 @@ def check_target_reachable(pruner: BasePruner, start: float, final: float) -> No
             "in proportion to it: write include=[...] with these layers, and their sparsity as "
             "sparsity"
         )
-    if pruner.units(start) > pruner.units(final) > 0 and not pruner.history:
-        raise ConfigError(
-            f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: to keep "
-            f"exactly its zeros, write sparsity={start!r} or more"
-        )
     if pruner.units(start) > pruner.units(final) > 0:
+        instead = f"to keep exactly its zeros, write sparsity={start!r} or more"
+        if pruner.history:
+            instead = "ask for more, or bring weights back first (unprune, prune_to(0))"
         raise ConfigError(
-            f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: ask for "
-            "more, or bring weights back first (unprune, prune_to(0))"
-        )
-
-
-def check_not_sharded(pruner: BasePruner) -> None:
-    """Check that masks can be carried to another model in memory: parameters are not sharded."""
-    if isinstance(pruner, Pruner) and pruner.state.shards.ranks is not None:
-        raise StateError(
-            "masks of sharded parameters can only be carried over by a checkpoint: save one, and "
-            "call attach(model, ckpt)"
+            f"the model has sparsity {start:.6g} already, sparsity={final:g} is less: {instead}"
         )

@@ -14,18 +14,11 @@ from regrow.utils.lightning_classes import lightning_classes, pl
 
 
 class Clock:
-    """Count optimizer steps, or batches under manual optimization where times allow it.
+    """Count optimizer steps, or batches under manual optimization where `times` allow it.
 
     With automatic optimization a window of accumulated batches makes one step, which
     `trainer.global_step` counts. With manual optimization a batch may make any number of steps, so
     epochs and fractions are counted in batches, "500it" in `trainer.global_step`.
-
-    Args:
-        trainer: The Trainer of a fit.
-        times: The times to schedule.
-
-    Raises:
-        ConfigError: For mixed units under manual optimization.
     """
 
     def __init__(self, trainer: pl.Trainer, times: Iterable[Time]) -> None:
@@ -60,11 +53,7 @@ class Clock:
         return step, int(self.trainer.current_epoch)
 
     def timeline(self, epochs: Mapping[int, int]) -> Timeline:
-        """The epochs and the end of a fit; those to come are as long as the present one.
-
-        Args:
-            epochs: The first step of each epoch that has begun, by its number.
-        """
+        """The fit, by the first step of each epoch; those to come are as long as this one."""
         trainer, starts, epoch = self.trainer, [*epochs.values()], max(epochs)
         first = starts[0]
         limit = trainer.max_steps - first if trainer.max_steps != -1 else None
@@ -85,12 +74,7 @@ class Clock:
         return Timeline(min(known) if known else None, spans, first)
 
     def why_missed(self, step: int, epochs: Mapping[int, int]) -> str:
-        """The likely cause why a fit that has ended by itself missed an event, for a warning.
-
-        Args:
-            step: Where the event was planned.
-            epochs: The first step of each epoch, by its number.
-        """
+        """The likely cause why a fit that has ended by itself missed an event at a step."""
         timeline, (now, _) = self.timeline(epochs), self.start_step()
         done, total = now - timeline.start, timeline.total
         if step >= now and (self.batches or not self.manual):

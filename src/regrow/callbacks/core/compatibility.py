@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from regrow.callbacks.core.base import Callback
-from regrow.callbacks.core.dispatch import Dispatcher
+from regrow.callbacks.core.dispatch import suite_callbacks
 from regrow.callbacks.core.session import PruningSession
 from regrow.channels.pruner import ChannelPruner
 from regrow.distributed.shard import is_dtensor
@@ -21,18 +21,12 @@ Found = dict[str, object] | None
 
 @dataclass(frozen=True)
 class Combination:
-    """The callbacks of a fit.
+    """The callbacks of a fit."""
 
-    Attributes:
-        suite: Callbacks of this suite, children included.
-        all: All callbacks of the Trainer.
-    """
-
-    suite: tuple[Callback, ...]
+    suite: tuple[Callback, ...]  # of this suite, children included
     all: tuple[pl.Callback, ...]
 
     def first(self, flag: str) -> Callback | None:
-        """The first callback with a capability flag."""
         return next((c for c in self.suite if getattr(c, flag)), None)
 
     @property
@@ -50,17 +44,11 @@ class Combination:
 
 @dataclass(frozen=True)
 class Row:
-    """A combination that raises.
+    """A combination that raises."""
 
-    Attributes:
-        name: The combination, for the documentation.
-        condition: Returns the values for the message, or None if the combination does not occur.
-        message: A format string: what is wrong, and what to write instead.
-    """
-
-    name: str
+    name: str  # for the documentation
     condition: Callable[[Combination], Found]
-    message: str
+    message: str  # format string: what is wrong, and what to write instead
 
 
 def _both(one: str, other: str) -> Callable[[Combination], Found]:
@@ -74,12 +62,6 @@ def _both(one: str, other: str) -> Callable[[Combination], Found]:
         return None
 
     return condition
-
-
-def _shared(given: BasePruner, other: BasePruner) -> str:
-    """The parameters that two pruners mask, by name; '' if there are none."""
-    theirs = {id(target.parameter) for target in other.targets}
-    return ", ".join([t.name for t in given.targets if id(t.parameter) in theirs][:3])
 
 
 def _whole_beside_sharded(given: Combination) -> Found:
@@ -126,18 +108,18 @@ def _cut_beside(given: Combination) -> Found:
     return None
 
 
-def _soft_shared(given: Combination) -> Found:
-    for one, pruner, _, other in given.pairs:
-        if one.soft and (names := _shared(pruner, other)):
-            return {"names": names}
-    return None
+def _shares_parameters(flag: str) -> Callable[[Combination], Found]:
+    """A condition: a callback with a capability prunes parameters that another one prunes too."""
 
+    def condition(given: Combination) -> Found:
+        for one, pruner, other, theirs in given.pairs:
+            parameters = {id(target.parameter) for target in theirs.targets}
+            names = [t.name for t in pruner.targets if id(t.parameter) in parameters]
+            if getattr(one, flag) and names:
+                return {"other": type(other).__name__, "names": ", ".join(names[:3])}
+        return None
 
-def _learned_shared(given: Combination) -> Found:
-    for one, pruner, other, theirs in given.pairs:
-        if one.learns_masks and (names := _shared(pruner, theirs)):
-            return {"other": type(other).__name__, "names": names}
-    return None
+    return condition
 
 
 TABLE = (
@@ -206,13 +188,13 @@ TABLE = (
     ),
     Row(
         "learned masks of parameters that another callback prunes",
-        _learned_shared,
+        _shares_parameters("learns_masks"),
         "{other} also prunes {names}, whose masks are learned: separate them with include= and "
         "exclude=",
     ),
     Row(
         "soft=True of parameters that another callback prunes",
-        _soft_shared,
+        _shares_parameters("soft"),
         "soft=True trains the dense weights of {names}, which another pruning callback masks too: "
         "write exclude=[...] in one of the two",
     ),
@@ -232,27 +214,14 @@ FREEZING = Row(
 )
 
 
-def describe_table() -> Iterator[tuple[str, str]]:
-    """Name and message of each row, for the documentation."""
-    return ((row.name, row.message) for row in (*TABLE, FREEZING))
-
-
 def check_combination(trainer: pl.Trainer, rows: tuple[Row, ...] = TABLE) -> None:
     """Check the callbacks of a Trainer against the table.
 
     Called when a fit starts, before and after each pruner is created: some rows compare pruners.
-
-    Raises:
-        ConfigError: For the first row that applies.
     """
     callbacks = tuple(trainer.callbacks)  # type: ignore[attr-defined]
-    given = Combination(tuple(Dispatcher.of(trainer).callbacks), callbacks)
+    given = Combination(tuple(suite_callbacks(trainer)), callbacks)
     for row in rows:
         values = row.condition(given)
         if values is not None:
             raise ConfigError(row.message.format(**values))
-
-
-def check_can_freeze(trainer: pl.Trainer) -> None:
-    """Check that no callback keeps dense values, so that some weights may be frozen."""
-    check_combination(trainer, (FREEZING,))

@@ -15,13 +15,7 @@ from regrow.utils.lightning_classes import pl
 def check_ranks_agree(trainer: pl.Trainer, enforcer: MaskEnforcer, when: str) -> None:
     """Check that all ranks have the same masks and weights; each rank sends three numbers.
 
-    Args:
-        trainer: In a fit.
-        enforcer: The enforcer of this rank.
-        when: What has just happened, for the message.
-
-    Raises:
-        StateError: On every rank, so that none waits for another.
+    The error comes on every rank, so that none waits for another; `when` says what has happened.
     """
     if trainer.world_size == 1:
         return

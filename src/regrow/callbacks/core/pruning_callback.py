@@ -28,15 +28,15 @@ from regrow.callbacks.core.checkpoint_files import (
     require_state,
     restore_loaders,
 )
-from regrow.callbacks.core.checks import (
-    check_not_sharded,
-    check_pruner_fits,
-    check_results_return,
-    check_same_package,
-)
+from regrow.callbacks.core.checks import check_pruner_fits, check_results_return, check_same_package
 from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.compatibility import check_can_freeze, check_combination
-from regrow.callbacks.core.dispatch import Dispatcher, SuiteEvents
+from regrow.callbacks.core.compatibility import FREEZING, check_combination
+from regrow.callbacks.core.dispatch import (
+    SuiteEvents,
+    add_children,
+    callbacks_overriding,
+    suite_callbacks,
+)
 from regrow.callbacks.core.gradients import amp_step_skipped, unscaled_gradients
 from regrow.callbacks.core.mask_guard import MaskGuard
 from regrow.callbacks.core.session import FORMAT, P, PruningSession, PruningStrategy
@@ -83,6 +83,7 @@ class PruningCallback(Callback, Generic[P]):
     """
 
     priority = 2  # after budgets and regrowth
+    _guard: MaskGuard  # from setup on
 
     def __init__(
         self,
@@ -112,7 +113,6 @@ class PruningCallback(Callback, Generic[P]):
         self._starting: Sequence[Callback] = ()  # those that are called at the next batch
         self._gradients: Sequence[Callback] = ()
         self._masks_early = False
-        self._guard: MaskGuard | None = None
 
     @cached_property
     def state_key(self) -> str:  # Lightning reads it around every hook, so computed once
@@ -202,9 +202,8 @@ class PruningCallback(Callback, Generic[P]):
         train: TrainSpec = "all",
     ) -> HistoryEntry:
         """Bring pruned weights back with new values; see `Pruner.regrow`."""
-        clock = self.session.clock
-        if isinstance(clock, Clock) and train != "all":
-            check_can_freeze(clock.trainer)
+        if self.session.clock is not None and train != "all":
+            check_combination(self.session.clock.trainer, (FREEZING,))
         given: dict[str, Any] = {"by": by, "init": init, "names": names, "train": train}
         return self.session.change(
             lambda optimizers: self.pruner.regrow(fraction, count, **given, optimizers=optimizers)
@@ -230,13 +229,17 @@ class PruningCallback(Callback, Generic[P]):
             if state["pruner"] is None:
                 raise StateError(f"{ckpt} was saved before {self.state_key} had seen a model")
         elif self.session.current is not None:
-            check_not_sharded(self.session.current)
+            if self.session.current.state.shards.ranks is not None:
+                raise StateError(
+                    "masks of sharded parameters can only be carried over by a checkpoint: save "
+                    "one, and call attach(model, ckpt)"
+                )
             state = self.state_dict()
         self.session.attach(model, state)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         check_same_package(trainer)
-        Dispatcher.of(trainer).add_children(self)
+        add_children(trainer, self)
         self._loaded, self._evaluates, self.session.transaction = None, False, Transaction()
         self._guard = MaskGuard(self.session, trainer, pl_module)
         self._saves_shards = saves_shards(trainer.strategy)
@@ -332,11 +335,11 @@ class PruningCallback(Callback, Generic[P]):
         session = self.session
         pruner = session.current
         if pruner and pruner.state.enforcer.masked and pruner.state.enforcer.is_sample_live():
-            self._check(f"as batch {batch_idx} began")
+            self._guard.check(f"as batch {batch_idx} began")
         # as session.step(), with one call less at every batch
         if (due := session.due()) is None or session.strategy.acts_on_gradients(session.pruner):
             return
-        self._check("at a pruning event")
+        self._guard.check("at a pruning event")
         session.fire(due)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -365,9 +368,8 @@ class PruningCallback(Callback, Generic[P]):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         pruner = self.session.current
         if pruner and (self.soft or self.learns_masks or pruner.state.freezer.free is not None):
-            self.session.strategy.flush_dense(
-                pruner
-            )  # a scaler that skips the step runs no hook after it
+            # a scaler that skips the step runs no hook after it
+            self.session.strategy.flush_dense(pruner)
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
@@ -392,7 +394,7 @@ class PruningCallback(Callback, Generic[P]):
         dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0:  # not before: hooks of the module or others may write until here
-            self._check("as evaluation began")
+            self._guard.check("as evaluation began")
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
@@ -400,14 +402,14 @@ class PruningCallback(Callback, Generic[P]):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.session.mask_averages()  # in place: the checkpoint may hold its tensors already
-        self._check("in a checkpoint")
+        self._guard.check("in a checkpoint")
         move_shards(checkpoint, self.state_key)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.session.mask_averages()
         if self.session.averages.copies:
             self.pruner.enforcer.weights()  # the average may have gone into the module already
-        self._check("at the end of training")
+        self._guard.check("at the end of training")
         warn_ended_early(trainer, self.session)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -446,24 +448,21 @@ class PruningCallback(Callback, Generic[P]):
 
     def _find_listeners(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the callbacks with hooks at each step; the first pruning callback calls them."""
-        dispatcher = Dispatcher.of(trainer)
         gradients = [
             callback
-            for callback in dispatcher.overriding("on_dense_gradients")
+            for callback in callbacks_overriding(trainer, "on_dense_gradients")
             if not isinstance(callback, PruningCallback) or waits_for_gradients(callback.pruner)
         ]
-        leads = next(c for c in dispatcher.callbacks if isinstance(c, PruningCallback)) is self
-        self._batch_start = dispatcher.overriding("on_suite_batch_start") if leads else ()
-        self._epoch_start = dispatcher.overriding("on_suite_epoch_start") if leads else ()
+        if next(c for c in suite_callbacks(trainer) if isinstance(c, PruningCallback)) is self:
+            self._batch_start = callbacks_overriding(trainer, "on_suite_batch_start")
+            self._epoch_start = callbacks_overriding(trainer, "on_suite_epoch_start")
+            self._gradients = gradients
+        else:
+            self._batch_start = self._epoch_start = self._gradients = ()
         self._starting = self._epoch_start  # Lightning may resume an epoch without its hook
-        self._gradients = gradients if leads else ()
         # Under manual optimisation a module clips by itself, before any hook of the step. Where
         # callbacks read gradients these stay dense until then, and the norm counts all of them.
         self._masks_early = not (pl_module.automatic_optimization or gradients)
-
-    def _check(self, when: str) -> None:
-        if self._guard is not None:
-            self._guard.check(when)
 
     def _stop(self) -> None:
         self.session.stop()

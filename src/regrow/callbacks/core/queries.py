@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from regrow.callbacks.core.dispatch import Dispatcher
+from regrow.callbacks.core.dispatch import suite_callbacks
 from regrow.callbacks.core.pruning_callback import PruningCallback, pruning_callbacks
 from regrow.utils.errors import ConfigError
 from regrow.utils.lightning_classes import pl
@@ -16,7 +16,7 @@ def pruners(trainer: pl.Trainer) -> list[PruningCallback]:
 
 def no_event_pending(trainer: pl.Trainer) -> bool:
     """Whether no callback may still roll the last event back."""
-    return all(callback.settled for callback in Dispatcher.of(trainer).callbacks)
+    return all(callback.settled for callback in suite_callbacks(trainer))
 
 
 def all_schedules_done(trainer: pl.Trainer) -> bool:

@@ -6,15 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Generic, TypedDict
+from typing import Any, Generic
 
 from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import TypeVar
 
 from regrow.callbacks.core.averaging import Averages
-from regrow.callbacks.core.base import Events, FitClock, as_sparse, waits_for_gradients
+from regrow.callbacks.core.base import as_sparse, waits_for_gradients
 from regrow.callbacks.core.checks import check_gradients_together, check_target_reachable
+from regrow.callbacks.core.clock import Clock
+from regrow.callbacks.core.dispatch import SuiteEvents
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.pruning.base import BasePruner
@@ -29,26 +31,6 @@ from regrow.utils.errors import RegrowError, StateError, check_bool, check_choic
 from regrow.utils.optimizers import Removable, add_step_hooks
 
 FORMAT = 4
-
-
-class SessionState(TypedDict, total=False):
-    """The saved state of a pruning callback; strategies add keys of their own.
-
-    Attributes:
-        format: Version of this layout.
-        final: Sparsity at which the schedule ends.
-        config: The settings of `PruningConfig` or `ChannelConfig`, as text.
-        pruner: State of the pruner: masks, history, removed values; None before the first fit.
-        progress: Plan and number of past events; None before the first fit.
-        children: Names of the child callbacks, which save their own states.
-    """
-
-    format: int
-    final: float
-    config: dict[str, str]
-    pruner: dict[str, Any] | None
-    progress: dict[str, Any] | None
-    children: list[str]
 
 
 P = TypeVar("P", bound=BasePruner, default=Any)
@@ -78,13 +60,11 @@ class PruningStrategy(Generic[P]):
         """Create the pruner of a model."""
         raise NotImplementedError
 
-    def plan(
-        self, schedule: Schedule, final: float, timeline: Timeline, start: float
-    ) -> PruningPlan:
+    def plan(self, session: PruningSession[P], timeline: Timeline, start: float) -> PruningPlan:
         """The milestones of a fit that begins at sparsity `start`."""
-        if start >= final > 0:
+        if start >= session.final > 0:
             return ()
-        plan = schedule.plan(final, timeline, start)
+        plan = session.schedule.plan(session.final, timeline, start)
         return tuple(Milestone(int(step), float(sparsity)) for step, sparsity in plan)
 
     def apply(
@@ -134,7 +114,7 @@ class PruningStrategy(Generic[P]):
         """Load the strategy's own state, after the pruner's."""
 
     def state_dict(self, session: PruningSession[P]) -> Mapping[str, object]:
-        """The strategy's own state, a TypedDict that is saved with the session's."""
+        """The strategy's own state, which is saved with the session's."""
         return {}
 
     def flush_dense(self, pruner: P) -> None:
@@ -191,19 +171,11 @@ class GradualMagnitude(PruningStrategy[Pruner]):
 
 
 class PruningSession(Generic[P]):
-    """A pruner with its schedule, in and out of fits, independent of a Trainer.
+    """A pruner with its schedule, in and out of fits.
 
     Between `start` and `stop` it has a clock and optimizers. `begin` or `resume` plans the events;
     then `step` is called once per batch, and `on_gradients` on the dense gradients of each
     optimizer step.
-
-    Args:
-        strategy: What happens at an event.
-        schedule: When events happen.
-        final: The sparsity at which the schedule ends.
-        on_change: What a resume does if the remaining events would now be at other steps:
-            "refuse" (raise), "keep" or "stretch".
-        name: The key under which the callback is saved, for messages.
     """
 
     def __init__(
@@ -221,8 +193,8 @@ class PruningSession(Generic[P]):
         self.name = name
         self.progress = Progress()
         self.transaction = Transaction()  # of the fit; the pruner has its own
-        self.clock: FitClock | None = None
-        self.events: Events | None = None
+        self.clock: Clock | None = None
+        self.events: SuiteEvents | None = None
         self.optimizers: list[Optimizer] = []
         self.averages = Averages()
         self.current: P | None = None
@@ -242,7 +214,7 @@ class PruningSession(Generic[P]):
         return self.current
 
     @property
-    def time(self) -> FitClock:
+    def time(self) -> Clock:
         """The clock, within a fit."""
         assert self.clock is not None
         return self.clock
@@ -253,8 +225,7 @@ class PruningSession(Generic[P]):
         return self.time.timeline(self.progress.epochs)
 
     def resolve(self, timeline: Timeline, start: float = 0.0) -> PruningPlan:
-        """The milestones of a fit with this timeline."""
-        return self.strategy.plan(self.schedule, self.final, timeline, start)
+        return self.strategy.plan(self, timeline, start)
 
     def is_as_sparse(self, planned: Sequence[Milestone]) -> bool:
         """Whether the model is as sparse as the last of these milestones, or as the target."""
@@ -276,22 +247,17 @@ class PruningSession(Generic[P]):
 
     def start(
         self,
-        clock: FitClock,
+        clock: Clock,
         optimizers: list[Optimizer],
         *,
         averages: Averages | None = None,
-        events: Events | None = None,
+        events: SuiteEvents | None = None,
         manual: bool = False,
     ) -> None:
-        """Enter a fit: mask weights after each step of its optimizers.
+        """Enter a fit: mask weights, and averaged copies, after each step of its optimizers.
 
-        Args:
-            clock: Counts the steps of the fit.
-            optimizers: The optimizers that train the pruner's model.
-            averages: Averaged copies of the model, which are masked too.
-            events: Called around events.
-            manual: Whether `step()` of an optimizer may be called without `on_gradients` and
-                `before_step`; gradients are then masked in a hook of the optimizer.
+        `manual`: a raw optimizer may step without `on_gradients` and `prepare`; gradients are then
+        masked in a hook of the optimizer.
         """
         self.clock, self.events, self.optimizers = clock, events, optimizers
         self.averages, self._manual = averages or Averages(), manual
@@ -407,12 +373,7 @@ class PruningSession(Generic[P]):
             self.progress.mark_done(due)
 
     def change(self, act: Callable[[list[Optimizer]], HistoryEntry]) -> HistoryEntry:
-        """Change masks outside of the schedule.
-
-        Args:
-            act: Changes the masks, given the optimizers of the fit (none outside of one), and
-                returns the history entry.
-        """
+        """Change masks outside of the schedule; `act` gets the optimizers of the fit, if any."""
         masks, before = self.averages.masks(self.pruner.enforcer), self.pruner.sparsity
         at = self.clock and f"an event at step {self.clock.position()[0]}"
         with self.transaction.guard(at) if at else nullcontext():
@@ -454,10 +415,10 @@ class PruningSession(Generic[P]):
         self.add_position(entry)
         self._check_ranks("a rollback")
 
-    def state_dict(self) -> SessionState:
-        """The state that `resume` needs."""
+    def state_dict(self) -> dict[str, Any]:
+        """The state that `resume` needs; what a model or a fit makes is None before the first."""
         self.transaction.check()
-        state: dict[str, Any] = {
+        return {
             "format": FORMAT,
             "final": self.final,
             "config": self.strategy.config.to_dict(),
@@ -465,10 +426,8 @@ class PruningSession(Generic[P]):
             "progress": self.progress.state_dict() if self.progress.started else None,
             **self.strategy.state_dict(self),
         }
-        return state  # type: ignore[return-value]
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Load the masks and the progress of a checkpoint."""
         self.pruner.load_state_dict(state["pruner"])
         self._check_ranks("resuming")
         if state["progress"] is not None:

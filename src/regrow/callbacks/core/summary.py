@@ -30,18 +30,11 @@ _SIGTERM = lightning_classes("utilities.exceptions.SIGTERMException")
 
 
 def render_summary(
-    session: PruningSession,
-    name: str,
-    width: int = 200,
-    macs: Mapping[str, float] | None = None,
+    session: PruningSession, name: str, width: int = 200, macs: Mapping[str, float] | None = None
 ) -> Group:
     """Make a table of the pruned parameters; below it the plan, and what stays dense.
 
-    Args:
-        session: Whose parameters are listed.
-        name: The name of its callback.
-        width: In characters, of the terminal; longer names are shortened.
-        macs: Multiply-accumulates per weight and image, by parameter; None: no such column.
+    `macs` are multiply-accumulates per weight and image, by parameter; None: no such column.
     """
     pruner = session.pruner
     heads = ["parameter", "shape", "weights", "target"]
@@ -180,11 +173,7 @@ def warn_ended_early(
 ) -> None:
     """Warn at the end of a fit whose planned pruning events have not all happened.
 
-    Args:
-        trainer: Its Trainer.
-        session: Of a pruning callback.
-        interrupted: What interrupted the fit; None if it ended by itself. Errors other than
-            signals are reported already, and do not warn.
+    Errors other than signals are reported already, and do not warn.
     """
     progress = session.progress
     signal = isinstance(interrupted, (KeyboardInterrupt, *_SIGTERM))
@@ -254,9 +243,6 @@ def warn_of_zeros(sessions: Sequence[PruningSession]) -> None:
     """Warn if more than 1 % of the weights are zero and not masked: training changes them.
 
     Vectors are not counted: biases and scales of norms may well be zero at the start.
-
-    Args:
-        sessions: Those of all pruning callbacks, after they began or resumed the fit.
     """
     kept: dict[str, list[Tensor]] = {}
     for session in sessions:

@@ -41,13 +41,7 @@ def watch_weight_use(module: nn.Module, targets: tuple[Target, ...]) -> list[Rem
     Only layers of other packages are watched, each for one forward pass: those of torch use their
     parameters as they are. Where a layer computes its weight, the pass is repeated with every
     second weight zero, without gradients, and the warning follows if those are used as non-zero.
-
-    Args:
-        module: The module.
-        targets: Its pruned parameters.
-
-    Returns:
-        The hooks that have not run yet.
+    Returns the hooks that have not run yet.
     """
     owners = {strip_compile_prefix(f"{name}.")[:-1]: m for name, m in module.named_modules()}
     handles: list[RemovableHandle] = []

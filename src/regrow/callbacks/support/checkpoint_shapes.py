@@ -56,10 +56,7 @@ class ShapeHooks:
     ) -> None:
         """Call `load(module, checkpoint)` before weights are loaded, `save(checkpoint)` on saving.
 
-        Args:
-            module: Its own hooks are called too.
-            load: Gives the module the checkpoint's shapes.
-            save: Writes the shapes into a checkpoint.
+        The module's own hooks are called too.
         """
         self.remove()
         self._module = module
@@ -85,11 +82,7 @@ class ShapeHooks:
 
 
 def fit_shapes(module: torch.nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Cut a new module to the shapes of a checkpoint, if it has a plan and other shapes.
-
-    Raises:
-        StateError: If the plan is of another module.
-    """
+    """Cut a new module to the shapes of a checkpoint, if it has a plan and other shapes."""
     state = checkpoint.get(KEY)
     if state is None:
         return
@@ -100,11 +93,7 @@ def fit_shapes(module: torch.nn.Module, checkpoint: Mapping[str, Any]) -> None:
 
 
 def find_example(trainer: pl.Trainer | None, module: torch.nn.Module, given: Any) -> Any:
-    """The input for tracing: the given one, the module's own, or the first training batch.
-
-    Raises:
-        ConfigError: If there is none.
-    """
+    """The input for tracing: the given one, the module's own, or the first training batch."""
     lightning_module = isinstance(module, lightning_classes("LightningModule"))
     own: Any = module.example_input_array if lightning_module else None
     if given is not None or own is not None:
@@ -121,9 +110,8 @@ def find_example(trainer: pl.Trainer | None, module: torch.nn.Module, given: Any
 def training_inputs(trainer: pl.Trainer, count: int) -> list[Any]:
     """The inputs of the first training batches that are tensors or `(inputs, ...)`.
 
-    Inputs may also be a list or tuple of images, one for each example.
-
-    Random generators and the loader's position are restored.
+    They may also be lists of images, one for each example. Random generators and the loader's
+    position are restored.
     """
     source = trainer.fit_loop._data_source
     loader = source.dataloader() if source.is_defined() else None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from regrow.callbacks.core.checkpoint_files import save_atomic
-from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.model_config import configured_models, cut_config
 from regrow.channels.pruner import ChannelPruner
 from regrow.io.checkpoints import KEY, read_checkpoint
@@ -27,10 +27,6 @@ def compact_path(path: str | Path) -> Path:
     """Return where the small checkpoint of a full one is.
 
     The prefix stops Lightning's `ckpt_path="last"` from matching this file.
-
-    Example:
-        >>> compact_path("checkpoints/last.ckpt").name
-        'compact-last.ckpt'
     """
     return Path(path).with_name(f"compact-{Path(path).name}")
 
@@ -43,14 +39,7 @@ def load_compact(
 ) -> None:
     """Load a checkpoint's weights and masks, and cut its masked channels out.
 
-    Args:
-        pruner: The pruner of `module`.
-        module: The module.
-        checkpoint: Weights, and the cut or the masked channels, if any.
-        pruner_state: The pruner's state in the checkpoint; None for a checkpoint of weights.
-
-    Raises:
-        StateError: If the channels cannot be cut.
+    `pruner_state` is None for a checkpoint of weights.
     """
     if pruner_state is not None:
         pruner.load_state_dict(pruner_state)
@@ -85,14 +74,8 @@ def write_compact_checkpoints(
     It holds weights, the record of the cut and hyper-parameters, and what the module saves itself,
     but no state of training. The configuration of a model of transformers is written along, as
     JSON, where its fields can say the widths. The module and its pruner are as before afterwards.
-    A checkpoint that cannot be read or cut is warned of.
-
-    Args:
-        trainer: At the end of a fit, on every rank.
-        pruner: The pruner of `module`.
-        module: The cut module.
-        state_key: Key of the callback's state in checkpoints.
-        finish: Called after each cut, to estimate batch-norm statistics again.
+    A checkpoint that cannot be read or cut is warned of. Call it on every rank; `finish` is called
+    after each cut, to estimate batch-norm statistics again.
     """
     paths = _saved_paths(trainer)
     before = pruner.state_dict(), present_weights(module, module.state_dict())
@@ -105,7 +88,11 @@ def write_compact_checkpoints(
                     raise StateError(content)
                 load_compact(pruner, module, content, content.pop("pruner", None))
                 finish()
-                _write(trainer, compact_path(path), content, module, pruner.plan)
+                weights = present_weights(module, content["state_dict"])
+                content |= {"state_dict": weights, KEY: pruner.plan.state_dict()}
+                content.pop(MASKED, None)
+                save = partial(trainer.strategy.save_checkpoint, content)
+                save_atomic(trainer, str(compact_path(path)), save)
             except RegrowError as error:
                 rank_zero_warn(f"no small checkpoint beside {path}: {error}")
             else:
@@ -157,16 +144,3 @@ def _read(trainer: pl.Trainer, path: str, state_key: str) -> dict[str, Any] | st
     masked = {MASKED: content[MASKED]} if MASKED in content else {}
     kept = {key: value for key, value in content.items() if key not in training}
     return {**kept, **masked, **({"pruner": state["pruner"]} if state.get("pruner") else {})}
-
-
-def _write(
-    trainer: pl.Trainer,
-    path: Path,
-    content: dict[str, Any],
-    module: pl.LightningModule,
-    plan: ChannelCut,
-) -> None:
-    content = {key: value for key, value in content.items() if key != MASKED}
-    weights = present_weights(module, content["state_dict"])
-    content |= {"state_dict": weights, KEY: plan.state_dict()}
-    save_atomic(trainer, str(path), lambda part: trainer.strategy.save_checkpoint(content, part))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regrow.calibration.calibrate import calibrated_layers, inputs_of, order_layers, refit_layers
 from regrow.calibration.moments import Data
 from regrow.callbacks.core.base import Callback, PruneEvent, PrunerOwner, waits_for_gradients
-from regrow.callbacks.core.dispatch import Dispatcher
+from regrow.callbacks.core.dispatch import suite_callbacks
 from regrow.callbacks.core.pruning_callback import PruningCallback, pruning_callbacks
 from regrow.callbacks.support.probe import probe_copy, read_training_batches
 from regrow.pruning.config import PruningConfig
@@ -113,7 +113,7 @@ class EventRefit(Callback):
         return self._generate_state_key(include=self.config.include, exclude=self.config.exclude)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        owner, callbacks = self._owner(trainer), Dispatcher.of(trainer).callbacks
+        owner, callbacks = self._owner(trainer), suite_callbacks(trainer)
         check_forward(pl_module, f"refit=True of {type(owner).__name__}")
         if any(callback.rewinds and callback.restores_weights for callback in callbacks):
             raise ConfigError(

@@ -3,42 +3,24 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Any
 
 from regrow.callbacks.core.clock import Clock
 from regrow.schedules.time import Time
 from regrow.utils.errors import ConfigError
 
 
-class EventTimesState(TypedDict):
-    """Saved times of a fit.
-
-    Attributes:
-        steps: The times, as steps.
-        done: Which of them have passed.
-        epochs: The first step of each epoch of the fit, by its number.
-    """
-
-    steps: list[int]
-    done: list[bool]
-    epochs: dict[int, int]
-
-
 class EventTimes:
-    """Times of one fit, as steps.
-
-    Args:
-        at: The times.
-        on_change: What a resume does if the remaining times would now be other steps: "refuse"
-            (raise), "keep" their steps, or "stretch" them.
-    """
+    """The times of one fit, as steps; `on_change` says what a resume does if they moved."""
 
     def __init__(self, at: tuple[Time, ...], on_change: str) -> None:
         self.at = at
         self.on_change = on_change
+        self.clock: Clock | None = None  # within a fit
         self._steps: list[int] = []
-        self._done: list[bool] = []
-        self._epochs: dict[int, int] = {}
+        self._done: list[bool] = []  # which of them have passed
+        self._epochs: dict[int, int] = {}  # the first step of each, by its number
         self._moves = True  # with the length of epochs
 
     @property
@@ -46,34 +28,28 @@ class EventTimes:
         """The steps still to come, in order."""
         return sorted(s for s, done in zip(self._steps, self._done, strict=True) if not done)
 
-    def begin(self, clock: Clock) -> None:
-        """Resolve the times of a fit that does not resume.
+    @property
+    def _time(self) -> Clock:
+        assert self.clock is not None
+        return self.clock
 
-        Raises:
-            ConfigError: If the fit ends before the last of them.
-        """
-        first, epoch = clock.start_step()
+    def begin(self) -> None:
+        first, epoch = self._time.start_step()
         self._epochs, self._moves = {epoch: first}, True
-        self._steps, self._done = self._plan(clock), [False] * len(self.at)
-        self._check_within_fit(clock)
+        self._steps, self._done = self._plan(), [False] * len(self.at)
+        self._check_within_fit()
 
-    def begin_epoch(self, clock: Clock) -> None:
+    def begin_epoch(self) -> None:
         """Move the times to come as the length of epochs may have changed; see `PruningSession`."""
-        self._epochs.setdefault(clock.position()[1], clock.current_step())
+        self._epochs.setdefault(self._time.position()[1], self._time.current_step())
         if self._moves:
-            self._replan(clock)
+            self._replan()
 
-    def resume(self, clock: Clock, state: EventTimesState) -> None:
-        """Load the state of an interrupted fit.
-
-        Raises:
-            ConfigError: If remaining times have moved and `on_change` is "refuse", or the fit ends
-                before the last of them.
-        """
+    def resume(self, state: Mapping[str, Any]) -> None:
         self._steps, self._done = list(state["steps"]), list(state["done"])
         self._epochs, self._moves = dict(state["epochs"]), True
         stored = self.remaining
-        self._replan(clock)
+        self._replan()
         if self.on_change == "refuse" and stored != self.remaining:
             raise ConfigError(
                 f"the checkpoint regrows at steps {stored}, while now {self.remaining} would be "
@@ -83,40 +59,37 @@ class EventTimes:
             )
         if self.on_change == "keep" and stored != self.remaining:
             self._steps, self._moves = list(state["steps"]), False
-        self._check_within_fit(clock)
+        self._check_within_fit()
 
-    def due(self, now: int) -> int | None:
-        """The last time that step `now` has reached, if it was not marked done."""
+    def due(self) -> int | None:
+        """The last time that has come, if it was not marked done."""
+        now = self._time.current_step()
         return max((step for step in self.remaining if step <= now), default=None)
 
     def mark_done(self, step: int) -> None:
         """Mark a time, and those before it, as done."""
         self._done = [done or s <= step for s, done in zip(self._steps, self._done, strict=True)]
 
-    def why_missed(self, clock: Clock) -> str:
+    def why_missed(self) -> str:
         """The likely cause why the fit ended before the next time; see `Clock.why_missed`."""
-        return clock.why_missed(self.remaining[0], self._epochs)
+        return self._time.why_missed(self.remaining[0], self._epochs)
 
-    def state_dict(self) -> EventTimesState:
-        """The times and which have passed."""
-        return {
-            "steps": list(self._steps),
-            "done": list(self._done),
-            "epochs": dict(self._epochs),
-        }
+    def state_dict(self) -> dict[str, Any]:
+        epochs = dict(self._epochs)
+        return {"steps": list(self._steps), "done": list(self._done), "epochs": epochs}
 
-    def _replan(self, clock: Clock) -> None:
-        steps = zip(self._steps, self._plan(clock), self._done, strict=True)
+    def _replan(self) -> None:
+        steps = zip(self._steps, self._plan(), self._done, strict=True)
         self._steps = [before if done else now for before, now, done in steps]
 
-    def _plan(self, clock: Clock) -> list[int]:
-        if clock.dry_run:
+    def _plan(self) -> list[int]:
+        if self._time.dry_run:
             return [next(iter(self._epochs.values()))] * len(self.at)
-        timeline = clock.timeline(self._epochs)
+        timeline = self._time.timeline(self._epochs)
         return [timeline.step(time, "at") for time in self.at]
 
-    def _check_within_fit(self, clock: Clock) -> None:
-        timeline, ahead = clock.timeline(self._epochs), self.remaining
+    def _check_within_fit(self) -> None:
+        timeline, ahead = self._time.timeline(self._epochs), self.remaining
         end = timeline.end
         if end is not None and ahead and ahead[-1] >= end > timeline.start:
             raise ConfigError(

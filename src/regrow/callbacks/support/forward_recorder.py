@@ -23,23 +23,10 @@ class Call(NamedTuple):
 
 
 class ForwardRecorder:
-    """Record the calls of one submodule within `recording()`.
+    """Records the calls of one submodule within `recording()`.
 
-    Args:
-        module: The module that contains it.
-        name: The submodule's name; "" is the module itself, whose calls as `self(x)` are recorded.
-
-    Raises:
-        ConfigError: If there is no such submodule, with similar names.
-
-    Example:
-        >>> net = nn.Sequential(nn.ReLU())
-        >>> import torch
-        >>> recorder = ForwardRecorder(net, "0")
-        >>> with recorder.recording():
-        ...     _ = net(torch.tensor([-1.0]))
-        >>> recorder.single_call().output
-        tensor([0.])
+    The name "" is the module itself, whose calls as `self(x)` are recorded. It is the hook too,
+    where a closure could not be copied and pickled with the module.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
@@ -47,33 +34,34 @@ class ForwardRecorder:
         if name not in named:
             raise ConfigError(f"the module has no submodule {name!r}: {suggest(name, named)}")
         self.name = name
-        self._note = _Note()
-        self._handle: RemovableHandle = named[name].register_forward_hook(
-            self._note, with_kwargs=True
-        )
+        self._listens = False
+        self._calls: list[Call] = []
+        self._handle: RemovableHandle = named[name].register_forward_hook(self, with_kwargs=True)
+
+    @no_compile
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if self._listens:
+            self._calls.append(Call(args, kwargs, output))
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record calls; earlier ones are forgotten."""
-        self._note.calls.clear()
-        self._note.listens = True
+        self._calls.clear()
+        self._listens = True
         try:
             yield
         finally:
-            self._note.listens = False
+            self._listens = False
 
     def single_call(self, wrapped: bool = False) -> Call:
         """The single recorded call.
 
-        Args:
-            wrapped: Whether the last call of the module is that of a wrapper (DDP), which runs the
-                training step inside.
-
-        Raises:
-            StateError: If there was none, or more than one.
+        If `wrapped`, the last call is that of a wrapper (DDP), which runs the training step inside.
         """
-        calls = self._note.calls[:-1] if wrapped else self._note.calls[:]
-        self._note.calls.clear()  # nothing outlives the step
+        calls = self._calls[:-1] if wrapped else self._calls[:]
+        self._calls.clear()  # nothing outlives the step
         what = repr(self.name) if self.name else "the module's own forward"
         if not calls:
             raise StateError(
@@ -88,21 +76,5 @@ class ForwardRecorder:
         return calls[0]
 
     def remove(self) -> None:
-        """Remove the hook."""
         self._handle.remove()
-        self._note.calls.clear()
-
-
-class _Note:
-    """The hook: an object, not a closure, so that the module can be copied and pickled."""
-
-    def __init__(self) -> None:
-        self.listens = False
-        self.calls: list[Call] = []
-
-    @no_compile
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        if self.listens:
-            self.calls.append(Call(args, kwargs, output))
+        self._calls.clear()

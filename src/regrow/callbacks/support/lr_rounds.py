@@ -16,7 +16,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from regrow.callbacks.core.clock import Clock
-from regrow.callbacks.core.dispatch import Dispatcher
+from regrow.callbacks.core.dispatch import suite_callbacks
 from regrow.callbacks.core.pruning_callback import pruning_callbacks
 from regrow.schedules.time import Time, Timeline
 from regrow.utils.errors import ConfigError, check_choice
@@ -30,13 +30,7 @@ _IN_STEPS = (*_LENGTHS, "milestones", "step_size", "T_0", "step_size_up")
 
 
 class RoundLR(LRScheduler):
-    """Step a scheduler until the end of a round, then hold its learning rate.
-
-    Args:
-        scheduler: Its steps are those of one round.
-        length: Length of a round, in `interval`.
-        interval: "step" or "epoch".
-    """
+    """Steps a scheduler for `length` intervals, a round, then holds its learning rate."""
 
     def __init__(self, scheduler: LRScheduler, length: int, interval: str) -> None:
         # without super().__init__, because `scheduler` has set the first learning rate
@@ -133,7 +127,7 @@ def _check_within_round(settings: Mapping[str, Any], length: int, interval: str)
 def _schedule_length(trainer: pl.Trainer, interval: str) -> tuple[int, bool]:
     """The steps of a learning-rate schedule, and whether they are those of a round."""
     trainer.fit_loop.setup_data()  # finds out how long an epoch is
-    rewinds = any(callback.rewinds for callback in Dispatcher.of(trainer).callbacks)
+    rewinds = any(callback.rewinds for callback in suite_callbacks(trainer))
     rewinds = rewinds and not trainer.fast_dev_run  # type: ignore[attr-defined]
     callbacks = pruning_callbacks(trainer) if rewinds else []
     times = [time for callback in callbacks for time in callback.schedule.times()]
@@ -159,13 +153,8 @@ def _schedule_length(trainer: pl.Trainer, interval: str) -> tuple[int, bool]:
 def longest_round(events: Sequence[int], back: int = 0) -> int:
     """The largest number of schedule steps within a round that ends in an event.
 
-    Args:
-        events: How many steps the schedule makes before each event, increasing.
-        back: The schedule's step at which the rounds after the first one begin.
-
-    Example:
-        >>> longest_round([100, 200, 300]), longest_round([100, 200], back=10)
-        (100, 110)
+    `events` counts the schedule's steps before each event; rounds after the first one begin at
+    the schedule's step `back`.
     """
     return max([events[0], *(after - before + back for before, after in pairwise(events))])
 
@@ -173,17 +162,10 @@ def longest_round(events: Sequence[int], back: int = 0) -> int:
 def check_lr_schedules_fit(
     trainer: pl.Trainer, timeline: Timeline, steps: Sequence[int], back: int | None
 ) -> None:
-    """Check that learning-rate schedules span one round.
+    """Check that learning-rate schedules, at their first step, span one round.
 
-    Args:
-        trainer: Its schedulers are at their first step.
-        timeline: Of the fit.
-        steps: The steps of the events, increasing.
-        back: The step, from the fit's first one, to which the schedule rewinds; None if it does
-            not and keeps its last learning rate.
-
-    Raises:
-        ConfigError: With what to write for a schedule of a round.
+    `steps` are those of the events, `back` is the step, counted from the fit's first one, to which
+    schedules rewind; None if they do not and keep their last learning rate.
     """
     first = timeline.start
     steps = [step for step in steps if step > first]
@@ -217,13 +199,8 @@ def _check_spans_round(
     """Check one scheduler by simulating it to the end of the fit.
 
     The range of rates that it would reach there it must reach within a round, because rewinding
-    never gets to later steps; and it must not rise again after its end.
-
-    Args:
-        config: The scheduler, at its first step.
-        events: How many steps it makes before each event.
-        end: How many it makes in the fit.
-        back: The step to which it rewinds; None if it does not.
+    never gets to later steps; and it must not rise again after its end. `events` counts its steps
+    before each event, `end` those of the fit, and `back` is the step to which it rewinds, if any.
     """
     name, unit = type(config.scheduler).__name__, config.interval
     span, inside = max(1, longest_round(events)), max(1, longest_round(events, back or 0))

@@ -25,11 +25,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 def probe_copy(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningModule:
-    """A copy of a module in a fit that logs nothing; half precision becomes single.
-
-    Raises:
-        StateError: If it cannot be copied.
-    """
+    """A copy of a module in a fit that logs nothing; half precision becomes single."""
     try:
         twin = copy.deepcopy(module, {id(trainer): trainer})
     except Exception as error:
@@ -52,11 +48,7 @@ def probe_copy(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningM
 
 
 def training_loss(module: nn.Module, numbered: tuple[int, Any]) -> Tensor:
-    """The loss of a module's own `training_step` for a (number, batch).
-
-    Raises:
-        StateError: If it returns none.
-    """
+    """The loss of a module's own `training_step` for a (number, batch)."""
     number, batch = numbered
     step: Any = module.training_step
     named = pl.utilities.signature_utils.is_param_in_hook_signature(step, "batch_idx", min_args=2)
@@ -72,16 +64,9 @@ def training_loss(module: nn.Module, numbered: tuple[int, Any]) -> Tensor:
 
 @contextmanager
 def scaled_logits(module: nn.Module, logits: str | None, temperature: float) -> Iterator[None]:
-    """Divide logits by a temperature within the context.
+    """Divide the output of the submodule `logits` by a temperature within the context.
 
-    Args:
-        module: The module that is called.
-        logits: The submodule whose output is divided; None: the module itself.
-        temperature: Above 0.
-
-    Raises:
-        ConfigError: If there is no such submodule, or it was not called.
-        StateError: If it does not return a tensor.
+    None is the module itself.
     """
     named: dict[str, nn.Module] = {}
     for name, part in module.named_modules():
@@ -119,24 +104,11 @@ def peek_batches(trainer: pl.Trainer, batch: Any, count: int) -> list[tuple[int,
     They come from a copy of the train loader, so the loader, its samplers and their generators keep
     their positions. A loader that shuffles by the global generator returns other batches than those
     that training will see.
-
-    Raises:
-        ConfigError: If there are too few batches, or several loaders.
-        StateError: If the loader cannot be copied.
     """
     if count == 1:
         return [(0, batch)]
-    loader: Any = trainer.train_dataloader
-    if not hasattr(loader, "__iter__") or isinstance(loader, Mapping | list | tuple):
-        raise ConfigError(
-            f"batches={count} reads ahead, which goes with one train loader, got "
-            f"{type(loader).__name__}: write batches=1"
-        )
-    found = [batch]
-    for ahead in islice(
-        iter(_loader_twin(loader, f"batches={count}", "write batches=1")), 1, count
-    ):
-        found.append(_transferred(trainer, ahead))
+    twin = _loader_twin(trainer, f"batches={count}", "write batches=1")
+    found = [batch, *(_transferred(trainer, ahead) for ahead in islice(twin, 1, count))]
     if len(found) < count:
         raise ConfigError(
             f"batches={count} is more than the train loader has ({len(found)}): write less"
@@ -149,17 +121,8 @@ def read_training_batches(trainer: pl.Trainer, seed: tuple[int, int]) -> Iterato
 
     The copy's generators and the global ones are seeded, so that the batches depend neither on the
     position in the epoch nor on a resume; the loader and all generators keep their state.
-
-    Raises:
-        ConfigError: If there are several loaders.
-        StateError: If the loader cannot be copied.
     """
-    loader: Any = trainer.train_dataloader
-    if not hasattr(loader, "__iter__") or isinstance(loader, Mapping | list | tuple):
-        raise ConfigError(
-            f"refit=True reads examples from one train loader, got {type(loader).__name__}"
-        )
-    twin = _loader_twin(loader, "refit=True", "leave refit out")
+    twin = _loader_twin(trainer, "refit=True", "leave refit out")
     number = make_generator(*seed, "refit").initial_seed()
     for owner in (twin, *(getattr(twin, name, None) for name in ("sampler", "batch_sampler"))):
         if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
@@ -199,8 +162,14 @@ def _silent(*_: Any, **__: Any) -> None:
     """Replaces `LightningModule.log`."""
 
 
-def _loader_twin(loader: Any, what: str, instead: str) -> Any:
-    """A copy of a loader at its start that shares the data."""
+def _loader_twin(trainer: pl.Trainer, what: str, instead: str) -> Any:
+    """A copy of the train loader at its start that shares the data."""
+    loader: Any = trainer.train_dataloader
+    if not hasattr(loader, "__iter__") or isinstance(loader, Mapping | list | tuple):
+        raise ConfigError(
+            f"{what} reads ahead, which goes with one train loader, got {type(loader).__name__}: "
+            f"{instead}"
+        )
     memo: dict[int, Any] = {}
     data = getattr(loader, "dataset", None)
     if data is not None and not isinstance(data, IterableDataset):  # these may have a position
@@ -211,13 +180,12 @@ def _loader_twin(loader: Any, what: str, instead: str) -> Any:
         if name == "_iterator" and value is not None:
             memo[id(value)] = None
     try:
-        twin = copy.deepcopy(loader, memo)
+        return copy.deepcopy(loader, memo)
     except Exception as error:
         raise StateError(
             f"{what} reads ahead from a copy of the train loader, and "
             f"{type(loader).__name__} cannot be copied: {error}; {instead}"
         ) from error
-    return twin
 
 
 def _transferred(trainer: pl.Trainer, batch: Any) -> Any:

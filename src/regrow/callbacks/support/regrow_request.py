@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regrow.callbacks.core.compatibility import check_can_freeze
+from regrow.callbacks.core.compatibility import FREEZING, check_combination
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import pruners
 from regrow.channels.pruner import ChannelPruner, check_regrowth
@@ -51,11 +51,7 @@ class RegrowRequest:
 def resolve_pruners(
     trainer: pl.Trainer, request: RegrowRequest
 ) -> list[tuple[PruningCallback, list[str] | None]]:
-    """The pruning callbacks that a request concerns, each with the patterns that match in it.
-
-    Raises:
-        ConfigError: If there are several and no names, or a pattern matches in none.
-    """
+    """The pruning callbacks that a request concerns, each with the patterns that match in it."""
     callbacks, patterns = pruners(trainer), check_patterns("names", request.names)
     if patterns is None:
         if len(callbacks) > 1:
@@ -85,7 +81,7 @@ def check_request(trainer: pl.Trainer, request: RegrowRequest) -> None:
     for callback, names in resolve_pruners(trainer, request):
         pruner, targets = callback.pruner, callback.pruner.named(names)
         if pruner.state.freezer.check(request.train) != "all":
-            check_can_freeze(trainer)
+            check_combination(trainer, (FREEZING,))
         if isinstance(pruner, ChannelPruner):
             check_regrowth(request.by, request.init)
         elif pruner.state.shards.ranks is not None:

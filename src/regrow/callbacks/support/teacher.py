@@ -17,8 +17,6 @@ from regrow.utils.lightning_classes import pl
 from regrow.utils.names import strip_compile_prefix
 
 START = "start"
-
-
 # What Lightning puts into a module that was compiled whole.
 _COMPILED = (
     "_compiler_ctx",
@@ -27,26 +25,10 @@ _COMPILED = (
 )
 
 
-Teacher = nn.Module | str | Path | None
-
-
-def check_teacher(given: object) -> Teacher:
-    """Check that `given` can be a teacher, and return it."""
-    if given is None or isinstance(given, nn.Module | str | Path):
-        return given
-    raise ConfigError(f"teacher must be a module, a checkpoint's path or {START!r}, got {given!r}")
-
-
-def make_teacher(given: Teacher, student: nn.Module) -> nn.Module:
+def make_teacher(given: nn.Module | str | Path | None, student: nn.Module) -> nn.Module:
     """A frozen network that shares nothing with its source.
 
-    Args:
-        given: A module; a checkpoint for a copy of the student; "start": a copy of the student.
-        student: The network that the teacher replaces.
-
-    Raises:
-        ConfigError: For None, and for a checkpoint of another architecture, naming differences.
-        StateError: If the file cannot be read.
+    The source is a module, or the student: as it is ("start"), or with a checkpoint's weights.
     """
     if given is None:
         raise ConfigError(
@@ -54,8 +36,8 @@ def make_teacher(given: Teacher, student: nn.Module) -> nn.Module:
             f"of the student), or teacher={START!r} (the student as it is when the fit starts, so "
             "it must be trained already)"
         )
-    plain = getattr(given if isinstance(given, nn.Module) else student, "_orig_mod", None)
-    source = plain or (given if isinstance(given, nn.Module) else student)
+    source = given if isinstance(given, nn.Module) else student
+    source = getattr(source, "_orig_mod", source)
     if not any(True for _ in source.parameters()):
         raise ConfigError(
             f"the teacher {type(source).__name__} has no parameters (layers made in "
