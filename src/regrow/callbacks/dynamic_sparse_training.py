@@ -37,7 +37,7 @@ from regrow.schedules.base import Milestone, PruningPlan
 from regrow.schedules.drop_fraction import DropGrowSchedule, drop_fraction_at
 from regrow.schedules.one_shot import OneShot
 from regrow.schedules.time import TimeLike, Timeline
-from regrow.utils.errors import ConfigError, check_choice, check_rate
+from regrow.utils.errors import ConfigError, check_bool, check_choice, check_rate
 from regrow.utils.lightning_classes import pl
 from regrow.utils.modes import no_compile
 
@@ -122,6 +122,8 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         check_choice("distribution", distribution, ("erk", "uniform"))
         initializer, moves = make_initializer(init), grow != "none"
         check_rate("drop_fraction", drop_fraction)
+        check_bool("skip_update", skip_update)
+        check_bool("keep_removed", keep_removed)
         if moves and granularity != "weight":
             raise ConfigError(
                 f"granularity={granularity!r} cannot be grown, only single weights can: write "
@@ -145,7 +147,7 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         final = config.check_target(sparsity)
         updates = DropGrowSchedule(every, end)
         moving = (grow, initializer, drop_fraction, skip_update, from_zeros)
-        strategy = DropGrow(config, bool(keep_removed), updates, *moving)
+        strategy = DropGrow(config, keep_removed, updates, *moving)
         super().__init__(strategy, updates if moves else OneShot(0), final, on_change)
         self.strategy = strategy
 

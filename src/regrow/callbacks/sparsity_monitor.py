@@ -12,6 +12,7 @@ from regrow.callbacks.core.base import Callback, PruneEvent
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import check_has_pruner, pruners
 from regrow.distributed.shard import ShardedCounts, shard_of
+from regrow.utils.errors import check_bool
 from regrow.utils.lightning_classes import pl
 
 _WORDS = ("overlap", "explored")
@@ -44,8 +45,8 @@ class SparsityMonitor(Callback):
 
     def __init__(self, layers: bool = True, prog_bar: bool = True) -> None:
         super().__init__()
-        self.layers = layers
-        self.prog_bar = prog_bar
+        self.layers = check_bool("layers", layers)
+        self.prog_bar = check_bool("prog_bar", prog_bar)
         self._values: dict[str, float] = {}
         self._shown = False
 

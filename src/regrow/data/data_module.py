@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from regrow.data.dataset_loader import DatasetLoader, check_map_style
 from regrow.data.resumable import ResumableLoader
-from regrow.utils.errors import ConfigError, check_count
+from regrow.utils.errors import ConfigError, check_bool, check_count
 from regrow.utils.lightning_classes import pl
 
 Loader = TypeVar("Loader", bound=ResumableLoader)
@@ -105,7 +105,9 @@ class ResumableDataModule(pl.LightningDataModule):
         self.batch_size = check_count("batch_size", batch_size)
         self.seed = check_count("seed", seed, least=0)
         self.num_workers = check_count("num_workers", num_workers, least=0)
-        self.shuffle, self.drop_last, self.collate_fn = shuffle, drop_last, collate_fn
+        self.shuffle = check_bool("shuffle", shuffle)
+        self.drop_last = check_bool("drop_last", drop_last)
+        self.collate_fn = collate_fn
         self.loading = loading
         self._position = TrainingPosition()
 

@@ -20,7 +20,7 @@ from regrow.data.resumable import (
     rank_and_world,
     samples_per_rank,
 )
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, check_bool
 
 # Arguments of DataLoader that this module decides.
 _DECIDED = ("sampler", "batch_sampler", "generator", "persistent_workers")
@@ -105,7 +105,9 @@ class DatasetLoader(ResumableLoader):
                 f"{', '.join(wrong)} cannot be set: the order is a function of seed= and the "
                 "epoch, and workers live for one epoch; write shuffle=, seed=, num_workers="
             )
-        self.dataset, self.shuffle, self.drop_last = dataset, shuffle, drop_last
+        self.dataset = dataset
+        self.shuffle = check_bool("shuffle", shuffle)
+        self.drop_last = check_bool("drop_last", drop_last)
         collate = partial(_seeded_collate, collate_fn or default_collate)
         self.loading = loading | {"collate_fn": collate}
         if len(self) == 0:

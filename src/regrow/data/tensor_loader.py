@@ -15,7 +15,7 @@ from regrow.data.resumable import (
     rank_and_world,
     samples_per_rank,
 )
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, check_bool
 
 Transform = Callable[[Tensor, Generator], Tensor]
 """Images (N, C, H, W) and the generator of this batch -> images (N, C, H, W)."""
@@ -71,8 +71,8 @@ class BatchLoader(ResumableLoader):
         super().__init__(batch_size, seed)
         self.images = images
         self.labels = labels
-        self.shuffle = shuffle
-        self.drop_last = drop_last
+        self.shuffle = check_bool("shuffle", shuffle)
+        self.drop_last = check_bool("drop_last", drop_last)
         self.transform = transform
         if len(self) == 0:
             raise ConfigError(

@@ -111,7 +111,7 @@ def _measure_all_limits(
 
 def _reads_gradients(by: str, criterion: str) -> bool:
     if by == "channels":
-        return criterion == "taylor"
+        return criterion in ("taylor", "fisher")
     rule: Criterion | type = WEIGHT_CRITERIA[criterion]
     return not isinstance(rule, type) and needs_gradients(rule)
 

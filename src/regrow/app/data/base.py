@@ -16,7 +16,7 @@ from regrow.app.data.torchvision_files import Samples, TorchvisionFiles
 from regrow.data.data_module import TrainingPosition
 from regrow.data.resumable import ResumableLoader, generator
 from regrow.data.tensor_loader import BatchLoader
-from regrow.utils.errors import ConfigError, check_count
+from regrow.utils.errors import ConfigError, check_bool, check_count
 from regrow.utils.lightning_classes import pl
 
 Split = Literal["train", "val", "test"]
@@ -203,12 +203,12 @@ class ImageDataModule(DataModule):
         download: bool = True,
     ) -> None:
         super().__init__(batch_size, seed)
-        self.root, self.download = root, download
+        self.root, self.download = root, check_bool("download", download)
         if mean is not None:
             self.mean = check_channels("mean", mean, self.mean)
         if std is not None:
             self.std = check_channels("std", std, self.std, positive=True)
-        self.channels_last = channels_last
+        self.channels_last = check_bool("channels_last", channels_last)
         check_val_size(val_size, self.samples)
         self.val_size = val_size
         self.augment = augment

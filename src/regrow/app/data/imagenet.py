@@ -22,7 +22,7 @@ from regrow.app.data.image_transforms import (
     make_training_transform,
 )
 from regrow.app.data.worker_loader import Finish, ImageLoader, WorkerConfig
-from regrow.utils.errors import ConfigError, DataError, check_choice, check_count
+from regrow.utils.errors import ConfigError, DataError, check_bool, check_choice, check_count
 from regrow.utils.imports import import_optional
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, for pixels in [0, 1]
@@ -84,7 +84,7 @@ class ImageFileDataModule(DataModule):
         self.mean = check_channels("mean", mean, MEAN)
         self.std = check_channels("std", std, STD, positive=True)
         self.num_workers = check_count("num_workers", num_workers, least=0)
-        self.channels_last = channels_last
+        self.channels_last = check_bool("channels_last", channels_last)
         if not callable(transforms):
             check_choice("transforms", transforms, NAMES)
         self.transforms = transforms
