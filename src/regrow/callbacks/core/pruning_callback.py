@@ -83,7 +83,7 @@ class PruningCallback(Callback, Generic[P]):
     """
 
     priority = 2  # after budgets and regrowth
-    _guard: MaskGuard  # from setup on
+    _guard: MaskGuard | None = None  # from setup on; without a Trainer there is none
 
     def __init__(
         self,
@@ -335,11 +335,11 @@ class PruningCallback(Callback, Generic[P]):
         session = self.session
         pruner = session.current
         if pruner and pruner.state.enforcer.masked and pruner.state.enforcer.is_sample_live():
-            self._guard.check(f"as batch {batch_idx} began")
+            self._check(f"as batch {batch_idx} began")
         # as session.step(), with one call less at every batch
         if (due := session.due()) is None or session.strategy.acts_on_gradients(session.pruner):
             return
-        self._guard.check("at a pruning event")
+        self._check("at a pruning event")
         session.fire(due)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -394,7 +394,7 @@ class PruningCallback(Callback, Generic[P]):
         dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0:  # not before: hooks of the module or others may write until here
-            self._guard.check("as evaluation began")
+            self._check("as evaluation began")
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
@@ -402,14 +402,14 @@ class PruningCallback(Callback, Generic[P]):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.session.mask_averages()  # in place: the checkpoint may hold its tensors already
-        self._guard.check("in a checkpoint")
+        self._check("in a checkpoint")
         move_shards(checkpoint, self.state_key)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.session.mask_averages()
         if self.session.averages.copies:
             self.pruner.enforcer.weights()  # the average may have gone into the module already
-        self._guard.check("at the end of training")
+        self._check("at the end of training")
         warn_ended_early(trainer, self.session)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -463,6 +463,10 @@ class PruningCallback(Callback, Generic[P]):
         # Under manual optimisation a module clips by itself, before any hook of the step. Where
         # callbacks read gradients these stay dense until then, and the norm counts all of them.
         self._masks_early = not (pl_module.automatic_optimization or gradients)
+
+    def _check(self, when: str) -> None:
+        if self._guard is not None:
+            self._guard.check(when)
 
     def _stop(self) -> None:
         self.session.stop()
