@@ -31,11 +31,7 @@ from regrow.utils.lightning_classes import pl
 def inspect(path: Path) -> None:
     """Print shapes, zeros, sparsities and progress of a checkpoint, and MACs if it is of a run.
 
-    Args:
-        path: A checkpoint of Lightning, or any file of named tensors.
-
-    Raises:
-        StateError: If the file is damaged, or has no tensors.
+    It may be a checkpoint of Lightning, or any file of named tensors.
     """
     checkpoint = read_tensors(path) if path.suffix == SUFFIX else read_checkpoint(path)
     state = _find_weights(checkpoint) if isinstance(checkpoint, Mapping) else {}

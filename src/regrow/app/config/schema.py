@@ -76,11 +76,7 @@ class Settings:
 
 
 def check_schema(cfg: DictConfig) -> None:
-    """Check that a composed configuration is complete, and check its groups and ranges.
-
-    Raises:
-        ConfigError: With the name of the first setting that is missing or wrong.
-    """
+    """Check that a composed configuration is complete, and check its groups and ranges."""
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigError(f"{', '.join(missing)} must be given: write {missing[0]}=VALUE")
