@@ -39,7 +39,7 @@ def train_dense_baseline(cfg: DictConfig) -> DenseBaseline:
     parent = Path(cfg.paths.controls)
     folder = parent / key
     parent.mkdir(parents=True, exist_ok=True)
-    with wait_for(parent / f"{key}.lock", "another job to train the dense baseline"):
+    with wait_for(parent / f"{key}.lock"):
         done = folder / "result.json"
         if not done.is_file() or not (folder / read_json(done)["checkpoint"]).is_file():
             weights = start_weights(cfg)

@@ -82,12 +82,20 @@ def load_small(module: nn.Module, checkpoint: dict[str, Any]) -> ChannelCut | No
     return plan
 
 
+def saved_pruners(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the states of the callbacks with a pruner, by their keys."""
+    found = {}
+    for key, state in (checkpoint.get("callbacks") or {}).items():
+        pruner = state.get("pruner") if isinstance(state, dict) else None
+        if isinstance(pruner, dict) and "masks" in pruner:
+            found[key] = state
+    return found
+
+
 def combined_masks(checkpoint: Mapping[str, Any]) -> Masks | None:
     """Return the combined masks of all pruners in a checkpoint."""
     masks: dict[str, Tensor] = {}
-    for state in (checkpoint.get("callbacks") or {}).values():
-        pruner = state.get("pruner") if isinstance(state, dict) else None
-        if isinstance(pruner, dict) and "masks" in pruner:
-            for name, mask in Masks.unpack(pruner["masks"]).items():
-                masks[name] = mask & masks[name] if name in masks else mask
+    for state in saved_pruners(checkpoint).values():
+        for name, mask in Masks.unpack(state["pruner"]["masks"]).items():
+            masks[name] = mask & masks[name] if name in masks else mask
     return Masks(masks) if masks else None

@@ -41,13 +41,13 @@ def exclusive(
 
 
 @contextmanager
-def wait_for(path: Path, waiting_for: str) -> Iterator[None]:
-    """Acquire a lock, and log if it has to wait."""
+def wait_for(path: Path) -> Iterator[None]:
+    """Acquire the lock of a dense baseline, and log if it has to wait."""
     lock = FileLock(path)
     try:
         acquired = lock.acquire(timeout=1)
     except Timeout:
-        info(f"waiting for {waiting_for}")
+        info("waiting for another job to train the dense baseline")
         acquired = lock.acquire()
     with acquired:
         yield
