@@ -15,10 +15,11 @@ from hydra.core.global_hydra import GlobalHydra
 
 from regrow import __version__
 from regrow.app.cli.main import COMMANDS, main
+from regrow.app.config.command_line import quote_value
 from regrow.app.config.instantiate import root_cause
 from regrow.app.config.recipes import recipe_files
 from regrow.app.config.run_dirs import LONGEST, folder_name
-from regrow.app.launch.hydra_app import plain_errors, quote_value
+from regrow.app.launch.hydra_app import plain_errors
 from regrow.utils.errors import ConfigError
 
 HEAVY = ("torch", "lightning")

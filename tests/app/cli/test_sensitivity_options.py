@@ -81,11 +81,12 @@ def test_wrong_options_raise_with_their_name(words, message):
     assert "\n" not in str(refused.value)
 
 
-def test_wrong_options_give_a_one_line_error_before_torch_is_imported(python):
+@pytest.mark.parametrize("command", ["sensitivity", "free", "inspect", "doctor", "export"])
+def test_wrong_options_give_a_one_line_error_before_torch_is_imported(python, command):
     program = (
         "import sys\n"
         "from regrow.app.cli.main import main\n"
-        "assert main(['sensitivity', 'nowhere.ckpt']) == 1\n"
+        f"assert main([{command!r}, 'nowhere.ckpt']) == 1\n"
         "assert 'torch' not in sys.modules\n"
     )
     done = python("-c", program)

@@ -15,12 +15,12 @@ from slow_cases import mark_rest_slow
 
 from regrow.app.config.hashing import config_hash
 from regrow.app.config.recipe_export import (
+    FILE,
     KEY,
     RecipeName,
     named_recipe,
     recipe_of,
     recipe_text,
-    write_recipe,
 )
 from regrow.app.config.recipes import read_recipe, recipe_files, register, replace_recipe_files
 from regrow.app.experiment.run import train
@@ -76,11 +76,16 @@ def important(cfg: DictConfig) -> dict[str, Any]:
     return found
 
 
+def written(cfg: DictConfig, folder: Path) -> Path:
+    path = folder / FILE
+    path.write_text(recipe_text(cfg))
+    return path
+
+
 def repeated(tmp_path: Path, *words: str) -> tuple[DictConfig, DictConfig]:
     """A configuration, and that of the recipe which its run writes."""
     cfg = composed(*words)
-    path = write_recipe(cfg, tmp_path)
-    assert path == tmp_path / "recipe.yaml"
+    path = written(cfg, tmp_path)
     return cfg, composed(f"recipe={path}")
 
 
@@ -144,7 +149,7 @@ def test_unchanged_options_are_exported_by_name(number, tmp_path):
 def test_exported_recipe_can_be_overridden(tmp_path):
     cfg, again = repeated(tmp_path, "recipe=digits/gmp", "~pruning.seed", "seed=2")
     (tmp_path / "second").mkdir()
-    path = write_recipe(again, tmp_path / "second")
+    path = written(again, tmp_path / "second")
     assert config_hash(composed(f"recipe={path}")) == config_hash(cfg)
     words = (f"recipe={path}", "model=resnet8", "pruning.sparsity=0.4", "seed=5")
     changed = composed(*words)
@@ -206,7 +211,7 @@ def test_checkpoint_holds_the_name_of_its_recipe(job, tmp_path):
 def test_run_of_an_exported_recipe_has_the_same_result(job, tmp_path):
     cfg = job("recipe=digits/gmp", "pruning.sparsity=0.5", "seed=1")
     results = [train(cfg)]
-    path = write_recipe(cfg, tmp_path / "run")
+    path = written(cfg, tmp_path / "run")
     results.append(train(job(*named(f"recipe={path}"), folder="second")))
     for part in ("config_hash", "sparsity", "history", "layers", "seed"):
         assert results[0][part] == results[1][part]

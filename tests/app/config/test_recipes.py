@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regrow.app.config.command_line import prepare
 from regrow.app.config.recipes import (
-    check_names,
     read_recipe,
     register,
     replace_recipe_files,
@@ -69,7 +69,8 @@ def test_paths_and_names_mix_in_a_sweep():
     key = short(TEXT)
     assert words == [f"recipe=digits/gmp,recipe-{key},a-{key},digits/imp"]
     assert {*files} == {f"recipe-{key}", f"a-{key}"}
-    check_names(words, files)
+    register(files)
+    assert prepare("train", words) == words
 
 
 @given(st.lists(st.text("ab/._-=", min_size=1), min_size=1))
@@ -106,7 +107,7 @@ def test_recipes_in_a_config_dir_are_left_to_hydra():
 def test_a_file_without_its_suffix_is_suggested():
     write("sub/mine.yaml")
     with pytest.raises(ConfigError, match=r"did you mean the file sub/mine\.yaml"):
-        check_names(["recipe=sub/mine"])
+        prepare("train", ["recipe=sub/mine"])
 
 
 @pytest.mark.parametrize(

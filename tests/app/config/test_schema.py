@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from regrow.app.cli.main import main
+from regrow.app.config.command_line import prepare
 from regrow.app.config.instantiate import instantiate_node, instantiate_partial, wrap_error
-from regrow.app.config.overrides import check_groups
 from regrow.app.config.schema import check_schema
 from regrow.app.experiment.run import train
 from regrow.app.launch.search import check_objectives
@@ -148,14 +148,16 @@ def test_optional_nodes_may_be_empty(job):
 )
 def test_group_given_a_value_raises_with_its_options(word, message):
     with pytest.raises(ConfigError, match=message):
-        check_groups([word])
+        prepare("train", [word])
 
 
 def test_group_names_and_sweep_syntax_are_accepted():
-    check_groups(
-        ["model=lenet5", "recipe=a,b", "sweep=[optuna,seeds]", "pruning=choice(gmp,erk)", "seed=1"]
-    )
-    check_groups(["model=", "logger=[csv", "-m", "~logger", "+model.x=null"])  # Hydra's to refuse
+    words = ["model=lenet5", "sweep=[optuna,seeds]", "pruning=choice(gmp,erk)", "seed=1"]
+    prepare("train", [*words, "recipe=digits/gmp,digits/imp", "+model.x=null", "~logger", "-m"])
+    for word in ("model=", "logger=[csv"):
+        with pytest.raises(ConfigError) as refused:
+            prepare("train", [word])
+        assert "takes the name of an option" not in str(refused.value)
 
 
 def test_errors_of_other_libraries_are_raised_before_training(job):

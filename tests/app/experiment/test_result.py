@@ -11,7 +11,7 @@ def block(accuracy, params, macs, latency):
 
 
 def test_comparison_by_hand():
-    found = compare(block(0.9, 1000, 500, 4.0), block(0.88, 100, 125, 2.0))
+    found = compare(block(0.9, 1000, 500, 4.0), block(0.88, 100, 125, 2.0), "accuracy", "max")
     assert found == {
         "accuracy_drop": pytest.approx(0.02),
         "compression": 10,
@@ -37,7 +37,8 @@ def speed(ratio, spread=0.05, noise=1.02, load=0.5):
 )
 def test_verdict_says_faster_only_above_the_noise(measured, said):
     dense, pruned = block(0.9, 1000, 500, 4.0), block(0.92, 100, 125, 2.0)
-    result = {"dense": dense, "pruned": pruned, "sparsity": 0.9} | compare(dense, pruned) | measured
+    result = {"dense": dense, "pruned": pruned, "sparsity": 0.9} | measured
+    result |= compare(dense, pruned, "accuracy", "max")
     assert said in verdict(result)
     assert "2.00 points gained" in verdict(result)
     assert ("beside other processes" in verdict(result)) == (measured["speed"]["load"] > 100)
@@ -61,6 +62,7 @@ def test_budget_is_read_from_the_history():
     assert budget(history[1:2]) is None
     dense, pruned = block(0.9, 1000, 500, 4.0), block(0.92, 100, 125, 2.0)
     result = {"dense": dense, "pruned": pruned, "sparsity": 0.6, "budget": budget(history)}
-    assert verdict(result | compare(dense, pruned) | speed(2.0)).endswith(
+    result |= compare(dense, pruned, "accuracy", "max") | speed(2.0)
+    assert verdict(result).endswith(
         "2.00x as fast (1.95 to 2.05); budget: why (1 of 3 events rolled back)"
     )

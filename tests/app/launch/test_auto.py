@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from regrow.app.cli.main import main
 from regrow.app.launch import auto
-from regrow.app.launch.compose import compose_job
+from regrow.app.launch.hydra_app import compose_job
 from regrow.io.files import read_json
 
 QUICK = (

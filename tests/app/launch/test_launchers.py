@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from regrow.app.config.overrides import check_plugins
+from regrow.app.config.command_line import check_plugins
 from regrow.app.launch.hydra_app import cores
 from regrow.utils.errors import ConfigError
 

@@ -50,6 +50,12 @@ def test_failed_job_does_not_stop_the_others(sweep, found, reports, capfd, tmp_p
     assert digits._read.cache_info().misses == 1, "the data are read once a process"
 
 
+def test_options_that_a_glob_matches_are_swept(sweep, found, capfd):
+    assert sweep(GMP, "pruning=glob([one_shot,gm*])", "pruning.sparsity=0.5") == 0
+    assert len(found("result.json")) == 2
+    assert "2 of 2 jobs ended" in capfd.readouterr().out
+
+
 def test_stopped_sweep_continues(sweep, found, reports, monkeypatch, capfd):
     """Finished jobs are skipped, the one that was cut resumes, the failed one runs again."""
     from regrow.app.experiment import evaluate

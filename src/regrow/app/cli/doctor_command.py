@@ -16,15 +16,7 @@ from regrow.utils.display import shorten_names
 
 
 def show_diagnosis(path: Path) -> None:
-    """Print which runtimes would use the zeros and shapes of a run's checkpoint.
-
-    Args:
-        path: A checkpoint in the folder of a run of `regrow train`.
-
-    Raises:
-        ConfigError: If the checkpoint is not of a run.
-        StateError: If it is damaged.
-    """
+    """Print which runtimes would use the zeros and shapes of a run's checkpoint."""
     cfg, checkpoint = load_run(
         path, "in Python, regrow.diagnose(model, example_input) takes any model"
     )

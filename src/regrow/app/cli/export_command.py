@@ -8,7 +8,7 @@ import gzip
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,8 @@ def export_checkpoint(
 ) -> None:
     """Export the network of a run's checkpoint, check the file, and print its cost.
 
-    Args:
-        path: A checkpoint in the folder of a run of `regrow train`.
-        to: "onnx", "safetensors" or "pt2".
-        out: The file to write.
-        sparse: Leave out zeros, see `regrow.export`.
-        values: Type to which the values of a sparse file are rounded.
-        int8: Whether to convert the ONNX file to a second one, `NAME.int8.onnx`.
-
-    Raises:
-        ConfigError: If the checkpoint is not of a run, or the network cannot be exported.
-        StateError: If the checkpoint is damaged, or the file differs from the network.
+    `to`, `sparse` and `values` are those of `regrow.export`; `int8` converts the ONNX file to a
+    second one, `NAME.int8.onnx`.
     """
     cfg, checkpoint = load_run(path)
     data = build_data(cfg)
@@ -77,7 +68,9 @@ def export_checkpoint(
     sizes, masks = (dense_bytes, exported.bytes), combined_masks(checkpoint)
     console.print(cost_table(dense, small, masks, sizes, images, repeats))
     if int8:
-        done = quantize_onnx(out, out.with_suffix(".int8.onnx"), training_batches(data))
+        data.prepare_data()
+        data.setup("fit")
+        done = quantize_onnx(out, out.with_suffix(".int8.onnx"), data.train_dataloader())
         console.print(
             f"{os.path.relpath(done.path)}: {done.weights:,} weights in int8, {done.zeros:,} of "
             f"them zero as before; outputs differ by {done.error:.1e} of the largest at most",
@@ -90,9 +83,8 @@ def export_checkpoint(
 
 def file_table(network: nn.Module, plan: ChannelCut | None, values: str | None) -> Table:
     """Return a table of the sizes of files of one network, with and without gzip."""
-    table = Table("file", title="size of this network's files")
-    for head in ("bytes", "share", "gzip -6, bytes", "share"):
-        table.add_column(head, justify="right")
+    heads = ("bytes", "share", "gzip -6, bytes", "share")
+    table = _table_of_numbers("size of this network's files", "file", *heads)
     forms: dict[str, dict[str, Any]] = {"all weights": {}, "--sparse": {"sparse": True}}
     if values is not None:
         forms[f"--sparse --values {values}"] = {"sparse": True, "values": values}
@@ -102,8 +94,8 @@ def file_table(network: nn.Module, plan: ChannelCut | None, values: str | None) 
             file = Path(folder) / "model.safetensors"
             size = export(network, file, plan=plan, **form).bytes
             dense, zipped = dense or size, len(gzip.compress(file.read_bytes(), 6))
-            cells = [f"{n:,}" for n in (size, zipped)]
-            table.add_row(name, cells[0], f"{size / dense:.1%}", cells[1], f"{zipped / dense:.1%}")
+            cells = [cell for n in (size, zipped) for cell in (f"{n:,}", f"{n / dense:.1%}")]
+            table.add_row(name, *cells)
     return table
 
 
@@ -130,7 +122,7 @@ def cost_table(
     repeats: int,
 ) -> Table:
     """Return a table that compares the dense network with the exported one."""
-    table = _comparison_table("cost", "dense", "exported")
+    table = _table_of_numbers("cost", "", "dense", "exported", "change")
     before, after = cost(dense, images[:1]), cost(small, images[:1], masks)
     for label, old, new in (
         ("parameters", before.params, after.params),
@@ -146,14 +138,6 @@ def cost_table(
     return table
 
 
-def training_batches(data: pl.LightningDataModule) -> Iterable[Any]:
-    """Return the batches of the training set, on which ranges of activations are measured."""
-    data.prepare_data()
-    data.setup("fit")
-    loader: Iterable[Any] = data.train_dataloader()
-    return loader
-
-
 def int8_table(
     cfg: DictConfig,
     module: pl.LightningModule,
@@ -163,7 +147,7 @@ def int8_table(
     repeats: int,
 ) -> Table:
     """Return a table that compares the ONNX files of a network in float32 and int8."""
-    table = _comparison_table("int8", "float32", "int8")
+    table = _table_of_numbers("int8", "", "float32", "int8", "change")
     networks = [OnnxNetwork(file) for file in files]
     if isinstance(module, Task):  # another LightningModule has no network that can be replaced
         split, (metric, _) = split_of(module, data), metric_of(cfg, module)
@@ -185,9 +169,9 @@ def int8_table(
     return table
 
 
-def _comparison_table(title: str, first: str, second: str) -> Table:
-    table = Table("", title=title)
-    for head in (first, second, "change"):
+def _table_of_numbers(title: str, first: str, *heads: str) -> Table:
+    table = Table(first, title=title)
+    for head in heads:
         table.add_column(head, justify="right")
     return table
 
@@ -216,8 +200,7 @@ def _export(
 ) -> tuple[Exported, float]:
     """Export; check that a file of weights restores the network in `fresh`, else write nothing.
 
-    Returns:
-        The file, and the largest difference of outputs, relative to the largest.
+    Also returns the largest difference of outputs, relative to the largest.
     """
     changed = 0.0
     with temporary_beside(out, SUFFIXES[to]) as file, warnings.catch_warnings():

@@ -10,20 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from regrow.app.experiment.free_run import FreeOptions, free_run
-from regrow.app.experiment.result_table import show_result
+from regrow.app.experiment.result import show_result
 from regrow.utils.errors import join_limited
 
 
 def show_free(given: Namespace) -> None:
-    """Prune the network of a run's checkpoint as far as it holds, and show what was found.
-
-    Args:
-        given: The result of `read_free_options`.
-    """
+    """Prune the network of a run's checkpoint as far as it holds, and show what was found."""
     options = FreeOptions(
         given.max_drop, given.of, given.criterion, given.samples, given.include, given.exclude
     )
-    result: dict[str, Any] = dict(free_run(given.checkpoint, given.out, options))
+    result = free_run(given.checkpoint, given.out, options)
     show_result(result)
     console = Console()
     if not console.is_terminal:
@@ -46,13 +42,7 @@ def trials_table(free: dict[str, Any]) -> Table:
 
 
 def describe(free: dict[str, Any]) -> str:
-    """Say in a sentence or two what was lost, and where.
-
-    Example:
-        >>> describe({"metric": "evaluate", "before": 0.9, "after": 0.89, "of": "params",
-        ...     "removed": 0.8})
-        '80.0 % of params removed: 0.9 -> 0.89 on the validation set'
-    """
+    """Say in a sentence or two what was lost, and where."""
     removed = f"{100 * free['removed']:.1f} % of {free['of']} removed"
     if free["metric"] == "evaluate":
         return f"{removed}: {free['before']:.4g} -> {free['after']:.4g} on the validation set"

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from regrow.app.experiment.evaluate import load_network
-from regrow.app.experiment.load_run import config_file, run_config
+from regrow.app.experiment.load_run import config_file, run_config, saved_pruners
 from regrow.app.experiment.small_checkpoint import groups_table
 from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.channels.graph.groups import groups
@@ -31,11 +31,7 @@ from regrow.utils.lightning_classes import pl
 def inspect(path: Path) -> None:
     """Print shapes, zeros, sparsities and progress of a checkpoint, and MACs if it is of a run.
 
-    Args:
-        path: A checkpoint of Lightning, or any file of named tensors.
-
-    Raises:
-        StateError: If the file is damaged, or has no tensors.
+    It may be a checkpoint of Lightning, or any file of named tensors.
     """
     checkpoint = read_tensors(path) if path.suffix == SUFFIX else read_checkpoint(path)
     state = _find_weights(checkpoint) if isinstance(checkpoint, Mapping) else {}
@@ -45,11 +41,7 @@ def inspect(path: Path) -> None:
     times = {"epoch": "epoch", "global_step": "step"}
     when = [f"{word} {checkpoint[key]}" for key, word in times.items() if key in checkpoint]
     console.print(f"{path} ({', '.join([format_bytes(path.stat().st_size), *when])})")
-    pruners = {
-        key: value
-        for key, value in checkpoint.get("callbacks", {}).items()
-        if isinstance(value, dict) and isinstance(value.get("pruner"), dict)
-    }
+    pruners = saved_pruners(checkpoint)
     module, macs = None, dict[str, float]()
     if config_file(path).is_file():
         module, _ = load_network(run_config(path), checkpoint)

@@ -11,6 +11,8 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import regrow
 from regrow.app.cli.parser import (
@@ -18,10 +20,12 @@ from regrow.app.cli.parser import (
     Parser,
     read_auto_options,
     read_free_options,
+    read_path,
     read_scan_options,
 )
 from regrow.utils.errors import ConfigError, RegrowError, check_choice, suggest
 
+Command = Callable[[Parser, list[str]], None]
 DESCRIPTION = "Prune neural networks with PyTorch Lightning, and restore what was pruned."
 EXAMPLES = """\
 examples:
@@ -117,11 +121,14 @@ def _complete(args: Sequence[str]) -> None:
         _run(command, ["-sc", *args])
 
 
-def _inspect(parser: Parser, args: list[str]) -> None:
-    options = parser.parse_checkpoint(args)
-    from regrow.app.cli.inspect_command import inspect
+def _later(read: Callable[[Parser, list[str]], Any], function: str) -> Command:
+    """Make a sub-command that calls a function, in MODULE:NAME, once its options are read."""
 
-    inspect(options.checkpoint)
+    def run(parser: Parser, args: list[str]) -> None:
+        options = read(parser, args)
+        resolve_name(function)(options)
+
+    return run
 
 
 def _export(parser: Parser, args: list[str]) -> None:
@@ -146,27 +153,6 @@ def _export(parser: Parser, args: list[str]) -> None:
     if options.int8 and to != "onnx":
         raise ConfigError(f"--int8 writes ONNX, got --to {to}: write --to onnx --int8")
     export_checkpoint(path, to, out, options.sparse, options.values, options.int8)
-
-
-def _doctor(parser: Parser, args: list[str]) -> None:
-    options = parser.parse_checkpoint(args)
-    from regrow.app.cli.doctor_command import show_diagnosis
-
-    show_diagnosis(options.checkpoint)
-
-
-def _sensitivity(parser: Parser, args: list[str]) -> None:
-    options = read_scan_options(parser, args)
-    from regrow.app.cli.sensitivity_command import show_sensitivity
-
-    show_sensitivity(options)
-
-
-def _free(parser: Parser, args: list[str]) -> None:
-    options = read_free_options(parser, args)
-    from regrow.app.cli.free_command import show_free
-
-    show_free(options)
 
 
 def _auto(parser: Parser, args: list[str]) -> None:
@@ -224,15 +210,24 @@ def _recipes(parser: Parser, args: list[str]) -> None:
         console.print(table, end="\n\n")
 
 
-COMMANDS: dict[str, tuple[Callable[[Parser, list[str]], None], str]] = {
-    "inspect": (_inspect, "show the content of a checkpoint, layer by layer"),
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "inspect": (
+        _later(read_path, "regrow.app.cli.inspect_command:inspect"),
+        "show the content of a checkpoint, layer by layer",
+    ),
     "sensitivity": (
-        _sensitivity,
+        _later(read_scan_options, "regrow.app.cli.sensitivity_command:show_sensitivity"),
         "prune one layer at a time, without training, and show the accuracy",
     ),
-    "free": (_free, "prune a trained network as far as its accuracy holds, without training"),
+    "free": (
+        _later(read_free_options, "regrow.app.cli.free_command:show_free"),
+        "prune a trained network as far as its accuracy holds, without training",
+    ),
     "auto": (_auto, "try the ways to prune a recipe's network, and choose one"),
-    "doctor": (_doctor, "show which runtimes would use the zeros, and what to change"),
+    "doctor": (
+        _later(read_path, "regrow.app.cli.doctor_command:show_diagnosis"),
+        "show which runtimes would use the zeros, and what to change",
+    ),
     "export": (_export, "write the network as a file, check it, and show its cost"),
     "report": (_report, "write report.html and results.csv of all runs below a folder"),
     "recipes": (_recipes, "list the recipes"),

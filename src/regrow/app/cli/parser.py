@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""An argument parser that raises errors of regrow, and the options of `regrow sensitivity`.
+"""An argument parser that raises errors of regrow, and the options of the sub-commands.
 
 Nothing here imports torch, so that errors of the command line appear at once.
 """
@@ -70,12 +70,13 @@ class Once(Action):
         setattr(space, self.dest, values)
 
 
-def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
-    """Parse and check the options of `regrow sensitivity`.
+def read_path(parser: Parser, args: Sequence[str]) -> Path:
+    """Parse the path of a checkpoint."""
+    return Path(parser.parse_checkpoint(args).checkpoint)
 
-    Raises:
-        ConfigError: For an option that is unknown, missing or out of range.
-    """
+
+def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
+    """Parse and check the options of `regrow sensitivity`."""
     for name, default, text in (
         ("sparsities", "0.3,0.5,0.7,0.9", "sparsities to try; default: 0.3,0.5,0.7,0.9"),
         ("by", "weights", "what to prune: weights (default) or channels"),
@@ -103,12 +104,7 @@ def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:
 
 
 def parse_points(text: str) -> float:
-    """Return `--max-drop`, given in points, as a fraction.
-
-    Example:
-        >>> parse_points("0.5")
-        0.005
-    """
+    """Return `--max-drop`, given in points, as a fraction."""
     points = _number(float, "--max-drop", text)
     check_positive("--max-drop", points, "--max-drop 1 for one point")
     if not 0.05 <= points < 100:
@@ -118,11 +114,7 @@ def parse_points(text: str) -> float:
 
 
 def read_free_options(parser: Parser, args: Sequence[str]) -> Namespace:
-    """Parse and check the options of `regrow free`.
-
-    Raises:
-        ConfigError: For an option that is unknown, missing or out of range.
-    """
+    """Parse and check the options of `regrow free`."""
     for name, default, text in (
         ("max-drop", "0.5", "points of accuracy that may be lost; default: 0.5"),
         ("of", "params", "what to remove: params (default), macs, or latency of layers run sparse"),
@@ -144,11 +136,7 @@ def read_free_options(parser: Parser, args: Sequence[str]) -> Namespace:
 
 
 def read_auto_options(parser: Parser, args: Sequence[str]) -> Namespace:
-    """Parse and check the options of `regrow auto`.
-
-    Raises:
-        ConfigError: For an option that is unknown or out of range.
-    """
+    """Parse and check the options of `regrow auto`."""
     for name, default, text in (
         ("max-drop", "1", "points that the metric may lose in validation; default: 1"),
         ("latency", None, "time that a forward pass may take, such as 5ms; default: any"),

@@ -16,19 +16,15 @@ from regrow.utils.errors import ConfigError, check_choice
 
 PRETRAINED = "pretrained:"
 SCRATCH = "scratch"
+PREFIX = "network."  # of the names in a task
 
 
 def load_initial_weights(start: str) -> dict[str, Any]:
     """Load the state dict of the network that `start` names.
 
-    Args:
-        start: A checkpoint of Lightning or a plain state dict, the folder of a run, or
-            "pretrained:NAME" for a network of torchvision or timm (whichever is installed and knows
-            it; "pretrained:timm/NAME" asks one, "resnet50.IMAGENET1K_V1" for certain weights).
-
-    Raises:
-        ConfigError: If it does not exist.
-        StateError: If the file cannot be read.
+    That is a checkpoint of Lightning or a plain state dict, the folder of a run, or
+    "pretrained:NAME" for a network of torchvision or timm (whichever is installed and knows it;
+    "pretrained:timm/NAME" asks one, "resnet50.IMAGENET1K_V1" for certain weights).
     """
     if start.startswith(PRETRAINED):
         return _pretrained(start.removeprefix(PRETRAINED))
@@ -52,19 +48,15 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def network_weights(checkpoint: Mapping[str, Any], names: Container[str]) -> dict[str, Tensor]:
-    """Return the weights in a checkpoint under the names that a network has.
+    """Return the weights of a checkpoint (or state dict) under the names that a network has.
 
-    Args:
-        checkpoint: A checkpoint, or a plain state dict.
-        names: Names of the network's weights; the prefix `network.` of a task is removed if no
-            weight has one of them.
+    The prefix `network.` of a task is removed if no weight has one of these names.
     """
     state = checkpoint.get("state_dict", checkpoint)
     weights = {str(name).replace("_orig_mod.", ""): value for name, value in state.items()}
     if any(name in names for name in weights):
         return weights
-    prefix = "network."
-    inner = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    inner = {k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)}
     return inner or weights
 
 

@@ -49,30 +49,29 @@ def public_path(target: str) -> str:
     return target
 
 
+def moved(target: str, package: str) -> str:
+    """Return the path of a class of Lightning in another distribution of it."""
+    for old in ("lightning.pytorch.", "pytorch_lightning.", "lightning."):
+        if target.startswith(old):
+            return f"{package}.{target.removeprefix(old)}"
+    return target
+
+
 def instantiate_node(what: str, node: Any, kind: type[T] | tuple[type[T], ...], **given: Any) -> T:
     """Instantiate a config node; a target of `lightning`, where only `pytorch_lightning` is, there.
 
-    Args:
-        what: Its key in the configuration, such as "model" or "callbacks.progress".
-        node: A mapping with `_target_`.
-        kind: The class that the result must have, or several.
-        given: Further arguments.
-
-    Raises:
-        ConfigError: With the setting and the message of its target.
+    Errors name the key `what`, such as "callbacks.progress", and have the message of the target.
     """
     target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
     package = target.partition(".")[0]
     if package in _EXTRAS:
         import_optional(f"{what}._target_={target}", _EXTRAS[package], package)
     if package == "lightning" and importlib.util.find_spec(package) is None:
-        path = target.removeprefix("lightning.").removeprefix("pytorch.")
-        given["_target_"] = f"pytorch_lightning.{path}"
+        given["_target_"] = moved(target, "pytorch_lightning")
     try:
         thing = instantiate(node, **given)
     except Exception as error:
-        _check_numbers(what, node)
-        raise wrap_error(f"{what} could not be created from its settings", error) from error
+        raise _failure(what, node, error) from error
     if not isinstance(thing, kind):
         needed = kind[0] if isinstance(kind, tuple) else kind
         raise ConfigError(
@@ -93,31 +92,26 @@ def instantiate_partial(what: str, node: Any, **given: Any) -> Callable[..., Any
         try:
             return call(*args, **kwargs)
         except Exception as error:
-            _check_numbers(what, node)
-            raise wrap_error(f"{what} could not be created from its settings", error) from error
+            raise _failure(what, node, error) from error
 
     return guarded
 
 
-def _check_numbers(what: str, node: Any) -> None:
-    """Raise for a text where the default of the target's argument is a number."""
+def _failure(what: str, node: Any, error: Exception) -> RegrowError:
+    """Make the error of a node; of a text where the default of an argument is a number, if any."""
     parameters = inspect.signature(get_object(str(node.get("_target_")))).parameters
     for name, parameter in parameters.items():
         given, default = node.get(name), parameter.default
         if isinstance(given, str) and type(default) in (int, float):
             check_not_text(f"{what}.{name}", given)
-            raise ConfigError(
+            return ConfigError(
                 f"{what}.{name} must be a number, got {given!r}: write {what}.{name}={default}"
             )
+    return wrap_error(f"{what} could not be created from its settings", error)
 
 
 def root_cause(error: BaseException) -> tuple[BaseException, str]:
-    """Find the error of regrow among the causes of an error, and its message with the config node.
-
-    Example:
-        >>> root_cause(ValueError("no"))
-        (ValueError('no'), 'no')
-    """
+    """Find the error of regrow among the causes, else the error itself; add the config node."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, RegrowError):
         cause = cause.__cause__

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Write recipe.yaml, the recipe that repeats a run."""
+"""The recipe that repeats a run, as a file and in its checkpoints."""
 
 from __future__ import annotations
 
@@ -15,20 +15,12 @@ from torch import Tensor
 
 from regrow.app.config.hashing import config_hash, unimportant
 from regrow.app.config.schema import GROUPS
-from regrow.io.files import write_atomic
 from regrow.utils.lightning_classes import LightningCallback, pl
 from regrow.utils.paths import config_dir
 
 FILE = "recipe.yaml"
 KEY = "regrow_recipe"  # entry of a checkpoint with the recipe of its run
 _LEFT_OUT = ("logger", "paths", "force")  # paths of one machine, and display
-
-
-def write_recipe(cfg: DictConfig, folder: Path) -> Path:
-    """Write the recipe that repeats a run; its `config_hash` is the same."""
-    text, path = recipe_text(cfg), folder / FILE
-    write_atomic(path, lambda file: file.write(text.encode()))
-    return path
 
 
 class RecipeName(LightningCallback):
@@ -54,12 +46,7 @@ class RecipeName(LightningCallback):
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value consists of tensors and builtin types.
-
-    Example:
-        >>> is_plain({"lr": [0.1, None]}), is_plain(dict)
-        (True, False)
-    """
+    """Whether a value consists of tensors and builtin types."""
     if type(value) in (dict, list, tuple):
         parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
         return all(map(is_plain, parts))
@@ -67,17 +54,13 @@ def is_plain(value: Any) -> bool:
 
 
 def named_recipe(cfg: DictConfig) -> dict[str, str]:
-    """Describe the recipe of a run in strings, for its checkpoints.
-
-    Returns:
-        name; config_hash, as in `result.json`; text, which saved as a .yaml file is the recipe.
-    """
+    """Describe the recipe of a run for its checkpoints; saved as a .yaml file, `text` is it."""
     name = str(HydraConfig.get().runtime.choices["recipe"])
     return {"name": name, "config_hash": config_hash(cfg), "text": recipe_text(cfg)}
 
 
 def recipe_text(cfg: DictConfig) -> str:
-    """Return the recipe of a run as YAML, with a header that says how to run it."""
+    """Return the recipe that repeats a run as YAML; its `config_hash` is the same."""
     choices = HydraConfig.get().runtime.choices
     head = [
         f"# The run of {choices['recipe']}, regrow {version('regrow')}, "

@@ -30,12 +30,7 @@ def replace_recipe_files(args: Sequence[str]) -> tuple[list[str], dict[str, Path
     """Replace the paths in `recipe=a.yaml,digits/gmp` by names that Hydra can look up.
 
     A name has a short hash of the file's content, so that an edited file gets new run folders.
-
-    Returns:
-        The command line with names instead of paths, and the files by name.
-
-    Raises:
-        ConfigError: If a file does not exist or is no recipe.
+    Returns the command line with names instead of paths, and the files by name.
     """
     files: dict[str, Path] = {}
     more = any(word.startswith(_SEARCH_PATHS) for word in args)
@@ -54,12 +49,7 @@ def replace_recipe_files(args: Sequence[str]) -> tuple[list[str], dict[str, Path
 
 
 def split_recipes(text: str) -> list[str]:
-    """Split `a,b,c`; a comma may be part of the path of an existing file.
-
-    Example:
-        >>> split_recipes("digits/gmp,'my.yaml'")
-        ['digits/gmp', 'my.yaml']
-    """
+    """Split `a,'b',c`; a comma may be part of the path of an existing file."""
     parts, values = text.split(","), []
     while parts:
         end = len(parts)
@@ -71,11 +61,7 @@ def split_recipes(text: str) -> list[str]:
 
 
 def recipe_name(path: Path) -> str:
-    """Return the name of a recipe file: its stem and a short hash of its content.
-
-    Raises:
-        ConfigError: If there is no such file.
-    """
+    """Return the name of a recipe file: its stem and a short hash of its content."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -88,11 +74,7 @@ def recipe_name(path: Path) -> str:
 
 
 def read_recipe(path: Path) -> DictConfig:
-    """Read a recipe from a file outside the package, and check its settings.
-
-    Raises:
-        ConfigError: If it is not YAML, or has unknown settings or values of wrong types.
-    """
+    """Read a recipe from a file outside the package, and check names and types of its settings."""
     try:
         recipe = load(path)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
@@ -172,14 +154,8 @@ def register(given: Mapping[str, Path] | None = None, own: Collection[str] = ())
     """Add the types of the settings and the recipes to Hydra's config store.
 
     A search path would not find the recipes: the group is `recipe`, the folder `recipes`. Launchers
-    pass the store to the processes of their jobs, so files outside the package are read here.
-
-    Args:
-        given: Files outside the package, by name.
-        own: Groups that start empty: their settings in recipes are left out.
-
-    Raises:
-        ConfigError: If one of these is no recipe.
+    pass the store to the processes of their jobs, so files outside the package (`given`, by name)
+    are read here. Groups in `own` start empty: their settings in recipes are left out.
     """
     store = ConfigStore.instance()
     store.store("settings", Settings, provider="regrow")
@@ -195,27 +171,8 @@ def register(given: Mapping[str, Path] | None = None, own: Collection[str] = ())
         folder[f"{stem}.yaml"] = _RecipeNode(f"{stem}.yaml", group, path, own)
 
 
-def check_names(args: Sequence[str], given: Iterable[str] = ()) -> None:
-    """Check that recipes exist: Hydra's error does not list the options of nested groups.
-
-    Args:
-        args: The command line; functions such as `recipe=choice(a,b)` are left to Hydra.
-        given: Names of recipes outside the package.
-
-    Raises:
-        ConfigError: With the nearest names.
-    """
-    if any(word.startswith(_SEARCH_PATHS) for word in args):
-        return  # the recipe may come from there
-    known = {*recipe_files(), *given, "custom"}
-    for value in (word.removeprefix(_WORD) for word in args if word.startswith(_WORD)):
-        if value.startswith("glob("):
-            raise ConfigError(
-                f"recipe={value} finds nothing, recipes are in subfolders: write their names, "
-                "recipe=digits/gmp,digits/oneshot"
-            )
-        for name in map(str.strip, value.split(",") if "(" not in value else ()):
-            if name not in known:
-                file = Path(f"{name}.yaml")
-                near = f"did you mean the file {file}?" if file.is_file() else suggest(name, known)
-                raise ConfigError(f"No recipe {name!r}: {near} (`regrow recipes` describes them)")
+def no_recipe(name: str) -> ConfigError:
+    """Make the error for an unknown name: Hydra's does not list the options of nested groups."""
+    file = Path(f"{name}.yaml")
+    hint = f"did you mean the file {file}?" if file.is_file() else suggest(name, recipe_files())
+    return ConfigError(f"No recipe {name!r}: {hint} (`regrow recipes` describes them)")

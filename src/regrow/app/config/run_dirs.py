@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,13 +22,9 @@ AGAIN = ("force", "paths.controls")
 
 
 def folder_name(text: str) -> str:
-    """Make a text the name of one folder.
-
-    If it is too long or has characters that a name may not have, a hash of the text is appended.
+    """Make a text the name of one folder; a hash is appended where it has to be changed.
 
     Example:
-        >>> folder_name("pruning.sparsity=0.9")
-        'pruning.sparsity=0.9'
         >>> folder_name("start=../a.ckpt")
         'start=...a.ckpt...1730abf5'
     """
@@ -39,23 +35,15 @@ def folder_name(text: str) -> str:
     return f"{kept}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def job_folder(overrides: Iterable[str], apart: Sequence[str] = APART) -> str:
+def job_folder(overrides: Iterable[str]) -> str:
     """Make the name of a job's folder, below its recipe, from its overrides.
 
     Values are written as Hydra parses them, as in a sweep: `1e-3` and `0.001` are one setting.
-
-    Args:
-        overrides: Overrides of the command line, in any order.
-        apart: Keys that are left out.
-
-    Example:
-        >>> job_folder(["recipe=digits/gmp", "pruning.sparsity=5e-1", "optimizer.nesterov=true"])
-        'optimizer.nesterov=True,pruning.sparsity=0.5'
     """
     # In a name nothing is interpolated.
     args = [word.replace("${", "$(") for word in override_strings(overrides)]
     parsed = OverridesParser.create().parse_overrides(args)
-    kept = [override for override in parsed if override.key_or_group not in apart]
+    kept = [override for override in parsed if override.key_or_group not in APART]
     lines = [f"{one.get_key_element()}={one.get_value_element_as_str()}" for one in kept]
     return folder_name(",".join(sorted(lines)))
 

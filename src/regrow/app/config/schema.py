@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -76,11 +77,7 @@ class Settings:
 
 
 def check_schema(cfg: DictConfig) -> None:
-    """Check that a composed configuration is complete, and check its groups and ranges.
-
-    Raises:
-        ConfigError: With the name of the first setting that is missing or wrong.
-    """
+    """Check that a composed configuration is complete, and check its groups and ranges."""
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigError(f"{', '.join(missing)} must be given: write {missing[0]}=VALUE")
@@ -123,10 +120,6 @@ def _check_group(group: str, node: Any) -> None:
             )
 
 
-def _at_least(least: int) -> Callable[[str, Any], object]:
-    return lambda name, value: check_count(name, value, least=least)
-
-
 def _check_threads(name: str, value: Any) -> None:
     if value != "auto" and not (isinstance(value, int) and value > 0):
         raise ConfigError(
@@ -136,15 +129,15 @@ def _check_threads(name: str, value: Any) -> None:
 
 
 _RANGES: Mapping[str, Callable[[str, Any], object]] = {
-    "seed": _at_least(0),
-    "dense_epochs": _at_least(0),
-    "finetune.lr": lambda name, value: check_positive(name, value, "0.01"),
+    "seed": partial(check_count, least=0),
+    "dense_epochs": partial(check_count, least=0),
+    "finetune.lr": partial(check_positive, example="0.01"),
     "finetune.batch_size": check_count,
     "threads": _check_threads,
     "latency.batch": check_count,
     "latency.repeats": check_count,
     # a Trainer fails late on these, without a clear error
     "trainer.accumulate_grad_batches": check_count,
-    "trainer.max_epochs": _at_least(-1),
-    "trainer.max_steps": _at_least(-1),
+    "trainer.max_epochs": partial(check_count, least=-1),
+    "trainer.max_steps": partial(check_count, least=-1),
 }

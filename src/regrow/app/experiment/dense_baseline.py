@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from regrow.app.config.hashing import config_hash, settings
-from regrow.app.config.initial_weights import load_initial_weights
+from regrow.app.config.initial_weights import SCRATCH, load_initial_weights
 from regrow.app.experiment.evaluate import measure
-from regrow.app.experiment.result import Measurements
 from regrow.app.training.build import editable_copy, without_teacher
 from regrow.app.training.distributed_fit import fit
-from regrow.app.training.locks import wait_for
+from regrow.app.training.processes import wait_for
 from regrow.io.checkpoints import read_checkpoint
 from regrow.io.files import read_json, write_json
 from regrow.utils.logging import info
@@ -25,7 +24,7 @@ class DenseBaseline(NamedTuple):
     """A trained dense network: its checkpoint, measurements without latency, and total epochs."""
 
     checkpoint: Path
-    block: Measurements
+    block: dict[str, Any]
     epochs: int | None
 
 
@@ -40,27 +39,25 @@ def train_dense_baseline(cfg: DictConfig) -> DenseBaseline:
     parent = Path(cfg.paths.controls)
     folder = parent / key
     parent.mkdir(parents=True, exist_ok=True)
-    with wait_for(parent / f"{key}.lock", "another job to train the dense baseline"):
+    with wait_for(parent / f"{key}.lock"):
         done = folder / "result.json"
         if not done.is_file() or not (folder / read_json(done)["checkpoint"]).is_file():
             weights = start_weights(cfg)
             info(f"training the dense baseline in {folder}")
-            fitted = fit(cfg, folder, weights, None)
-            write_json(
-                done,
-                {
-                    "settings": settings(cfg),
-                    "checkpoint": os.path.relpath(fitted.checkpoint, folder),
-                    "block": measure(cfg, fitted.checkpoint, None).block,
-                },
-            )
+            checkpoint, _ = fit(cfg, folder, weights, None)
+            content = {
+                "settings": settings(cfg),
+                "checkpoint": os.path.relpath(checkpoint, folder),
+                "block": measure(cfg, checkpoint, None).block,
+            }
+            write_json(done, content)
         result = read_json(done)
     return DenseBaseline(folder / result["checkpoint"], result["block"], total_epochs(cfg))
 
 
 def start_weights(cfg: DictConfig) -> dict[str, Any] | None:
     """Return the weights before the fit; None: as initialized."""
-    if cfg.start == "scratch":
+    if cfg.start == SCRATCH:
         return None
     if cfg.start is None:
         dense = train_dense_baseline(_dense_training(cfg))
@@ -71,11 +68,11 @@ def start_weights(cfg: DictConfig) -> dict[str, Any] | None:
 def total_epochs(cfg: DictConfig) -> int | None:
     """Return the epochs of the fit and the dense training before it; None if unknown."""
     epochs = cfg.trainer.get("max_epochs")
-    if epochs is None or cfg.start not in (None, "scratch"):
+    if epochs is None or cfg.start not in (None, SCRATCH):
         return None
     if cfg.trainer.get("max_steps", -1) != -1 or cfg.trainer.get("max_time") is not None:
         return None  # it may end earlier
-    if cfg.start == "scratch":
+    if cfg.start == SCRATCH:
         return int(epochs)
     return int(epochs) + int(_dense_training(cfg).trainer.max_epochs)
 
@@ -83,7 +80,7 @@ def total_epochs(cfg: DictConfig) -> int | None:
 def _dense_training(cfg: DictConfig) -> DictConfig:
     """Return the configuration that trains the network to prune, from scratch."""
     changed = editable_copy(cfg)
-    changed.pruning, changed.start, changed.dense_epochs = {}, "scratch", None
+    changed.pruning, changed.start, changed.dense_epochs = {}, SCRATCH, None
     changed.finetune.lr = changed.finetune.batch_size = None
     if cfg.dense_epochs is not None:
         changed.trainer.max_epochs = cfg.dense_epochs

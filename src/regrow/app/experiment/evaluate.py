@@ -11,7 +11,6 @@ import torch
 from omegaconf import DictConfig
 from torch.utils._pytree import tree_map
 
-from regrow.app.experiment.result import Measurements
 from regrow.app.training.build import build_data, build_module, load_weights
 from regrow.app.training.module_metrics import evaluate, metric_of
 from regrow.callbacks.core.pruning_callback import PruningCallback
@@ -27,17 +26,13 @@ from regrow.utils.lightning_classes import pl
 class MeasuredNetwork(NamedTuple):
     """A network loaded from a checkpoint, its measurements, and its sparsity by the pruner."""
 
-    block: Measurements
+    block: dict[str, Any]
     module: pl.LightningModule
     sparsity: float = 0.0
 
 
 def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) -> MeasuredNetwork:
-    """Load a checkpoint, with masks if `pruning` is given, and measure it.
-
-    Raises:
-        StateError: If its metric or loss is not finite.
-    """
+    """Load a checkpoint, with masks if `pruning` is given, and measure it."""
     module, data = load_network(cfg, checkpoint)
     masks, sparsity = None, 0.0
     if pruning is not None:
@@ -51,7 +46,7 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
             f"{checkpoint} has {scores}: training has diverged, write a lower "
             "optimizer.lr (or finetune.lr)"
         )
-    block: Any = {**scores, "params": size.params, "macs": size.macs, "bytes": size.bytes}
+    block = {**scores, "params": size.params, "macs": size.macs, "bytes": size.bytes}
     return MeasuredNetwork(block, module, sparsity)
 
 

@@ -5,37 +5,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from regrow.app.config import recipe_export
 from regrow.app.experiment import evaluate as evaluation
 from regrow.app.experiment.load_run import combined_masks, load_run
-from regrow.app.experiment.result import (
-    Result,
-    compare,
-    finished_result,
-    latency_record,
-    speed_record,
-    verdict,
-)
-from regrow.app.experiment.run import run_fields, sparsity_fields
+from regrow.app.experiment.result import Result, finished_result
+from regrow.app.experiment.run import compared_fields, judged_fields, run_fields, write_result
 from regrow.app.training.build import build_pruning, editable_copy
 from regrow.app.training.classifier import Classifier
 from regrow.app.training.fit import save_untrained
 from regrow.app.training.lightning_packages import lightning_package
-from regrow.app.training.locks import exclusive
-from regrow.app.training.module_metrics import QUIET, metric_of, split_of, validate
+from regrow.app.training.module_metrics import QUIET, validate
+from regrow.app.training.processes import exclusive
 from regrow.calibration.free_sparsity import FreeSparsity, free_sparsity
 from regrow.callbacks.post_training_pruning import PostTrainingPruning
 from regrow.io.checkpoints import KEY
-from regrow.io.files import write_json, write_text
+from regrow.io.files import write_text
 from regrow.report.load import FILE
 from regrow.utils.errors import ConfigError
 from regrow.utils.lightning_classes import pl
@@ -61,14 +53,6 @@ def free_run(path: Path, folder: Path, options: FreeOptions) -> Result:
 
     Writes the folder of a run: `checkpoints/best.ckpt`, the configuration, and `result.json` with
     the search under "free". A finished one with the same checkpoint and options is not repeated.
-
-    Args:
-        path: A checkpoint in the folder of a run of `regrow train`.
-        folder: The folder to write.
-        options: What to search.
-
-    Raises:
-        ConfigError: If the checkpoint is not of a run, or its network is pruned already.
     """
     cfg, checkpoint = load_run(path, _ADVICE)
     masks = combined_masks(checkpoint)
@@ -110,30 +94,12 @@ def _search_and_write(
     file = folder / "checkpoints" / "best.ckpt"
     save_untrained(trainer, module, file)
     write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))
-    dense = evaluation.measure(cfg, path, None)
-    reloaded = build_pruning(cfg)
-    assert reloaded is not None
-    pruned = evaluation.measure(cfg, file, reloaded)
-    timed = evaluation.time_networks(cfg, dense.module, pruned.module)
-    metric, mode = metric_of(cfg, module)
     recipe = checkpoint.get(recipe_export.KEY) or {"name": "custom"}
-    measured: Any = {
-        "dense": {**dense.block, "latency_ms": latency_record(timed.reference)},
-        "pruned": {**pruned.block, "latency_ms": latency_record(timed.model)},
-        "speed": speed_record(timed.speedup),
-        **sparsity_fields(reloaded, dense.module),
-        "free": free_record(found, options),
-        "checkpoint": os.path.relpath(file, folder),
-        **{"metric": metric, "metric_mode": mode, "split": split_of(module, data)},
-        **{"epochs": None, "levels": [], "history": reloaded.history, "budget": None},
-    }
-    measured |= compare(measured["dense"], measured["pruned"], metric, mode)
     fields = run_fields(cfg, key, str(recipe["name"]), [f"free={options.max_drop:g}"])
-    seconds = round(time.perf_counter() - started, 1)
-    result = cast(Result, fields | measured | {"seconds": seconds})
-    result["verdict"] = verdict(result)
-    write_json(folder / FILE, result)
-    return result
+    fields |= judged_fields(cfg, module, data)
+    fields |= {"epochs": None, "levels": [], "free": free_record(found, options)}
+    fields |= compared_fields(cfg, folder, evaluation.measure(cfg, path, None), file)[0]
+    return write_result(folder, fields, started)
 
 
 def _search(
@@ -177,10 +143,7 @@ def free_record(found: FreeSparsity, options: FreeOptions) -> dict[str, Any]:
         "metric": found.metric,
         "before": found.before,
         "after": found.after,
-        "count": None if fidelity is None else fidelity.count,
-        "error": None if fidelity is None else fidelity.error,
-        "agreement": None if fidelity is None else fidelity.agreement,
-        "kl": None if fidelity is None else fidelity.kl,
+        **{name: getattr(fidelity, name, None) for name in ("count", "error", "agreement", "kl")},
         "damage": {} if fidelity is None else {str(k): v for k, v in fidelity.damage().items()},
         "trials": [asdict(trial) for trial in found.trials],
     }

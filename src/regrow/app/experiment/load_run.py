@@ -13,13 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from regrow.app.config.initial_weights import PREFIX
 from regrow.app.training.build import load_weights, network_of
 from regrow.channels.cut.channel_cut import ChannelCut, make_channel_cut
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.masks.masks import Masks
 from regrow.utils.errors import ConfigError, StateError
 
-_INNER = "network."  # prefix of the names in a task
 _ADVICE = "in Python, regrow.export(model, path, example_input) exports any model"
 _NEEDED = {"model", "data", "optimizer", "scheduler", "finetune", "seed", "start"}
 
@@ -30,11 +30,7 @@ def config_file(path: Path) -> Path:
 
 
 def run_config(path: Path, advice: str = _ADVICE) -> DictConfig:
-    """Load the configuration of the run that a checkpoint belongs to.
-
-    Raises:
-        ConfigError: If there is none; it ends with `advice`, the alternative for other checkpoints.
-    """
+    """Load the configuration of a checkpoint's run; `advice` is the alternative if it has none."""
     file = config_file(path)
     if not file.is_file():
         raise ConfigError(
@@ -51,12 +47,7 @@ def run_config(path: Path, advice: str = _ADVICE) -> DictConfig:
 
 
 def load_run(path: Path, advice: str = _ADVICE) -> tuple[DictConfig, dict[str, Any]]:
-    """Load the configuration and content of a run's checkpoint; set the run's CPU threads.
-
-    Raises:
-        ConfigError: If the checkpoint is not of a run.
-        StateError: If it is damaged.
-    """
+    """Load the configuration and content of a run's checkpoint; set the run's CPU threads."""
     cfg, checkpoint = run_config(path, advice), read_checkpoint(path)
     if "state_dict" not in checkpoint:
         raise ConfigError(f"{path} is no checkpoint of a run: it has no state_dict")
@@ -68,18 +59,14 @@ def load_run(path: Path, advice: str = _ADVICE) -> tuple[DictConfig, dict[str, A
 def load_small(module: nn.Module, checkpoint: dict[str, Any]) -> ChannelCut | None:
     """Cut a new module to the shapes of the checkpoint and load the weights.
 
-    Returns:
-        The cut, with names of the module's network; None if nothing was cut.
-
-    Raises:
-        StateError: If cut or weights are of another network.
+    Returns the cut with names of the module's network, or None.
     """
     plan = None
     if KEY in checkpoint:
         saved = ChannelCut.from_state(checkpoint[KEY])
         undo = saved.apply(module)
         network = network_of(module)
-        prefix = "" if network is module else _INNER
+        prefix = "" if network is module else PREFIX
         plan = make_channel_cut(
             network,
             {name.removeprefix(prefix): dims for name, dims in saved.kept.items()},
@@ -95,12 +82,20 @@ def load_small(module: nn.Module, checkpoint: dict[str, Any]) -> ChannelCut | No
     return plan
 
 
+def saved_pruners(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the states of the callbacks with a pruner, by their keys."""
+    found = {}
+    for key, state in (checkpoint.get("callbacks") or {}).items():
+        pruner = state.get("pruner") if isinstance(state, dict) else None
+        if isinstance(pruner, dict) and "masks" in pruner:
+            found[key] = state
+    return found
+
+
 def combined_masks(checkpoint: Mapping[str, Any]) -> Masks | None:
     """Return the combined masks of all pruners in a checkpoint."""
     masks: dict[str, Tensor] = {}
-    for state in (checkpoint.get("callbacks") or {}).values():
-        pruner = state.get("pruner") if isinstance(state, dict) else None
-        if isinstance(pruner, dict) and "masks" in pruner:
-            for name, mask in Masks.unpack(pruner["masks"]).items():
-                masks[name] = mask & masks[name] if name in masks else mask
+    for state in saved_pruners(checkpoint).values():
+        for name, mask in Masks.unpack(state["pruner"]["masks"]).items():
+            masks[name] = mask & masks[name] if name in masks else mask
     return Masks(masks) if masks else None

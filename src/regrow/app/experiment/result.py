@@ -1,37 +1,56 @@
 # SPDX-License-Identifier: MIT
-"""The content of result.json, its verdict, and finished results on disk."""
+"""The content of result.json, its verdict, its tables, and finished results on disk.
+
+`dense` and `pruned` (None without pruning, and then the fields below are missing) are measurements
+on `split`: `metric`, by which networks are compared ("accuracy", a fraction, if that is missing;
+`metric_mode` says whether "max" or "min" is best), other metrics that the module logs, such as
+`accuracy_top5` and `loss`, `params` and `macs` without those of pruned weights, `bytes`, and
+`latency_ms`. `levels` has the best network of each sparsity, `history` the events of the callback.
+
+- `of`: what was pruned, weights or channels; `sparsity` is the fraction of the prunable ones,
+  `sparsity_total` that of all weights, `layers` has that of each layer.
+- `excluded`: the reason for each layer that was not pruned.
+- `accuracy_drop`: how much worse `metric` is after pruning.
+- `compression`, `theoretical_speedup` (MACs), `measured_speedup` (median latency): dense / pruned.
+- `speed`: that ratio with its 95 % interval and the noise, see `Speedup`; `load` is the number of
+  processes that wanted to run meanwhile (over a minute; None: unknown).
+- `budget`: events of an accuracy budget, the highest sparsity kept, why the search ended, or None;
+  `lost` of an event is None if the metric was not a number.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
-from regrow.app.training.sparsity_levels import LevelRecord
 from regrow.io.files import read_json
 from regrow.profiling.latency import Latency, Speedup
 from regrow.report.load import FILE, FORMAT
 from regrow.utils.lightning_classes import pl
 
+Result = dict[str, Any]
+_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("test accuracy", "accuracy", lambda x: f"{100 * x:.2f} %"),
+    ("test accuracy, top 5", "accuracy_top5", lambda x: f"{100 * x:.2f} %"),
+    ("test loss", "loss", lambda x: f"{x:.4f}"),
+    ("parameters", "params", "{:,}".format),
+    ("MACs per image", "macs", "{:,}".format),
+    ("bytes", "bytes", "{:,}".format),
+    ("latency, ms", "latency_ms", lambda x: "{median:.3f} ({p25:.3f} to {p75:.3f})".format(**x)),
+)
 
-class LatencyRecord(TypedDict):
-    """Latency in milliseconds, and how it was measured."""
 
-    median: float
-    p25: float
-    p75: float
-    device: str
-    threads: int
-    batch: int
-
-
-def latency_record(latency: Latency) -> LatencyRecord:
-    """Return the record of a measured latency."""
+def latency_record(latency: Latency) -> dict[str, Any]:
+    """Return a measured latency in milliseconds, and how it was measured."""
     return {
         "median": latency.median_ms,
         "p25": latency.p25_ms,
@@ -42,115 +61,11 @@ def latency_record(latency: Latency) -> LatencyRecord:
     }
 
 
-class SpeedRecord(TypedDict):
-    """Ratio of median latencies, dense / pruned, with the 95 % interval and the noise; see Speedup.
-
-    `verdict` is "faster", "slower" or "within noise"; `load` the load of the machine while it was
-    measured (processes that want to run, over a minute), None where it is unknown.
-    """
-
-    ratio: float
-    low: float
-    high: float
-    noise: float
-    verdict: str
-    load: float | None
-
-
-def speed_record(speedup: Speedup) -> SpeedRecord:
-    """Return the record of a measured speed-up."""
+def speed_record(speedup: Speedup) -> dict[str, Any]:
+    """Return a measured speed-up as plain values."""
     verdict = "faster" if speedup.is_faster else "slower" if speedup.is_slower else "within noise"
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "ratio": speedup.ratio,
-        "low": speedup.low,
-        "high": speedup.high,
-        "noise": speedup.noise,
-        "verdict": verdict,
-        "load": load,
-    }
-
-
-class Measurements(TypedDict):
-    """Measurements of one network on the test set.
-
-    `accuracy` and `accuracy_top5` (more than 10 classes) are fractions; a LightningModule or a task
-    of the user has the metrics that it logs instead. `params` and `macs` count unpruned weights and
-    the multiply-accumulates of one image.
-    """
-
-    accuracy: float
-    accuracy_top5: NotRequired[float]
-    loss: float
-    params: int
-    macs: int
-    bytes: int
-    latency_ms: NotRequired[LatencyRecord]
-
-
-class BudgetEvent(TypedDict):
-    """One judgement of an accuracy budget; `lost` is None if the metric was not a number."""
-
-    sparsity: float
-    kept: bool
-    lost: float | None
-    step: int | None
-    epoch: int | None
-
-
-class BudgetRecord(TypedDict):
-    """Events of an accuracy budget, the highest sparsity kept, and why the search ended."""
-
-    kept: float
-    rollbacks: int
-    reason: str | None
-    judged: list[BudgetEvent]
-
-
-class Result(TypedDict):
-    """Content of result.json; `pruned` is None without pruning, as are the optional fields.
-
-    `of` is what was pruned (weights or channels); `sparsity` counts prunable units, and
-    `sparsity_total` all weights; `layers` has the sparsity of each layer and `excluded` the reason
-    for each layer that was not pruned. `compression`, `theoretical_speedup` (MACs) and
-    `measured_speedup` (median latency) are dense / pruned. `metric` is what networks are compared
-    by ("accuracy", a fraction, if absent), `metric_mode` whether "max" or "min" is best, and
-    `accuracy_drop` how much worse it is after pruning; `split` is what was measured on.
-    """
-
-    format: int
-    recipe: str
-    overrides: list[str]
-    config_hash: str
-    settings: dict[str, Any]
-    seed: int
-    versions: dict[str, str]
-    device: str
-    threads: int
-    batch: int
-    seconds: float
-    verdict: str
-    dense: Measurements
-    pruned: Measurements | None
-    epochs: int | None
-    levels: list[LevelRecord]
-    history: list[dict[str, Any]]
-    budget: BudgetRecord | None
-    checkpoint: str
-    of: NotRequired[str]
-    sparsity: NotRequired[float]
-    sparsity_total: NotRequired[float]
-    layers: NotRequired[dict[str, float]]
-    excluded: NotRequired[dict[str, str]]
-    channels: NotRequired[dict[str, Any]]
-    accuracy_drop: NotRequired[float]
-    compression: NotRequired[float]
-    theoretical_speedup: NotRequired[float]
-    measured_speedup: NotRequired[float]
-    speed: NotRequired[SpeedRecord]
-    metric: NotRequired[str]
-    metric_mode: NotRequired[str]
-    split: NotRequired[str]
+    return {**asdict(speedup), "verdict": verdict, "load": load}
 
 
 def finished_result(folder: Path, config_hash: str) -> Result | None:
@@ -171,10 +86,10 @@ def versions() -> dict[str, str]:
 
 
 def compare(
-    dense: Measurements, pruned: Measurements, metric: str = "accuracy", mode: str = "max"
+    dense: Mapping[str, Any], pruned: Mapping[str, Any], metric: str, mode: str
 ) -> dict[str, float]:
-    """Compare the pruned network with the dense one; see `Result`."""
-    before, after = (cast("dict[str, Any]", block)[metric] for block in (dense, pruned))
+    """Compare the measurements of the pruned network with those of the dense one."""
+    before, after = dense[metric], pruned[metric]
     return {
         "accuracy_drop": before - after if mode == "max" else after - before,
         "compression": dense["params"] / max(1, pruned["params"]),
@@ -183,15 +98,10 @@ def compare(
     }
 
 
-def budget(history: Sequence[Mapping[str, Any]]) -> BudgetRecord | None:
-    """Collect the events of an accuracy budget from a history; None without one.
-
-    Example:
-        >>> record = budget([{"kind": "prune", "after": 0.5, "lost": 0.01, "reason": "done"}])
-        >>> record["kept"], record["rollbacks"], record["reason"]
-        (0.5, 0, 'done')
-    """
-    judged: list[BudgetEvent] = [
+def budget(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Collect the events of an accuracy budget from a history; None without one."""
+    entries = [entry for entry in history if "lost" in entry]
+    judged = [
         {
             "sparsity": entry["before" if entry["kind"] == "rollback" else "after"],
             "kept": entry["kind"] != "rollback",
@@ -199,31 +109,25 @@ def budget(history: Sequence[Mapping[str, Any]]) -> BudgetRecord | None:
             "step": entry.get("step"),
             "epoch": entry.get("epoch"),
         }
-        for entry in history
-        if "lost" in entry
+        for entry in entries
     ]
     if not judged:
         return None
     return {
         "kept": max((event["sparsity"] for event in judged if event["kept"]), default=0.0),
         "rollbacks": sum(not event["kept"] for event in judged),
-        "reason": [entry.get("reason") for entry in history if "lost" in entry][-1],
+        "reason": entries[-1].get("reason"),
         "judged": judged,
     }
 
 
 def verdict(result: Result) -> str:
-    """Summarize a result in one line: accuracy, size, speed, and the accuracy budget.
-
-    Example:
-        >>> verdict({"pruned": None, "dense": {"accuracy": 0.9}})
-        'dense: accuracy 90.00 %'
-    """
+    """Summarize a result in one line: accuracy, size, speed, and the accuracy budget."""
     dense, pruned = result["dense"], result["pruned"]
     metric, of_val = result.get("metric", "accuracy"), result.get("split") == "val"
     where = " on the validation set" if of_val else ""
     if pruned is None:
-        value: float = cast("dict[str, Any]", dense)[metric]
+        value = dense[metric]
         shown = f"{value:.2%}".replace("%", " %") if metric == "accuracy" else f"{value:.4g}"
         return f"dense: {metric} {shown}{where}"
     drop = result["accuracy_drop"]
@@ -242,7 +146,7 @@ def verdict(result: Result) -> str:
     return f"{line}; budget: {judged['reason']} ({taken})"
 
 
-def _describe_speed(speed: SpeedRecord, of: str) -> str:
+def _describe_speed(speed: Mapping[str, Any], of: str) -> str:
     """Describe a measured speed-up, and whether the machine was busy."""
     shown = f"{speed['ratio']:.2f}x as fast ({speed['low']:.2f} to {speed['high']:.2f})"
     if speed["verdict"] == "within noise":
@@ -260,3 +164,75 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return platform.processor() or platform.machine()
+
+
+def result_table(result: dict[str, Any]) -> Table:
+    """Return the table of a run."""
+    dense, pruned = result["dense"], result["pruned"]
+    table = Table("", title=f"{result['recipe']} (seed {result['seed']})")
+    for head in ("dense",) if pruned is None else ("dense", "pruned", "change"):
+        table.add_column(head, justify="right")
+    known = {key for _, key, _ in _ROWS}
+    own = [(key, key, "{:.4g}".format) for key in dense if key not in known]
+    for label, key, form in (*own, *_ROWS):
+        if key in dense:
+            row = [label, form(dense[key])]
+            if pruned is not None:
+                row += [form(pruned[key]), _change(key, dense[key], pruned[key], result["speed"])]
+            table.add_row(*row)
+    if pruned is not None:
+        of = result.get("of", "weights")
+        label = "sparsity of the prunable" if of == "weights" else f"sparsity, of {of}"
+        table.add_row(label, "0.00 %", f"{100 * result['sparsity']:.2f} %", "")
+        table.add_row("sparsity of all", "0.00 %", f"{100 * result['sparsity_total']:.2f} %", "")
+    table.caption = result["verdict"]
+    return table
+
+
+def levels_table(result: dict[str, Any]) -> Table:
+    """Return the table of accuracy at each trained sparsity."""
+    table = Table("sparsity", "epoch", "validation", "test", title="best of each sparsity")
+    metric = result.get("metric", "accuracy")
+    for level in result["levels"]:
+        cells = (level.get("val_accuracy"), level.get("test_accuracy"))
+        if metric != "accuracy":
+            cells = (level["monitored"], level[f"test_{metric}"])
+        unit = (100, ".2f", " %") if metric == "accuracy" else (1, ".4g", "")
+        shown = ["-" if c is None else f"{unit[0] * c:{unit[1]}}{unit[2]}" for c in cells]
+        table.add_row(f"{100 * level['sparsity']:.2f} %", str(level["epoch"]), *shown)
+    return table
+
+
+def budget_table(result: dict[str, Any]) -> Table:
+    """Return the table of the events of an accuracy budget."""
+    judged = result["budget"]
+    table = Table("epoch", "sparsity", "lost", "outcome", title="accuracy budget")
+    for event in judged["judged"]:
+        lost = "-" if event["lost"] is None else f"{event['lost']:.4f}"
+        outcome = "kept" if event["kept"] else "rolled back"
+        table.add_row(str(event["epoch"]), f"{100 * event['sparsity']:.2f} %", lost, outcome)
+    table.caption = judged["reason"]
+    return table
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """Print all tables of a result."""
+    console = Console()
+    if result.get("budget"):
+        console.print(budget_table(result))
+    if len(result["levels"]) > 1:
+        console.print(levels_table(result))
+    console.print(result_table(result))
+
+
+def _change(key: str, dense: Any, pruned: Any, speed: Mapping[str, Any]) -> str:
+    if key.startswith("accuracy"):
+        return f"{100 * (pruned - dense):+.2f} points"
+    if key == "loss":
+        return f"{pruned - dense:+.4f}"
+    if key == "latency_ms":
+        within = speed["verdict"] == "within noise"
+        return "within noise" if within else f"{speed['ratio']:.2f}x as fast"
+    if isinstance(dense, float):  # another metric
+        return f"{pruned - dense:+.4g}"
+    return f"{dense / max(1, pruned):.2f}x fewer"

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -19,44 +19,38 @@ from regrow.app.config.hashing import config_hash, settings
 from regrow.app.experiment import evaluate as evaluation
 from regrow.app.experiment.dense_baseline import DenseBaseline, start_weights, train_dense_baseline
 from regrow.app.experiment.result import (
-    Measurements,
     Result,
     budget,
     compare,
     device_name,
     finished_result,
     latency_record,
+    show_result,
     speed_record,
     verdict,
     versions,
 )
-from regrow.app.experiment.result_table import show_result
 from regrow.app.experiment.small_checkpoint import small_checkpoint, summarize_channels
 from regrow.app.training.build import build_pruning, with_teacher
 from regrow.app.training.distributed_fit import fit
-from regrow.app.training.locks import exclusive
+from regrow.app.training.fit import LevelRecorder
 from regrow.app.training.module_metrics import evaluate, metric_of, split_of
 from regrow.app.training.preflight import check_settings, set_up
-from regrow.app.training.sparsity_levels import LevelRecord, LevelRecorder
+from regrow.app.training.processes import exclusive
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.core.pruning_callback import PruningCallback
-from regrow.io.files import read_json, write_atomic, write_json
+from regrow.io.files import read_json, write_atomic, write_json, write_text
 from regrow.report.load import CLAIMED, FILE, FORMAT
 from regrow.utils.errors import ConfigError
+from regrow.utils.lightning_classes import pl
 from regrow.utils.logging import info, quiet_third_party
 
 
 def train(cfg: DictConfig, baseline: DenseBaseline | None = None) -> Result:
     """Run one job in its folder and return its result.
 
-    A finished job with the same settings is not repeated; an interrupted one resumes.
-
-    Args:
-        cfg: Its configuration.
-        baseline: The dense network to compare with; None: one trained for as many epochs.
-
-    Raises:
-        ConfigError, StateError: For invalid settings, before training starts.
+    A finished job with the same settings is not repeated; an interrupted one resumes. `baseline` is
+    the dense network to compare with; None: one trained for as many epochs.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     quiet_third_party()
@@ -76,26 +70,40 @@ def _load_or_run(cfg: DictConfig, folder: Path, baseline: DenseBaseline | None) 
     if result is not None:
         if HydraConfig.get().mode != RunMode.MULTIRUN:  # a sweep says how many were skipped
             info(f"{folder / FILE}: already finished; use force=true to rerun")
-            show_result(dict(result))
+            show_result(result)
         return result
     module, data, *_ = set_up(cfg, build_pruning(cfg))
-    metric, mode = metric_of(cfg, module)
-    judged = {"metric": metric, "metric_mode": mode, "split": split_of(module, data)}
+    judged = judged_fields(cfg, module, data)
     _claim_folder(folder, key)
     started = time.perf_counter()
     baseline = baseline or train_dense_baseline(cfg)
-    measured = _dense_fields(cfg, folder, baseline)
+    hydra = HydraConfig.get()
+    words = [str(word) for word in hydra.overrides.task]
+    fields = run_fields(cfg, key, str(hydra.runtime.choices["recipe"]), words)
+    fields |= judged | _dense_fields(cfg, folder, baseline)
     if pruning is not None:
-        measured |= _prune_and_measure(cfg, folder, pruning, baseline)
-        measured |= compare(measured["dense"], measured["pruned"], metric, mode)
-    seconds = round(time.perf_counter() - started, 1)
-    result = cast(Result, _hydra_fields(cfg, key) | judged | measured | {"seconds": seconds})
-    result["verdict"] = verdict(result)
-    recipe_export.write_recipe(cfg, folder)
-    write_json(folder / FILE, result)
+        fields |= _prune_and_measure(cfg, folder, pruning, baseline)
+    write_text(folder / recipe_export.FILE, recipe_export.recipe_text(cfg))
+    result = write_result(folder, fields, started)
     shutil.rmtree(folder / "levels", ignore_errors=True)
-    show_result(dict(result))
+    show_result(result)
     return result
+
+
+def write_result(folder: Path, fields: dict[str, Any], started: float) -> Result:
+    """Complete a result by its verdict and the time since `started`, and write it."""
+    result = fields | {"seconds": round(time.perf_counter() - started, 1)}
+    result["verdict"] = verdict(result)
+    write_json(folder / FILE, result)
+    return result
+
+
+def judged_fields(
+    cfg: DictConfig, module: pl.LightningModule, data: pl.LightningDataModule
+) -> dict[str, Any]:
+    """Return by what networks are compared, and on what."""
+    metric, mode = metric_of(cfg, module)
+    return {"metric": metric, "metric_mode": mode, "split": split_of(module, data)}
 
 
 def _dense_fields(cfg: DictConfig, folder: Path, baseline: DenseBaseline) -> dict[str, Any]:
@@ -118,28 +126,38 @@ def _prune_and_measure(
     cfg: DictConfig, folder: Path, pruning: PruningCallback, baseline: DenseBaseline
 ) -> dict[str, Any]:
     """Prune, then measure both networks from their checkpoints."""
-    fitted = fit(with_teacher(cfg, baseline.checkpoint), folder, start_weights(cfg), pruning)
-    checkpoint, cutter = fitted.checkpoint, build_pruning(cfg)
-    if isinstance(cutter, ChannelPruning):
+    taught = with_teacher(cfg, baseline.checkpoint)
+    checkpoint, recorder = fit(taught, folder, start_weights(cfg), pruning)
+    if isinstance(cutter := build_pruning(cfg), ChannelPruning):
         checkpoint = small_checkpoint(cfg, checkpoint, cutter)
-    reloaded = build_pruning(cfg)
-    assert reloaded is not None and fitted.levels is not None
-    pruned = evaluation.measure(cfg, checkpoint, reloaded)
-    levels = _test_levels(cfg, fitted.levels, pruned)
     network, _ = evaluation.load_network(cfg, baseline.checkpoint)
-    timed = evaluation.time_networks(cfg, network, pruned.module)
-    dense_block: Measurements = {**baseline.block, "latency_ms": latency_record(timed.reference)}
-    pruned_block: Measurements = {**pruned.block, "latency_ms": latency_record(timed.model)}
-    return {
-        "dense": dense_block,
-        "pruned": pruned_block,
+    dense = evaluation.MeasuredNetwork(baseline.block, network)
+    assert recorder is not None
+    fields, pruned = compared_fields(cfg, folder, dense, checkpoint)
+    return fields | {"levels": _test_levels(cfg, recorder, pruned)}
+
+
+def compared_fields(
+    cfg: DictConfig, folder: Path, dense: evaluation.MeasuredNetwork, checkpoint: Path
+) -> tuple[dict[str, Any], evaluation.MeasuredNetwork]:
+    """Measure the pruned network of a checkpoint, and compare it with the dense one."""
+    pruning = build_pruning(cfg)
+    assert pruning is not None
+    pruned = evaluation.measure(cfg, checkpoint, pruning)
+    timed = evaluation.time_networks(cfg, dense.module, pruned.module)
+    before = {**dense.block, "latency_ms": latency_record(timed.reference)}
+    after = {**pruned.block, "latency_ms": latency_record(timed.model)}
+    fields = {
+        "dense": before,
+        "pruned": after,
         "speed": speed_record(timed.speedup),
-        **sparsity_fields(reloaded, network),
-        "levels": levels,
-        "history": reloaded.history,
-        "budget": budget(reloaded.history),
+        **sparsity_fields(pruning, dense.module),
+        **compare(before, after, *metric_of(cfg, pruned.module)),
+        "history": pruning.history,
+        "budget": budget(pruning.history),
         "checkpoint": os.path.relpath(checkpoint, folder),
     }
+    return fields, pruned
 
 
 def sparsity_fields(pruning: PruningCallback, dense: torch.nn.Module) -> dict[str, Any]:
@@ -159,25 +177,18 @@ def sparsity_fields(pruning: PruningCallback, dense: torch.nn.Module) -> dict[st
 
 def _test_levels(
     cfg: DictConfig, recorder: LevelRecorder, pruned: evaluation.MeasuredNetwork
-) -> list[LevelRecord]:
+) -> list[dict[str, Any]]:
     """Return each level with its test accuracy; the final network is not tested twice."""
-    levels: list[LevelRecord] = []
+    levels = []
     for index, (level, weights) in enumerate(recorder.weights()):
         last = index == len(recorder.levels) - 1
         if last and level["sparsity"] == pruned.sparsity:
-            scores: Any = pruned.block
+            scores = pruned.block
         else:
             scores = evaluate(cfg, *evaluation.load_network(cfg, weights))
         shown = {metric_of(cfg, pruned.module)[0], "loss"} & scores.keys()
-        tested: Any = {f"test_{name}": scores[name] for name in sorted(shown)}
-        levels.append({**level, **tested})
+        levels.append(level | {f"test_{name}": scores[name] for name in sorted(shown)})
     return levels
-
-
-def _hydra_fields(cfg: DictConfig, key: str) -> dict[str, Any]:
-    hydra = HydraConfig.get()
-    words = [str(word) for word in hydra.overrides.task]
-    return run_fields(cfg, key, str(hydra.runtime.choices["recipe"]), words)
 
 
 def run_fields(cfg: DictConfig, key: str, recipe: str, overrides: list[str]) -> dict[str, Any]:

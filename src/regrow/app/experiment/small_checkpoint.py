@@ -25,10 +25,8 @@ _TRAINING_KEYS = ("optimizer_states", "lr_schedulers", "loops")
 def small_checkpoint(cfg: DictConfig, checkpoint: Path, pruning: ChannelPruning) -> Path:
     """Remove the masked channels of a checkpoint's network and save it beside the checkpoint.
 
-    `pruning` must be new; it is attached to the loaded model.
-
-    Returns:
-        The compacted checkpoint, or `checkpoint` if nothing can be removed.
+    `pruning` must be new; it is attached to the loaded model. Returns `checkpoint` if nothing can
+    be removed.
     """
     module, _ = load_network(cfg, checkpoint)
     pruning.attach(module, checkpoint)

@@ -8,4 +8,4 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     if name != "SweepNotes":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.sweep_callback").SweepNotes
+    return importlib.import_module(f"{__name__}.sweep").SweepNotes

@@ -13,17 +13,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from regrow.app.config.initial_weights import SCRATCH
-from regrow.app.config.recipes import check_names, load, read_recipe, recipe_files
+from regrow.app.config.recipes import load, no_recipe, read_recipe, recipe_files
 from regrow.app.config.run_dirs import folder_name
 from regrow.app.experiment.dense_baseline import DenseBaseline
 from regrow.app.experiment.evaluate import load_network
 from regrow.app.experiment.free_run import FreeOptions, free_run
 from regrow.app.experiment.result import Result, latency_record
 from regrow.app.experiment.run import train
-from regrow.app.launch.compose import compose_job
-from regrow.app.launch.hydra_app import handle_sigterm
-from regrow.app.training.locks import exclusive
+from regrow.app.launch.hydra_app import compose_job, handle_sigterm
 from regrow.app.training.module_metrics import validate
+from regrow.app.training.processes import exclusive
 from regrow.io.files import read_json, write_json, write_text
 from regrow.profiling.latency import latency
 from regrow.report.auto_page import Attempt, choose, write_page
@@ -38,21 +37,13 @@ _LEAST = 2  # epochs of a fit that judges its own events
 
 @dataclass(frozen=True)
 class AutoOptions:
-    """Options of `regrow auto`.
+    """Options of `regrow auto`."""
 
-    Attributes:
-        words: The recipe and other settings, as for `regrow train`.
-        max_drop: What the metric may lose on the validation set, as a fraction.
-        latency_ms: Milliseconds that the network may take; None: any.
-        epochs: Epochs of training after that of the dense network; None: as many as that.
-        out: The folder to write; None: below outputs/auto.
-    """
-
-    words: tuple[str, ...]
-    max_drop: float = 0.01
-    latency_ms: float | None = None
-    epochs: int | None = None
-    out: Path | None = None
+    words: tuple[str, ...]  # the recipe and other settings, as for `regrow train`
+    max_drop: float  # what the metric may lose on the validation set, as a fraction
+    latency_ms: float | None  # that the network may take; None: any
+    epochs: int | None  # of training after that of the dense network; None: as many as that
+    out: Path | None  # the folder to write; None: below outputs/auto
 
 
 def run_auto(options: AutoOptions) -> Path:
@@ -60,18 +51,11 @@ def run_auto(options: AutoOptions) -> Path:
 
     Every attempt is a run in a folder of its own: the same command goes on after an interruption,
     and repeats nothing.
-
-    Returns:
-        The page.
-
-    Raises:
-        ConfigError: For settings that `auto` chooses itself, or that cannot be composed.
-        StateError: If it was interrupted.
     """
     quiet_third_party()
     with tempfile.TemporaryDirectory() as scratch:  # what is refused leaves no folder
-        _compose_dense(options.words, Path(scratch))
-    folder = options.out or _default_folder(options)
+        name, *_ = _compose_dense(options.words, Path(scratch))
+    folder = options.out or _default_folder(name, options)
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder, "search", "write another --out"), handle_sigterm():
         ladder = _Ladder(options, folder)
@@ -102,17 +86,17 @@ class _Ladder:
         self.options, self.folder = options, folder
         self.name, self.words, self.cfg = _compose_dense(options.words, folder)
         self.monitor = str(self.cfg.monitor)
-        self.result = train(self.cfg)
-        block = self.result["dense"]
-        checkpoint = folder / "dense" / self.result["checkpoint"]
-        self.baseline = DenseBaseline(checkpoint, block, None)
+        result = train(self.cfg)
+        checkpoint = folder / "dense" / result["checkpoint"]
+        self.baseline = DenseBaseline(checkpoint, result["dense"], None)
         self.dense_value = self._validated(folder / "dense", self.cfg, checkpoint)
         trained = int(self.cfg.trainer.max_epochs or 0)
         self.epochs = trained if options.epochs is None else options.epochs
 
     def climb(self) -> list[Attempt]:
         """Make the attempts."""
-        if self.options.latency_ms is not None and self.latency() > self.options.latency_ms:
+        dense, limit = self.dense_record()["latency_ms"]["median"], self.options.latency_ms
+        if limit is not None and dense > limit:
             why = "zeros do not make a dense kernel faster"
             skipped = [_skipped(name, why) for name in ("free", "refit", "gradual")]
             return [*skipped, self._channels(self.epochs)]
@@ -131,10 +115,6 @@ class _Ladder:
         next_one = min((one.sparsity for one in tried if one.sparsity > most), default=None)
         goal = 1 - (1 - most) / 2 if next_one is None else next_one
         return [*tried, self._gradual(goal, share), self._channels(share)]
-
-    def latency(self) -> float:
-        """Return the latency of the dense network in milliseconds."""
-        return float(self.dense_record()["latency_ms"]["median"])
 
     def dense_record(self) -> dict[str, Any]:
         """Return the measurements of the dense network, latency and validation included."""
@@ -179,10 +159,7 @@ class _Ladder:
     def _budget(self, epochs: int) -> list[str]:
         """Return the words of a fit that rolls back what loses too much."""
         return [
-            *(
-                f"pruning.{word}"
-                for word in ("begin=0", f"end={max(1, epochs // 2)}ep", "every=1ep")
-            ),
+            *("pruning.begin=0", f"pruning.end={max(1, epochs // 2)}ep", "pruning.every=1ep"),
             "callbacks=budget",
             f"callbacks.budget.max_drop={self.options.max_drop:g}",
             f"callbacks.budget.monitor={self.monitor}",
@@ -220,7 +197,6 @@ class _Ladder:
         value = self._validated(folder, cfg, checkpoint)
         drop = self.dense_value - value if cfg.monitor_mode == "max" else value - self.dense_value
         pruned = result["pruned"]
-        assert pruned is not None
         time, limit = pruned["latency_ms"]["median"], self.options.latency_ms
         fast = limit is None or time <= limit
         return Attempt(
@@ -265,11 +241,7 @@ def _compose_dense(words: Sequence[str], folder: Path) -> tuple[str, list[str], 
 
 
 def without_pruning(words: Sequence[str], folder: Path) -> tuple[str, list[str], str]:
-    """Write the recipe without what `auto` chooses; return its name, the words, and `start`.
-
-    Raises:
-        ConfigError: If the words set something that `auto` chooses, or name no recipe.
-    """
+    """Write the recipe without what `auto` chooses; return its name, the words, and `start`."""
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
         if key in _CHOSEN_HERE or key.startswith("pruning."):
@@ -283,9 +255,10 @@ def without_pruning(words: Sequence[str], folder: Path) -> tuple[str, list[str],
     name, file = names[0], Path(names[0])
     if file.suffix in (".yaml", ".yml"):
         recipe = read_recipe(file)
-    else:
-        check_names([f"recipe={name}"])
+    elif name in recipe_files():
         recipe = load(recipe_files()[name])
+    else:
+        raise no_recipe(name)
     start = recipe.pop("start", None)
     epochs = recipe.pop("dense_epochs", None)
     if start in (None, SCRATCH) and epochs is not None:
@@ -296,15 +269,14 @@ def without_pruning(words: Sequence[str], folder: Path) -> tuple[str, list[str],
         recipe["defaults"] = groups
     given = [word.removeprefix("start=") for word in words if word.startswith("start=")]
     start = given[0] if given else start or SCRATCH
-    stripped = (
-        folder / "recipe" / f"{file.with_suffix('').as_posix().strip('./').replace('/', '_')}.yaml"
-    )
+    stem = file.with_suffix("").as_posix().strip("./").replace("/", "_")
+    stripped = folder / "recipe" / f"{stem}.yaml"
     write_text(stripped, OmegaConf.to_yaml(recipe))
     kept = [word for word in words if not word.startswith(("recipe=", "start="))]
     return name, [f"recipe={os.path.relpath(stripped)}", *kept], str(start)
 
 
-def _default_folder(options: AutoOptions) -> Path:
+def _default_folder(recipe: str, options: AutoOptions) -> Path:
     """Return a folder below outputs/auto that the options name."""
     more = {
         "max_drop": f"{100 * options.max_drop:g}",
@@ -313,6 +285,5 @@ def _default_folder(options: AutoOptions) -> Path:
     }
     words = [word for word in options.words if not word.startswith("recipe=")]
     words += [f"{key}={value}" for key, value in more.items() if value is not None]
-    recipe = [w.removeprefix("recipe=") for w in options.words if w.startswith("recipe=")]
-    name = recipe[0] if recipe and recipe[0] in recipe_files() else Path(*recipe[:1]).stem
+    name = recipe if recipe in recipe_files() else Path(recipe).stem
     return Path("outputs", "auto", name, folder_name(",".join(sorted(words))))

@@ -7,11 +7,12 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -33,17 +34,6 @@ class Failed:
     """Message of the error of a job, which returns it so that the sweep continues."""
 
     message: str
-
-
-class FailureRecord(TypedDict):
-    """Content of failed.json; `seed` is a string if it cannot be read, `when` is UTC, ISO 8601."""
-
-    recipe: str
-    overrides: list[str]
-    seed: int | str
-    error: str
-    message: str
-    when: str
 
 
 def record_failure(job: Job) -> Job:
@@ -81,12 +71,10 @@ def _is_unused(folder: Path) -> bool:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove an unused folder, and those above it that are empty then."""
+    """Remove an unused folder, and those between it and the current one that are empty then."""
     shutil.rmtree(folder)
-    for parent in folder.parents:
-        if parent == Path.cwd() or any(parent.iterdir()):
-            return
-        parent.rmdir()
+    with suppress(OSError):  # the first that is not empty
+        os.removedirs(os.path.relpath(folder.parent))
 
 
 def _write(path: Path, cfg: DictConfig, error: str, message: str) -> None:
@@ -94,7 +82,7 @@ def _write(path: Path, cfg: DictConfig, error: str, message: str) -> None:
     hydra = HydraConfig.get()
     settings: Any = OmegaConf.to_container(cfg, resolve=False)  # one may be unreadable
     seed = settings.get("seed")
-    content: FailureRecord = {
+    content = {
         "recipe": str(hydra.runtime.choices["recipe"]),
         "overrides": override_strings(hydra.overrides.task),
         "seed": seed if isinstance(seed, int) else str(seed),

@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""Run `train` and `plan` as Hydra apps."""
+"""Run `train` and `plan` as Hydra apps, and compose a job without one."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import wraps
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from regrow.app.config.composition import check_composition
+from regrow.app.config.command_line import defer_to_jobs, prepare
 from regrow.app.config.instantiate import root_cause
-from regrow.app.config.overrides import check_groups, check_plugins, choose_own, defer_to_jobs
-from regrow.app.config.recipes import check_names, register, replace_recipe_files
 from regrow.app.config.schema import check_schema
 from regrow.app.launch.failures import Job, record_failure
 from regrow.app.launch.search import check_measured, check_objectives, is_search, measured
-from regrow.app.launch.sweep_callback import finish_sweep
+from regrow.app.launch.sweep import finish_sweep
+from regrow.app.training.processes import handling
+from regrow.io.files import write_text
 from regrow.utils.errors import ConfigError, RegrowError
 from regrow.utils.paths import config_dir
 
@@ -36,19 +36,13 @@ _command_line: list[str] = []
 
 def launch(command: str, args: list[str]) -> None:
     """Compose the configuration from overrides and run the command, once or as a sweep."""
-    if command == "plan":
-        _check_no_sweep(args)
-    check_plugins(args)
-    args, given = replace_recipe_files(args)
-    check_names(args, given)
-    check_groups(args)
-    args, own = choose_own([*map(quote_value, args)])
-    register(given, own)
-    check_composition(command, args)
+    for word in args if command == "plan" else ():
+        if word in ("-m", "--multirun") or word.startswith("sweep="):
+            raise ConfigError(f"plan shows a single configuration: leave out {word}")
+    args = prepare(command, args)
     extra = NO_FILES if command == "plan" else ()
-    run = hydra.main(
-        version_base="1.3", config_path=str(config_dir("conf") / "app"), config_name="train"
-    )
+    folder = str(config_dir("conf") / "app")
+    run = hydra.main(version_base="1.3", config_path=folder, config_name="train")
     # Hydra reads sys.argv, without the sub-command.
     _command_line[:] = sys.argv
     sys.argv[1:] = [*extra, *defer_to_jobs(args)]
@@ -68,21 +62,36 @@ def launch(command: str, args: list[str]) -> None:
         raise SystemExit(1)
 
 
-@contextmanager
-def handle_sigterm() -> Iterator[None]:
+def handle_sigterm() -> AbstractContextManager[None]:
     """Raise SystemExit on SIGTERM, so that `finally` blocks stop the processes of a launcher."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return handling(_stop, signal.SIGTERM)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
+
+
+def compose_job(words: Sequence[str], folder: Path) -> DictConfig:
+    """Compose a job as `regrow train WORDS hydra.run.dir=FOLDER` does, and save it there.
+
+    Hydra's own configuration is set too, as in its apps.
+    """
+    args = prepare("auto", words)
+    with hydra.initialize_config_dir(str(config_dir("conf") / "app"), version_base="1.3"):
+        cfg = hydra.compose("train", args, return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(folder)
+        cfg.hydra.runtime.cwd = os.getcwd()
+        cfg.hydra.runtime.version = hydra.__version__
+        cfg.hydra.job.num = 0
+    HydraConfig.instance().set_config(cfg)
+    own = cfg.hydra
+    with open_dict(cfg):
+        del cfg["hydra"]
+        cfg.threads = threads_of(cfg.threads, own.launcher, own.sweeper, cores())
+    check_schema(cfg)
+    write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg))
+    return cfg
 
 
 def cores() -> int:
@@ -95,16 +104,9 @@ def cores() -> int:
 def threads_of(
     given: int | str | None, launcher: Mapping[str, Any], sweeper: Mapping[str, Any], available: int
 ) -> int | None:
-    """Compute the CPU threads of one job.
+    """Compute the CPU threads of one job from `threads`; None: torch's default.
 
-    Args:
-        given: A number, "auto", or None for torch's default.
-        launcher: Hydra's launcher settings.
-        sweeper: Hydra's sweeper settings.
-        available: Cores that this process may use.
-
-    Raises:
-        ConfigError: If the number of simultaneous jobs is unknown.
+    `launcher` and `sweeper` are Hydra's settings, `available` the cores that this process may use.
 
     Example:
         >>> threads_of("auto", {"_target_": "x.JoblibLauncher", "n_jobs": 2}, {}, 8)
@@ -131,18 +133,6 @@ def _simultaneous_jobs(
             "write hydra.launcher.cpus_per_task=1, or threads=1"
         )
     return 1  # one after another, or each on a separate node
-
-
-def _check_no_sweep(args: Sequence[str]) -> None:
-    for word in args:
-        if word in ("-m", "--multirun") or word.startswith("sweep="):
-            raise ConfigError(f"plan shows a single configuration: leave out {word}")
-
-
-def quote_value(word: str) -> str:
-    """Quote the path in `start=`: the folder of a run contains `=`, which Hydra needs quoted."""
-    key, _, value = word.partition("=")
-    return f"{key}='{value}'" if key == "start" and "=" in value and value[0] not in "'\"" else word
 
 
 def plain_errors(job: Job) -> Job:

@@ -29,32 +29,21 @@ _VALIDATED = ("val_accuracy", "val_loss")
 
 
 def check_objectives(given: Any) -> list[str]:
-    """Check the names of objectives and return them as a list.
-
-    Raises:
-        ConfigError: With the allowed names.
-
-    Example:
-        >>> check_objectives(["val_accuracy", "sparsity"])
-        ['val_accuracy', 'sparsity']
-    """
+    """Check the names of objectives and return them as a list."""
     listed = [given] if isinstance(given, str) else given
     names = list(listed) if isinstance(listed, Sequence) else []
+    allowed = f"(objectives are {', '.join(DIRECTIONS)}: a search never sees the test set)"
     if not names or len({*map(str, names)}) < len(names):
-        raise ConfigError(f"objectives must be names, each once, got {given!r}: {_allowed()}")
+        raise ConfigError(f"objectives must be names, each once, got {given!r}: {allowed}")
     for name in names:
         if name not in DIRECTIONS:
             hint = suggest(str(name), DIRECTIONS)
-            raise ConfigError(f"objectives has {name!r}: {hint} {_allowed()}")
+            raise ConfigError(f"objectives has {name!r}: {hint} {allowed}")
     return [str(name) for name in names]
 
 
 def check_measured(cfg: DictConfig) -> None:
-    """Check before training that the job will measure its objectives.
-
-    Raises:
-        ConfigError: With the reason, and what to write.
-    """
+    """Check before training that the job will measure its objectives."""
     names = check_objectives(cfg.objectives)
     if not cfg.pruning:
         raise ConfigError(
@@ -72,11 +61,6 @@ def measured(result: Mapping[str, Any], names: Sequence[str]) -> float | tuple[f
     """Return the objectives of a result: a number, or a tuple for several.
 
     Validation accuracy and loss are those of its last level.
-
-    Example:
-        >>> result = {"levels": [{"val_accuracy": 0.8}, {"val_accuracy": 0.7}], "sparsity": 0.9}
-        >>> measured(result, ["val_accuracy", "sparsity"])
-        (0.7, 0.9)
     """
     values = tuple(_value(result, name) for name in names)
     return values if len(values) > 1 else values[0]
@@ -93,10 +77,6 @@ def _value(result: Mapping[str, Any], name: str) -> float:
     return float(result[name] if name in result else result["pruned"][name])
 
 
-def _allowed() -> str:
-    return f"(objectives are {', '.join(DIRECTIONS)}: a search never sees the test set)"
-
-
 def is_search(sweeper: Mapping[str, Any]) -> bool:
     """Whether a sweeper optimizes objectives: all but Hydra's BasicSweeper."""
     return not str(sweeper["_target_"]).endswith(".BasicSweeper")
@@ -107,9 +87,6 @@ def prepare(config: DictConfig, folder: Path) -> None:
 
     The study is stored in the sweep's folder, so that the same command resumes it. A failed trial
     does not stop the others.
-
-    Raises:
-        ConfigError: If given directions do not fit the objectives.
     """
     names = check_objectives(config.objectives)
     sweeper = config.hydra.sweeper

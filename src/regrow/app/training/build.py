@@ -18,8 +18,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from regrow.app.config.hashing import CLASSIFICATION
-from regrow.app.config.initial_weights import network_weights
+from regrow.app.config.hashing import CLASSIFICATION, settings
+from regrow.app.config.initial_weights import SCRATCH, network_weights
 from regrow.app.config.instantiate import (
     instantiate_node,
     instantiate_partial,
@@ -27,7 +27,7 @@ from regrow.app.config.instantiate import (
     wrap_error,
 )
 from regrow.app.training.classifier import Classifier, Task
-from regrow.app.training.locks import on_rank_zero
+from regrow.app.training.processes import on_rank_zero
 from regrow.callbacks.core.base import Callback
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.sparse_early_stopping import SparseEarlyStopping
@@ -53,7 +53,7 @@ def build_data(cfg: DictConfig) -> pl.LightningDataModule:
     """Return the data module, with the batch size of fine-tuning if set."""
     seed_all(cfg.seed)
     node = cfg.data
-    if fine_tunes(cfg) and cfg.finetune.batch_size is not None:
+    if cfg.start != SCRATCH and cfg.finetune.batch_size is not None:
         node = editable_copy(node)
         node._set_parent(cfg)
         node.batch_size = cfg.finetune.batch_size
@@ -79,16 +79,13 @@ def build_module(
     """Return the module to train, initialized by the seed or with the weights of a checkpoint.
 
     A LightningModule is returned as it is; an `nn.Module` becomes the network of the `task`.
-
-    Raises:
-        ConfigError: If the weights do not fit the network, or the network does not fit the data.
     """
     seed_all(cfg.seed)
     model = instantiate_node("model", cfg.model, torch.nn.Module)
     if weights is not None:
         own = model.state_dict()
         weights = network_weights(weights, own)
-        check_weights_fit(own, weights)
+        _check_weights_fit(own, weights)
         model.load_state_dict(weights)
     if isinstance(model, lightning_classes("LightningModule")):
         module: Any = model
@@ -108,18 +105,18 @@ def _make_task(
 ) -> Task:
     node = cfg.get("task") or CLASSIFICATION  # older runs have none
     make = instantiate_node("task", node, functools.partial, _partial_=True)
-    settings: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     smoothing = float(cfg.get("label_smoothing", 0.0))  # older runs have none
     if isinstance(make.func, type) and issubclass(make.func, Classifier):
-        settings["num_classes"] = _count_classes(cfg, network, data, example)
-        settings["label_smoothing"] = smoothing
+        arguments["num_classes"] = _count_classes(cfg, network, data, example)
+        arguments["label_smoothing"] = smoothing
     elif smoothing:
         raise ConfigError(f"label_smoothing={smoothing} has no effect with {node['_target_']}")
-    rate = {"lr": cfg.finetune.lr} if fine_tunes(cfg) and cfg.finetune.lr is not None else {}
+    rate = {"lr": cfg.finetune.lr} if cfg.start != SCRATCH and cfg.finetune.lr is not None else {}
     optimizer = instantiate_partial("optimizer", cfg.optimizer, **rate)
     scheduler = instantiate_partial("scheduler", cfg.scheduler) if cfg.scheduler else None
     try:
-        task = make(network, optimizer, scheduler, **settings)
+        task = make(network, optimizer, scheduler, **arguments)
     except Exception as error:
         raise wrap_error("task could not be created from its settings", error) from error
     if not isinstance(task, Task):
@@ -142,11 +139,7 @@ def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any]) -> None
 
 
 def example_input(cfg: DictConfig, data: pl.LightningDataModule) -> Any:
-    """Return the input of one example: zeros of `data.input_shape`, or from a training batch.
-
-    Raises:
-        ConfigError: If a batch is neither a tensor nor `(inputs, ...)`.
-    """
+    """Return the input of one example: zeros of `data.input_shape`, or from a training batch."""
     shape = getattr(data, "input_shape", None)
     if shape is not None:
         return torch.zeros(1, *shape)
@@ -205,17 +198,8 @@ def _count_classes(
     )
 
 
-def fine_tunes(cfg: DictConfig) -> bool:
-    """Whether the fit starts from a trained network."""
-    return bool(cfg.start != "scratch")
-
-
 def build_pruning(cfg: DictConfig) -> PruningCallback | None:
-    """Return the pruning callback; None for `pruning=none`.
-
-    Raises:
-        ConfigError: If the config group was not found, or for unknown settings.
-    """
+    """Return the pruning callback; None for `pruning=none`."""
     node = cfg.pruning
     if isinstance(node, str):
         raise ConfigError(
@@ -253,11 +237,7 @@ def build_callbacks(cfg: DictConfig, pruning: PruningCallback | None) -> list[pl
 
 
 def build_logger(cfg: DictConfig, folder: Path) -> pl.loggers.Logger | bool:
-    """Return the logger, writing into `folder`; False for `logger=none`.
-
-    Raises:
-        ConfigError: If its package is not installed.
-    """
+    """Return the logger, writing into `folder`, with the settings logged; False for `none`."""
     if not cfg.logger:
         return False
     node = cfg.logger.copy()
@@ -267,7 +247,7 @@ def build_logger(cfg: DictConfig, folder: Path) -> pl.loggers.Logger | bool:
     _keep_earlier_metrics(folder / "logs" / "metrics.csv")
     try:
         kinds: tuple[type[pl.loggers.Logger], ...] = lightning_classes("loggers.Logger")
-        return instantiate_node("logger", node, kinds, _convert_="all")
+        logger = instantiate_node("logger", node, kinds, _convert_="all")
     except ConfigError as error:
         cause = error.__cause__ and error.__cause__.__cause__
         if not isinstance(cause, ImportError):
@@ -276,14 +256,14 @@ def build_logger(cfg: DictConfig, folder: Path) -> pl.loggers.Logger | bool:
             f"{node['_target_']} needs a package that is not installed ({cause}): "
             "install it, or write logger=csv"
         ) from error
+    try:
+        logger.log_hyperparams(flatten_settings(settings(cfg)))  # opens its files before training
+    except Exception as error:
+        raise wrap_error("logger cannot be used with its settings", error) from error
+    return logger
 
 
-def check_weights_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Check that weights have the expected names and shapes.
-
-    Raises:
-        ConfigError: Naming missing and unknown weights and different shapes.
-    """
+def _check_weights_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     problems = [f"{name} is missing" for name in expected if name not in weights]
     problems += [f"{name} is unknown" for name in weights if name not in expected]
     problems += [
@@ -302,18 +282,6 @@ def _keep_earlier_metrics(path: Path) -> None:
     if on_rank_zero() and path.is_file():
         parts = len(list(path.parent.glob("metrics.*.csv")))
         path.rename(path.with_name(f"metrics.{parts}.csv"))
-
-
-def log_settings(logger: Any, values: dict[str, Any]) -> None:
-    """Log the settings, which also opens the logger's files before training.
-
-    Raises:
-        ConfigError: If the logger fails.
-    """
-    try:
-        logger.log_hyperparams(flatten_settings(values))
-    except Exception as error:
-        raise wrap_error("logger cannot be used with its settings", error) from error
 
 
 def flatten_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -24,13 +23,12 @@ from torch import Tensor
 from regrow.app.config.instantiate import wrap_error
 from regrow.app.config.recipe_export import named_recipe
 from regrow.app.training.build import build_pruning
-from regrow.app.training.fit import FitResult, fit_in_process, under_submitit
-from regrow.app.training.locks import exclusive, exit_with_parent, on_rank_zero
+from regrow.app.training.fit import LevelRecorder, fit_in_process, under_submitit
 from regrow.app.training.module_metrics import QUIET
-from regrow.app.training.sparsity_levels import LevelRecord, LevelRecorder
+from regrow.app.training.processes import exclusive, exit_with_parent, handling, on_rank_zero
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.checkpoints import read_checkpoint
-from regrow.io.files import read_json, write_atomic, write_json
+from regrow.io.files import read_json, write_atomic, write_json, write_text
 from regrow.utils import errors
 from regrow.utils.errors import ConfigError, RegrowError, StateError
 from regrow.utils.lightning_classes import pl
@@ -42,38 +40,26 @@ DONE, FAILED = "fitted.json", "error.json"
 STOP_SECONDS = 30.0  # from a forwarded signal until ranks that have not stopped are killed
 
 
-class FitRecord(TypedDict):
-    """Result of a fit in subprocesses: checkpoint relative to the run, levels, training time."""
-
-    checkpoint: str
-    levels: list[LevelRecord]
-    seconds: float
-
-
 def fit(
     cfg: DictConfig,
     folder: Path,
     weights: Mapping[str, Tensor] | None,
     pruning: PruningCallback | None,
-) -> FitResult:
+) -> tuple[Path, LevelRecorder | None]:
     """Run `fit_in_process` on the devices that the trainer settings request."""
     if world_size(cfg) == 1:
         return fit_in_process(cfg, folder, weights, pruning, named_recipe(cfg))
     _fit_in_subprocess(cfg, folder, weights)
-    done: FitRecord = read_json(folder / "ranks" / DONE)
+    done = read_json(folder / "ranks" / DONE)
     levels = None
     if pruning is not None:
         levels = LevelRecorder(pruning, folder / "levels", cfg.monitor, cfg.monitor_mode)
         levels.levels = done["levels"]
-    return FitResult(folder / done["checkpoint"], levels, done["seconds"])
+    return folder / done["checkpoint"], levels
 
 
 def world_size(cfg: DictConfig) -> int:
-    """Return the number of processes of the fit, one per device.
-
-    Raises:
-        ConfigError: For several nodes or unavailable devices.
-    """
+    """Return the number of processes of the fit, one per device."""
     if cfg.trainer.get("num_nodes") not in (None, 1, "1"):
         raise ConfigError(
             f"trainer.num_nodes={cfg.trainer.num_nodes}: the command trains on one node; for "
@@ -95,11 +81,7 @@ def world_size(cfg: DictConfig) -> int:
 
 
 def check_single_node(environ: Mapping[str, str] = os.environ) -> None:
-    """Check that no launcher has started several processes of this command.
-
-    Raises:
-        ConfigError: If it has.
-    """
+    """Check that no launcher has started several processes of this command."""
     for name in ("WORLD_SIZE", "SLURM_NTASKS"):
         if environ.get(name, "1") not in ("", "1"):
             raise ConfigError(
@@ -116,8 +98,7 @@ def _fit_in_subprocess(cfg: DictConfig, folder: Path, weights: Mapping[str, Tens
     if weights is not None:
         write_atomic(request / START, lambda file: torch.save(dict(weights), file))
     write_json(request / RECIPE, named_recipe(cfg))
-    text = OmegaConf.to_yaml(cfg, resolve=True)
-    write_atomic(request / CONFIG, lambda file: file.write(text.encode()))
+    write_text(request / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
     command = [sys.executable, "-m", "regrow.app.training.distributed_fit", str(request.absolute())]
     environ = os.environ | {"REGROW_PARENT": str(os.getpid())}
     process = subprocess.Popen(command, env=environ, start_new_session=True)
@@ -153,18 +134,13 @@ def forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
         received.append(number)
         os.killpg(process.pid, number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # handlers can be set in the main thread only
-        return
     numbers = {signal.SIGINT}
     if not under_submitit(os.environ):  # it ignores SIGTERM until the job is requeued
         numbers.add(signal.SIGTERM)
-    before = {number: signal.signal(number, forward) for number in numbers}
     try:
-        yield
+        with handling(forward, *numbers):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         timer.cancel()
         if process.poll() is None:
             _kill(process)
@@ -192,15 +168,10 @@ def main(request: Path) -> None:
     try:
         with lock:
             arguments = (cfg, folder, weights, build_pruning(cfg), read_json(request / RECIPE))
-            fitted = fit_in_process(*arguments, world_size(cfg))
+            checkpoint, recorder = fit_in_process(*arguments, world_size(cfg))
             if on_rank_zero():
-                levels = fitted.levels.levels if fitted.levels is not None else []
-                checkpoint = os.path.relpath(fitted.checkpoint, folder)
-                done: FitRecord = {
-                    "checkpoint": checkpoint,
-                    "levels": levels,
-                    "seconds": fitted.seconds,
-                }
+                levels = [] if recorder is None else recorder.levels
+                done = {"checkpoint": os.path.relpath(checkpoint, folder), "levels": levels}
                 write_json(request / DONE, done)
     except RegrowError as error:
         if on_rank_zero():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A resumable fit in this process, on a cluster too."""
+"""A resumable fit in this process, on a cluster too, and its best weights at each sparsity."""
 
 from __future__ import annotations
 
@@ -7,52 +7,31 @@ import importlib
 import logging
 import os
 import signal
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from regrow.app.config.hashing import settings
 from regrow.app.config.instantiate import instantiate_node
 from regrow.app.config.recipe_export import RecipeName
-from regrow.app.training.build import (
-    build_callbacks,
-    build_data,
-    build_logger,
-    build_module,
-    log_settings,
-)
+from regrow.app.training.build import build_callbacks, build_data, build_logger, build_module
 from regrow.app.training.lightning_packages import follow, lightning_package, with_package
-from regrow.app.training.sparsity_levels import LevelRecorder
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.magnitude_pruning import MagnitudePruning
 from regrow.callbacks.post_training_pruning import PostTrainingPruning
 from regrow.callbacks.sparse_model_checkpoint import AtomicCheckpoint, SparseModelCheckpoint
 from regrow.callbacks.support.event_refit import EventRefit
-from regrow.io.checkpoints import check_checksums
+from regrow.io.checkpoints import check_checksums, read_checkpoint
+from regrow.io.files import write_atomic
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.lightning_classes import LightningCallback, pl
 
 _log = logging.getLogger("regrow")
-
-
-@dataclass
-class FitResult:
-    """Result of a fit.
-
-    `checkpoint` has the best validation metric at the target sparsity, `levels` the best weights of
-    each sparsity (None without pruning); `seconds` is the training time of this process.
-    """
-
-    checkpoint: Path
-    levels: LevelRecorder | None
-    seconds: float
 
 
 def fit_in_process(
@@ -62,101 +41,75 @@ def fit_in_process(
     pruning: PruningCallback | None,
     recipe: Mapping[str, str],
     ranks: int = 1,
-) -> FitResult:
+) -> tuple[Path, LevelRecorder | None]:
     """Train and prune in this process, saving into `folder/checkpoints`.
 
     An interrupted fit resumes from its last checkpoint. With `trainer.max_epochs=0` the network is
-    pruned without training.
-
-    Args:
-        cfg: Configuration of the fit.
-        folder: Folder of checkpoints and logs.
-        weights: Initial weights; None: initialized by the seed.
-        pruning: None trains the dense network.
-        recipe: Recipe of the run, saved in checkpoints: see `named_recipe`.
-        ranks: Processes that train together.
-
-    Raises:
-        StateError: If the fit was interrupted.
+    pruned without training. `weights` are None for those of the seed, `ranks` are processes that
+    train together. Returns the checkpoint with the best validation metric at the target sparsity,
+    and the best weights of each sparsity (None without pruning).
     """
     data = build_data(cfg)
     module = build_module(cfg, data, weights)
     package = lightning_package(module)
     cfg, data = with_package(cfg, package), follow(data, package)
     checkpoints = folder / "checkpoints"
-    best = _make_checkpoint_callback(cfg, checkpoints, pruning)
-    callbacks, levels = build_callbacks(cfg, pruning), None
-    if pruning is not None:
-        levels = LevelRecorder(pruning, folder / "levels", cfg.monitor, cfg.monitor_mode)
-        callbacks.append(levels)
-    logger = build_logger(cfg, folder)
-    if logger:
-        log_settings(logger, settings(cfg))
-    trainer = instantiate_node(
-        "trainer",
-        cfg.trainer,
-        package.Trainer,
-        callbacks=[*callbacks, best, RecipeName(recipe), *cluster_callbacks(os.environ)],
-        plugins=cluster_plugins(os.environ, ranks) or cfg.trainer.get("plugins"),
-        logger=logger,
-        default_root_dir=str(folder),
-        _convert_="all",
-    )
-    started = time.perf_counter()
-    if trainer.max_epochs == 0:
-        path = checkpoints / "best.ckpt"
-        checkpoint = _prune_without_training(trainer, module, data, pruning, path)
-    else:
-        last = checkpoints / "last.ckpt"
-        check_checksums(last, old=False)
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
-        if trainer.interrupted:
-            raise StateError(f"interrupted: the same command resumes from {last}")
-        checkpoint = Path(best.best_model_path or best.last_model_path)
-    return FitResult(checkpoint, levels, time.perf_counter() - started)
-
-
-def _make_checkpoint_callback(
-    cfg: DictConfig, folder: Path, pruning: PruningCallback | None
-) -> pl.callbacks.ModelCheckpoint:
-    kind = AtomicCheckpoint if pruning is None else SparseModelCheckpoint
-    return kind(
-        dirpath=str(folder),
+    best = (AtomicCheckpoint if pruning is None else SparseModelCheckpoint)(
+        dirpath=str(checkpoints),
         filename="best",
         monitor=cfg.monitor,
         mode=cfg.monitor_mode,
         save_last=True,
         enable_version_counter=False,
     )
+    callbacks, levels = build_callbacks(cfg, pruning), None
+    if pruning is not None:
+        levels = LevelRecorder(pruning, folder / "levels", cfg.monitor, cfg.monitor_mode)
+        callbacks.append(levels)
+    trainer = instantiate_node(
+        "trainer",
+        cfg.trainer,
+        package.Trainer,
+        callbacks=[*callbacks, best, RecipeName(recipe), *cluster_callbacks(os.environ)],
+        plugins=cluster_plugins(os.environ, ranks) or cfg.trainer.get("plugins"),
+        logger=build_logger(cfg, folder),
+        default_root_dir=str(folder),
+        _convert_="all",
+    )
+    if trainer.max_epochs == 0:
+        checkpoint = checkpoints / "best.ckpt"
+        if pruning is not None:
+            _prune_without_training(module, data, pruning)
+        save_untrained(trainer, module, checkpoint)
+        return checkpoint, levels
+    last = checkpoints / "last.ckpt"
+    check_checksums(last, old=False)
+    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+    if trainer.interrupted:
+        raise StateError(f"interrupted: the same command resumes from {last}")
+    return Path(best.best_model_path or best.last_model_path), levels
 
 
 def _prune_without_training(
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    data: pl.LightningDataModule,
-    pruning: PruningCallback | None,
-    path: Path,
-) -> Path:
-    if pruning is not None:
-        pruning.attach(module)
-        if pruning.pruner.needs_gradients or pruning.pruner.collects_gradients:
-            raise ConfigError(
-                "this criterion needs gradients, but trainer.max_epochs=0 does not train: write "
-                "trainer.max_epochs=1, or prune by magnitude"
-            )
-        if any(isinstance(child, EventRefit) for child in pruning.children):
-            raise ConfigError(
-                "refit=True refits at events of a fit, and trainer.max_epochs=0 does not train: "
-                "write pruning=obs pruning.criterion=magnitude"
-            )
-        if isinstance(pruning, MagnitudePruning) and pruning.uses_threshold:
-            pruning.prune_below(pruning.final)
-        elif isinstance(pruning, PostTrainingPruning):
-            pruning.calibrate(data.train_dataloader())
-        else:
-            pruning.prune_to(pruning.final)
-    save_untrained(trainer, module, path)
-    return path
+    module: pl.LightningModule, data: pl.LightningDataModule, pruning: PruningCallback
+) -> None:
+    pruning.attach(module)
+    if pruning.pruner.needs_gradients or pruning.pruner.collects_gradients:
+        raise ConfigError(
+            "this criterion needs gradients, but trainer.max_epochs=0 does not train: write "
+            "trainer.max_epochs=1, or prune by magnitude"
+        )
+    if any(isinstance(child, EventRefit) for child in pruning.children):
+        raise ConfigError(
+            "refit=True refits at events of a fit, and trainer.max_epochs=0 does not train: "
+            "write pruning=obs pruning.criterion=magnitude"
+        )
+    if isinstance(pruning, MagnitudePruning) and pruning.uses_threshold:
+        pruning.prune_below(pruning.final)
+    elif isinstance(pruning, PostTrainingPruning):
+        pruning.calibrate(data.train_dataloader())
+    else:
+        pruning.prune_to(pruning.final)
 
 
 def save_untrained(trainer: pl.Trainer, module: pl.LightningModule, path: Path) -> None:
@@ -201,3 +154,55 @@ class _IgnoreSigterm(LightningCallback):
 
 def _log_sigterm(signum: int, frame: FrameType | None) -> None:
     _log.warning("SIGTERM ignored: training continues until the job is requeued or killed")
+
+
+class LevelRecorder(LightningCallback):
+    """Save the weights with the best monitored value at each sparsity, one file per level.
+
+    They are tested once, after training, and deleted. `mode` ("max" or "min") says which value of
+    the metric `monitor` is best.
+    """
+
+    def __init__(self, pruning: PruningCallback, folder: Path, monitor: str, mode: str) -> None:
+        super().__init__()
+        self.pruning = pruning
+        self.folder = folder
+        self.monitor = monitor
+        self.mode = mode
+        self.levels: list[dict[str, Any]] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
+            return
+        value = float(trainer.callback_metrics[self.monitor])
+        sparsity = self.pruning.sparsity
+        if self.levels and self.levels[-1]["sparsity"] == sparsity:
+            best = self.levels[-1]["monitored"]
+            if value <= best if self.mode == "max" else value >= best:
+                return
+            self.levels.pop()
+        epoch = int(trainer.current_epoch)
+        level = {"sparsity": sparsity, "monitored": value, "epoch": epoch}
+        for name in ("val/accuracy", "val/loss"):
+            if name in trainer.callback_metrics:
+                level[name.replace("/", "_")] = float(trainer.callback_metrics[name])
+        if trainer.is_global_zero:
+            state = {"state_dict": pl_module.state_dict()}
+            # adds the shapes of a compacted module
+            self.pruning.on_save_checkpoint(trainer, pl_module, state)
+            write_atomic(self._file(len(self.levels)), lambda file: torch.save(state, file))
+        self.levels.append(level)
+
+    def weights(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield each level with a checkpoint of its weights, on the CPU."""
+        for index, level in enumerate(self.levels):
+            yield level, read_checkpoint(self._file(index))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"levels": [level.copy() for level in self.levels]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.levels = [level.copy() for level in state_dict["levels"]]
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"level{index:03d}.pt"

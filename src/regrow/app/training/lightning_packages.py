@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from regrow.app.config.instantiate import moved
 from regrow.utils.lightning_classes import lightning_classes
 
 
@@ -43,12 +44,5 @@ def with_package(cfg: DictConfig, package: Any) -> DictConfig:
         node = OmegaConf.select(changed, group)
         for one in (node, *node.values()) if node else ():
             if isinstance(one, DictConfig) and "_target_" in one:
-                one["_target_"] = _moved(str(one["_target_"]), package.__name__)
+                one["_target_"] = moved(str(one["_target_"]), package.__name__)
     return changed
-
-
-def _moved(target: str, package: str) -> str:
-    for old in ("lightning.pytorch.", "pytorch_lightning.", "lightning."):
-        if target.startswith(old):
-            return f"{package}.{target.removeprefix(old)}"
-    return target

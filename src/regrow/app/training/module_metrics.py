@@ -75,11 +75,7 @@ def validate(
 def check_metrics(
     cfg: DictConfig, module: pl.LightningModule, data: pl.LightningDataModule
 ) -> None:
-    """Check, on one batch of each split, that the module logs what the command reads.
-
-    Raises:
-        ConfigError: With the metrics that are logged.
-    """
+    """Check, on one batch of each split, that the module logs what the command reads."""
     if isinstance(module, Classifier):
         check_choice("monitor", cfg.monitor, LOGGED)
         return

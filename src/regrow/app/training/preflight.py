@@ -15,12 +15,7 @@ from torch.optim import Optimizer
 
 from regrow.app.config.initial_weights import SCRATCH, load_initial_weights
 from regrow.app.config.instantiate import instantiate_node, is_foreign, wrap_error
-from regrow.app.training.build import (
-    build_callbacks,
-    build_data,
-    build_module,
-    with_teacher,
-)
+from regrow.app.training.build import build_callbacks, build_data, build_module, with_teacher
 from regrow.app.training.classifier import Classifier, Task
 from regrow.app.training.distributed_fit import check_single_node, world_size
 from regrow.app.training.lightning_packages import follow, lightning_package, with_package
@@ -49,11 +44,7 @@ class SetUp(NamedTuple):
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Check the settings of the command for values without effect or support.
-
-    Raises:
-        ConfigError: Naming the setting and what to write.
-    """
+    """Check the settings of the command for values without effect or support."""
     check_single_node()
     world_size(cfg)
     check_choice("monitor_mode", cfg.monitor_mode, ("max", "min"))
@@ -72,11 +63,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> SetUp:
-    """Set up a fit and stop it before its first step; `pruning` keeps its pruner and plan.
-
-    Raises:
-        ConfigError, StateError: What the fit itself would raise.
-    """
+    """Set up a fit and stop it before its first step; `pruning` keeps its pruner and plan."""
     data = build_data(cfg)
     weights = None if cfg.start in (None, SCRATCH) else load_initial_weights(cfg.start)
     module = build_module(cfg, data, weights)

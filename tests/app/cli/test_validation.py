@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from regrow.app.cli.sensitivity_command import Validation, leave_gradients
 from regrow.app.data.digits import Digits
-from regrow.app.training.validation import Validation, leave_gradients
 
 
 class Constant(nn.Module):

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""File locks between jobs; the rank and the parent of this process."""
+"""File locks between jobs; the rank, the parent and the signals of this process."""
 
 from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from filelock import FileLock, Timeout
 
@@ -28,11 +30,7 @@ def exclusive(
     what: str = "job",
     instead: str = "choose another folder with hydra.run.dir=...",
 ) -> Iterator[None]:
-    """Lock the folder of a job or a sweep.
-
-    Raises:
-        BusyError: If another process has locked it.
-    """
+    """Lock the folder of a job or a sweep; `BusyError` if another process has locked it."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
@@ -43,16 +41,30 @@ def exclusive(
 
 
 @contextmanager
-def wait_for(path: Path, waiting_for: str) -> Iterator[None]:
-    """Acquire a lock, and log if it has to wait."""
+def wait_for(path: Path) -> Iterator[None]:
+    """Acquire the lock of a dense baseline, and log if it has to wait."""
     lock = FileLock(path)
     try:
         acquired = lock.acquire(timeout=1)
     except Timeout:
-        info(f"waiting for {waiting_for}")
+        info("waiting for another job to train the dense baseline")
         acquired = lock.acquire()
     with acquired:
         yield
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], object], *numbers: int) -> Iterator[None]:
+    """Handle signals in a block; only the main thread may, in others nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @functools.cache
