@@ -260,8 +260,8 @@ def test_layers_that_cannot_be_calibrated_or_do_not_run():
     with pytest.raises(ConfigError, match=r"other.weight is not used.*exclude=\['other.weight'\]"):
         regrow.calibrate(model, [data()], 0.5)
     assert regrow.calibrate(model, [data()], 0.5, exclude=["other"]).sparsity == 0.5
-    with pytest.raises(ConfigError, match=r"exclude=.*weight_hr_l0"):
-        regrow.calibrate(nn.LSTM(4, 4, proj_size=2), [data(shape=(3, 4))], 0.5)
+    with pytest.raises(ConfigError, match=r"weight is no weight that .*exclude=\['weight'\]"):
+        regrow.calibrate(nn.Bilinear(4, 4, 2), [data()], 0.5, include=["weight"])
 
 
 def test_a_refit_does_not_run_what_comes_behind_the_layer_but_for_the_first_batch():
