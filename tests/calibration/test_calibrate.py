@@ -71,7 +71,18 @@ def test_better_criteria_than_magnitude_without_and_with_refit():
     assert found["obs", False] < found["magnitude", False]
 
 
-@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize(("make", "shape"), [(perceptron, (12,)), (images, (3, 8, 8))])
+def test_layers_refitted_together_are_nearer_to_the_dense_outputs(make, shape):
+    x, dense, found = data(shape=shape), make(), {}
+    for refit in (True, "joint"):
+        model = copy.deepcopy(dense)
+        masks = regrow.calibrate(model, x.split(64), 0.6, refit=refit).masks
+        found[refit] = distance(model, dense, x)
+        assert all(torch.equal(model.get_parameter(n) != 0, mask) for n, mask in masks.items())
+    assert found["joint"] < 0.95 * found[True]
+
+
+@pytest.mark.parametrize("refit", [False, True, "joint"])
 def test_undo_gives_the_dense_network_bit_exactly(refit):
     model = images()
     before = copy.deepcopy(model.state_dict())
@@ -217,6 +228,7 @@ def test_rows_are_drawn_where_there_are_many():
         ({"criterion": "hessian"}, "criterion must be one of magnitude, obs"),
         ({"criterion": "wanda", "distribution": "global"}, "within a layer only"),
         ({"sparsity": 90}, "write 0.9"),
+        ({"refit": "jointly"}, "refit must be True, False or 'joint'"),
         ({"data": []}, "needs a batch or more"),
         ({"samples": 0}, "samples must"),
         ({"criterion": "sparsegpt", "layers": {"0.weight": 0.3}}, "leave layers= out"),

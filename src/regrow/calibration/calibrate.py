@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.calibration.joint_refit import refit_jointly
 from regrow.calibration.layer_rows import LayerRows
 from regrow.calibration.moments import Data, input_moments, paired_moments, squared_gradients
 from regrow.calibration.refit import refit_matrix
@@ -76,7 +77,7 @@ def calibrate(
     sparsity: float,
     *,
     criterion: str = "obs",
-    refit: bool = True,
+    refit: bool | str = True,
     samples: int = 1024,
     distribution: str | None = None,
     include: Iterable[str] | None = None,
@@ -99,7 +100,7 @@ def calibrate(
             input, or dicts of keyword arguments.
         sparsity: Fraction of the selected weights to prune, in [0, 1); reached exactly.
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
-        refit: Whether kept weights are refitted.
+        refit: Whether kept weights are refitted; "joint": in the end those of all layers together.
         samples: Number of examples to use, rounded up to whole batches.
         distribution: "erk" or "uniform", for "obs" and "magnitude" also "global" or "lamp"; None:
             "global" where possible, else "erk".
@@ -126,7 +127,7 @@ def calibrate(
     check_choice("criterion", criterion, NAMES)
     settings |= {"distribution": check_distribution(criterion, distribution)}
     settings |= {"include": include, "exclude": exclude}
-    sparsity = check_sparsity("sparsity", sparsity)
+    sparsity, refit = check_sparsity("sparsity", sparsity), check_refit(refit)
     batches = inputs_of(data, check_count("samples", samples))
     used = Data(batches, max_rows, settings.get("seed", 0))
     return _prune_and_refit(model, used, sparsity, criterion, refit, damping, settings)
@@ -137,7 +138,7 @@ def _prune_and_refit(
     data: Data,
     sparsity: float,
     criterion: str,
-    refit: bool,
+    refit: bool | str,
     damping: float,
     settings: Mapping[str, Any],
 ) -> Calibration:
@@ -152,7 +153,7 @@ def _prune_and_refit(
     before = {name: p.detach().clone() for name, p in named_parameters(model).items()}
     rounds = rounds_of(criterion, refit, settings.get("granularity", "weight"))
     try:
-        with progress_bar(len(layers) * rounds) as advance:
+        with progress_bar(len(layers) * rounds + (refit == "joint")) as advance:
             ordered, scores = score_in_rounds(
                 model, layers, data, criterion, sparsity, damping, settings, rounds, advance
             )
@@ -161,6 +162,9 @@ def _prune_and_refit(
                 result.rows = refit_layers(
                     model, dense, ordered, result.masks, data, damping, advance=advance
                 )
+            if refit == "joint":
+                advance("refit of all layers together")
+                refit_jointly(model, dense, ordered, result.masks, data)
     except BaseException:
         Calibration(Masks({}), dense=before).undo(model)
         raise
@@ -169,7 +173,7 @@ def _prune_and_refit(
     return result
 
 
-def rounds_of(criterion: str, refit: bool, granularity: str) -> int:
+def rounds_of(criterion: str, refit: bool | str, granularity: str) -> int:
     """Return the number of rounds in which a criterion prunes, each with scores and a refit.
 
     Example:
@@ -243,6 +247,13 @@ def check_distribution(criterion: str, distribution: str | None) -> str:
             "distribution='erk' or 'uniform', or criterion='obs'"
         )
     return distribution
+
+
+def check_refit(refit: object) -> bool | str:
+    """Return `refit` if it is True, False or "joint"."""
+    if isinstance(refit, bool) or refit == "joint":
+        return refit
+    raise ConfigError(f"refit must be True, False or 'joint', got {refit!r}")
 
 
 def inputs_of(data: Iterable[Any], samples: int | None) -> list[Any]:

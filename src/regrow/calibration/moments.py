@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,12 +163,7 @@ def squared_gradients(
     """
     weights = {layer.name: layer.weight for layer in layers}
     found = {layer.name: torch.zeros((), dtype=torch.float64) for layer in layers}
-    with ExitStack() as stack:
-        stack.enter_context(in_mode(model, training=False))
-        stack.enter_context(torch.enable_grad())
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            # cuDNN has no backward pass of recurrent layers in eval mode
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+    with ExitStack() as stack, gradients_in_eval(model), torch.enable_grad():
         for weight in weights.values():
             stack.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(True)
@@ -182,6 +177,16 @@ def squared_gradients(
     if data.total is not None:
         found = {name: data.total(values) for name, values in found.items()}
     return {name: values / draws for name, values in found.items()}
+
+
+@contextmanager
+def gradients_in_eval(model: nn.Module) -> Iterator[None]:
+    """Set eval mode, without cuDNN where there is an `nn.RNNBase`, which has no gradient in it."""
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(model, training=False))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
 
 
 def _add_squares(
