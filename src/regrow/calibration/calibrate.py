@@ -197,19 +197,9 @@ def score_in_rounds(
 ) -> tuple[list[LayerRows], Scores | str]:
     """Score the layers for a last round, after earlier ones that prune and refit a copy.
 
-    Args:
-        model: The dense model, which stays as it is.
-        layers: The layers to score.
-        data: Calibration data.
-        criterion: A name.
-        sparsity: Each round keeps the same fraction of the weights; the last gives this sparsity.
-        damping: See `calibrate`.
-        settings: Keyword arguments of `regrow.prune`.
-        rounds: Their number, see `rounds_of`.
-        advance: Called with each layer before its refit, for a progress bar.
-
-    Returns:
-        The layers of the model in the order in which they run, and the last scores.
+    The model stays dense. Each of `rounds_of` keeps the same fraction of the weights. Returns the
+    layers in the order in which they run, and the last scores; `settings` are those of
+    `regrow.prune`.
     """
     wanted = layer_sparsities(layers, settings["distribution"], sparsity)
     ordered, scores = score_layers(model, layers, data, criterion, wanted, damping)
@@ -303,17 +293,8 @@ def score_layers(
 ) -> tuple[list[LayerRows], Scores | str]:
     """Return the layers in the order in which they run, and a criterion for `regrow.prune`.
 
-    Args:
-        model: The model.
-        layers: The layers to score.
-        data: Calibration data.
-        criterion: A name.
-        sparsities: Sparsity of each layer, for "sparsegpt".
-        damping: For "obs".
-
-    Raises:
-        ConfigError: If a layer does not run.
-        StateError: For inputs that are not finite.
+    `sparsities` of each layer are for "sparsegpt", `damping` for "obs". Raises `ConfigError` if a
+    layer does not run, `StateError` for inputs that are not finite.
     """
     found = input_moments(model, layers, data)
     by_name = {layer.name: layer for layer in layers}
@@ -394,19 +375,9 @@ def refit_layers(
 ) -> dict[str, int]:
     """Refit layers in their order, each on what the model with the layers before it computes.
 
-    Args:
-        model: The pruned model.
-        dense: A copy of it before it was pruned.
-        layers: Layers of the model, in the order in which they run.
-        masks: Bool masks by name of the weight; layers without one are left as they are.
-        data: Calibration data.
-        damping: See `refit_rows`.
-        kept: Bool, which outputs of a layer of the copy the model's layer has, by name of the
-            weight; all where there is none.
-        advance: Called with each layer before its refit, for a progress bar.
-
-    Returns:
-        The number of input rows of each layer.
+    Layers without a mask are left as they are. `kept` says by weight name which outputs of a layer
+    of the dense copy the model's layer has, where it lacks some. Returns the number of input rows
+    of each layer. `advance` is called with each before its refit.
     """
     rows = {}
     pairs = dict(zip(model.modules(), dense.modules(), strict=True))

@@ -105,15 +105,9 @@ class Data:
 
 
 def input_moments(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> dict[str, Moments]:
-    """Collect moments of the inputs of layers in one pass over the data.
+    """Collect moments of the inputs of layers by name, in the order in which the layers run.
 
-    Args:
-        model: Run in eval mode; as before afterwards.
-        layers: Layers of the model.
-        data: Calibration data.
-
-    Returns:
-        Moments by name, in the order in which the layers run. Layers that do not run are left out.
+    One pass over the data, in eval mode; layers that do not run are left out.
     """
     found: dict[str, Moments] = {}
 
@@ -145,19 +139,8 @@ def squared_gradients(
 
     For v ~ N(0, I), the mean of the squared gradient of v . z is the diagonal of J^T J, which is
     the second derivative of the squared error of the outputs. A draw is for a whole batch, so the
-    estimate depends on how examples are divided into batches.
-
-    Args:
-        model: Run in eval mode; as before afterwards.
-        layers: Layers of the model.
-        data: Calibration data.
-        draws: Number of draws of v for each batch.
-
-    Returns:
-        Sums `(groups, out)` by name.
-
-    Raises:
-        ConfigError: If no output has a gradient with respect to a weight.
+    estimate depends on how examples are divided into batches. Returns sums `(groups, out)` by name;
+    raises `ConfigError` if no output has a gradient with respect to a weight.
 
     Source: Bekas et al. 2007 (diagonals of a matrix by random vectors).
     """
@@ -217,15 +200,9 @@ def paired_moments(
     data: Data,
     kept: Tensor | None = None,
 ) -> Moments:
-    """Collect moments of a layer's inputs in a model and of its outputs in a dense copy.
+    """Collect moments of a layer's inputs in a model and of its twin's outputs in a dense copy.
 
-    Args:
-        layer: The layer in the model.
-        model: The model, pruned so far.
-        twin: The layer in the copy.
-        dense: The dense copy.
-        data: Calibration data.
-        kept: Bool, the outputs of the copy's layer that the model's layer has; None: all.
+    `kept` says which outputs of the twin the layer has; None: all.
     """
     moments, most = Moments(), None  # calls of a batch, of which the first shows how many
     with in_mode(model, training=False), in_mode(dense, training=False):
