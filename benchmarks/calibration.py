@@ -169,9 +169,9 @@ def prune_channels(network: nn.Module, data: Images, seed: int) -> Iterator[tupl
 
 
 def sample(data: Images, seed: int) -> list[torch.Tensor]:
-    """1,024 training images."""
+    """1,024 training images in batches, as a loader gives them."""
     chosen = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(seed))
-    return [data[0][chosen[:1024]]]
+    return [*data[0][chosen[:1024]].split(128)]
 
 
 def has_norms(model: nn.Module) -> bool:
