@@ -5,8 +5,9 @@
 
 Test accuracy in % on Fashion-MNIST, with 1,024 unlabelled training images: the masks of each
 criterion as they are ("raw"), with batch-norm statistics estimated again ("bn"), with kept weights
-refitted ("refit"), and after an epoch of training with the masks ("finetune", of magnitude masks;
-"refit, finetune" of refitted weights). "2:4" is two of every four inputs; "channels" has half the
+refitted layer by layer ("refit") and then together ("joint", of magnitude and OBS masks), and after
+an epoch of training with the masks ("finetune", of magnitude masks; "refit, finetune" of refitted
+weights). "2:4" is two of every four inputs; "channels" has half the
 MACs. Each result is a row of docs/calibration.csv, and rows that exist are not computed again; the
 dense networks are cached. Needs the package dataset-fashion-mnist, or
 ~/.cache/regrow/fashion-mnist.
@@ -31,6 +32,9 @@ import regrow
 from regrow import Masks, calibrate
 from regrow.app.models.cifar_resnet import CifarResNet
 from regrow.app.models.lenet import LeNet5, LeNet300100
+from regrow.calibration.calibrate import calibrated_layers
+from regrow.calibration.joint_refit import refit_jointly
+from regrow.calibration.moments import Data
 from regrow.channels import recalibrate
 
 CACHE = Path("~/.cache/regrow").expanduser()
@@ -125,6 +129,7 @@ def prune_weights(
     pattern: str,
     sparsity: float,
     epochs: int,
+    missing: set[str],
 ) -> Iterator[tuple[str, nn.Module]]:
     """Networks pruned in one way, by what was done afterwards."""
     few = sample(data, seed)
@@ -135,11 +140,15 @@ def prune_weights(
     ).masks
     yield "refit", refitted
     yield "raw", masked(network, masks)
-    if has_norms(network):
+    if "joint" in missing:
+        joint = copy.deepcopy(refitted)  # as by calibrate(..., refit="joint")
+        refit_jointly(joint, network, calibrated_layers(joint, None, None), masks, Data(few))
+        yield "joint", joint
+    if "bn" in missing:
         recalibrated = masked(network, masks)
         recalibrate(recalibrated, few)
         yield "bn", recalibrated
-    if criterion == "magnitude" and epochs:
+    if "finetune" in missing:
         trained = masked(network, masks)
         train(trained, data, epochs, 0.01, seed, masks)
         yield "finetune", trained
@@ -160,9 +169,9 @@ def prune_channels(network: nn.Module, data: Images, seed: int) -> Iterator[tupl
 
 
 def sample(data: Images, seed: int) -> list[torch.Tensor]:
-    """1,024 training images."""
+    """1,024 training images in batches, as a loader gives them."""
     chosen = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(seed))
-    return [data[0][chosen[:1024]]]
+    return [*data[0][chosen[:1024]].split(128)]
 
 
 def has_norms(model: nn.Module) -> bool:
@@ -171,16 +180,25 @@ def has_norms(model: nn.Module) -> bool:
 
 def rows_of(
     name: str, seed: int, given: argparse.Namespace, data: Images
-) -> Iterator[tuple[Key, Callable[[], Iterator[tuple[str, nn.Module]]]]]:
-    """The rows of one network without "after", and how each is computed."""
+) -> Iterator[tuple[Key, list[str], Callable[[set[str]], Iterator[tuple[str, nn.Module]]]]]:
+    """The rows of one network without "after", the values of that, and how some are computed."""
     network, epochs = dense(name, seed, data), given.finetune
-    start = name, str(seed)
-    yield (*start, "", "", "0"), lambda: iter([("dense", network)])
-    yield (*start, "l2", "channels", "0.5"), lambda: prune_channels(network, data, seed)
+    start, norms = (name, str(seed)), ["bn"] * has_norms(network)
+    yield (*start, "", "", "0"), ["dense"], lambda _: iter([("dense", network)])
+    channels = (*start, "l2", "channels", "0.5")
+    yield channels, ["raw", "refit", *norms], lambda _: prune_channels(network, data, seed)
     wanted = [(c, "any", level) for level in given.levels for c in given.criteria]
     for way in wanted + [(c, "2:4", 0.5) for c in given.criteria]:
-        key = (*start, *map(str, way))
-        yield key, lambda way=way: prune_weights(network, data, seed, *way, epochs)
+        key, afters = (*start, *map(str, way)), ["refit", "raw", *norms]
+        if way[0] in ("magnitude", "obs"):
+            afters.append("joint")
+        if way[0] == "magnitude" and epochs:
+            afters += ["finetune", "refit, finetune"]
+        yield (
+            key,
+            afters,
+            lambda new, way=way: prune_weights(network, data, seed, *way, epochs, new),
+        )
 
 
 def read(file: Path) -> dict[Key, dict[str, str]]:
@@ -236,13 +254,13 @@ def main() -> None:
     data, tests = images("train"), images("t10k")
     for seed in range(given.seeds):
         for name in given.models:
-            for key, networks in rows_of(name, seed, given, data):
-                if any(known[:5] == key for known in read(given.out)):
-                    continue
+            for key, afters, networks in rows_of(name, seed, given, data):
+                missing = {after for after in afters if (*key, after) not in read(given.out)}
                 start, found = time.perf_counter(), []
-                for after, network in networks():
+                for after, network in networks(missing) if missing else ():
                     seconds = time.perf_counter() - start
-                    found.append(((*key, after), accuracy(network, tests), seconds))
+                    if after in missing:
+                        found.append(((*key, after), accuracy(network, tests), seconds))
                     start = time.perf_counter()
                 for row in found:  # together, so that a stopped run leaves no part of them
                     write(given.out, *row)

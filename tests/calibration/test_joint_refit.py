@@ -12,6 +12,7 @@ import regrow
 from regrow.calibration.calibrate import calibrated_layers, order_layers, refit_layers
 from regrow.calibration.joint_refit import refit_jointly
 from regrow.calibration.moments import Data
+from regrow.utils.errors import ConfigError
 
 
 def draw(count=200, *shape, seed=0):
@@ -57,23 +58,16 @@ def test_layers_together_are_nearer_to_the_dense_output_than_one_by_one():
     model, masks, data, layers = pruned(dense, x)
     refit_layers(model, dense, layers, masks, data, 1e-3)
     alone = error_of(model, dense, x)
-    found = refit_jointly(model, dense, layers, masks, data, depth=3)
-    assert list(found) == ["4.weight"]
+    start = copy.deepcopy(model)
+    found = refit_jointly(model, dense, layers, masks, data)
     assert error_of(model, dense, x) < 0.8 * alone
-    assert found["4.weight"] == pytest.approx(error_of(model, dense, x), rel=1e-3)
+    assert found == pytest.approx(error_of(model, dense, x), rel=1e-3)
+    found = refit_jointly(start, dense, calibrated_layers(start, None, None), masks, data, depth=1)
+    parts = [error_of(start[:end], dense[:end], x) for end in (1, 3, 5)]
+    assert found == pytest.approx(sum(parts), rel=1e-3)
     for name, mask in masks.items():
         assert torch.equal(model.get_parameter(name) != 0, mask)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-
-
-def test_each_few_layers_reproduce_the_output_of_their_last_one():
-    dense, x = perceptron(), draw(200, 6)
-    model, masks, data, layers = pruned(dense, x)
-    before = error_of(model[:3], dense[:3], x)
-    found = refit_jointly(model, dense, layers, masks, data, depth=2)
-    assert list(found) == ["2.weight", "4.weight"]
-    assert found["2.weight"] == pytest.approx(error_of(model[:3], dense[:3], x), rel=1e-3)
-    assert found["2.weight"] < before
 
 
 def test_sums_of_two_ranks_give_what_all_data_give():
@@ -87,8 +81,31 @@ def test_sums_of_two_ranks_give_what_all_data_give():
         assert torch.allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 10])
-def test_layers_beside_each_other_are_refitted_too(depth):
+def test_blocks_are_the_largest_modules_that_are_called():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.ModuleList([nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6))])
+            self.body.append(copy.deepcopy(self.body[0]))
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return {"size": 3, "logits": self.last(self.body[1](self.body[0](x)))}
+
+    torch.manual_seed(0)
+    dense, x = Wrapped(), draw(200, 6)
+    model, masks, data, layers = pruned(dense, x)
+    with torch.no_grad():
+        found = {depth: refit_jointly(model, dense, layers, masks, data, depth) for depth in (2, 5)}
+        now, before, errors = x, x, []
+        for own, other in zip([*model.body, model.last], [*dense.body, dense.last], strict=True):
+            now, before = own(now), other(before)
+            errors.append(float((now - before).square().sum() / before.square().sum()))
+    assert found[5] == pytest.approx(errors[-1], rel=1e-3)
+    assert found[5] < found[2]
+
+
+def test_layers_beside_each_other_are_refitted_too():
     class Residual(nn.Module):
         def __init__(self):
             super().__init__()
@@ -103,7 +120,43 @@ def test_layers_beside_each_other_are_refitted_too(depth):
     dense, x = Residual(), draw(200, 6)
     model, masks, data, layers = pruned(dense, x)
     raw, start = error_of(model, dense, x), copy.deepcopy(model)
-    refit_jointly(model, dense, layers, masks, data, depth=depth)
+    refit_jointly(model, dense, layers, masks, data)
     assert error_of(model, dense, x) < raw
     for name, weight in start.named_parameters():
         assert not torch.equal(model.get_parameter(name), weight), name
+
+
+def test_activations_in_place_make_no_difference():
+    torch.manual_seed(0)
+    x, found = draw(200, 6), []
+    dense = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    for in_place in (False, True):
+        dense[1].inplace = in_place
+        model, masks, data, layers = pruned(dense, x)
+        refit_jointly(model, dense, layers, masks, data, steps=5)
+        found.append([*model.parameters()])
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_recurrent_layers(packed):
+    torch.manual_seed(0)
+    dense, x = nn.LSTM(6, 8, num_layers=2), draw(9, 32, 6)
+    if packed:
+        x = nn.utils.rnn.pack_padded_sequence(x, [9 - n // 4 for n in range(32)])
+    model = copy.deepcopy(dense)
+    masks = regrow.prune(model, 0.6)
+    data = Data([{"input": x}])
+    layers = calibrated_layers(model, None, None)
+    raw = refit_jointly(model, dense, layers, masks, data, steps=1)
+    assert refit_jointly(model, dense, layers, masks, data) < 0.5 * raw
+
+
+def test_outputs_without_gradients_are_refused():
+    dense, x = perceptron(), draw(200, 6)
+    model, masks, data, layers = pruned(dense, x)
+    model.forward = torch.no_grad()(model.forward)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match=r"no gradient.*refit=True"):
+        refit_jointly(model, dense, layers, masks, data)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -95,7 +95,6 @@ def test_invalid_settings_change_nothing():
     model, dense, masks = pruned()
     before = copy.deepcopy(model.state_dict())
     for given, message in (
-        ({"depth": 0}, "depth must"),
         ({"at_least": "0.9"}, "is the text"),
         ({"samples": 0}, "samples must"),
     ):

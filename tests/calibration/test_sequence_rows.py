@@ -3,13 +3,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import regrow
 from regrow.calibration.sequence_rows import find_rows
-from regrow.utils.errors import StateError
 
 T, N, E = 6, 3, 4
 
@@ -135,7 +135,94 @@ def test_heads_of_attention_are_pruned_whole():
         assert (model(x) - dense(x)).norm() < (plain(x) - dense(x)).norm()
 
 
-def test_what_has_no_rows_is_refused_by_name():
-    packed = nn.utils.rnn.pack_padded_sequence(torch.zeros(T, N, 8), [6, 3, 2])
-    with pytest.raises(StateError, match="weight_ih_l0 is called on a PackedSequence"):
-        regrow.calibrate(nn.LSTM(8, 4), [{"input": packed}], 0.5)
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def lstm_rows(weights, sequences, starts):
+    """What each weight of an LSTM layer multiplies, by a loop over sequences and steps."""
+    rows = {"weight_ih_l0": [], "weight_hh_l0": [], "weight_hr_l0": []}
+    for x, (h, c) in zip(sequences, starts, strict=True):
+        for step in x:
+            gates = weights["weight_ih_l0"] @ step + weights["weight_hh_l0"] @ h
+            gates = gates + weights["bias_ih_l0"] + weights["bias_hh_l0"]
+            i, f, g, o = np.split(gates, 4)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            wide = sigmoid(o) * np.tanh(c)
+            rows["weight_ih_l0"].append(step)
+            rows["weight_hh_l0"].append(h)
+            rows["weight_hr_l0"].append(wide)
+            h = weights["weight_hr_l0"] @ wide if "weight_hr_l0" in weights else wide
+    return {name: np.array(found) for name, found in rows.items()}
+
+
+def least_squares(x, y, keep, bias):
+    """Kept weights of each row, and the biases, by numpy."""
+    weights, shifts = np.zeros(keep.shape), np.zeros(len(keep))
+    for row, kept in enumerate(keep):
+        a = np.hstack([x[:, kept], np.ones((len(x), int(bias)))])
+        found = np.linalg.lstsq(a, y[:, row], rcond=None)[0]
+        weights[row, kept] = found[: kept.sum()]
+        shifts[row] = found[-1] if bias else 0
+    return weights, shifts
+
+
+def arrays(module):
+    return {name: value.detach().numpy().copy() for name, value in module.named_parameters()}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("projected", [0, 3])
+@pytest.mark.parametrize("key", ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"])
+def test_the_refit_of_an_lstm_is_the_least_squares_solution(key, projected, packed):
+    if key == "weight_hr_l0" and not projected:
+        return
+    torch.manual_seed(0)
+    module = nn.LSTM(E, 5, proj_size=projected).double()
+    lengths = [3, 8, 5, 8, 8, 2] if packed else [8] * 6
+    x, h, c = draw(8, 6, E), draw(1, 6, projected or 5), draw(1, 6, 5)
+    given = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False) if packed else x
+    sequences = [x[:length, n].numpy() for n, length in enumerate(lengths)]
+    starts = [(h[0, n].numpy(), c[0, n].numpy()) for n in range(6)]
+    dense = arrays(module)
+    masks = regrow.calibrate(
+        module, [{"input": given, "hx": (h, c)}], 0.4, criterion="magnitude", include=[key],
+        damping=0.0,
+    ).masks  # fmt: skip
+    keep = masks[key].numpy()
+    pruned = dense | {key: dense[key] * keep}
+    rows, before = (lstm_rows(weights, sequences, starts)[key] for weights in (pruned, dense))
+    bias = key.replace("weight", "bias")
+    weights, shifts = least_squares(
+        rows, before @ dense[key].T + dense.get(bias, 0), keep, bias in dense
+    )
+    found = arrays(module)
+    assert np.allclose(found[key], weights, atol=1e-4)
+    assert np.allclose(found.get(bias, 0), shifts, atol=1e-4)
+    assert not np.allclose(weights, dense[key] * keep, atol=1e-2)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(4, 12), (12, 4), (5, 7)])
+@pytest.mark.parametrize("widths", [{}, {"kdim": 3, "vdim": 2}])
+def test_the_refit_of_cross_attention_is_the_least_squares_solution(widths, queries, keys):
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(E, 2, batch_first=True, **widths).double()
+    nn.init.normal_(module.in_proj_bias)
+    x = draw(15, queries, E) - 1, draw(15, keys, module.kdim) + 1, draw(15, keys, module.vdim)
+    names = [name for name, _ in module.named_parameters() if name.endswith("proj_weight")]
+    dense = arrays(module)
+    batch = dict(zip(("query", "key", "value"), x, strict=True))
+    masks = regrow.calibrate(
+        module, [batch], 0.4, criterion="magnitude", include=names, damping=0.0
+    ).masks
+    found, most = arrays(module), 15 * max(queries, keys)
+    for at, given in enumerate(x):
+        rows, third = given.flatten(0, 1).numpy(), slice(E * at, E * at + E)
+        name, part = (names[at], slice(E)) if widths else (names[0], third)
+        if not widths:  # one matrix for all, whose shorter rows are repeated evenly
+            rows = rows[[n * len(rows) // most for n in range(most)]]
+        old = dense[name][part]
+        y = rows @ old.T + dense["in_proj_bias"][third]
+        weights, shifts = least_squares(rows, y, masks[name].numpy()[part], True)
+        assert np.allclose(found[name][part], weights, atol=1e-4)
+        assert np.allclose(found["in_proj_bias"][third], shifts, atol=1e-4)

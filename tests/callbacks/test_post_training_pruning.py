@@ -167,15 +167,17 @@ def test_evaluation_before_and_after_without_training():
     assert run.validate(module, loader()) == [before]
 
 
-@pytest.mark.parametrize("criterion", ["obs", "magnitude"])
-def test_an_attached_model_is_calibrated_outside_a_fit(criterion):
+@pytest.mark.parametrize(
+    ("criterion", "refit"), [("obs", True), ("magnitude", True), ("magnitude", "joint")]
+)
+def test_an_attached_model_is_calibrated_outside_a_fit(criterion, refit):
     module = trained()
     before, reference = copied(module), copy.deepcopy(module)
-    callback = PostTrainingPruning(0.5, criterion=criterion)
+    callback = PostTrainingPruning(0.5, criterion=criterion, refit=refit)
     callback.attach(module)
     entry = callback.calibrate(loader())
     assert entry["after"] == callback.sparsity == 0.5
-    regrow.calibrate(reference, loader(), 0.5, criterion=criterion)
+    regrow.calibrate(reference, loader(), 0.5, criterion=criterion, refit=refit)
     assert all(map(torch.equal, module.parameters(), reference.parameters()))
     callback.unprune()
     assert all(torch.equal(value, before[n]) for n, value in module.state_dict().items())

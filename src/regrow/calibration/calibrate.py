@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.calibration.joint_refit import refit_jointly
 from regrow.calibration.layer_rows import LayerRows
 from regrow.calibration.moments import Data, input_moments, paired_moments, squared_gradients
 from regrow.calibration.refit import refit_matrix
@@ -76,7 +77,7 @@ def calibrate(
     sparsity: float,
     *,
     criterion: str = "obs",
-    refit: bool = True,
+    refit: bool | str = True,
     samples: int = 1024,
     distribution: str | None = None,
     include: Iterable[str] | None = None,
@@ -99,7 +100,7 @@ def calibrate(
             input, or dicts of keyword arguments.
         sparsity: Fraction of the selected weights to prune, in [0, 1); reached exactly.
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
-        refit: Whether kept weights are refitted.
+        refit: Whether kept weights are refitted; "joint": in the end those of all layers together.
         samples: Number of examples to use, rounded up to whole batches.
         distribution: "erk" or "uniform", for "obs" and "magnitude" also "global" or "lamp"; None:
             "global" where possible, else "erk".
@@ -126,7 +127,7 @@ def calibrate(
     check_choice("criterion", criterion, NAMES)
     settings |= {"distribution": check_distribution(criterion, distribution)}
     settings |= {"include": include, "exclude": exclude}
-    sparsity = check_sparsity("sparsity", sparsity)
+    sparsity, refit = check_sparsity("sparsity", sparsity), check_refit(refit)
     batches = inputs_of(data, check_count("samples", samples))
     used = Data(batches, max_rows, settings.get("seed", 0))
     return _prune_and_refit(model, used, sparsity, criterion, refit, damping, settings)
@@ -137,7 +138,7 @@ def _prune_and_refit(
     data: Data,
     sparsity: float,
     criterion: str,
-    refit: bool,
+    refit: bool | str,
     damping: float,
     settings: Mapping[str, Any],
 ) -> Calibration:
@@ -152,7 +153,7 @@ def _prune_and_refit(
     before = {name: p.detach().clone() for name, p in named_parameters(model).items()}
     rounds = rounds_of(criterion, refit, settings.get("granularity", "weight"))
     try:
-        with progress_bar(len(layers) * rounds) as advance:
+        with progress_bar(len(layers) * rounds + (refit == "joint")) as advance:
             ordered, scores = score_in_rounds(
                 model, layers, data, criterion, sparsity, damping, settings, rounds, advance
             )
@@ -161,6 +162,9 @@ def _prune_and_refit(
                 result.rows = refit_layers(
                     model, dense, ordered, result.masks, data, damping, advance=advance
                 )
+            if refit == "joint":
+                advance("refit of all layers together")
+                refit_jointly(model, dense, ordered, result.masks, data)
     except BaseException:
         Calibration(Masks({}), dense=before).undo(model)
         raise
@@ -169,7 +173,7 @@ def _prune_and_refit(
     return result
 
 
-def rounds_of(criterion: str, refit: bool, granularity: str) -> int:
+def rounds_of(criterion: str, refit: bool | str, granularity: str) -> int:
     """Return the number of rounds in which a criterion prunes, each with scores and a refit.
 
     Example:
@@ -193,19 +197,9 @@ def score_in_rounds(
 ) -> tuple[list[LayerRows], Scores | str]:
     """Score the layers for a last round, after earlier ones that prune and refit a copy.
 
-    Args:
-        model: The dense model, which stays as it is.
-        layers: The layers to score.
-        data: Calibration data.
-        criterion: A name.
-        sparsity: Each round keeps the same fraction of the weights; the last gives this sparsity.
-        damping: See `calibrate`.
-        settings: Keyword arguments of `regrow.prune`.
-        rounds: Their number, see `rounds_of`.
-        advance: Called with each layer before its refit, for a progress bar.
-
-    Returns:
-        The layers of the model in the order in which they run, and the last scores.
+    The model stays dense. Each of `rounds_of` keeps the same fraction of the weights. Returns the
+    layers in the order in which they run, and the last scores; `settings` are those of
+    `regrow.prune`.
     """
     wanted = layer_sparsities(layers, settings["distribution"], sparsity)
     ordered, scores = score_layers(model, layers, data, criterion, wanted, damping)
@@ -243,6 +237,13 @@ def check_distribution(criterion: str, distribution: str | None) -> str:
             "distribution='erk' or 'uniform', or criterion='obs'"
         )
     return distribution
+
+
+def check_refit(refit: object) -> bool | str:
+    """Return `refit` if it is True, False or "joint"."""
+    if isinstance(refit, bool) or refit == "joint":
+        return refit
+    raise ConfigError(f"refit must be True, False or 'joint', got {refit!r}")
 
 
 def inputs_of(data: Iterable[Any], samples: int | None) -> list[Any]:
@@ -292,17 +293,8 @@ def score_layers(
 ) -> tuple[list[LayerRows], Scores | str]:
     """Return the layers in the order in which they run, and a criterion for `regrow.prune`.
 
-    Args:
-        model: The model.
-        layers: The layers to score.
-        data: Calibration data.
-        criterion: A name.
-        sparsities: Sparsity of each layer, for "sparsegpt".
-        damping: For "obs".
-
-    Raises:
-        ConfigError: If a layer does not run.
-        StateError: For inputs that are not finite.
+    `sparsities` of each layer are for "sparsegpt", `damping` for "obs". Raises `ConfigError` if a
+    layer does not run, `StateError` for inputs that are not finite.
     """
     found = input_moments(model, layers, data)
     by_name = {layer.name: layer for layer in layers}
@@ -383,19 +375,9 @@ def refit_layers(
 ) -> dict[str, int]:
     """Refit layers in their order, each on what the model with the layers before it computes.
 
-    Args:
-        model: The pruned model.
-        dense: A copy of it before it was pruned.
-        layers: Layers of the model, in the order in which they run.
-        masks: Bool masks by name of the weight; layers without one are left as they are.
-        data: Calibration data.
-        damping: See `refit_rows`.
-        kept: Bool, which outputs of a layer of the copy the model's layer has, by name of the
-            weight; all where there is none.
-        advance: Called with each layer before its refit, for a progress bar.
-
-    Returns:
-        The number of input rows of each layer.
+    Layers without a mask are left as they are. `kept` says by weight name which outputs of a layer
+    of the dense copy the model's layer has, where it lacks some. Returns the number of input rows
+    of each layer. `advance` is called with each before its refit.
     """
     rows = {}
     pairs = dict(zip(model.modules(), dense.modules(), strict=True))

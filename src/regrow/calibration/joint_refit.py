@@ -1,99 +1,127 @@
 # SPDX-License-Identifier: MIT
-"""Refit the kept weights of several layers together."""
+"""Refit the kept weights of all layers together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from regrow.calibration.layer_rows import LayerRows
-from regrow.calibration.moments import Data
+from regrow.calibration.moments import Data, gradients_in_eval
 from regrow.utils.batches import bound_forward
+from regrow.utils.errors import ConfigError
 from regrow.utils.modes import in_mode
 
 
+@torch.no_grad()
 def refit_jointly(
     model: nn.Module,
     dense: nn.Module,
     layers: Sequence[LayerRows],
     masks: Mapping[str, Tensor],
     data: Data,
-    depth: int = 3,
-    steps: int = 30,
-) -> dict[str, float]:
-    """Refit the kept weights and biases of each few layers together, by nonlinear least squares.
+    depth: int = 4,
+    steps: int = 50,
+) -> float:
+    """Refit the kept weights and biases of all layers together, by nonlinear least squares.
 
-    For the layers i to i + depth - 1, minimises the squared difference between the output of the
-    last one and its output in the dense network, over the inputs that the network gives them as
-    refitted so far; likewise for outputs on which the last one does not depend, as beside a
-    shortcut. Norms are as in evaluation. A start from `refit_layers` is best.
+    Minimises sum_b |Y_b - D_b|^2 / |D_b|^2 over them, with the outputs Y_b of block b in the pruned
+    network and D_b in the dense one, so that a layer makes up for what those beside and before it
+    lose. Blocks are the largest modules with at most `depth` of the layers, such as the residual
+    blocks of a ResNet. Norms are as in evaluation. A start from `refit_layers` is best. Memory is
+    that of a training step on a batch, and of 40 gradients.
 
     Args:
         model: The pruned model.
         dense: A copy of it before it was pruned.
-        layers: Layers of the model, in the order in which they run.
+        layers: Layers of the model.
         masks: Bool masks by name of the weight; layers without one are left as they are.
         data: Calibration data.
-        depth: The number of layers that are refitted together.
-        steps: Number of L-BFGS iterations for each.
+        depth: The largest number of layers of a block; 1: all outputs of layers are reproduced.
+        steps: Number of L-BFGS iterations.
 
     Returns:
-        The squared difference of the last output of each few layers after the refit, relative to
-        the squared output, by name of the last layer's weight.
+        The sum after the refit.
 
-    Source: Lucas and Mazumder 2025 (SNOWS), ICLR: a reconstruction over K operations, there by
-        Newton steps.
+    Raises:
+        ConfigError: If outputs have no gradient.
+
+    Source: Lucas and Mazumder 2025 (SNOWS), ICLR: a reconstruction over several operations, there
+        by Newton steps.
     """
-    errors = {}
     pruned = [layer for layer in layers if layer.name in masks]
-    modules = dict(zip(model.modules(), dense.modules(), strict=True))
-    with in_mode(model, training=False), in_mode(dense, training=False):
-        for start in range(0, len(pruned), depth):
-            block = pruned[start : start + depth]
-            ends = _find_ends(model, block, data.batches[0])
-            twins = [modules[module] for module in ends]
-            goals = [_outputs(dense, twins, batch) for batch in data.batches]
-            errors[block[-1].name] = _fit_block(model, ends, block, masks, data, goals, steps)
-    return errors
-
-
-def _fit_block(
-    model: nn.Module,
-    ends: Sequence[nn.Module],
-    block: Sequence[LayerRows],
-    masks: Mapping[str, Tensor],
-    data: Data,
-    goals: Sequence[Tensor],
-    steps: int,
-) -> float:
     kept: dict[Tensor, Tensor | None] = {}
-    for layer in block:
+    for layer in pruned:
         kept[layer.weight] = masks[layer.name].to(layer.weight.device, torch.bool)
         if isinstance(layer.bias, nn.Parameter):  # no part of a larger one
             kept[layer.bias] = None
-    size = _total(data, sum((goal.double().square().sum() for goal in goals), torch.tensor(0.0)))
+    with gradients_in_eval(model), in_mode(dense, training=False):
+        blocks = _find_blocks(model, pruned, data.batches[0], depth)
+        copies = dict(zip(model.modules(), dense.modules(), strict=True))
+        pair = _Pair(model, blocks, dense, [copies[block] for block in blocks], data)
+        return _minimise(pair, kept, steps)
+
+
+@dataclass
+class _Pair:
+    """A pruned and a dense network, and blocks of both whose outputs are compared."""
+
+    model: nn.Module
+    blocks: list[nn.Module]
+    dense: nn.Module
+    twins: list[nn.Module]
+    data: Data
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """|D_b|^2 of each block."""
+        parts = [_squares(_outputs(self.dense, self.twins, b)) for b in self.data.batches]
+        return self.total(torch.stack(parts).sum(0)).clamp_min(1e-30)
+
+    def differentiate(self, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the sum of relative errors, and its gradients."""
+        error = torch.zeros_like(self.sizes[0])
+        gradients = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+        for batch in self.data.batches:
+            goals = _outputs(self.dense, self.twins, batch)
+            with torch.enable_grad():
+                pairs = zip(_outputs(self.model, self.blocks, batch), goals, strict=True)
+                loss = (_squares([y - goal for y, goal in pairs]) / self.sizes).sum()
+            if not loss.requires_grad:
+                raise ConfigError(
+                    "the model's outputs have no gradient with respect to its weights, by which "
+                    "they are refitted together: write refit=True"
+                )
+            error += loss.detach()
+            for sums, part in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
+                sums += part
+        return self.total(error), [self.total(sums) for sums in gradients]
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum over ranks."""
+        return values if self.data.total is None else self.data.total(values)
+
+
+def _minimise(pair: _Pair, kept: Mapping[Tensor, Tensor | None], steps: int) -> float:
+    """Move kept values to a minimum, and return the least sum of relative errors."""
     errors: list[float] = []
 
+    @torch.no_grad()
     def closure() -> Tensor:
-        error = torch.zeros((), dtype=torch.float64)
-        gradients = [torch.zeros_like(p, dtype=torch.float64) for p in kept]
-        for batch, goal in zip(data.batches, goals, strict=True):
-            with torch.enable_grad():
-                loss = (_outputs(model, ends, batch) - goal).double().square().sum()
-            parts = torch.autograd.grad(loss, [*kept])
-            error += loss.detach().cpu()
-            for sums, part in zip(gradients, parts, strict=True):
-                sums += part
-        scale = float(size.clamp_min(1e-30))
-        for (parameter, mask), sums in zip(kept.items(), gradients, strict=True):
-            gradient = (_total(data, sums) / scale).to(parameter)
-            parameter.grad = gradient if mask is None else gradient.masked_fill(~mask, 0.0)
-        errors.append(float(_total(data, error)) / scale)
-        return torch.tensor(errors[-1], dtype=torch.float64)
+        error, gradients = pair.differentiate([*kept])
+        for (parameter, mask), gradient in zip(kept.items(), gradients, strict=True):
+            parameter.grad = gradient.to(parameter)
+            if mask is not None:
+                parameter.grad.masked_fill_(~mask, 0.0)
+        errors.append(float(error))
+        return error
 
     with ExitStack() as undo:
         for parameter in kept:
@@ -101,48 +129,69 @@ def _fit_block(
             undo.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(True)
         solver = torch.optim.LBFGS(
-            [*kept], max_iter=steps, tolerance_grad=0.0, line_search_fn="strong_wolfe"
+            [*kept],
+            max_iter=steps,
+            tolerance_grad=0.0,
+            history_size=20,
+            line_search_fn="strong_wolfe",
         )
         solver.step(closure)  # type: ignore[no-untyped-call]
     return min(errors)
 
 
-def _find_ends(model: nn.Module, block: Sequence[LayerRows], batch: Any) -> list[nn.Module]:
-    """Return the last layer, and those that it does not depend on, as behind a shortcut."""
-    ends: list[nn.Module] = []
-    for layer in reversed(block):
-        if layer.module in ends:
-            continue
-        with ExitStack() as undo, torch.enable_grad():
-            undo.callback(layer.weight.requires_grad_, layer.weight.requires_grad)
-            layer.weight.requires_grad_(True)
-            reads = ends and _outputs(model, ends, batch).sum()
-            if not isinstance(reads, Tensor) or not _depends(reads, layer.weight):
-                ends.append(layer.module)
-    return ends
+def _find_blocks(
+    model: nn.Module, layers: Sequence[LayerRows], batch: Any, depth: int
+) -> list[nn.Module]:
+    """Return the largest modules that are called and hold at most `depth` of the layers."""
+    inside = {module: {*module.modules()} for module in model.modules()}
+    counts = {m: sum(layer.module in members for layer in layers) for m, members in inside.items()}
+    called, found = set[nn.Module](), dict[nn.Module, None]()
 
+    def hook(module: nn.Module, _: Any, output: Any) -> None:
+        if _leaves(output):
+            called.add(module)
 
-def _depends(output: Tensor, weight: Tensor) -> bool:
-    if not output.requires_grad:
-        return False
-    return torch.autograd.grad(output, weight, allow_unused=True)[0] is not None
-
-
-def _outputs(model: nn.Module, ends: Sequence[nn.Module], batch: Any) -> Tensor:
-    """Run a model, and return the outputs of all calls of some modules, as one vector."""
-    calls: list[Tensor] = []
-
-    def hook(_: nn.Module, __: Any, output: Any) -> None:
-        calls.append((output if isinstance(output, Tensor) else output[0]).flatten())
-
-    handles = [module.register_forward_hook(hook) for module in ends]
-    try:
+    with _hooked(inside, hook):
         bound_forward(model, batch)()
+
+    def visit(module: nn.Module) -> None:
+        children = [child for child in module.children() if counts[child]]
+        if module in called and (counts[module] <= depth or not children):
+            found[module] = None
+        else:
+            for child in children:
+                visit(child)
+
+    visit(model)
+    return [*found]
+
+
+def _outputs(model: nn.Module, modules: Sequence[nn.Module], batch: Any) -> list[Tensor]:
+    """Run a model, and return the outputs of all calls of each module, as one vector."""
+    calls: dict[nn.Module, list[Tensor]] = {module: [] for module in modules}
+
+    def hook(module: nn.Module, _: Any, output: Any) -> None:
+        calls[module] += [x.flatten().clone() for x in _leaves(output)]  # activations may overwrite
+
+    with _hooked(modules, hook):
+        bound_forward(model, batch)()
+    return [torch.cat(found) for found in calls.values()]
+
+
+def _leaves(output: Any) -> list[Tensor]:
+    leaves = tree_leaves(output)
+    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+@contextmanager
+def _hooked(modules: Iterable[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return torch.cat(calls)
 
 
-def _total(data: Data, values: Tensor) -> Tensor:
-    return values if data.total is None else data.total(values)
+def _squares(outputs: Sequence[Tensor]) -> Tensor:
+    return torch.stack([output.double().square().sum() for output in outputs])

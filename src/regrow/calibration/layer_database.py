@@ -100,19 +100,9 @@ def record_layers(
 
     A layer is refitted to its dense outputs on its dense inputs, so that one pass over the data
     serves as many layers as have their second moments within `MEMORY` (always one at least).
-    Weights of the ladder are not stored: memory is that of the scores, and of these moments.
-
-    Args:
-        model: A dense model; as before between and after the records.
-        layers: Its layers, in the order in which they run.
-        data: Calibration data.
-        sparsities: Rising, without 0.
-        measure: Returns the loss of the model as it is; that of the dense model is taken as 0.
-        criterion: "obs", "wanda", "ria" or "magnitude".
-        damping: Ridge term, as for `regrow.calibrate`.
-
-    Yields:
-        The record of each layer, with 0 at the start of its ladder.
+    Weights of the ladder are not stored: memory is that of the scores, and of these moments. Yields
+    the record of each layer, with 0 at the start of its ladder; the loss of the dense model is
+    taken as 0.
 
     Source: Frantar and Alistarh 2022 (OBC), arXiv 2208.11580, section 6: databases of layers.
     """

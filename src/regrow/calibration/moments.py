@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,15 +105,9 @@ class Data:
 
 
 def input_moments(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> dict[str, Moments]:
-    """Collect moments of the inputs of layers in one pass over the data.
+    """Collect moments of the inputs of layers by name, in the order in which the layers run.
 
-    Args:
-        model: Run in eval mode; as before afterwards.
-        layers: Layers of the model.
-        data: Calibration data.
-
-    Returns:
-        Moments by name, in the order in which the layers run. Layers that do not run are left out.
+    One pass over the data, in eval mode; layers that do not run are left out.
     """
     found: dict[str, Moments] = {}
 
@@ -145,30 +139,14 @@ def squared_gradients(
 
     For v ~ N(0, I), the mean of the squared gradient of v . z is the diagonal of J^T J, which is
     the second derivative of the squared error of the outputs. A draw is for a whole batch, so the
-    estimate depends on how examples are divided into batches.
-
-    Args:
-        model: Run in eval mode; as before afterwards.
-        layers: Layers of the model.
-        data: Calibration data.
-        draws: Number of draws of v for each batch.
-
-    Returns:
-        Sums `(groups, out)` by name.
-
-    Raises:
-        ConfigError: If no output has a gradient with respect to a weight.
+    estimate depends on how examples are divided into batches. Returns sums `(groups, out)` by name;
+    raises `ConfigError` if no output has a gradient with respect to a weight.
 
     Source: Bekas et al. 2007 (diagonals of a matrix by random vectors).
     """
     weights = {layer.name: layer.weight for layer in layers}
     found = {layer.name: torch.zeros((), dtype=torch.float64) for layer in layers}
-    with ExitStack() as stack:
-        stack.enter_context(in_mode(model, training=False))
-        stack.enter_context(torch.enable_grad())
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            # cuDNN has no backward pass of recurrent layers in eval mode
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+    with ExitStack() as stack, gradients_in_eval(model), torch.enable_grad():
         for weight in weights.values():
             stack.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(True)
@@ -182,6 +160,16 @@ def squared_gradients(
     if data.total is not None:
         found = {name: data.total(values) for name, values in found.items()}
     return {name: values / draws for name, values in found.items()}
+
+
+@contextmanager
+def gradients_in_eval(model: nn.Module) -> Iterator[None]:
+    """Set eval mode, without cuDNN where there is an `nn.RNNBase`, which has no gradient in it."""
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(model, training=False))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
 
 
 def _add_squares(
@@ -212,15 +200,9 @@ def paired_moments(
     data: Data,
     kept: Tensor | None = None,
 ) -> Moments:
-    """Collect moments of a layer's inputs in a model and of its outputs in a dense copy.
+    """Collect moments of a layer's inputs in a model and of its twin's outputs in a dense copy.
 
-    Args:
-        layer: The layer in the model.
-        model: The model, pruned so far.
-        twin: The layer in the copy.
-        dense: The dense copy.
-        data: Calibration data.
-        kept: Bool, the outputs of the copy's layer that the model's layer has; None: all.
+    `kept` says which outputs of the twin the layer has; None: all.
     """
     moments, most = Moments(), None  # calls of a batch, of which the first shows how many
     with in_mode(model, training=False), in_mode(dense, training=False):

@@ -47,7 +47,6 @@ def repair(
     *,
     at_least: float = 0.99,
     measure: Measure | None = None,
-    depth: int = 3,
     train: Callable[[nn.Module], object] | None = None,
     samples: int = 1024,
     damping: float = 1e-3,
@@ -55,7 +54,7 @@ def repair(
     """Repair a pruned network in place, by the cheapest repair after which a measure holds.
 
     The repairs are, from the cheapest: nothing; batch-norm statistics estimated again; kept weights
-    refitted layer by layer; kept weights of several layers refitted together; training. The first
+    refitted layer by layer; those of all layers refitted together; training. The first
     three start from the pruned network, since batch-norm statistics after a refit would amplify
     what it has shrunk; each other one from the repair before. If none suffices, the best remains.
 
@@ -67,7 +66,6 @@ def repair(
         at_least: What the measure must reach.
         measure: Returns a number for a model, higher is better, such as its validation accuracy.
             None: the share of the examples for which its largest output (dim 1) is the dense one's.
-        depth: The number of layers that are refitted together; see `refit_jointly`.
         train: Trains a model, and keeps its masks; None: there is no training.
         samples: Number of examples to use, rounded up to whole batches.
         damping: Ridge term of the refit, as a fraction of the mean squared input.
@@ -88,8 +86,7 @@ def repair(
     used = Data(inputs_of(data, check_count("samples", samples)))
     judge = agreement_with(dense, used) if measure is None else measure
     at_least = check_positive("at_least", at_least, "0.99")
-    check_count("depth", depth)
-    return climb(model, dense, masks, used, judge, at_least, depth, train, damping)
+    return climb(model, dense, masks, used, judge, at_least, train, damping)
 
 
 @torch.no_grad()
@@ -100,14 +97,13 @@ def climb(
     data: Data,
     measure: Measure,
     at_least: float,
-    depth: int,
     train: Callable[[nn.Module], object] | None,
     damping: float,
 ) -> Repair:
     """As `repair`, with the data at hand."""
     pruned, measures = _copy_state(model), dict[str, float]()
     best = pruned
-    for rung, act in _rungs(model, dense, masks, data, depth, train, damping):
+    for rung, act in _rungs(model, dense, masks, data, train, damping):
         if rung in ("batch_norm", "refit"):
             model.load_state_dict(pruned)
         act()
@@ -125,7 +121,6 @@ def _rungs(
     dense: nn.Module,
     masks: Mapping[str, Tensor],
     data: Data,
-    depth: int,
     train: Callable[[nn.Module], object] | None,
     damping: float,
 ) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -136,7 +131,7 @@ def _rungs(
     known = [layer for layer in find_rows(model) if layer.name in masks]
     layers = order_layers(model, known, data)
     yield "refit", lambda: refit_layers(model, dense, layers, masks, data, damping)
-    yield "joint", lambda: refit_jointly(model, dense, layers, masks, data, depth)
+    yield "joint", lambda: refit_jointly(model, dense, layers, masks, data)
     if train is not None:
         yield "training", lambda: _train(model, train)
 

@@ -94,27 +94,33 @@ def _obs_rows(weights: Tensor, inverse: Tensor, block: int) -> Tensor:
     base = inverse.repeat(count, 1, 1)
     scores = torch.zeros_like(weights)
     left = torch.ones_like(weights, dtype=torch.bool)
-    pending: list[Tensor] = []  # columns p of removals, H^-1 = base - sum of p p^T
+    at = torch.arange(features, device=weights.device).repeat(count, 1)  # of the columns of base
+    pending = base.new_zeros(count, block, features)  # of removals, H^-1 = base - sum of p p^T
     largest = weights.new_zeros(count)
-    for _ in range(features):
+    for removed in range(features):
         losses = torch.where(left, weights.square() / diagonal, math.inf)
         loss, j = losses.min(1)
         largest = torch.maximum(largest, loss)
-        scores[rows, j] = largest
-        column = base[rows, :, j]
-        for p in pending:
-            column = column - p * p[rows, j, None]
+        scores[rows, at[rows, j]] = largest
+        column = base[rows, :, j] - (pending[rows, :, j].unsqueeze(1) @ pending)[:, 0]
         pivot = diagonal[rows, j, None]
         weights -= column * (weights[rows, j, None] / pivot)
         left[rows, j] = False
         p = column / pivot.sqrt()
         diagonal = torch.where(left, (diagonal - p.square()).clamp_min(1e-30), 1.0)
         weights *= left
-        pending.append(p)
-        if len(pending) == block:
-            stacked = torch.stack(pending, 2)
-            base.baddbmm_(stacked, stacked.mT, alpha=-1)
-            pending.clear()
+        pending[:, removed % block] = p
+        if removed % block == block - 1:
+            base.baddbmm_(pending.mT, pending, alpha=-1)
+            pending.zero_()
+            size = features - removed - 1
+            if 0 < size <= 0.8 * base.shape[1]:  # go on without the removed columns
+                kept = left.byte().argsort(dim=1, descending=True, stable=True)[:, :size]
+                pending = pending[:, :, :size]
+                base = base[rows[:, None, None], kept[:, :, None], kept[:, None, :]]
+                weights, diagonal, at, left = (
+                    values.gather(1, kept) for values in (weights, diagonal, at, left)
+                )
     return scores
 
 

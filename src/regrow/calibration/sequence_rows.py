@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 from regrow.calibration.layer_rows import LayerRows
 from regrow.utils.errors import StateError
@@ -46,8 +46,12 @@ class RecurrentRows(LayerRows):
     def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         given = [*args, *kwargs.values()]
         x, state = given[0], given[1] if len(given) > 1 else None
-        if isinstance(x, PackedSequence):
-            raise StateError(f"{self.name} is called on a PackedSequence: calibrate on padded data")
+        if isinstance(x, PackedSequence):  # one sequence after the other
+            found = []
+            for n, part in enumerate(unpack_sequence(x)):
+                own = None if state is None else _map_state(state, lambda h, n=n: h[:, n])
+                found.append(self.inputs((part, own), {}))
+            return torch.cat(found, 1)
         own = self.key.startswith("weight_ih")
         if isinstance(self.module, _CELLS):
             hidden = state[0] if isinstance(state, tuple) else state
@@ -62,7 +66,8 @@ class RecurrentRows(LayerRows):
 def _read_layer(module: nn.RNNBase, x: Tensor, state: Any, key: str) -> tuple[Tensor, Tensor]:
     """Return the inputs and the previous hidden states of one layer and direction.
 
-    The layers run one after the other, since `nn.RNNBase` returns the last one's outputs only.
+    The layers run one after the other, since `nn.RNNBase` returns the last one's outputs only. For
+    the `weight_hr` of an LSTM with projections, the second are the states that it projects.
     """
     if x.ndim == 2:  # one example
         x = x.unsqueeze(int(not module.batch_first))
@@ -78,18 +83,36 @@ def _read_layer(module: nn.RNNBase, x: Tensor, state: Any, key: str) -> tuple[Te
             at = layer * directions + direction
             start = None if state is None else _map_state(state, lambda h, at=at: h[at : at + 1])
             out, _ = single(steps, start)
-            if key.endswith(f"h_{suffix}"):
+            if key.endswith(f"_{suffix}"):
                 first = start[0] if isinstance(start, tuple) else start
                 first = torch.zeros_like(out[:1]) if first is None else first
-                return steps, torch.cat([first, out[:-1]])
+                hidden = torch.cat([first, out[:-1]])
+                if key.startswith("weight_hr"):
+                    hidden = _unprojected(single, steps, hidden, start and start[1][0])
+                return steps, hidden
             outputs.append(out.flip(0) if direction else out)
         x = torch.cat(outputs, -1)
     raise StateError(f"{key} is no weight of inputs or of hidden states: exclude it")
 
 
+def _unprojected(single: nn.RNNBase, steps: Tensor, hidden: Tensor, cell: Any) -> Tensor:
+    """Return o_t * tanh(c_t) of an LSTM, given its inputs and previous hidden states."""
+    w_ih, w_hh, *biases, _ = (parameter.detach() for parameter in single.parameters())
+    gates = steps @ w_ih.mT + hidden @ w_hh.mT + sum(biases)
+    outputs = []
+    for i, f, g, o in zip(*gates.chunk(4, -1), strict=True):
+        cell = i.sigmoid() * g.tanh() + (0 if cell is None else f.sigmoid() * cell)
+        outputs.append(o.sigmoid() * cell.tanh())
+    return torch.stack(outputs)
+
+
 def _single_layer(module: nn.RNNBase, suffix: str, width: int) -> nn.RNNBase:
     """Make one layer and direction of a recurrent layer, with its weights."""
-    more = {"nonlinearity": module.nonlinearity} if isinstance(module, nn.RNN) else {}
+    more: dict[str, Any] = {}
+    if isinstance(module, nn.RNN):
+        more["nonlinearity"] = module.nonlinearity
+    elif isinstance(module, nn.LSTM):
+        more["proj_size"] = module.proj_size
     kind: Any = type(module)
     single: nn.RNNBase = kind(width, module.hidden_size, bias=module.bias, **more)
     weights = {
@@ -143,11 +166,8 @@ class ProjectionRows(LayerRows):
         if self.groups == 1:
             given = [given["qkv".index(self.key[0])]]
         rows = [x.reshape(-1, x.shape[-1]) for x in given]
-        if len({len(x) for x in rows}) > 1:  # fewer queries than keys, or the other way around
-            raise StateError(
-                f"{self.name} has queries and keys of different lengths, as in cross-attention: "
-                f"write exclude=[{self.name!r}]"
-            )
+        most = max(map(len, rows))  # in cross-attention, rows of the shorter are repeated evenly
+        rows = [x[torch.arange(most, device=x.device) * len(x) // most] for x in rows]
         return torch.stack(rows)
 
 
@@ -203,8 +223,7 @@ def _weights_of(module: nn.Module) -> list[tuple[str, type[LayerRows]]]:
         return [("weight", LayerRows)]
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         names = [name for name, _ in module.named_parameters(recurse=False)]
-        known = () if getattr(module, "proj_size", 0) else ("weight_ih", "weight_hh")
-        return [(name, RecurrentRows) for name in names if name.startswith(known)]
+        return [(name, RecurrentRows) for name in names if name.startswith("weight")]
     if isinstance(module, nn.MultiheadAttention):
         whole = ("in_proj_weight",)
         parts = ("q_proj_weight", "k_proj_weight", "v_proj_weight")

@@ -16,11 +16,13 @@ from regrow.calibration.calibrate import (
     NAMES,
     calibrated_layers,
     check_distribution,
+    check_refit,
     inputs_of,
     refit_layers,
     rounds_of,
     score_in_rounds,
 )
+from regrow.calibration.joint_refit import refit_jointly
 from regrow.calibration.moments import Data
 from regrow.calibration.repair_ladder import agreement_with, climb
 from regrow.callbacks.core.pruning_callback import PruningCallback
@@ -44,7 +46,6 @@ from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
 from regrow.utils.errors import (
     ConfigError,
-    check_bool,
     check_choice,
     check_count,
     check_keep_removed,
@@ -69,11 +70,10 @@ class PostTrainingPruning(PruningCallback[Pruner]):
     Args:
         sparsity: Fraction of the selected weights to prune, in [0, 1), reached exactly.
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
-        refit: Whether kept weights are refitted.
+        refit: Whether kept weights are refitted; "joint": in the end those of all layers together.
         min_agreement: Share of the calibration examples for which the pruned network must choose
             the dense one's class. The repairs of `regrow.repair` are then tried, from the cheapest,
             until one suffices, and the history says which; the best, if none does. None: a refit.
-        depth: The number of layers that the last of these refits together.
         batches: Number of training batches to use, on each rank.
         distribution: "erk" or "uniform", for "obs" and "magnitude" also "global" or "lamp"; None:
             "global" where possible, else "erk".
@@ -108,9 +108,8 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         sparsity: float = 0.8,
         *,
         criterion: str = "obs",
-        refit: bool = True,
+        refit: bool | str = True,
         min_agreement: float | None = None,
-        depth: int = 3,
         batches: int = 8,
         distribution: str | None = None,
         granularity: str = "weight",
@@ -135,9 +134,8 @@ class PostTrainingPruning(PruningCallback[Pruner]):
             config,
             keep,
             scoring=criterion,
-            refit=check_bool("refit", refit),
+            refit=check_refit(refit),
             min_agreement=check_agreement(min_agreement, refit),
-            depth=check_count("depth", depth),
             batches=check_count("batches", batches),
             damping=damping,
         )
@@ -204,7 +202,7 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         return entry
 
 
-def check_agreement(given: float | None, refit: bool) -> float | None:
+def check_agreement(given: float | None, refit: bool | str) -> float | None:
     """Check the least agreement with the dense network, if there is one."""
     if given is None:
         return None
@@ -233,15 +231,14 @@ class Calibrated(GradualMagnitude):
         keep_removed: KeepRemoved,
         *,
         scoring: str,
-        refit: bool,
+        refit: bool | str,
         min_agreement: float | None,
-        depth: int,
         batches: int,
         damping: float,
     ) -> None:
         super().__init__(config, keep_removed)
         self.scoring, self.refit, self.batches = scoring, refit, batches
-        self.damping, self.min_agreement, self.depth = damping, min_agreement, depth
+        self.damping, self.min_agreement = damping, min_agreement
         self.seen: tuple[pl.Trainer, pl.LightningModule, Any] | None = None  # in the first step
         self.refitted = Refitted()
 
@@ -288,9 +285,11 @@ class Calibrated(GradualMagnitude):
             masks, damping = pruner.masks, self.damping
             if self.min_agreement is None:
                 refit_layers(module, dense, ordered, masks, data, damping)
+                if self.refit == "joint":
+                    refit_jointly(module, dense, ordered, masks, data)
             else:
                 judge, goal = agreement_with(dense, data), self.min_agreement
-                done = climb(module, dense, masks, data, judge, goal, self.depth, None, damping)
+                done = climb(module, dense, masks, data, judge, goal, None, damping)
                 entry["repair"], entry["agreement"] = done.rung, done.measures[done.rung]
             self._store(pruner, before)
         return entry
