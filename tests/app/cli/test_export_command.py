@@ -90,7 +90,7 @@ def test_cut_network_exports_to_safetensors(cut, tmp_path, capsys):
     out = tmp_path / "made" / "digits.safetensors"
     export_checkpoint(path, "safetensors", out)
     shown = capsys.readouterr().out
-    again = channels.load(DigitsCNN, out).eval()
+    again = regrow.load(DigitsCNN, out).eval()
     assert again.fc.in_features == network.fc.in_features < 32
     x = torch.randn(5, 1, 8, 8)
     assert torch.equal(again(x), network(x))
