@@ -9,7 +9,7 @@ from torch import nn
 
 import regrow
 from regrow.profiling.latency import Comparison, Latency, Speedup
-from regrow.runtime.sparse_linear import SparseLinear
+from regrow.runtime.sparse_layers import SparseLinear
 
 LATENCY = Latency(1.0, 1.0, 1.0, "cpu", 1, 1, 2)
 

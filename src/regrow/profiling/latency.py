@@ -35,32 +35,14 @@ class Latency:
 
 
 def latency(model: nn.Module, example_input: Any, *, repeats: int = 50, warmup: int = 5) -> Latency:
-    """Measure forward passes of a model in eval mode.
-
-    Args:
-        model: The model, on its device.
-        example_input: A batch, as for `cost`.
-        repeats: Number of measured passes.
-        warmup: Number of passes before that.
-
-    Example:
-        >>> latency(nn.Linear(4, 4), torch.zeros(8, 4), repeats=3).batch
-        8
-    """
+    """Measure forward passes of a model in eval mode, on a batch as for `cost`."""
     return latencies([model], example_input, repeats=repeats, warmup=warmup)[0]
 
 
 def latencies(
     models: Sequence[nn.Module], example_input: Any, *, repeats: int = 50, warmup: int = 5
 ) -> list[Latency]:
-    """Measure models in turns, pass by pass, so that other load affects all of them.
-
-    Arguments are those of `latency`, for each model.
-
-    Example:
-        >>> len(latencies([nn.Linear(4, 4), nn.Linear(4, 2)], torch.zeros(8, 4), repeats=3))
-        2
-    """
+    """Measure models in turns, pass by pass, so that other load affects all of them."""
     times = _time_in_turns(models, example_input, repeats, warmup)
     return [_summarize(model, example_input, own) for model, own in zip(models, times, strict=True)]
 

@@ -13,7 +13,7 @@ from regrow.profiling.latency import Speedup, compare_latency
 from regrow.runtime.candidates import find_layers
 from regrow.runtime.choice import DENSE, LayerChoice, choose_form
 from regrow.runtime.layer_inputs import layer_inputs
-from regrow.runtime.sparse_linear import SparseLayer
+from regrow.runtime.sparse_layers import SparseLayer
 from regrow.utils.display import align_columns
 from regrow.utils.errors import ConfigError, StateError, check_count, check_positive
 
