@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -130,6 +131,23 @@ def compare_latency(
         _summarize(model, example_input, times[1]),
         Speedup(ratio, low, high, noise),
     )
+
+
+def machine_load() -> float | None:
+    """Return the processes that wanted to run over the last minute; None where it is unknown."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def describe_load(load: float | None) -> str:
+    """Say that passes were timed beside other processes; empty if there was a core for each.
+
+    A pass that is longer than a turn of the scheduler is interrupted in most of its repeats, which
+    multiplies the median, of a copy too: interleaved passes and the interval do not show it.
+    """
+    cores = os.cpu_count() or 1
+    if load is None or load <= cores + 0.5:
+        return ""
+    return f"; measured beside other processes (load {load:.1f} on {cores} cores)"
 
 
 def _ratio_interval(

@@ -42,6 +42,7 @@ COLUMNS = (
     Column("speedup_low", source="speed.low"),
     Column("speedup_high", source="speed.high"),
     Column("speed", "Speed against dense", text=True, source="speed.verdict"),
+    Column("load", source="speed.load"),
     Column("accuracy", "Top-1", "%", 2, source="network.accuracy"),
     Column("accuracy_top5", "Top-5", "%", 2, source="network.accuracy_top5"),
     Column("loss", source="network.loss"),

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -14,7 +13,7 @@ import torch
 
 from regrow.app.training.sparsity_levels import LevelRecord
 from regrow.io.files import read_json
-from regrow.profiling.latency import Latency, Speedup
+from regrow.profiling.latency import Latency, Speedup, describe_load, machine_load
 from regrow.report.load import FILE, FORMAT
 from regrow.utils.lightning_classes import pl
 
@@ -60,14 +59,13 @@ class SpeedRecord(TypedDict):
 def speed_record(speedup: Speedup) -> SpeedRecord:
     """Return the record of a measured speed-up."""
     verdict = "faster" if speedup.is_faster else "slower" if speedup.is_slower else "within noise"
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "ratio": speedup.ratio,
         "low": speedup.low,
         "high": speedup.high,
         "noise": speedup.noise,
         "verdict": verdict,
-        "load": load,
+        "load": machine_load(),
     }
 
 
@@ -249,10 +247,7 @@ def _describe_speed(speed: SpeedRecord, of: str) -> str:
         shown = f"as fast within noise ({speed['low']:.2f}x to {speed['high']:.2f}x)"
         if of == "weights":
             shown += ": dense kernels multiply zeros too; channels make a network faster"
-    cores, load = os.cpu_count() or 1, speed["load"]
-    if load is not None and load > cores + 0.5:
-        shown += f"; measured beside other processes (load {load:.1f} on {cores} cores)"
-    return shown
+    return shown + describe_load(speed["load"])
 
 
 def device_name() -> str:
