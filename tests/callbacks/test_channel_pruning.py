@@ -210,7 +210,7 @@ def test_second_fit_continues_with_the_small_model(tmp_path):
 
 
 def test_weights_only_checkpoints_save_and_load(tmp_path):
-    from regrow.channels import load
+    from regrow import load
 
     saves = ModelCheckpoint(tmp_path, filename="w", save_weights_only=True)
     channels, module = pruning(compact="event"), Net()

@@ -137,8 +137,7 @@ def test_best_checkpoint_with_other_shapes_loads(compact, tmp_path):
 def test_plain_pytorch_loads_the_small_model(tmp_path):
     from lightning.pytorch import LightningModule
 
-    from regrow import ChannelsMixin
-    from regrow.channels import load
+    from regrow import ChannelsMixin, load
 
     class Mixed(ChannelsMixin, Net):
         pass

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.vision
 
 LOADS = """
 import sys, torch, task_modules
-from regrow import channels
-small = channels.load(getattr(task_modules, sys.argv[1]), sys.argv[2])
+from regrow import load
+small = load(getattr(task_modules, sys.argv[1]), sys.argv[2])
 torch.save(task_modules.dense_outputs(small), sys.argv[3])
 print(sum(p.numel() for p in small.parameters()))
 """

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_channel_fits import Net, left, output, pruning, run, sizes
 from tiny_fits import loader, read
 
-from regrow import ChannelsMixin, SparseModelCheckpoint, Table, channels
+from regrow import ChannelsMixin, SparseModelCheckpoint, Table, load
 from regrow.callbacks.support.compact_checkpoints import compact_path
 
 
@@ -36,7 +36,7 @@ def expected(path, module):
 def test_small_files_compute_what_the_full_ones_do(tmp_path, compact):
     _, callback, _, saves = fit(tmp_path, pruning(compact=compact))
     for path in (saves.best_model_path, saves.last_model_path):
-        small = channels.load(Net, compact_path(path))
+        small = load(Net, compact_path(path))
         assert left(small) == 8
         if compact == "end":
             assert (output(small) - expected(path, small)).abs().max() < 1e-5
@@ -131,14 +131,14 @@ def test_the_best_model_may_have_fewer_channels_removed_than_the_last(tmp_path):
             self.log("first", float(self.trainer.current_epoch))
 
     _, _, _, saves = fit(tmp_path, saves=best, module=First())
-    small = channels.load(Net, compact_path(saves.best_model_path))
+    small = load(Net, compact_path(saves.best_model_path))
     assert left(small) == 15
     assert (output(small) - expected(saves.best_model_path, small)).abs().max() < 1e-5
 
 
 def test_batch_norm_statistics_are_recalibrated_in_small_files(tmp_path):
     module, _, _, saves = fit(tmp_path, pruning(recalibrate=4))
-    small = channels.load(Net, compact_path(saves.last_model_path))
+    small = load(Net, compact_path(saves.last_model_path))
     assert torch.equal(small.body[1].running_mean, module.body[1].running_mean)
 
 

@@ -8,7 +8,7 @@ from tiny_fits import ADAM, Net, equal, fit, read
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-import regrow.channels
+import regrow
 from regrow import ChannelPruning, MagnitudePruning, Table
 from regrow.utils.names import strip_compile_prefix
 
@@ -71,7 +71,7 @@ def test_compiled_and_plain_runs_resume_and_load_each_other(first, second, compa
     fit(again, other, ckpt_path=tmp_path / "step=8.ckpt")
     assert equal(bare(again), bare(whole))
     made.save_checkpoint(tmp_path / "small.ckpt")
-    small = regrow.channels.load(second, tmp_path / "small.ckpt")
+    small = regrow.load(second, tmp_path / "small.ckpt")
     assert equal(bare(small), bare(whole))
     state = read(tmp_path / "step=8.ckpt")["callbacks"][callback.state_key]
     assert "_orig_mod" not in str(state)

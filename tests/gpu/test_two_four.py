@@ -11,8 +11,7 @@ from torch import nn
 
 import regrow
 from regrow import MagnitudePruning
-from regrow.runtime.sparse_conv import SparsePointwiseConv
-from regrow.runtime.sparse_linear import SparseLinear
+from regrow.runtime.sparse_layers import SparseLinear, SparsePointwiseConv
 
 HALF = [torch.float16, torch.bfloat16]
 

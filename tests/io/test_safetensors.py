@@ -30,7 +30,7 @@ def test_safetensors_restore_the_small_model(net, tmp_path):
     path = tmp_path / "net.safetensors"
     regrow.export(net, path, plan=plan)
     assert same(safetensors.torch.load_file(path), net.state_dict())
-    again = channels.load(Net, path)
+    again = regrow.load(Net, path)
     assert (again.conv.out_channels, again.norm.num_features) == (8, 8)
     x = torch.randn(3, 3, 6, 6)
     assert torch.equal(expected(again, x), expected(net, x))
@@ -45,7 +45,7 @@ def test_safetensors_restore_the_small_model(net, tmp_path):
 
 def test_safetensors_written_elsewhere_load(net, tmp_path):
     safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
-    assert same(channels.load(Net, tmp_path / "net.safetensors").state_dict(), net.state_dict())
+    assert same(regrow.load(Net, tmp_path / "net.safetensors").state_dict(), net.state_dict())
 
 
 def test_tied_weights_are_stored_once_and_load_tied(tmp_path):
@@ -59,7 +59,7 @@ def test_tied_weights_are_stored_once_and_load_tied(tmp_path):
         write(path)
         with safetensors.safe_open(path, "pt") as file:
             assert len({"embed.weight", "head.weight"} & {*file.keys()}) == 1
-        again = channels.load(Tied, path)
+        again = regrow.load(Tied, path)
         assert again.head.weight is again.embed.weight
         assert same(again.state_dict(), model.state_dict())
     other = Tied()
@@ -88,9 +88,9 @@ def test_damaged_or_foreign_file_raises(net, tmp_path):
     path = tmp_path / "net.safetensors"
     path.write_bytes(b"\x00" * 20)
     with pytest.raises(StateError, match="cannot be read as safetensors"):
-        channels.load(Net, path)
+        regrow.load(Net, path)
     regrow.export(net, path)
     with pytest.raises(StateError, match="of another model"):
-        channels.load(Net, path, width=8)
+        regrow.load(Net, path, width=8)
     with pytest.raises(ConfigError, match="is no tensor"):
         write_tensors(path, {"x": 1}, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,8 @@ OFTEN = {
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
     found = [] if name in OFTEN else [pytest.mark.slow]
+    if name.endswith("int8"):
+        found.append(pytest.mark.skipif(find_spec("torchao") is None, reason="extra int8"))
     return found if name.startswith("digits/") else [*found, pytest.mark.vision]
 
 

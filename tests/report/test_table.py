@@ -37,6 +37,9 @@ def test_row_of_a_run_has_every_column():
         "compression": pytest.approx(1000 / 280),
         "theoretical_speedup": pytest.approx(1000 / 280),
         "measured_speedup": 1.25,
+        "speedup_low": 1.2,
+        "speedup_high": 1.3,
+        "speed": "faster",
         "accuracy": 0.95,
         "dense_accuracy": 0.97,
         "accuracy_drop": pytest.approx(0.02),
@@ -74,7 +77,7 @@ def test_levels_come_first_and_the_final_network_last():
     assert half["compression"] == pytest.approx(1000 / 600)
     assert half["sparsity_total"] == pytest.approx(0.4)
     assert half["macs"] is None  # nobody measured where those zeros were
-    assert half["theoretical_speedup"] is None
+    assert half["theoretical_speedup"] is half["speed"] is half["speedup_low"] is None
     assert dense["params"] == 1000
     assert final["val_accuracy"] == 0.93
 

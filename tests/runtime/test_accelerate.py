@@ -9,7 +9,7 @@ from torch import nn
 
 import regrow
 from regrow.profiling.latency import Comparison, Latency, Speedup
-from regrow.runtime.sparse_linear import SparseLinear
+from regrow.runtime.sparse_layers import SparseLinear
 
 LATENCY = Latency(1.0, 1.0, 1.0, "cpu", 1, 1, 2)
 
@@ -71,7 +71,9 @@ def test_a_layer_used_twice_is_replaced_at_both_places(ratios):
     assert net[2] is layer
 
 
-def test_layers_within_noise_stay_dense_and_the_table_says_why(ratios):
+@pytest.mark.parametrize("load", [0.0, 1000.0])
+def test_layers_within_noise_stay_dense_and_the_table_says_why(ratios, monkeypatch, load):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     net = sparse_net()
     result = regrow.accelerate(net, torch.randn(3, 40))
     assert not result.gains
@@ -79,6 +81,7 @@ def test_layers_within_noise_stay_dense_and_the_table_says_why(ratios):
     assert "CSR within noise: 1.00x (0.90 to 1.10)" in str(result)
     assert "nothing is gained (no layer is faster)" in str(result)
     assert "85 %" in str(result)
+    assert ("measured beside other processes (load 1000.0 on" in str(result)) == (load > 0)
     assert isinstance(net[0], nn.Linear)
 
 

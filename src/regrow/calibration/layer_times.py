@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regrow.calibration.layer_rows import LayerRows
 from regrow.runtime.layer_inputs import layer_inputs
-from regrow.runtime.sparse_product import multiply_rows, to_sparse
+from regrow.runtime.sparse_layers import multiply_rows, to_sparse
 from regrow.utils.batches import resize_batch
 from regrow.utils.modes import in_mode
 

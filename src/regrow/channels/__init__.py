@@ -3,7 +3,7 @@
 
 from regrow.calibration.batch_norm_recalibration import recalibrate
 from regrow.channels.activations import Activations
-from regrow.channels.cut.channel_cut import ChannelCut, load, slice_optimizer_state
+from regrow.channels.cut.channel_cut import ChannelCut, slice_optimizer_state
 from regrow.channels.graph.groups import Group, groups
 from regrow.channels.importance import MeanScores
 from regrow.channels.latency_budget import LatencyTable
@@ -17,7 +17,6 @@ __all__ = [
     "LatencyTable",
     "MeanScores",
     "groups",
-    "load",
     "prune",
     "recalibrate",
     "slice_optimizer_state",

@@ -15,11 +15,7 @@ KEY = "regrow_channels"  # key of the channel cut in a checkpoint
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint file with `weights_only=True`, and verify its checksums.
-
-    Raises:
-        StateError: If it is damaged, or has more than tensors and plain values.
-    """
+    """Read a checkpoint of tensors and plain values, and verify its checksums."""
     check_checksums(path)
     try:
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -35,17 +31,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def check_checksums(path: object, old: bool = True) -> bool:
     """Check a checkpoint file against the checksums in it, which `torch.load` ignores.
 
-    Paths that are not files (folders of sharded checkpoints, URLs) are not checked.
-
-    Args:
-        path: The file.
-        old: Accept PyTorch's format before 1.6, which has no checksums.
-
-    Returns:
-        Whether there were checksums, and they are right.
-
-    Raises:
-        StateError: Naming the file and its first damaged part.
+    Paths that are not files (folders of sharded checkpoints, URLs) are not checked. `old` accepts
+    PyTorch's format before 1.6, which has no checksums. Returns whether there were any.
     """
     if path is None or not Path(str(path)).is_file():
         return False

@@ -122,16 +122,7 @@ def export(
 def chosen_format(
     path: Path, to: str | None = None, sparse: bool = False, values: str | None = None
 ) -> str:
-    """Return the format that a path's suffix or `to` names.
-
-    Raises:
-        ConfigError: If they name no format, or two; if it has no sparse files, or `values` are not
-            those of a sparse file.
-
-    Example:
-        >>> chosen_format(Path("a/model.onnx")), chosen_format(Path("model"), "pt2")
-        ('onnx', 'pt2')
-    """
+    """Return the format that a path's suffix or `to` names, for which the options are valid."""
     by_suffix = next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix), None)
     if to is None and by_suffix is None:
         raise ConfigError(
@@ -168,11 +159,7 @@ def written_size(model: nn.Module, to: str, example_input: Any) -> int:
 def _write_weights(
     model: nn.Module, file: Path, plan: ModelCut | None, sparse: bool, values: str | None
 ) -> float:
-    """Write the weights, read them back, and compare all bits.
-
-    Returns:
-        The largest error of rounded weights, relative to the largest weight of their tensor.
-    """
+    """Write the weights, read them back, and compare all bits; return the error of rounded ones."""
     state = {strip_compile_prefix(name): value for name, value in model.state_dict().items()}
     more = {} if plan is None else {KEY: plan.state_dict()}
     write_tensors(file, state, more, sparse=sparse, values=values)

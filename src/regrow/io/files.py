@@ -18,12 +18,8 @@ from regrow.utils.errors import ConfigError, StateError, disk_error, write_error
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a temporary file, then rename it: readers see the old file or the new one.
 
-    Args:
-        path: The file; its folder is created.
-        write: Called with a binary file.
-
-    Raises:
-        StateError: If it cannot be written; an earlier file is unchanged.
+    `write` is called with a binary file. The folder is created; after an error an earlier file is
+    unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,11 +51,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        StateError: If the file is not JSON.
-    """
+    """Read a JSON file; raise a StateError if it is damaged."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:

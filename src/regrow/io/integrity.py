@@ -20,29 +20,14 @@ def with_digest(state: Mapping[str, Any]) -> dict[str, Any]:
     """Add a digest of each tensor of a state, and one of all other values.
 
     `torch.load` does not verify the checksums of a file, so a flipped bit of a packed mask would
-    prune or restore a weight unnoticed.
-
-    Args:
-        state: Nested builtin types and tensors; of DTensors and meta tensors, whose values a
-            sharded checkpoint stores elsewhere, only type and shape are covered.
-
-    Example:
-        >>> state = with_digest({"masks": {"fc": torch.tensor([255], dtype=torch.uint8)}})
-        >>> state["masks"]["fc"][0] = 254
-        >>> verify_digest(state)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-            ...
-        regrow.StateError: the saved state is damaged: masks/fc is not what was saved...
+    prune or restore a weight unnoticed. Of DTensors and meta tensors, whose values a sharded
+    checkpoint stores elsewhere, only type and shape are covered.
     """
     return {**state, DIGEST: _digests(state)}
 
 
 def verify_digest(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state if it matches its digests.
-
-    Raises:
-        StateError: Naming the values that changed.
-    """
+    """Return the state if it matches its digests; else raise, naming the values that changed."""
     if not isinstance(state, Mapping) or not isinstance(state.get(DIGEST), Mapping):
         raise StateError(
             "the saved state of the masks has no digest: another version of regrow wrote it, or it "

@@ -27,12 +27,6 @@ class OnnxNetwork(nn.Module):
 
     It has no parameters. Inputs and outputs are those of the exported model; several outputs are a
     tuple.
-
-    Args:
-        file: The file.
-
-    Raises:
-        ConfigError: If ONNX Runtime is missing.
     """
 
     def __init__(self, file: Path) -> None:

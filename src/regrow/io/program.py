@@ -25,7 +25,6 @@ from regrow.utils.modes import eval_mode, no_attention_fastpath
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _ONNX_LIMIT = 2**31 - 2**20  # bytes of weights in one ONNX file, the rest for the graph
 _NOISY_LOGGERS = ("onnx", "fx.experimental.symbolic_shapes")
-Runner = Callable[[Any], list[Tensor]]
 
 
 class ExportMismatch(Exception):
@@ -37,21 +36,8 @@ def write_program(
 ) -> tuple[float, int | None, str]:
     """Write a model for any batch size, or for the example's if it cannot be traced so.
 
-    In the file, noise replaces the example's floating point values.
-
-    Args:
-        model: The model; run in eval mode.
-        file: The file.
-        to: "onnx" or "pt2".
-        example_input: A batch.
-        checked: Whether to compare the file's outputs with the model's.
-
-    Returns:
-        `error`, `batch` and `reason` of `regrow.io.export.Exported`.
-
-    Raises:
-        ConfigError: If the model cannot be exported.
-        ExportMismatch: If the file computes something else.
+    In the file, noise replaces the example's floating point values. Returns `error`, `batch` and
+    `reason` of `regrow.io.export.Exported`.
     """
     if to == "onnx":
         import_optional("ONNX", "export", "onnx", "onnxscript", "onnxruntime")
@@ -84,15 +70,7 @@ def write_program(
 
 
 def difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
-    """Compute the largest difference of outputs, relative to the largest output of each.
-
-    Raises:
-        ExportMismatch: If shapes or types differ, or a difference is above `TOLERANCE`.
-
-    Example:
-        >>> difference([torch.tensor([1.0, 8.0])], [torch.tensor([1.0, 8.0])])
-        0.0
-    """
+    """Compute the largest difference of outputs, relative to the largest output of each."""
     if len(outputs) != len(expected):
         raise ExportMismatch(f"it returns {len(outputs)} tensors, the model {len(expected)}")
     worst = 0.0
@@ -167,27 +145,12 @@ def _check_runs(model: nn.Module, example: Any) -> None:
 
 def _check(model: nn.Module, file: Path, to: str, inputs: list[Any]) -> float:
     try:
-        run = _onnx_runner(file) if to == "onnx" else _program_runner(file)
-        outputs = [run(_cloned(given)) for given in inputs]
+        written = OnnxNetwork(file) if to == "onnx" else torch.export.load(file).module()
+        outputs = [_tensors(bound_forward(written, _cloned(given))()) for given in inputs]
     except Exception as error:
         raise ExportMismatch(f"it does not run: {_shorten(error)}") from error
     expected = [_tensors(bound_forward(model, _cloned(given))()) for given in inputs]
     return max(map(difference, outputs, expected))
-
-
-def _onnx_runner(file: Path) -> Runner:
-    network = OnnxNetwork(file)
-    return lambda example: _tensors(network(example))
-
-
-def _program_runner(file: Path) -> Runner:
-    module = torch.export.load(file).module()
-
-    def run(example: Any) -> list[Tensor]:
-        args, kwargs = _arguments(example)
-        return _tensors(module(*args, **kwargs))
-
-    return run
 
 
 def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -34,17 +34,8 @@ def write_tensors(
 ) -> None:
     """Write a state dict.
 
-    Args:
-        path: The file.
-        state: Tensors by name.
-        more: Further metadata: builtin containers, numbers and bool vectors.
-        sparse: Leave out zeros, see `regrow.io.sparse_tensors`.
-        values: Type to which values of a sparse file are rounded.
-
-    Raises:
-        ConfigError: If safetensors is not installed, the state has more than tensors, or the type
-            cannot hold a value.
-        StateError: If the file cannot be written.
+    `more` is further metadata: builtin containers, numbers and bool vectors; `sparse` and `values`
+    are those of `regrow.export`.
     """
     library = import_optional(SUFFIX, "export", "safetensors", "safetensors.torch")
     other = [name for name, value in state.items() if not isinstance(value, Tensor)]
@@ -76,12 +67,7 @@ def write_tensors(
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
-    """Read `state_dict` and the further metadata, as of a checkpoint.
-
-    Raises:
-        ConfigError: If safetensors is not installed.
-        StateError: If the file is damaged.
-    """
+    """Read `state_dict` and the further metadata, as of a checkpoint."""
     library = import_optional(SUFFIX, "export", "safetensors")
     more: dict[str, Any] = {}
     try:

@@ -40,9 +40,7 @@ def saves_shards(strategy: object) -> bool:
 def move_shards(checkpoint: dict[str, Any], key: str) -> None:
     """Move the DTensors of a callback's state to the optimizer states of a checkpoint.
 
-    Args:
-        checkpoint: As Lightning will write it; the state in it is replaced, not changed.
-        key: The callback's state key.
+    The state in the checkpoint is replaced, not changed.
     """
     if key not in checkpoint.get("callbacks", {}):  # weights only
         return
@@ -65,22 +63,11 @@ def move_shards(checkpoint: dict[str, Any], key: str) -> None:
 def load_shards(
     checkpoint: Mapping[str, Any], key: str, path: object, parameters: Mapping[str, Tensor]
 ) -> Mapping[str, Any] | None:
-    """Load the tensors that `move_shards` moved back into a callback's state.
+    """Load the tensors that `move_shards` moved back into a callback's state; None: there is none.
 
     Each rank reads what its shards need, whatever the number of ranks that saved them; no
-    collective is called. Lightning's `consolidate_checkpoint` puts them all in one file.
-
-    Args:
-        checkpoint: The content of that file, or of the folder's.
-        key: The callback's state key.
-        path: The folder or file.
-        parameters: The model's parameters by name: tensors are sharded alike.
-
-    Returns:
-        The state, which replaces that in `checkpoint`; None if there is none.
-
-    Raises:
-        StateError: If the folder does not have them, or they do not fit the parameters.
+    collective is called. Lightning's `consolidate_checkpoint` puts them all in one file. Tensors
+    are sharded as `parameters` are, and the state replaces that in `checkpoint`.
     """
     state = (checkpoint.get("callbacks") or {}).get(key)
     if not state or ENTRY not in state:

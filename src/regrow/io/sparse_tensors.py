@@ -46,22 +46,8 @@ def encode_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Form]]:
     """Encode the floating-point tensors of two or more dimensions that get smaller.
 
-    Args:
-        state: Tensors by name, on the CPU.
-        values: Round wider values to "fp16"; or to "int8", multiples of 1/127 of a row's largest.
-
-    Returns:
-        The tensors to store, and the forms of the encoded ones by name.
-
-    Raises:
-        ConfigError: If a name is taken, or the type cannot hold a value.
-
-    Example:
-        >>> stored, forms = encode_tensors({"w": torch.eye(64)})
-        >>> forms["w"]["size"], {name: part.nbytes for name, part in stored.items()}
-        ([1, 1], {'w.values': 256, 'w.codes': 56})
-        >>> torch.equal(decode_tensors(stored, forms)["w"], torch.eye(64))
-        True
+    `values` rounds wider values to "fp16"; or to "int8", multiples of 1/127 of a row's largest.
+    Returns the tensors to store, and the forms of the encoded ones by name.
     """
     stored, forms = dict(state), dict[str, Form]()
     for name, tensor in state.items():
@@ -93,11 +79,7 @@ def encode_tensors(
 
 
 def decode_tensors(stored: Mapping[str, Tensor], forms: Mapping[str, Form]) -> dict[str, Tensor]:
-    """Return the tensors that `encode_tensors` encoded.
-
-    Raises:
-        ValueError: Naming a tensor whose parts are missing or do not fit together.
-    """
+    """Return the tensors that `encode_tensors` encoded; a ValueError names damaged ones."""
     state = dict(stored)
     for name, form in forms.items():
         try:

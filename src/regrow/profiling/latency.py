@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -35,32 +36,14 @@ class Latency:
 
 
 def latency(model: nn.Module, example_input: Any, *, repeats: int = 50, warmup: int = 5) -> Latency:
-    """Measure forward passes of a model in eval mode.
-
-    Args:
-        model: The model, on its device.
-        example_input: A batch, as for `cost`.
-        repeats: Number of measured passes.
-        warmup: Number of passes before that.
-
-    Example:
-        >>> latency(nn.Linear(4, 4), torch.zeros(8, 4), repeats=3).batch
-        8
-    """
+    """Measure forward passes of a model in eval mode, on a batch as for `cost`."""
     return latencies([model], example_input, repeats=repeats, warmup=warmup)[0]
 
 
 def latencies(
     models: Sequence[nn.Module], example_input: Any, *, repeats: int = 50, warmup: int = 5
 ) -> list[Latency]:
-    """Measure models in turns, pass by pass, so that other load affects all of them.
-
-    Arguments are those of `latency`, for each model.
-
-    Example:
-        >>> len(latencies([nn.Linear(4, 4), nn.Linear(4, 2)], torch.zeros(8, 4), repeats=3))
-        2
-    """
+    """Measure models in turns, pass by pass, so that other load affects all of them."""
     times = _time_in_turns(models, example_input, repeats, warmup)
     return [_summarize(model, example_input, own) for model, own in zip(models, times, strict=True)]
 
@@ -148,6 +131,23 @@ def compare_latency(
         _summarize(model, example_input, times[1]),
         Speedup(ratio, low, high, noise),
     )
+
+
+def machine_load() -> float | None:
+    """Return the processes that wanted to run over the last minute; None where it is unknown."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def describe_load(load: float | None) -> str:
+    """Say that passes were timed beside other processes; empty if there was a core for each.
+
+    A pass that is longer than a turn of the scheduler is interrupted in most of its repeats, which
+    multiplies the median, of a copy too: interleaved passes and the interval do not show it.
+    """
+    cores = os.cpu_count() or 1
+    if load is None or load <= cores + 0.5:
+        return ""
+    return f"; measured beside other processes (load {load:.1f} on {cores} cores)"
 
 
 def _ratio_interval(

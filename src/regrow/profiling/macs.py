@@ -53,13 +53,6 @@ def positions(model: nn.Module, example_input: Any) -> dict[str, float]:
     A pruned weight saves as many MACs. The model runs once in eval mode; a layer used twice counts
     twice; parameters that no product uses are left out, shared ones have all their names.
 
-    Args:
-        model: The model.
-        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
-
-    Raises:
-        ConfigError: If the example has no batch dimension.
-
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 2))
         >>> positions(net, torch.zeros(5, 3, 4, 4))
@@ -69,12 +62,7 @@ def positions(model: nn.Module, example_input: Any) -> dict[str, float]:
 
 
 def count_macs(model: nn.Module, example_input: Any) -> Work:
-    """Count the MACs of one forward pass in eval mode.
-
-    Example:
-        >>> count_macs(nn.Linear(10, 4), torch.zeros(2, 10))
-        Work(macs=40.0, positions={'weight': 1.0})
-    """
+    """Count the MACs of one forward pass in eval mode."""
     counter = _Counter(model.parameters())
     run, batch = bound_forward(model, example_input), batch_size(example_input)
     with (

@@ -38,6 +38,10 @@ COLUMNS = (
     Column("compression", "Compression", "x", 2),
     Column("theoretical_speedup", "Theoretical speed-up", "x", 2),
     Column("measured_speedup", "Measured speed-up", "x", 2),
+    Column("speedup_low", source="speed.low"),
+    Column("speedup_high", source="speed.high"),
+    Column("speed", "Speed against dense", text=True, source="speed.verdict"),
+    Column("load", source="speed.load"),
     Column("accuracy", "Top-1", "%", 2, source="network.accuracy"),
     Column("accuracy_top5", "Top-5", "%", 2, source="network.accuracy_top5"),
     Column("loss", source="network.loss"),
@@ -120,7 +124,8 @@ def _row(run: Run, facts: Mapping[str, Any]) -> Values:
 def _level(run: Run, level: Mapping[str, Any]) -> Values:
     """Return the facts of a level in place of those of the final network."""
     network = {"accuracy": level["test_accuracy"], "loss": level.get("test_loss")}
-    facts: Values = dict.fromkeys(("compression", "theoretical_speedup", "measured_speedup"))
+    unknown = ("compression", "theoretical_speedup", "measured_speedup", "speed")
+    facts: Values = dict.fromkeys(unknown)
     facts |= {"network": network, "level": level, "sparsity": level["sparsity"]}
     facts["sparsity_total"] = None
     total, sparsity = run.result["sparsity_total"], run.result["sparsity"]

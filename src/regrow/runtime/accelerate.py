@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from regrow.profiling.latency import Speedup, compare_latency
+from regrow.profiling.latency import Speedup, compare_latency, describe_load, machine_load
 from regrow.runtime.candidates import find_layers
 from regrow.runtime.choice import DENSE, LayerChoice, choose_form
 from regrow.runtime.layer_inputs import layer_inputs
-from regrow.runtime.sparse_linear import SparseLayer
+from regrow.runtime.sparse_layers import SparseLayer
 from regrow.utils.display import align_columns
 from regrow.utils.errors import ConfigError, StateError, check_count, check_positive
 
@@ -27,10 +27,12 @@ class Acceleration:
     Attributes:
         layers: What each layer became, and why.
         speedup: Of the whole model with the faster layers; None if no layer was faster.
+        load: Processes that wanted to run while it was measured; None where that is unknown.
     """
 
     layers: tuple[LayerChoice, ...]
     speedup: Speedup | None
+    load: float | None
     _model: nn.Module = field(repr=False)
     _replaced: list[Pair] = field(repr=False)
 
@@ -48,7 +50,7 @@ class Acceleration:
     def __str__(self) -> str:
         cells = [(c.name, f"{c.sparsity:.1%}", c.form, c.reason) for c in self.layers]
         rows = [("layer", "zeros", "runs as", "measured, against dense"), *cells]
-        return f"{align_columns(rows)}\n{self._verdict()}"
+        return f"{align_columns(rows)}\n{self._verdict()}{describe_load(self.load)}"
 
     def _verdict(self) -> str:
         if self.gains:
@@ -108,7 +110,7 @@ def accelerate(
         choices.append(choice)
         if other is not layer:
             replaced.append((layer, other))
-    result = Acceleration(tuple(choices), None, model, replaced)
+    result = Acceleration(tuple(choices), None, machine_load(), model, replaced)
     if replaced:
         dense = _share_tensors(model)
         for layer, other in replaced:

@@ -10,8 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from regrow.runtime.sparse_conv import SparsePointwiseConv, is_pointwise
-from regrow.runtime.sparse_linear import SparseLinear
+from regrow.runtime.sparse_layers import SparseLinear, SparsePointwiseConv, is_pointwise
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BLOCKS = (4, 8, 16)
@@ -23,10 +22,6 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     Subclasses and layers with hooks, such as those of `torch.nn.utils.weight_norm`, may compute
     something else.
-
-    Example:
-        >>> [*find_layers(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))]
-        ['0']
     """
     return {
         name: module
@@ -39,12 +34,7 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_candidates(layer: nn.Module) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """Yield the forms of a layer that may be faster: their names and how they are made.
-
-    Example:
-        >>> [name for name, _ in find_candidates(nn.Conv2d(3, 8, 3))]
-        ['channels last']
-    """
+    """Yield the forms of a layer that may be faster: their names and how they are made."""
     weight = layer.get_parameter("weight").detach()
     made: Callable[..., nn.Module] = (
         SparseLinear if isinstance(layer, nn.Linear) else SparsePointwiseConv
@@ -63,12 +53,7 @@ def find_candidates(layer: nn.Module) -> Iterator[tuple[str, Callable[[], nn.Mod
 
 
 def is_two_four(matrix: Tensor) -> bool:
-    """Return whether at most two of each four neighbours in a row are not zero.
-
-    Example:
-        >>> is_two_four(torch.tensor([[0, 1, 1, 0]])), is_two_four(torch.tensor([[0, 1, 1, 1]]))
-        (True, False)
-    """
+    """Return whether at most two of each four neighbours in a row are not zero."""
     if matrix.shape[1] % 4:
         return False
     return bool((matrix.reshape(len(matrix), -1, 4) != 0).sum(2).max() <= 2)

@@ -36,15 +36,7 @@ class LayerChoice:
 def choose_form(
     name: str, layer: nn.Module, x: Tensor | None, *, tolerance: float, repeats: int
 ) -> tuple[LayerChoice, nn.Module]:
-    """Compare the forms of a layer on an input, and return the best with its module.
-
-    Args:
-        name: The name of the layer.
-        layer: The dense layer.
-        x: Its input; None if it is not called.
-        tolerance: As for `accelerate`.
-        repeats: As for `compare_latency`.
-    """
+    """Compare the forms of a layer on its input `x`, and return the best with its module."""
     sparsity = float((layer.get_parameter("weight") == 0).double().mean())
     if x is None:
         return LayerChoice(name, sparsity, DENSE, None, "not called"), layer
@@ -70,13 +62,7 @@ def choose_form(
 
 @torch.inference_mode()
 def relative_difference(layer: nn.Module, other: nn.Module, x: Tensor) -> float:
-    """Return the largest difference of two layers' outputs / the largest output.
-
-    Example:
-        >>> layer = nn.Linear(3, 4)
-        >>> relative_difference(layer, layer, torch.ones(2, 3))
-        0.0
-    """
+    """Return the largest difference of two layers' outputs / the largest output."""
     expected = layer(x)
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
     return float((other(x) - expected).abs().max() / scale)

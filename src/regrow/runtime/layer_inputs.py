@@ -17,13 +17,7 @@ def layer_inputs(
 ) -> dict[str, Tensor]:
     """Return the input of the first call of each layer in a forward pass in eval mode.
 
-    Args:
-        model: The model, on its device.
-        layers: Modules of the model, by any names.
-        batch: Inputs of the model.
-
-    Returns:
-        Inputs by the names of the layers; a layer that is not called has none.
+    A layer that is not called has none.
     """
     found: dict[str, Tensor] = {}
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from regrow.runtime.candidates import BLOCKS, LAYERS, zero_blocks
-from regrow.runtime.sparse_conv import is_pointwise
+from regrow.runtime.candidates import BLOCKS, LAYERS, is_two_four, zero_blocks
+from regrow.runtime.sparse_layers import is_pointwise
 
 CSR_SPARSITY = 0.85  # from here on torch's sparse products were faster, as measured
 BSR_SPARSITY = 0.8  # of blocks
@@ -64,11 +64,7 @@ class Layer:
     @cached_property
     def is_two_of_four(self) -> bool:
         """Whether at most two of every four consecutive inputs have weights, at each position."""
-        outputs, inputs, positions = self.nonzero.shape
-        if inputs % 4:
-            return False
-        groups = self.nonzero.reshape(outputs, inputs // 4, 4, positions)
-        return bool((groups.sum(2) <= 2).all())
+        return is_two_four(self.nonzero.movedim(1, -1).flatten(0, 1))
 
 
 class Obstacle(NamedTuple):

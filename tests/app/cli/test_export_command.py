@@ -53,7 +53,8 @@ def row(shown, label):
     return [cell.strip() for cell in line.split("│")[2:-1]]
 
 
-def test_masked_run_exports_to_onnx(job, tmp_path, capsys):
+def test_masked_run_exports_to_onnx(job, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.0, 0.0))
     cfg = job(*GMP)
     result = train(cfg)
     configured(cfg, tmp_path)
@@ -82,7 +83,9 @@ def test_masked_run_exports_to_onnx(job, tmp_path, capsys):
         assert float(slow) > 0
         [ratio] = re.findall(r"(?:^|noise: )([\d.]+)x", change)
         assert float(ratio) == pytest.approx(float(slow) / float(fast), rel=0.1, abs=0.01)
-    assert "as zeros" in re.sub(r"\s+", " ", shown)
+    words = re.sub(r"\s+", " ", shown)
+    assert "as zeros" in words
+    assert "measured beside other processes (load 1000.0 on" in words
 
 
 def test_cut_network_exports_to_safetensors(cut, tmp_path, capsys):
@@ -90,7 +93,7 @@ def test_cut_network_exports_to_safetensors(cut, tmp_path, capsys):
     out = tmp_path / "made" / "digits.safetensors"
     export_checkpoint(path, "safetensors", out)
     shown = capsys.readouterr().out
-    again = channels.load(DigitsCNN, out).eval()
+    again = regrow.load(DigitsCNN, out).eval()
     assert again.fc.in_features == network.fc.in_features < 32
     x = torch.randn(5, 1, 8, 8)
     assert torch.equal(again(x), network(x))

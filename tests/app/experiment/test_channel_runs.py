@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import regrow.channels
+import regrow
 from regrow.app.cli.inspect_command import inspect
 from regrow.app.data.digits import Digits
 from regrow.app.experiment.plan import plan
@@ -30,7 +30,7 @@ def small_network(path: Path) -> DigitsCNN:
         plan[part] = [[p.removeprefix(inside), *rest] for p, *rest in checkpoint[KEY][part]]
     weights = {n.removeprefix(inside): t for n, t in checkpoint["state_dict"].items()}
     given = {"state_dict": weights, KEY: checkpoint[KEY] | plan}
-    network = regrow.channels.load(DigitsCNN, given)
+    network = regrow.load(DigitsCNN, given)
     assert isinstance(network, DigitsCNN)
     return network.eval()
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn, optim
 
-from regrow.channels import ChannelCut, load, prune, slice_optimizer_state
+from regrow import load
+from regrow.channels import ChannelCut, prune, slice_optimizer_state
 from regrow.io.checkpoints import KEY
 from regrow.utils.errors import StateError
 

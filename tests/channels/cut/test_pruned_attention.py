@@ -8,7 +8,8 @@ import torch
 from cut_oracle import check, distinct, noise
 from torch import nn
 
-from regrow.channels import ChannelCut, groups, load, prune
+from regrow import load
+from regrow.channels import ChannelCut, groups, prune
 from regrow.channels.config import ChannelConfig
 from regrow.channels.cut.pruned_attention import PrunedMultiheadAttention
 from regrow.channels.pruner import ChannelPruner

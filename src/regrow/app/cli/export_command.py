@@ -29,7 +29,12 @@ from regrow.io.files import temporary_beside
 from regrow.io.onnx_network import OnnxNetwork, quantize_onnx
 from regrow.masks.masks import Masks
 from regrow.profiling.cost import cost
-from regrow.profiling.latency import Comparison, compare_latency
+from regrow.profiling.latency import (
+    Comparison,
+    compare_latency,
+    describe_load,
+    machine_load,
+)
 from regrow.utils.batches import noise_like, resize_batch
 from regrow.utils.errors import DataError, StateError
 from regrow.utils.lightning_classes import pl
@@ -185,6 +190,7 @@ def _add_latencies(table: Table, compared: Mapping[str, Comparison], runtime: st
     table.caption = (
         f"latency: median of {repeats} passes each, in alternation, {runtime} on the CPU, "
         f"{torch.get_num_threads()} thread(s); change: ratio with its 95 % interval"
+        f"{describe_load(machine_load())}"
     )
 
 

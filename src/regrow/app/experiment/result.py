@@ -20,7 +20,6 @@ on `split`: `metric`, by which networks are compared ("accuracy", a fraction, if
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -33,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from regrow.io.files import read_json
-from regrow.profiling.latency import Latency, Speedup
+from regrow.profiling.latency import Latency, Speedup, describe_load, machine_load
 from regrow.report.load import FILE, FORMAT
 from regrow.utils.lightning_classes import pl
 
@@ -64,8 +63,7 @@ def latency_record(latency: Latency) -> dict[str, Any]:
 def speed_record(speedup: Speedup) -> dict[str, Any]:
     """Return a measured speed-up as plain values."""
     verdict = "faster" if speedup.is_faster else "slower" if speedup.is_slower else "within noise"
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {**asdict(speedup), "verdict": verdict, "load": load}
+    return {**asdict(speedup), "verdict": verdict, "load": machine_load()}
 
 
 def finished_result(folder: Path, config_hash: str) -> Result | None:
@@ -153,10 +151,7 @@ def _describe_speed(speed: Mapping[str, Any], of: str) -> str:
         shown = f"as fast within noise ({speed['low']:.2f}x to {speed['high']:.2f}x)"
         if of == "weights":
             shown += ": dense kernels multiply zeros too; channels make a network faster"
-    cores, load = os.cpu_count() or 1, speed["load"]
-    if load is not None and load > cores + 0.5:
-        shown += f"; measured beside other processes (load {load:.1f} on {cores} cores)"
-    return shown
+    return shown + describe_load(speed["load"])
 
 
 def device_name() -> str:

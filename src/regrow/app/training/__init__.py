@@ -10,6 +10,7 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     modules = {"Classifier": "classifier", "Task": "classifier"}
+    modules["FakeQuantization"] = "fake_quantization"
     modules |= dict.fromkeys(("constant", "cosine", "linear", "multistep"), "lr_schedules")
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

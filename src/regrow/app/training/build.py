@@ -38,8 +38,12 @@ from regrow.utils.lightning_classes import lightning_classes, pl
 
 _ONLY_WITH_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
 _DISTILL = ("regrow.Distill",)
-# Callbacks without effect on a dense network.
-_PRUNED_ONLY = (*_DISTILL, "regrow.AlternatingPhases")
+# Callbacks that the dense network is trained without.
+_PRUNED_ONLY = (
+    *_DISTILL,
+    "regrow.AlternatingPhases",
+    "regrow.app.training.FakeQuantization",
+)
 
 
 def seed_all(seed: int) -> None:

@@ -104,7 +104,7 @@ def write_compact_checkpoints(
     if written:
         rank_zero_info(
             f"ChannelPruning wrote the cut network to {' and '.join(written)}: "
-            "regrow.channels.load(MyModule, path) loads it"
+            "regrow.load(MyModule, path) loads it"
         )
 
 

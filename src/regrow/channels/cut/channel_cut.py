@@ -227,7 +227,7 @@ def load(
     checkpoint: str | Path | Mapping[str, Any],
     **given: Any,
 ) -> nn.Module:
-    """Load the cut model of a checkpoint, without a pickled module.
+    """Load the model of a checkpoint or an exported file, whole or cut, without a pickled module.
 
     Args:
         make: The original model's class or a function that builds it, or such a model itself.
