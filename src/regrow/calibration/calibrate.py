@@ -98,8 +98,7 @@ def calibrate(
     moments of their inputs. Then, in the order in which layers run, kept weights and biases are
     refitted by least squares: a layer reproduces its outputs in the dense network from the inputs
     that the network pruned so far gives it. "obs" with a refit prunes in four rounds. Memory: three
-    copies of the weights, the inputs, the activations of two networks at a layer for all examples,
-    and a float64 `(features, features)` matrix per layer.
+    copies of the weights, inputs, activations, and a `(features, features)` matrix per layer.
 
     Args:
         model: The model.
