@@ -21,6 +21,7 @@ RULES = [
     architecture.long_files,
     architecture.short_files,
     architecture.long_functions,
+    architecture.untyped_states,
     architecture.deep_classes,
     architecture.private_accesses,
     architecture.repeated_names,
@@ -40,6 +41,7 @@ def test_rule_holds(rule, tree):
 
 
 LONG = "def long():\n" + "    x = 1\n" * 61
+GUESSED = "class A:\n    def state_dict(self):\n        return {'a': 1, 'b': 2}\n"
 DEEP = "class A: ...\nclass B(A): ...\nclass C(B): ...\nclass D(C): ...\n"
 OWNER = "class Owner:\n    def __init__(self):\n        self._hidden = 1\n"
 # A rule, and files to add to the tree that break it.
@@ -64,6 +66,7 @@ BREACHES = [
     (architecture.long_files, {"masks/planted.py": "x = 1\n" * 501}),
     (architecture.short_files, {"masks/planted.py": "x = 1\n"}),
     (architecture.long_functions, {"masks/planted.py": LONG}),
+    (architecture.untyped_states, {"masks/planted.py": GUESSED}),
     (architecture.deep_classes, {"masks/planted.py": DEEP}),
     (
         architecture.private_accesses,

@@ -231,6 +231,33 @@ def long_functions(tree: Tree) -> list[str]:
     ]
 
 
+def untyped_states(tree: Tree) -> list[str]:
+    """States with several keys that no TypedDict declares: a reader would have to guess them."""
+    return [
+        f"{tree.place(path)}: state_dict in line {node.lineno} returns an undeclared dict"
+        for path, module in tree.trees.items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef) and node.name == "state_dict"
+        if not _declares(node.returns) and any(map(_is_undeclared, ast.walk(node)))
+    ]
+
+
+def _is_undeclared(node: ast.AST) -> bool:
+    """Whether a statement makes a dict of two keys or more without saying of which type."""
+    if not isinstance(node, (ast.Return, ast.Assign, ast.AnnAssign)) or node.value is None:
+        return False
+    if isinstance(node, ast.AnnAssign) and _declares(node.annotation):
+        return False
+    return any(
+        isinstance(part, ast.Dict) and sum(isinstance(key, ast.Constant) for key in part.keys) > 1
+        for part in ast.walk(node.value)
+    )
+
+
+def _declares(annotation: ast.expr | None) -> bool:
+    return annotation is not None and not ast.unparse(annotation).startswith(("dict", "Mapping"))
+
+
 def deep_classes(tree: Tree) -> list[str]:
     """Classes with more than two of our classes above them."""
     found = {name: tree.ancestors(name) for name in tree.classes}

@@ -19,8 +19,8 @@ from regrow.callbacks.core.consistency import reduce_metric
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import pruners
 from regrow.schedules.base import Milestone, PruningPlan
-from regrow.schedules.bisection import Bisection
-from regrow.schedules.progress import Progress
+from regrow.schedules.bisection import Bisection, BisectionStateDict
+from regrow.schedules.progress import Progress, ProgressStateDict
 from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_positive, check_rate
 from regrow.utils.lightning_classes import lightning_classes, pl
@@ -34,6 +34,27 @@ class OpenEvent(TypedDict):
     sparsity: float  # after it
     step: int  # recovery counts from here
     event: int  # its number in the pruner's history
+
+
+class SnapshotState(TypedDict):
+    """Copies in host memory, see `FitSnapshot`."""
+
+    module: dict[str, Any]  # parameters and buffers
+    optimizers: list[dict[int, Any]]  # the state of each
+    pruner: dict[str, Any]
+    progress: ProgressStateDict
+    averages: list[dict[str, Any]]  # the state of each
+
+
+class BudgetState(TypedDict):
+    """The saved state of `AccuracyBudget`."""
+
+    reference: float | None  # the dense value; None before the first validation
+    search: BisectionStateDict
+    open: OpenEvent | None  # the event that is being judged
+    lost: float | None  # what that event lost, if it failed and is not rolled back yet
+    snapshot: SnapshotState | None  # before that event
+    epochs: dict[int, int]  # the first step of each epoch of the fit
 
 
 class AccuracyBudget(Callback):
@@ -184,7 +205,7 @@ class AccuracyBudget(Callback):
             Averages(trainer).copy_to_model(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        state: BudgetState = {
             "reference": self.reference,
             "search": self.search.state_dict(),
             "open": None if self._open is None else self._open.copy(),
@@ -192,6 +213,7 @@ class AccuracyBudget(Callback):
             "snapshot": None if self._snapshot is None else self._snapshot.state.copy(),
             "epochs": dict(self._epochs),
         }
+        return {**state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.reference, snapshot = state_dict["reference"], state_dict["snapshot"]
@@ -294,7 +316,7 @@ class AccuracyBudget(Callback):
 class FitSnapshot:
     """Copies in host memory of a fit's state, which can be restored in place."""
 
-    def __init__(self, state: dict[str, Any]) -> None:
+    def __init__(self, state: SnapshotState) -> None:
         self.state = state  # tensors and builtin types only
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -21,6 +21,15 @@ from regrow.utils.lightning_classes import pl
 
 FORMAT = 1
 _STEP = "training_step"
+
+
+class DistillState(TypedDict):
+    """The saved state of `Distill`, compared on resume."""
+
+    format: int  # version of this layout
+    teacher: str  # hash of the teacher's weights
+    temperature: float
+    weight: float
 
 
 class Distill(Callback):
@@ -123,9 +132,13 @@ class Distill(Callback):
             rank_zero_info(f"Distill: the teacher is the student at the fit's start {self._digest}")
 
     def state_dict(self) -> dict[str, Any]:
-        settings = {"temperature": self.temperature, "weight": self.weight}
-        now = {"format": FORMAT, "teacher": self._digest, **settings}
-        return self._loaded or now  # not compared yet, as within a learning-rate finder
+        now: DistillState = {
+            "format": FORMAT,
+            "teacher": self._digest,
+            "temperature": self.temperature,
+            "weight": self.weight,
+        }
+        return self._loaded or {**now}  # not compared yet, as within a learning-rate finder
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         check_format(state_dict, FORMAT, self.state_key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,6 +14,7 @@ from regrow.callbacks.core.gradients import drop_gradients
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import GradualMagnitude, PruningSession
 from regrow.criteria.base import CRITERIA, TrackingCriterion
+from regrow.masks.masks import PackedMasks
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.drop_and_grow import (
     GROW,
@@ -161,6 +162,14 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         self.strategy.skips = False
 
 
+class DropGrowStateDict(TypedDict):
+    """State of `DropGrow`."""
+
+    end: int  # the step of the last update
+    momenta: dict[str, Tensor]  # running means of dense gradients, by parameter name
+    explored: PackedMasks  # True where a weight was kept at some time
+
+
 @dataclass(eq=False)
 class DropGrow(GradualMagnitude):
     """Draws masks at the first step, then drops weights and grows as many at each update."""
@@ -260,7 +269,7 @@ class DropGrow(GradualMagnitude):
         }
         self.explored.load_state_dict(state["explored"], parameters)
 
-    def state_dict(self, session: PruningSession[Pruner]) -> Mapping[str, object]:
+    def state_dict(self, session: PruningSession[Pruner]) -> DropGrowStateDict:
         pruner = session.current
         means = {} if pruner is None else pruner.state.shards.gather(pruner.state.momenta)
         momenta = {name: mean.clone() for name, mean in means.items()}  # updated in place

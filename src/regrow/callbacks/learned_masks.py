@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -270,6 +270,13 @@ did you mean 'l0'?
         learner.step(optimizer, clock.current_step(), *factors)
 
 
+class LearnedMaskStateDict(TypedDict):
+    """State of `LearnedMask`; that of its learner is saved as the criterion's."""
+
+    first: int  # the step at which learning begins
+    learning: dict[str, Any]  # settings that a resume must not change
+
+
 @dataclass(eq=False)
 class LearnedMask(PruningStrategy[Pruner]):
     """Learns masks in the steps of `learning`, and hardens them at the last one."""
@@ -355,8 +362,7 @@ class LearnedMask(PruningStrategy[Pruner]):
         if learner.active and session.progress.plan:
             learner.window.last = session.progress.plan[-1].step
 
-    def state_dict(self, session: PruningSession[Pruner]) -> Mapping[str, object]:
-        # that of the learner is saved as the criterion's
+    def state_dict(self, session: PruningSession[Pruner]) -> LearnedMaskStateDict:
         return {"first": self.first, "learning": dict(self.settings)}
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
@@ -15,7 +15,7 @@ from regrow.callbacks.core.consistency import reduce_metric
 from regrow.callbacks.core.gradients import amp_step_skipped
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import check_has_pruner, no_event_pending
-from regrow.callbacks.support.event_times import EventTimes
+from regrow.callbacks.support.event_times import EventTimes, EventTimesState
 from regrow.callbacks.support.regrow_request import RegrowRequest, check_request, resolve_pruners
 from regrow.pruning.freezing import TrainSpec
 from regrow.pruning.growth import GrowthCriterion, regrow_count
@@ -26,6 +26,16 @@ from regrow.schedules.triggers import Drop, Plateau, TriggerState
 from regrow.utils.errors import ConfigError, check_choice, suggest
 from regrow.utils.lightning_classes import pl
 from regrow.utils.optimizers import trained_parameters
+
+
+class RegrowState(TypedDict):
+    """The saved state of `Regrow`."""
+
+    times: EventTimesState  # those of `at`
+    pending: bool  # whether the condition `when` holds and regrowth has not happened yet
+    waits: bool  # whether regrowth waits for an event to be judged
+    best: float  # value of the monitored metric
+    waited: int  # validations since then
 
 
 class Regrow(Callback):
@@ -168,13 +178,14 @@ class Regrow(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._loaded is not None:
             return self._loaded
-        return {
+        state: RegrowState = {
             "times": self.times.state_dict(),
             "pending": self._pending,
             "waits": self._waits,
             "best": self._seen.best,
             "waited": self._seen.waited,
         }
+        return {**state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict

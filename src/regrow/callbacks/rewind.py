@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from regrow.callbacks.core.averaging import Averages
 from regrow.callbacks.core.base import Callback, PruneEvent, waits_for_gradients
@@ -19,12 +19,22 @@ from regrow.schedules.time import TimeLike, Timeline, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_count
 from regrow.utils.lightning_classes import pl
 from regrow.utils.names import parameters
-from regrow.utils.snapshot import TrainingSnapshot
+from regrow.utils.snapshot import SnapshotStateDict, TrainingSnapshot
 
 # "fresh": the optimizer's state becomes that of a new optimizer
 _PRESETS = {"weights": ("weights", "lr", "fresh"), "lr": ("lr",), "finetune": ()}
 _PARTS = ("weights", "lr", "optimizer")
 FORMAT = 1
+
+
+class RewindState(TypedDict):
+    """The saved state of `Rewind`."""
+
+    format: int  # version of this layout
+    parts: list[str]  # what rewinds: "weights", "lr", "optimizer", "fresh" (a reset optimizer)
+    step: int | None  # to which it rewinds; None before a fit
+    memory: SnapshotStateDict | None  # the state at that step; None before it
+    fresh: SnapshotStateDict | None  # of new optimizers, if they are reset
 
 
 class Rewind(Callback):
@@ -182,13 +192,14 @@ did you mean 'weights'?
                 "an event waits for its rewind at the end of this batch: save then; if the step "
                 "failed, resume from the last checkpoint"
             )
-        return {
+        state: RewindState = {
             "format": FORMAT,
             "parts": list(self.parts),
             "step": self._step,
             "memory": None if self._memory is None else self._memory.state_dict(),
             "fresh": None if self._fresh is None else self._fresh.state_dict(),
         }
+        return {**state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict.get("format") != FORMAT or state_dict["parts"] != list(self.parts):

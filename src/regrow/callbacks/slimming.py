@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,13 @@ from regrow.utils.names import callable_name, parameters
 from regrow.utils.optimizers import trained_parameters
 
 PENALTIES = ("scales", "group", "growing")
+
+
+class SlimmingState(TypedDict):
+    """The saved state of `Slimming`."""
+
+    steps: int  # with the penalty
+    chosen: dict[str, Tensor]  # channels that it drives to zero, by group
 
 
 class Slimming(Callback):
@@ -117,7 +124,8 @@ class Slimming(Callback):
         self._channels = self._groups = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "chosen": dict(self.chosen)}
+        state: SlimmingState = {"steps": self.steps, "chosen": dict(self.chosen)}
+        return {**state}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.steps, self.chosen = state_dict["steps"], dict(state_dict["chosen"])

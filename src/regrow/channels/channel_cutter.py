@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 from regrow.channels.channel_masker import ChannelMasker
 from regrow.channels.cut.channel_cut import (
     ChannelCut,
+    StoredCut,
     comparable,
     restore_optimizer_shapes,
     slice_optimizer_state,
@@ -39,7 +39,7 @@ class ChannelCutter:
         self.masker, self.retrace, self.analyse = masker, retrace, analyse
         self.enforcer, self.model = masker.enforcer, masker.state.model
         self.plan = ChannelCut()  # all cuts since the original shapes as one
-        self.cuts: list[dict[str, Any]] = []  # each, with what it removed: see `_store`
+        self.cuts: list[StoredCut] = []
 
     @atomic
     def compact(self, optimizers: Sequence[Optimizer]) -> ChannelCut | None:
@@ -93,7 +93,7 @@ class ChannelCutter:
         self.analyse(self.retrace())
 
     @atomic
-    def reshape(self, cuts: Sequence[dict[str, Any]]) -> None:
+    def reshape(self, cuts: Sequence[StoredCut]) -> None:
         """Set the shapes, not the values, of the model after some cuts, if it has others."""
         if [comparable(cut) for cut in cuts] == [comparable(cut) for cut in self.cuts]:
             self.cuts = [*cuts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -88,6 +88,13 @@ def rank_channels(
             values = sum_by_channel(group, stored, torch.square).sqrt()
         ranks |= {(group.name, int(c)): float(values[c]) for c in pool[group.name]}
     return ranks
+
+
+class ChannelMaskerState(TypedDict):
+    """The attributes `removed` and `statistics` of `ChannelMasker`."""
+
+    removed: dict[str, Tensor]
+    statistics: dict[str, Tensor]
 
 
 class ChannelMasker:
@@ -192,7 +199,7 @@ class ChannelMasker:
             if group.name in self.removed and meant & {name for name, _ in group.members}
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ChannelMaskerState:
         """Return masked channels and their statistics; masks are part of `MaskState`."""
         removed = {name: channels.clone() for name, channels in self.removed.items()}
         return {"removed": removed, "statistics": dict(self.statistics)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -73,6 +73,13 @@ def fpgm(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
     return _normalised(total)
 
 
+class MeanScoresState(TypedDict):
+    """State of `MeanScores`."""
+
+    sums: dict[str, Tensor]  # of scores, by group
+    steps: float  # their number, or its exponential mean
+
+
 class MeanScores:
     """A criterion: the mean, over steps, of a criterion that reads gradients.
 
@@ -118,7 +125,7 @@ class MeanScores:
         """Forget all steps."""
         self._sums, self._steps = {}, 0.0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> MeanScoresState:
         """Return the sums of scores, and the number of steps."""
         return {"sums": {n: total.clone() for n, total in self._sums.items()}, "steps": self._steps}
 

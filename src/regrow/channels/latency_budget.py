@@ -7,7 +7,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -28,6 +28,13 @@ Rows = Mapping[str, Sequence[Sequence[float]]]
 ROUNDS = 7  # bisection steps over the share of MACs: to less than a hundredth
 PASSES = 40  # timed passes of each cut that is tried
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+
+
+class LatencyTimerState(TypedDict):
+    """State of `LatencyTimer`."""
+
+    size: int  # of the batch
+    original: float  # milliseconds of the original model; 0: unknown
 
 
 class LatencyTimer:
@@ -75,7 +82,7 @@ class LatencyTimer:
         with preserve_state(model):
             return compare_latency(self._copy, model, resize_batch(example, self.size)).speedup
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> LatencyTimerState:
         return {"size": self.size, "original": self._original}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

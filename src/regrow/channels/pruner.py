@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from regrow.channels.allocation import allocate
 from regrow.channels.channel_cutter import ChannelCutter
-from regrow.channels.channel_masker import ChannelMasker, rank_channels
+from regrow.channels.channel_masker import ChannelMasker, ChannelMaskerState, rank_channels
 from regrow.channels.config import ChannelConfig
-from regrow.channels.cut.channel_cut import ChannelCut
+from regrow.channels.cut.channel_cut import ChannelCut, StoredCut
 from regrow.channels.cut.surgery import RemovedChannels
 from regrow.channels.cut.verify import TrialCut
 from regrow.channels.graph.groups import Group, groups_from_trace
@@ -26,7 +26,7 @@ from regrow.channels.importance import (
     data_criterion,
     get_channel_criterion,
 )
-from regrow.channels.latency_budget import LatencyTimer, latency_budget
+from regrow.channels.latency_budget import LatencyTimer, LatencyTimerState, latency_budget
 from regrow.channels.prune_channels import (
     by_group,
     describe_fixed,
@@ -43,11 +43,23 @@ from regrow.pruning.freezing import TrainSpec
 from regrow.pruning.growth import GrowthCriterion, regrow_count
 from regrow.pruning.initializers import Initializer, make_initializer, removed_values, zero
 from regrow.pruning.restore import describe_regrowth
-from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState
+from regrow.pruning.state import HistoryEntry, KeepRemoved, MaskState, MaskStateDict
 from regrow.pruning.transaction import atomic
 from regrow.utils.batches import two_examples
 from regrow.utils.errors import ConfigError, StateError, check_sparsity
 from regrow.utils.names import parameters
+
+
+class ChannelPrunerState(MaskStateDict, ChannelMaskerState):
+    """What `ChannelPruner.state_dict` returns, with a digest."""
+
+    cuts: list[StoredCut]
+    example: Any
+    not_prunable: dict[str, str]
+    dense_size: float
+    saved: float  # fraction of the dense latency
+    watch: LatencyTimerState
+    collected: dict[str, Any]  # by a criterion
 
 
 class ChannelPruner(BasePruner):
@@ -184,6 +196,10 @@ class ChannelPruner(BasePruner):
 
         Removed channels stay removed, but 0 restores all masked channels. `own` are the present
         fractions of `layer_targets`; None: the final ones.
+
+        Raises:
+            ConfigError: For a sparsity out of range, below the present one, or unreachable.
+            StateError: For scores that are not finite, or missing gradients.
         """
         sparsity, optimizers = check_sparsity("sparsity", sparsity), list(optimizers)
         before = self.sparsity
@@ -209,8 +225,13 @@ class ChannelPruner(BasePruner):
     ) -> HistoryEntry:
         """Restore masked channels bit-exactly, in all their parameters.
 
-        Channels with a part in a layer that `names` match return; None: all. Raises `StateError` if
-        nothing was stored, or the channels were cut: call `expand()`.
+        Args:
+            names: Patterns of layers; channels with a part in one of them return; None: all.
+            optimizers: Their state is restored or zeroed.
+
+        Raises:
+            StateError: If nothing was stored, or the channels were cut: call `expand()`.
+            ConfigError: If a pattern matches nothing.
         """
         channels = self.masker.named(names)
         if self.cutter.cuts and not any(map(len, channels.values())):
@@ -237,12 +258,20 @@ class ChannelPruner(BasePruner):
         train: TrainSpec = "all",
         optimizers: Iterable[Optimizer] = (),
     ) -> HistoryEntry:
-        """Unmask some channels; arguments as in `Pruner.regrow`, but `fraction` is one of channels.
+        """Unmask some channels; see `Pruner.regrow` for the arguments.
 
-        They are chosen `by` "random" or "removed", the largest norm of the removed values first.
         With `init="removed"` their values are restored. Otherwise layers that compute a channel get
         new rows, its norms scale 1 and shift 0, and the columns that read it are zero: the outputs
         do not change at first, and all its weights can learn.
+
+        Args:
+            fraction: Fraction of the masked channels in `names`; or
+            count: number of channels.
+            by: "random" or "removed" (the largest norm of the removed values first).
+            init: New values, not "zero", with which a channel would never learn.
+            names: Patterns of layers; None: all.
+            train: Which weights train afterwards.
+            optimizers: Their state of returning weights is zeroed.
         """
         initializer = check_regrowth(by, init)
         spec, before = self.state.freezer.check(train), self.sparsity
@@ -289,13 +318,13 @@ class ChannelPruner(BasePruner):
         self._saved = 0.0
         return self.record_event("expand", before)
 
-    def reshape(self, cuts: Sequence[dict[str, Any]]) -> None:
+    def reshape(self, cuts: Sequence[StoredCut]) -> None:
         """Set the shapes of the model after some cuts; see `ChannelCutter.reshape`."""
         self.cutter.reshape(cuts)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that is needed to continue, with a digest."""
-        state: dict[str, Any] = {
+        """Return all that is needed to continue; see `ChannelPrunerState`."""
+        state: ChannelPrunerState = {
             **self.state.state_dict(),
             **self.masker.state_dict(),
             "cuts": [*self.cutter.cuts],
@@ -304,9 +333,9 @@ class ChannelPruner(BasePruner):
             "dense_size": self.dense,
             "saved": self._saved,
             "watch": self.watch.state_dict(),
-            "collected": self.collected.state_dict() if self.collected else {},
+            "collected": {**self.collected.state_dict()} if self.collected else {},
         }
-        return with_digest(state)
+        return with_digest({**state})
 
     @atomic
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ class RandomState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The generators' state, or the loaded one that is not restored yet."""
-        return self._pending or capture_random_state()
+        return self._pending or {**capture_random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store a state until training starts."""

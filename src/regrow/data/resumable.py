@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, distributed
@@ -15,6 +15,14 @@ from regrow.utils.errors import StateError, check_count
 
 Batch = tuple[Tensor, Tensor]
 """Images (N, C, H, W) for the model, and labels (N,)."""
+
+
+class PositionState(TypedDict):
+    """A position in the training data; the numbers of `identity()` are saved with it."""
+
+    epoch: int
+    batch: int  # that comes next
+    skipped: int
 
 
 class ResumableLoader(ABC):
@@ -82,8 +90,12 @@ class ResumableLoader(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch and `identity()`, as builtin numbers."""
-        position = {"epoch": self._epoch, "batch": self._batch, "skipped": self._skipped}
-        return position | self.identity()
+        position: PositionState = {
+            "epoch": self._epoch,
+            "batch": self._batch,
+            "skipped": self._skipped,
+        }
+        return {**position, **self.identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the saved position; within an epoch only with the same identity."""

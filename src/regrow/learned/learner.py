@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,20 @@ from regrow.pruning.state import HistoryEntry
 from regrow.utils.errors import StateError
 
 OPTIMIZERS = ("adam", "sgd")
+
+
+class LearnerStateDict(TypedDict, total=False):
+    """State of a `Learner`, by parameter name; empty while nothing is learned."""
+
+    dense: dict[str, Tensor]  # weights
+    scores: dict[str, Tensor]
+    optimizer: dict[str, Any]  # of the scores
+    zeros: dict[str, int]  # effective weights that are exactly zero
+    rate: float  # learning rate of the scores
+    penalty: float  # its weight
+    progress: float  # completed fraction of the learning
+    window: dict[str, Any]  # fields of `LearningWindow`
+    controller: dict[str, Any]  # fields of `SparsityController`
 
 
 class Learner(Reparametrization):
@@ -144,7 +158,7 @@ class Learner(Reparametrization):
         scores = self.scores[name].detach()
         return self.method.margin(self.dense[name].to(scores.dtype), scores)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> LearnerStateDict:
         """Return what is being learned; nothing between two learnings."""
         if not self.active:
             return {}
@@ -226,7 +240,7 @@ class MarginCriterion:
         return self.learner.margin(name)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.learner.state_dict()
+        return {**self.learner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.learner.load_state_dict(state)

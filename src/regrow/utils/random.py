@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -15,13 +15,32 @@ from torch import Tensor
 from regrow.utils.logging import warn
 
 
+class NumpyRandomState(TypedDict):
+    """Result of `numpy.random.get_state(legacy=True)`, with the keys as a tensor."""
+
+    name: str
+    keys: Tensor
+    position: int
+    has_gauss: int
+    gauss: float
+
+
+class RandomStateDict(TypedDict):
+    """States of all global random generators."""
+
+    torch: Tensor
+    cuda: list[Tensor]  # one per device
+    numpy: NumpyRandomState
+    python: tuple[Any, ...]  # random.getstate()
+
+
 def make_generator(seed: int, event: int, name: str) -> torch.Generator:
     """Make a generator that depends only on (seed, event, name), not on earlier draws."""
     key = hashlib.blake2b(f"{seed}/{event}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 
 
-def capture_random_state() -> dict[str, Any]:
+def capture_random_state() -> RandomStateDict:
     """Return the state of all global generators, as tensors and builtin types."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {

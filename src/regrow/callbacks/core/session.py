@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Generic
+from typing import Any, Generic, TypedDict
 
 from torch import nn
 from torch.optim import Optimizer
@@ -34,6 +34,17 @@ FORMAT = 4
 
 
 P = TypeVar("P", bound=BasePruner, default=Any)
+
+
+class SessionState(TypedDict, total=False):
+    """The saved state of a pruning callback; strategies add keys of their own."""
+
+    format: int  # version of this layout
+    final: float  # sparsity at which the schedule ends
+    config: dict[str, str]  # settings of `PruningConfig` or `ChannelConfig`, as text
+    pruner: dict[str, Any] | None  # masks, history, removed values; None before the first fit
+    progress: dict[str, Any] | None  # the plan and past events; None before the first fit
+    children: list[str]  # names of the child callbacks, which save their own states
 
 
 class PruningStrategy(Generic[P]):
@@ -415,7 +426,7 @@ class PruningSession(Generic[P]):
         self.add_position(entry)
         self._check_ranks("a rollback")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SessionState:
         """The state that `resume` needs; what a model or a fit makes is None before the first."""
         self.transaction.check()
         return {
@@ -424,7 +435,7 @@ class PruningSession(Generic[P]):
             "config": self.strategy.config.to_dict(),
             "pruner": None if self.current is None else self.current.state_dict(),
             "progress": self.progress.state_dict() if self.progress.started else None,
-            **self.strategy.state_dict(self),
+            **self.strategy.state_dict(self),  # type: ignore[typeddict-item]
         }
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from regrow.callbacks.core.checkpoint_files import save_atomic
+from regrow.channels.cut.channel_cut import StoredCut
 from regrow.channels.model_config import configured_models, cut_config
 from regrow.channels.pruner import ChannelPruner
 from regrow.io.checkpoints import KEY, read_checkpoint
@@ -45,7 +46,9 @@ def load_compact(
         pruner.load_state_dict(pruner_state)
     else:
         plan = checkpoint.get(KEY)
-        cuts = [{"plan": plan, "removed_weights": {}, "statistics": {}}] if plan else []
+        cuts: list[StoredCut] = []
+        if plan:
+            cuts.append({"plan": plan, "removed_weights": {}, "statistics": {}})
         pruner.reshape(cuts)
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     if pruner_state is None and MASKED in checkpoint:

@@ -4,11 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from regrow.callbacks.core.clock import Clock
 from regrow.schedules.time import Time
 from regrow.utils.errors import ConfigError
+
+
+class EventTimesState(TypedDict):
+    """Saved times of a fit."""
+
+    steps: list[int]
+    done: list[bool]  # which of them have passed
+    epochs: dict[int, int]  # the first step of each epoch of the fit, by its number
 
 
 class EventTimes:
@@ -74,7 +82,7 @@ class EventTimes:
         """The likely cause why the fit ended before the next time; see `Clock.why_missed`."""
         return self._time.why_missed(self.remaining[0], self._epochs)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> EventTimesState:
         epochs = dict(self._epochs)
         return {"steps": list(self._steps), "done": list(self._done), "epochs": epochs}
 

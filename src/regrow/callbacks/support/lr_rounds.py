@@ -8,7 +8,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count, pairwise
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -29,6 +29,14 @@ _LENGTHS = ("T_max", "total_steps", "num_training_steps", "total_iters")
 _IN_STEPS = (*_LENGTHS, "milestones", "step_size", "T_0", "step_size_up")
 
 
+class RoundState(TypedDict):
+    """The saved state of `RoundLR`."""
+
+    last_epoch: int  # steps of the schedule, as in LRScheduler
+    length: int  # steps of a round
+    scheduler: dict[str, Any]  # state of the wrapped one
+
+
 class RoundLR(LRScheduler):
     """Steps a scheduler for `length` intervals, a round, then holds its learning rate."""
 
@@ -47,7 +55,12 @@ class RoundLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         inner = self.scheduler.state_dict()
-        return {"last_epoch": self.last_epoch, "length": self.length, "scheduler": inner}
+        state: RoundState = {
+            "last_epoch": self.last_epoch,
+            "length": self.length,
+            "scheduler": inner,
+        }
+        return {**state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.last_epoch, self.length = state_dict["last_epoch"], state_dict["length"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,31 @@ from regrow.utils.errors import StateError
 from regrow.utils.names import accept_compile_prefix, modules, parameters, tensors
 
 FORMAT = 1
+
+
+class ChannelCutState(TypedDict):
+    """What `ChannelCut.state_dict` returns: its attributes as tensors and builtin types.
+
+    Dimensions are strings; attributes are triples (module, attribute, value).
+    """
+
+    format: int
+    kept: dict[str, dict[str, Tensor]]
+    attributes: list[tuple[str, str, Any]]
+    before: list[tuple[str, str, Any]]
+    shapes: dict[str, list[int]]
+    removed: dict[str, int]
+    not_prunable: dict[str, str]
+    approximate: dict[str, list[str]]
+    error: float
+
+
+class StoredCut(TypedDict):
+    """One cut in a state dict, with the values that it removed, by parameter and by buffer."""
+
+    plan: ChannelCutState
+    removed_weights: dict[str, Tensor]  # empty if values are not kept
+    statistics: dict[str, Tensor]  # of buffers, and of weights that are cut without being masked
 
 
 @dataclass
@@ -58,7 +83,7 @@ class ChannelCut:
     approximate: dict[str, tuple[str, ...]] = field(default_factory=dict)
     speedup: Speedup | None = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ChannelCutState:
         """Return the record as tensors and builtin types, for `from_state`."""
         return {
             "format": FORMAT,
@@ -295,7 +320,7 @@ def _reset_mismatched(optimizers: Sequence[Optimizer], model: nn.Module, plan: C
                 del optimizer.state[parameter]
 
 
-def comparable(cut: Mapping[str, Any]) -> dict[str, Any]:
+def comparable(cut: StoredCut) -> dict[str, Any]:
     """Return the kept positions of a saved cut as lists, which can be compared."""
     return {
         name: {dim: keep.tolist() for dim, keep in dims.items()}
