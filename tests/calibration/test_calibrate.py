@@ -2,17 +2,16 @@
 """`regrow.calibrate`: masks, refit, undo, and what it refuses."""
 
 import copy
-import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import regrow
-from regrow.calibration import moments as collecting
-from regrow.calibration.calibrate import calibrated_layers, order_layers, refit_layers
-from regrow.calibration.moments import Data, squared_gradients
+from regrow.calibration.calibrate import calibrated_layers, refit_layers
+from regrow.calibration.moments import Data, paired_moments, squared_gradients
 from regrow.calibration.scores import CRITERIA
 from regrow.utils.errors import ConfigError, StateError
 
@@ -277,59 +276,15 @@ def test_layers_that_cannot_be_calibrated_or_do_not_run():
         regrow.calibrate(nn.Bilinear(4, 4, 2), [data()], 0.5, include=["weight"])
 
 
-@pytest.mark.parametrize("depth", [2, 8])
-def test_a_refit_of_all_layers_runs_each_once_a_batch(depth):
-    """But for the first batch, which shows the order of layers."""
-    torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(depth)), nn.ReLU())
-    dense, runs = copy.deepcopy(model), {"model": 0, "dense": 0, "behind": 0}
-    layers = calibrated_layers(model, None, None)
-    masks = regrow.prune(model, 0.5)
-
-    def count(name):
-        return lambda *_: runs.update({name: runs[name] + 1})
-
-    for module, name in ((model[0], "model"), (dense[0], "dense"), (model[-1], "behind")):
-        module.register_forward_hook(count(name))
-    batches = [torch.randn(16, 6) for _ in range(4)]
-    assert set(refit_layers(model, dense, layers, masks, Data(batches), 1e-3).values()) == {64}
-    assert runs == {"model": 5, "dense": 4, "behind": 1}
-    assert not [thread for thread in threading.enumerate() if "_run" in thread.name]
-
-
-class Residual(nn.Module):
-    def __init__(self, depth):
-        super().__init__()
-        torch.manual_seed(1)
-        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(depth))
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = x + layer(x).relu_()
-        return x
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Residual(4),
-        lambda: nn.Sequential(nn.LSTM(6, 5, num_layers=2, batch_first=True)),
-        lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True),
-    ],
-)
-def test_passes_that_wait_give_what_passes_that_run_again_give(monkeypatch, make):
-    dense, ends = make(), []
-    batches = [torch.randn(5, 3, 6) for _ in range(3)]
-    for again in (False, True):
-        model = copy.deepcopy(dense)
-        layers = order_layers(model, calibrated_layers(model, None, None), Data(batches))
-        masks = regrow.prune(model, 0.5)
-        if again:
-            monkeypatch.setattr(collecting, "_called", lambda *_: [])
-        refit_layers(model, copy.deepcopy(dense), layers, masks, Data(batches), 1e-3)
-        ends.append(model.state_dict())
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-    assert any(not torch.equal(ends[0][name], dense.state_dict()[name]) for name in ends[0])
+def test_a_refit_does_not_run_what_comes_behind_the_layer_but_for_the_first_batch():
+    model, ran = perceptron(), []
+    layer = calibrated_layers(model, ["0.weight"], None)[0]
+    dense = copy.deepcopy(model)
+    model[4].register_forward_hook(lambda *_: ran.append(1))
+    twin = replace(layer, module=dense[0])
+    moments = paired_moments(layer, model, twin, dense, Data([*data(256).split(64)]))
+    assert moments.rows == 256
+    assert len(ran) == 1
 
 
 @pytest.mark.parametrize(("criterion", "rounds"), [("obs", 4), ("wanda", 1)])

@@ -13,13 +13,7 @@ from torch import Tensor, nn
 
 from regrow.calibration.joint_refit import refit_jointly
 from regrow.calibration.layer_rows import LayerRows
-from regrow.calibration.moments import (
-    Data,
-    input_moments,
-    paired_calls,
-    paired_moments,
-    squared_gradients,
-)
+from regrow.calibration.moments import Data, input_moments, paired_moments, squared_gradients
 from regrow.calibration.refit import refit_matrix
 from regrow.calibration.scores import CRITERIA
 from regrow.calibration.sequence_rows import find_rows
@@ -98,7 +92,7 @@ def calibrate(
     moments of their inputs. Then, in the order in which layers run, kept weights and biases are
     refitted by least squares: a layer reproduces its outputs in the dense network from the inputs
     that the network pruned so far gives it. "obs" with a refit prunes in four rounds. Memory: three
-    copies of the weights, inputs, activations, and a `(features, features)` matrix per layer.
+    copies of the weights, the inputs, and a `(features, features)` matrix per layer.
 
     Args:
         model: The model.
@@ -386,20 +380,20 @@ def refit_layers(
     of each layer. `advance` is called with each before its refit.
     """
     rows = {}
-    masked = [layer for layer in layers if layer.name in masks]
     pairs = dict(zip(model.modules(), dense.modules(), strict=True))
-    with paired_calls(model, dense, masked, data) as calls:
-        for layer in masked:
-            if advance is not None:
-                advance(f"refit of {layer.name}")
-            twin = replace(layer, module=pairs[layer.module])
-            outputs = None if kept is None else kept.get(layer.name)
-            moments = paired_moments(layer, twin, calls, data, outputs)
-            mask = masks[layer.name].to(layer.weight.device, torch.bool)
-            keep, bias = layer.to_matrix(mask), layer.bias
-            matrix, shift = refit_matrix(layer.matrix, keep, moments, bias is not None, damping)
-            layer.weight.copy_(layer.to_weight(matrix).masked_fill(~mask, 0.0))
-            if bias is not None and shift is not None:
-                bias.copy_(shift.flatten())
-            rows[layer.name] = moments.rows
+    for layer in layers:
+        if layer.name not in masks:
+            continue
+        if advance is not None:
+            advance(f"refit of {layer.name}")
+        twin = replace(layer, module=pairs[layer.module])
+        outputs = None if kept is None else kept.get(layer.name)
+        moments = paired_moments(layer, model, twin, dense, data, outputs)
+        mask = masks[layer.name].to(layer.weight.device, torch.bool)
+        keep, bias = layer.to_matrix(mask), layer.bias
+        matrix, shift = refit_matrix(layer.matrix, keep, moments, bias is not None, damping)
+        layer.weight.copy_(layer.to_weight(matrix).masked_fill(~mask, 0.0))
+        if bias is not None and shift is not None:
+            bias.copy_(shift.flatten())
+        rows[layer.name] = moments.rows
     return rows

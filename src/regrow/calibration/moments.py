@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -18,11 +16,7 @@ from regrow.calibration.layer_rows import LayerRows
 from regrow.utils.batches import bound_forward
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.modes import in_mode
-from regrow.utils.paused_forward import Call, PausedForward
 from regrow.utils.random import make_generator
-
-PairedCalls = Callable[[LayerRows, LayerRows], Iterable[tuple[list[Tensor], list[Tensor]]]]
-"""Returns, for each batch, the inputs of the calls of a layer, and those of its dense twin."""
 
 
 class Moments:
@@ -199,80 +193,32 @@ def _add_squares(
 
 
 def paired_moments(
-    layer: LayerRows, twin: LayerRows, calls: PairedCalls, data: Data, kept: Tensor | None = None
+    layer: LayerRows,
+    model: nn.Module,
+    twin: LayerRows,
+    dense: nn.Module,
+    data: Data,
+    kept: Tensor | None = None,
 ) -> Moments:
     """Collect moments of a layer's inputs in a model and of its twin's outputs in a dense copy.
 
-    `calls` is that of `paired_calls`; `kept` says which outputs of the twin the layer has.
+    `kept` says which outputs of the twin the layer has; None: all.
     """
-    moments = Moments()
-    for inputs, before in calls(layer, twin):
-        if len(inputs) != len(before) or not inputs:
-            raise StateError(
-                f"{layer.name} is called {len(inputs)} times in the model and {len(before)} "
-                "times in its copy: calibration needs a forward pass that does not depend on "
-                "weights or on attributes that copy.deepcopy shares"
-            )
-        for pair in zip(inputs, before, strict=True):
-            x, dense_x = (data.sample(rows, layer.name, moments.rows) for rows in pair)
-            moments.add(x, twin.outputs(dense_x, kept))
-    return data.finish(layer.name, moments)
-
-
-@contextmanager
-def paired_calls(
-    model: nn.Module, dense: nn.Module, layers: Sequence[LayerRows], data: Data
-) -> Iterator[PairedCalls]:
-    """Yield a function that returns, by batch, a layer's inputs in a model and in its dense copy.
-
-    It is called with one layer after the other. If they run in this order, each once, the forward
-    passes of all batches wait where a layer is refitted: time is linear in depth, and memory that
-    of the activations there. Else, and for more than 128 batches, both networks run again up to
-    each layer.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(in_mode(model, training=False))
-        stack.enter_context(in_mode(dense, training=False))
-        modules = [*dict.fromkeys(layer.module for layer in layers)]
-        if len(data.batches) > 128 or _called(model, modules, data.batches[0]) != modules:
-            yield partial(_rerun, model, dense, data)
-            return
-        passes = [(PausedForward(model, b), PausedForward(dense, b)) for b in data.batches]
-        for forward in chain.from_iterable(passes):
-            stack.callback(forward.end)
-        stops: dict[PausedForward, tuple[nn.Module, Call | None]] = {}
-
-        def inputs(forward: PausedForward, layer: LayerRows) -> list[Tensor]:
-            module, call = stops.get(forward, (None, None))
-            if module is not layer.module:  # several layers may be weights of one module
-                call = forward.run_to(layer.module)
-                stops[forward] = layer.module, call
-            return [] if call is None else [layer.inputs(*call)]
-
-        yield lambda layer, twin: ((inputs(p, layer), inputs(q, twin)) for p, q in passes)
-
-
-def _called(model: nn.Module, modules: Sequence[nn.Module], batch: Any) -> list[nn.Module]:
-    """Run a model, and return those of the modules that are called, by call."""
-    found: list[nn.Module] = []
-    with ExitStack() as stack:
-        for module in modules:
-            hook = module.register_forward_pre_hook(lambda called, _: found.append(called))
-            stack.callback(hook.remove)
-        bound_forward(model, batch)()
-    return found
-
-
-def _rerun(
-    model: nn.Module, dense: nn.Module, data: Data, layer: LayerRows, twin: LayerRows
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Run both networks up to a layer, for each batch."""
-    most = None  # calls of a batch, of which the first shows how many
+    moments, most = Moments(), None  # calls of a batch, of which the first shows how many
     with in_mode(model, training=False), in_mode(dense, training=False):
         for batch in data.batches:
-            inputs = _calls(model, layer, batch, most)
-            yield inputs, _calls(dense, twin, batch, most)
+            inputs, before = _calls(model, layer, batch, most), _calls(dense, twin, batch, most)
             most = len(inputs)
+            if len(inputs) != len(before) or not inputs:
+                raise StateError(
+                    f"{layer.name} is called {len(inputs)} times in the model and {len(before)} "
+                    "times in its copy: calibration needs a forward pass that does not depend on "
+                    "weights or on attributes that copy.deepcopy shares"
+                )
+            for pair in zip(inputs, before, strict=True):
+                x, dense_x = (data.sample(rows, layer.name, moments.rows) for rows in pair)
+                moments.add(x, twin.outputs(dense_x, kept))
+    return data.finish(layer.name, moments)
 
 
 class _Reached(BaseException):
