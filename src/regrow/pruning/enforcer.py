@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -39,15 +38,6 @@ _Groups = dict[torch.dtype, tuple[list[Tensor], list[Tensor]]]
 _REFILLING = (torch.optim.Adamax, torch.optim.Rprop)
 
 
-class _Sample(NamedTuple):
-    """A parameter at `pointer` and its mask, both as arrays that share their memory."""
-
-    mask: Tensor
-    pointer: int
-    values: NDArray[Any]
-    kept: NDArray[Any]
-
-
 class MaskEnforcer:
     """Stores the working masks of some parameters and applies them; of a DTensor this rank's rows.
 
@@ -68,7 +58,6 @@ class MaskEnforcer:
         self.after_step: list[Callable[[], None]] = []
         self._warned: set[int] = set()  # optimizers whose state cannot be masked
         self._views: dict[str, Tensor] = {}  # integer views of parameters, slow to make
-        self._samples: dict[str, _Sample] = {}
         self._turn = 0  # of the row that `is_sample_live` reads
 
     def set_mask(self, name: str, mask: Tensor) -> None:
@@ -89,7 +78,6 @@ class MaskEnforcer:
         self._sharded = any(map(is_dtensor, self.parameters.values()))
         self._working.clear()
         self._views.clear()
-        self._samples.clear()
         self.masked = False
 
     def data(self, name: str) -> Tensor:
@@ -143,29 +131,20 @@ class MaskEnforcer:
             return False
         names = list(self._working)
         name, turn = names[self._turn % len(names)], self._turn // len(names)
-        parameter, mask = self.parameters[name], self._working[name]
+        parameter, mask, view = self.parameters[name], self._working[name], self._views.get(name)
+        if view is None or view.data_ptr() != parameter.data_ptr():
+            return True  # never masked yet, or its storage was replaced
+        row = turn % len(mask)
         if not parameter.is_cpu:
-            return self._turn % 64 == 0 and self._is_row_live(name, turn % len(mask))
-        sample = self._samples.get(name)
-        if sample is None or sample.mask is not mask or sample.pointer != parameter.data_ptr():
-            mask = self._fitting(name)
-            values = self.data(name).view(mask.dtype).numpy()
-            self._samples[name] = _Sample(mask, parameter.data_ptr(), values, mask.numpy())
-            return True  # the mask or the storage is new
-        values, kept = sample.values, sample.kept
-        rows, size = len(kept), kept.size
-        width = size // rows
+            return self._turn % 64 == 0 and bool((view[row] != 0).gt(mask[row]).any())
+        values, kept = view.numpy(), mask.numpy()
+        width = kept.size // len(kept)
         step = max(1, width // 16)
-        first = turn % rows * width
-        for place in range(first + turn // rows % step, first + width, step):
+        first = row * width
+        for place in range(first + turn // len(kept) % step, first + width, step):
             if values.item(place) and not kept.item(place):
                 return True
         return False
-
-    def _is_row_live(self, name: str, row: int) -> bool:
-        mask = self._fitting(name)
-        view = self.data(name).view(mask.dtype)
-        return bool((view[row] != 0).gt(mask[row]).any())
 
     def gradients(self) -> None:
         """Set every gradient of a pruned weight to exactly +0.0, NaN and Inf too."""
