@@ -101,3 +101,41 @@ def test_invalid_settings_change_nothing():
         with pytest.raises(ConfigError, match=message):
             regrow.repair(model, dense, masks, [draw(16, 8)], **given)
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+
+
+def test_an_error_leaves_the_pruned_network_as_it_was():
+    model, dense, masks = pruned()
+    before = copy.deepcopy(model.state_dict())
+
+    def train(_):
+        raise RuntimeError("no more memory")
+
+    with pytest.raises(RuntimeError, match="no more memory"):
+        regrow.repair(model, dense, masks, [draw(256, 8)], measure=lambda _: 0.0, train=train)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Frozen(nn.Module):
+    """Its first layer runs without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.body(x).relu()
+        return self.head(x)
+
+
+def test_a_network_without_gradients_is_repaired_without_the_joint_refit():
+    dense = Frozen().eval()
+    model = copy.deepcopy(dense)
+    masks = regrow.prune(model, 0.5)
+    result = regrow.repair(model, dense, masks, [draw(64, 8)], measure=lambda _: 0.0)
+    assert list(result.measures) == ["none", "refit"]
+    model, before = copy.deepcopy(dense), dense.state_dict()
+    with pytest.raises(ConfigError, match="no gradient with respect to some of its weights"):
+        regrow.calibrate(model, [draw(64, 8)], 0.5, criterion="magnitude", refit="joint")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -16,8 +16,12 @@ from torch.utils._pytree import tree_leaves
 from regrow.calibration.layer_rows import LayerRows
 from regrow.calibration.moments import Data, gradients_in_eval
 from regrow.utils.batches import bound_forward
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.modes import in_mode
+
+
+class NoGradientError(ConfigError):
+    """The outputs have no gradient with respect to weights that are to be refitted."""
 
 
 @torch.no_grad()
@@ -51,7 +55,8 @@ def refit_jointly(
         The sum after the refit.
 
     Raises:
-        ConfigError: If outputs have no gradient.
+        NoGradientError: If outputs have no gradient; the model is unchanged.
+        StateError: If a block is not called for each batch.
 
     Source: Lucas and Mazumder 2025 (SNOWS), ICLR: a reconstruction over several operations, there
         by Newton steps.
@@ -94,13 +99,16 @@ class _Pair:
             with torch.enable_grad():
                 pairs = zip(_outputs(self.model, self.blocks, batch), goals, strict=True)
                 loss = (_squares([y - goal for y, goal in pairs]) / self.sizes).sum()
-            if not loss.requires_grad:
-                raise ConfigError(
-                    "the model's outputs have no gradient with respect to its weights, by which "
-                    "they are refitted together: write refit=True"
-                )
+            parts: Sequence[Tensor | None] = [None] * len(gradients)
+            if loss.requires_grad:
+                parts = torch.autograd.grad(loss, parameters, allow_unused=True)
             error += loss.detach()
-            for sums, part in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
+            for sums, part in zip(gradients, parts, strict=True):
+                if part is None:
+                    raise NoGradientError(
+                        "the model's outputs have no gradient with respect to some of its weights, "
+                        "by which they are refitted jointly: refit layer by layer (refit=True)"
+                    )
                 sums += part
         return self.total(error), [self.total(sums) for sums in gradients]
 
@@ -175,6 +183,11 @@ def _outputs(model: nn.Module, modules: Sequence[nn.Module], batch: Any) -> list
 
     with _hooked(modules, hook):
         bound_forward(model, batch)()
+    if not all(calls.values()):
+        raise StateError(
+            "a block is called for some batches and not for others: refit layer by layer "
+            "(refit=True)"
+        )
     return [torch.cat(found) for found in calls.values()]
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from regrow.calibration.batch_norm_recalibration import recalibrate
 from regrow.calibration.calibrate import inputs_of, order_layers, refit_layers
-from regrow.calibration.joint_refit import refit_jointly
+from regrow.calibration.joint_refit import NoGradientError, refit_jointly
 from regrow.calibration.moments import Data
 from regrow.calibration.sequence_rows import find_rows
 from regrow.utils.batches import bound_forward
@@ -74,7 +74,8 @@ def repair(
         What was done, and the measures.
 
     Raises:
-        ConfigError, StateError: For invalid settings, and inputs that are not finite.
+        ConfigError, StateError: For invalid settings, and inputs that are not finite; the model is
+            then as it was given.
 
     Example:
         >>> import copy, regrow
@@ -106,7 +107,13 @@ def climb(
     for rung, act in _rungs(model, dense, masks, data, train, damping):
         if rung in ("batch_norm", "refit"):
             model.load_state_dict(pruned)
-        act()
+        try:
+            act()
+        except NoGradientError:
+            continue  # the next repair may suffice
+        except BaseException:
+            model.load_state_dict(pruned)
+            raise
         measures[rung] = measure(model)
         if measures[rung] >= at_least:
             return Repair(rung, True, measures)
