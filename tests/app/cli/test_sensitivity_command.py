@@ -17,7 +17,6 @@ from regrow.app.experiment.load_run import combined_masks
 from regrow.app.experiment.run import train
 from regrow.app.models import DigitsCNN
 from regrow.app.training.build import build_data, build_module
-from regrow.channels.importance import CHANNEL_CRITERIA
 from regrow.io.checkpoints import KEY
 from regrow.masks.masks import Masks
 
@@ -191,10 +190,16 @@ def test_options_reach_the_scan(untrained, tmp_path, capsys):
     assert not (untrained.parent / "sensitivity.csv").exists()
 
 
-@pytest.mark.parametrize("criterion", [*CHANNEL_CRITERIA, "random"])
+@pytest.mark.parametrize("criterion", ["l1", "l2", "bn", "taylor", "fpgm", "random"])
 def test_each_criterion_of_channels_can_be_scanned(untrained, capsys, criterion):
     run(untrained, "--by", "channels", "--criterion", criterion, "--sparsities", "0.5")
     assert f"ranked by {criterion} within each" in re.sub(r"\s+", " ", capsys.readouterr().out)
+
+
+def test_a_criterion_of_many_steps_is_refused(untrained, capsys):
+    words = ["sensitivity", str(untrained), "--by", "channels", "--criterion", "fisher"]
+    assert main(words) == 1
+    assert "write --criterion taylor" in capsys.readouterr().err
 
 
 def test_the_test_set_is_never_read(untrained, monkeypatch):

@@ -51,6 +51,11 @@ def show_sensitivity(options: ScanOptions) -> None:
     criterion = options.criterion or DEFAULT_CRITERIA[options.by]
     known = WEIGHT_CRITERIA if options.by == "weights" else {**CHANNEL_CRITERIA, "random": None}
     check_choice("--criterion", criterion, known)
+    if options.by == "channels" and criterion == "fisher":
+        raise ConfigError(
+            "--criterion fisher is the mean of squared gradients over training steps, and nothing "
+            "is trained here: write --criterion taylor"
+        )
     cfg, checkpoint = load_run(options.checkpoint, _ADVICE)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +118,7 @@ def _measure_all_limits(
 
 def _reads_gradients(by: str, criterion: str) -> bool:
     if by == "channels":
-        return criterion in ("taylor", "fisher")
+        return criterion == "taylor"
     rule: Criterion | type = WEIGHT_CRITERIA[criterion]
     return not isinstance(rule, type) and needs_gradients(rule)
 

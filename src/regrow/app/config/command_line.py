@@ -200,8 +200,8 @@ def _check_option(override: Override) -> None:
     """Refuse what is no name for a group: Hydra fails without a clear error on `logger=null`."""
     group, word = override.key_or_group, override.input_line
     if group == "recipe" and override.value_type is ValueType.GLOB_CHOICE_SWEEP:
-        raise ConfigError(
-            f"{word} finds nothing, recipes are in subfolders: write their names, "
+        raise ConfigError(  # it would find `custom` alone
+            f"{word} finds no recipe, they are in subfolders: write their names, "
             "recipe=digits/gmp,digits/oneshot"
         )
     if group not in (*GROUPS, "sweep", "recipe") or override.is_sweep_override():
@@ -221,20 +221,25 @@ def _check_option(override: Override) -> None:
 
 def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
     """Yield the overrides of one job, then of one for each other option of a swept group."""
-    values = [
-        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
-        if one.is_sweep_override()
-        else [one.input_line or ""]
-        for one in overrides
-        if not one.is_interval_sweep()
-    ]
-    values = [options for options in values if options]  # a glob may match nothing
+    values = [_options(one) for one in overrides if not one.is_interval_sweep()]
     first = [options[0] for options in values]
     yield first
     for place, options in enumerate(values):
         group = options[0].partition("=")[0].lstrip("+")
         for option in options[1:] if group in (*GROUPS, "recipe") else ():
             yield [*first[:place], option, *first[place + 1 :]]
+
+
+def _options(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    values = override.sweep_string_iterator()
+    options = [f"{override.get_key_element()}={value}" for value in values]
+    if not options:
+        raise ConfigError(
+            f"{override.input_line} finds nothing: write names, such as pruning=gmp,rigl"
+        )
+    return options
 
 
 def _compose(words: list[str]) -> DictConfig:
@@ -252,7 +257,7 @@ def _refuse_option(error: MissingConfigException) -> NoReturn:
     """Raise for an option that its group does not have."""
     file = error.missing_cfg_file or ""
     if file.startswith("recipe/"):
-        raise no_recipe(file.removeprefix("recipe/")) from error
+        raise no_recipe(file.removeprefix("recipe/"), error.options or ()) from error
     group, _, name = file.rpartition("/")
     options = list(error.options or ())
     if not options:

@@ -171,8 +171,10 @@ def register(given: Mapping[str, Path] | None = None, own: Collection[str] = ())
         folder[f"{stem}.yaml"] = _RecipeNode(f"{stem}.yaml", group, path, own)
 
 
-def no_recipe(name: str) -> ConfigError:
+def no_recipe(name: str, more: Iterable[str] = ()) -> ConfigError:
     """Make the error for an unknown name: Hydra's does not list the options of nested groups."""
     file = Path(f"{name}.yaml")
-    hint = f"did you mean the file {file}?" if file.is_file() else suggest(name, recipe_files())
+    hint = suggest(name, [*recipe_files(), *more])
+    if file.is_file():
+        hint = f"did you mean the file {file}?"
     return ConfigError(f"No recipe {name!r}: {hint} (`regrow recipes` describes them)")

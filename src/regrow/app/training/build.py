@@ -38,11 +38,12 @@ from regrow.utils.lightning_classes import lightning_classes, pl
 
 _ONLY_WITH_PRUNING = (Callback, SparseEarlyStopping, SparseModelCheckpoint)
 _DISTILL = ("regrow.Distill",)
+_INT8 = ("regrow.app.training.FakeQuantization",)
 # Callbacks that the dense network is trained without.
 _PRUNED_ONLY = (
     *_DISTILL,
     "regrow.AlternatingPhases",
-    "regrow.app.training.FakeQuantization",
+    *_INT8,
 )
 
 
@@ -297,6 +298,16 @@ def flatten_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]
     return flat
 
 
+def check_int8_used(cfg: DictConfig) -> None:
+    """Refuse fake quantization where no network is pruned and trained with it."""
+    untrained = cfg.trainer.get("max_epochs") == 0
+    if _matching_callbacks(cfg, _INT8) and (untrained or not cfg.pruning):
+        raise ConfigError(
+            "callbacks=int8 trains a pruned network, and has no effect with pruning=none or "
+            "trainer.max_epochs=0: choose a pruning method and train, or write callbacks=default"
+        )
+
+
 def with_teacher(cfg: DictConfig, teacher: Path | str) -> DictConfig:
     """Return the configuration with `teacher` for each `Distill` without one."""
     names = _matching_callbacks(cfg, _DISTILL)
@@ -310,7 +321,7 @@ def with_teacher(cfg: DictConfig, teacher: Path | str) -> DictConfig:
 
 
 def without_teacher(cfg: DictConfig) -> DictConfig:
-    """Return the configuration without `Distill` and `AlternatingPhases`, for a dense network."""
+    """Return the configuration without the callbacks that only a pruned network is trained with."""
     changed = editable_copy(cfg)
     for name in _matching_callbacks(cfg, _PRUNED_ONLY):
         changed.callbacks.pop(name)

@@ -15,7 +15,13 @@ from torch.optim import Optimizer
 
 from regrow.app.config.initial_weights import SCRATCH, load_initial_weights
 from regrow.app.config.instantiate import instantiate_node, is_foreign, wrap_error
-from regrow.app.training.build import build_callbacks, build_data, build_module, with_teacher
+from regrow.app.training.build import (
+    build_callbacks,
+    build_data,
+    build_module,
+    check_int8_used,
+    with_teacher,
+)
 from regrow.app.training.classifier import Classifier, Task
 from regrow.app.training.distributed_fit import check_single_node, world_size
 from regrow.app.training.lightning_packages import follow, lightning_package, with_package
@@ -47,6 +53,7 @@ def check_settings(cfg: DictConfig) -> None:
     """Check the settings of the command for values without effect or support."""
     check_single_node()
     world_size(cfg)
+    check_int8_used(cfg)
     check_choice("monitor_mode", cfg.monitor_mode, ("max", "min"))
     if cfg.trainer.get("fast_dev_run"):
         raise ConfigError(
