@@ -323,12 +323,6 @@ write 'macs'
             self.pruner.load_state_dict(state)
             pl_module.load_state_dict(weights)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._hooks.remove()
-
     def _is_masked(self) -> bool:
         """Whether channels are masked and not cut."""
         return any(len(channels) for channels in self.pruner.removed.values())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +42,15 @@ from regrow.utils.lightning_classes import overrides, pl
 
 GRADIENTS: Mapping[str, Callable[..., Scores]] = {"snip": snip, "grasp": grasp}
 METHODS = (*GRADIENTS, "synflow", "random")
-# What an untrained network is scored with: the network or a copy; batches, for "synflow" an input;
-# what combines the results of ranks: the mean of gradients, for "synflow" the scores of the first;
-# `(model, batch) -> loss`, which "synflow" does not use.
-Probe: TypeAlias = tuple[nn.Module, Any, Callable[[Tensor], Tensor], Loss | None]
+
+
+class Probe(NamedTuple):
+    """What an untrained network is scored with."""
+
+    model: nn.Module  # the network or a copy
+    data: Any  # batches; for "synflow" an example input
+    across_ranks: Callable[[Tensor], Tensor]  # mean of gradients; "synflow": the first rank's
+    loss: Loss | None = None  # (model, batch) -> loss; not for "synflow"
 
 
 class PruneAtInit(PruningCallback[Pruner]):
@@ -182,7 +187,7 @@ did you mean 'snip'?
     def _make_probe(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> Probe:
         twin, strategy = probe_copy(trainer, module), trainer.strategy
         if self.strategy.scoring == "synflow":  # devices may add up in another order
-            return twin, example_for(module, batch), partial(_broadcast, trainer), None
+            return Probe(twin, example_for(module, batch), partial(_broadcast, trainer))
 
         def mean(grad: Tensor) -> Tensor:
             reduced = strategy.reduce(grad, reduce_op="mean")
@@ -190,7 +195,7 @@ did you mean 'snip'?
             return reduced
 
         count = 1 if trainer.fast_dev_run else self.strategy.batches  # type: ignore[attr-defined]
-        return twin, peek_batches(trainer, batch, count), mean, training_loss
+        return Probe(twin, peek_batches(trainer, batch, count), mean, training_loss)
 
 
 @dataclass(eq=False)

@@ -33,11 +33,11 @@ class PruneEvent:
     """One change of masks."""
 
     pruner: PrunerOwner  # the callback whose masks changed
-    step: int
-    epoch: int
-    before: float  # sparsity
-    after: float
-    entry: HistoryEntry
+    step: int  # trainer.global_step then
+    epoch: int  # trainer.current_epoch then
+    before: float  # sparsity before the event
+    after: float  # sparsity after it
+    entry: HistoryEntry  # of the pruner
 
 
 class Callback(LightningCallback):
@@ -45,16 +45,16 @@ class Callback(LightningCallback):
 
     priority = 0  # lower ones come first in `on_suite_batch_start`
     children: tuple[Callback, ...] = ()  # added to the Trainer right behind this one
-    needs_whole_parameters = False  # does not support sharded ones
-    constant_sparsity = False  # from the first step to the last
+    needs_whole_parameters = False  # sharded parameters are not supported
+    constant_sparsity = False  # the same sparsity from the first step to the last
     needs_rising_sparsity = False  # acts on events that prune further
     searches_sparsity = False  # changes the sparsity of events
     uses_threshold = False  # events have thresholds instead of sparsities
-    restores_weights = False  # of an earlier step
+    restores_weights = False  # sets weights back to an earlier step
     rewinds = False  # is a `Rewind`
     cuts_channels = False  # prunes channels
     changes_shapes = False  # cuts channels out of parameters
-    learns_masks = False  # by training
+    learns_masks = False  # masks are trained
     tracks_gradients = False  # the criterion keeps a statistic per weight across steps
     soft = False  # pruned weights keep training under the masks
 

@@ -418,7 +418,10 @@ class PruningCallback(Callback, Generic[P]):
             self.session.load(state)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._stop()
+        self.session.stop()
+        for handle in self._module_hooks:
+            handle.remove()
+        self._module_hooks.clear()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -427,7 +430,7 @@ class PruningCallback(Callback, Generic[P]):
             self.session.strategy.flush_dense(self.session.current)
             self.session.current.enforcer.weights()  # the step may have been interrupted
             warn_ended_early(trainer, self.session, exception)
-        self._stop()
+        super().on_exception(trainer, pl_module, exception)
 
     def state_dict(self) -> dict[str, Any]:
         if self._loaded is not None:  # not resumed yet, as within a learning-rate finder
@@ -467,12 +470,6 @@ class PruningCallback(Callback, Generic[P]):
     def _check(self, when: str) -> None:
         if self._guard is not None:
             self._guard.check(when)
-
-    def _stop(self) -> None:
-        self.session.stop()
-        for handle in self._module_hooks:
-            handle.remove()
-        self._module_hooks.clear()
 
 
 def _format_children(names: Sequence[str]) -> str:

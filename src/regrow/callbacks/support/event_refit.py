@@ -154,9 +154,7 @@ class EventRefit(Callback):
         if owner.keep_removed:
             self.refitted.add(pl_module, values, masks)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._before = None
 
     def state_dict(self) -> dict[str, Any]:
