@@ -148,7 +148,7 @@ def prune_weights(
         recalibrated = masked(network, masks)
         recalibrate(recalibrated, few)
         yield "bn", recalibrated
-    if "finetune" in missing:
+    if missing & {"finetune", "refit, finetune"}:
         trained = masked(network, masks)
         train(trained, data, epochs, 0.01, seed, masks)
         yield "finetune", trained
@@ -255,7 +255,8 @@ def main() -> None:
     for seed in range(given.seeds):
         for name in given.models:
             for key, afters, networks in rows_of(name, seed, given, data):
-                missing = {after for after in afters if (*key, after) not in read(given.out)}
+                known = read(given.out)
+                missing = {after for after in afters if (*key, after) not in known}
                 start, found = time.perf_counter(), []
                 for after, network in networks(missing) if missing else ():
                     seconds = time.perf_counter() - start

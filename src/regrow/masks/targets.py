@@ -110,7 +110,7 @@ class TargetSelection:
         return [entry.names[0] for entry in _match(pattern, self._entries, what)]
 
     def own_targets(self, layers: Mapping[str, float]) -> dict[str, float]:
-        """Return the sparsity of each target that a pattern of `layers` matches, the first one."""
+        """Return the sparsity of each target by the first pattern of `layers` that matches it."""
         found: dict[str, float] = {}
         for pattern, sparsity in layers.items():
             names = self.match(pattern, "layers")

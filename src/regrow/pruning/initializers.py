@@ -32,8 +32,8 @@ class RegrownWeights:
     generator: torch.Generator  # on the CPU, so that every device and rank draws the same
     input_dim: int | None = 1  # 1 or 0; None where there is none
     groups: int = 1  # of the convolution, whose weight holds `in / groups` inputs
-    removed: Tensor | None = None  # values of pruned weights, where they were stored
-    original: Tensor | None = None  # the weight at the remembered step
+    removed: Tensor | None = None  # stored values of pruned weights; None: none were stored
+    original: Tensor | None = None  # the weight at the remembered step; None: none is
     shard: Shard | None = None  # the rows that all of these are; None: they are whole
 
     @property

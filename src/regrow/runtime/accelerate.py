@@ -116,7 +116,7 @@ def accelerate(
         for layer, other in replaced:
             _replace(model, layer, other)
         compared = compare_latency(dense, model, example_input, repeats=repeats)
-        result = replace(result, speedup=compared.speedup)
+        result = replace(result, speedup=compared.speedup, load=machine_load())
     if result.gains:
         return result
     result.undo()

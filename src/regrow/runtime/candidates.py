@@ -56,7 +56,8 @@ def is_two_four(matrix: Tensor) -> bool:
     """Return whether at most two of each four neighbours in a row are not zero."""
     if matrix.shape[1] % 4:
         return False
-    return bool((matrix.reshape(len(matrix), -1, 4) != 0).sum(2).max() <= 2)
+    groups = matrix.reshape(len(matrix), matrix.shape[1] // 4, 4)
+    return bool(((groups != 0).sum(2) <= 2).all())
 
 
 def zero_blocks(nonzero: Tensor, block: int) -> float:

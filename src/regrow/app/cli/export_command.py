@@ -136,7 +136,7 @@ def cost_table(
     ):
         table.add_row(label, f"{old:,}", f"{new:,}", f"{old / max(1, new):.2f}x fewer")
     networks = [network_of(dense), network_of(small)]
-    _add_latencies(table, _compare_latencies(networks, images, repeats), "PyTorch")
+    _add_latencies(table, _compare_latencies(networks, images, repeats), "PyTorch", repeats)
     if masks is not None:
         masked = "parameters and MACs exclude masked weights, which dense kernels multiply as zeros"
         table.caption = f"{table.caption}; {masked}"
@@ -170,7 +170,7 @@ def int8_table(
         )
         for batch in (_BATCHES if networks[0].batch is None else (networks[0].batch,))
     }
-    _add_latencies(table, compared, "ONNX Runtime")
+    _add_latencies(table, compared, "ONNX Runtime", repeats)
     return table
 
 
@@ -181,12 +181,13 @@ def _table_of_numbers(title: str, first: str, *heads: str) -> Table:
     return table
 
 
-def _add_latencies(table: Table, compared: Mapping[str, Comparison], runtime: str) -> None:
+def _add_latencies(
+    table: Table, compared: Mapping[str, Comparison], runtime: str, repeats: int
+) -> None:
     """Add the rows of latencies, by label, and how they were measured."""
     for label, timed in compared.items():
         slow, fast = timed.reference.median_ms, timed.model.median_ms
         table.add_row(label, f"{slow:.3f}", f"{fast:.3f}", str(timed.speedup))
-    repeats = timed.model.repeats
     table.caption = (
         f"latency: median of {repeats} passes each, in alternation, {runtime} on the CPU, "
         f"{torch.get_num_threads()} thread(s); change: ratio with its 95 % interval"

@@ -72,7 +72,8 @@ class Once(Action):
 
 def read_path(parser: Parser, args: Sequence[str]) -> Path:
     """Parse the path of a checkpoint."""
-    return Path(parser.parse_checkpoint(args).checkpoint)
+    path: Path = parser.parse_checkpoint(args).checkpoint
+    return path
 
 
 def read_scan_options(parser: Parser, args: Sequence[str]) -> ScanOptions:

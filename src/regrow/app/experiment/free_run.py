@@ -35,6 +35,8 @@ from regrow.utils.logging import info, quiet_third_party
 
 _ADVICE = "in Python, regrow.free_sparsity(model, loader) takes any model"
 
+MEASURED = ("count", "error", "agreement", "kl")  # of a fidelity
+
 
 @dataclass(frozen=True)
 class FreeOptions:
@@ -143,7 +145,7 @@ def free_record(found: FreeSparsity, options: FreeOptions) -> dict[str, Any]:
         "metric": found.metric,
         "before": found.before,
         "after": found.after,
-        **{name: getattr(fidelity, name, None) for name in ("count", "error", "agreement", "kl")},
+        **{n: None if fidelity is None else getattr(fidelity, n) for n in MEASURED},
         "damage": {} if fidelity is None else {str(k): v for k, v in fidelity.damage().items()},
         "trials": [asdict(trial) for trial in found.trials],
     }

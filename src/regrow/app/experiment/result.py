@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The content of result.json, its verdict, its tables, and finished results on disk.
 
-`dense` and `pruned` (None without pruning, and then the fields below are missing) are measurements
-on `split`: `metric`, by which networks are compared ("accuracy", a fraction, if that is missing;
-`metric_mode` says whether "max" or "min" is best), other metrics that the module logs, such as
-`accuracy_top5` and `loss`, `params` and `macs` without those of pruned weights, `bytes`, and
-`latency_ms`. `levels` has the best network of each sparsity, `history` the events of the callback.
+`dense` and `pruned` (None without pruning: then `budget` is None too, and the other fields below
+are missing) are measurements on `split`: `metric`, by which networks are compared ("accuracy", a
+fraction, if that is missing; `metric_mode` says whether "max" or "min" is best), other metrics that
+the module logs, such as `accuracy_top5` and `loss`, `params` and `macs` (of one image) without
+those of pruned weights, `bytes`, and `latency_ms`. `levels` has the best network of each sparsity,
+`history` the events of the callback.
 
 - `of`: what was pruned, weights or channels; `sparsity` is the fraction of the prunable ones,
   `sparsity_total` that of all weights, `layers` has that of each layer.
