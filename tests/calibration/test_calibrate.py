@@ -3,17 +3,18 @@
 
 import copy
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import regrow
+from regrow.calibration import calibrate as calibrating
 from regrow.calibration.calibrate import calibrated_layers, refit_layers
-from regrow.calibration.moments import Data, paired_moments, squared_gradients
+from regrow.calibration.moments import Data, order_layers, squared_gradients
 from regrow.calibration.scores import CRITERIA
 from regrow.utils.errors import ConfigError, StateError
+from regrow.utils.repeated_forward import MEMORY, RepeatedForward
 
 
 def data(count=256, shape=(12,), seed=0):
@@ -276,15 +277,72 @@ def test_layers_that_cannot_be_calibrated_or_do_not_run():
         regrow.calibrate(nn.Bilinear(4, 4, 2), [data()], 0.5, include=["weight"])
 
 
-def test_a_refit_does_not_run_what_comes_behind_the_layer_but_for_the_first_batch():
-    model, ran = perceptron(), []
-    layer = calibrated_layers(model, ["0.weight"], None)[0]
-    dense = copy.deepcopy(model)
-    model[4].register_forward_hook(lambda *_: ran.append(1))
-    twin = replace(layer, module=dense[0])
-    moments = paired_moments(layer, model, twin, dense, Data([*data(256).split(64)]))
-    assert moments.rows == 256
-    assert len(ran) == 1
+@pytest.mark.parametrize("depth", [2, 8])
+def test_a_refit_of_all_layers_runs_each_once_a_batch(depth):
+    """But for the first batch, which shows the number of calls before and after."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(depth)), nn.ReLU())
+    dense, runs = copy.deepcopy(model), {"model": 0, "dense": 0, "behind": 0}
+    layers = calibrated_layers(model, None, None)
+    masks = regrow.prune(model, 0.5)
+
+    def count(name):
+        return lambda *_: runs.update({name: runs[name] + 1})
+
+    for module, name in ((model[0], "model"), (dense[0], "dense"), (model[-1], "behind")):
+        module.register_forward_hook(count(name))
+    batches = [torch.randn(16, 6) for _ in range(4)]
+    assert set(refit_layers(model, dense, layers, masks, Data(batches), 1e-3).values()) == {64}
+    # for the layer's inputs, and for its outputs with the new weights
+    assert runs == {"model": 4 + 4 + 2, "dense": 4 + 4 + 2, "behind": 2}
+
+
+class Remembers(nn.Module):
+    """An activation of a block is kept on the model, which reads it later."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.block = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+        self.block[1].register_forward_hook(self.remember)
+        self.layers = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+
+    def remember(self, module, args, output):
+        module.kept = output
+
+    def forward(self, x):
+        return self.layers(self.block(x) + self.block[1].kept)
+
+
+@pytest.mark.parametrize(
+    ("make", "exact"),
+    [
+        (lambda: nn.Sequential(*(nn.Linear(6, 6) for _ in range(5))), True),
+        (lambda: nn.Sequential(nn.LSTM(6, 5, num_layers=2, batch_first=True)), True),
+        (lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), True),
+        (Remembers, False),
+    ],
+)
+def test_a_refit_without_repeated_work_gives_what_whole_passes_give(monkeypatch, make, exact):
+    dense, ends, given, most = make(), [], [], [MEMORY]
+
+    class Watched(RepeatedForward):
+        def __init__(self, model, memory=MEMORY):
+            given.append(memory)
+            super().__init__(model, min(memory, most[-1]))
+
+    monkeypatch.setattr(calibrating, "RepeatedForward", Watched)
+    batches = [torch.randn(5, 3, 6) for _ in range(3)]
+    for memory in (MEMORY, 0):
+        most.append(memory)
+        model = copy.deepcopy(dense)
+        layers = order_layers(model, calibrated_layers(model, None, None), batches)
+        masks = regrow.prune(model, 0.5)
+        refit_layers(model, copy.deepcopy(dense), layers, masks, Data(batches), 1e-3)
+        ends.append(model.state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert any(not torch.equal(ends[0][name], dense.state_dict()[name]) for name in ends[0])
+    assert given == [MEMORY] * 4 if exact else [MEMORY, MEMORY, 0, 0, MEMORY, MEMORY]
 
 
 @pytest.mark.parametrize(("criterion", "rounds"), [("obs", 4), ("wanda", 1)])

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.calibration.calibrate import calibrated_layers, order_layers, refit_layers
+from regrow.calibration.calibrate import calibrated_layers, refit_layers
 from regrow.calibration.joint_refit import refit_jointly
-from regrow.calibration.moments import Data
+from regrow.calibration.moments import Data, order_layers
 from regrow.utils.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ def pruned(dense, x):
     model = copy.deepcopy(dense)
     masks = regrow.prune(model, 0.6)
     data = Data([*x.split(64)])
-    layers = order_layers(model, calibrated_layers(model, None, None), data)
+    layers = order_layers(model, calibrated_layers(model, None, None), data.batches)
     return model, masks, data, layers
 
 

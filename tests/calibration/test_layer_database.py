@@ -10,8 +10,8 @@ from torch import nn
 
 from regrow.calibration import layer_database
 from regrow.calibration.calibrate import calibrated_layers
-from regrow.calibration.layer_database import LayerRecord, record_layers, run_order
-from regrow.calibration.moments import Data
+from regrow.calibration.layer_database import LayerRecord, record_layers
+from regrow.calibration.moments import Data, order_layers
 from regrow.utils.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def inputs():
 
 
 def layers_of(model):
-    return run_order(model, calibrated_layers(model, None, None), inputs()[0])
+    return order_layers(model, calibrated_layers(model, None, None), inputs()[:1], all_run=True)
 
 
 def squared_error(model, dense):
@@ -97,10 +97,10 @@ def test_layers_are_in_the_order_in_which_they_run():
 
     model = Backwards()
     layers = calibrated_layers(model, None, ["unused"])
-    names = [layer.name for layer in run_order(model, layers, torch.zeros(1, 4))]
+    names = [layer.name for layer in order_layers(model, layers, [torch.zeros(1, 4)], all_run=True)]
     assert names == ["first.weight", "last.weight"]
     with pytest.raises(ConfigError, match=r"unused.weight is not used"):
-        run_order(model, calibrated_layers(model, None, None), torch.zeros(1, 4))
+        order_layers(model, calibrated_layers(model, None, None), [torch.zeros(1, 4)], all_run=True)
 
 
 def test_interpolation_keeps_the_records_and_rises_between_them():

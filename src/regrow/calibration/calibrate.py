@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 
 from regrow.calibration.joint_refit import refit_jointly
 from regrow.calibration.layer_rows import LayerRows
-from regrow.calibration.moments import Data, input_moments, paired_moments, squared_gradients
+from regrow.calibration.moments import (
+    Data,
+    check_all_run,
+    check_calls,
+    input_moments,
+    order_layers,
+    paired_moments,
+    squared_gradients,
+)
 from regrow.calibration.refit import refit_matrix
 from regrow.calibration.scores import CRITERIA
 from regrow.calibration.sequence_rows import find_rows
@@ -31,8 +40,10 @@ from regrow.utils.errors import (
     check_count,
     check_sparsity,
 )
+from regrow.utils.modes import in_mode
 from regrow.utils.names import named_parameters
 from regrow.utils.progress_bar import progress_bar
+from regrow.utils.repeated_forward import RepeatedForward
 
 NAMES = (*CRITERIA, "magnitude")
 ROUNDS = 4  # of scores, masks and a refit, on the way to the sparsity
@@ -296,15 +307,12 @@ def score_layers(
     `sparsities` of each layer are for "sparsegpt", `damping` for "obs". Raises `ConfigError` if a
     layer does not run, `StateError` for inputs that are not finite.
     """
-    found = input_moments(model, layers, data)
-    by_name = {layer.name: layer for layer in layers}
-    if missing := [name for name in by_name if name not in found]:
-        raise ConfigError(
-            f"{missing[0]} is not used in the model's forward pass: write exclude={missing}"
-        )
-    ordered = [by_name[name] for name in found]
     if criterion == "magnitude":
-        return ordered, criterion
+        return order_layers(model, layers, data.batches, all_run=True), criterion
+    found = input_moments(model, layers, data)
+    check_all_run(layers, found)
+    by_name = {layer.name: layer for layer in layers}
+    ordered = [by_name[name] for name in found]
     slopes = squared_gradients(model, ordered, data) if criterion == "obs" else {}
     return ordered, Scores(
         {
@@ -355,13 +363,6 @@ def score_layer(
     return layer.to_weight(scores)
 
 
-def order_layers(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> list[LayerRows]:
-    """Return the layers that run, in the order in which they do, by a pass over the first batch."""
-    by_name = {layer.name: layer for layer in layers}
-    first = replace(data, batches=data.batches[:1], total=None)
-    return [by_name[name] for name in input_moments(model, layers, first)]
-
-
 @torch.no_grad()
 def refit_layers(
     model: nn.Module,
@@ -379,21 +380,63 @@ def refit_layers(
     of the dense copy the model's layer has, where it lacks some. Returns the number of input rows
     of each layer. `advance` is called with each before its refit.
     """
+    twins = dict(zip(model.modules(), dense.modules(), strict=True))
+    pairs = [(x, replace(x, module=twins[x.module])) for x in layers if x.name in masks]
+    before = [(p, p.clone()) for layer, _ in pairs for p in _parameters_of(layer)]
+    with RepeatedForward(model) as own, RepeatedForward(dense) as theirs:
+        rows = _refit_in_order(own, theirs, pairs, masks, data, damping, kept, advance)
+        _count_calls(own, theirs, pairs, data)
+        failed = torch.tensor(float(not (own.repeats and theirs.repeats)))
+        if not float(failed if data.total is None else data.total(failed)):
+            return rows
+    for parameter, values in before:  # a module has side effects: run all of them each time
+        parameter.copy_(values)
+    with RepeatedForward(model, memory=0) as own, RepeatedForward(dense, memory=0) as theirs:
+        return _refit_in_order(own, theirs, pairs, masks, data, damping, kept, advance)
+
+
+def _refit_in_order(
+    model: RepeatedForward,
+    dense: RepeatedForward,
+    pairs: Sequence[tuple[LayerRows, LayerRows]],
+    masks: Mapping[str, Tensor],
+    data: Data,
+    damping: float,
+    kept: Mapping[str, Tensor] | None,
+    advance: Callable[[str], None] | None,
+) -> dict[str, int]:
+    """Refit layers, each given with its dense twin, as `refit_layers` does."""
     rows = {}
-    pairs = dict(zip(model.modules(), dense.modules(), strict=True))
-    for layer in layers:
-        if layer.name not in masks:
-            continue
+    calls = _count_calls(model, dense, pairs, data)
+    for layer, twin in pairs:
         if advance is not None:
             advance(f"refit of {layer.name}")
-        twin = replace(layer, module=pairs[layer.module])
         outputs = None if kept is None else kept.get(layer.name)
-        moments = paired_moments(layer, model, twin, dense, data, outputs)
+        moments = paired_moments(layer, model, twin, dense, data, calls[layer.module], outputs)
         mask = masks[layer.name].to(layer.weight.device, torch.bool)
         keep, bias = layer.to_matrix(mask), layer.bias
         matrix, shift = refit_matrix(layer.matrix, keep, moments, bias is not None, damping)
         layer.weight.copy_(layer.to_weight(matrix).masked_fill(~mask, 0.0))
         if bias is not None and shift is not None:
             bias.copy_(shift.flatten())
+        model.forget(*_parameters_of(layer))
         rows[layer.name] = moments.rows
     return rows
+
+
+def _parameters_of(layer: LayerRows) -> list[Tensor]:
+    return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+
+
+def _count_calls(
+    model: RepeatedForward,
+    dense: RepeatedForward,
+    pairs: Sequence[tuple[LayerRows, LayerRows]],
+    data: Data,
+) -> Counter[nn.Module]:
+    """Return how often the first batch calls each module, the same in both networks."""
+    with in_mode(model.model, training=False), in_mode(dense.model, training=False):
+        own, theirs = (passes.count_calls(0, data.batches[0]) for passes in (model, dense))
+    for layer, twin in pairs:
+        check_calls(layer.name, own[layer.module], theirs[twin.module])
+    return own

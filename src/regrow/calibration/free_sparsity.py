@@ -21,10 +21,10 @@ from regrow.calibration.calibrate import (
 )
 from regrow.calibration.fidelity import Fidelity, measure_fidelity, output_loss
 from regrow.calibration.knapsack import Knapsack
-from regrow.calibration.layer_database import LayerRecord, record_layers, run_order
+from regrow.calibration.layer_database import LayerRecord, record_layers
 from regrow.calibration.layer_rows import LayerRows
 from regrow.calibration.layer_times import measure_layers
-from regrow.calibration.moments import Data
+from regrow.calibration.moments import Data, order_layers
 from regrow.masks.masks import Masks
 from regrow.profiling.macs import positions
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_count, check_sparsity
@@ -201,7 +201,9 @@ def free_sparsity(
     chosen, batches = SearchSettings(**settings), iter(data)
     used = Data(inputs_of(batches, chosen.samples), chosen.max_rows, chosen.seed)
     held = [] if evaluate is not None else _judged_batches(batches, validation, chosen.samples)
-    layers = run_order(model, calibrated_layers(model, include, exclude), used.batches[0])
+    layers = order_layers(
+        model, calibrated_layers(model, include, exclude), used.batches[:1], all_run=True
+    )
     cost = _layer_cost(of, model, layers, used.batches[0])
     found = _search(model, layers, used, cost, held, evaluate, max_drop, chosen)
     return replace(found, of=of) if isinstance(of, str) else found

@@ -15,9 +15,6 @@ from regrow.calibration.layer_rows import LayerRows
 from regrow.calibration.moments import Data, Moments, input_moments
 from regrow.calibration.refit import refit_matrix
 from regrow.masks.topk import global_topk_masks
-from regrow.utils.batches import bound_forward
-from regrow.utils.errors import ConfigError
-from regrow.utils.modes import in_mode
 
 MEMORY = 2**30  # bytes of the second moments that are held at once
 
@@ -55,34 +52,6 @@ class LayerRecord:
         losses = np.maximum(np.exp(np.interp(fine, x, y)) - 1e-12, 0.0)
         ladder = tuple(float(s) for s in -np.expm1(-fine))
         return replace(self, sparsities=ladder, losses=tuple(map(float, losses)))
-
-
-def run_order(model: nn.Module, layers: Sequence[LayerRows], batch: object) -> list[LayerRows]:
-    """Return layers in the order in which they first run.
-
-    Raises:
-        ConfigError: If one does not run.
-    """
-    ran: dict[str, LayerRows] = {}
-
-    def make_hook(layer: LayerRows) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            ran.setdefault(layer.name, layer)
-
-        return hook
-
-    handles = [layer.module.register_forward_hook(make_hook(layer)) for layer in layers]
-    try:
-        with in_mode(model, training=False):
-            bound_forward(model, batch)()
-    finally:
-        for handle in handles:
-            handle.remove()
-    if missing := [layer.name for layer in layers if layer.name not in ran]:
-        raise ConfigError(
-            f"{missing[0]} is not used in the model's forward pass: write exclude={missing}"
-        )
-    return list(ran.values())
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from regrow.utils.batches import bound_forward
 from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.modes import in_mode
 from regrow.utils.random import make_generator
+from regrow.utils.repeated_forward import RepeatedForward
 
 
 class Moments:
@@ -132,6 +133,37 @@ def input_moments(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> 
     return {name: data.finish(name, moments) for name, moments in found.items()}
 
 
+def order_layers(
+    model: nn.Module, layers: Sequence[LayerRows], batches: Iterable[Any], all_run: bool = False
+) -> list[LayerRows]:
+    """Return the layers that run, in the order in which they first do, in eval mode.
+
+    Raises:
+        ConfigError: If one does not run, and `all_run` says that all have to.
+    """
+    ran: dict[str, LayerRows] = {}
+
+    def make_hook(layer: LayerRows) -> Callable[..., None]:
+        return lambda *_: ran.update({layer.name: ran.get(layer.name, layer)})
+
+    with in_mode(model, training=False), ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.module.register_forward_hook(make_hook(layer)).remove)
+        for batch in batches:
+            bound_forward(model, batch)()
+    if all_run:
+        check_all_run(layers, ran)
+    return list(ran.values())
+
+
+def check_all_run(layers: Sequence[LayerRows], ran: Container[str]) -> None:
+    """Raise `ConfigError` if a layer is not among the names of those that ran."""
+    if missing := [layer.name for layer in layers if layer.name not in ran]:
+        raise ConfigError(
+            f"{missing[0]} is not used in the model's forward pass: write exclude={missing}"
+        )
+
+
 def squared_gradients(
     model: nn.Module, layers: Sequence[LayerRows], data: Data, draws: int = 4
 ) -> dict[str, Tensor]:
@@ -194,51 +226,35 @@ def _add_squares(
 
 def paired_moments(
     layer: LayerRows,
-    model: nn.Module,
+    model: RepeatedForward,
     twin: LayerRows,
-    dense: nn.Module,
+    dense: RepeatedForward,
     data: Data,
+    calls: int,
     kept: Tensor | None = None,
 ) -> Moments:
     """Collect moments of a layer's inputs in a model and of its twin's outputs in a dense copy.
 
-    `kept` says which outputs of the twin the layer has; None: all.
+    `calls` is how often a batch calls the layer; `kept` says which outputs of the twin it has, None
+    means all.
     """
-    moments, most = Moments(), None  # calls of a batch, of which the first shows how many
-    with in_mode(model, training=False), in_mode(dense, training=False):
-        for batch in data.batches:
-            inputs, before = _calls(model, layer, batch, most), _calls(dense, twin, batch, most)
-            most = len(inputs)
-            if len(inputs) != len(before) or not inputs:
-                raise StateError(
-                    f"{layer.name} is called {len(inputs)} times in the model and {len(before)} "
-                    "times in its copy: calibration needs a forward pass that does not depend on "
-                    "weights or on attributes that copy.deepcopy shares"
-                )
+    moments = Moments()
+    with in_mode(model.model, training=False), in_mode(dense.model, training=False):
+        for index, batch in enumerate(data.batches):
+            inputs = model.run_to(layer.module, index, batch, layer.inputs, calls)
+            before = dense.run_to(twin.module, index, batch, twin.inputs, calls)
+            check_calls(layer.name, len(inputs), len(before))
             for pair in zip(inputs, before, strict=True):
                 x, dense_x = (data.sample(rows, layer.name, moments.rows) for rows in pair)
                 moments.add(x, twin.outputs(dense_x, kept))
     return data.finish(layer.name, moments)
 
 
-class _Reached(BaseException):
-    """Ends a forward pass; `except Exception` of a model does not catch it."""
-
-
-def _calls(model: nn.Module, layer: LayerRows, batch: Any, most: int | None) -> list[Tensor]:
-    """Run a model until so many calls of a layer, and return the unfolded inputs of each."""
-    calls: list[Tensor] = []
-
-    def hook(_: nn.Module, args: Any, kwargs: Any, __: Any) -> None:
-        calls.append(layer.inputs(args, kwargs).detach().clone())
-        if len(calls) == most:
-            raise _Reached
-
-    handle = layer.module.register_forward_hook(hook, with_kwargs=True)
-    try:
-        bound_forward(model, batch)()
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return calls
+def check_calls(name: str, calls: int, in_copy: int) -> None:
+    """Raise `StateError` unless a layer is called as often as that of a dense copy."""
+    if calls != in_copy or not calls:
+        raise StateError(
+            f"{name} is called {calls} times in the model and {in_copy} times in its copy: "
+            "calibration needs a forward pass that does not depend on weights or on attributes "
+            "that copy.deepcopy shares"
+        )

@@ -18,8 +18,7 @@ from regrow.calibration.calibrate import (
     refit_layers,
     score_layers,
 )
-from regrow.calibration.layer_database import run_order
-from regrow.calibration.moments import Data
+from regrow.calibration.moments import Data, order_layers
 from regrow.calibration.scores import CRITERIA
 from regrow.criteria.base import Criterion, TrackingCriterion, compute_scores, get_criterion
 from regrow.criteria.precomputed import Scores
@@ -145,7 +144,9 @@ def load_ranked(
     )
     if data is not None and dense is not None:
         used = Data(inputs_of(data, samples))
-        layers = run_order(model, calibrated_layers(model, names, None), used.batches[0])
+        layers = order_layers(
+            model, calibrated_layers(model, names, None), used.batches[:1], all_run=True
+        )
         refit_layers(model, dense, layers, masks, used, damping)
     return masks
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from regrow.calibration.batch_norm_recalibration import recalibrate
-from regrow.calibration.calibrate import inputs_of, order_layers, refit_layers
+from regrow.calibration.calibrate import inputs_of, refit_layers
 from regrow.calibration.joint_refit import NoGradientError, refit_jointly
-from regrow.calibration.moments import Data
+from regrow.calibration.moments import Data, order_layers
 from regrow.calibration.sequence_rows import find_rows
 from regrow.utils.batches import bound_forward
 from regrow.utils.errors import check_count, check_positive
@@ -136,7 +136,7 @@ def _rungs(
     if any(isinstance(m, _NormBase) and m.running_mean is not None for m in model.modules()):
         yield "batch_norm", lambda: recalibrate_all(model, data)
     known = [layer for layer in find_rows(model) if layer.name in masks]
-    layers = order_layers(model, known, data)
+    layers = order_layers(model, known, data.batches[:1])
     yield "refit", lambda: refit_layers(model, dense, layers, masks, data, damping)
     yield "joint", lambda: refit_jointly(model, dense, layers, masks, data)
     if train is not None:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.calibration.calibrate import inputs_of, order_layers, refit_layers
+from regrow.calibration.calibrate import inputs_of, refit_layers
 from regrow.calibration.layer_rows import LayerRows
-from regrow.calibration.moments import Data
+from regrow.calibration.moments import Data, order_layers
 from regrow.calibration.sequence_rows import find_rows
 from regrow.channels.allocation import TOLERANCE, allocate
 from regrow.channels.config import ChannelConfig, RoundTo
@@ -187,7 +187,7 @@ def _refit_consumers(
             and _input_dim(layer) in plan.kept.get(layer.name, {})
             and layer.groups == getattr(originals[layer.module], "groups", layer.groups)
         }
-        ordered = order_layers(model, [*layers.values()], used)
+        ordered = order_layers(model, [*layers.values()], used.batches[:1])
         masks = {layer.name: torch.ones_like(layer.weight, dtype=torch.bool) for layer in ordered}
         outputs: dict[str, Tensor] = {}  # which of all groups are left, where not all are
         for layer in ordered:

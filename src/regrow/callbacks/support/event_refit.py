@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from regrow.calibration.calibrate import calibrated_layers, inputs_of, order_layers, refit_layers
-from regrow.calibration.moments import Data
+from regrow.calibration.calibrate import calibrated_layers, inputs_of, refit_layers
+from regrow.calibration.moments import Data, order_layers
 from regrow.callbacks.core.base import Callback, PruneEvent, PrunerOwner, waits_for_gradients
 from regrow.callbacks.core.dispatch import suite_callbacks
 from regrow.callbacks.core.pruning_callback import PruningCallback, pruning_callbacks
@@ -149,7 +149,7 @@ class EventRefit(Callback):
         data = Data(inputs_of(batches, SAMPLES), seed=config.seed, total=sum_over_ranks(trainer))
         with pl.utilities.seed.isolate_rng(), torch.autocast(pl_module.device.type, enabled=False):
             layers = calibrated_layers(pl_module, config.include, config.exclude)
-            ordered = order_layers(pl_module, layers, data)
+            ordered = order_layers(pl_module, layers, data.batches[:1])
             event.entry["refitted"] = refit_layers(pl_module, dense, ordered, masks, data, DAMPING)
         if owner.keep_removed:
             self.refitted.add(pl_module, values, masks)

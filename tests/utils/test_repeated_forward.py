@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: MIT
+"""`RepeatedForward`: each module runs once a batch, and gives what a whole pass gives."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from regrow.utils.repeated_forward import RepeatedForward
+
+
+def layers_of(model):
+    kinds = nn.Linear | nn.Conv2d
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
+def first(args, kwargs):
+    return args[0]
+
+
+def inputs_of_each(model, batches, memory):
+    """The inputs of each layer, in the order in which they run, for each batch.
+
+    Each layer changes after its passes.
+    """
+    found = []
+    with torch.no_grad(), RepeatedForward(model, memory) as passes:
+        for layer in layers_of(model):
+            for index, batch in enumerate(batches):
+                found += passes.run_to(layer, index, batch, first, 1)
+            layer.weight.mul_(0.5)
+            passes.forget(layer.weight)
+        whole = []
+        for index, batch in enumerate(batches):
+            passes.count_calls(index, batch)
+            whole.append(passes.repeats)
+    return found, all(whole)
+
+
+def mlp(inplace=False):
+    def act():
+        return nn.ReLU(inplace=inplace)
+
+    return nn.Sequential(
+        nn.Linear(6, 6), act(), nn.Sequential(nn.Linear(6, 6), act(), nn.Linear(6, 6)), act(),
+        nn.Identity(), nn.Linear(6, 6),
+    )  # fmt: skip
+
+
+class Residual(nn.Module):
+    """A block whose shortcut is overwritten by an activation in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+        self.a, self.b, self.down = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        inner = self.act(self.a(self.act(x)))  # x is changed too
+        out = self.b(inner)
+        out += self.down(x)
+        return self.act(out)
+
+
+class Shared(nn.Module):
+    """One layer is called twice, with another in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.once = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.once(self.twice(self.once(self.twice(x))).relu())
+
+
+class Tied(nn.Module):
+    """The last layer has the weight of the first one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.c.weight = self.a.weight
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x)).tanh())
+
+
+class Named(nn.Module):
+    """Modules give dictionaries and tuples, and take arguments by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner()
+        self.last = nn.Linear(6, 6)
+
+    def forward(self, x, scale):
+        out = self.inner(scale=scale, x=x)
+        return self.last(out["both"][0] + out["both"][1])
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x, scale):
+        return {"both": (self.a(x) * scale, self.b(x)), "name": "inner", "none": None}
+
+
+MODELS = {
+    "chain": mlp,
+    "in place": lambda: mlp(inplace=True),
+    "residual": lambda: nn.Sequential(Residual(), Residual(), nn.Linear(6, 2)),
+    "shared": lambda: nn.Sequential(Shared(), Shared()),
+    "tied": lambda: nn.Sequential(Tied(), nn.Linear(6, 2)),
+    "attention": lambda: nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), 2, enable_nested_tensor=False
+    ),
+    "one module at two places": lambda: nn.Sequential(
+        act := nn.ReLU(), nn.Linear(6, 6), act, nn.Linear(6, 6), act, nn.Linear(6, 6)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("memory", [2**31, 2000])
+def test_layers_get_the_inputs_of_whole_passes(name, memory):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    again, batches = copy.deepcopy(model), [torch.randn(4, 3, 6) for _ in range(3)]
+    expected, _ = inputs_of_each(again, batches, 0)
+    found, whole = inputs_of_each(model, batches, memory)
+    assert len(found) == len(expected) >= 6
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    assert whole
+
+
+def test_named_arguments_and_nested_outputs():
+    torch.manual_seed(0)
+    model, found = Named(), []
+    batch = {"x": torch.randn(4, 6), "scale": 2.0}
+    with torch.no_grad():
+        out = model.inner(**batch)
+        expected = out["both"][0] + out["both"][1]
+        with RepeatedForward(model) as passes:
+            for layer in (model.inner.a, model.inner.b, model.last, model.last):
+                found = passes.run_to(layer, 0, batch, first, 1)
+    assert torch.equal(found[0], expected)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_each_module_runs_once_a_batch(nested):
+    depth, runs = 8, []
+    layers = [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU()) for _ in range(depth)]
+    model = nn.Sequential(*layers) if nested else nn.Sequential(*(m for s in layers for m in s))
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.register_forward_hook(lambda *_: runs.append(1))
+    batches = [torch.randn(5, 6) for _ in range(4)]
+    with torch.no_grad(), RepeatedForward(model) as passes:
+        for layer in layers_of(model):
+            for index, batch in enumerate(batches):
+                passes.run_to(layer, index, batch, first, 1)
+    assert len(runs) == (depth - 1) * len(batches)
+
+
+def test_no_more_than_the_memory_is_stored_and_later_outputs_replace_earlier_ones():
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(10))).eval()
+    with torch.no_grad(), RepeatedForward(model, memory=2 * 4 * 6 * 4) as passes:
+        for layer in model:
+            for index in range(2):
+                passes.run_to(layer, index, torch.ones(4, 6), first, 1)
+                held = [out.value for outs in passes._stored.values() for out in outs.values()]
+                assert sum(x.numel() * 4 for x in held) <= 2 * 4 * 6 * 4
+        assert len(held) == 2  # of both batches, the last outputs before the last layer
+
+
+class Remembers(nn.Module):
+    """A block keeps an activation on itself, which a later one reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.keep = nn.Identity()
+        self.keep.register_forward_hook(self.remember)
+        self.block = nn.Sequential(self.a, self.keep)
+
+    def remember(self, module, args, output):
+        self.kept = output
+
+    def forward(self, x):
+        return self.c(self.b(self.block(x)) + self.kept)
+
+
+class Scattered(nn.Module):
+    """A module changes a tensor that it was not given."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.inner, self.b = nn.Linear(6, 6), Scatters(), nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.a(x)
+        self.inner.target = [x]
+        return self.b(self.inner(x.clone()) + x)
+
+
+class Scatters(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, y):
+        self.target[0].add_(1)
+        return self.layer(y)
+
+
+@pytest.mark.parametrize("make", [Remembers, Scattered])
+def test_a_model_that_depends_on_side_effects_does_not_repeat(make):
+    torch.manual_seed(0)
+    batches = [torch.randn(4, 6) for _ in range(3)]
+    model = nn.Sequential(make(), nn.Linear(6, 6), nn.Linear(6, 6)).eval()
+    _, whole = inputs_of_each(model, batches, 2**31)
+    assert not whole
+    _, whole = inputs_of_each(model, batches, 0)
+    assert whole
+
+
+def test_calls_are_counted():
+    model = nn.Sequential(Shared(), Shared())
+    with torch.no_grad(), RepeatedForward(model) as passes:
+        counts = passes.count_calls(0, torch.ones(2, 6))
+    assert [counts[layer] for layer in layers_of(model)] == [2, 2, 2, 2]
+    assert counts[model] == counts[model[0]] == 1
+
+
+def test_calls_are_as_before_afterwards():
+    model, calls = mlp(), []
+    model[1].compile()
+    compiled = model[1]._compiled_call_impl
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    with (
+        RepeatedForward(model) as passes,
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        for _ in range(2):
+            passes.run_to(model[5], 0, torch.ones(2, 6), first, 1)
+    assert calls == [1]
+    assert model[1]._compiled_call_impl is compiled
+    assert not [m for m in model.modules() if m._compiled_call_impl and m is not model[1]]
+    assert [len(m._forward_hooks) for m in model] == [1, 0, 0, 0, 0, 0]
+
+
+def test_a_copy_that_a_module_makes_of_itself_runs_with_its_own_weights():
+    class Copies(nn.Linear):
+        def forward(self, x):
+            if self.training:
+                return super().forward(x)
+            twin = copy.deepcopy(self).train()
+            twin.weight.zero_()
+            return twin(x)
+
+    model = nn.Sequential(Copies(6, 6, bias=False), nn.Linear(6, 6)).eval()
+    with torch.no_grad(), RepeatedForward(model) as passes:
+        for _ in range(2):
+            (found,) = passes.run_to(model[1], 0, torch.ones(2, 6), first, 1)
+            assert not found.any()
