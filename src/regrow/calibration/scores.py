@@ -102,7 +102,8 @@ def _obs_rows(weights: Tensor, inverse: Tensor, block: int) -> Tensor:
         loss, j = losses.min(1)
         largest = torch.maximum(largest, loss)
         scores[rows, at[rows, j]] = largest
-        column = base[rows, :, j] - (pending[rows, :, j].unsqueeze(1) @ pending)[:, 0]
+        new = pending[:, : removed % block]
+        column = base[rows, j] - (new[rows, :, j].unsqueeze(1) @ new)[:, 0]
         pivot = diagonal[rows, j, None]
         weights -= column * (weights[rows, j, None] / pivot)
         left[rows, j] = False
