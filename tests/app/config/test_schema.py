@@ -144,6 +144,11 @@ def test_optional_nodes_may_be_empty(job):
         ("model=true", "there are: .*digits_cnn"),
         ("optimizer=nan", "there are: adam, adamw, sgd"),
         ("sweep=null", "leave it out"),
+        ("pruning=gmp,null", r"pruning takes the name of an option \(none for nothing\), .*gmp"),
+        ("model=choice(lenet5,3)", "there are: .*digits_cnn"),
+        ("recipe=null", "such as recipe=digits/gmp"),
+        ("pruning=range(1,3)", "there are: .*gmp"),
+        ("model=interval(0,1)", "there are: .*lenet5"),
     ],
 )
 def test_group_given_a_value_raises_with_its_options(word, message):

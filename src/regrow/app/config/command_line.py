@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override, QuotedString, ValueType
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -204,13 +204,17 @@ def _check_option(override: Override) -> None:
             f"{word} finds no recipe, they are in subfolders: write their names, "
             "recipe=digits/gmp,digits/oneshot"
         )
-    if group not in (*GROUPS, "sweep", "recipe") or override.is_sweep_override():
+    glob = override.value_type is ValueType.GLOB_CHOICE_SWEEP
+    if group not in (*GROUPS, "sweep", "recipe") or override.is_delete() or glob:
         return
-    value = override.value()
-    names = value if isinstance(value, list) else [value]
-    if override.is_delete() or all(isinstance(name, str) for name in names):
+    swept = override.is_discrete_sweep()
+    values = [*override.sweep_iterator()] if swept else [override.value()]
+    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    if all(isinstance(name, str | QuotedString) for name in names):
         return
-    if group == "sweep" and value is None:
+    if group == "recipe":
+        raise ConfigError(f"{word}: recipe takes names, such as recipe=digits/gmp,digits/oneshot")
+    if group == "sweep" and values == [None]:
         raise ConfigError("sweep=null chooses nothing: leave it out")
     options = sorted(path.stem for path in config_dir("conf").glob(f"*/{group}/*.yaml"))
     empty = f" ({_EMPTY[group]} for nothing)" if group in _EMPTY else ""
