@@ -67,6 +67,16 @@ def test_obs_does_not_depend_on_the_block(block):
     assert torch.allclose(obs(matrix, xx, block=block), obs(matrix, xx), rtol=1e-8)
 
 
+def test_obs_of_wide_layers_is_exact_between_uncorrelated_parts():
+    (first, a), (second, b) = sample(features=5), sample(features=5, seed=1)
+    matrix, xx = torch.cat([first, second], 1), torch.block_diag(a, b)
+    parts = obs(matrix, xx, 1e-12, width=5)
+    assert torch.allclose(parts, obs(matrix, xx, 1e-12))
+    xx[:5, 5:] = xx[5:, :5] = 1e-3 * xx.diagonal().min()
+    assert torch.equal(obs(matrix, xx, 1e-12, width=5), parts)
+    assert not torch.equal(obs(matrix, xx, 1e-12), parts)
+
+
 def test_dead_inputs_are_removed_first():
     matrix, xx = sample()
     xx[2], xx[:, 2] = 0.0, 0.0

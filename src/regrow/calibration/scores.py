@@ -61,18 +61,23 @@ def _row_ranks(scores: Tensor) -> Tensor:
     return (order + 1) / scores.shape[1]
 
 
-def obs(matrix: Tensor, xx: Tensor, damping: float = 1e-3, block: int = 32) -> Tensor:
+def obs(
+    matrix: Tensor, xx: Tensor, damping: float = 1e-3, block: int = 32, width: int = 1024
+) -> Tensor:
     """Score weights by the loss at which the optimal brain surgeon removes them, row by row.
 
     In each row the weight with least w_j^2 / [H^-1]_jj goes, the others of the row are updated by
     -H^-1[:, j] w_j / [H^-1]_jj, and H^-1 loses row and column j, until nothing is left. The score
-    is the largest loss so far, so that the scores of a row rise in the order of removal.
+    is the largest loss so far, so that the scores of a row rise in the order of removal. Time grows
+    with out * features^3: of more than `width` features, each so many are scored as if the others
+    stayed, with their own part of H.
 
     Args:
         matrix: Weights `(out, features)`.
         xx: X^T X, `(features, features)`.
         damping: See `damped`.
         block: Number of removals after which H^-1 is downdated; does not change the result.
+        width: Number of features up to which scores are exact.
 
     Returns:
         Scores: what the layer's squared error rises by.
@@ -80,6 +85,10 @@ def obs(matrix: Tensor, xx: Tensor, damping: float = 1e-3, block: int = 32) -> T
     Source: Hassibi and Stork 1993, equations 5 and 7; Frantar and Alistarh 2022 (OBC),
         arXiv 2208.11580, algorithm 1.
     """
+    if len(xx) > width:
+        slices = torch.arange(len(xx), device=xx.device).chunk(-(-len(xx) // width))
+        scored = [obs(matrix[:, s], xx[s][:, s], damping, block, width) for s in slices]
+        return torch.cat(scored, 1)
     inverse = torch.linalg.inv(damped(xx, damping))
     weights = matrix.double() * (xx.diagonal() > 0)  # weights of dead inputs have no effect
     rows = max(1, MEMORY // (8 * inverse.numel()))
