@@ -19,8 +19,9 @@ class FakeQuantization(Callback):
 
     The layers are prepared by torchao: a scale for each output of the weights, without an offset,
     so that pruned weights are zero in int8 too, and a scale and an offset for each row of the
-    inputs. Gradients pass the rounding unchanged. Weights stay float32, and checkpoints are those
-    of the float network. Convolutions are not rounded.
+    inputs (an exported file has one for all rows, from calibration). Gradients pass the rounding
+    unchanged. Weights stay float32, and checkpoints are those of the float network. Convolutions
+    are not rounded.
 
     Raises:
         ConfigError: If torchao is missing, or the network has no Linear layer.
