@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Claim: a refit without training takes time linear in depth, and minutes for ResNet-50.
+"""Claim: pruning without training takes time linear in depth, and minutes for ResNet-50.
 
 Chains of 3x3 convolutions with batch norm, 32 channels, 256 images of 16x16 in batches of 32; then
 torchvision's ResNet-50 (random weights, left out without torchvision) with images of 224x224 of

@@ -251,6 +251,16 @@ def test_inputs_that_are_not_finite():
         regrow.calibrate(perceptron(), [x], 0.5)
 
 
+def test_an_error_on_another_rank_is_an_error_here():
+    with Data([], total=lambda values: values).together():
+        pass
+    beside = Data([], total=lambda values: values + 1)
+    with pytest.raises(StateError, match="another rank"), beside.together():
+        pass
+    with pytest.raises(ValueError, match="own"), beside.together():
+        raise ValueError("own")
+
+
 def test_a_model_whose_copy_runs_the_original():
     body = perceptron()
     model = nn.Sequential(body)
@@ -279,7 +289,7 @@ def test_layers_that_cannot_be_calibrated_or_do_not_run():
 
 @pytest.mark.parametrize("depth", [2, 8])
 def test_a_refit_of_all_layers_runs_each_once_a_batch(depth):
-    """But for the first batch, which shows the number of calls before and after."""
+    """But for the first batch, which is counted first, and all in the comparison at the end."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(depth)), nn.ReLU())
     dense, runs = copy.deepcopy(model), {"model": 0, "dense": 0, "behind": 0}
@@ -293,8 +303,8 @@ def test_a_refit_of_all_layers_runs_each_once_a_batch(depth):
         module.register_forward_hook(count(name))
     batches = [torch.randn(16, 6) for _ in range(4)]
     assert set(refit_layers(model, dense, layers, masks, Data(batches), 1e-3).values()) == {64}
-    # for the layer's inputs, and for its outputs with the new weights
-    assert runs == {"model": 4 + 4 + 2, "dense": 4 + 4 + 2, "behind": 2}
+    # for the layer's inputs, for its outputs with the new weights, and for the comparison
+    assert runs == {"model": 4 + 4 + 1 + 4, "dense": 4 + 4 + 4, "behind": 1 + 4}
 
 
 class Remembers(nn.Module):
@@ -314,6 +324,14 @@ class Remembers(nn.Module):
         return self.layers(self.block(x) + self.block[1].kept)
 
 
+class Forgets(Remembers):
+    """As a feature extractor does, which takes activations from a store that hooks fill."""
+
+    def forward(self, x):
+        vars(self.block[1]).pop("kept", None)
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("make", "exact"),
     [
@@ -321,13 +339,14 @@ class Remembers(nn.Module):
         (lambda: nn.Sequential(nn.LSTM(6, 5, num_layers=2, batch_first=True)), True),
         (lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), True),
         (Remembers, False),
+        (Forgets, False),
     ],
 )
 def test_a_refit_without_repeated_work_gives_what_whole_passes_give(monkeypatch, make, exact):
     dense, ends, given, most = make(), [], [], [MEMORY]
 
     class Watched(RepeatedForward):
-        def __init__(self, model, memory=MEMORY):
+        def __init__(self, model, memory):
             given.append(memory)
             super().__init__(model, min(memory, most[-1]))
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +16,6 @@ from regrow.calibration.layer_rows import LayerRows
 from regrow.calibration.moments import (
     Data,
     check_all_run,
-    check_calls,
     input_moments,
     order_layers,
     paired_moments,
@@ -43,7 +41,7 @@ from regrow.utils.errors import (
 from regrow.utils.modes import in_mode
 from regrow.utils.names import named_parameters
 from regrow.utils.progress_bar import progress_bar
-from regrow.utils.repeated_forward import RepeatedForward
+from regrow.utils.repeated_forward import MEMORY, RepeatedForward, digest_calls
 
 NAMES = (*CRITERIA, "magnitude")
 ROUNDS = 4  # of scores, masks and a refit, on the way to the sparsity
@@ -102,8 +100,9 @@ def calibrate(
     Linear, convolutional and recurrent layers and `nn.MultiheadAttention` are scored by the second
     moments of their inputs. Then, in the order in which layers run, kept weights and biases are
     refitted by least squares: a layer reproduces its outputs in the dense network from the inputs
-    that the network pruned so far gives it. "obs" with a refit prunes in four rounds. Memory: three
-    copies of the weights, the inputs, and a `(features, features)` matrix per layer.
+    that the network pruned so far gives it. "obs" with a refit prunes in four rounds. Memory: four
+    copies of the weights, the inputs, a `(features, features)` matrix per layer, and for a refit at
+    most 4 GiB of outputs of modules.
 
     Args:
         model: The model.
@@ -383,16 +382,24 @@ def refit_layers(
     twins = dict(zip(model.modules(), dense.modules(), strict=True))
     pairs = [(x, replace(x, module=twins[x.module])) for x in layers if x.name in masks]
     before = [(p, p.clone()) for layer, _ in pairs for p in _parameters_of(layer)]
-    with RepeatedForward(model) as own, RepeatedForward(dense) as theirs:
-        rows = _refit_in_order(own, theirs, pairs, masks, data, damping, kept, advance)
-        _count_calls(own, theirs, pairs, data)
-        failed = torch.tensor(float(not (own.repeats and theirs.repeats)))
-        if not float(failed if data.total is None else data.total(failed)):
+
+    def refit(memory: int) -> dict[str, int]:
+        with RepeatedForward(model, memory) as own, RepeatedForward(dense, memory) as theirs:
+            rows = _refit_in_order(own, theirs, pairs, masks, data, damping, kept, advance)
+            if memory:
+                with data.together(), in_mode(model, training=False), in_mode(dense, False):
+                    own.check(data.batches)
+                    theirs.check(data.batches)
             return rows
-    for parameter, values in before:  # a module has side effects: run all of them each time
-        parameter.copy_(values)
-    with RepeatedForward(model, memory=0) as own, RepeatedForward(dense, memory=0) as theirs:
-        return _refit_in_order(own, theirs, pairs, masks, data, damping, kept, advance)
+
+    try:
+        with data.together():
+            _check_called_once(model, [layer for layer, _ in pairs], data.batches[0])
+        return refit(MEMORY)
+    except Exception:  # of a model that depends on side effects, or that raises without them too
+        for parameter, values in before:
+            parameter.copy_(values)
+    return refit(0)
 
 
 def _refit_in_order(
@@ -407,19 +414,17 @@ def _refit_in_order(
 ) -> dict[str, int]:
     """Refit layers, each given with its dense twin, as `refit_layers` does."""
     rows = {}
-    calls = _count_calls(model, dense, pairs, data)
     for layer, twin in pairs:
         if advance is not None:
             advance(f"refit of {layer.name}")
         outputs = None if kept is None else kept.get(layer.name)
-        moments = paired_moments(layer, model, twin, dense, data, calls[layer.module], outputs)
+        moments = paired_moments(layer, model, twin, dense, data, outputs)
         mask = masks[layer.name].to(layer.weight.device, torch.bool)
         keep, bias = layer.to_matrix(mask), layer.bias
         matrix, shift = refit_matrix(layer.matrix, keep, moments, bias is not None, damping)
         layer.weight.copy_(layer.to_weight(matrix).masked_fill(~mask, 0.0))
         if bias is not None and shift is not None:
             bias.copy_(shift.flatten())
-        model.forget(*_parameters_of(layer))
         rows[layer.name] = moments.rows
     return rows
 
@@ -428,15 +433,9 @@ def _parameters_of(layer: LayerRows) -> list[Tensor]:
     return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
 
 
-def _count_calls(
-    model: RepeatedForward,
-    dense: RepeatedForward,
-    pairs: Sequence[tuple[LayerRows, LayerRows]],
-    data: Data,
-) -> Counter[nn.Module]:
-    """Return how often the first batch calls each module, the same in both networks."""
-    with in_mode(model.model, training=False), in_mode(dense.model, training=False):
-        own, theirs = (passes.count_calls(0, data.batches[0]) for passes in (model, dense))
-    for layer, twin in pairs:
-        check_calls(layer.name, own[layer.module], theirs[twin.module])
-    return own
+def _check_called_once(model: nn.Module, layers: Sequence[LayerRows], batch: Any) -> None:
+    """Raise `StateError` unless a batch calls each layer once."""
+    with in_mode(model, training=False):
+        calls = digest_calls(model, {layer.module for layer in layers}, batch)
+    if any(len(digests) != 1 for digests in calls.values()):
+        raise StateError("a layer is not called once")

@@ -97,6 +97,21 @@ class Data:
         chosen = torch.randperm(rows.shape[1], generator=generator)[: self.max_rows]
         return rows.index_select(1, chosen.to(rows.device))
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise an error of this rank after the block, and `StateError` on the other ranks."""
+        failed = None
+        try:
+            yield
+        except Exception as error:
+            failed = error
+        count = torch.tensor(float(failed is not None))
+        count = count if self.total is None else self.total(count)
+        if failed is not None:
+            raise failed
+        if float(count):
+            raise StateError("calibration failed on another rank")
+
     def finish(self, name: str, moments: Moments) -> Moments:
         """Add up the ranks' sums, and check them."""
         if self.total is not None:
@@ -230,31 +245,24 @@ def paired_moments(
     twin: LayerRows,
     dense: RepeatedForward,
     data: Data,
-    calls: int,
     kept: Tensor | None = None,
 ) -> Moments:
     """Collect moments of a layer's inputs in a model and of its twin's outputs in a dense copy.
 
-    `calls` is how often a batch calls the layer; `kept` says which outputs of the twin it has, None
-    means all.
+    `kept` says which outputs of the twin the layer has; None: all.
     """
     moments = Moments()
-    with in_mode(model.model, training=False), in_mode(dense.model, training=False):
+    with data.together(), in_mode(model.model, training=False), in_mode(dense.model, False):
         for index, batch in enumerate(data.batches):
-            inputs = model.run_to(layer.module, index, batch, layer.inputs, calls)
-            before = dense.run_to(twin.module, index, batch, twin.inputs, calls)
-            check_calls(layer.name, len(inputs), len(before))
+            inputs = model.run_to(layer.module, index, batch, layer.inputs)
+            before = dense.run_to(twin.module, index, batch, twin.inputs)
+            if len(inputs) != len(before) or not inputs:
+                raise StateError(
+                    f"{layer.name} is called {len(inputs)} times in the model and {len(before)} "
+                    "times in its copy: calibration needs a forward pass that does not depend on "
+                    "weights or on attributes that copy.deepcopy shares"
+                )
             for pair in zip(inputs, before, strict=True):
                 x, dense_x = (data.sample(rows, layer.name, moments.rows) for rows in pair)
                 moments.add(x, twin.outputs(dense_x, kept))
     return data.finish(layer.name, moments)
-
-
-def check_calls(name: str, calls: int, in_copy: int) -> None:
-    """Raise `StateError` unless a layer is called as often as that of a dense copy."""
-    if calls != in_copy or not calls:
-        raise StateError(
-            f"{name} is called {calls} times in the model and {in_copy} times in its copy: "
-            "calibration needs a forward pass that does not depend on weights or on attributes "
-            "that copy.deepcopy shares"
-        )

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Forward passes on the same batches, again and again, in which finished modules are not run."""
+"""Forward passes on the same batches, again and again, up to one module after the other."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.utils.batches import bound_forward
+from regrow.utils.errors import StateError
 from regrow.utils.modes import no_attention_fastpath
 
 MEMORY = 2**31  # bytes of stored outputs of a model
+Digest = tuple[tuple[float, ...], ...]  # of the arguments of a call
 
 
 @dataclass(frozen=True)
@@ -32,54 +34,52 @@ class _Reached(BaseException):
 class RepeatedForward:
     """Run a model up to one module after the other, in the order in which they run.
 
-    Each pass stores the outputs of modules that return before the wanted module is called, by
-    batch; later passes return a copy instead of running the module. So a pass costs what runs
-    between two wanted modules. Weights may change if `forget` is told; weights of modules that are
-    yet to run always may. An output is not stored if the module changes an input in place or
-    returns a part of one, or if the outputs would take more than `memory` bytes.
+    With `memory`, each pass stores the outputs of modules that return before the wanted one is
+    called, and later passes on the batch return a copy instead of running the module. So a pass
+    costs what runs between two wanted modules. Only weights of modules that have not returned yet
+    may change between passes, and each batch may call a wanted module only once.
 
-    A module that is not run has no side effects. Where a model depends on one, such as an
-    activation that a module keeps in an attribute, stored outputs may be wrong: see `repeats`.
+    A module that does not run has no side effects. A model that depends on one, such as an
+    activation that a hook keeps, may fail or compute something else; `check` tells.
 
     Args:
         model: The model; calls of its modules, hooks included, are replaced within the context.
-        memory: Bytes of outputs that are stored at most; 0: nothing is.
+        memory: Bytes of outputs that are stored at most; 0: every pass runs every module.
 
     Example:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> with RepeatedForward(model) as passes:
+        >>> with RepeatedForward(model, MEMORY) as passes:
         ...     x = torch.ones(3, 4)
-        ...     first = passes.run_to(model[2], 0, x, lambda args, kwargs: args[0], 1)
-        ...     again = passes.run_to(model[2], 0, x, lambda args, kwargs: args[0], 1)
+        ...     first = passes.run_to(model[2], 0, x, lambda args, kwargs: args[0])
+        ...     again = passes.run_to(model[2], 0, x, lambda args, kwargs: args[0])
         >>> torch.equal(first[0], again[0])
         True
     """
 
-    def __init__(self, model: nn.Module, memory: int = MEMORY) -> None:
+    def __init__(self, model: nn.Module, memory: int = 0) -> None:
         self.model = model
-        self._free = memory
-        self._stored: dict[int, dict[nn.Module, _Output]] = {}
+        self._memory = self._free = memory
+        self._stored: dict[int, dict[nn.Module, _Output]] = {}  # by batch
         self._now: dict[nn.Module, _Output] = {}  # of the batch of this pass
-        self._called = Counter[nn.Module]()
+        self._called: set[nn.Module] = set()  # in this pass
         self._running: list[nn.Module] = []
-        self._until: nn.Module | None = None
-        self._storing = self._comparing = False
-        self._same = True  # as stored
+        self._wanted: nn.Module | None = None
+        self._reached = False  # the wanted module was called
         self._steps: dict[nn.Module, list[nn.Module]] = {}  # of each plain nn.Sequential
+        self._digests: dict[tuple[nn.Module, int], Digest] = {}
         self._undo: list[Callable[[], object]] = []
 
     def __enter__(self) -> RepeatedForward:
-        self._steps = {module: _steps(module) for module in self.model.modules()}
-        for module in self.model.modules():
-            self._replace_call(module)
+        if self._memory:
+            self._steps = {module: _steps_of(module) for module in self.model.modules()}
+            for module in self.model.modules():
+                self._replace_call(module)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for undo in self._undo:
-            undo()
-        self._undo.clear()
-        self._stored.clear()
+        self._restore_calls()
+        self._digests.clear()
 
     def run_to(
         self,
@@ -87,74 +87,76 @@ class RepeatedForward:
         index: int,
         batch: Any,
         read: Callable[[tuple[Any, ...], dict[str, Any]], Tensor],
-        most: int,
     ) -> list[Tensor]:
-        """Run the model on a batch until a module was called so often.
+        """Run the model on a batch; with `memory`, up to the call of a module.
 
         Args:
             module: The module.
             index: The number of the batch.
             batch: The batch: an argument, a tuple of arguments or a mapping.
             read: Returns a tensor from the arguments of a call.
-            most: The number of calls.
 
         Returns:
             A copy of what `read` returned, for each call.
+
+        Raises:
+            StateError: With `memory`, if the module is not called, or got other arguments before.
         """
-        calls: list[Tensor] = []
+        found: list[Tensor] = []
 
         def hook(_: nn.Module, args: Any, kwargs: Any, __: Any) -> None:
-            calls.append(read(args, kwargs).detach().clone())
-            if len(calls) == most:
+            found.append(read(args, kwargs).detach().clone())
+            if self._memory:
+                digest = _digest(args, kwargs)
+                if self._digests.setdefault((module, index), digest) != digest:
+                    raise StateError("two passes on a batch differ")
                 raise _Reached
 
-        self._until, self._storing = module, True
+        self._now, self._called, self._running = self._stored.setdefault(index, {}), set(), []
+        self._wanted, self._reached = module, False
         handle = module.register_forward_hook(hook, with_kwargs=True)
         try:
-            self._run_on(index, batch)
+            with no_attention_fastpath():  # it does not call the modules of an encoder layer
+                bound_forward(self.model, batch)()
         except _Reached:
             pass
         finally:
             handle.remove()
-            self._storing = False
-        return calls
+        if self._memory and not found:
+            raise StateError("a pass with stored outputs does not call the module")
+        return found
 
-    def count_calls(self, index: int, batch: Any) -> Counter[nn.Module]:
-        """Run every module, and count the calls of each."""
-        self._comparing, self._same = True, True
-        try:
-            self._run_on(index, batch)
-        finally:
-            self._comparing = False
-        return self._called
+    def check(self, batches: Iterable[Any]) -> None:
+        """Run all modules on each batch, and compare the arguments of the wanted ones.
 
-    @property
-    def repeats(self) -> bool:
-        """Whether the last `count_calls` had the outputs that were stored."""
-        return self._same
+        Calls are as before from here on.
 
-    def _run_on(self, index: int, batch: Any) -> None:
-        self._now, self._called, self._running = self._stored.setdefault(index, {}), Counter(), []
-        with no_attention_fastpath():  # it does not call the modules of an encoder layer
-            bound_forward(self.model, batch)()
-
-    def forget(self, *changed: Tensor) -> None:
-        """Drop stored outputs if a module that gave one has one of these parameters."""
-        gone = {tensor.untyped_storage().data_ptr() for tensor in changed}
-        modules = {module for stored in self._stored.values() for module in stored}
-        if any(p.untyped_storage().data_ptr() in gone for m in modules for p in m.parameters()):
-            for stored in self._stored.values():
-                self._free += sum(output.size for output in stored.values())
-                stored.clear()
+        Raises:
+            StateError: If they are not those that passes with stored outputs gave.
+        """
+        self._restore_calls()
+        wanted = {module for module, _ in self._digests}
+        for index, batch in enumerate(batches):
+            digests = digest_calls(self.model, wanted, batch)
+            for module in wanted:
+                if digests[module] != [self._digests.get((module, index))]:
+                    raise StateError("a pass without stored outputs differs")
 
     def _replace_call(self, module: nn.Module) -> None:
-        """Use the attribute of `nn.Module.compile`, which copies of a module do not have."""
+        """Replace a call by the attribute that `nn.Module.compile` uses: deep copies lack it."""
         key = "_compiled_call_impl"
-        before = vars(module).get(key)
-        run = module._call_impl if before is None else before
+        compiled = vars(module).get(key)
+        run = module._call_impl if compiled is None else compiled
         vars(module)[key] = lambda *args, **kwargs: self._call(module, run, args, kwargs)
         undo = partial(vars(module).pop, key)
-        self._undo.append(undo if before is None else partial(vars(module).update, {key: before}))
+        self._undo.append(undo if compiled is None else partial(vars(module).update, {key: run}))
+
+    def _restore_calls(self) -> None:
+        for undo in self._undo:
+            undo()
+        for state in (self._undo, self._stored, self._now):
+            state.clear()
+        self._free = self._memory
 
     def _call(
         self,
@@ -164,26 +166,26 @@ class RepeatedForward:
         kwargs: dict[str, Any],
     ) -> Any:
         """Return the stored output of the first call of a pass, or run the module."""
-        if module is self._until:
-            self._storing = False
-        self._called[module] += 1
-        first = self._called[module] == 1
-        stored = self._now.get(module) if first else None
-        if stored is not None and not self._comparing:
-            return _copy(stored.value)
+        if module is self._wanted:
+            self._reached = True
+        if self._reached:
+            return run(*args, **kwargs)
+        first = module not in self._called
+        self._called.add(module)
+        if first and module in self._now:
+            return _copy(self._now[module].value)
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         versions = [_version(x) for x in inputs]
         self._running.append(module)
         try:
-            value = self._run(module, run, args, kwargs)
+            output = self._run(module, run, args, kwargs)
         finally:
             self._running.pop()
-        unchanged = versions == [_version(x) for x in inputs]
-        if stored is not None:
-            self._same &= _are_close(stored.value, value)
-        elif first and self._storing and unchanged and _can_be_stored(value, inputs):
-            self._store(module, value)
-        return value
+            if versions != [_version(x) for x in inputs]:  # changed in place
+                first, self._steps[module] = False, []
+        if first and not self._reached and _can_be_stored(output, inputs):
+            self._store(module, output)
+        return output
 
     def _run(
         self,
@@ -192,39 +194,69 @@ class RepeatedForward:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Run a module; a plain `nn.Sequential` from behind its last child with a stored output."""
-        children = [] if self._comparing else self._steps[module]
-        for at in range(len(children) - 1, -1, -1):
-            child = children[at]
-            stored = self._now.get(child)
-            if stored is None or child in self._called or stored.callers[-1] is not module:
-                continue
-            self._called[child] += 1
-            value = _copy(stored.value)
-            for later in children[at + 1 :]:
-                value = later(value)
-            return value
+        """Run a module; of a plain `nn.Sequential`, what follows the last stored output."""
+        steps = self._steps[module]
+        for at in range(len(steps) - 1, -1, -1):
+            stored = self._now.get(steps[at])
+            if stored and steps[at] not in self._called and stored.callers[-1:] == (module,):
+                self._called.add(steps[at])
+                x = _copy(stored.value)
+                for step in steps[at + 1 :]:
+                    x = step(x)
+                return x
         return run(*args, **kwargs)
 
-    def _store(self, module: nn.Module, value: Any) -> None:
+    def _store(self, module: nn.Module, output: Any) -> None:
         """Store an output, in place of those that it makes superfluous."""
-        size = sum(x.numel() * x.element_size() for x in tree_leaves(value) if _is_tensor(x))
         callers = tuple(self._running)
         steps = self._steps[callers[-1]] if callers else []
-        before = steps[: steps.index(module)] if module in steps else []
+        covered = {module, *(steps[: steps.index(module)] if module in steps else [])}
         gone = [
             other
             for other, stored in self._now.items()
-            if module in stored.callers or (other in before and stored.callers[-1:] == callers[-1:])
+            if covered & {other, *stored.callers[len(callers) :]}
+            and stored.callers[: len(callers)] == callers
         ]
+        size = sum(x.numel() * x.element_size() for x in tree_leaves(output) if _is_plain(x))
         if size <= self._free + sum(self._now[other].size for other in gone):
             for other in gone:
                 self._free += self._now.pop(other).size
-            self._now[module] = _Output(_copy(value), size, callers)
+            self._now[module] = _Output(_copy(output), size, callers)
             self._free -= size
 
 
-def _steps(module: nn.Module) -> list[nn.Module]:
+def digest_calls(
+    model: nn.Module, modules: Iterable[nn.Module], batch: Any
+) -> dict[nn.Module, list[Digest]]:
+    """Run a model on a batch, and return a digest of the arguments of each call of modules."""
+    found: dict[nn.Module, list[Digest]] = {module: [] for module in modules}
+
+    def hook(module: nn.Module, args: Any, kwargs: Any, _: Any) -> None:
+        found[module].append(_digest(args, kwargs))
+
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in found]
+    try:
+        with no_attention_fastpath():
+            bound_forward(model, batch)()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _digest(args: Any, kwargs: Any) -> Digest:
+    """Return the shape of each tensor, and sums, squares and sums with weights of its values."""
+    found = []
+    for x in tree_leaves((args, kwargs)):
+        if isinstance(x, Tensor):
+            values = (torch.view_as_real(x) if x.is_complex() else x).detach().double().flatten()
+            weights = torch.linspace(1, 2, len(values), device=x.device)
+            sums = torch.stack([values.sum(), values.square().sum(), (values * weights).sum()])
+            found.append((*map(float, x.shape), *sums.tolist()))
+    return tuple(found)
+
+
+def _steps_of(module: nn.Module) -> list[nn.Module]:
     """Return the different modules that a plain `nn.Sequential` calls, one after the other."""
     own = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
@@ -239,36 +271,24 @@ def _version(x: Tensor) -> int:
     return -1 if x.is_inference() else x._version
 
 
-def _can_be_stored(value: Any, inputs: list[Tensor]) -> bool:
-    """Return whether an output consists of plain tensors that share no memory with the inputs."""
-    if any(x.is_inference() for x in inputs):
+def _can_be_stored(output: Any, inputs: Sequence[Tensor]) -> bool:
+    """Return whether an output has plain tensors of its own, and no other objects."""
+    leaves = tree_leaves(output)
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    if not tensors or not all(isinstance(x, Tensor | int | float | str | None) for x in leaves):
         return False
-    leaves = tree_leaves(value)
-    if not all(_is_tensor(x) or isinstance(x, int | float | str | None) for x in leaves):
+    if not all(map(_is_plain, [*tensors, *inputs])):
         return False
-    tensors = [x for x in leaves if _is_tensor(x)]
-    used = {x.untyped_storage().data_ptr() for x in inputs if _is_tensor(x)}
-    return not any(x.untyped_storage().data_ptr() in used for x in tensors)
+    own = [x.untyped_storage().data_ptr() for x in tensors]
+    given = {x.untyped_storage().data_ptr() for x in inputs}
+    return len(set(own)) == len(own) and not given & set(own)
 
 
-def _is_tensor(x: object) -> bool:
-    return type(x) in (Tensor, nn.Parameter)
+def _is_plain(x: Any) -> bool:
+    """Return whether a value is a dense tensor without a gradient to come."""
+    plain = type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided and not x.is_nested
+    return plain and not x.is_inference() and (isinstance(x, nn.Parameter) or not x.requires_grad)
 
 
-def _copy(value: Any) -> Any:
-    return tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, value)
-
-
-def _are_close(stored: Any, value: Any) -> bool:
-    """Return whether two outputs differ by rounding only."""
-    before, now = tree_leaves(stored), tree_leaves(value)
-    return len(before) == len(now) and all(
-        _is_close(x, y) if isinstance(x, Tensor) else x == y
-        for x, y in zip(before, now, strict=True)
-    )
-
-
-def _is_close(x: Tensor, y: Tensor) -> bool:
-    if x.shape != y.shape:
-        return False
-    return float((x.double() - y.double()).norm()) <= 1e-4 * float(y.double().norm())
+def _copy(output: Any) -> Any:
+    return tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, output)
