@@ -16,7 +16,7 @@ from torch import nn
 from regrow import calibrate
 
 DEPTHS = (8, 16, 32)
-CRITERIA = ("magnitude", "wanda", "sparsegpt")
+CRITERIA = ("magnitude", "wanda", "sparsegpt", "obs")
 
 
 def chain(depth):

@@ -70,10 +70,10 @@ def test_obs_does_not_depend_on_the_block(block):
 def test_obs_of_wide_layers_is_exact_between_uncorrelated_parts():
     (first, a), (second, b) = sample(features=5), sample(features=5, seed=1)
     matrix, xx = torch.cat([first, second], 1), torch.block_diag(a, b)
-    parts = obs(matrix, xx, 1e-12, width=5)
+    parts = obs(matrix, xx, 1e-12, exact=9, part=5)
     assert torch.allclose(parts, obs(matrix, xx, 1e-12))
     xx[:5, 5:] = xx[5:, :5] = 1e-3 * xx.diagonal().min()
-    assert torch.equal(obs(matrix, xx, 1e-12, width=5), parts)
+    assert torch.equal(obs(matrix, xx, 1e-12, exact=9, part=5), parts)
     assert not torch.equal(obs(matrix, xx, 1e-12), parts)
 
 

@@ -62,22 +62,28 @@ def _row_ranks(scores: Tensor) -> Tensor:
 
 
 def obs(
-    matrix: Tensor, xx: Tensor, damping: float = 1e-3, block: int = 32, width: int = 1024
+    matrix: Tensor,
+    xx: Tensor,
+    damping: float = 1e-3,
+    block: int = 32,
+    exact: int = 1024,
+    part: int = 128,
 ) -> Tensor:
     """Score weights by the loss at which the optimal brain surgeon removes them, row by row.
 
     In each row the weight with least w_j^2 / [H^-1]_jj goes, the others of the row are updated by
     -H^-1[:, j] w_j / [H^-1]_jj, and H^-1 loses row and column j, until nothing is left. The score
-    is the largest loss so far, so that the scores of a row rise in the order of removal. Time grows
-    with out * features^3: of more than `width` features, each so many are scored as if the others
-    stayed, with their own part of H.
+    is the largest loss so far, so that the scores of a row rise in the order of removal. This takes
+    time proportional to out * features^3. Of more than `exact` features, each `part` of them are
+    scored as if the others stayed, with their own block of H.
 
     Args:
         matrix: Weights `(out, features)`.
         xx: X^T X, `(features, features)`.
         damping: See `damped`.
         block: Number of removals after which H^-1 is downdated; does not change the result.
-        width: Number of features up to which scores are exact.
+        exact: Number of features up to which scores are exact.
+        part: Number of features that are scored together beyond that.
 
     Returns:
         Scores: what the layer's squared error rises by.
@@ -85,15 +91,14 @@ def obs(
     Source: Hassibi and Stork 1993, equations 5 and 7; Frantar and Alistarh 2022 (OBC),
         arXiv 2208.11580, algorithm 1.
     """
-    if len(xx) > width:
-        slices = torch.arange(len(xx), device=xx.device).chunk(-(-len(xx) // width))
-        scored = [obs(matrix[:, s], xx[s][:, s], damping, block, width) for s in slices]
+    if len(xx) > exact:
+        parts = torch.arange(len(xx), device=xx.device).split(part)
+        scored = [obs(matrix[:, p], xx[p][:, p], damping, block, part) for p in parts]
         return torch.cat(scored, 1)
     inverse = torch.linalg.inv(damped(xx, damping))
     weights = matrix.double() * (xx.diagonal() > 0)  # weights of dead inputs have no effect
     rows = max(1, MEMORY // (8 * inverse.numel()))
-    parts = [_obs_rows(part, inverse, block) for part in torch.split(weights, rows)]
-    return torch.cat(parts)
+    return torch.cat([_obs_rows(some, inverse, block) for some in torch.split(weights, rows)])
 
 
 def _obs_rows(weights: Tensor, inverse: Tensor, block: int) -> Tensor:
