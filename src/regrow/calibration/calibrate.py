@@ -101,8 +101,7 @@ def calibrate(
     moments of their inputs. Then, in the order in which layers run, kept weights and biases are
     refitted by least squares: a layer reproduces its outputs in the dense network from the inputs
     that the network pruned so far gives it. "obs" with a refit prunes in four rounds. Memory: four
-    copies of the weights, the inputs, a `(features, features)` matrix per layer, and for a refit at
-    most 4 GiB of outputs of modules.
+    copies of the weights, the inputs, a `(features, features)` matrix per layer, 4 GiB of outputs.
 
     Args:
         model: The model.

@@ -92,7 +92,7 @@ def obs(
         arXiv 2208.11580, algorithm 1.
     """
     if len(xx) > exact:
-        parts = torch.arange(len(xx), device=xx.device).split(part)
+        parts = torch.split(torch.arange(len(xx), device=xx.device), part)
         scored = [obs(matrix[:, p], xx[p][:, p], damping, block, part) for p in parts]
         return torch.cat(scored, 1)
     inverse = torch.linalg.inv(damped(xx, damping))
