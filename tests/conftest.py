@@ -30,6 +30,8 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+collect_ignore_glob = ["helpers/*"]  # no tests, and imports that not every torch has
+
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.register_profile("full", deadline=None, max_examples=100)  # `make slow`

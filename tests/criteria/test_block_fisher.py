@@ -84,7 +84,8 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(tmp_path):
     whole, one, file = Net(), pruning(), tmp_path / "a.ckpt"
     trainer(one, SaveAt(7, file)).fit(whole, data())
     resumed, two = Net(), pruning()
-    trainer(two).fit(resumed, data(), ckpt_path=str(file), weights_only=True)
+    torch.load(file, weights_only=True)  # as Lightning does, from 2.6 on, if asked to
+    trainer(two).fit(resumed, data(), ckpt_path=str(file))
     assert one.sparsity == pytest.approx(0.8, abs=1 / 144)
     assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
     assert one.history == two.history

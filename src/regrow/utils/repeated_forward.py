@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ Digest = tuple[tuple[float, ...], ...]  # of the arguments of a call
 class _Output:
     value: Any
     size: int  # bytes
+    seconds: float  # that it saves
     callers: tuple[nn.Module, ...]  # modules that were running, the outermost first
 
 
@@ -44,7 +46,8 @@ class RepeatedForward:
 
     Args:
         model: The model; calls of its modules, hooks included, are replaced within the context.
-        memory: Bytes of outputs that are stored at most; 0: every pass runs every module.
+        memory: Bytes of outputs that are stored at most, of a batch those that save most time per
+            byte; 0: every pass runs every module.
 
     Example:
         >>> import torch
@@ -64,6 +67,7 @@ class RepeatedForward:
         self._now: dict[nn.Module, _Output] = {}  # of the batch of this pass
         self._called: set[nn.Module] = set()  # in this pass
         self._running: list[nn.Module] = []
+        self._saved = 0.0  # seconds of the modules that did not run
         self._wanted: nn.Module | None = None
         self._reached = False  # the wanted module was called
         self._steps: dict[nn.Module, list[nn.Module]] = {}  # of each plain nn.Sequential
@@ -173,7 +177,8 @@ class RepeatedForward:
         first = module not in self._called
         self._called.add(module)
         if first and module in self._now:
-            return _copy(self._now[module].value)
+            return self._reuse(module)
+        start = time.perf_counter() + self._saved
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         versions = [_version(x) for x in inputs]
         self._running.append(module)
@@ -184,8 +189,13 @@ class RepeatedForward:
             if versions != [_version(x) for x in inputs]:  # changed in place
                 first, self._steps[module] = False, []
         if first and not self._reached and _can_be_stored(output, inputs):
-            self._store(module, output)
+            self._store(module, output, time.perf_counter() + self._saved - start)
         return output
+
+    def _reuse(self, module: nn.Module) -> Any:
+        stored = self._now[module]
+        self._saved += stored.seconds
+        return _copy(stored.value)
 
     def _run(
         self,
@@ -200,28 +210,36 @@ class RepeatedForward:
             stored = self._now.get(steps[at])
             if stored and steps[at] not in self._called and stored.callers[-1:] == (module,):
                 self._called.add(steps[at])
-                x = _copy(stored.value)
+                x = self._reuse(steps[at])
                 for step in steps[at + 1 :]:
                     x = step(x)
                 return x
         return run(*args, **kwargs)
 
-    def _store(self, module: nn.Module, output: Any) -> None:
-        """Store an output, in place of those that it makes superfluous."""
+    def _store(self, module: nn.Module, output: Any, seconds: float) -> None:
+        """Store an output, in place of those that it makes superfluous, or that save less time."""
         callers = tuple(self._running)
         steps = self._steps[callers[-1]] if callers else []
-        covered = {module, *(steps[: steps.index(module)] if module in steps else [])}
+        before = steps[: steps.index(module)] if module in steps else []
+        covered = {module, *before}
         gone = [
             other
             for other, stored in self._now.items()
             if covered & {other, *stored.callers[len(callers) :]}
             and stored.callers[: len(callers)] == callers
         ]
+        seconds += sum(self._now[other].seconds for other in gone if other in before)
         size = sum(x.numel() * x.element_size() for x in tree_leaves(output) if _is_plain(x))
-        if size <= self._free + sum(self._now[other].size for other in gone):
+        rates = {m: x.seconds / x.size for m, x in self._now.items() if m not in gone and x.size}
+        room = self._free + sum(self._now[other].size for other in gone)
+        for other in sorted(rates, key=rates.__getitem__):
+            if room < size and rates[other] * size < seconds:
+                gone.append(other)
+                room += self._now[other].size
+        if size <= room:
             for other in gone:
                 self._free += self._now.pop(other).size
-            self._now[module] = _Output(_copy(output), size, callers)
+            self._now[module] = _Output(_copy(output), size, seconds, callers)
             self._free -= size
 
 

@@ -115,7 +115,8 @@ def test_a_fit_resumed_within_or_between_epochs_equals_the_uninterrupted_one(tmp
     whole, one, file = Callable(), gradual(), tmp_path / "a.ckpt"
     trainer(one, SaveAt(step, file)).fit(whole, data())
     resumed, two = Callable(), gradual()
-    trainer(two).fit(resumed, data(), ckpt_path=str(file), weights_only=True)
+    torch.load(file, weights_only=True)  # as Lightning does, from 2.6 on, if asked to
+    trainer(two).fit(resumed, data(), ckpt_path=str(file))
     assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
     assert two.history == one.history
     one.unprune()
