@@ -275,9 +275,11 @@ def test_other_arguments_at_another_call_of_the_wanted_layer_are_found():
 def test_calls_are_counted():
     model = nn.Sequential(Twice(), nn.Linear(6, 6))
     layers = layers_of(model)
-    calls = digest_calls(model, layers, torch.ones(5, 6))
+    x = torch.ones(5, 6)
+    x[0, 0] = 2.0
+    calls = digest_calls(model, layers, x)
     assert [len(calls[layer]) for layer in layers] == [2, 1, 1]
-    assert calls[layers[0]][0] == ((5.0, 6.0, 30.0, 30.0, 45.0),)  # shape, sums; weights 1 to 2
+    assert calls[layers[0]][0] == ((5.0, 6.0, 31.0, 11.0, 33.0**0.5),)  # shape, sums, norm
 
 
 def random_model(seed):

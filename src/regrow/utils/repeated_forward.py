@@ -263,14 +263,16 @@ def digest_calls(
 
 
 def _digest(args: Any, kwargs: Any) -> Digest:
-    """Return the shape of each tensor, and sums, squares and sums with weights of its values."""
+    """Return the shape, the sum, the norm and the sum of every third value of each tensor."""
     found = []
     for x in tree_leaves((args, kwargs)):
         if isinstance(x, Tensor):
-            values = (torch.view_as_real(x) if x.is_complex() else x).detach().double().flatten()
-            weights = torch.linspace(1, 2, len(values), device=x.device)
-            sums = torch.stack([values.sum(), values.square().sum(), (values * weights).sum()])
-            found.append((*map(float, x.shape), *sums.tolist()))
+            values = (torch.view_as_real(x) if x.is_complex() else x).detach().reshape(-1)
+            values = values if values.is_floating_point() else values.double()
+            f64 = torch.float64
+            sums = values.sum(dtype=f64), values[::3].sum(dtype=f64)
+            norm = torch.linalg.vector_norm(values, dtype=f64)
+            found.append((*map(float, x.shape), *torch.stack([*sums, norm]).tolist()))
     return tuple(found)
 
 
