@@ -6,7 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import nn
+from torch.utils.data import DataLoader
 
 import regrow
 from regrow.calibration import calibrate as calibrating
@@ -242,6 +244,25 @@ def test_invalid_settings_change_nothing(given, message):
     with pytest.raises(ConfigError, match=message):
         regrow.calibrate(model, **settings)
     assert all(map(torch.equal, model.parameters(), perceptron().parameters()))
+
+
+def test_a_loader_a_datamodule_and_a_tensor_give_the_same():
+    x, found = data(192), []
+
+    class Inputs(LightningDataModule):
+        def setup(self, stage):
+            self.x = x
+
+        def train_dataloader(self):
+            return DataLoader(self.x, 128)
+
+    for given in (DataLoader(x, 128), Inputs(), x, x.split(128)):
+        model = perceptron()
+        regrow.calibrate(model, given, 0.5, criterion="wanda")
+        found.append(torch.cat([p.flatten() for p in model.parameters()]))
+        free = regrow.free_sparsity(perceptron(), given, 0.5, samples=128)
+        assert free.metric == "agreement"
+    assert all(torch.equal(found[0], other) for other in found)
 
 
 def test_inputs_that_are_not_finite():

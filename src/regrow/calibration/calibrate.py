@@ -30,7 +30,7 @@ from regrow.masks.granularity import NofM, make_granularity
 from regrow.masks.masks import Masks
 from regrow.masks.targets import select_targets
 from regrow.pruning.functional import prune
-from regrow.utils.batches import batch_size
+from regrow.utils.batches import Batches, batch_size, batches_of
 from regrow.utils.errors import (
     ConfigError,
     StateError,
@@ -82,7 +82,7 @@ class Calibration:
 
 def calibrate(
     model: nn.Module,
-    data: Iterable[Any],
+    data: Batches,
     sparsity: float,
     *,
     criterion: str = "obs",
@@ -105,8 +105,8 @@ def calibrate(
 
     Args:
         model: The model.
-        data: Batches, such as a DataLoader: tensors, tuples or lists whose first element is the
-            input, or dicts of keyword arguments.
+        data: A loader, a LightningDataModule or a tensor. A batch is a tensor, a tuple or list that
+            begins with one, or a dict of keyword arguments.
         sparsity: Fraction of the selected weights to prune, in [0, 1); reached exactly.
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
         refit: Whether kept weights are refitted; "joint": in the end those of all layers together.
@@ -255,14 +255,14 @@ def check_refit(refit: object) -> bool | str:
     raise ConfigError(f"refit must be True, False or 'joint', got {refit!r}")
 
 
-def inputs_of(data: Iterable[Any], samples: int | None) -> list[Any]:
+def inputs_of(data: Batches, samples: int | None) -> list[Any]:
     """Return the inputs of the first batches, until there are so many examples; None: of all.
 
     Raises:
         ConfigError: If there are none.
     """
     found, count = list[Any](), 0
-    for batch in data:
+    for batch in batches_of(data):
         inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
         found.append(inputs)
         count += batch_size(inputs)

@@ -27,6 +27,7 @@ from regrow.calibration.layer_times import measure_layers
 from regrow.calibration.moments import Data, order_layers
 from regrow.masks.masks import Masks
 from regrow.profiling.macs import positions
+from regrow.utils.batches import Batches, batches_of
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_count, check_sparsity
 from regrow.utils.modes import eval_mode
 from regrow.utils.names import named_parameters
@@ -154,7 +155,7 @@ class SearchSettings:
 
 def free_sparsity(
     model: nn.Module,
-    data: Iterable[Any],
+    data: Batches,
     max_drop: float = 0.005,
     *,
     of: str | LayerCost = "params",
@@ -198,7 +199,7 @@ def free_sparsity(
         ('agreement', 1.0, True)
     """
     _check_max_drop(max_drop, evaluate)
-    chosen, batches = SearchSettings(**settings), iter(data)
+    chosen, batches = SearchSettings(**settings), iter(batches_of(data))
     used = Data(inputs_of(batches, chosen.samples), chosen.max_rows, chosen.seed)
     held = [] if evaluate is not None else _judged_batches(batches, validation, chosen.samples)
     layers = order_layers(

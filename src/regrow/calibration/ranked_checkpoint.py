@@ -29,6 +29,7 @@ from regrow.masks.masks import Masks
 from regrow.masks.targets import select_targets
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.functional import prune
+from regrow.utils.batches import Batches
 from regrow.utils.bits import pack_bits, unpack_bits
 from regrow.utils.errors import ConfigError, StateError, check_sparsity
 
@@ -42,7 +43,7 @@ def save_ranked(
     *,
     criterion: str | Criterion | TrackingCriterion = "magnitude",
     distribution: str = "global",
-    data: Iterable[Any] | None = None,
+    data: Batches | None = None,
     samples: int = 1024,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
@@ -101,7 +102,7 @@ def load_ranked(
     model: nn.Module,
     sparsity: float,
     *,
-    data: Iterable[Any] | None = None,
+    data: Batches | None = None,
     samples: int = 1024,
     damping: float = 1e-3,
 ) -> Masks:
@@ -154,7 +155,7 @@ def load_ranked(
 def _calibrated_scores(
     model: nn.Module,
     criterion: str,
-    data: Iterable[Any] | None,
+    data: Batches | None,
     samples: int,
     include: Iterable[str] | None,
     exclude: Iterable[str] | None,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from regrow.calibration.calibrate import inputs_of, refit_layers
 from regrow.calibration.joint_refit import NoGradientError, refit_jointly
 from regrow.calibration.moments import Data, order_layers
 from regrow.calibration.sequence_rows import find_rows
-from regrow.utils.batches import bound_forward
+from regrow.utils.batches import Batches, bound_forward
 from regrow.utils.errors import check_count, check_positive
 from regrow.utils.modes import eval_mode
 
@@ -43,7 +43,7 @@ def repair(
     model: nn.Module,
     dense: nn.Module,
     masks: Mapping[str, Tensor],
-    data: Iterable[Any],
+    data: Batches,
     *,
     at_least: float = 0.99,
     measure: Measure | None = None,

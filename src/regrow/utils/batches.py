@@ -3,14 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.utils.errors import ConfigError
+
+
+@runtime_checkable
+class TrainingData(Protocol):
+    """A LightningDataModule, as far as batches are taken from it."""
+
+    def prepare_data(self) -> None: ...
+    def setup(self, stage: str) -> None: ...
+    def train_dataloader(self) -> Any: ...
+
+
+Batches = Iterable[Any] | TrainingData
 
 
 def bound_forward(model: nn.Module, example_input: Any) -> Callable[[], Any]:
@@ -25,6 +37,22 @@ def call(model: nn.Module, given: Any) -> Any:
     if isinstance(given, Mapping):
         return model(**given)
     return model(*given) if isinstance(given, tuple) else model(given)
+
+
+def batches_of(data: Batches, examples: int = 128) -> Iterable[Any]:
+    """Return the batches of a loader, of a tensor, or of a LightningDataModule for training.
+
+    Example:
+        >>> [len(batch) for batch in batches_of(torch.zeros(5, 2), examples=3)]
+        [3, 2]
+    """
+    if isinstance(data, Tensor):
+        return torch.split(data, examples)
+    if not isinstance(data, TrainingData):
+        return data
+    data.prepare_data()
+    data.setup("fit")
+    return cast(Iterable[Any], data.train_dataloader())
 
 
 def batch_size(example_input: Any) -> int:
