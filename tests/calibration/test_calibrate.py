@@ -363,7 +363,9 @@ class Forgets(Remembers):
         (Forgets, False),
     ],
 )
-def test_a_refit_without_repeated_work_gives_what_whole_passes_give(monkeypatch, make, exact):
+def test_a_refit_without_repeated_work_gives_what_whole_passes_give(
+    monkeypatch, caplog, make, exact
+):
     dense, ends, given, most = make(), [], [], [MEMORY]
 
     class Watched(RepeatedForward):
@@ -373,6 +375,7 @@ def test_a_refit_without_repeated_work_gives_what_whole_passes_give(monkeypatch,
 
     monkeypatch.setattr(calibrating, "RepeatedForward", Watched)
     batches = [torch.randn(5, 3, 6) for _ in range(3)]
+    caplog.set_level("INFO")
     for memory in (MEMORY, 0):
         most.append(memory)
         model = copy.deepcopy(dense)
@@ -382,6 +385,7 @@ def test_a_refit_without_repeated_work_gives_what_whole_passes_give(monkeypatch,
         ends.append(model.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert any(not torch.equal(ends[0][name], dense.state_dict()[name]) for name in ends[0])
+    assert exact == ("whole forward passes" not in caplog.text)
     assert given == [MEMORY] * 4 if exact else [MEMORY, MEMORY, 0, 0, MEMORY, MEMORY]
 
 

@@ -38,6 +38,7 @@ from regrow.utils.errors import (
     check_count,
     check_sparsity,
 )
+from regrow.utils.logging import info
 from regrow.utils.modes import in_mode
 from regrow.utils.names import named_parameters
 from regrow.utils.progress_bar import progress_bar
@@ -395,7 +396,8 @@ def refit_layers(
         with data.together():
             _check_called_once(model, [layer for layer, _ in pairs], data.batches[0])
         return refit(MEMORY)
-    except Exception:  # of a model that depends on side effects, or that raises without them too
+    except Exception as error:  # the model depends on side effects, or raises without them too
+        info(f"the refit runs whole forward passes, which take longer: {error}")
         for parameter, values in before:
             parameter.copy_(values)
     return refit(0)

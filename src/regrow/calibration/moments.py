@@ -159,7 +159,10 @@ def order_layers(
     ran: dict[str, LayerRows] = {}
 
     def make_hook(layer: LayerRows) -> Callable[..., None]:
-        return lambda *_: ran.update({layer.name: ran.get(layer.name, layer)})
+        def hook(*_: object) -> None:
+            ran.setdefault(layer.name, layer)
+
+        return hook
 
     with in_mode(model, training=False), ExitStack() as hooks:
         for layer in layers:

@@ -183,7 +183,7 @@ class RepeatedForward:
         versions = [_version(x) for x in inputs]
         self._running.append(module)
         try:
-            output = self._run(module, run, args, kwargs)
+            output = self._run(module, partial(run, *args, **kwargs))
         finally:
             self._running.pop()
             if versions != [_version(x) for x in inputs]:  # changed in place
@@ -197,13 +197,7 @@ class RepeatedForward:
         self._saved += stored.seconds
         return _copy(stored.value)
 
-    def _run(
-        self,
-        module: nn.Module,
-        run: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def _run(self, module: nn.Module, run: Callable[[], Any]) -> Any:
         """Run a module; of a plain `nn.Sequential`, what follows the last stored output."""
         steps = self._steps[module]
         for at in range(len(steps) - 1, -1, -1):
@@ -214,7 +208,7 @@ class RepeatedForward:
                 for step in steps[at + 1 :]:
                     x = step(x)
                 return x
-        return run(*args, **kwargs)
+        return run()
 
     def _store(self, module: nn.Module, output: Any, seconds: float) -> None:
         """Store an output, in place of those that it makes superfluous, or that save less time."""

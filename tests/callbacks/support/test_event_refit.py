@@ -2,6 +2,7 @@
 """`refit=True`: each event ends with a refit, and undo and resume stay exact."""
 
 import copy
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import regrow
 from regrow import MagnitudePruning, Rewind
+from regrow.callbacks.support.event_refit import sum_over_ranks
 from regrow.data import ResumableDataModule
 from regrow.utils.errors import ConfigError
 
@@ -167,3 +169,19 @@ def test_a_rewound_learning_rate_goes_with_a_refit():
     callback = MagnitudePruning(0.5, refit=True, rewind=Rewind("1it", what="finetune"))
     fit(Callable(), callback)
     assert callback.sparsity == 0.5
+
+
+def test_sums_over_ranks_are_taken_on_the_device_of_the_strategy():
+    """NCCL refuses tensors of the CPU, such as counts."""
+
+    class Strategy:
+        root_device = torch.device("meta")
+
+        def reduce(self, values, reduce_op):
+            assert values.device == self.root_device
+            assert reduce_op == "sum"
+            return torch.full(values.shape, 3.0)
+
+    total = sum_over_ranks(SimpleNamespace(world_size=2, strategy=Strategy()))
+    assert total(torch.ones(2)).tolist() == [3.0, 3.0]
+    assert sum_over_ranks(SimpleNamespace(world_size=1)) is None

@@ -190,7 +190,13 @@ def sum_over_ranks(trainer: pl.Trainer) -> Any:
     """Return a function that sums a tensor over ranks; None if there is one."""
     if trainer.world_size == 1:
         return None
-    return lambda values: trainer.strategy.reduce(values, reduce_op="sum")
+    device = trainer.strategy.root_device  # NCCL takes no tensors of the CPU
+
+    def total(values: Tensor) -> Tensor:
+        found: Tensor = trainer.strategy.reduce(values.to(device), reduce_op="sum")
+        return found.to(values.device)
+
+    return total
 
 
 def _masks_of_all(trainer: pl.Trainer) -> dict[str, Tensor]:
