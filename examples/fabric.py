@@ -116,6 +116,8 @@ def main():
     model, pruner = train(fabric, 0.9, options.epochs, options.folder / "sparse.pt")
     found = accuracy(fabric, model)
     fabric.print(f"pruned gradually: accuracy {found:.4f}, sparsity {pruner.sparsity:.4f}")
+    if torch.distributed.is_initialized():  # else threads of gloo may abort the process at exit
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

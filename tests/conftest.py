@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gloo_ranks import EXIT_CHECK
 from hypothesis import settings
 from lightning_alias import install_alias
 
@@ -49,13 +50,14 @@ def checkout() -> Path:
 @pytest.fixture
 def python(checkout: Path, tmp_path: Path) -> Run:
     """Runs `python WORDS...` in an empty folder, with this checkout's regrow."""
+    paths = os.pathsep.join([str(checkout / "src"), str(EXIT_CHECK)])
 
     def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         plain = {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "COLUMNS")}
         return subprocess.run(
             [sys.executable, *words],
             cwd=tmp_path,
-            env=plain | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"} | env,
+            env=plain | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | env,
             capture_output=True,
             text=True,
             timeout=300,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gloo_ranks import EXIT_CHECK
 from installed_versions import needs_lightning
 
 WEIGHTS = 64 * 128 + 128 * 10
@@ -20,7 +21,8 @@ GUARD = [pytest.mark.slow, pytest.mark.guard]
 def run(checkout, name, folder, *words, kill=None):
     """The output of `python examples/NAME.py`, whose processes are killed at the text `kill`."""
     command = [sys.executable, checkout / "examples" / name, "--epochs", str(EPOCHS)]
-    env = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(checkout / "src"), str(EXIT_CHECK)])
+    env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     job = subprocess.Popen(
         [*command, "--folder", folder, *words],
         env=env, cwd=folder.parent, text=True, start_new_session=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
+EXIT_CHECK = HERE / "exit_check"  # in PYTHONPATH: a process that leaves a group fails
 BEFORE = """
 import sys, torch
 from pathlib import Path
@@ -34,6 +35,8 @@ said = {}
 """
 AFTER = """
 torch.save(said, OUT / f"{RANK}.pt")
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
 """
 
 
@@ -49,7 +52,7 @@ def run(program: str, folder: Path, ranks: int = 2, timeout: float = 300) -> lis
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    paths = os.pathsep.join([str(HERE), str(HERE.parents[1] / "src")])
+    paths = os.pathsep.join([str(HERE), str(EXIT_CHECK), str(HERE.parents[1] / "src")])
     shared = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks),
         "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths,

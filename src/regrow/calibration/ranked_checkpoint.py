@@ -123,6 +123,8 @@ def load_ranked(
     Raises:
         ConfigError: For a sparsity out of range.
         StateError: If the file holds no ranks, or is of another model, which is then unchanged.
+
+    Example: see `save_ranked`.
     """
     sparsity, content = check_sparsity("sparsity", sparsity), read_checkpoint(path)
     if KEY not in content:

@@ -28,6 +28,12 @@ class Cyclic(ProportionalLayers):
     From `begin` on, phases of length `every` are sparse, dense, sparse, ... The last phase starts
     at `end`: sparse at the target, or dense with `last="dense"` (dense-sparse-dense training).
 
+    Attributes:
+        begin: Time of the first sparse phase.
+        end: Time of the last phase.
+        every: Length of the phases before it.
+        last: "sparse" or "dense".
+
     Source: Han et al. 2017 (DSD).
 
     Example:
@@ -71,6 +77,11 @@ class ACDC(Cyclic):
     As `Cyclic`, but the phase before `end` is always dense, so that new masks are chosen at `end`.
     By default the first 10 % of the fit are dense, phases last 5 %, the last dense one from 75 to
     85 %, as in the paper for 100 epochs of ImageNet.
+
+    Attributes:
+        begin: Time of the first sparse phase.
+        end: Time of the last one.
+        every: Length of the phases before it.
 
     Source: Peste et al. 2021 (AC/DC), arXiv:2106.12379.
 

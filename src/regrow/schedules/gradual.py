@@ -68,6 +68,11 @@ class _Gradual(ProportionalLayers):
 class Linear(_Gradual):
     """Linear increase of sparsity from `begin` to `end`: s = s_i + (s_f - s_i) p.
 
+    Attributes:
+        begin: Time from which the sparsity rises.
+        end: Time of the last milestone, at the target.
+        every: Time between milestones; the first comes one `every` after `begin`.
+
     Example:
         >>> Linear(0, "20it", "10it").plan(0.5, Timeline(total=30))
         (Milestone(step=10, sparsity=0.25), Milestone(step=20, sparsity=0.5))
@@ -79,6 +84,11 @@ class Linear(_Gradual):
 
 class Cubic(_Gradual):
     """Fast at first, slow near the target: s = s_f + (s_i - s_f) (1 - p)^3.
+
+    Attributes:
+        begin: Time from which the sparsity rises.
+        end: Time of the last milestone, at the target.
+        every: Time between milestones; the first comes one `every` after `begin`.
 
     Source: Zhu and Gupta 2017, eq. 1.
 
@@ -93,6 +103,11 @@ class Cubic(_Gradual):
 
 class Cosine(_Gradual):
     """Slow at both ends: s = s_i + (s_f - s_i) (1 - cos(pi p)) / 2.
+
+    Attributes:
+        begin: Time from which the sparsity rises.
+        end: Time of the last milestone, at the target.
+        every: Time between milestones; the first comes one `every` after `begin`.
 
     Example:
         >>> [round(m.sparsity, 3) for m in Cosine(0, "20it", "5it").plan(0.8, Timeline(30))]

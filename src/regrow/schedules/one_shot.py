@@ -23,6 +23,9 @@ from regrow.utils.errors import ConfigError, check_sparsity
 class OneShot(ProportionalLayers):
     """Prune to the target at once.
 
+    Attributes:
+        at: Time of the event.
+
     Example:
         >>> OneShot("5it").plan(0.9, Timeline(total=10))
         (Milestone(step=5, sparsity=0.9),)
@@ -46,6 +49,9 @@ class Table(ProportionalLayers):
     """Sparsities at listed times: {"3ep": 0.5, "6ep": 0.9}; the last one is the target.
 
     Sparsity may rise from row to row, or fall to 0 (all weights come back, at zero).
+
+    Attributes:
+        rows: Sparsity at each time, in (0, 1) or 0.
 
     Example:
         >>> Table({"3ep": 0.5, "6ep": 0.9}).plan(0.9, Timeline(100, steps_per_epoch=10))

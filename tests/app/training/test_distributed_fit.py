@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gloo_ranks import EXIT_CHECK
 
 from regrow.app.experiment import run
 from regrow.app.experiment.run import train
@@ -26,7 +27,8 @@ SMALL = ("recipe=digits/gmp", "start=scratch", "dense_epochs=null", "pruning.eve
 
 @pytest.mark.guard
 @pytest.mark.slow
-def test_two_ranks_train_and_one_process_measures(job, tmp_path):
+def test_two_ranks_train_and_one_process_measures(job, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(EXIT_CHECK), prepend=os.pathsep)
     cfg = job(*SMALL)
     result = train(cfg)
     folder = tmp_path / "run"

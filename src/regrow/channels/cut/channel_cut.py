@@ -265,6 +265,15 @@ def load(
 
     Raises:
         StateError: If the record or the weights do not fit the model.
+
+    Example:
+        >>> import tempfile, regrow
+        >>> def make(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> model, path = make(), Path(tempfile.mkdtemp(), "small.safetensors")
+        >>> cut = regrow.channels.prune(model, torch.ones(1, 4), 0.5)
+        >>> _ = regrow.export(model, path, plan=cut)
+        >>> load(make, path)[0].out_features
+        4
     """
     if not isinstance(checkpoint, Mapping):
         read = read_tensors if Path(checkpoint).suffix == SUFFIX else read_checkpoint
