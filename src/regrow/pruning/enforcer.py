@@ -99,9 +99,10 @@ class MaskEnforcer:
         """Set every pruned weight to exactly +0.0."""
         groups: _Groups = {}
         for name, mask in self._working.items():
-            view, parameter = self._views.get(name), self.parameters[name].data
+            parameter: Tensor = self.parameters[name]
+            view = self._views.get(name)
             if self._sharded:
-                parameter = local_tensor(parameter)
+                parameter = local_tensor(parameter.data)
             if view is None or view.data_ptr() != parameter.data_ptr():
                 mask = self._fitting(name)
                 view = self._views[name] = parameter.detach().view(mask.dtype)
