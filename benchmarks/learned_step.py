@@ -64,7 +64,7 @@ def main():
     found = in_turns(VARIANTS, fit, options.steps)
     claims = {f"step of {m} / {BASE}": (ratio(found, m, BASE), most) for m, most in LIMITS.items()}
     title = f"learning masks, LeNet-300-100, batch {BATCH}, one thread"
-    show(title, rows_of(found), claims, options.out)
+    show(title, rows_of([found]), claims, options.out)
 
 
 if __name__ == "__main__":

@@ -173,8 +173,9 @@ def main(request: Path) -> None:
                 levels = [] if recorder is None else recorder.levels
                 done = {"checkpoint": os.path.relpath(checkpoint, folder), "levels": levels}
                 write_json(request / DONE, done)
-        # else threads of gloo may abort the process when it exits (PyTorch issue 190489)
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            # else threads of gloo may abort the process when it exits (PyTorch issue 190489)
+            torch.distributed.destroy_process_group()
     except RegrowError as error:
         if on_rank_zero():
             failure = {"type": type(error).__name__, "message": str(error)}
