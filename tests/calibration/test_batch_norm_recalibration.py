@@ -79,3 +79,25 @@ def test_inputs_may_be_tuples_or_dicts():
     recalibrate(model, [(x, x), {"x": x, "y": x}])
     assert torch.allclose(model.norm.running_mean, 2 * x.mean(0))
     assert model.norm.momentum is None
+
+
+def test_norms_that_do_not_run_keep_their_statistics():
+    class Warm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.always, self.training_only = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+            self.training_only.running_mean.fill_(3.0)
+            self.training_only.running_var.fill_(5.0)
+
+        def forward(self, x):
+            x = self.always(x)
+            return self.training_only(x) if self.training else x
+
+    model, x = Warm(), torch.randn(16, 2) + 1
+    assert recalibrate(model, [x]) == 1
+    assert torch.allclose(model.always.running_mean, x.mean(0))
+    assert model.training_only.running_mean.tolist() == [3.0, 3.0]
+    assert model.training_only.running_var.tolist() == [5.0, 5.0]
+    assert int(model.training_only.num_batches_tracked) == 0
+    assert model.training_only.training
+    assert not model.training_only._forward_pre_hooks

@@ -8,6 +8,7 @@ from torch import nn
 import regrow
 from regrow.calibration.layer_rows import LayerRows
 from regrow.calibration.layer_times import LayerTimes, sparse_layer
+from regrow.utils.errors import ConfigError
 
 LAYERS = [
     (nn.Linear(5, 4), (3, 5)),
@@ -52,3 +53,18 @@ def test_measured_milliseconds_are_a_cost_of_free_sparsity():
     )
     assert result.of == "latency"
     assert 0 <= result.removed < 1
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(8, 8), nn.MultiheadAttention(8, 2)])
+def test_parts_of_layers_have_no_milliseconds_of_their_own(layer):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = layer, nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(self.layer(*[x] * (1 if isinstance(self.layer, nn.LSTM) else 3))[0])
+
+    data = [torch.randn(8, 5, 8) for _ in range(4)]
+    with pytest.raises(ConfigError, match=r"layer\.\w+ is a part of .*exclude=.*of='params'"):
+        regrow.free_sparsity(Model(), data[:2], 0.2, of="latency", validation=data[2:], samples=16)

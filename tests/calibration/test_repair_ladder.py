@@ -139,3 +139,38 @@ def test_a_network_without_gradients_is_repaired_without_the_joint_refit():
     with pytest.raises(ConfigError, match="no gradient with respect to some of its weights"):
         regrow.calibrate(model, [draw(64, 8)], 0.5, criterion="magnitude", refit="joint")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_of_equal_measures_the_cheapest_repair_is_kept():
+    model, dense, masks = pruned()
+    before = copy.deepcopy(model.state_dict())
+    result = regrow.repair(model, dense, masks, [draw(256, 8)], at_least=0.9, measure=lambda _: 0.5)
+    assert (result.rung, result.holds) == ("none", False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Unusual(nn.Module):
+    """Returns a mapping, and has state that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x):
+        return {"features": x, "logits": self.body(x)}
+
+    def get_extra_state(self):
+        return {"seen": 3}
+
+    def set_extra_state(self, state):
+        assert state == {"seen": 3}
+
+
+def test_a_network_that_returns_a_mapping_and_has_other_state():
+    torch.manual_seed(0)
+    dense = Unusual().eval()
+    model, x = copy.deepcopy(dense), draw(256, 8)
+    result = regrow.repair(model, dense, regrow.prune(model, 0.7), [x], at_least=2.0)
+    with torch.no_grad():
+        same = model(x)["logits"].argmax(1) == dense(x)["logits"].argmax(1)
+    assert result.measures[result.rung] == pytest.approx(float(same.double().mean()))

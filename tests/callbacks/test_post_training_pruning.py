@@ -10,6 +10,7 @@ from tiny_fits import SGD, Net, copied, fit, loader, read, trainer, weights
 
 import regrow
 from regrow import PostTrainingPruning
+from regrow.callbacks.support.event_refit import Refitted
 from regrow.utils.errors import ConfigError, StateError
 
 
@@ -211,3 +212,67 @@ def test_an_agreement_needs_repairs_and_is_a_share():
         PostTrainingPruning(0.5, refit=False, min_agreement=0.9)
     with pytest.raises(ConfigError, match=r"write 0.99 for 99 %"):
         PostTrainingPruning(0.5, min_agreement=99)
+
+
+class Sequences(Net):
+    """Weights whose names are not "weight"."""
+
+    def __init__(self, kdim=None):
+        super().__init__(lambda parameters: SGD(parameters, lr=0.0))
+        width = self.body[0].in_features
+        self.recurrent = torch.nn.LSTM(width, width, batch_first=True)
+        self.attention = torch.nn.MultiheadAttention(width, 1, batch_first=True, kdim=kdim)
+
+    def forward(self, x):
+        steps = x[:, None] * torch.linspace(0.5, 1.5, 3)[:, None]
+        steps = self.recurrent(steps)[0]
+        keys = steps if self.attention.kdim == steps.shape[-1] else steps.repeat(1, 1, 2)
+        return self.body(self.attention(steps, keys, steps)[0].mean(1))
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    validation_step = None
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_unprune_one_name_after_the_other_restores_biases_of_any_name(twice):
+    torch.manual_seed(0)
+    width = Net().body[0].in_features
+    module = Sequences(kdim=2 * width if twice else None)
+    before, callback = copied(module), PostTrainingPruning(0.5)
+    fit(module, callback, max_epochs=1)
+    changed = {n for n, v in module.state_dict().items() if not torch.equal(v, before[n])}
+    assert {"recurrent.bias_ih_l0", "attention.out_proj.bias"} <= changed
+    assert twice or "attention.in_proj_bias" in changed
+    for name in callback.masks:
+        callback.unprune([name])
+        assert torch.equal(module.get_parameter(name), before[name])
+    assert all(torch.equal(v, before[n]) for n, v in module.state_dict().items())
+
+
+def test_attention_with_three_weights_restores_a_third_of_its_bias():
+    refitted, width = Refitted(), 4
+    attention = torch.nn.MultiheadAttention(width, 1, kdim=6)
+    before = copied(attention)
+    fitted = {name: value + 1 for name, value in before.items()}
+    attention.load_state_dict(fitted)
+    refitted.state = {"before": before, "after": copied(attention)}
+    refitted.restore(attention, ["k_proj_weight"])
+    now = attention.state_dict()
+    assert torch.equal(now["k_proj_weight"], before["k_proj_weight"])
+    assert torch.equal(now["q_proj_weight"], fitted["q_proj_weight"])
+    parts = zip(*(state["in_proj_bias"].chunk(3) for state in (now, before, fitted)), strict=True)
+    equal = [(torch.equal(a, b), torch.equal(a, c)) for a, b, c in parts]
+    assert equal == [(False, True), (True, False), (False, True)]
+
+
+@pytest.mark.parametrize("refit", [True, "joint"])
+@pytest.mark.parametrize("criterion", ["obs", "magnitude"])
+def test_a_module_in_bfloat16(refit, criterion):
+    module = Callable(lambda parameters: SGD(parameters, lr=0.0))
+    callback = PostTrainingPruning(0.5, criterion=criterion, refit=refit)
+    fit(module, callback, max_epochs=1, precision="bf16-true")
+    assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+    assert callback.sparsity == 0.5
+    assert all(bool(p.isfinite().all()) for p in module.parameters())

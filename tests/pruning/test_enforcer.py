@@ -320,15 +320,15 @@ def test_parameters_sharded_later_are_masked_in_their_local_rows(one_rank):
     assert torch.equal(sharded.grad.to_local(), mask.float())
 
 
-def sampled(enforcer, looks):
-    """Whether one of so many looks, all of which are made, found a live weight."""
-    return sum(enforcer.is_sample_live() for _ in range(8 * looks)) > 0  # every eighth call looks
+def sampled(enforcer, calls):
+    """Whether one of so many checks, all of which are made, found a live weight."""
+    return sum(enforcer.is_sample_live() for _ in range(calls)) > 0
 
 
 @pytest.mark.parametrize("shape", [(70,), (5, 70), (4, 3, 3, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_check_of_a_sample_reads_each_weight_in_turn(shape, dtype):
-    """Within rows * width / 16 looks for each of two parameters, and no kept weight counts."""
+    """Within rows * width / 16 calls for each of two parameters, and no kept weight counts."""
     torch.manual_seed(0)
     weights = {name: nn.Parameter(torch.randn(shape).to(dtype)) for name in "ab"}
     masks = {name: torch.rand(shape) < 0.5 for name in weights}
@@ -336,13 +336,13 @@ def test_the_check_of_a_sample_reads_each_weight_in_turn(shape, dtype):
     for name, mask in masks.items():
         enforcer.set_mask(name, mask)
     enforcer.weights()
-    looks = 2 * weights["a"].numel()
-    assert not sampled(enforcer, looks)
+    calls = 2 * weights["a"].numel()
+    assert not sampled(enforcer, calls)
     for place in (~masks["b"]).flatten().nonzero().flatten().tolist():
         weights["b"].data.view(-1)[place] = -0.0 if place % 2 else 1.0
-        assert sampled(enforcer, looks)
+        assert sampled(enforcer, calls)
         enforcer.weights()
-    assert not sampled(enforcer, looks)
+    assert not sampled(enforcer, calls)
 
 
 class OnDevice(nn.Parameter):

@@ -17,7 +17,7 @@ from regrow.utils.modes import eval_mode
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
-    """Recompute the running statistics of all norms, as plain means over some batches.
+    """Recompute the running statistics of all norms that run, as plain means over some batches.
 
     Only norms with running statistics are in training mode; dropout is off, and parameters, modes
     and random generators do not change. All batches have the same weight.
@@ -48,8 +48,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         if isinstance(module, _NormBase) and module.running_mean is not None
     }
     undo = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms.values()]
-    device, count = device_of(model), 0
+    device, count, ran = device_of(model), 0, set[nn.Module]()
     forked = [device] if device.type == "cuda" else []
+    hooks = [norm.register_forward_pre_hook(lambda norm, _: ran.add(norm)) for norm, *_ in undo]
     with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=forked):
         try:
             for batch in batches:
@@ -58,18 +59,20 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
                         norm.reset_running_stats()
                         norm.training = True
                     # None is a cumulative mean, which instance norms do not support
-                    batch_norm = isinstance(norm, _BatchNorm)
-                    norm.momentum = None if batch_norm else 1 / (count + 1)
+                    norm.momentum = None if isinstance(norm, _BatchNorm) else 1 / (count + 1)
                 bound_forward(model, batch)()
                 count += 1
-            _check(norms)
+            _check({name: norm for name, norm in norms.items() if norm in ran})
         except BaseException:
-            for norm, _, state in undo:
-                norm.load_state_dict(state)
+            ran.clear()
             raise
         finally:
-            for norm, momentum, _ in undo:
+            for hook in hooks:
+                hook.remove()
+            for norm, momentum, state in undo:
                 norm.momentum = momentum
+                if norm not in ran:
+                    norm.load_state_dict(state)
     if not count:
         raise ConfigError("recalibrate needs a batch or more, got none: write [inputs]")
     return count

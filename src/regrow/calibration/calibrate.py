@@ -36,6 +36,7 @@ from regrow.utils.errors import (
     StateError,
     check_choice,
     check_count,
+    check_damping,
     check_sparsity,
 )
 from regrow.utils.logging import info
@@ -116,7 +117,8 @@ def calibrate(
             "global" where possible, else "erk".
         include: Patterns of parameters to prune; None: see `regrow.prune`.
         exclude: Patterns of parameters not to prune.
-        damping: Ridge term, as a fraction of the mean squared input.
+        damping: Ridge term, as a fraction of the mean squared input; of a layer with a bias, of the
+            inputs' mean variance.
         max_rows: Largest number of output positions per batch that are sampled for a layer.
         settings: `granularity`, `layers` (not with "sparsegpt"), `min_density`, `on_misfit` and
             `seed` of `regrow.prune`.
@@ -138,6 +140,7 @@ def calibrate(
     settings |= {"distribution": check_distribution(criterion, distribution)}
     settings |= {"include": include, "exclude": exclude}
     sparsity, refit = check_sparsity("sparsity", sparsity), check_refit(refit)
+    damping = check_damping(damping)
     batches = inputs_of(data, check_count("samples", samples))
     used = Data(batches, max_rows, settings.get("seed", 0))
     return _prune_and_refit(model, used, sparsity, criterion, refit, damping, settings)
@@ -265,6 +268,7 @@ def inputs_of(data: Batches, samples: int | None) -> list[Any]:
     found, count = list[Any](), 0
     for batch in batches_of(data):
         inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
         found.append(inputs)
         count += batch_size(inputs)
         if samples is not None and count >= samples:
@@ -287,8 +291,8 @@ def calibrated_layers(
     other = [target.name for target in targets if target.name not in known]
     if other:
         raise ConfigError(
-            f"{other[0]} is no weight that calibration knows, of a Linear layer, a convolution, a "
-            f"recurrent layer or nn.MultiheadAttention: write exclude={other}"
+            f"{other[0]} is no weight that calibration knows, of one Linear layer, convolution, "
+            f"recurrent layer or nn.MultiheadAttention, not shared: write exclude={other}"
         )
     return [known[target.name] for target in targets]
 

@@ -28,7 +28,14 @@ from regrow.calibration.moments import Data, order_layers
 from regrow.masks.masks import Masks
 from regrow.profiling.macs import positions
 from regrow.utils.batches import Batches, batches_of
-from regrow.utils.errors import ConfigError, StateError, check_choice, check_count, check_sparsity
+from regrow.utils.errors import (
+    ConfigError,
+    StateError,
+    check_choice,
+    check_count,
+    check_damping,
+    check_sparsity,
+)
 from regrow.utils.modes import eval_mode
 from regrow.utils.names import named_parameters
 from regrow.utils.progress_bar import progress_bar
@@ -136,6 +143,7 @@ class SearchSettings:
     def __post_init__(self) -> None:
         check_choice("criterion", self.criterion, CRITERIA)
         check_count("samples", self.samples)
+        check_damping(self.damping)
         check_sparsity("resolution", self.resolution, zero=False)
         for value in self.sparsities:
             check_sparsity("sparsities", value, zero=False)

@@ -56,7 +56,9 @@ def refit_jointly(
 
     Raises:
         NoGradientError: If outputs have no gradient; the model is unchanged.
-        StateError: If a block is not called for each batch.
+        ConfigError: For weights in float16.
+        StateError: If a block is not called for each batch, or values become infinite; the model is
+            then unchanged.
 
     Source: Lucas and Mazumder 2025 (SNOWS), ICLR: a reconstruction over several operations, there
         by Newton steps.
@@ -67,11 +69,20 @@ def refit_jointly(
         kept[layer.weight] = masks[layer.name].to(layer.weight.device, torch.bool)
         if isinstance(layer.bias, nn.Parameter):  # no part of a larger one
             kept[layer.bias] = None
+    _check_range(pruned)
     with gradients_in_eval(model), in_mode(dense, training=False):
         blocks = _find_blocks(model, pruned, data.batches[0], depth)
         copies = dict(zip(model.modules(), dense.modules(), strict=True))
         pair = _Pair(model, blocks, dense, [copies[block] for block in blocks], data)
         return _minimise(pair, kept, steps)
+
+
+def _check_range(layers: Sequence[LayerRows]) -> None:
+    if half := [layer.name for layer in layers if layer.weight.dtype == torch.float16]:
+        raise ConfigError(
+            f"a joint refit needs the range of float32, and {half[0]} is float16: call "
+            "model.float() before, and model.half() after it"
+        )
 
 
 @dataclass
@@ -143,7 +154,15 @@ def _minimise(pair: _Pair, kept: Mapping[Tensor, Tensor | None], steps: int) -> 
             history_size=20,
             line_search_fn="strong_wolfe",
         )
+        before = [parameter.detach().clone() for parameter in kept]
         solver.step(closure)  # type: ignore[no-untyped-call]
+        if not all(bool(parameter.isfinite().all()) for parameter in kept):
+            for parameter, values in zip(kept, before, strict=True):
+                parameter.data.copy_(values)
+            raise StateError(
+                "the joint refit leads to weights that are not finite, as for outputs that are "
+                "nearly zero: refit layer by layer (refit=True)"
+            )
     return min(errors)
 
 

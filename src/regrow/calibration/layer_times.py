@@ -17,6 +17,7 @@ from regrow.calibration.layer_rows import LayerRows
 from regrow.runtime.layer_inputs import layer_inputs
 from regrow.runtime.sparse_layers import multiply_rows, to_sparse
 from regrow.utils.batches import resize_batch
+from regrow.utils.errors import ConfigError
 from regrow.utils.modes import in_mode
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -58,7 +59,15 @@ def measure_layers(
         layers: Its layers.
         batch: Inputs of the model.
         repeats: Number of measured calls, whose median counts.
+
+    Raises:
+        ConfigError: For weights of recurrent layers and of attention, which have no kernel alone.
     """
+    if other := [layer.name for layer in layers if type(layer) is not LayerRows]:
+        raise ConfigError(
+            f"{other[0]} is a part of a recurrent layer or of attention, whose milliseconds cannot "
+            f"be measured alone: write exclude={other}, or of='params' or 'macs'"
+        )
     dense, sparse = dict[str, float](), dict[str, list[float]]()
     generator = torch.Generator().manual_seed(0)
     with in_mode(model, training=False):

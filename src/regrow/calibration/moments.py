@@ -3,21 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from regrow.calibration.layer_rows import LayerRows
 from regrow.utils.batches import bound_forward
 from regrow.utils.errors import ConfigError, StateError
-from regrow.utils.modes import in_mode
+from regrow.utils.modes import in_mode, no_attention_fastpath
 from regrow.utils.random import make_generator
 from regrow.utils.repeated_forward import RepeatedForward
+
+# Functions of torch that multiply inputs by weights.
+_PRODUCT = re.compile("linear$|conv|multi_head_attention|(rnn_tanh|rnn_relu|lstm|gru)(_cell)?$")
 
 
 class Moments:
@@ -134,28 +139,25 @@ def input_moments(model: nn.Module, layers: Sequence[LayerRows], data: Data) -> 
 
         return hook
 
-    with in_mode(model, training=False):
-        handles = [
-            layer.module.register_forward_hook(make_hook(layer), with_kwargs=True)
-            for layer in layers
-        ]
-        try:
-            for batch in data.batches:
-                bound_forward(model, batch)()
-        finally:
-            for handle in handles:
-                handle.remove()
+    check_forwards(model, layers, data.batches)
+    with in_mode(model, training=False), no_attention_fastpath(), ExitStack() as hooks:
+        for layer in layers:
+            handle = layer.module.register_forward_hook(make_hook(layer), with_kwargs=True)
+            hooks.callback(handle.remove)
+        for batch in data.batches:
+            bound_forward(model, batch)()
     return {name: data.finish(name, moments) for name, moments in found.items()}
 
 
 def order_layers(
-    model: nn.Module, layers: Sequence[LayerRows], batches: Iterable[Any], all_run: bool = False
+    model: nn.Module, layers: Sequence[LayerRows], batches: Sequence[Any], all_run: bool = False
 ) -> list[LayerRows]:
     """Return the layers that run, in the order in which they first do, in eval mode.
 
     Raises:
-        ConfigError: If one does not run, and `all_run` says that all have to.
+        ConfigError: If one does not run, and `all_run` says that all have to; see `check_forwards`.
     """
+    check_forwards(model, layers, batches)
     ran: dict[str, LayerRows] = {}
 
     def make_hook(layer: LayerRows) -> Callable[..., None]:
@@ -164,7 +166,7 @@ def order_layers(
 
         return hook
 
-    with in_mode(model, training=False), ExitStack() as hooks:
+    with in_mode(model, training=False), no_attention_fastpath(), ExitStack() as hooks:
         for layer in layers:
             hooks.callback(layer.module.register_forward_hook(make_hook(layer)).remove)
         for batch in batches:
@@ -182,6 +184,62 @@ def check_all_run(layers: Sequence[LayerRows], ran: Container[str]) -> None:
         )
 
 
+def check_forwards(model: nn.Module, layers: Sequence[LayerRows], batches: Sequence[Any]) -> None:
+    """Raise `ConfigError` if a layer transforms its weight before it uses it."""
+    if names := find_transforming(model, layers, batches):
+        kind = next(type(layer.module).__name__ for layer in layers if layer.name == names[0])
+        raise ConfigError(
+            f"{kind} has its own forward(), which transforms {names[0]} or its bias before it uses "
+            f"them, and calibration needs these values themselves: write exclude={names}"
+        )
+
+
+def find_transforming(
+    model: nn.Module, layers: Sequence[LayerRows], batches: Sequence[Any]
+) -> list[str]:
+    """Return the names of layers whose own `forward` gives torch other values than their weight.
+
+    A subclass of a layer of torch may scale or standardize its weight, or only pad its inputs.
+    """
+    own = [layer for layer in layers if _has_own_forward(layer.module)]
+    if not own:
+        return []
+    called = set[nn.Module]()
+    with in_mode(model, training=False), no_attention_fastpath(), ExitStack() as stack:
+        for layer in own:
+            hook = layer.module.register_forward_pre_hook(lambda module, _: called.add(module))
+            stack.callback(hook.remove)
+        used = stack.enter_context(_Operands())
+        for batch in batches:
+            bound_forward(model, batch)()
+    return [layer.name for layer in own if layer.module in called and not used.directly(layer)]
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    return "forward" in vars(module) or not type(module).forward.__module__.startswith("torch.nn.")
+
+
+class _Operands(TorchFunctionMode):
+    """Records the tensors that products and convolutions get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = set[frozenset[int]]()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if _PRODUCT.match(getattr(func, "__name__", "")):
+            leaves = tree_leaves((args, kwargs))
+            self.calls.add(frozenset(id(x) for x in leaves if isinstance(x, nn.Parameter)))
+        return func(*args, **(kwargs or {}))
+
+    def directly(self, layer: LayerRows) -> bool:
+        """Return whether a call got the weight and the bias of a layer themselves."""
+        own = {id(x) for x in (layer.weight, layer.bias) if isinstance(x, nn.Parameter)}
+        return any(own <= call for call in self.calls)
+
+
 def squared_gradients(
     model: nn.Module, layers: Sequence[LayerRows], data: Data, draws: int = 4
 ) -> dict[str, Tensor]:
@@ -195,7 +253,7 @@ def squared_gradients(
     Source: Bekas et al. 2007 (diagonals of a matrix by random vectors).
     """
     weights = {layer.name: layer.weight for layer in layers}
-    found = {layer.name: torch.zeros((), dtype=torch.float64) for layer in layers}
+    found = dict[str, Tensor]()
     with ExitStack() as stack, gradients_in_eval(model), torch.enable_grad():
         for weight in weights.values():
             stack.callback(weight.requires_grad_, weight.requires_grad)
@@ -207,9 +265,16 @@ def squared_gradients(
                 generator = make_generator(data.seed, at * draws + draw, "outputs")
                 along = [torch.randn(z.shape, generator=generator).to(z) for z in outputs]
                 _add_squares(found, layers, outputs, along)
+    with data.together():
+        if missing := [layer.name for layer in layers if layer.name not in found]:
+            raise ConfigError(
+                f"the model's outputs have no gradient with respect to {missing[0]}, by which "
+                "criterion='obs' compares layers: write criterion='magnitude' or 'sparsegpt'"
+            )
+    sums = {layer.name: found[layer.name] for layer in layers}  # in the same order on all ranks
     if data.total is not None:
-        found = {name: data.total(values) for name, values in found.items()}
-    return {name: values / draws for name, values in found.items()}
+        sums = {name: data.total(values) for name, values in sums.items()}
+    return {name: values / draws for name, values in sums.items()}
 
 
 @contextmanager
@@ -217,6 +282,7 @@ def gradients_in_eval(model: nn.Module) -> Iterator[None]:
     """Set eval mode, without cuDNN where there is an `nn.RNNBase`, which has no gradient in it."""
     with ExitStack() as stack:
         stack.enter_context(in_mode(model, training=False))
+        stack.enter_context(no_attention_fastpath())
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
@@ -228,18 +294,15 @@ def _add_squares(
     outputs: Sequence[Tensor],
     along: Sequence[Tensor],
 ) -> None:
-    """Add the squared gradients of v . z to the sums of each row."""
+    """Add the squared gradients of v . z to the sums of each row that they depend on."""
+    if not outputs:
+        return
     weights = [layer.weight for layer in layers]
-    parts: Sequence[Tensor | None] = [None] * len(weights)
-    if outputs:
-        parts = torch.autograd.grad(outputs, weights, along, retain_graph=True, allow_unused=True)
+    parts = torch.autograd.grad(outputs, weights, along, retain_graph=True, allow_unused=True)
     for layer, part in zip(layers, parts, strict=True):
-        if part is None:
-            raise ConfigError(
-                f"the model's outputs have no gradient with respect to {layer.name}, by which "
-                "criterion='obs' compares layers: write criterion='magnitude' or 'sparsegpt'"
-            )
-        found[layer.name] = layer.to_matrix(part).double().square().sum(2) + found[layer.name]
+        if part is not None:
+            squares = layer.to_matrix(part).double().square().sum(2)
+            found[layer.name] = squares + found.get(layer.name, 0)
 
 
 def paired_moments(
@@ -259,13 +322,17 @@ def paired_moments(
         for index, batch in enumerate(data.batches):
             inputs = model.run_to(layer.module, index, batch, layer.inputs)
             before = dense.run_to(twin.module, index, batch, twin.inputs)
-            if len(inputs) != len(before) or not inputs:
+            shapes = [[x.shape[1] for x in calls] for calls in (inputs, before)]
+            if shapes[0] != shapes[1]:
                 raise StateError(
-                    f"{layer.name} is called {len(inputs)} times in the model and {len(before)} "
-                    "times in its copy: calibration needs a forward pass that does not depend on "
-                    "weights or on attributes that copy.deepcopy shares"
+                    f"the calls of {layer.name} get {shapes[0]} rows of inputs in the model and "
+                    f"{shapes[1]} in its dense copy: a refit needs a forward pass that does not "
+                    "depend on weights (as routing among experts does) or on attributes that "
+                    f"copy.deepcopy shares; write exclude=[{layer.name!r}] or refit=False"
                 )
             for pair in zip(inputs, before, strict=True):
                 x, dense_x = (data.sample(rows, layer.name, moments.rows) for rows in pair)
                 moments.add(x, twin.outputs(dense_x, kept))
+        if not moments.rows:
+            raise StateError(f"{layer.name} is not called on the calibration data")
     return data.finish(layer.name, moments)

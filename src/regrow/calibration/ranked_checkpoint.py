@@ -31,7 +31,7 @@ from regrow.pruning.config import PruningConfig
 from regrow.pruning.functional import prune
 from regrow.utils.batches import Batches
 from regrow.utils.bits import pack_bits, unpack_bits
-from regrow.utils.errors import ConfigError, StateError, check_sparsity
+from regrow.utils.errors import ConfigError, StateError, check_damping, check_sparsity
 
 KEY = "regrow_ranks"  # key of the ranks in a checkpoint
 
@@ -126,6 +126,7 @@ def load_ranked(
 
     Example: see `save_ranked`.
     """
+    damping = check_damping(damping)
     sparsity, content = check_sparsity("sparsity", sparsity), read_checkpoint(path)
     if KEY not in content:
         raise StateError(f"{path} holds no ranks: write it by regrow.save_ranked(model, path)")

@@ -9,6 +9,7 @@ from torch import Tensor
 from regrow.calibration.moments import Moments
 
 MEMORY = 2**28  # bytes of the systems that are solved at once
+CONSTANT = 1e-10  # of its mean square: an input with less variance is constant but for rounding
 
 
 def refit_rows(
@@ -77,7 +78,7 @@ def refit_matrix(
         mask: Bool, kept weights.
         moments: Of the inputs of the pruned layer and the outputs of the dense one.
         bias: Whether the layer has a bias: then inputs and outputs are centred, and the bias is
-            mean(y) - w . mean(x).
+            mean(y) - w . mean(x). Weights of constant inputs are left as they are.
         damping: See `refit_rows`.
 
     Returns:
@@ -88,8 +89,12 @@ def refit_matrix(
     xx, xy, rows = moments.xx, moments.xy, moments.rows
     x, y = moments.x / rows, moments.y / rows
     if bias:
+        squares = xx.diagonal(dim1=1, dim2=2)
         xx = xx - rows * x[:, :, None] * x[:, None, :]
         xy = xy - rows * x[:, :, None] * y[:, None, :]
+        constant = xx.diagonal(dim1=1, dim2=2) <= CONSTANT * squares  # only rounding is left
+        xx = xx.masked_fill(constant[:, :, None] | constant[:, None, :], 0.0)
+        xy = xy.masked_fill(constant[:, :, None], 0.0)
     parts = [refit_rows(*group, damping) for group in zip(matrix, mask, xx, xy, strict=True)]
     solved = torch.stack(parts)
     shift = y - (solved @ x[:, :, None])[:, :, 0] if bias else None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from regrow.calibration.batch_norm_recalibration import recalibrate
 from regrow.calibration.calibrate import inputs_of, refit_layers
+from regrow.calibration.fidelity import class_logits
 from regrow.calibration.joint_refit import NoGradientError, refit_jointly
-from regrow.calibration.moments import Data, order_layers
+from regrow.calibration.moments import Data, find_transforming, order_layers
 from regrow.calibration.sequence_rows import find_rows
 from regrow.utils.batches import Batches, bound_forward
-from regrow.utils.errors import check_count, check_positive
+from regrow.utils.errors import check_count, check_damping, check_positive
 from regrow.utils.modes import eval_mode
 
 Measure = Callable[[nn.Module], float]
@@ -61,11 +63,12 @@ def repair(
     Args:
         model: The pruned model.
         dense: A copy of it before it was pruned.
-        masks: Bool masks by parameter name, such as those of `regrow.prune`.
+        masks: Bool masks by parameter name, such as those of `regrow.prune`. Weights that several
+            layers share, or that a layer transforms before it uses them, are not refitted.
         data: Unlabelled batches; see `regrow.calibrate`.
         at_least: What the measure must reach.
         measure: Returns a number for a model, higher is better, such as its validation accuracy.
-            None: the share of the examples for which its largest output (dim 1) is the dense one's.
+            None: the share of the examples for which its largest logit (dim 1) is the dense one's.
         train: Trains a model, and keeps its masks; None: there is no training.
         samples: Number of examples to use, rounded up to whole batches.
         damping: Ridge term of the refit, as a fraction of the mean squared input.
@@ -87,7 +90,7 @@ def repair(
     used = Data(inputs_of(data, check_count("samples", samples)))
     judge = agreement_with(dense, used) if measure is None else measure
     at_least = check_positive("at_least", at_least, "0.99")
-    return climb(model, dense, masks, used, judge, at_least, train, damping)
+    return climb(model, dense, masks, used, judge, at_least, train, check_damping(damping))
 
 
 @torch.no_grad()
@@ -117,10 +120,10 @@ def climb(
         measures[rung] = measure(model)
         if measures[rung] >= at_least:
             return Repair(rung, True, measures)
-        if measures[rung] == max(measures.values()):
+        if rung == max(measures, key=measures.__getitem__):  # of equal ones, the cheapest
             best = _copy_state(model)
     model.load_state_dict(best)
-    return Repair(max(measures, key=lambda rung: measures[rung]), False, measures)
+    return Repair(max(measures, key=measures.__getitem__), False, measures)
 
 
 def _rungs(
@@ -136,7 +139,9 @@ def _rungs(
     if any(isinstance(m, _NormBase) and m.running_mean is not None for m in model.modules()):
         yield "batch_norm", lambda: recalibrate_all(model, data)
     known = [layer for layer in find_rows(model) if layer.name in masks]
-    layers = order_layers(model, known, data.batches[:1])
+    transforming = find_transforming(model, known, data.batches)
+    known = [layer for layer in known if layer.name not in transforming]
+    layers = order_layers(model, known, data.batches)
     yield "refit", lambda: refit_layers(model, dense, layers, masks, data, damping)
     yield "joint", lambda: refit_jointly(model, dense, layers, masks, data)
     if train is not None:
@@ -179,9 +184,8 @@ def agreement_with(dense: nn.Module, data: Data) -> Measure:
 @torch.no_grad()
 def _classes(model: nn.Module, batch: Any) -> Tensor:
     with eval_mode(model):
-        output = bound_forward(model, batch)()
-    return (output if isinstance(output, Tensor) else output[0]).argmax(1)
+        return class_logits(bound_forward(model, batch)()).argmax(1)
 
 
 def _copy_state(model: nn.Module) -> dict[str, Any]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
+    return copy.deepcopy(model.state_dict())

@@ -17,11 +17,11 @@ def damped(xx: Tensor, damping: float) -> Tensor:
 
     Args:
         xx: X^T X, `(features, features)`.
-        damping: Fraction of the mean of the diagonal.
+        damping: Fraction of the mean of the diagonal; below 1e-8 it counts as 1e-8.
     """
     diagonal = xx.diagonal()
     dead = diagonal <= 0
-    return xx + torch.diag(torch.where(dead, 1.0, damping * diagonal.mean()))
+    return xx + torch.diag(torch.where(dead, 1.0, max(damping, 1e-8) * diagonal.mean()))
 
 
 def wanda(matrix: Tensor, xx: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -44,8 +45,8 @@ class RecurrentRows(LayerRows):
         return getattr(self.module, self.key.replace("weight", "bias"), None)
 
     def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        given = [*args, *kwargs.values()]
-        x, state = given[0], given[1] if len(given) > 1 else None
+        named = dict(zip(("input", "hx"), args, strict=False)) | dict(kwargs)
+        x, state = named["input"], named.get("hx")
         if isinstance(x, PackedSequence):  # one sequence after the other
             found = []
             for n, part in enumerate(unpack_sequence(x)):
@@ -208,14 +209,20 @@ class HeadOutputRows(LayerRows):
 
 
 def find_rows(model: nn.Module) -> Iterator[LayerRows]:
-    """Yield each weight of a model that calibration knows, once."""
+    """Yield each weight of a model that calibration knows, once.
+
+    Weights that several modules share are left out: each module has its own inputs.
+    """
     seen = set[str]()
+    users = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     for path, module in model.named_modules():
         for key, kind in _weights_of(module):
             name = strip_compile_prefix(f"{path}.{key}" if path else key)
             if name not in seen:  # the output projection of attention is a Linear layer as well
                 seen.add(name)
-                yield kind(name, module)
+                layer = kind(name, module)
+                if users[id(layer.weight)] < 2:
+                    yield layer
 
 
 def _weights_of(module: nn.Module) -> list[tuple[str, type[LayerRows]]]:

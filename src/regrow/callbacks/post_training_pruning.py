@@ -48,6 +48,7 @@ from regrow.utils.errors import (
     ConfigError,
     check_choice,
     check_count,
+    check_damping,
     check_keep_removed,
     check_positive,
 )
@@ -137,7 +138,7 @@ class PostTrainingPruning(PruningCallback[Pruner]):
             refit=check_refit(refit),
             min_agreement=check_agreement(min_agreement, refit),
             batches=check_count("batches", batches),
-            damping=damping,
+            damping=check_damping(damping),
         )
         super().__init__(strategy, OneShot(0), config.check_target(sparsity))
         self.strategy = strategy
@@ -253,7 +254,7 @@ class Calibrated(GradualMagnitude):
         data = Data(inputs_of(ahead, None), seed=self.config.seed, total=total)
         device = module.device.type
         with pl.utilities.seed.isolate_rng(), torch.autocast(device, enabled=False):
-            dense = probe_copy(trainer, module) if self.refit else None
+            dense = probe_copy(trainer, module, single=False) if self.refit else None
             pruner, sparsity = session.pruner, due.sparsity
             return self.calibrate(pruner, module, dense, data, sparsity, optimizers)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regrow.calibration.calibrate import inputs_of, refit_layers
 from regrow.calibration.layer_rows import LayerRows
-from regrow.calibration.moments import Data, order_layers
+from regrow.calibration.moments import Data, find_transforming, order_layers
 from regrow.calibration.sequence_rows import find_rows
 from regrow.channels.allocation import TOLERANCE, allocate
 from regrow.channels.config import ChannelConfig, RoundTo
@@ -180,14 +180,16 @@ def _refit_consumers(
     with undo.on_error():
         used = Data(inputs_of(batches, REFIT_SAMPLES))
         originals = dict(zip(model.modules(), dense.modules(), strict=True))
-        layers = {
-            layer.name: layer
+        layers = [
+            layer
             for layer in find_rows(model)
             if type(layer) is LayerRows  # recurrent layers and attention stay as they are
             and _input_dim(layer) in plan.kept.get(layer.name, {})
             and layer.groups == getattr(originals[layer.module], "groups", layer.groups)
-        }
-        ordered = order_layers(model, [*layers.values()], used.batches[:1])
+        ]
+        transforming = find_transforming(model, layers, used.batches)
+        layers = [layer for layer in layers if layer.name not in transforming]
+        ordered = order_layers(model, layers, used.batches)
         masks = {layer.name: torch.ones_like(layer.weight, dtype=torch.bool) for layer in ordered}
         outputs: dict[str, Tensor] = {}  # which of all groups are left, where not all are
         for layer in ordered:

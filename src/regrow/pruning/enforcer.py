@@ -58,7 +58,8 @@ class MaskEnforcer:
         self.after_step: list[Callable[[], None]] = []
         self._warned: set[int] = set()  # optimizers whose state cannot be masked
         self._views: dict[str, Tensor] = {}  # integer views of parameters, slow to make
-        self._turn = 0  # of the row that `is_sample_live` reads
+        self._turn = 0  # of `is_sample_live`
+        self._arrays: dict[str, tuple[Tensor, Tensor, Any, Any]] = {}  # what it reads, as NumPy's
 
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Set the mask of a parameter: a bool tensor of its shape on this rank."""
@@ -76,8 +77,8 @@ class MaskEnforcer:
         """Drop all masks, and use parameters that have other shapes now."""
         self.parameters = dict(parameters)
         self._sharded = any(map(is_dtensor, self.parameters.values()))
-        self._working.clear()
-        self._views.clear()
+        for tensors in (self._working, self._views, self._arrays):
+            tensors.clear()
         self.masked = False
 
     def data(self, name: str) -> Tensor:
@@ -121,32 +122,34 @@ class MaskEnforcer:
         ]
 
     def is_sample_live(self) -> bool:
-        """Check 16 weights of a row of one masked parameter, others each time, for live ones.
+        """Check 16 weights of a row of one masked parameter, others at each call, for live ones.
 
-        Every eighth call looks; on an accelerator, where reading a value waits for all work queued
-        before, every 64th. Elements are read one by one from NumPy arrays: amid a training step
-        that takes about 30 microseconds, and kernels about 100.
+        Elements are read one by one from NumPy arrays: kernels would take about 100 microseconds
+        amid a training step. On an accelerator, where reading a value waits for all work queued
+        before, only every 64th call looks.
         """
         self._turn += 1
-        if self._turn % 8 or self._sharded or not self._working:
+        if self._sharded or not self._working:
             return False
         names = list(self._working)
-        every = 8 if self.parameters[names[0]].is_cpu else 64
+        every = 1 if self.parameters[names[0]].is_cpu else 64
         if self._turn % every:
             return False
-        looks = self._turn // every
-        name, turn = names[looks % len(names)], looks // len(names)
+        look = self._turn // every
+        name, turn = names[look % len(names)], look // len(names)
         parameter, mask, view = self.parameters[name], self._working[name], self._views.get(name)
         if view is None or view.data_ptr() != parameter.data_ptr():
             return True  # never masked yet, or its storage was replaced
-        row = turn % len(mask)
-        if not parameter.is_cpu:
+        if every > 1:
+            row = turn % len(mask)
             return bool((view[row] != 0).gt(mask[row]).any())
-        values, kept = view.numpy(), mask.numpy()
-        width = kept.size // len(kept)
-        step = max(1, width // 16)
-        first = row * width
-        for place in range(first + turn // len(kept) % step, first + width, step):
+        arrays = self._arrays.get(name)
+        if arrays is None or arrays[0] is not view or arrays[1] is not mask:
+            arrays = self._arrays[name] = view, mask, view.numpy(), mask.numpy()
+        _, _, values, kept = arrays
+        rows, width = len(kept), kept.size // len(kept)
+        step, first = max(1, width // 16), turn % rows * width
+        for place in range(first + turn // rows % step, first + width, step):
             if values.item(place) and not kept.item(place):
                 return True
         return False

@@ -58,13 +58,20 @@ def batches_of(data: Batches, examples: int = 128) -> Iterable[Any]:
 def batch_size(example_input: Any) -> int:
     """Return the length of the first tensor, whose first dimension counts examples.
 
-    A list of images `(c, h, w)`, or of dictionaries, holds one example each.
+    A list of images `(c, h, w)`, or of dictionaries, holds one example each. In a mapping, whose
+    order has no meaning, it is the most common length, of several the least above 1.
     """
-    for leaf in tree_leaves(example_input, is_leaf=is_example_list):
-        if isinstance(leaf, list) and leaf:
-            return len(leaf)
-        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf):
-            return len(leaf)
+    mapping = isinstance(example_input, Mapping)
+    leaves = tree_leaves(dict(example_input) if mapping else example_input, is_leaf=is_example_list)
+    lengths = [
+        len(leaf)
+        for leaf in leaves
+        if (isinstance(leaf, list) or (isinstance(leaf, Tensor) and leaf.dim())) and len(leaf)
+    ]
+    if lengths and mapping:
+        return min(lengths, key=lambda length: (-lengths.count(length), length == 1, length))
+    if lengths:
+        return lengths[0]
     raise ConfigError(
         f"the example input must hold a batch of examples, got {type(example_input).__name__}: "
         "write a tensor whose first dimension counts examples"

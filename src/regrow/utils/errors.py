@@ -185,6 +185,13 @@ def check_positive(what: str, given: object, example: str) -> float:
     return float(given)
 
 
+def check_damping(given: object) -> float:
+    """Return a ridge term, a fraction of at least 0, as a float."""
+    if given == 0 and not isinstance(given, bool):
+        return 0.0
+    return check_positive("damping", given, "1e-3")
+
+
 def check_count(what: str, given: object, *, least: int = 1) -> int:
     """Return `given` as an int of at least `least`."""
     check_not_text(what, given)

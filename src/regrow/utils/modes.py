@@ -95,5 +95,6 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
             yield
         finally:
             for name, buffer in model.named_buffers():
-                if buffer.shape == buffers[name].shape:
-                    buffer.copy_(buffers[name])
+                before = buffers.get(name)  # None: it was made meanwhile
+                if before is not None and buffer.shape == before.shape:
+                    buffer.copy_(before)

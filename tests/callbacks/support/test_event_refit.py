@@ -185,3 +185,23 @@ def test_sums_over_ranks_are_taken_on_the_device_of_the_strategy():
     total = sum_over_ranks(SimpleNamespace(world_size=2, strategy=Strategy()))
     assert total(torch.ones(2)).tolist() == [3.0, 3.0]
     assert sum_over_ranks(SimpleNamespace(world_size=1)) is None
+
+
+def test_a_model_loaded_from_a_checkpoint_is_unpruned_exactly(tmp_path):
+    module = still(trained())
+    before, callback = copied(module), gradual()
+    done = fit(module, callback)
+    done.save_checkpoint(tmp_path / "last.ckpt")
+    again, other = Callable(), gradual()
+    again.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
+    other.attach(again, tmp_path / "last.ckpt")
+    other.unprune()
+    assert all(torch.equal(v, before[n]) for n, v in again.state_dict().items())
+
+
+def test_a_module_in_bfloat16():
+    module, callback = still(trained()), gradual()
+    fit(module, callback, precision="bf16-true")
+    assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+    assert callback.sparsity == pytest.approx(0.6, abs=1 / 144)
+    assert all(bool(p.isfinite().all()) for p in module.parameters())

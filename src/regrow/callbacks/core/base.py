@@ -46,6 +46,7 @@ class Callback(LightningCallback):
     priority = 0  # lower ones come first in `on_suite_batch_start`
     children: tuple[Callback, ...] = ()  # added to the Trainer right behind this one
     needs_whole_parameters = False  # sharded parameters are not supported
+    loads_when_attached = False  # its state is loaded by `attach` of the callback it belongs to
     constant_sparsity = False  # the same sparsity from the first step to the last
     needs_rising_sparsity = False  # acts on events that prune further
     searches_sparsity = False  # changes the sparsity of events

@@ -214,13 +214,14 @@ class PruningCallback(Callback, Generic[P]):
 
         Args:
             model: The module.
-            ckpt: A Lightning checkpoint whose masks are loaded, a file or the folder of a sharded
-                one; None: the present masks are applied to the model, if there are any.
+            ckpt: A Lightning checkpoint whose masks are loaded, but not its weights, a file or the
+                folder of a sharded one; None: the present masks are applied, if there are any.
 
         Raises:
             StateError: If the checkpoint has no masks of this callback that match the model.
         """
         state: Mapping[str, Any] | None = None
+        of_children = dict[Callback, Any]()
         if ckpt is not None:
             checkpoint = read_checkpoint(file_of(ckpt))
             check_masked_state(checkpoint, self.state_key, None)
@@ -228,6 +229,8 @@ class PruningCallback(Callback, Generic[P]):
             state = self._require_state(checkpoint)
             if state["pruner"] is None:
                 raise StateError(f"{ckpt} was saved before {self.state_key} had seen a model")
+            saved = {child: checkpoint["callbacks"].get(child.state_key) for child in self.children}
+            of_children = {c: s for c, s in saved.items() if s and c.loads_when_attached}
         elif self.session.current is not None:
             if self.session.current.state.shards.ranks is not None:
                 raise StateError(
@@ -236,6 +239,8 @@ class PruningCallback(Callback, Generic[P]):
                 )
             state = self.state_dict()
         self.session.attach(model, state)
+        for child, content in of_children.items():
+            child.load_state_dict(content)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         check_same_package(trainer)

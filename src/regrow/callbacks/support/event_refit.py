@@ -80,14 +80,15 @@ class Refitted:
         patterns = [names] if isinstance(names, str) else names
         named = values_of(model)
         for name, after in self.state["after"].items():
-            weight = f"{name.rpartition('.')[0]}.weight".lstrip(".")
-            if patterns is None or any(
-                matches_pattern(known, p) for known in (name, weight) for p in patterns
-            ):
-                parameter = named[name]
-                same = parameter == after.to(parameter.device)
-                dense = self.state["before"][name].to(parameter)
-                parameter.copy_(torch.where(same, dense, parameter))
+            owners = _weights_beside(name, named)
+            tensors = named[name], after, self.state["before"][name]
+            parts = [tensor.chunk(3) if len(owners) > 1 else (tensor,) for tensor in tensors]
+            for owner, now, fitted, dense in zip(owners, *parts, strict=True):
+                if patterns is None or any(
+                    matches_pattern(known, p) for known in (name, owner) for p in patterns
+                ):
+                    same = now == fitted.to(now.device)
+                    now.copy_(torch.where(same, dense.to(now), now))
 
 
 class EventRefit(Callback):
@@ -101,6 +102,7 @@ class EventRefit(Callback):
     """
 
     needs_whole_parameters = True
+    loads_when_attached = True
 
     def __init__(self, config: PruningConfig) -> None:
         super().__init__()
@@ -131,7 +133,7 @@ class EventRefit(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
     ) -> None:
         if pruner is self._owner(trainer):
-            self._before = probe_copy(trainer, pl_module)
+            self._before = probe_copy(trainer, pl_module, single=False)
 
     def on_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
@@ -149,7 +151,7 @@ class EventRefit(Callback):
         data = Data(inputs_of(batches, SAMPLES), seed=config.seed, total=sum_over_ranks(trainer))
         with pl.utilities.seed.isolate_rng(), torch.autocast(pl_module.device.type, enabled=False):
             layers = calibrated_layers(pl_module, config.include, config.exclude)
-            ordered = order_layers(pl_module, layers, data.batches[:1])
+            ordered = order_layers(pl_module, layers, data.batches)
             event.entry["refitted"] = refit_layers(pl_module, dense, ordered, masks, data, DAMPING)
         if owner.keep_removed:
             self.refitted.add(pl_module, values, masks)
@@ -165,6 +167,14 @@ class EventRefit(Callback):
 
     def _owner(self, trainer: pl.Trainer) -> PruningCallback:
         return next(c for c in pruning_callbacks(trainer) if self in c.children)
+
+
+def _weights_beside(name: str, named: Mapping[str, Tensor]) -> list[str]:
+    """The weight with which a bias is refitted, or a weight itself; of attention's bias, three."""
+    path, dot, key = name.rpartition(".")
+    if key == "in_proj_bias" and f"{path}{dot}in_proj_weight" not in named:
+        return [f"{path}{dot}{part}_proj_weight" for part in "qkv"]
+    return [f"{path}{dot}{key.replace('bias', 'weight')}"]
 
 
 def values_of(module: nn.Module) -> dict[str, Tensor]:

@@ -24,8 +24,10 @@ from regrow.utils.random import make_generator
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-def probe_copy(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningModule:
-    """A copy of a module in a fit that logs nothing; half precision becomes single."""
+def probe_copy(
+    trainer: pl.Trainer, module: pl.LightningModule, single: bool = True
+) -> pl.LightningModule:
+    """A copy of a module in a fit that logs nothing; half precision becomes single, if wanted."""
     try:
         twin = copy.deepcopy(module, {id(trainer): trainer})
     except Exception as error:
@@ -42,7 +44,7 @@ def probe_copy(trainer: pl.Trainer, module: pl.LightningModule) -> pl.LightningM
     for part in twin.modules():
         if isinstance(part, lightning_classes("LightningModule")):
             part.__dict__["log"] = _silent
-    if any(p.dtype in _HALVES for p in twin.parameters()):
+    if single and any(p.dtype in _HALVES for p in twin.parameters()):
         twin = twin.float()
     return twin
 
