@@ -117,8 +117,7 @@ def calibrate(
             "global" where possible, else "erk".
         include: Patterns of parameters to prune; None: see `regrow.prune`.
         exclude: Patterns of parameters not to prune.
-        damping: Ridge term, as a fraction of the mean squared input; of a layer with a bias, of the
-            inputs' mean variance.
+        damping: Ridge term, as a fraction of the inputs' mean square (with a bias: variance).
         max_rows: Largest number of output positions per batch that are sampled for a layer.
         settings: `granularity`, `layers` (not with "sparsegpt"), `min_density`, `on_misfit` and
             `seed` of `regrow.prune`.
@@ -141,8 +140,7 @@ def calibrate(
     settings |= {"include": include, "exclude": exclude}
     sparsity, refit = check_sparsity("sparsity", sparsity), check_refit(refit)
     damping = check_damping(damping)
-    batches = inputs_of(data, check_count("samples", samples))
-    used = Data(batches, max_rows, settings.get("seed", 0))
+    used = Data(inputs_of(data, check_count("samples", samples)), max_rows, settings.get("seed", 0))
     return _prune_and_refit(model, used, sparsity, criterion, refit, damping, settings)
 
 
