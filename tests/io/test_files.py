@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from regrow.io.files import read_json, write_atomic, write_json
-from regrow.utils.errors import StateError
+from regrow.io.files import check_folder, read_json, write_atomic, write_json
+from regrow.utils.errors import ConfigError, StateError
 
 
 def test_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -48,3 +48,19 @@ def test_the_umask_of_the_process_is_not_touched(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "umask", None)  # a call would fail
     write_atomic(tmp_path / "a", lambda file: file.write(b"x"))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_can_be_made_is_not_made(tmp_path):
+    check_folder("--out", tmp_path / "a" / "b")
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / "a").mkdir()
+    check_folder("--out", tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=r"--out=.*file.* cannot be a folder \(.+\): write"):
+            check_folder("--out", path)
+    assert (tmp_path / "file").is_file()

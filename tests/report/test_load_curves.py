@@ -69,3 +69,10 @@ def test_thinning_keeps_the_ends_and_the_order(count, most):
     assert found == sorted({*found})
     assert [*found[:1], *found[-1:]] == [*range(count)][:1] + [*range(count)][-1:]
     assert max(np.diff(found), default=1) - min(np.diff(found), default=1) <= 1
+
+
+def test_files_that_cannot_be_read_are_left_out(tmp_path):
+    put(tmp_path / "logs", metrics="0,10,0.5,,\n")
+    (tmp_path / "logs" / "metrics.0.csv").write_text("\n")
+    (tmp_path / "logs" / "metrics.1.csv").write_bytes(b"\xff\xfe\x00step,\x93")
+    assert curves(find_metric_files(tmp_path)) == {"val/accuracy": {10: 0.5}}

@@ -95,3 +95,28 @@ def test_the_same_run_counts_once(tmp_path):
     jobs = read_jobs(folders, tmp_path)
     assert [run.folder for run in jobs.runs] == folders[:1]
     assert jobs.copies == ["b"]
+
+
+@pytest.mark.parametrize("overrides", [3, "recipe=digits/gmp", None, {"seed": 1}])
+def test_a_failure_with_other_overrides_is_still_a_failure(tmp_path, overrides):
+    put(tmp_path, "failed.json", FAILURE | {"overrides": overrides})
+    (job,) = read_jobs([tmp_path], tmp_path).without_result
+    assert (job.state, job.overrides) == ("failed", "recipe=digits/gmp")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"levels": [{"sparsity": 0.5}]}, {"levels": [3]}, {"levels": 3}, {"levels": None},
+        {"dense": 3}, {"dense": None}, {"pruned": 3}, {"history": [3]},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+def test_a_result_with_fields_of_another_kind_is_unreadable(tmp_path, metric, change):
+    content = result()
+    if metric != "accuracy":
+        content |= {"metric": metric, "metric_mode": "max"}
+    write(tmp_path, content | change)
+    (job,) = read_jobs([tmp_path], tmp_path).without_result
+    assert job.state == "unreadable"
+    assert job.reason

@@ -22,8 +22,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged bytes cause any error in torch and pickle
+        reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
         raise StateError(
-            f"{path} cannot be read as a checkpoint of tensors and plain values: {error}"
+            f"{path} cannot be read as a checkpoint of tensors and plain values: {reason}"
         ) from error
     return loaded
 

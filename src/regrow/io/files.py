@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -38,6 +38,24 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if cause is None:
             raise
         raise write_error(path, cause) from error
+
+
+def check_folder(what: str, folder: Path) -> None:
+    """Check that a folder exists or can be made; what this makes for that is removed."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise ConfigError(
+            f"{what}={folder} cannot be a folder ({error.strerror}): write another one"
+        ) from error
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+    if not writable:
+        raise ConfigError(f"{what}={folder} cannot be written to: write another one")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from regrow.utils.errors import DataError
 from regrow.utils.imports import import_optional
+from regrow.utils.logging import info
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -124,10 +125,13 @@ def read_run(folder: Path, name: str = "") -> Run:
 
 def _show_as_accuracy(result: dict[str, Any], metric: str) -> None:
     """Copy another metric of a result, such as an F1 score, to the fields of the accuracy."""
-    networks = [one for one in (result.get("dense"), result.get("pruned")) if one]
+    blocks = (result.get("dense"), result.get("pruned"))
+    networks = [block for block in blocks if isinstance(block, dict)]
     for network in networks:
         network["accuracy"] = network.get(metric)
-    for level in result.get("levels") or ():
+    _check(result, {"levels": list})
+    for level in result["levels"]:
+        _check(level, {f"test_{metric}": Real, "monitored": Real}, "levels.")
         level["test_accuracy"], level["val_accuracy"] = level[f"test_{metric}"], level["monitored"]
     values = [network["accuracy"] for network in networks]
     fractions = all(isinstance(value, Real) and 0 <= float(value) <= 1 for value in values)
@@ -229,7 +233,8 @@ def _read_failure(folder: Path, name: str, remark: str = "") -> JobWithoutResult
     failure = _read_object(folder / FAILED)
     reason = ": ".join(str(failure[key]) for key in ("error", "message") if failure.get(key))
     words = [f"recipe={failure['recipe']}"] if failure.get("recipe") else []
-    words += _without_recipe(failure.get("overrides") or ())
+    overrides = failure.get("overrides")
+    words += _without_recipe(overrides if isinstance(overrides, list) else ())
     when = str(failure.get("when") or _modified(folder / FAILED))
     with suppress(ValueError):  # no time: shown as it is
         local = datetime.fromisoformat(when).astimezone()
@@ -272,12 +277,21 @@ def find_metric_files(folder: Path) -> list[Path]:
 def read_curves(files: Sequence[Path]) -> DataFrame:
     """Read accuracies and losses by step; if steps repeat (a resumed run), the later file counts.
 
-    Cells that are no finite number are missing: a run that was killed leaves incomplete rows.
+    Cells that are no finite number are missing: a run that was killed leaves incomplete rows. A
+    file that cannot be read is left out, with a line in the log.
     """
     pandas = import_optional("a report", "report", "pandas")
     options = {"on_bad_lines": "skip", "index_col": False, "low_memory": False, "usecols": _is_read}
-    tables = [pandas.read_csv(path, **options) for path in files if path.stat().st_size]
-    tables = [table for table in tables if "step" in table]
+    tables = []
+    for path in files:
+        try:
+            table = pandas.read_csv(path, **options)
+        except pandas.errors.EmptyDataError:
+            continue
+        except (ValueError, OSError) as error:  # ParserError and UnicodeDecodeError are ValueErrors
+            info(f"{path} has no curves that can be read: {' '.join(str(error).split())}")
+            continue
+        tables += [table] if "step" in table else []
     if not tables:
         return pandas.DataFrame()
     table = pandas.concat(tables).apply(pandas.to_numeric, errors="coerce")

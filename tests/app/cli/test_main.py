@@ -2,7 +2,6 @@
 """The command line: fast help, and clear errors."""
 
 import json
-import logging
 import os
 import re
 import subprocess
@@ -11,10 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from regrow import __version__
-from regrow.app.cli.main import COMMANDS, main
+from regrow.app.cli.main import COMMANDS
 from regrow.app.config.command_line import quote_value
 from regrow.app.config.instantiate import root_cause
 from regrow.app.config.recipes import recipe_files
@@ -32,27 +30,6 @@ finally:
     heavy = {'torch', 'lightning', 'hydra', 'omegaconf', 'rich'} & {*sys.modules}
     print(json.dumps(sorted(heavy)), file=sys.stderr)
 """
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """Runs `regrow WORDS...` in this process and an empty folder: status, and lines of stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    handlers, level = logging.root.handlers[:], logging.root.level
-
-    def run(*words):
-        try:
-            status = main(words)
-        except SystemExit as end:
-            status = end.code
-        return status, capfd.readouterr().err.splitlines()
-
-    yield run
-    GlobalHydra.instance().clear()
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 def modules_after(python, *words):

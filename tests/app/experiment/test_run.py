@@ -5,6 +5,7 @@ import copy
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -287,7 +288,11 @@ def test_finetune_settings_are_those_of_the_second_fit(job, tmp_path):
         (("pruning.distribution=erc",), "did you mean 'erk'"),
         (("pruning.criterion=magnitud",), "did you mean 'magnitude'"),
         (("start=nowhere.ckpt",), "does not exist"),
-        (("start=pretrained:resnet18",), "needs torchvision or timm"),
+        pytest.param(
+            ("start=pretrained:resnet18",),
+            "needs torchvision or timm",
+            marks=pytest.mark.skipif(bool(find_spec("torchvision")), reason="it is installed"),
+        ),
         pytest.param(
             ("data=fashion_mnist", "data.root=nowhere", "data.download=false", "model=lenet5"),
             "nowhere",
@@ -380,4 +385,39 @@ def test_same_job_started_twice_raises(job, tmp_path):
 
     cfg = job(*GMP)
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(StateError, match="another process"):
+        train(cfg)
+
+
+def test_checkpoints_that_are_missing(job, tmp_path):
+    cfg, folder = job(*GMP, "trainer.max_epochs=2", "start=scratch"), tmp_path / "run"
+    cfg.paths.controls = str(tmp_path / "controls")
+    train(cfg)
+    (folder / "result.json").unlink()
+    with pytest.raises(StateError, match=r"level000\.pt is missing.*force=true"):
+        train(cfg)
+    (folder / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(
+        StateError, match=r"best\.ckpt is missing, though .*last\.ckpt .*force=true"
+    ):
+        train(cfg)
+    [best] = (tmp_path / "controls").rglob("best.ckpt")
+    best.unlink()
+    with pytest.raises(StateError, match=rf"best\.ckpt is missing.*remove .*{best.parts[-3]}"):
+        train(cfg)
+
+
+def test_a_last_checkpoint_that_no_trainer_wrote(done):
+    cfg, _, folder = done
+    (folder / "result.json").unlink()
+    torch.save({"state_dict": {}}, folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(StateError, match=r"last\.ckpt was not written by a Trainer.*remove it"):
+        train(cfg)
+
+
+@pytest.mark.parametrize("content", [{}, [], "x", {"config_hash": None}])
+def test_a_mark_of_another_kind_in_the_folder(done, content):
+    cfg, _, folder = done
+    (folder / "result.json").unlink()
+    (folder / "run.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"has a run with other settings.*force=true"):
         train(cfg)

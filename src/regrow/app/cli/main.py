@@ -150,6 +150,8 @@ def _export(parser: Parser, args: list[str]) -> None:
 
     out = Path(options.out) if options.out else path.with_suffix(f".{to}")
     to = chosen_format(out, to, options.sparse, options.values)
+    if out.resolve() == path.resolve():
+        raise ConfigError(f"--out {out} is the checkpoint itself: write another file")
     if options.int8 and to != "onnx":
         raise ConfigError(f"--int8 writes ONNX, got --to {to}: write --to onnx --int8")
     export_checkpoint(path, to, out, options.sparse, options.values, options.int8)

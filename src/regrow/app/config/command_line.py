@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from regrow.app.config.recipes import no_recipe, recipe_files, register, replace_recipe_files
 from regrow.app.config.schema import GROUPS, OWN_GROUPS
+from regrow.io.files import check_folder
 from regrow.utils.errors import ConfigError, closest_names, join_limited, suggest
 from regrow.utils.paths import config_dir
 
@@ -149,6 +150,7 @@ def check_composition(command: str, args: Sequence[str]) -> None:
     if any(word.startswith(_INSTEAD) for word in args):
         return
     words, folders = _split(args)
+    _check_folders(words)
     given = {word.lstrip("+").partition("=")[0] for word in words}
     for word in words:
         if word.startswith("sweep="):
@@ -161,6 +163,16 @@ def check_composition(command: str, args: Sequence[str]) -> None:
     with initialize_config_dir(folder, job_name="regrow", version_base="1.3"):
         for job in _jobs([_parse(command, word) for word in words]):
             _compose(job)
+
+
+def _check_folders(words: Sequence[str]) -> None:
+    """Check the folders that words name; of others, which a run makes, the one they are in."""
+    chosen = {"hydra.run.dir": "outputs"}
+    for key, _, value in (word.lstrip("+").partition("=") for word in words):
+        if key in ("hydra.run.dir", "hydra.sweep.dir", "paths.controls") and "${" not in value:
+            chosen[key] = value.strip("'\"")
+    for key, folder in chosen.items():
+        check_folder(key, Path(folder))
 
 
 def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:

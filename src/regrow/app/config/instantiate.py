@@ -99,7 +99,17 @@ def instantiate_partial(what: str, node: Any, **given: Any) -> Callable[..., Any
 
 def _failure(what: str, node: Any, error: Exception) -> RegrowError:
     """Make the error of a node; of a text where the default of an argument is a number, if any."""
-    parameters = inspect.signature(get_object(str(node.get("_target_")))).parameters
+    target = str(node.get("_target_"))
+    try:
+        made = get_object(target)
+    except Exception as reason:  # whatever the import raises
+        return ConfigError(
+            f"{what}._target_={target} cannot be imported: {' '.join(str(reason).split())}"
+        )
+    try:
+        parameters = inspect.signature(made).parameters
+    except (TypeError, ValueError):  # it has none that Python knows
+        return wrap_error(f"{what} could not be created from its settings", error)
     for name, parameter in parameters.items():
         given, default = node.get(name), parameter.default
         if isinstance(given, str) and type(default) in (int, float):

@@ -42,6 +42,8 @@ def replace_recipe_files(args: Sequence[str]) -> tuple[list[str], dict[str, Path
                 path = Path(value).expanduser()
                 if path.suffix in _SUFFIXES and (path.is_file() or not more):
                     values[number] = recipe_name(path)
+                    if not re.search(rb"^\s*[^#\s]", path.read_bytes(), re.M):
+                        raise ConfigError(f"the recipe {path} is empty: write its settings into it")
                     files[values[number]] = path
             word = _WORD + ",".join(values)
         changed.append(word)

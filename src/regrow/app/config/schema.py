@@ -95,6 +95,12 @@ def check_schema(cfg: DictConfig) -> None:
         value = (plain[parent] if parent else plain).get(key)
         if value is not None:
             check(name, value)
+    last = str(plain["monitor"]).rpartition("/")[2]
+    if (better := _BETTER.get(last)) and plain["monitor_mode"] != better:
+        raise ConfigError(
+            f"monitor_mode={plain['monitor_mode']} would choose the worst {last}: write "
+            f"monitor_mode={better}"
+        )
 
 
 def _check_group(group: str, node: Any) -> None:
@@ -128,8 +134,25 @@ def _check_threads(name: str, value: Any) -> None:
         )
 
 
+def _check_seed(name: str, value: Any) -> None:
+    if check_count(name, value, least=0) >= 2**32:
+        raise ConfigError(f"{name} must be below 2**32, got {value}: write {name}=0")
+
+
+def _check_some(name: str, value: Any) -> None:
+    if value == 0 and not isinstance(value, bool):
+        raise ConfigError(
+            f"{name}=0 leaves nothing to choose a checkpoint by: leave it out, or write 1"
+        )
+
+
+def _check_clipping(name: str, value: Any) -> None:
+    if value != 0:  # 0 is off
+        check_positive(name, value, "1.0")
+
+
 _RANGES: Mapping[str, Callable[[str, Any], object]] = {
-    "seed": partial(check_count, least=0),
+    "seed": _check_seed,
     "dense_epochs": partial(check_count, least=0),
     "finetune.lr": partial(check_positive, example="0.01"),
     "finetune.batch_size": check_count,
@@ -140,4 +163,8 @@ _RANGES: Mapping[str, Callable[[str, Any], object]] = {
     "trainer.accumulate_grad_batches": check_count,
     "trainer.max_epochs": partial(check_count, least=-1),
     "trainer.max_steps": partial(check_count, least=-1),
+    "trainer.limit_val_batches": _check_some,
+    "trainer.limit_train_batches": _check_some,
+    "trainer.gradient_clip_val": _check_clipping,
 }
+_BETTER = {"accuracy": "max", "loss": "min"}  # of metrics with such a name

@@ -40,7 +40,7 @@ from regrow.app.training.processes import exclusive
 from regrow.callbacks.channel_pruning import ChannelPruning
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.io.files import read_json, write_atomic, write_json, write_text
-from regrow.report.load import CLAIMED, FILE, FORMAT
+from regrow.report.load import CLAIMED, FILE, FORMAT, look_up
 from regrow.utils.errors import ConfigError
 from regrow.utils.lightning_classes import pl
 from regrow.utils.logging import info, quiet_third_party
@@ -210,7 +210,7 @@ def run_fields(cfg: DictConfig, key: str, recipe: str, overrides: list[str]) -> 
 def _claim_folder(folder: Path, key: str) -> None:
     """Mark the folder as used by this run, or raise if it has another run."""
     mark = folder / CLAIMED
-    if mark.is_file() and read_json(mark)["config_hash"] != key:
+    if mark.is_file() and look_up(read_json(mark), "config_hash") != key:
         raise ConfigError(
             f"{folder} has a run with other settings (a recipe or regrow has changed): write "
             "force=true to replace it, or hydra.run.dir=... for another folder"

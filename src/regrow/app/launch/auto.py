@@ -23,7 +23,7 @@ from regrow.app.experiment.run import train
 from regrow.app.launch.hydra_app import compose_job, handle_sigterm
 from regrow.app.training.module_metrics import validate
 from regrow.app.training.processes import exclusive
-from regrow.io.files import read_json, write_json, write_text
+from regrow.io.files import check_folder, read_json, write_json, write_text
 from regrow.profiling.latency import latency
 from regrow.report.auto_page import Attempt, choose, write_page
 from regrow.utils.batches import resize_batch
@@ -56,6 +56,7 @@ def run_auto(options: AutoOptions) -> Path:
     with tempfile.TemporaryDirectory() as scratch:  # what is refused leaves no folder
         name, *_ = _compose_dense(options.words, Path(scratch))
     folder = options.out or _default_folder(name, options)
+    check_folder("--out", folder)
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder, "search", "write another --out"), handle_sigterm():
         ladder = _Ladder(options, folder)

@@ -15,6 +15,8 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -78,7 +80,11 @@ def compose_job(words: Sequence[str], folder: Path) -> DictConfig:
     """
     args = prepare("auto", words)
     with hydra.initialize_config_dir(str(config_dir("conf") / "app"), version_base="1.3"):
-        cfg = hydra.compose("train", args, return_hydra_config=True)
+        try:
+            cfg = hydra.compose("train", args, return_hydra_config=True)
+        except HydraException as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"the settings do not fit together: {reason}") from error
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)
         cfg.hydra.runtime.cwd = os.getcwd()
@@ -135,6 +141,18 @@ def _simultaneous_jobs(
     return 1  # one after another, or each on a separate node
 
 
+def empty_pruning(cfg: DictConfig) -> None:
+    """Leave out what a recipe sets of its method where `pruning=none` is chosen instead."""
+    own, node = HydraConfig.get(), cfg.pruning
+    chosen = own.runtime.choices.get("pruning")
+    if chosen != "none" or not isinstance(node, DictConfig) or "_target_" in node:
+        return
+    words = [word for word in own.overrides.task if word.lstrip("+").startswith("pruning.")]
+    if words and own.mode != RunMode.MULTIRUN:  # else of the other options of a sweep
+        raise ConfigError(f"{words[0]} has no effect with pruning=none: leave one of them out")
+    cfg.pruning = {}
+
+
 def plain_errors(job: Job) -> Job:
     """Print errors of regrow that a job raises as one line, and exit with status 1."""
 
@@ -159,6 +177,7 @@ def plain_errors(job: Job) -> Job:
 @record_failure
 def train(cfg: DictConfig) -> object:
     """Run the job of `regrow train`; return the objectives in a search, else the result."""
+    empty_pruning(cfg)
     check_schema(cfg)
     hydra = HydraConfig.get()
     names, search = check_objectives(cfg.objectives), is_search(hydra.sweeper)
@@ -174,6 +193,7 @@ def train(cfg: DictConfig) -> object:
 @plain_errors
 def plan(cfg: DictConfig) -> object:
     """Run the job of `regrow plan`."""
+    empty_pruning(cfg)
     check_schema(cfg)
     from regrow.app.experiment.plan import plan
 

@@ -83,11 +83,30 @@ def fit_in_process(
         save_untrained(trainer, module, checkpoint)
         return checkpoint, levels
     last = checkpoints / "last.ckpt"
-    check_checksums(last, old=False)
+    _check_resumable(last)
     trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
     if trainer.interrupted:
         raise StateError(f"interrupted: the same command resumes from {last}")
-    return Path(best.best_model_path or best.last_model_path), levels
+    chosen = Path(best.best_model_path or best.last_model_path)
+    if not chosen.is_file():
+        raise StateError(
+            f"{chosen} is missing, though {last} says that the fit is done: write force=true to "
+            f"train again, or remove {folder}"
+        )
+    return chosen, levels
+
+
+def _check_resumable(last: Path) -> None:
+    """Check that the last checkpoint, if there is one, is whole, and of a Trainer."""
+    if not last.is_file():
+        return
+    check_checksums(last, old=False)
+    content = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise StateError(
+            f"{last} was not written by a Trainer, so that the run cannot resume from it: remove "
+            "it, or write force=true to train again"
+        )
 
 
 def _prune_without_training(
@@ -196,7 +215,12 @@ class LevelRecorder(LightningCallback):
     def weights(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Yield each level with a checkpoint of its weights, on the CPU."""
         for index, level in enumerate(self.levels):
-            yield level, read_checkpoint(self._file(index))
+            if not (file := self._file(index)).is_file():
+                raise StateError(
+                    f"{file} is missing, with the weights at sparsity {level['sparsity']:g}: write "
+                    "force=true to train again"
+                )
+            yield level, read_checkpoint(file)
 
     def state_dict(self) -> dict[str, Any]:
         return {"levels": [level.copy() for level in self.levels]}
