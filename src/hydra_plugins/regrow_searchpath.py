@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import re
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ def warn_of_unused_nodes() -> None:
     from regrow.utils.paths import config_dir
 
     if "regrow.app" in sys.modules or any(map(_NO_JOB.fullmatch, sys.argv)):
+        return
+    if not logging.getLogger().handlers:  # Hydra adds some once the words compose
         return
     for word, choice in ((word, _CHOICE.fullmatch(word)) for word in sys.argv[1:]):
         file = config_dir("conf") / "shared" / "pruning" / f"{choice and choice[2]}.yaml"

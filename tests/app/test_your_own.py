@@ -69,6 +69,20 @@ def test_own_datasets_are_trained_on(folder):
     assert result["dense"]["params"] == 3 * 32 + 33 * 3
 
 
+def test_labels_that_are_no_classes_of_the_model(folder, capsys):
+    words = [
+        word.replace("model.classes=3", "model.classes=2") for word in command("data.train.noise")
+    ]
+    assert "model.classes=2" in words
+    with pytest.raises(SystemExit, match="1"):
+        run(*words)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"error: a label .* no class of model my_model\.Net: .*2.*count.*from 0", error
+    )
+    assert not [*folder.rglob("*.ckpt")]
+
+
 def test_without_a_test_set_the_validation_set_is_measured_and_named(folder, capsys):
     words = [word for word in command("data.train.noise") if "data.test" not in word]
     result = run(*words)

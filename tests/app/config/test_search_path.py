@@ -42,3 +42,11 @@ def test_a_node_that_the_app_instantiates_causes_no_warning(app):
 @pytest.mark.parametrize("words", [["+pruning=none"], ["+pruning=gmp", "--cfg", "job"], []])
 def test_nothing_is_said_where_no_job_needs_the_node(app, words):
     assert "regrow" not in app("pass", *words)
+
+
+def test_nothing_is_said_after_a_setting_that_does_not_exist(python, tmp_path):
+    (tmp_path / "app.py").write_text(APP.format(body="pass"))
+    done = python("app.py", "+pruning=gmp", "pruning.sparsty=0.9")
+    assert done.returncode == 1
+    assert "sparsty" in done.stderr
+    assert "instantiated" not in done.stderr

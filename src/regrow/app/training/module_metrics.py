@@ -75,9 +75,21 @@ def validate(
 def check_metrics(
     cfg: DictConfig, module: pl.LightningModule, data: pl.LightningDataModule
 ) -> None:
-    """Check, on one batch of each split, that the module logs what the command reads."""
+    """Check, on one batch of each split, that the module logs what the command reads.
+
+    Of a classification of own data, check the labels of two batches.
+    """
     if isinstance(module, Classifier):
         check_choice("monitor", cfg.monitor, LOGGED)
+        if getattr(data, "num_classes", None) is None:
+            try:
+                _run(cfg, module, data, "val", limit_val_batches=2)
+            except IndexError as error:
+                raise ConfigError(
+                    f"a label of the validation data is no class of model "
+                    f"{cfg.model['_target_']}: {error} Give the model as many outputs as there are "
+                    "classes, and count these from 0"
+                ) from error
         return
     name = type(module).__name__
     validated = _run(cfg, module, data, "val", limit_val_batches=1)
