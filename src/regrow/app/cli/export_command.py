@@ -138,7 +138,7 @@ def cost_table(
     networks = [network_of(dense), network_of(small)]
     _add_latencies(table, _compare_latencies(networks, images, repeats), "PyTorch", repeats)
     if masks is not None:
-        masked = "parameters and MACs exclude masked weights, which dense kernels multiply as zeros"
+        masked = "masked weights are not counted; dense kernels multiply them as zeros"
         table.caption = f"{table.caption}; {masked}"
     return table
 
