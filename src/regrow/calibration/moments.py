@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -184,7 +184,7 @@ def check_all_run(layers: Sequence[LayerRows], ran: Container[str]) -> None:
         )
 
 
-def check_forwards(model: nn.Module, layers: Sequence[LayerRows], batches: Sequence[Any]) -> None:
+def check_forwards(model: nn.Module, layers: Sequence[LayerRows], batches: Iterable[Any]) -> None:
     """Raise `ConfigError` if a layer transforms its weight before it uses it."""
     if names := find_transforming(model, layers, batches):
         kind = next(type(layer.module).__name__ for layer in layers if layer.name == names[0])
@@ -195,7 +195,7 @@ def check_forwards(model: nn.Module, layers: Sequence[LayerRows], batches: Seque
 
 
 def find_transforming(
-    model: nn.Module, layers: Sequence[LayerRows], batches: Sequence[Any]
+    model: nn.Module, layers: Sequence[LayerRows], batches: Iterable[Any]
 ) -> list[str]:
     """Return the names of layers whose own `forward` gives torch other values than their weight.
 

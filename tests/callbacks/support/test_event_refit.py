@@ -205,3 +205,19 @@ def test_a_module_in_bfloat16():
     assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
     assert callback.sparsity == pytest.approx(0.6, abs=1 / 144)
     assert all(bool(p.isfinite().all()) for p in module.parameters())
+
+
+def test_a_layer_that_transforms_its_weight_is_refused_before_training():
+    class Scaled(torch.nn.Linear):
+        def forward(self, x):
+            return torch.nn.functional.linear(x, self.weight * 0.3, self.bias)
+
+    module = Callable()
+    module.body[0] = Scaled(module.body[0].in_features, module.body[0].out_features)
+    before = copied(module)
+    callback = MagnitudePruning(0.5, schedule="one_shot", begin=0.9, refit=True)
+    with pytest.raises(ConfigError, match=r"Scaled .*own forward.*body\.0\.weight"):
+        fit(module, callback)
+    assert all(torch.equal(v, before[n]) for n, v in module.state_dict().items())
+    fit(module, MagnitudePruning(0.5, schedule="one_shot", begin=0.9, refit=True,
+                                 exclude=["body.0.weight"]))  # fmt: skip

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import islice
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from regrow.calibration.calibrate import calibrated_layers, inputs_of, refit_layers
-from regrow.calibration.moments import Data, order_layers
+from regrow.calibration.moments import Data, check_forwards, order_layers
 from regrow.callbacks.core.base import Callback, PruneEvent, PrunerOwner, waits_for_gradients
 from regrow.callbacks.core.dispatch import suite_callbacks
 from regrow.callbacks.core.pruning_callback import PruningCallback, pruning_callbacks
@@ -128,6 +129,12 @@ class EventRefit(Callback):
                 "step: write criterion='magnitude', or leave refit out"
             )
         calibrated_layers(pl_module, self.config.include, self.config.exclude)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        layers = calibrated_layers(pl_module, self.config.include, self.config.exclude)
+        batches = read_training_batches(trainer, (self.config.seed, 0))
+        inputs = (inputs_of([batch], None)[0] for batch in islice(batches, 1))
+        check_forwards(pl_module, layers, inputs)  # now, and not at an event much later
 
     def before_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
