@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from regrow.utils.errors import StateError
+from regrow.utils.errors import StateError, one_line
 
 KEY = "regrow_channels"  # key of the channel cut in a checkpoint
 
@@ -22,7 +22,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged bytes cause any error in torch and pickle
-        reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
+        reason = one_line(error).partition(". ")[0] or type(error).__name__
         raise StateError(
             f"{path} cannot be read as a checkpoint of tensors and plain values: {reason}"
         ) from error

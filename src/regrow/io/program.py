@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.io.onnx_network import OnnxNetwork
 from regrow.utils.batches import batch_size, bound_forward, device_of, noise_like, resize_batch
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, one_line
 from regrow.utils.imports import import_optional
 from regrow.utils.modes import eval_mode, no_attention_fastpath
 
@@ -169,7 +169,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _shorten(error: Exception) -> str:
-    words = " ".join(str(error).split())
+    words = one_line(error)
     return f"{type(error).__name__}: {words[:200]}"
 
 

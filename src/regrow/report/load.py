@@ -14,7 +14,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.utils.errors import DataError
+from regrow.utils.errors import DataError, one_line
 from regrow.utils.imports import import_optional
 from regrow.utils.logging import info
 
@@ -289,7 +289,7 @@ def read_curves(files: Sequence[Path]) -> DataFrame:
         except pandas.errors.EmptyDataError:
             continue
         except (ValueError, OSError) as error:  # ParserError and UnicodeDecodeError are ValueErrors
-            info(f"{path} has no curves that can be read: {' '.join(str(error).split())}")
+            info(f"{path} has no curves that can be read: {one_line(error)}")
             continue
         tables += [table] if "step" in table else []
     if not tables:

@@ -94,6 +94,11 @@ def suggest(given: str, names: Collection[str]) -> str:
     return "there are: " + ", ".join(sorted(names)[:20])
 
 
+def one_line(text: object) -> str:
+    """Return a message, such as one of another library, without its line breaks."""
+    return " ".join(str(text).split())
+
+
 def check_choice(what: str, given: object, allowed: Collection[str]) -> str:
     """Return `given` if it is one of `allowed`."""
     if isinstance(given, str) and given in allowed:

@@ -23,7 +23,7 @@ from regrow.app.cli.parser import (
     read_path,
     read_scan_options,
 )
-from regrow.utils.errors import ConfigError, RegrowError, check_choice, suggest
+from regrow.utils.errors import ConfigError, RegrowError, check_choice, one_line, suggest
 
 Command = Callable[[Parser, list[str]], None]
 DESCRIPTION = "Prune neural networks with PyTorch Lightning, and restore what was pruned."
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RegrowError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 

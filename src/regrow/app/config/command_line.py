@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from regrow.app.config.recipes import no_recipe, recipe_files, register, replace_recipe_files
 from regrow.app.config.schema import GROUPS, OWN_GROUPS
 from regrow.io.files import check_folder
-from regrow.utils.errors import ConfigError, closest_names, join_limited, suggest
+from regrow.utils.errors import ConfigError, closest_names, join_limited, one_line, suggest
 from regrow.utils.paths import config_dir
 
 # Options of Hydra that a value follows, and those that print something instead of a run.
@@ -31,6 +31,8 @@ _WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--exper
 _INSTEAD = ("--help", "-h", "--hydra-help", "--shell-completion", "-sc", "--experimental-rerun")
 _UNKNOWN_KEY = re.compile(r"Could not (?:override|delete from config\.) '([^']+)'")
 _PLAIN = re.compile(r"[A-Za-z_]\w*(\.\w+)+=.")  # a setting inside a group, without + or ~
+_SWEEPS = ("sweep=", "hydra.mode=")  # the presets, and Hydra's own setting
+_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "paths.controls")
 _EMPTY = {"pruning": "none", "logger": "none"}  # the empty option of a group
 # launcher or sweeper -> Hydra plugin, and the extra of regrow that installs it
 _PLUGINS = {
@@ -150,7 +152,8 @@ def check_composition(command: str, args: Sequence[str]) -> None:
     if any(word.startswith(_INSTEAD) for word in args):
         return
     words, folders = _split(args)
-    _check_folders(words)
+    if command == "train":  # the others write nothing, or below a folder of their own
+        _check_folders(words)
     given = {word.lstrip("+").partition("=")[0] for word in words}
     for word in words:
         if word.startswith("sweep="):
@@ -162,17 +165,29 @@ def check_composition(command: str, args: Sequence[str]) -> None:
     folder = str(config_dir("conf") / "app")
     with initialize_config_dir(folder, job_name="regrow", version_base="1.3"):
         for job in _jobs([_parse(command, word) for word in words]):
-            _compose(job)
+            compose_words(job)
 
 
 def _check_folders(words: Sequence[str]) -> None:
-    """Check the folders that words name; of others, which a run makes, the one they are in."""
-    chosen = {"hydra.run.dir": "outputs"}
-    for key, _, value in (word.lstrip("+").partition("=") for word in words):
-        if key in ("hydra.run.dir", "hydra.sweep.dir", "paths.controls") and "${" not in value:
-            chosen[key] = value.strip("'\"")
-    for key, folder in chosen.items():
-        check_folder(key, Path(folder))
+    """Check that the folders which a run or a sweep writes to exist or can be made."""
+    pairs = (word.lstrip("+").partition("=") for word in words)
+    given = {key: value.strip("'\"") for key, _, value in pairs if key in _FOLDERS}
+    default = (
+        {} if {"hydra.run.dir", "hydra.sweep.dir"} & {*given} else {"hydra.run.dir": "outputs"}
+    )
+    folders = default | {"paths.controls": "outputs/controls"} | given
+    for key, folder in folders.items():
+        if "${" not in folder:  # else it is known once the settings are composed
+            check_folder(key, Path(folder))
+
+
+def check_single_values(command: str, args: Sequence[str]) -> None:
+    """Check that no setting has several values where nothing says that a sweep is wanted."""
+    if any(word in ("-m", "--multirun") or word.startswith(_SWEEPS) for word in args):
+        return
+    for word in filter(_is_swept, args):
+        more = ", or `regrow train -m` for a sweep" if command == "train" else ""
+        raise ConfigError(f"{word} has several values: write one of them{more}")
 
 
 def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -258,15 +273,16 @@ def _options(override: Override) -> list[str]:
     return options
 
 
-def _compose(words: list[str]) -> DictConfig:
+def compose_words(words: list[str], with_hydra: bool = False) -> DictConfig:
+    """Compose the settings of `regrow train`; errors name the word to write."""
     try:
-        return compose("train", words)
+        return compose("train", words, return_hydra_config=with_hydra)
     except MissingConfigException as error:
         _refuse_option(error)
     except ConfigCompositionException as error:
         _refuse_key(words, error)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"the settings do not fit together: {_one_line(error)}") from error
+        raise ConfigError(f"the settings do not fit together: {one_line(error)}") from error
 
 
 def _refuse_option(error: MissingConfigException) -> NoReturn:
@@ -277,7 +293,7 @@ def _refuse_option(error: MissingConfigException) -> NoReturn:
     group, _, name = file.rpartition("/")
     options = list(error.options or ())
     if not options:
-        raise ConfigError(f"the settings do not fit together: {_one_line(error)}") from error
+        raise ConfigError(f"the settings do not fit together: {one_line(error)}") from error
     near = closest_names(name, options)
     write = f"write {group}={near[0]}" if near else f"there are: {join_limited(options, 40)}"
     raise ConfigError(f"{group} has no option {name!r}: {write}") from error
@@ -291,7 +307,7 @@ def _refuse_key(words: list[str], error: Exception) -> NoReturn:
         raise ConfigError(": ".join(lines)) from error
     key = found[1]
     word = next(one for one in words if one.lstrip("+~").partition("=")[0] == key)
-    rest = _compose([one for one in words if one is not word])
+    rest = compose_words([one for one in words if one is not word])
     parent, (_, equals, value) = key.rpartition(".")[0], word.partition("=")
     holder = OmegaConf.select(rest, parent) if parent else rest
     if parent in GROUPS and not holder:
@@ -315,7 +331,3 @@ def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _keys(value, f"{prefix}{key}.")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 import regrow
-from regrow.utils.errors import ConfigError, RegrowError, check_not_text
+from regrow.utils.errors import ConfigError, RegrowError, check_not_text, one_line
 from regrow.utils.imports import import_optional
 
 T = TypeVar("T")
@@ -103,9 +103,7 @@ def _failure(what: str, node: Any, error: Exception) -> RegrowError:
     try:
         made = get_object(target)
     except Exception as reason:  # whatever the import raises
-        return ConfigError(
-            f"{what}._target_={target} cannot be imported: {' '.join(str(reason).split())}"
-        )
+        return ConfigError(f"{what}._target_={target} cannot be imported: {one_line(reason)}")
     try:
         parameters = inspect.signature(made).parameters
     except (TypeError, ValueError):  # it has none that Python knows
@@ -138,7 +136,7 @@ def wrap_error(what: str, error: Exception) -> RegrowError:
         return type(cause)(message)
     if isinstance(error, InstantiationException):
         cause = error.__cause__ or error
-    return ConfigError(f"{what}: {type(cause).__name__}: {' '.join(str(cause).split())}")
+    return ConfigError(f"{what}: {type(cause).__name__}: {one_line(cause)}")
 
 
 def is_foreign(error: Exception) -> bool:

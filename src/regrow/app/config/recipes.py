@@ -17,7 +17,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from regrow.app.config.schema import OWN_GROUPS, Settings
-from regrow.utils.errors import ConfigError, suggest
+from regrow.utils.errors import ConfigError, one_line, suggest
 from regrow.utils.paths import config_dir
 
 ABOUT = ("data", "model", "method", "published", "source")
@@ -80,7 +80,7 @@ def read_recipe(path: Path) -> DictConfig:
     try:
         recipe = load(path)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(f"{path} is no recipe, it cannot be read as YAML: {reason}") from error
     if not isinstance(recipe, DictConfig):
         raise ConfigError(f"{path} is no recipe: write settings as in recipes/digits/gmp.yaml")

@@ -142,7 +142,7 @@ def _check_seed(name: str, value: Any) -> None:
 def _check_some(name: str, value: Any) -> None:
     if value == 0 and not isinstance(value, bool):
         raise ConfigError(
-            f"{name}=0 leaves nothing to choose a checkpoint by: leave it out, or write 1"
+            f"{name}=0 leaves no batches to train on or to choose a checkpoint by: leave it out"
         )
 
 

@@ -15,12 +15,16 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from regrow.app.config.command_line import defer_to_jobs, prepare
+from regrow.app.config.command_line import (
+    check_single_values,
+    compose_words,
+    defer_to_jobs,
+    prepare,
+)
 from regrow.app.config.instantiate import root_cause
 from regrow.app.config.schema import check_schema
 from regrow.app.launch.failures import Job, record_failure
@@ -28,7 +32,7 @@ from regrow.app.launch.search import check_measured, check_objectives, is_search
 from regrow.app.launch.sweep import finish_sweep
 from regrow.app.training.processes import handling
 from regrow.io.files import write_text
-from regrow.utils.errors import ConfigError, RegrowError
+from regrow.utils.errors import ConfigError, RegrowError, one_line
 from regrow.utils.paths import config_dir
 
 # A plan writes no files.
@@ -42,6 +46,7 @@ def launch(command: str, args: list[str]) -> None:
         if word in ("-m", "--multirun") or word.startswith("sweep="):
             raise ConfigError(f"plan shows a single configuration: leave out {word}")
     args = prepare(command, args)
+    check_single_values(command, args)
     extra = NO_FILES if command == "plan" else ()
     folder = str(config_dir("conf") / "app")
     run = hydra.main(version_base="1.3", config_path=folder, config_name="train")
@@ -52,8 +57,7 @@ def launch(command: str, args: list[str]) -> None:
         with handle_sigterm():
             run(JOBS[command])()
     except OmegaConfBaseException as error:  # in the folder's name, read before the job
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"a setting cannot be read: {reason}") from error
+        raise ConfigError(f"a setting cannot be read: {error}") from error
     except KeyboardInterrupt:
         print("stopped: the same command resumes the run", file=sys.stderr)
         raise SystemExit(130) from None
@@ -79,12 +83,9 @@ def compose_job(words: Sequence[str], folder: Path) -> DictConfig:
     Hydra's own configuration is set too, as in its apps.
     """
     args = prepare("auto", words)
+    check_single_values("auto", args)
     with hydra.initialize_config_dir(str(config_dir("conf") / "app"), version_base="1.3"):
-        try:
-            cfg = hydra.compose("train", args, return_hydra_config=True)
-        except HydraException as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"the settings do not fit together: {reason}") from error
+        cfg = compose_words(args, with_hydra=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)
         cfg.hydra.runtime.cwd = os.getcwd()
@@ -167,7 +168,7 @@ def plain_errors(job: Job) -> Job:
             cause, message = root_cause(error)
             if not isinstance(cause, RegrowError) or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {one_line(message)}", file=sys.stderr)
             raise SystemExit(1) from error
 
     return run

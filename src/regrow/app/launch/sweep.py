@@ -29,7 +29,7 @@ from regrow.app.launch.search import is_search, prepare
 from regrow.app.training.processes import exclusive, exit_with_parent
 from regrow.io.files import read_json, write_json
 from regrow.report.load import FILE
-from regrow.utils.errors import RegrowError
+from regrow.utils.errors import RegrowError, one_line
 
 NOTES = "jobs"
 REPORT = "report.html"
@@ -155,7 +155,7 @@ class SweepNotes(Callback):
             prepare(config, folder)
         except RegrowError as error:
             # Hydra turns any other exception here into a warning
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             raise SystemExit(1) from error
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -278,7 +278,7 @@ def _check_weights_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Ten
     ]
     if problems:
         raise ConfigError(
-            f"the weights of start= do not fit the model: {join_limited(problems, 5, '; ')}"
+            f"the weights do not fit the model of the settings: {join_limited(problems, 5, '; ')}"
         )
 
 
