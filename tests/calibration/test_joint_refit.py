@@ -12,7 +12,7 @@ import regrow
 from regrow.calibration.calibrate import calibrated_layers, refit_layers
 from regrow.calibration.joint_refit import refit_jointly
 from regrow.calibration.moments import Data, order_layers
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, StateError
 
 
 def draw(count=200, *shape, seed=0):
@@ -160,3 +160,18 @@ def test_outputs_without_gradients_are_refused():
     with pytest.raises(ConfigError, match=r"no gradient.*refit=True"):
         refit_jointly(model, dense, layers, masks, data)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_that_become_infinite_are_refused_and_restored(monkeypatch):
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    before, step = copy.deepcopy(dense.state_dict()), torch.optim.LBFGS.step
+
+    def diverge(solver, closure):
+        step(solver, closure)
+        solver.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.LBFGS, "step", diverge)
+    with pytest.raises(StateError, match=r"not finite.*refit=True"):
+        regrow.calibrate(dense, [torch.randn(64, 8)], 0.5, criterion="magnitude", refit="joint")
+    assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
