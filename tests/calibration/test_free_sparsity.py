@@ -3,6 +3,7 @@
 
 import copy
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -76,6 +77,24 @@ def test_accuracy_holds_and_more_goes_than_by_magnitude(trained):
     assert accuracy(plain) < accuracy(net)
     result.undo(net)
     assert equal(net, state)
+
+
+class _Digits(pl.LightningDataModule):
+    def setup(self, stage):
+        self.batches = validation()
+
+    def train_dataloader(self):
+        return calibration()
+
+    def val_dataloader(self):
+        return self.batches
+
+
+def test_a_data_module_judges_by_its_validation_batches(trained):
+    result = regrow.free_sparsity(trained, _Digits(), 0.02, validation=_Digits())
+    usual = regrow.free_sparsity(trained, calibration(), 0.02, validation=validation())
+    assert result.before == pytest.approx(accuracy(trained))
+    assert result.trials == usual.trials
 
 
 def test_trials_say_what_held_and_the_most_that_did_is_chosen(trained):

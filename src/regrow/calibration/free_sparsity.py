@@ -167,7 +167,7 @@ def free_sparsity(
     max_drop: float = 0.005,
     *,
     of: str | LayerCost = "params",
-    validation: Iterable[Any] | None = None,
+    validation: Batches | None = None,
     evaluate: Evaluate | None = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
@@ -187,8 +187,9 @@ def free_sparsity(
         max_drop: What the metric may lose, two standard errors included: 0.005 is half a point.
         of: What to remove: "params", "macs", "latency" (of layers, see `measure_layers`), or a
             cost `(weight name, sparsity) -> number`.
-        validation: Batches to judge by, read for each trial; None: those of `data` after the first
-            `samples` examples, held in memory.
+        validation: Batches to judge by, read for each trial, or a data module with a
+            `val_dataloader`; None: those of `data` after the first `samples` examples, held in
+            memory.
         evaluate: Returns a metric, higher is better; None: the accuracy where there are labels,
             else the agreement with the dense network.
         include: Patterns of parameters to prune; None: see `regrow.calibrate`.
@@ -344,9 +345,7 @@ def _metric_name(fidelity: Fidelity | None) -> str:
     return "agreement" if fidelity.accuracy is None else "accuracy"
 
 
-def _judged_batches(
-    rest: Iterator[Any], validation: Iterable[Any] | None, samples: int
-) -> Iterable[Any]:
+def _judged_batches(rest: Iterator[Any], validation: Batches | None, samples: int) -> Iterable[Any]:
     """Return the batches to judge by, which can be read many times."""
     if validation is not None:
         if isinstance(validation, Iterator):
@@ -354,7 +353,7 @@ def _judged_batches(
                 "validation is read once for each trial, got an iterator: pass the loader itself, "
                 "or list(batches)"
             )
-        return validation
+        return batches_of(validation, validate=True)
     if held := list(rest):
         return held
     raise ConfigError(

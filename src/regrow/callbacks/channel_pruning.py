@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -213,7 +214,7 @@ write 'macs'
                 "sides never learns: write another schedule"
             )
         final = check_sparsity("sparsity", sparsity)
-        strategy = Channels(config, keep_removed, example_input)
+        strategy = Channels(config=config, keep_removed=keep_removed, example_input=example_input)
         super().__init__(strategy, chosen, final, on_change, make_rewind(rewind))
         self.strategy = strategy
         self.compact_at = compact
@@ -258,7 +259,7 @@ write 'macs'
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         channels, strategy = self.strategy, trainer.strategy
         if self.session.current is None and channels.example is None:
-            channels.example = find_example(trainer, pl_module, channels.given)
+            channels.example = find_example(trainer, pl_module, channels.example_input)
         if trainer.world_size > 1:
             check_single_process(trainer, self)
         super().on_fit_start(trainer, pl_module)
@@ -407,19 +408,17 @@ write 'macs'
             checkpoint[MASKED] = {name: c.clone() for name, c in pruner.removed.items()}
 
 
+@dataclass(eq=False, kw_only=True)
 class Channels(PruningStrategy[ChannelPruner]):
     """Masks channels up to the sparsity of each milestone."""
 
     config: ChannelConfig
-
-    def __init__(self, config: ChannelConfig, keep_removed: bool, given: Any) -> None:
-        super().__init__(config, keep_removed)
-        self.given = given
-        self.example: Any = None  # what it is traced with, once that is known
+    example_input: Any  # as given
+    example: Any = None  # what it is traced with, once that is known
 
     def make_pruner(self, model: nn.Module) -> ChannelPruner:
         known = self.example
-        example = find_example(None, model, self.given) if known is None else known
+        example = find_example(None, model, self.example_input) if known is None else known
         return ChannelPruner(model, example, self.config, keep_removed=bool(self.keep_removed))
 
     def remember(self, state: Mapping[str, Any] | None) -> None:

@@ -33,7 +33,7 @@ from regrow.pruning.initializers import (
 )
 from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import HistoryEntry, KeepRemoved
+from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import Milestone, PruningPlan
 from regrow.schedules.drop_fraction import DropGrowSchedule, drop_fraction_at
 from regrow.schedules.one_shot import OneShot
@@ -125,30 +125,22 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         check_rate("drop_fraction", drop_fraction)
         check_bool("skip_update", skip_update)
         check_bool("keep_removed", keep_removed)
-        if moves and granularity != "weight":
-            raise ConfigError(
-                f"granularity={granularity!r} cannot be grown, only single weights can: write "
-                "granularity='weight', or grow='none' for masks that do not change"
-            )
-        if skip_update and grow in ("random", "none"):
-            raise ConfigError(
-                f"skip_update=True skips the step whose gradients grow weights, grow={grow!r} "
-                "looks at none: leave skip_update out, or write grow='gradient'"
-            )
-        if initializer is orthogonal:
-            raise ConfigError(
-                "init='orthogonal' makes whole filters, and single weights are grown here: write "
-                "init='zero' or 'he'"
-            )
-        if initializer is removed_values and not keep_removed:
-            raise ConfigError("init='removed' needs the removed values: write keep_removed=True")
+        _check_growth(grow, initializer, granularity, skip_update, keep_removed)
         config = PruningConfig(
             drop, distribution, granularity, None, include, exclude, seed, on_misfit
         )
         final = config.check_target(sparsity)
         updates = DropGrowSchedule(every, end)
-        moving = (grow, initializer, drop_fraction, skip_update, from_zeros)
-        strategy = DropGrow(config, keep_removed, updates, *moving)
+        strategy = DropGrow(
+            config,
+            keep_removed,
+            from_zeros=from_zeros,
+            updates=updates,
+            grow=grow,
+            initializer=initializer,
+            drop_fraction=drop_fraction,
+            skip_update=skip_update,
+        )
         super().__init__(strategy, updates if moves else OneShot(0), final, on_change)
         self.strategy = strategy
 
@@ -162,6 +154,33 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         self.strategy.skips = False
 
 
+def _check_growth(
+    grow: str | GrowthCriterion,
+    init: Initializer,
+    granularity: str,
+    skip_update: bool,
+    keep_removed: bool,
+) -> None:
+    """Raise `ConfigError` for settings that exclude one another."""
+    if grow != "none" and granularity != "weight":
+        raise ConfigError(
+            f"granularity={granularity!r} cannot be grown, only single weights can: write "
+            "granularity='weight', or grow='none' for masks that do not change"
+        )
+    if skip_update and grow in ("random", "none"):
+        raise ConfigError(
+            f"skip_update=True skips the step whose gradients grow weights, grow={grow!r} "
+            "looks at none: leave skip_update out, or write grow='gradient'"
+        )
+    if init is orthogonal:
+        raise ConfigError(
+            "init='orthogonal' makes whole filters, and single weights are grown here: write "
+            "init='zero' or 'he'"
+        )
+    if init is removed_values and not keep_removed:
+        raise ConfigError("init='removed' needs the removed values: write keep_removed=True")
+
+
 class DropGrowStateDict(TypedDict):
     """State of `DropGrow`."""
 
@@ -170,22 +189,19 @@ class DropGrowStateDict(TypedDict):
     explored: PackedMasks  # True where a weight was kept at some time
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class DropGrow(GradualMagnitude):
     """Draws masks at the first step, then drops weights and grows as many at each update."""
 
     constant_sparsity = True
-    config: PruningConfig
-    keep_removed: KeepRemoved
     updates: DropGrowSchedule
     grow: str | GrowthCriterion
     initializer: Initializer
     drop_fraction: float
     skip_update: bool
-    from_zeros: bool
 
     def __post_init__(self) -> None:
-        super().__init__(self.config, self.keep_removed, from_zeros=self.from_zeros)
+        super().__post_init__()
         self.moves = self.grow != "none"
         self.explored = ExploredMask()
         self.end = 0  # the step of the last update

@@ -21,7 +21,7 @@ from regrow.learned.methods import MaskMethod, get_method
 from regrow.pruning.config import PruningConfig, check_same_settings
 from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import HistoryEntry, KeepRemoved
+from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import Milestone, ProportionalLayers, PruningPlan, step_within
 from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
 from regrow.utils.errors import (
@@ -195,7 +195,6 @@ did you mean 'l0'?
             score_lr = check_positive("score_lr", score_lr, "0.01")
         if train_weights not in (None, True, False):
             raise ConfigError(f"train_weights must be True, False or null, got {train_weights!r}")
-        keep = check_keep_removed(keep_removed)
         learner = Learner(
             rule,
             optimizer=check_choice("score_optimizer", score_optimizer, OPTIMIZERS),
@@ -207,14 +206,21 @@ did you mean 'l0'?
             MarginCriterion(learner), rule.distribution, "weight", None, include, exclude, seed
         )
         learning = Learning(begin, end)
+        pace: dict[str, Any] = {"ramp": ramp, "score_lr": score_lr}
         settings = {
             "method": repr(rule) if is_dataclass(rule) else type(rule).__name__,
-            "ramp": ramp,
-            "score_lr": score_lr,
+            **pace,
             "score_optimizer": f"{score_optimizer}, {score_momentum}",
             "train_weights": train_weights,
         }
-        strategy = LearnedMask(learner, config, keep, learning, ramp, score_lr, settings)
+        strategy = LearnedMask(
+            config=config,
+            keep_removed=check_keep_removed(keep_removed),
+            learner=learner,
+            learning=learning,
+            settings=settings,
+            **pace,
+        )
         super().__init__(strategy, learning, final, on_change)
         self.strategy = strategy
 
@@ -277,22 +283,18 @@ class LearnedMaskStateDict(TypedDict):
     learning: dict[str, Any]  # settings that a resume must not change
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class LearnedMask(PruningStrategy[Pruner]):
     """Learns masks in the steps of `learning`, and hardens them at the last one."""
 
     learns_masks = True
-    learner: Learner
     config: PruningConfig
-    keep_removed: KeepRemoved
+    learner: Learner
     learning: Learning
     ramp: float
     score_lr: float | None
     settings: Mapping[str, Any]  # compared when a fit resumes
     first: int = 0  # the step at which learning begins
-
-    def __post_init__(self) -> None:
-        super().__init__(self.config, self.keep_removed)
 
     def make_pruner(self, model: nn.Module) -> Pruner:
         pruner = Pruner(model, self.config, keep_removed=self.keep_removed)

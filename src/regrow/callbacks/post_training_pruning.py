@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
@@ -41,7 +42,7 @@ from regrow.masks.masks import Masks
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import HistoryEntry, KeepRemoved
+from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
 from regrow.utils.errors import (
@@ -218,28 +219,21 @@ def check_agreement(given: float | None, refit: bool | str) -> float | None:
     return value
 
 
+@dataclass(eq=False, kw_only=True)
 class Calibrated(GradualMagnitude):
-    """Prune once by calibrated scores, and refit.
+    """Prunes once by calibrated scores, and refits; see `PostTrainingPruning` for the attributes.
 
-    Args:
-        config: Its criterion only names the method.
-        others: See `PostTrainingPruning`.
+    The criterion of `config` only names the method.
     """
 
-    def __init__(
-        self,
-        config: PruningConfig,
-        keep_removed: KeepRemoved,
-        *,
-        scoring: str,
-        refit: bool | str,
-        min_agreement: float | None,
-        batches: int,
-        damping: float,
-    ) -> None:
-        super().__init__(config, keep_removed)
-        self.scoring, self.refit, self.batches = scoring, refit, batches
-        self.damping, self.min_agreement = damping, min_agreement
+    scoring: str
+    refit: bool | str
+    min_agreement: float | None
+    batches: int
+    damping: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.seen: tuple[pl.Trainer, pl.LightningModule, Any] | None = None  # in the first step
         self.refitted = Refitted()
 

@@ -28,7 +28,7 @@ from regrow.criteria.synflow import synflow
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.migration import answer_other_arguments
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import HistoryEntry, KeepRemoved
+from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
 from regrow.utils.errors import (
@@ -198,21 +198,16 @@ did you mean 'snip'?
         return Probe(twin, peek_batches(trainer, batch, count), mean, training_loss)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class AtInit(GradualMagnitude):
     """Prunes once, by scores of the untrained network."""
 
-    config: PruningConfig
-    keep_removed: KeepRemoved
     scoring: str
     batches: int
     rounds: int
     temperature: float | None
     logits: str | None
     make_probe: Callable[[], Probe] | None = None  # set while a session steps
-
-    def __post_init__(self) -> None:
-        super().__init__(self.config, self.keep_removed)
 
     def acts_on_gradients(self, pruner: Pruner) -> bool:
         return False

@@ -93,10 +93,10 @@ def prune(
     """
     limits = (round_to, min_channels, include, exclude, seed, timer, latency_ms)
     config = ChannelConfig(criterion, distribution, of, *limits, max_sparsity, layers).validated()
-    dense = None if refit is None else copy.deepcopy(model)
+    given = None if refit is None else (copy.deepcopy(model), Data(inputs_of(refit, REFIT_SAMPLES)))
     plan = _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
-    if refit is not None and dense is not None:
-        _refit_consumers(model, dense, plan, refit)
+    if given is not None:
+        _refit_consumers(model, *given, plan)
     return plan
 
 
@@ -167,9 +167,7 @@ def record_cut(
     )
 
 
-def _refit_consumers(
-    model: nn.Module, dense: nn.Module, plan: ChannelCut, batches: Iterable[Any]
-) -> None:
+def _refit_consumers(model: nn.Module, dense: nn.Module, data: Data, plan: ChannelCut) -> None:
     """Refit weights and biases of layers whose inputs were cut, in the order in which they run.
 
     Each reproduces, by least squares, the outputs that it had in the dense network from the inputs
@@ -178,7 +176,6 @@ def _refit_consumers(
     """
     undo = plan.undo or UndoLog()
     with undo.on_error():
-        used = Data(inputs_of(batches, REFIT_SAMPLES))
         originals = dict(zip(model.modules(), dense.modules(), strict=True))
         layers = [
             layer
@@ -187,9 +184,9 @@ def _refit_consumers(
             and _input_dim(layer) in plan.kept.get(layer.name, {})
             and layer.groups == getattr(originals[layer.module], "groups", layer.groups)
         ]
-        transforming = find_transforming(model, layers, used.batches)
+        transforming = find_transforming(model, layers, data.batches)
         layers = [layer for layer in layers if layer.name not in transforming]
-        ordered = order_layers(model, layers, used.batches)
+        ordered = order_layers(model, layers, data.batches)
         masks = {layer.name: torch.ones_like(layer.weight, dtype=torch.bool) for layer in ordered}
         outputs: dict[str, Tensor] = {}  # which of all groups are left, where not all are
         for layer in ordered:
@@ -199,7 +196,7 @@ def _refit_consumers(
                 outputs[layer.name] = kept.repeat(layer.groups) if dim else kept
             if layer.bias is not None:
                 undo.keep(layer.bias)
-        refit_layers(model, dense, ordered, masks, used, DAMPING, outputs)
+        refit_layers(model, dense, ordered, masks, data, DAMPING, outputs)
 
 
 def _input_dim(layer: LayerRows) -> int:

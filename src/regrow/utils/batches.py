@@ -20,6 +20,7 @@ class TrainingData(Protocol):
     def prepare_data(self) -> None: ...
     def setup(self, stage: str) -> None: ...
     def train_dataloader(self) -> Any: ...
+    def val_dataloader(self) -> Any: ...
 
 
 Batches = Iterable[Any] | TrainingData
@@ -39,8 +40,10 @@ def call(model: nn.Module, given: Any) -> Any:
     return model(*given) if isinstance(given, tuple) else model(given)
 
 
-def batches_of(data: Batches, examples: int = 128) -> Iterable[Any]:
-    """Return the batches of a loader, of a tensor, or of a LightningDataModule for training.
+def batches_of(data: Batches, examples: int = 128, *, validate: bool = False) -> Iterable[Any]:
+    """Return the batches of a loader, of a tensor, or of a LightningDataModule.
+
+    Of a data module those for training, or with `validate` those for validation.
 
     Example:
         >>> [len(batch) for batch in batches_of(torch.zeros(5, 2), examples=3)]
@@ -52,7 +55,7 @@ def batches_of(data: Batches, examples: int = 128) -> Iterable[Any]:
         return data
     data.prepare_data()
     data.setup("fit")
-    return cast(Iterable[Any], data.train_dataloader())
+    return cast(Iterable[Any], data.val_dataloader() if validate else data.train_dataloader())
 
 
 def batch_size(example_input: Any) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any, Generic, TypedDict
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, TypedDict
 
 from torch import nn
 from torch.optim import Optimizer
@@ -47,25 +47,26 @@ class SessionState(TypedDict, total=False):
     children: list[str]  # names of the child callbacks, which save their own states
 
 
+@dataclass(eq=False)
 class PruningStrategy(Generic[P]):
     """The events of a pruning method; subclasses override what differs.
 
-    Args:
+    Attributes:
         config: How weights or channels are ranked and grouped.
         keep_removed: Which removed values the pruner stores, for `unprune`.
         soft: Whether dense values keep training under the masks.
     """
 
-    constant_sparsity = False
-    learns_masks = False
-    unit = "sparsity"  # of milestones, for messages
+    constant_sparsity: ClassVar[bool] = False
+    learns_masks: ClassVar[bool] = False
+    unit: ClassVar[str] = "sparsity"  # of milestones, for messages
 
-    def __init__(
-        self, config: PruningConfig | ChannelConfig, keep_removed: KeepRemoved, soft: bool = False
-    ) -> None:
-        self.config = config.validated()
-        self.keep_removed = keep_removed
-        self.soft = soft
+    config: PruningConfig | ChannelConfig
+    keep_removed: KeepRemoved
+    soft: bool = False
+
+    def __post_init__(self) -> None:
+        self.config = self.config.validated()
 
     def make_pruner(self, model: nn.Module) -> P:
         """Create the pruner of a model."""
@@ -155,20 +156,16 @@ class PruningStrategy(Generic[P]):
         return progress.started and progress.pruned and session.is_as_sparse(progress.sparse)
 
 
+@dataclass(eq=False)
 class GradualMagnitude(PruningStrategy[Pruner]):
     """Prunes weights; with `from_zeros` also those that are zero when the first fit starts."""
 
     config: PruningConfig
+    from_zeros: bool = False
 
-    def __init__(
-        self,
-        config: PruningConfig,
-        keep_removed: KeepRemoved,
-        soft: bool = False,
-        from_zeros: bool = False,
-    ) -> None:
-        super().__init__(config, keep_removed, soft)
-        self.from_zeros = check_bool("from_zeros", from_zeros)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bool("from_zeros", self.from_zeros)
 
     def make_pruner(self, model: nn.Module) -> Pruner:
         return Pruner(model, self.config, keep_removed=self.keep_removed, soft=self.soft)
