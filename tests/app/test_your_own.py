@@ -108,6 +108,32 @@ def test_own_lightning_module_is_trained_as_itself(folder):
     assert saved["hyper_parameters"] == {"width": 32, "lr": 0.02}
 
 
+SEVERAL = """
+import lightning.pytorch as pl
+
+import my_module
+
+
+class PointsData(my_module.PointsData):
+    def val_dataloader(self):
+        return [super().val_dataloader(), self.train_dataloader()]
+
+
+class Regression(my_module.Regression):
+    def validation_step(self, batch, batch_idx, dataloader_idx):
+        self.log("val_mse", self.loss(batch))
+"""
+
+
+def test_the_monitored_one_of_several_validation_loaders_is_compared_with_the_test_metric(folder):
+    (folder / "my_several.py").write_text(SEVERAL)
+    words = [word.replace("my_module", "my_several") for word in command("my_module.Regression")]
+    words[words.index("monitor=val_mse")] = "monitor=val_mse/dataloader_idx_0"
+    result = run(*words)
+    assert (result["metric"], result["split"]) == ("mse", "test")
+    assert result["accuracy_drop"] == result["pruned"]["mse"] - result["dense"]["mse"]
+
+
 def test_own_task_uses_the_commands_optimizer_and_its_own_metric(folder):
     result = run(*command("my_task"))
     assert result["metric"] == "f1"
@@ -133,7 +159,10 @@ def test_own_recipe_is_a_file(folder):
     [
         (["optimizer.lr=0.1"], r"optimizer\.lr=0\.1 has no effect: .* is a LightningModule"),
         (["finetune.lr=0.1", "start=null"], r"finetune\.lr=0\.1 has no effect"),
-        (["monitor=val_mae"], r"monitor=val_mae is not logged in validation by Regression, which "),
+        (
+            ["monitor=val_mae"],
+            r"monitor=val_mae is not logged in validation by Regression: did you",
+        ),
         (["model.depth=3"], "model could not be created .*unexpected keyword argument 'depth'"),
         (["data._target_=my_data.Points", "data.count=9"], "write data=datasets"),
         (["data.width=3"], "data could not be created .*unexpected keyword argument 'width'"),

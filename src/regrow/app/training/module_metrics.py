@@ -23,17 +23,19 @@ QUIET: dict[str, Any] = {
     "enable_model_summary": False,
 }
 Split = Literal["val", "test"]
-_PREFIX = re.compile(r"^(validation|valid|val|test)[/_.-]")
+_PREFIX = re.compile(r"^(validation|valid|val|test)(?=[/_.-])")
+_LOADER = re.compile(r"/dataloader_idx_\d+$")  # Lightning adds it where there are several loaders
 
 
 def metric_of(cfg: DictConfig, module: pl.LightningModule) -> tuple[str, str]:
     """Return the metric by which networks are compared, and whether "max" or "min" is best.
 
-    It is the accuracy of a `Classifier`, else what `monitor` names, without "val/" or "val_".
+    It is the accuracy of a `Classifier`, else what `monitor` names, without "val/" or "val_" and
+    without the number of a loader.
     """
     if isinstance(module, Classifier):
         return "accuracy", "max"
-    return without_split(cfg.monitor), str(cfg.monitor_mode)
+    return _LOADER.sub("", without_split(cfg.monitor)), str(cfg.monitor_mode)
 
 
 def without_split(name: str) -> str:
@@ -43,7 +45,8 @@ def without_split(name: str) -> str:
         >>> without_split("val/acc"), without_split("test_f1"), without_split("loss")
         ('acc', 'f1', 'loss')
     """
-    return _PREFIX.sub("", name)
+    found = _PREFIX.match(name)
+    return name[found.end() + 1 :] if found else name
 
 
 def split_of(module: pl.LightningModule, data: pl.LightningDataModule) -> Split:
@@ -61,8 +64,16 @@ def evaluate(
     cfg: DictConfig, module: pl.LightningModule, data: pl.LightningDataModule
 ) -> dict[str, float]:
     """Compute the metrics that the module logs, on the split of `split_of`, by short names."""
-    scores = _run(cfg, module, data, split_of(module, data))
-    return {without_split(name): value for name, value in scores.items()}
+    return _by_short_name(cfg, _run(cfg, module, data, split_of(module, data)))
+
+
+def _by_short_name(cfg: DictConfig, scores: dict[str, float]) -> dict[str, float]:
+    """Return metrics without the split; of several loaders, that of the monitored one by name."""
+    found = {without_split(name): value for name, value in scores.items()}
+    monitored = without_split(cfg.monitor)
+    if monitored in found:
+        found[_LOADER.sub("", monitored)] = found.pop(monitored)
+    return found
 
 
 def validate(
@@ -95,16 +106,17 @@ def check_metrics(
     validated = _run(cfg, module, data, "val", limit_val_batches=1)
     if cfg.monitor not in validated:
         raise ConfigError(
-            f"monitor={cfg.monitor} is not logged in validation by {name}, which logs "
-            f"{join_limited(validated) or 'nothing'}: {suggest(cfg.monitor, validated)} (write "
+            f"monitor={cfg.monitor} is not logged in validation by {name}: "
+            f"{suggest(cfg.monitor, validated) if validated else 'it logs nothing there'} (write "
             "monitor=NAME, and monitor_mode=min where lower is better)"
         )
     split, (metric, _) = split_of(module, data), metric_of(cfg, module)
     measured = _run(cfg, module, data, split, limit_test_batches=1, limit_val_batches=1)
-    if metric not in map(without_split, measured):
+    if metric not in _by_short_name(cfg, measured):
+        counterpart = _LOADER.sub("", _PREFIX.sub("test", cfg.monitor))
         raise ConfigError(
             f"monitor={cfg.monitor} needs its counterpart in test_step of {name}, which logs "
-            f"{join_limited(measured) or 'nothing'}: log 'test/{metric}' there"
+            f"{join_limited(measured) or 'nothing'}: log {counterpart!r} there"
         )
 
 
