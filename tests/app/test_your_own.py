@@ -108,6 +108,15 @@ def test_own_lightning_module_is_trained_as_itself(folder):
     assert saved["hyper_parameters"] == {"width": 32, "lr": 0.02}
 
 
+def test_own_lightning_module_and_data_are_pruned_without_training(folder):
+    words = [word for word in command("my_module.Regression") if "pruning" not in word]
+    settings = ["pruning=obs", "start=null", "dense_epochs=1", "trainer.max_epochs=0"]
+    words = [word for word in words if not word.startswith("start")]
+    assert main([*words, *settings, *QUICK]) == 0
+    [file] = [f for f in Path("outputs").rglob("result.json") if "controls" not in f.parts]
+    assert json.loads(file.read_text())["sparsity"] == pytest.approx(0.8, abs=1e-2)
+
+
 SEVERAL = """
 import lightning.pytorch as pl
 

@@ -45,6 +45,7 @@ from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry
 from regrow.schedules.base import Milestone
 from regrow.schedules.one_shot import OneShot
+from regrow.utils.batches import Batches, batches_of
 from regrow.utils.errors import (
     ConfigError,
     check_choice,
@@ -160,23 +161,26 @@ class PostTrainingPruning(PruningCallback[Pruner]):
             finally:
                 self.strategy.seen = None
 
-    def calibrate(self, batches: Iterable[Any]) -> HistoryEntry:
+    def calibrate(self, data: Batches) -> HistoryEntry:
         """Prune an attached model now, without a fit; see `attach`.
 
         Args:
-            batches: A loader, of which as many batches are used as the callback says: tensors,
-                tuples or lists whose first element is the input, or dicts of keyword arguments.
+            data: As for `regrow.calibrate`; as many batches are used as the callback says.
 
         Raises:
             ConfigError: If there are none.
         """
-        used = islice(batches, self.strategy.batches)
-        data = Data(inputs_of(used, None), seed=self.config.seed)
+        used = inputs_of(islice(batches_of(data), self.strategy.batches), None)
         module = self.pruner.model
         dense = copy.deepcopy(module) if self.strategy.refit else None
         return self.session.change(
             lambda optimizers: self.strategy.calibrate(
-                self.pruner, module, dense, data, self.final, optimizers
+                self.pruner,
+                module,
+                dense,
+                Data(used, seed=self.config.seed),
+                self.final,
+                optimizers,
             )
         )
 

@@ -160,6 +160,11 @@ def test_recipes_can_be_searched(regrow):
         (("train", "recipe=customm"), "did you mean 'custom'?"),
         (("train", "recipe=digits/dense", "callbacks=int8"), "callbacks=int8 trains a pruned"),
         (("train", "recipe=digits/int8", "trainer.max_epochs=0"), "callbacks=int8 trains a pruned"),
+        (
+            ("train", "pruning=obs", "trainer.max_epochs=0"),
+            "start=null nothing trains the dense network: write start=null dense_epochs=20",
+        ),
+        (("train", "pruning=obs", "start=scratch", "trainer.max_epochs=0"), "with start=scratch"),
         (("plan", "-m", "seed=1,2"), "leave out -m"),
         (("recipes", "digits/gpm"), "did you mean 'digits/gmp'"),
         (("inspect",), "required: checkpoint (see `regrow inspect --help`)"),

@@ -126,7 +126,7 @@ def _prune_without_training(
     if isinstance(pruning, MagnitudePruning) and pruning.uses_threshold:
         pruning.prune_below(pruning.final)
     elif isinstance(pruning, PostTrainingPruning):
-        pruning.calibrate(data.train_dataloader())
+        pruning.calibrate(data)
     else:
         pruning.prune_to(pruning.final)
 

@@ -60,6 +60,14 @@ def check_settings(cfg: DictConfig) -> None:
             "trainer.fast_dev_run saves no checkpoint to measure: use `regrow plan` to see "
             "what would happen, or trainer.max_epochs=1"
         )
+    if cfg.trainer.get("max_epochs") == 0 and (
+        cfg.start == SCRATCH or (cfg.start is None and not cfg.dense_epochs)
+    ):
+        raise ConfigError(
+            "trainer.max_epochs=0 prunes without training, and with "
+            f"start={cfg.start or 'null'} nothing trains the dense network: write "
+            "start=null dense_epochs=20, or start=CHECKPOINT"
+        )
     if cfg.start == SCRATCH:
         for name in ("dense_epochs", "finetune.lr", "finetune.batch_size"):
             if (value := OmegaConf.select(cfg, name)) is not None:
