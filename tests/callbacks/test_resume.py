@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from slow_cases import mark_rest_slow
-from tiny_fits import ADAM, BATCHES, SGD, Net, equal, fit, read, samples
+from tiny_fits import ADAM, BATCHES, SGD, Net, equal, fit, loader, read, samples
 from torch import nn, optim
 
 from regrow import Cubic, Cyclic, MagnitudePruning, OneShot, RandomState, Table
@@ -180,16 +180,20 @@ def test_run_interrupted_twice_resumes_exactly(tmp_path):
     assert all(equal(whole[what], resumed[what]) for what in whole)
 
 
-def test_the_same_callback_object_resumes_an_interrupted_fit(tmp_path):
-    make, pruning = CASES["adam"]
-    whole, callback = run(make, pruning()), pruning()
-    saves = ModelCheckpoint(tmp_path, filename="cut", every_n_train_steps=5)
-    module = Noisy(make)
+@pytest.mark.parametrize("sanity", [0, 2])
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_same_callback_object_resumes_an_interrupted_fit(soft, sanity, tmp_path):
+    """Its masks of the interrupted fit, which went further, do not touch the loaded weights."""
+    make, pruning = ADAM, partial(MagnitudePruning, 0.8, schedule=LEVELS, soft=soft)
+    usual = {"val": loader(), "num_sanity_val_steps": sanity}
+    whole, callback = run(make, pruning(), **usual), pruning()
+    saves = ModelCheckpoint(tmp_path, filename="cut")  # at the end of the first epoch
+    module, usual = Noisy(make), {**usual, "max_epochs": 3}
     with pytest.raises(RuntimeError):
         fit(module, RandomState(), callback, saves, Cut(13, RuntimeError), data=shuffled(),
-            max_epochs=3, enable_checkpointing=True)  # fmt: skip
-    made = fit(module, RandomState(), callback, data=shuffled(), max_epochs=3,
-               ckpt_path=tmp_path / "cut.ckpt")  # fmt: skip
+            enable_checkpointing=True, **usual)  # fmt: skip
+    made = fit(module, RandomState(), callback, data=shuffled(),
+               ckpt_path=tmp_path / "cut.ckpt", **usual)  # fmt: skip
     made.save_checkpoint("end.ckpt")
     saved = read("end.ckpt")
     assert equal(saved["state_dict"], whole["weights"])

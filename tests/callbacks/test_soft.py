@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from tiny_fits import ADAM, SGD, Net, loader, magnitude_masks, trainer, weights, zeros
+from tiny_fits import ADAM, SGD, Net, equal, fit, loader, magnitude_masks, trainer, weights, zeros
 
 from regrow import MagnitudePruning, Pruner, Table
 from regrow.callbacks.core.base import Callback
@@ -161,3 +161,15 @@ def test_regrow_raises():
     pruner.prune_to(0.5)
     with pytest.raises(ConfigError, match="weights return by themselves"):
         pruner.regrow(0.5)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_an_earlier_checkpoint_is_evaluated_with_its_own_weights(soft, tmp_path):
+    saves = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    module, pruning = Net(ADAM), MagnitudePruning(0.8, end=0.9, soft=soft)
+    made = fit(module, pruning, saves, max_epochs=3, enable_checkpointing=True)
+    path = tmp_path / "epoch=0.ckpt"
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert not equal(saved, module.state_dict())
+    made.validate(module, loader(), ckpt_path=path, verbose=False)
+    assert equal(saved, module.state_dict())

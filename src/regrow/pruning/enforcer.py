@@ -370,6 +370,12 @@ class SoftMaskEnforcer(MaskEnforcer):
         self._dense: dict[str, Tensor] = {}
         self._inside = False  # whether the parameters contain the dense values
 
+    def reset(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Drop all masks and dense values; the parameters keep the values that they have."""
+        super().reset(parameters)
+        self._dense.clear()
+        self._inside = False
+
     @torch.no_grad()
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Set a mask; weights that it no longer prunes get their dense value at once."""

@@ -317,6 +317,7 @@ class MaskState:
                 )
             values = self.shards.local_values(state["removed_weights"] or {}, packed["bits"], masks)
             self.removed_weights.load_state_dict(values, masks)
+        self.enforcer.reset(self.enforcer.parameters)  # else old dense values would be written
         for name, mask in masks.items():
             self.count(name, mask)
         self.apply()

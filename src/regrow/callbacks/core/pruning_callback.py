@@ -311,9 +311,8 @@ class PruningCallback(Callback, Generic[P]):
         self._module_hooks += watch_weight_use(pl_module, self.pruner.targets)
         print_summary(trainer, session, type(self).__name__)
         warn_may_end_early(trainer, session)
-        sessions = [callback.session for callback in pruning_callbacks(trainer)]
-        if sessions[-1] is session:  # now all have their masks
-            warn_of_zeros(sessions)
+        if (every := [c.session for c in pruning_callbacks(trainer)])[-1] is session:
+            warn_of_zeros(every)  # now all have their masks
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._starting = self._epoch_start
@@ -388,7 +387,7 @@ class PruningCallback(Callback, Generic[P]):
         self.session.resize(plan)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.session.mask_averages()  # an average replaces the module's weights as the epoch starts
+        self._mask_averages()  # an average replaces the weights as the epoch starts
 
     def on_validation_batch_start(
         self,
@@ -406,7 +405,7 @@ class PruningCallback(Callback, Generic[P]):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.session.mask_averages()  # in place: the checkpoint may hold its tensors already
+        self._mask_averages()  # in place: the checkpoint may hold its tensors already
         self._check("in a checkpoint")
         move_shards(checkpoint, self.state_key)
 
@@ -431,7 +430,7 @@ class PruningCallback(Callback, Generic[P]):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        if self.session.current is not None:
+        if self.session.current is not None and self._loaded is None:
             self.session.strategy.flush_dense(self.session.current)
             self.session.current.enforcer.weights()  # the step may have been interrupted
             warn_ended_early(trainer, self.session, exception)
@@ -473,8 +472,12 @@ class PruningCallback(Callback, Generic[P]):
         self._masks_early = not (pl_module.automatic_optimization or gradients)
 
     def _check(self, when: str) -> None:
-        if self._guard is not None:
+        if self._guard is not None and self._loaded is None:  # else weights await their masks
             self._guard.check(when)
+
+    def _mask_averages(self) -> None:
+        if self._loaded is None:
+            self.session.mask_averages()
 
 
 def _format_children(names: Sequence[str]) -> str:
