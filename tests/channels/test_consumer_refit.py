@@ -2,6 +2,7 @@
 """Layers that read removed channels are refitted against the dense network."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -97,3 +98,32 @@ def test_bad_data_changes_nothing(data, error, message):
     with pytest.raises(error, match=message):
         regrow.channels.prune(model, draw(2, 12), 0.5, refit=data)
     assert all(map(torch.equal, model.parameters(), perceptron().parameters()))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 16), nn.Linear(16, 12), nn.Linear(12, 16)
+        self.d = nn.Linear(16, 12)
+        self.d.weight, self.c.weight = self.b.weight, self.a.weight
+
+    def forward(self, x):
+        return self.d(self.c(self.b(self.a(x).relu())).relu())
+
+
+def with_weight_norm():
+    last = nn.utils.parametrizations.weight_norm(nn.Linear(16, 4))
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), last)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(Tied, r"b\.weight"), (with_weight_norm, r"2\.parametrizations\.weight\.original1")],
+)
+def test_layers_that_are_not_refitted_are_named(make, name):
+    x = draw(256, 12)
+    with pytest.warns(UserWarning, match=f"refit= leaves {name} as they are"):
+        regrow.channels.prune(make(), x[:2], 0.5, refit=[x])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        regrow.channels.prune(perceptron(), x[:2], 0.5, refit=[x])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One-shot channel pruning: what it refuses names the cause; cuts are undone in order."""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from regrow import ChannelPruning
 from regrow.channels import ChannelCut, groups, prune
+from regrow.channels.pruner import ChannelPruner
 from regrow.utils.errors import ConfigError, StateError
 
 
@@ -180,3 +182,23 @@ def test_callback_grows_own_fractions_with_the_schedule():
     pruner.compact()
     assert pruner.layer_densities == {"0.weight": pytest.approx(0.2)}
     assert pruner.plan.removed["0"] == 16
+
+
+class Auxiliary(nn.Module):
+    """A second head, which only code outside `forward` runs."""
+
+    def __init__(self, inputs=32):
+        super().__init__()
+        self.body, self.head, self.aux = nn.Linear(8, 32), nn.Linear(32, 2), nn.Linear(inputs, 2)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu())
+
+
+@pytest.mark.parametrize("make", [prune, ChannelPruner])
+def test_weights_that_the_example_does_not_use_are_named(make):
+    with pytest.warns(UserWarning, match=r"does not use aux\.weight: if other code runs them"):
+        make(Auxiliary(), torch.zeros(2, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(Auxiliary(5), torch.zeros(2, 8))  # reads no channel that can be cut

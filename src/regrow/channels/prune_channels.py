@@ -22,14 +22,15 @@ from regrow.channels.cut.channel_cut import ChannelCut, make_channel_cut
 from regrow.channels.cut.surgery import RemovedChannels, UndoLog, kept_indices
 from regrow.channels.cut.verify import TrialCut, Verified
 from regrow.channels.graph.groups import Group, groups_from_trace
-from regrow.channels.graph.trace import trace
+from regrow.channels.graph.trace import Trace, trace
 from regrow.channels.importance import ChannelCriterion, channel_scores, get_channel_criterion
 from regrow.channels.latency_budget import LatencyTimer, latency_budget
 from regrow.channels.size import Sizes, count_work
 from regrow.masks.targets import select_targets
 from regrow.utils.batches import two_examples
 from regrow.utils.errors import ConfigError, check_sparsity, join_limited
-from regrow.utils.names import matches_pattern, parameters
+from regrow.utils.logging import warn
+from regrow.utils.names import matches_pattern, modules, parameters
 
 Timer = Callable[[nn.Module], float]
 Link = tuple[str, ...]  # groups that keep the same fraction
@@ -109,6 +110,7 @@ def _cut_until_valid(
     timer = LatencyTimer(config.timer, example_input, model if measured else None)
     traced = trace(model, two)
     groups = select_groups(groups_from_trace(traced, model), model, config)
+    warn_of_unused(model, traced, groups)
     trial = TrialCut(model, traced, groups, two)
     linked, together, correction = list[Link](), LinkedGroups(), BudgetCorrection()
     corrected = config.of == "macs" and not traced.heads  # detectors choose more boxes, or fewer
@@ -151,6 +153,22 @@ def _cut_until_valid(
     return cut
 
 
+def warn_of_unused(model: nn.Module, traced: Trace, groups: Sequence[Group]) -> None:
+    """Warn of weights that the traced run does not use, and that may read channels to be cut."""
+    sizes = {group.size for group in groups if not group.fixed_reason}
+    unused = [
+        name
+        for name, parameter in parameters(model).items()
+        if name not in traced.used and parameter.ndim > 1 and sizes & {*parameter.shape[:2]}
+    ]
+    if unused:
+        warn(
+            f"the forward pass of the example does not use {join_limited(unused)}: if other code "
+            "runs them on channels that are cut, it fails; pass an example input with which they "
+            "run, or exclude the layers that they read"
+        )
+
+
 def record_cut(
     model: nn.Module, groups: Sequence[Group], removed: RemovedChannels, found: Verified
 ) -> ChannelCut:
@@ -171,8 +189,9 @@ def _refit_consumers(model: nn.Module, dense: nn.Module, data: Data, plan: Chann
     """Refit weights and biases of layers whose inputs were cut, in the order in which they run.
 
     Each reproduces, by least squares, the outputs that it had in the dense network from the inputs
-    that are left. Layers whose number of groups changed, recurrent ones and attention stay as they
-    are. The cut's undo then restores the biases too.
+    that are left. Layers whose number of groups changed, recurrent ones, attention and layers that
+    share or compute their weight stay as they are, with a warning. The cut's undo then restores the
+    biases too.
     """
     undo = plan.undo or UndoLog()
     with undo.on_error():
@@ -187,6 +206,7 @@ def _refit_consumers(model: nn.Module, dense: nn.Module, data: Data, plan: Chann
         transforming = find_transforming(model, layers, data.batches)
         layers = [layer for layer in layers if layer.name not in transforming]
         ordered = order_layers(model, layers, data.batches)
+        _warn_of_unrefitted(model, plan, ordered)
         masks = {layer.name: torch.ones_like(layer.weight, dtype=torch.bool) for layer in ordered}
         outputs: dict[str, Tensor] = {}  # which of all groups are left, where not all are
         for layer in ordered:
@@ -197,6 +217,18 @@ def _refit_consumers(model: nn.Module, dense: nn.Module, data: Data, plan: Chann
             if layer.bias is not None:
                 undo.keep(layer.bias)
         refit_layers(model, dense, ordered, masks, data, DAMPING, outputs)
+
+
+def _warn_of_unrefitted(model: nn.Module, plan: ChannelCut, refitted: Sequence[LayerRows]) -> None:
+    known = {layer.name for layer in refitted}
+    transposed = {f"{p}.weight" for p, m in modules(model).items() if getattr(m, "transposed", 0)}
+    matrices = [name for name, parameter in parameters(model).items() if parameter.ndim > 1]
+    reading = [n for n in matrices if int(n not in transposed) in plan.kept.get(n, {})]
+    if left := [name for name in reading if name not in known]:
+        warn(
+            f"refit= leaves {join_limited(left)} as they are: it refits Linear layers and "
+            "convolutions that use their weight unchanged and alone, and keep all groups"
+        )
 
 
 def _input_dim(layer: LayerRows) -> int:

@@ -34,6 +34,7 @@ from regrow.channels.prune_channels import (
     layer_targets,
     prunable_groups,
     select_groups,
+    warn_of_unused,
 )
 from regrow.channels.size import Sizes
 from regrow.io.integrity import verify_digest, with_digest
@@ -120,6 +121,7 @@ class ChannelPruner(BasePruner):
         self.layer_targets = layer_targets(self.groups, model, self.config)
         self.dense = self.sizes.dense  # of prunable groups
         prunable_groups(self.groups, model, self.example_input)
+        warn_of_unused(model, traced, self.groups)
 
     @property
     def groups(self) -> Sequence[Group]:

@@ -5,10 +5,12 @@ import copy
 import io
 from functools import partial
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn, optim
 
+import regrow
 from regrow import load
 from regrow.channels import ChannelCut, prune, slice_optimizer_state
 from regrow.io.checkpoints import KEY
@@ -237,3 +239,68 @@ def test_printed_record_names_groups_and_not_the_tensors():
     assert "removed={'0': 4}" in text
     assert "not_prunable=" in text
     assert "tensor(" not in text
+
+
+def test_undo_follows_a_model_that_was_cast():
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    before = copy.deepcopy(net)
+    plan = prune(net, torch.zeros(2, 8), 0.5, include=["0"])
+    net.half()
+    plan.undo()
+    expected = before.half().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in net.state_dict().items())
+
+
+class Hyper(regrow.ChannelsMixin, pl.LightningModule):
+    def __init__(self, width=16):
+        super().__init__()
+        self.save_hyperparameters()
+        self.a, self.b = nn.Linear(4, width), nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+def test_a_function_gets_the_hyper_parameters_that_it_takes(tmp_path):
+    net, path = Hyper(width=24), tmp_path / "cut.ckpt"
+    plan = prune(net, torch.zeros(2, 4), 0.5)
+    content = {"state_dict": net.state_dict(), "regrow_channels": plan.state_dict()}
+    torch.save(content | {"hyper_parameters": {"width": 24}}, path)
+    for make in (
+        Hyper,
+        lambda: Hyper(24),
+        lambda width: Hyper(width),
+        lambda **more: Hyper(**more),
+    ):
+        assert regrow.load(make, path).a.out_features == net.a.out_features < 24
+
+
+def test_weights_of_another_class_are_refused_in_load_from_checkpoint(tmp_path):
+    class Other(regrow.ChannelsMixin, pl.LightningModule):
+        def __init__(self, width=16):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+    net, path = Hyper(), tmp_path / "cut.ckpt"
+    plan = prune(net, torch.zeros(2, 4), 0.5)
+    content = {"state_dict": net.state_dict(), "regrow_channels": plan.state_dict()}
+    version = {"pytorch-lightning_version": pl.__version__}
+    torch.save(content | version | {"hyper_parameters": {"width": 16}}, path)
+    assert Hyper.load_from_checkpoint(path).a.out_features == 8
+    with pytest.raises(StateError, match=r"plan is of another model: a[.]weight has shape None"):
+        Other.load_from_checkpoint(path)
+
+
+def test_two_cuts_are_saved_as_one(tmp_path):
+    def make():
+        return nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
+
+    net, path = make(), tmp_path / "a.safetensors"
+    first, second = (prune(net, torch.zeros(2, 4), 0.25) for _ in range(2))
+    with pytest.raises(StateError, match=r"plan=first\.compose\(second\)"):
+        regrow.export(net, path, plan=first)
+    regrow.export(net, path, plan=second)
+    with pytest.raises(StateError, match=r"save first\.compose\(second\)"):
+        regrow.load(make, path)
+    regrow.export(net, path, plan=first.compose(second))
+    assert regrow.load(make, path)[0].out_features == net[0].out_features

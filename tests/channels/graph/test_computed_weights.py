@@ -24,6 +24,10 @@ WEIGHT_NORMS = {"hooks": nn.utils.weight_norm, "parametrized": parametrizations.
 SPECTRAL_NORMS = {"hooks": nn.utils.spectral_norm, "parametrized": parametrizations.spectral_norm}
 DIRECTION = {"hooks": "weight_v", "parametrized": "parametrizations.weight.original1"}
 LENGTH = {"hooks": "weight_g", "parametrized": "parametrizations.weight.original0"}
+VECTORS = {
+    "hooks": ("weight_u", "weight_v"),
+    "parametrized": ("parametrizations.weight.0._u", "parametrizations.weight.0._v"),
+}
 RAW = {"hooks": "weight_orig", "parametrized": "parametrizations.weight.original"}
 
 
@@ -133,10 +137,7 @@ def test_spectral_norm_after_a_cut_divides_by_what_the_kept_entries_give(api):
     plan = prune(model, x, 0.4, distribution="uniform", round_to=1)
     assert plan.removed == {"0": 3, "2": 3}
     first, second = (places(plan, f"{n}.{raw}", 0, 8) for n in (0, 2))
-    u, v = {
-        "hooks": ("weight_u", "weight_v"),
-        "parametrized": ("parametrizations.weight.0._u", "parametrizations.weight.0._v"),
-    }[api]
+    u, v = VECTORS[api]
     y = x.numpy()
     for name, rows, columns in ((0, first, np.arange(6)), (2, second, first)):
         weight = before[f"{name}.{raw}"][rows][:, columns]
@@ -145,6 +146,25 @@ def test_spectral_norm_after_a_cut_divides_by_what_the_kept_entries_give(api):
     y = y @ before["4.weight"][:, second].T + before["4.bias"]
     np.testing.assert_allclose(model(x).detach().numpy(), y, rtol=1e-11)
     assert (model[0].out_features, model[2].in_features) == (5, 5)
+
+
+@pytest.mark.parametrize("api", SPECTRAL_NORMS)
+def test_kernels_with_spectral_norm_lose_inputs_and_outputs(api):
+    wrap, raw = SPECTRAL_NORMS[api], RAW[api]
+    model = nn.Sequential(wrap(nn.Conv2d(3, 8, 3)), nn.Tanh(), wrap(nn.Conv2d(8, 6, 3)), nn.Tanh())
+    model = distinct(model.append(nn.Flatten()).append(nn.Linear(24, 3)))
+    before = arrays(model)
+    plan = prune(model, noise(IMAGE), 0.5, distribution="uniform", round_to=1)
+    assert plan.removed == {"0": 4, "2": 3}
+    rows, columns = places(plan, f"2.{raw}", 0, 6), places(plan, f"2.{raw}", 1, 8)
+    weight = before[f"2.{raw}"][rows][:, columns]
+    u, v = (f"2.{name}" for name in VECTORS[api])
+    kept = before[v].reshape(8, 9)[columns].reshape(-1)
+    sigma = before[u][rows] @ weight.reshape(3, 36) @ kept
+    model(noise(IMAGE))  # hooks compute the weight in a forward pass
+    np.testing.assert_allclose(model[2].weight.detach().numpy(), weight / sigma, rtol=1e-11)
+    plan.undo()
+    assert all(np.array_equal(values, before[name]) for name, values in arrays(model).items())
 
 
 @pytest.mark.parametrize("api", SPECTRAL_NORMS)

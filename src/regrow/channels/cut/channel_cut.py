@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,8 @@ class ChannelCut:
             raise StateError(
                 f"the channel plan is of another model: {other[0]} has shape "
                 f"{shapes.get(other[0])}, the plan cuts {self.shapes[other[0]]} "
-                f"({len(other)} such tensors); build the original, uncut model first"
+                f"({len(other)} such tensors); build the original, uncut model first; after "
+                "several cuts, save first.compose(second)"
             )
         undo = UndoLog()
         with undo.on_error():
@@ -141,8 +143,8 @@ class ChannelCut:
             if shapes.get(name) != cut:
                 raise StateError(
                     f"plan= is of another model: it leaves {name} the shape {tuple(cut)}, the "
-                    f"model's is {tuple(shapes.get(name, ()))}; pass the plan of the last cut, "
-                    "and the cut model"
+                    f"model's is {tuple(shapes.get(name, ()))}; pass the cut model with its plan, "
+                    "after several cuts plan=first.compose(second)"
                 )
 
     def matches(self, model: nn.Module) -> bool:
@@ -278,8 +280,7 @@ def load(
     if not isinstance(checkpoint, Mapping):
         read = read_tensors if Path(checkpoint).suffix == SUFFIX else read_checkpoint
         checkpoint = read(checkpoint)
-    saved = checkpoint.get("hyper_parameters") or {}
-    model = make if isinstance(make, nn.Module) else make(**{**saved, **given})
+    model = make if isinstance(make, nn.Module) else _build(make, checkpoint, given)
     state = checkpoint.get(KEY)
     undo = ChannelCut.from_state(state).apply(model) if state is not None else UndoLog()
     try:
@@ -289,6 +290,18 @@ def load(
         undo()
         raise StateError(f"the checkpoint's weights are of another model: {error}") from error
     return model
+
+
+def _build(
+    make: Callable[..., nn.Module], checkpoint: Mapping[str, Any], given: Mapping[str, Any]
+) -> nn.Module:
+    """Call a class with the hyper-parameters of a checkpoint; a function with those it takes."""
+    saved = checkpoint.get("hyper_parameters") or {}
+    if not isinstance(make, type):
+        taken = inspect.signature(make).parameters
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in taken.values()):
+            saved = {name: value for name, value in saved.items() if name in taken}
+    return make(**{**saved, **given})
 
 
 def _plain(value: Any) -> Any:

@@ -68,8 +68,8 @@ class UndoLog:
         while self.data:
             tensor, before, gradient, _ = self.data[-1]
             tensor.grad = None
-            set_data(tensor, before)
-            tensor.grad = gradient
+            set_data(tensor, before.to(tensor))  # the model may have been moved or cast since
+            tensor.grad = None if gradient is None else gradient.to(tensor)
             self.data.pop()
 
     def keep(self, tensor: Tensor) -> None:

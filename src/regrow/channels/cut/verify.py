@@ -30,13 +30,15 @@ from regrow.channels.graph.groups import Group
 from regrow.channels.graph.preserve import preserve_state
 from regrow.channels.graph.trace import Trace
 from regrow.utils.batches import batch_size, bound_forward, noise_like, resize_batch
-from regrow.utils.errors import StateError
+from regrow.utils.errors import ConfigError, StateError
 from regrow.utils.modes import in_mode, no_attention_fastpath
 from regrow.utils.names import modules
 
 Sizes = dict[str, dict[int, int]]  # new sizes by module and old size
 
-ROUNDINGS = 1000  # tolerance, in units of rounding at the scale of the outputs
+TOLERANCE = 1e-6  # of outputs in float64, at the scale of each row and column
+ROUNDINGS = 1000  # else, in units of rounding at the scale of the outputs
+LOW_PRECISION = 16  # the same of float16 and bfloat16
 
 
 def output_tensors(output: Any) -> list[Tensor]:
@@ -48,14 +50,27 @@ def output_tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def relative_error(found: Tensor, reference: Tensor) -> float:
-    """Compute max |found - reference| / max |reference|; infinite for different shapes."""
-    if found.shape != reference.shape:
+def relative_error(found: Tensor, reference: Tensor, *, by_slice: bool = False) -> float:
+    """Compute max |found - reference| / max |reference|; infinite for different shapes.
+
+    Elements that are not finite count as equal if both are. With `by_slice` the maximum is that of
+    each element's row, column and so on, whichever is least, because boxes in pixels may stand
+    beside scores.
+    """
+    if found.shape != reference.shape or not torch.equal(found.isnan(), reference.isnan()):
         return math.inf
+    gap = torch.where(found == reference, 0.0, (found - reference).abs()).nan_to_num(0.0, math.inf)
     if not reference.numel():
         return 0.0
-    scale = float(reference.abs().max())
-    return float((found - reference).abs().max()) / (scale or 1.0)
+    size = torch.where(reference.isfinite(), reference.abs(), 0.0)
+    largest = size.max()
+    scale = largest.expand_as(size)
+    if by_slice:
+        for dim in range(1, size.ndim):
+            others = [d for d in range(size.ndim) if d != dim]
+            scale = torch.minimum(scale, size.amax(others, keepdim=True))
+        scale = scale.clamp_min(float(largest) * 1e-6)
+    return float((gap / torch.where(scale > 0, scale, 1.0)).max())
 
 
 def run_in_double(model: nn.Module, inputs: Any) -> Any:
@@ -91,17 +106,23 @@ class Verified:
 class TrialCut:
     """Runs a model before and after cuts, on batches of two sizes, in eval and training mode.
 
-    Of the example only shapes and integers are used; floats are replaced by noise. Of a network
-    that was recorded (`Trace.heads`) the results of the last layers are compared, from which it
-    chooses boxes; it runs in float64, because a rounding error may change the choice.
+    Of the example only shapes and integers are used; floats are replaced by noise, unless the model
+    fails on that. Outputs are compared in float64 if the model runs in it: rounding would hide
+    errors, and may change what a detector chooses. Where all outputs are integers or zero, results
+    of layers are compared; of a network that was recorded (`Trace.heads`) those of the last layers,
+    from which it chooses boxes.
+
+    Raises:
+        ConfigError: If the model does not run on the example.
     """
 
     def __init__(
         self, model: nn.Module, traced: Trace, groups: Sequence[Group], example_input: Any
     ) -> None:
         self.model, self.traced, self.groups = model, traced, groups
+        self.double, self.layers = bool(traced.heads), False
         longer = resize_batch(example_input, batch_size(example_input) + 1)
-        self.inputs = inputs = [noise_like(example_input), noise_like(longer)]
+        self.inputs = inputs = self._valid_inputs([example_input, longer])
         # modes in which the uncut model fails are not tested
         self.shapes = {
             (number, training): shapes
@@ -111,6 +132,25 @@ class TrialCut:
         }
         self._raised = set[type[nn.Module]]()
         self._known: dict[frozenset[str], tuple[Sizes, float]] = {}
+
+    def _valid_inputs(self, given: list[Any]) -> list[Any]:
+        """Return noise, or the given values if the model needs them; see how it is compared."""
+        for inputs in ([*map(noise_like, given)], given):
+            for self.double in (True, False):
+                self.layers = False
+                try:
+                    outputs = self._compared(self._run(inputs[0], training=False, compared=True))
+                except CutFailed as error:
+                    reason = error
+                    continue
+                if any(bool(values.isnan().any()) for values in outputs):
+                    reason = CutFailed("its outputs are NaN")
+                    continue
+                self.layers = not self.traced.heads and not any(map(torch.any, outputs))
+                return inputs
+        raise ConfigError(
+            f"the model does not run on the example input ({reason}): pass one that it accepts"
+        )
 
     def find_valid(
         self, removed: RemovedChannels, linked: Sequence[Sequence[str]] = ()
@@ -128,7 +168,7 @@ class TrialCut:
             names = [name for name in asked if exact[name] is wanted]
             if names:
                 good = self._blame_modules(good, names, removed, failed)
-        undo, error = self._cut({name: removed[name] for name in good})
+        undo, error = self._cut({name: removed[name] for name in good}) if good else (UndoLog(), 0)
         return Verified(undo, failed, error)
 
     def links(
@@ -275,36 +315,39 @@ class TrialCut:
         undo = UndoLog()
         try:
             cut(self.model, kept, undo, mask_tensor)
-            return self._compared(self._run(self.inputs[0], training=False))
+            return self._compared(self._run(self.inputs[0], training=False, compared=True))
         finally:
             undo()
 
     def _outputs(self) -> list[Tensor]:
         """Return the outputs in eval mode, after a check of all shapes."""
-        outputs: list[Tensor] = []
         for (number, training), expected in self.shapes.items():
-            found = self._run(self.inputs[number], training)
-            shapes = self._fixed_shapes(found)
+            shapes = self._fixed_shapes(self._run(self.inputs[number], training))
             if shapes != expected:
                 raise CutFailed(f"the shapes of its outputs would change: {shapes}")
-            if number == 0 and not training:
-                outputs = self._compared(found)
-        return outputs
+        return self._compared(self._run(self.inputs[0], training=False, compared=True))
 
     def _error(self, found: list[Tensor], reference: list[Tensor], exact: bool) -> float:
-        pairs = zip(found, reference, strict=True)
-        errors = (relative_error(a, b) for a, b in pairs if exact or a.shape == b.shape)
-        error = max(errors, default=0.0)
-        precision = min((torch.finfo(t.dtype).eps for t in reference), default=0.0)
-        if exact and not error <= ROUNDINGS * max(precision, 1e-12):
-            raise CutFailed(f"its outputs would change: relative error {error:.2g}")
+        every = exact and not self.layers  # of layers that are cut, the shapes differ
+        pairs = [
+            (a, b) for a, b in zip(found, reference, strict=True) if every or a.shape == b.shape
+        ]
+        error = max((relative_error(a, b) for a, b in pairs), default=0.0)
+        eps = min((torch.finfo(values.dtype).eps for values in reference), default=0.0)
+        if self.double and eps < 1e-12:
+            tolerance = TOLERANCE
+            checked = max((relative_error(a, b, by_slice=True) for a, b in pairs), default=0.0)
+        else:
+            tolerance, checked = (ROUNDINGS if eps < 1e-5 else LOW_PRECISION) * eps, error
+        if exact and not checked <= tolerance:
+            raise CutFailed(f"its outputs would change: relative error {checked:.2g}")
         return error
 
-    def _run(self, inputs: Any, training: bool) -> Any:
+    def _run(self, inputs: Any, training: bool, *, compared: bool = False) -> Any:
         # the fused operation of a transformer layer would hide which of its parts raises
         with in_mode(self.model, training), preserve_state(self.model), no_attention_fastpath():
             try:
-                return self._forward(inputs)
+                return self._forward(inputs, compared)
             except Exception as error:
                 lines = str(error).splitlines() or [""]
                 reason = f"{type(error).__name__}: {lines[0][:200]}"
@@ -323,16 +366,22 @@ class TrialCut:
 
     def _compared(self, found: Any) -> list[Tensor]:
         """Return what must be equal: equal scores may be chosen in another order."""
-        compared = output_tensors(found[0] if self.traced.heads else found)
-        return [tensor for tensor in compared if tensor.is_floating_point()]
+        compared = output_tensors(found[0] if self.traced.heads or self.layers else found)
+        real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in compared]
+        return [tensor for tensor in real if tensor.is_floating_point()]
 
-    def _forward(self, inputs: Any) -> Any:
-        if not self.traced.heads:
-            return bound_forward(self.model, inputs)()
-        made: list[Any] = []
+    def _forward(self, inputs: Any, compared: bool) -> Any:
+        """Run the model; with `compared` or recorded layers return their results too."""
+        recorded = self.traced.heads
         by_path = modules(self.model)
+        if self.layers and compared:
+            recorded = tuple(path for path, m in by_path.items() if not any(m.children()))
+        made: list[Any] = []
         with ExitStack() as hooked:
-            for path in self.traced.heads:
+            for path in recorded:
                 hook = by_path[path].register_forward_hook(lambda *given: made.append(given[-1]))
                 hooked.enter_context(hook)
-            return made, run_in_double(self.model, inputs)
+            double = self.double and (compared or self.traced.heads)
+            run = run_in_double if double else lambda model, given: bound_forward(model, given)()
+            outputs = run(self.model, inputs)
+        return (made, outputs) if recorded else outputs

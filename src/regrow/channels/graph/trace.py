@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from regrow.channels.graph.interpreter import Interpreter, Site, known_value
 from regrow.channels.graph.labels import LabelledTensor, Labels, make_axis
@@ -59,8 +60,11 @@ def trace(model: nn.Module, example_input: Any, *, recorded: bool = False) -> Tr
             "the smaller model, or prune weights with MagnitudePruning"
         )
     found = Trace()
+    kernels = _kernels(model)
     for name, tensor in tensors(model).items():
-        found.values[name] = _label(found.labels, name, tensor)
+        found.values[name] = _label(
+            found.labels, name, tensor, 2 if name in kernels else tensor.ndim
+        )
     _run(found, model, example_input, training=False, recorded=recorded)
     if any(name not in found.used for name in parameters(model)):
         _run(found, model, example_input, training=True, recorded=recorded)
@@ -74,13 +78,24 @@ def trace(model: nn.Module, example_input: Any, *, recorded: bool = False) -> Tr
     return found
 
 
-def _label(labels: Labels, name: str, tensor: Tensor) -> LabelledTensor:
-    """Create labels for all positions along all dimensions."""
+def _kernels(model: nn.Module) -> set[str]:
+    """Return the names of kernels, and of tensors of that shape that they are computed from."""
+    return {
+        f"{path}.{name}".lstrip(".")
+        for path, module in modules(model).items()
+        if isinstance(module, _ConvNd)
+        for name, tensor in module.named_parameters()
+        if tensor.ndim == len(module.kernel_size) + 2
+    }
+
+
+def _label(labels: Labels, name: str, tensor: Tensor, dims: int) -> LabelledTensor:
+    """Create labels for all positions along the first dimensions."""
     if not tensor.is_floating_point():
         return known_value(tensor)
     axes = [
         make_axis(labels.new(name, dim, size), dim, tensor.ndim)
-        for dim, size in enumerate(tensor.shape)
+        for dim, size in enumerate(tensor.shape[:dims])
         if size > 1
     ]
     return LabelledTensor(tuple(tensor.shape), tuple(axes), weight=True)
