@@ -142,6 +142,12 @@ def test_batch_norm_statistics_are_recalibrated_in_small_files(tmp_path):
     assert torch.equal(small.body[1].running_mean, module.body[1].running_mean)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_statistics_are_recalibrated_in_each_precision(tmp_path, precision):
+    _, _, _, saves = fit(tmp_path, pruning(recalibrate=2), precision=precision)
+    assert left(load(Net, compact_path(saves.last_model_path))) == 8
+
+
 def test_recalibrate_acts_after_cuts_at_events():
     plain, recalibrated = Net(), Net()
     run(plain, pruning(compact="event"))

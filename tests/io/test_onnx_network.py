@@ -121,3 +121,52 @@ def test_an_onnx_file_is_a_network(exported):
     torch.testing.assert_close(found(X), net(X), rtol=1e-4, atol=1e-5)
     assert found.batch is None
     assert not [*found.parameters()]
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(4, 8)
+
+    def forward(self, a, b):
+        return self.a(a) + self.b(b)
+
+
+@pytest.fixture(scope="module")
+def two_inputs(tmp_path_factory):
+    torch.manual_seed(0)
+    path, batch = tmp_path_factory.mktemp("two") / "two.onnx", draw_pair()
+    regrow.export(Two().eval(), path, batch)
+    return path
+
+
+def draw_pair():
+    return {"a": torch.randn(64, 4), "b": 100 * torch.randn(64, 4)}
+
+
+def test_inputs_of_a_dict_are_taken_by_name(two_inputs, tmp_path):
+    batch = draw_pair()
+    turned = {name: batch[name] for name in reversed(batch)}
+    for number, given in enumerate((batch, turned)):
+        quantize_onnx(two_inputs, tmp_path / f"{number}.onnx", [given])
+    files = [OnnxNetwork(tmp_path / f"{number}.onnx") for number in (0, 1)]
+    found = [file(**given) for file in files for given in (batch, turned)]
+    assert all(torch.equal(outputs, found[0]) for outputs in found)
+    expected = OnnxNetwork(two_inputs)(batch["a"], batch["b"])
+    assert (found[0] - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({**draw_pair(), "label": torch.zeros(64)}, "two.onnx takes a, b, a batch has a, b, label"),
+        (torch.zeros(64, 4), "takes a, b, a batch has 1 tensors: give a dict"),
+        ({n: x.double() for n, x in draw_pair().items()}, "takes float32 for a.* has float64"),
+    ],
+)
+def test_batches_that_do_not_fit_the_inputs_raise(two_inputs, tmp_path, batch, message):
+    with pytest.raises(ConfigError, match=message):
+        quantize_onnx(two_inputs, tmp_path / "int8.onnx", [batch])
+    assert not (tmp_path / "int8.onnx").exists()
+    with pytest.raises(ConfigError, match=r"no file .*none\.onnx"):
+        quantize_onnx(tmp_path / "none.onnx", tmp_path / "int8.onnx", [batch])

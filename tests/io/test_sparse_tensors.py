@@ -49,7 +49,7 @@ def assert_same_bits(found, state):
 
 def written(path, state, **how):
     """What the file holds, after both readers have agreed on it to the bit."""
-    write_tensors(path, state, {}, sparse=True, **how)
+    write_tensors(path, state, {}, sparse=True, rounds=state.keys(), **how)
     found = read_tensors(path)["state_dict"]
     assert_same_bits(read_without_regrow(path), found)
     return found
@@ -341,3 +341,27 @@ def test_another_program_does_not_take_the_codes_for_weights(small, tmp_path):
     regrow.export(small, tmp_path / "a.safetensors", sparse=True)
     with pytest.raises(RuntimeError, match=r"fc\.weight"):
         Small().load_state_dict(safetensors.torch.load_file(tmp_path / "a.safetensors"))
+
+
+def test_rounding_leaves_norms_biases_scales_and_buffers_exact(tmp_path):
+    def make():
+        net = nn.Sequential(
+            nn.Conv2d(3, 64, 3, padding=1), nn.LayerNorm([64, 8, 8]), nn.Linear(64, 64)
+        )
+        net[2].scale = nn.Parameter(torch.rand(1, 64, 1, 1))
+        net[2].register_buffer("grid", torch.rand(64, 64))
+        return net
+
+    torch.manual_seed(0)
+    net = make()
+    for value in net.parameters():
+        nn.init.normal_(value)
+    regrow.prune(net, 0.9)
+    for values in ("int8", "fp16"):
+        path = tmp_path / f"{values}.safetensors"
+        regrow.export(net, path, sparse=True, values=values)
+        loaded = regrow.load(make, path).state_dict()
+        exact = {
+            name for name, value in net.state_dict().items() if torch.equal(value, loaded[name])
+        }
+        assert {*net.state_dict()} - exact == {"0.weight", "2.weight"}

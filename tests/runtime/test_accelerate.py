@@ -156,3 +156,55 @@ def test_accelerated_models_refuse_gradients_train_mode_and_new_weights(ratios):
             net.train()(x)
     with pytest.raises(regrow.StateError, match=r"call undo\(\), load it"):
         net.load_state_dict(state)
+
+
+class Around(nn.Module):
+    """Two layers, in a forward pass given as a function."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.fc, self.out, self.run = nn.Linear(40, 30), nn.Linear(30, 10), run
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def under_autocast(m, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return m.out(m.fc(x).relu())
+
+
+def slope(m, x):
+    with torch.enable_grad():
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(m.out(m.fc(x).tanh()).sum(), x)[0]
+
+
+def test_layers_keep_their_sizes(ratios):
+    ratios.update({SparseLinear: 2.0, Around: 2.0})
+    net = Around(lambda m, x: m.out(m.fc(x.reshape(-1, m.fc.in_features)).relu())).eval()
+    regrow.prune(net, 0.9, distribution="uniform")
+    regrow.accelerate(net, torch.randn(3, 40))
+    with torch.inference_mode():
+        assert isinstance(net.fc, SparseLinear)
+        assert net(torch.zeros(2, 40)).shape == (2, net.out.out_features)
+
+
+@pytest.mark.parametrize("run", [under_autocast, slope])
+def test_a_model_that_fails_with_sparse_layers_is_dense_again(monkeypatch, run):
+    def compare(reference, model, example, *, repeats):
+        if isinstance(model, Around):
+            with torch.inference_mode(run is not slope):
+                model(example)
+        return Comparison(LATENCY, LATENCY, Speedup(2.0, 1.9, 2.1, 1.05))
+
+    monkeypatch.setattr("regrow.runtime.choice.compare_latency", compare)
+    monkeypatch.setattr("regrow.runtime.accelerate.compare_latency", compare)
+    net, x = Around(run).eval(), torch.randn(3, 40)
+    regrow.prune(net, 0.9, distribution="uniform")
+    expected, layers = net(x), [net.fc, net.out]
+    for _ in range(2):
+        with pytest.raises(regrow.ConfigError, match="with sparse layers, and is dense again"):
+            regrow.accelerate(net, x)
+        assert [net.fc, net.out] == layers
+        assert torch.equal(net(x), expected)

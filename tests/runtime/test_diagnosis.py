@@ -93,3 +93,24 @@ def test_every_rule_has_a_source_that_the_page_links(checkout):
     for rule in RULES:
         assert rule.sources
         assert [source for source in rule.sources if source not in page] == []
+
+
+class Standardized(nn.Conv2d):
+    """Weight standardization, as in the networks of BiT."""
+
+    def forward(self, x):
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, self.weight - mean, self.bias)
+
+
+def test_layers_that_compute_their_weight_are_named():
+    norm = nn.utils.parametrizations.weight_norm
+    net = nn.Sequential(Standardized(3, 8, 1), norm(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 4, 1)).eval()
+    found = regrow.diagnose(net, torch.zeros(1, 3, 8, 8))
+    assert [layer.name for layer in found.layers] == ["2.weight"]
+    assert found.left_out == ("0.weight", "1.weight")
+    assert "left out, of the MACs too: 0.weight, 1.weight, which compute" in str(found)
+    with pytest.raises(ConfigError, match=r"left out.*0\.weight"):
+        regrow.diagnose(net[:1], torch.zeros(1, 3, 8, 8))
+    plain = regrow.diagnose(net[2:], torch.zeros(1, 8, 8, 8))
+    assert (plain.left_out, plain.note()) == ((), "")

@@ -88,6 +88,7 @@ def recalibrate_on(
         return
     before, device = module.device, trainer.strategy.root_device
     module.to(device)
+    batches = [trainer.precision_plugin.convert_input(batch) for batch in batches]
     with trainer.precision_plugin.forward_context():
         recalibrate(module, batches)
     if trainer.world_size > 1:  # each rank has seen batches of its own

@@ -162,7 +162,8 @@ def _write_weights(
     """Write the weights, read them back, and compare all bits; return the error of rounded ones."""
     state = {strip_compile_prefix(name): value for name, value in model.state_dict().items()}
     more = {} if plan is None else {KEY: plan.state_dict()}
-    write_tensors(file, state, more, sparse=sparse, values=values)
+    rounds = _rounded_weights(model)
+    write_tensors(file, state, more, sparse=sparse, values=values, rounds=rounds)
     read, error = read_tensors(file)["state_dict"], 0.0
     for name, tensor in state.items():
         weight = tensor.detach().cpu()
@@ -172,6 +173,17 @@ def _write_weights(
             raise StateError(f"{name} was read back with other values; nothing was written")
         error = max(error, float((read[name] - weight).abs().max() / weight.abs().max()))
     return error
+
+
+def _rounded_weights(model: nn.Module) -> set[str]:
+    """Return the names of matrices and kernels; biases, norms, scales and buffers stay exact."""
+    return {
+        strip_compile_prefix(f"{path}.{name}".lstrip("."))
+        for path, module in model.named_modules(remove_duplicate=False)
+        if "norm" not in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False)
+        if sum(size > 1 for size in parameter.shape) > 1 and "bias" not in name
+    }
 
 
 def _bits_equal(one: torch.Tensor, other: torch.Tensor) -> bool:

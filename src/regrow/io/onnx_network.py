@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,17 @@ from regrow.io.files import temporary_beside
 from regrow.utils.batches import resize_batch
 from regrow.utils.errors import ConfigError, StateError, check_count
 from regrow.utils.imports import import_optional
+
+# NumPy's dtypes by the names that ONNX Runtime gives to types of inputs.
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
 
 
 class OnnxNetwork(nn.Module):
@@ -44,16 +55,41 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of the file."""
-        outputs = self.session.run(None, self.feed((args, kwargs)))
+        outputs = self.session.run(
+            None, self.feed(kwargs if kwargs and not args else (args, kwargs))
+        )
         tensors = tuple(torch.from_numpy(array) for array in outputs)
         return tensors[0] if len(tensors) == 1 else tensors
 
     def feed(self, example: Any) -> dict[str, NDArray[Any]]:
-        """Return the tensors of an example as arrays, by the names of the inputs."""
-        names = [given.name for given in self.session.get_inputs()]
-        tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+        """Return the tensors of an example as arrays, by the names of the inputs.
+
+        Those of a dict with these names are taken by name, others in their order.
+
+        Raises:
+            ConfigError: If there are other tensors than inputs, or a tensor has another dtype.
+        """
+        inputs = {given.name: given.type for given in self.session.get_inputs()}
+        named = example if isinstance(example, Mapping) and inputs.keys() <= example.keys() else {}
+        given = [named[name] for name in inputs] if named else tree_leaves(example)
+        tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
+        if len(tensors) != len(inputs) or (named and len(named) > len(inputs)):
+            found = (
+                ", ".join(example) if isinstance(example, Mapping) else f"{len(tensors)} tensors"
+            )
+            raise ConfigError(
+                f"{self.file.name} takes {', '.join(inputs)}, a batch has {found}: give a dict of "
+                "these names, or a tuple in this order"
+            )
         arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in tensors]
-        return dict(zip(names, arrays, strict=True))
+        for (name, kind), array in zip(inputs.items(), arrays, strict=True):
+            dtype = _DTYPES.get(kind, array.dtype)
+            if array.dtype != dtype:
+                raise ConfigError(
+                    f"{self.file.name} takes {np.dtype(dtype)} for {name}, a batch has "
+                    f"{array.dtype}: convert it"
+                )
+        return dict(zip(inputs, arrays, strict=True))
 
     @property
     def batch(self) -> int | None:
@@ -99,7 +135,8 @@ def quantize_onnx(
         samples: Whole batches are used until there are so many examples.
 
     Raises:
-        ConfigError: If there is no data, or no layer that can be quantized.
+        ConfigError: If there is no file, no data, or no layer that can be quantized, or batches do
+            not have its inputs.
         StateError: If a zero weight would not be zero, or outputs are not finite. Nothing is
             written.
 
@@ -114,6 +151,8 @@ def quantize_onnx(
     """
     path, out = Path(path), Path(out)
     quantization = import_optional("int8", "export", "onnx", "onnxruntime.quantization")
+    if not path.is_file():
+        raise ConfigError(f"no file {path}: write it with regrow.export")
     network = OnnxNetwork(path)
     batches = [*_calibration_batches(data, samples, network.batch)]
     if not batches:

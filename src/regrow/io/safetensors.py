@@ -8,7 +8,7 @@ safetensors library does.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ def write_tensors(
     *,
     sparse: bool = False,
     values: str | None = None,
+    rounds: Collection[str] = (),
 ) -> None:
     """Write a state dict.
 
     `more` is further metadata: builtin containers, numbers and bool vectors; `sparse` and `values`
-    are those of `regrow.export`.
+    are those of `regrow.export`, and `rounds` names the tensors that `values` rounds.
     """
     library = import_optional(SUFFIX, "export", "safetensors", "safetensors.torch")
     other = [name for name, value in state.items() if not isinstance(value, Tensor)]
@@ -55,7 +56,7 @@ def write_tensors(
     metadata = {_FORMAT: "pt"} | aliases
     metadata |= {key: json.dumps(_encode(value)) for key, value in more.items()}
     if sparse:
-        stored, forms = encode_tensors(stored, values)
+        stored, forms = encode_tensors(stored, values, rounds)
         metadata[_SPARSE] = json.dumps(forms)
     path.touch()
     mode = path.stat().st_mode  # the library makes files private

@@ -17,7 +17,7 @@ Codes are packed in little bit order, and ones fill the last byte. All other wei
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypedDict
 
 import torch
@@ -42,18 +42,18 @@ class Form(TypedDict):
 
 
 def encode_tensors(
-    state: Mapping[str, Tensor], values: str | None = None
+    state: Mapping[str, Tensor], values: str | None = None, rounds: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, Form]]:
     """Encode the floating-point tensors of two or more dimensions that get smaller.
 
-    `values` rounds wider values to "fp16"; or to "int8", multiples of 1/127 of a row's largest.
-    Returns the tensors to store, and the forms of the encoded ones by name.
+    `values` rounds wider values of the tensors `rounds` to "fp16"; or to "int8", multiples of 1/127
+    of a row's largest. Returns the tensors to store, and the forms of the encoded ones by name.
     """
     stored, forms = dict(state), dict[str, Form]()
     for name, tensor in state.items():
         if tensor.dim() < 2 or not tensor.is_floating_point() or not tensor.numel():
             continue
-        rounded, scale = _round(name, tensor, values)
+        rounded, scale = _round(name, tensor, values if name in rounds else None)
         kept = _integers(tensor) != 0
         form = _smallest_form(kept, str(tensor.dtype).removeprefix("torch."), rounded.itemsize)
         mask = _units(kept, form)

@@ -15,7 +15,7 @@ from regrow.runtime.choice import DENSE, LayerChoice, choose_form
 from regrow.runtime.layer_inputs import layer_inputs
 from regrow.runtime.sparse_layers import SparseLayer
 from regrow.utils.display import align_columns
-from regrow.utils.errors import ConfigError, StateError, check_count, check_positive
+from regrow.utils.errors import ConfigError, StateError, check_count, check_positive, one_line
 
 Pair = tuple[nn.Module, nn.Module]  # the dense layer, and what replaces it
 
@@ -89,7 +89,8 @@ def accelerate(
 
     Raises:
         StateError: If the model is in train mode, or accelerated already.
-        ConfigError: For a tolerance or repeats out of range, or a model without a layer inside.
+        ConfigError: For a tolerance or repeats out of range, a model without a layer inside, or one
+            that fails with sparse layers (under autocast, or for gradients); it is dense again.
 
     Example:
         >>> import torch
@@ -112,16 +113,31 @@ def accelerate(
             replaced.append((layer, other))
     result = Acceleration(tuple(choices), None, machine_load(), model, replaced)
     if replaced:
-        dense = _share_tensors(model)
-        for layer, other in replaced:
-            _replace(model, layer, other)
-        compared = compare_latency(dense, model, example_input, repeats=repeats)
-        result = replace(result, speedup=compared.speedup, load=machine_load())
+        speedup = _replace_and_compare(result, model, example_input, replaced, repeats)
+        result = replace(result, speedup=speedup, load=machine_load())
     if result.gains:
         return result
     result.undo()
     stayed = tuple(replace(choice, form=DENSE, speedup=None) for choice in choices)
     return replace(result, layers=stayed)
+
+
+def _replace_and_compare(
+    result: Acceleration, model: nn.Module, example: Any, replaced: list[Pair], repeats: int
+) -> Speedup:
+    """Replace the layers, and compare the model with the dense one; restore it if that fails."""
+    dense = _share_tensors(model)
+    try:
+        for layer, other in replaced:
+            _replace(model, layer, other)
+        return compare_latency(dense, model, example, repeats=repeats).speedup
+    except BaseException as error:
+        result.undo()
+        if not isinstance(error, Exception):  # interrupted
+            raise
+        raise ConfigError(
+            f"the model does not run with sparse layers, and is dense again: {one_line(error)}"
+        ) from error
 
 
 def _check_layers(model: nn.Module) -> dict[str, nn.Module]:

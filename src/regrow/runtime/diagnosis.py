@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from regrow.profiling.macs import positions
+from regrow.runtime.layer_inputs import layer_inputs
 from regrow.runtime.rules import RULES, Layer, Obstacle, Rule
 from regrow.utils.display import align_columns
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, join_limited
 from regrow.utils.names import strip_compile_prefix
 
 _SMALL = 0.01  # a layer with a smaller share of the MACs is left out of the rows
@@ -44,10 +45,12 @@ class Diagnosis:
     Attributes:
         layers: The layers that were looked at.
         findings: One for each runtime.
+        left_out: Layers that compute their weight, as weight norm does.
     """
 
     layers: tuple[Layer, ...]
     findings: tuple[Finding, ...]
+    left_out: tuple[str, ...] = ()
 
     def runtimes_of(self, name: str) -> tuple[str, ...]:
         """Return the runtimes whose rules a layer fits, by the name of its weight."""
@@ -77,7 +80,18 @@ class Diagnosis:
         return [("runtime", "fits", "it needs", "obstacle: change"), *rows]
 
     def __str__(self) -> str:
-        return "\n\n".join(map(align_columns, (self.layer_rows(), self.runtime_rows())))
+        tables = [align_columns(rows) for rows in (self.layer_rows(), self.runtime_rows())]
+        return "\n\n".join([*tables, *([self.note()] if self.left_out else [])])
+
+    def note(self) -> str:
+        """Return which layers were left out, and what to do; empty if none were."""
+        if not self.left_out:
+            return ""
+        return (
+            f"left out, of the MACs too: {join_limited(self.left_out)}, which compute their weight "
+            "in each pass: store it instead, as torch.nn.utils.parametrize.remove_parametrizations "
+            "does"
+        )
 
 
 def diagnose(model: nn.Module, example_input: Any) -> Diagnosis:
@@ -85,8 +99,8 @@ def diagnose(model: nn.Module, example_input: Any) -> Diagnosis:
 
     Each Linear layer and convolution is held against the documented or measured conditions of
     PyTorch, TensorRT, LiteRT, ExecuTorch, ONNX Runtime, OpenVINO and Core ML. Nothing is timed;
-    one forward pass counts MACs. Recurrent layers and the input projections of
-    `nn.MultiheadAttention` are left out.
+    one forward pass counts MACs. Recurrent layers, the input projections of
+    `nn.MultiheadAttention` and layers that compute their weight are left out; the last are named.
 
     Args:
         model: The pruned model; not changed.
@@ -106,13 +120,21 @@ def diagnose(model: nn.Module, example_input: Any) -> Diagnosis:
         ('PyTorch CPU', 'TensorRT 2:4', 'tensor cores', 'Core ML')
     """
     used, layers = positions(model, example_input), list[Layer]()
-    for path, module in model.named_modules():
+    known = {p: m for p, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)}
+    run = layer_inputs(model, known, example_input)
+    left_out = []
+    for path, module in known.items():
         name = strip_compile_prefix(f"{path}.weight").lstrip(".")
-        if isinstance(module, nn.Linear | _ConvNd) and name in used:
+        if name in used:
             layers.append(Layer(name, module, used[name] * module.weight.numel()))
+        elif path in run:
+            left_out.append(name)
+    found = Diagnosis(tuple(layers), tuple(_find(rule, layers) for rule in RULES), tuple(left_out))
     if not layers:
-        raise ConfigError("the example reaches no Linear layer or convolution of the model")
-    return Diagnosis(tuple(layers), tuple(_find(rule, layers) for rule in RULES))
+        raise ConfigError(
+            found.note() or "the example reaches no Linear layer or convolution of the model"
+        )
+    return found
 
 
 def _find(rule: Rule, layers: Sequence[Layer]) -> Finding:
@@ -125,7 +147,7 @@ def _find(rule: Rule, layers: Sequence[Layer]) -> Finding:
         macs[obstacle] += layer.macs
     return Finding(
         rule,
-        1 - sum(layer.macs for layer in hindered) / total,
+        1 - sum(layer.macs for layer in hindered) / max(total, 1),
         {layer.name: obstacle for layer, obstacle in hindered.items()},
         max(hindered.values(), key=lambda x: (macs[x.change], macs[x]), default=None),
     )

@@ -29,6 +29,8 @@ class SparseLayer(nn.Module):
     def __init__(self, dense: nn.Linear | _ConvNd, block: int | None = 1) -> None:
         super().__init__()
         self.weight, self.bias = dense.weight, dense.bias
+        for name in dense.__constants__:  # sizes, which the model may read
+            setattr(self, name, getattr(dense, name))
         matrix = dense.weight.flatten(1)
         self.register_buffer("matrix", to_sparse(matrix, block), persistent=False)
         self.register_load_state_dict_pre_hook(_refuse_to_load)  # type: ignore[no-untyped-call]

@@ -24,6 +24,8 @@ def show_diagnosis(path: Path) -> None:
     diagnosis, console = diagnose(network_of(module), module.example_input_array), Console()
     for table in diagnosis_tables(diagnosis):
         console.print(table)
+    if note := diagnosis.note():
+        console.print(note, soft_wrap=True)
 
 
 def diagnosis_tables(diagnosis: Diagnosis) -> list[Table]:

@@ -88,7 +88,8 @@ def fit_shapes(module: torch.nn.Module, checkpoint: Mapping[str, Any]) -> None:
         return
     plan, saved = ChannelCut.from_state(state), checkpoint.get("state_dict", {})
     own = tensors(module)
-    if any(name in saved and own[name].shape != saved[name].shape for name in plan.kept):
+    differ = (own[n].shape != saved[n].shape for n in plan.kept if n in saved and n in own)
+    if any(differ) or not plan.kept.keys() <= own.keys():
         plan.apply(module)
 
 
