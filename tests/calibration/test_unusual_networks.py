@@ -4,10 +4,12 @@
 import copy
 from collections import UserDict
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 import regrow
 from regrow.calibration.sequence_rows import RecurrentRows
@@ -282,3 +284,57 @@ def test_float16_goes_with_no_joint_refit():
     with pytest.raises(ConfigError, match=r"float16: call model\.float\(\)"):
         regrow.calibrate(model, [draw(64, 8).half()], 0.5, criterion="magnitude", refit="joint")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_labels_of_a_dict_are_left_out():
+    x, table = draw(64, 8), draw(64, 2)
+    found = []
+    for labels in ({}, {"labels": torch.zeros(64)}):
+        torch.manual_seed(0)
+        model = Named()
+        regrow.calibrate(model, [{"x": x, "table": table} | labels], 0.5)
+        found.append(model.layer.weight)
+    assert torch.equal(*found)
+    with pytest.raises(ConfigError, match="Named takes x, table, a batch has image, label: give"):
+        regrow.calibrate(Named(), [{"image": x, "label": table}], 0.5)
+
+
+class Fitted(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def training_step(self, batch, _):
+        inputs, labels = batch if isinstance(batch, list | tuple) else (batch["x"], batch["label"])
+        return F.cross_entropy(self(inputs), labels)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: regrow.PostTrainingPruning(0.5, batches=4),
+        lambda: regrow.MagnitudePruning(0.5, schedule="one_shot", begin=0, refit=True),
+    ],
+)
+def test_training_batches_may_be_dicts_with_labels(make):
+    x, labels = draw(4, 16, 8), torch.randint(4, (4, 16))
+    found = []
+    for batches in (
+        [*zip(x, labels, strict=True)],
+        [{"x": a, "label": b} for a, b in zip(x, labels, strict=True)],
+    ):
+        module = Fitted()
+        trainer = pl.Trainer(
+            max_epochs=1, callbacks=[make()], accelerator="cpu", logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, DataLoader(batches, batch_size=None))
+        found.append(module.layer.weight)
+    assert torch.equal(*found)

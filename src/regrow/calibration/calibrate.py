@@ -30,7 +30,7 @@ from regrow.masks.granularity import NofM, make_granularity
 from regrow.masks.masks import Masks
 from regrow.masks.targets import select_targets
 from regrow.pruning.functional import prune
-from regrow.utils.batches import Batches, batch_size, batches_of
+from regrow.utils.batches import Batches, batch_size, batches_of, taken_arguments
 from regrow.utils.errors import (
     ConfigError,
     StateError,
@@ -108,7 +108,7 @@ def calibrate(
     Args:
         model: The model.
         data: A loader, a LightningDataModule or a tensor. A batch is a tensor, a tuple or list that
-            begins with one, or a dict of keyword arguments.
+            begins with one, or a dict, of which the arguments of forward are used.
         sparsity: Fraction of the selected weights to prune, in [0, 1); reached exactly.
         criterion: "obs", "sparsegpt", "wanda", "ria" or "magnitude".
         refit: Whether kept weights are refitted; "joint": in the end those of all layers together.
@@ -140,7 +140,9 @@ def calibrate(
     settings |= {"include": include, "exclude": exclude}
     sparsity, refit = check_sparsity("sparsity", sparsity), check_refit(refit)
     damping = check_damping(damping)
-    used = Data(inputs_of(data, check_count("samples", samples)), max_rows, settings.get("seed", 0))
+    used = Data(
+        inputs_of(model, data, check_count("samples", samples)), max_rows, settings.get("seed", 0)
+    )
     return _prune_and_refit(model, used, sparsity, criterion, refit, damping, settings)
 
 
@@ -257,8 +259,10 @@ def check_refit(refit: object) -> bool | str:
     raise ConfigError(f"refit must be True, False or 'joint', got {refit!r}")
 
 
-def inputs_of(data: Batches, samples: int | None) -> list[Any]:
+def inputs_of(model: nn.Module, data: Batches, samples: int | None) -> list[Any]:
     """Return the inputs of the first batches, until there are so many examples; None: of all.
+
+    Of a tuple or list that is the first element, of a dict what the model's forward takes.
 
     Raises:
         ConfigError: If there are none.
@@ -266,7 +270,7 @@ def inputs_of(data: Batches, samples: int | None) -> list[Any]:
     found, count = list[Any](), 0
     for batch in batches_of(data):
         inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
-        inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
+        inputs = taken_arguments(model, inputs) if isinstance(inputs, Mapping) else inputs
         found.append(inputs)
         count += batch_size(inputs)
         if samples is not None and count >= samples:

@@ -209,7 +209,7 @@ def free_sparsity(
     """
     _check_max_drop(max_drop, evaluate)
     chosen, batches = SearchSettings(**settings), iter(batches_of(data))
-    used = Data(inputs_of(batches, chosen.samples), chosen.max_rows, chosen.seed)
+    used = Data(inputs_of(model, batches, chosen.samples), chosen.max_rows, chosen.seed)
     held = [] if evaluate is not None else _judged_batches(batches, validation, chosen.samples)
     layers = order_layers(
         model, calibrated_layers(model, include, exclude), used.batches[:1], all_run=True

@@ -147,7 +147,7 @@ def load_ranked(
         min_density=saved["min_density"],
     )
     if data is not None and dense is not None:
-        used = Data(inputs_of(data, samples))
+        used = Data(inputs_of(model, data, samples))
         layers = order_layers(
             model, calibrated_layers(model, names, None), used.batches[:1], all_run=True
         )
@@ -167,7 +167,7 @@ def _calibrated_scores(
     if data is None or criterion == "sparsegpt":
         known = "pass data=loader" if criterion != "sparsegpt" else "write criterion='obs'"
         raise ConfigError(f"criterion={criterion!r} ranks no weights without data=: {known}")
-    used = Data(inputs_of(data, samples))
+    used = Data(inputs_of(model, data, samples))
     layers = calibrated_layers(model, include, exclude)
     _, scores = score_layers(
         model, layers, used, criterion, layer_sparsities(layers, "uniform", 0.0), 1e-3

@@ -87,7 +87,7 @@ def repair(
         >>> repair(net, dense, regrow.prune(net, 0.1), data, at_least=0.5).rung
         'none'
     """
-    used = Data(inputs_of(data, check_count("samples", samples)))
+    used = Data(inputs_of(model, data, check_count("samples", samples)))
     judge = agreement_with(dense, used) if measure is None else measure
     at_least = check_positive("at_least", at_least, "0.99")
     return climb(model, dense, masks, used, judge, at_least, train, check_damping(damping))

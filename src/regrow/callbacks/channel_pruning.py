@@ -106,7 +106,7 @@ def record_activations(
         return
     add = partial(trainer.strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else None
     with pl.utilities.seed.isolate_rng():
-        collected.record(module, inputs_of([batch], None), add)
+        collected.record(module, inputs_of(module, [batch], None), add)
 
 
 # A separate object, to distinguish 0.5 written by a user from the default.

@@ -170,8 +170,8 @@ class PostTrainingPruning(PruningCallback[Pruner]):
         Raises:
             ConfigError: If there are none.
         """
-        used = inputs_of(islice(batches_of(data), self.strategy.batches), None)
         module = self.pruner.model
+        used = inputs_of(module, islice(batches_of(data), self.strategy.batches), None)
         dense = copy.deepcopy(module) if self.strategy.refit else None
         return self.session.change(
             lambda optimizers: self.strategy.calibrate(
@@ -249,7 +249,7 @@ class Calibrated(GradualMagnitude):
         count = 1 if trainer.fast_dev_run else self.batches  # type: ignore[attr-defined]
         ahead = [batch for _, batch in peek_batches(trainer, batch, count)]
         total = sum_over_ranks(trainer)
-        data = Data(inputs_of(ahead, None), seed=self.config.seed, total=total)
+        data = Data(inputs_of(module, ahead, None), seed=self.config.seed, total=total)
         device = module.device.type
         with pl.utilities.seed.isolate_rng(), torch.autocast(device, enabled=False):
             dense = probe_copy(trainer, module, single=False) if self.refit else None

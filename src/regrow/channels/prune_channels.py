@@ -94,7 +94,8 @@ def prune(
     """
     limits = (round_to, min_channels, include, exclude, seed, timer, latency_ms)
     config = ChannelConfig(criterion, distribution, of, *limits, max_sparsity, layers).validated()
-    given = None if refit is None else (copy.deepcopy(model), Data(inputs_of(refit, REFIT_SAMPLES)))
+    used = None if refit is None else Data(inputs_of(model, refit, REFIT_SAMPLES))
+    given = None if used is None else (copy.deepcopy(model), used)
     plan = _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
     if given is not None:
         _refit_consumers(model, *given, plan)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -38,6 +39,23 @@ def call(model: nn.Module, given: Any) -> Any:
     if isinstance(given, Mapping):
         return model(**given)
     return model(*given) if isinstance(given, tuple) else model(given)
+
+
+def taken_arguments(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a batch that are arguments of the model's forward: no labels.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(batch)
+    if taken := {name: value for name, value in batch.items() if name in parameters}:
+        return taken
+    raise ConfigError(
+        f"{type(model).__name__} takes {', '.join(parameters) or 'nothing'}, a batch has "
+        f"{', '.join(map(str, batch))}: give dicts of these arguments, or tuples (inputs, labels)"
+    )
 
 
 def batches_of(data: Batches, examples: int = 128, *, validate: bool = False) -> Iterable[Any]:

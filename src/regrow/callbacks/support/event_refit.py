@@ -133,7 +133,7 @@ class EventRefit(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         layers = calibrated_layers(pl_module, self.config.include, self.config.exclude)
         batches = read_training_batches(trainer, (self.config.seed, 0))
-        inputs = (inputs_of([batch], None)[0] for batch in islice(batches, 1))
+        inputs = (inputs_of(pl_module, [batch], None)[0] for batch in islice(batches, 1))
         check_forwards(pl_module, layers, inputs)  # now, and not at an event much later
 
     def before_prune_event(
@@ -155,7 +155,9 @@ class EventRefit(Callback):
         masks = _masks_of_all(trainer)
         config = self.config
         batches = read_training_batches(trainer, (config.seed, event.entry["event"]))
-        data = Data(inputs_of(batches, SAMPLES), seed=config.seed, total=sum_over_ranks(trainer))
+        data = Data(
+            inputs_of(pl_module, batches, SAMPLES), seed=config.seed, total=sum_over_ranks(trainer)
+        )
         with pl.utilities.seed.isolate_rng(), torch.autocast(pl_module.device.type, enabled=False):
             layers = calibrated_layers(pl_module, config.include, config.exclude)
             ordered = order_layers(pl_module, layers, data.batches)
