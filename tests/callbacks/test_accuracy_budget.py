@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 from accuracy_budget_fits import Judge, table
-from tiny_fits import ADAM, SGD, Net, loader, trainer
+from tiny_fits import ADAM, SGD, Net, loader, samples, trainer
+from torch.utils.data import DataLoader, IterableDataset
 
 from regrow import AccuracyBudget, MagnitudePruning, SparseModelCheckpoint, Table
 from regrow.callbacks.core.base import Callback
@@ -227,6 +228,114 @@ def test_a_nan_metric_rolls_back_and_is_not_recorded(value):
     assert json.loads(json.dumps(pruning.history, allow_nan=False)) == pruning.history
     assert pruning.history[-1]["lost"] is None
     assert pruning.sparsity == 0.25
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("start", range(2, 100, 7))
+def test_loss_of_exactly_max_drop_is_allowed(start, mode):
+    """Logged as float32, so that the difference of two percentages is a bit above or below 0.01."""
+
+    class Percent(Judge):
+        def validation_step(self, batch, batch_idx):
+            worse = -1 if mode == "max" else 1
+            lost = (self.pruning.sparsity > 0) + (self.pruning.sparsity > self.limit)
+            self.log("acc", (start + worse * lost) / 100)
+
+    pruning = MagnitudePruning(schedule=table(0.25, 0.75))
+    budget = AccuracyBudget("acc", max_drop=0.01, mode=mode, resolution=0.5)
+    trainer(pruning, budget, max_epochs=6).fit(Percent(pruning, 0.3), loader(), loader(1))
+    assert [entry["kind"] for entry in pruning.history] == ["prune", "rollback"]
+    assert pruning.sparsity == 0.25
+
+
+def ended(caught):
+    """The warnings of an early end."""
+    return [str(each.message) for each in caught if "ended the fit" in str(each.message)
+            or "the fit ended" in str(each.message)]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("limit", "epochs"), [(0.3, 5), (0.4, 6)])
+def test_open_search_is_the_cause_of_an_early_end(limit, epochs, first):
+    """Before the next try, and within one."""
+    pruning = MagnitudePruning(schedule=Table({"2ep": 0.25, "18it": 0.5, "28it": 0.75}))
+    budget = AccuracyBudget("acc", max_drop=0.1, resolution=0.05, recover="12it")
+    callbacks = [budget, pruning] if first else [pruning, budget]
+    with pytest.warns(UserWarning, match="the fit ended at sparsity") as caught:
+        trainer(*callbacks, max_epochs=epochs, val_check_interval=4).fit(
+            Judge(pruning, limit), loader(), loader(2)
+        )
+    [message] = ended(caught)
+    assert f"ended at sparsity {pruning.sparsity:.4g}, before" in message
+    assert "AccuracyBudget was still searching" in message
+    assert "shorter" in message.partition("searching")[2]
+    assert "epochs became" not in message
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_early_stopping_within_a_search_names_the_last_sparsity(first):
+    pruning = MagnitudePruning(schedule=table(0.25, 0.75))
+    budget = AccuracyBudget("acc", max_drop=0.1, resolution=0.05)
+    callbacks = [budget, pruning] if first else [pruning, budget]
+    with pytest.warns(UserWarning, match="ended the fit") as caught:
+        trainer(*callbacks, Stops(40), max_epochs=12).fit(Judge(pruning, 0.3), loader(), loader(2))
+    assert pruning.sparsity == 0.25
+    [message] = ended(caught)
+    assert message.startswith("trainer.should_stop ended the fit at sparsity 0.25 instead of 0.5")
+
+
+def test_search_that_has_ended_warns_of_nothing(recwarn):
+    run(0.3, (0.25, 0.75), 5, resolution=0.5)
+    assert ended(recwarn) == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("last", "recover", "cause"),
+    [("22it", "2it", "its last epoch ended early"), ("14it", "8it", "AccuracyBudget was still")],
+)
+def test_shorter_fit_beside_a_budget_names_its_cause(last, recover, cause, first):
+    """22 steps instead of 24: the second event lies behind them, or is not judged any more."""
+
+    class Shorter(IterableDataset):
+        """Four samples in each of 8 batches; the third time of 6."""
+
+        times = 0
+
+        def __iter__(self):
+            self.times += 1
+            return iter(samples(32 if self.times < 3 else 24))
+
+    pruning = MagnitudePruning(schedule=Table({"8it": 0.25, last: 0.5}))
+    budget = AccuracyBudget("acc", max_drop=0.1, recover=recover)
+    callbacks = [budget, pruning] if first else [pruning, budget]
+    kw = {"max_epochs": 3, "limit_train_batches": 8, "val_check_interval": 2}
+    data = DataLoader(Shorter(), batch_size=4)
+    with pytest.warns(UserWarning, match="the fit ended") as caught:
+        trainer(*callbacks, **kw).fit(Judge(pruning, 1.0), data, loader(2))
+    [message] = ended(caught)
+    assert "at sparsity 0.25, before 1 planned events" in message
+    assert cause in message
+
+
+@pytest.mark.parametrize("dry", [True, 3])
+@pytest.mark.parametrize(
+    "kw", [{}, {"reference": 2.0}, {"recover": "500it"}], ids=["none", "reference", "recover"]
+)
+def test_dry_run_passes_and_judges_nothing(dry, kw, recwarn):
+    pruning = MagnitudePruning(0.5)
+    budget = AccuracyBudget("acc", max_drop=0.1, **kw)
+    trainer(pruning, budget, fast_dev_run=dry).fit(Judge(pruning, 0.3), loader(), loader(2))
+    assert [(entry["kind"], entry["after"]) for entry in pruning.history] == [("prune", 0.5)]
+    assert pruning.sparsity == 0.5
+    assert ended(recwarn) == []
+
+
+def test_dry_run_finds_a_metric_that_is_never_logged():
+    pruning = MagnitudePruning(0.5)
+    job = trainer(pruning, AccuracyBudget("accuracy", 0.1), fast_dev_run=True)
+    with pytest.raises(StateError, match="'accuracy', which validation never logged"):
+        job.fit(Judge(pruning, 1.0), loader(), loader(2))
 
 
 def test_missing_validation_before_the_first_event_raises():

@@ -55,6 +55,34 @@ def test_rare_and_frequent_validations_work(kw):
     assert all("lost" in entry for entry in pruning.history if entry["kind"] == "prune")
 
 
+@pytest.mark.parametrize(
+    "kw",
+    [
+        {"accumulate_grad_batches": 3, "val_check_interval": 4},
+        {"val_check_interval": 15, "check_val_every_n_epoch": None},
+        {"val_check_interval": 3, "accumulate_grad_batches": 4},
+    ],
+)
+def test_target_is_reached_whatever_batches_validation_counts(kw):
+    """With 10 batches in each of 6 epochs."""
+    pruning = MagnitudePruning(0.8)
+    budget = AccuracyBudget("acc", 0.1, recover="2it")
+    job = trainer(pruning, budget, max_epochs=6, **kw)
+    job.fit(Judge(pruning, 1.0), loader(10), loader(2))
+    assert pruning.sparsity == pytest.approx(0.8, abs=1 / WEIGHTS)
+    assert all("lost" in entry for entry in pruning.history if entry["after"] > entry["before"])
+
+
+def test_first_event_waits_for_a_validation_within_an_accumulated_step():
+    """The first validation, after batch 4, comes within step 1, and so do events at step 1."""
+    pruning = MagnitudePruning(0.8, begin="1it", end="20it", every="1it")
+    budget = AccuracyBudget("acc", 0.1, recover="2it")
+    kw = {"accumulate_grad_batches": 3, "val_check_interval": 4}
+    trainer(pruning, budget, max_epochs=6, **kw).fit(Judge(pruning, 1.0), loader(10), loader(2))
+    assert pruning.history[0]["step"] >= 2
+    assert pruning.sparsity == pytest.approx(0.8, abs=1 / WEIGHTS)
+
+
 def test_schedule_with_enough_room_keeps_its_events():
     levels = Table({"2ep": 0.25, "4ep": 0.5})
     assert [e["step"] for e in run(MagnitudePruning(0.5, schedule=levels)).history] == [16, 32]

@@ -4,7 +4,8 @@
 from functools import partial
 
 import pytest
-from tiny_fits import Net, fit, loader
+from lightning.pytorch.callbacks import BackboneFinetuning
+from tiny_fits import WEIGHTS, Net, fit, loader
 from torch import optim
 
 from regrow import AccuracyBudget, ConfigError, DynamicSparseTraining, Rewind, StateError
@@ -81,3 +82,63 @@ def test_callbacks_that_need_rising_sparsity_raise(beside, first, grow):
     with pytest.raises(ConfigError, match=words):
         fit(module, *(reversed(callbacks) if first else callbacks), val=loader())
     assert module.trained == 0
+
+
+def frozen(name="body.0"):
+    module = Net()
+    module.get_submodule(name).requires_grad_(False)
+    return module
+
+
+@pytest.mark.parametrize("grow", ["gradient", "momentum"])
+def test_growth_by_gradients_of_frozen_layers_raises_before_the_first_step(grow):
+    module = frozen()
+    words = r"body\.0\.weight is frozen.*write exclude=\['body\.0\.weight'\], or unfreeze it"
+    with pytest.raises(ConfigError, match=words):
+        fit(module, sparse(grow=grow))
+    assert module.trained == 0
+    fit(module, sparse(grow=grow, exclude=["body.0.weight"]))
+
+
+@pytest.mark.parametrize("grow", ["random", "none"])
+def test_methods_without_gradients_take_frozen_layers(grow):
+    pruning = sparse(grow=grow)
+    fit(frozen(), pruning)
+    assert pruning.sparsity == round(0.8 * WEIGHTS) / WEIGHTS
+
+
+def test_a_frozen_layer_that_erk_leaves_dense_may_stay_frozen():
+    pruning = sparse(sparsity=0.2)
+    fit(frozen("body.2"), pruning)
+    assert pruning.densities["body.2.weight"] == 1
+    assert [entry["kind"] for entry in pruning.history][1:] == ["drop_and_grow"] * 3
+
+
+def test_a_layer_that_is_unfrozen_before_the_first_update_grows():
+    class Transfer(Net):
+        @property
+        def backbone(self):
+            return self.body[0]
+
+        def configure_optimizers(self):
+            return self.make(self.body[2].parameters())
+
+    def train(pruning):
+        unfreezing = BackboneFinetuning(1, lambda epoch: 1.5, backbone_initial_lr=0.01)
+        fit(Transfer(), unfreezing, pruning)
+
+    for grow in ("gradient", "momentum"):
+        pruning = sparse(grow=grow, every="10it", end="15it")
+        train(pruning)
+        assert [entry["step"] for entry in pruning.history] == [0, 10]
+        with pytest.raises(ConfigError, match="no optimizer trains all of them"):
+            train(sparse(grow=grow))
+
+
+def test_a_layer_that_is_frozen_within_the_fit_raises_at_its_update():
+    class Freezes(Net):
+        def on_train_epoch_start(self):
+            self.body[0].requires_grad_(self.trainer.current_epoch == 0)
+
+    with pytest.raises(StateError, match=r"body\.0\.weight has no gradient.* frozen or unused"):
+        fit(Freezes(), sparse())

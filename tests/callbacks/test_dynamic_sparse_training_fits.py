@@ -3,6 +3,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 from tiny_fits import WEIGHTS, Events, Net, fit, weights
 
@@ -102,3 +103,16 @@ def test_static_masks_support_parameter_groups():
     pruning, module = sparse(sparsity=0.5, grow="none", granularity="2:4", include="body.2"), Net()
     fit(module, pruning)
     assert ((module.body[2].weight != 0).view(3, 4, 4).sum(2) == 2).all()
+
+
+@pytest.mark.parametrize("grow", ["gradient", "momentum", "random"])
+def test_an_update_by_gradients_waits_for_a_batch_that_is_not_skipped(grow):
+    class Skips(Net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if self.trainer.global_step in (3, 4) else loss
+
+    pruning = sparse(grow=grow)
+    fit(Skips(), pruning)
+    steps = [entry["step"] for entry in pruning.history]
+    assert steps == [0, 3 if grow == "random" else 5, 6, 9]

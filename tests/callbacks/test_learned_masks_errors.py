@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from tiny_fits import Net, fit, loader, trainer
 
 from regrow import ChannelPruning, LearnedMasks, MagnitudePruning, StateError
@@ -45,6 +46,27 @@ def test_frozen_weights_raise():
     module.body[0].weight.requires_grad_(False)
     assert "body.0.weight trains under no optimizer" in refused(module, LearnedMasks())
     fit(module, LearnedMasks(exclude="body.0"))
+
+
+@pytest.mark.parametrize("train_weights", [None, False])
+def test_weights_that_stay_fixed_are_not_to_be_frozen(train_weights):
+    module = Net()
+    before = module.body[0].weight.clone()
+    module.body[0].weight.requires_grad_(False)
+    learned = LearnedMasks("edge_popup", 0.5, end=0.9, train_weights=train_weights)
+    message = refused(module, learned)
+    assert "unfreeze it: train_weights=False keeps its weights fixed" in message
+    module.body[0].weight.requires_grad_(True)
+    learned = LearnedMasks("edge_popup", 0.5, end="15it", train_weights=train_weights)
+
+    class Fixed(Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            if trainer.global_step < 15:
+                live = module.body[0].weight != 0
+                assert torch.equal(module.body[0].weight[live], before[live])
+
+    fit(module, learned, Fixed())
+    assert learned.sparsity == 0.5
 
 
 def test_another_callback_on_the_same_weights_raises():

@@ -243,3 +243,19 @@ def test_parameters_replaced_between_fits_raise_with_their_names():
     module.body[2] = nn.Linear(16, 3)
     with pytest.raises(StateError, match=r"body\.2\.weight of the model were replaced"):
         trainer(pruning).fit(module, loader())
+
+
+@pytest.mark.parametrize(("rate", "rounds"), [(0.3, 3), (0.2, 5), (0.5, 4)])
+@pytest.mark.parametrize("done", [1, 2])
+def test_a_fit_after_some_rounds_has_only_the_others(rate, rounds, done):
+    """The sparsity after a round is rounded to whole weights, here of 144 and of 96."""
+    for include in (None, "body.0"):
+        schedule = Exponential(rate, "3it", rounds)
+        whole = MagnitudePruning(schedule=schedule, include=include)
+        trainer(whole).fit(Net(), loader())
+        module, pruning = Net(), MagnitudePruning(schedule=schedule, include=include)
+        pruning.attach(module)
+        pruning.prune_to(1 - (1 - rate) ** done)
+        trainer(pruning).fit(module, loader())
+        events = [entry["pruned"] for entry in pruning.history]
+        assert events == [entry["pruned"] for entry in whole.history][done - 1 :]

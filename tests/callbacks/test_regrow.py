@@ -273,3 +273,17 @@ def test_a_dry_run_regrows_once():
     pruner = pruning()
     fit(Net(), pruner, Regrow(at="3ep", fraction=0.5), fast_dev_run=True)
     assert "prune" in [entry["kind"] for entry in pruner.history]
+
+
+class Skips(Net):
+    """Skips the batch at which weights are to grow, as Lightning allows."""
+
+    def training_step(self, batch, index):
+        return None if self.trainer.global_step == 6 else super().training_step(batch, index)
+
+
+def test_growth_by_gradient_waits_for_a_batch_that_is_not_skipped():
+    prunes = MagnitudePruning(0.8, schedule=OneShot(0))
+    grows = Regrow(at="6it", count=20, by="gradient", init="zero")
+    fit(Skips(), prunes, grows, max_epochs=2)
+    assert [(e["kind"], e["step"]) for e in prunes.history] == [("prune", 0), ("regrow", 7)]

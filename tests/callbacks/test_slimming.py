@@ -5,6 +5,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -137,3 +138,47 @@ def test_penalty_on_groups_without_what_it_needs_raises(slimming, others, messag
         fit(Network(), slimming, *(pruning(criterion=name) for name in others))
     with pytest.raises(ConfigError, match="penalty must be one of group, growing, scales"):
         Slimming(penalty="lasso")
+
+
+def test_another_fit_starts_its_growing_penalty_anew():
+    """Of another network too: its own channels shrink, by a penalty that starts at the bottom."""
+    settings = {"penalty": "growing", "ceiling": 0.25}
+    used = Slimming(0.1, **settings)
+    fit(Network(), used, pruning(begin="4it"), size=20)
+    ends = []
+    for slimming in (used, Slimming(0.1, **settings)):
+        module, watch = Network(), Weights()
+        for i in (0, 2):
+            module.norm[i].weight.data *= torch.tensor([1.0, 4.0, 1.0, 4.0, 1.0]).view(
+                (-1, 1) if i == 0 else (1, -1)
+            )
+        fit(module, watch, slimming, pruning(begin="2it"), size=12)
+        ends.append((slimming.steps, slimming.chosen["norm.0"].tolist(), watch.last))
+    assert ends[0][:2] == ends[1][:2]
+    for i in (0, 1):
+        np.testing.assert_array_equal(ends[0][2][i], ends[1][2][i])
+
+
+def test_resumed_growing_penalty_is_the_uninterrupted_one(tmp_path):
+    def run(ckpt_path=None):
+        saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        module, slimming = Network(), Slimming(0.1, penalty="growing", ceiling=0.35)
+        loader = DataLoader(TensorDataset(torch.ones(8, 3)), batch_size=4)
+        trainer = pl.Trainer(
+            max_epochs=3,
+            callbacks=[slimming, pruning(begin="5it"), saves],
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, loader, ckpt_path=ckpt_path)
+        return slimming.steps, module.weights()
+
+    steps, whole = run()
+    assert steps == 6
+    for cut in (2, 4):
+        again, resumed = run(tmp_path / f"step={cut}.ckpt")
+        assert again == 6
+        for mine, theirs in zip(whole, resumed, strict=True):
+            np.testing.assert_array_equal(mine, theirs)

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_fits import (
     ADAM,
+    BATCHES,
     SGD,
     WEIGHTS,
     Events,
@@ -20,7 +21,15 @@ from tiny_fits import (
     zeros,
 )
 
-from regrow import ConfigError, MagnitudePruning, OneShot, StateError, Table
+from regrow import (
+    ConfigError,
+    Exponential,
+    MagnitudePruning,
+    OneShot,
+    SparseModelCheckpoint,
+    StateError,
+    Table,
+)
 
 LEVELS = Table({"3it": 0.4, "9it": 0.8})
 
@@ -271,3 +280,80 @@ def test_unprune_restores_all_weights_with_layer_targets():
     trainer(pruning).fit(Net(), loader())
     pruning.prune_to(0)
     assert pruning.sparsity == 0
+
+
+@pytest.mark.parametrize("schedule", ["cubic", Exponential(0.5, "3it"), OneShot("2it")])
+@pytest.mark.parametrize("layers", [{"body.2": 0.5}, {"body.2": 0.5, "body.0": 0.8}])
+def test_a_layer_with_a_target_of_its_own_that_came_back_is_pruned_again(layers, schedule):
+    module, pruning = Net(), MagnitudePruning(0.8, schedule=schedule, layers=layers)
+    fit(module, pruning, max_epochs=4)
+    wanted = dict(pruning.densities)
+    assert wanted["body.2.weight"] == 0.5
+    assert pruning.at_target
+    pruning.unprune("body.2")
+    assert not pruning.at_target
+    assert not pruning.schedule_done
+    first = len(pruning.history)
+    fit(module, pruning, max_epochs=4)
+    assert pruning.densities == wanted
+    assert pruning.at_target
+    after = [entry["after"] for entry in pruning.history[first:]]
+    assert after
+    assert after == sorted(after), "the other layer stays pruned meanwhile"
+
+
+def test_one_weight_of_a_layer_with_a_target_of_its_own_that_came_back_is_noticed():
+    """Of 48 weights 0.27 are 12.96, and 0.26 are 12.48, rounded to whole ones."""
+    for own, count in ((0.27, 13), (0.26, 12)):
+        module, pruning = Net(), prune_at_start(0.8, layers={"body.2": own})
+        fit(module, pruning)
+        assert int((module.body[2].weight == 0).sum()) == count
+        assert pruning.at_target
+        pruning.regrow(count=1, names="body.2")
+        assert not pruning.at_target
+        pruning.prune_to(0.8)
+        assert pruning.at_target
+
+
+def test_a_layer_with_a_target_of_its_own_that_came_back_within_a_fit_is_not_ranked(tmp_path):
+    class Hand(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == BATCHES:
+                pruning.unprune("body.2")
+
+    pruning = prune_at_start(0.8, layers={"body.2": 0.5})
+    keeper = SparseModelCheckpoint(tmp_path, "{step}", monitor="val/loss", save_top_k=-1)
+    fit(Net(), Hand(), pruning, keeper, val=loader(), enable_checkpointing=True)
+    assert sorted(path.name for path in tmp_path.glob("step*.ckpt")) == [f"step={BATCHES}.ckpt"]
+
+
+HOOKS = {
+    "on_train_batch_start": True,
+    "on_train_batch_end": True,
+    "on_train_epoch_end": True,
+    "on_validation_end": True,
+    "on_before_zero_grad": False,  # between the forward and the backward pass
+    "on_before_backward": False,
+}
+
+
+@pytest.mark.parametrize("act", ["regrow", "unprune"])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_weights_come_back_in_the_hooks_that_the_guide_names(hook, act):
+    class Hand(Callback):
+        done = False
+
+        def act(self, trainer, *_):
+            if trainer.global_step >= 5 and not self.done:
+                self.done = True
+                pruning.regrow(0.5) if act == "regrow" else pruning.unprune()
+
+    pruning, hand = prune_at_start(0.5), Hand()
+    setattr(hand, hook, hand.act)
+    if HOOKS[hook]:
+        fit(Net(), pruning, hand, val=loader())
+        assert pruning.sparsity == (0.25 if act == "regrow" else 0)
+    else:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            fit(Net(), pruning, hand)
+    assert hand.done

@@ -12,6 +12,7 @@ from regrow.learned.learner import Learner
 from regrow.learned.learning_window import LearningWindow
 from regrow.learned.methods import L0, STR, ContinuousSparsification, EdgePopup
 from regrow.learned.reparametrize import Reparametrization
+from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import StateError
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01)
@@ -206,3 +207,36 @@ def test_parameters_of_other_optimizers_are_unchanged():
     learner.backward_to_dense(torch.optim.SGD([other], lr=1.0))
     assert weight.tolist() == [1.5]
     assert weight.grad.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("kind", ["str", "cs"])
+def test_a_shared_weight_trains_as_one_that_the_forward_pass_uses_twice(kind, monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
+    net[2].weight = net[0].weight
+    learner = Learner(RULES[kind], optimizer="sgd", train_weights=True)
+    learner.attach_to(Pruner(net))
+    assert [*learner.parameters] == ["0.weight"]
+    monkeypatch.setattr(Learner, "update_penalty", lambda self, now: None)
+    weight, bias, other = (p.detach().clone().requires_grad_() for p in net.parameters())
+    optimizer, theirs = SGD(net.parameters()), SGD([weight, bias, other])
+    learner.start(LearningWindow(0.5, 0.7, 0, LENGTH), 0.02)
+    scores = learner.scores["0.weight"].detach().clone().requires_grad_()
+    movers = torch.optim.SGD([scores], lr=0.02, momentum=0.9)
+    for step, (inputs, labels) in enumerate(batches()):
+        optimizer.zero_grad()
+        F.cross_entropy(net(inputs), labels).backward()
+        learner.backward_to_dense(optimizer)
+        optimizer.step()
+        learner.step(optimizer, step)
+        theirs.zero_grad(), movers.zero_grad()
+        effective = weight * torch.sigmoid(200.0 ** (step / LENGTH) * scores)
+        if kind == "str":
+            effective = torch.sign(weight) * torch.relu(weight.abs() - torch.sigmoid(scores))
+        hidden = torch.tanh(F.linear(inputs, effective, bias))
+        F.cross_entropy(F.linear(hidden, effective, other), labels).backward()
+        theirs.step(), movers.step()
+        close = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+        close(learner.dense["0.weight"], weight.detach())
+        close(learner.scores["0.weight"].detach(), scores.detach())
+    assert net[2].weight is net[0].weight

@@ -5,7 +5,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from regrow.schedules.iterative import Exponential
@@ -93,3 +93,29 @@ def test_layer_targets_take_as_many_rounds():
     rates = [b / a for a, b in itertools.pairwise(kept)]
     assert rates == pytest.approx([math.pow(0.5, 0.1)] * 10)
     assert own[-1] == pytest.approx(0.5)
+
+
+@given(st.integers(1, 30), st.sampled_from([0.1, 0.2, 0.3, 0.5]), st.integers(20, 10**7), st.data())
+def test_a_start_that_was_rounded_to_whole_weights_counts_as_its_round(rounds, rate, size, data):
+    """As many rounds follow as from the exact sparsity, as long as a round takes a few weights."""
+    schedule = Exponential(rate, "1it", rounds)
+    done = data.draw(st.integers(0, rounds - 1))
+    exact = 1 - (1 - rate) ** done
+    pruned = round(exact * size)
+    assume((size - pruned) * rate >= 3)
+    start = schedule.nearest_round(pruned / size, schedule.final, lambda s: round(s * size))
+    assert start == pytest.approx(exact, abs=1e-12)
+    assert len(schedule.plan(schedule.final, ENDLESS, start)) == rounds - done
+
+
+@pytest.mark.parametrize(
+    ("pruned", "rounds"),
+    [(0, 3), (30, 2), (31, 2), (32, 2), (29, 2), (28, 3), (51, 1), (53, 1), (64, 1), (65, 1)],
+)
+def test_a_start_between_rounds_keeps_its_place(pruned, rounds):
+    """Of 100 weights three rounds of 0.3 prune 30, 51 and 65.7."""
+    schedule = Exponential(0.3, "1it", rounds=3)
+    start = schedule.nearest_round(pruned / 100, schedule.final, lambda s: round(100 * s))
+    if pruned not in (29, 30, 31, 51):
+        assert start == pruned / 100
+    assert len(schedule.plan(schedule.final, ENDLESS, start)) == rounds

@@ -139,10 +139,8 @@ def calibrate(
     settings |= {"distribution": check_distribution(criterion, distribution)}
     settings |= {"include": include, "exclude": exclude}
     sparsity, refit = check_sparsity("sparsity", sparsity), check_refit(refit)
-    damping = check_damping(damping)
-    used = Data(
-        inputs_of(model, data, check_count("samples", samples)), max_rows, settings.get("seed", 0)
-    )
+    damping, samples = check_damping(damping), check_count("samples", samples)
+    used = Data(inputs_of(model, data, samples), max_rows, settings.get("seed", 0))
     return _prune_and_refit(model, used, sparsity, criterion, refit, damping, settings)
 
 

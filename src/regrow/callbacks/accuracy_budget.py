@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -18,14 +19,16 @@ from regrow.callbacks.core.compatibility import check_combination
 from regrow.callbacks.core.consistency import reduce_metric
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.queries import pruners
+from regrow.callbacks.core.summary import warn_ended_early
 from regrow.schedules.base import Milestone, PruningPlan
 from regrow.schedules.bisection import Bisection, BisectionStateDict
 from regrow.schedules.progress import Progress, ProgressStateDict
-from regrow.schedules.time import Time, TimeLike, Timeline, parse_time
+from regrow.schedules.time import Time, TimeLike, parse_time
 from regrow.utils.errors import ConfigError, StateError, check_choice, check_positive, check_rate
 from regrow.utils.lightning_classes import lightning_classes, pl
-from regrow.utils.optimizers import load_moments
-from regrow.utils.snapshot import copy_to_cpu
+from regrow.utils.snapshot import SnapshotStateDict, TrainingSnapshot, copy_to_cpu
+
+ROUNDING = 4 * 2.0**-23  # of logged float32 values, relative to them
 
 
 class OpenEvent(TypedDict):
@@ -39,8 +42,7 @@ class OpenEvent(TypedDict):
 class SnapshotState(TypedDict):
     """Copies in host memory, see `FitSnapshot`."""
 
-    module: dict[str, Any]  # parameters and buffers
-    optimizers: list[dict[int, Any]]  # the state of each
+    training: SnapshotStateDict  # parameters, buffers and the optimizers' state
     pruner: dict[str, Any]
     progress: ProgressStateDict
     averages: list[dict[str, Any]]  # the state of each
@@ -65,13 +67,15 @@ class AccuracyBudget(Callback):
     schedule are restored bit-exactly, and the step of sparsity is halved until it reaches
     `resolution`. Global step and learning rate do not go back. The next event waits until the last
     one is judged. The fit ends with the sparsest model within the budget, which `last.ckpt` holds.
+    Every fit searches anew, except one that resumes. A dry run (`fast_dev_run`) judges nothing.
 
     In the pruner's `history`, accepted events have `lost`, events taken back have the kind
     "rollback", and the last one has `reason`.
 
     Args:
         monitor: A metric that validation logs.
-        max_drop: Largest allowed loss, in the metric's unit: 0.01 is one point of accuracy.
+        max_drop: Largest allowed loss, in the metric's unit: 0.01 is one point of accuracy. A loss
+            that exceeds it only by float32 rounding is allowed.
         mode: "max" if higher is better, "min" if lower is.
         recover: Training time before an event is judged, at the next validation.
         reference: The dense value; None: the best one seen at sparsity 0.
@@ -91,8 +95,14 @@ class AccuracyBudget(Callback):
 
     needs_whole_parameters = needs_rising_sparsity = restores_weights = True
     searches_sparsity = True
+    reference: float | None  # the dense value; None before the first validation
+    search: Bisection
     _pruner: PruningCallback  # from the fit's start
     _clock: Clock
+    _open: OpenEvent | None  # the event that is being judged
+    _lost: float | None  # by the event that is to be rolled back
+    _snapshot: FitSnapshot | None  # before that event
+    _epochs: dict[int, int]  # the first step of each, by its number
 
     def __init__(
         self,
@@ -110,12 +120,8 @@ class AccuracyBudget(Callback):
         self.mode = check_choice("mode", mode, ("max", "min"))
         self.recover: Time = parse_time("recover", recover)
         self.given = reference
-        self.reference = reference
-        self.search = Bisection(check_rate("resolution", resolution))
-        self._open: OpenEvent | None = None  # the event that is being judged
-        self._lost: float | None = None  # by the event that is to be rolled back
-        self._snapshot: FitSnapshot | None = None  # before that event
-        self._epochs: dict[int, int] = {}  # the first step of each, by its number
+        self.resolution = check_rate("resolution", resolution)
+        self._reset()
 
     @property
     def settled(self) -> bool:
@@ -123,8 +129,8 @@ class AccuracyBudget(Callback):
         return self._open is None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._epochs = {}
+        if stage == "fit":  # a checkpoint's state is loaded after this
+            self._reset()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_combination(trainer)
@@ -145,7 +151,7 @@ class AccuracyBudget(Callback):
         progress, searches = self._pruner.progress, self.search.lowest_rejected is not None
         moved = not searches and self._pruner.session.replan()
         if moved or not progress.adaptive:  # else resumed: the plan is that of the fit that was cut
-            self._make_room(trainer, progress)
+            self._make_room(progress)
             progress.adaptive = True
 
     def on_suite_batch_start(
@@ -162,6 +168,8 @@ class AccuracyBudget(Callback):
     def before_prune_event(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
     ) -> None:
+        if self._clock.dry_run:
+            return  # a metric after one step says nothing, and there may be no dense value
         if self.reference is None:
             raise StateError(
                 f"no validation before the first event logged a number, so there is no dense "
@@ -194,6 +202,7 @@ class AccuracyBudget(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         open_still = self._open is not None
         over = not open_still and not self._pruner.progress.remaining
+        searching = open_still or self._is_searching()
         if open_still:  # failed just now, or never judged
             self._roll_back(trainer, pl_module)
         self._conclude(cut=True)
@@ -203,6 +212,11 @@ class AccuracyBudget(Callback):
                 save_atomic(trainer, callback.last_model_path, trainer.save_checkpoint)
         if open_still:  # the average in the module may include the rolled-back event
             Averages(trainer).copy_to_model(pl_module)
+        cause = (
+            "AccuracyBudget was still searching: train longer, validate more often, or write a "
+            "shorter recover= or a larger resolution="
+        )
+        warn_ended_early(trainer, self._pruner.session, searching=cause if searching else "")
 
     def state_dict(self) -> dict[str, Any]:
         state: BudgetState = {
@@ -210,7 +224,7 @@ class AccuracyBudget(Callback):
             "search": self.search.state_dict(),
             "open": None if self._open is None else self._open.copy(),
             "lost": self._lost,
-            "snapshot": None if self._snapshot is None else self._snapshot.state.copy(),
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
             "epochs": dict(self._epochs),
         }
         return {**state}
@@ -220,7 +234,12 @@ class AccuracyBudget(Callback):
         self.search.load_state_dict(state_dict["search"])
         self._open, self._lost = state_dict["open"], state_dict["lost"]
         self._epochs = dict(state_dict["epochs"])
-        self._snapshot = None if snapshot is None else FitSnapshot(snapshot)
+        self._snapshot = None if snapshot is None else FitSnapshot.loaded(snapshot)
+
+    def _reset(self) -> None:
+        self.reference, self.search = self.given, Bisection(self.resolution)
+        self._open = self._lost = self._snapshot = None
+        self._epochs = {}
 
     def _recovered(self, event: int) -> bool:
         """Whether the network has trained for `recover` since the step of an event."""
@@ -243,7 +262,8 @@ class AccuracyBudget(Callback):
         assert self.reference is not None
         lost = self.reference - value if self.mode == "max" else value - self.reference
         sparsity = self._open["sparsity"]
-        if not lost <= self.max_drop:  # NaN is rejected too
+        rounding = ROUNDING * max(abs(self.reference), abs(value))
+        if not lost - rounding <= self.max_drop:  # NaN is rejected too
             self._lost = lost
             self.search.reject(sparsity)
             return
@@ -264,6 +284,7 @@ class AccuracyBudget(Callback):
             finite = lost is not None and math.isfinite(lost)  # JSON has no NaN
             self._pruner.session.record_rollback(sparsity, lost if finite else None)
             if lost is not None:  # else the event was not judged and is repeated
+                self.search.accept(self._pruner.pruner.sparsity)  # the fit may have begun at it
                 self._pruner.progress.set_next(self._behind(), self.search.next())
             self._open = self._lost = self._snapshot = None
             self._conclude()
@@ -272,27 +293,34 @@ class AccuracyBudget(Callback):
         """Record why the search ended, if it has ended or the fit ends."""
         ahead = self._pruner.progress.remaining
         judged = [entry for entry in self._pruner.history if "lost" in entry]
-        if judged and (cut or not ahead):
+        began = self.search.highest_accepted or self.search.lowest_rejected is not None
+        if judged and began and (cut or not ahead):  # else they are of an earlier fit
             judged[-1]["reason"] = self.search.reason(ahead[0].sparsity if ahead else None)
 
-    def _make_room(self, trainer: pl.Trainer, progress: Progress) -> None:
+    def _is_searching(self) -> bool:
+        """Whether events were rejected, or delayed until others had been judged."""
+        ahead, (now, _) = self._pruner.progress.remaining, self._pruner.session.time.start_step()
+        delayed = bool(ahead) and ahead[0].step < now and self.search.highest_accepted > 0
+        return delayed or self.search.lowest_rejected is not None
+
+    def _make_room(self, progress: Progress) -> None:
         """Drop events until the others and their recovery times fit into the fit."""
         epoch, first = list(self._epochs.items())[-1]
         timeline = self._clock.timeline({epoch: first})
+        validations = self._clock.validations({epoch: first})
         recover = timeline.length(self.recover)
         planned = tuple(Milestone(max(s, timeline.start), level) for s, level in progress.remaining)
-        if timeline.end is None or not planned:
+        if timeline.end is None or not planned or self._clock.dry_run:
             return
-        validations = _validated_steps(trainer, timeline)
         # a dense value is measured before the first event
         measured = self.reference is not None or not validations or len(planned) == 1
-        first = timeline.start if measured else validations[0]
+        first = timeline.start if measured else math.ceil(validations[0])
         step, fits = timeline.start, planned[0].step >= first
         for milestone in planned:  # each waits until the last one is judged
             step = max(step, milestone.step) + recover
             later = bisect_left(validations, step)
             fits &= later < len(validations) if validations else step <= timeline.end
-            step = validations[later] if later < len(validations) else step
+            step = int(validations[later]) if later < len(validations) else step
         if fits:
             return
         kept = with_recovery(planned, recover, validations, first)
@@ -313,43 +341,58 @@ class AccuracyBudget(Callback):
         )
 
 
+@dataclass(frozen=True)
 class FitSnapshot:
     """Copies in host memory of a fit's state, which can be restored in place."""
 
-    def __init__(self, state: SnapshotState) -> None:
-        self.state = state  # tensors and builtin types only
+    training: TrainingSnapshot
+    pruner: dict[str, Any]
+    progress: ProgressStateDict
+    averages: list[dict[str, Any]]
 
     @classmethod
     def take(
         cls, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
     ) -> FitSnapshot:
         """Copy everything that an event and the training after it can change."""
+        # parameters by name, because a module's own state_dict may leave some of them out
         return cls(
-            {
-                "module": copy_to_cpu(pl_module.state_dict()),
-                "optimizers": [copy_to_cpu(o.state_dict()["state"]) for o in trainer.optimizers],
-                "pruner": copy_to_cpu(pruner.pruner.state_dict()),
-                "progress": pruner.progress.state_dict(),
-                "averages": copy_to_cpu(Averages(trainer).state_dict()),
-            }
+            TrainingSnapshot(pl_module, moments=trainer.optimizers),
+            copy_to_cpu(pruner.pruner.state_dict()),
+            pruner.progress.state_dict(),
+            copy_to_cpu(Averages(trainer).state_dict()),
         )
 
     def restore(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, pruner: PrunerOwner
     ) -> None:
         """Restore the copies in place. Learning rates and the global step stay as they are."""
-        pruner.pruner.load_state_dict(self.state["pruner"])
+        pruner.pruner.load_state_dict(self.pruner)
         epochs = pruner.progress.epochs  # the present ones: time does not go back
-        pruner.progress.load_state_dict(self.state["progress"] | {"epochs": epochs})
-        pl_module.load_state_dict(self.state["module"])
-        for optimizer, state in zip(trainer.optimizers, self.state["optimizers"], strict=True):
-            load_moments(optimizer, copy_to_cpu(state))
+        pruner.progress.load_state_dict({**self.progress, "epochs": epochs})
+        self.training.restore(pl_module, moments=trainer.optimizers)
         pruner.pruner.enforce(trainer.optimizers)
-        Averages(trainer).load_state_dict(self.state["averages"], pl_module)
+        Averages(trainer).load_state_dict(self.averages, pl_module)
+
+    def state_dict(self) -> SnapshotState:
+        """The copies as tensors and builtin types."""
+        return {
+            "training": self.training.state_dict(),
+            "pruner": self.pruner,
+            "progress": self.progress,
+            "averages": self.averages,
+        }
+
+    @classmethod
+    def loaded(cls, state: Mapping[str, Any]) -> FitSnapshot:
+        """Make a snapshot from the result of `state_dict`."""
+        training = TrainingSnapshot.loaded(state["training"])
+        assert training is not None
+        return cls(training, state["pruner"], state["progress"], state["averages"])
 
 
 def with_recovery(
-    plan: PruningPlan, recover: int, validations: Sequence[int], first: int = 0
+    plan: PruningPlan, recover: int, validations: Sequence[float], first: int = 0
 ) -> PruningPlan:
     """Choose events of a plan so that each is judged before the next one; none if none can be.
 
@@ -372,20 +415,3 @@ def with_recovery(
         chosen.append(Milestone(milestone.step, sparsity))
         limit = milestone.step
     return tuple(reversed(chosen))
-
-
-def _validated_steps(trainer: pl.Trainer, timeline: Timeline) -> list[int]:
-    """The steps of a fit at which validation runs."""
-    end, every = timeline.end, trainer.check_val_every_n_epoch
-    if end is None or timeline.steps_per_epoch is None:
-        return []
-    batches = int(trainer.num_training_batches)
-    share = min(1.0, (trainer.val_check_batch or batches) / batches) if every else 1.0
-    steps, epoch = list[int](), 0
-    while (begin := timeline.step(Time(epoch, "ep"))) < end:
-        length = timeline.step(Time(epoch + 1, "ep")) - begin
-        if (trainer.current_epoch + epoch + 1) % (every or 1) == 0:
-            count = int(1 / share)
-            steps += [begin + math.ceil(length * share * (k + 1)) for k in range(count)]
-        epoch += 1
-    return [step for step in steps if step <= end]

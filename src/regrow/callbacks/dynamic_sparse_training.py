@@ -14,6 +14,7 @@ from regrow.callbacks.core.gradients import drop_gradients
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.core.session import GradualMagnitude, PruningSession
 from regrow.criteria.base import CRITERIA, TrackingCriterion
+from regrow.masks.distributions import DISTRIBUTIONS, LayerSize
 from regrow.masks.masks import PackedMasks
 from regrow.pruning.config import PruningConfig
 from regrow.pruning.drop_and_grow import (
@@ -23,7 +24,13 @@ from regrow.pruning.drop_and_grow import (
     drop_and_grow,
     update_gradient_momentum,
 )
-from regrow.pruning.growth import GrowthCriterion, check_supports_sharding, get_growth_criterion
+from regrow.pruning.growth import (
+    GrowthCriterion,
+    check_supports_sharding,
+    get_growth_criterion,
+    gradient_growth,
+    momentum_growth,
+)
 from regrow.pruning.initializers import (
     Initializer,
     make_initializer,
@@ -39,14 +46,16 @@ from regrow.schedules.drop_fraction import DropGrowSchedule, drop_fraction_at
 from regrow.schedules.one_shot import OneShot
 from regrow.schedules.time import TimeLike, Timeline
 from regrow.utils.errors import ConfigError, check_bool, check_choice, check_rate
-from regrow.utils.lightning_classes import pl
+from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.modes import no_compile
+
+_BY_GRADIENTS = (gradient_growth, momentum_growth)
 
 
 class DynamicSparseTraining(PruningCallback[Pruner]):
     """Train a sparse network whose masks move: RigL, SET, SNFS, or static masks.
 
-    Masks are drawn at random at the first step. Then, every `every` until `end`, each layer drops
+    Masks are drawn at random at the first step. Then, every `every` before `end`, each layer drops
     its lowest-scored weights and grows as many elsewhere; the fraction follows a cosine to 0. The
     number of kept weights of a layer never changes. Growth by gradient or momentum happens within
     the optimizer step, on dense gradients; random growth before the batch.
@@ -63,7 +72,8 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         init: Values of grown weights; as in `Regrow`.
         drop_fraction: Fraction of a layer's kept weights that the first update drops, in (0, 1).
         every: Time between updates: "100it", "1ep", or a fraction of the fit.
-        end: Time of the last update.
+        end: Time from which masks stay as they are: the drop fraction has fallen to 0 there, so the
+            last update comes before it.
         include: Patterns of parameters or modules to prune; None: the weights of convolutions,
             Linear and recurrent layers and attention.
         exclude: Patterns to leave dense; "@first", "@last", "@depthwise" name layers.
@@ -144,6 +154,14 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
         super().__init__(strategy, updates if moves else OneShot(0), final, on_change)
         self.strategy = strategy
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        finetuning = lightning_classes("callbacks.BaseFinetuning")
+        # such a callback may unfreeze layers before they grow
+        if not any(isinstance(callback, finetuning) for callback in callbacks):
+            self.strategy.check_not_frozen(self.session)
+
     @no_compile
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -184,7 +202,7 @@ def _check_growth(
 class DropGrowStateDict(TypedDict):
     """State of `DropGrow`."""
 
-    end: int  # the step of the last update
+    end: int  # the step from which masks stay as they are
     momenta: dict[str, Tensor]  # running means of dense gradients, by parameter name
     explored: PackedMasks  # True where a weight was kept at some time
 
@@ -204,7 +222,7 @@ class DropGrow(GradualMagnitude):
         super().__post_init__()
         self.moves = self.grow != "none"
         self.explored = ExploredMask()
-        self.end = 0  # the step of the last update
+        self.end = 0  # the step from which masks stay as they are
         self.skips = False  # whether the present step trains nothing
 
     def make_pruner(self, model: nn.Module) -> Pruner:
@@ -244,6 +262,30 @@ class DropGrow(GradualMagnitude):
         )
         self.skips = self.skip_update
         return entry
+
+    def check_not_frozen(self, session: PruningSession[Pruner]) -> None:
+        """Check that no layer is frozen whose gradients decide what grows."""
+        pruner = session.pruner
+        by_gradients = self.moves and get_growth_criterion(self.grow) in _BY_GRADIENTS
+        frozen = {
+            target.name
+            for target in pruner.targets
+            if not (target.parameter.requires_grad or target.name in pruner.state.momenta)
+        }
+        if not (by_gradients and frozen and session.progress.remaining):
+            return
+        pruned = pruner.state.pruned_count
+        layers = [
+            LayerSize(t.name, tuple(t.parameter.shape), t.parameter.numel(), pruned(t.name))
+            for t in pruner.targets
+        ]
+        pools = DISTRIBUTIONS[self.config.distribution](layers, session.final)
+        names = [layers[i].name for pool in pools for i in pool.layers if pool.pruned]
+        if names := [name for name in names if name in frozen]:  # dense layers do not grow
+            raise ConfigError(
+                f"{', '.join(names[:3])} is frozen (requires_grad=False), so it has no gradients "
+                f"to grow by: write exclude={names}, or unfreeze it before the fit"
+            )
 
     def after_change(self, pruner: Pruner, entry: HistoryEntry) -> None:
         entry["explored"] = self.explored.add(pruner.masks)

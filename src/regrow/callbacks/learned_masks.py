@@ -78,8 +78,8 @@ def check_learnable(trainer: pl.Trainer, pruner: Pruner) -> None:
     if frozen:
         raise ConfigError(
             f"{', '.join(frozen[:3])} trains under no optimizer (frozen?), so no gradient would "
-            "reach the scores: exclude it, or train it; for fixed weights write "
-            "train_weights=False"
+            "reach the scores: exclude it, or unfreeze it: train_weights=False keeps its weights "
+            "fixed while masks are learned"
         )
     sharded = [t.name for t in pruner.targets if is_dtensor(t.parameter)]
     if sharded:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
-from regrow.callbacks.core.base import Callback, PrunerOwner
+from regrow.callbacks.core.base import Callback, PrunerOwner, has_gradients
 from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.consistency import reduce_metric
 from regrow.callbacks.core.gradients import amp_step_skipped
@@ -149,7 +149,7 @@ class Regrow(Callback):
         return not self._waits  # regrowth that waits comes before the next event
 
     def on_dense_gradients(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
-        if self.request.dense:
+        if self.request.dense and has_gradients(optimizer):  # none if the batch was skipped
             self._run_due(trainer, optimizer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

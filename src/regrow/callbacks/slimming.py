@@ -73,6 +73,10 @@ class Slimming(Callback):
         self._channels: ChannelPruning | None = None
         self._groups: GroupPenalty | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":  # another fit starts anew; a resumed one loads these afterwards
+            self.steps, self.chosen = 0, {}
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.penalty == "scales":
             if not scales(pl_module):

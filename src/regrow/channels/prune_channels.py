@@ -94,8 +94,7 @@ def prune(
     """
     limits = (round_to, min_channels, include, exclude, seed, timer, latency_ms)
     config = ChannelConfig(criterion, distribution, of, *limits, max_sparsity, layers).validated()
-    used = None if refit is None else Data(inputs_of(model, refit, REFIT_SAMPLES))
-    given = None if used is None else (copy.deepcopy(model), used)
+    given = None if refit is None else _dense_and_inputs(model, refit)
     plan = _cut_until_valid(model, example_input, check_sparsity("sparsity", sparsity), config)
     if given is not None:
         _refit_consumers(model, *given, plan)
@@ -184,6 +183,10 @@ def record_cut(
         approximate={name: reasons for name, reasons in approximate.items() if reasons},
         error=found.error,
     )
+
+
+def _dense_and_inputs(model: nn.Module, batches: Iterable[Any]) -> tuple[nn.Module, Data]:
+    return copy.deepcopy(model), Data(inputs_of(model, batches, REFIT_SAMPLES))
 
 
 def _refit_consumers(model: nn.Module, dense: nn.Module, data: Data, plan: ChannelCut) -> None:

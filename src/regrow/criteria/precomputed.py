@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -61,9 +62,17 @@ class Scores(Mapping[str, Tensor]):
 
 def needs_data(name: str, message: str) -> Callable[[Tensor], Tensor]:
     """Make a criterion that names a method and raises, where weights alone do not rank."""
+    return _NeedsData(name, message)
 
-    def raises(weight: Tensor) -> Tensor:
-        raise StateError(message)
 
-    raises.__name__ = name
-    return raises
+@dataclass(frozen=True)
+class _NeedsData:  # no local function, which could not be pickled
+    name: str
+    message: str
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        raise StateError(self.message)

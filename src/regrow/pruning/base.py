@@ -116,6 +116,13 @@ class BasePruner(ABC):
     def progress_towards(self, final: float) -> float:
         """Return the sparsity reached on the way to `final`."""
 
+    def layer_progress(self, own: Mapping[str, float]) -> float:
+        """Return the least fraction that a layer has of its own of these sparsities; 1: all have.
+
+        Where `progress_towards` follows layers with a separate target too, it is 1.
+        """
+        return 1.0
+
     @abstractmethod
     def units(self, sparsity: float) -> int:
         """Convert a sparsity to a whole number of units, for comparisons."""

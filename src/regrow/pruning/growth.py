@@ -42,7 +42,8 @@ def gradient_growth(
     """Size of the dense gradient, as in RigL. Source: Evci et al. 2020, eq. 2."""
     if target.grad is None:
         raise StateError(
-            f"{target.name} has no gradient to grow by: regrow within a fit, or after backward()"
+            f"{target.name} has no gradient to grow by: it may be frozen or unused in the loss, "
+            "then exclude it; outside of a fit, call backward() before"
         )
     return target.grad.detach().abs()
 
@@ -53,8 +54,9 @@ def momentum_growth(
     """Size of the running mean of dense gradients, as in SNFS. Source: Dettmers et al. 2019."""
     if momentum is None:
         raise StateError(
-            f"there is no running mean of dense gradients of {target.name}: grow by 'momentum' "
-            "within DynamicSparseTraining, or by 'gradient'"
+            f"there is no running mean of dense gradients of {target.name}: it may be frozen or "
+            "unused in the loss, then exclude it; outside of DynamicSparseTraining, grow by "
+            "'gradient'"
         )
     return momentum.detach().abs()
 

@@ -118,6 +118,15 @@ class Pruner(BasePruner):
         most = sum(round(self.layer_targets[t.name] * t.parameter.numel()) for t in self.targets)
         return final * self.pruned / most if most else final
 
+    def layer_progress(self, own: Mapping[str, float]) -> float:
+        least = 1.0
+        for target in self.targets:
+            wanted = own.get(target.name, 0.0) * target.parameter.numel()
+            pruned = self.state.pruned_count(target.name)
+            if wanted - pruned > self._unit / 2 + 1e-6:  # else as near as whole units can be
+                least = min(least, pruned / wanted)
+        return least
+
     def units(self, sparsity: float) -> int:
         """Return how many units (weights, groups, blocks) of the shared targets are pruned."""
         weights = sum(target.parameter.numel() for target in self._shared_targets())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from regrow.schedules.base import Milestone, PruningPlan
@@ -59,8 +60,7 @@ class Exponential:
                 f"sparsity={target} was asked for: leave out rounds, or leave out sparsity"
             )
         # tolerance, so that a target of 1 - 0.8^10 is ten rounds and not eleven
-        rounds = math.log((1 - target) / (1 - start)) / math.log(1 - self.rate) if target else 0
-        count = math.ceil(rounds - 1e-9)
+        count = math.ceil(self._rounds(start, target) - 1e-9)
         if count <= 0:
             return ()
         every, begin = self.times()
@@ -75,7 +75,21 @@ class Exponential:
         levels = [1 - (1 - start) * (1 - self.rate) ** (k + 1) for k in range(count - 1)]
         return tuple(map(Milestone, steps[:count], [*levels, target]))
 
+    def nearest_round(self, start: float, target: float, units: Callable[[float], int]) -> float:
+        """Return the exact sparsity from which whole rounds lead to the target, or `start`.
+
+        `start` was rounded to whole units, to which `units` converts a sparsity; it stays unless
+        the other is within one of them.
+        """
+        count = round(self._rounds(start, target))
+        exact = 1 - (1 - target) / (1 - self.rate) ** count
+        return exact if start and count and abs(units(exact) - units(start)) <= 1 else start
+
     def layer_sparsity(self, sparsity: float, target: float, own: float) -> float:
         """The layer has a separate rate per round: 1 - (1 - own)^(log(1 - s) / log(1 - s_f))."""
         rounds = math.log(1 - sparsity) / math.log(1 - target) if target else 1.0
         return 1 - math.pow(1 - own, rounds)
+
+    def _rounds(self, start: float, target: float) -> float:
+        """The number of rounds from one sparsity to another, not a whole number in general."""
+        return math.log((1 - target) / (1 - start)) / math.log(1 - self.rate) if target else 0.0

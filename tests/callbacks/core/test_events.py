@@ -10,7 +10,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from slow_cases import mark_rest_slow
 from tiny_fits import BATCHES, WEIGHTS, Events, Net, copied, fit, loader, trainer, zeros
 
-from regrow import ConfigError, Cyclic, Exponential, Linear, MagnitudePruning, OneShot, Table
+from regrow import (
+    ConfigError,
+    Cyclic,
+    Exponential,
+    Linear,
+    MagnitudePruning,
+    OneShot,
+    StateError,
+    Table,
+)
 
 
 def rounded(sparsity):
@@ -216,3 +225,47 @@ def test_every_granularity_reaches_the_target(granularity, sparsity, include):
     if ":" in granularity and granularity[0].isdigit():
         groups = weight.reshape(weight.shape[0], -1, 4)
         assert ((groups != 0).sum(-1) == int(granularity[0])).all()
+
+
+class Skips(Net):
+    """Skips batches: Lightning calls the hooks of such a step, which has no gradients."""
+
+    def __init__(self, *steps):
+        super().__init__()
+        self.steps = steps
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return None if self.trainer.global_step in self.steps else loss
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "movement"])
+def test_events_on_gradients_wait_for_a_batch_that_is_not_skipped(criterion):
+    events, module = Events(), Skips(3, 4)
+    pruning = MagnitudePruning(0.5, schedule=OneShot("3it"), criterion=criterion)
+    fit(module, events, pruning)
+    assert events.seen == [(3 if criterion == "magnitude" else 5, 0.5)]
+    assert zeros(module) == WEIGHTS // 2
+
+
+def test_a_batch_skipped_within_an_accumulation_window_delays_no_event():
+    class First(Net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 2 else loss
+
+    events = Events()
+    pruning = MagnitudePruning(0.5, schedule=OneShot("1it"), criterion="taylor")
+    fit(First(), events, pruning, accumulate_grad_batches=2)
+    assert events.seen == [(1, 0.5)]
+
+
+@pytest.mark.parametrize("include", [None, "body.0"])
+def test_a_layer_that_never_has_a_gradient_raises_with_its_name(include):
+    class Unused(Net):
+        def loss(self, batch):
+            return self.body[2](torch.ones(4, 16)).square().mean() + 0 * batch[0].sum()
+
+    pruning = MagnitudePruning(0.5, schedule=OneShot("3it"), criterion="taylor", include=include)
+    with pytest.raises(StateError, match=r"gradient of body\.0\.weight, which has none"):
+        fit(Unused(), pruning)

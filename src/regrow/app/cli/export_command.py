@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from regrow.app.experiment.load_run import combined_masks, load_run, load_small
 from regrow.app.training.build import build_data, build_module, network_of
 from regrow.app.training.classifier import Task
 from regrow.app.training.module_metrics import evaluate, metric_of, split_of
+from regrow.calibration.calibrate import inputs_of
 from regrow.channels.cut.channel_cut import ChannelCut, load
+from regrow.channels.cut.verify import relative_error
 from regrow.io.export import SUFFIXES, Exported, export, written_size
 from regrow.io.files import temporary_beside
 from regrow.io.onnx_network import OnnxNetwork, quantize_onnx
@@ -35,7 +39,7 @@ from regrow.profiling.latency import (
     describe_load,
     machine_load,
 )
-from regrow.utils.batches import noise_like, resize_batch
+from regrow.utils.batches import batch_size, call, noise_like, resize_batch
 from regrow.utils.errors import DataError, StateError
 from regrow.utils.lightning_classes import pl
 
@@ -111,8 +115,9 @@ def some_images(module: pl.LightningModule, data: pl.LightningDataModule) -> tup
         data.prepare_data()
         data.setup("test" if split == "test" else "validate")
         loader = data.test_dataloader() if split == "test" else data.val_dataloader()
-        images = next(iter(loader))[0][:_IMAGES]
-        return images, f"{len(images)} {split} images"
+        [images] = inputs_of(network_of(module), islice(loader, 1), None)
+        count = min(_IMAGES, batch_size(images))
+        return resize_batch(images, count), f"{count} {split} images"
     except (DataError, ImportError):
         images = noise_like(resize_batch(module.example_input_array, _IMAGES))
         return images, f"{_IMAGES} random images, as the test set is missing"
@@ -123,12 +128,14 @@ def cost_table(
     small: nn.Module,
     masks: Masks | None,
     sizes: tuple[int, int],
-    images: Tensor,
+    images: Any,
     repeats: int,
 ) -> Table:
     """Return a table that compares the dense network with the exported one."""
     table = _table_of_numbers("cost", "", "dense", "exported", "change")
-    before, after = cost(dense, images[:1]), cost(small, images[:1], masks)
+    before, after = (
+        cost(m, resize_batch(images, 1), k) for m, k in ((dense, None), (small, masks))
+    )
     for label, old, new in (
         ("parameters", before.params, after.params),
         ("MACs per image", before.macs, after.macs),
@@ -148,7 +155,7 @@ def int8_table(
     module: pl.LightningModule,
     data: pl.LightningDataModule,
     files: tuple[Path, Path],
-    images: Tensor,
+    images: Any,
     repeats: int,
 ) -> Table:
     """Return a table that compares the ONNX files of a network in float32 and int8."""
@@ -200,7 +207,7 @@ def _export(
     fresh: nn.Module,
     out: Path,
     to: str,
-    images: Tensor,
+    images: Any,
     plan: ChannelCut | None,
     sparse: bool,
     values: str | None,
@@ -216,29 +223,34 @@ def _export(
         if to == "safetensors":
             with torch.no_grad():
                 models = (network, load(fresh, file))
-                outputs = [copy.deepcopy(model).eval()(images) for model in models]
-            if values is None and not torch.equal(*outputs):
+                outputs = [
+                    [x for x in tree_leaves(call(model, images)) if isinstance(x, Tensor)]
+                    for model in (copy.deepcopy(model).eval() for model in models)
+                ]
+            if values is None and not all(map(torch.equal, *outputs)):
                 raise StateError(f"{out.name} would not restore the network: nothing written")
-            changed = float((outputs[1] - outputs[0]).abs().max() / outputs[0].abs().max())
+            changed = max(map(relative_error, outputs[1], outputs[0]))
     return replace(exported, path=out), changed
 
 
 def _compare_latencies(
-    networks: list[nn.Module], images: Tensor, repeats: int
+    networks: list[nn.Module], images: Any, repeats: int
 ) -> dict[str, Comparison]:
     """Compare two networks for each memory format and batch size, by label."""
     compared = {}
     formats = {"": torch.contiguous_format}
-    if images.dim() == 4:
+    if isinstance(images, Tensor) and images.dim() == 4:
         formats[", channels last"] = torch.channels_last
     for suffix, form in formats.items():
         dense, small = (copy.deepcopy(network) for network in networks)
         for network in (dense, small):
             network.to(memory_format=form)  # type: ignore[call-overload]
         for batch in _BATCHES:
-            zeros = images.new_zeros(batch, *images.shape[1:]).contiguous(memory_format=form)
+            given = resize_batch(images, batch)
+            if isinstance(given, Tensor) and given.dim() == 4:
+                given = given.contiguous(memory_format=form)
             label = f"latency of {batch}, ms{suffix}"
-            compared[label] = compare_latency(dense, small, zeros, repeats=repeats)
+            compared[label] = compare_latency(dense, small, given, repeats=repeats)
     return compared
 
 

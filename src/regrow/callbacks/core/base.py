@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -111,8 +112,18 @@ def waits_for_gradients(pruner: BasePruner) -> bool:
     return pruner.needs_gradients or pruner.collects_gradients
 
 
-def as_sparse(pruner: BasePruner, sparsity: float, final: float) -> bool:
-    """Whether a model has that sparsity, or had it before channels were cut out."""
+def has_gradients(optimizer: Optimizer) -> bool:
+    """Whether a step has any gradient; it has none if the batch was skipped."""
+    groups = optimizer.param_groups
+    return any(parameter.grad is not None for group in groups for parameter in group["params"])
+
+
+def as_sparse(pruner: BasePruner, sparsity: float, final: float, own: Mapping[str, float]) -> bool:
+    """Whether a model has that sparsity, or had it before channels were cut out.
+
+    `own` are the sparsities that go with it of layers with a separate target.
+    """
     if pruner.state.sparsity_before_cut >= sparsity > 0:
         return True
-    return pruner.units(pruner.progress_towards(final)) >= pruner.units(sparsity)
+    shared = pruner.units(pruner.progress_towards(final)) >= pruner.units(sparsity)
+    return shared and pruner.layer_progress(own) == 1

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from regrow.callbacks.core.averaging import trained_epochs
@@ -66,12 +66,39 @@ class Clock:
         if math.isinf(trainer.num_training_batches):
             return Timeline(limit, None, first)
         done = [after - before for before, after in pairwise(starts)]
-        ahead = self._lengths(int(trainer.num_training_batches), epoch)
-        lengths = [*enumerate(done), *((len(done) + since, length) for since, length in ahead)]
+        batches = int(trainer.num_training_batches)
+        lengths = [*enumerate(done)]
+        for since, window in self._windows(epoch).items():
+            lengths.append((len(done) + since, math.ceil(batches / window)))
         spans = tuple(s for k, s in enumerate(lengths) if not k or s[1] != lengths[k - 1][1])
         total = None if left is None else Timeline(None, spans).step(Time(len(done) + left, "ep"))
         known = [length for length in (total, limit) if length is not None]
         return Timeline(min(known) if known else None, spans, first)
+
+    def validations(self, epochs: Mapping[int, int]) -> list[float]:
+        """The number of steps done at each validation from the beginning of the present epoch on.
+
+        Validations count batches, so with accumulation they also come within a step: 4.5 is in the
+        middle of the fifth. Empty if the length of epochs or of the fit is unknown.
+        """
+        trainer, timeline, epoch = self.trainer, self.timeline(epochs), max(epochs)
+        if timeline.end is None or timeline.steps_per_epoch is None:
+            return []
+        batches, every = int(trainer.num_training_batches), trainer.check_val_every_n_epoch
+        interval = trainer.val_check_batch
+        between = interval if isinstance(interval, int) else batches  # at the end of an epoch
+        across = every is None and between == interval  # counts batches across epochs
+        loop, windows, found = trainer.fit_loop.epoch_loop, self._windows(epoch), list[float]()
+        before, ahead = loop.total_batch_idx - loop.batch_idx, 0  # batches of earlier epochs
+        while (begin := timeline.step(Time(len(epochs) - 1 + ahead, "ep"))) < timeline.end:
+            window = windows[max(since for since in windows if since <= ahead)]
+            first = between - (before % between if across else 0)
+            if every is None or (epoch + ahead + 1) % every == 0:
+                for batch in range(first, batches + 1, between):
+                    done = batch / window if batch < batches else math.ceil(batch / window)
+                    found.append(begin + done)
+            before, ahead = before + batches, ahead + 1
+        return [step for step in found if step <= timeline.end]
 
     def why_missed(self, step: int, epochs: Mapping[int, int]) -> str:
         """The likely cause why a fit that has ended by itself missed an event at a step."""
@@ -95,12 +122,12 @@ class Clock:
             "nor calls hooks on their gradients: use self.optimizers()"
         )
 
-    def _lengths(self, batches: int, first: int) -> Iterator[tuple[int, int]]:
-        """Return (epoch since `first`, steps per epoch from then on), as accumulation changes."""
+    def _windows(self, first: int) -> dict[int, int]:
+        """Batches per step, by the number of epochs since `first` from which on they hold."""
         accumulated = self.trainer.accumulate_grad_batches
-        factors = {0: 1 if self.manual else check_count("accumulate_grad_batches", accumulated)}
+        windows = {0: 1 if self.manual else check_count("accumulate_grad_batches", accumulated)}
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, lightning_classes("callbacks.GradientAccumulationScheduler")):
                 for epoch, factor in sorted(callback.scheduling.items()):
-                    factors[max(0, epoch - first)] = factor
-        return ((epoch, math.ceil(batches / by)) for epoch, by in sorted(factors.items()))
+                    windows[max(0, epoch - first)] = factor
+        return dict(sorted(windows.items()))

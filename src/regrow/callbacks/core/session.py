@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import TypeVar
 
 from regrow.callbacks.core.averaging import Averages
-from regrow.callbacks.core.base import as_sparse, waits_for_gradients
+from regrow.callbacks.core.base import as_sparse, has_gradients, waits_for_gradients
 from regrow.callbacks.core.checks import check_gradients_together, check_target_reachable
 from regrow.callbacks.core.clock import Clock
 from regrow.callbacks.core.dispatch import SuiteEvents
@@ -25,6 +25,7 @@ from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry, KeepRemoved
 from regrow.pruning.transaction import Transaction
 from regrow.schedules.base import Milestone, PruningPlan, Schedule, layer_sparsities
+from regrow.schedules.iterative import Exponential
 from regrow.schedules.progress import Progress
 from regrow.schedules.time import Timeline
 from regrow.utils.errors import RegrowError, StateError, check_bool, check_choice
@@ -83,15 +84,14 @@ class PruningStrategy(Generic[P]):
         self, session: PruningSession[P], due: Milestone, optimizers: list[Optimizer]
     ) -> HistoryEntry | None:
         """Change the masks at a due milestone; returns the history entry, None without a change."""
-        pruner, schedule, final = session.pruner, session.schedule, session.final
-        # a manual prune_to may have gone further than the plan
-        there = pruner.units(pruner.progress_towards(final))
-        if due.sparsity and pruner.units(due.sparsity) < there:
-            return None
-        own = layer_sparsities(
-            schedule, due.sparsity, final, pruner.layer_targets, pruner.layer_densities
-        )
-        return pruner.prune_to(due.sparsity, optimizers, own)
+        pruner, sparsity, own = session.pruner, due.sparsity, session.own_sparsities(due.sparsity)
+        there = pruner.progress_towards(session.final)
+        if sparsity and pruner.units(sparsity) < pruner.units(there):
+            # a manual prune_to may have gone further than the plan, or own targets are behind it
+            if pruner.layer_progress(own) == 1:
+                return None
+            sparsity = there
+        return pruner.prune_to(sparsity, optimizers, own)
 
     def after_change(self, pruner: P, entry: HistoryEntry) -> None:
         """Add to the history entry of a change of masks."""
@@ -237,8 +237,15 @@ class PruningSession(Generic[P]):
 
     def is_as_sparse(self, planned: Sequence[Milestone]) -> bool:
         """Whether the model is as sparse as the last of these milestones, or as the target."""
-        last = planned[-1].sparsity if planned else self.final
-        return self.current is not None and as_sparse(self.current, last, self.final)
+        return self.current is not None and self._has(
+            planned[-1].sparsity if planned else self.final
+        )
+
+    def own_sparsities(self, sparsity: float) -> dict[str, float]:
+        """The sparsities of layers with a separate target when the others are at `sparsity`."""
+        pruner = self.pruner
+        own, densities = pruner.layer_targets, pruner.layer_densities
+        return layer_sparsities(self.schedule, sparsity, self.final, own, densities)
 
     def attach(self, model: nn.Module, state: Mapping[str, Any] | None = None) -> None:
         """Create a pruner for a model outside a fit; after an error the present one stays."""
@@ -298,6 +305,10 @@ class PruningSession(Generic[P]):
         check_target_reachable(pruner, start, final)
         plan: PruningPlan = ()
         there = final > 0 and pruner.units(start) == pruner.units(final)
+        if there and (least := pruner.layer_progress(pruner.layer_targets)) < 1:
+            there, start = False, final * least  # only layers with a separate target are behind
+        if isinstance(self.schedule, Exponential):
+            start = self.schedule.nearest_round(start, final, pruner.units)
         if not there and timeline.total != 0:
             plan = (Milestone(first, final),) if clock.dry_run else self.resolve(timeline, start)
         if plan:
@@ -357,9 +368,12 @@ class PruningSession(Generic[P]):
             self.fire(due)
 
     def on_gradients(self, optimizer: Optimizer) -> None:
-        """Read a step's dense, unscaled, unclipped gradients, and run a due event."""
+        """Read a step's dense, unscaled, unclipped gradients, and run a due event.
+
+        If the batch was skipped, the step has none, and the event waits for the next one.
+        """
         pruner = self.pruner
-        if not waits_for_gradients(pruner):
+        if not (waits_for_gradients(pruner) and has_gradients(optimizer)):
             return
         self.strategy.on_gradients(pruner, optimizer)
         if (due := self.due()) is not None:
@@ -403,7 +417,7 @@ class PruningSession(Generic[P]):
         """Follow a cut of channels, and store which planned sparsity was reached before it."""
         if self.current is not None:
             planned = [self.final, *(sparsity for _, sparsity in self.progress.plan)]
-            before = [s for s in planned if as_sparse(self.current, s, self.final)]
+            before = [sparsity for sparsity in planned if self._has(sparsity)]
             self.current.state.resize(plan.slice)
             self.current.state.sparsity_before_cut = max(before, default=0.0)
 
@@ -441,6 +455,10 @@ class PruningSession(Generic[P]):
         if state["progress"] is not None:
             self.progress.load_state_dict(state["progress"])
         self.strategy.after_load(self, state)
+
+    def _has(self, sparsity: float) -> bool:
+        """Whether the model has a planned sparsity, or had it before channels were cut out."""
+        return as_sparse(self.pruner, sparsity, self.final, self.own_sparsities(sparsity))
 
     def _add_hooks(self) -> None:
         enforcer = self.pruner.enforcer

@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from regrow.callbacks.core.dispatch import suite_callbacks
 from regrow.callbacks.core.session import PruningSession
 from regrow.masks.distributions import DISTRIBUTIONS, LayerSize
 from regrow.masks.zeros import count_zeros, describe_zeros
@@ -169,20 +170,29 @@ def warn_may_end_early(trainer: pl.Trainer, session: PruningSession) -> None:
 
 
 def warn_ended_early(
-    trainer: pl.Trainer, session: PruningSession, interrupted: BaseException | None = None
+    trainer: pl.Trainer,
+    session: PruningSession,
+    interrupted: BaseException | None = None,
+    searching: str | None = None,
 ) -> None:
     """Warn at the end of a fit whose planned pruning events have not all happened.
 
-    Errors other than signals are reported already, and do not warn.
+    Errors other than signals are reported already, and do not warn. A callback that searches for a
+    sparsity calls this after its last rollback, and `searching` says whether its search was open
+    ("": it was not); the call of the pruning callback then does nothing.
     """
     progress = session.progress
+    searches = any(callback.searches_sparsity for callback in suite_callbacks(trainer))
+    if searches and searching is None and interrupted is None:
+        return
     signal = isinstance(interrupted, (KeyboardInterrupt, *_SIGTERM))
     if session.current is None or not progress.remaining or (interrupted and not signal):
         return
     sparsity, unit = session.strategy.sparsity(session.current), session.strategy.unit
     target, count = progress.remaining[-1].sparsity, len(progress.remaining)
     if interrupted is None and not trainer.should_stop:
-        cause = session.time.why_missed(progress.remaining[0].step, progress.epochs)
+        missed_step = progress.remaining[0].step
+        cause = searching or session.time.why_missed(missed_step, progress.epochs)
         rank_zero_warn(
             f"the fit ended at sparsity {sparsity:.4g}, before {count} planned events, the last "
             f"of them to {unit} {target:.4g}: {cause}"
