@@ -143,6 +143,51 @@ def test_the_monitored_one_of_several_validation_loaders_is_compared_with_the_te
     assert result["accuracy_drop"] == result["pruned"]["mse"] - result["dense"]["mse"]
 
 
+DICTS = """
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+import my_module
+
+
+def named(rows):
+    points, labels = default_collate(rows)
+    return {"label": labels, "points": points}
+
+
+class PointsData(my_module.PointsData):
+    def train_dataloader(self):
+        return DataLoader(self.train, 64, shuffle=True, collate_fn=named)
+
+    def val_dataloader(self):
+        return DataLoader(self.val, 64, collate_fn=named)
+
+    def test_dataloader(self):
+        return DataLoader(self.test, 64, collate_fn=named)
+
+
+class Regression(my_module.Regression):
+    def __init__(self, width=32, lr=0.01):
+        super().__init__(width, lr)
+        self.example_input_array = torch.zeros(1, 2)
+
+    def loss(self, batch):
+        return super().loss((batch["points"], batch["label"]))
+"""
+
+
+def test_batches_that_are_dicts_are_trained_on_and_exported(folder, capsys):
+    (folder / "my_dicts.py").write_text(DICTS)
+    words = [word.replace("my_module", "my_dicts") for word in command("my_module.Regression")]
+    run(*words)
+    [best] = folder.glob("outputs/custom/*/*/checkpoints/best.ckpt")
+    assert main(["export", str(best), "--to", "onnx", "--int8"]) in (0, None)
+    assert "weights in int8" in capsys.readouterr().out
+    for form in ([], ["--sparse", "--values", "int8"]):
+        assert main(["export", str(best), "--to", "safetensors", *form]) in (0, None)
+    assert best.with_suffix(".safetensors").is_file()
+
+
 def test_own_task_uses_the_commands_optimizer_and_its_own_metric(folder):
     result = run(*command("my_task"))
     assert result["metric"] == "f1"

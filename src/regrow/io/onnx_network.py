@@ -64,7 +64,8 @@ class OnnxNetwork(nn.Module):
     def feed(self, example: Any) -> dict[str, NDArray[Any]]:
         """Return the tensors of an example as arrays, by the names of the inputs.
 
-        Those of a dict with these names are taken by name, others in their order.
+        Of a dict those with these names are taken, without others such as labels; else the tensors
+        in their order.
 
         Raises:
             ConfigError: If there are other tensors than inputs, or a tensor has another dtype.
@@ -73,7 +74,7 @@ class OnnxNetwork(nn.Module):
         named = example if isinstance(example, Mapping) and inputs.keys() <= example.keys() else {}
         given = [named[name] for name in inputs] if named else tree_leaves(example)
         tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
-        if len(tensors) != len(inputs) or (named and len(named) > len(inputs)):
+        if len(tensors) != len(inputs):
             found = (
                 ", ".join(example) if isinstance(example, Mapping) else f"{len(tensors)} tensors"
             )
