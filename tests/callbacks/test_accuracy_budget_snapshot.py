@@ -4,6 +4,7 @@
 import pytest
 import torch
 from accuracy_budget_fits import Judge, table
+from averaging_reference import averages
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_fits import SGD, equal, loader, read, trainer
 from torch import nn
@@ -88,6 +89,30 @@ def test_rollback_restores_what_is_not_saved(make):
     assert [entry["kind"] for entry in pruning.history] == ["prune", "rollback"]
     [after] = witness.after
     assert equal(after, witness.before[1])
+
+
+@pytest.mark.parametrize("make", [Judge, Inner])
+def test_rollback_restores_averages_of_what_is_not_saved(make):
+    """The average as it was before the event, except for what the mask then zeroes."""
+    averaging, found = averages().WeightAveraging(), []
+
+    class Look(Callback):
+        priority = 1
+
+        def before_prune_event(self, trainer, pl_module, pruner):
+            found.append(copied(averaging._average_model.module))
+
+        def on_suite_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if len(found) == 2 and pruning.history[-1]["kind"] == "rollback":
+                found.append(copied(averaging._average_model.module))
+
+    pruning = MagnitudePruning(schedule=table(0.25, 0.75))
+    module = make(pruning) if make is Inner else Judge(pruning, 0.3)
+    budget = AccuracyBudget("acc", max_drop=0.1, resolution=0.5)
+    made = trainer(pruning, budget, averaging, Look(), max_epochs=8)
+    made.fit(module, loader(), loader(2))
+    assert len(found) == 3
+    assert equal(found[1], found[2])
 
 
 @pytest.mark.parametrize("make", [SGD, torch.optim.Adam])

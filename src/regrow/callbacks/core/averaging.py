@@ -108,14 +108,23 @@ class Averages:
             callback._copy_average_to_current(module)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The averages, and how many steps each has averaged."""
-        return [average.state_dict() for _, average in self._running]
+        """The averages, and how many steps each has averaged.
 
+        Tensors are listed in order: a module's own `state_dict` may leave some of them out.
+        """
+        return [
+            {"tensors": [*_tensors(average.module)], "n_averaged": average.n_averaged}
+            for _, average in self._running
+        ]
+
+    @torch.no_grad()
     def load_state_dict(self, states: Sequence[Mapping[str, Any]], module: nn.Module) -> None:
         """Load averages; those without a saved state become copies of the module."""
         self.copy_from_model(module)
         for (_, average), state in zip(self._running, states, strict=False):
-            average.load_state_dict(state)
+            for averaged, value in zip(_tensors(average.module), state["tensors"], strict=True):
+                averaged.copy_(value)
+            average.n_averaged.copy_(state["n_averaged"])
 
     @property
     def _running(self) -> list[tuple[pl.callbacks.WeightAveraging, AveragedModel]]:
