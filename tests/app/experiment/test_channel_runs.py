@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A run that prunes channels: the network on disk is really smaller."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,13 @@ def test_result_measures_the_smaller_network(job, tmp_path, compact, capsys):
     shown = capsys.readouterr().out
     assert "not prunable" in shown
     assert "target 0.5000 of the macs" in shown
+    assert re.search(r"channels\W+cut\W+members", shown)
+    if compact == "end":  # the checkpoint of the fit has masked channels
+        inspect(tmp_path / "run" / "checkpoints" / "best.ckpt")
+        shown = capsys.readouterr().out
+        assert re.search(r"channels\W+masked\W+members", shown)
+        rows = re.findall(r"│ network[^│]*│ *(\d+) *│ *(\d+) *│", shown)
+        assert sum(int(masked) for _, masked in rows) == sum(result["channels"]["removed"].values())
 
 
 def test_finished_job_is_not_run_again(job):

@@ -94,11 +94,16 @@ def _describe_zeros(state: Mapping[str, Tensor]) -> str:
 
 
 def _channel_table(module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> Table:
-    """Return the channel groups of the network, with the number of channels cut so far."""
+    """Return the channel groups of the network, with the numbers of masked and cut channels."""
     example = two_examples(module.example_input_array, module)
     plan = checkpoint.get(KEY)
-    removed = ChannelCut.from_state(plan).removed if plan is not None else {}
-    return groups_table(groups(module, example), removed)
+    cut = ChannelCut.from_state(plan).removed if plan is not None else {}
+    saved = [
+        state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, Mapping)
+    ]
+    states = [state.get("pruner") for state in saved]
+    masked = {n: len(c) for state in states if state for n, c in state.get("removed", {}).items()}
+    return groups_table(groups(module, example), cut, masked)
 
 
 def _layer_table(

@@ -43,7 +43,7 @@ def plan(cfg: DictConfig) -> None:
     console = Console()
     console.print(_event_table(pruning.progress.plan, steps, pruning))
     if isinstance(pruning, ChannelPruning):
-        console.print(groups_table(pruning.pruner.groups, {}))
+        console.print(groups_table(pruning.pruner.groups, {}, {}))
         return
     macs = positions(module, module.example_input_array)
     console.print(render_summary(pruning.session, type(pruning).__name__, console.width, macs))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +48,19 @@ def small_checkpoint(cfg: DictConfig, checkpoint: Path, pruning: ChannelPruning)
     return path
 
 
-def groups_table(groups: Sequence[Group], removed: dict[str, int]) -> Table:
-    """Return a table of channel groups: members, removed channels, and why some stay."""
-    table = Table("group", "channels", "gone", "members", "remarks", title="channels")
+def groups_table(
+    groups: Sequence[Group], cut: Mapping[str, int], masked: Mapping[str, int]
+) -> Table:
+    """Return a table of channel groups: members, channels masked or cut, and why some stay."""
+    columns = {name: counts for name, counts in (("masked", masked), ("cut", cut)) if counts}
+    table = Table("group", "channels", *columns, "members", "remarks", title="channels")
     for group in groups:
         shown = join_limited(f"{name}[{dim}]" for name, dim in group.members)
         remarks = [f"not prunable: {group.fixed_reason}"] if group.fixed_reason else []
         remarks += [f"approximate: {reason}" for reason in group.approximate_reasons]
-        gone = removed.get(group.name, 0)
-        table.add_row(
-            group.name, str(group.size + gone), str(gone), f"[dim]{shown}", "; ".join(remarks)
-        )
+        less = [str(counts.get(group.name, 0)) for counts in columns.values()]
+        size = str(group.size + cut.get(group.name, 0))
+        table.add_row(group.name, size, *less, f"[dim]{shown}", "; ".join(remarks))
     return table
 
 
