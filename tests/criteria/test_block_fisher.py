@@ -99,3 +99,28 @@ def test_sums_of_a_checkpoint_follow_the_weights_to_their_device(make):
     resumed.load_state_dict(criterion.state_dict())
     resumed.update("w", torch.ones(4, device="meta"), torch.ones(4, device="meta"))
     assert resumed.state_dict()["w"].device.type == "meta"
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("steps", [1, 3, 20])
+def test_few_steps_and_large_gradients_follow_the_formula_too(size, steps):
+    """With the defaults, where F has the rank of the steps and a damping of 1e-6."""
+    rng = np.random.default_rng(0)
+    weight, fisher, mean = rng.normal(size=(4, 50)), BlockFisher(), np.zeros((4, 50, 50))
+    for _ in range(steps):
+        g = (size * rng.normal(size=(4, 50))).astype(np.float32).astype(float)
+        fisher.update("w", torch.tensor(weight), torch.tensor(g).float())
+        mean = 0.99 * mean + 0.01 * g[:, :, None] * g[:, None, :]
+    inverse = np.linalg.inv(mean / (1 - 0.99**steps) + 1e-6 * np.eye(50))
+    expected = weight**2 / np.diagonal(inverse, axis1=1, axis2=2)
+    found = fisher.scores("w", torch.tensor(weight))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_damping_that_rounding_swallows_is_refused():
+    fisher = BlockFisher(damping=1e-30)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        fisher.update("w", torch.ones(4, 50), torch.randn(4, 50, generator=generator))
+    with pytest.raises(StateError, match=r"damping=1e-30 is lost .* of w.*BlockFisher\(damping="):
+        fisher.scores("w", torch.ones(4, 50))

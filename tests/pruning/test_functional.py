@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Pruning in one call."""
 
+import copy
+import functools
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -88,3 +92,58 @@ def test_wrong_arguments_raise_before_anything_changes(arguments, message):
     with pytest.raises(ConfigError, match=message):
         regrow.prune(model, **arguments)
     assert model[3].weight.all()
+
+
+def test_models_on_the_meta_device_are_refused():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(8, 4))
+    for act in (regrow.sparsity, lambda m: regrow.prune(m, 0.5), regrow.Masks.from_zeros):
+        with pytest.raises(StateError, match=r"0\.weight is on the meta device.*to_empty"):
+            act(net)
+
+
+def test_a_gradient_that_shares_memory_is_masked():
+    net = nn.Linear(8, 4)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    masks = regrow.prune(net, 0.5)
+    before = net.weight.detach().clone()
+    with regrow.enforce(net, masks, sgd):
+        [net.weight.grad] = torch.autograd.grad(net.weight.sum(), [net.weight])
+        assert net.weight.grad.stride() == (0, 0)
+        sgd.step()
+    assert torch.equal(net.weight, before - 0.1 * masks["weight"])
+
+
+def test_an_optimizer_of_another_model_is_noticed():
+    net = nn.Linear(8, 4)
+    other = torch.optim.SGD(copy.deepcopy(net).parameters(), lr=0.1)
+    masks = regrow.prune(net, 0.5)
+    with pytest.warns(UserWarning, match="the optimizer trains no masked parameter"):
+        regrow.enforce(net, masks, other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        regrow.enforce(net, masks, torch.optim.SGD(net.parameters(), lr=0.1))
+
+
+class Score(nn.Module):
+    def forward(self, weight, grad):
+        return weight.abs() * grad.abs()
+
+
+def power(weight, grad, exponent):
+    return weight.abs() ** exponent
+
+
+def test_criteria_may_be_modules_and_partial_functions():
+    net = nn.Linear(8, 4)
+    same = copy.deepcopy(net)
+    masks = regrow.prune(net, 0.5, criterion=functools.partial(power, exponent=2))
+    assert torch.equal(masks["weight"], regrow.prune(same, 0.5)["weight"])
+    with pytest.raises(StateError, match="needs the gradient of weight"):
+        regrow.prune(nn.Linear(8, 4), 0.5, criterion=Score())
+    one, two = nn.Linear(8, 4), nn.Linear(8, 4)
+    two.load_state_dict(one.state_dict())
+    for model in (one, two):
+        model(torch.linspace(-1, 2, 16).view(2, 8)).square().sum().backward()
+    masks = regrow.prune(one, 0.5, criterion=Score())
+    assert torch.equal(masks["weight"], regrow.prune(two, 0.5, criterion="taylor")["weight"])

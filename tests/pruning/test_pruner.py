@@ -281,3 +281,28 @@ def test_removed_values_are_restored_exactly():
     assert pruner.sparsity == 0
     with pytest.raises(StateError, match="write keep_removed=True before pruning"):
         Pruner(network()).unprune()
+
+
+def test_targets_of_layers_without_one_are_refused():
+    pruner = Pruner(network(), PruningConfig(layers={"0.weight": 0.3}))
+    with pytest.raises(ConfigError, match=r"own= has nonsense.*there are 0\.weight"):
+        pruner.prune_to(0.5, own={"nonsense": 0.3})
+    assert pruner.sparsity == 0
+
+
+def test_units_that_came_back_in_part_are_named_when_they_exceed_the_target():
+    torch.manual_seed(0)
+    pruner = Pruner(nn.Linear(16, 16), PruningConfig(granularity="block:2x2"))
+    pruner.prune_to(0.5)
+    pruner.regrow(0.3)
+    with pytest.warns(UserWarning, match=r"sparsity 0\.5508 instead of 0\.5: of block:2x2 units"):
+        pruner.prune_to(0.5)
+
+
+def test_moments_of_lbfgs_cannot_be_stored():
+    net = network()
+    pruner = Pruner(net, keep_removed="moments")
+    with pytest.raises(ConfigError, match="cannot store the state of LBFGS"):
+        pruner.prune_to(0.5, [torch.optim.LBFGS(net.parameters())])
+    assert pruner.sparsity == 0
+    assert pruner.prune_to(0.5, [torch.optim.Adam(net.parameters())])["after"] == pruner.sparsity

@@ -9,11 +9,12 @@ random numbers (seeded by seed, event and name, so that every rank and every run
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from regrow.criteria.block_fisher import BlockFisher
 from regrow.criteria.elementwise import (
@@ -100,7 +101,13 @@ def _gradient_parameter(criterion: Criterion | TrackingCriterion) -> str | None:
 
 def _reads(criterion: Criterion | TrackingCriterion, name: str) -> bool:
     """Whether a callable reads an argument; True where that cannot be known."""
-    function: Any = criterion if inspect.isroutine(criterion) else type(criterion).__call__
+    function: Any = criterion
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, nn.Module):
+        function = function.forward
+    elif not inspect.isroutine(function):
+        function = type(function).__call__
     code = getattr(function, "__code__", None)
     if code is None or hasattr(function, "__wrapped__") or name not in code.co_varnames:
         return True
@@ -114,7 +121,8 @@ def _reads(criterion: Criterion | TrackingCriterion, name: str) -> bool:
 def _parameters(criterion: Criterion) -> Mapping[str, inspect.Parameter]:
     """Parameters of a criterion; empty for builtins without signature, such as `torch.abs`."""
     try:
-        return inspect.signature(criterion).parameters
+        called = criterion.forward if isinstance(criterion, nn.Module) else criterion
+        return inspect.signature(called).parameters
     except ValueError:
         return {}
 

@@ -18,7 +18,7 @@ class BlockFisher:
 
     F = damping I + the mean of g g^T over steps, in blocks of consecutive weights, where g is a
     step's gradient; recent steps count more, with weights `decay^age`. The first event needs at
-    least one optimizer step before it. Memory: `block` numbers per weight.
+    least one optimizer step before it. Memory: `block` float64 numbers per weight.
 
     Args:
         block: Size of a block.
@@ -62,7 +62,7 @@ class BlockFisher:
             )
         w = self._blocks(weight)
         scale = 1 / (1 - self.decay ** self._steps[name])
-        scores = torch.empty_like(w)
+        scores = torch.empty_like(w, dtype=torch.float32)
         step = max(1, CHUNK // self.block**2)
         for start in range(0, len(w), step):
             part = w[start : start + step]
@@ -70,9 +70,15 @@ class BlockFisher:
             fisher = self._means[name][start : start + step].to(w.device) * scale
             fisher = fisher * (kept[:, :, None] & kept[:, None, :])
             fisher.diagonal(dim1=1, dim2=2).add_(self.damping)
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(fisher.double()))
-            diagonal = inverse.diagonal(dim1=1, dim2=2)
-            scores[start : start + step] = part.double().square() / diagonal
+            factor, failed = torch.linalg.cholesky_ex(fisher)
+            if bool(failed.any()):
+                raise StateError(
+                    f"damping={self.damping:g} is lost beside the squared gradients of {name}, up "
+                    f"to {float(fisher.max()):.1e}: write criterion=BlockFisher(damping="
+                    f"{float(fisher.max()) * 1e-6:.0e})"
+                )
+            diagonal = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
+            scores[start : start + step] = part.square() / diagonal
         return scores.flatten()[: weight.numel()].view_as(weight)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -82,10 +88,14 @@ class BlockFisher:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         names = [name for name in state if not name.endswith("/steps")]
-        self._means = {name: state[name].clone() for name in names}
+        self._means = {name: state[name].double() for name in names}
         self._steps = {name: int(state[f"{name}/steps"]) for name in names}
 
     def _blocks(self, values: Tensor) -> Tensor:
-        """Reshape values to (blocks, block) in float32, with zeros at the end."""
-        flat = values.detach().float().flatten()
+        """Reshape values to (blocks, block) with zeros at the end.
+
+        In float64: in float32 a small damping would be lost beside squared gradients. MPS has none.
+        """
+        wide = torch.float32 if values.device.type == "mps" else torch.float64
+        flat = values.detach().to(wide).flatten()
         return torch.nn.functional.pad(flat, (0, -len(flat) % self.block)).view(-1, self.block)

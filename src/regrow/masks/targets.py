@@ -304,6 +304,11 @@ def _target(entry: _Entry, heads: HeadPart | str) -> Target:
         raise StateError(
             f"{name} is not built yet (a lazy layer): run one forward pass before pruning"
         )
+    if parameter.is_meta:
+        raise StateError(
+            f"{name} is on the meta device, where it has no values: call "
+            "model.to_empty(device=...) and load its weights first"
+        )
     if parameter.dtype not in _DTYPES:
         raise StateError(
             f"{name} has dtype {parameter.dtype}: float16, bfloat16, float32 and float64 are "

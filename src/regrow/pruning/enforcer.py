@@ -20,6 +20,7 @@ from regrow.distributed.shard import is_dtensor, local_tensor
 from regrow.pruning.transaction import Transaction
 from regrow.utils.bits import integer_type
 from regrow.utils.errors import StateError
+from regrow.utils.logging import warn
 from regrow.utils.modes import no_compile
 from regrow.utils.optimizers import (
     Removable,
@@ -28,6 +29,7 @@ from regrow.utils.optimizers import (
     find_optimizers,
     is_foreign,
     is_per_weight,
+    trained_parameters,
     warn_not_clearable,
 )
 
@@ -160,6 +162,8 @@ class MaskEnforcer:
         for name, mask in self._working.items():
             grad = self.parameters[name].grad
             if grad is not None:
+                if grad.layout is torch.strided and 0 in grad.stride():  # its elements share memory
+                    grad = self.parameters[name].grad = grad.contiguous()
                 if self._sharded:
                     grad = local_tensor(grad)
                 if grad.get_device() != mask.get_device():
@@ -208,6 +212,9 @@ class MaskEnforcer:
         """
         given = list(given)
         optimizers = find_optimizers(*given)
+        trained = trained_parameters(*optimizers)
+        if self.parameters and trained.isdisjoint(map(id, self.parameters.values())):
+            warn("the optimizer trains no masked parameter: pass the one that trains this model")
         handles: list[Removable] = [self.hook(each, gradients=True) for each in optimizers]
         return Handle(handles + (self._accumulation_hooks() if optimizers != given else []))
 

@@ -172,6 +172,11 @@ class Pruner(BasePruner):
             )
         if own is None:
             own = self.layer_targets if sparsity else dict.fromkeys(self.layer_targets, 0.0)
+        elif unknown := [name for name in own if name not in self.layer_targets]:
+            raise ConfigError(
+                f"own= has {', '.join(unknown)}, which no pattern of layers= matches: there are "
+                f"{', '.join(self.layer_targets) or 'none'}"
+            )
         before = self.sparsity
         if sparsity == 0 and not any(own.values()):
             masks = [torch.ones_like(t.weight, dtype=torch.bool) for t in self.targets]
@@ -183,6 +188,7 @@ class Pruner(BasePruner):
         separate = sum(t.parameter.numel() * own.get(t.name, 0.0) for t in self.targets)
         self.state.target = (sparsity * shared + separate) / self.total
         self.warn_of_thin_layers(self.densities)
+        self._warn_of_partial_units(sparsity)
         return self.record_event("prune" if self.sparsity >= before else "dense", before)
 
     @atomic
@@ -332,6 +338,15 @@ class Pruner(BasePruner):
             warn(
                 f"{share} of the weights are kept in {listed}: to keep more in every layer, write "
                 f"min_density=0.01, or {other}"
+            )
+
+    def _warn_of_partial_units(self, sparsity: float) -> None:
+        reached = self._shared_sparsity()
+        beyond = self.units(reached) - self.units(sparsity)
+        if self._unit > 1 and sparsity and beyond > len(self.targets):
+            warn(
+                f"sparsity {reached:.4g} instead of {sparsity:g}: of {self.config.granularity} "
+                "units to which regrow returned some weights, the others stay pruned too"
             )
 
     def hook(self, optimizer: Optimizer | Iterable[Optimizer]) -> Handle:

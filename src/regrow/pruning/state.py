@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer, Rprop
+from torch.optim import LBFGS, Optimizer, Rprop
 
 from regrow.distributed.parameters import Shards
 from regrow.distributed.shard import is_dtensor, local_tensor, reshard_fsdp, to_dtensor_like
@@ -18,7 +18,7 @@ from regrow.pruning.enforcer import MaskEnforcer, SoftMaskEnforcer
 from regrow.pruning.freezing import Freezer
 from regrow.pruning.removed_weights import MOMENT, RemovedWeights
 from regrow.pruning.transaction import atomic
-from regrow.utils.errors import StateError, check_patterns
+from regrow.utils.errors import ConfigError, StateError, check_patterns
 from regrow.utils.optimizers import is_per_weight
 
 KeepRemoved = bool | Literal["moments"]
@@ -210,6 +210,8 @@ class MaskState:
     def set_all(self, masks: Iterable[Tensor], optimizers: Iterable[Optimizer]) -> None:
         """Replace the masks of all targets, in their order, and enforce them."""
         optimizers = list(optimizers)
+        if self.keep_removed == "moments":
+            check_moments_stored(optimizers)
         for target, mask in zip(self.targets, masks, strict=True):
             self.set(target.name, mask, optimizers)
         self.enforce(optimizers)
@@ -346,6 +348,15 @@ class MaskState:
                     size = local_tensor(size)
                     kept = self.enforcer.mask(names[id(parameter)])
                     size.masked_fill_(kept.logical_and_(size == 0), float(group["lr"]))
+
+
+def check_moments_stored(optimizers: Iterable[Optimizer]) -> None:
+    """Raise `ConfigError` for an optimizer whose state does not belong to single weights."""
+    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        raise ConfigError(
+            "keep_removed='moments' cannot store the state of LBFGS, vectors over all parameters: "
+            "write keep_removed=True"
+        )
 
 
 def moments(parameter: Tensor, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:

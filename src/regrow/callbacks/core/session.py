@@ -22,7 +22,7 @@ from regrow.channels.cut.channel_cut import ChannelCut
 from regrow.pruning.base import BasePruner
 from regrow.pruning.config import PruningConfig, check_same_settings
 from regrow.pruning.pruner import Pruner
-from regrow.pruning.state import HistoryEntry, KeepRemoved
+from regrow.pruning.state import HistoryEntry, KeepRemoved, check_moments_stored
 from regrow.pruning.transaction import Transaction
 from regrow.schedules.base import Milestone, PruningPlan, Schedule, layer_sparsities
 from regrow.schedules.iterative import Exponential
@@ -274,6 +274,8 @@ class PruningSession(Generic[P]):
         `manual`: a raw optimizer may step without `on_gradients` and `prepare`; gradients are then
         masked in a hook of the optimizer.
         """
+        if self.strategy.keep_removed == "moments":
+            check_moments_stored(optimizers)
         self.clock, self.events, self.optimizers = clock, events, optimizers
         self.averages, self._manual = averages or Averages(), manual
         self._add_hooks()
