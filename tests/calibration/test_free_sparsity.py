@@ -147,6 +147,41 @@ def test_macs_of_a_convolution_count_with_its_positions():
     assert result.of == "macs"
 
 
+class Around(nn.Module):
+    """Runs a network in autocast, or with weights that it computes from those of the network."""
+
+    def __init__(self, net, scale=None):
+        super().__init__()
+        self.net, self.scale = net, scale
+
+    def forward(self, x):
+        if self.scale is None:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.net(x).float()
+        last = self.net[-1]
+        weights = {"weight": self.scale * last.weight, "bias": last.bias}
+        return torch.func.functional_call(last, weights, self.net[:-1](x))
+
+
+def test_macs_are_known_in_autocast(trained):
+    found = []
+    for net, of in ((Around(copy.deepcopy(trained)), "macs"), (trained, "params")):
+        found.append(
+            regrow.free_sparsity(
+                net, calibration(), 0.05, of=of, validation=validation(), resolution=0.2
+            )
+        )
+    macs, params = found
+    assert macs.removed == pytest.approx(macs.sparsity)  # each weight is used once
+    assert macs.removed == pytest.approx(params.removed, abs=0.2)
+
+
+def test_layers_with_unknown_macs_are_refused(trained):
+    net = Around(copy.deepcopy(trained), 2.0)
+    with pytest.raises(ConfigError, match=r"MACs of net\.4\.weight.*exclude=\['net\.4\.weight"):
+        regrow.free_sparsity(net, calibration(), of="macs", validation=validation())
+
+
 def test_an_own_cost_and_an_own_metric_decide(trained):
     def cost(name, sparsity):
         return 1.0 - sparsity if name == "2.weight" else 0.001

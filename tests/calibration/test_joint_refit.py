@@ -175,3 +175,24 @@ def test_weights_that_become_infinite_are_refused_and_restored(monkeypatch):
     with pytest.raises(StateError, match=r"not finite.*refit=True"):
         regrow.calibrate(dense, [torch.randn(64, 8)], 0.5, criterion="magnitude", refit="joint")
     assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
+
+
+def test_weights_in_channels_last_are_refitted_as_others():
+    torch.manual_seed(0)
+    dense, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 4, 3)), draw(16, 3, 8, 8)
+    found = {}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = copy.deepcopy(dense).to(memory_format=layout)
+        model, masks, data, layers = pruned(given, x)
+        start = error_of(model, given, x)
+        refit_jointly(model, given, layers, masks, data, steps=10)
+        assert error_of(model, given, x) < start
+        assert all(p.grad is None for p in model.parameters())
+        assert model[0].weight.is_contiguous(memory_format=layout)
+        found[layout] = [*model.parameters()]
+    for one, other in zip(*found.values(), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+    net = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    assert regrow.calibrate(net, [x], 0.5, refit="joint").sparsity == 0.5
+    masks = regrow.prune(net, 0.9)
+    assert "joint" in regrow.repair(net, dense, masks, [x], at_least=2.0).measures

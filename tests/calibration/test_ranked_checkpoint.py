@@ -103,3 +103,98 @@ def test_other_files_models_and_settings_are_refused(tmp_path):
         regrow.save_ranked(net, path, criterion="magnitud")
     with pytest.raises(ConfigError, match="distribution"):
         regrow.save_ranked(net, path, distribution="globl")
+
+
+def nested():
+    return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
+
+
+def linears(*names):
+    return nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("make", "exclude", "ranked"),
+    [
+        (nested, ["1"], ["0.weight"]),  # also the tail of another name
+        (lambda: linears("a[0]", "a0"), None, ["a[0].weight", "a0.weight"]),
+        (lambda: linears("a*", "ab"), ["ab"], ["a*.weight"]),
+    ],
+)
+def test_names_of_the_file_are_no_patterns(tmp_path, make, exclude, ranked):
+    path, direct, loaded = tmp_path / "ranked.ckpt", make(), make()
+    regrow.save_ranked(direct, path, exclude=exclude)
+    wanted = regrow.prune(direct, 0.5, exclude=exclude)
+    assert [*wanted] == ranked
+    assert equal(regrow.load_ranked(path, loaded, 0.5), wanted)
+    assert equal(loaded.state_dict(), direct.state_dict())
+    if isinstance(loaded, nn.Sequential):  # which can run
+        assert [*regrow.load_ranked(path, loaded, 0.5, data=[torch.randn(32, 4)])] == ranked
+
+
+def test_an_error_leaves_the_model_as_it_was(tmp_path):
+    path, model = tmp_path / "ranked.ckpt", network(1)
+    regrow.save_ranked(network(), path)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(StateError, match="finite"):
+        regrow.load_ranked(path, model, 0.5, data=[torch.full((8, 7), torch.nan)])
+    assert equal(model.state_dict(), before)
+    regrow.save_ranked(network(), path, min_density=0.6)
+    with pytest.raises(ConfigError, match="min_density"):
+        regrow.load_ranked(path, model, 0.9)
+    assert equal(model.state_dict(), before)
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    regrow.save_ranked(tied, path)
+    tied[1].weight = tied[0].weight
+    with pytest.raises(StateError, match=r"1\.weight"):
+        regrow.load_ranked(path, tied, 0.5)
+
+
+def test_layers_that_keep_almost_nothing_are_named(tmp_path):
+    path, net = tmp_path / "ranked.ckpt", nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    net[0].weight.data.mul_(1e-3)
+    regrow.save_ranked(net, path)
+    with pytest.warns(UserWarning, match=r"under 1 % .* in 0\.weight.*min_density"):
+        regrow.load_ranked(path, net, 0.6)
+
+
+class Counted(nn.Sequential):
+    """Has state that is no parameter."""
+
+    seen = 0
+
+    def get_extra_state(self):
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state):
+        self.seen = state["seen"]
+
+
+def test_a_model_with_state_of_its_own(tmp_path):
+    path, saved, loaded = tmp_path / "ranked.ckpt", Counted(*network()), Counted(*network(1))
+    saved.seen = 5
+    regrow.save_ranked(saved, path)
+    regrow.load_ranked(path, loaded, 0.5)
+    assert loaded.seen == 5
+    with pytest.raises(StateError, match="_extra_state"):
+        regrow.load_ranked(path, network(), 0.5)
+
+
+@pytest.mark.parametrize("layer", [False, True])
+@pytest.mark.parametrize("extra", [False, True])
+def test_the_file_of_a_compiled_model_is_that_of_the_plain_one(tmp_path, layer, extra):
+    def compiled(net):
+        if not layer:
+            return torch.compile(net, backend="eager")
+        net[0] = torch.compile(net[0], backend="eager")
+        return net
+
+    def make(seed=0):
+        return Counted(*network(seed)) if extra else network(seed)
+
+    path, direct = tmp_path / "ranked.ckpt", network()
+    wanted = regrow.prune(direct, 0.5)
+    for saved, loaded in ((compiled(make()), make(1)), (make(), compiled(make(1)))):
+        regrow.save_ranked(saved, path)
+        assert equal(regrow.load_ranked(path, loaded, 0.5), wanted)
+        assert all(map(torch.equal, loaded.parameters(), direct.parameters()))

@@ -2,13 +2,14 @@
 """A pruned network is repaired by the first means that suffices."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
 import regrow
-from regrow.utils.errors import ConfigError
+from regrow.utils.errors import ConfigError, StateError
 
 
 def draw(count=256, *shape, seed=0):
@@ -91,12 +92,64 @@ def test_the_best_remains_if_none_holds():
     assert all(torch.equal(v, states[1][n]) for n, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("first", [0.5, math.nan])
+def test_a_measure_that_is_nan_is_the_worst(first):
+    """A pruned network may predict no example of a class, whose precision is then 0 / 0."""
+    model, dense, masks = pruned(norm=False)
+    values, states = iter([first, 0.3, math.nan]), []
+
+    def measure(given):
+        states.append(copy.deepcopy(given.state_dict()))
+        return next(values)
+
+    result = regrow.repair(model, dense, masks, [draw(256, 8)], measure=measure)
+    best = 0 if first == 0.5 else 1
+    assert (result.rung, result.holds) == (RUNGS[::2][best], False)
+    assert all(torch.equal(v, states[best][n]) for n, v in model.state_dict().items())
+
+
+def test_a_measure_that_is_never_a_number_is_refused():
+    model, dense, masks = pruned()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(StateError, match="measure must return a number"):
+        regrow.repair(model, dense, masks, [draw(256, 8)], measure=lambda _: math.nan)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("loss", [0.1, 0.0])
+def test_a_measure_may_be_a_negative_loss(loss):
+    model, dense, masks = pruned()
+    values = iter([-0.5, -loss])
+    result = regrow.repair(
+        model, dense, masks, [draw(256, 8)], at_least=-loss, measure=lambda _: next(values)
+    )
+    assert (result.rung, result.holds) == ("batch_norm", True)
+
+
+def test_an_error_of_the_measure_leaves_the_pruned_network_as_it_was():
+    model, dense, masks = pruned()
+    before = copy.deepcopy(model.state_dict())
+    calls = []
+
+    def measure(_):
+        calls.append(1)
+        return 0.0 if len(calls) < 3 else float("none")
+
+    with pytest.raises(ValueError, match="none"):
+        regrow.repair(model, dense, masks, [draw(256, 8)], measure=measure)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+
+
 def test_invalid_settings_change_nothing():
     model, dense, masks = pruned()
     before = copy.deepcopy(model.state_dict())
     for given, message in (
         ({"at_least": "0.9"}, "is the text"),
         ({"samples": 0}, "samples must"),
+        ({"at_least": -0.1}, "at_least must be a number above 0"),
+        ({"at_least": math.nan, "measure": lambda _: 0.0}, "at_least must be a finite number"),
+        ({"at_least": True, "measure": lambda _: 0.0}, "at_least must be a finite number"),
+        ({"at_least": "-1", "measure": lambda _: 0.0}, "is the text"),
     ):
         with pytest.raises(ConfigError, match=message):
             regrow.repair(model, dense, masks, [draw(16, 8)], **given)

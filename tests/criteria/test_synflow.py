@@ -183,3 +183,70 @@ def test_scoring_continues_from_given_masks():
 def test_wrong_settings_raise(change, words):
     with pytest.raises(ConfigError, match=words):
         synflow(chain(2, 2), torch.ones(1, 2), **({"sparsity": 0.5} | change))
+
+
+def recurrent_flow(layers, steps):
+    """R of h_t = |W| x_t + |U| h_(t-1) for ones, summed over the outputs and the last state."""
+    inputs, last = [torch.ones(layers[0][0].shape[1], dtype=torch.float64)] * steps, []
+    for into, within in layers:
+        states = [torch.zeros(len(within), dtype=torch.float64)]
+        for x in inputs:
+            states.append(into @ x + within @ states[-1])
+        inputs = states[1:]
+        last.append(states[-1])
+    return torch.stack(inputs).sum() + torch.stack(last).sum()
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+def test_recurrent_layers_have_no_biases_and_no_activations(nonlinearity):
+    torch.manual_seed(0)
+    net = nn.RNN(3, 4, 2, nonlinearity=nonlinearity, batch_first=True)
+    scores = synflow(net, torch.zeros(2, 5, 3), 0.0, rounds=1)
+    weights = {name: p.detach().double().abs() for name, p in net.named_parameters()}
+    weights = {name: weights[name].requires_grad_() for name in scores}
+    pairs = [(weights[f"weight_ih_l{k}"], weights[f"weight_hh_l{k}"]) for k in (0, 1)]
+    recurrent_flow(pairs, 5).backward()
+    for name, score in scores.items():
+        torch.testing.assert_close(score, weights[name].grad * weights[name].detach())
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+def test_recurrent_cells_have_no_biases_and_no_activations(nonlinearity):
+    cell = nn.RNNCell(3, 4, nonlinearity=nonlinearity)
+    cell.weight_hh.data.fill_(2.0)
+    given = (torch.zeros(1, 3), torch.zeros(1, 4))  # both replaced by ones
+    scores = synflow(cell, given, 0.0, rounds=1)
+    assert torch.equal(scores["weight_hh"], torch.full((4, 4), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(scores["weight_ih"], cell.weight_ih.detach().double().abs())
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTMCell", "GRUCell", "MultiheadAttention"])
+def test_biases_of_all_layers_are_zero(kind):
+    """Their values make no difference."""
+
+    class Call(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            known = {} if kind.endswith("Cell") else {"batch_first": True}
+            if kind == "MultiheadAttention":
+                known["add_bias_kv"] = True
+            self.layer = getattr(nn, kind)(4, 2, **known)
+
+        def forward(self, x):
+            if kind == "MultiheadAttention":
+                return self.layer(x, x, x)
+            if not kind.endswith("Cell"):
+                return self.layer(x)
+            state = x[0, :, :2]
+            return self.layer(x[0], (state, state) if kind == "LSTMCell" else state)
+
+    found = []
+    for value in (0.0, 3.0):
+        net = Call()
+        for name, parameter in net.named_parameters():
+            if "bias" in name:
+                parameter.data.fill_(value)
+        found.append(synflow(net, torch.zeros(1, 5, 4), 0.0, rounds=1))
+    for name, score in found[0].items():
+        assert torch.equal(score, found[1][name])

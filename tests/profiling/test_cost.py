@@ -86,3 +86,12 @@ def test_latency_reports_quartiles_device_and_batch():
 def test_latency_with_one_repeat_raises():
     with pytest.raises(ConfigError, match="repeats must be a whole number of at least 2"):
         latency(nn.Linear(2, 2), torch.zeros(1, 2), repeats=1)
+
+
+def test_masked_macs_do_not_depend_on_autocast():
+    net, x = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)), torch.randn(4, 8)
+    masks = regrow.prune(net, 0.9)
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    assert cost(net, x, masks).macs == kept
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert cost(net, x, masks).macs == kept

@@ -240,3 +240,108 @@ def test_bilinear_layers_use_each_weight_once_a_row():
     layer = nn.Bilinear(3, 4, 5)
     given = (torch.zeros(2, 6, 3), torch.zeros(2, 6, 4))
     assert count_macs(layer, given) == (6 * 60, {"weight": 6.0})
+
+
+class Cast(nn.Module):
+    """Casts inside its forward, by autocast or by hand."""
+
+    def __init__(self, model, how):
+        super().__init__()
+        self.model, self.how = model, how
+
+    def forward(self, x):
+        if self.how == "autocast":
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.model(x)
+        weights = {name: p.to(torch.float64) for name, p in self.model.named_parameters()}
+        return torch.func.functional_call(self.model, weights, x.double())
+
+
+def projected_lstm():
+    return nn.LSTM(8, 8, 2, batch_first=True, proj_size=3, bidirectional=True)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("how", ["autocast", "to"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)), (4, 8)),
+        (lambda: nn.Sequential(nn.Conv1d(8, 4, 3), nn.ConvTranspose1d(4, 2, 2)), (4, 8, 9)),
+        (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (4, 5, 8)),
+        (lambda: nn.LSTM(8, 8, 2, batch_first=True), (4, 5, 8)),
+        (projected_lstm, (4, 5, 8)),
+        (lambda: nn.GRU(8, 8, batch_first=True), (4, 5, 8)),
+        (Twice, (4, 6)),
+    ],
+)
+def test_casts_of_weights_are_these_weights(make, shape, how, mode):
+    model, x = make().eval(), torch.zeros(shape)
+    plain = count_macs(model, x)
+    with mode():
+        cast = count_macs(Cast(model, how), x)
+    assert cast == (plain.macs, {f"model.{name}": n for name, n in plain.positions.items()})
+
+
+def test_counting_inside_autocast_leaves_its_cache_alone():
+    """Copies that it keeps are unknown, and those of a pass without gradients are of no use."""
+    model, x = nn.Linear(8, 3), torch.zeros(4, 8)
+    for first in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if first:
+                model(x)
+            assert count_macs(model, x) == (24, {"weight": 1.0})
+            assert torch.is_autocast_cache_enabled()
+            assert model(x).requires_grad
+
+
+def test_copies_of_a_part_of_a_weight_are_of_this_weight():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both, self.wide = nn.Parameter(torch.zeros(6, 8)), nn.Linear(3, 2)
+
+        def forward(self, x):
+            one, other = self.both.t().contiguous().chunk(2, 1)
+            return self.wide(x.half() @ one.half() + x.half() @ other.clone().half())
+
+    model = Parts().half()
+    assert count_macs(model, torch.zeros(4, 8)) == (54, {"both": 1.0, "wide.weight": 1.0})
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize("shape", [(4, 8), (4, 5, 8)])
+def test_products_with_a_vector_are_those_with_a_matrix_of_one_column(shape, cast, mode):
+    class Attend(nn.Module):
+        def __init__(self, query):
+            super().__init__()
+            self.keys, self.query = nn.Linear(8, 16), nn.Parameter(query)
+
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+                return self.keys(x) @ self.query
+
+    rows = 1 if len(shape) == 2 else 5
+    for query in (torch.zeros(16), torch.zeros(16, 1)):
+        with mode():
+            work = count_macs(Attend(query), torch.zeros(shape))
+        assert work == (rows * (8 * 16 + 16), {"keys.weight": rows, "query": rows})
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_products_of_vectors_by_hand(mode):
+    class Vectors(nn.Module):
+        def __init__(self, product):
+            super().__init__()
+            self.weight, self.product = nn.Parameter(torch.zeros(8)), product
+
+        def forward(self, x):
+            return self.product(x, self.weight)
+
+    with mode():
+        for product in (torch.dot, torch.vdot, torch.matmul):
+            work = count_macs(Vectors(lambda x, w, f=product: f(x[0], w)), torch.zeros(1, 8))
+            assert work == (8, {"weight": 1})
+        work = count_macs(Vectors(lambda x, w: torch.addmv(x[:, 0], x, w)), torch.zeros(4, 8))
+        assert work == (8, {"weight": 1})

@@ -28,7 +28,7 @@ from regrow.criteria.precomputed import Scores
 from regrow.masks.distributions import erk_densities
 from regrow.masks.granularity import NofM, make_granularity
 from regrow.masks.masks import Masks
-from regrow.masks.targets import select_targets
+from regrow.masks.targets import Target, select_targets
 from regrow.pruning.functional import prune
 from regrow.utils.batches import Batches, batch_size, batches_of, taken_arguments
 from regrow.utils.errors import (
@@ -286,15 +286,18 @@ def calibrated_layers(
     Raises:
         ConfigError: If a selected weight belongs to another kind of layer.
     """
-    known = {layer.name: layer for layer in find_rows(model)}
-    targets = select_targets(model, include, exclude).targets
-    other = [target.name for target in targets if target.name not in known]
-    if other:
+    return layers_of(model, select_targets(model, include, exclude).targets)
+
+
+def layers_of(model: nn.Module, targets: Iterable[Target]) -> list[LayerRows]:
+    """Return the layers of some targets; see `calibrated_layers`."""
+    known, names = {layer.name: layer for layer in find_rows(model)}, [t.name for t in targets]
+    if other := [name for name in names if name not in known]:
         raise ConfigError(
             f"{other[0]} is no weight that calibration knows, of one Linear layer, convolution, "
             f"recurrent layer or nn.MultiheadAttention, not shared: write exclude={other}"
         )
-    return [known[target.name] for target in targets]
+    return [known[name] for name in names]
 
 
 def score_layers(

@@ -372,6 +372,11 @@ def _layer_cost(
         return measure_layers(model, layers, batch)
     sizes = {layer.name: layer.weight.numel() for layer in layers}
     uses = positions(model, batch) if of == "macs" else dict.fromkeys(sizes, 1.0)
+    if unknown := [name for name in sizes if name not in uses]:
+        raise ConfigError(
+            f"the MACs of {', '.join(unknown)} are unknown, since the forward pass multiplies by "
+            f"values that it computes from them: write of='params', or exclude={unknown}"
+        )
     return lambda name, sparsity: uses[name] * (sizes[name] - round(sparsity * sizes[name]))
 
 

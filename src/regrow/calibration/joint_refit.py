@@ -136,7 +136,7 @@ def _minimise(pair: _Pair, kept: Mapping[Tensor, Tensor | None], steps: int) -> 
     def closure() -> Tensor:
         error, gradients = pair.differentiate([*kept])
         for (parameter, mask), gradient in zip(kept.items(), gradients, strict=True):
-            parameter.grad = gradient.to(parameter)
+            parameter.grad = gradient.to(parameter).contiguous()  # L-BFGS takes flat views
             if mask is not None:
                 parameter.grad.masked_fill_(~mask, 0.0)
         errors.append(float(error))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from regrow.calibration.calibrate import (
     calibrated_layers,
     inputs_of,
     layer_sparsities,
+    layers_of,
     refit_layers,
     score_layers,
 )
@@ -26,12 +27,14 @@ from regrow.io.checkpoints import read_checkpoint
 from regrow.io.files import write_atomic
 from regrow.masks.distributions import lamp_scores
 from regrow.masks.masks import Masks
-from regrow.masks.targets import select_targets
+from regrow.masks.targets import Target, select_targets, selection_by_name
+from regrow.pruning.compute_masks import choose_masks
 from regrow.pruning.config import PruningConfig
-from regrow.pruning.functional import prune
 from regrow.utils.batches import Batches
 from regrow.utils.bits import pack_bits, unpack_bits
 from regrow.utils.errors import ConfigError, StateError, check_damping, check_sparsity
+from regrow.utils.logging import warn
+from regrow.utils.names import accept_compile_prefix, strip_compile_prefix
 
 KEY = "regrow_ranks"  # key of the ranks in a checkpoint
 
@@ -110,7 +113,7 @@ def load_ranked(
 
     Args:
         path: The file.
-        model: A model of the same shapes; its weights are replaced.
+        model: A model of the same shapes, compiled or not; its weights are replaced.
         sparsity: Fraction of the ranked weights to prune, in [0, 1).
         data: Batches of inputs with which kept weights are refitted, as by `regrow.calibrate`;
             None: they are the dense ones.
@@ -121,8 +124,9 @@ def load_ranked(
         The masks; pass them to `regrow.enforce` to train further.
 
     Raises:
-        ConfigError: For a sparsity out of range.
-        StateError: If the file holds no ranks, or is of another model, which is then unchanged.
+        ConfigError: For a sparsity out of range, and data that do not fit.
+        StateError: If the file holds no ranks, or is of another model. After an error the model is
+            as it was given.
 
     Example: see `save_ranked`.
     """
@@ -131,27 +135,53 @@ def load_ranked(
     if KEY not in content:
         raise StateError(f"{path} holds no ranks: write it by regrow.save_ranked(model, path)")
     state, saved = content["state_dict"], content[KEY]
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in state.items()}
-    if wrong := [name for name in {**own, **given} if own.get(name) != given.get(name)]:
+    own, given = _shapes(model.state_dict()), _shapes(state)
+    if wrong := [name for name in {**own, **given} if own.get(name, 0) != given.get(name, 0)]:
         raise StateError(f"{path} is of another model: {', '.join(wrong[:5])} differ")
-    model.load_state_dict(state)
-    dense = None if data is None else copy.deepcopy(model)
-    names = [*saved["shapes"]]
-    masks = prune(
-        model,
-        sparsity,
-        criterion=Scores({name: _rank(saved, name) for name in names}),
-        distribution=saved["distribution"],
-        include=names,
-        min_density=saved["min_density"],
-    )
-    if data is not None and dense is not None:
-        used = Data(inputs_of(model, data, samples))
-        layers = order_layers(
-            model, calibrated_layers(model, names, None), used.batches[:1], all_run=True
+    targets = selection_by_name(model, saved["shapes"]).targets
+    if tied := [*{*saved["shapes"]} - {target.name for target in targets}]:
+        raise StateError(
+            f"{path} is of another model: {', '.join(tied[:5])} is the weight of another layer too"
         )
-        refit_layers(model, dense, layers, masks, used, damping)
+    before = copy.deepcopy(model.state_dict())
+    try:
+        with accept_compile_prefix(model):
+            model.load_state_dict(state)
+        dense = None if data is None else copy.deepcopy(model)
+        masks = _prune(targets, saved, sparsity)
+        if data is not None and dense is not None:
+            used = Data(inputs_of(model, data, samples))
+            layers = layers_of(model, targets)
+            layers = order_layers(model, layers, used.batches[:1], all_run=True)
+            refit_layers(model, dense, layers, masks, used, damping)
+    except BaseException:
+        model.load_state_dict(before)
+        raise
+    return masks
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, torch.Size | None]:
+    """Return the shape of each entry of a `state_dict`; None for what a module adds by itself."""
+    return {
+        strip_compile_prefix(name): None if name.endswith("_extra_state") else value.shape
+        for name, value in state.items()
+    }
+
+
+def _prune(targets: Sequence[Target], saved: Mapping[str, Any], sparsity: float) -> Masks:
+    """Prune by saved ranks; by exact names, which patterns of `regrow.prune` are not."""
+    scores = Scores({target.name: _rank(saved, target.name) for target in targets})
+    config = PruningConfig(scores, saved["distribution"], min_density=saved["min_density"])
+    chosen = choose_masks(config.validated(), targets, [None] * len(targets), sparsity, {}, 0)
+    masks = Masks({target.name: mask for target, mask in zip(targets, chosen, strict=True)})
+    for target in targets:
+        target.weight.masked_fill_(~masks[target.name], 0.0)
+    thin = [name for name in masks if masks.density(name) < 0.01]
+    if thin and saved["distribution"] != "uniform":
+        warn(
+            f"under 1 % of the weights are kept in {', '.join(thin)}: to keep more in every layer, "
+            "write save_ranked(..., min_density=0.01), or distribution='erk'"
+        )
     return masks
 
 

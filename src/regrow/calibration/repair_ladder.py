@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -19,7 +21,14 @@ from regrow.calibration.joint_refit import NoGradientError, refit_jointly
 from regrow.calibration.moments import Data, find_transforming, order_layers
 from regrow.calibration.sequence_rows import find_rows
 from regrow.utils.batches import Batches, bound_forward
-from regrow.utils.errors import check_count, check_damping, check_positive
+from regrow.utils.errors import (
+    ConfigError,
+    StateError,
+    check_count,
+    check_damping,
+    check_not_text,
+    check_positive,
+)
 from regrow.utils.modes import eval_mode
 
 Measure = Callable[[nn.Module], float]
@@ -66,9 +75,10 @@ def repair(
         masks: Bool masks by parameter name, such as those of `regrow.prune`. Weights that several
             layers share, or that a layer transforms before it uses them, are not refitted.
         data: Unlabelled batches; see `regrow.calibrate`.
-        at_least: What the measure must reach.
-        measure: Returns a number for a model, higher is better, such as its validation accuracy.
-            None: the share of the examples for which its largest logit (dim 1) is the dense one's.
+        at_least: What the measure must reach: a share above 0, or with `measure` any number.
+        measure: Returns a number for a model, higher is better, such as its validation accuracy;
+            NaN, as of a network that predicts one class only, is lower than all numbers. None: the
+            share of the examples for which its largest logit (dim 1) is the dense one's.
         train: Trains a model, and keeps its masks; None: there is no training.
         samples: Number of examples to use, rounded up to whole batches.
         damping: Ridge term of the refit, as a fraction of the mean squared input.
@@ -77,8 +87,8 @@ def repair(
         What was done, and the measures.
 
     Raises:
-        ConfigError, StateError: For invalid settings, and inputs that are not finite; the model is
-            then as it was given.
+        ConfigError, StateError: For invalid settings, inputs that are not finite, and a measure
+            that is always NaN. After any error the model is as it was given.
 
     Example:
         >>> import copy, regrow
@@ -89,7 +99,10 @@ def repair(
     """
     used = Data(inputs_of(model, data, check_count("samples", samples)))
     judge = agreement_with(dense, used) if measure is None else measure
-    at_least = check_positive("at_least", at_least, "0.99")
+    if measure is None:
+        at_least = check_positive("at_least", at_least, "0.99")
+    else:
+        at_least = _check_at_least(at_least)
     return climb(model, dense, masks, used, judge, at_least, train, check_damping(damping))
 
 
@@ -112,18 +125,37 @@ def climb(
             model.load_state_dict(pruned)
         try:
             act()
+            measures[rung] = float(measure(model))
         except NoGradientError:
             continue  # the next repair may suffice
         except BaseException:
             model.load_state_dict(pruned)
             raise
-        measures[rung] = measure(model)
         if measures[rung] >= at_least:
             return Repair(rung, True, measures)
-        if rung == max(measures, key=measures.__getitem__):  # of equal ones, the cheapest
+        if rung == _best(measures):
             best = _copy_state(model)
     model.load_state_dict(best)
-    return Repair(max(measures, key=measures.__getitem__), False, measures)
+    if all(math.isnan(value) for value in measures.values()):
+        raise StateError(
+            f"measure must return a number, higher is better, got nan after {', '.join(measures)}"
+        )
+    return Repair(_best(measures), False, measures)
+
+
+def _best(measures: Mapping[str, float]) -> str:
+    """Return the repair with the highest measure, of equal ones the cheapest; NaN is the lowest."""
+    return max(measures, key=lambda rung: (not math.isnan(measures[rung]), measures[rung]))
+
+
+def _check_at_least(given: object) -> float:
+    """Return what a measure must reach, of any sign, such as that of a negative loss."""
+    check_not_text("at_least", given)
+    if isinstance(given, bool) or not isinstance(given, Real) or not math.isfinite(given):
+        raise ConfigError(
+            f"at_least must be a finite number, which measure has to reach, got {given!r}"
+        )
+    return float(given)
 
 
 def _rungs(

@@ -37,6 +37,12 @@ _IDENTITIES = {
     if (function := getattr(place, name, None)) is not None
 }
 
+# What flows is at least 0, where ReLU is the identity.
+_WITHOUT_TANH: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.rnn_tanh: torch.rnn_relu,
+    torch.rnn_tanh_cell: torch.rnn_relu_cell,
+}
+
 
 def synflow(
     model: nn.Module,
@@ -53,6 +59,9 @@ def synflow(
     The linear network has weights |w|, zero biases, and no activations and norms. Round k of n
     prunes a copy, in double precision, to density (1 - sparsity)^(k / n) over all layers together
     and scores again; pruning by the returned scores is the last round. No data is used.
+    Not linear are only the gates of LSTM and GRU layers and cells, and the softmax within
+    `nn.MultiheadAttention` and `scaled_dot_product_attention`: where all tokens are equal, as those
+    of ones are, nothing flows through its queries and keys, which are pruned first.
 
     Args:
         model: The model; not changed.
@@ -84,10 +93,7 @@ def synflow(
     names = [target.name for target in unsharded_targets(model, include, exclude)]
     linear = _linear_copy(model)
     targets = select_targets(linear, include, exclude).targets
-    masks = {target.name: torch.ones_like(target.weight, dtype=torch.bool) for target in targets}
-    if kept is not None:
-        masks = {name: local_tensor(kept[name]).to(mask.device) for name, mask in masks.items()}
-        _zero_pruned(targets, masks)
+    masks = _first_masks(targets, kept)
     total, start = sum(mask.numel() for mask in masks.values()), 1 - _pruned_share(masks)
     for done in range(1, rounds):
         density = start * ((1 - sparsity) / start) ** (done / rounds)
@@ -98,6 +104,15 @@ def synflow(
         _zero_pruned(targets, masks)
     scores = _flow_scores(linear, targets, example_input, pruned=rounds > 1)
     return Scores({name: scores[name].masked_fill(~masks[name], -1.0) for name in names})
+
+
+def _first_masks(targets: Sequence[Target], kept: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return the masks of earlier pruning, with pruned weights zero; without, those of nothing."""
+    masks = {target.name: torch.ones_like(target.weight, dtype=torch.bool) for target in targets}
+    if kept is not None:
+        masks = {name: local_tensor(kept[name]).to(mask.device) for name, mask in masks.items()}
+        _zero_pruned(targets, masks)
+    return masks
 
 
 def _pruned_share(masks: Mapping[str, Tensor]) -> float:
@@ -117,7 +132,9 @@ def _linear_copy(model: nn.Module) -> nn.Module:
     if first.device.type == "mps":  # it has no double precision
         linear = linear.cpu()
     for name, parameter in linear.named_parameters():
-        parameter.data = parameter.data.zero_() if name.endswith("bias") else parameter.data.abs()
+        last = name.rpartition(".")[2]  # "bias", "in_proj_bias", "bias_ih_l0", "bias_k"
+        is_bias = last.startswith("bias") or last.endswith("bias")
+        parameter.data = parameter.data.zero_() if is_bias else parameter.data.abs()
         parameter.requires_grad_(True)
     return linear
 
@@ -183,4 +200,4 @@ class _IdentityMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _IDENTITIES:
             return args[0] if args else kwargs["input"]
-        return func(*args, **kwargs)
+        return _WITHOUT_TANH.get(func, func)(*args, **kwargs)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Count multiply-accumulates (MACs) of one forward pass, for one example.
 
-Matrix products and convolutions count, attention included.
+Products of matrices and vectors and convolutions count, attention included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,16 @@ _FACTORS = {
     _ATEN.addmm: slice(1, 3),
     _ATEN.baddbmm: slice(1, 3),
     _ATEN.convolution: slice(0, 2),
+    _ATEN.mv: slice(0, 2),
+    _ATEN.addmv: slice(1, 3),
+    _ATEN.dot: slice(0, 2),
+    _ATEN.vdot: slice(0, 2),
 }
+# Those with a vector, which torch does not count; each element of the first factor is used once.
+_WITH_VECTOR = (_ATEN.mv, _ATEN.addmv, _ATEN.dot, _ATEN.vdot)
+# Operations that only copy values, as autocast does: the position of what is copied. cuDNN's
+# weights are copied into one storage.
+_COPIES = {_ATEN._to_copy: 0, _ATEN.clone: 0, _ATEN.copy_: 1}
 # Operations that use each weight once at each position of the output: the argument with the
 # weights, and the output's dimension of features.
 _LAYERS = {
@@ -71,6 +81,7 @@ def count_macs(model: nn.Module, example_input: Any) -> Work:
         torch.compiler.set_stance("force_eager"),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),  # attention as separate products
+        _no_autocast_cache(),
         counter,
     ):
         run()
@@ -82,18 +93,37 @@ def count_macs(model: nn.Module, example_input: Any) -> Work:
     return Work(counter.macs / batch, used)
 
 
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Let autocast neither use copies of weights that were made before, nor keep those made now."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+class _Part(NamedTuple):
+    """Consecutive elements of a storage that are a weight, a part of it, or a copy of them."""
+
+    start: int
+    stop: int
+    weight: Tensor
+
+
 class _Counter(TorchDispatchMode):
     """Adds up the MACs of all products, and of those in which each weight is a factor.
 
     Weights are identified by their place in memory, which also covers views of them, as in
-    attention. cuDNN keeps all weights of a recurrent layer in one storage.
+    attention, and so are copies. cuDNN keeps all weights of a recurrent layer in one storage.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._weights: dict[torch.UntypedStorage, list[Tensor]] = {}
+        self._parts: dict[torch.UntypedStorage, list[_Part]] = {}
         for weight in weights:
-            self._weights.setdefault(weight.untyped_storage(), []).append(weight)
+            self._add_part(weight, weight)
         self.macs = 0.0
         self.of: dict[Tensor, float] = {}
 
@@ -107,7 +137,9 @@ class _Counter(TorchDispatchMode):
             first = tree_leaves(out)[0]
             self._add_layer(tree_leaves(args[given]), first.numel() / first.shape[features])
             return out
-        if packet not in flop_registry:
+        if packet in _COPIES:
+            return self._follow(func(*args, **kwargs), args[_COPIES[packet]])
+        if packet not in flop_registry and packet not in _WITH_VECTOR:
             if isinstance(func, torch._ops.OpOverload):
                 with self:  # in inference mode a linear layer is one operation
                     out = func.decompose(*args, **kwargs)
@@ -115,21 +147,36 @@ class _Counter(TorchDispatchMode):
                     return out
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
-        macs = flop_registry[packet](*args, **kwargs, out_val=out) / 2
+        factors = args[_FACTORS.get(packet, slice(0))]
+        if packet in _WITH_VECTOR:
+            macs = float(factors[0].numel())
+        else:
+            macs = flop_registry[packet](*args, **kwargs, out_val=out) / 2
         self.macs += macs
-        for factor in args[_FACTORS.get(packet, slice(0))]:
+        for factor in factors:
             for weight in self._weights_in(factor):
                 self.of[weight] = self.of.get(weight, 0.0) + macs
         return out
 
     def _weights_in(self, factor: Tensor) -> list[Tensor]:
-        """Return the weight that a tensor is a view of, if any."""
-        start = factor.storage_offset()
-        return [
-            weight
-            for weight in self._weights.get(factor.untyped_storage(), ())
-            if 0 <= start - weight.storage_offset() < weight.numel()
-        ]
+        """Return the weight that a tensor is a view or a copy of, if any."""
+        if factor.layout is not torch.strided:  # no storage
+            return []
+        parts = self._parts.get(factor.untyped_storage(), ())
+        return [p.weight for p in parts if p.start <= factor.storage_offset() < p.stop]
+
+    def _add_part(self, tensor: Tensor, weight: Tensor) -> None:
+        """Note that a tensor has values of a weight."""
+        start = int(tensor.storage_offset())
+        part = _Part(start, start + tensor.numel(), weight)
+        self._parts.setdefault(tensor.untyped_storage(), []).append(part)
+
+    def _follow(self, copied: Tensor, given: Tensor) -> Tensor:
+        """Note that a copy is the weight that it was made of, and return it."""
+        if not self._weights_in(copied):
+            for weight in self._weights_in(given):
+                self._add_part(copied, weight)
+        return copied
 
     def _add_layer(self, given: Iterable[Tensor], positions: float) -> None:
         """Add the work of an operation that uses each matrix once at each position."""
