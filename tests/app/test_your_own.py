@@ -143,6 +143,86 @@ def test_the_monitored_one_of_several_validation_loaders_is_compared_with_the_te
     assert result["accuracy_drop"] == result["pruned"]["mse"] - result["dense"]["mse"]
 
 
+ODD = """
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+import my_data
+import my_module
+
+
+class NotANumber(my_module.Regression):
+    def test_step(self, batch, batch_idx):
+        super().test_step(batch, batch_idx)
+        self.log("test_recall", torch.tensor(float("nan")))
+
+
+class Forces(my_module.Regression):
+    def loss(self, batch):
+        with torch.enable_grad():
+            points = batch[0].clone().requires_grad_()
+            torch.autograd.grad(self(points).sum(), points)
+        return super().loss(batch)
+
+
+class Late(my_module.Regression):
+    def __init__(self, lr=0.01):
+        pl.LightningModule.__init__(self)
+        self.save_hyperparameters({"lr": lr})
+        self.net = None
+
+    def configure_model(self):
+        if self.net is None:
+            self.net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        points = my_data.Points(300)
+        yield from (points[i] for i in range(300))
+
+
+class Streamed(my_module.PointsData):
+    def train_dataloader(self):
+        return DataLoader(Stream(), 32)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("NotANumber", []),
+        ("Forces", ["+trainer.inference_mode=false"]),
+        ("Late", []),
+        (
+            "Regression",
+            [
+                *("data._target_=my_odd.Streamed", "trainer.max_epochs=-1"),
+                *("+trainer.max_steps=20", "pruning.every=5it"),
+            ],
+        ),
+    ],
+)
+def test_unusual_modules_and_data(folder, name, more):
+    (folder / "my_odd.py").write_text(ODD + "\nRegression = my_module.Regression\n")
+    words = [
+        word.replace("my_module.Regression", f"my_odd.{name}")
+        for word in command("my_module.Regression")
+    ]
+    given = {word.lstrip("+").partition("=")[0] for word in more}
+    words = [word for word in words if word.partition("=")[0] not in given]
+    usual = ("trainer.max_epochs=2", "pruning.every=0.1")
+    usual = [word for word in usual if word.partition("=")[0] not in given]
+    assert main([*words, *more, *usual, *QUICK]) == 0
+    [file] = [f for f in Path("outputs").rglob("result.json") if "controls" not in f.parts]
+    result = json.loads(file.read_text())
+    assert result["sparsity"] == pytest.approx(0.9, abs=0.02)
+    if name == "NotANumber":
+        assert result["pruned"]["recall"] is None
+
+
 DICTS = """
 import torch
 from torch.utils.data import DataLoader, default_collate
@@ -219,6 +299,8 @@ def test_own_recipe_is_a_file(folder):
         ),
         (["model.depth=3"], "model could not be created .*unexpected keyword argument 'depth'"),
         (["data._target_=my_data.Points", "data.count=9"], "write data=datasets"),
+        (["+trainer.callbacks=[]"], r"trainer\.callbacks has no effect: write \+callbacks"),
+        (["+trainer.check_val_every_n_epoch=3", "trainer.max_epochs=5"], r"max_epochs=6"),
         (["data.width=3"], "data could not be created .*unexpected keyword argument 'width'"),
         (["model._target_=my_module.Nothing"], "Nothing"),
     ],
@@ -242,6 +324,31 @@ def test_a_target_inherits_nothing_from_options_and_recipes(folder, capsys):
     assert cfg["trainer"]["max_epochs"] > 100  # of the recipe
     main(["train", "model=digits_cnn", "model._target_=my_model.Net", "--cfg", "job"])
     assert {*yaml.safe_load(capsys.readouterr().out)["model"]} > {"_target_", "width"}
+
+
+def test_the_files_of_packages_and_methods_are_part_of_the_settings(folder):
+    (folder / "net").mkdir()
+    (folder / "net" / "__init__.py").write_text("from my_model import Net\n")
+    (folder / "my_points.py").write_text(
+        "import my_data\n\n\nclass Points(my_data.Points):\n"
+        "    @classmethod\n    def make(cls, count):\n        return cls(count)\n"
+    )
+    words = [word for word in command("data.train.noise") if "model" not in word]
+    words = [word for word in words if "noise" not in word and "data.train" not in word]
+    more = ["data.train._target_=my_points.Points.make", "data.train.count=600"]
+    model = ["model._target_=net.Net", "model.inputs=2", "model.classes=3"]
+    result = run(*words, *more, *model)
+    assert {*result["settings"]["code"]} == {"net/__init__.py", "my_points.py", "my_data.py"}
+
+
+def test_a_sweep_of_an_own_model_may_begin_with_its_option(folder):
+    words = ["-m", "recipe=digits/gmp", "model._target_=my_model.Net", "seed=0,1"]
+    assert main(["train", *words, "trainer.max_epochs=1", "pruning.every=0.25", *QUICK]) in (
+        0,
+        None,
+    )
+    results = [f for f in Path("outputs").rglob("result.json") if "controls" not in f.parts]
+    assert len(results) == 2
 
 
 def test_an_edited_file_is_another_run(folder):

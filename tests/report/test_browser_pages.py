@@ -43,6 +43,24 @@ def test_tasks_are_shown_one_at_a_time(opened):
     assert "Different data or models" in page.find("#warnings")[0].text
 
 
+@pytest.mark.parametrize(
+    ("splits", "title"),
+    [
+        (("test", "test"), "Test accuracy (top-1), %"),
+        (("val", "val"), "Validation accuracy (top-1), %"),
+        (("test", "val"), "Accuracy (top-1), %"),
+    ],
+)
+def test_vertical_axis_names_the_split(opened, splits, title):
+    page = opened(*(result(seed=seed, split=split) for seed, split in enumerate(splits)))
+    label = "return document.querySelector('#plot .ytitle').textContent"
+    assert page.js(label) == title
+    page.click("#measures [data-name=accuracy_drop]")
+    page.until(lambda: page.js(label) == "Change against the dense baseline, points")
+    once = page.find("#constant")[0].text
+    assert (f"Measured on {splits[0]}" in once) == (len({*splits}) == 1)
+
+
 def test_warnings_are_collapsed_above_the_plot_with_their_number(opened):
     page = opened(result(), result("imp", epochs=30))
     (warnings,) = page.find("#warnings")

@@ -2,7 +2,9 @@
 """Each warning appears if and only if it applies."""
 
 import pytest
-from fake_results import dense_result, result, task
+from fake_results import dense_result, result, runs, task
+
+from regrow.report.tasks import cross_task_advice, make_tasks
 
 FILE = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -113,3 +115,14 @@ def test_selection_on_the_test_set_is_reported(setting, warned):
 )
 def test_different_measurements_are_reported(title, change, found):
     assert found in both(**change)[title].findings[0]
+
+
+@pytest.mark.parametrize("setting", [{}, {"data": {"test": None}}])  # of one task, of two
+def test_measurements_on_both_splits_are_reported(setting):
+    validated = result("imp", setting=setting, split="val")
+    advice = cross_task_advice(make_tasks(runs(result(), validated)))
+    [found] = [one for one in advice if one.title == "Measured on different sets"]
+    assert found.findings[0].endswith("which also chose the checkpoint: imp.")
+    for same in ((result(), result("imp")), (result(split="val"), validated)):
+        titles = [one.title for one in cross_task_advice(make_tasks(runs(*same)))]
+        assert "Measured on different sets" not in titles

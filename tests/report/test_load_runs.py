@@ -82,3 +82,11 @@ def test_another_fraction_takes_the_place_of_the_accuracy(tmp_path):
 def test_metrics_that_are_no_fractions_are_not_shown_as_such(tmp_path, mode, value):
     with pytest.raises(DataError, match="has the metric mse, the report compares fractions"):
         read_run(write(tmp_path, with_metric("mse", mode, value)))
+
+
+@pytest.mark.parametrize("value", [86.67, -0.1])
+def test_an_accuracy_that_is_no_fraction_is_not_shown_as_such(tmp_path, value):
+    with pytest.raises(DataError, match="has the metric accuracy, the report compares fractions"):
+        read_run(write(tmp_path, result(accuracy=value)))
+    with pytest.raises(DataError, match="has the metric accuracy, the report compares fractions"):
+        read_run(write(tmp_path, dense_result(accuracy=value)))

@@ -58,6 +58,7 @@ def test_row_of_a_run_has_every_column():
         "torch": "2.13.0",
         "final": "yes",
         "folder": "job0",
+        "split": "test",
     }.items():
         assert row[name] == value, name
 
@@ -80,6 +81,11 @@ def test_levels_come_first_and_the_final_network_last():
     assert half["theoretical_speedup"] is half["speed"] is half["speedup_low"] is None
     assert dense["params"] == 1000
     assert final["val_accuracy"] == 0.93
+
+
+def test_split_of_the_measurements_is_in_every_row():
+    found = rows(result(levels=LEVELS, split="val")) + rows(dense_result() | {"split": "val"})
+    assert [row["split"] for row in found] == ["val"] * 4
 
 
 def test_channel_levels_have_no_parameter_count():

@@ -96,6 +96,26 @@ def test_warnings_are_counted_and_shown(tmp_path):
     assert "No unfair comparison was found" in text
 
 
+@pytest.mark.parametrize(
+    ("splits", "axis", "said"),
+    [
+        (["test"], "Test accuracy", "All accuracies here are test accuracies"),
+        (["val"], "Validation accuracy", "All accuracies here are validation accuracies"),
+        (["test", "val"], "Accuracy", 'The column "Measured on" says'),
+    ],
+)
+def test_page_names_the_split_that_was_measured(tmp_path, splits, axis, said):
+    for seed, split in enumerate(splits):
+        write(tmp_path / str(seed), result(seed=seed, split=split))
+    write_report(tmp_path)
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    assert f"the mean {axis.lower()} over its seeds" in page
+    assert said in page
+    assert data_of(tmp_path)["measured"] == axis
+    assert [row["split"] for row in lines(tmp_path)] == splits
+    assert ("Measured on different sets" in page) == (len(splits) > 1)
+
+
 def test_means_can_be_copied_as_markdown_and_latex(tmp_path):
     for seed in range(3):
         content = result("a_b", seed=seed, accuracy=0.9 + seed / 100)

@@ -248,6 +248,18 @@ def _check_monitors(runs: NamedRuns) -> Iterator[Advice]:
         )
 
 
+def find_mixed_splits(runs: NamedRuns) -> Iterator[Advice]:
+    """Find runs that were measured on the validation set, beside others on the test set."""
+    names = names_by_value((name, run.split) for name, run in runs)
+    if len(names) > 1:
+        validated = join_limited(names["val"], 8)
+        yield Advice(
+            "Measured on different sets",
+            (f"Measured on the validation set, which also chose the checkpoint: {validated}.",),
+            "Give these runs a test set, or do not compare their accuracies with the others.",
+        )
+
+
 def _training_settings(run: Run) -> dict[str, Any]:
     data = {k: v for k, v in (run.setting("data") or {}).items() if k in SERVING}
     parts = {name: run.setting(name) for name in ("optimizer", "scheduler", "trainer")}

@@ -81,6 +81,11 @@ class Run:
         network = self.result.get("pruned")
         return None if network is None else dict(network)
 
+    @property
+    def split(self) -> str:
+        """What the networks were measured on: "test", or "val" where there is no test set."""
+        return str(self.result.get("split", "test"))
+
     def fit_setting(self, path: str) -> Any:
         """Return a setting of the fit with pruning, such as "optimizer.lr" or "data.batch_size".
 
@@ -120,26 +125,36 @@ def read_run(folder: Path, name: str = "") -> Run:
     for items, types in _ITEM_FIELDS.items():
         for item in result[items]:
             _check(item, types, f"{items}.")
+    _check_fractions(result, metric)
     return Run(folder, result, name)
 
 
 def _show_as_accuracy(result: dict[str, Any], metric: str) -> None:
     """Copy another metric of a result, such as an F1 score, to the fields of the accuracy."""
-    blocks = (result.get("dense"), result.get("pruned"))
-    networks = [block for block in blocks if isinstance(block, dict)]
-    for network in networks:
+    for network in _networks(result):
         network["accuracy"] = network.get(metric)
+    _check_fractions(result, metric)
     _check(result, {"levels": list})
     for level in result["levels"]:
         _check(level, {f"test_{metric}": Real, "monitored": Real}, "levels.")
         level["test_accuracy"], level["val_accuracy"] = level[f"test_{metric}"], level["monitored"]
-    values = [network["accuracy"] for network in networks]
+
+
+def _check_fractions(result: Mapping[str, Any], metric: str) -> None:
+    """Check that the accuracies of a result lie between 0 and 1, and that more is better."""
+    values = [network["accuracy"] for network in _networks(result)]
     fractions = all(isinstance(value, Real) and 0 <= float(value) <= 1 for value in values)
-    if result.get("metric_mode") != "max" or not fractions:
+    if result.get("metric_mode", "max") != "max" or not fractions:
         raise DataError(
             f"{FILE} has the metric {metric}, the report compares fractions of which more is "
             "better: read the values in this file"
         )
+
+
+def _networks(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the measurements of the dense network, and of the pruned one if there is one."""
+    blocks = (result.get("dense"), result.get("pruned"))
+    return [block for block in blocks if isinstance(block, dict)]
 
 
 def _raise_not_finite(constant: str) -> None:

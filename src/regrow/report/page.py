@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from pandas import Series
 
+_MEASURED = {"test": "Test accuracy", "val": "Validation accuracy"}  # by split
 _NUMBERS = 150_000  # in all curves and events together: about a megabyte
 
 
@@ -40,9 +41,16 @@ def render_page(title: str, tasks: Sequence[Task], jobs: Jobs, when: datetime) -
         warned=warned,
         means=[(task.name, tabulate_means(task.plot)) for task in tasks],
         jobs=jobs,
+        measured=_name_measured(tasks),
         plotly=plotly,
         data=pack(json.dumps(_page_data(tasks), separators=(",", ":"), allow_nan=False)),
     )
+
+
+def _name_measured(tasks: Sequence[Task]) -> str:
+    """Name the accuracy by its split, or without one if runs of both splits are there."""
+    splits = {run.split for task in tasks for run in task.rows["run"]}
+    return _MEASURED[splits.pop()] if len(splits) == 1 else "Accuracy"
 
 
 def summarize(tasks: Sequence[Task], jobs: Jobs) -> str:
@@ -65,6 +73,7 @@ def _page_data(tasks: Sequence[Task]) -> dict[str, Any]:
     ]
     return {
         "tasks": _round(plots),
+        "measured": _name_measured(tasks),
         "columns": [column._asdict() for column in COLUMNS],
         "rows": [
             [*row, index]  # in the order of the columns, with the number of the task

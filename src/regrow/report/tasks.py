@@ -6,7 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from regrow.report.fairness import Advice, count_of, find_few_seeds, find_overlaps, find_unfair
+from regrow.report.fairness import (
+    Advice,
+    count_of,
+    find_few_seeds,
+    find_mixed_splits,
+    find_overlaps,
+    find_unfair,
+)
 from regrow.report.load import Run
 from regrow.report.run_identity import (
     baseline_key,
@@ -45,13 +52,17 @@ def make_tasks(runs: Sequence[Run]) -> list[Task]:
 
 
 def cross_task_advice(tasks: Sequence[Task]) -> list[Advice]:
-    """Return a warning against comparing accuracies of different tasks, if there are several."""
+    """Return warnings against comparing accuracies of different tasks, or of different splits."""
+    runs = [
+        pair for task in tasks for pair in zip(task.rows["method"], task.rows["run"], strict=True)
+    ]
+    advice = [*find_mixed_splits(runs)]
     if len(tasks) < 2:
-        return []
+        return advice
     counts = [(task.name, int((task.rows["final"] == "yes").sum())) for task in tasks]
     findings = tuple(f"{name}: {count_of(count, 'job')}." for name, count in counts)
     todo = "Compare accuracies within one of them only: the plot shows one at a time."
-    return [Advice("Different data or models", findings, todo)]
+    return [Advice("Different data or models", findings, todo), *advice]
 
 
 def _make_task(runs: Sequence[Run]) -> Task:

@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: MIT
 import pytest
 
-from regrow.app.experiment.result import budget, compare, speed_record, verdict
+from regrow.app.experiment.result import (
+    budget,
+    compare,
+    levels_table,
+    result_table,
+    speed_record,
+    verdict,
+)
 from regrow.profiling.latency import Speedup
 
 
@@ -66,3 +73,46 @@ def test_budget_is_read_from_the_history():
     assert verdict(result).endswith(
         "2.00x as fast (1.95 to 2.05); budget: why (1 of 3 events rolled back)"
     )
+
+
+def run_result(dense, pruned, **fields):
+    """A result with one level of sparsity 0.5."""
+    blocks = [
+        block(value, *rest) for value, *rest in ((dense, 1000, 500, 4.0), (pruned, 100, 125, 2.0))
+    ]
+    level = {"sparsity": 0.5, "epoch": 1, "monitored": pruned, "val_accuracy": pruned}
+    result = {"recipe": "own", "seed": 0, "dense": blocks[0], "pruned": blocks[1], "sparsity": 0.5}
+    result |= {"sparsity_total": 0.5, "levels": [level | {"test_accuracy": pruned}]}
+    result |= compare(*blocks, "accuracy", "max") | speed(2.0) | fields
+    return result | {"verdict": verdict(result)}
+
+
+def cells(table):
+    """The texts of a table, row by row, headings first."""
+    columns = [[column.header, *column.cells] for column in table.columns]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "label", "heads", "measured"),
+    [
+        ({}, "test", ["validation", "test"], ["88.00 %", "88.00 %"]),
+        ({"split": "test"}, "test", ["validation", "test"], ["88.00 %", "88.00 %"]),
+        ({"split": "val"}, "validation", ["validation"], ["88.00 %"]),
+    ],
+)
+def test_tables_name_the_split_that_was_measured(fields, label, heads, measured):
+    result = run_result(0.9, 0.88, **fields)
+    labels = [row[0] for row in cells(result_table(result))]
+    assert [one for one in labels if "accuracy" in one] == [f"{label} accuracy"]
+    head, row = cells(levels_table(result))
+    assert (head[2:], row[2:]) == (heads, measured)
+
+
+def test_an_accuracy_in_percent_is_shown_as_the_number_that_was_logged():
+    result = run_result(86.67, 84.5)
+    rows = {row[0]: row[1:] for row in cells(result_table(result))}
+    assert rows["test accuracy"] == ["86.67", "84.5", "-2.17"]
+    assert cells(levels_table(result))[1][2:] == ["84.5", "84.5"]
+    assert result["verdict"].startswith("accuracy 2.17 worse, ")
+    assert verdict(result | {"pruned": None}) == "dense: accuracy 86.67"

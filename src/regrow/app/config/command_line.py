@@ -82,15 +82,17 @@ def choose_own(args: Sequence[str]) -> tuple[list[str], set[str]]:
 
     Example:
         >>> choose_own(["recipe=digits/gmp", "model._target_=mine.Net", "model.depth=2"])
-        (['model=own', 'recipe=digits/gmp', 'model._target_=mine.Net', '++model.depth=2'], \
+        (['recipe=digits/gmp', 'model=own', 'model._target_=mine.Net', '++model.depth=2'], \
 {'model'})
     """
     keys = [word.lstrip("+").partition("=")[0] for word in args]
     own = {group for group in OWN_GROUPS if f"{group}._target_" in keys and group not in keys}
     free = own | ({"data"} if "data=datasets" in args else set())
-    changed = [f"{group}=own" for group in sorted(own)]
+    changed = list[str]()
     for word, key in zip(args, keys, strict=True):
         group, _, setting = key.partition(".")
+        if group in own and setting == "_target_":  # here: no word may stand before an option
+            changed.append(f"{group}=own")
         added = group in free and setting not in ("", "_target_")
         changed.append(f"++{word.lstrip('+')}" if added else word)
     return changed, own

@@ -74,10 +74,12 @@ def _hash_code(node: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for value in node.values():
         found |= _hash_code(value)
-    module = str(node.get("_target_", "")).rpartition(".")[0]
-    file = Path(f"{module.replace('.', '/')}.py")
-    if file.is_file():
-        found[file.as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    names = str(node.get("_target_", "")).split(".")[:-1]
+    for count in range(len(names), 0, -1):  # a method's class is no file, its module is
+        path = "/".join(names[:count])
+        for file in (Path(f"{path}.py"), Path(f"{path}/__init__.py")):
+            if file.is_file():
+                found[file.as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return found
 
 

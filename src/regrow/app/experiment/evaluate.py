@@ -46,7 +46,8 @@ def measure(cfg: DictConfig, checkpoint: Path, pruning: PruningCallback | None) 
             f"{checkpoint} has {scores}: training has diverged, write a lower "
             "optimizer.lr (or finetune.lr)"
         )
-    block = {**scores, "params": size.params, "macs": size.macs, "bytes": size.bytes}
+    finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+    block = {**finite, "params": size.params, "macs": size.macs, "bytes": size.bytes}
     return MeasuredNetwork(block, module, sparsity)
 
 

@@ -38,10 +38,8 @@ from regrow.report.load import FILE, FORMAT
 from regrow.utils.lightning_classes import pl
 
 Result = dict[str, Any]
+_ACCURACIES = {"accuracy": "accuracy", "accuracy_top5": "accuracy, top 5"}  # and their labels
 _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("test accuracy", "accuracy", lambda x: f"{100 * x:.2f} %"),
-    ("test accuracy, top 5", "accuracy_top5", lambda x: f"{100 * x:.2f} %"),
-    ("test loss", "loss", lambda x: f"{x:.4f}"),
     ("parameters", "params", "{:,}".format),
     ("MACs per image", "macs", "{:,}".format),
     ("bytes", "bytes", "{:,}".format),
@@ -125,13 +123,12 @@ def verdict(result: Result) -> str:
     dense, pruned = result["dense"], result["pruned"]
     metric, of_val = result.get("metric", "accuracy"), result.get("split") == "val"
     where = " on the validation set" if of_val else ""
+    form = _format_of(result, metric)
     if pruned is None:
-        value = dense[metric]
-        shown = f"{value:.2%}".replace("%", " %") if metric == "accuracy" else f"{value:.4g}"
-        return f"dense: {metric} {shown}{where}"
+        return f"dense: {metric} {form(dense[metric])}{where}"
     drop = result["accuracy_drop"]
     change = f"{abs(100 * drop):.2f} points {'lost' if drop > 0 else 'gained'}{where}"
-    if metric != "accuracy":
+    if form is not _format_share:
         change = f"{metric} {abs(drop):.4g} {'worse' if drop > 0 else 'better'}{where}"
     of = result.get("of", "weights")
     gone = "of the prunable are zero" if of == "weights" else f"of the {of} are gone"
@@ -155,6 +152,21 @@ def _describe_speed(speed: Mapping[str, Any], of: str) -> str:
     return shown + describe_load(speed["load"])
 
 
+def _format_share(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _format_number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _format_of(result: Mapping[str, Any], metric: str) -> Callable[[float], str]:
+    """Return how a metric is shown: as a share if it is an accuracy whose values are fractions."""
+    values = [block[metric] for block in (result["dense"], result["pruned"]) if block]
+    share = metric in _ACCURACIES and all(v is not None and 0 <= v <= 1 for v in values)
+    return _format_share if share else _format_number
+
+
 def device_name() -> str:
     """Return the name of the device of latency measurements."""
     if torch.cuda.is_available():
@@ -168,14 +180,13 @@ def result_table(result: dict[str, Any]) -> Table:
     table = Table("", title=f"{result['recipe']} (seed {result['seed']})")
     for head in ("dense",) if pruned is None else ("dense", "pruned", "change"):
         table.add_column(head, justify="right")
-    known = {key for _, key, _ in _ROWS}
-    own = [(key, key, "{:.4g}".format) for key in dense if key not in known]
-    for label, key, form in (*own, *_ROWS):
-        if key in dense:
-            row = [label, form(dense[key])]
-            if pruned is not None:
-                row += [form(pruned[key]), _change(key, dense[key], pruned[key], result["speed"])]
-            table.add_row(*row)
+    for label, key, form in _rows(result):
+        row = [label, form(dense[key])]
+        if pruned is not None:
+            share = form is _format_share
+            change = _change(key, dense[key], pruned[key], result["speed"], share=share)
+            row += [form(pruned[key]), change]
+        table.add_row(*row)
     if pruned is not None:
         of = result.get("of", "weights")
         label = "sparsity of the prunable" if of == "weights" else f"sparsity, of {of}"
@@ -185,16 +196,35 @@ def result_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def _rows(result: Mapping[str, Any]) -> list[tuple[str, str, Callable[[Any], str]]]:
+    """Return the label, the key and the format of each measurement of a result."""
+    dense = result["dense"]
+    split = "validation" if result.get("split") == "val" else "test"
+    rows: list[tuple[str, str, Callable[[Any], str]]] = [
+        (f"{split} {label}", key, _format_of(result, key))
+        for key, label in _ACCURACIES.items()
+        if key in dense
+    ]
+    rows += [(f"{split} loss", "loss", "{:.4f}".format), *_ROWS]
+    known = {*_ACCURACIES, *(key for _, key, _ in rows)}
+    own = [(key, key, _format_number) for key in dense if key not in known]
+    blocks = [block for block in (dense, result["pruned"]) if block]
+    every = [*own, *(row for row in rows if row[1] in dense)]
+    return [row for row in every if all(block[row[1]] is not None for block in blocks)]
+
+
 def levels_table(result: dict[str, Any]) -> Table:
-    """Return the table of accuracy at each trained sparsity."""
-    table = Table("sparsity", "epoch", "validation", "test", title="best of each sparsity")
+    """Return the table of accuracy at each trained sparsity; without a test set, of validation."""
+    of_val = result.get("split") == "val"
+    heads = ("validation",) if of_val else ("validation", "test")
+    table = Table("sparsity", "epoch", *heads, title="best of each sparsity")
     metric = result.get("metric", "accuracy")
+    form = _format_of(result, metric)
     for level in result["levels"]:
-        cells = (level.get("val_accuracy"), level.get("test_accuracy"))
-        if metric != "accuracy":
-            cells = (level["monitored"], level[f"test_{metric}"])
-        unit = (100, ".2f", " %") if metric == "accuracy" else (1, ".4g", "")
-        shown = ["-" if c is None else f"{unit[0] * c:{unit[1]}}{unit[2]}" for c in cells]
+        validated = level.get("val_accuracy") if metric == "accuracy" else level["monitored"]
+        measured = level[f"test_{metric}"]  # on the split of the result
+        cells = (measured,) if of_val else (validated, measured)
+        shown = ["-" if cell is None else form(cell) for cell in cells]
         table.add_row(f"{100 * level['sparsity']:.2f} %", str(level["epoch"]), *shown)
     return table
 
@@ -221,8 +251,8 @@ def show_result(result: dict[str, Any]) -> None:
     console.print(result_table(result))
 
 
-def _change(key: str, dense: Any, pruned: Any, speed: Mapping[str, Any]) -> str:
-    if key.startswith("accuracy"):
+def _change(key: str, dense: Any, pruned: Any, speed: Mapping[str, Any], *, share: bool) -> str:
+    if share:
         return f"{100 * (pruned - dense):+.2f} points"
     if key == "loss":
         return f"{pruned - dense:+.4f}"

@@ -212,8 +212,8 @@ def _claim_folder(folder: Path, key: str) -> None:
     mark = folder / CLAIMED
     if mark.is_file() and look_up(read_json(mark), "config_hash") != key:
         raise ConfigError(
-            f"{folder} has a run with other settings (a recipe or regrow has changed): write "
-            "force=true to replace it, or hydra.run.dir=... for another folder"
+            f"{folder} has a run with other settings (a recipe, a file of yours or regrow has "
+            "changed): write force=true to replace it, or hydra.run.dir=... for another folder"
         )
     write_json(mark, {"config_hash": key})
 

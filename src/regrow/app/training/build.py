@@ -87,6 +87,8 @@ def build_module(
     """
     seed_all(cfg.seed)
     model = instantiate_node("model", cfg.model, torch.nn.Module)
+    if isinstance(model, lightning_classes("LightningModule")):
+        model.configure_model()  # some build their layers there; Lightning calls it again
     if weights is not None:
         own = model.state_dict()
         weights = network_weights(weights, own)

@@ -20,6 +20,7 @@ from regrow.app.config.instantiate import instantiate_node
 from regrow.app.config.recipe_export import RecipeName
 from regrow.app.training.build import build_callbacks, build_data, build_logger, build_module
 from regrow.app.training.lightning_packages import follow, lightning_package, with_package
+from regrow.app.training.module_metrics import without_split
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.magnitude_pruning import MagnitudePruning
@@ -202,9 +203,10 @@ class LevelRecorder(LightningCallback):
             self.levels.pop()
         epoch = int(trainer.current_epoch)
         level = {"sparsity": sparsity, "monitored": value, "epoch": epoch}
-        for name in ("val/accuracy", "val/loss"):
+        for name in ("val/accuracy", "val/loss", self.monitor):
             if name in trainer.callback_metrics:
-                level[name.replace("/", "_")] = float(trainer.callback_metrics[name])
+                short = without_split(name.partition("/dataloader_idx_")[0])
+                level[f"val_{short}"] = float(trainer.callback_metrics[name])
         if trainer.is_global_zero:
             state = {"state_dict": pl_module.state_dict()}
             # adds the shapes of a compacted module

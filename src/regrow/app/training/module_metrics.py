@@ -22,6 +22,10 @@ QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+# Arguments of the fit's Trainer with which networks are evaluated too.
+_OF_EVALUATION = (
+    *("accelerator", "precision", "inference_mode", "limit_val_batches", "limit_test_batches"),
+)
 Split = Literal["val", "test"]
 _PREFIX = re.compile(r"^(validation|valid|val|test)(?=[/_.-])")
 _LOADER = re.compile(r"/dataloader_idx_\d+$")  # Lightning adds it where there are several loaders
@@ -128,13 +132,8 @@ def _run(
     **options: Any,
 ) -> dict[str, float]:
     package = lightning_package(module)
-    trainer = package.Trainer(
-        accelerator=cfg.trainer.get("accelerator", "auto"),
-        devices=1,
-        precision=cfg.trainer.get("precision"),
-        **QUIET,
-        **options,
-    )
+    given = {name: cfg.trainer[name] for name in _OF_EVALUATION if name in cfg.trainer}
+    trainer = package.Trainer(**{**given, **QUIET, "devices": 1, **options})
     run = trainer.test if split == "test" else trainer.validate
     found = run(module, datamodule=follow(data, package), verbose=False)
     return {name: float(value) for scores in found for name, value in scores.items()}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -37,6 +38,11 @@ from regrow.utils.lightning_classes import LightningCallback, pl
 from regrow.utils.logging import info
 
 # Settings of a task, not of a LightningModule.
+# Arguments of the Trainer that the command sets itself, with what to write instead.
+_REPLACED = {
+    "callbacks": "+callbacks.NAME._target_=...",
+    "logger": "logger=NAME",
+}
 _OF_TASKS = ("task", "optimizer", "scheduler", "label_smoothing")
 
 
@@ -60,6 +66,10 @@ def check_settings(cfg: DictConfig) -> None:
             "trainer.fast_dev_run saves no checkpoint to measure: use `regrow plan` to see "
             "what would happen, or trainer.max_epochs=1"
         )
+    for name, instead in _REPLACED.items():
+        if cfg.trainer.get(name) is not None:
+            raise ConfigError(f"trainer.{name} has no effect: write {instead}")
+    _check_last_epoch_is_validated(cfg)
     if cfg.trainer.get("max_epochs") == 0 and (
         cfg.start == SCRATCH or (cfg.start is None and not cfg.dense_epochs)
     ):
@@ -75,6 +85,18 @@ def check_settings(cfg: DictConfig) -> None:
                     f"{name}={value} has no effect with start=scratch, which trains once: write "
                     "start=null, or set optimizer.lr, data.batch_size or trainer.max_epochs"
                 )
+
+
+def _check_last_epoch_is_validated(cfg: DictConfig) -> None:
+    """Check that a fit ends with a validation, which chooses the network to measure."""
+    every = cfg.trainer.get("check_val_every_n_epoch")
+    for name in ("trainer.max_epochs", "dense_epochs"):
+        epochs = OmegaConf.select(cfg, name)
+        if every and epochs and epochs > 0 and epochs % every:
+            raise ConfigError(
+                f"trainer.check_val_every_n_epoch={every} does not divide {name}={epochs}, so that "
+                f"the last epochs are not validated: write {name}={epochs - epochs % every + every}"
+            )
 
 
 def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> SetUp:
@@ -118,7 +140,8 @@ def set_up(cfg: DictConfig, pruning: PruningCallback | None) -> SetUp:
                 raise
             raise wrap_error("the fit cannot be set up", error) from error
     _say_what_holds(module, data, trainer)
-    steps = max(1, -(-int(trainer.num_training_batches) // int(trainer.accumulate_grad_batches)))
+    batches, window = trainer.num_training_batches, int(trainer.accumulate_grad_batches)
+    steps = max(1, trainer.max_steps if math.isinf(batches) else -(-int(batches) // window))
     return SetUp(module, data, stop.optimizers, steps)
 
 

@@ -7,9 +7,14 @@ const AXES = {
   latency: { label: "Latency", unit: "ms", title: "Median latency, ms", times: 1, type: "linear" },
 };
 const MEASURES = {
-  accuracy: { label: "Top-1", title: "Test accuracy (top-1), %" },
-  accuracy_top5: { label: "Top-5", title: "Test accuracy (top-5), %" },
+  accuracy: { label: "Top-1", title: "(top-1), %" },
+  accuracy_top5: { label: "Top-5", title: "(top-5), %" },
   accuracy_drop: { label: "Against dense", title: "Change against the dense baseline, points" },
+};
+// The title of the vertical axis: an accuracy has the name of its split.
+const measureTitle = () => {
+  const { title } = MEASURES[shown.measure];
+  return title.startsWith("(") ? `${data.measured} ${title}` : title;
 };
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "pentagon", "hexagon", "bowtie", "hourglass"];
 const DASHES = ["dash", "dashdot", "longdash", "dot"]; // of dense baselines
@@ -171,7 +176,7 @@ function drawAccuracy() {
       type: axis.type, title: { text: narrow ? `${axis.label}, ${axis.unit}` : axis.title, standoff: 8 },
       ...(axis.type === "log" ? logTicks(from, to, narrow) : {}),
     }),
-    yaxis: axisStyle(c, { title: { text: MEASURES[shown.measure].title, standoff: 8 }, ...yRange(task) }),
+    yaxis: axisStyle(c, { title: { text: measureTitle(), standoff: 8 }, ...yRange(task) }),
     hovermode: "closest", hoverdistance: 14, showlegend: true,
     legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom", font: { size: narrow ? 11 : 13 } },
     // only a reference has a band

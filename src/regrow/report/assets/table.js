@@ -1,7 +1,7 @@
 // The table: sorted by a click on a heading, filtered by words, saved as CSV; its boxes choose runs.
 
 // Columns shown once, above the table, if equal in all rows.
-const ONCE = new Set(["data", "model", "dense_baseline", "dense_params", "dense_macs", "latency_device", "threads", "batch", "epochs", "start", "lr", "train_batch"]);
+const ONCE = new Set(["data", "model", "dense_baseline", "dense_params", "dense_macs", "latency_device", "threads", "batch", "epochs", "start", "lr", "train_batch", "split"]);
 const MAX_ROWS = 500; // more would make the page slow
 const table = { cells: [], final: 0, sort: null, descending: false, levels: false, words: [] };
 
