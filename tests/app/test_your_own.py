@@ -326,6 +326,7 @@ def test_a_target_inherits_nothing_from_options_and_recipes(folder, capsys):
     assert {*yaml.safe_load(capsys.readouterr().out)["model"]} > {"_target_", "width"}
 
 
+@pytest.mark.slow
 def test_the_files_of_packages_and_methods_are_part_of_the_settings(folder):
     (folder / "net").mkdir()
     (folder / "net" / "__init__.py").write_text("from my_model import Net\n")
@@ -341,6 +342,7 @@ def test_the_files_of_packages_and_methods_are_part_of_the_settings(folder):
     assert {*result["settings"]["code"]} == {"net/__init__.py", "my_points.py", "my_data.py"}
 
 
+@pytest.mark.slow
 def test_a_sweep_of_an_own_model_may_begin_with_its_option(folder):
     words = ["-m", "recipe=digits/gmp", "model._target_=my_model.Net", "seed=0,1"]
     assert main(["train", *words, "trainer.max_epochs=1", "pruning.every=0.25", *QUICK]) in (

@@ -182,6 +182,7 @@ def test_zeros_made_by_the_pruner_cause_no_warning():
     with Pruner(net, from_zeros=True).hook(sgd):
         pass
     net = network()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
     pruner = Pruner(net)
     pruner.prune_to(0.8)
     with pruner.hook(sgd):
