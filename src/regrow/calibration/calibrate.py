@@ -30,7 +30,7 @@ from regrow.masks.granularity import NofM, make_granularity
 from regrow.masks.masks import Masks
 from regrow.masks.targets import Target, select_targets
 from regrow.pruning.functional import prune
-from regrow.utils.batches import Batches, batch_size, batches_of, taken_arguments
+from regrow.utils.batches import Batches, batch_size, batches_of, forward_arguments
 from regrow.utils.errors import (
     ConfigError,
     StateError,
@@ -268,7 +268,7 @@ def inputs_of(model: nn.Module, data: Batches, samples: int | None) -> list[Any]
     found, count = list[Any](), 0
     for batch in batches_of(data):
         inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
-        inputs = taken_arguments(model, inputs) if isinstance(inputs, Mapping) else inputs
+        inputs = forward_arguments(model, inputs) if isinstance(inputs, Mapping) else inputs
         found.append(inputs)
         count += batch_size(inputs)
         if samples is not None and count >= samples:

@@ -23,7 +23,7 @@ def layer_inputs(
 
     def make_hook(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], __: Any) -> None:
-            found.setdefault(name, (args[0] if args else kwargs["input"]).detach())
+            found.setdefault(name, (args[0] if args else next(iter(kwargs.values()))).detach())
 
         return hook
 

@@ -41,17 +41,29 @@ def call(model: nn.Module, given: Any) -> Any:
     return model(*given) if isinstance(given, tuple) else model(given)
 
 
-def taken_arguments(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+def accepted_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that are parameters of a function; all if it takes any.
+
+    Example:
+        >>> accepted_arguments(lambda x, y=0: x, {"x": 1, "label": 2})
+        {'x': 1}
+    """
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(given)
+    return {name: value for name, value in given.items() if name in parameters}
+
+
+def forward_arguments(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of a batch that are arguments of the model's forward: no labels.
 
     Raises:
         ConfigError: If there are none.
     """
-    parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return dict(batch)
-    if taken := {name: value for name, value in batch.items() if name in parameters}:
-        return taken
+    forward = getattr(model, "_orig_mod", model).forward
+    if accepted := accepted_arguments(forward, batch):
+        return accepted
+    parameters = inspect.signature(forward).parameters
     raise ConfigError(
         f"{type(model).__name__} takes {', '.join(parameters) or 'nothing'}, a batch has "
         f"{', '.join(map(str, batch))}: give dicts of these arguments, or tuples (inputs, labels)"

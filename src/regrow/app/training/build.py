@@ -87,11 +87,13 @@ def build_module(
     """
     seed_all(cfg.seed)
     model = instantiate_node("model", cfg.model, torch.nn.Module)
-    if isinstance(model, lightning_classes("LightningModule")):
-        model.configure_model()  # some build their layers there; Lightning calls it again
     if weights is not None:
-        own = model.state_dict()
-        weights = network_weights(weights, own)
+        given, own = weights, model.state_dict()
+        weights = network_weights(given, own)
+        if weights.keys() - own.keys() and isinstance(model, lightning_classes("LightningModule")):
+            model.configure_model()  # some build their layers there; Lightning calls it again
+            own = model.state_dict()
+            weights = network_weights(given, own)
         _check_weights_fit(own, weights)
         model.load_state_dict(weights)
     if isinstance(model, lightning_classes("LightningModule")):

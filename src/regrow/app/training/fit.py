@@ -20,7 +20,7 @@ from regrow.app.config.instantiate import instantiate_node
 from regrow.app.config.recipe_export import RecipeName
 from regrow.app.training.build import build_callbacks, build_data, build_logger, build_module
 from regrow.app.training.lightning_packages import follow, lightning_package, with_package
-from regrow.app.training.module_metrics import without_split
+from regrow.app.training.module_metrics import short_name
 from regrow.callbacks.core.checkpoint_files import save_atomic
 from regrow.callbacks.core.pruning_callback import PruningCallback
 from regrow.callbacks.magnitude_pruning import MagnitudePruning
@@ -205,8 +205,7 @@ class LevelRecorder(LightningCallback):
         level = {"sparsity": sparsity, "monitored": value, "epoch": epoch}
         for name in ("val/accuracy", "val/loss", self.monitor):
             if name in trainer.callback_metrics:
-                short = without_split(name.partition("/dataloader_idx_")[0])
-                level[f"val_{short}"] = float(trainer.callback_metrics[name])
+                level[f"val_{short_name(name)}"] = float(trainer.callback_metrics[name])
         if trainer.is_global_zero:
             state = {"state_dict": pl_module.state_dict()}
             # adds the shapes of a compacted module

@@ -23,9 +23,13 @@ QUIET: dict[str, Any] = {
     "enable_model_summary": False,
 }
 # Arguments of the fit's Trainer with which networks are evaluated too.
-_OF_EVALUATION = (
-    *("accelerator", "precision", "inference_mode", "limit_val_batches", "limit_test_batches"),
-)
+_OF_EVALUATION = [
+    "accelerator",
+    "precision",
+    "inference_mode",
+    "limit_val_batches",
+    "limit_test_batches",
+]
 Split = Literal["val", "test"]
 _PREFIX = re.compile(r"^(validation|valid|val|test)(?=[/_.-])")
 _LOADER = re.compile(r"/dataloader_idx_\d+$")  # Lightning adds it where there are several loaders
@@ -39,7 +43,7 @@ def metric_of(cfg: DictConfig, module: pl.LightningModule) -> tuple[str, str]:
     """
     if isinstance(module, Classifier):
         return "accuracy", "max"
-    return _LOADER.sub("", without_split(cfg.monitor)), str(cfg.monitor_mode)
+    return short_name(cfg.monitor), str(cfg.monitor_mode)
 
 
 def without_split(name: str) -> str:
@@ -51,6 +55,16 @@ def without_split(name: str) -> str:
     """
     found = _PREFIX.match(name)
     return name[found.end() + 1 :] if found else name
+
+
+def short_name(monitor: str) -> str:
+    """Remove the split, and the number of a loader, from the name of a monitored metric.
+
+    Example:
+        >>> short_name("val_acc/dataloader_idx_1")
+        'acc'
+    """
+    return _LOADER.sub("", without_split(monitor))
 
 
 def split_of(module: pl.LightningModule, data: pl.LightningDataModule) -> Split:
@@ -76,7 +90,7 @@ def _by_short_name(cfg: DictConfig, scores: dict[str, float]) -> dict[str, float
     found = {without_split(name): value for name, value in scores.items()}
     monitored = without_split(cfg.monitor)
     if monitored in found:
-        found[_LOADER.sub("", monitored)] = found.pop(monitored)
+        found[short_name(cfg.monitor)] = found.pop(monitored)
     return found
 
 

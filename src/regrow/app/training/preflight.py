@@ -37,12 +37,12 @@ from regrow.utils.errors import ConfigError, check_choice, suggest
 from regrow.utils.lightning_classes import LightningCallback, pl
 from regrow.utils.logging import info
 
-# Settings of a task, not of a LightningModule.
 # Arguments of the Trainer that the command sets itself, with what to write instead.
 _REPLACED = {
     "callbacks": "+callbacks.NAME._target_=...",
     "logger": "logger=NAME",
 }
+# Settings of a task, not of a LightningModule.
 _OF_TASKS = ("task", "optimizer", "scheduler", "label_smoothing")
 
 
@@ -90,7 +90,7 @@ def check_settings(cfg: DictConfig) -> None:
 def _check_last_epoch_is_validated(cfg: DictConfig) -> None:
     """Check that a fit ends with a validation, which chooses the network to measure."""
     every = cfg.trainer.get("check_val_every_n_epoch")
-    for name in ("trainer.max_epochs", "dense_epochs"):
+    for name in ("trainer.max_epochs", *(("dense_epochs",) if cfg.start is None else ())):
         epochs = OmegaConf.select(cfg, name)
         if every and epochs and epochs > 0 and epochs % every:
             raise ConfigError(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from regrow.channels.cut.surgery import (
 from regrow.io.checkpoints import KEY, read_checkpoint
 from regrow.io.safetensors import SUFFIX, read_tensors
 from regrow.profiling.latency import Speedup
+from regrow.utils.batches import accepted_arguments
 from regrow.utils.errors import StateError
 from regrow.utils.names import accept_compile_prefix, modules, parameters, tensors
 
@@ -298,9 +298,7 @@ def _build(
     """Call a class with the hyper-parameters of a checkpoint; a function with those it takes."""
     saved = checkpoint.get("hyper_parameters") or {}
     if not isinstance(make, type):
-        taken = inspect.signature(make).parameters
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in taken.values()):
-            saved = {name: value for name, value in saved.items() if name in taken}
+        saved = accepted_arguments(make, saved)
     return make(**{**saved, **given})
 
 

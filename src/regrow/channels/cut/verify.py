@@ -338,7 +338,8 @@ class TrialCut:
             tolerance = TOLERANCE
             checked = max((relative_error(a, b, by_slice=True) for a, b in pairs), default=0.0)
         else:
-            tolerance, checked = (ROUNDINGS if eps < 1e-5 else LOW_PRECISION) * eps, error
+            roundings = ROUNDINGS if eps < 1e-5 else LOW_PRECISION
+            tolerance, checked = roundings * max(eps, 1e-12), error
         if exact and not checked <= tolerance:
             raise CutFailed(f"its outputs would change: relative error {checked:.2g}")
         return error
@@ -382,6 +383,8 @@ class TrialCut:
                 hook = by_path[path].register_forward_hook(lambda *given: made.append(given[-1]))
                 hooked.enter_context(hook)
             double = self.double and (compared or self.traced.heads)
-            run = run_in_double if double else lambda model, given: bound_forward(model, given)()
-            outputs = run(self.model, inputs)
+            if double:
+                outputs = run_in_double(self.model, inputs)
+            else:
+                outputs = bound_forward(self.model, inputs)()
         return (made, outputs) if recorded else outputs
