@@ -198,6 +198,19 @@ def test_rounds_bring_the_outputs_nearer_than_scores_of_the_dense_network_alone(
     assert distance(rounds, dense, new) < distance(once, dense, new)
 
 
+def test_a_large_network_is_pruned_in_one_round(monkeypatch):
+    x, dense = data(512), perceptron()
+    once, large = copy.deepcopy(dense), copy.deepcopy(dense)
+    masks = regrow.calibrate(once, [x], 0.8, refit=False).masks  # of scores of the dense network
+    weights = sum(mask.numel() for mask in masks.values())
+    monkeypatch.setattr("regrow.calibration.calibrate.LARGE", weights)
+    again = regrow.calibrate(copy.deepcopy(dense), [x], 0.8).masks
+    assert any(not torch.equal(masks[name], again[name]) for name in masks)
+    monkeypatch.setattr("regrow.calibration.calibrate.LARGE", weights - 1)
+    result = regrow.calibrate(large, [x], 0.8).masks
+    assert all(torch.equal(masks[name], result[name]) for name in masks)
+
+
 def test_outputs_without_gradients_are_refused():
     model = perceptron()
     model.forward = torch.no_grad()(model.forward)

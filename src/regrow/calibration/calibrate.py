@@ -47,6 +47,7 @@ from regrow.utils.repeated_forward import MEMORY, RepeatedForward, digest_calls
 
 NAMES = (*CRITERIA, "magnitude")
 ROUNDS = 4  # of scores, masks and a refit, on the way to the sparsity
+LARGE = 10**7  # weights above which there is one round, so that it takes minutes
 
 
 @dataclass
@@ -102,8 +103,9 @@ def calibrate(
     Linear, convolutional and recurrent layers and `nn.MultiheadAttention` are scored by the second
     moments of their inputs. Then, in the order in which layers run, kept weights and biases are
     refitted by least squares: a layer reproduces its outputs in the dense network from the inputs
-    that the network pruned so far gives it. "obs" with a refit prunes in four rounds. Memory: four
-    copies of the weights, the inputs, a `(features, features)` matrix per layer, 4 GiB of outputs.
+    that the network pruned so far gives it. "obs" with a refit prunes in four rounds (over 10
+    million weights: one). Memory: four copies of the weights, the inputs, a `(features, features)`
+    matrix per layer, 4 GiB of outputs.
 
     Args:
         model: The model.
@@ -162,7 +164,7 @@ def _prune_and_refit(
     layers = calibrated_layers(model, settings["include"], settings["exclude"])
     dense = copy.deepcopy(model) if refit else model
     before = {name: p.detach().clone() for name, p in named_parameters(model).items()}
-    rounds = rounds_of(criterion, refit, settings.get("granularity", "weight"))
+    rounds = rounds_of(layers, criterion, refit, settings.get("granularity", "weight"))
     try:
         with progress_bar(len(layers) * rounds + (refit == "joint")) as advance:
             ordered, scores = score_in_rounds(
@@ -184,15 +186,19 @@ def _prune_and_refit(
     return result
 
 
-def rounds_of(criterion: str, refit: bool | str, granularity: str) -> int:
+def rounds_of(
+    layers: Sequence[LayerRows], criterion: str, refit: bool | str, granularity: str
+) -> int:
     """Return the number of rounds in which a criterion prunes, each with scores and a refit.
 
     Example:
-        >>> rounds_of("obs", True, "weight"), rounds_of("obs", True, "2:4")
+        >>> layers = find_rows(nn.Linear(8, 2))
+        >>> rounds_of(layers, "obs", True, "weight"), rounds_of(layers, "obs", True, "2:4")
         (4, 1)
     """
     fixed = isinstance(make_granularity(granularity), NofM)
-    return ROUNDS if refit and criterion == "obs" and not fixed else 1
+    large = sum(layer.weight.numel() for layer in layers) > LARGE
+    return ROUNDS if refit and criterion == "obs" and not fixed and not large else 1
 
 
 def score_in_rounds(

@@ -269,7 +269,7 @@ class Calibrated(GradualMagnitude):
         layers = calibrated_layers(module, self.config.include, self.config.exclude)
         names = ("distribution", "granularity", "include", "exclude", "seed")
         settings = {name: getattr(self.config, name) for name in names}
-        rounds = rounds_of(self.scoring, dense is not None, self.config.granularity)
+        rounds = rounds_of(layers, self.scoring, dense is not None, self.config.granularity)
         original = module if dense is None else dense
         known = calibrated_layers(original, self.config.include, self.config.exclude)
         ordered, scores = score_in_rounds(
