@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from regrow.profiling.metrics import EffectiveMACs as EffectiveMACs
     from regrow.profiling.metrics import MaskOverlap as MaskOverlap
     from regrow.profiling.metrics import Sparsity as Sparsity
+    from regrow.pruning.config import PruningConfig as PruningConfig
     from regrow.pruning.functional import enforce as enforce
     from regrow.pruning.functional import prune as prune
     from regrow.pruning.pruner import Pruner as Pruner
@@ -114,6 +115,7 @@ _NAMES = {
     "profiling.cost": "cost",
     "profiling.latency": "compare_latency",
     "profiling.metrics": "EffectiveMACs MaskOverlap Sparsity",
+    "pruning.config": "PruningConfig",
     "pruning.functional": "enforce prune",
     "pruning.pruner": "Pruner",
     "runtime.accelerate": "accelerate",

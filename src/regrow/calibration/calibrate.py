@@ -103,9 +103,8 @@ def calibrate(
     Linear, convolutional and recurrent layers and `nn.MultiheadAttention` are scored by the second
     moments of their inputs. Then, in the order in which layers run, kept weights and biases are
     refitted by least squares: a layer reproduces its outputs in the dense network from the inputs
-    that the network pruned so far gives it. "obs" with a refit prunes in four rounds (over 10
-    million weights: one). Memory: four copies of the weights, the inputs, a `(features, features)`
-    matrix per layer, 4 GiB of outputs.
+    that the network pruned so far gives it. "obs" with a refit prunes in four rounds (in one above
+    10 million weights). Memory: four copies of the weights, the inputs, 4 GiB of outputs, X^T X.
 
     Args:
         model: The model.

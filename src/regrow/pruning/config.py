@@ -35,9 +35,13 @@ def check_same_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Non
 
 
 class PruningConfig(NamedTuple):
-    """How weights are ranked and grouped: the settings of `regrow.prune`, with their meaning there.
+    """How a `Pruner` ranks and groups weights: the settings of `regrow.prune`, as they are there.
 
     A `threshold` is the final one, if weights with lower scores are pruned instead of a fraction.
+
+    Example:
+        >>> PruningConfig(distribution="erk", exclude=["head.*"]).granularity
+        'weight'
     """
 
     criterion: str | Criterion | TrackingCriterion = "magnitude"
