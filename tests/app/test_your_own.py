@@ -97,6 +97,7 @@ def test_own_lightning_module_is_trained_as_itself(folder):
     result = run(*command("my_module.Regression"))
     assert (result["metric"], result["metric_mode"], result["split"]) == ("mse", "min", "test")
     assert "accuracy" not in result["dense"]
+    assert result["lr"] == 0.02  # its own, not that of optimizer=
     assert result["dense"]["params"] == 3 * 32 + 33
     assert result["accuracy_drop"] == result["pruned"]["mse"] - result["dense"]["mse"]
     assert {*result["levels"][-1]} >= {"monitored", "test_mse"}

@@ -39,6 +39,10 @@ def test_a_fair_comparison_has_no_warning(same):
     assert both(same, same) == {}
 
 
+def test_the_learning_rate_of_an_own_optimizer_counts():
+    assert "Different learning rates" in str(both({}, {}, lr=0.02))  # settings are alike
+
+
 @pytest.mark.parametrize(
     ("title", "found", "one", "other"),
     [

@@ -140,7 +140,7 @@ CHECKS = (
     ),
     Check(
         "Different learning rates",
-        lambda run: run.fit_setting("optimizer.lr") if run.pruned is not None else None,
+        lambda run: run.lr if run.pruned is not None else None,
         "Learning rate of the fit with pruning",
         "Use the same finetune.lr=... (or optimizer.lr=...) for all, or tune it for each method "
         "on validation data and say so",

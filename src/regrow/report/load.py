@@ -86,6 +86,11 @@ class Run:
         """What the networks were measured on: "test", or "val" where there is no test set."""
         return str(self.result.get("split", "test"))
 
+    @property
+    def lr(self) -> Any:
+        """The initial learning rate of the fit with pruning."""
+        return self.result.get("lr", self.fit_setting("optimizer.lr"))
+
     def fit_setting(self, path: str) -> Any:
         """Return a setting of the fit with pruning, such as "optimizer.lr" or "data.batch_size".
 

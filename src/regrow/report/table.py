@@ -94,7 +94,7 @@ def run_rows(run: Run, method: str) -> list[Values]:
         **{"folder": run.name, "method": method, "data": data_name(run), "model": model_name(run)},
         **{"overrides": " ".join(run.overrides), "start": describe_start(run)},
         "split": run.split,
-        "lr": run.fit_setting("optimizer.lr"),
+        "lr": run.lr,
         "train_batch": run.fit_setting("data.batch_size"),
         "excluded": format_excluded(result.get("excluded") or {}),
         "latency": {name: result.get(name) for name in ("threads", "batch")}

@@ -268,7 +268,7 @@ def test_from_zeros_keeps_zeros_of_another_tool(done, job, tmp_path):
 
 def test_finetune_settings_are_those_of_the_second_fit(job, tmp_path):
     words = ("recipe=digits/oneshot", "trainer.max_epochs=1", "dense_epochs=1")
-    train(job(*words, "finetune.lr=0.001", "finetune.batch_size=100"))
+    assert train(job(*words, "finetune.lr=0.001", "finetune.batch_size=100"))["lr"] == 0.001
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.001
     assert last["global_step"] == -(-1294 // 100)  # the training part, in batches of 100

@@ -10,6 +10,7 @@ those of pruned weights, `bytes`, and `latency_ms`. `levels` has the best networ
 
 - `of`: what was pruned, weights or channels; `sparsity` is the fraction of the prunable ones,
   `sparsity_total` that of all weights, `layers` has that of each layer.
+- `lr`: the initial learning rate of the first optimizer, in the fit with pruning.
 - `excluded`: the reason for each layer that was not pruned.
 - `accuracy_drop`: how much worse `metric` is after pruning.
 - `compression`, `theoretical_speedup` (MACs), `measured_speedup` (median latency): dense / pruned.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from torch.optim import Optimizer
 
 from regrow.app.config import recipe_export
 from regrow.app.config.hashing import config_hash, settings
@@ -72,8 +74,8 @@ def _load_or_run(cfg: DictConfig, folder: Path, baseline: DenseBaseline | None) 
             info(f"{folder / FILE}: already finished; use force=true to rerun")
             show_result(result)
         return result
-    module, data, *_ = set_up(cfg, build_pruning(cfg))
-    judged = judged_fields(cfg, module, data)
+    module, data, optimizers, _ = set_up(cfg, build_pruning(cfg))
+    judged = judged_fields(cfg, module, data) | {"lr": _initial_lr(optimizers)}
     _claim_folder(folder, key)
     started = time.perf_counter()
     baseline = baseline or train_dense_baseline(cfg)
@@ -104,6 +106,13 @@ def judged_fields(
     """Return by what networks are compared, and on what."""
     metric, mode = metric_of(cfg, module)
     return {"metric": metric, "metric_mode": mode, "split": split_of(module, data)}
+
+
+def _initial_lr(optimizers: Sequence[Optimizer]) -> float | None:
+    """Return the learning rate with which the first optimizer starts, without warm-up."""
+    group = optimizers[0].param_groups[0] if optimizers else {}
+    rate = group.get("initial_lr", group.get("lr"))
+    return None if rate is None else float(rate)
 
 
 def _dense_fields(cfg: DictConfig, folder: Path, baseline: DenseBaseline) -> dict[str, Any]:
