@@ -111,3 +111,12 @@ def test_phases_are_logged_and_dense_sparse_dense_ends_dense(tmp_path):
 def test_an_unknown_setting_raises():
     with pytest.raises(ConfigError, match="reset_optimizer must be one of both, dense, never"):
         AlternatingPhases("dens")
+
+
+def test_events_of_a_gradual_schedule_are_no_phases():
+    callback = MagnitudePruning(0.8, begin="4it", end="8it", every="1it")
+    plain, other = Net(ADAM), Net(ADAM)
+    fit(plain, MagnitudePruning(0.8, begin="4it", end="8it", every="1it"))
+    fit(other, callback, AlternatingPhases("both"))
+    assert equal(plain.state_dict(), other.state_dict())
+    assert not any("phase" in entry for entry in callback.history)

@@ -163,3 +163,24 @@ def test_distillation_continues_after_rewinding():
     done = fit(module, distill(), pruning)
     assert pruning.sparsity == 0.5
     assert "distill/loss" in done.callback_metrics
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_logits_without_a_gradient_raise_before_any_update(weight):
+    class Detached(Says):
+        def training_step(self, batch, batch_idx):
+            given = super().training_step(batch, batch_idx)
+            return {**given, "out": given["out"].detach()}
+
+    module = Detached()
+    before = copied(module)
+    with pytest.raises(StateError, match=r"training_step\['out'\] gave logits without a gradient"):
+        fit(module, Distill(teacher(), network="body", logits="out", weight=weight))
+    assert equal(before, module.state_dict())
+
+
+def test_a_teacher_of_another_dtype_is_cast():
+    one, other = Called(), Called()
+    fit(one, distill(network="body"))
+    fit(other, distill(teacher().double(), network="body"))
+    assert equal(one.state_dict(), other.state_dict())

@@ -90,8 +90,8 @@ def frozen(name="body.0"):
     return module
 
 
-@pytest.mark.parametrize("grow", ["gradient", "momentum"])
-def test_growth_by_gradients_of_frozen_layers_raises_before_the_first_step(grow):
+@pytest.mark.parametrize("grow", ["gradient", "momentum", "random"])
+def test_growth_in_frozen_layers_raises_before_the_first_step(grow):
     module = frozen()
     words = r"body\.0\.weight is frozen.*write exclude=\['body\.0\.weight'\], or unfreeze it"
     with pytest.raises(ConfigError, match=words):
@@ -100,9 +100,8 @@ def test_growth_by_gradients_of_frozen_layers_raises_before_the_first_step(grow)
     fit(module, sparse(grow=grow, exclude=["body.0.weight"]))
 
 
-@pytest.mark.parametrize("grow", ["random", "none"])
-def test_methods_without_gradients_take_frozen_layers(grow):
-    pruning = sparse(grow=grow)
+def test_static_masks_take_frozen_layers():
+    pruning = sparse(grow="none")
     fit(frozen(), pruning)
     assert pruning.sparsity == round(0.8 * WEIGHTS) / WEIGHTS
 

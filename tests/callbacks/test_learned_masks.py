@@ -155,6 +155,21 @@ def test_a_budget_rolls_back_hardening_and_learning_resumes():
     assert zeros(module) == learned.masks.pruned
 
 
+@pytest.mark.parametrize("method", ["str", "cs", "l0"])
+@pytest.mark.parametrize("epochs", [3, 6, 9])
+def test_a_short_fit_reaches_the_target_before_it_hardens(method, epochs):
+    learned = LearnedMasks(method, 0.8)
+    fit(Wide(), learned, max_epochs=epochs)
+    assert learned.history[-1]["learned"] == pytest.approx(0.8, abs=0.02)
+
+
+def test_hardening_far_from_what_was_learned_warns(recwarn):
+    learned = LearnedMasks("l0", 0.8, score_lr=5.0)  # gates saturate
+    fit(Wide(), learned)
+    [warning] = [w for w in recwarn if "were learned up to a sparsity" in str(w.message)]
+    assert f"of {learned.history[-1]['learned']:.3f}, and the rest to 0.800" in str(warning.message)
+
+
 def test_unprune_restores_dense_values():
     learned, dense = LearnedMasks("str", 0.8), {}
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Errors of `LearnedMasks`: each message says what was given and what to write."""
 
+from functools import partial
+
 import pytest
 import torch
 from lightning.pytorch import Callback
-from tiny_fits import Net, fit, loader, trainer
+from tiny_fits import WEIGHTS, Net, equal, fit, loader, trainer, weights, zeros
 
 from regrow import ChannelPruning, LearnedMasks, MagnitudePruning, StateError
 from regrow.utils.errors import ConfigError
@@ -119,3 +121,52 @@ def test_a_fused_optimizer_under_a_scaler_raises():
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     assert "write fused=False" in refused(Fused(), LearnedMasks(), plugins=plugin)
     fit(Fused(), LearnedMasks())
+
+
+class Acts(Callback):
+    """Calls a method of a callback at a step of the fit."""
+
+    def __init__(self, act, step):
+        self.act, self.step = act, step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            self.act()
+
+
+@pytest.mark.parametrize("method", ["str", "cs", "l0", "edge_popup"])
+@pytest.mark.parametrize("act", ["unprune", "regrow"])
+def test_changes_by_hand_raise_while_masks_are_learned(method, act):
+    learned = LearnedMasks(method, 0.5)
+    change = learned.unprune if act == "unprune" else partial(learned.regrow, 0.5)
+    with pytest.raises(StateError, match=r"while masks are being learned, until end=0.75"):
+        fit(Net(), learned, Acts(change, 6))
+
+
+class Ends(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == 7
+
+
+@pytest.mark.parametrize("method", ["str", "edge_popup"])
+def test_a_fit_that_ends_while_masks_are_learned_keeps_the_dense_weights(method):
+    module, learned = Net(), LearnedMasks(method, 0.5, train_weights=False)
+    dense = {name: weight.clone() for name, weight in weights(module).items()}
+    fit(module, learned, Ends())
+    assert zeros(module)
+    learned.unprune()
+    assert equal(weights(module), dense)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_another_fit_learns_from_the_dense_weights_or_those_that_were_loaded_since(seed):
+    module, learned = Net(), LearnedMasks("edge_popup", 0.5)  # weights train once it has hardened
+    fit(module, learned, Ends())
+    if seed:
+        module.load_state_dict(Net(seed=seed).state_dict())
+    fit(module, learned)
+    masks = learned.masks
+    assert zeros(module) == masks.pruned == round(0.5 * WEIGHTS)
+    learned.unprune()
+    for name, dense in weights(Net(seed=seed)).items():
+        assert torch.equal(weights(module)[name][~masks[name]], dense[~masks[name]])

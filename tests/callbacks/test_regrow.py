@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_fits import ADAM, SGD, WEIGHTS, Events, Net, equal, fit, loader, read, weights
 
-from regrow import ConfigError, MagnitudePruning, OneShot, Regrow, Table
+from regrow import ConfigError, LearnedMasks, MagnitudePruning, OneShot, Regrow, Table
 
 PRUNED = round(0.8 * WEIGHTS)
 
@@ -287,3 +287,17 @@ def test_growth_by_gradient_waits_for_a_batch_that_is_not_skipped():
     grows = Regrow(at="6it", count=20, by="gradient", init="zero")
     fit(Skips(), prunes, grows, max_epochs=2)
     assert [(e["kind"], e["step"]) for e in prunes.history] == [("prune", 0), ("regrow", 7)]
+
+
+def test_orthogonal_values_of_single_weights_raise_before_the_first_step():
+    module = Net()
+    with pytest.raises(ConfigError, match="makes whole filters, and single weights come back"):
+        fit(module, pruning(), Regrow(at="8it", fraction=0.3, init="orthogonal"))
+    assert module.trained == 0
+
+
+def test_warns_if_masks_are_being_learned():
+    learned = LearnedMasks("str", 0.8)
+    with pytest.warns(UserWarning, match="masks are being learned when Regrow acts"):
+        fit(Net(ADAM), learned, Regrow(at="4it", fraction=0.3))
+    assert [entry["kind"] for entry in learned.history] == ["prune"]

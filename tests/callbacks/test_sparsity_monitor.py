@@ -129,3 +129,15 @@ def test_works_in_a_barebones_trainer():
         logger=None, enable_checkpointing=None, enable_progress_bar=None,
         enable_model_summary=None, num_sanity_val_steps=None)  # fmt: skip
     assert module.trained == 16
+
+
+def test_every_value_is_current_within_an_epoch():
+    seen, module = Seen(), Net()
+    fit(module, MagnitudePruning(0.75, schedule=LEVELS), SparsityMonitor(), seen, max_epochs=2)
+    sizes = [p.numel() for p in module.parameters() if p.dim() > 1]
+    total = sum(p.numel() for p in module.parameters())
+    for metrics, shares in zip(seen.metrics[4:], seen.measured[4:], strict=True):
+        zeros = sum(share * size for share, size in zip(shares, sizes, strict=True))
+        assert metrics["pruning/sparsity_total"] == pytest.approx(zeros / total)
+        for name, share in zip(("body.0", "body.2"), shares, strict=True):
+            assert metrics[f"pruning/density/{name}.weight"] == pytest.approx(1 - share)

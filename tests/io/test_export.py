@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Exported files, read by the programs that use them."""
 
+import errno
 import importlib.util
+import os
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +17,7 @@ from torch import nn
 
 import regrow
 from regrow import channels
+from regrow.runtime.sparse_layers import SparseLinear
 from regrow.utils.errors import ConfigError, StateError
 
 
@@ -38,6 +42,26 @@ class Dice(nn.Module):
 class Branch(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
+
+
+class Masked(nn.Module):
+    """Traced, it computes something else; half of its outputs are masked."""
+
+    def forward(self, x):
+        x = 1.01 * x if torch.compiler.is_compiling() else x
+        return torch.cat([x, torch.full_like(x, -1e9)], 1)
+
+
+class Counting(nn.Module):
+    """Outputs with the number of calls, which is a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return x + self.calls
 
 
 @pytest.fixture
@@ -125,6 +149,23 @@ def test_first_layer_that_works_in_place_leaves_the_example_unchanged(tmp_path, 
     assert torch.equal(example, -torch.ones(2, 3))
 
 
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_a_wrong_file_is_refused_beside_values_of_masked_positions(tmp_path, suffix):
+    with pytest.raises(StateError, match=r"outputs differ by 0\.01 of the largest one"):
+        regrow.export(Masked(), tmp_path / f"masked.{suffix}", torch.ones(2, 3))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_buffers_that_forward_changes_start_anew_and_stay_in_the_model(tmp_path):
+    model, x = Counting(), torch.ones(2, 3)
+    model(x)
+    assert regrow.export(model, tmp_path / "counting.pt2", x).batch is None
+    assert model.calls == 1
+    loaded = torch.export.load(tmp_path / "counting.pt2").module()
+    for calls in (2, 3):
+        assert torch.equal(loaded(torch.ones(5, 3)), torch.full((5, 3), 1.0 + calls))
+
+
 @pytest.mark.parametrize("standing", [None, b"what was there"])
 def test_a_failing_check_writes_nothing(tmp_path, standing):
     path = tmp_path / "dice.pt2"
@@ -147,6 +188,91 @@ def test_existing_file_is_replaced_atomically(net, tmp_path):
     assert same(safetensors.torch.load_file(path), net.state_dict())
     assert path.stat().st_mode == plain.stat().st_mode
     assert {*tmp_path.iterdir()} == {path, plain}
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "safetensors"])
+def test_a_symbolic_link_stays_and_its_target_is_written(tmp_path, suffix):
+    model, target = nn.Linear(3, 2), tmp_path / "there" / f"a.{suffix}"
+    path = tmp_path / f"link.{suffix}"
+    path.symlink_to(target)
+    for content in (None, b"what was there"):  # a target that is made, and one that is replaced
+        if content is not None:
+            target.write_bytes(content)
+        done = regrow.export(model, path, torch.zeros(2, 3))
+        assert path.readlink() == target
+        assert done.bytes == target.stat().st_size > 100
+        assert not target.is_symlink()
+        assert {*tmp_path.iterdir()} == {path, target.parent}
+        assert [*target.parent.iterdir()] == [target]
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "safetensors"])
+def test_pipes_and_folders_stay_what_they_are(tmp_path, suffix):
+    pipe, folder = tmp_path / f"pipe.{suffix}", tmp_path / f"folder.{suffix}"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    link = tmp_path / f"link.{suffix}"
+    link.symlink_to(pipe)
+    for path, kind in ((pipe, "device or pipe"), (folder, "folder"), (link, "device or pipe")):
+        with pytest.raises(ConfigError, match=f"is a {kind}: write the name of a file"):
+            regrow.export(nn.Linear(3, 2), path, torch.zeros(2, 3))
+    assert pipe.is_fifo()
+    assert [*folder.iterdir()] == []
+    assert link.readlink() == pipe
+    assert len([*tmp_path.iterdir()]) == 3
+
+
+@pytest.mark.parametrize(
+    ("suffix", "owner", "name"),
+    [("pt2", Path, "write_bytes"), ("onnx", torch.onnx.ONNXProgram, "save")],
+)
+def test_a_full_disk_raises_and_leaves_the_earlier_file(tmp_path, monkeypatch, suffix, owner, name):
+    path, calls = tmp_path / f"a.{suffix}", []
+    path.write_bytes(b"what was there")
+
+    def fail(*args, **more):
+        calls.append(args)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(StateError, match=rf"a\.{suffix} could not be written \(.*No space left"):
+        regrow.export(nn.Linear(3, 2), path, torch.zeros(2, 3))
+    assert len(calls) == 1  # not once more for a single batch size
+    assert path.read_bytes() == b"what was there"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def accelerated():
+    return nn.Sequential(SparseLinear(nn.Linear(3, 2))).eval()
+
+
+def with_sparse_buffer():
+    model = nn.Linear(3, 2)
+    model.register_buffer("grid", torch.eye(3).to_sparse())
+    return model
+
+
+def on_the_meta_device():
+    with torch.device("meta"):
+        return nn.Linear(3, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize("suffix", ["onnx", "pt2", "safetensors"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (accelerated, r"0\.matrix is a sparse tensor .*call undo\(\)"),
+        (with_sparse_buffer, r"grid is a sparse tensor .*to_dense\(\)"),
+        (on_the_meta_device, r"weight is on the meta device.*model\.to_empty"),
+        (lambda: nn.LazyLinear(2), r"weight is not built yet .*run one forward pass"),
+    ],
+    ids=["accelerated", "sparse buffer", "meta", "lazy"],
+)
+def test_models_whose_tensors_have_no_values_or_are_sparse_raise(tmp_path, make, message, suffix):
+    with pytest.raises(StateError, match=message):
+        regrow.export(make(), tmp_path / f"a.{suffix}", torch.zeros(2, 3))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_example_of_a_lightning_module_is_used(net, tmp_path):

@@ -21,6 +21,36 @@ def test_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_symbolic_link_stays_and_its_target_is_written(tmp_path):
+    path, target = tmp_path / "link.json", tmp_path / "there" / "a.json"
+    path.symlink_to(target)
+    for value in (1, 2):
+        write_json(path, value)
+        assert path.readlink() == target
+        assert read_json(target) == value
+    assert [*target.parent.iterdir()] == [target]
+
+
+def test_a_link_to_itself_is_replaced(tmp_path):
+    path = tmp_path / "a.json"
+    path.symlink_to(path)
+    write_json(path, 1)
+    assert read_json(path) == 1
+
+
+def test_pipes_and_folders_stay_what_they_are(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    kinds = {"pipe": "device or pipe", "folder": "folder", "link": "folder"}
+    for name, kind in kinds.items():
+        with pytest.raises(ConfigError, match=f"is a {kind}: write the name of a file"):
+            write_atomic(tmp_path / name, lambda file: file.write(b"x"))
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.rglob("*")} == {*kinds}
+
+
 def test_values_that_json_lacks_raise_before_writing(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"loss": float("nan")})

@@ -161,7 +161,10 @@ def test_inputs_of_a_dict_are_taken_by_name(two_inputs, tmp_path):
     [
         ({"a": torch.zeros(64, 4)}, "two.onnx takes a, b, a batch has a: give a dict"),
         (torch.zeros(64, 4), "takes a, b, a batch has 1 tensors: give a dict"),
-        ({n: x.double() for n, x in draw_pair().items()}, "takes float32 for a.* has float64"),
+        (
+            {n: x.double() for n, x in draw_pair().items()},
+            r"takes float32 of shape \(batch, 4\) for a, .* has float64 of shape \(64, 4\)",
+        ),
     ],
 )
 def test_batches_that_do_not_fit_the_inputs_raise(two_inputs, tmp_path, batch, message):
@@ -170,3 +173,53 @@ def test_batches_that_do_not_fit_the_inputs_raise(two_inputs, tmp_path, batch, m
     assert not (tmp_path / "int8.onnx").exists()
     with pytest.raises(ConfigError, match=r"no file .*none\.onnx"):
         quantize_onnx(tmp_path / "none.onnx", tmp_path / "int8.onnx", [batch])
+
+
+def test_a_tensor_is_taken_in_batches(exported, tmp_path):
+    """As one batch of the same examples."""
+    results = [
+        quantize_onnx(exported[2], tmp_path / f"{number}.onnx", data)
+        for number, data in enumerate((X, [X]))
+    ]
+    assert results[0].error == results[1].error
+    assert (tmp_path / "0.onnx").read_bytes() == (tmp_path / "1.onnx").read_bytes()
+
+
+NOT_FINITE = X.clone()
+NOT_FINITE[3, 0, 2, 5] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (
+            [torch.zeros(4, 1, 8, 9)],
+            ConfigError,
+            r"of shape \(batch, 1, 8, 8\) for .* of shape \(4, 1, 8, 9\)",
+        ),
+        ([torch.zeros(4, 64)], ConfigError, r"of shape \(batch, 1, 8, 8\) .* shape \(4, 64\)"),
+        ([X, NOT_FINITE], StateError, "inputs are not finite: check the calibration data"),
+        ([(X / 0).nan_to_num(nan=0.0, posinf=float("inf"))], StateError, "inputs are not finite"),
+        ([X.numpy()], ConfigError, "must hold a batch of examples, got ndarray: write a tensor"),
+    ],
+)
+def test_batches_that_cannot_be_measured_raise(exported, tmp_path, data, error, message):
+    with pytest.raises(error, match=message):
+        quantize_onnx(exported[2], tmp_path / "int8.onnx", data)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_file_that_is_not_onnx_raises(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"what was there")
+    with pytest.raises(ConfigError, match=r"a\.onnx is no ONNX file that runs here: \S"):
+        quantize_onnx(tmp_path / "a.onnx", tmp_path / "int8.onnx", [X])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_errors_of_the_converter_name_the_file(tmp_path):
+    """It sets a scale for each output channel, which grouped transposed convolutions lack."""
+    x = torch.randn(2, 8, 5, 5)
+    regrow.export(nn.Sequential(nn.ConvTranspose2d(8, 12, 3, groups=2)), tmp_path / "a.onnx", x)
+    with pytest.raises(ConfigError, match=r"ONNX Runtime cannot convert .*a\.onnx to int8: \S"):
+        quantize_onnx(tmp_path / "a.onnx", tmp_path / "int8.onnx", [x])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]

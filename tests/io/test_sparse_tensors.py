@@ -311,6 +311,28 @@ def test_values_that_the_type_cannot_hold_raise(small, tmp_path, values, wrong):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e-6])
+def test_weights_that_16_bit_values_would_flatten_raise(small, tmp_path, scale):
+    """Below 6e-8 they would be zero, and below 6e-5 have few steps."""
+    with torch.no_grad():
+        small.fc.weight *= scale
+    message = r"fc\.weight has values that fp16 cannot hold, up to .*e-.*leave out values='fp16'"
+    with pytest.raises(ConfigError, match=message):
+        regrow.export(small, tmp_path / "a.safetensors", sparse=True, values="fp16")
+    assert not [*tmp_path.iterdir()]
+    done = regrow.export(small, tmp_path / "a.safetensors", sparse=True, values="int8")
+    assert done.error < 1 / 254 + 1e-6
+
+
+def test_single_tiny_values_among_others_are_rounded(small, tmp_path):
+    with torch.no_grad():
+        small.fc.weight[:2, :2] = torch.tensor([[1e-8, -1e-6], [1e-30, 1e-45]])
+    path = tmp_path / "a.safetensors"
+    assert regrow.export(small, path, sparse=True, values="fp16").error < 2**-11
+    found = regrow.load(Small, path).fc.weight
+    assert torch.equal(found, small.fc.weight.half().float())
+
+
 def test_name_that_is_taken_raises(tmp_path):
     state = {"w": pruned((30, 50), "weight", 0.9), "w.values": torch.ones(2)}
     with pytest.raises(ConfigError, match=r"w\.values"):

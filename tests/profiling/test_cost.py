@@ -10,6 +10,7 @@ from torch import nn
 import regrow
 from regrow.profiling.cost import Cost, cost
 from regrow.profiling.latency import latency
+from regrow.runtime.sparse_layers import SparseLinear
 from regrow.utils.errors import ConfigError, StateError
 
 
@@ -45,6 +46,13 @@ def test_half_precision_values_are_half_as_large():
     model = nn.Linear(16, 16, bias=False).bfloat16()
     masks = regrow.prune(model, 0.75)
     assert cost(model, torch.zeros(1, 16).bfloat16(), masks).bytes == 64 * 2 + 256 / 8
+
+
+def test_sparse_copies_of_weights_are_no_bytes_of_the_model():
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4)).eval()
+    dense = cost(model, torch.zeros(1, 16)).bytes
+    model[0] = SparseLinear(model[0])
+    assert cost(model, torch.zeros(1, 16)).bytes == dense == 4 * (16 * 8 + 8 + 8 * 4 + 4)
 
 
 def test_shared_weights_count_once():

@@ -43,6 +43,14 @@ def test_one_repeat_raises():
         latencies([nn.Identity()], torch.zeros(1, 2), repeats=1)
 
 
+@pytest.mark.parametrize("resamples", [0, 0.5, True])
+def test_no_resamples_raise(resamples):
+    with pytest.raises(ConfigError, match="resamples must be a whole number of at least 1"):
+        compare_latency(
+            nn.Identity(), nn.Identity(), torch.zeros(1, 2), repeats=2, resamples=resamples
+        )
+
+
 class Clock:
     """Time that passes only in forward passes."""
 

@@ -2,6 +2,7 @@
 """Accelerated models compute the same, are restored, and stay dense where nothing is gained."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -141,6 +142,10 @@ def test_models_that_cannot_be_accelerated_raise(ratios):
     regrow.accelerate(net, x)
     with pytest.raises(regrow.StateError, match="accelerated already"):
         regrow.accelerate(net, x)
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(40, 30)).eval()
+    with pytest.raises(regrow.StateError, match=r"0\.weight is on the meta device.*to_empty"):
+        regrow.accelerate(empty, x)
 
 
 def test_accelerated_models_refuse_gradients_train_mode_and_new_weights(ratios):
@@ -178,6 +183,57 @@ def slope(m, x):
     with torch.enable_grad():
         x = x.clone().requires_grad_()
         return torch.autograd.grad(m.out(m.fc(x).tanh()).sum(), x)[0]
+
+
+def by_type(m, x):
+    return m.out(m.fc(x).relu() if isinstance(m.fc, nn.Linear) else x[:, :30])
+
+
+def with_other_outputs(change):
+    def run(m, x):
+        y = m.out(m.fc(x).relu())
+        return y if isinstance(m.fc, nn.Linear) else change(y)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        by_type,
+        with_other_outputs(lambda y: y * math.nan),
+        with_other_outputs(lambda y: (y, y)),
+        with_other_outputs(lambda y: y[:1]),
+        with_other_outputs(lambda y: y.shape),
+    ],
+)
+def test_a_model_that_computes_something_else_with_sparse_layers_is_dense_again(ratios, run):
+    ratios.update({SparseLinear: 2.0, Around: 2.0})
+    net, x = Around(run).eval(), torch.randn(3, 40)
+    regrow.prune(net, 0.9, distribution="uniform")
+    expected, layers = net(x), [net.fc, net.out]
+    with pytest.raises(regrow.ConfigError, match=r"is dense again: its outputs differ by .* type"):
+        regrow.accelerate(net, x)
+    assert [net.fc, net.out] == layers
+    assert torch.equal(net(x), expected)
+
+
+def with_random_numbers(m, x):
+    return nn.functional.dropout(m.out(m.fc(x).relu()), 0.5, training=True)
+
+
+def with_numbers_of_its_own(m, x):
+    m.calls = getattr(m, "calls", 0) + 1
+    return m.calls * m.out(m.fc(x).relu())
+
+
+@pytest.mark.parametrize("run", [with_random_numbers, with_numbers_of_its_own])
+def test_outputs_that_change_from_call_to_call_are_no_difference(ratios, run):
+    ratios.update({SparseLinear: 2.0, Around: 2.0})
+    net = Around(run).eval()
+    regrow.prune(net, 0.9, distribution="uniform")
+    assert regrow.accelerate(net, torch.randn(3, 40)).gains
+    assert isinstance(net.fc, SparseLinear)
 
 
 def test_layers_keep_their_sizes(ratios):

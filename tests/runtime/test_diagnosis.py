@@ -9,7 +9,8 @@ from torch import nn
 
 import regrow
 from regrow.runtime.rules import RULES
-from regrow.utils.errors import ConfigError
+from regrow.runtime.sparse_layers import SparseLinear
+from regrow.utils.errors import ConfigError, StateError
 
 
 def by_runtime(diagnosis):
@@ -79,6 +80,16 @@ def test_a_model_without_layers_is_an_error():
         regrow.diagnose(nn.Sequential(nn.ReLU()), torch.zeros(1, 8))
 
 
+def test_models_that_are_accelerated_or_have_no_values_are_errors():
+    accelerated = nn.Sequential(SparseLinear(nn.Linear(8, 8)), nn.Linear(8, 8)).eval()
+    with pytest.raises(StateError, match=r"accelerated already: call undo\(\)"):
+        regrow.diagnose(accelerated, torch.zeros(1, 8))
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(StateError, match=r"0\.weight is on the meta device.*to_empty"):
+        regrow.diagnose(empty, torch.zeros(1, 8))
+
+
 def test_tables_name_every_runtime_and_leave_small_layers_out():
     net = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 2))
     shown = str(regrow.diagnose(net, torch.zeros(1, 512)))
@@ -114,3 +125,11 @@ def test_layers_that_compute_their_weight_are_named():
         regrow.diagnose(net[:1], torch.zeros(1, 3, 8, 8))
     plain = regrow.diagnose(net[2:], torch.zeros(1, 8, 8, 8))
     assert (plain.left_out, plain.note()) == ((), "")
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_weights_are_not_left_out():
+    net = nn.Sequential(nn.Linear(8, 0), nn.Linear(0, 8), nn.Linear(8, 4))
+    found = regrow.diagnose(net, torch.zeros(1, 8))
+    assert [layer.name for layer in found.layers] == ["2.weight"]
+    assert found.left_out == ()

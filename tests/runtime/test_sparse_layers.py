@@ -68,6 +68,20 @@ def test_outputs_are_those_of_the_dense_convolution(dense, shape, block):
         assert outputs.is_contiguous()
 
 
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_batches_without_examples_give_the_shapes_of_the_dense_layer(bias, block):
+    linear = nn.Linear(8, 12, bias=bias)
+    convs = [(dense, (0, *shape[1:])) for dense, shape in CASES if len(shape) == dense.weight.ndim]
+    assert len(convs) == 3
+    layers = [(linear, shape) for shape in ((0, 8), (2, 0, 8))]
+    for dense, shape in (*layers, *convs):
+        sparse = (SparseLinear if dense is linear else SparsePointwiseConv)(dense, block)
+        with torch.inference_mode():
+            x = torch.zeros(shape)
+            assert sparse(x).shape == dense(x).shape
+
+
 def test_only_convolutions_that_are_matrix_products_are_pointwise():
     pointwise = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, padding="same"), nn.Conv1d(4, 4, 1)]
     others = [

@@ -15,7 +15,7 @@ class AlternatingPhases(Callback):
     """Log the dense and sparse phases of `ACDC` or `Cyclic`, and reset optimizers between them.
 
     History entries get `phase`, "sparse" or "dense", and loggers `pruning/dense`: 1 from the first
-    step of a dense phase, 0 from the first step of a sparse one.
+    step of a dense phase, 0 from the first step of a sparse one. Other schedules are ignored.
 
     Args:
         reset_optimizer: The phases at whose start the optimizer state is reset: "never", "dense",
@@ -46,7 +46,8 @@ class AlternatingPhases(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, event: PruneEvent
     ) -> None:
         planned = event.entry["kind"] in ("prune", "dense")  # not manual, not undone
-        if not planned or (event.after > 0) == (event.before > 0):
+        alternates = any(not due.sparsity for due in event.pruner.progress.plan)
+        if not (planned and alternates) or (event.after > 0) == (event.before > 0):
             return
         phase = "sparse" if event.after > 0 else "dense"
         event.entry["phase"] = phase

@@ -37,9 +37,9 @@ class Distill(Callback):
 
     loss = (1 - weight) own + weight T^2 KL(teacher / T || student / T), where `own` is the loss of
     `training_step`. The teacher is called with the same inputs as the student. It is a copy in eval
-    mode, without gradients, outside of optimizers, `state_dict`, DDP and checkpoints; a checkpoint
-    stores its hash, which is compared on resume. `distill/loss` is logged: the KL term without
-    `weight`.
+    mode, without gradients, outside of optimizers, `state_dict`, DDP and checkpoints, cast to the
+    student's dtype where they have none in common; a checkpoint stores its hash, which is compared
+    on resume. `distill/loss` is logged: the KL term without `weight`, under DDP that of rank 0.
 
     Args:
         teacher: A module that is called like the student; the path of a checkpoint for a copy of
@@ -199,14 +199,14 @@ class Distill(Callback):
     def _student_logits(self, given: Any, calls: list[Call]) -> Tensor:
         if self.logits is None or len(calls) > 1:
             name = self.logits or self.network or "the module's forward"
-            return _tensor(calls[-1].output, f"the student ({name})")
+            return _trained(calls[-1].output, f"the student ({name})")
         if not isinstance(given, Mapping) or self.logits not in given:
             there = f"the keys {', '.join(given)}" if isinstance(given, Mapping) else "no dict"
             raise StateError(
                 f"logits={self.logits!r} is no submodule, and training_step returned {there}: "
                 "return {'loss': ..., 'logits': ...}, or name a submodule"
             )
-        return _tensor(given[self.logits], f"training_step[{self.logits!r}]")
+        return _trained(given[self.logits], f"training_step[{self.logits!r}]")
 
     def _teacher_logits(self, call: Call) -> Tensor:
         assert self.teacher is not None
@@ -222,7 +222,8 @@ class Distill(Callback):
         if state["teacher"] != self._digest:
             raise StateError(
                 f"the checkpoint was trained with another teacher (weights {state['teacher']}, now "
-                f"{self._digest}): give the same one, or load the weights and start a fit"
+                f"{self._digest}): give the same one ({START!r}: make the student with the weights "
+                "from which that fit started), or load the weights and start a fit"
             )
         for name, value in (("temperature", self.temperature), ("weight", self.weight)):
             if state[name] != value:
@@ -230,6 +231,17 @@ class Distill(Callback):
                     f"the checkpoint was trained with {name}={state[name]:g}, now it is {value:g}: "
                     "write the same, or load the weights and start a fit"
                 )
+
+
+def _trained(output: Any, whose: str) -> Tensor:
+    """The logits in the student's output, which must have a gradient."""
+    logits = _tensor(output, whose)
+    if torch.is_grad_enabled() and not logits.requires_grad:
+        raise StateError(
+            f"{whose} gave logits without a gradient, from which nothing is learned: return them "
+            "without detach(), outside of no_grad()"
+        )
+    return logits
 
 
 def _tensor(output: Any, whose: str) -> Tensor:

@@ -28,8 +28,6 @@ from regrow.pruning.growth import (
     GrowthCriterion,
     check_supports_sharding,
     get_growth_criterion,
-    gradient_growth,
-    momentum_growth,
 )
 from regrow.pruning.initializers import (
     Initializer,
@@ -48,8 +46,6 @@ from regrow.schedules.time import TimeLike, Timeline
 from regrow.utils.errors import ConfigError, check_bool, check_choice, check_rate
 from regrow.utils.lightning_classes import lightning_classes, pl
 from regrow.utils.modes import no_compile
-
-_BY_GRADIENTS = (gradient_growth, momentum_growth)
 
 
 class DynamicSparseTraining(PruningCallback[Pruner]):
@@ -264,15 +260,14 @@ class DropGrow(GradualMagnitude):
         return entry
 
     def check_not_frozen(self, session: PruningSession[Pruner]) -> None:
-        """Check that no layer is frozen whose gradients decide what grows."""
+        """Check that no layer is frozen whose weights would drop, and grow without training."""
         pruner = session.pruner
-        by_gradients = self.moves and get_growth_criterion(self.grow) in _BY_GRADIENTS
         frozen = {
             target.name
             for target in pruner.targets
             if not (target.parameter.requires_grad or target.name in pruner.state.momenta)
         }
-        if not (by_gradients and frozen and session.progress.remaining):
+        if not (self.moves and frozen and session.progress.remaining):
             return
         pruned = pruner.state.pruned_count
         layers = [
@@ -283,8 +278,9 @@ class DropGrow(GradualMagnitude):
         names = [layers[i].name for pool in pools for i in pool.layers if pool.pruned]
         if names := [name for name in names if name in frozen]:  # dense layers do not grow
             raise ConfigError(
-                f"{', '.join(names[:3])} is frozen (requires_grad=False), so it has no gradients "
-                f"to grow by: write exclude={names}, or unfreeze it before the fit"
+                f"{', '.join(names[:3])} is frozen (requires_grad=False): it has no gradients to "
+                "grow by, and what grows would not train: write "
+                f"exclude={names}, or unfreeze it before the fit"
             )
 
     def after_change(self, pruner: Pruner, entry: HistoryEntry) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, TypedDict
 
@@ -141,7 +141,7 @@ class LearnedMasks(PruningCallback[Pruner]):
         ramp: Fraction of the learning steps in which the target rises, in [0, 1]; None: 0.7, and 0
             with "edge_popup", whose count is exact from the start.
         score_lr: Learning rate of the scores at the peak of the schedule. None: computed, such that
-            a score can cross its range while masks are learned.
+            a score can cross its range while masks are learned (at most 0.2 with "l0").
         score_optimizer: "adam" or "sgd".
         score_momentum: Momentum of "sgd".
         train_weights: Whether w is trained while masks are learned; None: as in the paper, True
@@ -230,6 +230,29 @@ did you mean 'l0'?
             f"learned masks are hardened once, at end={self.strategy.learning.end}, to sparsity="
             f"{self.final:g}: ask for another sparsity there, or prune with MagnitudePruning"
         )
+
+    def unprune(self, names: Iterable[str] | str | None = None) -> HistoryEntry:
+        """Restore removed values bit-exactly; all dense weights if a fit ended before `end`.
+
+        Raises:
+            StateError: While masks are being learned.
+        """
+        if self.session.clock is not None:
+            self._check_hardened("unpruned")
+        self.strategy.learner.restore_dense()
+        return super().unprune(names)
+
+    def regrow(self, *args: Any, **kwargs: Any) -> HistoryEntry:
+        """Bring pruned weights back; raise `StateError` while masks are being learned."""
+        self._check_hardened("regrown")
+        return super().regrow(*args, **kwargs)
+
+    def _check_hardened(self, what: str) -> None:
+        if self.strategy.learner.active:
+            raise StateError(
+                f"weights cannot be {what} while masks are being learned, until "
+                f"end={self.strategy.learning.end}: do it later"
+            )
 
     @property
     def keeps_dense_copy(self) -> bool:
@@ -328,7 +351,7 @@ class LearnedMask(PruningStrategy[Pruner]):
         return self.learner.densities if self.learner.active else pruner.densities
 
     def before_fit(self, session: PruningSession[Pruner]) -> None:
-        self.learner.stop()  # another fit learns anew, from the present weights
+        self.learner.restore_dense()  # another fit learns anew, from dense weights
 
     def after_plan(self, session: PruningSession[Pruner], timeline: Timeline) -> None:
         if session.progress.plan:

@@ -223,8 +223,9 @@ class Regrow(Callback):
     def _regrow(self, callback: PruningCallback, names: list[str] | None, cause: str) -> None:
         request, pruned = self.request, callback.pruner.state.pruned_in(names)
         fraction, count = request.fraction, request.count
-        if not pruned:
-            rank_zero_warn(f"nothing is pruned when Regrow acts ({cause}), so nothing regrows")
+        if (learning := callback.changes_between_events) or not pruned:
+            why = "masks are being learned" if learning else "nothing is pruned"
+            rank_zero_warn(f"{why} when Regrow acts ({cause}), so nothing regrows")
             return
         only_regrown = request.train == "regrown" and fraction is not None
         if only_regrown and not regrow_count(fraction, None, pruned):

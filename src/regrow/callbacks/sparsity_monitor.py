@@ -78,9 +78,9 @@ class SparsityMonitor(Callback):
         if any(callback.changes_between_events for callback in pruners(trainer)):
             self._values, self._shown = self._measure(trainer), False
         if not self._shown:  # Lightning shows a value until the epoch's end
-            for name in ("pruning/sparsity", "pruning/target"):
+            for name, value in self._values.items():
                 bar = self.prog_bar and name == "pruning/sparsity"
-                pl_module.log(name, self._values[name], prog_bar=bar, logger=False, on_step=True)
+                pl_module.log(name, value, prog_bar=bar, logger=False, on_step=True)
             self._shown = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

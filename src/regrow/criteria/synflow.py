@@ -59,9 +59,9 @@ def synflow(
     The linear network has weights |w|, zero biases, and no activations and norms. Round k of n
     prunes a copy, in double precision, to density (1 - sparsity)^(k / n) over all layers together
     and scores again; pruning by the returned scores is the last round. No data is used.
-    Not linear are only the gates of LSTM and GRU layers and cells, and the softmax within
-    `nn.MultiheadAttention` and `scaled_dot_product_attention`: where all tokens are equal, as those
-    of ones are, nothing flows through its queries and keys, which are pruned first.
+    Not linear are the gates of LSTM and GRU, products, quotients and differences of activations in
+    `forward`, and the softmax within `nn.MultiheadAttention` and `scaled_dot_product_attention`:
+    where all tokens are equal, as here, queries and keys get no flow, and are pruned first.
 
     Args:
         model: The model; not changed.

@@ -23,7 +23,7 @@ from regrow.io.safetensors import read_tensors, write_tensors
 from regrow.io.sparse_tensors import VALUES
 from regrow.utils.batches import batch_size
 from regrow.utils.errors import ConfigError, StateError, check_choice
-from regrow.utils.names import strip_compile_prefix
+from regrow.utils.names import check_has_values, strip_compile_prefix
 
 SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors", "pt2": ".pt2"}
 
@@ -86,8 +86,8 @@ def export(
 
     Raises:
         ConfigError: For invalid options, a missing package, or a model that cannot be exported.
-        StateError: If file and model compute different things, or the plan is of another model;
-            nothing is written.
+        StateError: If file and model compute different things, the plan is of another model, or
+            tensors have no values or a sparse layout; nothing is written.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -99,6 +99,7 @@ def export(
     model = getattr(model, "_orig_mod", model)
     example = getattr(model, "example_input_array", None)
     example = example if example_input is None else example_input
+    _check_tensors(model)
     if to != "safetensors" and example is None:
         raise ConfigError(f"{to} needs an example: write export(model, {path.name!r}, example)")
     if plan is not None:
@@ -117,6 +118,17 @@ def export(
         if batch is not None:
             warnings.warn(f"{path.name} takes batches of {batch} only: {reason}", stacklevel=2)
         return Exported(path, to, file.stat().st_size, error, batch, reason)
+
+
+def _check_tensors(model: nn.Module) -> None:
+    """Check that parameters and buffers have values, in a layout that files can hold."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        check_has_values(name, tensor)
+        if tensor.layout is not torch.strided:
+            raise StateError(
+                f"{name} is a sparse tensor ({tensor.layout}), which a file cannot hold: call "
+                "undo() of an accelerated model, or to_dense()"
+            )
 
 
 def chosen_format(

@@ -21,6 +21,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     `write` is called with a binary file. The folder is created; after an error an earlier file is
     unchanged.
     """
+    path = _regular_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid4().hex}")
@@ -38,6 +39,15 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if cause is None:
             raise
         raise write_error(path, cause) from error
+
+
+def _regular_file(path: Path) -> Path:
+    """Return what a path links to; raise for what a file must not replace."""
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        kind = "folder" if path.is_dir() else "device or pipe"
+        raise ConfigError(f"{path} is a {kind}: write the name of a file")
+    return path
 
 
 def check_folder(what: str, folder: Path) -> None:
@@ -79,8 +89,7 @@ def read_json(path: Path) -> Any:
 @contextmanager
 def temporary_beside(path: Path, suffix: str) -> Iterator[Path]:
     """Yield a temporary file beside the path, which replaces it if nothing is raised."""
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder: write the name of a file")
+    path = _regular_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")

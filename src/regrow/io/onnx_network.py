@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from regrow.io.files import temporary_beside
-from regrow.utils.batches import resize_batch
-from regrow.utils.errors import ConfigError, StateError, check_count
+from regrow.utils.batches import Batches, batch_size, batches_of, relative_difference, resize_batch
+from regrow.utils.errors import ConfigError, StateError, check_count, one_line
 from regrow.utils.imports import import_optional
 
 # NumPy's dtypes by the names that ONNX Runtime gives to types of inputs.
@@ -68,10 +68,10 @@ class OnnxNetwork(nn.Module):
         in their order.
 
         Raises:
-            ConfigError: If there are other tensors than inputs, or a tensor has another dtype.
+            ConfigError: If there are other tensors than inputs, or of another dtype or shape.
         """
-        inputs = {given.name: given.type for given in self.session.get_inputs()}
-        named = example if isinstance(example, Mapping) and inputs.keys() <= example.keys() else {}
+        inputs = [given.name for given in self.session.get_inputs()]
+        named = example if isinstance(example, Mapping) and {*inputs} <= example.keys() else {}
         given = [named[name] for name in inputs] if named else tree_leaves(example)
         tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
         if len(tensors) != len(inputs):
@@ -80,15 +80,15 @@ class OnnxNetwork(nn.Module):
             )
             raise ConfigError(
                 f"{self.file.name} takes {', '.join(inputs)}, a batch has {found}: give a dict of "
-                "these names, or a tuple in this order"
+                "these names, or a tuple of them in this order (with labels, ((x, y), labels))"
             )
         arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in tensors]
-        for (name, kind), array in zip(inputs.items(), arrays, strict=True):
-            dtype = _DTYPES.get(kind, array.dtype)
-            if array.dtype != dtype:
+        for given, array in zip(self.session.get_inputs(), arrays, strict=True):
+            dtype = np.dtype(_DTYPES.get(given.type, array.dtype))
+            if array.dtype != dtype or not _fits(array.shape, given.shape):
                 raise ConfigError(
-                    f"{self.file.name} takes {np.dtype(dtype)} for {name}, a batch has "
-                    f"{array.dtype}: convert it"
+                    f"{self.file.name} takes {dtype} of shape {_format(given.shape)} for "
+                    f"{given.name}, a batch has {array.dtype} of shape {_format(array.shape)}"
                 )
         return dict(zip(inputs, arrays, strict=True))
 
@@ -97,6 +97,18 @@ class OnnxNetwork(nn.Module):
         """The only batch size that the file accepts; None: any."""
         first = self.session.get_inputs()[0].shape[0]
         return first if isinstance(first, int) else None
+
+
+def _format(shape: Sequence[int | str | None]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int | str | None]) -> bool:
+    """Return whether a shape has the wanted sizes; names stand for any size."""
+    sizes = zip(shape, wanted, strict=False)
+    return len(shape) == len(wanted) and all(
+        found == size or not isinstance(size, int) for found, size in sizes
+    )
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ class QuantizedFile:
 
 
 def quantize_onnx(
-    path: str | Path, out: str | Path, data: Iterable[Any], *, samples: int = 512
+    path: str | Path, out: str | Path, data: Batches, *, samples: int = 512
 ) -> QuantizedFile:
     """Convert an ONNX file of float32 to int8, with ranges of activations measured on data.
 
@@ -131,15 +143,15 @@ def quantize_onnx(
         path: The file, as `regrow.export` writes it. Export in eval mode folds batch norm into
             convolutions, and quantization has to come after that.
         out: The file to write.
-        data: Batches, such as a DataLoader: tensors, tuples or lists whose first element is the
-            input, or dicts of arguments.
+        data: A loader, a LightningDataModule or a tensor. A batch is a tensor, a tuple or list
+            whose first element is the input, or a dict of arguments.
         samples: Whole batches are used until there are so many examples.
 
     Raises:
-        ConfigError: If there is no file, no data, or no layer that can be quantized, or batches do
-            not have its inputs.
-        StateError: If a zero weight would not be zero, or outputs are not finite. Nothing is
-            written.
+        ConfigError: If there is no ONNX file, no data, or no layer that can be quantized, if
+            batches do not have its inputs, or ONNX Runtime fails.
+        StateError: If a zero weight would not be zero, or inputs or outputs are not finite.
+            Nothing is written.
 
     Example:
         >>> import tempfile
@@ -151,17 +163,31 @@ def quantize_onnx(
         4096
     """
     path, out = Path(path), Path(out)
-    quantization = import_optional("int8", "export", "onnx", "onnxruntime.quantization")
     if not path.is_file():
         raise ConfigError(f"no file {path}: write it with regrow.export")
-    network = OnnxNetwork(path)
+    try:
+        network = OnnxNetwork(path)
+    except Exception as error:
+        raise ConfigError(f"{path} is no ONNX file that runs here: {one_line(error)}") from error
     batches = [*_calibration_batches(data, samples, network.batch)]
     if not batches:
         raise ConfigError("int8 needs data to measure activations: give at least one batch")
     feeds = [network.feed(batch) for batch in batches]
+    if not all(np.isfinite(array).all() for feed in feeds for array in feed.values()):
+        raise StateError("inputs are not finite: check the calibration data and its normalisation")
+    with temporary_beside(out, ".onnx") as file:
+        _convert(path, file, feeds)
+        weights, zeros = _check_zeros(path, file)
+        worst = _difference(network, OnnxNetwork(file), batches[0])
+        return QuantizedFile(out, file.stat().st_size, weights, zeros, worst)
+
+
+def _convert(path: Path, file: Path, feeds: list[dict[str, NDArray[Any]]]) -> None:
+    """Write a file in int8, with ranges measured on the feeds."""
+    quantization = import_optional("int8", "export", "onnx", "onnxruntime.quantization")
     # a class, since ONNX Runtime checks for its own base class
     reader = type("Reader", (quantization.CalibrationDataReader,), {"get_next": _next_of(feeds)})
-    with temporary_beside(out, ".onnx") as file:
+    try:
         with _quiet_root_logger():
             quantization.quantize_static(
                 str(path),
@@ -171,19 +197,22 @@ def quantize_onnx(
                 activation_type=quantization.QuantType.QUInt8,  # signed ones are slow on x86
                 weight_type=quantization.QuantType.QInt8,
             )
-        weights, zeros = _check_zeros(path, file)
-        error = _difference(network, OnnxNetwork(file), batches[0])
-        return QuantizedFile(out, file.stat().st_size, weights, zeros, error)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"ONNX Runtime cannot convert {path} to int8: {one_line(error)}"
+        ) from error
 
 
-def _calibration_batches(data: Iterable[Any], samples: int, size: int | None) -> Iterator[Any]:
+def _calibration_batches(data: Batches, samples: int, size: int | None) -> Iterator[Any]:
     """Yield the inputs of whole batches, until there are enough examples."""
     check_count("samples", samples)
     seen = 0
-    for batch in data:
+    for batch in batches_of(data):
         inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        seen += batch_size(inputs)
         yield inputs if size is None else resize_batch(inputs, size)
-        seen += len(next(x for x in tree_leaves(inputs) if isinstance(x, Tensor)))
         if seen >= samples:
             return
 
@@ -226,8 +255,7 @@ def _difference(network: OnnxNetwork, quantized: OnnxNetwork, batch: Any) -> flo
     for expected, found in zip(*outputs, strict=True):
         if not np.isfinite(found).all():
             raise StateError("outputs in int8 are not finite: check the calibration data")
-        gap = np.abs(found.astype(float) - expected).max(initial=0)
-        worst = max(worst, float(gap / (np.abs(expected).max(initial=0) or 1)))
+        worst = max(worst, relative_difference(*map(torch.from_numpy, (found, expected))))
     return worst
 
 

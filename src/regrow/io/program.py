@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +18,17 @@ from torch.export import Dim, ShapesCollection
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.io.onnx_network import OnnxNetwork
-from regrow.utils.batches import batch_size, bound_forward, device_of, noise_like, resize_batch
-from regrow.utils.errors import ConfigError, one_line
+from regrow.utils.batches import (
+    batch_size,
+    bound_forward,
+    device_of,
+    noise_like,
+    relative_difference,
+    resize_batch,
+)
+from regrow.utils.errors import ConfigError, disk_error, one_line
 from regrow.utils.imports import import_optional
-from regrow.utils.modes import eval_mode, no_attention_fastpath
+from regrow.utils.modes import eval_mode, in_mode, no_attention_fastpath
 
 # Allowed difference of outputs, relative to the largest output.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -56,11 +65,15 @@ def write_program(
             error = _check(model, file, to, [example, *others]) if checked else 0
             return error, None, ""
         except Exception as failure:  # of torch.export, the converter or the runtime
+            if _is_full(failure):
+                raise
             reason = _shorten(failure)
         given = _noise(example, size)
         try:
             _write(model, file, to, given)
         except Exception as failure:
+            if _is_full(failure):
+                raise
             raise ConfigError(
                 f"{type(model).__name__} cannot be written as {to}: {_shorten(failure)}; make its "
                 "forward free of control flow that depends on data, or write .safetensors"
@@ -70,7 +83,7 @@ def write_program(
 
 
 def difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
-    """Compute the largest difference of outputs, relative to the largest output of each."""
+    """Compute the largest `relative_difference` of outputs."""
     if len(outputs) != len(expected):
         raise ExportMismatch(f"it returns {len(outputs)} tensors, the model {len(expected)}")
     worst = 0.0
@@ -80,12 +93,7 @@ def difference(outputs: list[Tensor], expected: list[Tensor]) -> float:
                 f"it returns {output.dtype} of shape {tuple(output.shape)}, the model "
                 f"{reference.dtype} of shape {tuple(reference.shape)}"
             )
-        one, other = output.double(), reference.double()
-        equal = (one == other) | (one.isnan() & other.isnan())
-        finite = other[other.isfinite()]
-        scale = float(finite.abs().max()) if len(finite) else 0.0
-        gap = torch.where(equal, 0.0, (one - other).abs())
-        error = float(gap.max()) / (scale or 1.0) if gap.numel() else 0.0
+        error = relative_difference(output, reference)
         tolerance = TOLERANCE.get(reference.dtype, 0.0)
         if not error <= tolerance:
             raise ExportMismatch(
@@ -128,15 +136,24 @@ def _write(
     shapes = shapes and shapes.dynamic_shapes(model, args, kwargs)
     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     if to == "pt2":
-        torch.export.save(program, file)
+        # not to the file: on a full disk torch's writer ends the process
+        torch.export.save(program, content := io.BytesIO())
+        file.write_bytes(content.getbuffer())
         return
     onnx: Any = torch.onnx.export(program, dynamo=True, verbose=False, dynamic_shapes=shapes)
     onnx.save(str(file), external_data=False)
 
 
+def _is_full(error: BaseException) -> bool:
+    """Return whether a disk was full."""
+    cause = disk_error(error)
+    return cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _check_runs(model: nn.Module, example: Any) -> None:
     try:
-        bound_forward(model, _cloned(example))()
+        with in_mode(model, training=False):
+            bound_forward(model, _cloned(example))()
     except Exception as error:
         raise ConfigError(
             f"{type(model).__name__} does not run on the example input: {_shorten(error)}"
@@ -149,7 +166,8 @@ def _check(model: nn.Module, file: Path, to: str, inputs: list[Any]) -> float:
         outputs = [_tensors(bound_forward(written, _cloned(given))()) for given in inputs]
     except Exception as error:
         raise ExportMismatch(f"it does not run: {_shorten(error)}") from error
-    expected = [_tensors(bound_forward(model, _cloned(given))()) for given in inputs]
+    with in_mode(model, training=False):
+        expected = [_tensors(bound_forward(model, _cloned(given))()) for given in inputs]
     return max(map(difference, outputs, expected))
 
 

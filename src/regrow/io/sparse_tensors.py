@@ -28,6 +28,7 @@ from regrow.utils.errors import ConfigError
 
 VALUES = {"fp16": torch.float16, "int8": torch.int8}  # types to which values may be rounded
 _GROUPS = (2, 4, 8, 16)  # sizes of groups
+_ROUNDING = 2**-11  # of the largest value of a tensor: what fp16 rounds by, but for subnormals
 _HEADER = 200  # bytes that an encoded tensor adds to the header of a file
 
 
@@ -105,9 +106,13 @@ def _round(name: str, tensor: Tensor, values: str | None) -> tuple[Tensor, list[
     if values == "int8":
         scale = [tensor.abs().amax([*range(1, tensor.dim())], keepdim=True).float() / 127]
         rounded = (tensor / scale[0].where(scale[0] > 0, 1)).round()
-    if not bool(rounded.isfinite().all()):
+    largest = tensor.abs().max()
+    lost = values == "fp16" and bool(
+        ((rounded.to(tensor) - tensor).abs() > _ROUNDING * largest).any()
+    )
+    if lost or not bool(rounded.isfinite().all()):
         raise ConfigError(
-            f"{name} has values that {values} cannot hold, up to {tensor.abs().max():g}: leave out "
+            f"{name} has values that {values} cannot hold, up to {largest:g}: leave out "
             f"values={values!r}"
         )
     return rounded.to(VALUES[values]), scale

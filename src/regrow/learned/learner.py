@@ -20,8 +20,10 @@ from regrow.pruning.compute_masks import choose_masks
 from regrow.pruning.pruner import Pruner
 from regrow.pruning.state import HistoryEntry
 from regrow.utils.errors import StateError
+from regrow.utils.logging import warn
 
 OPTIMIZERS = ("adam", "sgd")
+_FAR = 0.05  # of the learned sparsity from the target, above which hardening warns
 
 
 class LearnerStateDict(TypedDict, total=False):
@@ -92,7 +94,13 @@ class Learner(Reparametrization):
         finally:
             self._copy(effective)
         pruner.state.apply()
-        entry["learned"] = self.window.share
+        entry["learned"] = share = self.window.share
+        if abs(share - sparsity) > _FAR:
+            warn(
+                f"masks were learned up to a sparsity of {share:.3f}, and the rest to "
+                f"{sparsity:.3f} is pruned at once by their margins: learn over more steps "
+                "(begin, end), or with another score_lr"
+            )
         self.stop()
         return entry
 
@@ -100,7 +108,8 @@ class Learner(Reparametrization):
         """Begin to learn; without a rate, at one that moves a score through its range."""
         self.stop()
         self.window = window
-        self.rate = self.method.lr_range / window.length if rate is None else rate
+        computed = min(self.method.lr_range / window.length, self.method.max_lr)
+        self.rate = computed if rate is None else rate
         # faster than Adam could move a score in the other direction
         limit = max(self.method.penalty_range / window.length, 2 * self.rate)
         self.controller = SparsityController(limit)

@@ -40,6 +40,7 @@ class MaskMethod:
     stochastic: ClassVar[bool] = False  # whether training draws noise
     needs_topk: ClassVar[bool] = False  # whether f needs the mask of the highest scores
     lr_range: ClassVar[float] = 1.0  # how far the optimizer may move a score within the learning
+    max_lr: ClassVar[float] = math.inf  # the largest computed learning rate, in a short fit
     penalty_range: ClassVar[float] = 1.0  # how far the penalty may
     trains_weights: ClassVar[bool] = True  # whether the paper trains the weights too
     distribution: ClassVar[str] = "global"  # of a target over layers
@@ -187,6 +188,7 @@ class L0(_Shifted):
     Source: Louizos et al. 2018 (L0 regularisation), arXiv:1712.01312, eq. 10 to 13.
     """
 
+    max_lr: ClassVar[float] = 0.2  # faster ones saturate gates, which no longer follow the penalty
     stochastic: ClassVar[bool] = True
 
     keep: float = 0.8  # the initial probability that a weight is kept, as in dropout

@@ -65,6 +65,16 @@ class Reparametrization:
         self._masks, self.progress = {}, 0.0
 
     @torch.no_grad()
+    def restore_dense(self) -> None:
+        """Write the dense weights where parameters have their effective values, and stop."""
+        found = {name: self.parameters[name].detach().clone() for name in self.scores}
+        self.deterministic()
+        for name, value in found.items():
+            same = torch.equal(self.parameters[name], value)  # else weights were loaded since
+            self.parameters[name].copy_(self.dense[name] if same else value)
+        self.stop()
+
+    @torch.no_grad()
     def deterministic(self) -> None:
         """Write effective weights without noise, for evaluation and checkpoints."""
         self._noise.clear()

@@ -18,7 +18,12 @@ from torch.nn.utils import parametrize
 from regrow.distributed.shard import Shard, local_tensor, reshard_fsdp, shard_of
 from regrow.masks.heads import HeadPart, find_heads
 from regrow.utils.errors import ConfigError, StateError, check_patterns, closest_names, join_limited
-from regrow.utils.names import matches_pattern, name_parts, strip_compile_prefix
+from regrow.utils.names import (
+    check_has_values,
+    matches_pattern,
+    name_parts,
+    strip_compile_prefix,
+)
 
 _LAYER_TYPES = (_ConvNd, nn.Linear)
 _WEIGHTS = {  # the weights of linear maps in modules that keep several, by the start of their names
@@ -300,15 +305,7 @@ def _match(pattern: str, entries: Sequence[_Entry], what: str) -> list[_Entry]:
 
 def _target(entry: _Entry, heads: HeadPart | str) -> Target:
     name, parameter = entry.names[0], entry.parameter
-    if is_lazy(parameter):
-        raise StateError(
-            f"{name} is not built yet (a lazy layer): run one forward pass before pruning"
-        )
-    if parameter.is_meta:
-        raise StateError(
-            f"{name} is on the meta device, where it has no values: call "
-            "model.to_empty(device=...) and load its weights first"
-        )
+    check_has_values(name, parameter)
     if parameter.dtype not in _DTYPES:
         raise StateError(
             f"{name} has dtype {parameter.dtype}: float16, bfloat16, float32 and float64 are "

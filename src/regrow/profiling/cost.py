@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from regrow.profiling.macs import count_macs
@@ -39,7 +40,8 @@ def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | Non
 
     Args:
         model: The model; it runs once, in eval mode.
-        example_input: A batch; a tuple holds positional arguments, a dict keyword arguments.
+        example_input: A batch, whose first dimension counts examples (write `batch_first=True` in
+            recurrent layers); a tuple holds positional arguments, a dict keyword arguments.
         masks: Bool masks by parameter name; None: dense.
 
     Raises:
@@ -54,7 +56,9 @@ def cost(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | Non
     """
     pruned, parameters = pruned_counts(model, masks), named_parameters(model)
     work = count_macs(model, example_input)
-    size = sum(t.numel() * t.itemsize for t in (*model.parameters(), *model.buffers()))
+    tensors = (*model.parameters(), *model.buffers())
+    # sparse ones are those that `accelerate` adds
+    size = sum(t.numel() * t.itemsize for t in tensors if t.layout is torch.strided)
     for name, count in pruned.items():
         size += -(-parameters[name].numel() // 8) - count * parameters[name].itemsize
     saved = sum(work.positions.get(name, 0.0) * count for name, count in pruned.items())

@@ -118,6 +118,7 @@ def compare_latency(
         >>> compare_latency(wide, narrow, torch.zeros(64, 2048)).speedup.is_faster
         True
     """
+    check_count("resamples", resamples)
     models = [reference, model, copy.deepcopy(reference)]
     times = _time_in_turns(models, example_input, repeats, warmup)
     first, other, again = np.asarray(times)

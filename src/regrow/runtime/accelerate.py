@@ -4,19 +4,25 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from regrow.profiling.latency import Speedup, compare_latency, describe_load, machine_load
 from regrow.runtime.candidates import find_layers
 from regrow.runtime.choice import DENSE, LayerChoice, choose_form
 from regrow.runtime.layer_inputs import layer_inputs
-from regrow.runtime.sparse_layers import SparseLayer
+from regrow.runtime.sparse_layers import check_dense
+from regrow.utils.batches import bound_forward, relative_difference
 from regrow.utils.display import align_columns
 from regrow.utils.errors import ConfigError, StateError, check_count, check_positive, one_line
+from regrow.utils.modes import in_mode
 
+_WHOLE = 100  # times the tolerance of a layer: that of the outputs of the whole model
 Pair = tuple[nn.Module, nn.Module]  # the dense layer, and what replaces it
 
 
@@ -71,8 +77,9 @@ def accelerate(
     and, where whole blocks are zero, in BSR format, and on CUDA devices in torch's 2:4 format where
     two of each four weights of a row are zero; two-dimensional convolutions with weights in
     channels-last order. A form is taken if it is faster than the dense layer beyond noise on the
-    layer's input, and its outputs differ by at most `tolerance` times the largest output. If the
-    whole model is not faster beyond noise, every layer stays dense.
+    layer's input, and its outputs differ by at most `tolerance` times the largest output (those of
+    the whole model by 100 times that). If the whole model is not faster beyond noise, every layer
+    stays dense.
 
     The accelerated model is for inference. Its state dict is that of the dense model; weights are
     read once, so call `undo()` before they change.
@@ -90,7 +97,8 @@ def accelerate(
     Raises:
         StateError: If the model is in train mode, or accelerated already.
         ConfigError: For a tolerance or repeats out of range, a model without a layer inside, or one
-            that fails with sparse layers (under autocast, or for gradients); it is dense again.
+            that fails with sparse layers (under autocast, or for gradients) or computes something
+            else with them; it is dense again.
 
     Example:
         >>> import torch
@@ -113,7 +121,7 @@ def accelerate(
             replaced.append((layer, other))
     result = Acceleration(tuple(choices), None, machine_load(), model, replaced)
     if replaced:
-        speedup = _replace_and_compare(result, model, example_input, replaced, repeats)
+        speedup = _replace_and_compare(result, model, example_input, replaced, repeats, tolerance)
         result = replace(result, speedup=speedup, load=machine_load())
     if result.gains:
         return result
@@ -123,13 +131,24 @@ def accelerate(
 
 
 def _replace_and_compare(
-    result: Acceleration, model: nn.Module, example: Any, replaced: list[Pair], repeats: int
+    result: Acceleration,
+    model: nn.Module,
+    example: Any,
+    replaced: list[Pair],
+    repeats: int,
+    tolerance: float,
 ) -> Speedup:
     """Replace the layers, and compare the model with the dense one; restore it if that fails."""
-    dense = _share_tensors(model)
+    dense, limit = _share_tensors(model), _WHOLE * tolerance
     try:
         for layer, other in replaced:
             _replace(model, layer, other)
+        difference = _difference(model, dense, example)
+        if not difference <= limit and _difference(dense, dense, example) <= limit:
+            raise StateError(
+                f"its outputs differ by {difference:.1g} of the largest, and those of each layer "
+                "do not; its forward may depend on the type of its layers"
+            )
         return compare_latency(dense, model, example, repeats=repeats).speedup
     except BaseException as error:
         result.undo()
@@ -140,12 +159,24 @@ def _replace_and_compare(
         ) from error
 
 
+def _difference(model: nn.Module, other: nn.Module, example: Any) -> float:
+    """Return the largest relative difference of two models' outputs, with equal random numbers."""
+    outputs = []
+    for each in (model, other):
+        with in_mode(each, training=False):
+            leaves = tree_leaves(bound_forward(each, example)())
+        outputs.append([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+    shapes = [[leaf.shape for leaf in leaves] for leaves in outputs]
+    if shapes[0] != shapes[1]:
+        return math.inf
+    return float(torch.tensor([0.0, *map(relative_difference, *outputs)]).max())  # NaN if any is
+
+
 def _check_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers of a model that can be accelerated."""
     if model.training:
         raise StateError("accelerate needs a model in eval mode, for inference: call model.eval()")
-    if any(isinstance(module, SparseLayer) for module in model.modules()):
-        raise StateError("the model is accelerated already: call undo() of its Acceleration first")
+    check_dense(model)
     if layers := find_layers(model):
         return layers
     raise ConfigError(

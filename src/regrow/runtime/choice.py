@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from regrow.profiling.latency import Speedup, compare_latency
 from regrow.runtime.candidates import find_candidates
+from regrow.utils.batches import relative_difference
 
 DENSE = "dense"
 
@@ -45,7 +46,8 @@ def choose_form(
     for candidate, make in find_candidates(layer):
         try:
             other = make()
-            difference = relative_difference(layer, other, x)
+            with torch.inference_mode():
+                difference = relative_difference(other(x), layer(x))
             if not difference <= tolerance:
                 reasons.append(f"{candidate} differs by {difference:.1g}")
                 continue
@@ -58,11 +60,3 @@ def choose_form(
             best, module, form = speedup, other, candidate
     reason = "; ".join(reasons) or "no other form: too few zeros, or no sparse kernel"
     return LayerChoice(name, sparsity, form, best, reason), module
-
-
-@torch.inference_mode()
-def relative_difference(layer: nn.Module, other: nn.Module, x: Tensor) -> float:
-    """Return the largest difference of two layers' outputs / the largest output."""
-    expected = layer(x)
-    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return float((other(x) - expected).abs().max() / scale)

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from regrow.profiling.macs import positions
 from regrow.runtime.layer_inputs import layer_inputs
 from regrow.runtime.rules import RULES, Layer, Obstacle, Rule
+from regrow.runtime.sparse_layers import check_dense
 from regrow.utils.display import align_columns
 from regrow.utils.errors import ConfigError, join_limited
 from regrow.utils.names import strip_compile_prefix
@@ -111,6 +112,7 @@ def diagnose(model: nn.Module, example_input: Any) -> Diagnosis:
 
     Raises:
         ConfigError: If the example reaches no Linear layer or convolution of the model.
+        StateError: If the model is accelerated, or has no values.
 
     Example:
         >>> import torch
@@ -119,6 +121,7 @@ def diagnose(model: nn.Module, example_input: Any) -> Diagnosis:
         >>> diagnose(model, torch.zeros(1, 64)).runtimes_of("2.weight")
         ('PyTorch CPU', 'TensorRT 2:4', 'tensor cores', 'Core ML')
     """
+    check_dense(model)
     used, layers = positions(model, example_input), list[Layer]()
     known = {p: m for p, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)}
     run = layer_inputs(model, known, example_input)
@@ -127,7 +130,7 @@ def diagnose(model: nn.Module, example_input: Any) -> Diagnosis:
         name = strip_compile_prefix(f"{path}.weight").lstrip(".")
         if name in used:
             layers.append(Layer(name, module, used[name] * module.weight.numel()))
-        elif path in run:
+        elif path in run and module.weight.numel():
             left_out.append(name)
     found = Diagnosis(tuple(layers), tuple(_find(rule, layers) for rule in RULES), tuple(left_out))
     if not layers:

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.sparse import to_sparse_semi_structured
 
 from regrow.utils.errors import StateError
+from regrow.utils.names import check_has_values
 
 
 class SparseLayer(nn.Module):
@@ -57,6 +58,14 @@ class SparseLayer(nn.Module):
         raise NotImplementedError
 
 
+def check_dense(model: nn.Module) -> None:
+    """Raise `StateError` for a model that is accelerated already, or has no values."""
+    if any(isinstance(module, SparseLayer) for module in model.modules()):
+        raise StateError("the model is accelerated already: call undo() of its Acceleration first")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        check_has_values(name, tensor)
+
+
 class SparseLinear(SparseLayer):
     """A Linear layer with a sparse weight."""
 
@@ -64,7 +73,7 @@ class SparseLinear(SparseLayer):
         """Compute `x @ weight.T + bias` for `x` of shape `(..., in)`."""
         rows = multiply_rows(x.reshape(-1, x.shape[-1]), self.matrix).contiguous()
         outputs = rows if self.bias is None else rows.add_(self.bias)
-        return outputs.reshape(*x.shape[:-1], -1)
+        return outputs.reshape(*x.shape[:-1], len(self.weight))
 
 
 def is_pointwise(module: nn.Module) -> bool:
@@ -91,10 +100,12 @@ class SparsePointwiseConv(SparseLayer):
             x = x.movedim(axis, -1)[..., ::step].movedim(-1, axis)
         batched = x if x.ndim == spatial + 2 else x.unsqueeze(0)
         columns = batched.flatten(2).contiguous()  # (batch, channels, positions)
-        outputs = torch.stack([self.matrix @ example for example in columns])
+        outputs = x.new_empty(len(columns), len(self.weight), columns.shape[2])
+        for example, output in zip(columns, outputs, strict=True):
+            output.copy_(self.matrix @ example)
         if self.bias is not None:
             outputs += self.bias[:, None]
-        return outputs.reshape(*x.shape[: -spatial - 1], -1, *x.shape[-spatial:])
+        return outputs.reshape(*x.shape[: -spatial - 1], len(self.weight), *x.shape[-spatial:])
 
 
 def to_sparse(matrix: Tensor, block: int | None = 1) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Example inputs: batch size, resizing, bound forward."""
+"""Example inputs: batch size, resizing, bound forward; differences of outputs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class TrainingData(Protocol):
 
 
 Batches = Iterable[Any] | TrainingData
+_CONSTANT = 1e3  # times the median magnitude: equal outputs above it are constants
 
 
 def bound_forward(model: nn.Module, example_input: Any) -> Callable[[], Any]:
@@ -169,3 +170,27 @@ def noise_like(example_input: Any, seed: int = 0) -> Any:
 def is_list_of_dictionaries(value: Any) -> bool:
     """Return whether a value is a list with one dictionary for each example, such as boxes."""
     return is_example_list(value) and any(isinstance(item, Mapping) for item in value)
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference of two tensors of one shape / the largest expected magnitude.
+
+    Equal values do not differ, NaN and Inf included. Equal values above 1000, and above 1000 times
+    the median magnitude, such as the -1e9 of masked positions, do not count as the largest.
+
+    Example:
+        >>> expected = torch.tensor([1.0, 2.0, -1e9])
+        >>> relative_difference(torch.tensor([1.0, 1.5, -1e9]), expected)
+        0.25
+    """
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    one, other = found.detach().cpu().to(wide), expected.detach().cpu().to(wide)
+    equal = (one == other) | (one.isnan() & other.isnan())
+    if bool(equal.all()):
+        return 0.0
+    size = other.abs()
+    magnitudes = torch.unique(size[size.isfinite() & (size > 0)])
+    typical = float(magnitudes.median()) if len(magnitudes) else 0.0
+    counted = size[size.isfinite() & (~equal | (size <= _CONSTANT * max(typical, 1.0)))]
+    largest = float(counted.max()) if len(counted) else 0.0
+    return float((one - other).abs()[~equal].max()) / (largest or 1.0)

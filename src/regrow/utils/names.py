@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Names of functions, and of parameters and modules without the prefix of torch.compile."""
+"""Functions, parameters and modules by name, without the prefix of torch.compile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
+
+from regrow.utils.errors import StateError
 
 PARAMETRIZED = "parametrizations."  # in names that `torch.nn.utils.parametrize` gives
 
@@ -86,3 +89,14 @@ def _rename(
         renamed = by_stripped_name.get(strip_compile_prefix(name), name)
         if name not in expected and renamed not in state_dict:
             state_dict[renamed] = state_dict.pop(name)
+
+
+def check_has_values(name: str, tensor: Tensor) -> None:
+    """Raise `StateError` for a tensor of a lazy layer, or on the meta device."""
+    if is_lazy(tensor):
+        raise StateError(f"{name} is not built yet (a lazy layer): run one forward pass first")
+    if tensor.is_meta:
+        raise StateError(
+            f"{name} is on the meta device, where it has no values: call "
+            "model.to_empty(device=...) and load its weights first"
+        )

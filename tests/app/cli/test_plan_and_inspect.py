@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from regrow.app.cli.inspect_command import inspect
 from regrow.app.experiment.plan import plan
 from regrow.app.experiment.run import train
+from regrow.runtime.sparse_layers import to_sparse
 from regrow.utils.display import format_bytes
 from regrow.utils.errors import ConfigError, StateError
 
@@ -148,6 +149,18 @@ def test_inspect_shows_a_dense_checkpoint(tmp_path, capsys):
     assert "no masks; 0 of 6 weights (0.0%) are exactly zero" in capsys.readouterr().out
 
 
+def test_inspect_of_weights_without_masks_says_nothing_of_kept_ones(tmp_path, capsys):
+    torch.save({"fc.weight": torch.eye(3), "fc.bias": torch.zeros(3)}, tmp_path / "weights.pt")
+    inspect(tmp_path / "weights.pt")
+    [heads] = [row for row in capsys.readouterr().out.splitlines() if "parameter" in row]
+    assert [cell.strip() for cell in heads.split("┃")[1:-1]] == [
+        "parameter",
+        "shape",
+        "weights",
+        "zeros",
+    ]
+
+
 def sparse_state():
     """3 of 4 weights are zero; those of vectors and integers are not counted."""
     weight = torch.tensor([[1.0, 0.0], [-0.0, 0.0]])
@@ -171,6 +184,10 @@ def saved_by_torch_prune():
         lambda: {"epoch": 3, "args": {"lr": 0.1}, "model_state_dict": sparse_state()},
         lambda: {"fc.weight": sparse_state()["fc.weight"].half()},
         lambda: {"fc.weight": sparse_state()["fc.weight"].to(torch.float8_e4m3fn)},
+        lambda: {"fc.weight": sparse_state()["fc.weight"].to(torch.int8)},
+        lambda: {"fc.weight": 1j * sparse_state()["fc.weight"]},
+        lambda: {"fc.weight": to_sparse(sparse_state()["fc.weight"])},
+        lambda: {"fc.weight": sparse_state()["fc.weight"].to_sparse()},
         saved_by_torch_prune,
     ],
 )

@@ -304,3 +304,65 @@ def test_two_cuts_are_saved_as_one(tmp_path):
         regrow.load(make, path)
     regrow.export(net, path, plan=first.compose(second))
     assert regrow.load(make, path)[0].out_features == net[0].out_features
+
+
+def on_the_meta_device(make):
+    def empty():
+        with torch.device("meta"):
+            return make()
+
+    return empty
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_a_model_on_the_meta_device_keeps_its_shared_weights_and_dtypes(tmp_path):
+    net, path = Tied().half(), tmp_path / "a.safetensors"
+    regrow.export(net, path)
+    loaded = load(on_the_meta_device(Tied), path)
+    assert loaded.head.weight is loaded.embed.weight
+    assert torch.equal(loaded.head.weight, net.head.weight.float())
+
+
+class Grid(nn.Module):
+    """A layer, and a buffer that state dicts leave out."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.register_buffer("grid", torch.ones(3), persistent=False)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_a_model_that_is_built_on_the_meta_device_gets_the_values(tmp_path, suffix):
+    net, path = Split().eval(), tmp_path / f"a.{suffix}"
+    net.a.weight.requires_grad_(False)
+    plan = prune(net, X[:2], 0.5)
+
+    def make():
+        model = Split().eval()
+        model.a.weight.requires_grad_(False)
+        return model
+
+    if suffix == "ckpt":
+        torch.save({"state_dict": net.state_dict(), KEY: plan.state_dict()}, path)
+    else:
+        regrow.export(net, path, plan=plan)
+    loaded = load(on_the_meta_device(make), path)
+    torch.testing.assert_close(loaded.state_dict(), net.state_dict(), rtol=0, atol=0)
+    assert torch.equal(loaded(X), net(X))
+    assert [p.requires_grad for p in loaded.parameters()] == [
+        p.requires_grad for p in net.parameters()
+    ]
+
+
+def test_a_buffer_on_the_meta_device_that_the_file_lacks_raises(tmp_path):
+    regrow.export(Grid(), tmp_path / "a.safetensors")
+    with pytest.raises(StateError, match=r"grid is on the meta device.*on another device"):
+        load(on_the_meta_device(Grid), tmp_path / "a.safetensors")
+    assert torch.equal(load(Grid, tmp_path / "a.safetensors").grid, torch.ones(3))

@@ -81,8 +81,11 @@ def _find_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _count_zeros(tensor: Tensor) -> int | None:
     """Count the zeros of the weights of a layer; None for other tensors."""
-    if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.layout is not torch.strided:
+    weights = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.int8
+    if not weights or tensor.dim() < 2 or tensor.is_meta:
         return None
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
     tensor = tensor.float() if tensor.itemsize == 1 else tensor
     return tensor.numel() - int(tensor.count_nonzero())
 
@@ -117,14 +120,15 @@ def _layer_table(
     rows = []
     for name, tensor in state.items():
         shape = "x".join(map(str, tensor.shape))
-        kept, sparsity = tensor.numel(), ""
-        if masks is not None and name in masks:
-            kept = int(masks[name].count_nonzero())
-            sparsity = f"{1 - masks.density(name):.4f}"
-        used = f"{kept * macs[name]:,.0f}" if masks is not None and name in macs else ""
+        kept = sparsity = used = ""
+        if masks is not None:
+            count = int(masks[name].count_nonzero()) if name in masks else tensor.numel()
+            kept = f"{count:,}"
+            sparsity = f"{1 - masks.density(name):.4f}" if name in masks else ""
+            used = f"{count * macs[name]:,.0f}" if name in macs else ""
         zeros = _count_zeros(tensor)
         shown = "" if zeros is None else f"{zeros:,}"
-        rows.append([name, shape, f"{tensor.numel():,}", shown, f"{kept:,}", sparsity, used])
+        rows.append([name, shape, f"{tensor.numel():,}", shown, kept, sparsity, used])
     used_columns = [i for i in range(len(heads)) if any(row[i] for row in rows)]
     heads = [heads[i] for i in used_columns]
     table = Table(title=title or None)

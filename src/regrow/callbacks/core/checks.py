@@ -126,9 +126,10 @@ def check_gradients_together(optimizers: Sequence[Optimizer], pruner: BasePruner
     """Check that one optimizer trains all parameters that are ranked by gradients."""
     if waits_for_gradients(pruner) and not any(map(pruner.trained_by, optimizers)):
         raise ConfigError(
-            "this criterion ranks gradients of all pruned parameters together, but no optimizer "
-            "trains all of them (frozen layers, or one optimizer a part?): exclude what is not "
-            "trained, or use one pruning callback an optimizer with include="
+            "events read the gradients of all pruned parameters within one optimizer's step, but "
+            "no optimizer trains all of them (frozen layers, or one optimizer for each part?): "
+            "exclude what is not trained, or write one pruning callback for each optimizer, with "
+            "include="
         )
 
 

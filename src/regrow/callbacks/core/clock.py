@@ -24,12 +24,15 @@ class Clock:
     def __init__(self, trainer: pl.Trainer, times: Iterable[Time]) -> None:
         self.trainer = trainer
         self.manual = not trainer.lightning_module.automatic_optimization
-        units = {time.unit for time in times if time.amount}
+        times = [time for time in times if time.amount]
+        units = {time.unit for time in times}
         self.batches = self.manual and not units <= {"it"}
         if self.batches and "it" in units:
             raise ConfigError(
-                "under manual optimisation one batch may make several optimizer steps, so '500it' "
-                "cannot be mixed with '3ep' or fractions: write all times in one of them"
+                "under manual optimisation one batch may make several optimizer steps, so steps "
+                "cannot be mixed with epochs and fractions, and the times are "
+                f"{', '.join(map(str, times))}: write all of them (begin, end, every, at) as "
+                "'500it', or none"
             )
 
     def current_step(self) -> int:

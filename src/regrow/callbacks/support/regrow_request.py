@@ -18,7 +18,13 @@ from regrow.pruning.growth import (
     regrow_count,
     removed_growth,
 )
-from regrow.pruning.initializers import Initializer, make_initializer, removed_values
+from regrow.pruning.initializers import (
+    Initializer,
+    make_initializer,
+    orthogonal,
+    removed_values,
+)
+from regrow.pruning.pruner import Pruner
 from regrow.utils.errors import ConfigError, check_patterns
 from regrow.utils.lightning_classes import pl
 from regrow.utils.optimizers import trained_parameters
@@ -90,6 +96,12 @@ def check_request(trainer: pl.Trainer, request: RegrowRequest) -> None:
         weights = sum(target.parameter.numel() for target in targets)
         if request.count is not None and request.count > weights:
             raise ConfigError(f"count={request.count} is more than all {weights} weights")
+        single = isinstance(pruner, Pruner) and pruner.config.granularity == "weight"
+        if single and not callable(request.by) and request.init in ("orthogonal", orthogonal):
+            raise ConfigError(
+                "init='orthogonal' makes whole filters, and single weights come back here: write "
+                "init='he'"
+            )
         if pruner.state.soft:
             raise ConfigError("soft=True brings weights back at each event: leave Regrow out")
         for what, given, names_removed in (

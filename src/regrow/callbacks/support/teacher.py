@@ -28,7 +28,8 @@ _COMPILED = (
 def make_teacher(given: nn.Module | str | Path | None, student: nn.Module) -> nn.Module:
     """A frozen network that shares nothing with its source.
 
-    The source is a module, or the student: as it is ("start"), or with a checkpoint's weights.
+    The source is a module, or the student: as it is ("start"), or with a checkpoint's weights. A
+    network that has no dtype of the student's gets that of its first parameter.
     """
     if given is None:
         raise ConfigError(
@@ -49,7 +50,15 @@ def make_teacher(given: nn.Module | str | Path | None, student: nn.Module) -> nn
             teacher.__dict__.pop(name, None)
     if isinstance(given, str | Path) and given != START:
         _load(teacher, Path(given))
+    taught = _dtypes(student)
+    if taught.keys().isdisjoint(_dtypes(teacher)):
+        teacher = teacher.to(dtype=next(iter(taught), None))
     return teacher.eval().requires_grad_(False)
+
+
+def _dtypes(network: nn.Module) -> dict[torch.dtype, None]:
+    """The dtypes of floating-point parameters, that of the first one first."""
+    return dict.fromkeys(p.dtype for p in network.parameters() if p.is_floating_point())
 
 
 def digest(teacher: nn.Module) -> str:

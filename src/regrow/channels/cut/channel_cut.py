@@ -285,6 +285,7 @@ def load(
     undo = ChannelCut.from_state(state).apply(model) if state is not None else UndoLog()
     try:
         with accept_compile_prefix(model):
+            _give_memory(model)
             model.load_state_dict(checkpoint.get("state_dict", {}))
     except RuntimeError as error:
         undo()
@@ -300,6 +301,29 @@ def _build(
     if not isinstance(make, type):
         saved = accepted_arguments(make, saved)
     return make(**{**saved, **given})
+
+
+def _give_memory(model: nn.Module) -> None:
+    """Replace tensors on the meta device, shared ones by the same, by empty ones on the CPU."""
+    made = dict[int, Tensor]()
+    saved = model.state_dict(keep_vars=True)
+    for name, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
+        if not tensor.is_meta:
+            continue
+        if name not in saved:
+            raise StateError(
+                f"{name} is on the meta device, and no checkpoint has it: build the model on "
+                "another device"
+            )
+        if id(tensor) not in made:
+            empty = torch.empty_like(tensor, device="cpu")
+            parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if parameter else empty
+        path, _, own = name.rpartition(".")
+        setattr(model.get_submodule(path), own, made[id(tensor)])
 
 
 def _plain(value: Any) -> Any:
