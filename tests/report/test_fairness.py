@@ -89,6 +89,11 @@ def test_unknown_total_epochs_are_reported():
     assert "20 (gmp); 20 after a checkpoint of unknown training (imp)" in found
 
 
+def test_fits_that_may_end_early_are_reported():
+    found = both({}, {}, epochs=None)["Different total epochs"].findings[0]
+    assert "20 (gmp); at most 20 with pruning, ended by a metric, steps or time (imp)" in found
+
+
 def test_dense_run_of_other_length_is_reported():
     contents = [result(seed=s) for s in range(3)]
     longer = dense_result() | {"epochs": 40}

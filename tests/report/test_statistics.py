@@ -66,8 +66,14 @@ def test_dense_baselines_are_named_by_epochs_and_seeds():
     names = ["dense, 20 epochs, seeds 0, 1, 4", "dense, 30 epochs, seed 2"]
     assert [control.name for control in one.plot.dense] == names
     assert one.rows["dense_baseline"].tolist() == [names[0]] * 3 + [names[1]]
-    (free,) = task(result() | {"epochs": None}).plot.dense
-    assert free.name == "dense, trained before, seed 0"
+    starts = {
+        "sha256:0": "trained before",
+        "scratch": "epochs not counted",
+        None: "epochs not counted",
+    }
+    for start, budget in starts.items():
+        (free,) = task(result(setting={"start": start}) | {"epochs": None}).plot.dense
+        assert free.name == f"dense, {budget}, seed 0"
 
 
 def test_pareto_front_uses_means_and_includes_the_dense_network():

@@ -111,7 +111,10 @@ def describe_epochs(run: Run) -> str:
     epochs = run.result.get("epochs")
     if isinstance(epochs, Real):
         return str(epochs)
-    return f"{run.setting('trainer.max_epochs')} after a checkpoint of unknown training"
+    planned = run.setting("trainer.max_epochs")
+    if run.setting("start") in (None, "scratch"):
+        return f"at most {planned} with pruning, ended by a metric, steps or time"
+    return f"{planned} after a checkpoint of unknown training"
 
 
 def describe_batch(run: Run) -> str:

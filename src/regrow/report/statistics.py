@@ -227,5 +227,7 @@ def _make_dense_points(rows: DataFrame) -> list[Point]:
 def _name_dense(run: Run, seeds: Sequence[int]) -> str:
     """Name a dense baseline by its budget and its seeds."""
     epochs = run.result.get("epochs")
-    budget = "trained before" if epochs is None else f"{epochs} epochs"
+    known = run.setting("start") in (None, "scratch")
+    unknown = "epochs not counted" if known else "trained before"
+    budget = unknown if epochs is None else f"{epochs} epochs"
     return f"dense, {budget}, seed{'s' * (len(seeds) > 1)} {join_limited(map(str, seeds), 5)}"

@@ -189,8 +189,9 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     if bool(equal.all()):
         return 0.0
     size = other.abs()
-    magnitudes = torch.unique(size[size.isfinite() & (size > 0)])
-    typical = float(magnitudes.median()) if len(magnitudes) else 0.0
-    counted = size[size.isfinite() & (~equal | (size <= _CONSTANT * max(typical, 1.0)))]
-    largest = float(counted.max()) if len(counted) else 0.0
+    counted = size.isfinite()
+    if bool((counted & (size > _CONSTANT)).any()):
+        typical = float(torch.unique(size[counted & (size > 0)]).median())
+        counted &= ~equal | (size <= _CONSTANT * max(typical, 1.0))
+    largest = float(size[counted].max()) if bool(counted.any()) else 0.0
     return float((one - other).abs()[~equal].max()) / (largest or 1.0)

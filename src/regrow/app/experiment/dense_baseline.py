@@ -70,7 +70,9 @@ def total_epochs(cfg: DictConfig) -> int | None:
     epochs = cfg.trainer.get("max_epochs")
     if epochs is None or cfg.start not in (None, SCRATCH):
         return None
-    if cfg.trainer.get("max_steps", -1) != -1 or cfg.trainer.get("max_time") is not None:
+    targets = [str(node.get("_target_")) for node in cfg.callbacks.values() if node]
+    limits = cfg.trainer.get("max_steps", -1) != -1, cfg.trainer.get("max_time") is not None
+    if any(limits) or any(target.endswith("EarlyStopping") for target in targets):
         return None  # it may end earlier
     if cfg.start == SCRATCH:
         return int(epochs)
