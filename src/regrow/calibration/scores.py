@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 MEMORY = 2**28  # bytes of inverse Hessians that OBS holds at once
+_SPARSE = 0.7  # nonzero fraction of rows up to which OBS inverts only their part of H
 
 
 def damped(xx: Tensor, damping: float) -> Tensor:
@@ -95,20 +96,28 @@ def obs(
         parts = torch.split(torch.arange(len(xx), device=xx.device), part)
         scored = [obs(matrix[:, p], xx[p][:, p], damping, block, part) for p in parts]
         return torch.cat(scored, 1)
-    inverse = torch.linalg.inv(damped(xx, damping))
     weights = matrix.double() * (xx.diagonal() > 0)  # weights of dead inputs have no effect
-    rows = max(1, MEMORY // (8 * inverse.numel()))
-    return torch.cat([_obs_rows(some, inverse, block) for some in torch.split(weights, rows)])
+    hessian, rows = damped(xx, damping), max(1, MEMORY // (8 * xx.numel()))
+    return torch.cat([_obs_rows(some, hessian, block) for some in torch.split(weights, rows)])
 
 
-def _obs_rows(weights: Tensor, inverse: Tensor, block: int) -> Tensor:
+def _obs_rows(weights: Tensor, hessian: Tensor, block: int) -> Tensor:
     count, features = weights.shape
     rows = torch.arange(count, device=weights.device)
-    weights, diagonal = weights.clone(), inverse.diagonal().repeat(count, 1)
-    base = inverse.repeat(count, 1, 1)
-    scores = torch.zeros_like(weights)
+    scores, nonzero = torch.zeros_like(weights), weights != 0
+    most = int(nonzero.sum(1).max())
+    if not most:
+        return scores
+    if most > _SPARSE * features:
+        at = torch.arange(features, device=weights.device).repeat(count, 1)  # of base's columns
+        base = torch.linalg.inv(hessian).repeat(count, 1, 1)
+    else:  # zeros go first, at no loss, which leaves the inverse of the rest of H
+        features = most
+        at = nonzero.byte().argsort(dim=1, descending=True, stable=True)[:, :features]
+        base = hessian[at[:, :, None], at[:, None, :]]
+        base = torch.cholesky_inverse(torch.linalg.cholesky(base))
+    weights, diagonal = weights.gather(1, at), base.diagonal(dim1=1, dim2=2).clone()
     left = torch.ones_like(weights, dtype=torch.bool)
-    at = torch.arange(features, device=weights.device).repeat(count, 1)  # of the columns of base
     pending = base.new_zeros(count, block, features)  # of removals, H^-1 = base - sum of p p^T
     largest = weights.new_zeros(count)
     for removed in range(features):
