@@ -93,6 +93,8 @@ def check(first, *others):
     assert kinds["rewound"].count("rewind") + kinds["rewound"].count("prune") >= 2
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_ranks_have_equal_masks_and_weights(two_ranks):
     check(*(said["methods"] for said in two_ranks))
 

@@ -114,6 +114,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_killed_with_workers(killed: tuple[Path, str], tmp_path: Path) -> None:
     resume, save = killed[0] / "cut.ckpt", {"every_n_train_steps": 7}
     # the rest of the fit reads with one process: the batches are the same

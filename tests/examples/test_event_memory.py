@@ -17,6 +17,7 @@ def memory(checkout, monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_memory_of_events_in_one_process(memory):
     found = memory.in_child(memory.alone, memory.sizes(3.2e7), FEW)
     assert all(0.5 < extra < 2 for extra in found.values()), found  # there are masks at least

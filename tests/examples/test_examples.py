@@ -15,7 +15,6 @@ from installed_versions import needs_lightning
 
 WEIGHTS = 64 * 128 + 128 * 10
 EPOCHS = 4
-GUARD = [pytest.mark.slow, pytest.mark.guard]
 
 
 def run(checkout, name, folder, *words, kill=None):
@@ -96,7 +95,9 @@ def test_fabric_on_one_device_equals_plain_pytorch_exactly(plain, checkout, tmp_
     check(said, net)
 
 
-@pytest.mark.parametrize("name", ["plain.py", pytest.param("fabric.py", marks=GUARD)])
+@pytest.mark.guard
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain.py", "fabric.py"])
 def test_killed_run_resumes_to_the_same_result(name, plain, checkout, tmp_path):
     folder = tmp_path / "run"
     said = run(checkout, name, folder, kill=r"epoch 1: sparsity 0\.[1-8]")

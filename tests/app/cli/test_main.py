@@ -158,13 +158,10 @@ def test_recipes_can_be_searched(regrow):
         (("train", "-m", "recipe=glob(*)"), "write their names, recipe=digits/gmp,"),
         (("train", "-m", "pruning=glob(zzz*)"), "pruning=glob(zzz*) finds nothing: write names"),
         (("train", "recipe=customm"), "did you mean 'custom'?"),
-        (("train", "recipe=digits/dense", "callbacks=int8"), "callbacks=int8 trains a pruned"),
-        (("train", "recipe=digits/int8", "trainer.max_epochs=0"), "callbacks=int8 trains a pruned"),
         (
             ("train", "pruning=obs", "trainer.max_epochs=0"),
             "start=null nothing trains the dense network: write start=null dense_epochs=20",
         ),
-        (("train", "pruning=obs", "start=scratch", "trainer.max_epochs=0"), "with start=scratch"),
         (("plan", "-m", "seed=1,2"), "leave out -m"),
         (("recipes", "digits/gpm"), "did you mean 'digits/gmp'"),
         (("inspect",), "required: checkpoint (see `regrow inspect --help`)"),
@@ -199,9 +196,12 @@ def test_user_error_is_one_line(regrow, words, message):
         (("pruning.sparsity",), "write KEY=VALUE"),
         (("-m", "recipe=digits/gmp,digits/imp", "pruning.sparsty=0.8,0.9"), "pruning.sparsity=0.8"),
         (("-m", "recipe=digits/gmp", "pruning=gmp,gpm"), "write pruning=gmp\n"),
+        (("recipe=digits/dense", "callbacks=int8"), "callbacks=int8 trains a pruned"),
+        (("recipe=digits/int8", "trainer.max_epochs=0"), "callbacks=int8 trains a pruned"),
+        (("pruning=obs", "start=scratch", "trainer.max_epochs=0"), "with start=scratch"),
     ],
 )
-def test_misspelt_word_names_the_line_to_write(command, tmp_path, words, message):
+def test_wrong_word_names_the_line_to_write(command, tmp_path, words, message):
     status, [line] = command("train", *words)
     assert status == 1
     assert line.startswith("error: ")

@@ -40,6 +40,7 @@ def test_ladder_halves_the_remaining_weights(jobs):
     assert [cfg.pruning.sparsity for _, cfg in seen] == [1 - 0.5**k for k in range(1, 6)]
 
 
+@pytest.mark.slow
 def test_methods_are_compared_over_seeds(jobs):
     seen = jobs("sweep=methods", "pruning.sparsity=0.95", "seed=1")
     assert [(name, cfg.seed) for name, cfg in seen] == [(name, 1) for name in LENET]
@@ -62,12 +63,14 @@ def test_every_method_is_compared(jobs):
     assert {cfg.pruning.sparsity for _, cfg in seen} == {0.98}
 
 
+@pytest.mark.slow
 def test_finetune_preset_is_a_grid(jobs):
     seen = jobs("sweep=finetune", "recipe=digits/oneshot")
     pairs = [(cfg.finetune.lr, cfg.finetune.batch_size) for _, cfg in seen]
     assert pairs == [(lr, size) for lr in (0.001, 0.003, 0.01, 0.03) for size in (32, 128)]
 
 
+@pytest.mark.slow
 def test_preset_sweeps_without_the_multirun_flag(sweep, reports, tiny, monkeypatch):
     seeds = []
     monkeypatch.setattr("regrow.app.experiment.run.train", lambda cfg: seeds.append(cfg.seed))

@@ -56,6 +56,8 @@ def test_options_that_a_glob_matches_are_swept(sweep, found, capfd):
     assert "2 of 2 jobs ended" in capfd.readouterr().out
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_stopped_sweep_continues(sweep, found, reports, monkeypatch, capfd):
     """Finished jobs are skipped, the one that was cut resumes, the failed one runs again."""
     from regrow.app.experiment import evaluate
@@ -110,6 +112,7 @@ def trained():
     return {path: path.stat().st_mtime_ns for path in Path.cwd().glob("outputs/digits/**/*.ckpt")}
 
 
+@pytest.mark.slow
 def test_unequal_budgets_of_epochs_are_said_at_the_end(sweep, capfd):
     assert sweep(GMP, "trainer.max_epochs=1,2") == 0
     out, _ = capfd.readouterr()
