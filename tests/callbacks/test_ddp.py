@@ -130,6 +130,8 @@ def test_a_change_on_one_rank_raises_on_all(tmp_path):
         assert "the event at step" in said["error"]
 
 
+@pytest.mark.guard
+@pytest.mark.slow
 def test_two_ranks_equal_one_process_with_both_batches(two_ranks):
     found = two_ranks[0]["both batches"]
     alone = {
