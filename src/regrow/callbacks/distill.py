@@ -199,14 +199,14 @@ class Distill(Callback):
     def _student_logits(self, given: Any, calls: list[Call]) -> Tensor:
         if self.logits is None or len(calls) > 1:
             name = self.logits or self.network or "the module's forward"
-            return _trained(calls[-1].output, f"the student ({name})")
+            return _learning_logits(calls[-1].output, f"the student ({name})")
         if not isinstance(given, Mapping) or self.logits not in given:
             there = f"the keys {', '.join(given)}" if isinstance(given, Mapping) else "no dict"
             raise StateError(
                 f"logits={self.logits!r} is no submodule, and training_step returned {there}: "
                 "return {'loss': ..., 'logits': ...}, or name a submodule"
             )
-        return _trained(given[self.logits], f"training_step[{self.logits!r}]")
+        return _learning_logits(given[self.logits], f"training_step[{self.logits!r}]")
 
     def _teacher_logits(self, call: Call) -> Tensor:
         assert self.teacher is not None
@@ -233,7 +233,7 @@ class Distill(Callback):
                 )
 
 
-def _trained(output: Any, whose: str) -> Tensor:
+def _learning_logits(output: Any, whose: str) -> Tensor:
     """The logits in the student's output, which must have a gradient."""
     logits = _tensor(output, whose)
     if torch.is_grad_enabled() and not logits.requires_grad:

@@ -31,9 +31,9 @@ from regrow.pruning.growth import (
 )
 from regrow.pruning.initializers import (
     Initializer,
+    check_makes_single_weights,
     make_initializer,
     original,
-    orthogonal,
     removed_values,
 )
 from regrow.pruning.migration import answer_other_arguments
@@ -87,7 +87,7 @@ class DynamicSparseTraining(PruningCallback[Pruner]):
 
     Raises:
         ConfigError: For invalid settings, at construction where possible, else before the first
-            step.
+            step; for frozen layers whose masks would move.
         StateError: For models and checkpoints that do not match.
 
     Source: Evci et al. 2020 (RigL); Mocanu et al. 2018 (SET); Dettmers and Zettlemoyer 2019 (SNFS).
@@ -186,11 +186,7 @@ def _check_growth(
             f"skip_update=True skips the step whose gradients grow weights, grow={grow!r} "
             "looks at none: leave skip_update out, or write grow='gradient'"
         )
-    if init is orthogonal:
-        raise ConfigError(
-            "init='orthogonal' makes whole filters, and single weights are grown here: write "
-            "init='zero' or 'he'"
-        )
+    check_makes_single_weights(init)
     if init is removed_values and not keep_removed:
         raise ConfigError("init='removed' needs the removed values: write keep_removed=True")
 

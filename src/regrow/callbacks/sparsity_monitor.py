@@ -76,7 +76,8 @@ class SparsityMonitor(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         if any(callback.changes_between_events for callback in pruners(trainer)):
-            self._values, self._shown = self._measure(trainer), False
+            now = self._measure(trainer)
+            self._shown, self._values = self._shown and now == self._values, now
         if not self._shown:  # Lightning shows a value until the epoch's end
             for name, value in self._values.items():
                 bar = self.prog_bar and name == "pruning/sparsity"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regrow.distributed.shard import Shard
 from regrow.distributed.sharded_random import sharded_random
-from regrow.utils.errors import StateError, check_callable
+from regrow.utils.errors import ConfigError, StateError, check_callable
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,15 @@ BY_ROWS = (zero, removed_values, original, he, sparse_he, kaiming_normal, kaimin
 def make_initializer(init: str | Initializer) -> Initializer:
     """Return an initializer by name, or a given callable unchanged."""
     return check_callable("init", init, INITIALIZERS)
+
+
+def check_makes_single_weights(init: Initializer) -> None:
+    """Raise `ConfigError` for an initializer of whole filters, where single weights come back."""
+    if init is orthogonal:
+        raise ConfigError(
+            "init='orthogonal' makes whole filters, and single weights come back here: write "
+            "init='zero' or 'he'"
+        )
 
 
 def fans(back: RegrownWeights) -> tuple[int, int]:

@@ -20,8 +20,8 @@ from regrow.pruning.growth import (
 )
 from regrow.pruning.initializers import (
     Initializer,
+    check_makes_single_weights,
     make_initializer,
-    orthogonal,
     removed_values,
 )
 from regrow.pruning.pruner import Pruner
@@ -97,11 +97,8 @@ def check_request(trainer: pl.Trainer, request: RegrowRequest) -> None:
         if request.count is not None and request.count > weights:
             raise ConfigError(f"count={request.count} is more than all {weights} weights")
         single = isinstance(pruner, Pruner) and pruner.config.granularity == "weight"
-        if single and not callable(request.by) and request.init in ("orthogonal", orthogonal):
-            raise ConfigError(
-                "init='orthogonal' makes whole filters, and single weights come back here: write "
-                "init='he'"
-            )
+        if single and not callable(request.by):
+            check_makes_single_weights(make_initializer(request.init))
         if pruner.state.soft:
             raise ConfigError("soft=True brings weights back at each event: leave Regrow out")
         for what, given, names_removed in (
